@@ -1,0 +1,49 @@
+# Everything happens in .venv, which the first command makes by itself.
+PYTHON ?= python3
+PORT   ?= 8080
+VENV   := .venv
+BIN    := $(VENV)/bin
+# torch first and pinned, so that the build the machine offers for this version is taken, and
+# nothing else pulls in another.
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint format bench venv clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/letstalk demo --port $(PORT)
+
+test: lint
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p letstalk_rt -p letstalk_server
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/demo.stamp
+	$(BIN)/python benchmarks/bench_stages.py $(ARGS)
+
+venv: $(VENV)/dev.stamp
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "letstalk_rt needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) $(shell grep '^torch==' constraints.txt)
+	$(PIP) -e '.[server]'
+	touch $@
+
+# mypy finds packages by their folder's name; the link shows it server/ as letstalk_server.
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	$(PIP) -e '.[server,mic,train,dev]'
+	mkdir -p $(VENV)/src
+	ln -sfn $(CURDIR)/server $(VENV)/src/letstalk_server
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,60 @@
+"""One portrait and live speech become live video of that person talking.
+
+The names below are loaded when they are first used, so `import letstalk_rt` costs nothing: no
+torch, no model, no file is touched.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from letstalk_rt.engine import Avatar, AvatarSession
+    from letstalk_rt.errors import (
+        AtCapacity,
+        AudioFormatError,
+        ConfigError,
+        DependencyError,
+        EngineError,
+        InputError,
+        LetsTalkError,
+        PortraitError,
+        SessionClosed,
+        WeightsError,
+    )
+    from letstalk_rt.types import AVFrame, Interrupted, SegmentEnd
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AVFrame",
+    "AtCapacity",
+    "AudioFormatError",
+    "Avatar",
+    "AvatarSession",
+    "ConfigError",
+    "DependencyError",
+    "EngineError",
+    "InputError",
+    "Interrupted",
+    "LetsTalkError",
+    "PortraitError",
+    "SegmentEnd",
+    "SessionClosed",
+    "WeightsError",
+]
+
+_ENGINE = {"Avatar", "AvatarSession"}
+_TYPES = {"AVFrame", "Interrupted", "SegmentEnd"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = "engine" if name in _ENGINE else "types" if name in _TYPES else "errors"
+    value = getattr(import_module(f"{__name__}.{room}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,113 @@
+"""The causal audio encoder: a hop of sound to audio tokens, with a declared look-ahead.
+
+A stack of causal convolutions over log-mel at 100 Hz. Its four outputs per video frame are the
+audio tokens of the frame that ended 80 ms earlier: the look-ahead is a delay, nothing more.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.audio.mel import NUM_BANDS, STEP, MelState, StreamingMel
+from letstalk_rt.models.conv import CausalConv1d, ConvState
+from letstalk_rt.types import SAMPLES_PER_FRAME
+
+TOKENS_PER_FRAME = SAMPLES_PER_FRAME // STEP
+LOOKAHEAD_FRAMES = 2
+"""Tokens that come out with frame `n` of the sound belong to frame `n - 2`: 80 ms."""
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """Shape of the audio encoder."""
+
+    width: int = 160
+    token_width: int = 96
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 1, 2, 4)
+    dropout: float = 0.1
+
+
+@dataclass
+class AudioState:
+    """What the encoder remembers of the sound: the past inputs of each layer, in place."""
+
+    mel: MelState
+    stem: ConvState
+    layers: list[ConvState]
+
+    def reset(self) -> None:
+        """Forget the past, as if nothing had been heard."""
+        for part in (self.mel, self.stem, *self.layers):
+            part.reset()
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = CausalConv1d(width, 2 * width, 3, dilation)
+        self.out = nn.Conv1d(width, width, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, state: ConvState | None) -> Tensor:
+        h = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        value, gate = self.conv(h, state).chunk(2, 1)
+        return x + self.out(self.dropout(value * torch.sigmoid(gate)))
+
+
+class CausalAudioEncoder(nn.Module):
+    """Sound to audio tokens; the weights serve any number of sessions.
+
+    Args:
+        config: shape.
+    """
+
+    lookahead_frames = LOOKAHEAD_FRAMES
+
+    def __init__(self, config: AudioEncoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or AudioEncoderConfig()
+        width = self.config.width
+        self.mel = StreamingMel()
+        self.stem = CausalConv1d(NUM_BANDS, width, 3)
+        self.layers = nn.ModuleList(
+            _Layer(width, d, self.config.dropout) for d in self.config.dilations
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.config.token_width))
+
+    def init_state(self, batch_size: int) -> AudioState:
+        """Make the state of new sessions: silence has been heard so far."""
+        return AudioState(
+            self.mel.init_state(batch_size),
+            self.stem.init_state(batch_size),
+            [layer.conv.init_state(batch_size) for layer in self.layers],  # type: ignore[union-attr, operator]
+        )
+
+    def forward(self, pcm: Tensor, state: AudioState | None = None) -> Tensor:
+        """Encode the next piece of a stream, or a whole sound when `state` is None.
+
+        Args:
+            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a positive multiple of 640.
+            state: updated in place.
+
+        Returns:
+            `(B, n / 640, 4, A)`; entry `i` of the stream belongs to video frame `i - 2`.
+        """
+        assert pcm.ndim == 2 and pcm.shape[1] % SAMPLES_PER_FRAME == 0, pcm.shape
+        mel = self.mel(pcm, state.mel if state else None)
+        return self.encode_mel(mel, state)
+
+    def encode_mel(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
+        """As `forward`, from log-mel `(B, 64, 4 * frames)`; training augments there."""
+        features = self.features(mel, state)
+        tokens = self.head(features.transpose(1, 2))
+        return tokens.unflatten(1, (-1, TOKENS_PER_FRAME))
+
+    def features(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
+        """Give the hidden features at 100 Hz, `(B, width, steps)`, before the token head."""
+        x = self.stem(mel, state.stem if state else None)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, state.layers[index] if state else None)
+        return F.silu(x)

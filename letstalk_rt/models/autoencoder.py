@@ -1,0 +1,370 @@
+"""The reference-guided deep-compression autoencoder.
+
+One frame becomes a latent of `(16, 4, 4)`. The decoder is given the portrait: the latent says
+where the face landmarks are, the portrait is warped there by a fixed formula, and a small network
+corrects the flow and paints what no warp can know (the open mouth, closed eyes, what the head
+uncovers). So the latent carries motion only. All portrait work is done once per portrait.
+
+Source: residual shortcuts of the down-sampling: DC-AE, arXiv:2410.10733, section 3.2.
+Reference guidance: RefVAE, arXiv:2606.01620 (there by attention, here by a warp).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from letstalk_rt.models.landmark_warp import coarse_flow, warp
+from letstalk_rt.models.landmarks import NUM_POINTS
+
+PICTURE_SIZE = 256
+LATENT_SHAPE = (16, 4, 4)
+LATENT_SIZE = 16 * 4 * 4
+LANDMARK_GAIN = 4.0
+"""Size at which landmarks begin in the latent: it gives their part about unit variance."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Widths of the autoencoder; `decoder` and `reference` at 16, 32 and 64 cells a side."""
+
+    encoder: tuple[int, int, int, int, int] = (64, 128, 256, 256, 256)
+    reference: tuple[int, int, int] = (128, 96, 48)
+    decoder: tuple[int, int, int] = (192, 128, 80)
+    style: int = 256
+
+
+@dataclass
+class PortraitFeatures:
+    """What the decoder needs of a portrait; made once, then only read.
+
+    Attributes:
+        picture: `(B, 3, 256, 256)` in [-1, 1].
+        latent: `(B, C, h, w)`.
+        points: landmarks as read off the latent, `(B, L, 2)` in [-1, 1].
+        features: three maps, at 16, 32 and 64 cells a side.
+    """
+
+    picture: Tensor
+    latent: Tensor
+    points: Tensor
+    features: tuple[Tensor, ...]
+
+    def repeat(self, times: int) -> "PortraitFeatures":
+        """Repeat each item `times` times, for as many frames."""
+        return PortraitFeatures(
+            self.picture.repeat_interleave(times, 0),
+            self.latent.repeat_interleave(times, 0),
+            self.points.repeat_interleave(times, 0),
+            tuple(f.repeat_interleave(times, 0) for f in self.features),
+        )
+
+
+@dataclass
+class Decoded:
+    """A decoded frame and the parts it was made of.
+
+    Attributes:
+        picture: `(B, 3, 256, 256)`.
+        warped: the portrait after the warp alone, likewise.
+        mask: share of the painted part, `(B, 1, 256, 256)` in [0, 1].
+        painted: what the network painted, `(B, 3, 256, 256)`.
+        flow: `(B, 2, 64, 64)`, see `landmark_warp.warp`.
+        points: landmarks read off the latent, `(B, L, 2)`.
+    """
+
+    picture: Tensor
+    warped: Tensor
+    mask: Tensor
+    painted: Tensor
+    flow: Tensor
+    points: Tensor
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; the style scales and shifts between them."""
+
+    def __init__(self, channels: int, style: int = 0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
+        self.style = nn.Linear(style, 2 * channels) if style else None
+
+    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
+        """Map `(B, C, H, W)` to the same shape; `style` is `(B, style)`."""
+        h = self.conv1(F.silu(x))
+        if self.style is not None:
+            scale, shift = self.style(style)[..., None, None].chunk(2, 1)
+            h = h * (1 + scale) + shift
+        return x + self.conv2(F.silu(h))
+
+
+class Down(nn.Module):
+    """Halve the picture; the shortcut moves space into channels and averages groups of them."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        assert 4 * in_channels % out_channels == 0, (in_channels, out_channels)
+        self.conv = nn.Conv2d(4 * in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to `(B, C', H/2, W/2)`."""
+        x = F.pixel_unshuffle(x, 2)
+        out = self.conv.out_channels
+        return self.conv(x) + rearrange(x, "b (o g) h w -> b o g h w", o=out).mean(2)
+
+
+class Up(nn.Module):
+    """Double the picture by a pixel shuffle."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4 * out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to `(B, C', 2H, 2W)`."""
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each cell."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(B, C, H, W)`."""
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class NormBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to the same shape."""
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+class Encoder(nn.Module):
+    """A picture to its latent: landmarks found on heat maps, and the rest from a pyramid.
+
+    Both parts are added in the latent: a linear map of the landmarks, which `read_points` undoes,
+    and a free part for what landmarks do not say. Heat maps find landmarks of unseen people far
+    sooner than a fully connected read-out does (docs/log.md has the figures).
+
+    Source: expected coordinates of a heat map: integral regression, arXiv:1711.08229.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int, int]) -> None:
+        super().__init__()
+        w64, w32, w16, w8, w4 = widths
+        self.stem = nn.Conv2d(48, w64, 3, padding=1)
+        self.at64 = NormBlock(w64)
+        self.at32 = nn.Sequential(Down(w64, w32), NormBlock(w32))
+        self.at16 = nn.Sequential(Down(w32, w16), NormBlock(w16))
+        self.at8 = nn.Sequential(Down(w16, w8), NormBlock(w8), NormBlock(w8))
+        self.at4 = nn.Sequential(Down(w8, w4), NormBlock(w4), ChannelNorm(w4))
+        self.head = nn.Conv2d(w4, LATENT_SHAPE[0], 3, padding=1)
+        self.lateral8 = nn.Conv2d(w8, w32, 1)
+        self.lateral16 = nn.Conv2d(w16, w32, 1)
+        self.back16, self.back32 = NormBlock(w32), NormBlock(w32)
+        self.heat = nn.Sequential(nn.GroupNorm(8, w32), nn.SiLU(), nn.Conv2d(w32, NUM_POINTS, 1))
+        self.heat_prior = nn.Parameter(torch.zeros(NUM_POINTS, 32, 32))
+        self.write_points = nn.Linear(2 * NUM_POINTS, LATENT_SIZE, bias=False)
+
+    def forward(self, x: Tensor, mean_points: Tensor) -> tuple[Tensor, Tensor]:
+        """Map `(B, 3, 256, 256)` in [-1, 1] to latents `(B, 16, 4, 4)` and heat `(B, L, 32, 32)`."""
+        at32 = self.at32(self.at64(self.stem(F.pixel_unshuffle(x, 4))))
+        at16 = self.at16(at32)
+        at8 = self.at8(at16)
+        up16 = self.back16(F.interpolate(self.lateral8(at8), scale_factor=2) + self.lateral16(at16))
+        up32 = self.back32(F.interpolate(up16, scale_factor=2) + at32)
+        heat = self.heat(up32).float() + self.heat_prior
+        points = expected_points(heat)
+        moved = F.linear((points - mean_points).flatten(1), self.write_points.weight.float())
+        rest = self.head(self.at4(at8)).float()
+        return rest + moved.view(-1, *LATENT_SHAPE), heat
+
+
+def expected_points(heat: Tensor) -> Tensor:
+    """Give the mean place of each heat map: `(B, L, h, w)` logits to `(B, L, 2)` in [-1, 1]."""
+    share = torch.softmax(heat.flatten(2), -1).unflatten(-1, heat.shape[-2:])
+    axis_x = (torch.arange(heat.shape[-1], device=heat.device) + 0.5) / heat.shape[-1] * 2 - 1
+    axis_y = (torch.arange(heat.shape[-2], device=heat.device) + 0.5) / heat.shape[-2] * 2 - 1
+    return torch.stack([(share.sum(2) * axis_x).sum(-1), (share.sum(3) * axis_y).sum(-1)], -1)
+
+
+class ReferenceEncoder(nn.Module):
+    """A portrait to feature maps at 16, 32 and 64 cells a side."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(48, 64, 3, padding=1)
+        self.fine = nn.Sequential(ResBlock(64), ResBlock(64))
+        self.middle = nn.Sequential(Down(64, 128), ResBlock(128))
+        self.coarse = nn.Sequential(Down(128, 256), ResBlock(256))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, w, 1), ChannelNorm(w))
+            for c, w in zip((256, 128, 64), widths, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map `(B, 3, 256, 256)` to three maps, coarse to fine."""
+        fine = self.fine(self.stem(F.pixel_unshuffle(x, 4)))
+        middle = self.middle(fine)
+        maps = (self.coarse(middle), middle, fine)
+        return tuple(head(m) for head, m in zip(self.heads, maps, strict=True))
+
+
+class Decoder(nn.Module):
+    """A latent and warped portrait features to a frame."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        w16, w32, w64 = config.decoder
+        r16, r32, r64 = config.reference
+        self.style = nn.Sequential(
+            nn.Linear(2 * LATENT_SIZE, config.style), nn.SiLU(), nn.Linear(config.style, config.style)
+        )
+        self.spread = nn.Conv2d(2 * LATENT_SHAPE[0], w16, 3, padding=1)
+        self.mix = nn.ModuleList(
+            [
+                nn.Conv2d(w16 + r16, w16, 1),
+                nn.Conv2d(w32 + r32, w32, 1),
+                nn.Conv2d(w64 + r64 + 2, w64, 1),
+            ]
+        )
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(ResBlock(w, config.style) for _ in range(2)) for w in config.decoder
+        )
+        self.ups = nn.ModuleList([Up(w16, w32), Up(w32, w64)])
+        self.flow_head = nn.Conv2d(w64, 2, 3, padding=1)
+        self.paint = nn.Sequential(
+            nn.Conv2d(w64 + 48, w64, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(w64, w64, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(w64, 64, 3, padding=1),
+        )
+        for parameter in self.flow_head.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, latent: Tensor, portrait: PortraitFeatures, coarse: Tensor) -> Decoded:
+        """Decode `(B, C, h, w)` along the coarse flow `(B, 2, 64, 64)`; `points` is left empty."""
+        both = torch.cat([latent, portrait.latent], 1).to(self.spread.weight.dtype)
+        style = self.style(both.flatten(1))
+        x = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
+        for level, size in enumerate((16, 32, 64)):
+            flow = coarse if size == 64 else F.adaptive_avg_pool2d(coarse, size)
+            seen = warp(portrait.features[level].float(), flow).to(x.dtype)
+            parts = [x, seen] if size < 64 else [x, seen, 10 * flow.to(x.dtype)]
+            x = self.mix[level](torch.cat(parts, 1))
+            for block in self.blocks[level]:
+                x = block(x, style)
+            if level < 2:
+                x = self.ups[level](x)
+        flow = coarse + 0.1 * self.flow_head(F.silu(x)).float()
+        warped = warp(portrait.picture.float(), flow)
+        out = self.paint(torch.cat([x, F.pixel_unshuffle(warped, 4).to(x.dtype)], 1)).float()
+        out = F.pixel_shuffle(out, 4)
+        mask = torch.sigmoid(out[:, :1] - 2)
+        painted = warped + out[:, 1:]
+        picture = warped + mask * out[:, 1:]
+        return Decoded(picture, warped, mask, painted, flow, picture.new_empty(0))
+
+
+class ReferenceAutoencoder(nn.Module):
+    """256x256 frames to latents of `(16, 4, 4)` and back, guided by a portrait.
+
+    Args:
+        config: widths.
+    """
+
+    mean_points: Tensor
+
+    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or AutoencoderConfig()
+        self.encoder = Encoder(self.config.encoder)
+        self.reference = ReferenceEncoder(self.config.reference)
+        self.decoder = Decoder(self.config)
+        self.read_points = nn.Linear(LATENT_SIZE, 2 * NUM_POINTS, bias=False)
+        with torch.no_grad():  # the read-out begins as what undoes the writing
+            write = nn.init.orthogonal_(self.encoder.write_points.weight).mul_(LANDMARK_GAIN)
+            self.read_points.weight.copy_(write.T / LANDMARK_GAIN**2)
+        self.register_buffer("mean_points", torch.zeros(NUM_POINTS, 2))
+
+    @torch.no_grad()
+    def expect_points(self, mean_points: Tensor, spread: float = 0.12) -> None:
+        """Tell an untrained model where landmarks `(L, 2)` are on average, and how they vary."""
+        self.mean_points.copy_(mean_points)
+        axis = (torch.arange(32) + 0.5) / 16 - 1
+        distance2 = (axis - mean_points[..., None]) ** 2 / (2 * spread**2)
+        self.encoder.heat_prior.copy_(-distance2[:, 1, :, None] - distance2[:, 0, None, :])
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Encode `(B, T, 3, 256, 256)` in [-1, 1] to `(B, T, 16, 4, 4)`."""
+        return self.encode_parts(x)[0]
+
+    def encode_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode`, with the heat maps' logits `(B, T, L, 32, 32)` beside the latents."""
+        assert x.ndim == 5 and x.shape[-2:] == (PICTURE_SIZE, PICTURE_SIZE), x.shape
+        flat = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        latents, heat = self.encoder(flat, self.mean_points)
+        return latents.unflatten(0, x.shape[:2]), heat.unflatten(0, x.shape[:2])
+
+    def points(self, latents: Tensor) -> Tensor:
+        """Read the face landmarks off latents `(..., 16, 4, 4)`: `(..., L, 2)` in [-1, 1].
+
+        The read-out is linear, so landmarks are a handle on the latent: see `training.flow`.
+        """
+        flat = latents.flatten(-3)
+        offset = F.linear(flat.float(), self.read_points.weight.float())
+        return self.mean_points + offset.unflatten(-1, (NUM_POINTS, 2))
+
+    def describe(self, picture: Tensor) -> PortraitFeatures:
+        """Do all the work that is done once per portrait, `(B, 3, 256, 256)` in [-1, 1]."""
+        assert picture.ndim == 4 and picture.shape[1:] == (3, PICTURE_SIZE, PICTURE_SIZE), (
+            picture.shape
+        )
+        return self.describe_encoded(picture, self.encode(picture[:, None])[:, 0])
+
+    def describe_encoded(self, picture: Tensor, latent: Tensor) -> PortraitFeatures:
+        """As `describe`, for a portrait whose latent `(B, C, h, w)` is known already."""
+        features = self.reference(picture.contiguous(memory_format=torch.channels_last))
+        return PortraitFeatures(picture, latent, self.points(latent), features)
+
+    def decode_parts(
+        self, latents: Tensor, portrait: PortraitFeatures, coarse: Tensor | None = None
+    ) -> Decoded:
+        """Decode `(B, C, h, w)` and keep the parts; one portrait item per latent.
+
+        `coarse` overrides the flow read off the latents (training does so at its start).
+        """
+        points = self.points(latents)
+        if coarse is None:
+            with torch.autocast(latents.device.type, enabled=False):
+                coarse = coarse_flow(portrait.points.float(), points)
+        decoded = self.decoder(latents, portrait, coarse)
+        decoded.points = points
+        return decoded
+
+    def decode(self, latents: Tensor, portrait: PortraitFeatures) -> Tensor:
+        """Decode `(B, T, 16, 4, 4)` to `(B, T, 3, 256, 256)` in [-1, 1], one portrait per item."""
+        assert latents.ndim == 5 and latents.shape[2:] == LATENT_SHAPE, latents.shape
+        frames = latents.shape[1]
+        decoded = self.decode_parts(latents.flatten(0, 1), portrait.repeat(frames))
+        return decoded.picture.clamp(-1, 1).unflatten(0, (-1, frames))

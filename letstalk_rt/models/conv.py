@@ -1,0 +1,67 @@
+"""A causal convolution that gives the same answer whole or in pieces."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class ConvState:
+    """The inputs a causal convolution still needs.
+
+    Allocated once and written in place, so that its address holds for a CUDA graph.
+
+    Attributes:
+        past: `(B, C_in, (K - 1) * dilation)`; zeros before the first input.
+    """
+
+    past: Tensor
+
+    def reset(self) -> None:
+        """Forget the past, as if nothing had been heard."""
+        self.past.zero_()
+
+
+class CausalConv1d(nn.Module):
+    """Convolution over time that never looks ahead.
+
+    The module holds weights only. One set of weights serves any number of sessions, each with
+    its own state.
+
+    Args:
+        in_channels: `C_in`.
+        out_channels: `C_out`.
+        kernel_size: `K`, in time steps.
+        dilation: distance of its taps, in time steps.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, dilation=dilation)
+        self.reach = (kernel_size - 1) * dilation
+
+    def init_state(self, batch_size: int) -> ConvState:
+        """Make the state of a new session, on the weights' device and dtype."""
+        weight = self.conv.weight
+        return ConvState(weight.new_zeros(batch_size, self.conv.in_channels, self.reach))
+
+    def forward(self, x: Tensor, state: ConvState | None = None) -> Tensor:
+        """Convolve the next piece of a stream, or a whole sequence when `state` is None.
+
+        Args:
+            x: `(B, C_in, T)`, any `T >= 1`.
+            state: updated in place.
+
+        Returns:
+            `(B, C_out, T)`.
+        """
+        assert x.ndim == 3 and x.shape[-1] > 0, x.shape
+        if state is None:
+            state = self.init_state(x.shape[0])
+        x = torch.cat([state.past.to(x.dtype), x], dim=-1)
+        if self.reach:
+            state.past.copy_(x[..., -self.reach :].detach())
+        return self.conv(x)

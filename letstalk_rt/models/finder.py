@@ -1,0 +1,185 @@
+"""Finds the faces of a picture and their landmarks, with no download.
+
+A small detector sees the whole picture and marks face centres on a heat map. The autoencoder's
+landmark maps then look at each place several times, each time better centred. What they find on
+a face stays where it is when the crop moves; what they imagine elsewhere moves with the crop.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.models.autoencoder import PICTURE_SIZE, ReferenceAutoencoder, expected_points
+from letstalk_rt.models.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
+from letstalk_rt.types import Face
+
+DETECTOR_SIZE = 160
+STRIDE = 8
+FACE_SHARE = 0.557
+"""Height of the landmarks' box over the side of a face crop."""
+
+_MIN_PEAK = 0.35
+_MAX_FACES = 8
+_LOOKS = 3
+_MAX_DISAGREEMENT = 0.06
+"""Mean distance of landmarks seen in two crops, over the height of the face."""
+
+
+def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.SiLU(),
+    )
+
+
+class FaceDetector(nn.Module):
+    """A picture of 160x160 to a heat map of face centres and the size of the face there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(3, 16, 2), _conv(16, 32, 2), _conv(32, 48), _conv(48, 64, 2),
+            _conv(64, 96), _conv(96, 96),
+        )  # fmt: skip
+        self.context = nn.Sequential(_conv(96, 96, 2), _conv(96, 96), _conv(96, 96))
+        self.head = nn.Sequential(_conv(192, 96), nn.Conv2d(96, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, 3, 160, 160)` in [-1, 1] to `(B, 4, 20, 20)`.
+
+        Channels: logit of a centre in this cell; its x and y offset from the cell's middle, in
+        cells; log of the face's crop side over 64 px.
+        """
+        fine = self.body(x)
+        wide = F.interpolate(self.context(fine), fine.shape[-2:], mode="nearest")
+        return self.head(torch.cat([fine, wide], 1))
+
+
+@dataclass(frozen=True)
+class _Box:
+    x: float
+    y: float
+    side: float
+    score: float
+
+
+class FaceFinder:
+    """Detector and landmark maps together.
+
+    Args:
+        detector: finds where to look.
+        autoencoder: its encoder finds landmarks.
+    """
+
+    def __init__(self, detector: FaceDetector, autoencoder: ReferenceAutoencoder) -> None:
+        self.detector, self.autoencoder = detector, autoencoder
+
+    @torch.inference_mode()
+    def find_faces(self, rgb: np.ndarray) -> list[Face]:
+        """Find faces, largest first.
+
+        Args:
+            rgb: `(H, W, 3)` uint8.
+
+        Returns:
+            Faces with landmarks in pixels of `rgb`; empty when there is none.
+        """
+        picture = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None]
+        picture = picture.to(self.autoencoder.mean_points.device).float() / 127.5 - 1
+        faces: list[Face] = []
+        for box in self._detect(picture):
+            face = self._look(picture, box)
+            if face is not None and not _overlaps(face, faces):
+                faces.append(face)
+        return sorted(faces, key=lambda face: -float(np.ptp(face.landmarks[:, 1])))
+
+    def _detect(self, picture: Tensor) -> list[_Box]:
+        """Look at the whole picture at two scales, so that small and filling faces are seen."""
+        height, width = picture.shape[-2:]
+        boxes: list[_Box] = []
+        for pad in (1.0, 1.6):
+            side = pad * max(height, width)
+            left, top = (width - side) / 2, (height - side) / 2
+            small = crop(picture, left, top, side, DETECTOR_SIZE)
+            boxes += _peaks(self.detector(small)[0].float(), left, top, side)
+        return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
+
+    def _look(self, picture: Tensor, box: _Box) -> Face | None:
+        """Find the landmarks at a box; None where no face is."""
+        placed = self._landmarks(picture, box)
+        for _ in range(_LOOKS - 1):
+            box = _crop_of(placed, box.score)
+            if not 8 <= box.side <= 8 * max(picture.shape[-2:]):
+                return None
+            placed = self._landmarks(picture, box)
+        aside = _Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
+        again = self._landmarks(picture, aside)
+        error = np.linalg.norm(again - placed, axis=1).mean() / np.ptp(placed[:, 1])
+        if error > _MAX_DISAGREEMENT:
+            return None
+        return Face(placed.astype(np.float32), box.score, head_yaw(placed))
+
+    def _landmarks(self, picture: Tensor, box: _Box) -> np.ndarray:
+        left, top = box.x - box.side / 2, box.y - box.side / 2
+        seen = crop(picture, left, top, box.side, PICTURE_SIZE)
+        heat = self.autoencoder.encode_parts(seen[None])[1]
+        points = expected_points(heat[0])[0].float().cpu().numpy()
+        return (points + 1) / 2 * box.side + [left, top]
+
+
+def crop(picture: Tensor, left: float, top: float, side: float, size: int) -> Tensor:
+    """Cut a square, which may reach beyond the border, from `(1, 3, H, W)` and scale it to `size`.
+
+    The picture is first made smaller by averaging where needed, so that nothing aliases.
+    """
+    factor = int(side // size)
+    if factor > 1:
+        picture = F.avg_pool2d(picture, factor, ceil_mode=True, count_include_pad=False)
+    scale = max(factor, 1)
+    grid_x = (left + (torch.arange(size) + 0.5) * side / size) / (picture.shape[-1] * scale) * 2 - 1
+    grid_y = (top + (torch.arange(size) + 0.5) * side / size) / (picture.shape[-2] * scale) * 2 - 1
+    grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), -1)[None]
+    return F.grid_sample(picture, grid.to(picture.device), align_corners=False)
+
+
+def head_yaw(points: np.ndarray) -> float:
+    """Estimate the turn of the head in [-1, 1] from where the mouth and eyes sit in the outline."""
+    left, right = points[LEFT_LID].mean(0)[0], points[RIGHT_LID].mean(0)[0]
+    centre = 0.5 * (points[MOUTH_LEFT, 0] + points[MOUTH_RIGHT, 0])
+    low, high = points[:, 0].min(), points[:, 0].max()
+    inner = (left + right + centre) / 3
+    return float(np.clip(2 * (2 * (inner - low) / max(high - low, 1e-6) - 1), -1, 1))
+
+
+def _crop_of(points: np.ndarray, score: float) -> _Box:
+    low, high = points.min(0), points.max(0)
+    side = float(high[1] - low[1]) / FACE_SHARE
+    middle = (low + high) / 2
+    return _Box(float(middle[0]), float(middle[1] - 0.06 * side), side, score)
+
+
+def _peaks(out: Tensor, left: float, top: float, side: float) -> list[_Box]:
+    heat = torch.sigmoid(out[0])
+    best = F.max_pool2d(heat[None, None], 3, 1, 1)[0, 0]
+    scale = side / DETECTOR_SIZE
+    boxes = []
+    for row, column in torch.nonzero((heat == best) & (heat > _MIN_PEAK)).tolist():
+        dx, dy, log_side = out[1:, row, column].tolist()
+        x = left + (column + 0.5 + dx) * STRIDE * scale
+        y = top + (row + 0.5 + dy) * STRIDE * scale
+        face_side = 64 * float(np.exp(np.clip(log_side, -3, 3))) * scale
+        boxes.append(_Box(x, y, face_side, float(heat[row, column])))
+    return boxes
+
+
+def _overlaps(face: Face, others: list[Face]) -> bool:
+    centre, size = face.landmarks.mean(0), np.ptp(face.landmarks[:, 1])
+    for other in others:
+        distance = float(np.linalg.norm(centre - other.landmarks.mean(0)))
+        if distance < 0.5 * max(size, np.ptp(other.landmarks[:, 1])):
+            return True
+    return False

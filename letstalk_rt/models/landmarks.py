@@ -1,0 +1,44 @@
+"""Which points of the 478-point face mesh the model uses, and what is measured on them.
+
+The full mesh (MediaPipe's order) is what the training data holds. About 150 of its points are
+enough for the warp: all of lips, eyes and outline, and a sparse rest.
+"""
+
+import numpy as np
+
+LIPS_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375,
+              291, 409, 270, 269, 267, 0, 37, 39, 40, 185)  # fmt: skip
+LIPS_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324,
+              308, 415, 310, 311, 312, 13, 82, 81, 80, 191)  # fmt: skip
+RIGHT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
+LEFT_EYE = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
+IRISES = tuple(range(468, 478))
+OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+        152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
+
+MESH_POINTS = 478
+_NAMED = frozenset(LIPS_OUTER + LIPS_INNER + RIGHT_EYE + LEFT_EYE + IRISES + OVAL)
+SUBSET = tuple(sorted(_NAMED | set(range(0, 468, 10))))
+"""Mesh indices of the points the model works with, ascending."""
+
+NUM_POINTS = len(SUBSET)
+_PLACE = {mesh_index: place for place, mesh_index in enumerate(SUBSET)}
+
+
+def places(mesh_indices: tuple[int, ...]) -> list[int]:
+    """Give where the points with these mesh indices stand in `SUBSET`."""
+    return [_PLACE[i] for i in mesh_indices]
+
+
+LIPS = places(LIPS_OUTER + LIPS_INNER)
+EYES = places(RIGHT_EYE + LEFT_EYE)
+UPPER_LIP, LOWER_LIP, MOUTH_LEFT, MOUTH_RIGHT = places((13, 14, 61, 291))
+RIGHT_LID = places((159, 145, 33, 133))
+LEFT_LID = places((386, 374, 263, 362))
+
+
+def mouth_opening(points: np.ndarray) -> np.ndarray:
+    """Give the lip gap over the mouth width, `(...,)`, of subset points `(..., L, 2)`."""
+    gap = np.linalg.norm(points[..., UPPER_LIP, :] - points[..., LOWER_LIP, :], axis=-1)
+    width = np.linalg.norm(points[..., MOUTH_LEFT, :] - points[..., MOUTH_RIGHT, :], axis=-1)
+    return gap / np.maximum(width, 1e-6)

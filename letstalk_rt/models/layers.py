@@ -1,0 +1,157 @@
+"""Parts of LetsTalk's block: linear attention, gated convolutional FFN, time embedding.
+
+Shapes: B items, T frames, P picture tokens per frame, D width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass
+class LinearState:
+    """What linear attention needs of a set of keys and values: two sums over them.
+
+    Attributes:
+        sums: `(B, heads, d + 1, d)`: values with a row of ones, times the positive keys.
+    """
+
+    sums: Tensor
+
+
+class LinearAttention(nn.Module):
+    """ReLU linear attention whose keys may be joined by a state computed elsewhere.
+
+    `out_i = sum_j v_j (relu(k_j) . relu(q_i)) / sum_j (relu(k_j) . relu(q_i))`, where j runs over
+    the own tokens and those behind `state`. Sums are float32.
+
+    Source: LiteLA of SANA, arXiv:2410.10629; LetsTalk, arXiv:2411.16748.
+    """
+
+    def __init__(self, width: int, head_width: int = 32) -> None:
+        super().__init__()
+        self.heads = width // head_width
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, state: LinearState | None = None) -> tuple[Tensor, LinearState]:
+        """Attend within `(B, P, D)` tokens, and to what `state` holds.
+
+        Returns:
+            The attended tokens and the state of the own tokens alone.
+        """
+        q, k, v = rearrange(self.qkv(x), "b p (k h d) -> k b h p d", k=3, h=self.heads).float()
+        q, k = F.relu(q), F.relu(k)
+        v = F.pad(v, (0, 1), value=1.0)
+        own = LinearState(v.transpose(-1, -2) @ k)
+        sums = own.sums if state is None else own.sums + state.sums
+        mixed = q @ sums.transpose(-1, -2)  # (B, h, P, d + 1)
+        mixed = mixed[..., :-1] / (mixed[..., -1:] + 1e-6)
+        return self.out(rearrange(mixed, "b h p d -> b p (h d)").to(x.dtype)), own
+
+
+class MemoryAttention(nn.Module):
+    """Softmax attention over time, per place of the picture.
+
+    Memory slots see memory only, window frames see memory and window: so what memory computes
+    does not depend on the window.
+    """
+
+    def __init__(self, width: int, head_width: int = 32) -> None:
+        super().__init__()
+        self.heads = width // head_width
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Attend over frames.
+
+        Args:
+            x: `(B, T, P, D)`, memory slots first.
+            mask: `(B, T, T)` bool: which frame (second axis) reads which (third).
+
+        Returns:
+            `(B, T, P, D)` to be added to `x`.
+        """
+        batch, _, places, _ = x.shape
+        qkv = rearrange(self.qkv(self.norm(x)), "b t p (k h d) -> k (b p) h t d", k=3, h=self.heads)
+        q, k, v = qkv.unbind(0)
+        allowed = mask[:, None, None].expand(-1, places, 1, -1, -1).flatten(0, 1)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.out(rearrange(mixed, "(b p) h t d -> b t p (h d)", b=batch))
+
+
+class AudioAttention(nn.Module):
+    """Cross-attention of picture tokens to the audio tokens of their frame: Direct fusion.
+
+    Source: LetsTalk, arXiv:2411.16748 (ungated, after temporal attention).
+    """
+
+    def __init__(self, width: int, token_width: int, head_width: int = 32) -> None:
+        super().__init__()
+        self.heads = width // head_width
+        self.norm = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(token_width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Let `(B, T, P, D)` read `(B, T, K, A)`; gives what is to be added to `x`."""
+        q = rearrange(self.q(self.norm(x)), "b t p (h d) -> (b t) h p d", h=self.heads)
+        k, v = rearrange(self.kv(tokens), "b t n (k h d) -> k (b t) h n d", k=2, h=self.heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(rearrange(mixed, "(b t) h p d -> b t p (h d)", b=x.shape[0]))
+
+
+class GatedConvFFN(nn.Module):
+    """GLUMBConv: widen, 3x3 depthwise, gate, narrow.
+
+    Source: SANA, arXiv:2410.10629 (Mix-FFN); DC-AE, arXiv:2410.10733.
+    """
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * ratio)
+        self.widen = nn.Conv2d(width, 2 * hidden, 1)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.narrow = nn.Conv2d(hidden, width, 1, bias=False)
+
+    def forward(self, x: Tensor, side: int) -> Tensor:
+        """Map `(N, P, D)` tokens of a picture of `side` x `side` to the same shape."""
+        x = rearrange(x, "n (y x) d -> n d y x", y=side)
+        value, gate = self.depthwise(F.silu(self.widen(x))).chunk(2, 1)
+        return rearrange(self.narrow(value * F.silu(gate)), "n d y x -> n (y x) d")
+
+
+class TimeEmbedding(nn.Module):
+    """A time in [0, 1] to a vector: sine and cosine of 256 frequencies, then two layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Embed `(...)` times as `(..., D)`."""
+        steps = torch.arange(128, device=time.device)
+        frequencies = torch.exp(-math.log(10_000) * steps / 128)
+        angles = 1000 * time[..., None].float() * frequencies
+        return self.layers(torch.cat([angles.cos(), angles.sin()], -1))
+
+
+def grid_positions(side: int, width: int) -> Tensor:
+    """Give fixed 2-D sine-cosine positions `(side * side, width)`; half the width per axis."""
+    frequencies = 1 / 10_000 ** (torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], -1)  # (side, width / 2)
+    rows = line[:, None].expand(side, side, -1)
+    return torch.cat([rows, rows.transpose(0, 1)], -1).reshape(side * side, width)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale `(B, T, P, D)` tokens by per-frame vectors `(B, T, D)`."""
+    return x * (1 + scale[..., None, :]) + shift[..., None, :]

@@ -1,0 +1,117 @@
+"""Checkpoints: one safetensors file a model, its preset in the header, a checksum beside it.
+
+Weights are stored in half precision. The big matrices of what runs once per portrait are stored
+as 8-bit integers with a scale per output channel: that keeps the package under 32 MB.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from letstalk_rt.errors import WeightsError
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.presets import get_preset
+
+_FORMAT = "letstalk_rt 1"
+_SCALE = ".scale8"
+_ONCE_PER_PORTRAIT = ("autoencoder.encoder.", "autoencoder.reference.")
+_WORTH_PACKING = 30_000
+_EXACT = ("latent_mean", "latent_scale", "motion_scale", "mean_points", "points.weight")
+"""Small or sensitive tensors that stay in float32."""
+
+
+def packaged_weights(preset: str) -> Path:
+    """Give where the package keeps the weights of a preset."""
+    return Path(__file__).parent.parent / "weights" / f"{preset}.safetensors"
+
+
+def checksum_file(weights: Path) -> Path:
+    """Give where the checksum of a weights file lies."""
+    return weights.with_suffix(".sha256")
+
+
+def save_model(model: AvatarModel, path: Path) -> None:
+    """Write a model and its checksum."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        tensors |= _pack(name, value.detach().cpu().contiguous())
+    save_file(tensors, path, {"format": _FORMAT, "preset": model.preset.name})
+    checksum_file(path).write_text(_digest(path) + "\n")
+
+
+def load_model(preset: str, path: Path | None = None) -> AvatarModel:
+    """Read a model in float32 on the CPU, ready for inference.
+
+    Args:
+        preset: the name its shapes are looked up by.
+        path: of the weights; the package's own when None.
+
+    Raises:
+        ConfigError: the preset is unknown.
+        WeightsError: the file is missing or damaged, or holds another model.
+    """
+    model = AvatarModel(get_preset(preset))
+    path = path or packaged_weights(preset)
+    tensors = _read(path, preset)
+    wanted = model.state_dict()
+    if missing := sorted(wanted.keys() ^ tensors.keys()):
+        raise WeightsError(
+            f"{path.name} does not fit preset {preset!r}: {len(missing)} tensors differ, "
+            f"first {missing[0]!r}; take the weights that came with this version"
+        )
+    for name, value in wanted.items():
+        if tensors[name].shape != value.shape:
+            raise WeightsError(
+                f"{path.name}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"preset {preset!r} wants {tuple(value.shape)}"
+            )
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False)
+
+
+def _read(path: Path, preset: str) -> dict[str, Tensor]:
+    if not path.exists():
+        raise WeightsError(f"no weights at {path.name}; make them with `letstalk train`")
+    expected = checksum_file(path)
+    if expected.exists() and expected.read_text().strip() != _digest(path):
+        raise WeightsError(f"{path.name} is damaged: its checksum differs; install it anew")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path.name} is not a safetensors file") from error
+    if header.get("format") != _FORMAT or header.get("preset") != preset:
+        raise WeightsError(
+            f"{path.name} holds {header.get('preset', 'an unknown model')!r}, wanted {preset!r}"
+        )
+    return {
+        name: _unpack(value, stored.get(name + _SCALE))
+        for name, value in stored.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def _pack(name: str, value: Tensor) -> dict[str, Tensor]:
+    if not value.is_floating_point() or name.endswith(_EXACT):
+        return {name: value}
+    if name.startswith(_ONCE_PER_PORTRAIT) and value.ndim == 4 and value.numel() > _WORTH_PACKING:
+        scale = value.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        levels = (value / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
+        return {name: levels, name + _SCALE: scale}
+    return {name: value.half()}
+
+
+def _unpack(value: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is not None:
+        return value.float() * scale.view(-1, 1, 1, 1)
+    return value.float() if value.is_floating_point() else value
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

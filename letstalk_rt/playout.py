@@ -1,0 +1,121 @@
+"""Shows frames when they are due: the one clock that picture and sound leave by.
+
+Clock and sleep are arguments, so tests need not wait.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from letstalk_rt.metrics import Metrics
+from letstalk_rt.pacing import Pacer
+from letstalk_rt.types import AVFrame, SegmentEnd
+
+Item = AVFrame | SegmentEnd
+Sleep = Callable[[float], Coroutine[Any, Any, None]]
+
+
+class Playout:
+    """Plays one session to one sink, on one monotonic clock.
+
+    Frame `index` is due `index / fps` after the first. A frame that is late is shown when it comes,
+    and the next ones close the gap, so sound is never cut and the sink's time never drifts; until
+    then the last picture is shown again at each missed turn, without sound. When the debt is longer
+    than the pacer's `max_lag_s`, the clock moves instead, which counts as a stall.
+
+    Args:
+        show: called with each frame when it is due. Must not block.
+        repeat: called with the last frame at each turn for which the next has not come; only its
+            picture is to be shown.
+        end_segment: called at each end of a segment, after its last frame was shown.
+        is_current: says whether a frame may still be shown. It is asked at the last moment, so that
+            an interrupt reaches the frame that waits here; see `AvatarSession.epoch`.
+        pacer: when frames are due.
+        metrics: where stalls, repeats and drops are counted; the session's, usually.
+        clock: monotonic seconds.
+        sleep: waits so many seconds of that clock.
+    """
+
+    def __init__(
+        self,
+        show: Callable[[AVFrame], None],
+        *,
+        repeat: Callable[[AVFrame], None] | None = None,
+        end_segment: Callable[[SegmentEnd], None] | None = None,
+        is_current: Callable[[AVFrame], bool] | None = None,
+        pacer: Pacer | None = None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self.pacer = pacer or Pacer()
+        self.metrics = metrics or Metrics()
+        self._show = show
+        self._repeat = repeat
+        self._end_segment = end_segment
+        self._is_current = is_current
+        self._clock = clock
+        self._sleep = sleep
+        self._last: AVFrame | None = None
+        self._shown_s = 0.0  # when the sink last got a picture
+
+    async def run(self, items: AsyncIterable[Item]) -> None:
+        """Play until `items` ends. What `items` raises is raised here."""
+        reader = aiter(items)
+        while (item := await self._next(reader)) is not None:
+            if isinstance(item, AVFrame):
+                await self._play(item)
+            elif self._end_segment is not None:
+                self._end_segment(item)
+
+    async def _play(self, frame: AVFrame) -> None:
+        stalls = self.pacer.stalls
+        delay_s = self.pacer.delay_s(frame.index, self._clock())
+        self.metrics.stalls += self.pacer.stalls - stalls
+        await self._sleep(delay_s)
+        if self._is_current is not None and not self._is_current(frame):
+            self.metrics.drops += 1
+            return
+        self._last, self._shown_s = frame, self._clock()
+        self._show(frame)
+
+    async def _next(self, reader: AsyncIterator[Item]) -> Item | None:
+        """Wait for the next item; None is the end."""
+        coming = asyncio.ensure_future(_take(reader))
+        try:
+            if self._last is not None:
+                await self._bridge(coming, self._last)
+            return await coming
+        finally:
+            await _stop(coming)
+
+    async def _bridge(self, coming: "asyncio.Future[Item | None]", last: AVFrame) -> None:
+        """Until the next item is there, show the last picture again at each turn it misses."""
+        while not coming.done():
+            turn_s = self._shown_s + 1 / self.pacer.fps
+            waiting = asyncio.ensure_future(self._sleep(max(0.0, turn_s - self._clock())))
+            both: set[asyncio.Future[Any]] = {coming, waiting}
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await _stop(waiting)
+            if not coming.done():
+                self._shown_s = self._clock()
+                self.metrics.repeats += 1
+                if self._repeat is not None:
+                    self._repeat(last)
+
+
+async def _take(reader: AsyncIterator[Item]) -> Item | None:
+    try:
+        return await anext(reader)
+    except StopAsyncIteration:
+        return None
+
+
+async def _stop(task: "asyncio.Future[Any]") -> None:
+    """End a task of ours and leave nothing of it on the loop."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])

@@ -1,0 +1,1 @@
+"""Where the avatar's pictures and sound go."""

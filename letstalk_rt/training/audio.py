@@ -1,0 +1,204 @@
+"""Pretrains the audio encoder: what does the mouth do while this is heard?
+
+Every frame of every clip is a target, so the encoder learns the sound before the denoiser is
+there. Clips whose lips do not follow their sound are found by the encoder itself and weighed
+down.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, CausalAudioEncoder
+from letstalk_rt.training.data import Clip
+from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.training.speech import (
+    MEL_PER_FRAME,
+    NUM_MOUTH_TARGETS,
+    augment_mel,
+    best_lag,
+    clip_mel,
+    correlation,
+    mouth_targets,
+    silence_mel,
+)
+
+KIND_WEIGHT = {"real": 1.0, "generated": 0.5}
+
+
+@dataclass(frozen=True)
+class SpokenClip:
+    """A clip as the audio encoder sees it.
+
+    Attributes:
+        name: of the clip.
+        mel: `(64, 4 * (T + 2))`.
+        targets: `(T, 11)`.
+        weight: how far its lips are trusted.
+        is_grid: whether it is of the GRID corpus.
+        is_real: whether a camera saw it.
+    """
+
+    name: str
+    mel: Tensor
+    targets: Tensor
+    weight: float
+    is_grid: bool
+    is_real: bool
+
+
+class MouthReader(nn.Module):
+    """The audio encoder with a head that reads the mouth off its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.audio = CausalAudioEncoder()
+        config = self.audio.config
+        self.head = nn.Linear(4 * config.token_width, NUM_MOUTH_TARGETS)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Read `(B, 64, 4 * (T + 2))` as mouth targets `(B, T, 11)`."""
+        tokens = self.audio.encode_mel(mel)[:, LOOKAHEAD_FRAMES:]
+        return self.head(tokens.flatten(2))
+
+
+def spoken(clip: Clip) -> SpokenClip:
+    """Prepare a clip; its weight is that of its kind, and 0 without sound."""
+    weight = KIND_WEIGHT[clip.kind] * clip.has_sound
+    return SpokenClip(
+        clip.name,
+        clip_mel(clip.pcm),
+        mouth_targets(clip),
+        weight,
+        clip.is_grid,
+        clip.kind == "real",
+    )
+
+
+def split_people(clips: list[Clip], every: int = 6) -> tuple[list[Clip], list[Clip]]:
+    """Set clips of the train split aside for choosing when to stop: every sixth source name.
+
+    Clips of one source folder often show the same person; they stay together.
+    """
+    sources = sorted({clip.name.rsplit("-", 1)[0] for clip in clips})
+    aside = set(sources[::every])
+    kept = [clip for clip in clips if clip.name.rsplit("-", 1)[0] not in aside]
+    return kept, [clip for clip in clips if clip.name.rsplit("-", 1)[0] in aside]
+
+
+def trust(reader: MouthReader, clips: list[SpokenClip]) -> list[float]:
+    """Give each clip's weight times how well its lips follow its sound, from 0.15 to 1.
+
+    A reader that has seen all clips a few times cannot know one clip's faults by heart; a clip
+    that it cannot follow has music, noise, a shift, or another model's lips.
+    """
+    weights = []
+    for clip in clips:
+        made = read_opening(reader, clip)
+        lag, r = best_lag(made, clip.targets[:, 0].numpy())
+        fit = 0.5 * r if abs(lag) > 2 else r
+        weights.append(clip.weight * float(np.clip(fit / 0.6, 0.15, 1.0)))
+    return weights
+
+
+@torch.no_grad()
+def read_opening(reader: MouthReader, clip: SpokenClip) -> np.ndarray:
+    """Give the mouth opening that the reader hears, `(T,)`."""
+    return reader.eval()(clip.mel[None])[0, :, 0].numpy()
+
+
+def evaluate_reader(reader: MouthReader, clips: list[SpokenClip]) -> dict[str, float]:
+    """Correlate the opening heard with the true one: all, real and GRID clips, and shuffled."""
+    heard = [read_opening(reader, clip) for clip in clips]
+    true = [clip.targets[:, 0].numpy() for clip in clips]
+    own = [correlation(a, b) for a, b in zip(heard, true, strict=True)]
+    shuffled = []
+    for index, b in enumerate(true):
+        a = heard[(index + 1) % len(heard)]
+        n = min(len(a), len(b))
+        shuffled.append(correlation(a[:n], b[:n]))
+
+    def mean(values: list[float], chosen: list[bool]) -> float:
+        kept = [v for v, c in zip(values, chosen, strict=True) if c]
+        return float(np.mean(kept)) if kept else float("nan")
+
+    return {
+        "mouth_all": mean(own, [True] * len(own)),
+        "mouth_real": mean(own, [c.is_real for c in clips]),
+        "mouth_grid": mean(own, [c.is_grid for c in clips]),
+        "mouth_shuffled": float(np.mean(shuffled)),
+    }
+
+
+def train_audio(
+    clips: list[Clip],
+    aside: list[Clip],
+    folder: Path,
+    config: LoopConfig,
+    *,
+    batch_size: int = 24,
+    frames: int = 48,
+) -> nn.Module:
+    """Train the reader, keep the best by the clips set aside, and give it.
+
+    Args:
+        clips: of the train split.
+        aside: of the train split too, but other people: they choose when to stop.
+        folder: of the run; `best.pt` is written there.
+        config: schedule.
+        batch_size: pieces a step.
+        frames: length of a piece.
+    """
+    torch.manual_seed(0)
+    spoken_clips = [spoken(clip) for clip in clips if clip.has_sound and clip.num_frames > frames]
+    judges = [spoken(clip) for clip in aside if clip.has_sound]
+    weights = torch.tensor([clip.weight * len(clip.targets) for clip in spoken_clips])
+    quiet = silence_mel()
+    reader = MouthReader()
+    run = Run(folder, reader, config)
+    best = {"mouth_real": -1.0}
+
+    def draw() -> tuple[Tensor, Tensor]:
+        mels, targets = [], []
+        for index in torch.multinomial(weights, batch_size, True, generator=run.generator):
+            clip = spoken_clips[int(index)]
+            last = len(clip.targets) - frames
+            start = int(torch.randint(last + 1, (1,), generator=run.generator))
+            stop = start + frames
+            mels.append(
+                clip.mel[:, MEL_PER_FRAME * start : MEL_PER_FRAME * (stop + LOOKAHEAD_FRAMES)]
+            )
+            targets.append(clip.targets[start:stop])
+        return torch.stack(mels), torch.stack(targets)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        mel, true = draw()
+        mel = augment_mel(mel, run.generator)
+        silent = torch.rand(batch_size, 1, 1, generator=run.generator) < 0.05
+        mel = torch.where(silent, quiet + 0.02 * torch.rand(mel.shape), mel)
+        true = torch.where(silent, torch.zeros(()), true)
+        made = reader(mel)
+        error = (made - true)[:, 12:]  # the first frames have not heard enough yet
+        change = made.diff(dim=1) - true.diff(dim=1)
+        value = error.abs().mean() + 0.5 * change[:, 12:].abs().mean()
+        return 10 * value, {}
+
+    def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, MouthReader)
+        figures = evaluate_reader(averaged, judges)
+        if figures["mouth_real"] > best["mouth_real"]:
+            best.update(figures)
+            torch.save(averaged.state_dict(), folder / "best.pt")
+        if step == config.evaluate_every * 2:
+            weights.copy_(
+                torch.tensor(trust(averaged, spoken_clips))
+                * torch.tensor([float(len(c.targets)) for c in spoken_clips])
+            )
+        return figures
+
+    run.train(loss, evaluate)
+    reader.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    return reader

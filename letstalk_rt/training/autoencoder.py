@@ -1,0 +1,398 @@
+"""Trains `ReferenceAutoencoder` on pairs of frames of one clip, and on still portraits.
+
+One frame of a pair plays the portrait, the other is to be rebuilt from its latent. Stills give
+pairs of one picture, moved in two ways: they bring two thousand more people.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.models.autoencoder import Decoded, ReferenceAutoencoder, expected_points
+from letstalk_rt.models.landmark_warp import coarse_flow
+from letstalk_rt.models.landmarks import (
+    EYES,
+    LIPS,
+    LOWER_LIP,
+    MOUTH_LEFT,
+    MOUTH_RIGHT,
+    NUM_POINTS,
+    SUBSET,
+    UPPER_LIP,
+)
+from letstalk_rt.training.data import (
+    STILL_SIZE,
+    Clip,
+    Stills,
+    affine_augment,
+    color_augment,
+    mirror_map,
+    to_unit,
+)
+from letstalk_rt.training.loop import LoopConfig, Run
+
+
+@dataclass(frozen=True)
+class AutoencoderLoss:
+    """Weights of the parts of the loss."""
+
+    warp: float = 0.5
+    gradient: float = 0.6
+    points: float = 2.0
+    heat: float = 0.05
+    mask: float = 0.02
+    flow: float = 0.02
+    latent: float = 2e-4
+    latent_noise: float = 0.1
+    mouth: float = 6.0
+    eyes: float = 3.0
+
+
+class PairSource:
+    """Draws pairs (portrait, target) with their landmarks.
+
+    Args:
+        clips: talking clips.
+        stills: still portraits.
+        batch_size: pairs a batch.
+        still_share: share of pairs that come from stills.
+    """
+
+    def __init__(
+        self, clips: list[Clip], stills: Stills, batch_size: int, still_share: float = 0.25
+    ) -> None:
+        self.clips, self.stills = clips, stills
+        self.num_stills = round(batch_size * still_share)
+        self.num_clips = batch_size - self.num_stills
+        weights = torch.tensor([clip.num_frames**0.5 for clip in clips])
+        self.weights = weights / weights.sum()
+        first = np.concatenate([clip.landmarks[:1] for clip in clips])
+        self.mirror = mirror_map(first)
+
+    def mean_points(self) -> Tensor:
+        """Give the mean landmarks of the clips, `(L, 2)`."""
+        return torch.from_numpy(np.stack([clip.points.mean(0) for clip in self.clips]).mean(0))
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Give frames `(B, 2, 3, 256, 256)` in [-1, 1] and landmarks `(B, 2, L, 2)`."""
+        frames, points = self._from_clips(generator)
+        if self.num_stills:
+            still_frames, still_points = self._from_stills(generator)
+            frames = torch.cat([frames, still_frames])
+            points = torch.cat([points, still_points])
+        return color_augment(frames, generator), points
+
+    def _from_clips(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        frames, points = [], []
+        for index in torch.multinomial(self.weights, self.num_clips, True, generator=generator):
+            clip = self.clips[int(index)]
+            pair = torch.randint(clip.num_frames, (2,), generator=generator).tolist()
+            mirrored = bool(torch.rand((), generator=generator) < 0.5)
+            pictures, marks = clip.frames[pair], clip.landmarks[pair]
+            frame, point = self._orient(pictures, marks, mirrored, pictures.shape[2])
+            frames.append(frame)
+            points.append(point)
+        return affine_augment(torch.stack(frames), torch.stack(points), generator)
+
+    def _from_stills(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(self.stills.frames), (self.num_stills,), generator=generator)
+        frames, points = [], []
+        for index in chosen.tolist():
+            mirrored = bool(torch.rand((), generator=generator) < 0.5)
+            pictures = self.stills.frames[index][None].repeat(2, 0)
+            marks = self.stills.landmarks[index][None].repeat(2, 0)
+            frame, point = self._orient(pictures, marks, mirrored, STILL_SIZE)
+            frames.append(frame)
+            points.append(point)
+        pictures_t, marks_t = torch.stack(frames), torch.stack(points)
+        moved, placed = affine_augment(
+            pictures_t.view(-1, 1, *pictures_t.shape[2:]),
+            marks_t.view(-1, 1, *marks_t.shape[2:]),
+            generator,
+            zoom=256 / STILL_SIZE,
+        )
+        return moved.view(-1, 2, *moved.shape[2:]), placed.view(-1, 2, *placed.shape[2:])
+
+    def _orient(
+        self, pictures: np.ndarray, marks: np.ndarray, mirrored: bool, size: int
+    ) -> tuple[Tensor, Tensor]:
+        if mirrored:
+            pictures = pictures[:, :, ::-1]
+            marks = marks[:, self.mirror]
+            marks = np.stack([size - marks[..., 0], marks[..., 1]], -1)
+        frame = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+        return frame.float() / 127.5 - 1, torch.from_numpy(to_unit(marks[:, SUBSET], size))
+
+
+def region_map(points: Tensor, places: list[int], margin_px: float, size: int = 64) -> Tensor:
+    """Give a soft map `(B, 1, size, size)` that is 1 near the named landmarks."""
+    axis = (torch.arange(size, device=points.device) + 0.5) / size * 2 - 1
+    distance = (axis - points[:, places][..., None]) * 128
+    columns, rows = torch.exp(-(distance**2) / (2 * margin_px**2)).unbind(2)
+    return (rows.transpose(1, 2) @ columns).clamp(max=1)[:, None]
+
+
+def _enlarge(weights: Tensor) -> Tensor:
+    return F.interpolate(weights, (256, 256), mode="bilinear", align_corners=False)
+
+
+def gradient_loss(made: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Give the L1 difference of picture gradients at three scales: what makes edges sharp."""
+    total = made.new_zeros(())
+    for scale in range(3):
+        if scale:
+            made, true, weight = (F.avg_pool2d(x, 2) for x in (made, true, weight))
+        for axis in (2, 3):
+            error = (made.diff(dim=axis) - true.diff(dim=axis)).abs().mean(1, keepdim=True)
+            narrowed = weight.narrow(axis, 1, weight.shape[axis] - 1)
+            total = total + (error * narrowed).mean()
+    return total
+
+
+def heat_loss(heat: Tensor, points: Tensor) -> Tensor:
+    """Give the cross-entropy of heat maps, plus the L1 error of the place they name.
+
+    The target of a point is spread over the four cells around it so that its mean is exact.
+
+    Args:
+        heat: logits `(B, L, s, s)`.
+        points: true landmarks `(B, L, 2)` in [-1, 1].
+    """
+    size = heat.shape[-1]
+    place = ((points + 1) / 2 * size - 0.5).clamp(0, size - 1.001)
+    low = place.floor().long()
+    x_share, y_share = (place - low).unbind(-1)
+    logs = torch.log_softmax(heat.flatten(2), -1)
+    total = heat.new_zeros(())
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        share = (x_share if dx else 1 - x_share) * (y_share if dy else 1 - y_share)
+        index = (low[..., 1] + dy) * size + low[..., 0] + dx
+        total = total - (share * logs.gather(2, index[..., None])[..., 0]).mean()
+    return total + 20 * (expected_points(heat) - points).abs().mean()
+
+
+def opening_error(made: Tensor, true: Tensor) -> Tensor:
+    """Give the mean error of lip gap and mouth width between landmark sets, in half pictures."""
+
+    def spans(points: Tensor) -> Tensor:
+        gap = points[:, LOWER_LIP] - points[:, UPPER_LIP]
+        width = points[:, MOUTH_RIGHT] - points[:, MOUTH_LEFT]
+        return torch.cat([gap, width], -1)
+
+    return (spans(made) - spans(true)).abs().mean()
+
+
+def autoencoder_loss(
+    model: ReferenceAutoencoder,
+    frames: Tensor,
+    points: Tensor,
+    weights: AutoencoderLoss,
+    maturity: float,
+) -> tuple[Tensor, dict[str, float]]:
+    """Rebuild the second frame of each pair from its latent and the first.
+
+    Args:
+        model: the autoencoder.
+        frames: `(B, 2, 3, 256, 256)`.
+        points: `(B, 2, L, 2)`.
+        weights: of the parts.
+        maturity: from 0 at the start of training to 1. A young model is given the flow of the
+            true landmarks, for its own read-out knows nothing yet; latent noise and the price of
+            painting come in as it grows (earlier, they silence the parts they are to tame).
+
+    Returns:
+        The loss, and its parts by name.
+    """
+    source, target = frames.unbind(1)
+    with torch.autocast(frames.device.type, torch.bfloat16):
+        latents, heat = model.encode_parts(frames)
+        portrait = model.describe_encoded(source, latents[:, 0])
+        latent = latents[:, 1]
+        noisy = latent + maturity * weights.latent_noise * torch.randn_like(latent)
+        coarse = None
+        if maturity < 1:
+            read = coarse_flow(portrait.points.float(), model.points(noisy))
+            known = coarse_flow(points[:, 0], points[:, 1])
+            lot = (torch.rand(len(read), 1, 1, 1) > maturity).to(read)
+            coarse = lot * known + (1 - lot) * read
+        decoded = model.decode_parts(noisy, portrait, coarse)
+    parts = _picture_losses(decoded, target, points[:, 1], weights)
+    weight = torch.ones(NUM_POINTS, device=frames.device)
+    weight[LIPS] = 3.0
+    weight[EYES] = 2.0
+    read, truth = model.points(latents).flatten(0, 1), points.flatten(0, 1)
+    parts["points"] = ((read - truth).abs().mean(-1) * weight).mean() + 3 * opening_error(read, truth)
+    parts["heat"] = heat_loss(heat.flatten(0, 1), truth)
+    parts["latent"] = (latent**2).mean()
+    parts["mask"] = maturity * parts["mask"]
+    total = parts["picture"] + sum(
+        getattr(weights, name) * value for name, value in parts.items() if name != "picture"
+    )
+    return total, {name: float(value.detach()) for name, value in parts.items()}
+
+
+def _picture_losses(
+    decoded: Decoded, target: Tensor, points: Tensor, weights: AutoencoderLoss
+) -> dict[str, Tensor]:
+    mouth, eyes = region_map(points, LIPS, 8.0), region_map(points, EYES, 6.0)
+    weight = _enlarge(1 + weights.mouth * mouth + weights.eyes * eyes)
+    weight = weight / weight.mean((1, 2, 3), keepdim=True)
+    free = _enlarge(torch.maximum(mouth, eyes))
+    return {
+        "picture": ((decoded.picture - target).abs() * weight).mean(),
+        "warp": (decoded.warped - target).abs().mean(),
+        "gradient": gradient_loss(decoded.picture, target, weight),
+        "mask": (decoded.mask * (1 - free)).mean(),
+        "flow": sum((decoded.flow.diff(dim=a).abs().mean() for a in (2, 3)), decoded.flow.new_zeros(())),
+    }
+
+
+def sharpness(frames: Tensor) -> Tensor:
+    """Give the mean absolute Laplacian of the grey picture, `(B,)`, of `(B, 3, H, W)`."""
+    kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    return F.conv2d(frames.mean(1, keepdim=True), kernel).abs().mean((1, 2, 3))
+
+
+def psnr(made: Tensor, true: Tensor) -> Tensor:
+    """Give PSNR in dB of pictures in [-1, 1], `(B,)`."""
+    error = ((made - true) ** 2).flatten(1).mean(1)
+    return 10 * torch.log10(4 / error.clamp(min=1e-8))
+
+
+def mouth_box(points: np.ndarray) -> tuple[int, int, int, int]:
+    """Give left, top, right, bottom (px of 256) of the lips of `(L, 2)` points, with a margin."""
+    lips = (points[LIPS] + 1) * 128
+    low, high = lips.min(0), lips.max(0)
+    margin = 0.25 * (high[0] - low[0])
+    left, top = np.clip(low - margin, 0, 240).astype(int)
+    right, bottom = np.clip(high + margin, 16, 256).astype(int)
+    return int(left), int(top), int(right), int(bottom)
+
+
+@torch.no_grad()
+def reconstruct(model: ReferenceAutoencoder, clip: Clip, indices: list[int]) -> Tensor:
+    """Rebuild frames of a clip from their latents, portrait = first frame: `(T, 3, 256, 256)`."""
+    portrait = model.describe(frames_tensor(clip, [0]))
+    pieces = []
+    for chunk in torch.tensor(indices).split(8):
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = model.encode(frames_tensor(clip, chunk.tolist())[None])
+            pieces.append(model.decode(latents, portrait)[0])
+    return torch.cat(pieces)
+
+
+def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
+    """Give frames of a clip as `(T, 3, 256, 256)` in [-1, 1]."""
+    frames = torch.from_numpy(np.ascontiguousarray(clip.frames[indices]))
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    model: ReferenceAutoencoder, clips: list[Clip], every: int = 12
+) -> dict[str, float]:
+    """Judge reconstruction through the latent, portrait = first frame, mean over clips.
+
+    Sharpness is the mean absolute Laplacian of the face box against that of the true frames.
+    """
+    whole, mouth, crisp = [], [], []
+    for clip in clips:
+        indices = list(range(every, clip.num_frames, every))
+        made, true = reconstruct(model, clip, indices), frames_tensor(clip, indices)
+        whole.append(psnr(made, true).mean())
+        boxes = [mouth_box(clip.points[i]) for i in indices]
+        cut = [(m[:, t:b, l:r], x[:, t:b, l:r]) for m, x, (l, t, r, b) in zip(made, true, boxes, strict=True)]
+        mouth.append(torch.stack([psnr(m[None], x[None])[0] for m, x in cut]).mean())
+        face = slice(70, 226), slice(64, 192)
+        ratio = sharpness(made[:, :, face[0], face[1]]) / sharpness(true[:, :, face[0], face[1]])
+        crisp.append(ratio.mean())
+    return {
+        "psnr": float(torch.stack(whole).mean()),
+        "psnr_mouth": float(torch.stack(mouth).mean()),
+        "sharpness_ratio": float(torch.stack(crisp).mean()),
+    }
+
+
+@torch.no_grad()
+def save_samples(model: ReferenceAutoencoder, clips: list[Clip], path: Path) -> None:
+    """Write a picture: for a few clips portrait, target, rebuilt frame, warp alone, mask."""
+    from PIL import Image
+
+    rows = []
+    for clip in clips:
+        pair = frames_tensor(clip, [0, int(clip.num_frames * 0.6)])
+        portrait = model.describe(pair[:1])
+        parts = model.decode_parts(model.encode(pair[None, 1:])[0], portrait)
+        mask = parts.mask.expand(-1, 3, -1, -1) * 2 - 1
+        rows.append(torch.cat([pair[:1], pair[1:], parts.picture, parts.warped, mask], 3)[0])
+    sheet = ((torch.cat(rows, 1).clamp(-1, 1) + 1) * 127.5).byte()
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
+
+
+def fit_landmarks(
+    model: ReferenceAutoencoder, source: PairSource, folder: Path, steps: int = 500
+) -> None:
+    """Teach the encoder landmarks alone, fast, before there is a picture to make.
+
+    With the whole loss from the start the landmarks stay at their mean for a thousand steps, and
+    the warp with them.
+    """
+    parts = nn.ModuleDict({"encoder": model.encoder, "read": model.read_points})
+    run = Run(folder, parts, LoopConfig(steps=steps, learning_rate=1e-3, warm_up=40, ema=0.98))
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        frames, points = source.draw(run.generator)
+        with torch.autocast(frames.device.type, torch.bfloat16):
+            latents, heat = model.encode_parts(frames)
+        read = model.points(latents + 0.1 * torch.randn_like(latents))
+        error = (read - points).abs().mean()
+        return heat_loss(heat.flatten(0, 1), points.flatten(0, 1)) + 20 * error, {
+            "points": float(error.detach())
+        }
+
+    parts.load_state_dict(run.train(loss).state_dict())
+
+
+def train_autoencoder(
+    clips: list[Clip],
+    stills: Stills,
+    held_out: list[Clip],
+    folder: Path,
+    config: LoopConfig,
+    *,
+    batch_size: int = 8,
+    weights: AutoencoderLoss | None = None,
+) -> nn.Module:
+    """Train the autoencoder, or go on with it, and give the averaged model.
+
+    Args:
+        clips: of the train split.
+        stills: of the train split.
+        held_out: clips of other people, for the log and sample pictures; never trained on.
+        folder: of the run.
+        config: schedule.
+        batch_size: pairs a step.
+        weights: of the loss.
+    """
+    torch.manual_seed(0)
+    weights = weights or AutoencoderLoss()
+    source = PairSource(clips, stills, batch_size)
+    model = ReferenceAutoencoder().to(memory_format=torch.channels_last)
+    model.expect_points(source.mean_points())
+    fit_landmarks(model, source, folder / "landmarks")
+    run = Run(folder, model, config)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        frames, points = source.draw(run.generator)
+        return autoencoder_loss(model, frames, points, weights, min(1.0, step / 1500))
+
+    def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, ReferenceAutoencoder)
+        save_samples(averaged, held_out[::4], folder / f"samples-{step:06d}.png")
+        return evaluate_reconstruction(averaged, held_out, every=40)
+
+    return run.train(loss, evaluate)

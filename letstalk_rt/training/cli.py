@@ -1,0 +1,154 @@
+"""`letstalk train`: one command per stage, each resumable by giving it again.
+
+autoencoder -> audio -> flow, and finder at any time; then export joins them into one weights file.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from letstalk_rt.errors import InputError
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.loading import packaged_weights, save_model
+from letstalk_rt.models.presets import get_preset
+from letstalk_rt.training.audio import MouthReader, split_people, train_audio, trust
+from letstalk_rt.training.autoencoder import train_autoencoder
+from letstalk_rt.training.data import load_clips, load_stills
+from letstalk_rt.training.finder import train_finder
+from letstalk_rt.training.flow import encode_clips, fit_scales, train_flow
+from letstalk_rt.training.loop import LoopConfig
+
+LOOPS = {
+    "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
+    "audio": LoopConfig(
+        steps=1200, learning_rate=6e-4, warm_up=50, ema=0.99, evaluate_every=100, weight_decay=0.05
+    ),
+    "flow": LoopConfig(
+        steps=6000,
+        learning_rate=4e-4,
+        warm_up=100,
+        ema=0.997,
+        evaluate_every=500,
+        weight_decay=0.02,
+    ),
+    "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
+}
+BATCH = {"autoencoder": 8, "audio": 24, "flow": 48, "finder": 32}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="letstalk train", description=__doc__)
+    parser.add_argument("stage", choices=[*LOOPS, "export"])
+    parser.add_argument("--data", type=Path, required=True, help="the data folder")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="decoded frames")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--steps", type=int, help="steps of this stage")
+    parser.add_argument("--batch", type=int, help="items a step")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("-o", "--output", type=Path, help="weights file that export writes")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one training stage to its end."""
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    {
+        "autoencoder": _autoencoder,
+        "audio": _audio,
+        "flow": _flow,
+        "finder": _finder,
+        "export": _export,
+    }[args.stage](args)
+    return 0
+
+
+def _loop(args: argparse.Namespace) -> LoopConfig:
+    config = LOOPS[args.stage]
+    return LoopConfig(**{**vars(config), "steps": args.steps or config.steps})
+
+
+def _autoencoder(args: argparse.Namespace) -> None:
+    train_autoencoder(
+        load_clips(args.data, args.cache, "train"),
+        load_stills(args.data, args.cache, "train", args.landmarker),
+        load_clips(args.data, args.cache, "eval"),
+        args.runs / "autoencoder",
+        _loop(args),
+        batch_size=args.batch or BATCH["autoencoder"],
+    )
+
+
+def _audio(args: argparse.Namespace) -> None:
+    kept, aside = split_people(load_clips(args.data, args.cache, "train"))
+    train_audio(
+        kept, aside, args.runs / "audio", _loop(args), batch_size=args.batch or BATCH["audio"]
+    )
+
+
+def _flow(args: argparse.Namespace) -> None:
+    model = AvatarModel(get_preset(args.preset))
+    model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
+    reader = _reader(args.runs)
+    model.audio.load_state_dict(reader.audio.state_dict())
+    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
+    folder = args.runs / "flow"
+    folder.mkdir(parents=True, exist_ok=True)
+    autoencoder = model.autoencoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    everything = encode_clips(autoencoder, clips, folder / "latents.pt")
+    fit_scales(model, everything)
+    kept = {clip.name for clip in split_people(clips)[0]}
+    tracks = [t for t in everything if t.spoken.name in kept]
+    aside = [t for t in everything if t.spoken.name not in kept]
+    weights = trust(reader, [t.spoken for t in tracks])
+    best = train_flow(
+        model, tracks, weights, aside, folder, _loop(args), batch_size=args.batch or BATCH["flow"]
+    )
+    torch.save(best.state_dict(), folder / "model.pt")
+
+
+def _finder(args: argparse.Namespace) -> None:
+    train_finder(
+        load_clips(args.data, args.cache, "train"),
+        load_stills(args.data, args.cache, "train", args.landmarker),
+        args.runs / "finder",
+        _loop(args),
+        batch_size=args.batch or BATCH["finder"],
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Join the newest of all stages into one weights file."""
+    model = AvatarModel(get_preset(args.preset))
+    state = torch.load(_existing(args.runs / "flow" / "model.pt"), weights_only=True)
+    model.load_state_dict(state)
+    model.detector.load_state_dict(averaged(args.runs / "finder"))
+    output = args.output or packaged_weights(args.preset)
+    save_model(model, output)
+    print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def averaged(folder: Path) -> dict[str, torch.Tensor]:
+    """Give the averaged weights of a run's last checkpoint."""
+    state = torch.load(_existing(folder / "last.pt"), weights_only=True)
+    return dict(state["averaged"])
+
+
+def _reader(runs: Path) -> MouthReader:
+    reader = MouthReader()
+    state = torch.load(_existing(runs / "audio" / "best.pt"), weights_only=True)
+    reader.load_state_dict(state)
+    return reader
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"no {path.name} of stage {path.parent.name!r}; run that stage first")
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

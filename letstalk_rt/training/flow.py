@@ -1,0 +1,410 @@
+"""Trains denoiser and audio encoder together by rectified flow on the latents of clips.
+
+The autoencoder is frozen; its latents are computed once, of the clips as they are and mirrored.
+Beside the velocity, the landmarks read off the predicted data are compared: the read-out is
+linear, so lips can be weighed without decoding a picture.
+
+Source: rectified flow, arXiv:2209.03003; logit-normal times, arXiv:2403.03206; noise-regularised
+memory, LetsTalk, arXiv:2411.16748.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
+from letstalk_rt.models.autoencoder import ReferenceAutoencoder
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.landmarks import LIPS, mouth_opening
+from letstalk_rt.models.memory import regularize
+from letstalk_rt.models.sampler import sample, timesteps
+from letstalk_rt.training.audio import SpokenClip, spoken
+from letstalk_rt.training.autoencoder import opening_error
+from letstalk_rt.training.data import Clip
+from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.training.speech import (
+    MEL_PER_FRAME,
+    NUM_MOUTH_TARGETS,
+    augment_mel,
+    best_lag,
+    correlation,
+    silence_mel,
+)
+
+HEARD_FRAMES = 32
+"""Frames of sound before the window that a training item hears: the encoder's reach."""
+
+
+@dataclass(frozen=True)
+class FlowLoss:
+    """Weights of the parts of the loss, and shares of special items."""
+
+    lips: float = 2.0
+    change: float = 0.5
+    mouth: float = 1.0
+    no_audio: float = 0.08
+    silent: float = 0.08
+    no_memory: float = 0.1
+    frozen_memory: float = 0.1
+
+
+@dataclass(frozen=True)
+class Track:
+    """A clip in latents.
+
+    Attributes:
+        spoken: its sound and mouth targets.
+        latents: `(V, T, C, h, w)`: V versions (plain, mirrored).
+        quiet: frames whose mouth is near its rest, `(T,)` bool.
+    """
+
+    spoken: SpokenClip
+    latents: Tensor
+    quiet: Tensor
+
+
+@torch.no_grad()
+def encode_clips(
+    autoencoder: ReferenceAutoencoder, clips: list[Clip], cache: Path | None = None
+) -> list[Track]:
+    """Encode clips, plain and mirrored; `cache` is a file that keeps the latents."""
+    if cache is not None and cache.exists():
+        latents = torch.load(cache, weights_only=True)
+    else:
+        latents = {clip.name: _encode(autoencoder, clip) for clip in tqdm(clips, desc="latents")}
+        if cache is not None:
+            torch.save(latents, cache)
+    tracks = []
+    for clip in clips:
+        opening = mouth_opening(clip.points)
+        quiet = torch.from_numpy(opening <= np.percentile(opening, 25) + 0.01)
+        tracks.append(Track(spoken(clip), latents[clip.name], quiet))
+    return tracks
+
+
+def _encode(autoencoder: ReferenceAutoencoder, clip: Clip) -> Tensor:
+    pieces = []
+    for start in range(0, clip.num_frames, 16):
+        frames = torch.from_numpy(np.ascontiguousarray(clip.frames[start : start + 16]))
+        pictures = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+        both = torch.stack([pictures, pictures.flip(-1)])
+        with torch.autocast("cpu", torch.bfloat16):
+            pieces.append(autoencoder.encode(both))
+    return torch.cat(pieces, 1)
+
+
+def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
+    """Set the model's units so that portrait latents and motion have unit variance."""
+    everything = torch.cat([t.latents.flatten(0, 1)[::5] for t in tracks])
+    model.latent_mean.copy_(everything.mean((0, 2, 3))[:, None, None])
+    model.latent_scale.copy_(everything.std((0, 2, 3))[:, None, None])
+    motion = torch.cat([(t.latents - t.latents[:, :1]).flatten(0, 1)[::5] for t in tracks])
+    model.motion_scale.copy_(motion.pow(2).mean((0, 2, 3)).sqrt()[:, None, None])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items of training.
+
+    Attributes:
+        portrait: latents `(B, C, h, w)`.
+        window: latents `(B, N, C, h, w)`.
+        memory: latents `(B, M, C, h, w)`.
+        filled: `(B, M)` bool.
+        mel: sound `(B, 64, 4 * (HEARD + N + 2))`.
+        targets: of the mouth for all frames heard, `(B, HEARD + N, 11)`.
+        weight: `(B,)`.
+    """
+
+    portrait: Tensor
+    window: Tensor
+    memory: Tensor
+    filled: Tensor
+    mel: Tensor
+    targets: Tensor
+    weight: Tensor
+
+
+class WindowSource:
+    """Draws windows with what came before them.
+
+    Args:
+        tracks: clips in latents.
+        weights: trust in each.
+        window: frames of a window.
+        memory: frames before it.
+        loss: shares of special items.
+    """
+
+    def __init__(
+        self, tracks: list[Track], weights: list[float], window: int, memory: int, loss: FlowLoss
+    ) -> None:
+        self.tracks, self.window, self.memory, self.loss = tracks, window, memory, loss
+        self.weights = torch.tensor(weights).clamp(min=0.02)
+        self.chance = torch.tensor([len(t.quiet) ** 0.7 for t in tracks]) * self.weights.sqrt()
+        self.quiet_mel = silence_mel()
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draw a batch."""
+        chosen = torch.multinomial(self.chance, batch_size, True, generator=generator).tolist()
+        items = [self._item(index, generator) for index in chosen]
+        columns = [torch.stack(column) for column in zip(*items, strict=True)]
+        return Batch(*columns, self.weights[chosen])
+
+    def _item(self, index: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        track = self.tracks[index]
+
+        def chance() -> float:
+            return float(torch.rand((), generator=generator))
+
+        def below(limit: int) -> int:
+            return int(torch.randint(limit, (1,), generator=generator))
+
+        latents = track.latents[below(len(track.latents))]
+        count = len(latents)
+        silent = chance() < self.loss.silent
+        start = below(count - self.window + 1)
+        if silent:
+            start = _quiet_start(track.quiet, self.window, start)
+        portrait = latents[below(count) if chance() < 0.7 else 0]
+        memory = latents.new_zeros(self.memory, *latents.shape[1:])
+        filled = torch.zeros(self.memory, dtype=torch.bool)
+        lot = chance()
+        if lot < self.loss.frozen_memory:
+            memory[:], filled[:] = portrait, True  # the first second of a session at rest
+        elif lot >= self.loss.frozen_memory + self.loss.no_memory:
+            known = min(self.memory, start)
+            memory[self.memory - known :] = latents[start - known : start]
+            filled[self.memory - known :] = True
+        mel, targets = self._heard(track, start)
+        if silent:
+            mel = self.quiet_mel + 0.02 * torch.rand(mel.shape, generator=generator)
+            targets = torch.zeros_like(targets)
+        return portrait, latents[start : start + self.window], memory, filled, mel, targets
+
+    def _heard(self, track: Track, start: int) -> tuple[Tensor, Tensor]:
+        first, stop = start - HEARD_FRAMES, start + self.window
+        mel = track.spoken.mel[
+            :, MEL_PER_FRAME * max(first, 0) : MEL_PER_FRAME * (stop + LOOKAHEAD_FRAMES)
+        ]
+        targets = track.spoken.targets[max(first, 0) : stop]
+        if first < 0:
+            mel = torch.cat([self.quiet_mel.expand(-1, -MEL_PER_FRAME * first), mel], 1)
+            targets = F.pad(targets, (0, 0, -first, 0))
+        return mel, targets
+
+
+def _quiet_start(quiet: Tensor, window: int, fallback: int) -> int:
+    """Find a window at rest at or after `fallback`, or before it."""
+    at_rest = quiet.unfold(0, window, 1).all(1).nonzero()[:, 0]
+    if not len(at_rest):
+        return fallback
+    return int(at_rest[(at_rest - fallback).abs().argmin()])
+
+
+class FlowTrainer(nn.Module):
+    """What is trained: denoiser, audio encoder, and a helper head that reads the mouth.
+
+    Args:
+        model: its autoencoder stays as it is.
+        loss: weights of the parts.
+    """
+
+    def __init__(self, model: AvatarModel, loss: FlowLoss) -> None:
+        super().__init__()
+        self.denoiser, self.audio = model.denoiser, model.audio
+        token_width = model.audio.config.token_width
+        self.mouth = nn.Linear(4 * token_width, NUM_MOUTH_TARGETS)
+        self.weights = loss
+
+    def loss(
+        self, model: AvatarModel, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Give the loss of a batch and its parts."""
+        data = model.to_motion(batch.window, batch.portrait)
+        count, frames = data.shape[:2]
+        with torch.autocast(data.device.type, torch.bfloat16):
+            tokens = self.audio.encode_mel(augment_mel(batch.mel, generator))[:, LOOKAHEAD_FRAMES:]
+            mouth = self.mouth(tokens.flatten(2)).float()
+            heard = tokens[:, -frames:]
+            dropped = torch.rand(count, 1, 1, 1, generator=generator) < self.weights.no_audio
+            heard = torch.where(dropped, self.denoiser.no_audio.to(heard.dtype), heard)
+            t = torch.sigmoid(torch.randn(count, 1, generator=generator)).expand(count, frames)
+            alone = torch.rand(count, 1, generator=generator) < 0.3
+            t = torch.where(alone, torch.ones(()), t)  # one-step use starts from noise alone
+            noise = torch.randn(data.shape, generator=generator)
+            time = t[..., None, None, None]
+            noisy = (1 - time) * data + time * noise
+            memory, filled = self._memory(model, batch, generator)
+            portrait = self.denoiser.portrait_state(model.normalized_portrait(batch.portrait))
+            velocity = self.denoiser(noisy, t, heard, portrait, memory, filled).float()
+        trust = batch.weight / batch.weight.mean()
+        made = noisy - time * velocity
+        parts = {
+            "velocity": _weighted((velocity - (noise - data)) ** 2, trust),
+            "mouth": _weighted((mouth - batch.targets)[:, 12:].abs(), trust),
+            **self._geometry(model, batch, made, trust),
+        }
+        total = parts["velocity"] + sum(
+            getattr(self.weights, name) * parts[name] for name in ("mouth", "lips", "change")
+        )
+        return total, {name: float(value.detach()) for name, value in parts.items()}
+
+    def _memory(
+        self, model: AvatarModel, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        motion = regularize(model.to_motion(batch.memory, batch.portrait), generator)
+        motion = motion * batch.filled[..., None, None, None]
+        anchor = torch.zeros_like(motion[:, :1])  # the portrait's own motion is none
+        filled = torch.cat([torch.ones_like(batch.filled[:, :1]), batch.filled], 1)
+        return torch.cat([anchor, motion], 1), filled
+
+    def _geometry(
+        self, model: AvatarModel, batch: Batch, made: Tensor, trust: Tensor
+    ) -> dict[str, Tensor]:
+        """Compare lips, and their change from frame to frame, through the linear read-out."""
+        points = model.autoencoder.points(model.to_latents(made, batch.portrait))
+        true = model.autoencoder.points(batch.window)
+        lips = points[:, :, LIPS] - points[:, :, LIPS].mean(2, keepdim=True)
+        true_lips = true[:, :, LIPS] - true[:, :, LIPS].mean(2, keepdim=True)
+        shape = _weighted((lips - true_lips).abs() * 30, trust)
+        opening = opening_error(points.flatten(0, 1), true.flatten(0, 1)) * 30
+        change = _weighted((lips.diff(dim=1) - true_lips.diff(dim=1)).abs() * 30, trust)
+        return {"lips": shape + opening, "change": change}
+
+
+def _weighted(values: Tensor, weight: Tensor) -> Tensor:
+    return (values.flatten(1).mean(1) * weight).mean()
+
+
+@torch.no_grad()
+def generate(
+    model: AvatarModel, mel: Tensor, portrait: Tensor, *, steps: int, seed: int = 0
+) -> Tensor:
+    """Generate latents for a whole sound by the streaming recurrence.
+
+    Args:
+        model: in eval mode.
+        mel: `(64, 4 * (T + 2))`.
+        portrait: latent `(C, h, w)`.
+        steps: sampler steps.
+        seed: of the noise.
+
+    Returns:
+        `(T', C, h, w)`, `T'` the largest multiple of the window in `T`.
+    """
+    from letstalk_rt.models.memory import MemoryBank
+
+    config = model.denoiser.config
+    generator = torch.Generator().manual_seed(seed)
+    tokens = model.audio.encode_mel(mel[None])[:, LOOKAHEAD_FRAMES:]
+    state = model.denoiser.portrait_state(model.normalized_portrait(portrait[None]))
+    bank = MemoryBank.anchored(torch.zeros_like(portrait[None]), config.memory)
+    times, made = timesteps(steps), []
+    for window in tokens.split(config.window, 1):
+        if window.shape[1] < config.window:
+            break
+        noise = torch.randn(1, config.window, *portrait.shape, generator=generator)
+
+        def velocity(x: Tensor, t: float, window: Tensor = window) -> Tensor:
+            at = x.new_full(x.shape[:2], t)
+            return model.denoiser(x, at, window, state, bank.latents, bank.filled)
+
+        motion = sample(velocity, noise, times)
+        bank.write(motion)
+        made.append(model.to_latents(motion, portrait[None])[0])
+    return torch.cat(made)
+
+
+def evaluate_flow(model: AvatarModel, tracks: list[Track], steps: int = 2) -> dict[str, float]:
+    """Generate each clip from its first frame and sound; compare mouth openings by read-out."""
+    rows = []
+    for index, track in enumerate(tracks):
+        true = model.autoencoder.points(track.latents[0]).numpy()
+        other = tracks[(index + 1) % len(tracks)].spoken.mel
+        own = generate(model, track.spoken.mel, track.latents[0, 0], steps=steps)
+        wrong = generate(model, other, track.latents[0, 0], steps=steps)
+        made = mouth_opening(model.autoencoder.points(own).numpy())
+        mixed = mouth_opening(model.autoencoder.points(wrong).numpy())
+        truth = mouth_opening(true)
+        n, m = len(made), min(len(mixed), len(truth))
+        rows.append(
+            (
+                correlation(made, truth[:n]),
+                best_lag(made, truth[:n])[0],
+                correlation(mixed[:m], truth[:m]),
+                made.std() / truth.std(),
+                track.spoken.is_real,
+                track.spoken.is_grid,
+            )
+        )
+    table = np.array(rows, float)
+    real, grid = table[:, 4] > 0, table[:, 5] > 0
+    return {
+        "corr": float(table[:, 0].mean()),
+        "corr_real": float(table[real, 0].mean()) if real.any() else float("nan"),
+        "corr_grid": float(table[grid, 0].mean()) if grid.any() else float("nan"),
+        "lag": float(np.median(table[:, 1])),
+        "corr_shuffled": float(table[:, 2].mean()),
+        "range_ratio": float(np.median(table[:, 3])),
+    }
+
+
+def train_flow(
+    model: AvatarModel,
+    tracks: list[Track],
+    weights: list[float],
+    aside: list[Track],
+    folder: Path,
+    config: LoopConfig,
+    *,
+    batch_size: int = 48,
+) -> AvatarModel:
+    """Train denoiser and audio encoder, or go on, and give the model that was best on `aside`.
+
+    Args:
+        model: with its autoencoder and scales set; the audio encoder pretrained.
+        tracks: of the train split.
+        weights: trust in each track.
+        aside: tracks of the train split that choose when to stop.
+        folder: of the run.
+        config: schedule.
+        batch_size: windows a step.
+    """
+    torch.manual_seed(1)
+    trainer = FlowTrainer(model, FlowLoss())
+    shape = model.denoiser.config
+    source = WindowSource(tracks, weights, shape.window, shape.memory, trainer.weights)
+    run = Run(folder, trainer, config)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        return trainer.loss(model, source.draw(batch_size, run.generator), run.generator)
+
+    best = {"score": -1.0}
+
+    def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, FlowTrainer)
+        judged = with_parts(model, averaged)
+        figures = evaluate_flow(judged, aside)
+        if figures["corr"] > best["score"]:
+            best["score"] = figures["corr"]
+            torch.save(averaged.state_dict(), folder / "best.pt")
+        return figures
+
+    run.train(loss, evaluate)
+    trainer.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    return with_parts(model, trainer)
+
+
+def with_parts(model: AvatarModel, trainer: FlowTrainer) -> AvatarModel:
+    """Give a model like `model` whose denoiser and audio encoder are the trainer's."""
+    out = AvatarModel(model.preset)
+    out.load_state_dict(model.state_dict())
+    out.denoiser.load_state_dict(trainer.denoiser.state_dict())
+    out.audio.load_state_dict(trainer.audio.state_dict())
+    return out.eval()

@@ -1,0 +1,158 @@
+"""What every training run shares: schedule, EMA, checkpoints, a log, a progress bar."""
+
+import json
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from letstalk_rt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Behaviour of a run; the same for all models."""
+
+    steps: int
+    learning_rate: float = 2e-4
+    warm_up: int = 200
+    final_rate: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    save_every_s: float = 240.0
+    report_every: int = 50
+    evaluate_every: int = 1000
+
+
+@dataclass
+class Run:
+    """One resumable training run in a folder.
+
+    A run that is stopped at any moment goes on from its last checkpoint; everything that the
+    next step depends on is in it.
+
+    Attributes:
+        folder: holds `last.pt`, `log.jsonl` and what `evaluate` writes.
+        model: what is trained; its EMA copy is what is used.
+        config: schedule and intervals.
+    """
+
+    folder: Path
+    model: nn.Module
+    config: LoopConfig
+    step: int = 0
+    averaged: nn.Module = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.config.steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {self.config.steps}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.averaged = deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad],
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            betas=(0.9, 0.99),
+        )
+        self.generator = torch.Generator().manual_seed(0)
+        if self.checkpoint.exists():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the newest state lies."""
+        return self.folder / "last.pt"
+
+    def rate(self) -> float:
+        """Give the learning rate of this step: linear warm-up, then half a cosine."""
+        c = self.config
+        warm = min(1.0, (self.step + 1) / c.warm_up)
+        phase = min(1.0, self.step / c.steps)
+        fall = 0.5 * (1 + torch.cos(torch.tensor(phase * torch.pi)).item())
+        return c.learning_rate * warm * (c.final_rate + (1 - c.final_rate) * fall)
+
+    def train(
+        self,
+        loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+        evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    ) -> nn.Module:
+        """Run to the last step and give the averaged model.
+
+        Args:
+            loss: makes a batch for step `n` and gives the loss and named figures.
+            evaluate: judges the averaged model; its figures go to the log.
+        """
+        saved_s, seen = time.monotonic(), {}
+        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=10)
+        while self.step < self.config.steps:
+            seen = self._update(loss)
+            bar.update()
+            if self.step % self.config.report_every == 0:
+                self._log(seen)
+                bar.set_postfix({k: f"{v:.4g}" for k, v in seen.items()})
+            if evaluate and self.step % self.config.evaluate_every == 0:
+                self._log(evaluate(self.averaged, self.step))
+            if time.monotonic() - saved_s > self.config.save_every_s:
+                self.save()
+                saved_s = time.monotonic()
+        bar.close()
+        self.save()
+        return self.averaged
+
+    def _update(self, loss: Callable[[int], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        value, seen = loss(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self._average()
+        self.step += 1
+        return {"loss": float(value.detach()), "norm": float(norm), **seen}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        pairs = zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True)
+        for old, new in pairs:
+            if old.is_floating_point():
+                old.lerp_(new, 1 - decay)
+            else:
+                old.copy_(new)
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        partial = self.checkpoint.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+
+    def _log(self, figures: dict[str, float]) -> None:
+        line = {"step": self.step, "time_s": round(time.time()), **figures}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")

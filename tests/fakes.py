@@ -1,0 +1,126 @@
+"""Stand-ins that make time and the model disappear from tests."""
+
+import asyncio
+import threading
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
+
+FRAME = SAMPLES_PER_FRAME
+HOP = 4 * FRAME
+LOOKAHEAD = 2
+
+
+def portrait(level=0):
+    """A tiny face."""
+    picture = np.full((2, 2, 3), level, np.uint8)
+    return Portrait(canvas=picture, crop=picture, box=(0.0, 0.0, 2.0))
+
+
+def paint(pcm, face=0):
+    """The picture that `FakePipeline` makes of one frame's sound: face, level, level."""
+    level = round(float(pcm.mean()) * 100) + 100
+    return np.broadcast_to(np.array([face, level, level], np.uint8), (2, 2, 3))
+
+
+@dataclass
+class FakeState:
+    face: int
+    seed: int
+    heard: np.ndarray = field(default_factory=lambda: np.zeros(LOOKAHEAD * FRAME, np.float32))
+    interrupts: int = 0
+
+
+class FakePipeline:
+    """Has the interface and the look-ahead of the true one; paints each frame with its sound.
+
+    Args:
+        fail_at: the number of the step that fails; -1 fails where the state is made.
+    """
+
+    fps = 25
+    frames_per_window = 4
+    hop = HOP
+    lookahead_frames = LOOKAHEAD
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+        self.steps = 0
+        self.threads = set()
+        self.states = []
+
+    def init_state(self, portrait, *, seed=0):
+        self._note_call(-1)
+        self.states.append(FakeState(int(portrait.canvas[0, 0, 0]), seed))
+        return self.states[-1]
+
+    def interrupt(self, state):
+        self.threads.add(threading.current_thread())
+        state.interrupts += 1
+        state.heard[:] = 0
+
+    def step(self, pcm, states):
+        self._note_call(self.steps)
+        assert pcm.shape == (len(states), HOP) and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
+        self.steps += 1
+        return np.stack([self._window(*one) for one in zip(pcm, states, strict=True)])
+
+    def _window(self, pcm, state):
+        sound = np.concatenate([state.heard, pcm])
+        state.heard = sound[HOP:]
+        return np.stack([paint(piece, state.face) for piece in sound[:HOP].reshape(4, FRAME)])
+
+    def _note_call(self, number):
+        self.threads.add(threading.current_thread())
+        if number == self.fail_at:
+            raise RuntimeError("CUDA is on fire")
+
+
+class InlineExecutor(Executor):
+    """Runs each call at once, in the caller."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class TimedExecutor(InlineExecutor):
+    """Runs one call after the other; each takes `call_s` of the running loop's time."""
+
+    def __init__(self, call_s):
+        self.call_s = call_s
+        self._free_s = 0.0
+
+    def submit(self, fn, /, *args, **kwargs):
+        loop, future = asyncio.get_running_loop(), Future()
+        self._free_s = max(loop.time(), self._free_s) + self.call_s
+        loop.call_at(self._free_s, self._finish, future, fn, args, kwargs)
+        return future
+
+    def _finish(self, future, fn, args, kwargs):
+        if future.set_running_or_notify_cancel():
+            done = super().submit(fn, *args, **kwargs)
+            if error := done.exception():
+                future.set_exception(error)
+            else:
+                future.set_result(done.result())
+
+
+class FakeClock:
+    """A clock that moves only when someone sleeps."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+    async def sleep(self, delay_s):
+        self.now_s += delay_s

@@ -1,0 +1,117 @@
+"""The benchmark measures what it says, and its last line can be read by a machine."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from faces import SkinFinder, draw
+
+from letstalk_rt.metrics import NoClock, StageClock, Stages
+from letstalk_rt.portrait import Compositor
+from letstalk_rt.types import Portrait
+
+BENCH = Path(__file__).parents[1] / "benchmarks" / "bench_stages.py"
+
+
+class Still:
+    """A model that always shows grey, and notes how it was called."""
+
+    fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
+    batches: list[tuple[int, ...]] = []
+
+    def __init__(self) -> None:
+        self.finder = SkinFinder()
+
+    @classmethod
+    def load(cls, **options: Any) -> "Still":
+        cls.batches = []
+        return cls()
+
+    def init_state(self, portrait: Portrait, *, seed: int = 0) -> Compositor:
+        return Compositor(portrait)
+
+    def step(self, pcm: np.ndarray, states: Sequence[Compositor], *, clock: Stages) -> np.ndarray:
+        assert pcm.dtype == np.float32
+        self.batches.append(pcm.shape)
+        with clock.stage("decode"):
+            faces = np.full((4, 256, 256, 3), 90, np.uint8)
+        with clock.stage("composite"):
+            return np.stack([state.compose(faces) for state in states])
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    model = ModuleType("letstalk_rt.pipeline")
+    model.AvatarPipeline = Still  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "letstalk_rt.pipeline", model)
+    spec = importlib.util.spec_from_file_location("bench_stages", BENCH)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("json_only", [True, False])
+def test_card_first_and_json_last(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, json_only: bool
+) -> None:
+    path = tmp_path / "face.png"
+    draw(300, 300, [(150, 150, 150)]).save(path)
+    words = ["--portrait", str(path), "--seconds", "0.05", "--sessions", "2", "--size", "256"]
+    bench.main(words + ["--json"] * json_only)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert (len(lines) == 1) == json_only
+    assert json_only or lines[0].split() == ["preset", "tiny"]
+    result = json.loads(lines[-1])
+    assert {"preset", "device", "dtype", "threads", "fps", "rtf"} <= set(result)
+    assert set(result["window_ms"]) == {"p50", "p95", "p99"}
+    assert set(result["stages_ms"]) == {"decode", "composite"}
+    assert result["rtf"] == pytest.approx(result["fps"] / 25, rel=0.01)
+    assert set(Still.batches) == {(2, 2560)}
+    assert len(Still.batches) == result["windows"] + bench.WARM_UP_WINDOWS
+
+
+def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: ModuleType) -> None:
+    class Time:
+        now = 0.0
+
+        def __call__(self) -> float:
+            return self.now
+
+    time = Time()
+
+    class Slow(Still):
+        def step(self, pcm: np.ndarray, states: Any, *, clock: Stages) -> np.ndarray:
+            self.batches.append(pcm.shape)
+            time.now += 9.0 if len(self.batches) <= bench.WARM_UP_WINDOWS else 0.1
+            return np.zeros(0)
+
+    pipeline, clock = Slow.load(), StageClock()
+    windows_ms = bench.measure(pipeline, [None] * 3, 0.95, clock, time)
+    result = bench.report(pipeline, windows_ms, clock)
+    assert windows_ms == pytest.approx([100] * 10)
+    assert (result["fps"], result["rtf"], result["missed"]) == (40, 1.6, 0)
+
+
+def test_a_stage_waits_for_the_device_before_and_after() -> None:
+    calls: list[str] = []
+    clock = StageClock(lambda: calls.append("synchronize"))
+    for _ in range(2):
+        with clock.stage("decode"):
+            calls.append("work")
+    assert calls == ["synchronize", "work", "synchronize"] * 2
+    assert list(clock.stages_ms()) == ["decode"]
+    clock.reset()
+    assert clock.stages_ms() == {}
+
+
+def test_without_a_clock_a_step_runs_the_same() -> None:
+    clock = NoClock()
+    with clock.stage("audio"), clock.stage("decode"):
+        pass

@@ -1,0 +1,51 @@
+"""What the README shows, runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from faces import LoudIsBright, draw
+
+from letstalk_rt.cli import FORWARDED
+from letstalk_rt.sinks.file import write_video
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_lines_of_python_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ModuleType("letstalk_rt.pipeline")
+    model.AvatarPipeline = LoudIsBright  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "letstalk_rt.pipeline", model)
+    monkeypatch.chdir(tmp_path)
+    draw(300, 300, [(150, 150, 150)]).save("portrait.jpg")
+    write_video("speech.mkv", [], np.full(16_000, 0.1, np.float32), 16_000)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code.replace("speech.wav", "speech.mkv"), "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 25 and lines[0] == "0 (512, 512, 3) (640,)"
+
+
+def test_the_commands_exist() -> None:
+    shown = set(re.findall(r"^letstalk (\w+)", README, re.MULTILINE))
+    assert shown <= {"render", *FORWARDED}
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+
+
+def test_the_files_it_names_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links and all((Path(__file__).parents[1] / link).exists() for link in links)
+
+
+def test_render_help_names_every_option() -> None:
+    words = [sys.executable, "-m", "letstalk_rt.cli", "render", "--help"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    for option in ("--size", "--seed", "--preset", "--device", "--steps", "--fps", "--output"):
+        assert option in shown

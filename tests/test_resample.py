@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+
+from letstalk_rt.audio.resample import Resampler, check_pcm, check_rate, to_mono
+from letstalk_rt.errors import AudioFormatError
+
+RATES = [8_000, 16_000, 22_050, 24_000, 44_100, 48_000, 192_000]
+
+
+def tone(rate, seconds=1.0, hz=440.0):
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+
+
+def noise(rate, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, rate // 2).astype(np.float32)
+
+
+def stream(resampler, pieces):
+    return np.concatenate([*(resampler.push(piece) for piece in pieces), resampler.flush()])
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_tone_keeps_its_pitch_place_and_strength(rate):
+    out = stream(Resampler(rate), [tone(rate)])
+    assert out.dtype == np.float32
+    assert abs(out.size - 16_000) <= 2
+    middle = slice(1000, 15_000)
+    two_samples = 2 * 0.5 * 2 * np.pi * 440 / 16_000  # the engine shifts by 0.1 ms
+    np.testing.assert_allclose(out[middle], tone(16_000)[middle], atol=two_samples)
+    assert np.sqrt((out[middle] ** 2).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("rate", [24_000, 44_100, 48_000])
+def test_what_16_khz_cannot_carry_is_removed(rate):
+    out = stream(Resampler(rate), [tone(rate, hz=10_000)])
+    assert np.abs(out[1000:15_000]).max() < 1e-4
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("size", [1, 160, 999], ids=lambda size: f"by{size}")
+def test_pieces_equal_whole(rate, size):
+    x = noise(rate)[:8000]
+    pieces = np.split(x, range(size, x.size, size))
+    np.testing.assert_array_equal(stream(Resampler(rate), pieces), stream(Resampler(rate), [x]))
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_future_does_not_change_the_past(rate):
+    x, later = noise(rate), noise(rate)
+    later[x.size // 2 :] = 0.25
+    past = Resampler(rate).push(x[: x.size // 2]).size
+    assert past > 0
+    np.testing.assert_array_equal(
+        Resampler(rate).push(later)[:past], Resampler(rate).push(x)[:past]
+    )
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("end", [Resampler.reset, Resampler.flush], ids=["reset", "flush"])
+def test_reset_equals_new(rate, end):
+    used = Resampler(rate)
+    used.push(noise(rate, seed=1))
+    end(used)
+    np.testing.assert_array_equal(
+        stream(used, [noise(rate)]), stream(Resampler(rate), [noise(rate)])
+    )
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_sessions_do_not_mix(rate):
+    one, other, out = Resampler(rate), Resampler(rate), []
+    for piece in np.split(noise(rate), 5):
+        out.append(one.push(piece))
+        other.push(piece[::-1].copy())
+    np.testing.assert_array_equal(
+        np.concatenate([*out, one.flush()]), stream(Resampler(rate), [noise(rate)])
+    )
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_delay_is_short_and_steady(rate):
+    resampler, given = Resampler(rate), 0
+    held = []
+    for piece in np.split(tone(rate), 50):
+        given += resampler.push(piece).size
+        held.append((len(held) + 1) * 320 - given)
+    assert max(held[5:]) - min(held[5:]) <= 2
+    assert max(held[5:]) <= 480 + 2, "30 ms"
+
+
+def test_no_sample_is_lost_or_won_in_a_long_call():
+    resampler, given = Resampler(44_100), 0
+    for _ in range(600):
+        given += resampler.push(np.zeros(44_100, np.float32)).size
+    assert given + resampler.flush().size == pytest.approx(600 * 16_000, abs=2)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_an_empty_piece_changes_nothing(rate):
+    x = noise(rate)
+    empty = np.zeros(0, np.float32)
+    resampler = Resampler(rate)
+    assert resampler.push(empty).size == 0
+    out = stream(resampler, [x[:1000], empty, np.zeros((0, 2), np.int16), x[1000:]])
+    np.testing.assert_array_equal(out, stream(Resampler(rate), [x]))
+
+
+def test_int16_fills_the_range():
+    pcm = np.array([-32768, 0, 16384, 32767], np.int16)
+    np.testing.assert_allclose(Resampler(16_000).push(pcm), [-1, 0, 0.5, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, scale", [(np.float32, 1.0), (np.int16, 32768)])
+def test_channels_are_averaged(dtype, scale):
+    pcm = (np.array([[0.5, -0.25], [0.25, 0.25]]) * scale).astype(dtype)
+    np.testing.assert_allclose(to_mono(pcm), [0.125, 0.25])
+    np.testing.assert_allclose(to_mono(pcm[:, :1]), [0.5, 0.25])
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_what_is_too_loud_is_clipped(rate):
+    loud = np.sign(tone(rate)) * np.float32(3)
+    out = stream(Resampler(rate), [loud])
+    assert np.abs(out).max() == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(480,), (480, 2)], ids=["mono", "stereo"])
+def test_values_that_are_not_finite_are_refused_and_leave_the_stream_as_it_was(bad, shape):
+    x = noise(48_000)
+    resampler = Resampler(48_000)
+    first = resampler.push(x[:1000])
+    broken = np.zeros(shape, np.float32)
+    broken[7] = bad
+    with pytest.raises(AudioFormatError, match="NaN or infinity"):
+        resampler.push(broken)
+    out = np.concatenate([first, stream(resampler, [x[1000:]])])
+    np.testing.assert_array_equal(out, stream(Resampler(48_000), [x]))
+
+
+def test_opposite_infinities_do_not_cancel():
+    with pytest.raises(AudioFormatError, match="NaN or infinity"):
+        check_pcm(np.array([np.inf, -np.inf], np.float32))
+
+
+def test_large_finite_values_are_not_taken_for_infinity():
+    check_pcm(np.full(10, 3e38, np.float32))
+
+
+@pytest.mark.parametrize(
+    "pcm, message",
+    [
+        (b"\0\0", "np.frombuffer"),
+        ([0.0], "numpy array"),
+        (np.zeros(4), "float64"),
+        (np.zeros(4, np.int32), "int32"),
+        (np.zeros((2, 480), np.float32), "transpose"),
+        (np.zeros((480, 0), np.float32), r"\(480, 0\)"),
+        (np.zeros((1, 480, 1), np.float32), "must be"),
+        (np.zeros((), np.float32), "must be"),
+    ],
+)
+def test_other_audio_is_refused_with_what_was_expected(pcm, message):
+    with pytest.raises(AudioFormatError, match=message):
+        check_pcm(pcm)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 192_000, np.int64(48_000)])
+def test_rates_of_live_audio_are_taken(rate):
+    check_rate(rate)
+
+
+@pytest.mark.parametrize(
+    "rate", [0, -16_000, 7_900, 22_050, 192_100, 16_000.0, "16000", None, True, float("nan")]
+)
+def test_other_rates_are_refused_with_the_range(rate):
+    with pytest.raises(AudioFormatError, match="8000 to 192000"):
+        check_rate(rate)
+
+
+@pytest.mark.parametrize("rate", [7_999, 192_001, 44_100.5])
+def test_a_resampler_refuses_rates_out_of_range(rate):
+    with pytest.raises(AudioFormatError, match="8000 to 192000"):
+        Resampler(rate)

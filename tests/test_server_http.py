@@ -1,0 +1,213 @@
+"""The HTTP side: pages and pictures, and every refusal as a problem document in clear words."""
+
+import io
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+from server_fakes import BACKDROPS, Painter, Peer, portrait_jpeg, serving
+
+from letstalk_server.settings import Settings
+
+
+def picture_bytes(array, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def problem(response, status, code):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document["code"] == code and document["status"] == status
+    assert document["type"].endswith(code) and document["title"] and len(document["detail"]) > 10
+    return document["detail"]
+
+
+async def test_the_page_is_served_whole_and_from_here_only():
+    async with serving() as (_, client):
+        page = await client.get("/")
+        assert page.status_code == 200 and "AI generated" in page.text
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "unsafe" not in policy
+        for name in ("app.js", "style.css", "icon.svg"):
+            answer = await client.get(f"/static/{name}")
+            assert answer.status_code == 200
+            assert "https://" not in answer.text and "@import" not in answer.text
+        assert "//" not in page.text.replace("<!", "")
+
+
+async def test_health_tells_how_many_places_are_taken():
+    async with serving(Settings(max_sessions=3)) as (_, client):
+        answer = (await client.get("/healthz")).json()
+        assert answer == {"status": "ok", "sessions": 0, "max_sessions": 3}
+
+
+async def test_default_avatars_come_with_their_pictures():
+    async with serving() as (_, client):
+        avatars = (await client.get("/v1/avatars")).json()["avatars"]
+        assert [avatar["name"] for avatar in avatars] == list(BACKDROPS)
+        for avatar in avatars:
+            still = await client.get("/" + avatar["still"])
+            image = Image.open(io.BytesIO(still.content))
+            assert still.headers["content-type"] == "image/jpeg"
+            assert image.size == (avatar["width"], avatar["height"])
+            assert np.abs(np.array(image)[9, 9].astype(int) - BACKDROPS[avatar["name"]]).max() < 12
+            thumbnail = await client.get("/" + avatar["thumbnail"])
+            assert max(Image.open(io.BytesIO(thumbnail.content)).size) <= 192
+
+
+async def test_an_uploaded_portrait_is_framed_and_can_be_seen():
+    async with serving() as (_, client):
+        answer = await client.post("/v1/portraits", content=portrait_jpeg((10, 90, 30)))
+        assert answer.status_code == 201
+        body = answer.json()
+        still = await client.get("/" + body["still"])
+        image = np.array(Image.open(io.BytesIO(still.content)))
+        assert image.shape[:2] == (body["height"], body["width"])
+        assert np.abs(image[9, 9].astype(int) - (10, 90, 30)).max() < 12
+
+
+WHOLE = portrait_jpeg()
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"", 422, "not-an-image"),
+        (b"hello, I am a text", 422, "not-an-image"),
+        (b"GIF89a", 422, "not-an-image"),
+        (WHOLE[: len(WHOLE) // 2], 422, "image-damaged"),
+        (picture_bytes(np.full((200, 200, 3), 128, np.uint8)), 422, "no-face"),
+        (picture_bytes(np.full((8, 8, 3), 128, np.uint8)), 422, "bad-portrait"),
+        (b"\xff" * 60_001, 413, "too-large"),
+    ],
+    ids=["empty", "text", "stump", "truncated", "no-face", "tiny", "too-large"],
+)
+async def test_bad_portraits_are_refused_in_words(data, status, code):
+    async with serving(Settings(max_upload_bytes=60_000)) as (_, client):
+        detail = problem(await client.post("/v1/portraits", content=data), status, code)
+        assert "Traceback" not in detail and "/tmp" not in detail
+        after = await client.post("/v1/portraits", content=portrait_jpeg())
+        assert after.status_code == 201, "the next one is welcome"
+
+
+async def test_only_the_latest_portraits_are_kept():
+    async with serving(Settings(max_portraits=2)) as (_, client):
+        bodies = [
+            (await client.post("/v1/portraits", content=portrait_jpeg((20 * i, 90, 30)))).json()
+            for i in range(3)
+        ]
+        problem(await client.get("/" + bodies[0]["still"]), 404, "unknown-portrait")
+        assert (await client.get("/" + bodies[2]["still"])).status_code == 200
+
+
+async def valid_offer():
+    peer = Peer()
+    offer = await peer.offer()
+    await peer.close()
+    return offer
+
+
+def without(offer, start):
+    kept = [line for line in offer["sdp"].split("\r\n") if not line.startswith(start)]
+    return offer | {"sdp": "\r\n".join(kept)}
+
+
+def replaced(offer, old, new):
+    assert old in offer["sdp"]
+    return offer | {"sdp": offer["sdp"].replace(old, new)}
+
+
+async def hostile_offers():
+    offer = await valid_offer()
+    sdp = offer["sdp"]
+    yield offer | {"sdp": ""}
+    yield offer | {"sdp": "\x00\xff" * 100}
+    yield offer | {"sdp": "v=0\r\n" + "a=x\r\n" * 14_000}
+    yield offer | {"sdp": sdp[: len(sdp) // 2]}
+    yield offer | {"sdp": sdp + sdp[sdp.index("m=video") :]}
+    yield offer | {"sdp": sdp + "a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n" * 100}
+    yield without(offer, "a=ice-ufrag")
+    yield without(offer, "a=fingerprint")
+    yield without(offer, "a=rtcp-mux")
+    yield replaced(offer, "VP8", "XX8") | {"avatar": "amber"}
+    yield replaced(offer, "opus/48000", "nopus/48000")
+    yield replaced(offer, "UDP/TLS/RTP/SAVPF", "RTP/AVP\u2028")
+    yield replaced(offer, "m=video ", "m=video -1e9 ")
+    yield replaced(offer, "a=group:BUNDLE 0", "a=group:BUNDLE 77")
+
+
+async def test_hostile_offers_are_refused_and_take_no_place(caplog):
+    caplog.set_level(logging.DEBUG, logger="letstalk_server")
+    async with serving(Settings(max_sessions=1, connect_timeout_s=0.1)) as (app, client):
+        count = 0
+        async for offer in hostile_offers():
+            answer = await client.post("/v1/offer", json=offer)
+            if answer.status_code != 201:  # a few are harmless: what is negotiated is enough
+                problem(answer, 400, "bad-offer")
+                count += 1
+            await app.state.sessions.aclose()
+            assert len(app.state.sessions) == 0
+        assert count >= 9
+    assert "ufrag" not in caplog.text and "candidate" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({}, 400, "bad-request"),
+        ({"type": "answer", "sdp": "v=0"}, 400, "bad-request"),
+        ({"type": "offer", "sdp": 5}, 400, "bad-request"),
+        ({"type": "offer", "sdp": "v=0", "avatar": {}}, 400, "bad-request"),
+        ({"type": "offer", "sdp": "v=0", "avatar": "../secret"}, 404, "unknown-avatar"),
+        ({"type": "offer", "sdp": "v=0", "portrait": "amber"}, 404, "unknown-portrait"),
+    ],
+)
+async def test_offers_must_be_complete(fields, status, code):
+    async with serving() as (_, client):
+        problem(await client.post("/v1/offer", json=fields), status, code)
+
+
+async def test_bodies_must_be_json_objects():
+    async with serving() as (_, client):
+        as_json = {"content-type": "application/json"}
+        for body in ("[]", "{", "[" * 50_000, "\x00"):
+            answer = await client.post("/v1/offer", content=body, headers=as_json)
+            problem(answer, 400, "bad-request")
+        body = json.dumps({"type": "offer", "sdp": "v=0"})
+        answer = await client.post(
+            "/v1/offer", content=body, headers={"content-type": "text/plain"}
+        )
+        problem(answer, 400, "bad-request")
+        answer = await client.post("/v1/offer", content="x" * 200_000, headers=as_json)
+        problem(answer, 413, "too-large")
+
+
+async def test_other_sites_are_refused():
+    async with serving() as (_, client):
+        for origin, status in (("http://evil.example", 403), ("null", 403), ("http://server", 201)):
+            answer = await client.post(
+                "/v1/portraits", content=portrait_jpeg(), headers={"origin": origin}
+            )
+            assert answer.status_code == status
+
+
+async def test_unknown_addresses_and_methods_are_problems_too():
+    async with serving() as (_, client):
+        problem(await client.get("/nowhere"), 404, "not-found")
+        problem(await client.get("/static/../app.py"), 404, "not-found")
+        problem(await client.get("/v1/offer"), 405, "method-not-allowed")
+        problem(await client.delete("/v1/sessions/none"), 404, "not-found")
+        problem(await client.get("/v1/avatars/amber/secret.txt"), 404, "not-found")
+
+
+async def test_a_bug_says_nothing_of_itself():
+    pipeline = Painter()
+    async with serving(pipeline=pipeline) as (_, client):
+        pipeline.finder = None
+        answer = await client.post("/v1/portraits", content=portrait_jpeg())
+        assert "NoneType" not in problem(answer, 500, "internal")

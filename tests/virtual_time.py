@@ -1,0 +1,49 @@
+"""An event loop whose time jumps to the next timer, so that minutes pass in no time.
+
+Only for scenes without threads: a loop that waits for a thread has nothing to jump to.
+"""
+
+import asyncio
+import selectors
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Never blocks: moves the clock instead."""
+
+    now_s = 0.0
+
+    def select(self, timeout=None):
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "every task waits for something that cannot come"
+            self.now_s += max(0.0, timeout)
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    def __init__(self):
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self):
+        return self._jumping.now_s
+
+
+def _run(body, loop_factory, limit_s):
+    async def guarded():
+        async with asyncio.timeout(limit_s):
+            await body
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "a task is left"
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(guarded())
+
+
+def run(body, limit_s=600):
+    """Run a test in virtual time; fail it if it hangs or leaves a task behind."""
+    _run(body, VirtualTimeLoop, limit_s)
+
+
+def run_real(body, limit_s=20):
+    """Run a test that uses threads; fail it if it hangs or leaves a task behind."""
+    _run(body, None, limit_s)
