@@ -56,6 +56,7 @@ class SessionState:
     size: tuple[int, int]
     seed: int
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Become as new: nothing heard, the face at rest in its portrait."""
         self.audio.reset()
@@ -140,8 +141,8 @@ class AvatarPipeline:
         crop = portrait.crop
         if crop.shape != (PICTURE_SIZE, PICTURE_SIZE, 3) or crop.dtype != np.uint8:
             raise PortraitError(
-                f"the face crop must be ({PICTURE_SIZE}, {PICTURE_SIZE}, 3) uint8, got {crop.shape} "
-                f"{crop.dtype}; make it with prepare_portrait"
+                f"the face crop must be ({PICTURE_SIZE}, {PICTURE_SIZE}, 3) uint8, "
+                f"got {crop.shape} {crop.dtype}; make it with prepare_portrait"
             )
         picture = torch.from_numpy(crop.copy()).to(self.device).permute(2, 0, 1)[None]
         model = self.model
@@ -195,6 +196,7 @@ class AvatarPipeline:
             shown = [s.compositor.compose(p) for s, p in zip(states, pictures, strict=True)]
             return np.stack(shown)
 
+    @torch.inference_mode()
     def interrupt(self, state: SessionState) -> None:
         """Forget the speech heard so far; the face stays where it is and comes to rest."""
         state.audio.reset()
@@ -210,7 +212,10 @@ class AvatarPipeline:
 
         def velocity(x: Tensor, t: float) -> Tensor:
             at = x.new_full(x.shape[:2], t)
-            return self.model.denoiser(x, at, tokens, portrait, memory.latents, memory.filled)
+            out: Tensor = self.model.denoiser(
+                x, at, tokens, portrait, memory.latents, memory.filled
+            )
+            return out
 
         motion = sample(velocity, noise.to(self.device), self._times)
         memory.write(motion)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -37,9 +38,22 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) -> int:
-    """Serve until interrupted. Prints one line, the address, once the page can be opened."""
+    """Serve until interrupted. Prints one line, the address, once the page can be opened.
+
+    Raises:
+        LetsTalkError: the model could not be loaded.
+    """
+    failures: list[LetsTalkError] = []
+
+    def load_or_note(settings: Settings) -> Model:
+        try:
+            return load(settings)
+        except LetsTalkError as error:
+            failures.append(error)
+            raise
+
     config = uvicorn.Config(
-        create_app(settings, load),
+        create_app(settings, load_or_note),
         host=settings.host,
         port=settings.port,
         ssl_certfile=settings.tls_cert,
@@ -48,9 +62,14 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
         access_log=False,  # it holds addresses
         server_header=False,
     )
+    # The one line of `main` says more than uvicorn's traceback of the same error.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not failures)
     server = _Server(config, settings)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has closed everything by then
+    # Both come when uvicorn has closed everything: after Ctrl-C, and when the start failed.
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.run()
+    if failures:
+        raise failures[0]
     return 0 if server.started else 1
 
 

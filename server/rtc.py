@@ -7,6 +7,7 @@ from aiortc import (
     RTCConfiguration,
     RTCIceServer,
     RTCPeerConnection,
+    RTCRtpCodecCapability,
     RTCRtpSender,
     RTCSessionDescription,
 )
@@ -96,6 +97,10 @@ def clean_offer(sdp: str) -> str:
             "The offer must have one video section, at most one audio section and at most one "
             "data channel section.",
         )
+    mids = {line[6:].strip() for line in lines if line.startswith("a=mid:")}
+    bundles = [line.split()[1:] for line in lines if line.startswith("a=group:BUNDLE")]
+    if any(mid not in mids for bundle in bundles for mid in bundle):
+        raise Problem(problems.BAD_OFFER, "The offer bundles a section that it does not have.")
     if sum(line.startswith("a=candidate:") for line in lines) > MAX_CANDIDATES:
         raise Problem(problems.BAD_OFFER, f"The offer has more than {MAX_CANDIDATES} candidates.")
     return "\r\n".join(line for line in lines if not _SLOW_LINE.match(line))
@@ -104,6 +109,6 @@ def clean_offer(sdp: str) -> str:
 _SLOW_LINE = re.compile(r"a=candidate:\S+ \d+ \S+ \d+ \S+\.local |a=end-of-candidates")
 
 
-def _codecs(kind: str, *names: str) -> list:
+def _codecs(kind: str, *names: str) -> list[RTCRtpCodecCapability]:
     known = RTCRtpSender.getCapabilities(kind).codecs
     return [codec for name in names for codec in known if codec.mimeType.lower() == name]

@@ -136,6 +136,7 @@ class Microphone:
             if self._heard.full():
                 self._heard.get_nowait()
                 self.dropped += 1
+            assert isinstance(frame, av.AudioFrame), type(frame)
             self._heard.put_nowait(to_mono(frame))
 
     async def take(self) -> np.ndarray:
@@ -145,7 +146,8 @@ class Microphone:
 
 def to_int16(pcm: np.ndarray) -> np.ndarray:
     """Turn float32 in [-1, 1] into int16; what is beyond is clipped."""
-    return (np.clip(pcm, -1.0, 1.0) * 32_767).astype(np.int16)
+    scaled: np.ndarray = (np.clip(pcm, -1.0, 1.0) * 32_767).astype(np.int16)
+    return scaled
 
 
 def to_mono(frame: av.AudioFrame) -> np.ndarray:

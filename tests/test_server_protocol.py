@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from letstalk_rt.errors import ConfigError
-from letstalk_server import protocol
-from letstalk_server.main import parse
+from letstalk_rt.errors import ConfigError, WeightsError
+from letstalk_server import main, protocol
+from letstalk_server.main import parse, serve
 from letstalk_server.settings import IceServer, Settings
 
 
@@ -76,3 +76,14 @@ def test_settings_come_from_the_command_line_then_the_environment(monkeypatch):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError):
         Settings(**wrong)
+
+
+def test_a_model_that_cannot_be_loaded_is_one_clear_line(capsys, monkeypatch):
+    def load(settings):
+        raise WeightsError("the weights are damaged; install the package again")
+
+    monkeypatch.setattr(main, "serve", lambda settings: serve(settings, load))
+    assert main.main(["--port", "0"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "error: the weights are damaged; install the package again\n"
+    assert shown.out == ""

@@ -39,7 +39,8 @@ class AudioState:
 
     def reset(self) -> None:
         """Forget the past, as if nothing had been heard."""
-        for part in (self.mel, self.stem, *self.layers):
+        self.mel.reset()
+        for part in (self.stem, *self.layers):
             part.reset()
 
 

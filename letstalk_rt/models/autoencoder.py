@@ -186,7 +186,7 @@ class Encoder(nn.Module):
         self.write_points = nn.Linear(2 * NUM_POINTS, LATENT_SIZE, bias=False)
 
     def forward(self, x: Tensor, mean_points: Tensor) -> tuple[Tensor, Tensor]:
-        """Map `(B, 3, 256, 256)` in [-1, 1] to latents `(B, 16, 4, 4)` and heat `(B, L, 32, 32)`."""
+        """Map `(B, 3, 256, 256)` in [-1, 1] to latents `(B, 16, 4, 4)`, heat `(B, L, 32, 32)`."""
         at32 = self.at32(self.at64(self.stem(F.pixel_unshuffle(x, 4))))
         at16 = self.at16(at32)
         at8 = self.at8(at16)
@@ -237,7 +237,9 @@ class Decoder(nn.Module):
         w16, w32, w64 = config.decoder
         r16, r32, r64 = config.reference
         self.style = nn.Sequential(
-            nn.Linear(2 * LATENT_SIZE, config.style), nn.SiLU(), nn.Linear(config.style, config.style)
+            nn.Linear(2 * LATENT_SIZE, config.style),
+            nn.SiLU(),
+            nn.Linear(config.style, config.style),
         )
         self.spread = nn.Conv2d(2 * LATENT_SHAPE[0], w16, 3, padding=1)
         self.mix = nn.ModuleList(
@@ -272,7 +274,7 @@ class Decoder(nn.Module):
             seen = warp(portrait.features[level].float(), flow).to(x.dtype)
             parts = [x, seen] if size < 64 else [x, seen, 10 * flow.to(x.dtype)]
             x = self.mix[level](torch.cat(parts, 1))
-            for block in self.blocks[level]:
+            for block in self.blocks[level]:  # type: ignore[attr-defined]
                 x = block(x, style)
             if level < 2:
                 x = self.ups[level](x)

@@ -74,7 +74,7 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
 
 
 def _read(path: Path, preset: str) -> dict[str, Tensor]:
-    if not path.exists():
+    if not path.is_file():
         raise WeightsError(f"no weights at {path.name}; make them with `letstalk train`")
     expected = checksum_file(path)
     if expected.exists() and expected.read_text().strip() != _digest(path):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 MAX_NOISE = 0.147
-"""Rectified-flow time that equals t = 49 of 1000 of DDPM's linear schedule: .170 / (.985 + .170)."""
+"""Rectified-flow time that equals t = 49 of 1000 of DDPM's linear schedule:
+sigma / (alpha + sigma) = .170 / (.985 + .170)."""
 
 DROP = 0.25
 
@@ -80,8 +81,8 @@ def regularize(
     1000 and 25 % patch drop).
     """
     batch, _, _, height, width = latents.shape
-    options = {"device": latents.device, "generator": generator}
-    time = torch.rand(batch, 1, 1, 1, 1, **options) * max_noise  # type: ignore[call-overload]
-    noise = torch.randn(latents.shape, **options)  # type: ignore[call-overload]
-    kept = torch.rand(batch, 1, 1, height, width, **options) >= drop  # type: ignore[call-overload]
+    device = latents.device
+    time = torch.rand(batch, 1, 1, 1, 1, generator=generator, device=device) * max_noise
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    kept = torch.rand(batch, 1, 1, height, width, generator=generator, device=device) >= drop
     return ((1 - time) * latents + time * noise) * kept

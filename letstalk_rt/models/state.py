@@ -48,4 +48,5 @@ def _join(states: Sequence[Any]) -> Any:
         return type(first)(_join(column) for column in zip(*states, strict=True))
     assert is_dataclass(first), type(first)
     parts = {f.name: _join([getattr(s, f.name) for s in states]) for f in fields(first)}
-    return type(first)(**parts)
+    kind: Any = type(first)
+    return kind(**parts)

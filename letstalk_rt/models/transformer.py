@@ -88,7 +88,13 @@ class Block(nn.Module):
         return tokens + gate[:, None] * mixed, state
 
     def forward(
-        self, both: Tensor, slots: int, mask: Tensor, tokens: Tensor, c: Tensor, portrait: LinearState
+        self,
+        both: Tensor,
+        slots: int,
+        mask: Tensor,
+        tokens: Tensor,
+        c: Tensor,
+        portrait: LinearState,
     ) -> Tensor:
         """Move `(B, slots + N, P, D)`, memory first, one block on.
 
@@ -190,7 +196,9 @@ class Denoiser(nn.Module):
 def _reading_mask(filled: Tensor, frames: int) -> Tensor:
     """Give `(B, T, T)` bool: memory reads filled memory, the window reads that and itself."""
     batch, slots = filled.shape
-    mask = torch.zeros(batch, slots + frames, slots + frames, dtype=torch.bool, device=filled.device)
+    mask = torch.zeros(
+        batch, slots + frames, slots + frames, dtype=torch.bool, device=filled.device
+    )
     mask[:, :, :slots] = filled[:, None]
     mask[:, slots:, slots:] = True
     return mask

@@ -183,7 +183,9 @@ function show(state, words) {
   page.dataset.state = state;
   $("status").textContent = words;
   $("talk").disabled = state === "error" || opening;
-  if (state !== "live") $("interrupt").disabled = true;
+  if (state === "live") return;
+  $("interrupt").disabled = true;
+  delete page.dataset.video; // the still picture stands in, or the ended stream would show black
 }
 
 function play() {

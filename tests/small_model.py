@@ -1,0 +1,64 @@
+"""A small avatar model with random weights, none of them zero: the real code, quick."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from letstalk_rt.audio.encoder import AudioEncoderConfig
+from letstalk_rt.models.autoencoder import AutoencoderConfig
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.presets import Preset
+from letstalk_rt.models.transformer import DenoiserConfig
+from letstalk_rt.types import Portrait
+
+AUDIO = AudioEncoderConfig(width=16, token_width=8, dilations=(1, 2, 4), dropout=0.1)
+AUTOENCODER = AutoencoderConfig(
+    encoder=(8, 8, 16, 16, 16), reference=(8, 8, 8), decoder=(16, 16, 16), style=16
+)
+DENOISER = DenoiserConfig(
+    channels=16,
+    side=4,
+    width=32,
+    depth=2,
+    ffn_ratio=2.0,
+    audio_tokens=4,
+    audio_width=8,
+    window=4,
+    memory=6,
+    dropout=0.1,
+)
+PRESET = Preset("small", AUTOENCODER, AUDIO, DENOISER, steps=2)
+
+
+def stir(module: nn.Module, size: float = 0.05) -> None:
+    """Give parameters that begin as zero random values, so that every part has its say."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.normal_(std=size)
+
+
+def make_model(seed: int = 0) -> AvatarModel:
+    """Make the model, in eval mode."""
+    torch.manual_seed(seed)
+    model = AvatarModel(PRESET)
+    stir(model)
+    return model.eval().requires_grad_(False)
+
+
+def make_portrait(seed: int = 0, size: int = 96) -> Portrait:
+    """Make a portrait of coloured blobs; the face's box reaches beyond a small canvas."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 8, 8)))
+    smooth = nn.functional.interpolate(coarse, (256, 256), mode="bicubic").clamp(0, 255)
+    crop = smooth[0].permute(1, 2, 0).numpy().astype(np.uint8)
+    canvas = rng.integers(0, 256, (size, size + 16, 3), dtype=np.uint8)
+    return Portrait(canvas, crop, (10.0, 8.0, float(size)))
+
+
+def make_speech(seconds: float, seed: int = 0) -> np.ndarray:
+    """Make noise that swells and fades four times a second, `(n,)` float32."""
+    n = round(seconds * 16_000)
+    swell = 0.5 - 0.5 * np.cos(2 * np.pi * 4 * np.arange(n) / 16_000)
+    noise = np.random.default_rng(seed).normal(size=n)
+    return (0.2 * swell * noise).astype(np.float32)
