@@ -16,12 +16,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from letstalk_rt.models.landmark_warp import coarse_flow, warp
-from letstalk_rt.models.landmarks import NUM_POINTS
+from letstalk_rt.models.landmark_warp import coarse_flow, nearness, warp
+from letstalk_rt.models.landmarks import EYES, INNER_LOWER_LIP, INNER_UPPER_LIP, LIPS, NUM_POINTS
 
 PICTURE_SIZE = 256
 LATENT_SHAPE = (16, 4, 4)
 LATENT_SIZE = 16 * 4 * 4
+_SHOWN = (LIPS, INNER_UPPER_LIP, INNER_LOWER_LIP, EYES)
+"""Groups of landmarks that the decoder is shown as maps, so that it knows where to paint."""
+
 LANDMARK_GAIN = 4.0
 """Size at which landmarks begin in the latent: it gives their part about unit variance."""
 
@@ -246,7 +249,7 @@ class Decoder(nn.Module):
             [
                 nn.Conv2d(w16 + r16, w16, 1),
                 nn.Conv2d(w32 + r32, w32, 1),
-                nn.Conv2d(w64 + r64 + 2, w64, 1),
+                nn.Conv2d(w64 + r64 + 2 + len(_SHOWN), w64, 1),
             ]
         )
         self.blocks = nn.ModuleList(
@@ -264,15 +267,20 @@ class Decoder(nn.Module):
         for parameter in self.flow_head.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, latent: Tensor, portrait: PortraitFeatures, coarse: Tensor) -> Decoded:
-        """Decode `(B, C, h, w)` along the coarse flow `(B, 2, 64, 64)`; `points` is left empty."""
+    def forward(
+        self, latent: Tensor, points: Tensor, portrait: PortraitFeatures, coarse: Tensor
+    ) -> Decoded:
+        """Decode `(B, C, h, w)`, whose landmarks are `points`, along the coarse flow."""
         both = torch.cat([latent, portrait.latent], 1).to(self.spread.weight.dtype)
         style = self.style(both.flatten(1))
         x = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
         for level, size in enumerate((16, 32, 64)):
             flow = coarse if size == 64 else F.adaptive_avg_pool2d(coarse, size)
             seen = warp(portrait.features[level].float(), flow).to(x.dtype)
-            parts = [x, seen] if size < 64 else [x, seen, 10 * flow.to(x.dtype)]
+            parts = [x, seen]
+            if size == 64:
+                maps = [nearness(points[:, group], 64, 4.0) for group in _SHOWN]
+                parts.append(torch.cat([10 * flow, *maps], 1).to(x.dtype))
             x = self.mix[level](torch.cat(parts, 1))
             for block in self.blocks[level]:  # type: ignore[attr-defined]
                 x = block(x, style)
@@ -282,10 +290,10 @@ class Decoder(nn.Module):
         warped = warp(portrait.picture.float(), flow)
         out = self.paint(torch.cat([x, F.pixel_unshuffle(warped, 4).to(x.dtype)], 1)).float()
         out = F.pixel_shuffle(out, 4)
-        mask = torch.sigmoid(out[:, :1] - 2)
+        mask = torch.sigmoid(out[:, :1])
         painted = warped + out[:, 1:]
         picture = warped + mask * out[:, 1:]
-        return Decoded(picture, warped, mask, painted, flow, picture.new_empty(0))
+        return Decoded(picture, warped, mask, painted, flow, points)
 
 
 class ReferenceAutoencoder(nn.Module):
@@ -360,9 +368,7 @@ class ReferenceAutoencoder(nn.Module):
         if coarse is None:
             with torch.autocast(latents.device.type, enabled=False):
                 coarse = coarse_flow(portrait.points.float(), points)
-        decoded = self.decoder(latents, portrait, coarse)
-        decoded.points = points
-        return decoded
+        return self.decoder(latents, points, portrait, coarse)
 
     def decode(self, latents: Tensor, portrait: PortraitFeatures) -> Tensor:
         """Decode `(B, T, 16, 4, 4)` to `(B, T, 3, 256, 256)` in [-1, 1], one portrait per item."""

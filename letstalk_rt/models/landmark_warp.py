@@ -50,6 +50,17 @@ def coarse_flow(
     return total[:, :2] / (total[:, 2:] + _REST)
 
 
+def nearness(points: Tensor, size: int, width_px: float) -> Tensor:
+    """Give a soft map `(B, 1, size, size)` that is 1 near points `(B, L, 2)` and 0 far from them.
+
+    `width_px` is of a 256x256 picture.
+    """
+    axis = (torch.arange(size, device=points.device) + 0.5) / size * 2 - 1
+    distance_px = (axis - points[..., None]) * 128
+    columns, rows = torch.exp(-(distance_px**2) / (2 * width_px**2)).unbind(2)
+    return (rows.transpose(1, 2) @ columns).clamp(max=1)[:, None]
+
+
 def warp(picture: Tensor, flow: Tensor) -> Tensor:
     """Read `picture`, `(B, C, H, W)`, at the identity grid plus `flow`, `(B, 2, h, w)`."""
     height, width = picture.shape[-2:]

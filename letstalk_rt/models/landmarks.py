@@ -32,6 +32,8 @@ def places(mesh_indices: tuple[int, ...]) -> list[int]:
 
 
 LIPS = places(LIPS_OUTER + LIPS_INNER)
+INNER_UPPER_LIP = places((191, 80, 81, 82, 13, 312, 311, 310, 415))
+INNER_LOWER_LIP = places((95, 88, 178, 87, 14, 317, 402, 318, 324))
 EYES = places(RIGHT_EYE + LEFT_EYE)
 UPPER_LIP, LOWER_LIP, MOUTH_LEFT, MOUTH_RIGHT = places((13, 14, 61, 291))
 RIGHT_LID = places((159, 145, 33, 133))

@@ -64,10 +64,11 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
             f"first {missing[0]!r}; take the weights that came with this version"
         )
     for name, value in wanted.items():
-        if tensors[name].shape != value.shape:
+        found = tensors[name]
+        if found.shape != value.shape or found.dtype != value.dtype:
             raise WeightsError(
-                f"{path.name}: {name} has shape {tuple(tensors[name].shape)}, "
-                f"preset {preset!r} wants {tuple(value.shape)}"
+                f"{path.name}: {name} has shape {tuple(found.shape)} and type {found.dtype}, "
+                f"preset {preset!r} wants {tuple(value.shape)} and {value.dtype}"
             )
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
@@ -107,7 +108,7 @@ def _pack(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def _unpack(value: Tensor, scale: Tensor | None) -> Tensor:
-    if scale is not None:
+    if scale is not None and value.ndim == 4 and scale.shape == value.shape[:1]:
         return value.float() * scale.view(-1, 1, 1, 1)
     return value.float() if value.is_floating_point() else value
 

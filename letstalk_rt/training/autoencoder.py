@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder import Decoded, ReferenceAutoencoder, expected_points
-from letstalk_rt.models.landmark_warp import coarse_flow
+from letstalk_rt.models.landmark_warp import coarse_flow, nearness
 from letstalk_rt.models.landmarks import (
     EYES,
     LIPS,
@@ -23,6 +23,7 @@ from letstalk_rt.models.landmarks import (
     NUM_POINTS,
     SUBSET,
     UPPER_LIP,
+    mouth_opening,
 )
 from letstalk_rt.training.data import (
     STILL_SIZE,
@@ -46,8 +47,8 @@ class AutoencoderLoss:
     heat: float = 0.05
     mask: float = 0.02
     flow: float = 0.02
-    latent: float = 2e-4
-    latent_noise: float = 0.1
+    latent: float = 1e-5
+    latent_noise: float = 0.03
     mouth: float = 6.0
     eyes: float = 3.0
 
@@ -63,7 +64,7 @@ class PairSource:
     """
 
     def __init__(
-        self, clips: list[Clip], stills: Stills, batch_size: int, still_share: float = 0.25
+        self, clips: list[Clip], stills: Stills, batch_size: int, still_share: float = 0.125
     ) -> None:
         self.clips, self.stills = clips, stills
         self.num_stills = round(batch_size * still_share)
@@ -90,13 +91,21 @@ class PairSource:
         frames, points = [], []
         for index in torch.multinomial(self.weights, self.num_clips, True, generator=generator):
             clip = self.clips[int(index)]
-            pair = torch.randint(clip.num_frames, (2,), generator=generator).tolist()
+            pair = self._pair(clip, generator)
             mirrored = bool(torch.rand((), generator=generator) < 0.5)
             pictures, marks = clip.frames[pair], clip.landmarks[pair]
             frame, point = self._orient(pictures, marks, mirrored, pictures.shape[2])
             frames.append(frame)
             points.append(point)
         return affine_augment(torch.stack(frames), torch.stack(points), generator)
+
+    def _pair(self, clip: Clip, generator: torch.Generator) -> list[int]:
+        """Draw two frames; half of the time such whose mouths differ."""
+        drawn = torch.randint(clip.num_frames, (4,), generator=generator).tolist()
+        if float(torch.rand((), generator=generator)) < 0.5:
+            return drawn[:2]
+        opening = mouth_opening(clip.points[drawn])
+        return [drawn[0], drawn[1 + int(np.abs(opening[1:] - opening[0]).argmax())]]
 
     def _from_stills(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(self.stills.frames), (self.num_stills,), generator=generator)
@@ -126,14 +135,6 @@ class PairSource:
             marks = np.stack([size - marks[..., 0], marks[..., 1]], -1)
         frame = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
         return frame.float() / 127.5 - 1, torch.from_numpy(to_unit(marks[:, SUBSET], size))
-
-
-def region_map(points: Tensor, places: list[int], margin_px: float, size: int = 64) -> Tensor:
-    """Give a soft map `(B, 1, size, size)` that is 1 near the named landmarks."""
-    axis = (torch.arange(size, device=points.device) + 0.5) / size * 2 - 1
-    distance = (axis - points[:, places][..., None]) * 128
-    columns, rows = torch.exp(-(distance**2) / (2 * margin_px**2)).unbind(2)
-    return (rows.transpose(1, 2) @ columns).clamp(max=1)[:, None]
 
 
 def _enlarge(weights: Tensor) -> Tensor:
@@ -225,7 +226,9 @@ def autoencoder_loss(
     weight[LIPS] = 3.0
     weight[EYES] = 2.0
     read, truth = model.points(latents).flatten(0, 1), points.flatten(0, 1)
-    parts["points"] = ((read - truth).abs().mean(-1) * weight).mean() + 3 * opening_error(read, truth)
+    parts["points"] = ((read - truth).abs().mean(-1) * weight).mean() + 3 * opening_error(
+        read, truth
+    )
     parts["heat"] = heat_loss(heat.flatten(0, 1), truth)
     parts["latent"] = (latent**2).mean()
     parts["mask"] = maturity * parts["mask"]
@@ -238,7 +241,7 @@ def autoencoder_loss(
 def _picture_losses(
     decoded: Decoded, target: Tensor, points: Tensor, weights: AutoencoderLoss
 ) -> dict[str, Tensor]:
-    mouth, eyes = region_map(points, LIPS, 8.0), region_map(points, EYES, 6.0)
+    mouth, eyes = nearness(points[:, LIPS], 64, 8.0), nearness(points[:, EYES], 64, 6.0)
     weight = _enlarge(1 + weights.mouth * mouth + weights.eyes * eyes)
     weight = weight / weight.mean((1, 2, 3), keepdim=True)
     free = _enlarge(torch.maximum(mouth, eyes))
@@ -247,7 +250,9 @@ def _picture_losses(
         "warp": (decoded.warped - target).abs().mean(),
         "gradient": gradient_loss(decoded.picture, target, weight),
         "mask": (decoded.mask * (1 - free)).mean(),
-        "flow": sum((decoded.flow.diff(dim=a).abs().mean() for a in (2, 3)), decoded.flow.new_zeros(())),
+        "flow": sum(
+            (decoded.flow.diff(dim=a).abs().mean() for a in (2, 3)), decoded.flow.new_zeros(())
+        ),
     }
 
 
@@ -271,6 +276,11 @@ def mouth_box(points: np.ndarray) -> tuple[int, int, int, int]:
     left, top = np.clip(low - margin, 0, 240).astype(int)
     right, bottom = np.clip(high + margin, 16, 256).astype(int)
     return int(left), int(top), int(right), int(bottom)
+
+
+def _cut(made: Tensor, true: Tensor, points: np.ndarray) -> tuple[Tensor, Tensor]:
+    left, top, right, bottom = mouth_box(points)
+    return made[:, top:bottom, left:right], true[:, top:bottom, left:right]
 
 
 @torch.no_grad()
@@ -304,8 +314,7 @@ def evaluate_reconstruction(
         indices = list(range(every, clip.num_frames, every))
         made, true = reconstruct(model, clip, indices), frames_tensor(clip, indices)
         whole.append(psnr(made, true).mean())
-        boxes = [mouth_box(clip.points[i]) for i in indices]
-        cut = [(m[:, t:b, l:r], x[:, t:b, l:r]) for m, x, (l, t, r, b) in zip(made, true, boxes, strict=True)]
+        cut = [_cut(m, x, clip.points[i]) for m, x, i in zip(made, true, indices, strict=True)]
         mouth.append(torch.stack([psnr(m[None], x[None])[0] for m, x in cut]).mean())
         face = slice(70, 226), slice(64, 192)
         ratio = sharpness(made[:, :, face[0], face[1]]) / sharpness(true[:, :, face[0], face[1]])
@@ -366,6 +375,7 @@ def train_autoencoder(
     *,
     batch_size: int = 8,
     weights: AutoencoderLoss | None = None,
+    started: dict[str, Tensor] | None = None,
 ) -> nn.Module:
     """Train the autoencoder, or go on with it, and give the averaged model.
 
@@ -377,18 +387,27 @@ def train_autoencoder(
         config: schedule.
         batch_size: pairs a step.
         weights: of the loss.
+        started: weights of a trained autoencoder whose latents must not change any more, as a
+            denoiser lives on them: the encoder stays, reference encoder and decoder go on.
     """
     torch.manual_seed(0)
     weights = weights or AutoencoderLoss()
     source = PairSource(clips, stills, batch_size)
-    model = ReferenceAutoencoder().to(memory_format=torch.channels_last)
-    model.expect_points(source.mean_points())
-    fit_landmarks(model, source, folder / "landmarks")
+    model = ReferenceAutoencoder()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if started is None:
+        model.expect_points(source.mean_points())
+        fit_landmarks(model, source, folder / "landmarks")
+    else:
+        model.load_state_dict(started)
+        model.encoder.requires_grad_(False)
+        model.read_points.requires_grad_(False)
     run = Run(folder, model, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         frames, points = source.draw(run.generator)
-        return autoencoder_loss(model, frames, points, weights, min(1.0, step / 1500))
+        maturity = 1.0 if started else min(1.0, step / 1500)
+        return autoencoder_loss(model, frames, points, weights, maturity)
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, ReferenceAutoencoder)

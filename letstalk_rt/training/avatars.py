@@ -65,7 +65,7 @@ def _place(image: Image.Image, matrix: np.ndarray) -> np.ndarray:
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
     inverse[:2, 2] += pad
     placed = Image.fromarray(padded).transform(
-        (SIZE, SIZE), Image.Transform.AFFINE, inverse[:2].flatten(), Image.Resampling.BICUBIC
+        (SIZE, SIZE), Image.Transform.AFFINE, tuple(inverse[:2].flatten()), Image.Resampling.BICUBIC
     )
     return np.asarray(placed)
 
@@ -99,7 +99,9 @@ def _framing(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array([[1, 0, -corner[0]], [0, 1, -corner[1]]]) * SIZE / side
 
 
-def morph(base: Image.Image, other: Image.Image, share: float, landmarker: Landmarker) -> Image.Image:
+def morph(
+    base: Image.Image, other: Image.Image, share: float, landmarker: Landmarker
+) -> Image.Image:
     """Mix two portraits into one of `SIZE` pixels.
 
     Raises:

@@ -1,6 +1,7 @@
 """`letstalk train`: one command per stage, each resumable by giving it again.
 
-autoencoder -> audio -> flow, and finder at any time; then export joins them into one weights file.
+autoencoder -> audio -> flow; decoder goes on with the autoencoder's second half without touching
+the latents that flow was trained on; finder at any time. Then export joins them into one file.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from letstalk_rt.training.loop import LoopConfig
 
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
+    "decoder": LoopConfig(steps=4000, learning_rate=2e-4, ema=0.998),
     "audio": LoopConfig(
         steps=1200, learning_rate=6e-4, warm_up=50, ema=0.99, evaluate_every=100, weight_decay=0.05
     ),
@@ -34,7 +36,7 @@ LOOPS = {
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
 }
-BATCH = {"autoencoder": 8, "audio": 24, "flow": 48, "finder": 32}
+BATCH = {"autoencoder": 8, "decoder": 8, "audio": 24, "flow": 48, "finder": 32}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     {
         "autoencoder": _autoencoder,
+        "decoder": _autoencoder,
         "audio": _audio,
         "flow": _flow,
         "finder": _finder,
@@ -76,9 +79,10 @@ def _autoencoder(args: argparse.Namespace) -> None:
         load_clips(args.data, args.cache, "train"),
         load_stills(args.data, args.cache, "train", args.landmarker),
         load_clips(args.data, args.cache, "eval"),
-        args.runs / "autoencoder",
+        args.runs / args.stage,
         _loop(args),
-        batch_size=args.batch or BATCH["autoencoder"],
+        batch_size=args.batch or BATCH[args.stage],
+        started=averaged(args.runs / "autoencoder") if args.stage == "decoder" else None,
     )
 
 
@@ -97,7 +101,7 @@ def _flow(args: argparse.Namespace) -> None:
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
     folder = args.runs / "flow"
     folder.mkdir(parents=True, exist_ok=True)
-    autoencoder = model.autoencoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder = model.autoencoder.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     everything = encode_clips(autoencoder, clips, folder / "latents.pt")
     fit_scales(model, everything)
     kept = {clip.name for clip in split_people(clips)[0]}
@@ -126,6 +130,8 @@ def _export(args: argparse.Namespace) -> None:
     state = torch.load(_existing(args.runs / "flow" / "model.pt"), weights_only=True)
     model.load_state_dict(state)
     model.detector.load_state_dict(averaged(args.runs / "finder"))
+    if (args.runs / "decoder" / "last.pt").exists():
+        model.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")

@@ -276,14 +276,16 @@ def affine_augment(
     theta = torch.cat([linear, shift[..., None]], -1)  # output picture -> input picture
     size = (batch * time, 3, FRAME_SIZE, FRAME_SIZE)
     grid = F.affine_grid(theta.repeat_interleave(time, 0), list(size), align_corners=False)
-    moved = F.grid_sample(frames.flatten(0, 1), grid, padding_mode="reflection", align_corners=False)
+    moved = F.grid_sample(
+        frames.flatten(0, 1), grid, padding_mode="reflection", align_corners=False
+    )
     inverse = torch.linalg.inv(linear)
     placed = torch.einsum("bij,btlj->btli", inverse, points - shift[:, None, None])
     return moved.view(batch, time, *size[1:]), placed
 
 
 def color_augment(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Change gain, gamma-like contrast and tint of `(B, T, 3, H, W)`, all frames of an item alike."""
+    """Change gain, tint and brightness of `(B, T, 3, H, W)`, all frames of an item alike."""
     batch = frames.shape[0]
     gain = 1 + 0.2 * (torch.rand(batch, 1, 3, 1, 1, generator=generator) - 0.5)
     gain = gain * (1 + 0.3 * (torch.rand(batch, 1, 1, 1, 1, generator=generator) - 0.5))

@@ -171,9 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     figures = evaluate(pipeline, clips, landmarker, args.samples)
     for name, value in figures.items():
         shown = f"{value:.3f}" if isinstance(value, float) else value
-        print(f"{name:22} {shown}")  # noqa: T201
+        print(f"{name:22} {shown}")
     if args.json:
-        print(json.dumps(figures))  # noqa: T201
+        print(json.dumps(figures))
     return 0
-
-

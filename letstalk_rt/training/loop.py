@@ -91,7 +91,9 @@ class Run:
             evaluate: judges the averaged model; its figures go to the log.
         """
         saved_s, seen = time.monotonic(), {}
-        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=10)
+        bar = tqdm(
+            total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=10
+        )
         while self.step < self.config.steps:
             seen = self._update(loss)
             bar.update()
@@ -124,7 +126,9 @@ class Run:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        pairs = zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True)
+        pairs = zip(
+            self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True
+        )
         for old, new in pairs:
             if old.is_floating_point():
                 old.lerp_(new, 1 - decay)

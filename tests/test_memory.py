@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+
+from letstalk_rt.models.memory import DROP, MAX_NOISE, MemoryBank, regularize
+
+
+def numbered(*values):
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+
+
+def empty(num_frames, sessions=1):
+    return MemoryBank.anchored(torch.full((sessions, 1, 1, 1), -1.0), num_frames)
+
+
+def contents(bank):
+    return [
+        v if f else None
+        for v, f in zip(bank.latents[0].flatten().tolist(), bank.filled[0], strict=True)
+    ]
+
+
+def test_oldest_first_and_oldest_leaves_and_the_anchor_stays():
+    bank = empty(3)
+    assert contents(bank) == [-1, None, None, None]
+    bank.write(numbered(1, 2))
+    assert contents(bank) == [-1, None, 1, 2]
+    bank.write(numbered(3, 4))
+    assert contents(bank) == [-1, 2, 3, 4]
+    bank.write(numbered(5, 6, 7))
+    assert contents(bank) == [-1, 5, 6, 7]
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_more_than_the_bank_holds_is_refused(count):
+    with pytest.raises(AssertionError):
+        empty(3).write(torch.zeros(1, count, 1, 1, 1))
+
+
+def test_reset_of_one_session_leaves_the_others():
+    bank = empty(2, sessions=2)
+    bank.write(torch.ones(2, 2, 1, 1, 1))
+    bank.reset(torch.tensor([True, False]))
+    assert bank.filled.tolist() == [[True, False, False], [True, True, True]]
+    assert bank.latents[0].flatten().tolist() == [-1, 0, 0]
+    assert bank.latents[1].flatten().tolist() == [-1, 1, 1]
+
+
+def test_reset_without_a_mask_empties_all():
+    bank = empty(2, sessions=2)
+    bank.write(torch.ones(2, 2, 1, 1, 1))
+    bank.reset()
+    assert bank.filled.tolist() == [[True, False, False]] * 2
+    assert not bank.latents[:, 1:].any()
+
+
+def test_the_caller_may_change_what_it_wrote():
+    bank, anchor, latents = empty(2), torch.zeros(1, 1, 1, 1), numbered(1, 2)
+    bank = MemoryBank.anchored(anchor, 2)
+    bank.write(latents)
+    anchor.fill_(9)
+    latents.fill_(9)
+    assert contents(bank) == [0, 1, 2]
+
+
+def ddpm_sigma(step):
+    """Noise of DDPM's linear schedule, beta 1e-4 to 2e-2 in 1000 steps."""
+    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    return math.sqrt(1 - torch.cumprod(1 - betas, 0)[step].item())
+
+
+@pytest.mark.parametrize(
+    "step, sigma", [(0, 0.010), (10, 0.047), (17, 0.070), (25, 0.095), (49, 0.170)]
+)
+def test_the_published_noise_levels_are_these(step, sigma):
+    assert ddpm_sigma(step) == pytest.approx(sigma, abs=6e-4)
+
+
+def test_the_largest_noise_is_that_of_step_49():
+    sigma = ddpm_sigma(49)
+    alpha = math.sqrt(1 - sigma**2)
+    assert sigma / (alpha + sigma) == pytest.approx(MAX_NOISE, abs=1e-3)
+
+
+def test_noise_is_between_none_and_the_largest_and_drawn_per_item():
+    """On zeros only `t * noise` is left, so its spread is the time."""
+    made = regularize(
+        torch.zeros(300, 4, 8, 4, 4), torch.Generator().manual_seed(0), drop=0.0
+    ).flatten(1)
+    times = made.std(1)
+    assert times.max() < MAX_NOISE * 1.1
+    assert times.min() < 0.01 and times.max() > 0.9 * MAX_NOISE
+    assert times.mean().item() == pytest.approx(MAX_NOISE / 2, rel=0.1)
+
+
+def test_the_signal_falls_as_the_noise_rises():
+    """`(1 - t) * 100 + t * noise`: mean and spread tell the same time."""
+    made = regularize(
+        torch.full((50, 4, 8, 8, 8), 100.0), torch.Generator().manual_seed(0), drop=0.0
+    ).flatten(1)
+    torch.testing.assert_close(1 - made.mean(1) / 100, made.std(1), atol=0.01, rtol=0)
+
+
+def test_a_quarter_of_the_places_is_dropped_per_item_and_for_all_frames_alike():
+    made = regularize(torch.ones(200, 3, 2, 4, 4), torch.Generator().manual_seed(0))
+    gone = made == 0
+    assert torch.equal(gone, gone[:, :1, :1].expand_as(gone))
+    masks = gone[:, 0, 0].flatten(1)
+    assert masks.float().mean().item() == pytest.approx(DROP, abs=0.03)
+    assert DROP == 0.25
+    assert len({tuple(mask.tolist()) for mask in masks}) > 150
+
+
+def test_without_noise_and_drop_nothing_changes():
+    latents = torch.randn(2, 3, 4, 2, 2)
+    assert torch.equal(regularize(latents, max_noise=0.0, drop=0.0), latents)
+
+
+def test_the_generator_decides():
+    latents = torch.ones(2, 3, 4, 2, 2)
+    one, same = (regularize(latents, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert torch.equal(one, same)
+    assert torch.equal(latents, torch.ones(2, 3, 4, 2, 2))

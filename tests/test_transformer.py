@@ -1,0 +1,211 @@
+"""Who reads whom in the denoiser, and what is computed once per portrait."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_model import DENOISER, stir
+from torch import nn
+
+from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.state import gather
+from letstalk_rt.models.transformer import Denoiser, PortraitState
+
+SLOTS, WINDOW = 1 + DENOISER.memory, DENOISER.window
+
+
+@pytest.fixture
+def denoiser():
+    torch.manual_seed(0)
+    model = Denoiser(DENOISER)
+    stir(model)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(1)
+    filled = torch.zeros(2, SLOTS, dtype=torch.bool)
+    filled[:, 0] = filled[0, -2:] = True
+    return {
+        "x": torch.randn(2, WINDOW, 16, 4, 4),
+        "t": torch.rand(2, WINDOW),
+        "tokens": torch.randn(2, WINDOW, 4, DENOISER.audio_width),
+        "latent": torch.randn(2, 16, 4, 4),
+        "memory": torch.randn(2, SLOTS, 16, 4, 4),
+        "filled": filled,
+    }
+
+
+def run(denoiser, latent, **inputs):
+    return denoiser(portrait=denoiser.portrait_state(latent), **inputs)
+
+
+def changed(denoiser, inputs, name, at):
+    """Which frames of the window, `(B, N)`, change when an input changes at `at`."""
+    before = run(denoiser, **inputs)
+    other = inputs[name].clone()
+    other[at] += 1.0
+    after = run(denoiser, **{**inputs, name: other})
+    return (after - before).abs().amax((2, 3, 4)) > 1e-5
+
+
+def without_time_attention(denoiser):
+    for block in denoiser.blocks:
+        nn.init.zeros_(block.time.out.weight)
+        nn.init.zeros_(block.time.out.bias)
+    return denoiser
+
+
+class TestBeginning:
+    def test_the_output_is_zero_before_training(self, inputs):
+        torch.manual_seed(0)
+        out = run(Denoiser(DENOISER), **inputs)
+        assert out.shape == inputs["x"].shape and not out.any()
+
+    def test_blocks_pass_the_window_on_unchanged_before_training(self):
+        torch.manual_seed(0)
+        denoiser = Denoiser(DENOISER)
+        block = denoiser.blocks[0]
+        both = torch.randn(1, SLOTS + WINDOW, 16, 32)
+        mask = torch.ones(1, SLOTS + WINDOW, SLOTS + WINDOW, dtype=torch.bool)
+        state = denoiser.portrait_state(torch.randn(1, 16, 4, 4)).layers[0]
+        tokens = torch.randn(1, WINDOW, 4, 8)
+        out = block(both, SLOTS, mask, tokens, torch.randn(1, WINDOW, 32), state)
+        assert torch.equal(out, both)
+
+    @pytest.mark.parametrize("name, cut", [("x", 3), ("memory", SLOTS - 1)])
+    def test_another_number_of_frames_is_refused(self, denoiser, inputs, name, cut):
+        with pytest.raises(AssertionError):
+            run(denoiser, **{**inputs, name: inputs[name][:, :cut]})
+
+
+class TestMemory:
+    def test_unfilled_slots_do_not_matter(self, denoiser, inputs):
+        assert not changed(denoiser, inputs, "memory", (0, slice(1, 5))).any()
+        assert not changed(denoiser, inputs, "memory", (1, slice(1, None))).any()
+
+    def test_unfilled_slots_may_hold_anything(self, denoiser, inputs):
+        before = run(denoiser, **inputs)
+        inputs["memory"][:, 1:5] = 1e6
+        torch.testing.assert_close(run(denoiser, **inputs), before)
+
+    @pytest.mark.parametrize("slot", [0, SLOTS - 1])
+    def test_filled_slots_matter_to_every_frame(self, denoiser, inputs, slot):
+        assert changed(denoiser, inputs, "memory", (0, slot))[0].all()
+
+    def test_memory_does_not_see_the_window(self, denoiser):
+        block = denoiser.blocks[0]
+        torch.manual_seed(2)
+        both = torch.randn(1, SLOTS + WINDOW, 16, 32)
+        mask = torch.ones(1, SLOTS + WINDOW, SLOTS + WINDOW, dtype=torch.bool)
+        mask[:, :SLOTS, SLOTS:] = False
+        rest = (torch.randn(1, WINDOW, 4, 8), torch.randn(1, WINDOW, 32))
+        state = denoiser.portrait_state(torch.randn(1, 16, 4, 4)).layers[0]
+        before = block(both, SLOTS, mask, *rest, state)
+        both[:, SLOTS:] = 3.0
+        after = block(both, SLOTS, mask, *rest, state)
+        assert torch.equal(after[:, :SLOTS], before[:, :SLOTS])
+        assert not torch.allclose(after[:, SLOTS:], before[:, SLOTS:])
+
+    def test_the_mask_of_the_denoiser_hides_the_window_from_memory(self, denoiser, inputs):
+        seen = []
+        denoiser.blocks[0].register_forward_hook(lambda module, args, out: seen.append(args[2]))
+        run(denoiser, **inputs)
+        (mask,) = seen
+        assert not mask[:, :SLOTS, SLOTS:].any()
+        assert mask[:, SLOTS:, SLOTS:].all()
+        assert torch.equal(
+            mask[:, :, :SLOTS], inputs["filled"][:, None].expand_as(mask[:, :, :SLOTS])
+        )
+
+    def test_a_new_bank_gives_finite_frames(self, denoiser, inputs):
+        bank = MemoryBank.anchored(torch.zeros(2, 16, 4, 4), DENOISER.memory)
+        out = run(denoiser, **{**inputs, "memory": bank.latents, "filled": bank.filled})
+        assert out.isfinite().all()
+
+
+class TestSound:
+    def test_frames_hear_their_own_tokens_only(self, denoiser, inputs):
+        """Directly, that is: with attention in time, a window is made together."""
+        frames = changed(without_time_attention(denoiser), inputs, "tokens", (0, 2))
+        assert frames.tolist() == [[False, False, True, False], [False] * 4]
+
+    def test_frames_of_a_window_hear_of_each_other(self, denoiser, inputs):
+        frames = changed(denoiser, inputs, "tokens", (0, 2))
+        assert frames.tolist() == [[True] * 4, [False] * 4]
+
+    def test_each_token_of_a_frame_has_a_place(self, denoiser, inputs):
+        before = run(denoiser, **inputs)
+        turned = {**inputs, "tokens": inputs["tokens"].flip(2)}
+        assert not torch.allclose(run(denoiser, **turned), before)
+
+
+class TestTime:
+    def test_each_frame_has_its_own_timestep(self, denoiser, inputs):
+        inputs["t"].mul_(0.1)
+        before = run(without_time_attention(denoiser), **inputs)
+        inputs["t"][1, 3] = 0.9
+        frames = (run(denoiser, **inputs) - before).abs().amax((2, 3, 4)) > 1e-5
+        assert frames.tolist() == [[False] * 4, [False, False, False, True]]
+
+    def test_places_in_time_are_told_apart(self, denoiser, inputs):
+        order = [1, 0, 2, 3]
+        before = run(denoiser, **inputs)[:, order]
+        for name in ("x", "t", "tokens"):
+            inputs[name] = inputs[name][:, order]
+        assert not torch.allclose(run(denoiser, **inputs), before)
+
+
+class TestPortrait:
+    def test_the_kept_state_equals_the_recomputed_one(self, denoiser, inputs):
+        latent = inputs.pop("latent")
+        kept = denoiser.portrait_state(latent)
+        first = denoiser(portrait=kept, **inputs)
+        again = denoiser(portrait=denoiser.portrait_state(latent), **inputs)
+        later = denoiser(portrait=kept, **inputs)
+        assert torch.equal(first, again) and torch.equal(first, later)
+
+    def test_every_frame_reads_the_portrait_of_its_item(self, denoiser, inputs):
+        frames = changed(without_time_attention(denoiser), inputs, "latent", (0,))
+        assert frames.tolist() == [[True] * 4, [False] * 4]
+
+    def test_stacked_states_equal_the_state_of_a_batch(self, denoiser, inputs):
+        latent = inputs["latent"]
+        batch = denoiser.portrait_state(latent)
+        parts = [denoiser.portrait_state(latent[i : i + 1]) for i in range(2)]
+        for joined in (PortraitState.stack(parts), gather(parts)):
+            assert len(joined.layers) == DENOISER.depth
+            for one, other in zip(joined.layers, batch.layers, strict=True):
+                torch.testing.assert_close(one.sums, other.sums, atol=1e-4, rtol=1e-4)
+
+    def test_the_first_block_joins_picture_and_portrait_tokens(self, denoiser):
+        """Symbiotic fusion: one attention over both, of which the portrait's part is kept."""
+        block = denoiser.blocks[0]
+        torch.manual_seed(3)
+        picture, portrait = torch.randn(1, 16, 32), torch.randn(1, 16, 32)
+        _, state = block.space(portrait)
+        joined, _ = block.space(picture, state)
+        whole, _ = block.space(torch.cat([picture, portrait], 1))
+        torch.testing.assert_close(joined, whole[:, :16], atol=1e-5, rtol=1e-4)
+
+
+def test_items_of_a_batch_do_not_mix(denoiser, inputs):
+    both = run(denoiser, **inputs)
+    for item in range(2):
+        alone = run(denoiser, **{name: v[item : item + 1] for name, v in inputs.items()})
+        torch.testing.assert_close(both[item : item + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_dropout_is_for_training_only(denoiser, inputs):
+    assert torch.equal(run(denoiser, **inputs), run(denoiser, **inputs))
+    denoiser.train()
+    assert not torch.equal(run(denoiser, **inputs), run(denoiser, **inputs))
+
+
+def test_without_memory_slots_the_anchor_alone_is_enough(inputs):
+    torch.manual_seed(0)
+    denoiser = Denoiser(replace(DENOISER, memory=0))
+    stir(denoiser)
+    short = {**inputs, "memory": inputs["memory"][:, :1], "filled": inputs["filled"][:, :1]}
+    assert run(denoiser, **short).isfinite().all()
