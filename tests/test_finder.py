@@ -150,6 +150,21 @@ class Imagined(FaceFinder):
 class TestLooks:
     BLANK = np.zeros((400, 600, 3), np.uint8)
 
+    @pytest.mark.parametrize("form", ["read-only", "mirrored", "a part"])
+    def test_any_array_is_taken(self, form):
+        rgb = self.BLANK.copy()
+        rgb.flags.writeable = form != "read-only"
+        rgb = {"read-only": rgb, "mirrored": rgb[:, ::-1], "a part": rgb[:, 1::2]}[form]
+        assert len(Imagined([drawn_face() * 60 + [150, 200]]).find_faces(rgb)) == 1
+
+    def test_landmarks_all_in_one_place_are_no_face(self):
+        class Point(Imagined):
+            def _landmarks(self, picture, box):
+                return drawn_face() * (60 if box.side > 150 else 0) + [300, 200]
+
+        finder = Point([], [_Box(300, 200, 120, 0.9)])
+        assert finder.find_faces(self.BLANK) == []
+
     def test_what_stays_where_it_is_is_a_face(self):
         (face,) = Imagined([drawn_face(0.1) * 60 + [300, 200]]).find_faces(self.BLANK)
         assert face.landmarks.dtype == np.float32 and face.landmarks.shape == (NUM_POINTS, 2)
@@ -177,18 +192,23 @@ def test_the_detector_gives_four_maps():
     assert out.shape == (2, 4, 20, 20)
 
 
+@pytest.fixture(scope="module")
+def finder():
+    return load_model("tiny").finder()
+
+
+@pytest.fixture(scope="module")
+def known(finder):
+    """Each avatar with the faces found in it."""
+    pictures = {name: read_image(path) for name, path in list_avatars().items()}
+    return {name: (rgb, finder.find_faces(rgb)) for name, rgb in pictures.items()}
+
+
 @pytest.mark.skipif(not packaged_weights("tiny").exists(), reason="needs the trained weights")
-class TestTrained:
-    @pytest.fixture(scope="class")
-    def finder(self):
-        return load_model("tiny").finder()
-
-    @pytest.fixture(scope="class", params=sorted(list_avatars()) or ["none"])
-    def avatar(self, request):
-        return read_image(list_avatars()[request.param])
-
-    def test_each_avatar_is_one_face_upright_and_in_front(self, finder, avatar):
-        (face,) = finder.find_faces(avatar)
+@pytest.mark.parametrize("name", sorted(list_avatars()))
+class TestAvatars:
+    def test_each_is_one_face_upright_and_in_front(self, known, name):
+        avatar, (face,) = known[name]
         low, high = face.landmarks.min(0), face.landmarks.max(0)
         assert (low >= 0).all() and (high <= np.array(avatar.shape[1::-1])).all()
         eyes = face.landmarks[[*LEFT_LID, *RIGHT_LID], 1].mean()
@@ -197,23 +217,27 @@ class TestTrained:
         assert abs(face.yaw) < 0.6
 
     @pytest.mark.parametrize("scale, x, y", [(0.5, 200, 90), (0.3, 40, 260)])
-    def test_the_box_moves_with_the_face(self, finder, avatar, scale, x, y):
+    def test_the_landmarks_move_with_the_face(self, finder, known, name, scale, x, y):
+        avatar, (face,) = known[name]
+        factor = 512 * scale / max(avatar.shape)
         image = Image.fromarray(avatar)
-        small = image.resize([round(512 * scale * s / max(image.size)) for s in image.size])
         scene = Image.new("RGB", (640, 480), (90, 110, 120))
-        scene.paste(small, (x, y))
-        (known,), (found,) = finder.find_faces(avatar), finder.find_faces(np.asarray(scene))
-        wanted = known.landmarks * 512 * scale / max(image.size) + [x, y]
+        scene.paste(image.resize([round(factor * s) for s in image.size]), (x, y))
+        (found,) = finder.find_faces(np.asarray(scene))
+        wanted = face.landmarks * factor + [x, y]
         error = np.linalg.norm(found.landmarks - wanted, axis=1).mean()
         assert error < 0.06 * np.ptp(wanted[:, 1])
 
-    def test_an_avatar_becomes_a_portrait_without_warnings(self, finder, avatar):
-        assert prepare_portrait(avatar, finder).warnings == ()
+    def test_each_becomes_a_portrait_without_warnings(self, finder, known, name):
+        assert prepare_portrait(known[name][0], finder).warnings == ()
 
     @pytest.mark.parametrize("turns", [1, 3])
-    def test_a_face_on_its_side_is_none(self, finder, avatar, turns):
-        assert finder.find_faces(np.rot90(avatar, turns)) == []
+    def test_a_face_on_its_side_is_none(self, finder, known, name, turns):
+        assert finder.find_faces(np.rot90(known[name][0], turns)) == []
 
+
+@pytest.mark.skipif(not packaged_weights("tiny").exists(), reason="needs the trained weights")
+class TestNoFace:
     def pictures_without_a_face(self):
         rng = np.random.default_rng(0)
         y, x = np.mgrid[:300, :400]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from PIL import Image
 from small_model import AUTOENCODER, PRESET, make_speech, stir
 from torch import nn
 
+from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, CausalAudioEncoder
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.autoencoder import ReferenceAutoencoder, expected_points
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import NUM_POINTS
-from letstalk_rt.training import data
+from letstalk_rt.training import autoencoder, data
 from letstalk_rt.training.audio import split_people
 from letstalk_rt.training.autoencoder import (
     AutoencoderLoss,
@@ -32,6 +34,7 @@ from letstalk_rt.training.autoencoder import (
 from letstalk_rt.training.cli import main as train
 from letstalk_rt.training.data import affine_augment, color_augment, load_clips, load_stills
 from letstalk_rt.training.flow import (
+    HEARD_FRAMES,
     FlowLoss,
     FlowTrainer,
     WindowSource,
@@ -453,19 +456,43 @@ class TestAutoencoderLoss:
         assert values[-1] < values[0]
 
 
-class TestFlowLoss:
-    @pytest.fixture(scope="class")
-    def model(self):
-        torch.manual_seed(0)
-        model = AvatarModel(PRESET)
-        stir(model)
-        return model
+def test_the_decoder_stage_leaves_the_latents_as_they_are(clips, stills, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    started = ReferenceAutoencoder(AUTOENCODER)
+    stir(started)
+    monkeypatch.setattr(
+        autoencoder, "ReferenceAutoencoder", lambda: ReferenceAutoencoder(AUTOENCODER)
+    )
+    config = LoopConfig(steps=2, warm_up=1, learning_rate=1e-3)
+    trained = autoencoder.train_autoencoder(
+        clips, stills, [], tmp_path, config, batch_size=2, started=started.state_dict()
+    )
+    after = trained.state_dict()
+    changed = {n for n, v in started.state_dict().items() if not torch.equal(v, after[n])}
+    assert {name.partition(".")[0] for name in changed} == {"decoder", "reference"}
+    frames = torch.rand(1, 1, 3, 256, 256)
+    assert torch.equal(trained.encode(frames), started.eval().encode(frames))
 
-    @pytest.fixture(scope="class")
-    def tracks(self, model, clips):
-        tracks = encode_clips(model.autoencoder.eval(), clips[:2])
+
+def flow_model():
+    torch.manual_seed(0)
+    model = AvatarModel(PRESET)
+    stir(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tracks(clips):
+    in_memory = [replace(clip, frames=np.array(clip.frames)) for clip in clips[:2]]
+    return encode_clips(flow_model().autoencoder.eval(), in_memory)
+
+
+class TestFlowLoss:
+    @pytest.fixture
+    def model(self, tracks):
+        model = flow_model()
         fit_scales(model, tracks)
-        return tracks
+        return model
 
     def draw(self, tracks, seed=0, size=12, **shares):
         config = PRESET.denoiser
@@ -501,6 +528,17 @@ class TestFlowLoss:
             assert batch.filled[item].tolist() == [False] * (6 - known) + [True] * known
             before = tracks[track].latents[version, start - known : start]
             assert torch.equal(batch.memory[item, 6 - known :], before)
+            heard = tracks[track].spoken.mel[:, 4 * start : 4 * (start + 4 + LOOKAHEAD_FRAMES)]
+            assert torch.equal(batch.mel[item][:, 4 * HEARD_FRAMES :], heard)
+            told = tracks[track].spoken.targets[start : start + 4]
+            assert torch.equal(batch.targets[item, HEARD_FRAMES:], told)
+
+    def test_an_item_hears_all_that_the_encoder_remembers(self):
+        torch.manual_seed(0)
+        encoder = CausalAudioEncoder().eval().requires_grad_(False)
+        mel = torch.randn(1, 64, 4 * (3 + HEARD_FRAMES + 1))
+        cut = encoder.encode_mel(mel[:, :, 4 * 3 :])[:, -1]
+        torch.testing.assert_close(cut, encoder.encode_mel(mel)[:, -1])
 
     def test_shares_of_special_items(self, tracks):
         assert not self.draw(tracks, no_memory=1.0, frozen_memory=0.0).filled.any()
@@ -544,9 +582,16 @@ class TestFlowLoss:
             values.append(value.item())
         assert values[-1] < values[0]
 
-    def test_a_whole_sound_is_generated_window_by_window(self, model, tracks):
-        made = generate(model.eval(), tracks[0].spoken.mel, tracks[0].latents[0, 0], steps=1)
-        assert made.shape == (FRAMES, 16, 4, 4) and made.isfinite().all()
+    def test_whole_sounds_are_generated_window_by_window(self, model, tracks):
+        sounds = torch.stack([track.spoken.mel for track in tracks])
+        portraits = torch.stack([track.latents[0, 0] for track in tracks])
+        made = generate(model.eval(), sounds, portraits, steps=1)
+        assert made.shape == (2, FRAMES, 16, 4, 4) and made.isfinite().all()
+        later = sounds.clone()
+        later[:, :, 4 * (12 + 2) :] = 1.0
+        again = generate(model, later, portraits, steps=1)
+        torch.testing.assert_close(again[:, :12], made[:, :12])
+        assert not torch.allclose(again[:, 12:], made[:, 12:])
 
 
 class TestCommand:

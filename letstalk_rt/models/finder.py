@@ -88,7 +88,7 @@ class FaceFinder:
         Returns:
             Faces with landmarks in pixels of `rgb`; empty when there is none.
         """
-        picture = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None]
+        picture = torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)[None]
         picture = picture.to(self.autoencoder.mean_points.device).float() / 127.5 - 1
         faces: list[Face] = []
         for box in self._detect(picture):
@@ -118,8 +118,8 @@ class FaceFinder:
             placed = self._landmarks(picture, box)
         aside = _Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
         again = self._landmarks(picture, aside)
-        error = np.linalg.norm(again - placed, axis=1).mean() / np.ptp(placed[:, 1])
-        if error > _MAX_DISAGREEMENT:
+        moved = np.linalg.norm(again - placed, axis=1).mean()
+        if not moved < _MAX_DISAGREEMENT * np.ptp(placed[:, 1]):
             return None
         return Face(placed.astype(np.float32), box.score, head_yaw(placed))
 

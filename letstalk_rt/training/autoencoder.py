@@ -45,12 +45,12 @@ class AutoencoderLoss:
     gradient: float = 0.6
     points: float = 2.0
     heat: float = 0.05
-    mask: float = 0.02
+    mask: float = 0.012
     flow: float = 0.02
     latent: float = 1e-5
     latent_noise: float = 0.03
-    mouth: float = 6.0
-    eyes: float = 3.0
+    mouth: float = 24.0
+    eyes: float = 6.0
 
 
 class PairSource:

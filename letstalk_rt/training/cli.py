@@ -22,7 +22,7 @@ from letstalk_rt.training.loop import LoopConfig
 
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
-    "decoder": LoopConfig(steps=4000, learning_rate=2e-4, ema=0.998),
+    "decoder": LoopConfig(steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998, evaluate_every=500),
     "audio": LoopConfig(
         steps=1200, learning_rate=6e-4, warm_up=50, ema=0.99, evaluate_every=100, weight_decay=0.05
     ),
