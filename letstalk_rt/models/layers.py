@@ -54,6 +54,20 @@ class LinearAttention(nn.Module):
         return self.out(rearrange(mixed, "b h p d -> b p (h d)").to(x.dtype)), own
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Softmax attention of `(..., T, d)` queries to `(..., S, d)`; `allowed` `(..., T, S)` bool.
+
+    On the CPU the plain product is taken: for sequences of some twenty tokens the backward of
+    torch's fused attention is ten times slower (torch 2.13, docs/log.md).
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
 class MemoryAttention(nn.Module):
     """Softmax attention over time, per place of the picture.
 
@@ -82,7 +96,7 @@ class MemoryAttention(nn.Module):
         qkv = rearrange(self.qkv(self.norm(x)), "b t p (k h d) -> k (b p) h t d", k=3, h=self.heads)
         q, k, v = qkv.unbind(0)
         allowed = mask[:, None, None].expand(-1, places, 1, -1, -1).flatten(0, 1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        mixed = attend(q, k, v, allowed)
         return self.out(rearrange(mixed, "(b p) h t d -> b t p (h d)", b=batch))
 
 
@@ -104,7 +118,7 @@ class AudioAttention(nn.Module):
         """Let `(B, T, P, D)` read `(B, T, K, A)`; gives what is to be added to `x`."""
         q = rearrange(self.q(self.norm(x)), "b t p (h d) -> (b t) h p d", h=self.heads)
         k, v = rearrange(self.kv(tokens), "b t n (k h d) -> k (b t) h n d", k=2, h=self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v)
         return self.out(rearrange(mixed, "(b t) h p d -> b t p (h d)", b=x.shape[0]))
 
 

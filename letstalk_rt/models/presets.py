@@ -34,7 +34,7 @@ PRESETS = {
             audio_tokens=TOKENS_PER_FRAME,
             audio_width=_TINY_AUDIO.token_width,
             window=4,
-            memory=12,
+            memory=8,
             dropout=0.1,
         ),
         steps=2,

@@ -100,7 +100,7 @@ class Block(nn.Module):
 
         Memory slots take part in the temporal attention only.
         """
-        both = both + self.dropout(self.time(both, mask))
+        both = both + self.time(both, mask)
         memory, x = both[:, :slots], both[:, slots:]
         frames = x.shape[1]
         x = x + self.dropout(self.audio(x, tokens))

@@ -133,7 +133,7 @@ class PairSource:
             pictures = pictures[:, :, ::-1]
             marks = marks[:, self.mirror]
             marks = np.stack([size - marks[..., 0], marks[..., 1]], -1)
-        frame = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+        frame = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2)
         return frame.float() / 127.5 - 1, torch.from_numpy(to_unit(marks[:, SUBSET], size))
 
 
@@ -297,7 +297,7 @@ def reconstruct(model: ReferenceAutoencoder, clip: Clip, indices: list[int]) -> 
 
 def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
     """Give frames of a clip as `(T, 3, 256, 256)` in [-1, 1]."""
-    frames = torch.from_numpy(np.ascontiguousarray(clip.frames[indices]))
+    frames = torch.from_numpy(clip.frames[indices].copy())
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

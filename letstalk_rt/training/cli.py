@@ -5,6 +5,7 @@ the latents that flow was trained on; finder at any time. Then export joins them
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.loading import packaged_weights, save_model
 from letstalk_rt.models.presets import get_preset
-from letstalk_rt.training.audio import MouthReader, split_people, train_audio, trust
+from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
 from letstalk_rt.training.data import load_clips, load_stills
 from letstalk_rt.training.finder import train_finder
@@ -22,7 +23,9 @@ from letstalk_rt.training.loop import LoopConfig
 
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
-    "decoder": LoopConfig(steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998, evaluate_every=500),
+    "decoder": LoopConfig(
+        steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998, evaluate_every=500
+    ),
     "audio": LoopConfig(
         steps=1200, learning_rate=6e-4, warm_up=50, ema=0.99, evaluate_every=100, weight_decay=0.05
     ),
@@ -31,12 +34,12 @@ LOOPS = {
         learning_rate=4e-4,
         warm_up=100,
         ema=0.997,
-        evaluate_every=500,
+        evaluate_every=250,
         weight_decay=0.02,
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
 }
-BATCH = {"autoencoder": 8, "decoder": 8, "audio": 24, "flow": 48, "finder": 32}
+BATCH = {"autoencoder": 8, "decoder": 8, "audio": 24, "flow": 32, "finder": 32}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,15 +104,17 @@ def _flow(args: argparse.Namespace) -> None:
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
     folder = args.runs / "flow"
     folder.mkdir(parents=True, exist_ok=True)
-    autoencoder = model.autoencoder.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder = (
+        model.autoencoder.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    )  # type: ignore[call-overload]
     everything = encode_clips(autoencoder, clips, folder / "latents.pt")
     fit_scales(model, everything)
     kept = {clip.name for clip in split_people(clips)[0]}
+    everything = [replace(t, spoken=cleaned(reader, t.spoken)) for t in everything]
     tracks = [t for t in everything if t.spoken.name in kept]
-    aside = [t for t in everything if t.spoken.name not in kept]
-    weights = trust(reader, [t.spoken for t in tracks])
+    aside = [t for t in everything if t.spoken.name not in kept and t.spoken.weight > 0.2]
     best = train_flow(
-        model, tracks, weights, aside, folder, _loop(args), batch_size=args.batch or BATCH["flow"]
+        model, tracks, aside, folder, _loop(args), batch_size=args.batch or BATCH["flow"]
     )
     torch.save(best.state_dict(), folder / "model.pt")
 

@@ -161,7 +161,7 @@ def _resample(
 
 
 def _picture(frame: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(frame.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _uniform(generator: torch.Generator, low: float, high: float) -> float:

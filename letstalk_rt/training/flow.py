@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
+from letstalk_rt.errors import InputError
 from letstalk_rt.models.autoencoder import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import LIPS, mouth_opening
@@ -73,11 +74,12 @@ class Track:
 def encode_clips(
     autoencoder: ReferenceAutoencoder, clips: list[Clip], cache: Path | None = None
 ) -> list[Track]:
-    """Encode clips, plain and mirrored; `cache` is a file that keeps the latents."""
+    """Encode clips, plain and mirrored; `cache` is a file that keeps this autoencoder's latents."""
+    latents: dict[str, Tensor] = {}
     if cache is not None and cache.exists():
         latents = torch.load(cache, weights_only=True)
-    else:
-        latents = {clip.name: _encode(autoencoder, clip) for clip in tqdm(clips, desc="latents")}
+    if missing := [clip for clip in clips if clip.name not in latents]:
+        latents |= {clip.name: _encode(autoencoder, clip) for clip in tqdm(missing, desc="latents")}
         if cache is not None:
             torch.save(latents, cache)
     tracks = []
@@ -91,7 +93,7 @@ def encode_clips(
 def _encode(autoencoder: ReferenceAutoencoder, clip: Clip) -> Tensor:
     pieces = []
     for start in range(0, clip.num_frames, 16):
-        frames = torch.from_numpy(np.ascontiguousarray(clip.frames[start : start + 16]))
+        frames = torch.from_numpy(clip.frames[start : start + 16].copy())
         pictures = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
         both = torch.stack([pictures, pictures.flip(-1)])
         with torch.autocast("cpu", torch.bfloat16):
@@ -136,17 +138,14 @@ class WindowSource:
 
     Args:
         tracks: clips in latents.
-        weights: trust in each.
         window: frames of a window.
         memory: frames before it.
         loss: shares of special items.
     """
 
-    def __init__(
-        self, tracks: list[Track], weights: list[float], window: int, memory: int, loss: FlowLoss
-    ) -> None:
+    def __init__(self, tracks: list[Track], window: int, memory: int, loss: FlowLoss) -> None:
         self.tracks, self.window, self.memory, self.loss = tracks, window, memory, loss
-        self.weights = torch.tensor(weights).clamp(min=0.02)
+        self.weights = torch.tensor([track.spoken.weight for track in tracks])
         self.chance = torch.tensor([len(t.quiet) ** 0.7 for t in tracks]) * self.weights.sqrt()
         self.quiet_mel = silence_mel()
 
@@ -328,6 +327,8 @@ def evaluate_flow(model: AvatarModel, tracks: list[Track], steps: int = 2) -> di
     `letstalk eval` looks at pictures.
     """
     tracks = [track for track in tracks if len(track.quiet) >= JUDGED_FRAMES]
+    if not tracks:
+        raise InputError(f"no clip set aside has {JUDGED_FRAMES} frames; add longer clips")
     mel = torch.stack([t.spoken.mel[:, : 4 * (JUDGED_FRAMES + LOOKAHEAD_FRAMES)] for t in tracks])
     truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
     true = mouth_opening(model.autoencoder.points(truth).numpy())
@@ -353,7 +354,6 @@ def evaluate_flow(model: AvatarModel, tracks: list[Track], steps: int = 2) -> di
 def train_flow(
     model: AvatarModel,
     tracks: list[Track],
-    weights: list[float],
     aside: list[Track],
     folder: Path,
     config: LoopConfig,
@@ -365,7 +365,6 @@ def train_flow(
     Args:
         model: with its autoencoder and scales set; the audio encoder pretrained.
         tracks: of the train split.
-        weights: trust in each track.
         aside: tracks of the train split that choose when to stop.
         folder: of the run.
         config: schedule.
@@ -374,26 +373,21 @@ def train_flow(
     torch.manual_seed(1)
     trainer = FlowTrainer(model, FlowLoss())
     shape = model.denoiser.config
-    source = WindowSource(tracks, weights, shape.window, shape.memory, trainer.weights)
+    source = WindowSource(tracks, shape.window, shape.memory, trainer.weights)
     run = Run(folder, trainer, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         return trainer.loss(model, source.draw(batch_size, run.generator), run.generator)
 
-    best = {"score": -1.0}
-
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, FlowTrainer)
         judged = with_parts(model, averaged)
         figures = evaluate_flow(judged, aside)
-        score = 0.5 * (figures["corr"] + figures["corr_real"])
-        if score > best["score"]:
-            best["score"] = score
-            torch.save(averaged.state_dict(), folder / "best.pt")
+        run.keep_if_best(float(np.nanmean([figures["corr"], figures["corr_real"]])))
         return figures
 
     run.train(loss, evaluate)
-    trainer.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    trainer.load_state_dict(torch.load(run.best, weights_only=True))
     return with_parts(model, trainer)
 
 

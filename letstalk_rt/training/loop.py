@@ -34,8 +34,8 @@ class LoopConfig:
 class Run:
     """One resumable training run in a folder.
 
-    A run that is stopped at any moment goes on from its last checkpoint; everything that the
-    next step depends on is in it.
+    A run that is stopped at any moment goes on from its last checkpoint: weights, averages,
+    optimiser, the source of batches and the best score so far. Drop-out draws afresh.
 
     Attributes:
         folder: holds `last.pt`, `log.jsonl` and what `evaluate` writes.
@@ -47,6 +47,7 @@ class Run:
     model: nn.Module
     config: LoopConfig
     step: int = 0
+    best_score: float = float("-inf")
     averaged: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     generator: torch.Generator = field(init=False)
@@ -65,6 +66,17 @@ class Run:
         self.generator = torch.Generator().manual_seed(0)
         if self.checkpoint.exists():
             self._resume()
+
+    @property
+    def best(self) -> Path:
+        """Where the averaged model with the best score lies."""
+        return self.folder / "best.pt"
+
+    def keep_if_best(self, score: float) -> None:
+        """Keep the averaged model if it scores higher than all before it, or is the first."""
+        if score > self.best_score or not self.best.exists():
+            self.best_score = score
+            torch.save(self.averaged.state_dict(), self.best)
 
     @property
     def checkpoint(self) -> Path:
@@ -100,7 +112,8 @@ class Run:
             if self.step % self.config.report_every == 0:
                 self._log(seen)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in seen.items()})
-            if evaluate and self.step % self.config.evaluate_every == 0:
+            last = self.step == self.config.steps
+            if evaluate and (last or self.step % self.config.evaluate_every == 0):
                 self._log(evaluate(self.averaged, self.step))
             if time.monotonic() - saved_s > self.config.save_every_s:
                 self.save()
@@ -143,6 +156,7 @@ class Run:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "best_score": self.best_score,
         }
         partial = self.checkpoint.with_suffix(".part")
         torch.save(state, partial)
@@ -155,6 +169,7 @@ class Run:
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
+        self.best_score = state.get("best_score", self.best_score)
 
     def _log(self, figures: dict[str, float]) -> None:
         line = {"step": self.step, "time_s": round(time.time()), **figures}
