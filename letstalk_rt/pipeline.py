@@ -22,12 +22,15 @@ from letstalk_rt.models.finder import FaceFinder
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.sampler import sample, timesteps
-from letstalk_rt.models.state import gather, scatter
+from letstalk_rt.models.state import gather, overwrite, scatter
 from letstalk_rt.models.transformer import PortraitState
 from letstalk_rt.portrait import Compositor
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 
 MAX_STEPS = 50
+MAX_GUIDANCE = 10.0
+SETTLE_SAMPLES = 50 * SAMPLES_PER_FRAME
+"""Silence that fills the audio encoder's reach: two seconds."""
 
 
 @dataclass
@@ -39,6 +42,7 @@ class SessionState:
 
     Attributes:
         audio: of the audio encoder.
+        silence: what the audio encoder remembers after long silence; shared, never written.
         memory: anchor and last latents, as motion.
         features: the portrait as the decoder sees it.
         portrait: the portrait as the denoiser sees it.
@@ -48,6 +52,7 @@ class SessionState:
     """
 
     audio: AudioState
+    silence: AudioState
     memory: MemoryBank
     features: PortraitFeatures
     portrait: PortraitState
@@ -58,8 +63,8 @@ class SessionState:
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Become as new: nothing heard, the face at rest in its portrait."""
-        self.audio.reset()
+        """Become as new: silence heard, the face at rest in its portrait."""
+        overwrite(self.audio, self.silence)
         self.memory.reset()
         self.noise.manual_seed(self.seed)
 
@@ -72,6 +77,7 @@ class AvatarPipeline:
     Args:
         model: in eval mode, on its device.
         steps: sampler steps per window; the preset's own when None.
+        guidance: weight of the sound against none; the preset's own when None.
         dtype: of the decoder, the costly part; the rest is float32.
     """
 
@@ -79,19 +85,29 @@ class AvatarPipeline:
     lookahead_frames = LOOKAHEAD_FRAMES
 
     def __init__(
-        self, model: AvatarModel, *, steps: int | None = None, dtype: torch.dtype = torch.float32
+        self,
+        model: AvatarModel,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         steps = model.preset.steps if steps is None else steps
         if not 1 <= steps <= MAX_STEPS:
             raise ConfigError(f"steps must be from 1 to {MAX_STEPS}, got {steps}")
+        guidance = model.preset.guidance if guidance is None else guidance
+        if not 0 <= guidance <= MAX_GUIDANCE:
+            raise ConfigError(f"guidance must be from 0 to {MAX_GUIDANCE}, got {guidance}")
         self.model = model
         self.steps = steps
+        self.guidance = guidance
         self.dtype = dtype
         self.finder: FaceFinder = model.finder()
         self.frames_per_window: int = model.denoiser.config.window
         self.hop = self.frames_per_window * SAMPLES_PER_FRAME
         self._times = timesteps(steps)
         model.autoencoder.decoder.to(dtype=dtype)
+        self._silence = self._hear_silence()
 
     @classmethod
     def load(
@@ -100,6 +116,7 @@ class AvatarPipeline:
         device: str = "auto",
         *,
         steps: int | None = None,
+        guidance: float | None = None,
         threads: int | None = None,
         weights: Path | None = None,
     ) -> Self:
@@ -109,6 +126,7 @@ class AvatarPipeline:
             preset: name of the model.
             device: `auto`, `cpu` or `cuda`.
             steps: sampler steps per window.
+            guidance: weight of the sound against none.
             threads: of the CPU that torch may use; as torch decides when None.
             weights: file to read; the package's own when None.
 
@@ -123,7 +141,7 @@ class AvatarPipeline:
         where = _choose_device(device)
         model = load_model(preset, weights).to(where)
         model.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(model, steps=steps, dtype=_decoder_dtype(where))
+        return cls(model, steps=steps, guidance=guidance, dtype=_decoder_dtype(where))
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +167,8 @@ class AvatarPipeline:
         features = model.autoencoder.describe(picture.float() / 127.5 - 1)
         at_rest = torch.zeros(1, *LATENT_SHAPE, device=self.device)
         return SessionState(
-            audio=model.audio.init_state(1),
+            audio=self._hear_silence(),
+            silence=self._silence,
             memory=MemoryBank.anchored(at_rest, model.denoiser.config.memory),
             features=features,
             portrait=model.denoiser.portrait_state(model.normalized_portrait(features.latent)),
@@ -199,7 +218,14 @@ class AvatarPipeline:
     @torch.inference_mode()
     def interrupt(self, state: SessionState) -> None:
         """Forget the speech heard so far; the face stays where it is and comes to rest."""
-        state.audio.reset()
+        overwrite(state.audio, state.silence)
+
+    @torch.inference_mode()
+    def _hear_silence(self) -> AudioState:
+        """Make an audio state that has settled; a fresh one's zeros are no sound it ever heard."""
+        state = self.model.audio.init_state(1)
+        self.model.audio(torch.zeros(1, SETTLE_SAMPLES, device=self.device), state)
+        return state
 
     def _sample(
         self, tokens: Tensor, states: Sequence[SessionState]

@@ -16,7 +16,7 @@ from letstalk_rt.models.conv import CausalConv1d
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.sampler import sample, timesteps
 from letstalk_rt.models.state import tensors
-from letstalk_rt.pipeline import AvatarPipeline, SessionState
+from letstalk_rt.pipeline import SETTLE_SAMPLES, AvatarPipeline, SessionState
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 
@@ -245,7 +245,11 @@ class TestPipeline:
         model, portrait, sound = pipeline.model, make_portrait(), hops(3)
         state = pipeline.init_state(portrait, seed=3)
         seen = play(pipeline, pipeline.init_state(portrait, seed=3), sound)
-        tokens = model.audio(torch.from_numpy(sound.reshape(1, -1)))
+        whole = torch.from_numpy(sound.reshape(1, -1))
+        silence = torch.zeros(1, SETTLE_SAMPLES)
+        tokens = model.audio(torch.cat([silence, whole], 1))[
+            :, SETTLE_SAMPLES // SAMPLES_PER_FRAME :
+        ]
         bank = MemoryBank.anchored(torch.zeros(1, 16, 4, 4), model.denoiser.config.memory)
         chance, motions = torch.Generator().manual_seed(3), []
         for window in tokens.split(4, 1):
@@ -335,10 +339,18 @@ class TestPipeline:
         play(pipeline, state, hops(3))
         memory, filled = state.memory.latents.clone(), state.memory.filled.clone()
         pipeline.interrupt(state)
-        assert all(not tensor.any() for tensor in tensors(state.audio))
+        for heard, silent in zip(tensors(state.audio), tensors(state.silence), strict=True):
+            assert torch.equal(heard, silent) and heard.data_ptr() != silent.data_ptr()
         assert torch.equal(state.memory.latents, memory)
         assert torch.equal(state.memory.filled, filled)
         assert filled.any() and memory.any()
+
+    def test_a_session_begins_as_after_long_silence(self, pipeline):
+        """A fresh state's zeros are no sound the model was trained on: it would twitch."""
+        state, settled = (pipeline.init_state(make_portrait()) for _ in range(2))
+        play(pipeline, settled, np.zeros((20, 1, pipeline.hop), np.float32))
+        for new, old in zip(tensors(state.audio), tensors(settled.audio), strict=True):
+            torch.testing.assert_close(new, old)
 
     def test_interrupt_of_one_session_leaves_the_other(self, pipeline):
         portrait, sound = make_portrait(), hops(3)

@@ -287,7 +287,7 @@ class Decoder(nn.Module):
             if level < 2:
                 x = self.ups[level](x)
         flow = coarse + 0.1 * self.flow_head(F.silu(x)).float()
-        warped = warp(portrait.picture.float(), flow)
+        warped = warp(portrait.picture.float(), flow, "bicubic")
         out = self.paint(torch.cat([x, F.pixel_unshuffle(warped, 4).to(x.dtype)], 1)).float()
         out = F.pixel_shuffle(out, 4)
         mask = torch.sigmoid(out[:, :1])

@@ -21,7 +21,7 @@ STRIDE = 8
 FACE_SHARE = 0.557
 """Height of the landmarks' box over the side of a face crop."""
 
-_MIN_PEAK = 0.35
+_MIN_PEAK = 0.6
 _MAX_FACES = 8
 _LOOKS = 3
 _MAX_DISAGREEMENT = 0.06
@@ -174,6 +174,15 @@ def _peaks(out: Tensor, left: float, top: float, side: float) -> list[_Box]:
         face_side = 64 * float(np.exp(np.clip(log_side, -3, 3))) * scale
         boxes.append(_Box(x, y, face_side, float(heat[row, column])))
     return boxes
+
+
+def _plausible(points: np.ndarray) -> bool:
+    """Say whether landmarks form an upright face: mouth below the eyes, usual proportions."""
+    eyes = points[LEFT_LID + RIGHT_LID].mean(0)
+    mouth = 0.5 * (points[MOUTH_LEFT] + points[MOUTH_RIGHT])
+    across, down = mouth - eyes
+    width, height = np.ptp(points, axis=0)
+    return bool(down > 0.2 * height and abs(across) < 0.7 * down and 0.5 < width / height < 1.3)
 
 
 def _overlaps(face: Face, others: list[Face]) -> bool:

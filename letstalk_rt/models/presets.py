@@ -17,6 +17,7 @@ class Preset:
     audio: AudioEncoderConfig
     denoiser: DenoiserConfig
     steps: int
+    guidance: float
 
 
 _TINY_AUDIO = AudioEncoderConfig()
@@ -38,6 +39,7 @@ PRESETS = {
             dropout=0.1,
         ),
         steps=2,
+        guidance=1.5,
     )
 }
 

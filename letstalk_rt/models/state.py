@@ -28,6 +28,12 @@ def scatter(batch: Any, states: Sequence[Any]) -> None:
             part.copy_(new)
 
 
+def overwrite(state: Any, source: Any) -> None:
+    """Give a state the content of another one, in place."""
+    for old, new in zip(tensors(state), tensors(source), strict=True):
+        old.copy_(new)
+
+
 def tensors(state: Any) -> Iterator[Tensor]:
     """Give all tensors of a state, in a fixed order."""
     if isinstance(state, Tensor):

@@ -45,7 +45,7 @@ class AutoencoderLoss:
     gradient: float = 0.6
     points: float = 2.0
     heat: float = 0.05
-    mask: float = 0.012
+    mask: float = 0.006
     flow: float = 0.02
     latent: float = 1e-5
     latent_noise: float = 0.03

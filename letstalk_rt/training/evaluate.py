@@ -111,7 +111,7 @@ def evaluate(
     rows, seconds, frames = [], 0.0, 0
     for index, clip in enumerate(tqdm(heard, desc="generated", file=sys.stderr)):
         spoken = speak(pipeline, landmarker, clip, clip.pcm)
-        other = heard[(index + 1) % len(heard)].pcm
+        other = heard[(index + len(heard) // 2) % len(heard)].pcm  # neighbours may be of one kind
         wrong = speak(pipeline, landmarker, clip, np.resize(other, clip.pcm.shape))
         r, lag = follow(spoken)
         missing = float(np.isnan(spoken.opening).mean())
@@ -136,6 +136,7 @@ def evaluate(
         "fps": frames / seconds,
         "clips": len(heard),
         "steps": pipeline.steps,
+        "guidance": pipeline.guidance,
         "preset": pipeline.model.preset.name,
     }
 
@@ -157,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="weights file; the package's own if absent")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, help="sampler steps")
+    parser.add_argument("--guidance", type=float, help="weight of the sound against none")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--limit", type=int, help="only the first N clips")
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task")
@@ -165,7 +167,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     landmarker = Landmarker(args.landmarker)
     pipeline = AvatarPipeline.load(
-        args.preset, args.device, steps=args.steps, threads=args.threads, weights=args.weights
+        args.preset,
+        args.device,
+        steps=args.steps,
+        guidance=args.guidance,
+        threads=args.threads,
+        weights=args.weights,
     )
     clips = load_clips(args.data, args.cache, "eval")[: args.limit]
     figures = evaluate(pipeline, clips, landmarker, args.samples)

@@ -24,6 +24,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import LIPS, mouth_opening
 from letstalk_rt.models.memory import MemoryBank, regularize
 from letstalk_rt.models.sampler import sample, timesteps
+from letstalk_rt.models.transformer import guided
 from letstalk_rt.training.audio import SpokenClip, spoken
 from letstalk_rt.training.autoencoder import opening_error
 from letstalk_rt.training.data import Clip
@@ -46,13 +47,16 @@ HEARD_FRAMES = 32
 class FlowLoss:
     """Weights of the parts of the loss, and shares of special items."""
 
-    lips: float = 2.0
+    lips: float = 4.0
     change: float = 0.5
     mouth: float = 1.0
-    no_audio: float = 0.08
+    no_audio: float = 0.1
     silent: float = 0.08
-    no_memory: float = 0.1
-    frozen_memory: float = 0.1
+    no_memory: float = 0.15
+    frozen_memory: float = 0.15
+    stale_memory: float = 0.25
+    drift: float = 0.8
+    heavy_noise: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -178,10 +182,12 @@ class WindowSource:
         filled = torch.zeros(self.memory, dtype=torch.bool)
         lot = chance()
         if lot < self.loss.frozen_memory:
-            memory[:], filled[:] = portrait, True  # the first second of a session at rest
+            memory[:], filled[:] = portrait, True  # a session that was at rest
         elif lot >= self.loss.frozen_memory + self.loss.no_memory:
-            known = min(self.memory, start)
-            memory[self.memory - known :] = latents[start - known : start]
+            # A stale memory is of another moment: mouths must follow the sound, not the past.
+            end = below(count + 1) if chance() < self.loss.stale_memory else start
+            known = min(self.memory, end)
+            memory[self.memory - known :] = latents[end - known : end]
             filled[self.memory - known :] = True
         mel, targets = self._heard(track, start)
         if silent:
@@ -260,7 +266,18 @@ class FlowTrainer(nn.Module):
     def _memory(
         self, model: AvatarModel, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        motion = regularize(model.to_motion(batch.memory, batch.portrait), generator)
+        """Corrupt memory: as published, at times heavily, and by an offset that all frames share.
+
+        The offset is what errors of many windows add up to; a model that never met it takes its
+        own drift for the truth.
+        """
+        count = len(batch.memory)
+        motion = model.to_motion(batch.memory, batch.portrait)
+        amount = self.weights.drift * torch.rand(count, 1, 1, 1, 1, generator=generator)
+        motion = motion + amount * torch.randn(motion[:, :1].shape, generator=generator)
+        heavy = torch.rand(count, 1, 1, 1, 1, generator=generator) < self.weights.heavy_noise
+        noisy = regularize(motion, generator, max_noise=0.8)
+        motion = torch.where(heavy, noisy, regularize(motion, generator))
         motion = motion * batch.filled[..., None, None, None]
         anchor = torch.zeros_like(motion[:, :1])  # the portrait's own motion is none
         filled = torch.cat([torch.ones_like(batch.filled[:, :1]), batch.filled], 1)
@@ -286,7 +303,13 @@ def _weighted(values: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def generate(
-    model: AvatarModel, mel: Tensor, portrait: Tensor, *, steps: int, seed: int = 0
+    model: AvatarModel,
+    mel: Tensor,
+    portrait: Tensor,
+    *,
+    steps: int,
+    guidance: float = 1.0,
+    seed: int = 0,
 ) -> Tensor:
     """Generate latents for whole sounds by the streaming recurrence.
 
@@ -295,6 +318,7 @@ def generate(
         mel: `(B, 64, 4 * (T + 2))`, `T` a multiple of the window.
         portrait: latents `(B, C, h, w)`.
         steps: sampler steps.
+        guidance: weight of the sound against none.
         seed: of the noise.
 
     Returns:
@@ -311,7 +335,7 @@ def generate(
 
         def velocity(x: Tensor, t: float, window: Tensor = window) -> Tensor:
             at = x.new_full(x.shape[:2], t)
-            return model.denoiser(x, at, window, state, bank.latents, bank.filled)
+            return guided(model.denoiser, x, at, window, state, bank, guidance)
 
         motion = sample(velocity, noise, times)
         bank.write(motion)
@@ -320,7 +344,9 @@ def generate(
 
 
 @torch.no_grad()
-def evaluate_flow(model: AvatarModel, tracks: list[Track], steps: int = 2) -> dict[str, float]:
+def evaluate_flow(
+    model: AvatarModel, tracks: list[Track], steps: int = 2, guidance: float = 1.0
+) -> dict[str, float]:
     """Generate the first four seconds of each clip from its first frame and sound.
 
     Mouth openings are compared by the latent's own landmarks: quick, for choosing when to stop;
@@ -332,12 +358,12 @@ def evaluate_flow(model: AvatarModel, tracks: list[Track], steps: int = 2) -> di
     mel = torch.stack([t.spoken.mel[:, : 4 * (JUDGED_FRAMES + LOOKAHEAD_FRAMES)] for t in tracks])
     truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
     true = mouth_opening(model.autoencoder.points(truth).numpy())
-    own, wrong = (
-        mouth_opening(
-            model.autoencoder.points(generate(model, sound, truth[:, 0], steps=steps)).numpy()
-        )
-        for sound in (mel, mel.roll(1, 0))
-    )
+
+    def openings(sound: Tensor) -> np.ndarray:
+        made = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
+        return mouth_opening(model.autoencoder.points(made).numpy())
+
+    own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
     r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])
     real = np.array([track.spoken.is_real for track in tracks])
     return {
