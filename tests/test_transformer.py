@@ -9,7 +9,7 @@ from torch import nn
 
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.state import gather
-from letstalk_rt.models.transformer import Denoiser, PortraitState
+from letstalk_rt.models.transformer import Denoiser, PortraitState, guided
 
 SLOTS, WINDOW = 1 + DENOISER.memory, DENOISER.window
 
@@ -209,3 +209,23 @@ def test_without_memory_slots_the_anchor_alone_is_enough(inputs):
     stir(denoiser)
     short = {**inputs, "memory": inputs["memory"][:, :1], "filled": inputs["filled"][:, :1]}
     assert run(denoiser, **short).isfinite().all()
+
+
+class TestGuidance:
+    @pytest.fixture
+    def predict(self, denoiser, inputs):
+        nn.init.normal_(denoiser.no_audio)
+        bank = MemoryBank(inputs["memory"], inputs["filled"])
+        state = denoiser.portrait_state(inputs["latent"])
+        x, t, tokens = inputs["x"], inputs["t"], inputs["tokens"]
+        return lambda weight: guided(denoiser, x, t, tokens, state, bank, weight)
+
+    def test_weight_one_is_the_denoiser_itself(self, denoiser, inputs, predict):
+        torch.testing.assert_close(predict(1), run(denoiser, **inputs))
+
+    def test_weight_zero_hears_nothing(self, denoiser, inputs, predict):
+        deaf = denoiser.no_audio.expand_as(inputs["tokens"])
+        torch.testing.assert_close(predict(0), run(denoiser, **{**inputs, "tokens": deaf}))
+
+    def test_the_part_of_the_sound_grows_with_the_weight(self, predict):
+        torch.testing.assert_close(predict(3) - predict(0), 3 * (predict(1) - predict(0)))

@@ -21,7 +21,7 @@ STRIDE = 8
 FACE_SHARE = 0.557
 """Height of the landmarks' box over the side of a face crop."""
 
-_MIN_PEAK = 0.6
+_MIN_PEAK = 0.35
 _MAX_FACES = 8
 _LOOKS = 3
 _MAX_DISAGREEMENT = 0.06
@@ -119,7 +119,7 @@ class FaceFinder:
         aside = _Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
         again = self._landmarks(picture, aside)
         moved = np.linalg.norm(again - placed, axis=1).mean()
-        if not moved < _MAX_DISAGREEMENT * np.ptp(placed[:, 1]):
+        if not moved < _MAX_DISAGREEMENT * np.ptp(placed[:, 1]) or not _plausible(placed):
             return None
         return Face(placed.astype(np.float32), box.score, head_yaw(placed))
 

@@ -38,8 +38,8 @@ PRESETS = {
             memory=8,
             dropout=0.1,
         ),
-        steps=2,
-        guidance=1.5,
+        steps=1,
+        guidance=2.0,
     )
 }
 

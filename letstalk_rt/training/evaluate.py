@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from letstalk_rt.models.landmarks import SUBSET, mouth_opening
 from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.training.autoencoder import evaluate_reconstruction
+from letstalk_rt.training.autoencoder import evaluate_pairs, evaluate_reconstruction
 from letstalk_rt.training.data import Clip, Landmarker, load_clips
 from letstalk_rt.training.speech import best_lag, correlation
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
@@ -126,6 +126,7 @@ def evaluate(
     grid = np.array([clip.is_grid for clip in heard])
     return {
         **reconstruction,
+        **evaluate_pairs(pipeline.model.autoencoder, clips),
         "mouth_corr": float(table[real, 0].mean()),
         "mouth_corr_grid": float(table[grid, 0].mean()),
         "mouth_corr_all": float(table[:, 0].mean()),
