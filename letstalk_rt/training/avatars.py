@@ -18,7 +18,7 @@ from torch import Tensor
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.landmark_warp import coarse_flow, warp
 from letstalk_rt.models.landmarks import IRISES, OVAL
-from letstalk_rt.training.data import Landmarker
+from letstalk_rt.training.data import Landmarker, landmarker_file
 
 SIZE = 768
 FACE_SHARE = 0.38
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         "-o", "--output", type=Path, default=Path(__file__).parent.parent / "avatars"
     )
     args = parser.parse_args(argv)
-    landmarker = Landmarker(args.landmarker)
+    landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
     for recipe in RECIPES:
         pictures = [
             Image.open(args.data / "portraits_hd" / f"{name}.jpg").convert("RGB")

@@ -16,7 +16,7 @@ from letstalk_rt.models.loading import packaged_weights, save_model
 from letstalk_rt.models.presets import get_preset
 from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
-from letstalk_rt.training.data import load_clips, load_stills
+from letstalk_rt.training.data import landmarker_file, load_clips, load_stills
 from letstalk_rt.training.finder import train_finder
 from letstalk_rt.training.flow import encode_clips, fit_scales, train_flow
 from letstalk_rt.training.loop import LoopConfig
@@ -80,7 +80,7 @@ def _loop(args: argparse.Namespace) -> LoopConfig:
 def _autoencoder(args: argparse.Namespace) -> None:
     train_autoencoder(
         load_clips(args.data, args.cache, "train"),
-        load_stills(args.data, args.cache, "train", args.landmarker),
+        load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
         load_clips(args.data, args.cache, "eval"),
         args.runs / args.stage,
         _loop(args),
@@ -104,9 +104,8 @@ def _flow(args: argparse.Namespace) -> None:
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
     folder = args.runs / "flow"
     folder.mkdir(parents=True, exist_ok=True)
-    autoencoder = (
-        model.autoencoder.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-    )  # type: ignore[call-overload]
+    autoencoder = model.autoencoder.requires_grad_(False).eval()
+    autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     everything = encode_clips(autoencoder, clips, folder / "latents.pt")
     fit_scales(model, everything)
     kept = {clip.name for clip in split_people(clips)[0]}
@@ -122,7 +121,7 @@ def _flow(args: argparse.Namespace) -> None:
 def _finder(args: argparse.Namespace) -> None:
     train_finder(
         load_clips(args.data, args.cache, "train"),
-        load_stills(args.data, args.cache, "train", args.landmarker),
+        load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
         args.runs / "finder",
         _loop(args),
         batch_size=args.batch or BATCH["finder"],

@@ -184,6 +184,12 @@ class Landmarker:
         return np.array([(p.x * width, p.y * height) for p in found[0]], np.float32)[:MESH_POINTS]
 
 
+def landmarker_file(root: Path, given: Path | None = None) -> Path | None:
+    """Give the landmark model to use: the one named, else the data folder's; None: a package's."""
+    own = root / "teachers" / "face_landmarker.task"
+    return given or (own if own.exists() else None)
+
+
 def _packaged_landmarker() -> Path:
     from importlib.metadata import PackageNotFoundError, files
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from letstalk_rt.models.landmarks import SUBSET, mouth_opening
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.training.autoencoder import evaluate_pairs, evaluate_reconstruction
-from letstalk_rt.training.data import Clip, Landmarker, load_clips
+from letstalk_rt.training.data import Clip, Landmarker, landmarker_file, load_clips
 from letstalk_rt.training.speech import best_lag, correlation
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=Path, help="folder for contact sheets")
     parser.add_argument("--json", action="store_true", help="one JSON document as the last line")
     args = parser.parse_args(argv)
-    landmarker = Landmarker(args.landmarker)
+    landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
     pipeline = AvatarPipeline.load(
         args.preset,
         args.device,
