@@ -496,9 +496,7 @@ class TestFlowLoss:
 
     def draw(self, tracks, seed=0, size=12, **shares):
         config = PRESET.denoiser
-        source = WindowSource(
-            tracks, [1.0] * len(tracks), config.window, config.memory, FlowLoss(**shares)
-        )
+        source = WindowSource(tracks, config.window, config.memory, FlowLoss(**shares))
         return source.draw(size, generator(seed))
 
     def test_units_have_unit_variance(self, model, tracks):
@@ -512,7 +510,9 @@ class TestFlowLoss:
         assert not motion[:, 0].any()
 
     def test_windows_come_with_what_was_before_them(self, tracks):
-        batch = self.draw(tracks, no_memory=0.0, frozen_memory=0.0, silent=0.0, size=20)
+        batch = self.draw(
+            tracks, no_memory=0.0, frozen_memory=0.0, stale_memory=0.0, silent=0.0, size=20
+        )
         assert batch.window.shape == (20, 4, 16, 4, 4) and batch.memory.shape == (20, 6, 16, 4, 4)
         for item in range(20):
             places = [
@@ -539,6 +539,20 @@ class TestFlowLoss:
         mel = torch.randn(1, 64, 4 * (3 + HEARD_FRAMES + 1))
         cut = encoder.encode_mel(mel[:, :, 4 * 3 :])[:, -1]
         torch.testing.assert_close(cut, encoder.encode_mel(mel)[:, -1])
+
+    def test_a_stale_memory_is_of_another_moment(self, tracks):
+        shares = {"no_memory": 0.0, "frozen_memory": 0.0, "silent": 0.0, "size": 20}
+        fresh = self.draw(tracks, stale_memory=0.0, **shares)
+        stale = self.draw(tracks, stale_memory=1.0, **shares)
+        assert not torch.equal(stale.memory, fresh.memory)
+
+    def test_drift_moves_all_memory_alike(self, model, tracks):
+        batch = self.draw(tracks, no_memory=0.0, frozen_memory=1.0)
+        trainer = FlowTrainer(model, FlowLoss(drift=0.8, heavy_noise=0.0))
+        memory, filled = trainer._memory(model, batch, generator(1))
+        assert filled.all() and not memory[:, 0].any()  # the anchor is never corrupted
+        shared = memory[:, 1:].mean(1).std()
+        assert shared > 3 * (memory[:, 1:] - memory[:, 1:].mean(1, keepdim=True)).std()
 
     def test_shares_of_special_items(self, tracks):
         assert not self.draw(tracks, no_memory=1.0, frozen_memory=0.0).filled.any()

@@ -439,4 +439,4 @@ def train_autoencoder(
         save_samples(averaged, held_out[::4], folder / f"samples-{step:06d}.png")
         return evaluate_reconstruction(averaged, held_out, every=40)
 
-    return run.train(loss, evaluate)
+    return run.train(loss, evaluate if held_out else None)
