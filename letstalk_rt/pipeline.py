@@ -21,7 +21,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.finder import FaceFinder
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import MemoryBank
-from letstalk_rt.models.sampler import sample, timesteps
+from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.models.state import gather, overwrite, scatter
 from letstalk_rt.models.transformer import PortraitState
 from letstalk_rt.portrait import Compositor
@@ -57,16 +57,15 @@ class SessionState:
     features: PortraitFeatures
     portrait: PortraitState
     compositor: Compositor
-    noise: torch.Generator
+    noise: NoiseState
     size: tuple[int, int]
-    seed: int
 
     @torch.inference_mode()
     def reset(self) -> None:
         """Become as new: silence heard, the face at rest in its portrait."""
         overwrite(self.audio, self.silence)
         self.memory.reset()
-        self.noise.manual_seed(self.seed)
+        self.noise.reset()
 
 
 class AvatarPipeline:
@@ -173,9 +172,8 @@ class AvatarPipeline:
             features=features,
             portrait=model.denoiser.portrait_state(model.normalized_portrait(features.latent)),
             compositor=Compositor(portrait, self.device),
-            noise=torch.Generator().manual_seed(seed),
+            noise=NoiseState(seed, torch.zeros(1, *LATENT_SHAPE)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
-            seed=seed,
         )
 
     @torch.inference_mode()
@@ -233,8 +231,10 @@ class AvatarPipeline:
         memory = gather([state.memory for state in states])
         portrait = gather([state.portrait for state in states])
         features = gather([state.features for state in states])
-        shape = (1, self.frames_per_window, *LATENT_SHAPE)
-        noise = torch.cat([torch.randn(shape, generator=state.noise) for state in states])
+        count, preset = self.frames_per_window, self.model.preset
+        noise = torch.cat(
+            [s.noise.draw(count, preset.noise_correlation, preset.temperature) for s in states]
+        )
 
         def velocity(x: Tensor, t: float) -> Tensor:
             at = x.new_full(x.shape[:2], t)

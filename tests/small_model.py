@@ -27,7 +27,16 @@ DENOISER = DenoiserConfig(
     memory=6,
     dropout=0.1,
 )
-PRESET = Preset("small", AUTOENCODER, AUDIO, DENOISER, steps=2, guidance=1.0)
+PRESET = Preset(
+    "small",
+    AUTOENCODER,
+    AUDIO,
+    DENOISER,
+    steps=2,
+    guidance=1.0,
+    noise_correlation=0.5,
+    temperature=1.0,
+)
 
 
 def stir(module: nn.Module, size: float = 0.05) -> None:

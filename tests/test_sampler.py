@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.sampler import sample, timesteps
+from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
@@ -47,3 +47,30 @@ def test_the_noise_is_left_as_it_was():
     noise = torch.ones(1, 1, 1, 1, 1)
     sample(lambda x, t: x, noise, timesteps(3))
     assert noise.item() == 1.0
+
+
+class TestNoise:
+    def draws(self, frames, correlation=0.9, temperature=1.0, seed=0):
+        return NoiseState(seed, torch.zeros(1, 16, 4, 4)).draw(frames, correlation, temperature)
+
+    def test_each_frame_is_unit_noise_that_follows_the_last(self):
+        noise = self.draws(400)[0].flatten(1)
+        assert noise.std().item() == pytest.approx(1, abs=0.05)
+        between = (noise[1:] * noise[:-1]).mean() / noise.pow(2).mean()
+        assert between.item() == pytest.approx(0.9, abs=0.02)
+
+    def test_pieces_equal_whole(self):
+        state = NoiseState(0, torch.zeros(1, 16, 4, 4))
+        pieces = torch.cat([state.draw(n, 0.9, 1.0) for n in (1, 3, 4)], 1)
+        assert torch.equal(pieces, self.draws(8))
+
+    def test_reset_equals_new_in_place(self):
+        state = NoiseState(7, torch.zeros(1, 16, 4, 4))
+        address = state.latest.data_ptr()
+        first = state.draw(4, 0.9, 1.0)
+        state.reset()
+        assert torch.equal(state.draw(4, 0.9, 1.0), first) and state.latest.data_ptr() == address
+
+    def test_temperature_scales_and_the_seed_decides(self):
+        assert torch.equal(self.draws(2, temperature=0.5), 0.5 * self.draws(2))
+        assert not torch.equal(self.draws(2, seed=1), self.draws(2))

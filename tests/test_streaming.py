@@ -14,7 +14,7 @@ from letstalk_rt.audio.mel import StreamingMel
 from letstalk_rt.errors import AudioFormatError, ConfigError, PortraitError
 from letstalk_rt.models.conv import CausalConv1d
 from letstalk_rt.models.memory import MemoryBank
-from letstalk_rt.models.sampler import sample, timesteps
+from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.models.state import tensors
 from letstalk_rt.pipeline import SETTLE_SAMPLES, AvatarPipeline, SessionState
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
@@ -251,14 +251,14 @@ class TestPipeline:
             :, SETTLE_SAMPLES // SAMPLES_PER_FRAME :
         ]
         bank = MemoryBank.anchored(torch.zeros(1, 16, 4, 4), model.denoiser.config.memory)
-        chance, motions = torch.Generator().manual_seed(3), []
+        chance, motions = NoiseState(3, torch.zeros(1, 16, 4, 4)), []
         for window in tokens.split(4, 1):
 
             def velocity(x, t, window=window):
                 at = torch.full((1, 4), t)
                 return model.denoiser(x, at, window, state.portrait, bank.latents, bank.filled)
 
-            noise = torch.randn(1, 4, 16, 4, 4, generator=chance)
+            noise = chance.draw(4, 0.5, 1.0)
             motions.append(sample(velocity, noise, timesteps(2)))
             bank.write(motions[-1])
         latents = model.to_latents(torch.cat(motions, 1), state.features.latent)

@@ -18,6 +18,8 @@ class Preset:
     denoiser: DenoiserConfig
     steps: int
     guidance: float
+    noise_correlation: float
+    temperature: float
 
 
 _TINY_AUDIO = AudioEncoderConfig()
@@ -40,6 +42,8 @@ PRESETS = {
         ),
         steps=1,
         guidance=2.0,
+        noise_correlation=0.95,
+        temperature=0.5,
     )
 }
 

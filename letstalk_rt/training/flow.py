@@ -23,7 +23,7 @@ from letstalk_rt.models.autoencoder import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import LIPS, mouth_opening
 from letstalk_rt.models.memory import MemoryBank, regularize
-from letstalk_rt.models.sampler import sample, timesteps
+from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.models.transformer import guided
 from letstalk_rt.training.audio import SpokenClip, spoken
 from letstalk_rt.training.autoencoder import opening_error
@@ -325,13 +325,16 @@ def generate(
         `(B, T, C, h, w)`.
     """
     config = model.denoiser.config
-    generator = torch.Generator().manual_seed(seed)
+    preset = model.preset
+    chance = [NoiseState(seed + i, torch.zeros(1, *portrait.shape[1:])) for i in range(len(mel))]
     tokens = model.audio.encode_mel(mel)[:, LOOKAHEAD_FRAMES:]
     state = model.denoiser.portrait_state(model.normalized_portrait(portrait))
     bank = MemoryBank.anchored(torch.zeros_like(portrait), config.memory)
     times, made = timesteps(steps), []
     for window in tokens.split(config.window, 1):
-        noise = torch.randn(len(mel), config.window, *portrait.shape[1:], generator=generator)
+        noise = torch.cat(
+            [c.draw(config.window, preset.noise_correlation, preset.temperature) for c in chance]
+        )
 
         def velocity(x: Tensor, t: float, window: Tensor = window) -> Tensor:
             at = x.new_full(x.shape[:2], t)
