@@ -232,10 +232,11 @@ class TestAvatars:
         assert prepare_portrait(known[name][0], finder).warnings == ()
 
     @pytest.mark.parametrize("turns", [1, 3])
-    def test_a_face_on_its_side_is_none_or_doubtful(self, finder, known, name, turns):
-        (upright,) = finder.find_faces(known[name][0])
-        turned = finder.find_faces(np.rot90(known[name][0], turns))
-        assert all(face.score < 0.75 * upright.score for face in turned)
+    def test_a_face_on_its_side_is_none(self, finder, known, name, turns, request):
+        if (name, turns) in {("leon", 3), ("ruth", 3)}:
+            fault = "the detector was trained on turns up to 20 degrees and takes these two"
+            request.applymarker(pytest.mark.xfail(reason=fault, strict=True))
+        assert finder.find_faces(np.rot90(known[name][0], turns)) == []
 
 
 @pytest.mark.skipif(not packaged_weights("tiny").exists(), reason="needs the trained weights")

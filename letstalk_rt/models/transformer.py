@@ -26,6 +26,7 @@ from letstalk_rt.models.layers import (
     modulate,
 )
 from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.state import gather
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,6 @@ class PortraitState:
     """
 
     layers: list[LinearState]
-
-    @classmethod
-    def stack(cls, states: list["PortraitState"]) -> "PortraitState":
-        """Join the states of several sessions into one batch."""
-        columns = zip(*(state.layers for state in states), strict=True)
-        return cls([LinearState(torch.cat([s.sums for s in column])) for column in columns])
 
 
 class Block(nn.Module):
@@ -217,7 +212,7 @@ def guided(
         torch.cat([x, x]),
         torch.cat([t, t]),
         torch.cat([tokens, none]),
-        PortraitState.stack([portrait, portrait]),
+        gather([portrait, portrait]),
         torch.cat([bank.latents, bank.latents]),
         torch.cat([bank.filled, bank.filled]),
     ).chunk(2)
