@@ -137,7 +137,7 @@ class AvatarPipeline:
             if threads < 1:
                 raise ConfigError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
-        where = _choose_device(device)
+        where = choose_device(device)
         model = load_model(preset, weights).to(where)
         model.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(model, steps=steps, guidance=guidance, dtype=_decoder_dtype(where))
@@ -258,7 +258,12 @@ class AvatarPipeline:
         assert len(sizes) == 1, sizes
 
 
-def _choose_device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """Give the device of this name; `auto` is the GPU where there is one.
+
+    Raises:
+        ConfigError: unknown, or not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

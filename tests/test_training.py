@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -41,6 +42,7 @@ from letstalk_rt.training.flow import (
     encode_clips,
     fit_scales,
     generate,
+    save_sample,
 )
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.speech import augment_mel, best_lag, clip_mel, correlation
@@ -465,7 +467,14 @@ def test_the_decoder_stage_leaves_the_latents_as_they_are(clips, stills, tmp_pat
     )
     config = LoopConfig(steps=2, warm_up=1, learning_rate=1e-3)
     trained = autoencoder.train_autoencoder(
-        clips, stills, [], tmp_path, config, batch_size=2, started=started.state_dict()
+        clips,
+        stills,
+        [],
+        tmp_path,
+        config,
+        batch_size=2,
+        started=started.state_dict(),
+        fixed_latents=True,
     )
     after = trained.state_dict()
     changed = {n for n, v in started.state_dict().items() if not torch.equal(v, after[n])}
@@ -608,7 +617,63 @@ class TestFlowLoss:
         assert not torch.allclose(again[:, 12:], made[:, 12:])
 
 
+def frames_of(path):
+    with av.open(str(path)) as container:
+        kinds = {stream.type for stream in container.streams}
+        return kinds, [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+
+
+class TestSamples:
+    def test_a_sample_of_the_autoencoder_shows_true_and_rebuilt_frames(self, clips, tmp_path):
+        model = ReferenceAutoencoder(AUTOENCODER)
+        longest = max(clip.num_frames for clip in clips)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(autoencoder, "SAMPLE_FRAMES", longest)
+            autoencoder.save_samples(model, clips[:1], tmp_path / "sample")
+        kinds, frames = frames_of(tmp_path / "sample.mp4")
+        assert kinds == {"video"} and len(frames) == longest
+        assert frames[0].shape == (512, 256, 3)
+        true = clips[0].frames[0].astype(float)
+        assert np.abs(frames[0][:256] - true).mean() < 12
+        with Image.open(tmp_path / "sample.png") as sheet:
+            assert sheet.size == (5 * 256, 256)
+
+    def test_a_sample_of_the_generator_has_its_sound(self, clips, tmp_path):
+        torch.manual_seed(0)
+        model = AvatarModel(PRESET)
+        stir(model)
+        save_sample(model.eval(), clips[0], tmp_path / "sample.mp4")
+        kinds, frames = frames_of(tmp_path / "sample.mp4")
+        assert kinds == {"video", "audio"} and len(frames) == clips[0].num_frames // 4 * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_gpu_run_goes_on_where_it_stopped(tracks, tmp_path):
+    model = flow_model()
+    fit_scales(model, tracks)
+    config = LoopConfig(steps=2, warm_up=1, evaluate_every=10, device="cuda")
+    trainer = FlowTrainer(model.to("cuda"), FlowLoss())
+    run = Run(tmp_path, trainer, config)
+    shape = model.denoiser.config
+    source = WindowSource(tracks, shape.window, shape.memory, FlowLoss())
+
+    def loss(step):
+        return trainer.loss(model, source.draw(4, run.generator).to(run.device), run.noise)
+
+    run.train(loss)
+    again = Run(tmp_path, FlowTrainer(model, FlowLoss()), replace(config, steps=3))
+    assert again.step == 2
+    assert next(again.model.parameters()).device.type == "cuda"
+    again.train(loss)
+
+
 class TestCommand:
+    def test_an_unknown_device_is_named(self, root, cache, tmp_path):
+        with pytest.raises(ConfigError, match="device must be"):
+            train(["finder", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),
+                   "--threads", "1", "--device", "abacus"])  # fmt: skip
+
     def test_a_stage_that_was_not_run_is_named(self, root, cache, tmp_path):
         with pytest.raises(InputError, match="run that stage first"):
             train(["export", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),

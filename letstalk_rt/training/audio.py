@@ -119,7 +119,8 @@ def _moved(mel: Tensor, steps: int) -> Tensor:
 @torch.no_grad()
 def read_opening(reader: MouthReader, clip: SpokenClip) -> np.ndarray:
     """Give the mouth opening that the reader hears, `(T,)`."""
-    return reader.eval()(clip.mel[None])[0, :, 0].numpy()
+    mel = clip.mel[None].to(next(reader.parameters()).device)
+    return reader.eval()(mel)[0, :, 0].cpu().numpy()
 
 
 def evaluate_reader(reader: MouthReader, clips: list[SpokenClip]) -> dict[str, float]:
@@ -192,7 +193,7 @@ def train_audio(
         silent = torch.rand(batch_size, 1, 1, generator=run.generator) < 0.05
         mel = torch.where(silent, quiet + 0.02 * torch.rand(mel.shape), mel)
         true = torch.where(silent, torch.zeros(()), true)
-        made = reader(mel)
+        made, true = reader(mel.to(run.device)), true.to(run.device)
         error = (made - true)[:, 12:]  # the first frames have not heard enough yet
         change = made.diff(dim=1) - true.diff(dim=1)
         value = error.abs().mean() + 0.5 * change[:, 12:].abs().mean()
@@ -209,5 +210,5 @@ def train_audio(
         return figures
 
     run.train(loss, evaluate)
-    reader.load_state_dict(torch.load(run.best, weights_only=True))
+    reader.load_state_dict(torch.load(run.best, map_location="cpu", weights_only=True))
     return reader

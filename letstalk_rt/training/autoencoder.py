@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from letstalk_rt.models.autoencoder import Decoded, ReferenceAutoencoder, expected_points
 from letstalk_rt.models.landmark_warp import coarse_flow, nearness
@@ -35,6 +37,10 @@ from letstalk_rt.training.data import (
     to_unit,
 )
 from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.training.samples import to_pixels, write_video
+
+SAMPLE_CLIPS, SAMPLE_FRAMES = 4, 50
+"""Clips and frames of a sample video."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,11 @@ class AutoencoderLoss:
     mask: float = 0.006
     flow: float = 0.02
     latent: float = 1e-5
-    latent_noise: float = 0.03
-    mouth: float = 24.0
-    eyes: float = 6.0
+    latent_noise: float = 0.02
+    mouth: float = 10.0
+    eyes: float = 4.0
+    square: float = 1.0
+    seen: float = 1.0
 
 
 class PairSource:
@@ -218,17 +226,14 @@ def autoencoder_loss(
         if maturity < 1:
             read = coarse_flow(portrait.points.float(), model.points(noisy))
             known = coarse_flow(points[:, 0], points[:, 1])
-            lot = (torch.rand(len(read), 1, 1, 1) > maturity).to(read)
+            lot = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
             coarse = lot * known + (1 - lot) * read
         decoded = model.decode_parts(noisy, portrait, coarse)
+        seen = points_seen(model, decoded.picture)
     parts = _picture_losses(decoded, target, points[:, 1], weights)
-    weight = torch.ones(NUM_POINTS, device=frames.device)
-    weight[LIPS] = 3.0
-    weight[EYES] = 2.0
-    read, truth = model.points(latents).flatten(0, 1), points.flatten(0, 1)
-    parts["points"] = ((read - truth).abs().mean(-1) * weight).mean() + 3 * opening_error(
-        read, truth
-    )
+    parts["points"] = _points_loss(model.points(latents).flatten(0, 1), points.flatten(0, 1))
+    parts["seen"] = maturity * _points_loss(seen, points[:, 1])
+    truth = points.flatten(0, 1)
     parts["heat"] = heat_loss(heat.flatten(0, 1), truth)
     parts["latent"] = (latent**2).mean()
     parts["mask"] = maturity * parts["mask"]
@@ -238,6 +243,27 @@ def autoencoder_loss(
     return total, {name: float(value.detach()) for name, value in parts.items()}
 
 
+def points_seen(model: ReferenceAutoencoder, pictures: Tensor) -> Tensor:
+    """Give the landmarks `(B, L, 2)` that the encoder finds in pictures that were made.
+
+    The encoder's weights are taken as they are: only the pictures are to change. So a mouth that
+    should be open must be painted open enough to be seen open.
+    """
+    fixed = {name: value.detach() for name, value in model.encoder.named_parameters()}
+    flat = pictures.contiguous(memory_format=torch.channels_last)
+    _, heat = functional_call(model.encoder, fixed, (flat, model.mean_points))
+    return expected_points(heat)
+
+
+def _points_loss(points: Tensor, truth: Tensor) -> Tensor:
+    """Compare landmarks `(B, L, 2)`: lips and eyes count more, and the mouth's opening again."""
+    weight = torch.ones(NUM_POINTS, device=points.device)
+    weight[LIPS] = 3.0
+    weight[EYES] = 2.0
+    error = ((points - truth).abs().mean(-1) * weight).mean()
+    return error + 3 * opening_error(points, truth)
+
+
 def _picture_losses(
     decoded: Decoded, target: Tensor, points: Tensor, weights: AutoencoderLoss
 ) -> dict[str, Tensor]:
@@ -245,8 +271,10 @@ def _picture_losses(
     weight = _enlarge(1 + weights.mouth * mouth + weights.eyes * eyes)
     weight = weight / weight.mean((1, 2, 3), keepdim=True)
     free = _enlarge(torch.maximum(mouth, eyes))
+    error = decoded.picture - target
     return {
-        "picture": ((decoded.picture - target).abs() * weight).mean(),
+        "picture": (error.abs() * weight).mean(),
+        "square": (error**2).mean(),
         "warp": (decoded.warped - target).abs().mean(),
         "gradient": gradient_loss(decoded.picture, target, weight),
         "mask": (decoded.mask * (1 - free)).mean(),
@@ -288,12 +316,13 @@ def reconstruct(
     model: ReferenceAutoencoder, clip: Clip, indices: list[int], portrait_index: int = 0
 ) -> Tensor:
     """Rebuild frames of a clip from their latents and one frame: `(T, 3, 256, 256)`."""
-    portrait = model.describe(frames_tensor(clip, [portrait_index]))
+    device = model.mean_points.device
+    portrait = model.describe(frames_tensor(clip, [portrait_index]).to(device))
     pieces = []
     for chunk in torch.tensor(indices).split(8):
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = model.encode(frames_tensor(clip, chunk.tolist())[None])
-            pieces.append(model.decode(latents, portrait)[0])
+        with torch.autocast(device.type, torch.bfloat16):
+            latents = model.encode(frames_tensor(clip, chunk.tolist()).to(device)[None])
+            pieces.append(model.decode(latents, portrait)[0].cpu())
     return torch.cat(pieces)
 
 
@@ -352,23 +381,37 @@ def _judge(
 
 
 @torch.no_grad()
-def save_samples(model: ReferenceAutoencoder, clips: list[Clip], path: Path) -> None:
-    """Write a picture: for a few clips portrait, target, rebuilt frame, warp alone, mask."""
-    from PIL import Image
+def save_samples(model: ReferenceAutoencoder, clips: list[Clip], stem: Path) -> None:
+    """Write a sheet and a video of some clips, rebuilt from their first frames.
 
-    rows = []
+    The sheet shows portrait, target, rebuilt frame, warp alone and mask; the video, above the true
+    frames, the rebuilt ones.
+    """
+    rows: list[Tensor] = []
+    columns: list[Tensor] = []
+    device = model.mean_points.device
     for clip in clips:
-        pair = frames_tensor(clip, [0, int(clip.num_frames * 0.6)])
+        pair = frames_tensor(clip, [0, int(clip.num_frames * 0.6)]).to(device)
         portrait = model.describe(pair[:1])
         parts = model.decode_parts(model.encode(pair[None, 1:])[0], portrait)
         mask = parts.mask.expand(-1, 3, -1, -1) * 2 - 1
-        rows.append(torch.cat([pair[:1], pair[1:], parts.picture, parts.warped, mask], 3)[0])
-    sheet = ((torch.cat(rows, 1).clamp(-1, 1) + 1) * 127.5).byte()
-    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
+        rows.append(torch.cat([pair[:1], pair[1:], parts.picture, parts.warped, mask], 3))
+        if clip.num_frames >= SAMPLE_FRAMES and len(columns) < SAMPLE_CLIPS:
+            shown = list(range(SAMPLE_FRAMES))
+            columns.append(
+                torch.cat([frames_tensor(clip, shown), reconstruct(model, clip, shown)], 2)
+            )
+    Image.fromarray(to_pixels(torch.cat(rows, 2))[0]).save(stem.with_suffix(".png"))
+    if columns:
+        write_video(stem.with_suffix(".mp4"), to_pixels(torch.cat(columns, 3)))
 
 
 def fit_landmarks(
-    model: ReferenceAutoencoder, source: PairSource, folder: Path, steps: int = 500
+    model: ReferenceAutoencoder,
+    source: PairSource,
+    folder: Path,
+    steps: int = 500,
+    device: str = "cpu",
 ) -> None:
     """Teach the encoder landmarks alone, fast, before there is a picture to make.
 
@@ -376,10 +419,11 @@ def fit_landmarks(
     the warp with them.
     """
     parts = nn.ModuleDict({"encoder": model.encoder, "read": model.read_points})
-    run = Run(folder, parts, LoopConfig(steps=steps, learning_rate=1e-3, warm_up=40, ema=0.98))
+    config = LoopConfig(steps=steps, learning_rate=1e-3, warm_up=40, ema=0.98, device=device)
+    run = Run(folder, parts, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        frames, points = source.draw(run.generator)
+        frames, points = (part.to(run.device) for part in source.draw(run.generator))
         with torch.autocast(frames.device.type, torch.bfloat16):
             latents, heat = model.encode_parts(frames)
         read = model.points(latents + 0.1 * torch.randn_like(latents))
@@ -401,6 +445,7 @@ def train_autoencoder(
     batch_size: int = 8,
     weights: AutoencoderLoss | None = None,
     started: dict[str, Tensor] | None = None,
+    fixed_latents: bool = False,
 ) -> nn.Module:
     """Train the autoencoder, or go on with it, and give the averaged model.
 
@@ -412,9 +457,11 @@ def train_autoencoder(
         config: schedule.
         batch_size: pairs a step.
         weights: of the loss.
-        started: weights of a trained autoencoder whose latents must not change any more, as a
-            denoiser lives on them: the encoder stays, reference encoder and decoder go on.
+        started: weights of a trained autoencoder to go on from.
+        fixed_latents: the latents of `started` must not change, as a denoiser lives on them: the
+            encoder stays, reference encoder and decoder go on.
     """
+    assert started is not None or not fixed_latents
     torch.manual_seed(0)
     weights = weights or AutoencoderLoss()
     source = PairSource(clips, stills, batch_size)
@@ -422,21 +469,21 @@ def train_autoencoder(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if started is None:
         model.expect_points(source.mean_points())
-        fit_landmarks(model, source, folder / "landmarks")
+        fit_landmarks(model, source, folder / "landmarks", device=config.device)
     else:
         model.load_state_dict(started)
-        model.encoder.requires_grad_(False)
-        model.read_points.requires_grad_(False)
+        model.encoder.requires_grad_(not fixed_latents)
+        model.read_points.requires_grad_(not fixed_latents)
     run = Run(folder, model, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        frames, points = source.draw(run.generator)
+        frames, points = (part.to(run.device) for part in source.draw(run.generator))
         maturity = 1.0 if started else min(1.0, step / 1500)
         return autoencoder_loss(model, frames, points, weights, maturity)
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, ReferenceAutoencoder)
-        save_samples(averaged, held_out[::4], folder / f"samples-{step:06d}.png")
+        save_samples(averaged, held_out[::4], folder / f"samples-{step:06d}")
         return evaluate_reconstruction(averaged, held_out, every=40)
 
     return run.train(loss, evaluate if held_out else None)

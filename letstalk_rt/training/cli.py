@@ -14,6 +14,7 @@ from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.loading import packaged_weights, save_model
 from letstalk_rt.models.presets import get_preset
+from letstalk_rt.pipeline import choose_device
 from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
 from letstalk_rt.training.data import landmarker_file, load_clips, load_stills
@@ -51,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="steps of this stage")
     parser.add_argument("--batch", type=int, help="items a step")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--start", type=Path, help="autoencoder, decoder: run folder whose weights to begin with"
+    )
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("-o", "--output", type=Path, help="weights file that export writes")
@@ -74,10 +79,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _loop(args: argparse.Namespace) -> LoopConfig:
     config = LOOPS[args.stage]
-    return LoopConfig(**{**vars(config), "steps": args.steps or config.steps})
+    device = choose_device(args.device).type
+    return replace(config, steps=args.steps or config.steps, device=device)
 
 
 def _autoencoder(args: argparse.Namespace) -> None:
+    fixed = args.stage == "decoder"
+    started = averaged(args.runs / "autoencoder") if fixed else None
+    if args.start:
+        started = averaged(args.start)
     train_autoencoder(
         load_clips(args.data, args.cache, "train"),
         load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
@@ -85,7 +95,8 @@ def _autoencoder(args: argparse.Namespace) -> None:
         args.runs / args.stage,
         _loop(args),
         batch_size=args.batch or BATCH[args.stage],
-        started=averaged(args.runs / "autoencoder") if args.stage == "decoder" else None,
+        started=started,
+        fixed_latents=fixed,
     )
 
 
@@ -105,6 +116,7 @@ def _flow(args: argparse.Namespace) -> None:
     folder = args.runs / "flow"
     folder.mkdir(parents=True, exist_ok=True)
     autoencoder = model.autoencoder.requires_grad_(False).eval()
+    autoencoder.to(choose_device(args.device))
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     everything = encode_clips(autoencoder, clips, folder / "latents.pt")
     fit_scales(model, everything)
@@ -113,7 +125,13 @@ def _flow(args: argparse.Namespace) -> None:
     tracks = [t for t in everything if t.spoken.name in kept]
     aside = [t for t in everything if t.spoken.name not in kept and t.spoken.weight > 0.2]
     best = train_flow(
-        model, tracks, aside, folder, _loop(args), batch_size=args.batch or BATCH["flow"]
+        model,
+        tracks,
+        aside,
+        folder,
+        _loop(args),
+        batch_size=args.batch or BATCH["flow"],
+        shown=[clip for clip in clips if clip.name not in kept][::8],
     )
     torch.save(best.state_dict(), folder / "model.pt")
 
@@ -131,7 +149,9 @@ def _finder(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     """Join the newest of all stages into one weights file."""
     model = AvatarModel(get_preset(args.preset))
-    state = torch.load(_existing(args.runs / "flow" / "model.pt"), weights_only=True)
+    state = torch.load(
+        _existing(args.runs / "flow" / "model.pt"), map_location="cpu", weights_only=True
+    )
     model.load_state_dict(state)
     model.detector.load_state_dict(averaged(args.runs / "finder"))
     if (args.runs / "decoder" / "last.pt").exists():
@@ -143,13 +163,14 @@ def _export(args: argparse.Namespace) -> None:
 
 def averaged(folder: Path) -> dict[str, torch.Tensor]:
     """Give the averaged weights of a run's last checkpoint."""
-    state = torch.load(_existing(folder / "last.pt"), weights_only=True)
+    state = torch.load(_existing(folder / "last.pt"), map_location="cpu", weights_only=True)
     return dict(state["averaged"])
 
 
 def _reader(runs: Path) -> MouthReader:
     reader = MouthReader()
-    state = torch.load(_existing(runs / "audio" / "best.pt"), weights_only=True)
+    path = _existing(runs / "audio" / "best.pt")
+    state = torch.load(path, map_location="cpu", weights_only=True)
     reader.load_state_dict(state)
     return reader
 

@@ -35,6 +35,10 @@ class Scene:
     heat: Tensor
     boxes: Tensor
 
+    def to(self, device: torch.device) -> "Scene":
+        """Give the scenes on another device."""
+        return Scene(self.pictures.to(device), self.heat.to(device), self.boxes.to(device))
+
 
 class SceneSource:
     """Draws scenes.
@@ -77,7 +81,7 @@ class SceneSource:
     def _place(
         self, scene: Tensor, heat: Tensor, boxes: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Set a face into the scene and mark it in the targets."""
+        """Set a face into the scene and mark it in the targets, unless it is far from upright."""
         source, marks = self._face(generator)
         size = source.shape[-1]
         low, high = marks.min(0), marks.max(0)
@@ -87,12 +91,15 @@ class SceneSource:
         zoom = own_side / side  # source px per scene px
         reach = max(0.0, 0.5 * (DETECTOR_SIZE - 0.6 * side))
         at = 80 + np.array([_uniform(generator, -reach, reach), _uniform(generator, -reach, reach)])
-        turn = _uniform(generator, -0.35, 0.35)
+        turned = _uniform(generator, 0, 1) < 0.15  # lies on its side, or on its head: not wanted
+        turn = _uniform(generator, 1.3, 4.98) if turned else _uniform(generator, -0.35, 0.35)
         linear = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         offset = centre - linear @ at
         seen, inside = _resample(source, linear, offset, size)
         column, row = int(at[0] // STRIDE), int(at[1] // STRIDE)
-        if 0 <= column < CELLS and 0 <= row < CELLS:
+        if turned:
+            heat.copy_(heat * (1 - inside_cells(inside)))
+        elif 0 <= column < CELLS and 0 <= row < CELLS:
             axis = torch.arange(CELLS)
             spread = max(0.7, side / DETECTOR_SIZE * 2)
             bump = torch.exp(
@@ -200,7 +207,7 @@ def train_finder(
     run = Run(folder, model, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        scene = source.draw(batch_size, run.generator)
+        scene = source.draw(batch_size, run.generator).to(run.device)
         return detector_loss(model(scene.pictures), scene)
 
     return run.train(loss)

@@ -8,7 +8,9 @@ Source: rectified flow, arXiv:2209.03003; logit-normal times, arXiv:2403.03206; 
 memory, LetsTalk, arXiv:2411.16748.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +28,20 @@ from letstalk_rt.models.memory import MemoryBank, regularize
 from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.models.transformer import guided
 from letstalk_rt.training.audio import SpokenClip, spoken
-from letstalk_rt.training.autoencoder import opening_error
+from letstalk_rt.training.autoencoder import frames_tensor, opening_error
 from letstalk_rt.training.data import Clip
 from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.training.samples import to_pixels, write_video
 from letstalk_rt.training.speech import (
     MEL_PER_FRAME,
     NUM_MOUTH_TARGETS,
     augment_mel,
     best_lag,
+    clip_mel,
     correlation,
     silence_mel,
 )
+from letstalk_rt.types import SAMPLES_PER_FRAME
 
 JUDGED_FRAMES = 72
 HEARD_FRAMES = 32
@@ -95,13 +100,13 @@ def encode_clips(
 
 
 def _encode(autoencoder: ReferenceAutoencoder, clip: Clip) -> Tensor:
-    pieces = []
+    pieces, device = [], autoencoder.mean_points.device
     for start in range(0, clip.num_frames, 16):
         frames = torch.from_numpy(clip.frames[start : start + 16].copy())
         pictures = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
-        both = torch.stack([pictures, pictures.flip(-1)])
-        with torch.autocast("cpu", torch.bfloat16):
-            pieces.append(autoencoder.encode(both))
+        both = torch.stack([pictures, pictures.flip(-1)]).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            pieces.append(autoencoder.encode(both).float().cpu())
     return torch.cat(pieces, 1)
 
 
@@ -135,6 +140,10 @@ class Batch:
     mel: Tensor
     targets: Tensor
     weight: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Give the batch on another device."""
+        return Batch(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 
 class WindowSource:
@@ -233,19 +242,20 @@ class FlowTrainer(nn.Module):
     def loss(
         self, model: AvatarModel, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Give the loss of a batch and its parts."""
+        """Give the loss of a batch and its parts; batch and generator are where the model is."""
         data = model.to_motion(batch.window, batch.portrait)
         count, frames = data.shape[:2]
+        rand, randn = _chance(generator)
         with torch.autocast(data.device.type, torch.bfloat16):
-            tokens = self.audio.encode_mel(augment_mel(batch.mel, generator))[:, LOOKAHEAD_FRAMES:]
+            tokens = self.audio.encode_mel(batch.mel)[:, LOOKAHEAD_FRAMES:]
             mouth = self.mouth(tokens.flatten(2)).float()
             heard = tokens[:, -frames:]
-            dropped = torch.rand(count, 1, 1, 1, generator=generator) < self.weights.no_audio
+            dropped = rand(count, 1, 1, 1) < self.weights.no_audio
             heard = torch.where(dropped, self.denoiser.no_audio.to(heard.dtype), heard)
-            t = torch.sigmoid(torch.randn(count, 1, generator=generator)).expand(count, frames)
-            alone = torch.rand(count, 1, generator=generator) < 0.3
-            t = torch.where(alone, torch.ones(()), t)  # one-step use starts from noise alone
-            noise = torch.randn(data.shape, generator=generator)
+            t = torch.sigmoid(randn(count, 1)).expand(count, frames)
+            alone = rand(count, 1) < 0.3
+            t = torch.where(alone, torch.ones_like(t), t)  # one-step use starts from noise alone
+            noise = randn(*data.shape)
             time = t[..., None, None, None]
             noisy = (1 - time) * data + time * noise
             memory, filled = self._memory(model, batch, generator)
@@ -272,10 +282,11 @@ class FlowTrainer(nn.Module):
         own drift for the truth.
         """
         count = len(batch.memory)
+        rand, randn = _chance(generator)
         motion = model.to_motion(batch.memory, batch.portrait)
-        amount = self.weights.drift * torch.rand(count, 1, 1, 1, 1, generator=generator)
-        motion = motion + amount * torch.randn(motion[:, :1].shape, generator=generator)
-        heavy = torch.rand(count, 1, 1, 1, 1, generator=generator) < self.weights.heavy_noise
+        amount = self.weights.drift * rand(count, 1, 1, 1, 1)
+        motion = motion + amount * randn(*motion[:, :1].shape)
+        heavy = rand(count, 1, 1, 1, 1) < self.weights.heavy_noise
         noisy = regularize(motion, generator, max_noise=0.8)
         motion = torch.where(heavy, noisy, regularize(motion, generator))
         motion = motion * batch.filled[..., None, None, None]
@@ -295,6 +306,14 @@ class FlowTrainer(nn.Module):
         opening = opening_error(points.flatten(0, 1), true.flatten(0, 1)) * 30
         change = _weighted((lips.diff(dim=1) - true_lips.diff(dim=1)).abs() * 30, trust)
         return {"lips": shape + opening, "change": change}
+
+
+def _chance(
+    generator: torch.Generator,
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Give `torch.rand` and `torch.randn` that draw from a generator, where it is."""
+    where = {"generator": generator, "device": generator.device}
+    return partial(torch.rand, **where), partial(torch.randn, **where)
 
 
 def _weighted(values: Tensor, weight: Tensor) -> Tensor:
@@ -340,7 +359,7 @@ def generate(
             at = x.new_full(x.shape[:2], t)
             return guided(model.denoiser, x, at, window, state, bank, guidance)
 
-        motion = sample(velocity, noise, times)
+        motion = sample(velocity, noise.to(portrait.device), times)
         bank.write(motion)
         made.append(model.to_latents(motion, portrait))
     return torch.cat(made, 1)
@@ -358,13 +377,16 @@ def evaluate_flow(
     tracks = [track for track in tracks if len(track.quiet) >= JUDGED_FRAMES]
     if not tracks:
         raise InputError(f"no clip set aside has {JUDGED_FRAMES} frames; add longer clips")
+    device = model.motion_scale.device
     mel = torch.stack([t.spoken.mel[:, : 4 * (JUDGED_FRAMES + LOOKAHEAD_FRAMES)] for t in tracks])
+    mel = mel.to(device)
     truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
-    true = mouth_opening(model.autoencoder.points(truth).numpy())
+    truth = truth.to(device)
+    true = mouth_opening(model.autoencoder.points(truth).cpu().numpy())
 
     def openings(sound: Tensor) -> np.ndarray:
         made = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
-        return mouth_opening(model.autoencoder.points(made).numpy())
+        return mouth_opening(model.autoencoder.points(made).cpu().numpy())
 
     own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
     r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])
@@ -380,6 +402,25 @@ def evaluate_flow(
     }
 
 
+@torch.no_grad()
+def save_sample(model: AvatarModel, clip: Clip, path: Path, frames: int = 100) -> None:
+    """Write a video: the clip's own frames above those made from its first frame and its sound."""
+    count = min(frames, clip.num_frames) // model.denoiser.config.window
+    count *= model.denoiser.config.window
+    device = model.motion_scale.device
+    true = frames_tensor(clip, list(range(count)))
+    features = model.autoencoder.describe(true[:1].to(device))
+    mel = clip_mel(clip.pcm)[None, :, : MEL_PER_FRAME * (count + LOOKAHEAD_FRAMES)].to(device)
+    preset = model.preset
+    latents = generate(model, mel, features.latent, steps=preset.steps, guidance=preset.guidance)
+    made = [
+        model.autoencoder.decode(part, features)[0].cpu()
+        for part in latents.split(model.denoiser.config.window, 1)
+    ]
+    both = torch.cat([true, torch.cat(made).float()], 2)
+    write_video(path, to_pixels(both), clip.pcm[: count * SAMPLES_PER_FRAME])
+
+
 def train_flow(
     model: AvatarModel,
     tracks: list[Track],
@@ -388,6 +429,7 @@ def train_flow(
     config: LoopConfig,
     *,
     batch_size: int = 48,
+    shown: list[Clip] | None = None,
 ) -> AvatarModel:
     """Train denoiser and audio encoder, or go on, and give the model that was best on `aside`.
 
@@ -398,25 +440,31 @@ def train_flow(
         folder: of the run.
         config: schedule.
         batch_size: windows a step.
+        shown: clips whose sample videos are written at each evaluation.
     """
     torch.manual_seed(1)
     trainer = FlowTrainer(model, FlowLoss())
     shape = model.denoiser.config
     source = WindowSource(tracks, shape.window, shape.memory, trainer.weights)
+    model.to(config.device)
     run = Run(folder, trainer, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        return trainer.loss(model, source.draw(batch_size, run.generator), run.generator)
+        batch = source.draw(batch_size, run.generator)
+        batch = replace(batch, mel=augment_mel(batch.mel, run.generator))
+        return trainer.loss(model, batch.to(run.device), run.noise)
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, FlowTrainer)
         judged = with_parts(model, averaged)
         figures = evaluate_flow(judged, aside)
+        for clip in shown or []:
+            save_sample(judged, clip, folder / f"sample-{clip.name}-{step:06d}.mp4")
         run.keep_if_best(float(np.nanmean([figures["corr"], figures["corr_real"]])))
         return figures
 
     run.train(loss, evaluate)
-    trainer.load_state_dict(torch.load(run.best, weights_only=True))
+    trainer.load_state_dict(torch.load(run.best, map_location="cpu", weights_only=True))
     return with_parts(model, trainer)
 
 
@@ -426,4 +474,4 @@ def with_parts(model: AvatarModel, trainer: FlowTrainer) -> AvatarModel:
     out.load_state_dict(model.state_dict())
     out.denoiser.load_state_dict(trainer.denoiser.state_dict())
     out.audio.load_state_dict(trainer.audio.state_dict())
-    return out.eval()
+    return out.to(model.motion_scale.device).eval()

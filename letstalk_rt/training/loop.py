@@ -28,6 +28,7 @@ class LoopConfig:
     save_every_s: float = 240.0
     report_every: int = 50
     evaluate_every: int = 1000
+    device: str = "cpu"
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Run:
         folder: holds `last.pt`, `log.jsonl` and what `evaluate` writes.
         model: what is trained; its EMA copy is what is used.
         config: schedule and intervals.
+        generator: draws batches, on the CPU.
+        noise: draws noise where the model is.
     """
 
     folder: Path
@@ -51,10 +54,12 @@ class Run:
     averaged: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     generator: torch.Generator = field(init=False)
+    noise: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
         if self.config.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.config.steps}")
+        self.model.to(self.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.averaged = deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
@@ -64,8 +69,14 @@ class Run:
             betas=(0.9, 0.99),
         )
         self.generator = torch.Generator().manual_seed(0)
+        self.noise = torch.Generator(self.device).manual_seed(1)
         if self.checkpoint.exists():
             self._resume()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is trained; batches are drawn on the CPU and moved there."""
+        return torch.device(self.config.device)
 
     @property
     def best(self) -> Path:
@@ -156,6 +167,7 @@ class Run:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "noise": self.noise.get_state(),
             "best_score": self.best_score,
         }
         partial = self.checkpoint.with_suffix(".part")
@@ -163,12 +175,14 @@ class Run:
         partial.replace(self.checkpoint)
 
     def _resume(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
+        if state["noise"].numel() == self.noise.get_state().numel():  # of the same kind of device
+            self.noise.set_state(state["noise"])
         self.best_score = state.get("best_score", self.best_score)
 
     def _log(self, figures: dict[str, float]) -> None:
