@@ -154,6 +154,7 @@ def train_audio(
     *,
     batch_size: int = 24,
     frames: int = 48,
+    started: dict[str, Tensor] | None = None,
 ) -> nn.Module:
     """Train the reader, keep the best by the clips set aside, and give it.
 
@@ -164,6 +165,7 @@ def train_audio(
         config: schedule.
         batch_size: pieces a step.
         frames: length of a piece.
+        started: weights of an audio encoder that knows phones already.
     """
     torch.manual_seed(0)
     spoken_clips = [spoken(clip) for clip in clips if clip.has_sound and clip.num_frames > frames]
@@ -171,6 +173,8 @@ def train_audio(
     weights = torch.tensor([clip.weight * len(clip.targets) for clip in spoken_clips])
     quiet = silence_mel()
     reader = MouthReader()
+    if started is not None:
+        reader.audio.load_state_dict(started)
     run = Run(folder, reader, config)
     doubted: list[bool] = []
 

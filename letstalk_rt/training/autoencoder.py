@@ -27,6 +27,7 @@ from letstalk_rt.models.landmarks import (
     UPPER_LIP,
     mouth_opening,
 )
+from letstalk_rt.training.critic import Critic, cuts
 from letstalk_rt.training.data import (
     STILL_SIZE,
     Clip,
@@ -59,6 +60,8 @@ class AutoencoderLoss:
     eyes: float = 4.0
     square: float = 1.0
     seen: float = 1.0
+    real: float = 0.02
+    features: float = 0.2
 
 
 class PairSource:
@@ -201,6 +204,7 @@ def autoencoder_loss(
     points: Tensor,
     weights: AutoencoderLoss,
     maturity: float,
+    critic: Critic | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Rebuild the second frame of each pair from its latent and the first.
 
@@ -212,6 +216,7 @@ def autoencoder_loss(
         maturity: from 0 at the start of training to 1. A young model is given the flow of the
             true landmarks, for its own read-out knows nothing yet; latent noise and the price of
             painting come in as it grows (earlier, they silence the parts they are to tame).
+        critic: judges mouths and eyes, and learns from this batch.
 
     Returns:
         The loss, and its parts by name.
@@ -233,6 +238,10 @@ def autoencoder_loss(
     parts = _picture_losses(decoded, target, points[:, 1], weights)
     parts["points"] = _points_loss(model.points(latents).flatten(0, 1), points.flatten(0, 1))
     parts["seen"] = maturity * _points_loss(seen, points[:, 1])
+    if critic is not None:
+        made, true = cuts(decoded.picture, points[:, 1]), cuts(target, points[:, 1])
+        told_apart = critic.learn(made, true)
+        parts["real"], parts["features"] = critic.judge(made, true)
     truth = points.flatten(0, 1)
     parts["heat"] = heat_loss(heat.flatten(0, 1), truth)
     parts["latent"] = (latent**2).mean()
@@ -240,7 +249,8 @@ def autoencoder_loss(
     total = parts["picture"] + sum(
         getattr(weights, name) * value for name, value in parts.items() if name != "picture"
     )
-    return total, {name: float(value.detach()) for name, value in parts.items()}
+    seen_parts = {name: float(value.detach()) for name, value in parts.items()}
+    return total, seen_parts | ({"critic": told_apart} if critic else {})
 
 
 def points_seen(model: ReferenceAutoencoder, pictures: Tensor) -> Tensor:
@@ -446,6 +456,7 @@ def train_autoencoder(
     weights: AutoencoderLoss | None = None,
     started: dict[str, Tensor] | None = None,
     fixed_latents: bool = False,
+    critic: bool = False,
 ) -> nn.Module:
     """Train the autoencoder, or go on with it, and give the averaged model.
 
@@ -460,6 +471,7 @@ def train_autoencoder(
         started: weights of a trained autoencoder to go on from.
         fixed_latents: the latents of `started` must not change, as a denoiser lives on them: the
             encoder stays, reference encoder and decoder go on.
+        critic: train a patch discriminator on mouth and eyes beside it.
     """
     assert started is not None or not fixed_latents
     torch.manual_seed(0)
@@ -474,12 +486,13 @@ def train_autoencoder(
         model.load_state_dict(started)
         model.encoder.requires_grad_(not fixed_latents)
         model.read_points.requires_grad_(not fixed_latents)
-    run = Run(folder, model, config)
+    judge = Critic(torch.device(config.device)) if critic else None
+    run = Run(folder, model, config, {"critic": judge} if judge else {})
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         frames, points = (part.to(run.device) for part in source.draw(run.generator))
         maturity = 1.0 if started else min(1.0, step / 1500)
-        return autoencoder_loss(model, frames, points, weights, maturity)
+        return autoencoder_loss(model, frames, points, weights, maturity, judge)
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, ReferenceAutoencoder)

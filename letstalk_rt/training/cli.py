@@ -1,7 +1,8 @@
 """`letstalk train`: one command per stage, each resumable by giving it again.
 
-autoencoder -> audio -> flow; decoder goes on with the autoencoder's second half without touching
-the latents that flow was trained on; finder at any time. Then export joins them into one file.
+autoencoder, and phones -> audio; both -> flow. decoder goes on with the autoencoder's second half,
+now also before a critic, without touching the latents that flow was trained on; finder at any time.
+Then export joins them into one file.
 """
 
 import argparse
@@ -21,11 +22,15 @@ from letstalk_rt.training.data import landmarker_file, load_clips, load_stills
 from letstalk_rt.training.finder import train_finder
 from letstalk_rt.training.flow import encode_clips, fit_scales, train_flow
 from letstalk_rt.training.loop import LoopConfig
+from letstalk_rt.training.phones import load_phones, train_phones
 
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
     "decoder": LoopConfig(
         steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998, evaluate_every=500
+    ),
+    "phones": LoopConfig(
+        steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=250, weight_decay=0.05
     ),
     "audio": LoopConfig(
         steps=1200, learning_rate=6e-4, warm_up=50, ema=0.99, evaluate_every=100, weight_decay=0.05
@@ -40,7 +45,7 @@ LOOPS = {
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
 }
-BATCH = {"autoencoder": 8, "decoder": 8, "audio": 24, "flow": 32, "finder": 32}
+BATCH = {"autoencoder": 8, "decoder": 8, "phones": 24, "audio": 24, "flow": 32, "finder": 32}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     {
         "autoencoder": _autoencoder,
         "decoder": _autoencoder,
+        "phones": _phones,
         "audio": _audio,
         "flow": _flow,
         "finder": _finder,
@@ -97,13 +103,33 @@ def _autoencoder(args: argparse.Namespace) -> None:
         batch_size=args.batch or BATCH[args.stage],
         started=started,
         fixed_latents=fixed,
+        critic=fixed,
+    )
+
+
+def _phones(args: argparse.Namespace) -> None:
+    train_phones(
+        load_phones(args.data, args.cache),
+        args.runs / "phones",
+        _loop(args),
+        batch_size=args.batch or BATCH["phones"],
     )
 
 
 def _audio(args: argparse.Namespace) -> None:
     kept, aside = split_people(load_clips(args.data, args.cache, "train"))
+    pretrained = averaged(args.runs / "phones")
     train_audio(
-        kept, aside, args.runs / "audio", _loop(args), batch_size=args.batch or BATCH["audio"]
+        kept,
+        aside,
+        args.runs / "audio",
+        _loop(args),
+        batch_size=args.batch or BATCH["audio"],
+        started={
+            name.removeprefix("audio."): value
+            for name, value in pretrained.items()
+            if name.startswith("audio.")
+        },
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,18 @@ class LoopConfig:
     device: str = "cpu"
 
 
+class Stateful(Protocol):
+    """What a run's checkpoint can hold beside the model."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object:
+        """Take the state back."""
+        ...
+
+
 @dataclass
 class Run:
     """One resumable training run in a folder.
@@ -42,6 +55,7 @@ class Run:
         folder: holds `last.pt`, `log.jsonl` and what `evaluate` writes.
         model: what is trained; its EMA copy is what is used.
         config: schedule and intervals.
+        extras: what else the checkpoint must hold, such as a critic.
         generator: draws batches, on the CPU.
         noise: draws noise where the model is.
     """
@@ -49,6 +63,7 @@ class Run:
     folder: Path
     model: nn.Module
     config: LoopConfig
+    extras: dict[str, Stateful] = field(default_factory=dict)
     step: int = 0
     best_score: float = float("-inf")
     averaged: nn.Module = field(init=False)
@@ -169,6 +184,7 @@ class Run:
             "generator": self.generator.get_state(),
             "noise": self.noise.get_state(),
             "best_score": self.best_score,
+            "extras": {name: part.state_dict() for name, part in self.extras.items()},
         }
         partial = self.checkpoint.with_suffix(".part")
         torch.save(state, partial)
@@ -183,7 +199,9 @@ class Run:
         self.generator.set_state(state["generator"])
         if state["noise"].numel() == self.noise.get_state().numel():  # of the same kind of device
             self.noise.set_state(state["noise"])
-        self.best_score = state.get("best_score", self.best_score)
+        self.best_score = state["best_score"]
+        for name, part in self.extras.items():
+            part.load_state_dict(state["extras"][name])
 
     def _log(self, figures: dict[str, float]) -> None:
         line = {"step": self.step, "time_s": round(time.time()), **figures}
