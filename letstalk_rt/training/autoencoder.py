@@ -52,14 +52,14 @@ class AutoencoderLoss:
     gradient: float = 0.6
     points: float = 2.0
     heat: float = 0.05
-    mask: float = 0.006
+    mask: float = 0.012
     flow: float = 0.02
     latent: float = 1e-5
     latent_noise: float = 0.02
-    mouth: float = 10.0
-    eyes: float = 4.0
-    square: float = 1.0
-    seen: float = 1.0
+    mouth: float = 14.0
+    eyes: float = 6.0
+    square: float = 0.5
+    seen: float = 5.0
     real: float = 0.02
     features: float = 0.2
 

@@ -1,7 +1,7 @@
 """`letstalk train`: one command per stage, each resumable by giving it again.
 
 autoencoder, and phones -> audio; both -> flow. decoder goes on with the autoencoder's second half,
-now also before a critic, without touching the latents that flow was trained on; finder at any time.
+now also before a critic, without touching the latents that flow was trained on; finder and sync (which judges) at any time.
 Then export joins them into one file.
 """
 
@@ -19,6 +19,7 @@ from letstalk_rt.pipeline import choose_device
 from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
 from letstalk_rt.training.data import landmarker_file, load_clips, load_stills
+from letstalk_rt.training.evaluation.sync import train_sync
 from letstalk_rt.training.finder import train_finder
 from letstalk_rt.training.flow import encode_clips, fit_scales, train_flow
 from letstalk_rt.training.loop import LoopConfig
@@ -27,7 +28,7 @@ from letstalk_rt.training.phones import load_phones, train_phones
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
     "decoder": LoopConfig(
-        steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998, evaluate_every=500
+        steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998
     ),
     "phones": LoopConfig(
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=250, weight_decay=0.05
@@ -44,6 +45,9 @@ LOOPS = {
         weight_decay=0.02,
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
+    "sync": LoopConfig(
+        steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
+    ),
 }
 BATCH = {"autoencoder": 8, "decoder": 8, "phones": 24, "audio": 24, "flow": 32, "finder": 32}
 
@@ -78,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         "audio": _audio,
         "flow": _flow,
         "finder": _finder,
+        "sync": _sync,
         "export": _export,
     }[args.stage](args)
     return 0
@@ -170,6 +175,11 @@ def _finder(args: argparse.Namespace) -> None:
         _loop(args),
         batch_size=args.batch or BATCH["finder"],
     )
+
+
+def _sync(args: argparse.Namespace) -> None:
+    kept, aside = split_people(load_clips(args.data, args.cache, "train"))
+    train_sync(kept, aside, args.runs / "sync", _loop(args), batch_size=args.batch or BATCH["sync"])
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
@@ -33,10 +34,11 @@ def silence_mel() -> Tensor:
 
 
 def augment_mel(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """Change level, tone and noise of log-mel `(B, 64, S)`, and hide a few bands.
+    """Change level, tone, room and noise of log-mel `(B, 64, S)`, and hide a few bands.
 
-    The level moves by up to 12 dB either way, the tone tilts, and noise (another item of the
-    batch, or plain hiss) comes in 6 to 40 dB below the speech.
+    The level moves by up to 12 dB either way, the tone tilts, some items are heard in a room or
+    through a telephone, and noise (another item of the batch, or plain hiss) comes in 6 to 40 dB
+    below the speech.
     """
     batch = mel.shape[0]
 
@@ -47,6 +49,8 @@ def augment_mel(mel: Tensor, generator: torch.Generator) -> Tensor:
     tilt = uniform(-1.0, 1.0, 1, 1) * torch.linspace(-1, 1, NUM_BANDS)[None, :, None]
     bend = uniform(-0.7, 0.7, 1, 1) * torch.cos(torch.linspace(0, 6.3, NUM_BANDS))[None, :, None]
     power = power * torch.exp(uniform(-2.8, 2.8, 1, 1) + tilt + bend)
+    echo = (torch.rand(batch, 1, 1, generator=generator) < 0.3) * uniform(0.1, 0.6, 1, 1)
+    power = power + echo * _smeared(power, uniform(2.0, 10.0))
     level = power.mean((1, 2), keepdim=True)
     other = power.roll(1, 0)
     hiss = torch.exp(uniform(-2, 2, 1, 1) * torch.linspace(-1, 1, NUM_BANDS)[None, :, None])
@@ -54,12 +58,23 @@ def augment_mel(mel: Tensor, generator: torch.Generator) -> Tensor:
     noise = pick * other / (other.mean((1, 2), keepdim=True) + 1e-6)
     noise = noise + (1 - pick) * hiss * torch.rand(power.shape, generator=generator)
     power = power + noise * level * 10 ** uniform(-4.0, -0.6, 1, 1)
-    mel = (torch.log(power + 1e-4) + 3) / 4
+    cut = torch.where(torch.rand(batch, generator=generator) < 0.1, uniform(0.6, 0.9), 1.0)
+    heard = torch.arange(NUM_BANDS)[None] < cut[:, None] * NUM_BANDS
+    mel = (torch.log(power * heard[..., None] + 1e-4) + 3) / 4
     start = torch.randint(NUM_BANDS, (batch, 1), generator=generator)
     width = torch.randint(10, (batch, 1), generator=generator)
     bands = torch.arange(NUM_BANDS)[None]
     hidden = (bands >= start) & (bands < start + width)
     return torch.where(hidden[..., None], mel.mean((1, 2), keepdim=True), mel)
+
+
+def _smeared(power: Tensor, fall: Tensor, reach: int = 24) -> Tensor:
+    """Give what a room adds: the past of `(B, 64, S)`, falling by e in `fall` steps, `(B,)`."""
+    batch, bands, _ = power.shape
+    shares = torch.exp(-torch.arange(reach, 0, -1) / fall[:, None])
+    kernel = (shares / shares.sum(1, keepdim=True)).repeat_interleave(bands, 0)[:, None]
+    past = F.pad(power, (reach, 0))[..., :-1].reshape(1, batch * bands, -1)
+    return F.conv1d(past, kernel, groups=batch * bands).view_as(power)
 
 
 def mouth_targets(clip: Clip) -> Tensor:

