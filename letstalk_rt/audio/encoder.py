@@ -1,7 +1,7 @@
 """The causal audio encoder: a hop of sound to audio tokens, with a declared look-ahead.
 
 A stack of causal convolutions over log-mel at 100 Hz. Its four outputs per video frame are the
-audio tokens of the frame that ended 80 ms earlier: the look-ahead is a delay, nothing more.
+audio tokens of the frame that ended one look-ahead earlier: it is a delay, nothing more.
 """
 
 from dataclasses import dataclass
@@ -10,23 +10,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from letstalk_rt.audio.lookahead import frames_ahead
 from letstalk_rt.audio.mel import NUM_BANDS, STEP, MelState, StreamingMel
 from letstalk_rt.models.conv import CausalConv1d, ConvState
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 TOKENS_PER_FRAME = SAMPLES_PER_FRAME // STEP
 LOOKAHEAD_FRAMES = 2
-"""Tokens that come out with frame `n` of the sound belong to frame `n - 2`: 80 ms."""
+"""Look-ahead of the default config: 80 ms."""
 
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """Shape of the audio encoder."""
+    """Shape of the audio encoder.
+
+    Attributes:
+        width: channels of its layers.
+        token_width: of an audio token, `A`.
+        dilations: one per layer.
+        dropout: while training.
+        lookahead_ms: 0, 40, 80 or 160. Weights are trained for one look-ahead.
+    """
 
     width: int = 160
     token_width: int = 96
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 1, 2, 4)
     dropout: float = 0.1
+    lookahead_ms: int = 80
 
 
 @dataclass
@@ -63,13 +73,19 @@ class CausalAudioEncoder(nn.Module):
 
     Args:
         config: shape.
-    """
 
-    lookahead_frames = LOOKAHEAD_FRAMES
+    Attributes:
+        lookahead_frames: tokens that come out with frame `n` of the sound belong to frame
+            `n - lookahead_frames`.
+
+    Raises:
+        ConfigError: the look-ahead is none of 0, 40, 80 and 160 ms.
+    """
 
     def __init__(self, config: AudioEncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config or AudioEncoderConfig()
+        self.lookahead_frames = frames_ahead(self.config.lookahead_ms)
         width = self.config.width
         self.mel = StreamingMel()
         self.stem = CausalConv1d(NUM_BANDS, width, 3)
@@ -94,7 +110,7 @@ class CausalAudioEncoder(nn.Module):
             state: updated in place.
 
         Returns:
-            `(B, n / 640, 4, A)`; entry `i` of the stream belongs to video frame `i - 2`.
+            `(B, n / 640, 4, A)`; entry `i` of the stream belongs to frame `i - lookahead_frames`.
         """
         assert pcm.ndim == 2 and pcm.shape[1] % SAMPLES_PER_FRAME == 0, pcm.shape
         mel = self.mel(pcm, state.mel if state else None)

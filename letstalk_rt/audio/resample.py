@@ -70,7 +70,8 @@ class Resampler:
 
     One object belongs to one stream and holds its past; nothing is shared. Pieces of any size give
     the same samples as the whole at once. The delay is constant: 0 at 16 kHz, 12.5 ms from 48 kHz,
-    10 to 30 ms from other rates, and `flush` gives what is held.
+    10 to 30 ms from other rates, and `flush` gives what is held. Then `n` samples of the source
+    have become exactly `n * 16000 / sample_rate`, rounded half up.
 
     Args:
         sample_rate: rate of the source in Hz, a whole number from 8000 to 192000.
@@ -82,6 +83,7 @@ class Resampler:
     def __init__(self, sample_rate: int) -> None:
         check_rate(sample_rate, multiple_of=1)
         self.sample_rate = int(sample_rate)
+        self._taken = self._given = 0
         self._stream = None
         if self.sample_rate != SAMPLE_RATE:
             # soxr's fixed-ratio mode works in blocks and holds 6 to 37 ms from 48 kHz, changing
@@ -113,16 +115,23 @@ class Resampler:
         """Give what is still held, `(m,)` float32, and begin anew."""
         if self._stream is None:
             return np.zeros(0, np.float32)
+        due = (2 * self._taken * SAMPLE_RATE + self.sample_rate) // (2 * self.sample_rate)
+        missing = due - self._given
         tail = self._convert(np.zeros(0, np.float32), last=True)
+        # The engine's own end is up to a sample early or late.
+        tail = np.pad(tail[:missing], (0, max(missing - tail.size, 0)))
         self.reset()
         return tail
 
     def reset(self) -> None:
         """Forget the past, as if nothing had been heard."""
+        self._taken = self._given = 0
         if self._stream is not None:
             self._stream.clear()
 
     def _convert(self, samples: np.ndarray, *, last: bool) -> np.ndarray:
         assert self._stream is not None
         converted: np.ndarray = self._stream.resample_chunk(samples, last=last)
+        self._taken += samples.size
+        self._given += converted.size
         return converted.clip(-1, 1)  # the filter overshoots at full scale

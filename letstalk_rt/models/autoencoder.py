@@ -303,6 +303,8 @@ class ReferenceAutoencoder(nn.Module):
         config: widths.
     """
 
+    latent_shape = LATENT_SHAPE
+    picture_size = PICTURE_SIZE
     mean_points: Tensor
 
     def __init__(self, config: AutoencoderConfig | None = None) -> None:

@@ -4,11 +4,15 @@ The denoiser sees motion: the latent of a frame minus the latent of the portrait
 variance. So a new face starts from its own portrait and identity need not be generated.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from letstalk_rt.audio.encoder import CausalAudioEncoder
-from letstalk_rt.models.autoencoder import LATENT_SHAPE, ReferenceAutoencoder
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.models.autoencoder import AutoencoderConfig, ReferenceAutoencoder
+from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.finder import FaceDetector, FaceFinder
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.transformer import Denoiser
@@ -17,28 +21,52 @@ from letstalk_rt.models.transformer import Denoiser
 class AvatarModel(nn.Module):
     """Autoencoder, audio encoder, denoiser and face detector of one preset.
 
+    A model of the paper's autoencoder has no landmarks and so no detector of its own.
+
     Args:
         preset: shapes of all parts.
+
+    Raises:
+        DependencyError: the preset needs a package that is not installed.
+        ConfigError: the preset's parts do not fit each other.
     """
 
+    autoencoder: Any  # the parts that need landmarks ask `has_landmarks` first
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
+    folded_guidance: Tensor
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         self.preset = preset
-        self.autoencoder = ReferenceAutoencoder(preset.autoencoder)
+        self.autoencoder = _make_autoencoder(preset)
         self.audio = CausalAudioEncoder(preset.audio)
         self.denoiser = Denoiser(preset.denoiser)
-        self.detector = FaceDetector()
-        channels = LATENT_SHAPE[0]
+        if self.has_landmarks:
+            self.detector = FaceDetector()
+        channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
         self.register_buffer("motion_scale", torch.ones(channels, 1, 1))
+        # The guidance that distillation has put into the denoiser: one call then shows it.
+        self.register_buffer("folded_guidance", torch.ones(()))
+
+    @property
+    def has_landmarks(self) -> bool:
+        """Whether latents tell where the face's landmarks are."""
+        return isinstance(self.autoencoder, ReferenceAutoencoder)
 
     def finder(self) -> FaceFinder:
-        """Give what finds faces in pictures."""
+        """Give what finds faces in pictures.
+
+        Raises:
+            ConfigError: this model has none; take the embedded model's.
+        """
+        if not self.has_landmarks:
+            raise ConfigError(
+                f"preset {self.preset.name!r} finds no faces; the embedded model does"
+            )
         return FaceFinder(self.detector, self.autoencoder)
 
     def to_motion(self, latents: Tensor, portrait: Tensor) -> Tensor:
@@ -52,3 +80,25 @@ class AvatarModel(nn.Module):
     def normalized_portrait(self, portrait: Tensor) -> Tensor:
         """Scale portrait latents `(B, C, h, w)` to unit variance, as the denoiser takes them."""
         return (portrait - self.latent_mean) / self.latent_scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take checkpoints from before guidance could be folded: they hold none."""
+        state_dict.setdefault(prefix + "folded_guidance", torch.ones(()))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _make_autoencoder(preset: Preset) -> nn.Module:
+    config = preset.autoencoder
+    autoencoder: Any
+    if isinstance(config, AutoencoderConfig):
+        autoencoder = ReferenceAutoencoder(config)
+    else:
+        autoencoder = DCAutoencoder.random(config.picture_size)
+    channels, height, width = autoencoder.latent_shape
+    wanted = (preset.denoiser.channels, preset.denoiser.side, preset.denoiser.side)
+    if (channels, height, width) != wanted:
+        raise ConfigError(
+            f"preset {preset.name!r}: the autoencoder's latents are {(channels, height, width)}, "
+            f"the denoiser takes {wanted}"
+        )
+    return autoencoder

@@ -1,4 +1,4 @@
-"""Parts of LetsTalk's block: linear attention, gated convolutional FFN, time embedding.
+"""Parts of LetsTalk's block: linear attention, attention in time, gated FFN, time embedding.
 
 Shapes: B items, T frames, P picture tokens per frame, D width.
 """
@@ -32,9 +32,10 @@ class LinearAttention(nn.Module):
     Source: LiteLA of SANA, arXiv:2410.10629; LetsTalk, arXiv:2411.16748.
     """
 
-    def __init__(self, width: int, head_width: int = 32) -> None:
+    def __init__(self, width: int, head_width: int = 32, eps: float = 1e-6) -> None:
         super().__init__()
         self.heads = width // head_width
+        self.eps = eps
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
 
@@ -50,7 +51,7 @@ class LinearAttention(nn.Module):
         own = LinearState(v.transpose(-1, -2) @ k)
         sums = own.sums if state is None else own.sums + state.sums
         mixed = q @ sums.transpose(-1, -2)  # (B, h, P, d + 1)
-        mixed = mixed[..., :-1] / (mixed[..., -1:] + 1e-6)
+        mixed = mixed[..., :-1] / (mixed[..., -1:] + self.eps)
         return self.out(rearrange(mixed, "b h p d -> b p (h d)").to(x.dtype)), own
 
 
@@ -68,11 +69,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Te
     return scores.softmax(-1).to(v.dtype) @ v
 
 
+@dataclass
+class KeysValues:
+    """Keys and values of frames, per place of the picture.
+
+    Attributes:
+        keys: `(B, P, heads, T, d)`, before any rotation.
+        values: likewise.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def joined(self, later: "KeysValues") -> "KeysValues":
+        """Give these frames followed by later ones."""
+        keys = torch.cat([self.keys, later.keys.to(self.keys.dtype)], -2)
+        return KeysValues(keys, torch.cat([self.values, later.values.to(self.values.dtype)], -2))
+
+
 class MemoryAttention(nn.Module):
     """Softmax attention over time, per place of the picture.
 
     Memory slots see memory only, window frames see memory and window: so what memory computes
-    does not depend on the window.
+    does not depend on the window, and its keys and values can be kept.
     """
 
     def __init__(self, width: int, head_width: int = 32) -> None:
@@ -92,12 +111,55 @@ class MemoryAttention(nn.Module):
         Returns:
             `(B, T, P, D)` to be added to `x`.
         """
-        batch, _, places, _ = x.shape
-        qkv = rearrange(self.qkv(self.norm(x)), "b t p (k h d) -> k (b p) h t d", k=3, h=self.heads)
+        queries, own = self.project(x)
+        return self.read(queries, own, mask)
+
+    def project(self, x: Tensor) -> tuple[Tensor, KeysValues]:
+        """Give queries `(B, P, heads, T, d)`, keys and values of frames `(B, T, P, D)`."""
+        qkv = rearrange(self.qkv(self.norm(x)), "b t p (k h d) -> k b p h t d", k=3, h=self.heads)
         q, k, v = qkv.unbind(0)
-        allowed = mask[:, None, None].expand(-1, places, 1, -1, -1).flatten(0, 1)
-        mixed = attend(q, k, v, allowed)
-        return self.out(rearrange(mixed, "(b p) h t d -> b t p (h d)", b=batch))
+        return q, KeysValues(k, v)
+
+    def read(
+        self, queries: Tensor, seen: KeysValues, mask: Tensor, places: Tensor | None = None
+    ) -> Tensor:
+        """Let queries read keys and values.
+
+        Args:
+            queries: `(B, P, heads, T, d)`.
+            seen: of `S` frames, the queries' own frames last.
+            mask: `(B, T, S)` bool, or `(B, 1, S)`.
+            places: in time, of the `S` frames, `(S,)`; None when they are not told by rotation.
+
+        Returns:
+            `(B, T, P, D)`.
+        """
+        keys = seen.keys
+        if places is not None:
+            queries = rotate(queries, places[-queries.shape[-2] :])
+            keys = rotate(keys, places)
+        count = queries.shape[1]
+        allowed = mask[:, None, None].expand(-1, count, 1, -1, -1).flatten(0, 1)
+        mixed = attend(
+            queries.flatten(0, 1), keys.flatten(0, 1), seen.values.flatten(0, 1), allowed
+        )
+        return self.out(rearrange(mixed, "(b p) h t d -> b t p (h d)", p=count))
+
+
+def rotate(x: Tensor, places: Tensor) -> Tensor:
+    """Turn `(..., T, d)` by angles that grow with the frames' places in time, `(T,)`.
+
+    Then a product of a query and a key depends on the distance of their frames only. The base is
+    small, since places differ by some tens.
+
+    Source: rotary embedding, arXiv:2104.09864.
+    """
+    half = x.shape[-1] // 2
+    frequencies = 100.0 ** (-torch.arange(half, device=x.device) / half)
+    angles = places[:, None].float() * frequencies
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 class AudioAttention(nn.Module):
@@ -143,18 +205,29 @@ class GatedConvFFN(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A time in [0, 1] to a vector: sine and cosine of 256 frequencies, then two layers."""
+    """A time in [0, 1] to a vector: sine and cosine of 256 frequencies, then two layers.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the vector.
+        silent: begin with zeros, so that a trained model can be given one more time.
+    """
+
+    def __init__(self, width: int, silent: bool = False) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        if silent:
+            for parameter in self.layers[2].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, time: Tensor) -> Tensor:
         """Embed `(...)` times as `(..., D)`."""
         steps = torch.arange(128, device=time.device)
         frequencies = torch.exp(-math.log(10_000) * steps / 128)
         angles = 1000 * time[..., None].float() * frequencies
-        return self.layers(torch.cat([angles.cos(), angles.sin()], -1))
+        waves = torch.cat([angles.cos(), angles.sin()], -1)
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        return self.layers(waves.to(first.weight.dtype))
 
 
 def grid_positions(side: int, width: int) -> Tensor:

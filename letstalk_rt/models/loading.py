@@ -20,8 +20,18 @@ _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
 _ONCE_PER_PORTRAIT = ("autoencoder.encoder.", "autoencoder.reference.")
 _WORTH_PACKING = 30_000
-_EXACT = ("latent_mean", "latent_scale", "motion_scale", "mean_points", "points.weight")
+_EXACT = (
+    "latent_mean",
+    "latent_scale",
+    "motion_scale",
+    "folded_guidance",
+    "mean_points",
+    "points.weight",
+)
 """Small or sensitive tensors that stay in float32."""
+
+_LATER = {"folded_guidance": torch.ones(())}
+"""What files of the first version lack, and what it was then."""
 
 
 def packaged_weights(preset: str) -> Path:
@@ -58,6 +68,7 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     path = path or packaged_weights(preset)
     tensors = _read(path, preset)
     wanted = model.state_dict()
+    tensors = {name: v for name, v in _LATER.items() if name in wanted} | tensors
     if missing := sorted(wanted.keys() ^ tensors.keys()):
         raise WeightsError(
             f"{path.name} does not fit preset {preset!r}: {len(missing)} tensors differ, "
@@ -69,6 +80,11 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
             raise WeightsError(
                 f"{path.name}: {name} has shape {tuple(found.shape)} and type {found.dtype}, "
                 f"preset {preset!r} wants {tuple(value.shape)} and {value.dtype}"
+            )
+        if found.is_floating_point() and not torch.isfinite(found).all():
+            raise WeightsError(
+                f"{path.name}: {name} holds NaN or infinite values; the training that made it "
+                "went wrong, take an earlier checkpoint"
             )
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)

@@ -8,11 +8,16 @@ latent, never a generated one, so errors cannot reach it.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from letstalk_rt.models.layers import KeysValues
+
+NOISE_STEPS = 50
+"""Memory is noised by the first 50 steps of DDPM's linear schedule of 1000."""
+
 MAX_NOISE = 0.147
-"""Rectified-flow time that equals t = 49 of 1000 of DDPM's linear schedule:
-sigma / (alpha + sigma) = .170 / (.985 + .170)."""
+"""Rectified-flow time that equals step 49: sigma / (alpha + sigma) = .170 / (.985 + .170)."""
 
 DROP = 0.25
 
@@ -45,18 +50,104 @@ class MemoryBank:
         """Append `(B, n, C, h, w)` clean latents and drop the `n` oldest; `1 <= n <= M`."""
         n, m = latents.shape[1], self.latents.shape[1] - 1
         assert 1 <= n <= m and latents.shape[2:] == self.latents.shape[2:], latents.shape
-        # clone(): source and target overlap, and copy_ gives no order.
-        self.latents[:, 1 : 1 + m - n] = self.latents[:, 1 + n :].clone()
-        self.latents[:, 1 + m - n :] = latents
-        self.filled[:, 1 : 1 + m - n] = self.filled[:, 1 + n :].clone()
-        self.filled[:, 1 + m - n :] = True
+        shift_in(self.latents, latents, 1)
+        shift_in(self.filled, self.filled.new_ones(latents.shape[:2]), 1)
+
+    def rewind(self, n: int) -> None:
+        """Forget the `n` newest latents; `n` may be more than there are."""
+        shift_out(self.latents, n, 1)
+        shift_out(self.filled, n, 1)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Empty all but the anchor, or only in the sessions where `mask`, `(B,)` bool, is True."""
-        if mask is None:
-            mask = torch.ones(self.filled.shape[0], dtype=torch.bool, device=self.filled.device)
+        mask = _all_unless_told(mask, self.filled)
         self.latents[:, 1:].masked_fill_(mask.view(-1, 1, 1, 1, 1), 0)
         self.filled[:, 1:].masked_fill_(mask.view(-1, 1), False)
+
+
+@dataclass
+class TemporalCache:
+    """Keys and values of memory in each block: the anchor, then the last frames, oldest first.
+
+    Attributes:
+        layers: of `(B, P, heads, 1 + M, d)`; none where memory is read anew for each window.
+        filled: `(B, 1 + M)` bool.
+    """
+
+    layers: list[KeysValues]
+    filled: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, slots: int, device: torch.device) -> "TemporalCache":
+        """Make a cache without layers, which keeps nothing."""
+        return cls([], torch.zeros(batch, slots, dtype=torch.bool, device=device))
+
+    def padded(self, count: int) -> "TemporalCache":
+        """Give a cache of these frames and `count` empty slots behind them, in new memory."""
+        layers = [
+            KeysValues(F.pad(kv.keys, (0, 0, 0, count)), F.pad(kv.values, (0, 0, 0, count)))
+            for kv in self.layers
+        ]
+        return TemporalCache(layers, F.pad(self.filled, (0, count)))
+
+    def extended(self, later: "TemporalCache") -> "TemporalCache":
+        """Give these frames followed by later ones."""
+        pairs = zip(self.layers, later.layers, strict=True)
+        filled = torch.cat([self.filled, later.filled], 1)
+        return TemporalCache([old.joined(new) for old, new in pairs], filled)
+
+    def write(self, later: "TemporalCache") -> None:
+        """Append frames in place and drop as many of the oldest; the anchor stays."""
+        for old, new in zip(self.layers, later.layers, strict=True):
+            shift_in(old.keys, new.keys, -2)
+            shift_in(old.values, new.values, -2)
+        shift_in(self.filled, later.filled, 1)
+
+    def rewind(self, n: int) -> None:
+        """Forget the `n` newest frames; `n` may be more than there are."""
+        for layer in self.layers:
+            shift_out(layer.keys, n, -2)
+            shift_out(layer.values, n, -2)
+        shift_out(self.filled, n, 1)
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Empty all but the anchor, or only in the sessions where `mask`, `(B,)` bool, is True."""
+        mask = _all_unless_told(mask, self.filled)
+        for layer in self.layers:
+            for part in (layer.keys, layer.values):
+                part[..., 1:, :].masked_fill_(mask.view(-1, 1, 1, 1, 1), 0)
+        self.filled[:, 1:].masked_fill_(mask.view(-1, 1), False)
+
+
+def shift_in(slots: Tensor, new: Tensor, axis: int) -> None:
+    """Append to slots along an axis in place, dropping the oldest; slot 0, the anchor, stays."""
+    n, m = new.shape[axis], slots.shape[axis] - 1
+    assert 1 <= n <= m, (n, m)
+    # clone(): source and target overlap, and copy_ gives no order.
+    slots.narrow(axis, 1, m - n).copy_(slots.narrow(axis, 1 + n, m - n).clone())
+    slots.narrow(axis, 1 + m - n, n).copy_(new)
+
+
+def shift_out(slots: Tensor, count: int, axis: int) -> None:
+    """Drop the newest slots along an axis in place; the oldest become empty, slot 0 stays."""
+    m = slots.shape[axis] - 1
+    n = min(count, m)
+    slots.narrow(axis, 1 + n, m - n).copy_(slots.narrow(axis, 1, m - n).clone())
+    slots.narrow(axis, 1, n).zero_()
+
+
+def _all_unless_told(mask: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_ones(len(like), dtype=torch.bool) if mask is None else mask.to(like.device)
+
+
+def diffusion_sigma(step: Tensor) -> Tensor:
+    """Give the deviation of the noise after steps 0 to 999 of DDPM's linear schedule.
+
+    Source: arXiv:2006.11239: beta from 1e-4 to 2e-2.
+    """
+    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    kept = (1 - betas).cumprod(0).to(step.device)
+    return (1 - kept[step]).sqrt().float()
 
 
 def regularize(
@@ -65,6 +156,7 @@ def regularize(
     *,
     max_noise: float = MAX_NOISE,
     drop: float = DROP,
+    diffusion: bool = False,
 ) -> Tensor:
     """Corrupt memory latents in training, so that errors of earlier windows do not grow.
 
@@ -73,16 +165,27 @@ def regularize(
         generator: source of chance.
         max_noise: largest rectified-flow time of the noise; drawn per item.
         drop: share of spatial positions that are zeroed; drawn per item and shared by frames.
+        diffusion: noise as published, for the model that is trained by diffusion: steps 0 to 49 of
+            1000 instead of times up to `max_noise`.
 
     Returns:
-        `(1 - t) latents + t noise` with some positions zero, same shape.
+        `(1 - t) latents + t noise`, or `alpha latents + sigma noise`, with some positions zero;
+        same shape.
 
     Source: LetsTalk, arXiv:2411.16748, noise-regularised memory (diffusion noise t in [0, 50) of
     1000 and 25 % patch drop).
     """
     batch, _, _, height, width = latents.shape
-    device = latents.device
-    time = torch.rand(batch, 1, 1, 1, 1, generator=generator, device=device) * max_noise
-    noise = torch.randn(latents.shape, generator=generator, device=device)
-    kept = torch.rand(batch, 1, 1, height, width, generator=generator, device=device) >= drop
-    return ((1 - time) * latents + time * noise) * kept
+    where = latents.device if generator is None else generator.device
+    each = (batch, 1, 1, 1, 1)
+    if diffusion:
+        steps = torch.randint(NOISE_STEPS, each, generator=generator, device=where)
+        amount = diffusion_sigma(steps)
+        signal = (1 - amount**2).sqrt()
+    else:
+        amount = torch.rand(each, generator=generator, device=where) * max_noise
+        signal = 1 - amount
+    noise = torch.randn(latents.shape, generator=generator, device=where)
+    kept = torch.rand(batch, 1, 1, height, width, generator=generator, device=where) >= drop
+    signal, amount, noise, kept = (v.to(latents.device) for v in (signal, amount, noise, kept))
+    return (signal * latents + amount * noise) * kept

@@ -1,23 +1,32 @@
-"""The streaming LetsTalk denoiser, small: one window of latents, given sound, portrait and memory.
+"""The streaming LetsTalk denoiser: one window of latents, given sound, portrait and memory.
 
 Each block: softmax attention over memory and window in time; cross-attention to the frame's audio
 tokens (Direct fusion); linear attention over picture and portrait tokens (Symbiotic fusion, here
 one-way: the portrait never reads the picture, so its part is a state computed once per portrait);
 a gated convolutional FFN; adaLN-Zero by a timestep per frame.
 
+Memory takes part in the attention in time only and never reads the window, so its keys and values
+are computed once and serve all steps of the sampler. Where they are to be kept from window to
+window (`cached`), memory reads in blocks of one window, each its past alone, and places in time are
+told by rotation, which sees distances only.
+
 Source: LetsTalk, arXiv:2411.16748. Changes for streaming: one-way portrait, memory that does not
 read the window, a timestep per frame, and the audio also in the frame's modulation vector.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.models.checks import check_tensor
 from letstalk_rt.models.layers import (
     AudioAttention,
     GatedConvFFN,
+    KeysValues,
     LinearAttention,
     LinearState,
     MemoryAttention,
@@ -25,13 +34,34 @@ from letstalk_rt.models.layers import (
     grid_positions,
     modulate,
 )
-from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.state import gather
+
+_ANCHOR, _MEMORY, _WINDOW = range(3)
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Shape of a denoiser."""
+    """Shape of a denoiser.
+
+    Attributes:
+        channels: of a latent.
+        side: of a latent, in cells.
+        width: of a token.
+        depth: number of blocks.
+        ffn_ratio: width inside the FFN over `width`.
+        audio_tokens: of a frame.
+        audio_width: of an audio token.
+        window: frames denoised together, N.
+        memory: latest frames remembered, M.
+        dropout: in training.
+        time_head_width: of the attention in time.
+        cached: keys and values of memory are kept from window to window, places in time are
+            relative; otherwise memory is read anew for each window, and each slot has a learned
+            place.
+        second_time: takes MeanFlow's second time, the end of the step.
+        guidance_input: takes the weight of the sound as an input, so guidance costs no second call.
+    """
 
     channels: int
     side: int
@@ -43,6 +73,23 @@ class DenoiserConfig:
     window: int
     memory: int
     dropout: float = 0.0
+    time_head_width: int = 32
+    cached: bool = False
+    second_time: bool = False
+    guidance_input: bool = False
+
+    def __post_init__(self) -> None:
+        for head_width in (32, self.time_head_width):
+            if self.width % head_width:
+                raise ConfigError(
+                    f"width {self.width} of a denoiser must be a multiple of {head_width}, "
+                    "the width of its heads"
+                )
+        if self.cached and self.memory % self.window:
+            raise ConfigError(
+                f"a cached memory is kept in windows: memory {self.memory} must be a multiple of "
+                f"window {self.window}"
+            )
 
 
 @dataclass
@@ -63,8 +110,8 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.side = config.side
-        self.time = MemoryAttention(width)
-        self.audio = AudioAttention(width, config.audio_width)
+        self.time = MemoryAttention(width, config.time_head_width)
+        self.audio = AudioAttention(width, config.audio_width, config.time_head_width)
         self.norm_space = nn.LayerNorm(width, elementwise_affine=False)
         self.space = LinearAttention(width)
         self.norm_ffn = nn.LayerNorm(width, elementwise_affine=False)
@@ -83,30 +130,42 @@ class Block(nn.Module):
         mixed, state = self.space(seen)
         return tokens + gate[:, None] * mixed, state
 
+    def remember(
+        self, x: Tensor, past: KeysValues | None, mask: Tensor, places: Tensor | None
+    ) -> tuple[Tensor, KeysValues]:
+        """Move memory `(B, T, P, D)` on, and give the keys and values that later frames will read.
+
+        Args:
+            x: memory.
+            past: older memory that it reads beside itself.
+            mask: `(B, 1, S)` bool: which of past and own frames are read.
+            places: of those in time, see `MemoryAttention.read`.
+        """
+        queries, own = self.time.project(x)
+        seen = own if past is None else past.joined(own)
+        return x + self.time.read(queries, seen, mask, places), own
+
     def forward(
         self,
-        both: Tensor,
-        slots: int,
+        x: Tensor,
+        past: KeysValues,
         mask: Tensor,
+        places: Tensor | None,
         tokens: Tensor,
         c: Tensor,
         portrait: LinearState,
     ) -> Tensor:
-        """Move `(B, slots + N, P, D)`, memory first, one block on.
-
-        Memory slots take part in the temporal attention only.
-        """
-        both = both + self.time(both, mask)
-        memory, x = both[:, :slots], both[:, slots:]
+        """Move the window `(B, N, P, D)` one block on."""
         frames = x.shape[1]
+        queries, own = self.time.project(x)
+        x = x + self.time.read(queries, past.joined(own), mask, places)
         x = x + self.dropout(self.audio(x, tokens))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
         state = LinearState(portrait.sums.repeat_interleave(frames, 0))
         mixed, _ = self.space(modulate(self.norm_space(x), shift1, scale1).flatten(0, 1), state)
         x = x + gate1[..., None, :] * self.dropout(mixed.unflatten(0, (-1, frames)))
         wide = self.ffn(modulate(self.norm_ffn(x), shift2, scale2).flatten(0, 1), self.side)
-        x = x + gate2[..., None, :] * self.dropout(wide.unflatten(0, (-1, frames)))
-        return torch.cat([memory, x], 1)
+        return x + gate2[..., None, :] * self.dropout(wide.unflatten(0, (-1, frames)))
 
 
 class Denoiser(nn.Module):
@@ -125,9 +184,16 @@ class Denoiser(nn.Module):
         self.embed = nn.Linear(config.channels, width)
         self.embed_portrait = nn.Linear(config.channels, width)
         self.register_buffer("positions", grid_positions(config.side, width), persistent=False)
-        # Slot 0 is the anchor, then memory oldest first, then the window.
-        self.slots = nn.Parameter(0.02 * torch.randn(1 + config.memory + config.window, width))
+        if config.cached:
+            self.kinds = nn.Parameter(0.02 * torch.randn(3, width))  # anchor, memory, window
+        else:
+            # Slot 0 is the anchor, then memory oldest first, then the window.
+            self.slots = nn.Parameter(0.02 * torch.randn(1 + config.memory + config.window, width))
         self.embed_time = TimeEmbedding(width)
+        if config.second_time:
+            self.embed_span = TimeEmbedding(width, silent=True)
+        if config.guidance_input:
+            self.embed_guidance = TimeEmbedding(width, silent=True)
         self.embed_audio = nn.Linear(config.audio_tokens * config.audio_width, width)
         self.no_audio = nn.Parameter(torch.zeros(config.audio_tokens, config.audio_width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -143,7 +209,10 @@ class Denoiser(nn.Module):
         Args:
             latent: `(B, C, h, w)`, unit variance. It is clean data, so its timestep is 0.
         """
-        tokens = self.embed_portrait(rearrange(latent, "b c y x -> b (y x) c")) + self.positions
+        config = self.config
+        check_tensor("latent", latent, ("B", config.channels, config.side, config.side))
+        tokens = rearrange(latent.to(self.embed.weight.dtype), "b c y x -> b (y x) c")
+        tokens = self.embed_portrait(tokens) + self.positions
         condition = self.embed_time(latent.new_zeros(latent.shape[0]))
         states = []
         for block in self.blocks:
@@ -151,6 +220,41 @@ class Denoiser(nn.Module):
             tokens, state = block.portrait(tokens, condition)
             states.append(state)
         return PortraitState(states)
+
+    def init_cache(self, anchor: Tensor) -> TemporalCache:
+        """Make the cache of new sessions, whose memory holds the anchors `(B, C, h, w)` alone.
+
+        Where nothing is kept from window to window, the cache has no layers.
+        """
+        count = self.config.memory
+        if not self.config.cached:
+            return TemporalCache.empty(len(anchor), 1 + count, anchor.device)
+        filled = torch.ones(len(anchor), 1, dtype=torch.bool, device=anchor.device)
+        return self._remember(anchor[:, None], filled, None).padded(count)
+
+    def remember(self, latents: Tensor, cache: TemporalCache) -> None:
+        """Write clean latents `(B, N, C, h, w)` of a window to a cache that is kept, in place."""
+        if self.config.cached:
+            filled = cache.filled.new_ones(latents.shape[:2])
+            cache.write(self._remember(latents, filled, cache))
+
+    def recall(self, memory: Tensor, filled: Tensor) -> TemporalCache:
+        """Compute keys and values of memory from its latents, as if it had been written just now.
+
+        Args:
+            memory: clean latents `(B, 1 + M, C, h, w)`, the anchor first.
+            filled: `(B, 1 + M)` bool.
+        """
+        config = self.config
+        slots, side = 1 + config.memory, config.side
+        check_tensor("memory", memory, ("B", slots, config.channels, side, side))
+        if not config.cached:
+            return self._recall_slots(memory, filled)
+        cache = self._remember(memory[:, :1], filled[:, :1], None)
+        for start in range(1, slots, config.window):
+            part = slice(start, start + config.window)
+            cache = cache.extended(self._remember(memory[:, part], filled[:, part], cache))
+        return cache
 
     def forward(
         self,
@@ -160,6 +264,9 @@ class Denoiser(nn.Module):
         portrait: PortraitState,
         memory: Tensor,
         filled: Tensor,
+        *,
+        end: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity `noise - data`.
 
@@ -170,23 +277,119 @@ class Denoiser(nn.Module):
             portrait: from `portrait_state`.
             memory: clean latents `(B, 1 + M, C, h, w)`, the anchor first.
             filled: `(B, 1 + M)` bool.
+            end: see `predict`.
+            guidance: see `predict`.
 
         Returns:
             As `x`.
         """
-        frames, slots = x.shape[1], memory.shape[1]
-        assert frames == self.config.window and slots == 1 + self.config.memory, (x.shape, slots)
-        assert tokens.shape[:2] == x.shape[:2] and t.shape == x.shape[:2], (tokens.shape, t.shape)
-        both = torch.cat([memory.to(x.dtype), x], 1)
-        both = self.embed(rearrange(both, "b t c y x -> b t (y x) c"))
-        both = both + self.positions + self.slots[:, None]
-        c = self.embed_time(t) + self.embed_audio(tokens.flatten(2))
-        mask = _reading_mask(filled, frames)
-        for block, state in zip(self.blocks, portrait.layers, strict=True):
-            both = block(both, slots, mask, tokens, c, state)
+        cache = self.recall(memory, filled)
+        return self.predict(x, t, tokens, portrait, cache, end=end, guidance=guidance)
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        portrait: PortraitState,
+        cache: TemporalCache,
+        *,
+        end: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """As `forward`, with memory as its keys and values.
+
+        Args:
+            x: the noisy window.
+            t: its timesteps.
+            tokens: audio tokens.
+            portrait: from `portrait_state`.
+            cache: from `recall`, or kept by `remember`.
+            end: time at which the step ends, `(B, N)`, at most `t`: what is predicted is then the
+                mean velocity between the two. `t` when None. Needs `second_time`.
+            guidance: weight of the sound, `(B,)`; 1 when None. Needs `guidance_input`.
+
+        Raises:
+            InputError: a tensor has another shape or type than the model takes.
+            ConfigError: the model was not made to take `end` or `guidance`.
+        """
+        config, dtype = self.config, self.embed.weight.dtype
+        self._check(x, t, tokens)
+        h = self.embed(rearrange(x.to(dtype), "b t c y x -> b t (y x) c")) + self.positions
+        h = h + (self.kinds[_WINDOW] if config.cached else self.slots[-config.window :, None])
+        tokens = tokens.to(dtype)
+        c = self._condition(t, tokens, end, guidance)
+        mask = torch.cat([cache.filled, cache.filled.new_ones(x.shape[:2])], 1)[:, None]
+        places = self._places(cache.filled.shape[1] - 1, h) if config.cached else None
+        for block, past, state in zip(self.blocks, cache.layers, portrait.layers, strict=True):
+            h = block(h, past, mask, places, tokens, c, state)
         shift, scale = self.final_modulation(c).chunk(2, -1)
-        out = self.head(modulate(self.norm(both[:, slots:]), shift, scale))
-        return rearrange(out, "b t (y x) c -> b t c y x", y=self.config.side)
+        out = self.head(modulate(self.norm(h), shift, scale)).to(x.dtype)
+        return rearrange(out, "b t (y x) c -> b t c y x", y=config.side)
+
+    def _check(self, x: Tensor, t: Tensor, tokens: Tensor) -> None:
+        config = self.config
+        check_tensor("x", x, ("B", config.window, config.channels, config.side, config.side))
+        check_tensor("t", t, x.shape[:2])
+        check_tensor("tokens", tokens, (*x.shape[:2], config.audio_tokens, config.audio_width))
+
+    def _condition(
+        self, t: Tensor, tokens: Tensor, end: Tensor | None, guidance: Tensor | None
+    ) -> Tensor:
+        """Give each frame's vector `(B, N, D)`, which modulates all blocks."""
+        c = self.embed_time(t) + self.embed_audio(tokens.flatten(2))
+        if self.config.second_time:
+            c = c + self.embed_span(torch.zeros_like(t) if end is None else t - end)
+        elif end is not None:
+            raise ConfigError("this denoiser takes no second time; set second_time in its preset")
+        if self.config.guidance_input:
+            weight = t.new_ones(len(t)) if guidance is None else guidance
+            c = c + self.embed_guidance((weight - 1) / 10)[:, None]
+        elif guidance is not None:
+            raise ConfigError("this denoiser takes no guidance; set guidance_input in its preset")
+        return c
+
+    def _recall_slots(self, memory: Tensor, filled: Tensor) -> TemporalCache:
+        """Read all of memory at once; every slot has its own place."""
+        h = self._embed_memory(memory) + self.slots[: memory.shape[1], None]
+        mask, layers = filled[:, None], []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            h, kept = block.remember(h, None, mask, None)
+            layers.append(kept)
+        return TemporalCache(layers, filled)
+
+    def _remember(
+        self, latents: Tensor, filled: Tensor, cache: TemporalCache | None
+    ) -> TemporalCache:
+        """Give keys and values of a block of memory, or of the anchor when there is no cache."""
+        kind = _ANCHOR if cache is None else _MEMORY
+        h = self._embed_memory(latents) + self.kinds[kind]
+        mask = filled if cache is None else torch.cat([cache.filled, filled], 1)
+        past = [None] * len(self.blocks) if cache is None else cache.layers
+        if cache is None:
+            places = torch.zeros(1, device=h.device)
+        else:
+            places = self._places(cache.filled.shape[1] - 1, h)[: mask.shape[1]]
+        layers = []
+        for block, older in zip(self.blocks, past, strict=True):
+            assert isinstance(block, Block)
+            h, kept = block.remember(h, older, mask[:, None], places)
+            layers.append(kept)
+        return TemporalCache(layers, filled)
+
+    def _embed_memory(self, latents: Tensor) -> Tensor:
+        latents = latents.to(self.embed.weight.dtype)
+        return self.embed(rearrange(latents, "b t c y x -> b t (y x) c")) + self.positions
+
+    def _places(self, past: int, like: Tensor) -> Tensor:
+        """Give places in time of the anchor, `past` frames of memory and the window after them.
+
+        The anchor's distance is always the same: it is pinned.
+        """
+        first = 1 + self.config.memory
+        moving = torch.arange(first - past, first + self.config.window, device=like.device)
+        return torch.cat([moving.new_zeros(1), moving])
 
 
 def guided(
@@ -195,36 +398,45 @@ def guided(
     t: Tensor,
     tokens: Tensor,
     portrait: PortraitState,
-    bank: MemoryBank,
+    memory: MemoryBank | TemporalCache,
     guidance: float,
+    *,
+    end: Tensor | None = None,
+    predict: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Predict the velocity with the part that the sound decides made `guidance` times as large.
 
-    At 1 this is one call of the denoiser; otherwise one call with twice the items, the second half
-    without sound. Arguments are those of `Denoiser.forward`.
+    A denoiser that takes guidance as an input is called once. For others, this is one call at 1,
+    else one call with twice the items, the second half without sound.
 
-    Source: classifier-free guidance, arXiv:2207.12598.
+    Args:
+        denoiser: the model.
+        x: as in `Denoiser.predict`, like all that is not named here.
+        t: its timesteps.
+        tokens: audio tokens.
+        portrait: from `portrait_state`.
+        memory: latents, or their keys and values.
+        guidance: weight of the sound against none.
+        end: time at which the step ends.
+        predict: runs in the place of `denoiser.predict`: the same, compiled or recorded.
+
+    Source: classifier-free guidance, arXiv:2207.12598; as an input, arXiv:2210.03142.
     """
+    if isinstance(memory, MemoryBank):
+        memory = denoiser.recall(memory.latents, memory.filled)
+    predict = predict or denoiser.predict
+    if denoiser.config.guidance_input:
+        weight = t.new_full(t.shape[:1], guidance)
+        return predict(x, t, tokens, portrait, memory, end=end, guidance=weight)
     if guidance == 1:
-        return denoiser(x, t, tokens, portrait, bank.latents, bank.filled)
+        return predict(x, t, tokens, portrait, memory, end=end)
     none = denoiser.no_audio.to(tokens.dtype).expand_as(tokens)
-    heard, unheard = denoiser(
+    heard, unheard = predict(
         torch.cat([x, x]),
         torch.cat([t, t]),
         torch.cat([tokens, none]),
         gather([portrait, portrait]),
-        torch.cat([bank.latents, bank.latents]),
-        torch.cat([bank.filled, bank.filled]),
+        gather([memory, memory]),
+        end=None if end is None else torch.cat([end, end]),
     ).chunk(2)
     return unheard + guidance * (heard - unheard)
-
-
-def _reading_mask(filled: Tensor, frames: int) -> Tensor:
-    """Give `(B, T, T)` bool: memory reads filled memory, the window reads that and itself."""
-    batch, slots = filled.shape
-    mask = torch.zeros(
-        batch, slots + frames, slots + frames, dtype=torch.bool, device=filled.device
-    )
-    mask[:, :, :slots] = filled[:, None]
-    mask[:, slots:, slots:] = True
-    return mask

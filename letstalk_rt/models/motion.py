@@ -1,0 +1,177 @@
+"""What a session wants changed in the motion the model makes, and when it blinks.
+
+The landmarks are a linear read-out of the latent, so what is wanted of landmarks is one matrix on
+the motion, made once per portrait. The memory bank keeps the motion as the model made it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from letstalk_rt.models.autoencoder import LATENT_SIZE, PortraitFeatures
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.landmarks import EYES, IRISES, LIPS, NUM_POINTS, places
+from letstalk_rt.types import FPS, MotionOptions
+
+BLINK = (0.35, 0.9, 1.0, 0.65, 0.3, 0.1)
+"""How far the eyes are closed in each frame of a blink: 240 ms, sooner shut than open."""
+
+_RIDGE = 1e-3  # of the largest singular value: directions that hold no landmarks stay as they are
+_LEAST_PAUSE_S = 0.8
+_SPREAD = 0.5  # of the logarithm of the pauses between blinks
+_REWIND = 32  # frames an interrupt may take back
+_CORNERS = (places((33, 133)), places((263, 362)))
+_IRIS = (places(IRISES[:5]), places(IRISES[5:]))
+
+
+class Director:
+    """Changes the motion of one session as its options ask, and says when its eyes are closed.
+
+    Args:
+        options: what is wanted.
+        model: whose landmarks are read.
+        features: of the portrait, one item.
+        seed: of the blinks.
+    """
+
+    def __init__(
+        self, options: MotionOptions, model: AvatarModel, features: PortraitFeatures, seed: int
+    ) -> None:
+        self.options = options
+        self._model = model
+        self.follow(features)
+        self._blinks = Blinks(options.blinks_per_min, seed)
+
+    def follow(self, features: PortraitFeatures) -> None:
+        """Take another portrait."""
+        self.matrix = _matrix(self.options, self._model, features.points[0])
+
+    def direct(self, motion: Tensor) -> Tensor:
+        """Change motion `(1, N, C, h, w)`; the same tensor comes back when nothing is wanted."""
+        if self.matrix is None:
+            return motion
+        return (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
+
+    def closures(self, frames: int) -> Sequence[float]:
+        """Give how far the eyes are closed in each of the next frames, in [0, 1]."""
+        return self._blinks.closures(frames)
+
+    def rewind(self, frames: int) -> None:
+        """Take the last frames back: nobody saw them."""
+        self._blinks.rewind(frames)
+
+    def reset(self) -> None:
+        """Become as new."""
+        self._blinks.reset()
+
+
+class Blinks:
+    """When the eyes close: pauses of random length, after the mean of people who talk.
+
+    Args:
+        per_min: blinks per minute on average; 0 for none.
+        seed: the same seed gives the same blinks.
+
+    Source: 17 a minute at rest, 26 in conversation: Bentivoglio et al. 1997,
+    doi:10.1002/mds.870120629.
+    """
+
+    def __init__(self, per_min: float, seed: int) -> None:
+        self._per_min, self._seed = per_min, seed
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin the same blinks again."""
+        self._rng = np.random.default_rng(self._seed)
+        self._frame = 0
+        self._start = self._pause() if self._per_min else 0
+
+    def closures(self, frames: int) -> Sequence[float]:
+        """Give how far the eyes are closed in each of the next frames."""
+        return [self._next() for _ in range(frames)]
+
+    def rewind(self, frames: int) -> None:
+        """Take the last frames back, as many as are remembered."""
+        self._frame = max(0, self._frame - min(frames, _REWIND))
+
+    def _next(self) -> float:
+        if not self._per_min:
+            return 0.0
+        place = self._frame - self._start
+        self._frame += 1
+        if place >= _REWIND:
+            self._start += max(self._pause(), _REWIND + 1)
+        return BLINK[place] if 0 <= place < len(BLINK) else 0.0
+
+    def _pause(self) -> int:
+        """Draw the frames from one blink's begin to the next one's."""
+        mean_s = 60 / self._per_min
+        pause_s = self._rng.lognormal(np.log(mean_s) - _SPREAD**2 / 2, _SPREAD)
+        return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
+
+
+def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Tensor | None:
+    """Give the matrix on flat motion, `(256, 256)`, for the portrait's landmarks `(L, 2)`."""
+    wanted = (options.expressiveness, options.head_motion, options.gaze_at_camera)
+    if wanted == (1.0, True, False):
+        return None
+    read = model.autoencoder.read_points.weight.float()
+    write = _undo(read)
+    rigid = _rigid(portrait.float())
+    same = torch.eye(2 * NUM_POINTS, device=read.device)
+    head = write @ rigid @ read
+    lids = write @ _pick(EYES + places(IRISES), read.device) @ (same - rigid) @ read
+    rest = torch.eye(LATENT_SIZE, device=read.device) - head - lids
+    change = lids + options.expressiveness * rest
+    if options.head_motion:
+        change = change + head
+    if options.gaze_at_camera:
+        change = change + write @ _held_gaze(read.device) @ read @ change
+    scale = model.motion_scale.float().expand(-1, 4, 4).flatten()
+    return change * scale / scale[:, None]
+
+
+def _undo(read: Tensor) -> Tensor:
+    """Invert the read-out `(2L, 256)` where it reads something: the smallest change that fits."""
+    square = read.T @ read
+    ridge = _RIDGE * float(torch.linalg.matrix_norm(read, 2)) ** 2
+    return torch.linalg.solve(square + ridge * torch.eye(len(square), device=read.device), read.T)
+
+
+def _rigid(points: Tensor) -> Tensor:
+    """Give what of landmark displacements, flat `(2L,)`, is the head's: `(2L, 2L)`.
+
+    It is the affine map that fits the upper face best, without lids and lips: turns of the head
+    show as one, and speech does not move those landmarks.
+    """
+    base = points.new_zeros(NUM_POINTS, 2, 6)
+    base[:, 0, 0:2], base[:, 0, 2] = points, 1
+    base[:, 1, 3:5], base[:, 1, 5] = points, 1
+    base = base.flatten(0, 1)
+    mouth_top = points[LIPS, 1].min()
+    stable = points[:, 1] < mouth_top
+    stable[EYES + places(IRISES) + LIPS] = False
+    assert int(stable.sum()) >= 6, "the portrait's landmarks are not those of a face"
+    fit = base * stable.repeat_interleave(2)[:, None]
+    return base @ torch.linalg.pinv(fit)
+
+
+def _pick(points: Sequence[int], device: torch.device) -> Tensor:
+    """Give the matrix that keeps the displacements of some landmarks: `(2L, 2L)`."""
+    kept = torch.zeros(NUM_POINTS, device=device)
+    kept[list(points)] = 1
+    return torch.diag(kept.repeat_interleave(2))
+
+
+def _held_gaze(device: torch.device) -> Tensor:
+    """Give what must be added to displacements so that each iris moves as its eye does."""
+    change = torch.zeros(NUM_POINTS, 2, NUM_POINTS, 2, device=device)
+    for iris, corners in zip(_IRIS, _CORNERS, strict=True):
+        for axis in range(2):
+            for point in iris:
+                change[point, axis, point, axis] -= 1
+                for corner in corners:
+                    change[point, axis, corner, axis] += 1 / len(corners)
+    return change.flatten(0, 1).flatten(1, 2)
