@@ -1,4 +1,4 @@
-"""`python -m letstalk_server`: read the settings, serve the page."""
+"""`letstalk serve`: read the settings, serve the page."""
 
 import argparse
 import contextlib
@@ -6,14 +6,23 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from letstalk_rt.errors import LetsTalkError
+from letstalk_rt.errors import ConfigError, LetsTalkError
 from letstalk_server.app import create_app
+from letstalk_server.auth import SCOPES, Auth
 from letstalk_server.settings import IceServer, Settings
 from letstalk_server.studio import Model, load_model
+from letstalk_server.transport import Bitrates
+
+PING_INTERVAL_S = 2.0
+PING_TIMEOUT_S = 2.0
+"""Of WebSockets: a peer that is gone is noticed within the sum of both."""
+
+PAGE_SCOPES = ("sessions", "speak", "view", "avatars")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +43,11 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     """
     given = vars(_parser().parse_args(arguments))
     given["ice_servers"] = tuple(_ice_server(text) for text in given.pop("ice_server"))
+    given["turn_urls"] = tuple(given.pop("turn_url"))
+    given["allow_origins"] = tuple(given.pop("allow_origin"))
+    given["bitrates"] = _bitrates(given.pop("bitrate"))
+    for key in ("secret", "api_key", "turn_secret"):
+        given[key] = _secret(key.upper())
     return Settings(**given)
 
 
@@ -52,8 +66,9 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
             failures.append(error)
             raise
 
+    app = create_app(settings, load_or_note)
     config = uvicorn.Config(
-        create_app(settings, load_or_note),
+        app,
         host=settings.host,
         port=settings.port,
         ssl_certfile=settings.tls_cert,
@@ -61,10 +76,16 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
         log_level="warning",
         access_log=False,  # it holds addresses
         server_header=False,
+        ws="websockets-sansio",
+        ws_max_size=2 * settings.max_message_bytes,
+        ws_max_queue=8,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=PING_TIMEOUT_S,
+        timeout_graceful_shutdown=10,
     )
     # The one line of `main` says more than uvicorn's traceback of the same error.
     logging.getLogger("uvicorn.error").addFilter(lambda record: not failures)
-    server = _Server(config, settings)
+    server = _Server(config, settings, app.state.auth)
     # Both come when uvicorn has closed everything: after Ctrl-C, and when the start failed.
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.run()
@@ -76,34 +97,49 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
 class _Server(uvicorn.Server):
     """Says where the page is, once it is there."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, auth: Auth) -> None:
         super().__init__(config)
         self._settings = settings
+        self._auth = auth
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if not self.started:
             return
         port = self.servers[0].sockets[0].getsockname()[1]
-        scheme = "https" if self._settings.tls_cert else "http"
-        wildcard = self._settings.host in ("0.0.0.0", "::", "127.0.0.1", "::1")
-        host = "localhost" if wildcard else self._settings.host
-        sys.stdout.write(f"letstalk is ready: {scheme}://{host}:{port}/\n")
+        sys.stdout.write(f"letstalk is ready: {page_address(self._settings, port, self._auth)}\n")
         sys.stdout.flush()
 
 
+def page_address(settings: Settings, port: int, auth: Auth) -> str:
+    """Give the page's address; on a terminal, with the token that it asks for.
+
+    Where the output is not a terminal it is kept somewhere, and a token must not be.
+    """
+    scheme = "https" if settings.tls_cert else "http"
+    wildcard = settings.host in ("0.0.0.0", "::", "127.0.0.1", "::1")
+    host = "localhost" if wildcard else settings.host
+    address = f"{scheme}://{host}:{port}/"
+    if not auth.required:
+        return address
+    if not sys.stdout.isatty():
+        return f"{address} (tokens are asked for: see POST /v1/tokens in docs/protocol.md)"
+    token, _ = auth.mint("operator", PAGE_SCOPES, ttl_s=3600)
+    return f"{address}#token={token}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="letstalk serve", description="Serve talking avatars.")
+    parser = argparse.ArgumentParser(
+        prog="letstalk serve",
+        description="Serve talking avatars. Each option may also be given in the environment, "
+        "as LETSTALK_MAX_SESSIONS for --max-sessions. Secrets are read from there only: "
+        "LETSTALK_SECRET (signs tokens), LETSTALK_API_KEY (for your own servers) and "
+        "LETSTALK_TURN_SECRET, or from the files that the same names with _FILE tell.",
+    )
     default = Settings()
     add = parser.add_argument
     add("--host", default=_env("HOST", default.host), help="address to listen on")
     add("--port", type=int, default=_env("PORT", default.port), help="TCP port; 0 takes a free one")
-    add(
-        "--max-sessions",
-        type=int,
-        default=_env("MAX_SESSIONS", default.max_sessions),
-        help="people connected at once",
-    )
     add(
         "--size", type=int, default=_env("SIZE", default.size), help="longest side of the video, px"
     )
@@ -112,17 +148,100 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-cert", default=_env("TLS_CERT", None), help="certificate file, for HTTPS")
     add("--tls-key", default=_env("TLS_KEY", None), help="private key file")
     add(
+        "--bitrate",
+        default=_env("BITRATE", None),
+        metavar="START,MIN,MAX",
+        help="of the video, bit/s (1000000,250000,2000000)",
+    )
+    _add_access(parser, default)
+    _add_limits(parser, default)
+    return parser
+
+
+def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
+    add = parser.add_argument_group("who may use it").add_argument
+    add(
+        "--auth",
+        choices=("auto", "on", "off"),
+        default=_env("AUTH", default.auth),
+        help="ask for tokens; auto: unless it listens on loopback only",
+    )
+    add(
+        "--allow-origin",
+        action="append",
+        default=_env("ALLOW_ORIGINS", "").split(),
+        metavar="ORIGIN",
+        help="site whose pages may use this server; may be repeated",
+    )
+    add(
         "--ice-server",
         action="append",
-        default=(_env("ICE_SERVERS", "") or "").split(),
+        default=_env("ICE_SERVERS", "").split(),
         metavar="URL[,USER,PASSWORD]",
-        help="STUN or TURN server, e.g. turn:example.org:3478,me,secret; may be repeated",
+        help="STUN or TURN server, e.g. stun:example.org:3478; may be repeated",
     )
-    return parser
+    add(
+        "--turn-url",
+        action="append",
+        default=_env("TURN_URLS", "").split(),
+        metavar="URL",
+        help="TURN server that shares LETSTALK_TURN_SECRET; may be repeated",
+    )
+    add(
+        "--badge",
+        choices=("on", "required", "off"),
+        default=_env("BADGE", default.badge),
+        help="the visible AI avatar badge; on: unless a session asks otherwise",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
+    group = parser.add_argument_group("limits")
+    help_of = {
+        "max_sessions": "sessions at once (as many as the measured speed allows)",
+        "max_session_s": "longest session, s",
+        "max_idle_s": "longest time without speech or messages, s; 0 is no limit",
+        "grace_s": "how long a session waits for a lost peer, s",
+        "max_upload_bytes": "largest portrait file",
+        "max_upload_pixels": "most pixels of a portrait",
+        "max_portraits": "uploaded portraits kept",
+        "token_ttl_s": "how long tokens hold, s",
+        "turn_ttl_s": "how long TURN credentials hold, s",
+    }
+    for key, words in help_of.items():
+        value = getattr(default, key)
+        group.add_argument(
+            "--" + key.replace("_", "-"),
+            type=type(value) if value is not None else int,
+            default=_env(key.upper(), value),
+            metavar="N",
+            help=f"{words}" if value is None else f"{words} ({value:g})",
+        )
 
 
 def _env(name: str, default: Any) -> Any:
     return os.environ.get(f"LETSTALK_{name}", default)
+
+
+def _secret(name: str) -> str | None:
+    path = _env(f"{name}_FILE", None)
+    if path is None:
+        value: str | None = _env(name, None)
+        return value
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"LETSTALK_{name}_FILE cannot be read ({error.strerror})") from None
+
+
+def _bitrates(text: str | None) -> Bitrates:
+    if text is None:
+        return Bitrates()
+    try:
+        start, minimum, maximum = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError("--bitrate takes three whole numbers: START,MIN,MAX in bit/s") from None
+    return Bitrates(start, minimum, maximum)
 
 
 def _ice_server(text: str) -> IceServer:
@@ -130,6 +249,8 @@ def _ice_server(text: str) -> IceServer:
     username, _, credential = login.partition(",")
     return IceServer(url, username or None, credential or None)
 
+
+assert set(PAGE_SCOPES) <= set(SCOPES)
 
 if __name__ == "__main__":
     sys.exit(main())

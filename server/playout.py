@@ -42,12 +42,14 @@ class Slot:
         rgb: `(H, W, 3)` uint8.
         pcm: `(640,)` float32 in [-1, 1], 16 kHz mono.
         repeated: no frame was there in time; the picture is the last one.
+        frame: the engine's frame that is shown; `None` when repeated.
     """
 
     number: int
     rgb: np.ndarray
     pcm: np.ndarray
     repeated: bool
+    frame: AVFrame | None = None
 
 
 class PulledPlayout:
@@ -57,6 +59,7 @@ class PulledPlayout:
         still: `(H, W, 3)` uint8, shown until the first frame comes.
         on_speaking: called with True when the shown sound begins and with False when it ends.
         on_stall: called once when no frame came for a second.
+        on_slot: called with each slot, once, when it is filled.
         clock: monotonic time, s.
         sleep: waits that many seconds.
     """
@@ -67,13 +70,14 @@ class PulledPlayout:
         *,
         on_speaking: Callable[[bool], None] = lambda speaking: None,
         on_stall: Callable[[], None] = lambda: None,
+        on_slot: Callable[[Slot], None] = lambda slot: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.repeats = 0
         self.skips = 0
         self._rgb = still
-        self._on_speaking, self._on_stall = on_speaking, on_stall
+        self._on_speaking, self._on_stall, self._on_slot = on_speaking, on_stall, on_slot
         self._clock, self._sleep = clock, sleep
         self._frames: asyncio.Queue[AVFrame] = asyncio.Queue(MAX_WAITING)
         self._slots: deque[Slot] = deque(maxlen=_HISTORY)
@@ -127,8 +131,10 @@ class PulledPlayout:
             self._rgb = frame.rgb
             self._missed = 0
         pcm = _SILENCE if frame is None else frame.pcm
-        self._slots.append(Slot(self._next, self._rgb, pcm, frame is None))
+        slot = Slot(self._next, self._rgb, pcm, frame is None, frame)
+        self._slots.append(slot)
         self._next += 1
+        self._on_slot(slot)
         self._notice_speech(pcm)
 
     def _take(self) -> AVFrame | None:

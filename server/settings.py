@@ -1,8 +1,14 @@
 """What can be set, and its limits. Only `main` reads the environment and the command line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Literal
+from urllib.parse import urlsplit
 
 from letstalk_rt.errors import ConfigError
+from letstalk_server.transport import Bitrates
+
+MIN_SECRET_CHARS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +17,7 @@ class IceServer:
 
     url: str
     username: str | None = None
-    credential: str | None = None
+    credential: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,50 +27,144 @@ class Settings:
     Attributes:
         host: address to listen on. Browsers open the microphone on `localhost` or over TLS only.
         port: TCP port of the page; 0 takes a free one.
-        max_sessions: people connected at once; more are told to come back later.
+        max_sessions: sessions at once; more are told to come back later. `None`: as many as the
+            measured speed of the model allows.
         size: longest side of the shown picture, px.
         preset: which model.
         threads: CPU threads of the model; `None` leaves the choice to the model.
+        bitrates: bounds of the video, bit/s.
         ice_servers: none by default: an unreachable one delays every connection by 5 s.
+        turn_urls: TURN servers that share `turn_secret`; each session gets credentials of its own.
+        turn_secret: coturn's `static-auth-secret`.
+        turn_ttl_s: how long those credentials hold.
         tls_cert: certificate file; with `tls_key` the page is served over HTTPS.
         tls_key: private key file.
+        auth: whether tokens are asked for; `auto`: unless the server listens on loopback only.
+        secret: signs the tokens; `None` makes one that lasts as long as the process.
+        api_key: of the operator's own servers; allows everything, tokens for others included.
+        token_ttl_s: how long a token holds if nothing else is asked for.
+        allow_origins: other sites whose pages may use this server; `*` is all.
+        badge: the visible "AI avatar" badge: `on` unless a session asks otherwise, `required`, or
+            `off`.
         max_upload_bytes: largest portrait file.
+        max_upload_pixels: most pixels of a portrait.
         max_portraits: uploaded portraits kept in memory; the least recently used one goes first.
         max_session_s: longest session; the user is warned a minute before.
+        max_idle_s: longest time without speech or messages, warned of as well; 0 is no limit.
+        max_message_bytes: largest message of a WebSocket or a data channel.
+        max_message_rate: messages per second that one connection may send for long.
+        max_speech_s: pushed speech that may wait for its turn.
         connect_timeout_s: how long a peer may take from offer to connection.
         heartbeat_timeout_s: how long a connected page may stay silent on the data channel.
+        report_timeout_s: how long a standard player may stay silent altogether.
+        grace_s: how long a session waits for its peer to come back.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
-    max_sessions: int = 2
+    max_sessions: int | None = None
     size: int = 512
     preset: str = "tiny"
     threads: int | None = None
+    bitrates: Bitrates = Bitrates()
     ice_servers: tuple[IceServer, ...] = ()
+    turn_urls: tuple[str, ...] = ()
+    turn_secret: str | None = field(default=None, repr=False)
+    turn_ttl_s: int = 3600
     tls_cert: str | None = None
     tls_key: str | None = None
+    auth: Literal["auto", "on", "off"] = "auto"
+    secret: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
+    token_ttl_s: int = 600
+    allow_origins: tuple[str, ...] = ()
+    badge: Literal["on", "required", "off"] = "on"
     max_upload_bytes: int = 20_000_000
+    max_upload_pixels: int = 40_000_000
     max_portraits: int = 32
     max_session_s: float = 7200.0
+    max_idle_s: float = 900.0
+    max_message_bytes: int = 262_144
+    max_message_rate: int = 200
+    max_speech_s: float = 30.0
     connect_timeout_s: float = 20.0
-    heartbeat_timeout_s: float = 12.0
+    heartbeat_timeout_s: float = 4.0
+    report_timeout_s: float = 5.0
+    grace_s: float = 15.0
+
+    @property
+    def auth_required(self) -> bool:
+        """Whether tokens are asked for."""
+        return self.auth == "on" or (self.auth == "auto" and not is_loopback(self.host))
 
     def __post_init__(self) -> None:
-        _require("port", self.port, 0, 65_535)
-        _require("max_sessions", self.max_sessions, 1, 1000)
-        _require("size", self.size, 256, 1080)
-        if self.threads is not None:
-            _require("threads", self.threads, 1, 1024)
-        _require("max_upload_bytes", self.max_upload_bytes, 1000, 1_000_000_000)
-        _require("max_portraits", self.max_portraits, 1, 10_000)
-        _require("max_session_s", self.max_session_s, 1, 30 * 86_400)
-        _require("connect_timeout_s", self.connect_timeout_s, 0.1, 600)
-        _require("heartbeat_timeout_s", self.heartbeat_timeout_s, 0.1, 600)
+        for key, low, high in _RANGES:
+            _require(key, getattr(self, key), low, high)
+        for key in ("max_sessions", "threads"):
+            if (value := getattr(self, key)) is not None:
+                _require(key, value, 1, 1024)
+        _require_choice("auth", self.auth, "auto", "on", "off")
+        _require_choice("badge", self.badge, "on", "required", "off")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key belong together: give both or neither")
+        if bool(self.turn_urls) != (self.turn_secret is not None):
+            raise ConfigError("turn_urls and turn_secret belong together: give both or neither")
+        self._check_secrets()
+        self._check_origins()
+
+    def _check_secrets(self) -> None:
+        for key in ("secret", "api_key"):
+            value = getattr(self, key)
+            if value is not None and len(value) < MIN_SECRET_CHARS:
+                raise ConfigError(
+                    f"{key} has {len(value)} characters, expected at least {MIN_SECRET_CHARS}; "
+                    "make one with: openssl rand -hex 32"
+                )
+
+    def _check_origins(self) -> None:
+        for origin in self.allow_origins:
+            parts = urlsplit(origin)
+            if origin != "*" and f"{parts.scheme}://{parts.netloc}" != origin:
+                raise ConfigError(
+                    f"allowed origin {origin!r} must be like https://app.example, without a path"
+                )
+        if "*" in self.allow_origins and not self.auth_required:
+            raise ConfigError("all origins may be allowed only where tokens are asked for: auth=on")
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("port", 0, 65_535),
+    ("size", 256, 1080),
+    ("turn_ttl_s", 60, 86_400),
+    ("token_ttl_s", 10, 3600),
+    ("max_upload_bytes", 1000, 1_000_000_000),
+    ("max_upload_pixels", 65_536, 1_000_000_000),
+    ("max_portraits", 1, 10_000),
+    ("max_session_s", 1, 30 * 86_400),
+    ("max_idle_s", 0, 30 * 86_400),
+    ("max_message_bytes", 4096, 16_777_216),
+    ("max_message_rate", 1, 100_000),
+    ("max_speech_s", 1, 600),
+    ("connect_timeout_s", 0.1, 600),
+    ("heartbeat_timeout_s", 0.1, 600),
+    ("report_timeout_s", 0.1, 600),
+    ("grace_s", 0, 3600),
+)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only programs of this machine can reach an address to listen on."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _require(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{key} is {value}, expected {low} to {high}")
+
+
+def _require_choice(key: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(known)}")

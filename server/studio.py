@@ -9,8 +9,9 @@ import asyncio
 import io
 import logging
 import secrets
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from letstalk_rt.batching import ModelWorker, worthwhile_batch
 from letstalk_rt.engine import Avatar
-from letstalk_rt.errors import PortraitError
-from letstalk_rt.types import Face, Portrait
+from letstalk_rt.errors import DependencyError, PortraitError
+from letstalk_rt.types import FPS, Face, Portrait
 from letstalk_server import problems
 from letstalk_server.problems import Problem
 from letstalk_server.settings import Settings
@@ -28,6 +30,11 @@ from letstalk_server.settings import Settings
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 192
+MAX_LABEL_CHARS = 60
+MEASURE_S = 2.0
+"""Measuring the model's speed begins no further run after so long."""
+
+BATCHES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +55,46 @@ class Cast:
     """A portrait that is ready, with its pictures for the page.
 
     Attributes:
+        id: its name in addresses.
+        label: its name for people.
+        owner: the subject whose token uploaded it; `None` for default avatars.
         portrait: what the model animates.
         still: JPEG of the whole canvas, framed exactly as the video.
         thumbnail: small JPEG of the face.
+        matte: 8-bit grey PNG of the canvas' size, white where the person is, if there is one.
     """
 
+    id: str
+    label: str
+    owner: str | None
     portrait: Portrait
     still: bytes
     thumbnail: bytes
+    matte: bytes | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the video, px; even, as 4:2:0 pictures are."""
+        height, width = self.portrait.canvas.shape[:2]
+        return width & ~1, height & ~1
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast the model is here.
+
+    Attributes:
+        step_s: what one session's step costs.
+        window_s: how much video a step makes.
+    """
+
+    step_s: float
+    window_s: float
+
+    @property
+    def share(self) -> float:
+        """What one session takes of the model's time; above 1 it stutters."""
+        return self.step_s / self.window_s
 
 
 def load_model(settings: Settings) -> Model:
@@ -70,62 +109,102 @@ def load_model(settings: Settings) -> Model:
 class Studio:
     """Prepares portraits and makes avatars of them. Use `open`."""
 
-    def __init__(self, model: Model, executor: ThreadPoolExecutor, settings: Settings) -> None:
+    def __init__(self, model: Model, worker: ModelWorker, settings: Settings) -> None:
+        self.worker = worker
+        self.speed = Speed(0.0, model.pipeline.frames_per_window / FPS)
         self._model = model
-        self._executor = executor
         self._settings = settings
         self._uploads: OrderedDict[str, Cast] = OrderedDict()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self.defaults: dict[str, Cast] = {}
 
     @classmethod
-    async def open(cls, settings: Settings, load: Callable[[Settings], Model] = load_model) -> Self:
-        """Load the model and prepare the default avatars, both in the model thread."""
-        executor = ThreadPoolExecutor(1, thread_name_prefix="model")
-        loop = asyncio.get_running_loop()
+    async def open(
+        cls,
+        settings: Settings,
+        load: Callable[[Settings], Model] = load_model,
+        on_step: Callable[[float, int], None] = lambda seconds, count: None,
+    ) -> Self:
+        """Load the model, prepare the default avatars and measure how fast the model is.
+
+        Args:
+            settings: which model, and limits.
+            load: makes the model; called in a thread.
+            on_step: see `ModelWorker`.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
+            model = await asyncio.get_running_loop().run_in_executor(loader, load, settings)
+        worker = ModelWorker(model.pipeline, on_step=on_step)
         try:
-            studio = cls(await loop.run_in_executor(executor, load, settings), executor, settings)
-            for name, path in studio._model.avatars.items():
-                studio.defaults[name] = await studio._prepare(path)
+            studio = cls(model, worker, settings)
+            for name, path in model.avatars.items():
+                studio.defaults[name] = await studio._prepare(path, name, label_of(name), None)
+            await studio._measure()
         except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
+            worker.shutdown(wait=False, cancel_futures=True)
             raise
         assert studio.defaults, "the package ships at least one default avatar"
         return studio
 
     def close(self) -> None:
         """Give the threads back; call when all sessions are closed."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self.worker.shutdown(wait=False, cancel_futures=True)
         self._reader.shutdown(wait=False, cancel_futures=True)
 
-    async def upload(self, data: bytes) -> tuple[str, Cast]:
+    def catalogue(self, subject: str) -> Iterator[Cast]:
+        """Give the default avatars and the subject's own."""
+        yield from self.defaults.values()
+        yield from (cast for cast in self._uploads.values() if cast.owner == subject)
+
+    async def upload(self, data: bytes, subject: str = "local", label: str = "") -> Cast:
         """Prepare a portrait and keep it.
 
         Raises:
             Problem: the file is no picture, damaged, or shows no usable face.
         """
-        cast = await self._prepare(data)
         name = secrets.token_urlsafe(16)
+        cast = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
         self._uploads[name] = cast
         if len(self._uploads) > self._settings.max_portraits:
             self._uploads.popitem(last=False)
-        return name, cast
+        return cast
 
-    def find(self, avatar: str | None, portrait: str | None) -> Cast:
-        """Give a default avatar by name, an upload by id, or the first avatar for neither.
+    def delete(self, name: str, subject: str) -> None:
+        """Forget an upload.
 
         Raises:
-            Problem: there is none of that name or id.
+            Problem: there is none of that id that is the subject's.
         """
+        if name in self.defaults:
+            raise Problem(
+                problems.DEFAULT_AVATAR, "Default avatars come with the server and cannot go."
+            )
+        cast = self._uploads.get(name)
+        if cast is None or cast.owner != subject:
+            raise Problem(problems.NO_AVATAR, "There is no avatar of yours with that id.")
+        del self._uploads[name]
+
+    def find(self, avatar: str | None = None, portrait: str | None = None) -> Cast:
+        """Give an avatar by its id, or the first one for none.
+
+        Args:
+            avatar: id of a default avatar or of an upload.
+            portrait: id of an upload.
+
+        Raises:
+            Problem: there is none of that id.
+        """
+        name = portrait if avatar is None else avatar
+        if name is None:
+            return next(iter(self.defaults.values()))
+        if name in self._uploads:
+            self._uploads.move_to_end(name)
+            return self._uploads[name]
         if portrait is not None:
-            if portrait not in self._uploads:
-                raise Problem(
-                    problems.NO_PORTRAIT,
-                    "That portrait is not here any more. Upload the picture again.",
-                )
-            self._uploads.move_to_end(portrait)
-            return self._uploads[portrait]
-        name = next(iter(self.defaults)) if avatar is None else avatar
+            raise Problem(
+                problems.NO_PORTRAIT,
+                "That portrait is not here any more. Upload the picture again.",
+            )
         if name not in self.defaults:
             known = ", ".join(self.defaults)
             raise Problem(problems.NO_AVATAR, f"Unknown avatar. Choose one of: {known}.")
@@ -133,14 +212,58 @@ class Studio:
 
     def avatar(self, cast: Cast) -> Avatar:
         """Make an avatar that shares the model and its thread with all others."""
-        return Avatar.from_pipeline(self._model.pipeline, cast.portrait, executor=self._executor)
+        return Avatar.from_pipeline(self._model.pipeline, cast.portrait, executor=self.worker)
 
-    async def _prepare(self, source: bytes | Path) -> Cast:
+    async def _measure(self) -> None:
+        """Find what a step costs, alone and together."""
+        portrait = next(iter(self.defaults.values())).portrait
+        future = self.worker.submit(measure, self._model.pipeline, portrait)
+        seconds = await asyncio.wrap_future(future)
+        self.worker.max_batch = worthwhile_batch(seconds)
+        best_s = seconds[self.worker.max_batch] / self.worker.max_batch
+        self.speed = Speed(best_s, self.speed.window_s)
+
+    async def _prepare(
+        self, source: bytes | Path, name: str, label: str, owner: str | None
+    ) -> Cast:
         loop = asyncio.get_running_loop()
-        rgb = await loop.run_in_executor(self._reader, _read, source)
+        most = self._settings.max_upload_pixels
+        rgb = await loop.run_in_executor(self._reader, _read, source, most)
         finder, size = self._model.pipeline.finder, self._settings.size
-        portrait = await loop.run_in_executor(self._executor, _frame, rgb, finder, size)
-        return await loop.run_in_executor(self._reader, _picture, portrait)
+        framing = self.worker.submit(_frame, rgb, finder, size)
+        portrait = await asyncio.wrap_future(framing)
+        pictures = await loop.run_in_executor(self._reader, _pictures, portrait)
+        return Cast(name, label, owner, portrait, *pictures)
+
+
+def label_of(name: str) -> str:
+    """Make a name for people of the name of a default avatar."""
+    return name.replace("_", " ").replace("-", " ").title()
+
+
+def measure(
+    pipeline: Any, portrait: Portrait, clock: Callable[[], float] = time.monotonic
+) -> dict[int, float]:
+    """Measure how long a step of 1, 2, 4 ... sessions takes, s; blocking, some seconds.
+
+    It stops at the first number at which joining is not worth it, and when it has taken long.
+    """
+    began_s = clock()
+    found: dict[int, float] = {}
+    for count in BATCHES:
+        states = [pipeline.init_state(portrait, seed=seed) for seed in range(count)]
+        pcm = np.zeros((count, pipeline.hop), np.float32)
+        pipeline.step(pcm, states)  # the first one prepares
+        found[count] = min(_timed(pipeline, pcm, states, clock) for _ in range(3))
+        if worthwhile_batch(found) < count or clock() - began_s > MEASURE_S:
+            break
+    return found
+
+
+def _timed(pipeline: Any, pcm: np.ndarray, states: list[Any], clock: Callable[[], float]) -> float:
+    began_s = clock()
+    pipeline.step(pcm, states)
+    return clock() - began_s
 
 
 class _CountingFinder:
@@ -156,13 +279,32 @@ class _CountingFinder:
         return faces
 
 
-def _read(source: bytes | Path) -> np.ndarray:
+def _read(source: bytes | Path, most_pixels: int) -> np.ndarray:
     from letstalk_rt.portrait import read_image
 
     try:
+        if isinstance(source, bytes):
+            _check_pixels(source, most_pixels)
         return read_image(source)
     except PortraitError as error:
         raise Problem(_unreadable(error), str(error)) from error
+
+
+def _check_pixels(data: bytes, most: int) -> None:
+    """Refuse a huge picture by its header, before anything of it is decoded."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Exception:  # whatever is wrong, `read_image` says it in words
+        return
+    if width * height > most:
+        raise Problem(
+            problems.TOO_MANY_PIXELS,
+            f"The picture has {width}x{height} pixels; at most {most / 1e6:.0f} million are "
+            "taken. Scale it down.",
+        )
 
 
 def _frame(rgb: np.ndarray, finder: Any, size: int) -> Portrait:
@@ -176,8 +318,22 @@ def _frame(rgb: np.ndarray, finder: Any, size: int) -> Portrait:
         raise Problem(kind, str(error)) from error
 
 
-def _picture(portrait: Portrait) -> Cast:
-    return Cast(portrait, _jpeg(portrait.canvas), _jpeg(portrait.crop, THUMBNAIL_PX))
+def _pictures(portrait: Portrait) -> tuple[bytes, bytes, bytes | None]:
+    return _jpeg(portrait.canvas), _jpeg(portrait.crop, THUMBNAIL_PX), _matte(portrait)
+
+
+def _matte(portrait: Portrait) -> bytes | None:
+    from PIL import Image
+
+    from letstalk_rt.matte import person_matte
+
+    try:
+        matte = person_matte(portrait)
+    except DependencyError:  # the overlay then shows the whole picture
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(matte).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _unreadable(error: PortraitError) -> problems.Kind:

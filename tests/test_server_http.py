@@ -34,7 +34,7 @@ async def test_the_page_is_served_whole_and_from_here_only():
         policy = page.headers["content-security-policy"]
         assert "default-src 'self'" in policy and "unsafe" not in policy
         for name in ("app.js", "style.css", "icon.svg"):
-            answer = await client.get(f"/static/{name}")
+            answer = await client.get(f"/{name}")
             assert answer.status_code == 200
             assert "https://" not in answer.text and "@import" not in answer.text
         assert "//" not in page.text.replace("<!", "")
@@ -199,7 +199,7 @@ async def test_other_sites_are_refused():
 async def test_unknown_addresses_and_methods_are_problems_too():
     async with serving() as (_, client):
         problem(await client.get("/nowhere"), 404, "not-found")
-        problem(await client.get("/static/../app.py"), 404, "not-found")
+        problem(await client.get("/overlay/../../app.py"), 404, "not-found")
         problem(await client.get("/v1/offer"), 405, "method-not-allowed")
         problem(await client.delete("/v1/sessions/none"), 404, "not-found")
         problem(await client.get("/v1/avatars/amber/secret.txt"), 404, "not-found")

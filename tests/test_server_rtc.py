@@ -165,7 +165,7 @@ async def test_another_avatar_is_shown_on_the_same_tracks():
         await peer.until(lambda: peer.video and is_like(peer.corner(), "amber"))
         peer.send({"type": "avatar.select", "avatar": "blue"})
         await peer.until(lambda: is_like(peer.corner(), "blue"))
-        upload = (await client.post("/v1/portraits", content=portrait_jpeg((20, 140, 40)))).json()
+        upload = (await client.post("/v1/avatars?consent=true", content=portrait_jpeg((20, 140, 40)))).json()
         for name in ("amber", "blue", "amber"):  # of several wishes the last one counts
             peer.send({"type": "avatar.select", "avatar": name})
         peer.send({"type": "avatar.select", "portrait": upload["portrait"]})
@@ -248,7 +248,7 @@ async def test_bad_portraits_of_one_leave_the_other_alone():
     async with serving() as (_, client):
         peer = await Peer().join(client)
         for data in (b"", b"text", portrait_jpeg()[:3000]):
-            assert (await client.post("/v1/portraits", content=data)).status_code == 422
+            assert (await client.post("/v1/avatars?consent=true", content=data)).status_code == 422
             count = len(peer.video)
             await peer.until(lambda count=count: len(peer.video) > count + 3)
         await peer.close()
@@ -259,7 +259,7 @@ async def test_a_failing_session_ends_alone_and_tells_only_its_own_user(caplog):
     pipeline = Painter(broken=(250, 0, 0))
     async with serving(pipeline=pipeline) as (app, client):
         healthy = await Peer().join(client)
-        upload = (await client.post("/v1/portraits", content=portrait_jpeg((250, 0, 0)))).json()
+        upload = (await client.post("/v1/avatars?consent=true", content=portrait_jpeg((250, 0, 0)))).json()
         broken = await Peer().join(client)
         task = ended(app.state.sessions._running[broken.session][1])
         broken.send({"type": "avatar.select", "portrait": upload["portrait"]})

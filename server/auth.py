@@ -1,0 +1,189 @@
+"""Who may do what: short-lived signed tokens, and what each of them allows.
+
+Tokens are JWTs signed by HMAC-SHA256. They are looked at when something is opened, never written
+to a log, and never taken from a query, for addresses end up in logs.
+"""
+
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import jwt
+
+from letstalk_server import problems
+from letstalk_server.problems import Problem
+from letstalk_server.settings import Settings
+
+SCOPES = ("sessions", "speak", "view", "avatars", "metrics")
+MAX_TTL_S = 3600
+MAX_LOGIN_S = 12 * 3600
+"""How long a token may be renewed."""
+
+MAX_SUBJECT_CHARS = 128
+PROTOCOL = "letstalk.v1"
+"""The WebSocket subprotocol; the token is named as a second one."""
+
+_BEARER = "bearer."
+_ISSUER = "letstalk"
+_LEEWAY_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what the token allows.
+
+    Attributes:
+        subject: whose portraits and sessions are meant.
+        scopes: what is allowed.
+        session: the only session it is for; `None` is all of the subject's.
+        login_s: when the first of its tokens was made, Unix time.
+        is_operator: holds the API key.
+    """
+
+    subject: str
+    scopes: frozenset[str]
+    session: str | None = None
+    login_s: int = 0
+    is_operator: bool = False
+
+    def require(self, *scopes: str) -> None:
+        """Check that one of these is allowed.
+
+        Raises:
+            Problem: it is not.
+        """
+        if not self.scopes.intersection(scopes):
+            wanted = " or ".join(scopes)
+            raise Problem(
+                problems.NOT_ALLOWED, f"This needs a token with the scope {wanted}; ask for one."
+            )
+
+
+LOCAL = Caller("local", frozenset(SCOPES), is_operator=True)
+"""Everybody, where no tokens are asked for."""
+
+OPERATOR = Caller("operator", frozenset(SCOPES), is_operator=True)
+
+
+class Auth:
+    """Makes and reads tokens.
+
+    Args:
+        settings: secrets and lifetimes.
+        now: Unix time, s.
+    """
+
+    def __init__(self, settings: Settings, now: Callable[[], float] = time.time) -> None:
+        self.required = settings.auth_required
+        self._key = settings.secret or secrets.token_hex(32)
+        self._api_key = settings.api_key
+        self._ttl_s = settings.token_ttl_s
+        self._now = now
+
+    def caller(self, headers: Mapping[str, str]) -> Caller:
+        """Tell who sent a request.
+
+        Raises:
+            Problem: there is no token, or it is no good.
+        """
+        if not self.required:
+            return LOCAL
+        token = _token_of(headers)
+        if token is None:
+            raise Problem(
+                problems.TOKEN_MISSING,
+                "Send a token in the header 'Authorization: Bearer TOKEN'; on a WebSocket of a "
+                f"browser, name the subprotocols {PROTOCOL} and bearer.TOKEN.",
+            )
+        if self._api_key is not None and hmac.compare_digest(
+            token.encode(errors="replace"), self._api_key.encode()
+        ):
+            return OPERATOR
+        return self._read(token)
+
+    def mint(
+        self,
+        subject: str,
+        scopes: Iterable[str],
+        *,
+        ttl_s: float | None = None,
+        session: str | None = None,
+        login_s: float | None = None,
+    ) -> tuple[str, int]:
+        """Make a token; gives it and the seconds it holds."""
+        now = int(self._now())
+        login = now if login_s is None else int(login_s)
+        ttl = int(min(ttl_s or self._ttl_s, MAX_TTL_S, login + MAX_LOGIN_S - now))
+        claims = {
+            "iss": _ISSUER,
+            "sub": subject,
+            "iat": now,
+            "exp": now + ttl,
+            "login": login,
+            "scope": " ".join(sorted(scopes)),
+        }
+        if session is not None:
+            claims["sid"] = session
+        return jwt.encode(claims, self._key, algorithm="HS256"), ttl
+
+    def renew(self, caller: Caller, ttl_s: float | None = None) -> tuple[str, int]:
+        """Make a token like the caller's own, with a new end.
+
+        Raises:
+            Problem: it was renewed for too long.
+        """
+        if self._now() >= caller.login_s + MAX_LOGIN_S:
+            raise Problem(
+                problems.TOKEN_EXPIRED, "This token was renewed for 12 hours. Ask for a new one."
+            )
+        return self.mint(
+            caller.subject,
+            caller.scopes,
+            ttl_s=ttl_s,
+            session=caller.session,
+            login_s=caller.login_s,
+        )
+
+    def _read(self, token: str) -> Caller:
+        try:
+            claims = jwt.decode(
+                token,
+                self._key,
+                algorithms=["HS256"],
+                issuer=_ISSUER,
+                leeway=_LEEWAY_S,
+                options={
+                    "require": ["exp", "sub", "iat"],
+                    "verify_exp": False,
+                    "verify_iat": False,
+                },
+            )
+            end_s, login_s = float(claims["exp"]), int(claims["login"])
+            scopes = frozenset(str(claims["scope"]).split())
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError):
+            detail = "The token was not made by this server, or is damaged. Ask for a new one."
+            raise Problem(problems.TOKEN_INVALID, detail) from None
+        if self._now() > end_s + _LEEWAY_S:
+            raise Problem(problems.TOKEN_EXPIRED, "The token has expired. Ask for a new one.")
+        return Caller(str(claims["sub"]), scopes, claims.get("sid"), login_s)
+
+
+def subprotocol(headers: Mapping[str, str]) -> str | None:
+    """Give the WebSocket subprotocol to agree to, if it was offered."""
+    return PROTOCOL if PROTOCOL in _protocols(headers) else None
+
+
+def _token_of(headers: Mapping[str, str]) -> str | None:
+    kind, _, token = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and token.strip():
+        return token.strip()
+    for name in _protocols(headers):
+        if name.startswith(_BEARER):
+            return name.removeprefix(_BEARER)
+    return None
+
+
+def _protocols(headers: Mapping[str, str]) -> list[str]:
+    return [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]

@@ -1,0 +1,52 @@
+"""How much video a receiver can take: its own estimate (REMB), and what it says it lost."""
+
+from letstalk_server.transport import Bitrates
+
+MUCH_LOSS = 0.1
+LITTLE_LOSS = 0.02
+SMOOTHING = 0.85
+
+
+class Estimate:
+    """One receiver's bandwidth.
+
+    Loss above 10 % lowers it by half the loss, loss below 2 % raises it by 5 % a report; the
+    receiver's own estimate is the ceiling. These are the bounds of Google congestion control.
+
+    Args:
+        bitrates: what the video may use.
+    """
+
+    def __init__(self, bitrates: Bitrates) -> None:
+        self._bitrates = bitrates
+        self._by_loss = float(bitrates.start)
+        self._ceiling: int | None = None
+        self.lost_ratio = 0.0
+        self.round_trip_s: float | None = None
+
+    @property
+    def bitrate(self) -> int:
+        """What to send now, bit/s."""
+        wanted = self._by_loss if self._ceiling is None else min(self._by_loss, self._ceiling)
+        return round(self._bound(wanted))
+
+    def note_remb(self, bitrate: int) -> None:
+        """Take the receiver's estimate, bit/s."""
+        self._ceiling = bitrate
+
+    def note_loss(self, ratio: float) -> None:
+        """Take the share of packets, 0 to 1, that were lost since the last report."""
+        self.lost_ratio = SMOOTHING * self.lost_ratio + (1 - SMOOTHING) * ratio
+        if ratio > MUCH_LOSS:
+            self._by_loss *= 1 - 0.5 * ratio
+        elif ratio < LITTLE_LOSS:
+            self._by_loss *= 1.05
+        self._by_loss = self._bound(self._by_loss)
+
+    def note_round_trip(self, seconds: float) -> None:
+        """Take a measured time to the peer and back."""
+        old = seconds if self.round_trip_s is None else self.round_trip_s
+        self.round_trip_s = SMOOTHING * old + (1 - SMOOTHING) * seconds
+
+    def _bound(self, wanted: float) -> float:
+        return min(max(wanted, self._bitrates.minimum), self._bitrates.maximum)

@@ -1,0 +1,330 @@
+"""The encoded picture and voice of one session: made once, handed to any number of senders.
+
+A feed runs while somebody subscribes. It asks the playout for a slot when that is due, encodes it
+and gives the packets to each subscriber; it never waits for the model nor for a slow subscriber.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import numpy as np
+
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
+from letstalk_server.encoders import (
+    AUDIO_RATE,
+    OPUS_DELAY,
+    PIECE,
+    VIDEO_CLOCK_HZ,
+    Encoded,
+    Opus,
+    Upsampler,
+    open_encoder,
+    to_int16,
+)
+from letstalk_server.playout import SLOT_S, PulledPlayout
+from letstalk_server.transport import Bitrates
+
+log = logging.getLogger(__name__)
+
+PIECES_PER_SLOT = AUDIO_RATE // FPS // PIECE
+PIECE_S = PIECE / AUDIO_RATE
+MAX_LATE_S = 0.2
+"""Sound later than this is skipped; less is sent at once to catch up."""
+
+KEY_FRAME_INTERVAL_S = 0.3
+"""Key frames come no faster than this, however often they are asked for."""
+
+FALL_INTERVAL_S, RISE_INTERVAL_S = 1.0, 5.0
+"""The video's bitrate changes no faster than this: each change costs a key frame."""
+
+FALL_STEP, RISE_STEP = 1 / 1.2, 1.5
+"""Nor for less than these factors."""
+
+CUT = 20
+"""Mean difference of two pictures, of 255, from which on the second one is another scene."""
+
+MAX_WAITING = 8
+"""Pictures or pieces that wait for one sender; one that is slower misses what comes."""
+
+Timestamp = int
+
+
+class Subscription:
+    """What one sender gets of a feed.
+
+    Args:
+        feed: where it comes from.
+    """
+
+    def __init__(self, feed: "Feed") -> None:
+        self._feed = feed
+        self._queue: asyncio.Queue[Encoded | None] = asyncio.Queue(MAX_WAITING + 1)
+        self._needs_key = True
+        self.bitrate: int | None = None
+        """What this receiver can take, bit/s; `None` as long as nothing is known."""
+
+    def offer(self, item: Encoded) -> None:
+        """Queue an item unless the sender is behind; after a gap it waits for a key frame."""
+        if self._queue.qsize() >= MAX_WAITING:
+            self._needs_key = True
+            self._feed.ask_key_frame()
+        elif item.key or not self._needs_key:
+            self._needs_key = False
+            self._queue.put_nowait(item)
+
+    def end(self) -> None:
+        """Let `take` give `None` after what is queued."""
+        self._queue.put_nowait(None)
+
+    async def take(self) -> Encoded | None:
+        """Wait for the next item; `None` is the end."""
+        return await self._queue.get()
+
+
+class Feed:
+    """One encoded stream. Subclasses say what one turn makes.
+
+    Args:
+        playout: the session's clock and slots.
+        clock_hz: of its timestamps.
+        delay_ticks: by how much its content is later than its timestamps.
+        codec: its name in SDP.
+    """
+
+    def __init__(self, playout: PulledPlayout, clock_hz: int, delay_ticks: int, codec: str) -> None:
+        self.clock_hz = clock_hz
+        self.codec = codec
+        self._playout = playout
+        self._delay_ticks = delay_ticks
+        self._subscriptions: list[Subscription] = []
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def subscribe(self) -> Subscription:
+        """Begin to receive, from the next picture or piece on."""
+        subscription = Subscription(self)
+        if self._closed:
+            subscription.end()
+            return subscription
+        self._subscriptions.append(subscription)
+        self.ask_key_frame()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"feed-{self.codec}")
+        return subscription
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """Receive no more; the last one stops the work. Safe to call twice."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        if not self._subscriptions:
+            await self._stop()
+
+    async def aclose(self) -> None:
+        """End for everybody. Safe to call twice."""
+        self._closed = True
+        self._end()
+        await self._stop()
+
+    def ask_key_frame(self) -> None:
+        """Make one of the next pictures a key frame."""
+
+    def present(self) -> Timestamp:
+        """Give the timestamp of what is to be seen or heard at this very moment."""
+        return round(self._playout.now() * self.clock_hz) + self._delay_ticks
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run(self) -> None:
+        try:
+            await self._serve()
+        except Exception as error:
+            # Only the type: its text might hold what somebody said.
+            log.error("encoding %s failed (%s)", self.codec, type(error).__name__)
+            self._closed = True
+            self._end()
+
+    async def _serve(self) -> None:
+        raise NotImplementedError
+
+    def _hand_out(self, item: Encoded) -> None:
+        for subscription in self._subscriptions:
+            subscription.offer(item)
+
+    def _end(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.end()
+        self._subscriptions.clear()
+
+
+class PictureFeed(Feed):
+    """The avatar's picture, 25 fps.
+
+    Args:
+        playout: the session's clock and slots.
+        codec: `VP8` or `H264`.
+        bitrates: bounds.
+        executor: where encoding runs.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        playout: PulledPlayout,
+        codec: str,
+        bitrates: Bitrates,
+        executor: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(playout, VIDEO_CLOCK_HZ, 0, codec)
+        self.bitrate = bitrates.start
+        self._bitrates = bitrates
+        self._executor = executor
+        self._clock = clock
+        self._encoder = open_encoder(codec, bitrates.start)
+        self._encoding = threading.Lock()
+        self._key_wanted = True
+        self._key_s = self._rate_s = -60.0
+        self._last: np.ndarray | None = None
+
+    def ask_key_frame(self) -> None:
+        self._key_wanted = True
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        number = 0
+        while True:
+            # One that is late gives way to the present one.
+            number = max(number + 1, int(self._playout.now() / SLOT_S))
+            await self._playout.wait_until(number * SLOT_S)
+            rgb = self._playout.slot(number).rgb
+            key = self._begin_picture(rgb)
+            encoded = await loop.run_in_executor(self._executor, self._encode, rgb, number, key)
+            self._hand_out(encoded)
+
+    def _encode(self, rgb: np.ndarray, number: int, key: bool) -> Encoded:
+        # Cancelled work still runs to its end in the thread, while a new viewer may have come.
+        with self._encoding:
+            return self._encoder.encode(rgb, number, key=key)
+
+    def _begin_picture(self, rgb: np.ndarray) -> bool:
+        """Follow the receivers' bitrate; tell whether this picture is to be a key frame."""
+        now_s = self._clock()
+        last, self._last = self._last, rgb
+        needed = self._adapt(now_s) or is_cut(last, rgb)
+        may_be = self._key_wanted and now_s - self._key_s >= KEY_FRAME_INTERVAL_S
+        if not needed and not may_be:
+            return False
+        self._key_wanted, self._key_s = False, now_s
+        return True
+
+    def _adapt(self, now_s: float) -> bool:
+        """Change the bitrate where that is worth a key frame."""
+        known = [s.bitrate for s in self._subscriptions if s.bitrate is not None]
+        if not known:
+            return False
+        # One picture for all: the weakest receiver decides.
+        wanted = min(max(min(known), self._bitrates.minimum), self._bitrates.maximum)
+        change, since_s = wanted / self.bitrate, now_s - self._rate_s
+        falls = change <= FALL_STEP and since_s >= FALL_INTERVAL_S
+        rises = change >= RISE_STEP and since_s >= RISE_INTERVAL_S
+        if falls or rises:
+            self.bitrate, self._rate_s = wanted, now_s
+            self._encoder.set_bitrate(wanted)
+        return falls or rises
+
+
+def is_cut(last: np.ndarray | None, rgb: np.ndarray) -> bool:
+    """Tell whether a picture, `(H, W, 3)` uint8, is of another scene than the one before."""
+    if last is None or last.shape != rgb.shape:
+        return True
+    if last is rgb:
+        return False
+    difference = rgb[::16, ::16].astype(np.int16) - last[::16, ::16]
+    return float(np.abs(difference).mean()) > CUT
+
+
+class VoiceFeed(Feed):
+    """The avatar's voice, Opus packets of 20 ms.
+
+    Args:
+        playout: the session's clock and slots.
+    """
+
+    def __init__(self, playout: PulledPlayout) -> None:
+        upsampling = Upsampler.TAPS // 2 * (AUDIO_RATE // FPS // SAMPLES_PER_FRAME)
+        super().__init__(playout, AUDIO_RATE, OPUS_DELAY + upsampling, "opus")
+        self._upsample = Upsampler(AUDIO_RATE // FPS // SAMPLES_PER_FRAME)
+        self._opus = Opus()
+        self._slot = -1
+        self._pieces = np.zeros((PIECES_PER_SLOT, PIECE), np.int16)
+
+    async def _serve(self) -> None:
+        number = int(self._playout.now() / PIECE_S)
+        while True:
+            present = int(self._playout.now() / PIECE_S)
+            if (present - number) * PIECE_S > MAX_LATE_S:
+                number = present
+            await self._playout.wait_until(number * PIECE_S)
+            # Opus takes 0.2 ms for a piece, less than a change of threads would.
+            self._hand_out(self._opus.encode(self._piece(number), number))
+            number += 1
+
+    def _piece(self, number: int) -> np.ndarray:
+        """Give piece `number`, `(960,)` int16."""
+        slot, part = divmod(number, PIECES_PER_SLOT)
+        if slot != self._slot:
+            pcm = self._upsample(self._playout.slot(slot).pcm)
+            self._pieces = to_int16(pcm).reshape(PIECES_PER_SLOT, PIECE)
+            self._slot = slot
+        piece: np.ndarray = self._pieces[part]
+        return piece
+
+
+class SharedMedia:
+    """The feeds of one session; see `transport.Media`.
+
+    Args:
+        playout: the session's clock and slots.
+        bitrates: bounds of the video.
+        executor: where pictures are encoded.
+    """
+
+    def __init__(self, playout: PulledPlayout, bitrates: Bitrates, executor: Executor) -> None:
+        self._playout = playout
+        self._bitrates = bitrates
+        self._executor = executor
+        self._pictures: dict[str, PictureFeed] = {}
+        self._voice: VoiceFeed | None = None
+
+    def picture(self, codec: str) -> PictureFeed:
+        """Give the one feed of a video codec."""
+        if codec not in self._pictures:
+            self._pictures[codec] = PictureFeed(
+                self._playout, codec, self._bitrates, self._executor
+            )
+        return self._pictures[codec]
+
+    def voice(self) -> VoiceFeed:
+        """Give the one feed of the voice."""
+        if self._voice is None:
+            self._voice = VoiceFeed(self._playout)
+        return self._voice
+
+    def show_anew(self) -> None:
+        """Make the next picture a key frame for everybody."""
+        for feed in self._pictures.values():
+            feed.ask_key_frame()
+
+    async def aclose(self) -> None:
+        """Stop encoding. Safe to call twice."""
+        feeds: list[Feed] = list(self._pictures.values())
+        for feed in feeds if self._voice is None else [*feeds, self._voice]:
+            await feed.aclose()

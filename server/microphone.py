@@ -1,0 +1,183 @@
+"""A peer's voice on its way in: put in order, decoded, gaps filled; always drained.
+
+It holds a packet back only while an earlier one is missing, 60 ms at most: the engine has its own
+reserve, and every other wait would be heard as a slower avatar. aiortc's buffer holds four.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import av
+import numpy as np
+
+SAMPLE_RATE = 48_000
+MAX_HELD = 3
+"""Packets that wait for a missing one before it is given up for lost."""
+
+MAX_GAP = SAMPLE_RATE // 2
+"""Samples of silence put in for lost sound; a longer gap is an outage, and time has gone on."""
+
+MAX_JUMP = 100
+"""Packets by which numbers may leap before the stream counts as a new one."""
+
+MAX_WAITING = 25
+"""Pieces that wait to be taken, half a second; older ones are dropped."""
+
+FADE = SAMPLE_RATE // 200
+"""Samples of a fade, 5 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Sound that was lost, in samples; 0 where the stream starts anew."""
+
+    samples: int
+
+
+class Reorder:
+    """Puts packets in order and tells where some are missing. Arithmetic only."""
+
+    def __init__(self) -> None:
+        self._next: int | None = None
+        self._next_timestamp = 0
+        self._held: dict[int, tuple[int, bytes]] = {}
+        self.late = 0
+        self.lost = 0
+
+    def push(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | Gap]:
+        """Take a packet with 16-bit number and 32-bit time; give what may be played now."""
+        if self._next is None:
+            self._next, self._next_timestamp = sequence, timestamp
+        ahead = _signed(sequence - self._next, 16)
+        if abs(ahead) > MAX_JUMP:
+            return self._start_anew(sequence, timestamp, payload)
+        if ahead < 0:
+            self.late += 1
+            return []
+        self._held[sequence] = timestamp, payload
+        ready = self._in_order()
+        if len(self._held) >= MAX_HELD:
+            ready += self._skip_missing()
+        return ready
+
+    def _start_anew(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | Gap]:
+        self._held.clear()
+        self._next = sequence
+        self._held[sequence] = timestamp, payload
+        return [Gap(0), *self._in_order()]
+
+    def _in_order(self) -> list[bytes | Gap]:
+        ready: list[bytes | Gap] = []
+        assert self._next is not None
+        while self._next in self._held:
+            timestamp, payload = self._held.pop(self._next)
+            self._next = (self._next + 1) & 0xFFFF
+            # Without a look inside, a packet lasts until the next one; most are 20 ms.
+            self._next_timestamp = (timestamp + SAMPLE_RATE // 50) & 0xFFFFFFFF
+            ready.append(payload)
+        return ready
+
+    def _skip_missing(self) -> list[bytes | Gap]:
+        assert self._next is not None
+        expected = self._next
+        self._next = min(self._held, key=lambda number: _signed(number - expected, 16))
+        self.lost += _signed(self._next - expected, 16)
+        samples = _signed(self._held[self._next][0] - self._next_timestamp, 32)
+        return [Gap(samples if 0 < samples <= MAX_GAP else 0), *self._in_order()]
+
+
+class Concealer:
+    """Fills gaps without a click: the sound before fades out mirrored, the one after fades in."""
+
+    def __init__(self) -> None:
+        self._tail = np.zeros(FADE, np.float32)
+        self._fade_in = False
+
+    def sound(self, pcm: np.ndarray) -> np.ndarray:
+        """Pass on `(n,)` float32 of the stream."""
+        if self._fade_in and pcm.size:
+            pcm = pcm.copy()
+            count = min(FADE, pcm.size)
+            pcm[:count] *= np.linspace(0, 1, count, endpoint=False, dtype=np.float32)
+            self._fade_in = False
+        self._tail = np.concatenate([self._tail, pcm])[-FADE:]
+        return pcm
+
+    def gap(self, samples: int) -> np.ndarray:
+        """Give `(samples,)` float32 in the place of what is missing."""
+        filling = np.zeros(samples, np.float32)
+        count = min(FADE, samples)
+        fade_out = np.linspace(1, 0, FADE, endpoint=False, dtype=np.float32)
+        filling[:count] = (self._tail[::-1] * fade_out)[:count]
+        self._tail = np.zeros(FADE, np.float32)
+        self._fade_in = True
+        return filling
+
+
+class Microphone:
+    """One peer's voice; see `transport.Sound`. `push` never waits.
+
+    Attributes:
+        concealed: samples put in for lost ones.
+        dropped: pieces that nobody took in time.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self) -> None:
+        self.concealed = 0
+        self.dropped = 0
+        self._reorder = Reorder()
+        self._concealer = Concealer()
+        self._decoder = _open_decoder()
+        self._pieces: asyncio.Queue[np.ndarray] = asyncio.Queue(MAX_WAITING)
+
+    def push(self, sequence: int, timestamp: int, payload: bytes) -> None:
+        """Take one RTP packet of Opus as it comes."""
+        for item in self._reorder.push(sequence, timestamp, payload):
+            self._put(self._fill(item) if isinstance(item, Gap) else self._decode(item))
+
+    async def take(self) -> np.ndarray:
+        """Wait for the next piece: `(n,)` float32 in [-1, 1]."""
+        return await self._pieces.get()
+
+    def _put(self, pcm: np.ndarray) -> None:
+        if not pcm.size:
+            return
+        if self._pieces.full():
+            self._pieces.get_nowait()
+            self.dropped += 1
+        self._pieces.put_nowait(pcm)
+
+    def _fill(self, gap: Gap) -> np.ndarray:
+        self.concealed += gap.samples
+        return self._concealer.gap(gap.samples)
+
+    def _decode(self, payload: bytes) -> np.ndarray:
+        try:
+            frames = self._decoder.decode(av.Packet(payload)) if payload else []
+        except av.FFmpegError:
+            frames = []  # damaged or hostile; the stream goes on
+        if not frames:
+            return self._fill(Gap(SAMPLE_RATE // 50))
+        return self._concealer.sound(np.concatenate([_samples(frame) for frame in frames]))
+
+
+def _open_decoder() -> av.AudioCodecContext:
+    decoder = av.CodecContext.create("libopus", "r")
+    assert isinstance(decoder, av.AudioCodecContext), decoder
+    decoder.format, decoder.layout, decoder.sample_rate = "s16", "mono", SAMPLE_RATE
+    return decoder
+
+
+def _samples(frame: av.AudioFrame) -> np.ndarray:
+    """Turn a packed 16-bit frame of any layout into `(n,)` float32 in [-1, 1]."""
+    samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+    mono: np.ndarray = samples.astype(np.float32).mean(axis=1) / 32_768
+    return mono
+
+
+def _signed(difference: int, bits: int) -> int:
+    """Read a difference of counters that wrap around."""
+    half = 1 << (bits - 1)
+    return (difference + half) % (1 << bits) - half

@@ -1,0 +1,593 @@
+"""One avatar, one engine session, one playout clock; connections come and go on it.
+
+A session is one `TaskGroup`: whatever ends it ends all of it, and nothing of another one.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Protocol
+
+from letstalk_rt.badge import STATEMENT, with_badge
+from letstalk_rt.engine import AvatarSession
+from letstalk_rt.types import FPS, AVFrame, SegmentEnd
+from letstalk_server import problems, protocol
+from letstalk_server.limits import Rate
+from letstalk_server.playout import SLOT_S, PulledPlayout, Slot, is_quiet
+from letstalk_server.problems import Kind, Problem
+from letstalk_server.segments import FRAME_MS, Segments
+from letstalk_server.settings import Settings
+from letstalk_server.sound import Decoder, decoder
+from letstalk_server.speech import Speech
+from letstalk_server.studio import Cast, Studio
+from letstalk_server.transport import Media, Transport
+
+log = logging.getLogger(__name__)
+
+END_WARNING_S = 60.0
+WATCH_INTERVAL_S = 0.5
+FAREWELL_S = 0.3
+"""Time for a last message to leave before the connections close."""
+
+
+class Role(StrEnum):
+    """What a connection is for; see `docs/protocol.md`."""
+
+    TALK = "talk"
+    PLAY = "play"
+    SPEAK = "speak"
+    SOCKET = "ws"
+
+
+SINGLE = (Role.TALK, Role.SPEAK)
+"""Of these a session has one; a newer one takes over."""
+
+
+class End(StrEnum):
+    """Why a session ended."""
+
+    CLOSED = "closed"
+    DELETED = "deleted"
+    TIME_OVER = "time-over"
+    IDLE = "idle"
+    LOST = "lost"
+    FAILED = "failed"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a session may be asked for.
+
+    Attributes:
+        badge: show the visible "AI avatar" badge.
+        seed: of everything random in the pictures.
+    """
+
+    badge: bool = True
+    seed: int = 0
+
+
+class Link(Protocol):
+    """One connection on a session.
+
+    Attributes:
+        id: its name in addresses.
+        role: what it is for.
+        may_speak: whether it may send more than `protocol.VIEWER_MAY`.
+        wishes: what it sends and wants.
+    """
+
+    id: str
+    role: Role
+    may_speak: bool
+    wishes: protocol.Wishes
+
+    def send(self, text: str) -> None:
+        """Send a message; never waits, and drops it when the client does not read."""
+        ...
+
+    def is_lost(self, now_s: float) -> bool:
+        """Tell whether the client is gone without a word."""
+        ...
+
+    async def aclose(self, kind: Kind | None = None) -> None:
+        """Close the connection; safe to call twice. `kind` tells why, `None` is in order."""
+        ...
+
+
+@dataclass(slots=True)
+class _Place:
+    """A connection as the session sees it."""
+
+    link: Link
+    since_s: float
+    rate: Rate
+    decode: Decoder
+    stats_at_s: float = 0.0
+
+
+class _Over(Exception):
+    """Ends a session's task group."""
+
+    def __init__(self, reason: End) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Session:
+    """Use it through `Sessions`.
+
+    Args:
+        studio: makes the avatars.
+        transport: makes the media.
+        cast: the avatar to begin with.
+        settings: time limits.
+        options: what was asked for.
+        owner: the subject that made it.
+        is_lasting: waits for its first connection, and for another when one was closed in order.
+    """
+
+    def __init__(
+        self,
+        studio: Studio,
+        transport: Transport,
+        cast: Cast,
+        settings: Settings,
+        *,
+        options: Options | None = None,
+        owner: str = "local",
+        is_lasting: bool = True,
+    ) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.owner = owner
+        self.cast = cast
+        self.options = options or Options()
+        self.settings = settings
+        self.transport = transport
+        self.overlay: Mapping[str, Any] = {}
+        self.end_reason: End | None = None
+        self.started_s = time.monotonic()
+        self.speech = Speech(settings.max_speech_s)
+        self.segments = Segments(self._tell_of)
+        self.playout = PulledPlayout(
+            self._dress_still(cast),
+            on_speaking=self._show_speech,
+            on_stall=self._warn_stall,
+            on_slot=self._on_slot,
+        )
+        self.media: Media = transport.media(self.playout)
+        self.avatar: AvatarSession | None = None
+        self._avatar_ready = asyncio.Event()
+        self._studio = studio
+        self._is_lasting = is_lasting
+        self._was_linked = False
+        self._places: dict[str, _Place] = {}
+        self._encode = protocol.Encoder(self.id)
+        self._wanted: asyncio.Queue[Cast] = asyncio.Queue(1)
+        self._group = asyncio.TaskGroup()
+        self._ending: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._alone_s = self._active_s = self.started_s
+        self._first_index = self._first_segment = self._first_epoch = 0
+        self._frames = 0
+
+    # Life
+
+    async def run(self) -> None:
+        """Animate, listen and watch until the session ends; raises nothing."""
+        reason = End.FAILED
+        try:
+            async with self._group:
+                for work, name in (
+                    (self._animate_wanted(), "animate"),
+                    (self.speech.feed(self._listener), "speech"),
+                    (self._keep_time(), "clock"),
+                    (self._watch(), "watch"),
+                ):
+                    self.spawn(work, name)
+                raise _Over(await self._ending)
+        except* _Over as overs:
+            reason = _reason_of(overs)
+        except* Exception as failures:
+            reason = End.FAILED
+            _report(failures)
+        finally:
+            self.end_reason = reason
+            log.info("session ended: %s", reason)
+            await self._say_goodbye(reason)
+
+    def end(self, reason: End) -> None:
+        """Ask the session to end; returns at once, and may be called twice."""
+        if not self._ending.done():
+            self._ending.set_result(reason)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """Run something for as long as the session lives; its failure ends the session."""
+        try:
+            return self._group.create_task(work, name=f"session-{name}")
+        except RuntimeError:  # the group is ending: there is nothing left to do
+            work.close()
+            return None
+
+    async def _say_goodbye(self, reason: End) -> None:
+        links = [place.link for place in self._places.values()]
+        kind = _FAREWELL_KINDS.get(reason)
+        if kind is not None:
+            self.tell(protocol.Fail(kind.code, _FAREWELLS[reason], fatal=True))
+        self.tell(protocol.Ended(reason))
+        if links and reason is not End.LOST:
+            await asyncio.sleep(FAREWELL_S)
+        self._places.clear()
+        await asyncio.gather(*[link.aclose(kind) for link in links])
+        await self.media.aclose()
+
+    # Connections
+
+    @property
+    def links(self) -> list[tuple[Link, float]]:
+        """The connections, and when each began."""
+        return [(place.link, place.since_s) for place in self._places.values()]
+
+    @property
+    def is_resumed(self) -> bool:
+        """A connection that comes now is not the first."""
+        return self._was_linked
+
+    def find(self, name: str) -> Link:
+        """Give a connection by its id.
+
+        Raises:
+            Problem: there is none.
+        """
+        if name not in self._places:
+            raise Problem(problems.NOT_FOUND, "There is no such connection, or it has ended.")
+        return self._places[name].link
+
+    async def attach(self, link: Link) -> None:
+        """Take a connection in; of those that there may be one of, the older one goes."""
+        older = [
+            place.link
+            for place in self._places.values()
+            if link.role in SINGLE and place.link.role == link.role
+        ]
+        rate = Rate(self.settings.max_message_rate)
+        self._places[link.id] = _Place(link, time.monotonic(), rate, decoder(link.wishes.audio))
+        self._was_linked = True
+        self._active_s = time.monotonic()
+        for old in older:
+            detail = "The session goes on in another window or connection."
+            self._send(old, protocol.Fail(problems.TAKEN_OVER.code, detail, fatal=True))
+            await self.detach(old, problems.TAKEN_OVER)
+
+    def welcome(self, link: Link, resumed: bool) -> None:
+        """Tell a connection that it is up."""
+        ready = protocol.Ready(
+            connection=link.id,
+            avatar=self.cast.id,
+            resumed=resumed,
+            video=self.video,
+            heartbeat_s=self.settings.heartbeat_timeout_s,
+            grace_s=self.settings.grace_s,
+            disclosure=self.disclosure,
+            overlay=self.overlay,
+            warnings=self.cast.portrait.warnings,
+        )
+        self._send(link, ready)
+
+    async def detach(self, link: Link, kind: Kind | None = None, *, is_lost: bool = False) -> None:
+        """Let a connection go, and close it."""
+        if self._places.pop(link.id, None) is not None:
+            self.speech.release(link.id)
+            self._alone_s = time.monotonic()
+            if not (self._places or self._is_lasting or is_lost or kind is problems.TAKEN_OVER):
+                self.end(End.CLOSED)
+        await link.aclose(kind)
+
+    @property
+    def video(self) -> dict[str, int]:
+        """Size and rate of the pictures."""
+        width, height = self.cast.size
+        return {"width": width, "height": height, "fps": FPS}
+
+    @property
+    def has_badge(self) -> bool:
+        """The visible badge is on the pictures."""
+        rule = self.settings.badge
+        return rule == "required" or (rule == "on" and self.options.badge)
+
+    @property
+    def disclosure(self) -> dict[str, Any]:
+        """What says that the pictures are generated."""
+        return {"badge": self.has_badge, "statement": STATEMENT}
+
+    # The avatar
+
+    async def _animate_wanted(self) -> None:
+        """Animate one portrait after another; the tracks and the voice go on."""
+        while True:
+            animation = self.spawn(self._animate(self.cast), "engine")
+            self.cast = await self._wanted.get()
+            if animation is not None:
+                animation.cancel()
+                await asyncio.wait([animation])
+            self._avatar_ready.clear()
+            self._first_epoch += 1 + (self.avatar.epoch if self.avatar is not None else 0)
+            self.avatar = None
+            self.playout.clear(self._first_epoch)
+            self.media.show_anew()
+
+    async def _animate(self, cast: Cast) -> None:
+        """Run the engine on one portrait; its frames go to the playout."""
+        first_index, first_segment = self._first_index, self._first_segment
+        made = self._studio.avatar(cast).session(idle=True, seed=self.options.seed)
+        async with made as self.avatar:
+            self._avatar_ready.set()
+            async for item in made:
+                if isinstance(item, AVFrame):
+                    index, segment = first_index + item.index, first_segment + item.segment_id
+                    self._first_index, self._first_segment = index + 1, segment + 1
+                    await self.playout.put(self._dress(item, index, segment))
+                elif isinstance(item, SegmentEnd):
+                    self.segments.ended(first_segment + item.segment_id, self._first_index - 1)
+        raise _Over(End.FAILED)
+
+    def _dress(self, frame: AVFrame, index: int, segment_id: int) -> AVFrame:
+        rgb = with_badge(frame.rgb) if self.has_badge else frame.rgb
+        epoch = self._first_epoch + frame.epoch
+        return replace(frame, rgb=rgb, index=index, segment_id=segment_id, epoch=epoch)
+
+    def _dress_still(self, cast: Cast) -> Any:
+        canvas = cast.portrait.canvas
+        return with_badge(canvas) if self.has_badge else canvas
+
+    async def _listener(self) -> AvatarSession:
+        while self.avatar is None:
+            await self._avatar_ready.wait()
+        return self.avatar
+
+    def select(self, cast: Cast) -> None:
+        """Change the portrait; of several wishes the last one counts."""
+        if self._wanted.full():
+            self._wanted.get_nowait()
+        self._wanted.put_nowait(cast)
+        self.tell(protocol.Selected(cast.id, cast.portrait.warnings))
+
+    def interrupt(self) -> protocol.WasInterrupted:
+        """Drop all speech that was not shown; gives how much of the segment was."""
+        dropped_ms = round(1000 * self.speech.clear())
+        if self.avatar is not None:
+            cut = self.avatar.interrupt()
+            unseen_ms = max(0, cut.played_ms - self.segments.played_ms)
+            dropped_ms += cut.dropped_ms + unseen_ms
+            self.playout.clear(self._first_epoch + self.avatar.epoch)
+        return protocol.WasInterrupted(self.segments.cut(dropped_ms), dropped_ms)
+
+    # Time
+
+    async def _keep_time(self) -> None:
+        """Fill each slot when it is due, whether a connection asks for it or not."""
+        number = 0
+        while True:
+            await self.playout.wait_until(number * SLOT_S)
+            self.playout.slot(number)
+            number = max(number + 1, int(self.playout.now() / SLOT_S))
+
+    async def _watch(self) -> None:
+        """Let lost connections go, and end the session when it must."""
+        warned: set[str] = set()
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            now = time.monotonic()
+            for place in list(self._places.values()):
+                if place.link.is_lost(now):
+                    log.info("a connection was lost (%s)", place.link.role)
+                    await self.detach(place.link, is_lost=True)
+                else:
+                    self._send_stats(place, now)
+            self._check_times(now, warned)
+
+    def _check_times(self, now: float, warned: set[str]) -> None:
+        settings = self.settings
+        waits_s = settings.grace_s + (0 if self._was_linked else settings.connect_timeout_s)
+        if not self._places and now - self._alone_s > waits_s:
+            raise _Over(End.LOST)
+        limits = [("ends-soon", End.TIME_OVER, self.started_s + settings.max_session_s)]
+        if settings.max_idle_s:
+            limits.append(("idle-soon", End.IDLE, self._active_s + settings.max_idle_s))
+        for code, reason, end_s in limits:
+            if now > end_s:
+                raise _Over(reason)
+            if now <= end_s - END_WARNING_S:
+                warned.discard(code)
+            elif code not in warned:
+                warned.add(code)
+                left_s = max(0, round(end_s - now))
+                self.tell(protocol.Warn(code, _WARNINGS[code].format(left_s), left_s))
+
+    @property
+    def ends_in_s(self) -> float:
+        """Seconds until the longest time of a session is over."""
+        return max(0.0, self.started_s + self.settings.max_session_s - time.monotonic())
+
+    # What clients say
+
+    async def receive(self, link: Link, data: str | bytes) -> None:
+        """Obey a message; whatever is wrong with it is told to its sender."""
+        place = self._places.get(link.id)
+        if place is None:
+            return
+        if not place.rate.allows():
+            self._refuse(link, problems.MESSAGE_RATE, "Send fewer messages per second.")
+            return
+        re: str | None = None
+        try:
+            if isinstance(data, bytes):
+                self._hear(place, data)
+                return
+            message = protocol.parse(data, self.settings.max_message_bytes)
+            re = message.event_id
+            self._check_rights(link, message)
+            await self._obey(place, message)
+        except protocol.BadMessage as error:
+            self._refuse(link, problems.BAD_MESSAGE, str(error), error.re or re)
+        except Problem as problem:
+            self._refuse(link, problem.kind, problem.detail, re)
+
+    def _check_rights(self, link: Link, message: protocol.ClientMessage) -> None:
+        if not isinstance(message, protocol.Ping):
+            self._active_s = time.monotonic()
+        if not link.may_speak and not isinstance(message, protocol.VIEWER_MAY):
+            raise Problem(
+                problems.NOT_ALLOWED, "This connection may only watch: its token lacks speak."
+            )
+
+    async def _obey(self, place: _Place, message: protocol.ClientMessage) -> None:
+        link, re = place.link, message.event_id
+        match message:
+            case protocol.Ping():
+                self._send(link, protocol.Pong(), re)
+            case protocol.Configure():
+                self._configure(place, message)
+            case protocol.Close():
+                self.end(End.CLOSED)
+            case protocol.Interrupt():
+                self._send(link, self.interrupt(), re)
+            case protocol.Select(avatar, portrait):
+                self.select(self._studio.find(avatar, portrait))
+            case protocol.Append(audio):
+                self._hear(place, audio)
+            case protocol.EndSegment():
+                self.speech.end_segment(link.id)
+            case protocol.Overlay(overlay):
+                self.overlay = overlay
+                self.tell(protocol.OverlayUpdated(overlay))
+
+    def _configure(self, place: _Place, message: protocol.Configure) -> None:
+        link = place.link
+        wishes = message.apply(link.wishes)
+        if wishes.frames.format != "none" and link.role is not Role.SOCKET:
+            raise Problem(problems.NOT_HERE, "Pictures as messages are sent on WebSockets only.")
+        if wishes.audio != link.wishes.audio:
+            place.decode = decoder(wishes.audio)
+        link.wishes = wishes
+        self._send(link, protocol.Configured(**wishes.as_json()), message.event_id)
+
+    def _hear(self, place: _Place, data: bytes) -> None:
+        link = place.link
+        if not link.may_speak:
+            raise Problem(
+                problems.NOT_ALLOWED, "This connection may only watch: its token lacks speak."
+            )
+        if len(data) > self.settings.max_message_bytes:
+            raise Problem(
+                problems.MESSAGE_TOO_LARGE,
+                f"A piece of sound may have {self.settings.max_message_bytes} bytes.",
+            )
+        self._active_s = time.monotonic()
+        pcm = place.decode(data)
+        if len(pcm):
+            self.speech.push(link.id, pcm, link.wishes.audio.sample_rate)
+
+    # What clients are told
+
+    def tell(self, message: protocol.ServerMessage) -> None:
+        """Send a message to all connections."""
+        self._tell_of(message, self.segments.current)
+
+    def _tell_of(self, message: protocol.ServerMessage, segment_id: int) -> None:
+        text = self._encode(message, segment_id)
+        for place in list(self._places.values()):
+            place.link.send(text)
+
+    def _send(self, link: Link, message: protocol.ServerMessage, re: str | None = None) -> None:
+        link.send(self._encode(message, self.segments.current, re))
+
+    def _refuse(self, link: Link, kind: Kind, detail: str, re: str | None = None) -> None:
+        self._send(link, protocol.Fail(kind.code, detail), re)
+
+    def _on_slot(self, slot: Slot) -> None:
+        self._frames += 1
+        if slot.frame is not None:
+            self.segments.shown(slot.frame)
+            if not is_quiet(slot.frame.pcm):
+                self._active_s = time.monotonic()
+
+    def _show_speech(self, speaking: bool) -> None:
+        self.tell(protocol.Speaking() if speaking else protocol.Idle())
+
+    def _warn_stall(self) -> None:
+        if self._places:
+            self.tell(
+                protocol.Warn("model-behind", "The server is too slow now: the picture is waiting.")
+            )
+
+    def stats(self) -> protocol.Stats:
+        """Tell how the session does."""
+        metrics = self.avatar.metrics if self.avatar is not None else None
+        stages = metrics.stages_ms() if metrics is not None else {}
+        shown_s = max(SLOT_S, self.playout.now())
+        return protocol.Stats(
+            fps=round((self._frames - self.playout.repeats) / shown_s, 1),
+            frames=self._frames,
+            repeats=self.playout.repeats,
+            stalls=metrics.stalls if metrics is not None else 0,
+            drops=metrics.drops if metrics is not None else 0,
+            backlog_ms=self.avatar.backlog_ms if self.avatar is not None else 0,
+            stages_ms={
+                name: {"p50": value.p50, "p95": value.p95, "p99": value.p99}
+                for name, value in stages.items()
+            },
+        )
+
+    def _send_stats(self, place: _Place, now: float) -> None:
+        every_s = place.link.wishes.stats_s
+        if every_s and now - place.stats_at_s >= every_s:
+            place.stats_at_s = now
+            self._send(place.link, self.stats())
+
+
+_FAREWELL_KINDS = {
+    End.TIME_OVER: problems.SESSION_OVER,
+    End.IDLE: problems.SESSION_OVER,
+    End.FAILED: problems.ENGINE_FAILED,
+    End.STOPPING: problems.NOT_READY,
+}
+_FAREWELLS = {
+    End.TIME_OVER: "The time is over. Start a new session.",
+    End.IDLE: "Nobody spoke for long. Start a new session.",
+    End.FAILED: "The avatar stopped. Start it again.",
+    End.STOPPING: "The server stops now. Try again in a minute.",
+}
+_WARNINGS = {
+    "ends-soon": "This session ends in {} seconds.",
+    "idle-soon": "Nobody has spoken for long: this session ends in {} seconds.",
+}
+
+assert FRAME_MS * FPS == 1000
+
+
+def _reason_of(overs: BaseExceptionGroup) -> End:
+    first = _leaves(overs)[0]
+    assert isinstance(first, _Over), type(first)
+    return first.reason
+
+
+def _report(failures: BaseExceptionGroup) -> None:
+    # Only types: the text of an error may hold what a user said or sent.
+    names = sorted({type(error).__name__ for error in _leaves(failures)})
+    log.error("session failed: %s", ", ".join(names))
+
+
+def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
+    """Give the errors inside, and what caused them."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found += _leaves(error)
+        else:
+            found += [error] if error.__cause__ is None else [error, error.__cause__]
+    return found

@@ -1,0 +1,60 @@
+"""Credentials for TURN servers: made for one session, good for an hour, checked without a database.
+
+The scheme is coturn's `use-auth-secret` (draft-uberti-behave-turn-rest): the user name holds the
+time at which it ends, the password is its HMAC with a secret that both servers know.
+"""
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from letstalk_server.settings import IceServer, Settings
+
+
+def ice_servers(settings: Settings, now_s: float | None = None) -> tuple[IceServer, ...]:
+    """Give the STUN and TURN servers for one session, with fresh credentials.
+
+    Args:
+        settings: which servers, and their secret.
+        now_s: Unix time; the present when `None`.
+    """
+    if settings.turn_secret is None:
+        return settings.ice_servers
+    end_s = int(time.time() if now_s is None else now_s) + settings.turn_ttl_s
+    username = f"{end_s}:{secrets.token_urlsafe(6)}"
+    password = turn_password(settings.turn_secret, username)
+    made = (IceServer(url, username, password) for url in settings.turn_urls)
+    return (*settings.ice_servers, *made)
+
+
+def turn_password(secret: str, username: str) -> str:
+    """Give the password that belongs to a user name."""
+    digest = hmac.new(secret.encode(), username.encode(), hashlib.sha1).digest()
+    return base64.b64encode(digest).decode()
+
+
+def as_json(servers: Iterable[IceServer]) -> list[dict[str, Any]]:
+    """Give them as `RTCPeerConnection` of a browser takes them."""
+    found = []
+    for server in servers:
+        entry: dict[str, Any] = {"urls": [server.url]}
+        if server.username is not None:
+            entry |= {"username": server.username, "credential": server.credential}
+        found.append(entry)
+    return found
+
+
+def as_links(servers: Iterable[IceServer]) -> list[str]:
+    """Give them as values of `Link` headers, as WHIP and WHEP do."""
+    found = []
+    for server in servers:
+        link = f'<{server.url}>; rel="ice-server"'
+        if server.username is not None:
+            link += f'; username="{server.username}"; credential="{server.credential}"'
+            link += '; credential-type="password"'
+        found.append(link)
+    return found

@@ -1,0 +1,278 @@
+"""Encoded feeds: due on one clock, made once for all, key frames and bitrates where they belong."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import av
+import numpy as np
+import pytest
+from fakes import FakeClock
+
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
+from letstalk_server.encoders import PIECE, VIDEO_TICKS, Upsampler, open_encoder, to_int16
+from letstalk_server.estimate import Estimate
+from letstalk_server.feeds import MAX_WAITING, PictureFeed, SharedMedia, VoiceFeed
+from letstalk_server.playout import PulledPlayout
+from letstalk_server.transport import Bitrates
+
+SIDE = 64
+STILL = np.full((SIDE, SIDE, 3), 9, np.uint8)
+BITRATES = Bitrates(start=1_000_000, minimum=200_000, maximum=2_000_000)
+
+
+class SteppedClock(FakeClock):
+    """Moves when somebody sleeps, as far as `run_for` allows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stop_s = 0.0
+        self.goes_on, self.stands_still = asyncio.Event(), asyncio.Event()
+
+    async def sleep(self, delay_s):
+        while self.now_s + delay_s > self.stop_s:
+            self.goes_on.clear()
+            self.stands_still.set()
+            await self.goes_on.wait()
+        await asyncio.sleep(0)
+        self.now_s += delay_s
+
+
+def noise(seed=0, shape=(SIDE, SIDE, 3)):
+    return np.random.default_rng(seed).integers(0, 255, shape, np.uint8)
+
+
+@pytest.fixture
+def executor():
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def playout_at(clock):
+    return PulledPlayout(STILL, clock=clock, sleep=clock.sleep)
+
+
+async def run_for(clock, seconds, *subscriptions):
+    """Let the feed work so long in its own time; give what each subscription got."""
+    got = [[] for _ in subscriptions]
+
+    async def take(subscription, items):
+        while (item := await subscription.take()) is not None:
+            items.append(item)
+
+    takers = [asyncio.create_task(take(*pair)) for pair in zip(subscriptions, got, strict=True)]
+    clock.stop_s = clock.now_s + seconds
+    clock.stands_still.clear()
+    clock.goes_on.set()
+    async with asyncio.timeout(30):
+        await clock.stands_still.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for taker in takers:
+        taker.cancel()
+    return got
+
+
+def depayload_vp8(item):
+    """Join the payloads of a picture: 4 bytes of descriptor in front of each."""
+    return b"".join(payload[4:] for payload in item.payloads)
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+def test_pictures_come_back_as_they_were_and_sizes_may_change(codec):
+    encoder = open_encoder(codec, 1_000_000)
+    number = 0
+    for height, width in [(64, 48), (81, 63), (96, 96)]:
+        ramp = np.linspace(20, 230, width).astype(np.uint8)
+        rgb = np.broadcast_to(ramp[None, :, None], (height, width, 3)).copy()
+        items = [encoder.encode(rgb, number + count, key=False) for count in range(3)]
+        number += 3
+        assert [item.key for item in items] == [True, False, False]
+        assert [item.timestamp for item in items] == [
+            (number - 3 + count) * VIDEO_TICKS for count in range(3)
+        ]
+        if codec == "VP8":
+            decoder = av.CodecContext.create("vp8", "r")
+            shown = [
+                frame for item in items for frame in decoder.decode(av.Packet(depayload_vp8(item)))
+            ][-1]
+            assert (shown.width, shown.height) == (width & ~1, height & ~1)
+            seen = shown.to_ndarray(format="rgb24").astype(int)
+            assert np.abs(seen - rgb[: height & ~1, : width & ~1]).mean() < 6
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+def test_the_bitrate_is_kept_and_followed(codec):
+    encoder = open_encoder(codec, 800_000)
+    pictures = [np.roll(noise(1, (256, 256, 3)) // 4 + 90, 2 * i, 1) for i in range(25)]
+
+    def bits_per_s(count=75):
+        items = [encoder.encode(pictures[i % 25], next(numbers), key=False) for i in range(count)]
+        return sum(len(p) for item in items[25:] for p in item.payloads) * 8 * 25 / (count - 25)
+
+    numbers = iter(range(10_000))
+    assert 0.6 * 800_000 < bits_per_s() < 1.3 * 800_000
+    encoder.set_bitrate(300_000)
+    assert 0.6 * 300_000 < bits_per_s() < 1.3 * 300_000
+
+
+async def test_several_viewers_share_one_encoding_and_a_late_one_gets_a_key_frame(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    first = feed.subscribe()
+    (alone,) = await run_for(clock, 1, first)
+    second = feed.subscribe()
+    with_first, with_second = await run_for(clock, 1, first, second)
+    assert alone[0].key and not any(item.key for item in alone[1:])
+    assert with_second[0].key
+    shared = {id(item) for item in with_first} & {id(item) for item in with_second}
+    assert len(shared) == len(with_second)
+    await feed.unsubscribe(first)
+    await feed.unsubscribe(second)
+    assert feed._task is None
+
+
+async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
+    clock = SteppedClock()
+    playout = playout_at(clock)
+    pictures = PictureFeed(playout, "VP8", BITRATES, executor, clock)
+    (seen,) = await run_for(clock, 0.5, pictures.subscribe())
+    steps = np.diff([item.timestamp for item in seen])
+    assert (steps > 0).all() and (steps % VIDEO_TICKS == 0).all()
+    present_s = pictures.present() / 90_000
+    assert present_s == pytest.approx(playout.now(), abs=1e-4)
+    await pictures.aclose()
+    voice = VoiceFeed(playout)
+    (heard,) = await run_for(clock, 0.5, voice.subscribe())
+    assert (np.diff([item.timestamp for item in heard]) == PIECE).all()
+    assert 0 < voice.present() / 48_000 - playout.now() < 0.01  # Opus and the filter delay it
+    await voice.aclose()
+
+
+async def test_a_sender_that_does_not_take_misses_pictures_and_goes_on_with_a_key_frame(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    slow = feed.subscribe()
+    await run_for(clock, 2)
+    (items,) = await run_for(clock, 1, slow)
+    numbers = [item.timestamp // VIDEO_TICKS for item in items]
+    after = next(i for i in range(1, len(items)) if numbers[i] > numbers[i - 1] + 1)
+    assert after <= MAX_WAITING and items[after].key
+    await feed.aclose()
+
+
+async def test_key_frames_come_when_asked_for_but_not_in_a_flood(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    subscription = feed.subscribe()
+    await run_for(clock, 0.5, subscription)
+    keys = 0
+    for _ in range(20):
+        feed.ask_key_frame()
+        (items,) = await run_for(clock, 0.08, subscription)
+        keys += sum(item.key for item in items)
+    assert 1 <= keys <= 6
+    await feed.aclose()
+
+
+async def test_another_scene_begins_with_a_key_frame(executor):
+    clock = SteppedClock()
+    playout = playout_at(clock)
+    feed = PictureFeed(playout, "VP8", BITRATES, executor, clock)
+    subscription = feed.subscribe()
+    await run_for(clock, 0.4, subscription)
+    silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
+    await playout.put(AVFrame(np.full_like(STILL, 200), silence, 0, 0, 0))
+    (items,) = await run_for(clock, 0.4, subscription)
+    assert sum(item.key for item in items) == 1
+    await feed.aclose()
+
+
+async def test_the_bitrate_follows_the_weakest_viewer_within_its_bounds(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    strong, weak = feed.subscribe(), feed.subscribe()
+    strong.bitrate, weak.bitrate = 5_000_000, 500_000
+    await run_for(clock, 0.5, strong, weak)
+    assert feed.bitrate == 500_000
+    weak.bitrate = 1_000
+    await run_for(clock, 3, strong, weak)
+    assert feed.bitrate == BITRATES.minimum
+    await feed.unsubscribe(weak)
+    await run_for(clock, 8, strong)
+    assert feed.bitrate == BITRATES.maximum
+    await feed.aclose()
+
+
+async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+
+    def fail(rgb, number, *, key):
+        raise ValueError("what somebody said")
+
+    feed._encoder.encode = fail
+    clock.stop_s = 1.0
+    one, other = feed.subscribe(), feed.subscribe()
+    async with asyncio.timeout(10):
+        assert await one.take() is None and await other.take() is None
+    assert await feed.subscribe().take() is None
+    assert "ValueError" in caplog.text and "somebody" not in caplog.text
+
+
+async def test_media_makes_one_feed_for_each_codec_and_stops_all(executor):
+    media = SharedMedia(PulledPlayout(STILL), BITRATES, executor)
+    assert media.picture("VP8") is media.picture("VP8") is not media.picture("H264")
+    assert media.voice() is media.voice()
+    subscriptions = [media.voice().subscribe(), media.picture("VP8").subscribe()]
+    await media.aclose()
+    await media.aclose()
+    async with asyncio.timeout(10):
+        for subscription in subscriptions:
+            while await subscription.take() is not None:
+                pass
+
+
+def test_estimates_fall_with_loss_rise_without_and_stay_under_the_receivers_own():
+    estimate = Estimate(BITRATES)
+    assert estimate.bitrate == BITRATES.start
+    estimate.note_loss(0.4)
+    assert estimate.bitrate == 800_000
+    for _ in range(200):
+        estimate.note_loss(0.0)
+    assert estimate.bitrate == BITRATES.maximum
+    estimate.note_remb(700_000)
+    assert estimate.bitrate == 700_000
+    for ratio in (1.0,) * 50:
+        estimate.note_loss(ratio)
+    assert estimate.bitrate == BITRATES.minimum
+
+
+@pytest.mark.parametrize("start, low, high", [(1, 2, 3), (10**6, 10**7, 10**5), (0, 0, 0)])
+def test_bitrates_out_of_order_are_refused(start, low, high):
+    with pytest.raises(ConfigError, match="minimum"):
+        Bitrates(start=start, minimum=low, maximum=high)
+
+
+def test_the_upsampler_is_exact_in_count_and_in_pieces():
+    rng = np.random.default_rng(0)
+    pcm = rng.uniform(-1, 1, 6400).astype(np.float32)
+    whole = Upsampler(3)(pcm)
+    pieces = Upsampler(3)
+    parts = np.concatenate([pieces(pcm[i : i + 640]) for i in range(0, pcm.size, 640)])
+    assert whole.size == 3 * pcm.size
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
+def test_a_tone_stays_a_tone():
+    t = np.arange(3200) / 16_000
+    up = Upsampler(3)(np.sin(2 * np.pi * 1000 * t).astype(np.float32))[600:]
+    spectrum = np.abs(np.fft.rfft(up * np.hanning(up.size)))
+    peak = np.argmax(spectrum) * 48_000 / up.size
+    assert peak == pytest.approx(1000, abs=10)
+    far = np.abs(np.fft.rfftfreq(up.size, 1 / 48_000) - 1000) > 100
+    assert spectrum[far].max() < 1e-3 * spectrum.max()
+
+
+def test_sound_beyond_full_scale_is_clipped():
+    assert to_int16(np.array([-3.0, 0.0, 2.0], np.float32)).tolist() == [-32_767, 0, 32_767]

@@ -1,0 +1,147 @@
+"""The microphone's way in: order, gaps, damage, and that nothing piles up."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from letstalk_server.microphone import (
+    FADE,
+    MAX_GAP,
+    MAX_WAITING,
+    SAMPLE_RATE,
+    Concealer,
+    Gap,
+    Microphone,
+    Reorder,
+)
+
+PIECE = 960
+
+
+def opus_packets(seconds=1.0, hz=440):
+    encoder = av.CodecContext.create("libopus", "w")
+    encoder.format, encoder.layout, encoder.sample_rate = "s16", "mono", SAMPLE_RATE
+    encoder.time_base = Fraction(1, SAMPLE_RATE)
+    t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    pcm = (np.sin(2 * np.pi * hz * t) * 12_000).astype(np.int16)
+    packets = []
+    for start in range(0, pcm.size, PIECE):
+        piece = pcm[None, start : start + PIECE]
+        frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
+        frame.sample_rate, frame.pts = SAMPLE_RATE, start
+        packets += [bytes(packet) for packet in encoder.encode(frame)]
+    return packets
+
+
+def push(reorder, *numbers, first_time=0):
+    given = []
+    for number in numbers:
+        time = (first_time + number * PIECE) & 0xFFFFFFFF
+        given += reorder.push(number & 0xFFFF, time, bytes([number & 0xFF]))
+    return [item.samples if isinstance(item, Gap) else item[0] for item in given]
+
+
+def test_packets_in_order_pass_at_once():
+    reorder = Reorder()
+    for number in range(10):
+        assert push(reorder, number) == [number]
+
+
+def test_swapped_packets_are_put_in_order_and_late_ones_dropped():
+    reorder = Reorder()
+    assert push(reorder, 0, 2) == [0]
+    assert push(reorder, 1) == [1, 2]
+    assert push(reorder, 1) == [] and reorder.late == 1
+
+
+def test_a_lost_packet_is_given_up_after_three_others_and_its_length_is_told():
+    reorder = Reorder()
+    assert push(reorder, 0, 2, 3) == [0]
+    assert push(reorder, 4) == [PIECE, 2, 3, 4]
+    assert reorder.lost == 1
+
+
+def test_numbers_and_times_wrap_around():
+    reorder = Reorder()
+    numbers = range(65_534, 65_540)
+    shown = push(reorder, *numbers, first_time=2**32 - 65_536 * PIECE)
+    assert shown == [number & 0xFF for number in numbers]
+
+
+def test_an_outage_is_not_filled_with_silence_that_nobody_waits_for():
+    reorder = Reorder()
+    push(reorder, 0)
+    far = MAX_GAP // PIECE + 5
+    assert push(reorder, far, far + 1, far + 2) == [0, far, far + 1, far + 2]
+    assert push(reorder, 5000)[0] == 0  # a leap: another stream begins
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 65_535), st.integers(0, 2**32 - 1)), max_size=200))
+def test_any_numbers_give_each_packet_at_most_once_and_hold_little(packets):
+    reorder, given = Reorder(), []
+    for count, (sequence, timestamp) in enumerate(packets):
+        given += reorder.push(sequence, timestamp, count.to_bytes(2, "big"))
+        assert len(reorder._held) < 3
+    payloads = [item for item in given if not isinstance(item, Gap)]
+    assert len(payloads) == len(set(payloads))
+    assert all(0 <= item.samples <= MAX_GAP for item in given if isinstance(item, Gap))
+
+
+def test_a_gap_begins_and_ends_without_a_click():
+    concealer = Concealer()
+    t = np.arange(3 * PIECE) / SAMPLE_RATE
+    tone = np.sin(2 * np.pi * 440 * t).astype(np.float32)
+    sound = np.concatenate(
+        [
+            concealer.sound(tone[:PIECE]),
+            concealer.gap(PIECE),
+            concealer.sound(tone[2 * PIECE :]),
+        ]
+    )
+    assert sound.size == tone.size
+    assert np.abs(np.diff(sound)).max() < 1.5 * np.abs(np.diff(tone)).max()
+    assert not sound[PIECE + FADE : 2 * PIECE].any()
+    np.testing.assert_array_equal(sound[2 * PIECE + FADE :], tone[2 * PIECE + FADE :])
+
+
+def drain(microphone):
+    pieces = []
+    while not microphone._pieces.empty():
+        pieces.append(microphone._pieces.get_nowait())
+    return np.concatenate([np.zeros(0, np.float32), *pieces])
+
+
+async def test_a_lossy_voice_keeps_its_length_and_most_of_its_sound():
+    packets, microphone = opus_packets(0.44), Microphone()
+    for number, payload in enumerate(packets):
+        if number % 7 != 3:
+            microphone.push(number, number * PIECE, payload)
+    heard = drain(microphone)
+    lost = sum(number % 7 == 3 for number in range(len(packets)))
+    assert heard.size == len(packets) * PIECE
+    assert microphone.concealed == lost * PIECE
+    assert np.sqrt(np.mean(heard**2)) > 0.2
+
+
+async def test_a_voice_that_nobody_takes_is_dropped_from_its_old_end():
+    microphone = Microphone()
+    for number, payload in enumerate(opus_packets(1.0)):
+        microphone.push(number, number * PIECE, payload)
+    assert microphone.dropped > 20
+    assert drain(microphone).size == MAX_WAITING * PIECE
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff", b"\x00" * 3, bytes(range(256)) * 5])
+async def test_damaged_packets_are_silence_and_the_voice_goes_on(payload):
+    packets, microphone = opus_packets(0.3), Microphone()
+    for number, good in enumerate(packets):
+        microphone.push(number, number * PIECE, payload if number == 5 else good)
+    heard = drain(microphone)
+    assert heard.size >= (len(packets) - 1) * PIECE
+    assert np.abs(heard).max() <= 1.0
+    assert np.sqrt(np.mean(heard[-3 * PIECE :] ** 2)) > 0.2
