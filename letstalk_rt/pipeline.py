@@ -4,31 +4,38 @@ All that a session remembers is in its `SessionState`, which is passed in and wr
 This room knows no asyncio, no queue and no clock.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, AudioState
-from letstalk_rt.errors import AudioFormatError, ConfigError, PortraitError
+from letstalk_rt.audio.encoder import AudioState
+from letstalk_rt.devices import DTYPES, choose_device, choose_dtype
+from letstalk_rt.errors import AudioFormatError, ConfigError, InputError, PortraitError
+from letstalk_rt.graphs import Replay
 from letstalk_rt.metrics import NoClock, Stages
-from letstalk_rt.models.autoencoder import LATENT_SHAPE, PICTURE_SIZE, PortraitFeatures
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.eyelids import close_eyes
 from letstalk_rt.models.finder import FaceFinder
 from letstalk_rt.models.loading import load_model
-from letstalk_rt.models.memory import MemoryBank
-from letstalk_rt.models.sampler import NoiseState, sample, timesteps
+from letstalk_rt.models.memory import MemoryBank, TemporalCache
+from letstalk_rt.models.motion import Director
+from letstalk_rt.models.sampler import NoiseState, sample, sample_mean, timesteps
 from letstalk_rt.models.state import gather, overwrite, scatter
-from letstalk_rt.models.transformer import PortraitState
+from letstalk_rt.models.transformer import PortraitState, guided
 from letstalk_rt.portrait import Compositor
-from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
+from letstalk_rt.tuning import Variant, apply, fastest
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 MAX_STEPS = 50
 MAX_GUIDANCE = 10.0
+_AS_MADE = MotionOptions()
+_PLAIN = Variant()
 SETTLE_SAMPLES = 50 * SAMPLES_PER_FRAME
 """Silence that fills the audio encoder's reach: two seconds."""
 
@@ -37,35 +44,45 @@ SETTLE_SAMPLES = 50 * SAMPLES_PER_FRAME
 class SessionState:
     """All that one session remembers.
 
-    The portrait's parts are only read; sound and memory are written in place, so their addresses
-    hold for as long as the session lives.
+    The portrait's parts are only read, and replaced by `change_portrait`; sound and memory are
+    written in place, so their addresses hold for as long as the session lives.
 
     Attributes:
         audio: of the audio encoder.
         silence: what the audio encoder remembers after long silence; shared, never written.
         memory: anchor and last latents, as motion.
+        cache: keys and values of memory, where the denoiser keeps them.
         features: the portrait as the decoder sees it.
         portrait: the portrait as the denoiser sees it.
         compositor: puts the face back into the portrait.
         noise: source of the session's chance.
         size: height and width of its pictures.
+        director: changes the motion that is shown, and blinks.
+        times: of the sampler.
+        lookahead_frames: how far the pictures are behind the sound.
     """
 
     audio: AudioState
     silence: AudioState
     memory: MemoryBank
-    features: PortraitFeatures
+    cache: TemporalCache
+    features: Any
     portrait: PortraitState
     compositor: Compositor
     noise: NoiseState
     size: tuple[int, int]
+    director: Director
+    times: list[float]
+    lookahead_frames: int
 
     @torch.inference_mode()
     def reset(self) -> None:
         """Become as new: silence heard, the face at rest in its portrait."""
         overwrite(self.audio, self.silence)
         self.memory.reset()
+        self.cache.reset()
         self.noise.reset()
+        self.director.reset()
 
 
 class AvatarPipeline:
@@ -77,11 +94,12 @@ class AvatarPipeline:
         model: in eval mode, on its device.
         steps: sampler steps per window; the preset's own when None.
         guidance: weight of the sound against none; the preset's own when None.
-        dtype: of the decoder, the costly part; the rest is float32.
+        variant: number format of the decoder, the costly part, and whether it is compiled. The
+            denoiser follows on a GPU; all else is float32.
+        replayed: record the denoiser and the decoder as CUDA graphs.
     """
 
     fps = FPS
-    lookahead_frames = LOOKAHEAD_FRAMES
 
     def __init__(
         self,
@@ -89,7 +107,8 @@ class AvatarPipeline:
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        dtype: torch.dtype = torch.float32,
+        variant: Variant = _PLAIN,
+        replayed: bool = False,
     ) -> None:
         steps = model.preset.steps if steps is None else steps
         if not 1 <= steps <= MAX_STEPS:
@@ -100,12 +119,19 @@ class AvatarPipeline:
         self.model = model
         self.steps = steps
         self.guidance = guidance
-        self.dtype = dtype
-        self.finder: FaceFinder = model.finder()
+        self.variant = variant
+        self.dtype = DTYPES.get(variant.kind, torch.float32)
+        self.finder: FaceFinder = (model if model.has_landmarks else load_model("tiny")).finder()
         self.frames_per_window: int = model.denoiser.config.window
         self.hop = self.frames_per_window * SAMPLES_PER_FRAME
-        self._times = timesteps(steps)
-        model.autoencoder.decoder.to(dtype=dtype)
+        self.lookahead_frames: int = model.audio.lookahead_frames
+        apply(model, variant)
+        if self.device.type != "cpu" and not model.has_landmarks:
+            model.denoiser.to(self.dtype)
+        self._folded_guidance = float(model.folded_guidance)
+        options = {"compiled": variant.compiled, "recorded": replayed}
+        self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
+        self._decode = Replay(model.autoencoder.decode, name="decoder", **options)
         self._silence = self._hear_silence()
 
     @classmethod
@@ -118,19 +144,26 @@ class AvatarPipeline:
         guidance: float | None = None,
         threads: int | None = None,
         weights: Path | None = None,
+        dtype: str = "auto",
+        compiled: bool | None = None,
     ) -> Self:
         """Read a model and put it on its device. Blocking, about a second.
 
         Args:
             preset: name of the model.
-            device: `auto`, `cpu` or `cuda`.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             steps: sampler steps per window.
             guidance: weight of the sound against none.
             threads: of the CPU that torch may use; as torch decides when None.
             weights: file to read; the package's own when None.
+            dtype: `float32`, `bfloat16`, `float16`, `int8` (CPU), or `auto`: on a CPU the fastest,
+                measured once on this machine.
+            compiled: run denoiser and decoder through torch.compile, on CUDA also as recorded
+                graphs. The first window of each batch size then takes a minute. None: on a CPU what
+                was measured to be faster (`letstalk_rt.tuning`), else no.
 
         Raises:
-            ConfigError: unknown preset or device, or a setting out of range.
+            ConfigError: unknown preset, device or dtype, or a setting out of range.
             WeightsError: the weights are missing, damaged or of another model.
         """
         if threads is not None:
@@ -139,8 +172,31 @@ class AvatarPipeline:
             torch.set_num_threads(threads)
         where = choose_device(device)
         model = load_model(preset, weights).to(where)
-        model.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(model, steps=steps, guidance=guidance, dtype=_decoder_dtype(where))
+        return cls.on(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
+
+    @classmethod
+    def on(
+        cls,
+        model: AvatarModel,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        dtype: str = "auto",
+        compiled: bool | None = None,
+    ) -> Self:
+        """Make a pipeline of a model that is on its device; see `load` for the settings."""
+        device = model.motion_scale.device
+        model.autoencoder.to(memory_format=torch.channels_last)
+        if dtype == "auto" and device.type == "cpu":
+            variant = fastest(model)
+        elif dtype == "int8":
+            variant = Variant("int8")
+        else:
+            variant = Variant(str(choose_dtype(dtype, device)).removeprefix("torch."))
+        if compiled is not None:
+            variant = replace(variant, compiled=compiled)
+        graphs = variant.compiled and device.type == "cuda"
+        return cls(model, steps=steps, guidance=guidance, variant=variant, replayed=graphs)
 
     @property
     def device(self) -> torch.device:
@@ -148,33 +204,73 @@ class AvatarPipeline:
         return self.model.motion_scale.device
 
     @torch.inference_mode()
-    def init_state(self, portrait: Portrait, *, seed: int = 0) -> SessionState:
+    def init_state(
+        self,
+        portrait: Portrait,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        lookahead_frames: int | None = None,
+        motion: MotionOptions = _AS_MADE,
+    ) -> SessionState:
         """Do all the work that is done once per portrait, and start a session.
 
         Args:
             portrait: from `prepare_portrait`.
             seed: of the session's chance; the same seed and sound give the same video.
+            steps: sampler steps per window; the pipeline's when None.
+            lookahead_frames: how much of the coming sound the pictures wait for, from 0 to the
+                model's own, which None stands for. Less is sooner, and lips follow less well: what
+                is missing of the sound is guessed.
+            motion: how the face moves.
+
+        Raises:
+            PortraitError: `portrait` is not prepared.
+            ConfigError: `steps` or `lookahead_frames` is out of range.
         """
-        crop = portrait.crop
-        if crop.shape != (PICTURE_SIZE, PICTURE_SIZE, 3) or crop.dtype != np.uint8:
-            raise PortraitError(
-                f"the face crop must be ({PICTURE_SIZE}, {PICTURE_SIZE}, 3) uint8, "
-                f"got {crop.shape} {crop.dtype}; make it with prepare_portrait"
-            )
-        picture = torch.from_numpy(crop.copy()).to(self.device).permute(2, 0, 1)[None]
-        model = self.model
-        features = model.autoencoder.describe(picture.float() / 127.5 - 1)
-        at_rest = torch.zeros(1, *LATENT_SHAPE, device=self.device)
+        features = self._describe(portrait)
+        model, shape = self.model, self.model.autoencoder.latent_shape
+        at_rest = torch.zeros(1, *shape, device=self.device)
         return SessionState(
             audio=self._hear_silence(),
             silence=self._silence,
             memory=MemoryBank.anchored(at_rest, model.denoiser.config.memory),
+            cache=model.denoiser.init_cache(at_rest),
             features=features,
             portrait=model.denoiser.portrait_state(model.normalized_portrait(features.latent)),
             compositor=Compositor(portrait, self.device),
-            noise=NoiseState(seed, torch.zeros(1, *LATENT_SHAPE)),
+            noise=NoiseState(seed, torch.zeros(1, *shape)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
+            director=Director(motion, model, features, seed),
+            times=timesteps(_checked("steps", steps, self.steps, 1, MAX_STEPS)),
+            lookahead_frames=_checked(
+                "lookahead_frames", lookahead_frames, self.lookahead_frames, 0
+            ),
         )
+
+    @torch.inference_mode()
+    def change_portrait(self, state: SessionState, portrait: Portrait) -> None:
+        """Go on with another face, in the midst of its motion; the next window shows it.
+
+        Raises:
+            PortraitError: `portrait` is not prepared; nothing has changed.
+        """
+        features, model = self._describe(portrait), self.model
+        state.compositor = Compositor(portrait, self.device)
+        state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
+        state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
+        state.director.follow(features)
+        state.features = features
+
+    def _describe(self, portrait: Portrait) -> Any:
+        crop, size = portrait.crop, self.model.autoencoder.picture_size
+        if crop.shape != (size, size, 3) or crop.dtype != np.uint8:
+            raise PortraitError(
+                f"the face crop must be ({size}, {size}, 3) uint8, "
+                f"got {crop.shape} {crop.dtype}; make it with prepare_portrait"
+            )
+        picture = torch.from_numpy(crop.copy()).to(self.device).permute(2, 0, 1)[None]
+        return self.model.autoencoder.describe(picture.float() / 127.5 - 1)
 
     @torch.inference_mode()
     def step(
@@ -186,8 +282,8 @@ class AvatarPipeline:
     ) -> np.ndarray:
         """Hear one hop and show one window, in each of B sessions.
 
-        The window shows the sound up to 80 ms before the end of the hop: its first frame belongs
-        to the second-last frame of the hop before.
+        The window shows the sound up to one look-ahead before the end of the hop: with 80 ms, its
+        first frame belongs to the second-last frame of the hop before.
 
         Args:
             pcm: `(B, hop)` float32 in [-1, 1] at 16 kHz.
@@ -202,21 +298,29 @@ class AvatarPipeline:
         """
         self._check(pcm, states)
         with clock.stage("audio"):
-            audio = gather([state.audio for state in states])
-            tokens = self.model.audio(torch.from_numpy(pcm).to(self.device), audio)
-            scatter(audio, [state.audio for state in states])
+            tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
         with clock.stage("sample"):
             latents, features = self._sample(tokens, states)
         with clock.stage("decode"):
-            pictures = self.model.autoencoder.decode(latents, features)
+            pictures = self._decode(latents, features)
+            self._blink(pictures, latents, states)
         with clock.stage("composite"):
             shown = [s.compositor.compose(p) for s, p in zip(states, pictures, strict=True)]
             return np.stack(shown)
 
     @torch.inference_mode()
-    def interrupt(self, state: SessionState) -> None:
-        """Forget the speech heard so far; the face stays where it is and comes to rest."""
+    def interrupt(self, state: SessionState, *, unseen: int = 0) -> None:
+        """Forget the speech heard so far; the face stays where it is and comes to rest.
+
+        Args:
+            state: of the session; changed in place.
+            unseen: how many of the last frames were never shown. The motion goes on from the
+                frame before them, so that the face does not jump.
+        """
         overwrite(state.audio, state.silence)
+        state.memory.rewind(unseen)
+        state.cache.rewind(unseen)
+        state.director.rewind(unseen)
 
     @torch.inference_mode()
     def _hear_silence(self) -> AudioState:
@@ -225,28 +329,59 @@ class AvatarPipeline:
         self.model.audio(torch.zeros(1, SETTLE_SAMPLES, device=self.device), state)
         return state
 
-    def _sample(
-        self, tokens: Tensor, states: Sequence[SessionState]
-    ) -> tuple[Tensor, PortraitFeatures]:
+    def _hear(self, pcm: Tensor, states: Sequence[SessionState]) -> Tensor:
+        """Give the audio tokens of the frames of this step, `(B, N, K, A)`."""
+        audio = gather([state.audio for state in states])
+        tokens: Tensor = self.model.audio(pcm, audio)
+        scatter(audio, [state.audio for state in states])
+        missing = self.lookahead_frames - states[0].lookahead_frames
+        if missing:  # the sound to come is guessed to be as the last was, backwards: no click
+            guess = pcm[:, -missing * SAMPLES_PER_FRAME :].flip(1)
+            ahead = self.model.audio(guess, copy.deepcopy(audio))
+            tokens = torch.cat([tokens[:, missing:], ahead], 1)
+        return tokens
+
+    def _blink(self, pictures: Tensor, latents: Tensor, states: Sequence[SessionState]) -> None:
+        for number, state in enumerate(states):
+            closures = state.director.closures(self.frames_per_window)
+            if any(closures):
+                points = self.model.autoencoder.points(latents[number])
+                close_eyes(pictures[number], points, closures)
+
+    def _sample(self, tokens: Tensor, states: Sequence[SessionState]) -> tuple[Tensor, Any]:
+        """Give the latents of the next window, `(B, N, C, h, w)`, and what their decoder needs."""
+        denoiser = self.model.denoiser
         memory = gather([state.memory for state in states])
+        kept = gather([state.cache for state in states])
+        cache = kept if denoiser.config.cached else denoiser.recall(memory.latents, memory.filled)
         portrait = gather([state.portrait for state in states])
-        features = gather([state.features for state in states])
-        count, preset = self.frames_per_window, self.model.preset
-        noise = torch.cat(
-            [s.noise.draw(count, preset.noise_correlation, preset.temperature) for s in states]
-        )
+        weight = self.guidance / self._folded_guidance
 
-        def velocity(x: Tensor, t: float) -> Tensor:
+        def velocity(x: Tensor, t: float, end: float | None = None) -> Tensor:
             at = x.new_full(x.shape[:2], t)
-            out: Tensor = self.model.denoiser(
-                x, at, tokens, portrait, memory.latents, memory.filled
+            to = None if end is None else torch.full_like(at, end)
+            return guided(
+                denoiser, x, at, tokens, portrait, cache, weight, end=to, predict=self._predict
             )
-            return out
 
-        motion = sample(velocity, noise.to(self.device), self._times)
+        noise = self._draw(states).to(self.device)
+        solve = sample_mean if denoiser.config.second_time else sample
+        motion = solve(velocity, noise, states[0].times)
         memory.write(motion)
+        denoiser.remember(motion, kept)
         scatter(memory, [state.memory for state in states])
+        scatter(kept, [state.cache for state in states])
+        motion = torch.cat(
+            [s.director.direct(m[None]) for s, m in zip(states, motion, strict=True)]
+        )
+        features = gather([state.features for state in states])
         return self.model.to_latents(motion, features.latent), features
+
+    def _draw(self, states: Sequence[SessionState]) -> Tensor:
+        """Draw the noise of the next window, `(B, N, C, h, w)`, on the CPU."""
+        count, preset = self.frames_per_window, self.model.preset
+        drawn = [s.noise.draw(count, preset.noise_correlation, preset.temperature) for s in states]
+        return torch.cat(drawn)
 
     def _check(self, pcm: np.ndarray, states: Sequence[SessionState]) -> None:
         wanted = (len(states), self.hop)
@@ -254,27 +389,17 @@ class AvatarPipeline:
             raise AudioFormatError(f"pcm must be {wanted} float32, got {pcm.shape} {pcm.dtype}")
         if not np.isfinite(pcm).all():
             raise AudioFormatError("pcm holds NaN or infinity; values must lie in [-1, 1]")
-        sizes = {state.size for state in states}
-        assert len(sizes) == 1, sizes
+        alike = {(state.size, len(state.times), state.lookahead_frames) for state in states}
+        if len(alike) != 1:
+            raise InputError(
+                "sessions of one batch must agree in picture size, steps and look-ahead, got "
+                f"{sorted(alike)}; step them apart"
+            )
 
 
-def choose_device(name: str) -> torch.device:
-    """Give the device of this name; `auto` is the GPU where there is one.
-
-    Raises:
-        ConfigError: unknown, or not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for, but torch sees no GPU; use 'cpu' or 'auto'")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}")
-    return torch.device(name)
-
-
-def _decoder_dtype(device: torch.device) -> torch.dtype:
-    """Choose bfloat16 where matrix units make it faster: on GPUs, and on processors with AMX."""
-    if device.type == "cuda" or torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16
-    return torch.float32
+def _checked(name: str, value: int | None, own: int, least: int, most: int | None = None) -> int:
+    value = own if value is None else value
+    most = own if most is None else most
+    if not least <= value <= most:
+        raise ConfigError(f"{name} must be from {least} to {most}, got {value}")
+    return value

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
+from letstalk_rt.edges import continue_edges
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.types import Face, Portrait
 
@@ -229,10 +230,14 @@ class _Framing(NamedTuple):
         height: int,
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """Resample a rectangle given in canvas pixels; beyond the picture its edge is repeated."""
+        """Resample a rectangle given in canvas pixels; beyond the picture its edge fades out."""
         x0, y0 = (left + self.origin[0]) / self.scale, (top + self.origin[1]) / self.scale
         box = (x0, y0, x0 + width / self.scale, y0 + height / self.scale)
-        return _resample(rgb, box, size or (width, height))
+        size = size or (width, height)
+        across, down = size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1])
+        high, wide = rgb.shape[:2]
+        inside = (-x0 * across, -y0 * down, (wide - x0) * across, (high - y0) * down)
+        return continue_edges(_resample(rgb, box, size), inside)
 
 
 def _frame(width: int, height: int, box: tuple[float, float, float], size: int) -> _Framing:

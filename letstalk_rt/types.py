@@ -4,9 +4,12 @@ Time is counted, not measured: audio in samples, video in frames. Seconds appear
 `pacing.py` and in metrics.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from letstalk_rt.errors import ConfigError
 
 SAMPLE_RATE = 16_000
 """Rate of all audio inside, in Hz."""
@@ -47,6 +50,35 @@ class Portrait:
     crop: np.ndarray
     box: tuple[float, float, float]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MotionOptions:
+    """How a session's face moves. The defaults leave the model's motion as it is, and add blinks.
+
+    Attributes:
+        expressiveness: size of lip and face movement, from 0 to 2; 1 is as the model makes it.
+        head_motion: whether the head moves.
+        blinks_per_min: blinks added to the model's own, from 0 to 60.
+        gaze_at_camera: the eyes stay on what they look at in the portrait.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    expressiveness: float = 1.0
+    head_motion: bool = True
+    blinks_per_min: float = 15.0
+    gaze_at_camera: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("expressiveness", self.expressiveness, 2)
+        _check_range("blinks_per_min", self.blinks_per_min, 60)
+
+
+def _check_range(name: str, value: float, most: float) -> None:
+    if not (math.isfinite(value) and 0 <= value <= most):
+        raise ConfigError(f"{name} must be from 0 to {most}, got {value}")
 
 
 @dataclass(frozen=True, slots=True)

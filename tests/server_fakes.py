@@ -120,7 +120,7 @@ async def serving(settings=None, pipeline=None):
     app = create_app(settings or Settings(), model_of(pipeline or Painter()))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield app, client
 
 

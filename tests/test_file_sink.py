@@ -1,5 +1,7 @@
 """What is written is there when read back: every frame, every sample, at its time."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pytest
 
 from letstalk_rt.audio.files import read_audio
 from letstalk_rt.errors import ConfigError, DependencyError
-from letstalk_rt.sinks.file import VideoWriter, write_video
+from letstalk_rt.sinks.encoder import AVEncoder
+from letstalk_rt.sinks.file import Recording, VideoWriter, write_video
+from letstalk_rt.types import AVFrame
 
 FLASH_FRAME = 37
 
@@ -127,10 +131,10 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path, name: str, reas
 def test_a_missing_encoder_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_x264(self: VideoWriter) -> None:
+    def without_x264(self: AVEncoder) -> None:
         self._container.add_stream("libnone", rate=25)
 
-    monkeypatch.setattr(VideoWriter, "_add_streams", without_x264)
+    monkeypatch.setattr(AVEncoder, "_add_streams", without_x264)
     with pytest.raises(DependencyError, match="libnone.*PyPI"):
         write_video(tmp_path / "out.mp4", scene(), beep(16_000, 1), 16_000)
     assert not list(tmp_path.iterdir())
@@ -140,3 +144,58 @@ def test_a_folder_of_that_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out.mp4").mkdir()
     with pytest.raises(ConfigError, match="folder"):
         write_video(tmp_path / "out.mp4", scene(), beep(16_000, 1), 16_000)
+
+
+def played(index: int, picture: np.ndarray) -> AVFrame:
+    return AVFrame(picture, np.full(640, 0.1, np.float32), index, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_a_recording_holds_what_was_shown(tmp_path: Path, name: str) -> None:
+    recording = Recording(tmp_path / name)
+    recording.open(128, 96)
+    for index, picture in enumerate(scene(45)):
+        recording.show(played(index, picture))
+    recording.close()
+    recording.close()
+    times = np.array([time for time, _ in read_video(tmp_path / name)])
+    assert len(times) == 45 and np.allclose(times, np.arange(45) / 25, atol=2e-3)
+    assert abs(len(read_audio(tmp_path / name)[0]) - 45 * 640) < 2100
+    assert recording.skipped == 0
+
+
+def test_a_recording_survives_the_death_of_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    code = f"""
+import os, numpy as np
+from letstalk_rt.sinks.file import VideoWriter
+writer = VideoWriter({str(path)!r}, 16_000, crash_safe=True, x264={{"preset": "superfast"}})
+writer.__enter__()
+for index in range(150):
+    writer.write(np.full((96, 128, 3), index, np.uint8), np.zeros(640, "f4"))
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    assert len(read_video(path)) >= 100
+
+
+def test_a_recording_leaves_out_pictures_it_has_no_time_for_and_keeps_the_sound(
+    tmp_path: Path,
+) -> None:
+    recording = Recording(tmp_path / "out.mp4")
+    recording._max_pictures = 0
+    recording.open(128, 96)
+    recording._max_pictures = 1
+    for index, picture in enumerate(scene(30)):
+        recording.show(played(index, picture))
+    recording.close()
+    assert 0 < recording.skipped < 30
+    assert len(read_video(tmp_path / "out.mp4")) == 30 - recording.skipped
+    assert abs(len(read_audio(tmp_path / "out.mp4")[0]) - 30 * 640) < 2100
+
+
+def test_a_recording_tells_what_went_wrong(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "missing" / "out.mp4")
+    with pytest.raises(ConfigError, match="No such file"):
+        recording.open(128, 96)
+    recording.close()

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from letstalk_rt.models.memory import DROP, MAX_NOISE, MemoryBank, regularize
+from letstalk_rt.models.layers import KeysValues
+from letstalk_rt.models.memory import (
+    DROP,
+    MAX_NOISE,
+    NOISE_STEPS,
+    MemoryBank,
+    TemporalCache,
+    diffusion_sigma,
+    regularize,
+)
 
 
 def numbered(*values):
@@ -64,21 +73,52 @@ def test_the_caller_may_change_what_it_wrote():
     assert contents(bank) == [0, 1, 2]
 
 
-def ddpm_sigma(step):
-    """Noise of DDPM's linear schedule, beta 1e-4 to 2e-2 in 1000 steps."""
-    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
-    return math.sqrt(1 - torch.cumprod(1 - betas, 0)[step].item())
+TABLE = [(0, 0.010), (10, 0.047), (17, 0.070), (25, 0.095), (49, 0.170)]
+"""Steps and noise of DDPM's linear schedule, as measured in the published code."""
 
 
-@pytest.mark.parametrize(
-    "step, sigma", [(0, 0.010), (10, 0.047), (17, 0.070), (25, 0.095), (49, 0.170)]
-)
+@pytest.mark.parametrize("step, sigma", TABLE)
 def test_the_published_noise_levels_are_these(step, sigma):
-    assert ddpm_sigma(step) == pytest.approx(sigma, abs=6e-4)
+    assert diffusion_sigma(torch.tensor(step)).item() == pytest.approx(sigma, abs=6e-4)
+
+
+def test_published_noise_is_that_of_the_first_fifty_steps():
+    """On zeros only `sigma * noise` is left, so its spread is sigma: one of the fifty."""
+    made = regularize(
+        torch.zeros(400, 4, 16, 8, 8),
+        torch.Generator().manual_seed(0),
+        drop=0.0,
+        diffusion=True,
+    ).flatten(1)
+    sigmas = diffusion_sigma(torch.arange(NOISE_STEPS))
+    spread = made.std(1)
+    nearest = (spread[:, None] - sigmas).abs()
+    assert nearest.amin(1).max() < 0.004
+    assert len(set(nearest.argmin(1).tolist())) > 40
+    assert spread.max() < sigmas[-1] * 1.05 and NOISE_STEPS == 50
+
+
+def test_published_noise_keeps_the_variance():
+    made = regularize(
+        torch.full((50, 4, 8, 8, 8), 100.0), torch.Generator().manual_seed(0), drop=0.0,
+        diffusion=True,
+    ).flatten(1)  # fmt: skip
+    torch.testing.assert_close(
+        (made.mean(1) / 100) ** 2 + made.var(1), torch.ones(50), atol=0.01, rtol=0
+    )
+
+
+@pytest.mark.parametrize("step", [step for step, _ in TABLE])
+def test_the_time_of_the_flow_has_the_noise_share_of_the_step(step):
+    sigma = diffusion_sigma(torch.tensor(step)).double().item()
+    alpha = math.sqrt(1 - sigma**2)
+    time = sigma / (alpha + sigma)
+    assert time / (1 - time) == pytest.approx(sigma / alpha, rel=1e-6)
+    assert time <= MAX_NOISE + 1e-3
 
 
 def test_the_largest_noise_is_that_of_step_49():
-    sigma = ddpm_sigma(49)
+    sigma = diffusion_sigma(torch.tensor(49)).double().item()
     alpha = math.sqrt(1 - sigma**2)
     assert sigma / (alpha + sigma) == pytest.approx(MAX_NOISE, abs=1e-3)
 
@@ -122,3 +162,66 @@ def test_the_generator_decides():
     one, same = (regularize(latents, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(one, same)
     assert torch.equal(latents, torch.ones(2, 3, 4, 2, 2))
+
+
+class TestCache:
+    @staticmethod
+    def cache(slots, sessions=1):
+        empty = torch.zeros(sessions, 2, 1, slots, 3)
+        filled = torch.zeros(sessions, slots, dtype=torch.bool)
+        filled[:, 0] = True
+        return TemporalCache([KeysValues(empty.clone(), empty.clone()) for _ in range(2)], filled)
+
+    @staticmethod
+    def frames(*values, sessions=1):
+        part = torch.tensor(values).view(1, 1, 1, -1, 1).expand(sessions, 2, 1, -1, 3)
+        filled = torch.ones(sessions, len(values), dtype=torch.bool)
+        return TemporalCache([KeysValues(part, -part) for _ in range(2)], filled)
+
+    def test_oldest_leaves_in_every_layer_and_the_anchor_stays(self):
+        cache = self.cache(4)
+        for layer in cache.layers:
+            layer.keys[..., 0, :] = -1
+        for values in ((1.0, 2.0), (3.0, 4.0)):
+            cache.write(self.frames(*values))
+        for layer in cache.layers:
+            assert layer.keys[0, 0, 0, :, 0].tolist() == [-1, 2, 3, 4]
+            assert layer.values[0, 1, 0, 1:, 2].tolist() == [-2, -3, -4]
+        assert cache.filled.all()
+
+    def test_it_is_written_in_place(self):
+        cache = self.cache(4)
+        before = [layer.keys.data_ptr() for layer in cache.layers], cache.filled.data_ptr()
+        cache.write(self.frames(1.0))
+        cache.reset()
+        after = [layer.keys.data_ptr() for layer in cache.layers], cache.filled.data_ptr()
+        assert before == after
+
+    def test_reset_of_one_session_leaves_the_others(self):
+        cache = self.cache(3, sessions=2)
+        cache.write(self.frames(1.0, 2.0, sessions=2))
+        cache.reset(torch.tensor([True, False]))
+        assert cache.filled.tolist() == [[True, False, False], [True, True, True]]
+        for layer in cache.layers:
+            assert not layer.keys[0].any() and layer.values[1, ..., 1:, :].all()
+
+    def test_padded_slots_are_empty_and_extended_frames_come_last(self):
+        first, second = self.frames(1.0), self.frames(2.0, 3.0)
+        padded, longer = first.padded(2), first.extended(second)
+        assert padded.filled.tolist() == [[True, False, False]]
+        assert padded.layers[0].keys[0, 0, 0, :, 0].tolist() == [1, 0, 0]
+        assert longer.layers[1].values[0, 0, 0, :, 0].tolist() == [-1, -2, -3]
+
+    @pytest.mark.parametrize("count", [0, 1, 3, 9])
+    def test_rewinding_forgets_the_newest_in_cache_and_bank_alike(self, count):
+        cache, bank = self.cache(4), empty(3)
+        for layer in cache.layers:
+            layer.keys[..., 0, :] = -1
+        cache.write(self.frames(1.0, 2.0, 3.0))
+        bank.write(numbered(1, 2, 3))
+        cache.rewind(count)
+        bank.rewind(count)
+        kept = [-1, *[None] * min(count, 3), *[1, 2, 3][: max(0, 3 - count)]]
+        assert contents(bank) == kept
+        keys = cache.layers[1].keys[0, 0, 0, :, 0].tolist()
+        assert [k if f else None for k, f in zip(keys, cache.filled[0], strict=True)] == kept

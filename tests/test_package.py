@@ -23,7 +23,7 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
     """Build from a copy, so that the checkout stays as it is."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("letstalk_rt", "server"):
+    for name in ("letstalk_rt", "server", "client_examples"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
@@ -43,14 +43,15 @@ def test_the_wheel_holds_code_and_data(wheel: zipfile.ZipFile) -> None:
         code = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")]
         expected |= {f"{package}/{path.as_posix()}" for path in code}
     for folder, package, kinds in (
-        ("server/static", "letstalk_server/static", ("*.*",)),
+        ("client_examples/browser", "letstalk_server/browser", ("*.*",)),
+        ("client_examples/overlay", "letstalk_server/overlay", ("*.*",)),
         ("letstalk_rt/weights", "letstalk_rt/weights", ("*.safetensors", "*.md")),
         ("letstalk_rt/avatars", "letstalk_rt/avatars", ("*.jpg",)),
     ):
         data = [path.name for kind in kinds for path in (ROOT / folder).glob(kind)]
         expected |= {f"{package}/{name}" for name in data}
     assert not expected - names
-    assert "letstalk_server/static/index.html" in names
+    assert "letstalk_server/browser/index.html" in names
 
 
 def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
@@ -88,6 +89,7 @@ def test_every_package_folder_is_listed() -> None:
         ".".join(("letstalk_server", *path.parent.relative_to(ROOT / "server").parts))
         for path in (ROOT / "server").rglob("__init__.py")
     }
+    found |= {"letstalk_server.browser", "letstalk_server.overlay"}  # pages: no Python in them
     assert set(SETTINGS["tool"]["setuptools"]["packages"]) == found
 
 
@@ -118,11 +120,11 @@ def test_import_is_light() -> None:
 
 LAYERS = [
     {"types", "errors", "config", "metrics", "avatars", "weights"},
-    {"audio", "models", "portrait", "pacing", "graphs"},
-    {"pipeline"},
+    {"audio", "models", "portrait", "pacing", "graphs", "badge", "edges", "matte"},
+    {"pipeline", "library"},
     {"session", "engine", "playout"},
-    {"sinks"},
-    {"training", "cli"},
+    {"sinks", "speed", "doctor"},
+    {"training", "commands", "cli"},
 ]
 
 

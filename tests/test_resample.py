@@ -4,7 +4,7 @@ import pytest
 from letstalk_rt.audio.resample import Resampler, check_pcm, check_rate, to_mono
 from letstalk_rt.errors import AudioFormatError
 
-RATES = [8_000, 16_000, 22_050, 24_000, 44_100, 48_000, 192_000]
+RATES = [8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 192_000]
 
 
 def tone(rate, seconds=1.0, hz=440.0):
@@ -23,7 +23,7 @@ def stream(resampler, pieces):
 def test_a_tone_keeps_its_pitch_place_and_strength(rate):
     out = stream(Resampler(rate), [tone(rate)])
     assert out.dtype == np.float32
-    assert abs(out.size - 16_000) <= 2
+    assert out.size == 16_000
     middle = slice(1000, 15_000)
     two_samples = 2 * 0.5 * 2 * np.pi * 440 / 16_000  # the engine shifts by 0.1 ms
     np.testing.assert_allclose(out[middle], tone(16_000)[middle], atol=two_samples)
@@ -92,7 +92,23 @@ def test_no_sample_is_lost_or_won_in_a_long_call():
     resampler, given = Resampler(44_100), 0
     for _ in range(600):
         given += resampler.push(np.zeros(44_100, np.float32)).size
-    assert given + resampler.flush().size == pytest.approx(600 * 16_000, abs=2)
+    assert given + resampler.flush().size == 600 * 16_000
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("count", [1, 2, 3, 441, 480, 999, 3_999])
+def test_the_number_of_samples_is_exact(rate, count):
+    out = stream(Resampler(rate), np.split(noise(rate)[:count], [count // 3]))
+    assert out.size == int(count * 16_000 / rate + 0.5)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_no_more_than_is_due_comes_before_the_end(rate):
+    resampler, taken, given = Resampler(rate), 0, 0
+    for size in [1, 1, 7, rate // 100, 3, rate // 50] * 3:
+        given += resampler.push(noise(rate)[:size]).size
+        taken += size
+        assert given <= taken * 16_000 / rate + 0.5
 
 
 @pytest.mark.parametrize("rate", RATES)

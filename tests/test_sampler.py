@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.sampler import NoiseState, sample, timesteps
+from letstalk_rt.models.sampler import NoiseState, sample, sample_mean, timesteps
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
@@ -74,3 +76,38 @@ class TestNoise:
     def test_temperature_scales_and_the_seed_decides(self):
         assert torch.equal(self.draws(2, temperature=0.5), 0.5 * self.draws(2))
         assert not torch.equal(self.draws(2, seed=1), self.draws(2))
+
+
+def test_heun_is_of_second_order():
+    """dx/dt = -x from 1 to 0 multiplies by e: halving the step divides the error by four."""
+    noise = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
+    errors = [
+        abs(sample(lambda x, t: -x, noise, timesteps(n), "heun").item() - math.e) for n in (8, 16)
+    ]
+    # The last step is Euler's, as in the source: it saves a call where the flow is straight.
+    assert errors[0] / errors[1] > 3
+    assert errors[1] < abs(sample(lambda x, t: -x, noise, timesteps(16)).item() - math.e) / 4
+
+
+def test_heun_calls_the_model_twice_but_once_for_the_last_step():
+    seen = []
+
+    def velocity(x, t):
+        seen.append(t)
+        return torch.ones_like(x)
+
+    sample(velocity, torch.zeros(1, 1, 1, 1, 1), timesteps(2), "heun")
+    assert seen == [1.0, 0.5, 0.5]
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ConfigError, match="unknown sampler 'rk4'; known: euler, heun"):
+        sample(lambda x, t: x, torch.zeros(1, 1, 1, 1, 1), timesteps(1), "rk4")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_mean_velocities_are_exact_at_any_number_of_steps(steps):
+    """dx/dt = 2 t moves a point by t^2 - r^2: a curved path, whose mean velocity is t + r."""
+    noise = torch.randn(1, 2, 3, 4, 4)
+    out = sample_mean(lambda x, t, r: torch.full_like(x, t + r), noise, timesteps(steps))
+    torch.testing.assert_close(out, noise - 1)

@@ -1,7 +1,7 @@
 """What every stateful module must satisfy. New modules join by adding a line to MODULES."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ import torch
 from small_model import AUDIO, make_model, make_portrait, make_speech, stir
 from torch import Tensor, nn
 
-from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, CausalAudioEncoder
+from letstalk_rt.audio.encoder import CausalAudioEncoder
 from letstalk_rt.audio.mel import StreamingMel
+from letstalk_rt.audio.wav2vec import Wav2Vec2Stream, Wav2Vec2StreamConfig
 from letstalk_rt.errors import AudioFormatError, ConfigError, PortraitError
 from letstalk_rt.models.conv import CausalConv1d
 from letstalk_rt.models.memory import MemoryBank
@@ -40,6 +41,11 @@ class Case:
         return 0.3 * torch.randn(batch, *self.lead, units * self.unit)
 
 
+WAV2VEC = Wav2Vec2StreamConfig(
+    layers=2, width=16, heads=2, ffn=32, conv_width=8, context_frames=6, lookahead_ms=160
+)
+
+
 def conv(kernel: int, dilation: int = 1) -> Case:
     return Case(lambda: CausalConv1d(3, 5, kernel, dilation), lead=(3,))
 
@@ -50,6 +56,17 @@ def encoder() -> nn.Module:
     return module
 
 
+def wav2vec(block_frames: int) -> nn.Module:
+    pytest.importorskip("transformers", reason="the extra paper is not installed")
+    module = Wav2Vec2Stream(replace(WAV2VEC, block_frames=block_frames))
+    stir(module)
+    return module
+
+
+def wav2vec_case(block_frames: int) -> Case:
+    return Case(lambda: wav2vec(block_frames), unit=block_frames * SAMPLES_PER_FRAME, axis=1)
+
+
 MODULES = [
     pytest.param(conv(1), id="conv-k1"),
     pytest.param(conv(2), id="conv-k2"),
@@ -58,6 +75,8 @@ MODULES = [
     pytest.param(conv(3, 16), id="conv-k3-d16"),
     pytest.param(Case(StreamingMel, unit=160), id="mel"),
     pytest.param(Case(encoder, unit=SAMPLES_PER_FRAME, axis=1), id="audio-encoder"),
+    pytest.param(wav2vec_case(1), id="wav2vec-block1"),
+    pytest.param(wav2vec_case(4), id="wav2vec-block4"),
 ]
 SPLITS = [
     pytest.param(split, id="+".join(map(str, split))) for split in ([12], [1] * 12, [5, 1, 6])
@@ -142,19 +161,24 @@ class TestAudioEncoder:
         torch.manual_seed(0)
         return encoder().eval().requires_grad_(False)
 
-    def tokens_of_frame(self, module, pcm, frame):
-        return module(pcm)[:, frame + LOOKAHEAD_FRAMES]
-
     @pytest.mark.parametrize("frame", [0, 5])
-    def test_80_ms_past_the_end_of_a_frame_are_heard_and_no_more(self, module, frame):
-        pcm = 0.1 * torch.randn(1, 10 * SAMPLES_PER_FRAME)
-        end = (frame + 1) * SAMPLES_PER_FRAME + 1280
-        known = self.tokens_of_frame(module, pcm, frame)
+    @pytest.mark.parametrize("lookahead_ms, ahead", [(0, 0), (40, 1), (80, 2), (160, 4)])
+    def test_the_look_ahead_past_a_frame_is_heard_and_no_more(self, lookahead_ms, ahead, frame):
+        torch.manual_seed(0)
+        module = CausalAudioEncoder(replace(AUDIO, lookahead_ms=lookahead_ms)).eval()
+        assert module.lookahead_frames == ahead
+        pcm = 0.1 * torch.randn(1, 12 * SAMPLES_PER_FRAME)
+        end = (frame + 1) * SAMPLES_PER_FRAME + 16 * lookahead_ms
         later, last = pcm.clone(), pcm.clone()
         later[:, end:] = 0.9
         last[:, end - 160 : end] = 0.9
-        assert torch.equal(self.tokens_of_frame(module, later, frame), known)
-        assert not torch.allclose(self.tokens_of_frame(module, last, frame), known)
+        known, same, other = (module(x)[:, frame + ahead] for x in (pcm, later, last))
+        assert torch.equal(same, known)
+        assert not torch.allclose(other, known)
+
+    def test_another_look_ahead_is_named(self):
+        with pytest.raises(ConfigError, match="0, 40, 80, 160, got 100"):
+            CausalAudioEncoder(replace(AUDIO, lookahead_ms=100))
 
     def test_there_are_four_tokens_per_frame(self, module):
         pcm = torch.zeros(2, 3 * SAMPLES_PER_FRAME)

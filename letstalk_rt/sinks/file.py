@@ -2,26 +2,24 @@
 
 import os
 from collections.abc import Iterable
-from fractions import Fraction
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import av
 import numpy as np
-import soxr
-from av.codec.codec import UnknownCodecError
-from av.video.reformatter import Colorspace
 
+from letstalk_rt.badge import statement_metadata
 from letstalk_rt.errors import ConfigError, DependencyError
-from letstalk_rt.types import FPS
+from letstalk_rt.sinks.base import ThreadedSink
+from letstalk_rt.sinks.encoder import AVEncoder, EncoderSettings
+from letstalk_rt.types import FPS, SAMPLE_RATE
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-_AAC_RATES_HZ = (
-    8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000,
-)  # fmt: skip
-_BT709 = 1
-_LIMITED_RANGE = 1
+_LIVE_X264 = {"crf": "20", "preset": "superfast", "bf": "0"}
+_KEY_FRAME_S = 1.0
+"""A recording that is cut off loses this and what the encoder holds."""
 
 
 def write_video(
@@ -31,6 +29,7 @@ def write_video(
     rate: int,
     *,
     fps: int = FPS,
+    badge: bool = True,
 ) -> int:
     """Write pictures and their sound as H.264 and AAC.
 
@@ -43,6 +42,7 @@ def write_video(
         audio: float in [-1, 1], `(n,)` or `(n, channels)`.
         rate: of `audio`, in Hz. Kept as it is where AAC knows it.
         fps: frames per second.
+        badge: draw the badge "AI avatar" into the pictures.
 
     Returns:
         How many frames were written.
@@ -50,7 +50,8 @@ def write_video(
     Raises:
         ConfigError: the file cannot be written there.
     """
-    with VideoWriter(path, rate, channels=_channels(audio), fps=fps) as writer:
+    channels = 1 if audio.ndim == 1 else audio.shape[1]
+    with VideoWriter(path, rate, channels=channels, fps=fps, badge=badge) as writer:
         for index, rgb in enumerate(frames):
             sound = audio[index * rate // fps : (index + 1) * rate // fps]
             writer.write(rgb, sound)
@@ -61,11 +62,22 @@ def write_video(
 class VideoWriter:
     """Writes a video file frame by frame; use as a context manager.
 
-    The file grows under `NAME.part` and is renamed when the block ends well; after an error
-    nothing is left behind.
+    The file says in its metadata that it is generated. It grows under `NAME.part` and is renamed
+    when the block ends well; after an error nothing is left behind. A file that is `crash_safe`
+    grows under its own name and can be played however it ended, up to its last two seconds.
     """
 
-    def __init__(self, path: str | Path, rate: int, *, channels: int = 1, fps: int = FPS) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        rate: int,
+        *,
+        channels: int = 1,
+        fps: int = FPS,
+        badge: bool = True,
+        crash_safe: bool = False,
+        x264: dict[str, str] | None = None,
+    ) -> None:
         """Say where to and what.
 
         Args:
@@ -73,21 +85,36 @@ class VideoWriter:
             rate: of the sound, in Hz.
             channels: of the sound; more than two are mixed down to one.
             fps: frames per second.
+            badge: draw the badge "AI avatar" into the pictures.
+            crash_safe: keep what was written whatever happens.
+            x264: options of the picture's encoder.
 
         Raises:
             ConfigError: the ending of `path` is unknown.
         """
         self.path = Path(path)
-        self.frames = 0
         if self.path.suffix.lower() not in CONTAINERS:
             raise ConfigError(
                 f"The output {self.path.name} ends in {self.path.suffix!r}; expected one of "
                 f"{', '.join(CONTAINERS)}."
             )
-        self._part = self.path.with_name(self.path.name + ".part")
-        self._rate, self._fps = rate, fps
-        self._channels = channels
-        self._samples = 0
+        self._crash_safe = crash_safe
+        part = self.path.with_name(self.path.name + ".part")
+        self._growing = self.path if crash_safe else part
+        self._settings = EncoderSettings(
+            rate,
+            channels,
+            fps,
+            badge,
+            key_frame_s=_KEY_FRAME_S if crash_safe else None,
+            **({} if x264 is None else {"x264": x264}),  # type: ignore[arg-type]
+        )
+        self._encoder: AVEncoder | None = None
+
+    @property
+    def frames(self) -> int:
+        """How many were written."""
+        return 0 if self._encoder is None else self._encoder.frames
 
     def __enter__(self) -> Self:
         """Open the file.
@@ -99,20 +126,22 @@ class VideoWriter:
         if self.path.is_dir():
             raise ConfigError(f"Cannot write {self.path}: it is a folder. Name a file.")
         container = CONTAINERS[self.path.suffix.lower()]
-        options = {"movflags": "+faststart"} if container != "matroska" else {}
         try:
-            self._container = av.open(str(self._part), "w", format=container, options=options)
+            self._container = av.open(
+                str(self._growing),
+                "w",
+                format=container,
+                options=_options(container, self._crash_safe),
+            )
         except OSError as error:
             raise self._cannot_write(error) from error
+        self._container.metadata.update(statement_metadata())
         try:
-            self._add_streams()
-        except UnknownCodecError as error:
+            self._encoder = AVEncoder(self._container, self._settings)
+        except DependencyError:
             self._close_quietly()
-            self._part.unlink(missing_ok=True)
-            raise DependencyError(
-                f"This FFmpeg has no encoder {error}. Install the package av from PyPI, whose "
-                "FFmpeg has libx264 and aac."
-            ) from error
+            self._growing.unlink(missing_ok=True)
+            raise
         return self
 
     def __exit__(
@@ -121,110 +150,55 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Complete the file, or remove what there is of it."""
+        """Complete the file, or remove what there is of it unless it is crash-safe."""
         try:
-            if error is None:
+            if error is None or self._crash_safe:
                 self._finish()
             else:
                 self._close_quietly()
         finally:
-            self._part.unlink(missing_ok=True)
+            if not self._crash_safe:
+                self._growing.unlink(missing_ok=True)
 
-    def write(self, rgb: np.ndarray, pcm: np.ndarray) -> None:
+    def write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
         """Add one frame and any amount of sound.
 
         Args:
-            rgb: `(H, W, 3)` uint8; odd sizes lose their last row or column.
+            rgb: `(H, W, 3)` uint8; odd sizes lose their last row or column. None lets the last
+                picture stay for another frame.
             pcm: float in [-1, 1], `(n,)` or `(n, channels)`.
 
         Raises:
             ConfigError: the disk is full, or the like.
         """
-        height, width = (length // 2 * 2 for length in rgb.shape[:2])
-        if self.frames == 0:
-            self._start_picture(width, height)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), "rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
-        frame.pts, frame.time_base = self.frames, Fraction(1, self._fps)
-        self._mux(self._video, frame)
-        self.frames += 1
-        self.write_sound(pcm)
+        assert self._encoder is not None, "use the writer in a with block"
+        try:
+            self._encoder.write(rgb, pcm)
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def write_sound(self, pcm: np.ndarray) -> None:
         """Add sound alone; see `write`."""
-        pcm = self._to_layout(np.asarray(pcm, np.float32))
-        if self._resampler is not None:
-            pcm = self._resampler.resample_chunk(pcm)
-        self._encode_sound(pcm)
-
-    def _add_streams(self) -> None:
-        self._video = self._container.add_stream(
-            "libx264", rate=self._fps, options={"crf": "18", "preset": "veryfast"}
-        )
-        stereo = self._channels == 2
-        self._aac_rate = self._rate if self._rate in _AAC_RATES_HZ else 48_000
-        self._audio = self._container.add_stream(
-            "aac", rate=self._aac_rate, layout="stereo" if stereo else "mono"
-        )
-        self._audio.bit_rate = 192_000 if stereo else 128_000
-        self._resampler = (
-            None
-            if self._aac_rate == self._rate
-            else soxr.ResampleStream(self._rate, self._aac_rate, 2 if stereo else 1, "float32")
-        )
-
-    def _start_picture(self, width: int, height: int) -> None:
-        self._video.width, self._video.height = width, height
-        self._video.pix_fmt = "yuv420p"
-        context = self._video.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
-
-    def _to_layout(self, pcm: np.ndarray) -> np.ndarray:
-        assert _channels(pcm) == self._channels, (pcm.shape, self._channels)
-        if self._channels == 2:
-            return pcm
-        return pcm if pcm.ndim == 1 else pcm.mean(1)
-
-    def _encode_sound(self, pcm: np.ndarray) -> None:
-        if not len(pcm):
-            return
-        planes = np.ascontiguousarray(pcm.reshape(len(pcm), -1).T)
-        frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=self._audio.layout.name)
-        frame.sample_rate = self._aac_rate
-        frame.pts, frame.time_base = self._samples, Fraction(1, self._aac_rate)
-        self._samples += len(pcm)
-        self._mux(self._audio, frame)
-
-    def _mux(
-        self,
-        stream: av.VideoStream | av.AudioStream,
-        frame: av.VideoFrame | av.AudioFrame | None,
-    ) -> None:
+        assert self._encoder is not None, "use the writer in a with block"
         try:
-            self._container.mux(stream.encode(frame))  # type: ignore[arg-type]
+            self._encoder.write_sound(pcm)
         except OSError as error:
             raise self._cannot_write(error) from error
 
     def _finish(self) -> None:
+        assert self._encoder is not None
         try:
-            if self._resampler is not None:
-                empty = np.zeros((0, 2) if self._channels == 2 else 0, np.float32)
-                self._encode_sound(self._resampler.resample_chunk(empty, last=True))
-            if self.frames:
-                self._mux(self._video, None)
-            self._mux(self._audio, None)
+            self._encoder.finish()
             self._container.close()
-            os.replace(self._part, self.path)
+            if not self._crash_safe:
+                os.replace(self._growing, self.path)
         except OSError as error:
             self._close_quietly()
             raise self._cannot_write(error) from error
 
     def _close_quietly(self) -> None:
-        try:
+        with suppress(OSError, ValueError):  # the first error is the one to tell
             self._container.close()
-        except (OSError, ValueError):
-            return  # the first error is the one to tell
 
     def _cannot_write(self, error: OSError) -> ConfigError:
         reason = error.strerror or error
@@ -234,5 +208,37 @@ class VideoWriter:
         )
 
 
-def _channels(pcm: np.ndarray) -> int:
-    return 1 if pcm.ndim == 1 else pcm.shape[1]
+class Recording(ThreadedSink):
+    """Records a live session into an mp4, mov or mkv file that survives a crash.
+
+    The file holds what was shown, without the pauses of a stall; picture and sound stay together.
+
+    Args:
+        path: see `write_video`. An older file of that name is replaced at once.
+        badge: draw the badge "AI avatar" into the pictures.
+    """
+
+    def __init__(self, path: str | Path, *, badge: bool = True) -> None:
+        super().__init__("recording")
+        self._writer = VideoWriter(
+            path, SAMPLE_RATE, badge=badge, crash_safe=True, x264=dict(_LIVE_X264)
+        )
+
+    def _open(self, width: int, height: int) -> None:
+        self._writer.__enter__()
+
+    def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
+        self._writer.write(rgb, pcm)
+
+    def _close(self) -> None:
+        self._writer.__exit__(None, None, None)
+
+
+def _options(container: str, crash_safe: bool) -> dict[str, str]:
+    if container == "matroska":
+        return {"cluster_time_limit": "1000", "flush_packets": "1"} if crash_safe else {}
+    if not crash_safe:
+        return {"movflags": "+faststart"}
+    # Fragments while it grows, a plain file at the end: players then know its length.
+    flags = "+frag_keyframe+delay_moov+hybrid_fragmented"
+    return {"movflags": flags, "flush_packets": "1"}

@@ -1,0 +1,227 @@
+"""The one thread that runs the model, for many sessions: steps that wait together run together.
+
+    worker = ModelWorker(pipeline, max_batch=4)
+    avatar = Avatar.from_pipeline(pipeline, portrait, executor=worker)
+
+Nobody waits to be batched: only steps that have queued up behind another call are joined, so with
+one session nothing changes, and under load several windows cost less than one after another. All
+other calls run in the order in which they came. This room knows no torch and no asyncio.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+LOAD_WINDOW_S = 5.0
+"""The load is that of the last so many seconds."""
+
+WORTHWHILE = 0.9
+"""A batch must cost less than this share of the same steps one by one, or it only adds latency."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """Something to run, and where its result goes."""
+
+    run: Callable[[], Any]
+    future: "Future[Any]"
+    step: tuple[np.ndarray, Any] | None = None  # hop and state of one session's step
+    key: Any = None
+
+
+@dataclass(slots=True)
+class Load:
+    """How busy the thread is.
+
+    Attributes:
+        steps: sessions' steps run so far.
+        batches: calls of `pipeline.step` they took.
+        busy_s: time spent in all calls.
+    """
+
+    steps: int = 0
+    batches: int = 0
+    busy_s: float = 0.0
+    _spans: deque[tuple[float, float]] = field(default_factory=deque)
+
+    def note(self, began_s: float, ended_s: float) -> None:
+        """Record one call."""
+        self.busy_s += ended_s - began_s
+        self._spans.append((began_s, ended_s))
+        while self._spans and self._spans[0][1] < ended_s - LOAD_WINDOW_S:
+            self._spans.popleft()
+
+    def ratio(self, now_s: float) -> float:
+        """Give the share of the last seconds that was spent in calls, 0 to 1."""
+        since_s = now_s - LOAD_WINDOW_S
+        spans = list(self._spans)
+        busy_s = sum(end - max(begin, since_s) for begin, end in spans if end > since_s)
+        return min(1.0, busy_s / LOAD_WINDOW_S)
+
+
+class ModelWorker(Executor):
+    """An executor with one thread, which joins the steps of sessions that wait for it.
+
+    Only calls of the form `partial(pipeline.step, pcm, [state])` with one session are joined, and
+    only when `key` gives the same for their states: their canvases must have one size.
+
+    Args:
+        pipeline: whose steps are joined.
+        max_batch: most sessions in one call; 1 joins nothing.
+        key: tells which states fit together; by default their `size`, and none without it.
+        on_step: called, in the thread, with the duration of each call of `step` in seconds and the
+            number of sessions in it.
+        clock: monotonic time, s.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        max_batch: int = 1,
+        key: Callable[[Any], Any] = lambda state: getattr(state, "size", id(state)),
+        on_step: Callable[[float, int], None] = lambda seconds, count: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert max_batch >= 1, max_batch
+        self.load = Load()
+        self.max_batch = max_batch
+        self._pipeline = pipeline
+        self._key = key
+        self._on_step = on_step
+        self._clock = clock
+        self._calls: deque[_Call] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="letstalk-model", daemon=True)
+        self._thread.start()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        """Queue a call.
+
+        Raises:
+            RuntimeError: the worker was shut down.
+        """
+        future: Future[T] = Future()
+        call = _Call(partial(fn, *args, **kwargs), future)
+        call.step = self._step_of(call.run)
+        call.key = self._key(call.step[1]) if call.step is not None else None
+        with self._changed:
+            if self._stopping:
+                raise RuntimeError("the model worker was shut down")
+            self._calls.append(call)
+            self._changed.notify()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the thread end when all queued calls are done, or dropped."""
+        with self._changed:
+            self._stopping = True
+            if cancel_futures:
+                for call in self._calls:
+                    call.future.cancel()
+                self._calls.clear()
+            self._changed.notify()
+        if wait:
+            self._thread.join()
+
+    def busy_ratio(self) -> float:
+        """Give the share of the last seconds in which the thread worked, 0 to 1."""
+        return self.load.ratio(self._clock())
+
+    def _step_of(self, run: Any) -> tuple[np.ndarray, Any] | None:
+        """Give hop and state when a call is one session's step.
+
+        `submit` makes a partial of a partial, which Python flattens.
+        """
+        if run.func != self._pipeline.step or run.keywords or len(run.args) != 2:
+            return None
+        pcm, states = run.args
+        if not isinstance(states, list | tuple) or len(states) != 1 or len(pcm) != 1:
+            return None
+        return pcm, states[0]
+
+    def _work(self) -> None:
+        while (calls := self._take()) is not None:
+            began_s = self._clock()
+            if calls[0].step is None:
+                _run(calls[0])
+            else:
+                self._run_steps(calls)
+            self.load.note(began_s, self._clock())
+            del calls  # a batch holds pictures; the next may be long in coming
+
+    def _take(self) -> list[_Call] | None:
+        """Wait for the next call, and take the steps along that fit it."""
+        with self._changed:
+            while not self._calls:
+                if self._stopping:
+                    return None
+                self._changed.wait()
+            first = self._calls.popleft()
+            if first.step is None or self.max_batch == 1:
+                return [first]
+            taken, kept = [first], deque[_Call]()
+            for call in self._calls:
+                fits = call.step is not None and call.key == first.key
+                (taken if fits and len(taken) < self.max_batch else kept).append(call)
+            self._calls = kept
+            return taken
+
+    def _run_steps(self, calls: list[_Call]) -> None:
+        calls = [call for call in calls if call.future.set_running_or_notify_cancel()]
+        if not calls:
+            return
+        began_s = self._clock()
+        try:
+            windows = self._step(calls)
+        except Exception as error:
+            if len(calls) == 1:
+                calls[0].future.set_exception(error)
+            else:  # one of them is to blame: the others must not suffer
+                for call in calls:
+                    _finish(call)
+            return
+        self.load.steps += len(calls)
+        self.load.batches += 1
+        self._on_step(self._clock() - began_s, len(calls))
+        for call, window in zip(calls, windows, strict=True):
+            call.future.set_result(window[None])
+
+    def _step(self, calls: list[_Call]) -> np.ndarray:
+        steps = [call.step for call in calls if call.step is not None]
+        pcm = np.concatenate([hop for hop, _ in steps])
+        frames: np.ndarray = self._pipeline.step(pcm, [state for _, state in steps])
+        return frames
+
+
+def worthwhile_batch(seconds: dict[int, float]) -> int:
+    """Choose the largest batch that is worth it.
+
+    Args:
+        seconds: how long a step of so many sessions takes, by their number; 1 must be there.
+    """
+    alone_s = seconds[1]
+    good = [count for count, took_s in seconds.items() if took_s <= WORTHWHILE * count * alone_s]
+    return max([1, *good])
+
+
+def _run(call: _Call) -> None:
+    if call.future.set_running_or_notify_cancel():
+        _finish(call)
+
+
+def _finish(call: _Call) -> None:
+    try:
+        call.future.set_result(call.run())
+    except BaseException as error:
+        call.future.set_exception(error)

@@ -1,0 +1,155 @@
+"""What a session tells of itself while it runs, and who hears it."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+EventType = Literal[
+    "segment.started",
+    "segment.finished",
+    "segment.interrupted",
+    "avatar.speaking",
+    "avatar.listening",
+    "avatar.idle",
+    "session.warning",
+]
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 64
+WARN_AGAIN_S = 10.0
+"""The same warning is given no more often than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, as of the frame handed out last.
+
+    Attributes:
+        type: what; `segment.*` come once per segment, `avatar.*` when the state changes.
+        segment_id: of the segment, for `segment.*`.
+        played_ms: how much of the segment's speech was handed out, for `segment.*`.
+        dropped_ms: speech that waited and is gone, for `segment.interrupted`.
+        code: for `session.warning`: `model-behind`, `speech-late` or `clipped`.
+        message: for `session.warning`, what it means and what to do.
+    """
+
+    type: EventType
+    segment_id: int | None = None
+    played_ms: int | None = None
+    dropped_ms: int | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+class EventHub:
+    """Gives events to all who listen. Listeners run on the event loop and must not block."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+        self._warned_s: dict[str, float] = {}
+        self._closed = False
+        self._ends: list[Callable[[], None]] = []
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each event from now on; returns what ends that."""
+        self._listeners.append(listener)
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop
+
+    def emit(self, event: Event) -> None:
+        """Tell all listeners. What one of them raises is logged, and the others still hear."""
+        for listener in list(self._listeners):
+            try:
+                listener(event)
+            except Exception as error:
+                logger.error("a listener failed", extra={"error": type(error).__name__})
+
+    def warn(self, code: str, message: str, now_s: float) -> None:
+        """Tell of a warning, unless it was told a moment ago."""
+        if now_s - self._warned_s.get(code, -WARN_AGAIN_S) >= WARN_AGAIN_S:
+            self._warned_s[code] = now_s
+            self.emit(Event("session.warning", code=code, message=message))
+
+    async def stream(self) -> AsyncIterator[Event]:
+        """Give the events from now on until the hub closes.
+
+        Of a reader who does not read, the oldest are dropped.
+        """
+        waiting: deque[Event] = deque(maxlen=MAX_WAITING)
+        news = asyncio.Event()
+
+        def hear(event: Event) -> None:
+            waiting.append(event)
+            news.set()
+
+        stop = self.listen(hear)
+        self._ends.append(news.set)
+        try:
+            while True:
+                while waiting:
+                    yield waiting.popleft()
+                if self._closed:
+                    return
+                news.clear()
+                await news.wait()
+        finally:
+            stop()
+            self._ends.remove(news.set)
+
+    def close(self) -> None:
+        """End all streams, once they have given what they hold."""
+        self._closed = True
+        for end in self._ends:
+            end()
+
+
+class Mood:
+    """Whether the avatar speaks, listens or idles, judged frame by frame.
+
+    Args:
+        hub: is told of changes.
+        quiet_frames: so many frames without voice end its speaking.
+    """
+
+    def __init__(self, hub: EventHub, quiet_frames: int = 10) -> None:
+        self.state: Literal["speaking", "listening", "idle"] = "idle"
+        self._hub = hub
+        self._quiet_frames = quiet_frames
+        self._quiet = 0
+
+    def note_frame(self, voiced: bool) -> None:
+        """Take the next frame that is handed out."""
+        self._quiet = 0 if voiced else self._quiet + 1
+        if voiced:
+            self._become("speaking")
+        elif self.state == "speaking" and self._quiet >= self._quiet_frames:
+            self._become("idle")
+
+    def listen(self, listening: bool) -> None:
+        """Somebody else has the word, or has it no more."""
+        if listening:
+            self._become("listening")
+        elif self.state == "listening":
+            self._become("idle")
+
+    def _become(self, state: Literal["speaking", "listening", "idle"]) -> None:
+        if state == self.state:
+            return
+        self.state = state
+        types: dict[str, EventType] = {
+            "speaking": "avatar.speaking",
+            "listening": "avatar.listening",
+            "idle": "avatar.idle",
+        }
+        self._hub.emit(Event(types[state]))

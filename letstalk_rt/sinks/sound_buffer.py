@@ -1,0 +1,117 @@
+"""Sound on its way from one clock to another: a small buffer that keeps its length.
+
+Frames come by the playout clock, the loudspeaker takes by its own; the two drift apart by up to a
+few hundred millionths. The buffer stretches what comes in by as much, too little to hear.
+"""
+
+import threading
+from collections import deque
+
+import numpy as np
+
+_MAX_STRETCH = 0.002
+_DEAD_S = 0.004
+"""A level so near the target is left alone."""
+
+_SMOOTH = 0.03
+"""Share of a new level in the smoothed one; a second or so."""
+
+_OVERFULL_S = 0.25
+_RAMP = 96
+
+
+class SoundBuffer:
+    """Takes pieces of mono sound, gives any number of samples; both may come from any thread.
+
+    Silence comes out until `target_s` of sound is in, and again after it ran dry. Where far too
+    much is in, the oldest is dropped.
+
+    Args:
+        rate: in Hz.
+        target_s: how much it holds just after a piece came in.
+
+    Attributes:
+        underruns: how often it ran dry amid sound.
+        overruns: how often sound was dropped.
+    """
+
+    def __init__(self, rate: int, target_s: float) -> None:
+        self.underruns = self.overruns = 0
+        self._rate = rate
+        self._target = target_s * rate
+        self._pieces: deque[np.ndarray] = deque()
+        self._level = 0
+        self._smooth = self._target
+        self._running = False
+        self._lock = threading.Lock()
+
+    @property
+    def level(self) -> int:
+        """Samples that wait."""
+        return self._level
+
+    def push(self, samples: np.ndarray) -> None:
+        """Add `(n,)` float32."""
+        if not samples.size:
+            return
+        with self._lock:
+            samples = self._stretched(samples)
+            self._pieces.append(samples)
+            self._level += samples.size
+            if self._running:
+                self._smooth += _SMOOTH * (self._level - self._smooth)
+            if self._level - self._target > _OVERFULL_S * self._rate:
+                self.overruns += 1
+                self._take(int(self._level - self._target))
+                self._smooth = self._target
+            self._running = self._running or self._level >= self._target
+
+    def pull(self, count: int) -> np.ndarray:
+        """Give exactly `count` samples."""
+        with self._lock:
+            if not self._running:
+                return np.zeros(count, np.float32)
+            sound = self._take(min(count, self._level))
+            if sound.size == count:
+                return sound
+            self._running, self._smooth = False, self._target
+            self.underruns += bool(np.any(sound))
+            return _faded_out(sound, count)
+
+    def clear(self) -> None:
+        """Drop all that waits."""
+        with self._lock:
+            self._take(self._level)
+            self._running, self._smooth = False, self._target
+
+    def _stretched(self, samples: np.ndarray) -> np.ndarray:
+        """Make a piece a little shorter when the buffer is too full, longer when too empty."""
+        beyond = self._smooth - self._target
+        if not self._running or abs(beyond) < _DEAD_S * self._rate:
+            return samples
+        most = max(1, int(_MAX_STRETCH * samples.size))
+        change = round(-0.02 * beyond)
+        change = max(-most, min(most, change or (-1 if beyond > 0 else 1)))
+        places = np.linspace(0, samples.size - 1, samples.size + change)
+        stretched: np.ndarray = np.interp(places, np.arange(samples.size), samples)
+        return stretched.astype(np.float32)
+
+    def _take(self, count: int) -> np.ndarray:
+        taken = []
+        self._level -= count
+        while count > 0:
+            piece = self._pieces.popleft()
+            taken.append(piece[:count])
+            if piece.size > count:
+                self._pieces.appendleft(piece[count:])
+            count -= taken[-1].size
+        return np.concatenate(taken) if taken else np.zeros(0, np.float32)
+
+
+def _faded_out(sound: np.ndarray, count: int) -> np.ndarray:
+    """Fill up with silence, without a click."""
+    out = np.zeros(count, np.float32)
+    ramp = min(_RAMP, sound.size)
+    out[: sound.size] = sound
+    out[sound.size - ramp : sound.size] *= np.linspace(1, 0, ramp, dtype=np.float32)
+    return out

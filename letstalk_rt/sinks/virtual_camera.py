@@ -1,0 +1,122 @@
+"""Shows a session as a camera that other programs can choose."""
+
+import sys
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from letstalk_rt.badge import with_badge
+from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.sinks.base import ThreadedSink
+from letstalk_rt.types import FPS, AVFrame
+
+INSTALL = {
+    "linux": (
+        "load the v4l2loopback module: apt install v4l2loopback-dkms, then "
+        'modprobe v4l2loopback devices=1 exclusive_caps=1 card_label="letstalk"'
+    ),
+    "darwin": "install OBS Studio 30 or newer, start its virtual camera once and stop it again",
+    "win32": "install OBS Studio, whose virtual camera is then used",
+}
+
+
+class VirtualCamera(ThreadedSink):
+    """The pictures of a session as a camera.
+
+    Args:
+        device: e.g. `/dev/video2`; None takes the first free one.
+        size: width and height of the camera; the picture is scaled to fit, on black. None makes a
+            camera of the picture's size.
+        badge: draw the badge "AI avatar" into the pictures.
+    """
+
+    latency_s = 0.0
+
+    def __init__(
+        self,
+        device: str | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        badge: bool = True,
+    ) -> None:
+        super().__init__("virtual camera", max_pictures=3)
+        if size is not None and not all(64 <= side <= 4096 and side % 2 == 0 for side in size):
+            raise ConfigError(
+                f"The camera's size is {size[0]}x{size[1]}; expected even numbers from 64 to 4096."
+            )
+        self._device, self._size, self._badge = device, size, badge
+        self._camera: Any = None
+
+    @property
+    def device(self) -> str:
+        """Name of the camera, once it is open."""
+        return "" if self._camera is None else str(self._camera.device)
+
+    def repeat(self, frame: AVFrame) -> None:
+        """Send the picture again: some programs take a camera without frames for dead."""
+        self.show(AVFrame(frame.rgb, frame.pcm[:0], frame.index, frame.segment_id, frame.epoch))
+
+    def _open(self, width: int, height: int) -> None:
+        pyvirtualcam = load_pyvirtualcam()
+        self._size = self._size or (width, height)
+        try:
+            self._camera = pyvirtualcam.Camera(
+                *self._size, FPS, device=self._device, fmt=pyvirtualcam.PixelFormat.RGB
+            )
+        except RuntimeError as error:
+            what = "No virtual camera" if self._device is None else f"No camera {self._device}"
+            raise DependencyError(
+                f"{what} can be opened ({_first_line(error)}). To get one, {how_to_install()}."
+            ) from error
+
+    def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
+        if rgb is not None:
+            assert self._size is not None
+            picture = fitted(rgb, self._size)
+            self._camera.send(with_badge(picture) if self._badge else picture)
+
+    def _close(self) -> None:
+        if self._camera is not None:
+            self._camera.close()
+
+
+def load_pyvirtualcam() -> Any:
+    """Import `pyvirtualcam`.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    try:
+        import pyvirtualcam
+    except ImportError as error:
+        raise DependencyError(
+            "A virtual camera needs the package 'pyvirtualcam'; install it with: "
+            "pip install 'letstalk-rt[camera]'."
+        ) from error
+    return pyvirtualcam
+
+
+def how_to_install() -> str:
+    """Say what this system needs to have a virtual camera."""
+    return INSTALL.get(sys.platform, INSTALL["linux"])
+
+
+def fitted(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale a picture to fit into `size` (width, height), on black, its shape kept."""
+    height, width = rgb.shape[:2]
+    if (width, height) == size:
+        return np.ascontiguousarray(rgb)
+    scale = min(size[0] / width, size[1] / height)
+    inner = min(size[0], round(width * scale)), min(size[1], round(height * scale))
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    if inner != (width, height):
+        image = image.resize(inner, Image.Resampling.BILINEAR)
+    shown = Image.new("RGB", size)
+    shown.paste(image, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return np.array(shown)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,155 @@
+"""The fastest number format is measured, kept for this machine, and gives the same picture."""
+
+import json
+
+import pytest
+import torch
+from small_model import make_model
+from torch import nn
+
+from letstalk_rt import tuning
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.models import int8
+from letstalk_rt.models.int8 import Int8Conv2d
+from letstalk_rt.tuning import Variant, apply, candidates, fastest, measure
+
+needs_int8 = pytest.mark.skipif(not int8.is_supported(), reason="no oneDNN here")
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+def fake_times(monkeypatch, times_ms):
+    measured = []
+
+    def measure(model, variants, **options):
+        measured.append([str(v) for v in variants])
+        return {Variant.parse(name): ms for name, ms in times_ms.items()}
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    return measured
+
+
+def test_every_candidate_is_run_and_timed(model):
+    taken_ms = measure(model, candidates(), runs=1)
+    assert set(taken_ms) <= set(candidates()) and Variant() in taken_ms
+    assert all(ms > 0 for ms in taken_ms.values())
+
+
+def test_measuring_leaves_the_model_as_it_is(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    measure(model, candidates(), runs=1)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_variant_that_is_not_to_be_had_is_left_out(model, monkeypatch):
+    def refuse(model, variant):
+        if variant.kind == "bfloat16":
+            raise ConfigError("no")
+        return lambda latents, portrait: None
+
+    monkeypatch.setattr(tuning, "_decoder", refuse)
+    assert set(measure(model, candidates(), runs=1)) == set(candidates()) - {Variant("bfloat16")}
+
+
+def test_the_best_run_counts(model, monkeypatch):
+    monkeypatch.setattr(tuning, "_decoder", lambda model, variant: lambda latents, portrait: None)
+    clock = iter([0.0, 0.009, 1.0, 1.004, 2.0, 2.006])
+    assert measure(model, [Variant()], runs=3, now_s=lambda: next(clock)) == {
+        Variant(): pytest.approx(4.0)
+    }
+
+
+def test_the_answer_is_kept_and_not_measured_again(model, monkeypatch, tmp_path):
+    measured = fake_times(monkeypatch, {"float32": 9.0, "bfloat16": 4.0})
+    path = tmp_path / "new" / "tuning.json"
+    answers = {fastest(model, remembered=path) for _ in range(3)}
+    assert answers == {Variant("bfloat16")} and len(measured) == 1
+    (entry,) = json.loads(path.read_text()).values()
+    assert entry["window_ms"] == {"float32": 9.0, "bfloat16": 4.0}
+
+
+def test_another_number_of_threads_is_another_machine(model, monkeypatch):
+    one = tuning.machine_key(model)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert tuning.machine_key(model) != one
+
+
+@pytest.mark.parametrize("content", ["", "no json", "[]", '{"KEY": {"variant": "fp4"}}'])
+def test_a_damaged_file_is_measured_over(model, monkeypatch, tmp_path, content):
+    measured = fake_times(monkeypatch, {"float32": 1.0})
+    path = tmp_path / "tuning.json"
+    path.write_text(content.replace("KEY", tuning.machine_key(model)))
+    assert fastest(model, remembered=path) == Variant() and len(measured) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_no_hindrance(model, monkeypatch, tmp_path):
+    fake_times(monkeypatch, {"float32": 1.0})
+    (tmp_path / "file").write_text("")
+    assert fastest(model, remembered=tmp_path / "file" / "tuning.json") == Variant()
+
+
+def test_compilation_is_tried_only_when_asked_for(model, monkeypatch, tmp_path):
+    measured = fake_times(monkeypatch, {"float32": 1.0})
+    path = tmp_path / "tuning.json"
+    fastest(model, remembered=path)
+    fastest(model, remembered=path, thorough=True)
+    assert not any("compiled" in name for name in measured[0])
+    assert {"float32 compiled", "bfloat16 compiled"} <= set(measured[1])
+
+
+@pytest.mark.parametrize("text", ["float32", "int8", "bfloat16 compiled"])
+def test_a_variant_is_written_as_it_is_read(text):
+    assert str(Variant.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "fp4", "int8 fast"])
+def test_an_unknown_variant_is_named(text):
+    with pytest.raises(ConfigError, match=f"unknown variant '{text}'"):
+        Variant.parse(text)
+
+
+@needs_int8
+class TestInt8:
+    @pytest.mark.parametrize("kernel, stride, groups", [(3, 1, 1), (1, 1, 1), (3, 2, 1)])
+    def test_a_convolution_is_the_same_within_its_rounding(self, kernel, stride, groups):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(64, 48, kernel, stride, kernel // 2, groups=groups).requires_grad_(False)
+        x = torch.randn(2, 64, 16, 16).contiguous(memory_format=torch.channels_last)
+        exact, rough = conv(x), Int8Conv2d(conv)(x)
+        assert rough.shape == exact.shape and rough.dtype == torch.float32
+        assert (rough - exact).pow(2).mean() < 1e-3 * exact.pow(2).mean()
+
+    def test_zeros_stay_near_zero(self):
+        conv = nn.Conv2d(64, 48, 3, padding=1, bias=False).requires_grad_(False)
+        assert Int8Conv2d(conv)(torch.zeros(1, 64, 8, 8)).abs().max() < 1e-6
+
+    def test_small_convolutions_stay(self):
+        net = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Sequential(nn.Conv2d(4, 4, 3)))
+        int8.quantize(net)
+        assert isinstance(net[0], Int8Conv2d) and isinstance(net[1][0], nn.Conv2d)
+
+    def test_the_picture_is_the_same_to_the_eye(self, monkeypatch):
+        monkeypatch.setattr(int8, "WORTH_ROUNDING", 1000)
+        exact, rough = make_model(), make_model()
+        apply(rough, Variant("int8"))
+        picture = torch.rand(1, 3, 256, 256) * 2 - 1
+        latents = 0.1 * torch.randn(1, 2, 16, 4, 4)
+        shown = [
+            m.autoencoder.decode(latents, m.autoencoder.describe(picture)) for m in (exact, rough)
+        ]
+        error = (shown[0] - shown[1]).pow(2).mean() / 4
+        assert error < 10**-3.5  # 35 dB
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_half_precision_of_the_decoder_is_near(model, kind):
+    picture = torch.rand(1, 3, 256, 256) * 2 - 1
+    latents = 0.1 * torch.randn(1, 2, 16, 4, 4)
+    features = model.autoencoder.describe(picture)
+    exact = model.autoencoder.decode(latents, features)
+    apply(model, Variant(kind))
+    assert (model.autoencoder.decode(latents, features) - exact).abs().mean() < 0.02
