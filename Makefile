@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 demo: $(VENV)/demo.stamp
 	$(BIN)/letstalk demo --port $(PORT)
 
-test: lint
+test: lint $(VENV)/werift.stamp
 	$(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/dev.stamp
@@ -40,9 +40,16 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 # mypy finds packages by their folder's name; the link shows it server/ as letstalk_server.
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	$(PIP) -e '.[server,mic,train,dev]'
+	$(PIP) -e '.[server,mic,paper,train,dev]'
 	mkdir -p $(VENV)/src
 	ln -sfn $(CURDIR)/server $(VENV)/src/letstalk_server
+	touch $@
+
+# A second WebRTC stack, for one test; without npm that test is skipped.
+WERIFT := 0.25.2
+$(VENV)/werift.stamp: Makefile | $(VENV)/bin/python
+	if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund \
+	  --no-package-lock --ignore-scripts --prefix $(VENV)/werift werift@$(WERIFT); fi
 	touch $@
 
 clean:

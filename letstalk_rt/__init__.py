@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         SessionClosed,
         WeightsError,
     )
-    from letstalk_rt.types import AVFrame, Interrupted, SegmentEnd
+    from letstalk_rt.events import Event
+    from letstalk_rt.types import AVFrame, Interrupted, MotionOptions, SegmentEnd
 
 __version__ = "0.1.0"
 
@@ -34,9 +35,11 @@ __all__ = [
     "ConfigError",
     "DependencyError",
     "EngineError",
+    "Event",
     "InputError",
     "Interrupted",
     "LetsTalkError",
+    "MotionOptions",
     "PortraitError",
     "SegmentEnd",
     "SessionClosed",
@@ -44,13 +47,15 @@ __all__ = [
 ]
 
 _ENGINE = {"Avatar", "AvatarSession"}
-_TYPES = {"AVFrame", "Interrupted", "SegmentEnd"}
+_TYPES = {"AVFrame", "Interrupted", "MotionOptions", "SegmentEnd"}
+_EVENTS = {"Event"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "engine" if name in _ENGINE else "types" if name in _TYPES else "errors"
+    rooms = {"engine": _ENGINE, "types": _TYPES, "events": _EVENTS}
+    room = next((room for room, names in rooms.items() if name in names), "errors")
     value = getattr(import_module(f"{__name__}.{room}"), name)
     globals()[name] = value
     return value

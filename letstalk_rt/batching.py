@@ -72,12 +72,12 @@ class ModelWorker(Executor):
     """An executor with one thread, which joins the steps of sessions that wait for it.
 
     Only calls of the form `partial(pipeline.step, pcm, [state])` with one session are joined, and
-    only when `key` gives the same for their states: their canvases must have one size.
+    only when `key` gives the same for their states.
 
     Args:
         pipeline: whose steps are joined.
         max_batch: most sessions in one call; 1 joins nothing.
-        key: tells which states fit together; by default their `size`, and none without it.
+        key: tells which states fit together; see `alike`.
         on_step: called, in the thread, with the duration of each call of `step` in seconds and the
             number of sessions in it.
         clock: monotonic time, s.
@@ -88,7 +88,7 @@ class ModelWorker(Executor):
         pipeline: Any,
         *,
         max_batch: int = 1,
-        key: Callable[[Any], Any] = lambda state: getattr(state, "size", id(state)),
+        key: Callable[[Any], Any] | None = None,
         on_step: Callable[[float, int], None] = lambda seconds, count: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -96,7 +96,7 @@ class ModelWorker(Executor):
         self.load = Load()
         self.max_batch = max_batch
         self._pipeline = pipeline
-        self._key = key
+        self._key = key or alike
         self._on_step = on_step
         self._clock = clock
         self._calls: deque[_Call] = deque()
@@ -202,6 +202,16 @@ class ModelWorker(Executor):
         pcm = np.concatenate([hop for hop, _ in steps])
         frames: np.ndarray = self._pipeline.step(pcm, [state for _, state in steps])
         return frames
+
+
+def alike(state: Any) -> Any:
+    """Give what sessions of one batch must agree in: picture size, steps and look-ahead.
+
+    States that do not tell their picture size are like no other.
+    """
+    if not hasattr(state, "size"):
+        return id(state)
+    return state.size, len(getattr(state, "times", ())), getattr(state, "lookahead_frames", None)
 
 
 def worthwhile_batch(seconds: dict[int, float]) -> int:

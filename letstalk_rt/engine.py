@@ -15,15 +15,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
 
 from letstalk_rt.audio.resample import Resampler, check_pcm
 from letstalk_rt.audio.segmenter import EndMark, Hop
+from letstalk_rt.contract import AS_MADE, Pipeline, SessionOptions, segmenter_for, wishes
 from letstalk_rt.errors import AudioFormatError, EngineError
-from letstalk_rt.session import AvatarSession, Pipeline, segmenter_for
-from letstalk_rt.types import SAMPLE_RATE, AVFrame, Portrait
+from letstalk_rt.session import AvatarSession
+from letstalk_rt.types import SAMPLE_RATE, AVFrame, MotionOptions, Portrait
 
 __all__ = ["AudioSource", "Avatar", "AvatarSession", "Pipeline"]
 
@@ -47,7 +48,14 @@ class Avatar:
 
     @classmethod
     def load(
-        cls, portrait: Any, preset: str = "tiny", device: str = "auto", *, size: int = 512
+        cls,
+        portrait: Any,
+        preset: str = "tiny",
+        device: str = "auto",
+        *,
+        size: int = 512,
+        steps: int | None = None,
+        threads: int | None = None,
     ) -> Self:
         """Load a model and prepare a portrait for it. Blocking, some seconds.
 
@@ -56,16 +64,18 @@ class Avatar:
             preset: name of the model.
             device: `auto`, `cpu` or `cuda`.
             size: of the picture that is shown, in pixels.
+            steps: sampler steps per window; the preset's own when None.
+            threads: of the CPU that the model may use; as torch decides when None.
 
         Raises:
             PortraitError: not a picture, or no usable face in it.
             WeightsError: the weights are missing or damaged.
-            ConfigError: unknown preset or device.
+            ConfigError: unknown preset or device, or a setting out of range.
         """
         from letstalk_rt.pipeline import AvatarPipeline
         from letstalk_rt.portrait import prepare_portrait
 
-        pipeline = AvatarPipeline.load(preset=preset, device=device)
+        pipeline = AvatarPipeline.load(preset=preset, device=device, steps=steps, threads=threads)
         return cls.from_pipeline(pipeline, prepare_portrait(portrait, pipeline.finder, size=size))
 
     @classmethod
@@ -86,14 +96,18 @@ class Avatar:
         """Give an avatar with another face on the same model and thread; this one keeps both."""
         return type(self)(self.pipeline, portrait, self._executor)
 
-    def session(self, *, idle: bool = True, seed: int = 0, max_hops: int = 4) -> AvatarSession:
+    def session(self, **options: Unpack[SessionOptions]) -> AvatarSession:
         """Make a live session; `AvatarSession` explains the options."""
-        return AvatarSession(
-            self.pipeline, self._executor, self.portrait, idle=idle, seed=seed, max_hops=max_hops
-        )
+        return AvatarSession(self.pipeline, self._executor, self.portrait, **options)
 
     def render(
-        self, audio: AudioSource, sample_rate: int = SAMPLE_RATE, *, seed: int = 0
+        self,
+        audio: AudioSource,
+        sample_rate: int = SAMPLE_RATE,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        motion: MotionOptions = AS_MADE,
     ) -> Iterator[AVFrame]:
         """Make the frames of one whole utterance, as fast as the machine can.
 
@@ -106,6 +120,8 @@ class Avatar:
             sample_rate: of the arrays, in Hz, a whole number from 8000 to 192000; a file says its
                 own.
             seed: of everything random in the pictures.
+            steps: sampler steps per window; the model's own when None.
+            motion: how the face moves.
 
         Returns:
             An iterator of frames, numbered from 0. It raises `AudioFormatError` where the sound
@@ -113,11 +129,13 @@ class Avatar:
 
         Raises:
             AudioFormatError: the file or the rate cannot be used.
+            ConfigError: `steps` is below 1.
         """
+        wanted = wishes(self.pipeline, seed, steps, self.pipeline.lookahead_frames, motion)
         if isinstance(audio, str | os.PathLike):
             audio, sample_rate = _read(audio)
         pieces = [audio] if isinstance(audio, np.ndarray) else audio
-        return self._render(self._hops(pieces, Resampler(sample_rate)), seed)
+        return self._render(self._hops(pieces, Resampler(sample_rate)), wanted)
 
     def close(self) -> None:
         """Let the model thread end. Safe to call twice; sessions must be closed before."""
@@ -143,8 +161,8 @@ class Avatar:
                 raise AudioFormatError("the audio is empty; give at least one sample")
             yield item
 
-    def _render(self, hops: Iterator[Hop], seed: int) -> Iterator[AVFrame]:
-        init_state = partial(self.pipeline.init_state, self.portrait, seed=seed)
+    def _render(self, hops: Iterator[Hop], wanted: dict[str, Any]) -> Iterator[AVFrame]:
+        init_state = partial(self.pipeline.init_state, self.portrait, **wanted)
         state = _result(self._executor.submit(init_state))
         index = -self.pipeline.lookahead_frames  # the first frames show what was before the sound
         for hop, frames in self._windows(hops, state):

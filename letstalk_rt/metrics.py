@@ -27,17 +27,48 @@ def percentiles(values_ms: Iterable[float]) -> Percentiles:
     return Percentiles(p50, p95, p99)
 
 
+@dataclass(frozen=True, slots=True)
+class FrameStamps:
+    """When a frame and its sound passed each point; monotonic seconds of the event loop.
+
+    Attributes:
+        audio_in_s: the last of its speech was pushed; None where it has none.
+        hop_complete_s: the hop that the model heard for it was full.
+        model_start_s: the step was asked for.
+        model_end_s: the frame was made.
+        released_s: it was handed to the reader.
+    """
+
+    audio_in_s: float | None
+    hop_complete_s: float
+    model_start_s: float
+    model_end_s: float
+    released_s: float
+
+
 @dataclass(slots=True)
 class Metrics:
     """Stamps and counters of one session. Memory is bounded, however long it lasts.
 
-    Stages of the engine: `queue`, a hop waits for the model; `step`, the model works on it, its
-    turn among the sessions included; `wait`, a frame waits for its reader.
+    Stages of the engine, of each frame unless said otherwise: `hop`, its speech waits until the hop
+    is full; `queue`, a hop waits for the model; `step`, the model works on a hop, its turn among
+    the sessions included; `wait`, a frame waits for its reader; `engine`, from its speech to the
+    reader in all. Of the playout: `playout`, it waits until it is due; `live`, from its speech to
+    the sink in all.
 
     Attributes:
+        frames: frames handed out.
+        steps: windows made.
+        missed: windows that took longer than they last.
         stalls: how often the playout clock was moved.
         repeats: how often a picture was shown again because the next was late.
         drops: frames made and never shown, because of an interrupt.
+        filled: hops in the midst of speech that were filled up, because it came late.
+        corrected: samples doubled or left out, because the source's clock is off.
+        skipped: quiet samples left out, to catch up after a stall.
+        overflows: how often the source lost sound, see `sources.feed`.
+        media_s: how long the windows made last.
+        model_s: how long the model took for them.
         keep: how many of the latest durations each stage remembers.
     """
 
@@ -45,7 +76,21 @@ class Metrics:
     repeats: int = 0
     drops: int = 0
     keep: int = 1000
+    frames: int = 0
+    steps: int = 0
+    missed: int = 0
+    filled: int = 0
+    corrected: int = 0
+    skipped: int = 0
+    overflows: int = 0
+    media_s: float = 0.0
+    model_s: float = 0.0
     _stages_ms: dict[str, deque[float]] = field(default_factory=dict)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Media time over compute time; above 1 keeps up. NaN before the first window."""
+        return self.media_s / self.model_s if self.model_s else math.nan
 
     def stamp(self, stage: str, duration_s: float) -> None:
         """Record that `stage` took `duration_s` once."""
@@ -53,9 +98,39 @@ class Metrics:
             self._stages_ms[stage] = deque(maxlen=self.keep)
         self._stages_ms[stage].append(duration_s * 1000)
 
+    def stamp_step(self, took_s: float, media_s: float) -> None:
+        """Record one window."""
+        self.steps += 1
+        self.missed += took_s > media_s
+        self.media_s += media_s
+        self.model_s += took_s
+        self.stamp("step", took_s)
+
+    def stamp_frame(self, stamps: FrameStamps) -> None:
+        """Record a frame that is handed out."""
+        self.frames += 1
+        self.stamp("wait", stamps.released_s - stamps.model_end_s)
+        if stamps.audio_in_s is not None:
+            self.stamp("hop", max(0.0, stamps.hop_complete_s - stamps.audio_in_s))
+            self.stamp("engine", stamps.released_s - stamps.audio_in_s)
+
+    def stamp_shown(self, stamps: FrameStamps, shown_s: float) -> None:
+        """Record that a frame reached its sink."""
+        self.stamp("playout", shown_s - stamps.released_s)
+        if stamps.audio_in_s is not None:
+            self.stamp("live", shown_s - stamps.audio_in_s)
+
     def stages_ms(self) -> dict[str, Percentiles]:
         """Give the percentiles of each stage seen so far."""
         return {stage: percentiles(values) for stage, values in self._stages_ms.items()}
+
+    def counts(self) -> dict[str, int]:
+        """Give all counters by name."""
+        names = (
+            "frames", "steps", "missed", "stalls", "repeats", "drops", "filled", "corrected",
+            "skipped", "overflows",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
 
 class Stages(Protocol):

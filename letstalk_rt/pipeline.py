@@ -25,9 +25,9 @@ from letstalk_rt.models.finder import FaceFinder
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.motion import Director
-from letstalk_rt.models.sampler import NoiseState, sample, sample_mean, timesteps
+from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.models.state import gather, overwrite, scatter
-from letstalk_rt.models.transformer import PortraitState, guided
+from letstalk_rt.models.transformer import PortraitState
 from letstalk_rt.portrait import Compositor
 from letstalk_rt.tuning import Variant, apply, fastest
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
@@ -128,7 +128,6 @@ class AvatarPipeline:
         apply(model, variant)
         if self.device.type != "cpu" and not model.has_landmarks:
             model.denoiser.to(self.dtype)
-        self._folded_guidance = float(model.folded_guidance)
         options = {"compiled": variant.compiled, "recorded": replayed}
         self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
         self._decode = Replay(model.autoencoder.decode, name="decoder", **options)
@@ -321,6 +320,7 @@ class AvatarPipeline:
         state.memory.rewind(unseen)
         state.cache.rewind(unseen)
         state.director.rewind(unseen)
+        state.director.ease_from(state.memory.latents[:, -1])
 
     @torch.inference_mode()
     def _hear_silence(self) -> AudioState:
@@ -342,6 +342,8 @@ class AvatarPipeline:
         return tokens
 
     def _blink(self, pictures: Tensor, latents: Tensor, states: Sequence[SessionState]) -> None:
+        if not self.model.has_landmarks:
+            return  # such a model blinks by itself
         for number, state in enumerate(states):
             closures = state.director.closures(self.frames_per_window)
             if any(closures):
@@ -355,18 +357,15 @@ class AvatarPipeline:
         kept = gather([state.cache for state in states])
         cache = kept if denoiser.config.cached else denoiser.recall(memory.latents, memory.filled)
         portrait = gather([state.portrait for state in states])
-        weight = self.guidance / self._folded_guidance
-
-        def velocity(x: Tensor, t: float, end: float | None = None) -> Tensor:
-            at = x.new_full(x.shape[:2], t)
-            to = None if end is None else torch.full_like(at, end)
-            return guided(
-                denoiser, x, at, tokens, portrait, cache, weight, end=to, predict=self._predict
-            )
-
-        noise = self._draw(states).to(self.device)
-        solve = sample_mean if denoiser.config.second_time else sample
-        motion = solve(velocity, noise, states[0].times)
+        motion = self.model.sample_window(
+            self._draw(states).to(self.device),
+            tokens,
+            portrait,
+            cache,
+            states[0].times,
+            self.guidance,
+            predict=self._predict,
+        )
         memory.write(motion)
         denoiser.remember(motion, kept)
         scatter(memory, [state.memory for state in states])

@@ -78,6 +78,8 @@ class Playout:
             self.metrics.drops += 1
             return
         self._last, self._shown_s = frame, self._clock()
+        if frame.stamps is not None:
+            self.metrics.stamp_shown(frame.stamps, self._shown_s)
         self._show(frame)
 
     async def _next(self, reader: AsyncIterator[Item]) -> Item | None:

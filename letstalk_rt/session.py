@@ -8,20 +8,36 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from letstalk_rt.audio.resample import Resampler, check_pcm, check_rate
-from letstalk_rt.audio.segmenter import EndMark, Hop, Segmenter, Sound
-from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
-from letstalk_rt.metrics import Metrics
+from letstalk_rt.audio.activity import (
+    VoiceActivity,
+    VoiceGate,
+    check_voice_activity,
+    make_gate,
+)
+from letstalk_rt.audio.segmenter import EndMark, Hop, Sound
+from letstalk_rt.contract import AS_MADE, Pipeline, frames_ahead, segmenter_for, wishes
+from letstalk_rt.errors import ConfigError, EngineError, LetsTalkError, SessionClosed
+from letstalk_rt.events import Event, EventHub, Listener, Mood
+from letstalk_rt.intake import Intake, Work
+from letstalk_rt.metrics import FrameStamps, Metrics
 from letstalk_rt.pacing import Pacer
-from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame, Interrupted, Portrait, SegmentEnd
+from letstalk_rt.types import (
+    FPS,
+    SAMPLE_RATE,
+    AVFrame,
+    Interrupted,
+    MotionOptions,
+    Portrait,
+    SegmentEnd,
+)
 
 T = TypeVar("T")
 
@@ -30,27 +46,7 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 0.1  # how late live speech may come before silence takes its place
 _SPARE_S = 0.06  # how much longer than the last ones a step may take
 _EARLY_S = 0.001  # timers are no finer than this
-_SLICE_S = 0.1  # sound resampled in one go; keeps the event loop free
-
-
-class Pipeline(Protocol):
-    """What the engine needs of a model: plain blocking calls, made from one thread."""
-
-    frames_per_window: int
-    hop: int
-    lookahead_frames: int
-
-    def init_state(self, portrait: Portrait, *, seed: int = 0) -> Any:
-        """Make the state of a new session."""
-        ...
-
-    def step(self, pcm: np.ndarray, states: Sequence[Any]) -> np.ndarray:
-        """Turn `(B, hop)` float32 into `(B, N, H, W, 3)` uint8; states are updated in place."""
-        ...
-
-    def interrupt(self, state: Any) -> None:
-        """Forget the speech heard so far, but keep the face where it is."""
-        ...
+_STARVED_S = 0.24  # a reader that waits so long for a frame has nothing more to show
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,27 @@ class _Picture:
 
     rgb: np.ndarray
     sound: Sound
+    voiced: bool
+    hop_complete_s: float
+    model_start_s: float
     made_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A portrait that shall be shown from now on."""
+
+    portrait: Portrait
+    done: "asyncio.Future[None]"
+
+    def finish(self, problem: Exception | None) -> None:
+        """Tell the caller, if he still waits."""
+        if self.done.done():
+            return
+        if problem is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(problem)
 
 
 class AvatarSession:
@@ -67,7 +83,8 @@ class AvatarSession:
 
     One task may push while another iterates; there is one reader. All waiting work is bounded: when
     `max_hops` hops wait, `push_audio` waits, and when the reader falls behind, the model waits.
-    Nothing is dropped except by `interrupt` and `aclose`.
+    Nothing is dropped except by `interrupt` and `aclose`, and, of a live source, samples that its
+    clock gives too many and pauses after a stall.
 
     Frames are numbered from 0 without gaps, over segments and interrupts. The first frames show
     silence, for the pictures are `lookahead_frames` behind the sound.
@@ -81,12 +98,19 @@ class AvatarSession:
             for pushed speech.
         seed: of everything random in the pictures.
         max_hops: bound of the speech that waits, in hops.
+        steps: sampler steps per window, more for finer pictures; the model's own when None.
+        lookahead_ms: sound that pictures wait for, from 0 to the model's own (80), which None
+            stands for. Less is sooner, and the lips follow less well.
+        motion: how the face moves; see `MotionOptions`.
+        voice_activity: how voice is told from noise: by `energy`, or by `silero`, which needs the
+            extra `vad`. Live, the model hears silence where there is no voice, so that noise does
+            not move the lips; the sound itself is never changed. `off` takes all sound for voice.
 
     Attributes:
         metrics: stage times and counters of this session.
 
     Raises:
-        ConfigError: `max_hops` is below 1.
+        ConfigError: an option is out of range.
     """
 
     def __init__(
@@ -98,32 +122,42 @@ class AvatarSession:
         idle: bool = True,
         seed: int = 0,
         max_hops: int = 4,
+        steps: int | None = None,
+        lookahead_ms: int | None = None,
+        motion: MotionOptions = AS_MADE,
+        voice_activity: VoiceActivity = "energy",
     ) -> None:
         if max_hops < 1:
             raise ConfigError(f"max_hops must be at least 1, got {max_hops}")
+        check_voice_activity(voice_activity)
         self.metrics = Metrics()
-        self._pipeline = pipeline
-        self._executor = executor
-        self._portrait = portrait
+        self._pipeline, self._executor, self._portrait = pipeline, executor, portrait
         self._idle = idle
-        self._seed = seed
-        self._max_hops = max_hops
+        self._lookahead = frames_ahead(pipeline, lookahead_ms)
+        self._wanted = wishes(pipeline, seed, steps, self._lookahead, motion)
         self._window = pipeline.frames_per_window
-        self._segmenter = segmenter_for(pipeline)
-        self._resampler = Resampler(SAMPLE_RATE)
-        self._pushing = asyncio.Lock()
-        self._work: deque[tuple[Hop | EndMark, float]] = deque()  # with the time it was queued
+        self._hub = EventHub()
+        self._mood = Mood(self._hub)
+        self._wake = asyncio.Event()  # the model task has something to look at
+        self._intake = Intake(
+            segmenter_for(pipeline, self._lookahead),
+            max_hops,
+            idle,
+            self._now_s,
+            self._wake.set,
+            self.metrics,
+            self._hub,
+        )
+        self._voice_activity: VoiceActivity = voice_activity
+        self._voiced: deque[bool] = deque([False] * self._lookahead)  # of the sounds to be shown
+        self._changes: deque[_Change] = deque()
         self._ready: deque[_Picture | SegmentEnd] = deque()
         self._frames_ready = 0
-        self._room = asyncio.Event()  # for speech in _work
-        self._wake = asyncio.Event()  # the model task has something to look at
         self._readable = asyncio.Event()
-        self._epoch = 0
+        self._unseen = 0  # frames made, and dropped by an interrupt the model does not know of
         self._index = 0
-        self._arriving = 0.0  # samples in push_audio calls that wait, at 16 kHz
-        self._queued = 0  # samples taken and not handed out
-        self._played = 0  # samples handed out of the segment that plays
-        self._expected_s = -math.inf  # when a live source must have given more
+        self._segment: int | None = None  # the one that plays
+        self._played = 0  # samples handed out of it
         self._step_s = 0.0
         self._clock = Pacer(FPS)
         self._closed = False
@@ -150,22 +184,14 @@ class AvatarSession:
             SessionClosed: the session was never opened.
             StopAsyncIteration: the session was closed.
         """
-        while not self._ready:
-            if self._failure is not None:
-                raise EngineError(
-                    "a step failed and ended the session; open another"
-                ) from self._failure
-            if self._closed:
-                raise StopAsyncIteration
-            self._check_open()
-            self._readable.clear()
-            await self._readable.wait()
+        if not self._ready:
+            await self._await_ready()
         return self._hand_out(self._ready.popleft())
 
     @property
     def epoch(self) -> int:
         """How many interrupts there were; a frame of an older epoch must not be shown."""
-        return self._epoch
+        return self._intake.epoch
 
     @property
     def closed(self) -> bool:
@@ -175,39 +201,31 @@ class AvatarSession:
     @property
     def backlog_ms(self) -> int:
         """Speech that was given and not handed out yet."""
-        return _ms(self._queued + self._arriving)
+        return _ms(self._intake.backlog)
+
+    @property
+    def state(self) -> str:
+        """What the avatar does: `speaking`, `listening` or `idle`."""
+        return self._mood.state
 
     async def push_audio(self, pcm: np.ndarray, sample_rate: int) -> None:
-        """Give speech, in pieces of any length up to some seconds; waits when the model is behind.
+        """Give speech, in pieces of any length; waits when the model is behind.
 
-        Speech that still waits here when `interrupt` is called is dropped with the rest.
+        Speech after `end_segment` begins the next segment. Speech that still waits here when
+        `interrupt` is called is dropped with the rest.
 
         Args:
-            pcm: int16, or float32 in [-1, 1] (beyond is clipped); `(n,)`, or `(n, channels)` with
-                one or two channels, which are averaged. An empty piece changes nothing.
+            pcm: int16, or float32 in [-1, 1] (beyond is clipped, with a warning); `(n,)`, or
+                `(n, channels)` with one or two channels, which are averaged. An empty piece changes
+                nothing.
             sample_rate: in Hz, a multiple of 100 from 8000 to 192000; may change between calls.
 
         Raises:
             AudioFormatError: `pcm` or `sample_rate` is not of this kind; nothing of it was taken.
             SessionClosed: the session is not open, or has ended.
         """
-        check_rate(sample_rate)
-        check_pcm(pcm)
         self._check_open()
-        epoch, scale = self._epoch, SAMPLE_RATE / sample_rate
-        self._expected_s = max(self._expected_s, self._now_s() + len(pcm) / sample_rate)
-        self._arriving += len(pcm) * scale
-        try:
-            async with self._pushing:
-                while len(pcm) and epoch == self._epoch:
-                    piece = pcm[: int(sample_rate * _SLICE_S)]
-                    await self._feed(await self._resample(piece, sample_rate, epoch), epoch)
-                    if epoch == self._epoch:
-                        self._arriving -= len(piece) * scale
-                        pcm = pcm[len(piece) :]
-        finally:  # an interrupt has cleared the account
-            if epoch == self._epoch:
-                self._arriving -= len(pcm) * scale
+        await self._intake.push(pcm, sample_rate)
 
     async def end_segment(self) -> None:
         """Mark the end of an utterance: its last sound is shown, then comes its `SegmentEnd`.
@@ -220,64 +238,78 @@ class AvatarSession:
             SessionClosed: the session is not open, or has ended.
         """
         self._check_open()
-        epoch = self._epoch
-        async with self._pushing:
-            await self._feed(self._resampler.flush(), epoch)
-            if await self._has_room(epoch):
-                self._queue_work(self._segmenter.end_segment())
+        await self._intake.end_segment()
 
     def interrupt(self) -> Interrupted:
         """Drop all speech and pictures that were not handed out. Returns at once.
 
         The segment that had begun is over, without a `SegmentEnd`; the next speech begins another.
-        The step that runs now is let run, and its frames are dropped.
+        The step that runs now is let run, and its frames are dropped; the face goes on from the
+        last frame handed out, and comes to rest. The avatar listens, until it speaks again. May be
+        called at any time, also before speech, and after closing, where it changes nothing.
         """
         result = Interrupted(_ms(self._played), self.backlog_ms)
-        self._epoch += 1
+        if self._closed:
+            return result
+        segment, spoke = self._intake.segment_id, self._segment is not None or self.backlog_ms > 0
+        self._intake.interrupt()
         self.metrics.drops += self._frames_ready
-        self._drop_waiting()
-        self._segmenter.interrupt()
-        self._resampler.reset()
-        self._arriving, self._queued, self._played = 0.0, 0, 0
-        self._expected_s = -math.inf
+        self._unseen += self._frames_ready
+        self._drop_ready()
+        self._voiced = deque([False] * self._lookahead)
+        if spoke:
+            playing = segment if self._segment is None else self._segment
+            cut = (playing, result.played_ms, result.dropped_ms)
+            self._hub.emit(Event("segment.interrupted", *cut))
+        self._segment, self._played = None, 0
+        self._mood.listen(True)
         return result
+
+    def listen(self, listening: bool = True) -> None:
+        """Say that somebody else has the word, or has it no more; see `Event`."""
+        self._mood.listen(listening)
+
+    async def change_portrait(self, portrait: Portrait) -> None:
+        """Go on with another face, from the next window on, without a gap.
+
+        Speech, counts and the movement go on. Returns when the model has taken the portrait.
+
+        Raises:
+            PortraitError: it is not prepared; the session goes on with the old one.
+            SessionClosed: the session is not open, or has ended.
+            ConfigError: the model cannot change faces.
+        """
+        self._check_open()
+        if not hasattr(self._pipeline, "change_portrait"):
+            raise ConfigError("this model cannot change faces; open another session")
+        change = _Change(portrait, asyncio.get_running_loop().create_future())
+        self._changes.append(change)
+        self._wake.set()
+        await change.done
+
+    def on_event(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each `Event` from now on; returns what ends that.
+
+        It runs on the event loop and must not block.
+        """
+        return self._hub.listen(listener)
+
+    def events(self) -> AsyncIterator[Event]:
+        """Give the events from now on, until the session is closed.
+
+        Of a reader who falls behind by more than 64, the oldest are dropped.
+        """
+        return self._hub.stream()
 
     async def aclose(self) -> None:
         """End the session and drop what waits. Safe to call twice, and before opening."""
         self._end()
         if self._failure is None:
-            self._drop_waiting()
+            self._intake.drop_waiting()
+            self._drop_ready()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-
-    # Input side: callers of push_audio and end_segment, one at a time.
-
-    async def _resample(self, piece: np.ndarray, sample_rate: int, epoch: int) -> np.ndarray:
-        if sample_rate != self._resampler.sample_rate:
-            await self._feed(self._resampler.flush(), epoch)
-            if epoch != self._epoch:
-                return np.zeros(0, np.float32)  # the next speech must not hear this piece
-            self._resampler = Resampler(sample_rate)
-        return self._resampler.push(piece)
-
-    async def _feed(self, samples: np.ndarray, epoch: int) -> None:
-        """Queue a slice of 16 kHz speech, once there is room for a hop."""
-        if samples.size and await self._has_room(epoch):
-            self._queued += samples.size
-            self._queue_work(self._segmenter.push(samples))
-
-    async def _has_room(self, epoch: int) -> bool:
-        """Wait until a hop may be queued; False when an interrupt came first."""
-        while epoch == self._epoch and len(self._work) >= self._max_hops and not self._closed:
-            self._room.clear()
-            await self._room.wait()
-        self._check_open()
-        return epoch == self._epoch
-
-    def _queue_work(self, items: Iterable[Hop | EndMark]) -> None:
-        self._work.extend((item, self._now_s()) for item in items)
-        self._wake.set()
 
     # Model side: one task.
 
@@ -291,48 +323,86 @@ class AvatarSession:
             self._end()
 
     async def _serve(self) -> None:
-        init_state = partial(self._pipeline.init_state, self._portrait, seed=self._seed)
-        state = await self._on_model(init_state)
-        state_epoch = self._epoch
+        state = await self._on_model(
+            partial(self._pipeline.init_state, self._portrait, **self._wanted)
+        )
+        gate = await self._open_gate()
+        state_epoch = self.epoch
         while True:
-            item = await self._next_work()
-            epoch = self._epoch
-            if isinstance(item, EndMark):
-                self._put(SegmentEnd(item.segment_id, epoch))
+            work = await self._next_work()
+            epoch = self.epoch
+            if isinstance(work, _Change):
+                await self._change(state, work)
+                continue
+            if isinstance(work.item, EndMark):
+                self._put(SegmentEnd(work.item.segment_id, epoch))
                 continue
             if epoch != state_epoch:
-                await self._on_model(partial(self._pipeline.interrupt, state))
+                await self._on_model(self._interruption(state))
+                gate.reset()
                 state_epoch = epoch
+            heard = await self._listen_to(gate, work.item, epoch)
             started_s = self._now_s()
-            step = partial(self._pipeline.step, item.pcm[None], [state])
-            frames = (await self._on_model(step))[0]
+            frames = (await self._on_model(partial(self._pipeline.step, heard, [state])))[0]
             self._note_step(self._now_s() - started_s)
-            if epoch == self._epoch:
-                self._put_window(frames, item)
+            if epoch == self.epoch:
+                self._put_window(frames, work, started_s)
             else:
                 self.metrics.drops += len(frames)
+                self._unseen += len(frames)
 
-    async def _next_work(self) -> Hop | EndMark:
+    async def _next_work(self) -> Work | _Change:
         """Wait until a step is wanted, then take a hop of speech or, when idle, make one."""
         while True:
             self._wake.clear()
+            if self._changes:
+                return self._changes.popleft()
             wait_s: float | None = None
             if self._frames_ready <= self._headroom():
-                if self._work:
-                    return self._take_work()
+                if self._intake.waiting:
+                    return self._intake.take()
                 if self._idle and (wait_s := self._idle_wait_s()) <= _EARLY_S:
-                    return self._segmenter.fill()
+                    return self._intake.fill()
             try:
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
             except TimeoutError:
                 pass  # an idle hop is due
 
-    def _take_work(self) -> Hop | EndMark:
-        item, queued_s = self._work.popleft()
-        self.metrics.stamp("queue", self._now_s() - queued_s)
-        self._room.set()
-        return item
+    async def _open_gate(self) -> VoiceGate:
+        if self._voice_activity == "silero":  # loads a network
+            return await self._on_model(partial(make_gate, self._voice_activity))
+        return make_gate(self._voice_activity)
+
+    async def _listen_to(self, gate: VoiceGate, hop: Hop, epoch: int) -> np.ndarray:
+        """Give what the model hears of a hop, `(1, hop)`: nothing where there is no voice."""
+        voiced = (
+            await self._on_model(partial(gate.hear, hop.pcm))
+            if gate.blocking
+            else gate.hear(hop.pcm)
+        )
+        if epoch == self.epoch:
+            self._voiced.extend(voiced)
+        silent = self._idle and not any(voiced)
+        return np.zeros_like(hop.pcm[None]) if silent else hop.pcm[None]
+
+    def _interruption(self, state: Any) -> Callable[[], None]:
+        """Give the call that tells the model of an interrupt."""
+        unseen, self._unseen = self._unseen, 0
+        return partial(self._pipeline.interrupt, state, unseen=unseen)
+
+    async def _change(self, state: Any, change: _Change) -> None:
+        pipeline: Any = self._pipeline
+        problem: Exception | None = None
+        try:
+            await self._on_model(partial(pipeline.change_portrait, state, change.portrait))
+            self._portrait = change.portrait
+        except LetsTalkError as error:  # the caller's mistake: the old face goes on
+            problem = error
+        except BaseException:
+            change.finish(SessionClosed("the session ended before it took the portrait"))
+            raise
+        change.finish(problem)
 
     def _headroom(self) -> int:
         """Frames that may wait when a step begins.
@@ -353,20 +423,23 @@ class AvatarSession:
         """
         now_s = self._now_s()
         wait_s = self._clock.delay_s(self._index, now_s) - self._window / FPS
-        if self._segmenter.in_speech:
-            wait_s = max(wait_s, self._expected_s + _GRACE_S - now_s)
+        if self._intake.in_speech:
+            wait_s = max(wait_s, self._intake.expected_s + _GRACE_S - now_s)
         return wait_s
 
     def _note_step(self, took_s: float) -> None:
         self._step_s = max(took_s, 0.9 * self._step_s)
-        self.metrics.stamp("step", took_s)
+        self.metrics.stamp_step(took_s, self._window / FPS)
 
-    def _put_window(self, frames: np.ndarray, hop: Hop) -> None:
+    def _put_window(self, frames: np.ndarray, work: Work, started_s: float) -> None:
+        hop, now_s = work.item, self._now_s()
+        assert isinstance(hop, Hop)
         assert frames.shape[0] == self._window and frames.dtype == np.uint8, frames.shape
         for count, (rgb, sound) in enumerate(zip(frames, hop.sounds, strict=True), start=1):
-            self._put(_Picture(rgb, sound, self._now_s()))
+            voiced = self._voiced.popleft()
+            self._put(_Picture(rgb, sound, voiced, work.queued_s, started_s, now_s))
             if count == hop.end_after:
-                self._put(SegmentEnd(sound.segment_id, self._epoch))
+                self._put(SegmentEnd(sound.segment_id, self.epoch))
 
     def _put(self, item: _Picture | SegmentEnd) -> None:
         self._ready.append(item)
@@ -376,33 +449,78 @@ class AvatarSession:
     async def _on_model(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
-    # Both sides.
+    # Reader's side.
+
+    async def _await_ready(self) -> None:
+        self._check_open_for_reading()
+        asked_s = self._now_s()
+        while not self._ready:
+            self._readable.clear()
+            await self._readable.wait()
+            if not self._ready:
+                self._check_open_for_reading()
+        late_s = self._now_s() - asked_s
+        if self._idle and self._index and late_s > _STARVED_S:
+            self._hub.warn(
+                "model-behind",
+                f"A frame came {late_s * 1000:.0f} ms after it was asked for: the machine is too "
+                "slow now. Use fewer sessions or steps, or a smaller preset.",
+                self._now_s(),
+            )
+
+    def _check_open_for_reading(self) -> None:
+        if self._failure is not None:
+            raise EngineError("a step failed and ended the session; open another") from (
+                self._failure
+            )
+        if self._closed:
+            raise StopAsyncIteration
+        self._check_open()
 
     def _hand_out(self, item: _Picture | SegmentEnd) -> AVFrame | SegmentEnd:
         if isinstance(item, SegmentEnd):
-            self._played = 0
+            self._finish_segment(item.segment_id)
             return item
-        sound = item.sound
-        frame = AVFrame(item.rgb, sound.pcm, self._index, sound.segment_id, self._epoch)
+        sound, now_s = item.sound, self._now_s()
+        audio_in_s = self._intake.note_shown(sound.spoken)
+        stamps = FrameStamps(
+            audio_in_s, item.hop_complete_s, item.model_start_s, item.made_s, now_s
+        )
+        index = self._index
+        frame = AVFrame(item.rgb, sound.pcm, index, sound.segment_id, self.epoch, stamps)
         self._index += 1
         self._frames_ready -= 1
-        self._queued -= sound.spoken
-        self._played += sound.spoken
-        self.metrics.stamp("wait", self._now_s() - item.made_s)
+        self.metrics.stamp_frame(stamps)
+        if sound.spoken:
+            self._play(sound)
+        self._mood.note_frame(item.voiced)
         self._wake.set()
         return frame
 
-    def _drop_waiting(self) -> None:
-        self._work.clear()
+    def _play(self, sound: Sound) -> None:
+        if self._segment != sound.segment_id:
+            self._segment, self._played = sound.segment_id, 0
+            self._hub.emit(Event("segment.started", sound.segment_id, 0))
+        self._played += sound.spoken
+
+    def _finish_segment(self, segment_id: int) -> None:
+        if self._segment == segment_id:
+            self._hub.emit(Event("segment.finished", segment_id, _ms(self._played)))
+        self._segment, self._played = None, 0
+
+    def _drop_ready(self) -> None:
         self._ready.clear()
         self._frames_ready = 0
-        self._room.set()
         self._wake.set()
 
     def _end(self) -> None:
         self._closed = True
-        self._room.set()
+        self._intake.close(self._closed_error())
         self._readable.set()
+        for change in self._changes:
+            change.finish(self._closed_error())
+        self._changes.clear()
+        self._hub.close()
 
     def _check_open(self) -> None:
         self._check_not_closed()
@@ -410,20 +528,18 @@ class AvatarSession:
             raise SessionClosed("the session is not open; use 'async with avatar.session() as ...'")
 
     def _check_not_closed(self) -> None:
-        if self._failure is not None:
-            raise SessionClosed("a step failed and ended the session; open another") from (
-                self._failure
-            )
         if self._closed:
-            raise SessionClosed("the session was closed; open another")
+            raise self._closed_error() from self._failure
+
+    def _closed_error(self) -> SessionClosed:
+        if self._failure is None:
+            return SessionClosed("the session was closed; open another")
+        error = SessionClosed("a step failed and ended the session; open another")
+        error.__cause__ = self._failure
+        return error
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def segmenter_for(pipeline: Pipeline) -> Segmenter:
-    """Make the segmenter that fits a model."""
-    return Segmenter(pipeline.hop, pipeline.frames_per_window, pipeline.lookahead_frames)
 
 
 def _ms(samples: float) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.metrics import FrameStamps
 
 SAMPLE_RATE = 16_000
 """Rate of all audio inside, in Hz."""
@@ -91,6 +92,7 @@ class AVFrame:
         index: frame number of the session, without gaps; due at `index / 25` s.
         segment_id: the segment its sound belongs to; counts from 0.
         epoch: how many interrupts came before it.
+        stamps: when it passed each stage; None where nobody measured.
     """
 
     rgb: np.ndarray
@@ -98,6 +100,7 @@ class AVFrame:
     index: int
     segment_id: int
     epoch: int
+    stamps: FrameStamps | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,13 @@ def _schemas() -> Json:
         "Options": _object(
             badge=FLAG,
             seed={"type": "integer", "minimum": 0, "maximum": MAX_SEED},
+            motion=_object(
+                expressiveness={"type": "number", "minimum": 0, "maximum": 2},
+                head_motion=FLAG,
+                blinks_per_min={"type": "number", "minimum": 0, "maximum": 60},
+                gaze_at_camera=FLAG,
+                required=(),
+            ),
             required=(),
         ),
         "Session": _session(),

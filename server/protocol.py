@@ -449,6 +449,13 @@ class Idle:
 
 
 @dataclass(frozen=True, slots=True)
+class Listening:
+    """The avatar was interrupted and gives its attention to the other one."""
+
+    type: ClassVar[str] = "avatar.listening"
+
+
+@dataclass(frozen=True, slots=True)
 class WasInterrupted:
     """What an interrupt cut off, in ms; for the one who asked."""
 
@@ -487,6 +494,7 @@ ServerMessage = (
     | SegmentInterrupted
     | Speaking
     | Idle
+    | Listening
     | WasInterrupted
     | Selected
     | OverlayUpdated

@@ -13,6 +13,7 @@ from aiortc.rtcrtpparameters import RTCRtpReceiveParameters
 from aiortc.rtcrtpreceiver import RTCRtpReceiver, StreamStatistics
 from aiortc.rtp import AnyRtcpPacket, RtcpReceiverInfo, RtcpRrPacket, RtcpSrPacket, RtpPacket
 
+from letstalk_server.hardening import harden
 from letstalk_server.microphone import SAMPLE_RATE, Microphone
 
 REPORT_INTERVAL_S = 1.0
@@ -43,6 +44,7 @@ class VoiceReceiver(RTCRtpReceiver):
         if self._reporting is not None:
             return
         self._payload_types = {codec.payloadType for codec in parameters.codecs}
+        harden(self.transport)
         self.transport._register_rtp_receiver(self, parameters)
         self._reporting = asyncio.create_task(self._report(), name="receiver-reports")
         self._started(self.microphone)

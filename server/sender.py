@@ -40,6 +40,7 @@ from aiortc.rtp import (
 
 from letstalk_server.estimate import Estimate
 from letstalk_server.feeds import Feed, PictureFeed, SharedMedia, Subscription
+from letstalk_server.hardening import harden
 from letstalk_server.transport import Bitrates
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class FeedSender(RTCRtpSender):
         if self._tasks:
             return
         self._learn(parameters)
+        harden(self.transport)
         self.transport._register_rtp_sender(self, parameters)
         if self.kind == "video":
             # A FIR names its stream inside (RFC 5104), not where aiortc's router looks.

@@ -13,13 +13,15 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from letstalk_rt.badge import STATEMENT, with_badge
+from letstalk_rt.contract import AS_MADE
 from letstalk_rt.engine import AvatarSession
-from letstalk_rt.types import FPS, AVFrame, SegmentEnd
+from letstalk_rt.events import Event
+from letstalk_rt.types import FPS, AVFrame, MotionOptions, SegmentEnd
 from letstalk_server import problems, protocol
 from letstalk_server.limits import Rate
 from letstalk_server.playout import SLOT_S, PulledPlayout, Slot, is_quiet
 from letstalk_server.problems import Kind, Problem
-from letstalk_server.segments import FRAME_MS, Segments
+from letstalk_server.segments import Segments
 from letstalk_server.settings import Settings
 from letstalk_server.sound import Decoder, decoder
 from letstalk_server.speech import Speech
@@ -66,10 +68,12 @@ class Options:
     Attributes:
         badge: show the visible "AI avatar" badge.
         seed: of everything random in the pictures.
+        motion: how the face moves.
     """
 
     badge: bool = True
     seed: int = 0
+    motion: MotionOptions = AS_MADE
 
 
 class Link(Protocol):
@@ -172,7 +176,7 @@ class Session:
         self._group = asyncio.TaskGroup()
         self._ending: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self._alone_s = self._active_s = self.started_s
-        self._first_index = self._first_segment = self._first_epoch = 0
+        self._last_index = -1
         self._frames = 0
 
     # Life
@@ -183,7 +187,8 @@ class Session:
         try:
             async with self._group:
                 for work, name in (
-                    (self._animate_wanted(), "animate"),
+                    (self._animate(), "engine"),
+                    (self._change_faces(), "faces"),
                     (self.speech.feed(self._listener), "speech"),
                     (self._keep_time(), "clock"),
                     (self._watch(), "watch"),
@@ -306,39 +311,32 @@ class Session:
 
     # The avatar
 
-    async def _animate_wanted(self) -> None:
-        """Animate one portrait after another; the tracks and the voice go on."""
-        while True:
-            animation = self.spawn(self._animate(self.cast), "engine")
-            self.cast = await self._wanted.get()
-            if animation is not None:
-                animation.cancel()
-                await asyncio.wait([animation])
-            self._avatar_ready.clear()
-            self._first_epoch += 1 + (self.avatar.epoch if self.avatar is not None else 0)
-            self.avatar = None
-            self.playout.clear(self._first_epoch)
-            self.media.show_anew()
-
-    async def _animate(self, cast: Cast) -> None:
-        """Run the engine on one portrait; its frames go to the playout."""
-        first_index, first_segment = self._first_index, self._first_segment
-        made = self._studio.avatar(cast).session(idle=True, seed=self.options.seed)
+    async def _animate(self) -> None:
+        """Run the engine; its frames go to the playout."""
+        options = self.options
+        made = self._studio.avatar(self.cast).session(seed=options.seed, motion=options.motion)
+        made.on_event(self._on_event)
         async with made as self.avatar:
             self._avatar_ready.set()
             async for item in made:
                 if isinstance(item, AVFrame):
-                    index, segment = first_index + item.index, first_segment + item.segment_id
-                    self._first_index, self._first_segment = index + 1, segment + 1
-                    await self.playout.put(self._dress(item, index, segment))
+                    self._last_index = item.index
+                    await self.playout.put(self._dress(item))
                 elif isinstance(item, SegmentEnd):
-                    self.segments.ended(first_segment + item.segment_id, self._first_index - 1)
+                    self.segments.ended(item.segment_id, self._last_index)
         raise _Over(End.FAILED)
 
-    def _dress(self, frame: AVFrame, index: int, segment_id: int) -> AVFrame:
-        rgb = with_badge(frame.rgb) if self.has_badge else frame.rgb
-        epoch = self._first_epoch + frame.epoch
-        return replace(frame, rgb=rgb, index=index, segment_id=segment_id, epoch=epoch)
+    async def _change_faces(self) -> None:
+        """Show the avatars that are asked for; tracks, voice and movement go on."""
+        avatar = await self._listener()
+        while True:
+            cast = await self._wanted.get()
+            await avatar.change_portrait(cast.portrait)
+            self.cast = cast
+            self.media.show_anew()
+
+    def _dress(self, frame: AVFrame) -> AVFrame:
+        return replace(frame, rgb=with_badge(frame.rgb)) if self.has_badge else frame
 
     def _dress_still(self, cast: Cast) -> Any:
         canvas = cast.portrait.canvas
@@ -363,7 +361,7 @@ class Session:
             cut = self.avatar.interrupt()
             unseen_ms = max(0, cut.played_ms - self.segments.played_ms)
             dropped_ms += cut.dropped_ms + unseen_ms
-            self.playout.clear(self._first_epoch + self.avatar.epoch)
+            self.playout.clear(self.avatar.epoch)
         return protocol.WasInterrupted(self.segments.cut(dropped_ms), dropped_ms)
 
     # Time
@@ -516,6 +514,13 @@ class Session:
             if not is_quiet(slot.frame.pcm):
                 self._active_s = time.monotonic()
 
+    def _on_event(self, event: Event) -> None:
+        """Pass on what only the engine knows; the rest is told when it is shown."""
+        if event.type == "avatar.listening":
+            self.tell(protocol.Listening())
+        elif event.type == "session.warning" and event.code in _PASSED_ON:
+            self.tell(protocol.Warn(event.code, event.message or ""))
+
     def _show_speech(self, speaking: bool) -> None:
         self.tell(protocol.Speaking() if speaking else protocol.Idle())
 
@@ -566,8 +571,7 @@ _WARNINGS = {
     "ends-soon": "This session ends in {} seconds.",
     "idle-soon": "Nobody has spoken for long: this session ends in {} seconds.",
 }
-
-assert FRAME_MS * FPS == 1000
+_PASSED_ON = ("speech-late", "clipped")
 
 
 def _reason_of(overs: BaseExceptionGroup) -> End:

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections import deque
 from functools import partial
+from typing import Any
 
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -142,7 +143,7 @@ class SocketLink:
                 ("frames", self._show()),
             )
         ]
-        waiting = {*tasks, self._closing}
+        waiting: set[asyncio.Future[Any]] = {*tasks, self._closing}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -109,7 +109,7 @@ class Speech:
 
     def clear(self) -> float:
         """Forget what waits; gives its duration in seconds."""
-        waiting_s = self._pushed_s + self._live_s
+        waiting_s = sum(piece.seconds for piece in self._pieces)  # the rest is with the avatar
         self._pieces.clear()
         self._pushed_s = self._live_s = self._floor_until_s = 0.0
         self._room.set()

@@ -7,6 +7,9 @@ from typing import Any, cast
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 
+from letstalk_rt.contract import AS_MADE
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.types import MotionOptions
 from letstalk_server import problems
 from letstalk_server.auth import Auth, Caller
 from letstalk_server.metrics import ServerMetrics
@@ -145,7 +148,22 @@ def options_of(fields: object) -> Options:
         raise Problem(problems.BAD_REQUEST, '"badge" must be true or false.')
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
         raise Problem(problems.BAD_REQUEST, f'"seed" must be a whole number, 0 to {MAX_SEED}.')
-    return Options(badge, seed)
+    return Options(badge, seed, _motion_of(fields.get("motion")))
+
+
+def _motion_of(fields: object) -> MotionOptions:
+    if fields is None:
+        return AS_MADE
+    numbers, flags = {"expressiveness", "blinks_per_min"}, {"head_motion", "gaze_at_camera"}
+    if not isinstance(fields, dict) or not set(fields) <= flags | numbers:
+        raise Problem(problems.BAD_REQUEST, f'"motion" may have {sorted(flags | numbers)}.')
+    for key, value in fields.items():
+        if isinstance(value, bool) != (key in flags) or not isinstance(value, int | float):
+            raise Problem(problems.BAD_REQUEST, f'"{key}" of "motion" is of the wrong type.')
+    try:
+        return MotionOptions(**fields)
+    except ConfigError as error:
+        raise Problem(problems.BAD_REQUEST, f'"motion" cannot be used: {error}.') from None
 
 
 def flag_of(connection: HTTPConnection, key: str, default: bool) -> bool:

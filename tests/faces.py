@@ -66,7 +66,7 @@ class LoudIsBright:
     def init_state(self, portrait: Portrait, *, seed: int = 0) -> dict[str, Any]:
         return {"compositor": Compositor(portrait), "past": np.zeros(1280, np.float32)}
 
-    def interrupt(self, state: dict[str, Any]) -> None:
+    def interrupt(self, state: dict[str, Any], *, unseen: int = 0) -> None:
         state["past"][:] = 0
 
     def step(self, pcm: np.ndarray, states: Sequence[dict[str, Any]]) -> np.ndarray:

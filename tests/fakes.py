@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from letstalk_rt.errors import PortraitError
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 FRAME = SAMPLES_PER_FRAME
@@ -32,6 +33,8 @@ class FakeState:
     seed: int
     heard: np.ndarray = field(default_factory=lambda: np.zeros(LOOKAHEAD * FRAME, np.float32))
     interrupts: int = 0
+    unseen: int = 0
+    options: dict = field(default_factory=dict)
 
 
 class FakePipeline:
@@ -52,15 +55,23 @@ class FakePipeline:
         self.threads = set()
         self.states = []
 
-    def init_state(self, portrait, *, seed=0):
+    def init_state(self, portrait, *, seed=0, **options):
         self._note_call(-1)
         self.states.append(FakeState(int(portrait.canvas[0, 0, 0]), seed))
+        self.states[-1].options = options
         return self.states[-1]
 
-    def interrupt(self, state):
+    def interrupt(self, state, *, unseen=0):
         self.threads.add(threading.current_thread())
         state.interrupts += 1
-        state.heard[:] = 0
+        state.unseen += unseen
+        state.heard = np.zeros(LOOKAHEAD * FRAME, np.float32)
+
+    def change_portrait(self, state, portrait):
+        self.threads.add(threading.current_thread())
+        if portrait.canvas.shape[2:] != (3,):
+            raise PortraitError("not prepared")
+        state.face = int(portrait.canvas[0, 0, 0])
 
     def step(self, pcm, states):
         self._note_call(self.steps)

@@ -54,8 +54,11 @@ class Painter:
     def init_state(self, portrait, *, seed=0):
         return {"portrait": portrait, "past": np.zeros(2 * SPF, np.float32), "count": 0}
 
-    def interrupt(self, state):
+    def interrupt(self, state, *, unseen=0):
         state["past"][:] = 0
+
+    def change_portrait(self, state, portrait):
+        state["portrait"] = portrait
 
     def step(self, pcm, states):
         self.steps += 1
@@ -148,12 +151,14 @@ class Voice(MediaStreamTrack):
 class Peer:
     """A real WebRTC peer in this process, with the page's manners."""
 
-    def __init__(self, voice=None):
+    def __init__(self, voice=None, ping_s=1.0):
+        self._ping_s = ping_s
         self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.pc.addTransceiver(voice or "audio", "sendrecv")
         self.pc.addTransceiver("video", "recvonly")
         self.channel = self.pc.createDataChannel("control")
         self.channel.on("message", self._on_message)
+        self.channel.on("open", lambda: self._tasks.append(asyncio.ensure_future(self._ping())))
         self.pc.on("track", self._on_track)
         self.messages, self.video, self.audio = [], [], []
         self.changed = asyncio.Event()
@@ -162,6 +167,11 @@ class Peer:
     def _on_message(self, text):
         self.messages.append(json.loads(text))
         self.changed.set()
+
+    async def _ping(self):
+        while self._ping_s:
+            self.send({"type": "session.ping"})
+            await asyncio.sleep(self._ping_s)
 
     def _on_track(self, track):
         self._tasks.append(asyncio.ensure_future(self._record(track)))

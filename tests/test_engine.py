@@ -565,7 +565,7 @@ def test_stages_are_measured():
         async with offline(FakePipeline(), TimedExecutor(0.06)) as session:
             await hear(session, steady(5, 0.5))
         stages = session.metrics.stages_ms()
-        assert set(stages) == {"queue", "step", "wait"}
+        assert set(stages) == {"queue", "step", "wait", "hop", "engine"}
         assert stages["step"].p50 == pytest.approx(60)
 
     run(body())
@@ -740,7 +740,8 @@ def test_loading_brings_model_and_portrait_together(monkeypatch):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     with Avatar.load("me.jpg", "tiny", "cpu", size=64) as avatar:
-        assert calls == [{"preset": "tiny", "device": "cpu"}, ("me.jpg", pipeline.finder, 64)]
+        options = {"preset": "tiny", "device": "cpu", "steps": None, "threads": None}
+        assert calls == [options, ("me.jpg", pipeline.finder, 64)]
         frame = next(iter(avatar.render(speech(HOP))))
     assert isinstance(frame, AVFrame)
     assert frame.rgb[0, 0, 0] == 77

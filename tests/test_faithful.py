@@ -1,6 +1,7 @@
 """The denoiser as published: its sizes to the digit, its parts, what it refuses."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,11 +159,18 @@ class TestDenoiser:
         for plain, again in zip(*grads, strict=True):
             torch.testing.assert_close(plain, again)
 
-    def test_half_precision_comes_out_near(self, denoiser):
+    def test_mixed_precision_comes_out_near(self, denoiser):
         given = arguments()
         wanted = denoiser(**given)
         with torch.autocast("cpu", torch.bfloat16):
             found = denoiser(**given)
+        assert F.cosine_similarity(found.float().flatten(), wanted.flatten(), 0) > 0.99
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_comes_out_near(self, denoiser, dtype):
+        given = arguments()
+        found, wanted = make_faithful().denoiser.to(dtype)(**given), denoiser(**given)
+        assert found.dtype == dtype
         assert F.cosine_similarity(found.float().flatten(), wanted.flatten(), 0) > 0.99
 
     @pytest.mark.parametrize("name", ["x", "t", "tokens", "portrait", "memory"])
@@ -234,6 +242,11 @@ class TestGenerate:
         ]
         assert torch.equal(*videos)
 
+    def test_a_model_in_half_precision_generates_in_full(self):
+        model = make_faithful().to(torch.bfloat16)
+        clip = next(model.generate(self.features(4), make_batch(1).portrait))
+        assert clip.dtype == torch.float32 and clip.isfinite().all()
+
     @pytest.mark.parametrize("frames", [0, 3, 6])
     def test_a_length_that_is_no_multiple_of_the_clip_is_refused(self, frames):
         with pytest.raises(InputError, match="multiple of 4"):
@@ -275,3 +288,10 @@ class TestCheckpoint:
 def test_every_preset_says_every_shape():
     assert set(FAITHFUL_PRESETS) == set(COUNTS)
     assert {f.name for f in fields(FaithfulConfig)} >= {"channels", "side", "width", "depth"}
+
+
+def test_the_page_shows_the_counts_and_costs():
+    page = Path(__file__).parents[1] / "docs" / "faithful.md"
+    rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| `")]
+    shown = {row[1].strip(" `"): row[4].strip() for row in rows if len(row) == 8}
+    assert shown == {name: f"{count:,}" for name, count in COUNTS.items()}

@@ -138,6 +138,12 @@ def test_joint_attention_equals_the_double_sum():
             torch.testing.assert_close(found[0, frame], part, atol=1e-5, rtol=1e-4)
 
 
+def test_the_sums_of_linear_attention_stay_float32_under_mixed_precision():
+    layer = LinearAttention(32).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(1, 4, 32))[1].sums.dtype == torch.float32
+
+
 def test_a_siamese_portrait_is_moved_by_a_mirror_without_time():
     torch.manual_seed(0)
     part = SiamesePortrait(64, heads=4, ffn_ratio=2.0, side=4).requires_grad_(False)

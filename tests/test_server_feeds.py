@@ -204,6 +204,33 @@ async def test_the_bitrate_follows_the_weakest_viewer_within_its_bounds(executor
     await feed.aclose()
 
 
+async def test_a_late_picture_gives_way_to_the_present_one_and_no_burst_follows(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    subscription = feed.subscribe()
+    await run_for(clock, 0.2, subscription)
+    clock.now_s += 1.01
+    (items,) = await run_for(clock, 0.2, subscription)
+    numbers = [item.timestamp // VIDEO_TICKS for item in items]
+    late = int(np.argmax(np.diff(numbers)))
+    assert np.diff(numbers)[late] >= 24
+    assert (np.diff(numbers)[late + 1 :] == 1).all()
+    await feed.aclose()
+
+
+@pytest.mark.parametrize("late_s, skipped", [(0.1, False), (5.0, True)])
+async def test_late_sound_is_caught_up_when_little_and_skipped_when_much(late_s, skipped):
+    clock = SteppedClock()
+    feed = VoiceFeed(playout_at(clock))
+    subscription = feed.subscribe()
+    (first,) = await run_for(clock, 0.1, subscription)
+    clock.now_s += late_s
+    (items,) = await run_for(clock, 0.1, subscription)
+    steps = np.diff([item.timestamp // PIECE for item in first + items])
+    assert (steps.max() > 200) == skipped and np.median(steps) == 1
+    await feed.aclose()
+
+
 async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
     clock = SteppedClock()
     feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
@@ -254,14 +281,17 @@ def test_bitrates_out_of_order_are_refused(start, low, high):
         Bitrates(start=start, minimum=low, maximum=high)
 
 
-def test_the_upsampler_is_exact_in_count_and_in_pieces():
-    rng = np.random.default_rng(0)
-    pcm = rng.uniform(-1, 1, 6400).astype(np.float32)
-    whole = Upsampler(3)(pcm)
-    pieces = Upsampler(3)
-    parts = np.concatenate([pieces(pcm[i : i + 640]) for i in range(0, pcm.size, 640)])
-    assert whole.size == 3 * pcm.size
-    np.testing.assert_allclose(parts, whole, atol=1e-6)
+@pytest.mark.parametrize("sizes", [(640,) * 10, (1, 39, 600, 5000, 760)])
+def test_upsampling_in_pieces_equals_the_whole_and_keeps_the_count(sizes):
+    sound = np.sin(np.arange(sum(sizes)) * 2 * np.pi * 440 / 16_000).astype(np.float32)
+    whole, piecewise = Upsampler(3), Upsampler(3)
+    pieces = np.split(sound, np.cumsum(sizes)[:-1])
+    joined = np.concatenate([piecewise(piece) for piece in pieces])
+    np.testing.assert_allclose(joined, whole(sound), atol=1e-6)
+    assert joined.size == 3 * sound.size
+    delay = 3 * Upsampler.TAPS // 2
+    true = np.sin((np.arange(joined.size) - delay) * 2 * np.pi * 440 / 48_000)
+    np.testing.assert_allclose(joined[200:-200], true[200:-200], atol=2e-3)
 
 
 def test_a_tone_stays_a_tone():

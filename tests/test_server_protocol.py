@@ -1,13 +1,22 @@
 """Messages and settings: what is understood, and that the rest is refused in words."""
 
+import base64
 import json
+import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from letstalk_rt.errors import ConfigError, WeightsError
-from letstalk_server import main, protocol
-from letstalk_server.main import parse, serve
+from letstalk_server import main, problems, protocol
+from letstalk_server.main import page_address, parse, serve
 from letstalk_server.settings import IceServer, Settings
+from letstalk_server.transport import Bitrates
+
+DOCS = Path(__file__).parents[1] / "docs" / "protocol.md"
 
 
 @pytest.mark.parametrize(
@@ -15,13 +24,18 @@ from letstalk_server.settings import IceServer, Settings
     [
         ({"type": "session.ping"}, protocol.Ping()),
         ({"type": "session.ping", "unknown": [1]}, protocol.Ping()),
+        ({"type": "session.ping", "event_id": "p1"}, protocol.Ping("p1")),
         ({"type": "session.close"}, protocol.Close()),
         ({"type": "avatar.interrupt"}, protocol.Interrupt()),
         ({"type": "avatar.select", "avatar": "ada"}, protocol.Select(avatar="ada")),
         ({"type": "avatar.select", "portrait": "x1"}, protocol.Select(portrait="x1")),
+        ({"type": "segment.end"}, protocol.EndSegment()),
+        ({"type": "audio.append", "audio": "AAE="}, protocol.Append(b"\x00\x01")),
+        ({"type": "overlay.update", "overlay": {"bg": "green"}}, protocol.Overlay({"bg": "green"})),
+        ({"type": "session.configure", "stats_s": 2}, protocol.Configure(stats_s=2)),
     ],
 )
-def test_messages_of_the_page_are_understood(fields, message):
+def test_messages_of_a_client_are_understood(fields, message):
     assert protocol.parse(json.dumps(fields)) == message
 
 
@@ -38,10 +52,21 @@ def test_messages_of_the_page_are_understood(fields, message):
         '{"type": 5}',
         '{"type": ["session.ping"]}',
         '{"type": "session.ready"}',
+        '{"type": "session.ping", "event_id": 5}',
         '{"type": "avatar.select"}',
         '{"type": "avatar.select", "avatar": 7}',
         '{"type": "avatar.select", "avatar": "a", "portrait": "b"}',
         json.dumps({"type": "avatar.select", "avatar": "a" * 1000}),
+        '{"type": "audio.append"}',
+        '{"type": "audio.append", "audio": "!!!"}',
+        '{"type": "overlay.update", "overlay": [1]}',
+        '{"type": "overlay.update", "overlay": {"a": {}}}',
+        '{"type": "overlay.update", "overlay": {"a": NaN}}',
+        '{"type": "session.configure", "audio": {"format": "mp3"}}',
+        '{"type": "session.configure", "audio": {"sample_rate": 44101}}',
+        '{"type": "session.configure", "audio": {"format": "opus", "sample_rate": 16000}}',
+        '{"type": "session.configure", "frames": {"quality": true}}',
+        '{"type": "session.configure", "stats_s": -1}',
         "[" * 4000,
         '{"type": "session.ping", "x": "' + "y" * 5000 + '"}',
     ],
@@ -49,33 +74,154 @@ def test_messages_of_the_page_are_understood(fields, message):
 def test_other_messages_are_refused_without_repeating_them(text):
     with pytest.raises(protocol.BadMessage) as refused:
         protocol.parse(text)
-    assert len(str(refused.value)) < 200
+    assert len(str(refused.value)) < 220
 
 
-def test_messages_to_the_page_are_flat_json_with_their_type():
-    message = protocol.Ready("s1", ("soft",))
-    assert json.loads(protocol.encode(message)) == {
-        "type": "session.ready",
+KEYS = st.sampled_from(["type", "event_id", "audio", "frames", "avatar", "overlay", "stats_s"])
+LEAVES = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20)
+TREES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner))
+
+
+@given(st.one_of(st.text(), st.binary(), TREES.map(json.dumps)))
+def test_whatever_comes_is_a_message_or_a_bad_message(data):
+    try:
+        message = protocol.parse(data)
+    except protocol.BadMessage:
+        return
+    assert isinstance(message, protocol.ClientMessage)
+
+
+def test_a_refusal_knows_which_message_it_is_about():
+    with pytest.raises(protocol.BadMessage) as refused:
+        protocol.parse('{"type": "avatar.select", "event_id": "s1"}')
+    assert refused.value.re == "s1"
+
+
+def test_long_sound_may_come_as_text():
+    audio = base64.b64encode(bytes(20_000)).decode()
+    message = protocol.parse(json.dumps({"type": "audio.append", "audio": audio}))
+    assert message == protocol.Append(bytes(20_000))
+
+
+def test_a_part_that_is_left_out_stays_as_it_was():
+    wishes = protocol.wishes_of({"audio": "opus", "frames": "jpeg", "max_fps": "10"})
+    assert wishes.audio == protocol.AudioFormat("opus", 48_000, 1)
+    changed = protocol.Configure(frames={"quality": 50}).apply(wishes)
+    assert changed.audio == wishes.audio
+    assert changed.frames == protocol.FramesFormat("jpeg", 50, 10, "pcm16")
+
+
+def test_messages_to_a_client_are_flat_json_with_type_and_numbers():
+    encode = protocol.Encoder("s1")
+    first = json.loads(encode(protocol.Pong(), 3, "p1"))
+    assert first == {
+        "type": "session.pong",
+        "event_id": "e1",
         "session": "s1",
-        "warnings": ["soft"],
+        "segment_id": 3,
+        "re": "p1",
     }
+    second = json.loads(encode(protocol.Finished(120), 4))
+    assert (second["event_id"], second["segment_id"], second["played_ms"]) == ("e2", 4, 120)
 
 
-def test_settings_come_from_the_command_line_then_the_environment(monkeypatch):
+def messages_in_docs():
+    blocks = re.findall(r"```json\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+    for block in blocks:
+        decoder, place = json.JSONDecoder(), 0
+        while place < len(block.rstrip()):
+            value, place = decoder.raw_decode(block, place)
+            yield value
+            while place < len(block) and block[place].isspace():
+                place += 1
+
+
+def test_the_examples_in_the_docs_are_the_messages_we_send_and_take():
+    sent = {kind.type: kind for kind in protocol.ServerMessage.__args__}
+    shown = [value for value in messages_in_docs() if "." in value.get("type", "")]
+    for example in shown:
+        if (kind := sent.get(example["type"])) is None:
+            protocol.parse(json.dumps(example))
+            continue
+        known = {field.name for field in fields(kind)}
+        extra = set(example) - known - {"type", "event_id", "session", "segment_id", "re"}
+        assert not extra, example
+    assert {example["type"] for example in shown} >= set(sent)
+
+
+def test_the_docs_name_every_problem_and_client_message():
+    text = DOCS.read_text(encoding="utf-8")
+    for kind in problems.KINDS:
+        assert f"`{kind.code}`" in text, kind.code
+    for kind in protocol.ClientMessage.__args__:
+        assert f"`{kind.type}`" in text, kind.type
+
+
+def test_settings_come_from_the_command_line_then_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LETSTALK_PORT", "9001")
     monkeypatch.setenv("LETSTALK_MAX_SESSIONS", "5")
-    settings = parse(["--port", "9002", "--ice-server", "turn:t.example:3478,me,secret"])
+    monkeypatch.setenv("LETSTALK_TURN_SECRET_FILE", str(tmp_path / "turn"))
+    (tmp_path / "turn").write_text("coturn knows it\n")
+    settings = parse(
+        ["--port", "9002", "--ice-server", "turn:t.example:3478,me,secret"]
+        + ["--turn-url", "turn:t.example", "--bitrate", "600000,300000,900000"]
+        + ["--allow-origin", "https://app.example", "--max-idle-s", "0"]
+    )
     assert settings.port == 9002 and settings.max_sessions == 5
     assert settings.ice_servers == (IceServer("turn:t.example:3478", "me", "secret"),)
+    assert settings.turn_secret == "coturn knows it" and settings.turn_urls == ("turn:t.example",)
+    assert settings.bitrates == Bitrates(600_000, 300_000, 900_000)
+    assert settings.allow_origins == ("https://app.example",) and settings.max_idle_s == 0
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"port": 70_000}, {"max_sessions": 0}, {"size": 4}, {"threads": 0}, {"tls_cert": "c.pem"}],
+    [
+        {"port": 70_000},
+        {"max_sessions": 0},
+        {"size": 4},
+        {"threads": 0},
+        {"tls_cert": "c.pem"},
+        {"turn_urls": ("turn:x",)},
+        {"secret": "short"},
+        {"auth": "maybe"},
+        {"allow_origins": ("app.example",)},
+        {"allow_origins": ("*",)},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("host", "needs_tokens"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("a.b", True)],
+)
+def test_tokens_are_asked_for_beyond_loopback(host, needs_tokens):
+    assert Settings(host=host).auth_required is needs_tokens
+    assert not Settings(host=host, auth="off").auth_required
+
+
+def test_secrets_are_not_shown():
+    settings = Settings(
+        api_key="a" * 32, secret="b" * 32, turn_urls=("turn:t",), turn_secret="cccc"
+    )
+    shown = repr(settings)
+    assert "aaaa" not in shown and "bbbb" not in shown and "cccc" not in shown
+    assert "pass" not in repr(IceServer("turn:t", "me", "pass"))
+
+
+def test_the_address_holds_a_token_only_on_a_terminal(monkeypatch):
+    from letstalk_server.auth import Auth
+
+    settings = Settings(host="0.0.0.0")
+    auth = Auth(settings)
+    assert "#token=" not in page_address(settings, 8080, auth)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    address = page_address(settings, 8080, auth)
+    assert address.startswith("http://localhost:8080/#token=")
+    assert page_address(Settings(), 8080, Auth(Settings())) == "http://localhost:8080/"
 
 
 def test_a_model_that_cannot_be_loaded_is_one_clear_line(capsys, monkeypatch):

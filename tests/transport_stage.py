@@ -4,11 +4,18 @@ The picture is grey, and white in the middle while the sound is loud: flash and 
 """
 
 import asyncio
+import random
 from contextlib import asynccontextmanager, suppress
 
 import numpy as np
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    RTCConfiguration,
+    RTCPeerConnection,
+    RTCRtpReceiver,
+    RTCSessionDescription,
+)
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtp import RtcpSrPacket
 
 from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
 from letstalk_server.aiortc_transport import AiortcTransport
@@ -16,20 +23,21 @@ from letstalk_server.playout import PulledPlayout
 from letstalk_server.transport import Handlers, Role
 
 SIDE = 256
-PERIOD = 25
+PERIOD = 15
 """Frames from flash to flash."""
 
-FLASH = 3
-"""Frames that one lasts."""
+SHADES = (255, 225, 195)
+"""Of the frames of one flash: a receiver that missed the first can tell when it was."""
 
 
 def flash_and_beep(index, side=SIDE):
-    """Give frame `index`: the first ones of each second are white and loud."""
-    on = index % PERIOD < FLASH and index >= PERIOD
+    """Give frame `index`: the first ones of each period are bright and loud."""
+    place = index % PERIOD
+    on = place < len(SHADES) and index >= PERIOD
     rgb = np.full((side, side, 3), 90, np.uint8)
     rgb[:, : side // 2, 0] = index % 200  # every picture differs from the one before
     if on:
-        rgb[side // 4 : -side // 4, side // 4 : -side // 4] = 255
+        rgb[side // 4 : -side // 4, side // 4 : -side // 4] = SHADES[place]
     t = np.arange(SAMPLES_PER_FRAME) / 16_000
     pcm = np.sin(2 * np.pi * 1000 * t) * (0.5 if on else 0.0)
     return AVFrame(rgb, pcm.astype(np.float32), index, 0, 0)
@@ -42,7 +50,7 @@ class Stage:
         self.transport = AiortcTransport(**options)
         self.playout = PulledPlayout(flash_and_beep(0, side).rgb)
         self.media = self.transport.media(self.playout)
-        self.peers = []
+        self.peers, self.guests = [], []
         self._side = side
 
     async def perform(self):
@@ -55,6 +63,11 @@ class Stage:
         peer = self.transport.open(role, self.media, Handlers(**handlers))
         self.peers.append(peer)
         return peer
+
+    def guest(self, voice=None, **options):
+        """Make a peer in this process; it is closed with the stage."""
+        self.guests.append(Guest(voice, **options))
+        return self.guests[-1]
 
     async def connect(self, guest, role=Role.VIEWER, **handlers):
         """Connect a `Guest` and give the server's end."""
@@ -70,6 +83,8 @@ async def staged(side=SIDE, **options):
     try:
         yield stage
     finally:
+        for guest in stage.guests:
+            await guest.close()
         for peer in stage.peers:
             await peer.aclose()
         await stage.media.aclose()
@@ -82,14 +97,13 @@ async def staged(side=SIDE, **options):
 class Guest:
     """A real peer in this process that keeps what it gets."""
 
-    def __init__(self, voice=None, video=True, codec=None):
-        self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    def __init__(self, voice=None, video=True, codec=None, configuration=None):
+        self.pc = RTCPeerConnection(configuration or RTCConfiguration(iceServers=[]))
         self.pc.addTransceiver(voice or "audio", "sendrecv" if voice else "recvonly")
         if video:
             sight = self.pc.addTransceiver("video", "recvonly")
             if codec is not None:
-                known = RTCPeerConnection and __import__("aiortc").RTCRtpReceiver
-                codecs = known.getCapabilities("video").codecs
+                codecs = RTCRtpReceiver.getCapabilities("video").codecs
                 sight.setCodecPreferences([c for c in codecs if c.mimeType == f"video/{codec}"])
         self.video, self.audio = [], []
         self.changed = asyncio.Event()
@@ -130,3 +144,106 @@ class Guest:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class SenderClock:
+    """What a receiver knows of a track: its first timestamp and the pairs in sender reports."""
+
+    def __init__(self, guest, kind):
+        self._rate = {"audio": 48_000, "video": 90_000}[kind]
+        self._first, self._pairs = None, []
+        receiver = guest.receiver(kind)
+        self._handle_rtp = receiver._handle_rtp_packet
+        self._handle_rtcp = receiver._handle_rtcp_packet
+        receiver._handle_rtp_packet = self._on_rtp
+        receiver._handle_rtcp_packet = self._on_rtcp
+
+    def __bool__(self):
+        return len(self._pairs) > 2
+
+    async def _on_rtp(self, packet, arrival_time_ms):
+        self._first = packet.timestamp if self._first is None else self._first
+        await self._handle_rtp(packet, arrival_time_ms)
+
+    async def _on_rtcp(self, packet):
+        if isinstance(packet, RtcpSrPacket) and packet.sender_info.ntp_timestamp:
+            info = packet.sender_info
+            self._pairs.append((info.rtp_timestamp, info.ntp_timestamp / 2**32))
+        await self._handle_rtcp(packet)
+
+    def wall_s(self, pts):
+        """Give the moment that a timestamp stands for, by the reports so far."""
+        now = self._first + pts
+        return float(np.median([ntp + _signed(now - rtp) / self._rate for rtp, ntp in self._pairs]))
+
+
+def _signed(ticks):
+    return (ticks + 2**31) % 2**32 - 2**31
+
+
+def flashes(frames):
+    """Give the timestamps at which the middle lights up."""
+    shades = [
+        int(frame.to_ndarray(format="rgb24")[frame.height // 2, frame.width // 2, 1])
+        for frame in frames
+    ]
+    found = []
+    for before, shade, frame in zip(shades, shades[1:], frames[1:], strict=False):
+        if before < 150 <= shade:
+            missed = int(np.argmin(np.abs(np.array(SHADES) - shade)))
+            found.append(frame.pts - missed * 3600)
+    return found
+
+
+def beeps(frames):
+    """Give the timestamps at which the sound begins, to the sample."""
+    found, quiet = [], True
+    for frame in frames:
+        samples = np.abs(frame.to_ndarray().reshape(frame.samples, -1).max(1).astype(int))
+        if quiet and samples.max() > 3000:
+            found.append(frame.pts + int(np.argmax(samples > 3000)))
+        quiet = samples.max() < 1500
+    return found
+
+
+def skews_ms(guest, clocks):
+    """Give for each flash how much later its beep is, for a receiver that trusts the reports."""
+    sights = [clocks["video"].wall_s(pts) for pts in flashes(guest.video)]
+    sounds = np.array([clocks["audio"].wall_s(pts) for pts in beeps(guest.audio)])
+    skews = [float(sounds[np.abs(sounds - at).argmin()] - at) * 1000 for at in sights]
+    return [skew for skew in skews if abs(skew) < 250]  # the beep of a lost one is far off
+
+
+class Path:
+    """A bad network between a peer connection and the world: loses, delays, reorders, fails.
+
+    Args:
+        pc: the connection; what it sends goes this way.
+        loss: share of packets lost.
+        delay_s: of all packets.
+        jitter_s: most that is added to it, different for each packet: they overtake each other.
+    """
+
+    def __init__(self, pc, loss=0.0, delay_s=0.0, jitter_s=0.0, seed=0):
+        self.is_cut = False
+        self.lost = 0
+        self._loss, self._delay_s, self._jitter_s = loss, delay_s, jitter_s
+        self._random = random.Random(seed)
+        self._sending = set()
+        self._ice = pc.getTransceivers()[0].sender.transport.transport
+        self._send_now = self._ice._send
+        self._ice._send = self._send
+
+    async def _send(self, data):
+        if self.is_cut or self._random.random() < self._loss:
+            self.lost += 1
+            return
+        wait_s = self._delay_s + self._random.random() * self._jitter_s
+        task = asyncio.ensure_future(self._send_later(data, wait_s))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _send_later(self, data, wait_s):
+        await asyncio.sleep(wait_s)
+        with suppress(ConnectionError):
+            await self._send_now(data)

@@ -297,7 +297,15 @@ export class LetsTalkAvatar extends EventTarget {
 
 // Codes after which a session that was there is not.
 const GONE = new Set(["unknown-session", "not-found", "token-expired", "token-invalid"]);
-const ENDED = new Set(["session-over", "idle", "engine-failed"]);
+const ENDED = new Set(["session-over", "idle", "engine-failed", "ended"]);
+// Why a session ended, as codes of ours; `lost` and `closed` are this side's doing.
+const REASONS = {
+  deleted: "ended",
+  idle: "idle",
+  failed: "engine-failed",
+  "time-over": "session-over",
+  stopping: "stopping",
+};
 
 const HEARD = {
   "avatar.speaking": (_, { speaking }) => speaking(true),
@@ -317,6 +325,11 @@ const HEARD = {
   },
   "session.stats": (message, { stats }) => stats(message),
   "session.warning": ({ code, detail }, { tell }) => tell("warning", { code, message: detail }),
+  "session.ended": ({ reason }, { lost }) => {
+    const code = REASONS[reason];
+    const words = "The session has ended.";
+    if (code) lost(new LetsTalkError(code, words, { retry: code === "stopping" }));
+  },
   "session.error": ({ code, detail, fatal }, { tell, lost }) => {
     if (!fatal) return tell("warning", { code, message: detail });
     lost(new LetsTalkError(code, detail, { retry: code === "stopping" }));

@@ -38,6 +38,8 @@ const WORDS = {
   ],
   "session-over": ["The time is over.", "This session reached its limit.", "Start again"],
   idle: ["The session was closed.", "Nobody had spoken for a long while.", "Start again"],
+  ended: ["The session was ended.", "Somebody closed it.", "Start again"],
+  stopping: ["The server is restarting.", "The page comes back by itself."],
   "token-missing": ["A link with a key is needed.", "Open the page by the link that the server printed or that you were sent."],
   "token-invalid": ["This link is not valid.", "Ask for a new one."],
   "token-expired": ["This link has expired.", "Ask for a new one."],

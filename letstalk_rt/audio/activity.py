@@ -89,13 +89,18 @@ class SileroGate:
     blocking = True
 
     def __init__(self) -> None:
+        import torch
+
+        threads = torch.get_num_threads()
         try:
-            import silero_vad
+            import silero_vad  # sets the threads of the whole process to one
         except ImportError as error:
             raise DependencyError(
                 "voice_activity='silero' needs the package 'silero-vad'; "
                 "install it with: pip install 'letstalk-rt[vad]'"
             ) from error
+        finally:
+            torch.set_num_threads(threads)
         self._model: Any = silero_vad.load_silero_vad()
         self._left = np.zeros(0, np.float32)
         self._hold = 0
@@ -141,4 +146,9 @@ def check_voice_activity(name: str) -> None:
 def make_gate(name: VoiceActivity) -> VoiceGate:
     """Make a gate for one stream. `silero` loads a network: not for an event loop."""
     check_voice_activity(name)
-    return {"energy": EnergyGate, "silero": SileroGate, "off": OpenGate}[name]()
+    gates: dict[str, type[VoiceGate]] = {
+        "energy": EnergyGate,
+        "silero": SileroGate,
+        "off": OpenGate,
+    }
+    return gates[name]()

@@ -66,6 +66,8 @@ class DriftCorrector:
         if self._last_s is None:
             self._reference_s, self._block_end_s = arrival_s, now_s + BLOCK_S
         self._last_s = now_s
+        if samples > PAUSE_S * SAMPLE_RATE:
+            self.live = False  # a recording: no microphone gives that much at once
         self._earliest_s = min(self._earliest_s, arrival_s)
         if self._reference_s - arrival_s > AHEAD_S:
             self.live = False

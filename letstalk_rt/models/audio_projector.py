@@ -123,6 +123,7 @@ class AudioProjector(nn.Module):
             padded = torch.cat([past.to(features.dtype), features], 1)
             state.past.copy_(padded[:, features.shape[1] :].detach())
             state.started.fill_(True)
+        padded = padded.to(self.norm.weight.dtype)
         windows = padded.unfold(1, 2 * config.reach + 1, 1)  # (B, T, layers, width, frames)
         return self._project(windows.permute(0, 1, 4, 2, 3).flatten(2))
 

@@ -4,6 +4,7 @@ The denoiser sees motion: the latent of a frame minus the latent of the portrait
 variance. So a new face starts from its own portrait and identity need not be generated.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder import AutoencoderConfig, ReferenceAutoencoder
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.finder import FaceDetector, FaceFinder
+from letstalk_rt.models.memory import TemporalCache
 from letstalk_rt.models.presets import Preset
-from letstalk_rt.models.transformer import Denoiser
+from letstalk_rt.models.sampler import sample, sample_mean
+from letstalk_rt.models.transformer import Denoiser, PortraitState, guided
 
 
 class AvatarModel(nn.Module):
@@ -68,6 +71,49 @@ class AvatarModel(nn.Module):
                 f"preset {self.preset.name!r} finds no faces; the embedded model does"
             )
         return FaceFinder(self.detector, self.autoencoder)
+
+    @property
+    def folded_weight(self) -> float:
+        """The guidance at which one call of the denoiser is enough."""
+        return float(self.folded_guidance)
+
+    def sample_window(
+        self,
+        noise: Tensor,
+        tokens: Tensor,
+        portrait: PortraitState,
+        cache: TemporalCache,
+        times: Sequence[float],
+        guidance: float,
+        *,
+        predict: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """Make the motion of a window: from noise to data, by the solver that the denoiser needs.
+
+        Args:
+            noise: `(B, N, C, h, w)`.
+            tokens: audio tokens `(B, N, K, A)`.
+            portrait: as the denoiser sees it.
+            cache: keys and values of memory.
+            times: as from `timesteps`.
+            guidance: weight of the sound against none.
+            predict: see `guided`.
+
+        Returns:
+            As `noise`.
+        """
+        weight = guidance / self.folded_weight
+
+        def velocity(x: Tensor, t: float, end: float | None = None) -> Tensor:
+            at = x.new_full(x.shape[:2], t)
+            to = None if end is None else torch.full_like(at, end)
+            return guided(
+                self.denoiser, x, at, tokens, portrait, cache, weight, end=to, predict=predict
+            )
+
+        if self.denoiser.config.second_time:
+            return sample_mean(velocity, noise, times)
+        return sample(velocity, noise, times)
 
     def to_motion(self, latents: Tensor, portrait: Tensor) -> Tensor:
         """Turn latents `(B, T, C, h, w)` into motion relative to portraits `(B, C, h, w)`."""

@@ -9,7 +9,7 @@ DDIM, arXiv:2010.02502; LetsTalk, arXiv:2411.16748 (linear 1e-4 to 2e-2, T = 100
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -166,10 +166,10 @@ class Diffusion:
             Clean latents, as `noise`.
         """
         x = noise.float()
-        for index in self._backwards(x):
+        for step, index in self._backwards(x):
             guess = self._call(denoiser, x, index)
             x = guess.mean
-            if index[0] > 0:
+            if step > 0:
                 fresh = torch.randn(x.shape, generator=generator, device=x.device)
                 x = x + (0.5 * guess.log_variance).exp() * fresh
         return x
@@ -193,13 +193,13 @@ class Diffusion:
         if not 0 <= eta <= 1:
             raise ConfigError(f"eta must be from 0 to 1, got {eta}")
         x = noise.float()
-        for index in self._backwards(x):
+        for step, index in self._backwards(x):
             guess = self._call(denoiser, x, index)
             alpha_bar = _at(self.alpha_bar, index, x)
             before = _at(self.alpha_bar_before, index, x)
             sigma = eta * ((1 - before) / (1 - alpha_bar) * (1 - alpha_bar / before)).sqrt()
             x = before.sqrt() * guess.data + (1 - before - sigma**2).sqrt() * guess.noise
-            if eta > 0 and index[0] > 0:
+            if eta > 0 and step > 0:
                 x = x + sigma * torch.randn(x.shape, generator=generator, device=x.device)
         return x
 
@@ -213,9 +213,10 @@ class Diffusion:
             )
         return self.predict(output, x, index)
 
-    def _backwards(self, x: Tensor) -> list[Tensor]:
-        indices = range(self.num_steps - 1, -1, -1)
-        return [torch.full((len(x),), i, device=x.device) for i in indices]
+    def _backwards(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Give the kept steps from noise to data, as a number and for each item."""
+        for step in range(self.num_steps - 1, -1, -1):
+            yield step, torch.full((len(x),), step, device=x.device)
 
 
 def _at(table: Tensor, index: Tensor, like: Tensor) -> Tensor:

@@ -302,7 +302,8 @@ class FaithfulDenoiser(nn.Module):
             memory: clean latents before the clip `(B, f, C, h, w)`, oldest first.
 
         Returns:
-            `(B, T, 2 C, h, w)`: noise, then the variance as `Diffusion.predict` reads it.
+            `(B, T, 2 C, h, w)`: noise, then the variance as `Diffusion.predict` reads it; in the
+            type of the weights, as all work inside.
 
         Raises:
             InputError: a tensor has another shape or type.
@@ -312,7 +313,7 @@ class FaithfulDenoiser(nn.Module):
         seen = self._embed(portrait[:, None])
         if self.config.portrait_fusion is Fusion.SYMBIOTIC:
             seen = seen.expand(-1, x.shape[1], -1, -1)
-        audio, c = self.embed_audio(tokens), self.embed_time(t)[:, None]
+        audio, c = self.embed_audio(tokens.to(both.dtype)), self.embed_time(t)[:, None]
         slots = self.config.memory
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
@@ -326,7 +327,7 @@ class FaithfulDenoiser(nn.Module):
         return rearrange(out, "b t (y x) c -> b t c y x", y=self.config.side)
 
     def _embed(self, latents: Tensor) -> Tensor:
-        tokens = rearrange(latents, "b t c y x -> b t (y x) c")
+        tokens = rearrange(latents.to(self.embed.weight.dtype), "b t c y x -> b t (y x) c")
         return self.embed(tokens) + self.positions
 
     def check(

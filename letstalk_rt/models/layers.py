@@ -4,6 +4,7 @@ Shapes: B items, T frames, P picture tokens per frame, D width.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +49,19 @@ class LinearAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "b p (k h d) -> k b h p d", k=3, h=self.heads).float()
         q, k = F.relu(q), F.relu(k)
         v = F.pad(v, (0, 1), value=1.0)
-        own = LinearState(v.transpose(-1, -2) @ k)
-        sums = own.sums if state is None else own.sums + state.sums
-        mixed = q @ sums.transpose(-1, -2)  # (B, h, P, d + 1)
+        with full_precision(x.device):
+            own = LinearState(v.transpose(-1, -2) @ k)
+            sums = own.sums if state is None else own.sums + state.sums
+            mixed = q @ sums.transpose(-1, -2)  # (B, h, P, d + 1)
         mixed = mixed[..., :-1] / (mixed[..., -1:] + self.eps)
         return self.out(rearrange(mixed, "b h p d -> b p (h d)").to(x.dtype)), own
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Suspend mixed precision, which casts the inputs of matrix products even of float32 tensors."""
+    if device.type == "meta":  # where shapes are counted; it knows no mixed precision
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:

@@ -5,18 +5,23 @@ the motion, made once per portrait. The memory bank keeps the motion as the mode
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.models.autoencoder import LATENT_SIZE, PortraitFeatures
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.models.autoencoder import LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import EYES, IRISES, LIPS, NUM_POINTS, places
 from letstalk_rt.types import FPS, MotionOptions
 
 BLINK = (0.35, 0.9, 1.0, 0.65, 0.3, 0.1)
 """How far the eyes are closed in each frame of a blink: 240 ms, sooner shut than open."""
+
+EASING = (0.5,)
+"""Share of the new motion in the first frames after an interrupt; the mouth shuts in two frames."""
 
 _RIDGE = 1e-3  # of the largest singular value: directions that hold no landmarks stay as they are
 _LEAST_PAUSE_S = 0.8
@@ -32,24 +37,42 @@ class Director:
     Args:
         options: what is wanted.
         model: whose landmarks are read.
-        features: of the portrait, one item.
+        features: of the portrait, one item, as the autoencoder describes it.
         seed: of the blinks.
+
+    Raises:
+        ConfigError: the options need landmarks, and the model has none.
     """
 
     def __init__(
-        self, options: MotionOptions, model: AvatarModel, features: PortraitFeatures, seed: int
+        self, options: MotionOptions, model: AvatarModel, features: Any, seed: int
     ) -> None:
         self.options = options
         self._model = model
+        self._from: Tensor | None = None  # what was shown before an interrupt
         self.follow(features)
         self._blinks = Blinks(options.blinks_per_min, seed)
 
-    def follow(self, features: PortraitFeatures) -> None:
+    def follow(self, features: Any) -> None:
         """Take another portrait."""
+        self.matrix = None
+        if self._model.has_landmarks:
+            wanted = (self.options.expressiveness, self.options.head_motion)
+        self.matrix = None
+        if wanted == (1.0, True) and not self.options.gaze_at_camera:
+            return
+        if not self._model.has_landmarks:
+            raise ConfigError(
+                f"preset {self._model.preset.name!r} has no landmarks, by which expressiveness, "
+                "head motion and gaze are changed; leave them out"
+            )
         self.matrix = _matrix(self.options, self._model, features.points[0])
 
     def direct(self, motion: Tensor) -> Tensor:
         """Change motion `(1, N, C, h, w)`; the same tensor comes back when nothing is wanted."""
+        if self._from is not None:
+            motion = self._ease(motion, self._from)
+            self._from = None
         if self.matrix is None:
             return motion
         return (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
@@ -62,8 +85,19 @@ class Director:
         """Take the last frames back: nobody saw them."""
         self._blinks.rewind(frames)
 
+    def ease_from(self, motion: Tensor) -> None:
+        """Let the next motion begin at `(1, C, h, w)`, the last that was shown, without a jump."""
+        self._from = motion.clone()
+
+    def _ease(self, motion: Tensor, start: Tensor) -> Tensor:
+        eased = motion.clone()
+        for number, share in enumerate(EASING):
+            eased[:, number] = torch.lerp(start, motion[:, number], share)
+        return eased
+
     def reset(self) -> None:
         """Become as new."""
+        self._from = None
         self._blinks.reset()
 
 
@@ -112,11 +146,8 @@ class Blinks:
         return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
 
 
-def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Tensor | None:
+def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Tensor:
     """Give the matrix on flat motion, `(256, 256)`, for the portrait's landmarks `(L, 2)`."""
-    wanted = (options.expressiveness, options.head_motion, options.gaze_at_camera)
-    if wanted == (1.0, True, False):
-        return None
     read = model.autoencoder.read_points.weight.float()
     write = _undo(read)
     rigid = _rigid(portrait.float())
@@ -151,9 +182,8 @@ def _rigid(points: Tensor) -> Tensor:
     base[:, 1, 3:5], base[:, 1, 5] = points, 1
     base = base.flatten(0, 1)
     mouth_top = points[LIPS, 1].min()
-    stable = points[:, 1] < mouth_top
+    stable = points[:, 1] <= mouth_top
     stable[EYES + places(IRISES) + LIPS] = False
-    assert int(stable.sum()) >= 6, "the portrait's landmarks are not those of a face"
     fit = base * stable.repeat_interleave(2)[:, None]
     return base @ torch.linalg.pinv(fit)
 

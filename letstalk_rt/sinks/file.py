@@ -160,6 +160,24 @@ class VideoWriter:
             if not self._crash_safe:
                 self._growing.unlink(missing_ok=True)
 
+    def start(self, width: int, height: int) -> None:
+        """Write the head of the file now, so that a place that cannot be written is told early.
+
+        Args:
+            width: of the pictures that will come.
+            height: of them.
+
+        Raises:
+            ConfigError: the file cannot be written there.
+        """
+        assert self._encoder is not None, "use the writer in a with block"
+        try:
+            self._encoder.start(width, height)
+            self._container.start_encoding()
+        except OSError as error:
+            self._close_quietly()
+            raise self._cannot_write(error) from error
+
     def write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
         """Add one frame and any amount of sound.
 
@@ -226,6 +244,7 @@ class Recording(ThreadedSink):
 
     def _open(self, width: int, height: int) -> None:
         self._writer.__enter__()
+        self._writer.start(width, height)
 
     def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
         self._writer.write(rgb, pcm)

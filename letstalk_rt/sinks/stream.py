@@ -25,6 +25,7 @@ DEFAULT_BIT_RATE = 2_500_000
 _CONNECT_S = 10.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 16.0
 _GIVE_UP_S = 120.0
+_AT_ONCE = {"flush_packets": "1"}
 _KEY_FRAME_S = 2.0
 """What the services ask for."""
 
@@ -146,8 +147,8 @@ class StreamPush(ThreadedSink):
         form = SCHEMES[self._scheme]
         if self._scheme == "srt":
             self._socket = SrtSocket(SrtTarget.parse(self._url))
-            return av.open(self._socket, "w", format=form)
-        options = {"flvflags": "no_duration_filesize"}
+            return av.open(self._socket, "w", format=form, options=dict(_AT_ONCE))
+        options = _AT_ONCE | {"flvflags": "no_duration_filesize"}
         if self._scheme == "rtmps" and self._verify:
             options |= {"tls_verify": "1", "verify": "1"} | _certificates()
         return av.open(self._url, "w", format=form, options=options, timeout=_CONNECT_S)

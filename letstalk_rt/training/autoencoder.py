@@ -187,15 +187,15 @@ def heat_loss(heat: Tensor, points: Tensor) -> Tensor:
     return total + 20 * (expected_points(heat) - points).abs().mean()
 
 
+def mouth_spans(points: Tensor) -> Tensor:
+    """Give lip gap and mouth width, `(..., 4)`, of landmarks `(..., L, 2)`, in half pictures."""
+    gap = points[..., LOWER_LIP, :] - points[..., UPPER_LIP, :]
+    return torch.cat([gap, points[..., MOUTH_RIGHT, :] - points[..., MOUTH_LEFT, :]], -1)
+
+
 def opening_error(made: Tensor, true: Tensor) -> Tensor:
     """Give the mean error of lip gap and mouth width between landmark sets, in half pictures."""
-
-    def spans(points: Tensor) -> Tensor:
-        gap = points[:, LOWER_LIP] - points[:, UPPER_LIP]
-        width = points[:, MOUTH_RIGHT] - points[:, MOUTH_LEFT]
-        return torch.cat([gap, width], -1)
-
-    return (spans(made) - spans(true)).abs().mean()
+    return (mouth_spans(made) - mouth_spans(true)).abs().mean()
 
 
 def autoencoder_loss(

@@ -1,8 +1,8 @@
 """`letstalk train`: one command per stage, each resumable by giving it again.
 
 autoencoder, and phones -> audio; both -> flow. decoder goes on with the autoencoder's second half,
-now also before a critic, without touching the latents that flow was trained on; finder and sync (which judges) at any time.
-Then export joins them into one file.
+now also before a critic, without touching the latents that flow was trained on; finder at any time.
+Then export joins them into one file. sync is no part of it: it trains a judge for `letstalk eval`.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from letstalk_rt.devices import choose_device
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.loading import packaged_weights, save_model
 from letstalk_rt.models.presets import get_preset
-from letstalk_rt.pipeline import choose_device
 from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
 from letstalk_rt.training.data import landmarker_file, load_clips, load_stills
@@ -27,9 +27,7 @@ from letstalk_rt.training.phones import load_phones, train_phones
 
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
-    "decoder": LoopConfig(
-        steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998
-    ),
+    "decoder": LoopConfig(steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998),
     "phones": LoopConfig(
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=250, weight_decay=0.05
     ),
@@ -49,7 +47,15 @@ LOOPS = {
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
     ),
 }
-BATCH = {"autoencoder": 8, "decoder": 8, "phones": 24, "audio": 24, "flow": 32, "finder": 32}
+BATCH = {
+    "autoencoder": 8,
+    "decoder": 8,
+    "phones": 24,
+    "audio": 24,
+    "flow": 32,
+    "finder": 32,
+    "sync": 24,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
-        "--start", type=Path, help="autoencoder, decoder: run folder whose weights to begin with"
+        "--start",
+        type=Path,
+        help="autoencoder, decoder, flow: run folder whose weights to begin with",
     )
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
@@ -144,11 +152,18 @@ def _flow(args: argparse.Namespace) -> None:
     reader = _reader(args.runs)
     model.audio.load_state_dict(reader.audio.state_dict())
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
+    started = None
+    if args.start:
+        started = {
+            name.removeprefix("denoiser."): value
+            for name, value in averaged(args.start).items()
+            if name.startswith("denoiser.")
+        }
     folder = args.runs / "flow"
     folder.mkdir(parents=True, exist_ok=True)
     autoencoder = model.autoencoder.requires_grad_(False).eval()
     autoencoder.to(choose_device(args.device))
-    autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder.to(memory_format=torch.channels_last)
     everything = encode_clips(autoencoder, clips, folder / "latents.pt")
     fit_scales(model, everything)
     kept = {clip.name for clip in split_people(clips)[0]}
@@ -163,6 +178,7 @@ def _flow(args: argparse.Namespace) -> None:
         _loop(args),
         batch_size=args.batch or BATCH["flow"],
         shown=[clip for clip in clips if clip.name not in kept][::8],
+        started=started,
     )
     torch.save(best.state_dict(), folder / "model.pt")
 

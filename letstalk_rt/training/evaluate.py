@@ -1,172 +1,112 @@
 """`letstalk eval`: judges the packaged model on people it never saw.
 
-Reconstruction through the latent, and generation from the first frame and the sound by the
-streaming pipeline. Mouths are read off the generated pictures by an independent landmarker
-(MediaPipe), not by the model's own eyes; each figure about sound has a control with the sound of
-another clip.
+Reconstruction through the latent; generation by the streaming pipeline, of clips from their first
+frame and of still portraits; silence; a run of ten minutes; speed. Faces are read off the pictures
+by independent networks (MediaPipe, SFace), not by the model's own eyes. Figures about sound have a
+control with the sound of another clip, and every figure that a true video has, too, has it beside.
 """
 
 import argparse
 import json
+import math
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from letstalk_rt.models.landmarks import SUBSET, mouth_opening
+from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.training.autoencoder import evaluate_pairs, evaluate_reconstruction
 from letstalk_rt.training.data import Clip, Landmarker, landmarker_file, load_clips
-from letstalk_rt.training.speech import best_lag, correlation
-from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """How the mouth of one generated clip moved.
-
-    Attributes:
-        clip: what it was made from.
-        frames: `(T, 256, 256, 3)` uint8.
-        opening: of the generated mouth, `(T,)`; NaN where no face was found.
-        seconds: that the generation took.
-    """
-
-    clip: Clip
-    frames: np.ndarray
-    opening: np.ndarray
-    seconds: float
-
-
-def as_portrait(frame: np.ndarray) -> Portrait:
-    """Take a 256x256 frame of a clip, which is aligned already, as a portrait."""
-    return Portrait(canvas=frame.copy(), crop=frame.copy(), box=(0.0, 0.0, float(frame.shape[0])))
-
-
-def generate_frames(
-    pipeline: AvatarPipeline, clip: Clip, pcm: np.ndarray, seed: int = 0
-) -> Iterator[np.ndarray]:
-    """Speak `pcm` with the first frame of `clip` as the portrait: `(256, 256, 3)` frames."""
-    state = pipeline.init_state(as_portrait(np.asarray(clip.frames[0])), seed=seed)
-    count = len(pcm) // SAMPLES_PER_FRAME
-    needed = count + pipeline.lookahead_frames
-    hops = -(-needed * SAMPLES_PER_FRAME // pipeline.hop)
-    padded = np.zeros(hops * pipeline.hop, np.float32)
-    padded[: len(pcm)] = pcm
-    index = -pipeline.lookahead_frames
-    for hop in padded.reshape(hops, 1, pipeline.hop):
-        for frame in pipeline.step(hop, [state])[0]:
-            if 0 <= index < count:
-                yield frame
-            index += 1
-
-
-def speak(pipeline: AvatarPipeline, landmarker: Landmarker, clip: Clip, pcm: np.ndarray) -> Spoken:
-    """Generate a clip and read its mouth."""
-    started_s = time.monotonic()
-    frames = np.stack(list(generate_frames(pipeline, clip, pcm)))
-    seconds = time.monotonic() - started_s
-    return Spoken(clip, frames, read_openings(landmarker, frames), seconds)
-
-
-def read_openings(landmarker: Landmarker, frames: np.ndarray) -> np.ndarray:
-    """Give the mouth opening in each frame, `(T,)`; NaN where no face is found."""
-    openings = []
-    for frame in frames:
-        points = landmarker(frame)
-        openings.append(np.nan if points is None else float(mouth_opening(points[list(SUBSET)])))
-    return np.array(openings)
-
-
-def follow(spoken: Spoken) -> tuple[float, int]:
-    """Give r of generated against true mouth opening, and the best lag in frames."""
-    made, true = spoken.opening, mouth_opening(spoken.clip.points)
-    count = min(len(made), len(true))
-    made, true = made[:count], true[:count]
-    made = np.where(np.isnan(made), np.nanmean(made) if not np.isnan(made).all() else 0.0, made)
-    return correlation(made, true), best_lag(made, true)[0]
+from letstalk_rt.training.evaluation.identity import Identity
+from letstalk_rt.training.evaluation.judging import (
+    Findings,
+    Judges,
+    closed_portraits,
+    judge_clips,
+    judge_silence,
+    judge_stills,
+    still_portraits,
+)
+from letstalk_rt.training.evaluation.longrun import large_portrait, measure_speed, run_long
+from letstalk_rt.training.evaluation.pictures import evaluate_ssim
+from letstalk_rt.training.evaluation.report import write_report
+from letstalk_rt.training.evaluation.sync import calibrate, load_towers
+from letstalk_rt.types import Portrait
 
 
 def evaluate(
-    pipeline: AvatarPipeline, clips: list[Clip], landmarker: Landmarker, samples: Path | None = None
-) -> dict[str, float | int | str]:
-    """Judge a model on clips of people it never saw.
+    pipeline: AvatarPipeline,
+    judges: Judges,
+    clips: list[Clip],
+    stills: list[tuple[str, Portrait]],
+    *,
+    long_s: int = 0,
+) -> Findings:
+    """Judge a model on people it never saw.
 
     Args:
         pipeline: the model.
+        judges: what looks at its videos.
         clips: of the eval split.
-        landmarker: reads mouths.
-        samples: folder for contact sheets, true above generated.
-
-    Returns:
-        The figures, by the names of the table in the model card.
+        stills: names and portraits of the eval split; may be empty.
+        long_s: length of the long run in seconds; less than 10 leaves it out.
     """
-    reconstruction = evaluate_reconstruction(pipeline.model.autoencoder, clips)
-    heard = [clip for clip in clips if clip.has_sound]
-    rows, seconds, frames = [], 0.0, 0
-    for index, clip in enumerate(tqdm(heard, desc="generated", file=sys.stderr)):
-        spoken = speak(pipeline, landmarker, clip, clip.pcm)
-        other = heard[(index + len(heard) // 2) % len(heard)].pcm  # neighbours may be of one kind
-        wrong = speak(pipeline, landmarker, clip, np.resize(other, clip.pcm.shape))
-        r, lag = follow(spoken)
-        missing = float(np.isnan(spoken.opening).mean())
-        true = mouth_opening(clip.points)
-        spread = float(np.nanstd(spoken.opening) / max(true.std(), 1e-6))
-        rows.append((r, lag, follow(wrong)[0], missing, spread))
-        seconds, frames = seconds + spoken.seconds, frames + len(spoken.frames)
-        if samples is not None:
-            save_sheet(spoken, samples / f"{clip.name}.png")
-    table = np.array(rows, float)
-    real = np.array([clip.kind == "real" for clip in heard])
-    grid = np.array([clip.is_grid for clip in heard])
-    return {
-        **reconstruction,
-        **evaluate_pairs(pipeline.model.autoencoder, clips),
-        "mouth_corr": float(table[real, 0].mean()),
-        "mouth_corr_grid": float(table[grid, 0].mean()),
-        "mouth_corr_all": float(table[:, 0].mean()),
-        "mouth_lag": float(np.median(table[real, 1])),
-        "mouth_corr_shuffled": float(table[real, 2].mean()),
-        "mouth_range_ratio": float(np.median(table[:, 4])),
-        "faces_missing": float(table[:, 3].mean()),
-        "fps": frames / seconds,
-        "clips": len(heard),
+    findings = Findings()
+    autoencoder = pipeline.model.autoencoder
+    findings.figures |= evaluate_reconstruction(autoencoder, clips)
+    findings.figures |= evaluate_ssim(autoencoder, clips)
+    findings.figures |= evaluate_pairs(autoencoder, clips)
+    judge_clips(pipeline, judges, clips, findings)
+    if judges.towers is not None:
+        found = calibrate(judges.towers, [c for c in clips if c.has_sound and c.kind == "real"])
+        findings.figures |= {k: found[k] for k in ("sync_found", "sync_found_shifted")}
+    if stills:
+        judge_stills(pipeline, judges, stills, clips, findings)
+    at_rest = closed_portraits(clips) + [portrait for _, portrait in stills]
+    judge_silence(pipeline, judges, at_rest, findings)
+    findings.figures["drift"] = None
+    shown = stills[0][1] if stills else large_portrait(np.asarray(clips[0].frames[0]))
+    if long_s >= 10:
+        run_long(pipeline, judges, shown, clips, long_s, findings)
+    else:
+        findings.figures |= measure_speed(pipeline, shown, clips)
+    findings.figures |= {
         "steps": pipeline.steps,
         "guidance": pipeline.guidance,
         "preset": pipeline.model.preset.name,
     }
+    return findings
 
 
-def save_sheet(spoken: Spoken, path: Path, count: int = 8) -> None:
-    """Write a picture with true frames above generated ones, evenly spaced in time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = np.linspace(0, len(spoken.frames) - 1, count).astype(int)
-    rows = [np.concatenate(list(f[chosen]), 1) for f in (spoken.clip.frames, spoken.frames)]
-    Image.fromarray(np.concatenate(rows)).save(path)
+def save_samples(findings: Findings, folder: Path) -> None:
+    """Write the contact sheets as pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, sheet in findings.sheets:
+        Image.fromarray(sheet).save(folder / f"{name.replace('/', '-').replace(' ', '-')}.png")
+
+
+def json_line(figures: dict[str, float | int | str | None]) -> str:
+    """Give the figures as one line of JSON; what could not be measured is null."""
+    clean = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }
+    return json.dumps(clean, allow_nan=False)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the evaluation and print its figures."""
-    parser = argparse.ArgumentParser(prog="letstalk eval", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="the data folder")
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="decoded frames")
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--weights", type=Path, help="weights file; the package's own if absent")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, help="sampler steps")
-    parser.add_argument("--guidance", type=float, help="weight of the sound against none")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--limit", type=int, help="only the first N clips")
-    parser.add_argument("--landmarker", type=Path, help="face_landmarker.task")
-    parser.add_argument("--samples", type=Path, help="folder for contact sheets")
-    parser.add_argument("--json", action="store_true", help="one JSON document as the last line")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
+    for name in ("clips", "stills", "long_s"):
+        if (value := getattr(args, name)) is not None and value < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+    towers = load_towers(args.sync) if args.sync.exists() else None
+    if towers is None:
+        print("no sync score: make its network with `letstalk train sync`", file=sys.stderr)
     landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
+    judges = Judges(landmarker, Identity().likeness, towers)
     pipeline = AvatarPipeline.load(
         args.preset,
         args.device,
@@ -175,11 +115,51 @@ def main(argv: list[str] | None = None) -> int:
         threads=args.threads,
         weights=args.weights,
     )
-    clips = load_clips(args.data, args.cache, "eval")[: args.limit]
-    figures = evaluate(pipeline, clips, landmarker, args.samples)
-    for name, value in figures.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        print(f"{name:22} {shown}")
-    if args.json:
-        print(json.dumps(figures))
+    clips = _spread(load_clips(args.data, args.cache, "eval"), args.clips)
+    if not clips:
+        raise InputError("the data folder has no clip of the split `eval`; see docs/training.md")
+    stills = still_portraits(pipeline, args.data, args.stills)
+    findings = evaluate(pipeline, judges, clips, stills, long_s=args.long_s)
+    _tell(findings, args)
     return 0
+
+
+def _spread(clips: list[Clip], count: int | None) -> list[Clip]:
+    """Give `count` clips evenly taken from the list, so that all kinds are among them."""
+    if count is None or count >= len(clips):
+        return clips
+    return [clips[i] for i in np.linspace(0, len(clips) - 1, count).round().astype(int)]
+
+
+def _tell(findings: Findings, args: argparse.Namespace) -> None:
+    if args.samples:
+        save_samples(findings, args.samples)
+    if args.report:
+        write_report(findings, args.report)
+    for name, value in findings.figures.items():
+        print(f"{name:28} {f'{value:.3f}' if isinstance(value, float) else value}")
+    if args.json:
+        print(json_line(findings.figures))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="letstalk eval", description=__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="the data folder")
+    add("--cache", type=Path, default=Path("cache"), help="decoded frames")
+    add("--preset", default="tiny")
+    add("--weights", type=Path, help="weights file; the package's own if absent")
+    add("--device", default="auto")
+    add("--steps", type=int, help="sampler steps")
+    add("--guidance", type=float, help="weight of the sound against none")
+    add("--threads", type=int)
+    add("--clips", "--limit", type=int, help="only N clips, evenly taken from all")
+    add("--stills", type=int, default=8, help="held-out portraits that speak (%(default)s)")
+    add("--long-s", type=int, default=600, help="length of the long run, 0 to skip (%(default)s)")
+    add("--sync", type=Path, default=Path("runs/sync/best.pt"),
+        help="network of the sync score, from `letstalk train sync` (%(default)s)")  # fmt: skip
+    add("--landmarker", type=Path, help="face_landmarker.task")
+    add("--report", type=Path, metavar="FILE.html", help="report with plots and pictures")
+    add("--samples", type=Path, help="folder for contact sheets")
+    add("--json", action="store_true", help="one JSON document as the last line")
+    return parser

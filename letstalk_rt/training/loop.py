@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.training.distributed import is_first, rank, shared_loss, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ class Run:
             weight_decay=self.config.weight_decay,
             betas=(0.9, 0.99),
         )
-        self.generator = torch.Generator().manual_seed(0)
-        self.noise = torch.Generator(self.device).manual_seed(1)
+        # Each process of a distributed run draws its own batches.
+        self.generator = torch.Generator().manual_seed(2 * rank())
+        self.noise = torch.Generator(self.device).manual_seed(2 * rank() + 1)
         if self.checkpoint.exists():
             self._resume()
 
@@ -129,8 +132,13 @@ class Run:
             evaluate: judges the averaged model; its figures go to the log.
         """
         saved_s, seen = time.monotonic(), {}
+        loss = shared_loss(self.model, loss)
         bar = tqdm(
-            total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=10
+            total=self.config.steps,
+            initial=self.step,
+            desc=self.folder.name,
+            mininterval=10,
+            disable=not is_first(),
         )
         while self.step < self.config.steps:
             seen = self._update(loss)
@@ -139,13 +147,15 @@ class Run:
                 self._log(seen)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in seen.items()})
             last = self.step == self.config.steps
-            if evaluate and (last or self.step % self.config.evaluate_every == 0):
+            due = last or self.step % self.config.evaluate_every == 0
+            if evaluate and due and is_first():
                 self._log(evaluate(self.averaged, self.step))
             if time.monotonic() - saved_s > self.config.save_every_s:
                 self.save()
                 saved_s = time.monotonic()
         bar.close()
         self.save()
+        wait_for_all()
         return self.averaged
 
     def _update(self, loss: Callable[[int], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
@@ -175,7 +185,9 @@ class Run:
                 old.copy_(new)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all; in the first process only."""
+        if not is_first():
+            return
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -196,14 +208,40 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        if state["noise"].numel() == self.noise.get_state().numel():  # of the same kind of device
-            self.noise.set_state(state["noise"])
         self.best_score = state["best_score"]
         for name, part in self.extras.items():
             part.load_state_dict(state["extras"][name])
+        if not is_first():  # the checkpoint holds the first one's chance
+            self.generator.manual_seed(hash((rank(), self.step)))
+            self.noise.manual_seed(hash((rank(), self.step, 1)))
+            return
+        self.generator.set_state(state["generator"])
+        if state["noise"].numel() == self.noise.get_state().numel():  # of the same kind of device
+            self.noise.set_state(state["noise"])
 
     def _log(self, figures: dict[str, float]) -> None:
+        if not is_first():
+            return
+        with _board(self.folder) as board:
+            for name, value in figures.items():
+                board.add_scalar(name, value, self.step)
         line = {"step": self.step, "time_s": round(time.time()), **figures}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _board(folder: Path) -> Any:
+    """Open the TensorBoard log of a run, `board/`, or what stands for it where it is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return _NoBoard()
+    return SummaryWriter(str(folder / "board"))
+
+
+class _NoBoard(nullcontext[None]):
+    def __enter__(self) -> Any:
+        return self
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Show nothing: `log.jsonl` holds the same."""

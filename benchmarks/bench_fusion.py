@@ -1,0 +1,438 @@
+"""What do the three fusion schemes cost, and what do they do?
+
+    python benchmarks/bench_fusion.py cost --preset b --device cuda --save
+    python benchmarks/bench_fusion.py cost --preset tiny --save
+    python benchmarks/bench_fusion.py effect --data DATA --cache CACHE --latents LATENTS --save
+    python benchmarks/bench_fusion.py table
+
+`cost` counts parameters and FLOPs of every pair of schemes without making weights, and times one
+denoiser call. `effect` trains a small denoiser by diffusion for each row of the paper's ablation,
+each for the same seconds of the processor's time, on the latents that `letstalk train flow` keeps
+(`runs/flow/latents.pt`), and judges it on people it never saw. `table` writes docs/fusion.md from
+what was saved. The last line is JSON.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from letstalk_rt import __version__
+from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
+from letstalk_rt.errors import InputError
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.diffusion import Diffusion
+from letstalk_rt.models.faithful import (
+    FaithfulConfig,
+    FaithfulDenoiser,
+    count_parameters,
+    first_memory,
+    get_faithful_preset,
+)
+from letstalk_rt.models.fusion import Fusion
+from letstalk_rt.models.landmarks import mouth_opening
+from letstalk_rt.models.loading import load_model
+from letstalk_rt.models.memory import regularize
+from letstalk_rt.training.audio import split_people
+from letstalk_rt.training.data import load_clips
+from letstalk_rt.training.flow import Track, encode_clips
+from letstalk_rt.training.speech import correlation
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "fusion.md"
+PAIRS = [*itertools.product(Fusion, Fusion)]
+ABLATION = [
+    (Fusion.DIRECT, Fusion.DIRECT),
+    (Fusion.SIAMESE, Fusion.DIRECT),
+    (Fusion.SYMBIOTIC, Fusion.DIRECT),
+    (Fusion.SYMBIOTIC, Fusion.SIAMESE),
+    (Fusion.SYMBIOTIC, Fusion.SYMBIOTIC),
+]
+"""Portrait and audio schemes of the paper's two ablations."""
+
+TINY = FaithfulConfig(
+    channels=16,
+    side=4,
+    width=96,
+    depth=3,
+    heads=3,
+    ffn_ratio=2.5,
+    audio_tokens=4,
+    audio_width=96,
+    frames=16,
+    memory=2,
+)
+"""The denoiser of `effect`: for the latents and audio tokens of the embedded model."""
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def base_config(preset: str) -> FaithfulConfig:
+    """Give the shape that a preset name stands for; `tiny` is that of `effect`."""
+    return TINY if preset == "tiny" else get_faithful_preset(preset).denoiser
+
+
+def inputs(config: FaithfulConfig, device: torch.device) -> Inputs:
+    """Make one clip's arguments."""
+    latent = config.latent_shape
+    return (
+        torch.randn(1, config.frames, *latent, device=device),
+        torch.rand(1, device=device),
+        torch.randn(1, config.frames, config.audio_tokens, config.audio_width, device=device),
+        torch.randn(1, *latent, device=device),
+        torch.randn(1, config.memory, *latent, device=device),
+    )
+
+
+def count(config: FaithfulConfig) -> dict[str, float]:
+    """Count parameters and FLOPs of a step on one clip, without making weights."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        denoiser = FaithfulDenoiser(config)
+        denoiser(*inputs(config, torch.device("meta")))
+    return {"parameters": count_parameters(denoiser), "flop": counter.get_total_flops()}
+
+
+@torch.inference_mode()
+def step_ms(config: FaithfulConfig, device: torch.device, repeats: int) -> float:
+    """Time one denoiser call on one clip, in milliseconds: the median after two for warm-up."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with device:
+        denoiser = FaithfulDenoiser(config).eval()
+    given, taken_ms = inputs(config, device), []
+    for _ in range(repeats + 2):
+        _synchronize(device)
+        started_s = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            denoiser(*given)
+        _synchronize(device)
+        taken_ms.append((time.perf_counter() - started_s) * 1000)
+    return float(np.median(taken_ms[2:]))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_cost(options: argparse.Namespace) -> dict[str, Any]:
+    """Give the rows of the cost table."""
+    device, rows = torch.device(options.device), []
+    for portrait, audio in PAIRS:
+        shape = replace(base_config(options.preset), portrait_fusion=portrait, audio_fusion=audio)
+        row = {"portrait": portrait, "audio": audio, **count(shape)}
+        if options.repeats:
+            row["step_ms"] = round(step_ms(shape, device, options.repeats), 3)
+        rows.append(row)
+        print(json.dumps(row))
+    return {"what": "cost", "preset": options.preset, **card(device), "rows": rows}
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A clip as `effect` sees it.
+
+    Attributes:
+        latents: `(T, C, h, w)`, unit variance.
+        tokens: audio tokens `(T, K, A)`.
+        weight: how far its lips are trusted.
+    """
+
+    latents: Tensor
+    tokens: Tensor
+    weight: float
+
+
+@torch.no_grad()
+def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[Spoken]:
+    """Scale latents and hear the sound of all clips that are long enough."""
+    clips = []
+    for track in tracks:
+        mel = track.spoken.mel[None]
+        tokens = model.audio.encode_mel(mel)[0, LOOKAHEAD_FRAMES:]
+        latents = (track.latents[0].float() - model.latent_mean) / model.latent_scale
+        if len(latents) >= frames:
+            clips.append(Spoken(latents, tokens[: len(latents)], track.spoken.weight))
+    if not clips:
+        raise InputError(f"no clip has {frames} frames; add longer clips")
+    return clips
+
+
+def draw(
+    clips: Sequence[Spoken], config: FaithfulConfig, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw clips, audio tokens, portraits and memories of a batch."""
+    chance = torch.tensor([len(c.latents) * max(c.weight, 0.05) for c in clips])
+    items = []
+    for index in torch.multinomial(chance, size, True, generator=generator).tolist():
+        clip = clips[index]
+        last = len(clip.latents) - config.frames
+        start, other = (int(torch.randint(last + 1, (1,), generator=generator)) for _ in range(2))
+        portrait = clip.latents[other]
+        # A clip without enough past begins as a video does: with the portrait as its memory.
+        past = clip.latents[max(start - config.memory, 0) : start]
+        begins = len(past) < config.memory
+        memory = portrait.expand(config.memory, -1, -1, -1) if begins else past
+        part = slice(start, start + config.frames)
+        items.append((clip.latents[part], clip.tokens[part], portrait, memory))
+    latents, tokens, portraits, memories = (torch.stack(c) for c in zip(*items, strict=True))
+    return latents, tokens, portraits, memories
+
+
+def train(
+    config: FaithfulConfig, clips: Sequence[Spoken], seconds: float, batch: int
+) -> tuple[FaithfulDenoiser, int]:
+    """Train for some seconds of processor time; gives the denoiser and its number of steps.
+
+    Processor time, because equal shares of a busy machine are not equal work.
+    """
+    torch.manual_seed(0)
+    generator, chain = torch.Generator().manual_seed(0), Diffusion()
+    denoiser, steps = FaithfulDenoiser(config), 0
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=2e-3, weight_decay=0.0)
+    started_s = time.process_time()
+    while (share := (time.process_time() - started_s) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (steps + 1) / 30) * (1 - share)
+        loss = diffusion_loss(denoiser, chain, draw(clips, config, batch, generator), generator)
+        optimizer.zero_grad(set_to_none=True)
+        (loss["noise"] + loss["variance"]).mean().backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step()
+        steps += 1
+    return denoiser.eval(), steps
+
+
+def diffusion_loss(
+    denoiser: FaithfulDenoiser,
+    chain: Diffusion,
+    batch: tuple[Tensor, Tensor, Tensor, Tensor],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Give the published loss of each item."""
+    latents, tokens, portrait, memory = batch
+    index = torch.randint(chain.num_steps, (len(latents),), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    memory = regularize(memory, generator, diffusion=True)
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return denoiser(x, t, tokens, portrait, memory)
+
+    return chain.loss(denoise, latents, index, noise)
+
+
+@torch.no_grad()
+def judge(
+    model: AvatarModel, denoiser: FaithfulDenoiser, clips: Sequence[Spoken], length: int, steps: int
+) -> dict[str, float]:
+    """Judge a denoiser on people it never saw."""
+    config, generator = denoiser.config, torch.Generator().manual_seed(1)
+    chain = Diffusion()
+    losses = [
+        diffusion_loss(denoiser, chain, draw(clips, config, 16, generator), generator)["noise"]
+        for _ in range(8)
+    ]
+    long = [clip for clip in clips if len(clip.latents) >= length]
+    true = torch.stack([clip.latents[:length] for clip in long])
+    tokens = torch.stack([clip.tokens[:length] for clip in long])
+    made = generate(denoiser, tokens, true[:, 0], steps, generator)
+    shuffled = generate(denoiser, tokens.roll(len(long) // 2, 0), true[:, 0], steps, generator)
+    opened, wrong, wanted = (_openings(model, latents) for latents in (made, shuffled, true))
+    return {
+        "noise_error": float(torch.cat(losses).mean()),
+        "lips_r": _mean_correlation(opened, wanted),
+        "lips_r_shuffled": _mean_correlation(wrong, wanted),
+        "portrait_error": float((made.mean(1) - true.mean(1)).square().mean()),
+        "motion_ratio": float(made.std(1).mean() / true.std(1).mean()),
+        "judged_clips": len(long),
+    }
+
+
+def generate(
+    denoiser: FaithfulDenoiser,
+    tokens: Tensor,
+    portrait: Tensor,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Sample `(B, T, C, h, w)` clip by clip with DDPM of some steps."""
+    config, chain, made = denoiser.config, Diffusion(steps), []
+    memory = first_memory(portrait, config.memory)
+    for part in tokens.split(config.frames, 1):
+
+        def predict(x: Tensor, t: Tensor, part: Tensor = part, memory: Tensor = memory) -> Tensor:
+            return denoiser(x, t, part, portrait, memory)
+
+        noise = torch.randn(len(part), config.frames, *config.latent_shape, generator=generator)
+        made.append(chain.ddpm(predict, noise, generator))
+        memory = made[-1][:, -config.memory :]
+    return torch.cat(made, 1)
+
+
+def _openings(model: AvatarModel, latents: Tensor) -> np.ndarray:
+    points = model.autoencoder.points(latents * model.latent_scale + model.latent_mean)
+    return mouth_opening(points.numpy())
+
+
+def _mean_correlation(made: np.ndarray, true: np.ndarray) -> float:
+    return float(np.mean([correlation(a, b) for a, b in zip(made, true, strict=True)]))
+
+
+def measure_effect(options: argparse.Namespace) -> dict[str, Any]:
+    """Give the rows of the table of effects."""
+    model = load_model("tiny", options.weights)
+    clips = [c for c in load_clips(options.data, options.cache, "train") if c.has_sound]
+    kept, aside = split_people(clips)
+    length = options.frames - options.frames % TINY.frames
+    learnt = prepare(model, encode_clips(model.autoencoder, kept, options.latents), TINY.frames)
+    others = prepare(model, encode_clips(model.autoencoder, aside, options.latents), length)
+    rows = []
+    for portrait, audio in ABLATION:
+        shape = replace(TINY, portrait_fusion=portrait, audio_fusion=audio)
+        denoiser, steps = train(shape, learnt, options.seconds, options.batch)
+        figures = judge(model, denoiser, others, length, options.sampler_steps)
+        row = {"portrait": portrait, "audio": audio, "steps": steps, **_rounded(figures)}
+        rows.append(row)
+        print(json.dumps(row))
+    facts = {"seconds": options.seconds, "batch": options.batch, "frames": length}
+    sampled = {"sampler_steps": options.sampler_steps, "parameters": count(TINY)["parameters"]}
+    return {"what": "effect", **facts, **sampled, **card(torch.device("cpu")), "rows": rows}
+
+
+def card(device: torch.device) -> dict[str, Any]:
+    """Say what is measured on."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "version": __version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def write_tables(page: Path, results: Path) -> None:
+    """Put the saved figures into the page, between its markers."""
+    text = page.read_text(encoding="utf-8")
+    for name, lines in (("cost", cost_lines(results)), ("effect", effect_lines(results))):
+        head, _, rest = text.partition(f"<!-- {name} -->\n")
+        _, mark, tail = rest.partition(f"<!-- end of {name} -->")
+        if not mark:
+            raise InputError(f"{page.name} has no place for the table of {name}")
+        body = "\n".join(lines)
+        text = f"{head}<!-- {name} -->\n{body}\n<!-- end of {name} -->{tail}"
+    page.write_text(text, encoding="utf-8")
+
+
+def cost_lines(results: Path) -> Iterator[str]:
+    """Give the cost table in markdown: one file's counts, and the times of all of them."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("fusion-cost-*.json"))]
+    counted = {row["preset"]: row for row in found}
+    first = counted.get("b") or counted.get("l") or (found[0] if found else None)
+    if first is None:
+        yield "Not measured yet."
+        return
+    timed = [f for f in found if "step_ms" in f["rows"][0]]
+    heads = [f"ms per step ({f['preset']}, {f['device']})" for f in timed]
+    yield " | ".join(["| portrait | audio | parameters | TFLOP per step", *heads]) + " |"
+    yield "|---|---|" + "---:|" * (2 + len(timed))
+    for index, row in enumerate(first["rows"]):
+        cells = [row["portrait"], row["audio"]]
+        cells += [f"{row['parameters'] / 1e6:.1f} M", f"{row['flop'] / 1e12:.3f}"]
+        cells += [f"{f['rows'][index]['step_ms']:.2f}" for f in timed]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield f"Parameters and FLOPs are those of `{first['preset']}`, without the audio projector."
+
+
+def effect_lines(results: Path) -> Iterator[str]:
+    """Give the table of effects in markdown."""
+    path = results / "fusion-effect.json"
+    if not path.exists():
+        yield "Not measured yet."
+        return
+    found = json.loads(path.read_text())
+    yield (
+        "| portrait | audio | steps | error of the noise | lips r | with other sound | "
+        "portrait error | motion |"
+    )
+    yield "|---|---|" + "---:|" * 6
+    columns = ("noise_error", "lips_r", "lips_r_shuffled", "portrait_error", "motion_ratio")
+    for row in found["rows"]:
+        cells = [row["portrait"], row["audio"], str(row["steps"])]
+        cells += [f"{row[name]:.3f}" for name in columns]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield (
+        f"Each row trained for {found['seconds']:g} s of one core, batches of {found['batch']}; "
+        f"{found['rows'][0]['judged_clips']} clips of {found['frames']} frames judged, DDPM with "
+        f"{found['sampler_steps']} steps."
+    )
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    cost = commands.add_parser("cost", help="parameters, FLOPs, milliseconds")
+    cost.add_argument("--preset", default="b", help="s, b, l, xl, or tiny (%(default)s)")
+    cost.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    cost.add_argument("--repeats", type=int, default=20, help="timed calls; 0: count only")
+    effect = commands.add_parser("effect", help="train small and judge")
+    effect.add_argument("--data", type=Path, required=True, help="the data folder")
+    effect.add_argument("--cache", type=Path, required=True, help="decoded frames")
+    effect.add_argument("--latents", type=Path, required=True, help="kept by letstalk train flow")
+    effect.add_argument("--weights", type=Path, help="of the embedded model (the package's)")
+    effect.add_argument("--seconds", type=float, default=75.0, help="of training (%(default)s)")
+    effect.add_argument("--batch", type=int, default=8)
+    effect.add_argument("--frames", type=int, default=64, help="judged (%(default)s)")
+    effect.add_argument("--sampler-steps", type=int, default=50)
+    for part in (cost, effect):
+        part.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
+        part.add_argument("--save", action="store_true", help="keep the JSON in results/")
+    commands.add_parser("table", help="write docs/fusion.md from results/")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print rows as they come, and the whole as the last line."""
+    options = _options(argv)
+    if options.command == "table":
+        write_tables(PAGE, RESULTS)
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.command == "cost":
+        result = measure_cost(options)
+        name = f"fusion-cost-{options.preset}-{result['device_type']}.json"
+    else:
+        result, name = measure_effect(options), "fusion-effect.json"
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A server whose avatar shows what it hears: a patch lights up with the first picture of a sound.
+
+How bright it is tells where in that picture's 40 ms the sound begins, so that a receiver can
+measure the skew of picture and sound to the millisecond. Beside the patch a portrait sways, so that
+encoding costs what a talking head costs; the pictures are made beforehand and cost nothing.
+
+    python benchmarks/webrtc/flash_avatar.py --port 0
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from letstalk_rt.avatars import list_avatars
+from letstalk_rt.types import SAMPLES_PER_FRAME, Face, Portrait
+from letstalk_server.main import serve
+from letstalk_server.settings import Settings
+from letstalk_server.studio import Model
+
+PATCH = 128
+"""Side of the patch in the upper left corner, px."""
+
+DARK, DIM, BRIGHT = 20, 128, 255
+LOUD = 0.02
+SWAY = 50
+"""Pictures of one swing."""
+
+
+class MiddleFinder:
+    """Takes the middle of any picture for a face."""
+
+    def find_faces(self, rgb: np.ndarray) -> list[Face]:
+        """Give one face in `(H, W, 3)`."""
+        height, width = rgb.shape[:2]
+        x = np.array([0.35, 0.65, 0.5, 0.5], np.float32) * width
+        y = np.array([0.45, 0.45, 0.3, 0.7], np.float32) * height
+        return [Face(np.stack([x, y], 1), 0.9, 0.0)]
+
+
+class FlashPipeline:
+    """Has the interface and the timing of `AvatarPipeline`."""
+
+    fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
+
+    def __init__(self) -> None:
+        self.finder = MiddleFinder()
+
+    def init_state(self, portrait: Portrait, **options: Any) -> dict[str, Any]:
+        """Make the swaying pictures and an empty past."""
+        canvas = portrait.canvas
+        shifts = np.round(4 * np.sin(np.arange(SWAY) * 2 * np.pi / SWAY)).astype(int)
+        swaying = [np.roll(canvas, shift, axis=1) for shift in shifts]
+        past = np.zeros(self.lookahead_frames * SAMPLES_PER_FRAME, np.float32)
+        return {"swaying": swaying, "past": past, "count": 0, "shade": DARK}
+
+    def interrupt(self, state: dict[str, Any]) -> None:
+        """Forget what was heard."""
+        state["past"][:] = 0
+
+    def step(self, pcm: np.ndarray, states: list[dict[str, Any]]) -> np.ndarray:
+        """Turn `(B, hop)` float32 into `(B, N, H, W, 3)` uint8."""
+        return np.stack([self._window(p, s) for p, s in zip(pcm, states, strict=True)])
+
+    def _window(self, pcm: np.ndarray, state: dict[str, Any]) -> np.ndarray:
+        heard = np.concatenate([state["past"], pcm])
+        state["past"] = heard[pcm.size :].copy()
+        pictures = []
+        for sound in heard[: pcm.size].reshape(-1, SAMPLES_PER_FRAME):
+            (loud,) = np.nonzero(np.abs(sound) > LOUD)
+            if not loud.size:
+                state["shade"] = DARK
+            elif state["shade"] == DARK:
+                state["shade"] = round(DIM + (BRIGHT - DIM) * loud[0] / SAMPLES_PER_FRAME)
+            picture = state["swaying"][state["count"] % SWAY].copy()
+            picture[:PATCH, :PATCH] = state["shade"]
+            state["count"] += 1
+            pictures.append(picture)
+        return np.stack(pictures)
+
+
+def load(settings: Settings) -> Model:
+    """Give the pipeline with the first default portrait."""
+    name, path = next(iter(list_avatars().items()))
+    return Model(FlashPipeline(), {name: Path(path)})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=0)
+    sys.exit(serve(Settings(port=parser.parse_args().port, badge="off"), load))

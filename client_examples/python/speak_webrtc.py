@@ -1,0 +1,144 @@
+"""Have an avatar speak a sound file, and save what comes back. By WebRTC, as a browser would.
+
+pip install aiortc
+python speak_webrtc.py hello.wav hello.mp4 --url http://localhost:8080 --avatar mira
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription
+from aiortc.contrib.media import MediaPlayer, MediaRecorder
+
+PING_S = 1.5
+TAIL_S = 0.6
+QUIET_S = 2.0
+"""The avatar has finished when it was idle for so long after the file's end."""
+
+
+def post(url: str, path: str, body: dict[str, Any], token: str | None) -> dict[str, Any]:
+    """Send JSON and give the JSON of the answer.
+
+    Raises:
+        RuntimeError: the server refused; the text is its reason.
+    """
+    headers = {"content-type": "application/json"}
+    if token:
+        headers["authorization"] = f"Bearer {token}"
+    request = Request(f"{url.rstrip('/')}/{path}", json.dumps(body).encode(), headers)
+    try:
+        with urlopen(request, timeout=30) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+    except HTTPError as error:
+        raise RuntimeError(json.load(error).get("detail", str(error))) from None
+    except URLError as error:
+        raise RuntimeError(f"the server at {url} cannot be reached: {error.reason}") from None
+
+
+class Call:
+    """One peer connection: the file goes up, the avatar comes down into another file."""
+
+    def __init__(self, ice_servers: list[dict[str, Any]], sound: Path, film: Path) -> None:
+        servers = [RTCIceServer(**server) for server in ice_servers]
+        self.pc = RTCPeerConnection(RTCConfiguration(iceServers=servers))
+        self._player = MediaPlayer(str(sound))
+        self._recorder = MediaRecorder(str(film))
+        self._tracks = 0
+        self._is_speaking = False
+        self._has_spoken = asyncio.Event()
+        self._lost = asyncio.Event()
+        self.pc.addTrack(self._player.audio)
+        self.pc.addTransceiver("video", "recvonly")
+        self._channel = self.pc.createDataChannel("control")
+        self._channel.on("message", self._on_message)
+        self.pc.on("track", self._on_track)
+        self.pc.on("connectionstatechange", self._on_state)
+
+    async def run(self) -> None:
+        """Speak the whole file; returns when the avatar has said it."""
+        pinging = asyncio.create_task(self._ping())
+        try:
+            await self._recorder.start()
+            await self._file_end()
+            await asyncio.sleep(TAIL_S)
+        finally:
+            pinging.cancel()
+            with suppress(asyncio.CancelledError):
+                await pinging
+            await self._recorder.stop()
+            await self.pc.close()
+        if self._lost.is_set():
+            raise RuntimeError("the connection was lost")
+
+    async def _file_end(self) -> None:
+        ended = asyncio.Event()
+        self._player.audio.on("ended", ended.set)
+        waits = [asyncio.create_task(event.wait()) for event in (ended, self._lost)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        idle_s = 0.0
+        while idle_s < QUIET_S and not self._lost.is_set():
+            await asyncio.sleep(0.1)
+            idle_s = 0.0 if self._is_speaking else idle_s + 0.1
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(PING_S)
+            if self._channel.readyState == "open":
+                self._channel.send('{"type": "session.ping"}')
+
+    def _on_track(self, track: Any) -> None:
+        self._recorder.addTrack(track)
+
+    def _on_state(self) -> None:
+        if self.pc.connectionState in ("failed", "closed"):
+            self._lost.set()
+
+    def _on_message(self, text: str) -> None:
+        kind = json.loads(text)["type"]
+        if kind in ("avatar.speaking", "avatar.idle"):
+            self._is_speaking = kind == "avatar.speaking"
+
+
+async def speak(sound: Path, film: Path, url: str, token: str | None, avatar: str | None) -> None:
+    """Say the file and save the film."""
+    wanted = {"avatar": avatar} if avatar else {}
+    session = await asyncio.to_thread(post, url, "v1/sessions", wanted, token)
+    token = session["token"] or token
+    call = Call(session["ice_servers"], sound, film)
+    await call.pc.setLocalDescription(await call.pc.createOffer())
+    offer = {"type": "offer", "sdp": call.pc.localDescription.sdp, "session": session["session"]}
+    answer = await asyncio.to_thread(post, url, "v1/offer", offer, token)
+    await call.pc.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
+    await call.run()
+
+
+def main() -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sound", type=Path, help="WAV, MP3 or any other sound file")
+    parser.add_argument("film", type=Path, help="MP4 file to write")
+    parser.add_argument("--url", default="http://localhost:8080", help="address of the server")
+    parser.add_argument("--token", help="where the server asks for one")
+    parser.add_argument("--avatar", help="id of the avatar; the server's first by default")
+    given = parser.parse_args()
+    try:
+        asyncio.run(speak(given.sound, given.film, given.url, given.token, given.avatar))
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(given.film)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

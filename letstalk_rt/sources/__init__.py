@@ -1,0 +1,1 @@
+"""Where speech comes from: a microphone, a file, anything that gives PCM."""

@@ -1,0 +1,269 @@
+"""What options change in the motion, and that eyes close: on the small model and on drawn eyes."""
+
+import numpy as np
+import pytest
+import torch
+from small_model import make_model, make_portrait, make_speech
+
+from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.models.eyelids import _lid_lines, close_eyes
+from letstalk_rt.models.landmarks import EYES, IRISES, LIPS, NUM_POINTS, places
+from letstalk_rt.models.motion import BLINK, Blinks, Director
+from letstalk_rt.pipeline import AvatarPipeline
+from letstalk_rt.types import FPS, MotionOptions
+
+STILL = {"blinks_per_min": 0.0}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return AvatarPipeline(make_model())
+
+
+@pytest.fixture(scope="module")
+def features(pipeline):
+    """A portrait's, in a model that reads the movements of these tests as a trained one does."""
+    points = face_points()
+    axes = torch.eye(2)
+    affine = [(points[:, i, None] * axes[j]) for i in range(2) for j in range(2)]
+    affine += [axes[j].expand(NUM_POINTS, 2) for j in range(2)]
+    known = torch.stack([*affine, smile(points), glance()]).flatten(1)
+    rest = torch.randn(256 - len(known), 2 * NUM_POINTS)
+    read = torch.linalg.qr(torch.cat([known, rest]).T).Q
+    pipeline.model.autoencoder.read_points.weight.copy_(read)
+    features = pipeline.init_state(make_portrait()).features
+    features.points = points[None]
+    return features
+
+
+def smile(points):
+    change = torch.zeros(NUM_POINTS, 2)
+    change[LIPS, 1] = 0.05 * points[LIPS, 0].abs()
+    return change
+
+
+def glance():
+    change = torch.zeros(NUM_POINTS, 2)
+    change[places(IRISES), 0] = 0.04
+    return change
+
+
+def face_points():
+    """Landmarks of a drawn face: eyes above, lips below, the rest around them."""
+    points = torch.from_numpy(np.random.default_rng(0).uniform(-0.6, 0.6, (NUM_POINTS, 2))).float()
+    angle = torch.linspace(0, 2 * torch.pi, len(LIPS) + 1)[:-1]
+    points[LIPS] = torch.stack([0.2 * angle.cos(), 0.55 + 0.05 * angle.sin()], 1)
+    for corner, other, side in ((33, 133, -1), (263, 362, 1)):
+        points[places((corner, other))] = torch.tensor([[side * 0.35, -0.1], [side * 0.15, -0.1]])
+    for upper, lower, side in (
+        ((246, 161, 160, 159, 158, 157, 173), (7, 163, 144, 145, 153, 154, 155), -1),
+        ((466, 388, 387, 386, 385, 384, 398), (249, 390, 373, 374, 380, 381, 382), 1),
+    ):
+        x = side * torch.linspace(0.33, 0.17, 7)
+        height = 0.05 * torch.sin(torch.linspace(0.3, np.pi - 0.3, 7))
+        points[places(upper)] = torch.stack([x, -0.1 - height], 1)
+        points[places(lower)] = torch.stack([x, -0.1 + height], 1)
+    points[places(IRISES[:5])] = torch.tensor([-0.25, -0.1])
+    points[places(IRISES[5:])] = torch.tensor([0.25, -0.1])
+    return points
+
+
+def moved(pipeline, features, options, displacement):
+    """Landmark displacements, `(L, 2)`, as a director leaves them."""
+    read = pipeline.model.autoencoder.read_points.weight
+    latent = torch.linalg.lstsq(read, displacement.flatten()[:, None]).solution
+    motion = latent.view(1, 1, 16, 4, 4) / pipeline.model.motion_scale
+    director = Director(MotionOptions(**STILL | options), pipeline.model, features, 0)
+    after = director.direct(motion) * pipeline.model.motion_scale
+    before = (read @ latent).view(NUM_POINTS, 2)
+    return before, (read @ after.flatten()).view(NUM_POINTS, 2)
+
+
+def size(displacement):
+    return displacement.norm(dim=-1).mean().item()
+
+
+def test_the_defaults_change_nothing(pipeline, features):
+    director = Director(MotionOptions(), pipeline.model, features, 0)
+    motion = torch.randn(1, 4, 16, 4, 4)
+    assert director.direct(motion) is motion
+
+
+def test_without_head_motion_a_shift_and_a_turn_are_gone(pipeline, features):
+    points = features.points[0]
+    turn = 0.1 * torch.stack([-points[:, 1], points[:, 0]], 1) + torch.tensor([0.05, -0.03])
+    before, after = moved(pipeline, features, {"head_motion": False}, turn)
+    assert size(after) < 0.15 * size(before)
+
+
+def test_expressiveness_scales_lips_and_leaves_the_head(pipeline, features):
+    points = features.points[0]
+    for factor in (0.0, 0.5, 1.5):
+        before, after = moved(pipeline, features, {"expressiveness": factor}, smile(points))
+        assert size(after[LIPS]) == pytest.approx(factor * size(before[LIPS]), abs=0.004)
+    shift = torch.zeros(NUM_POINTS, 2) + torch.tensor([0.1, 0.0])
+    before, after = moved(pipeline, features, {"expressiveness": 0.0}, shift)
+    assert size(after - before) < 0.15 * size(before)
+
+
+def test_gaze_at_camera_holds_the_iris_in_its_eye(pipeline, features):
+    irises = places(IRISES)
+    before, after = moved(pipeline, features, {"gaze_at_camera": True}, glance())
+    rest = [point for point in range(NUM_POINTS) if point not in EYES + irises]
+    assert size(after[irises]) < 0.5 * size(before[irises])
+    assert size(after[rest] - before[rest]) < 0.01
+
+
+def test_memory_keeps_the_motion_as_the_model_made_it(pipeline):
+    speech = make_speech(0.32)
+    memories = []
+    for options in (MotionOptions(), MotionOptions(0.2, False, 30, True)):
+        state = pipeline.init_state(make_portrait(), motion=options)
+        for hop in speech.reshape(2, 1, -1):
+            pipeline.step(hop, [state])
+        memories.append(state.memory.latents.clone())
+    torch.testing.assert_close(*memories)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"expressiveness": -0.1}, {"expressiveness": 2.1}, {"blinks_per_min": float("nan")}],
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ConfigError, match="must be from 0"):
+        MotionOptions(**options)
+
+
+# Blinks
+
+
+@pytest.mark.parametrize("per_min", [5, 15, 30])
+def test_blinks_come_as_often_as_wanted_and_irregularly(per_min):
+    closures = np.array(Blinks(per_min, seed=1).closures(20 * 60 * FPS))
+    (shut,) = np.nonzero(closures == 1)
+    assert len(shut) / 20 == pytest.approx(per_min, rel=0.2)
+    pauses = np.diff(shut)
+    assert pauses.std() > 0.3 * pauses.mean()
+    assert pauses.min() >= len(BLINK)
+
+
+def test_no_blinks_where_none_are_wanted():
+    assert not any(Blinks(0, seed=1).closures(5000))
+
+
+def test_blinks_are_the_seeds_and_begin_anew_after_a_reset():
+    blinks = Blinks(15, seed=3)
+    first = blinks.closures(1000)
+    blinks.reset()
+    assert blinks.closures(1000) == first == Blinks(15, seed=3).closures(1000)
+    assert Blinks(15, seed=4).closures(1000) != first
+
+
+def test_a_blink_that_nobody_saw_is_blinked_again():
+    blinks, whole = Blinks(60, seed=0), Blinks(60, seed=0).closures(500)
+    seen = []
+    for _ in range(100):
+        seen += blinks.closures(5)[:4]
+        blinks.rewind(1)
+    assert seen == whole[:400]
+
+
+# Lids
+
+
+def eyes_picture(points):
+    """A grey face with white eyes."""
+    upper, lower = (torch.from_numpy(x) for x in _lid_lines((points.numpy() + 1) * 127.5, 256))
+    y = torch.arange(256.0)[:, None]
+    white = (y >= upper) & (y <= lower) & (upper < lower)
+    return white.float().expand(3, -1, -1).clone()
+
+
+def test_a_closed_eye_shows_skin_and_the_rest_stays():
+    points = face_points()
+    picture = eyes_picture(points)
+    closed = picture.clone()[None]
+    close_eyes(closed, points[None], [1.0])
+    at = ((points[places(IRISES)] + 1) * 127.5).round().long()
+    for x, y in at.tolist():
+        assert picture[:, y, x].min() == 1
+        assert closed[0, :, y, x].max() < 0.2
+    changed = (closed[0] != picture).any(0).nonzero()
+    eyes = (points[EYES] + 1) * 127.5
+    assert changed[:, 1].min() >= eyes[:, 0].min() - 1
+    assert changed[:, 1].max() <= eyes[:, 0].max() + 1
+    assert changed[:, 0].max() <= eyes[:, 1].max() + 4
+
+
+def test_lids_close_further_and_further():
+    points = face_points()
+    white = []
+    for closure in (0.0, 0.35, 0.65, 1.0):
+        picture = eyes_picture(points)[None]
+        close_eyes(picture, points[None], [closure])
+        white.append((picture > 0.5).sum().item())
+    assert white == sorted(white, reverse=True)
+    assert white[3] < 0.25 * white[0]
+
+
+def test_eyes_outside_the_picture_or_shut_are_left_alone():
+    points = face_points()
+    for strange in (points + 5, points - 5, points * 0):
+        picture = torch.zeros(1, 3, 256, 256)
+        close_eyes(picture, strange[None], [1.0])
+        assert torch.isfinite(picture).all()
+
+
+# Interrupts
+
+
+def test_after_an_interrupt_the_motion_goes_on_from_the_last_frame_that_was_seen(pipeline):
+    options = MotionOptions(**STILL)
+    state = pipeline.init_state(make_portrait(), motion=options)
+    for hop in make_speech(0.48).reshape(3, 1, -1):
+        pipeline.step(hop, [state])
+    seen = state.memory.latents[:, -1 - 3].clone()
+    pipeline.interrupt(state, unseen=3)
+    torch.testing.assert_close(state.memory.latents[:, -1], seen)
+    new = torch.ones(1, 4, 16, 4, 4)
+    eased = state.director.direct(new)
+    torch.testing.assert_close(eased[:, 0], (seen + 1) / 2)
+    torch.testing.assert_close(eased[:, 1:], new[:, 1:])
+    assert state.director.direct(new) is new
+
+
+def test_another_face_goes_on_in_the_same_motion(pipeline):
+    state = pipeline.init_state(make_portrait(1))
+    hops = make_speech(0.48).reshape(3, 1, -1)
+    pipeline.step(hops[0], [state])
+    memory = state.memory.latents.clone()
+    pipeline.change_portrait(state, make_portrait(2, size=64))
+    torch.testing.assert_close(state.memory.latents, memory)
+    assert pipeline.step(hops[1], [state]).shape == (1, 4, 64, 80, 3)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@torch.inference_mode()
+def test_less_look_ahead_hears_the_same_sound_sooner(pipeline, lookahead):
+    speech = make_speech(0.96).reshape(6, 1, -1)
+    tokens = {}
+    for frames in (lookahead, 2):
+        state = pipeline.init_state(make_portrait(), lookahead_frames=frames)
+        heard = [pipeline._hear(torch.from_numpy(hop), [state]) for hop in speech]
+        tokens[frames] = torch.cat(heard, 1)
+    ahead = 2 - lookahead
+    whole, early = tokens[2][0, ahead:], tokens[lookahead][0, :-ahead]
+    known = [i for i in range(len(early)) if i % 4 < 4 - ahead]
+    torch.testing.assert_close(early[known], whole[known], atol=1e-4, rtol=1e-4)
+
+
+def test_sessions_that_look_ahead_differently_are_not_mixed(pipeline):
+    states = [pipeline.init_state(make_portrait(), lookahead_frames=n) for n in (0, 2)]
+    with pytest.raises(InputError, match="look-ahead"):
+        pipeline.step(np.zeros((2, 2560), np.float32), states)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"lookahead_frames": 3}])
+def test_steps_and_look_ahead_out_of_range_are_refused(pipeline, options):
+    with pytest.raises(ConfigError, match="must be from"):
+        pipeline.init_state(make_portrait(), **options)
