@@ -69,7 +69,7 @@ TINY = FaithfulConfig(
     ffn_ratio=2.5,
     audio_tokens=4,
     audio_width=96,
-    frames=16,
+    frames=8,
     memory=2,
 )
 """The denoiser of `effect`: for the latents and audio tokens of the embedded model."""

@@ -5,15 +5,22 @@ One window is `frames_per_window` frames of each session (160 ms), so a machine 
 window takes less than that: its real-time factor is above 1.
 
     python benchmarks/bench_stages.py --preset tiny --seconds 20
-    python benchmarks/bench_stages.py --sessions 4 --steps 2 --json
+    python benchmarks/bench_stages.py --sessions 1,2,4,8 --json    one batch after the other
+    python benchmarks/bench_stages.py --windows 2000               constant time and memory?
+    python benchmarks/bench_stages.py --preset b --device cuda --steps 2 --compile --sessions 1,16
 
 Stages: audio (speech to audio tokens), sample (noise to latents), decode (latents to faces),
-composite (faces into the portraits). The last line is JSON.
+composite (faces into the portraits). The last line is JSON. A preset without weights in the package
+is measured with random ones: the work is the same. `steady` compares the first and the last tenth
+of the windows. FLOPs are those of one window of one session, multiplications and additions counted
+singly; what runs in 8-bit integers is not counted.
 """
 
 import argparse
 import json
+import os
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +35,8 @@ from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.metrics import StageClock, percentiles
+from letstalk_rt.models.loading import packaged_weights
+from letstalk_rt.models.state import tensors
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.portrait import prepare_portrait
 from letstalk_rt.types import FPS, SAMPLE_RATE
@@ -39,7 +48,8 @@ def speech(seconds: float, seed: int = 0) -> np.ndarray:
     """Give noise with the rhythm of syllables: what is said does not change the work."""
     time_s = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     noise = np.random.default_rng(seed).standard_normal(len(time_s))
-    return (0.1 * noise * np.sin(np.pi * 4 * time_s) ** 2).astype(np.float32)
+    sound: np.ndarray = (0.1 * noise * np.sin(np.pi * 4 * time_s) ** 2).astype(np.float32)
+    return sound
 
 
 def measure(
@@ -48,12 +58,24 @@ def measure(
     seconds: float,
     clock: StageClock,
     now_s: Callable[[], float],
+    windows: int | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Give the milliseconds of each window, for `seconds` after a warm-up at the same shape."""
+    """Give the milliseconds of each window after a warm-up at the same shape.
+
+    Args:
+        pipeline: is stepped.
+        states: of the sessions of the batch.
+        seconds: how long.
+        clock: is told of the stages.
+        now_s: reads the time.
+        windows: how many, in the place of `seconds`.
+        watch: called every 20 windows.
+    """
     loop = speech(pipeline.hop * 50 / SAMPLE_RATE)
     windows_ms: list[float] = []
     index, end_s = 0, float("inf")
-    while now_s() < end_s:
+    while index < WARM_UP_WINDOWS + windows if windows else now_s() < end_s:
         start = index % 50 * pipeline.hop
         pcm = np.repeat(loop[None, start : start + pipeline.hop], len(states), 0)
         started_s = now_s()
@@ -64,6 +86,8 @@ def measure(
             windows_ms.clear()
             clock.reset()
             end_s = now_s() + seconds
+        if index % 20 == WARM_UP_WINDOWS:
+            watch()
     return windows_ms
 
 
@@ -83,15 +107,78 @@ def report(pipeline: Any, windows_ms: list[float], clock: StageClock) -> dict[st
     }
 
 
+def steady(windows_ms: list[float], memory_mb: list[float]) -> dict[str, float]:
+    """Compare the first and the last tenth of a run: do time and memory stay as they are?"""
+    tenth = max(1, len(windows_ms) // 10)
+    return _rounded(
+        {
+            "first_ms": statistics.median(windows_ms[:tenth]),
+            "last_ms": statistics.median(windows_ms[-tenth:]),
+            "first_mb": memory_mb[0],
+            "last_mb": memory_mb[-1],
+            "most_mb": max(memory_mb),
+        }
+    )
+
+
+def memory_mb() -> float:
+    """Give what the process holds now: of the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / 2**20
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def work(pipeline: Any, state: Any) -> dict[str, float]:
+    """Give parameters, FLOPs of one window and the bytes that a session takes."""
+    model = getattr(pipeline, "model", None)
+    if model is None:
+        return {}
+    from torch.utils.flop_counter import FlopCounterMode
+
+    pcm = speech(pipeline.hop / SAMPLE_RATE)[None]
+    with FlopCounterMode(display=False) as counter:
+        pipeline.step(pcm, [state])
+    names = ("audio", "memory", "cache", "features", "portrait")
+    held = sum(t.nbytes for name in names for t in tensors(getattr(state, name)))
+    count = {n: sum(p.numel() for p in part.parameters()) for n, part in model.named_children()}
+    return {
+        "gflop_per_window": round(counter.get_total_flops() / 1e9, 2),
+        "session_mb": round(held / 2**20, 2),
+        "million_parameters": _rounded({n: v / 1e6 for n, v in count.items()}),
+    }
+
+
+def load(options: argparse.Namespace) -> tuple[Any, str]:
+    """Give the pipeline and where its weights are from."""
+    same = {"steps": options.steps, "dtype": options.dtype, "compiled": options.compile or None}
+    if packaged_weights(options.preset).is_file():
+        pipeline = AvatarPipeline.load(
+            preset=options.preset, device=options.device, threads=options.threads, **same
+        )
+        return pipeline, "packaged"
+    from letstalk_rt.devices import choose_device
+    from letstalk_rt.models.avatar_model import AvatarModel
+    from letstalk_rt.models.presets import get_preset
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = AvatarModel(get_preset(options.preset)).eval().requires_grad_(False)
+    return AvatarPipeline.on(model.to(choose_device(options.device)), **same), "random"
+
+
 def card(pipeline: Any, options: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
     """Say what is measured, on what."""
     device = torch.device(getattr(pipeline, "device", "cpu"))
     return {
         "preset": options.preset,
         "device": _device_name(device),
-        "dtype": str(getattr(pipeline, "dtype", torch.float32)).removeprefix("torch."),
+        "dtype": str(getattr(pipeline, "variant", "float32")),
         "threads": torch.get_num_threads(),
-        "sessions": options.sessions,
         "steps": getattr(pipeline, "steps", options.steps),
         "size": list(size),
         "torch": torch.__version__,
@@ -138,7 +225,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto")
     add("--steps", type=int, help="denoiser calls per window (the preset's)")
     add("--threads", type=int, help="CPU threads (torch's choice)")
-    add("--sessions", type=int, default=1, help="sessions in one batch (%(default)s)")
+    add("--sessions", type=_counts, default=[1], help="sessions in a batch, e.g. 1,2,4,8 (1)")
+    add("--dtype", default="auto", help="float32, bfloat16, float16, int8 or auto (%(default)s)")
+    add("--compile", action="store_true", help="torch.compile; on CUDA also graphs")
+    add("--windows", type=int, help="how many to measure, in the place of --seconds")
     add("--size", type=int, default=512, help="longer side of the frames (%(default)s)")
     add("--portrait", type=Path, help="a picture (the first default avatar)")
     add("--seconds", type=float, default=20.0, help="how long to measure (%(default)s)")
@@ -146,27 +236,49 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _counts(text: str) -> list[int]:
+    counts = [int(part) for part in text.split(",")]
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError("a batch has at least 1 session")
+    return counts
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the card, the table and the JSON line."""
+    """Print the card, a table for each batch and the JSON line."""
     options = _options(argv)
     started_s = time.perf_counter()
-    pipeline = AvatarPipeline.load(
-        preset=options.preset, device=options.device, steps=options.steps, threads=options.threads
-    )
+    pipeline, weights = load(options)
     portrait = prepare_portrait(
         _portrait_path(options.portrait), pipeline.finder, size=options.size
     )
-    states = [pipeline.init_state(portrait, seed=seed) for seed in range(options.sessions)]
+    states = [pipeline.init_state(portrait, seed=seed) for seed in range(max(options.sessions))]
     loaded_s = time.perf_counter() - started_s
-    facts = card(pipeline, options, portrait.canvas.shape[:2]) | {"load_s": round(loaded_s, 2)}
+    facts = card(pipeline, options, portrait.canvas.shape[:2])
+    facts |= {"weights": weights, "load_s": round(loaded_s, 2)} | work(pipeline, states[0])
     if not options.json:
         _print_table(facts)
-    clock = StageClock(torch.cuda.synchronize if torch.cuda.is_available() else None)
-    windows_ms = measure(pipeline, states, options.seconds, clock, time.perf_counter)
-    result = report(pipeline, windows_ms, clock)
-    if not options.json:
+    batches = [_batch(pipeline, states[:count], options) for count in options.sessions]
+    for result in batches if not options.json else ():
         _print_result(result)
-    print(json.dumps(facts | result))
+    one = batches[0] if len(batches) == 1 else {"batches": batches}
+    print(json.dumps(facts | one))
+
+
+def _batch(pipeline: Any, states: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one size of batch."""
+    clock = StageClock(torch.cuda.synchronize if torch.cuda.is_available() else None)
+    held_mb = [memory_mb()]
+    windows_ms = measure(
+        pipeline,
+        states,
+        options.seconds,
+        clock,
+        time.perf_counter,
+        options.windows,
+        lambda: held_mb.append(memory_mb()),
+    )
+    result = {"sessions": len(states)} | report(pipeline, windows_ms, clock)
+    return result | {"steady": steady(windows_ms, held_mb[1:] or held_mb)}
 
 
 def _print_table(facts: dict[str, Any]) -> None:
@@ -176,7 +288,8 @@ def _print_table(facts: dict[str, Any]) -> None:
 
 def _print_result(result: dict[str, Any]) -> None:
     window = result["window_ms"]
-    print(f"\n{result['windows']} windows, {result['missed']} over {result['budget_ms']:.0f} ms")
+    late = f"{result['missed']} over {result['budget_ms']:.0f} ms"
+    print(f"\n{result['sessions']} sessions: {result['windows']} windows, {late}")
     print(
         f"    window  p50 {window['p50']:.1f}  p95 {window['p95']:.1f}  p99 {window['p99']:.1f} ms"
     )

@@ -11,7 +11,7 @@ other calls run in the order in which they came. This room knows no torch and no
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +19,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from letstalk_rt.types import Portrait
+
 T = TypeVar("T")
 
 LOAD_WINDOW_S = 5.0
 """The load is that of the last so many seconds."""
+
+BATCHES = (1, 2, 4, 8)
+MEASURE_S = 2.0
+"""Measuring begins no further batch size after so long."""
 
 WORTHWHILE = 0.9
 """A batch must cost less than this share of the same steps one by one, or it only adds latency."""
@@ -212,6 +218,45 @@ def alike(state: Any) -> Any:
     if not hasattr(state, "size"):
         return id(state)
     return state.size, len(getattr(state, "times", ())), getattr(state, "lookahead_frames", None)
+
+
+def measure_batches(
+    pipeline: Any,
+    portrait: Portrait,
+    counts: Sequence[int] = BATCHES,
+    *,
+    stop_early: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[int, float]:
+    """Measure how long a step of so many sessions takes; blocking, some seconds.
+
+    Args:
+        pipeline: the model.
+        portrait: a face.
+        counts: numbers of sessions, rising from 1.
+        stop_early: stop at the first number for which joining is not worth it, or when the
+            measuring has taken long.
+        clock: monotonic time, s.
+
+    Returns:
+        Seconds, by the number of sessions.
+    """
+    began_s = clock()
+    found: dict[int, float] = {}
+    for count in counts:
+        states = [pipeline.init_state(portrait, seed=seed) for seed in range(count)]
+        pcm = np.zeros((count, pipeline.hop), np.float32)
+        pipeline.step(pcm, states)  # the first one prepares
+        found[count] = min(_timed(pipeline, pcm, states, clock) for _ in range(3))
+        if stop_early and (worthwhile_batch(found) < count or clock() - began_s > MEASURE_S):
+            break
+    return found
+
+
+def _timed(pipeline: Any, pcm: np.ndarray, states: list[Any], clock: Callable[[], float]) -> float:
+    began_s = clock()
+    pipeline.step(pcm, states)
+    return clock() - began_s
 
 
 def worthwhile_batch(seconds: dict[int, float]) -> int:

@@ -107,6 +107,7 @@ class Intake:
                         pcm = pcm[len(piece) :]
         finally:  # an interrupt has cleared the account
             if epoch == self.epoch:
+                self._drift.note_held_up(self._now_s())
                 self._arriving -= len(pcm) * scale
 
     async def end_segment(self) -> None:

@@ -1,6 +1,9 @@
 """When a frame is due. Arithmetic only: the caller owns the clock and the sleep."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+_UNSEEN_S = 0.005
+"""Nobody sees so short a delay, and timers are hardly finer."""
 
 
 @dataclass(slots=True)
@@ -8,20 +11,27 @@ class Pacer:
     """Maps frame numbers to a steady playout clock.
 
     A late frame is sent at once and the next ones close the gap. A stall longer than
-    `max_lag_s` moves the clock instead, for a burst of old frames looks worse than a pause.
+    `max_lag_s` moves the clock instead, for a burst of old frames looks worse than a pause. Where
+    frames come late again and again, as live ones must once a step was too slow, the clock gives
+    way by as much: a little later is better than a gap in every window.
 
     Attributes:
         fps: frames per second.
         max_lag_s: longest debt that is paid back.
+        patience: how often within a second frames may begin to be late; 0 for always.
         stalls: how often the clock was moved.
         moved_s: by how much, in all.
     """
 
     fps: float = 25
     max_lag_s: float = 0.2
+    patience: int = 3
     stalls: int = 0
     moved_s: float = 0.0
     _start_s: float | None = None
+    _index: int = -1  # asked for last
+    _lag_s: float = 0.0  # of that frame
+    _onsets: list[tuple[int, float]] = field(default_factory=list)  # frame, and how late
 
     def due_s(self, index: int, now_s: float) -> float:
         """Give the time at which frame `index` is due; the first question starts the clock."""
@@ -33,9 +43,26 @@ class Pacer:
         """Give the seconds to wait, 0 or more, before frame `index` is shown."""
         ahead_s = self.due_s(index, now_s) - now_s
         if ahead_s < -self.max_lag_s:
-            assert self._start_s is not None
-            self._start_s -= ahead_s
-            self.moved_s -= ahead_s
+            self._move(-ahead_s)
             self.stalls += 1
             return 0.0
+        if self.patience and index > self._index:
+            self._note_lag(index, -ahead_s)
         return max(0.0, ahead_s)
+
+    def _note_lag(self, index: int, lag_s: float) -> None:
+        """Give way when frames keep beginning to be late."""
+        begins = lag_s > max(_UNSEEN_S, self._lag_s)
+        self._index, self._lag_s = index, max(0.0, lag_s)
+        if not begins:
+            return
+        self._onsets = [o for o in self._onsets if index - o[0] <= self.fps] + [(index, lag_s)]
+        if len(self._onsets) > self.patience:
+            self._move(max(lag_s for _, lag_s in self._onsets))
+            self._onsets.clear()
+            self._lag_s = 0.0
+
+    def _move(self, by_s: float) -> None:
+        assert self._start_s is not None
+        self._start_s += by_s
+        self.moved_s += by_s

@@ -29,7 +29,7 @@ from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.models.state import gather, overwrite, scatter
 from letstalk_rt.models.transformer import PortraitState
 from letstalk_rt.portrait import Compositor
-from letstalk_rt.tuning import Variant, apply, fastest
+from letstalk_rt.tuning import Variant, apply, choose_attention, fastest
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 MAX_STEPS = 50
@@ -122,6 +122,7 @@ class AvatarPipeline:
         self.variant = variant
         self.dtype = DTYPES.get(variant.kind, torch.float32)
         self.finder: FaceFinder = (model if model.has_landmarks else load_model("tiny")).finder()
+        self.finder.crop_px = model.autoencoder.picture_size
         self.frames_per_window: int = model.denoiser.config.window
         self.hop = self.frames_per_window * SAMPLES_PER_FRAME
         self.lookahead_frames: int = model.audio.lookahead_frames
@@ -195,7 +196,10 @@ class AvatarPipeline:
         if compiled is not None:
             variant = replace(variant, compiled=compiled)
         graphs = variant.compiled and device.type == "cuda"
-        return cls(model, steps=steps, guidance=guidance, variant=variant, replayed=graphs)
+        made = cls(model, steps=steps, guidance=guidance, variant=variant, replayed=graphs)
+        if device.type == "cuda":
+            choose_attention(model)
+        return made
 
     @property
     def device(self) -> torch.device:

@@ -136,9 +136,10 @@ def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512)
     box = face_box(face.landmarks)
     framing = _frame(rgb.shape[1], rgb.shape[0], box, size - size % 2)
     left, top, side = framing.box
+    crop_px = getattr(finder, "crop_px", CROP_PX)  # larger models animate larger crops
     return Portrait(
         canvas=framing.cut(rgb, 0, 0, framing.width, framing.height),
-        crop=framing.cut(rgb, left, top, side, side, (CROP_PX, CROP_PX)),
+        crop=framing.cut(rgb, left, top, side, side, (crop_px, crop_px)),
         box=(float(left), float(top), float(side)),
         warnings=tuple(notes),
     )

@@ -44,7 +44,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 0.1  # how late live speech may come before silence takes its place
-_SPARE_S = 0.06  # how much longer than the last ones a step may take
+_SPARE_S = 0.04  # how much longer than the last ones a step may take
 _EARLY_S = 0.001  # timers are no finer than this
 _STARVED_S = 0.24  # a reader that waits so long for a frame has nothing more to show
 
@@ -159,7 +159,7 @@ class AvatarSession:
         self._segment: int | None = None  # the one that plays
         self._played = 0  # samples handed out of it
         self._step_s = 0.0
-        self._clock = Pacer(FPS)
+        self._clock = Pacer(FPS, patience=0)
         self._closed = False
         self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None

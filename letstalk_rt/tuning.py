@@ -9,6 +9,7 @@ torch.compile is measured only when asked for, since it takes a minute: `thoroug
 """
 
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -28,6 +29,7 @@ from letstalk_rt.errors import ConfigError, DependencyError
 from letstalk_rt.graphs import Replay
 from letstalk_rt.models import int8
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.layers import MemoryAttention, attend
 
 RUNS = 5
 MUCH_SLOWER = 3.0
@@ -151,6 +153,57 @@ def measure(
             if ms > MUCH_SLOWER * min(taken_ms.values()):
                 break
     return taken_ms
+
+
+@torch.inference_mode()
+def choose_attention(model: AvatarModel) -> str:
+    """Measure whose kernel is faster for the attention in time on a GPU, and set it.
+
+    Returns:
+        `sdpa` or `xformers`; `sdpa` without measuring where xformers is not installed.
+    """
+    try:
+        import xformers.ops  # noqa: F401
+    except ImportError:
+        return "sdpa"
+    config = model.denoiser.config
+    heads, frames = config.width // config.time_head_width, 1 + config.memory + config.window
+    like = next(model.denoiser.parameters())
+    shape = (config.side**2, heads, frames, config.time_head_width)
+    kept = torch.randn(shape, device=like.device, dtype=like.dtype)
+    query = kept[:, :, -config.window :]
+    allowed = torch.ones(shape[0], 1, 1, frames, dtype=torch.bool, device=like.device)
+    taken_ms = {
+        kernel: _best_ms(functools.partial(attend, query, kept, kept, allowed, kernel))
+        for kernel in ("sdpa", "xformers")
+    }
+    best = min(taken_ms, key=lambda kernel: taken_ms[kernel])
+    _log.info("attention in time: %s (%s ms)", best, taken_ms)
+    for part in model.denoiser.modules():
+        if isinstance(part, MemoryAttention):
+            part.kernel = best
+    return best
+
+
+def _best_ms(call: Callable[[], object]) -> float:
+    """Give the milliseconds of a call at its best; one that fails takes for ever."""
+    best_ms = float("inf")
+    try:
+        for _ in range(4 * RUNS):
+            _wait()
+            started_s = time.perf_counter()
+            call()
+            _wait()
+            best_ms = min(best_ms, (time.perf_counter() - started_s) * 1000)
+    except (RuntimeError, NotImplementedError) as error:
+        _log.info("a kernel is not to be had here: %s", error)
+        return float("inf")
+    return best_ms
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def machine_key(model: AvatarModel) -> str:

@@ -1,6 +1,14 @@
-"""The letstalk_rt server: one page, one model, several people talking to their avatars.
+"""The letstalk_rt server: a page, a model, several people talking to their avatars.
 
-Rooms: `app` (routes), `studio` (the model and the portraits), `sessions` (who is connected),
-`rtc` (offer and answer), `tracks` (engine <-> aiortc), `playout` (the one clock),
-`protocol` (data-channel messages), `problems` (errors as documents).
+Rooms, from the outside in:
+
+`main` (command line), `settings`, `app` (the application), `guard` (origins), `pages`
+`api`, `webrtc`, `sockets` (what is asked by HTTP, WebRTC and WebSocket), `web` (what they share),
+`openapi`, `problems` (errors as documents), `protocol` (messages), `auth`, `turn`, `limits`,
+`metrics`
+`sessions`, `session` (one avatar and its connections), `links` (a WebRTC connection on it),
+`speech` (who is heard), `segments` (what is on the screen), `sound`, `frames` (in messages)
+`studio` (the model and the portraits), `playout` (the one clock)
+`transport` (what is needed of a WebRTC stack) and what implements it: `aiortc_transport`, `offers`,
+`feeds`, `encoders`, `sender`, `estimate`, `receiver`, `microphone`, `hardening`
 """

@@ -16,7 +16,7 @@ from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES, Caller
 from letstalk_server.problems import Problem
 from letstalk_server.session import Session
 from letstalk_server.settings import Settings
-from letstalk_server.studio import MAX_LABEL_CHARS, Cast, Studio
+from letstalk_server.studio import MAX_LABEL_CHARS, Cast, Studio, can_cut_out
 from letstalk_server.web import (
     Parts,
     flag_of,
@@ -180,6 +180,7 @@ async def upload_avatar(request: Request) -> Response:
             problems.NO_CONSENT,
             f"Whoever uploads a portrait must confirm: {CONSENT} Send consent=true in the query.",
         )
+    request.app.state.upload_throttle.check(caller)
     label = request.query_params.get("label", "")
     if len(label) > MAX_LABEL_CHARS:
         raise Problem(problems.BAD_REQUEST, f"label may have {MAX_LABEL_CHARS} characters.")
@@ -215,9 +216,9 @@ async def show_picture(request: Request) -> Response:
     studio: Studio = Parts(request).studio
     cast = studio.find(request.path_params["name"])
     name = request.path_params["picture"]
-    data = {"still.jpg": cast.still, "thumbnail.jpg": cast.thumbnail, "matte.png": cast.matte}.get(
-        name
-    )
+    data = {"still.jpg": cast.still, "thumbnail.jpg": cast.thumbnail}.get(name)
+    if name == "matte.png":
+        data = await studio.matte(cast)
     if data is None:
         raise Problem(problems.NOT_FOUND, "There is no such picture.")
     headers = {"cache-control": "private, no-cache"}
@@ -236,7 +237,7 @@ def avatar_json(cast: Cast) -> dict[str, Any]:
         "default": cast.owner is None,
         "still": f"{address}/still.jpg",
         "thumbnail": f"{address}/thumbnail.jpg",
-        "matte": f"{address}/matte.png" if cast.matte is not None else None,
+        "matte": f"{address}/matte.png" if can_cut_out() else None,
         "width": width,
         "height": height,
         "face": [round(value) for value in cast.portrait.box],

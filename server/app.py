@@ -18,6 +18,7 @@ from letstalk_server import api, pages, problems, sockets, webrtc
 from letstalk_server.aiortc_transport import AiortcTransport
 from letstalk_server.auth import Auth
 from letstalk_server.guard import Guard
+from letstalk_server.limits import Throttle
 from letstalk_server.metrics import ServerMetrics
 from letstalk_server.problems import Problem
 from letstalk_server.sessions import Sessions
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 MAX_UPLOADS = 4
 """Portraits received at once; further ones wait in the socket, not in memory."""
+
+UPLOADS_PER_S = 0.5
+"""How often one subject may upload a portrait, for long."""
 
 THREADS = 4
 """Of the loop's default executor: pictures for WebSockets are packed there."""
@@ -47,7 +51,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Model] = load_mode
         asyncio.get_running_loop().set_default_executor(threads)
         metrics: ServerMetrics = app.state.metrics
         studio = await Studio.open(settings, load, metrics.note_step)
-        transport = AiortcTransport(settings.ice_servers, settings.bitrates)
+        transport = AiortcTransport(settings.ice_servers, settings.bitrates, prefer=settings.codec)
         sessions = Sessions(studio, transport, settings, metrics.note_end)
         app.state.studio, app.state.sessions = studio, sessions
         _watch(metrics, studio, sessions)
@@ -72,6 +76,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Model] = load_mode
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.uploading = asyncio.Semaphore(MAX_UPLOADS)
+    app.state.upload_throttle = Throttle(UPLOADS_PER_S)
     app.add_middleware(Guard, settings=settings)
     return app
 

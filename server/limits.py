@@ -1,10 +1,13 @@
 """How much is too much: messages per second, and sessions per machine."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from letstalk_rt.errors import AtCapacity
-from letstalk_server.problems import RETRY_AFTER_S
+from letstalk_server import problems
+from letstalk_server.auth import Caller
+from letstalk_server.problems import RETRY_AFTER_S, Problem
 from letstalk_server.studio import Studio
 
 HEADROOM = 0.95
@@ -12,15 +15,22 @@ HEADROOM = 0.95
 
 
 class Rate:
-    """A token bucket: so many per second for long, and two seconds' worth at once.
+    """A token bucket: so many per second for long, and more at once.
 
     Args:
         per_s: how many per second.
         clock: monotonic time, s.
+        burst: how many at once; two seconds' worth by default.
     """
 
-    def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_s, self._most, self._clock = per_s, max(1.0, 2 * per_s), clock
+    def __init__(
+        self,
+        per_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        burst: float | None = None,
+    ) -> None:
+        self._per_s, self._clock = per_s, clock
+        self._most = max(1.0, 2 * per_s) if burst is None else burst
         self._left, self._at_s = self._most, clock()
 
     def allows(self) -> bool:
@@ -32,6 +42,44 @@ class Rate:
             return False
         self._left -= 1
         return True
+
+
+class Throttle:
+    """How often each subject may do something that costs; operators may as often as they like.
+
+    Args:
+        per_s: how often for long; ten seconds' worth at once.
+        clock: monotonic time, s.
+    """
+
+    MAX_SUBJECTS = 10_000
+    BURST_S = 10
+
+    def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._clock = per_s, clock
+        self._rates: OrderedDict[str, Rate] = OrderedDict()
+
+    def check(self, caller: Caller) -> None:
+        """Count one.
+
+        Raises:
+            Problem: it was too often.
+        """
+        if caller.is_operator:
+            return
+        rate = self._rates.pop(caller.subject, None) or Rate(
+            self._per_s, self._clock, burst=max(1.0, self._per_s * self.BURST_S)
+        )
+        self._rates[caller.subject] = rate
+        if len(self._rates) > self.MAX_SUBJECTS:
+            self._rates.popitem(last=False)
+        if not rate.allows():
+            wait_s = max(1, round(1 / self._per_s))
+            raise Problem(
+                problems.TOO_MANY,
+                f"That was too often. Try again in {wait_s} seconds.",
+                {"retry-after": str(wait_s)},
+            )
 
 
 class Admission:

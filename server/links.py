@@ -66,10 +66,10 @@ class PeerLink:
         """
         try:
             answer = await self._peer.answer(offer)
+            await self._session.attach(self)
         except BaseException:
             await self.aclose()
             raise
-        await self._session.attach(self)
         return answer
 
     async def trickle(self, fragment: str) -> None:

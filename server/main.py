@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
         ws_ping_timeout=PING_TIMEOUT_S,
         timeout_graceful_shutdown=10,
     )
+    for name in ("aioice", "aiortc"):  # below warnings they tell addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(without_words)
     # The one line of `main` says more than uvicorn's traceback of the same error.
     logging.getLogger("uvicorn.error").addFilter(lambda record: not failures)
     server = _Server(config, settings, app.state.auth)
@@ -92,6 +97,20 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
     if failures:
         raise failures[0]
     return 0 if server.started else 1
+
+
+def without_words(record: logging.LogRecord) -> bool:
+    """Take the words of an error out of its log record: they may be what a user said or sent.
+
+    What stays is its type and where it came from. Always True, as a filter that keeps everything.
+    """
+    if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        places = traceback.extract_tb(error.__traceback__)[-8:]
+        path = " < ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(places))
+        record.msg, record.args = f"{type(error).__name__} at {path}", ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 class _Server(uvicorn.Server):
@@ -123,6 +142,8 @@ def page_address(settings: Settings, port: int, auth: Auth) -> str:
     if not auth.required:
         return address
     if not sys.stdout.isatty():
+        if settings.api_key is None:
+            return f"{address} (nobody can get a token: LETSTALK_API_KEY is not set)"
         return f"{address} (tokens are asked for: see POST /v1/tokens in docs/protocol.md)"
     token, _ = auth.mint("operator", PAGE_SCOPES, ttl_s=3600)
     return f"{address}#token={token}"
@@ -152,6 +173,12 @@ def _parser() -> argparse.ArgumentParser:
         default=_env("BITRATE", None),
         metavar="START,MIN,MAX",
         help="of the video, bit/s (1000000,250000,2000000)",
+    )
+    add(
+        "--codec",
+        choices=("VP8", "H264"),
+        default=_env("CODEC", default.codec),
+        help="of the video, where the browser takes both (%(default)s)",
     )
     _add_access(parser, default)
     _add_limits(parser, default)
@@ -199,6 +226,7 @@ def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
     group = parser.add_argument_group("limits")
     help_of = {
         "max_sessions": "sessions at once (as many as the measured speed allows)",
+        "max_connections": "connections on one session, viewers included",
         "max_session_s": "longest session, s",
         "max_idle_s": "longest time without speech or messages, s; 0 is no limit",
         "grace_s": "how long a session waits for a lost peer, s",

@@ -173,8 +173,9 @@ def _open_decoder() -> av.AudioCodecContext:
 def _samples(frame: av.AudioFrame) -> np.ndarray:
     """Turn a packed 16-bit frame of any layout into `(n,)` float32 in [-1, 1]."""
     samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
-    mono: np.ndarray = samples.astype(np.float32).mean(axis=1) / 32_768
-    return mono
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    scaled: np.ndarray = mono.astype(np.float32) / 32_768
+    return scaled
 
 
 def _signed(difference: int, bits: int) -> int:

@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 MID = "urn:ietf:params:rtp-hdrext:sdes:mid"
 SEND_TIME = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 
-HISTORY = 512
-"""Packets kept for retransmission, some 4 s of video."""
+HISTORY = 256
+"""Packets kept for retransmission, some 2 s of video: an older one would come too late."""
 
 RESENDS_PER_S = 200
 """More than this are not answered: a flood of requests must not make a flood of packets."""
@@ -228,7 +228,11 @@ class FeedSender(RTCRtpSender):
 
     async def _resend(self, sequence: int) -> None:
         kept = self._history.get(sequence % HISTORY)
-        if kept is None or kept[0] != sequence or not self._resends.allow(time.monotonic()):
+        if kept is None or kept[0] != sequence:
+            if self._feed is not None:
+                self._feed.ask_key_frame()  # what hangs on that packet cannot be shown any more
+            return
+        if not self._resends.allow(time.monotonic()):
             return
         _, timestamp, marker, payload = kept
         self.resent += 1

@@ -253,7 +253,18 @@ class Session:
         return self._places[name].link
 
     async def attach(self, link: Link) -> None:
-        """Take a connection in; of those that there may be one of, the older one goes."""
+        """Take a connection in; of those that there may be one of, the older one goes.
+
+        Raises:
+            Problem: the session has ended meanwhile, or has as many as it may have.
+        """
+        if self._ending.done() or self.end_reason is not None:
+            raise Problem(problems.NO_SESSION, "The session has ended meanwhile. Make another.")
+        if len(self._places) >= self.settings.max_connections:
+            raise Problem(
+                problems.AT_CAPACITY,
+                f"This session has {len(self._places)} connections already. Close one of them.",
+            )
         older = [
             place.link
             for place in self._places.values()
@@ -383,7 +394,7 @@ class Session:
             for place in list(self._places.values()):
                 if place.link.is_lost(now):
                     log.info("a connection was lost (%s)", place.link.role)
-                    await self.detach(place.link, is_lost=True)
+                    self.spawn(self.detach(place.link, is_lost=True), "lost")
                 else:
                     self._send_stats(place, now)
             self._check_times(now, warned)

@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator
 
 from letstalk_server import problems
 from letstalk_server.auth import Caller
-from letstalk_server.limits import Admission
+from letstalk_server.limits import Admission, Throttle
 from letstalk_server.problems import Problem
 from letstalk_server.session import End, Options, Session
 from letstalk_server.settings import Settings
 from letstalk_server.studio import Cast, Studio
 from letstalk_server.transport import Transport
+
+SESSIONS_PER_S = 0.5
+"""How often one subject may open a session, for long."""
 
 
 class Sessions:
@@ -34,6 +37,7 @@ class Sessions:
         self._studio, self._transport, self._settings = studio, transport, settings
         self._on_end = on_end
         self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
+        self._throttle = Throttle(SESSIONS_PER_S)
         self._is_stopping = False
 
     def __len__(self) -> int:
@@ -71,8 +75,9 @@ class Sessions:
 
         Raises:
             AtCapacity: all places are taken.
-            Problem: the server is stopping.
+            Problem: the server is stopping, or the caller was here too often.
         """
+        self._throttle.check(caller)
         self.check_room()
         session = Session(
             self._studio,

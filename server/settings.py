@@ -33,6 +33,7 @@ class Settings:
         preset: which model.
         threads: CPU threads of the model; `None` leaves the choice to the model.
         bitrates: bounds of the video, bit/s.
+        codec: of the video, where the peer takes both.
         ice_servers: none by default: an unreachable one delays every connection by 5 s.
         turn_urls: TURN servers that share `turn_secret`; each session gets credentials of its own.
         turn_secret: coturn's `static-auth-secret`.
@@ -46,6 +47,7 @@ class Settings:
         allow_origins: other sites whose pages may use this server; `*` is all.
         badge: the visible "AI avatar" badge: `on` unless a session asks otherwise, `required`, or
             `off`.
+        max_connections: connections on one session, viewers included.
         max_upload_bytes: largest portrait file.
         max_upload_pixels: most pixels of a portrait.
         max_portraits: uploaded portraits kept in memory; the least recently used one goes first.
@@ -67,6 +69,7 @@ class Settings:
     preset: str = "tiny"
     threads: int | None = None
     bitrates: Bitrates = Bitrates()
+    codec: Literal["VP8", "H264"] = "VP8"
     ice_servers: tuple[IceServer, ...] = ()
     turn_urls: tuple[str, ...] = ()
     turn_secret: str | None = field(default=None, repr=False)
@@ -79,6 +82,7 @@ class Settings:
     token_ttl_s: int = 600
     allow_origins: tuple[str, ...] = ()
     badge: Literal["on", "required", "off"] = "on"
+    max_connections: int = 16
     max_upload_bytes: int = 20_000_000
     max_upload_pixels: int = 40_000_000
     max_portraits: int = 32
@@ -89,7 +93,7 @@ class Settings:
     max_speech_s: float = 30.0
     connect_timeout_s: float = 20.0
     heartbeat_timeout_s: float = 4.0
-    report_timeout_s: float = 5.0
+    report_timeout_s: float = 4.4
     grace_s: float = 15.0
 
     @property
@@ -104,6 +108,7 @@ class Settings:
             if (value := getattr(self, key)) is not None:
                 _require(key, value, 1, 1024)
         _require_choice("auth", self.auth, "auto", "on", "off")
+        _require_choice("codec", self.codec, "VP8", "H264")
         _require_choice("badge", self.badge, "on", "required", "off")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key belong together: give both or neither")
@@ -137,6 +142,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("size", 256, 1080),
     ("turn_ttl_s", 60, 86_400),
     ("token_ttl_s", 10, 3600),
+    ("max_connections", 1, 10_000),
     ("max_upload_bytes", 1000, 1_000_000_000),
     ("max_upload_pixels", 65_536, 1_000_000_000),
     ("max_portraits", 1, 10_000),

@@ -133,7 +133,11 @@ class SocketLink:
         """Talk with the client until it or the session ends."""
         session = self._session
         resumed = session.is_resumed
-        await session.attach(self)
+        try:
+            await session.attach(self)
+        except Problem as problem:
+            await self._hang_up(problem.kind)
+            return
         session.welcome(self, resumed)
         tasks = [
             asyncio.create_task(work, name=f"session-socket-{name}")

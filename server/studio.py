@@ -9,19 +9,21 @@ import asyncio
 import io
 import logging
 import secrets
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from letstalk_rt.batching import ModelWorker, worthwhile_batch
+from letstalk_rt.batching import ModelWorker, measure_batches, worthwhile_batch
 from letstalk_rt.engine import Avatar
-from letstalk_rt.errors import DependencyError, PortraitError
+from letstalk_rt.errors import PortraitError
+from letstalk_rt.library import AvatarLibrary
 from letstalk_rt.types import FPS, Face, Portrait
 from letstalk_server import problems
 from letstalk_server.problems import Problem
@@ -31,10 +33,6 @@ log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 192
 MAX_LABEL_CHARS = 60
-MEASURE_S = 2.0
-"""Measuring the model's speed begins no further run after so long."""
-
-BATCHES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +42,12 @@ class Model:
     Attributes:
         pipeline: an `AvatarPipeline`.
         avatars: name and picture file of each default avatar.
+        library: keeps prepared portraits on disk; `None` prepares them anew.
     """
 
     pipeline: Any
     avatars: dict[str, Path]
+    library: AvatarLibrary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,6 @@ class Cast:
         portrait: what the model animates.
         still: JPEG of the whole canvas, framed exactly as the video.
         thumbnail: small JPEG of the face.
-        matte: 8-bit grey PNG of the canvas' size, white where the person is, if there is one.
     """
 
     id: str
@@ -70,7 +69,6 @@ class Cast:
     portrait: Portrait
     still: bytes
     thumbnail: bytes
-    matte: bytes | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -99,11 +97,12 @@ class Speed:
 
 def load_model(settings: Settings) -> Model:
     """Load the real model. Slow and blocking."""
-    from letstalk_rt.avatars import list_avatars
     from letstalk_rt.pipeline import AvatarPipeline
 
     pipeline = AvatarPipeline.load(settings.preset, threads=settings.threads)
-    return Model(pipeline, list_avatars())
+    library = AvatarLibrary()
+    entries = sorted(library.entries(), key=lambda entry: not entry.builtin)
+    return Model(pipeline, {entry.name: entry.path for entry in entries}, library)
 
 
 class Studio:
@@ -115,6 +114,7 @@ class Studio:
         self._model = model
         self._settings = settings
         self._uploads: OrderedDict[str, Cast] = OrderedDict()
+        self._mattes: dict[str, asyncio.Future[bytes]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self.defaults: dict[str, Cast] = {}
 
@@ -138,7 +138,7 @@ class Studio:
         try:
             studio = cls(model, worker, settings)
             for name, path in model.avatars.items():
-                studio.defaults[name] = await studio._prepare(path, name, label_of(name), None)
+                await studio._add_default(name, path)
             await studio._measure()
         except BaseException:
             worker.shutdown(wait=False, cancel_futures=True)
@@ -166,7 +166,8 @@ class Studio:
         cast = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
         self._uploads[name] = cast
         if len(self._uploads) > self._settings.max_portraits:
-            self._uploads.popitem(last=False)
+            oldest, _ = self._uploads.popitem(last=False)
+            self._mattes.pop(oldest, None)
         return cast
 
     def delete(self, name: str, subject: str) -> None:
@@ -183,6 +184,19 @@ class Studio:
         if cast is None or cast.owner != subject:
             raise Problem(problems.NO_AVATAR, "There is no avatar of yours with that id.")
         del self._uploads[name]
+        self._mattes.pop(name, None)
+
+    async def matte(self, cast: Cast) -> bytes | None:
+        """Give where the person is: 8-bit grey PNG of the canvas' size, white is the person.
+
+        It is made when it is first asked for, for few ask. `None` where OpenCV is not installed.
+        """
+        if not can_cut_out():
+            return None
+        if cast.id not in self._mattes:
+            loop = asyncio.get_running_loop()
+            self._mattes[cast.id] = loop.run_in_executor(self._reader, _matte, cast.portrait)
+        return await asyncio.shield(self._mattes[cast.id])
 
     def find(self, avatar: str | None = None, portrait: str | None = None) -> Cast:
         """Give an avatar by its id, or the first one for none.
@@ -214,10 +228,16 @@ class Studio:
         """Make an avatar that shares the model and its thread with all others."""
         return Avatar.from_pipeline(self._model.pipeline, cast.portrait, executor=self.worker)
 
+    async def _add_default(self, name: str, path: Path) -> None:
+        try:
+            self.defaults[name] = await self._prepare(path, name, label_of(name), None)
+        except Problem as problem:  # a picture of the operator's own must not stop the server
+            log.warning("an avatar was left out (%s)", problem.kind.code)
+
     async def _measure(self) -> None:
         """Find what a step costs, alone and together."""
         portrait = next(iter(self.defaults.values())).portrait
-        future = self.worker.submit(measure, self._model.pipeline, portrait)
+        future = self.worker.submit(measure_batches, self._model.pipeline, portrait)
         seconds = await asyncio.wrap_future(future)
         self.worker.max_batch = worthwhile_batch(seconds)
         best_s = seconds[self.worker.max_batch] / self.worker.max_batch
@@ -227,11 +247,15 @@ class Studio:
         self, source: bytes | Path, name: str, label: str, owner: str | None
     ) -> Cast:
         loop = asyncio.get_running_loop()
-        most = self._settings.max_upload_pixels
-        rgb = await loop.run_in_executor(self._reader, _read, source, most)
         finder, size = self._model.pipeline.finder, self._settings.size
-        framing = self.worker.submit(_frame, rgb, finder, size)
-        portrait = await asyncio.wrap_future(framing)
+        library = self._model.library
+        if library is not None and isinstance(source, Path):
+            call = partial(_framed, partial(library.prepare, source, size=size), finder)
+        else:
+            most = self._settings.max_upload_pixels
+            rgb = await loop.run_in_executor(self._reader, _read, source, most)
+            call = partial(_framed, partial(_frame, rgb, size=size), finder)
+        portrait = await asyncio.wrap_future(self.worker.submit(call))
         pictures = await loop.run_in_executor(self._reader, _pictures, portrait)
         return Cast(name, label, owner, portrait, *pictures)
 
@@ -241,36 +265,12 @@ def label_of(name: str) -> str:
     return name.replace("_", " ").replace("-", " ").title()
 
 
-def measure(
-    pipeline: Any, portrait: Portrait, clock: Callable[[], float] = time.monotonic
-) -> dict[int, float]:
-    """Measure how long a step of 1, 2, 4 ... sessions takes, s; blocking, some seconds.
-
-    It stops at the first number at which joining is not worth it, and when it has taken long.
-    """
-    began_s = clock()
-    found: dict[int, float] = {}
-    for count in BATCHES:
-        states = [pipeline.init_state(portrait, seed=seed) for seed in range(count)]
-        pcm = np.zeros((count, pipeline.hop), np.float32)
-        pipeline.step(pcm, states)  # the first one prepares
-        found[count] = min(_timed(pipeline, pcm, states, clock) for _ in range(3))
-        if worthwhile_batch(found) < count or clock() - began_s > MEASURE_S:
-            break
-    return found
-
-
-def _timed(pipeline: Any, pcm: np.ndarray, states: list[Any], clock: Callable[[], float]) -> float:
-    began_s = clock()
-    pipeline.step(pcm, states)
-    return clock() - began_s
-
-
 class _CountingFinder:
     """Remembers how many faces were found, so that "none" can be told from "unusable"."""
 
     def __init__(self, finder: Any) -> None:
         self._finder = finder
+        self.detector = getattr(finder, "detector", None)  # the library's cache asks for it
         self.found = 0
 
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
@@ -307,32 +307,39 @@ def _check_pixels(data: bytes, most: int) -> None:
         )
 
 
-def _frame(rgb: np.ndarray, finder: Any, size: int) -> Portrait:
+def _frame(rgb: np.ndarray, finder: Any, *, size: int) -> Portrait:
     from letstalk_rt.portrait import prepare_portrait
 
+    return prepare_portrait(rgb, finder, size=size)
+
+
+def _framed(prepare: Callable[[Any], Portrait], finder: Any) -> Portrait:
+    """Prepare a portrait; tell "no face" from "no usable face"."""
     counting = _CountingFinder(finder)
     try:
-        return prepare_portrait(rgb, counting, size=size)
+        return prepare(counting)
     except PortraitError as error:
         kind = problems.BAD_PORTRAIT if counting.found else problems.NO_FACE
         raise Problem(kind, str(error)) from error
 
 
-def _pictures(portrait: Portrait) -> tuple[bytes, bytes, bytes | None]:
-    return _jpeg(portrait.canvas), _jpeg(portrait.crop, THUMBNAIL_PX), _matte(portrait)
+def _pictures(portrait: Portrait) -> tuple[bytes, bytes]:
+    return _jpeg(portrait.canvas), _jpeg(portrait.crop, THUMBNAIL_PX)
 
 
-def _matte(portrait: Portrait) -> bytes | None:
+@cache
+def can_cut_out() -> bool:
+    """Tell whether mattes can be made; without them the overlay shows the whole picture."""
+    return find_spec("cv2") is not None
+
+
+def _matte(portrait: Portrait) -> bytes:
     from PIL import Image
 
     from letstalk_rt.matte import person_matte
 
-    try:
-        matte = person_matte(portrait)
-    except DependencyError:  # the overlay then shows the whole picture
-        return None
     buffer = io.BytesIO()
-    Image.fromarray(matte).save(buffer, "PNG")
+    Image.fromarray(person_matte(portrait)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -64,12 +64,14 @@ def test_card_first_and_json_last(
     path = tmp_path / "face.png"
     draw(300, 300, [(150, 150, 150)]).save(path)
     words = ["--portrait", str(path), "--seconds", "0.05", "--sessions", "2", "--size", "256"]
+    words += ["--dtype", "float32"]
     bench.main(words + ["--json"] * json_only)
     lines = capsys.readouterr().out.strip().splitlines()
     assert (len(lines) == 1) == json_only
     assert json_only or lines[0].split() == ["preset", "tiny"]
     result = json.loads(lines[-1])
-    assert {"preset", "device", "dtype", "threads", "fps", "rtf"} <= set(result)
+    assert {"preset", "device", "dtype", "threads", "fps", "rtf", "sessions"} <= set(result)
+    assert result["weights"] == "packaged"
     assert set(result["window_ms"]) == {"p50", "p95", "p99"}
     assert set(result["stages_ms"]) == {"decode", "composite"}
     assert result["rtf"] == pytest.approx(result["fps"] / 25, rel=0.01)
@@ -97,6 +99,31 @@ def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: Module
     result = bench.report(pipeline, windows_ms, clock)
     assert windows_ms == pytest.approx([100] * 10)
     assert (result["fps"], result["rtf"], result["missed"]) == (40, 1.6, 0)
+
+
+def test_batches_are_measured_one_after_the_other(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "face.png"
+    draw(300, 300, [(150, 150, 150)]).save(path)
+    words = ["--portrait", str(path), "--windows", "30", "--sessions", "1,3", "--size", "256"]
+    bench.main([*words, "--json"])
+    batches = json.loads(capsys.readouterr().out)["batches"]
+    assert [(b["sessions"], b["windows"]) for b in batches] == [(1, 30), (3, 30)]
+    assert all({"first_ms", "last_ms", "first_mb", "last_mb"} <= set(b["steady"]) for b in batches)
+
+
+def test_time_and_memory_of_the_first_and_the_last_tenth_are_compared(bench: ModuleType) -> None:
+    times = [5.0] * 10 + [6.0] * 80 + [9.0] * 10
+    assert bench.steady(times, [100.0, 130.0, 120.0]) == {
+        "first_ms": 5.0, "last_ms": 9.0, "first_mb": 100.0, "last_mb": 120.0, "most_mb": 130.0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["0", "1,0"])
+def test_a_batch_of_no_session_is_refused(bench: ModuleType, text: str) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--sessions", text])
 
 
 def test_a_stage_waits_for_the_device_before_and_after() -> None:

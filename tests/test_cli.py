@@ -15,7 +15,8 @@ from letstalk_rt.sinks.file import write_video
 
 
 @pytest.fixture(autouse=True)
-def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("LETSTALK_HOME", str(tmp_path_factory.mktemp("home")))
     module = ModuleType("letstalk_rt.pipeline")
     module.AvatarPipeline = LoudIsBright  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "letstalk_rt.pipeline", module)

@@ -1,6 +1,7 @@
 """Weights come back as they were written, or the error says why not."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,18 @@ def test_a_packed_matrix_without_its_scale_is_named(saved, scale):
     rewrite(saved, tensors)
     with pytest.raises(WeightsError, match="conv1.weight has .*int8"):
         load_model("small", saved)
+
+
+@pytest.mark.parametrize("lookahead_ms", [0, 40, 80, 160])
+def test_the_look_ahead_comes_back_with_the_weights(lookahead_ms, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "small", PRESET)
+    audio = replace(PRESET.audio, lookahead_ms=lookahead_ms)
+    made = AvatarModel(replace(PRESET, audio=audio))
+    save_model(made, tmp_path / "small.safetensors")
+    loaded = load_model("small", tmp_path / "small.safetensors")
+    assert loaded.audio.lookahead_frames == lookahead_ms // 40
+
+
+def test_files_from_before_it_was_a_setting_look_80_ms_ahead(saved):
+    rewrite(saved, load_file(saved))
+    assert load_model("small", saved).audio.lookahead_frames == 2

@@ -35,3 +35,35 @@ def test_asking_when_a_frame_is_due_moves_nothing():
     pacer.delay_s(0, 0.0)
     assert pacer.due_s(1, now_s=9.0) == pytest.approx(0.04)
     assert pacer.stalls == 0
+
+
+def test_frames_that_keep_coming_late_move_the_clock_a_little():
+    pacer = Pacer(fps=25)
+    pacer.due_s(0, 0.0)
+    late_windows = 0
+    for window in range(20):
+        come_s = window * 0.16 + 0.02 * (window > 5)  # one step was too slow, and nobody catches up
+        for index in range(4 * window, 4 * window + 4):
+            now_s = max(come_s, index * 0.04)
+            late_windows += pacer.due_s(index, now_s) < now_s - 0.005
+            pacer.delay_s(index, now_s)
+    assert late_windows == 4
+    assert pacer.moved_s == pytest.approx(0.02)
+    assert pacer.stalls == 0
+
+
+def test_a_single_late_frame_or_a_debt_that_is_paid_back_moves_nothing():
+    pacer = Pacer(fps=25)
+    pacer.due_s(0, 0.0)
+    for index in range(100):
+        late_s = max(0.0, 0.15 - 0.03 * (index - 50)) if index >= 50 else 0.0
+        pacer.delay_s(index, index * 0.04 + late_s)
+    assert pacer.moved_s == 0
+
+
+def test_where_the_clock_must_not_give_way_it_does_not():
+    pacer = Pacer(fps=25, patience=0)
+    pacer.due_s(0, 0.0)
+    for index in range(0, 100, 4):
+        pacer.delay_s(index, index * 0.04 + 0.03)
+    assert pacer.moved_s == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from faces import LoudIsBright, draw
 
-from letstalk_rt.cli import FORWARDED
+from letstalk_rt.cli import COMMANDS, FORWARDED
 from letstalk_rt.sinks.file import write_video
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -33,7 +33,7 @@ def test_the_lines_of_python_run(
 
 def test_the_commands_exist() -> None:
     shown = set(re.findall(r"^letstalk (\w+)", README, re.MULTILINE))
-    assert shown <= {"render", *FORWARDED}
+    assert shown <= {*COMMANDS, *FORWARDED}
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile

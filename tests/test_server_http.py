@@ -3,13 +3,18 @@
 import io
 import json
 import logging
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image
 from server_fakes import BACKDROPS, Painter, Peer, portrait_jpeg, serving
 
+from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.library import AvatarLibrary
+from letstalk_server.app import create_app
 from letstalk_server.settings import Settings
+from letstalk_server.studio import Model
 
 UPLOAD = "/v1/avatars?consent=true"
 
@@ -73,6 +78,26 @@ async def test_an_uploaded_portrait_is_framed_and_can_be_seen():
         assert np.abs(image[9, 9].astype(int) - (10, 90, 30)).max() < 12
 
 
+async def test_added_avatars_are_offered_and_prepared_once(tmp_path):
+    library = AvatarLibrary(tmp_path)
+    for name, data in (("ann", portrait_jpeg((90, 20, 90))), ("grey", GREY)):
+        (tmp_path / f"{name}.png").write_bytes(data)
+        with suppress(ConfigError, PortraitError):
+            library.add(name, tmp_path / f"{name}.png")
+    paths = {entry.name: entry.path for entry in library.entries() if not entry.builtin}
+
+    async def offered(pipeline):
+        app = create_app(Settings(), lambda settings: Model(pipeline, paths, library))
+        async with app.router.lifespan_context(app):
+            return list(app.state.studio.defaults)
+
+    first, second = Painter(), Painter()
+    assert await offered(first) == ["ann"], "a picture without a face is left out"
+    second.finder.find_faces = lambda rgb: []  # would find nobody
+    assert await offered(second) == ["ann"]
+
+
+GREY = picture_bytes(np.full((200, 200, 3), 128, np.uint8))
 WHOLE = portrait_jpeg()
 
 

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import logging
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -222,6 +224,22 @@ def test_the_address_holds_a_token_only_on_a_terminal(monkeypatch):
     address = page_address(settings, 8080, auth)
     assert address.startswith("http://localhost:8080/#token=")
     assert page_address(Settings(), 8080, Auth(Settings())) == "http://localhost:8080/"
+
+
+def test_logged_errors_lose_their_words_and_keep_their_place():
+    def fail():
+        raise ValueError("a=candidate:1 1 udp 1 192.0.2.1 9 typ host")
+
+    try:
+        fail()
+    except ValueError:
+        record = logging.LogRecord("uvicorn.error", 40, "", 0, "failed %s", ("x",), sys.exc_info())
+    assert main.without_words(record)
+    shown = logging.Formatter().format(record)
+    assert "ValueError" in shown and "test_server_protocol.py" in shown
+    assert "192.0.2.1" not in shown and "candidate" not in shown
+    plain = logging.LogRecord("uvicorn.error", 20, "", 0, "hello %s", ("you",), None)
+    assert main.without_words(plain) and plain.getMessage() == "hello you"
 
 
 def test_a_model_that_cannot_be_loaded_is_one_clear_line(capsys, monkeypatch):

@@ -1,15 +1,22 @@
 """The life of a session: who is let in, who takes over, what is waited for, and how it ends."""
 
 import asyncio
+import time
+from types import SimpleNamespace
 
 import pytest
 from server_fakes import Painter, Peer, Voice, portrait_jpeg, serving, tone
 from test_server_http import problem
 
 from letstalk_rt.errors import AtCapacity
-from letstalk_server.limits import Admission
+from letstalk_server.auth import LOCAL, Caller
+from letstalk_server.limits import Admission, Throttle
+from letstalk_server.links import PeerLink
+from letstalk_server.problems import Problem
+from letstalk_server.session import WATCH_INTERVAL_S, End, Role
 from letstalk_server.settings import Settings
 from letstalk_server.studio import Speed
+from letstalk_server.transport import State
 
 RECVONLY = {"content-type": "application/sdp"}
 
@@ -160,6 +167,10 @@ async def test_players_come_and_go_by_whep():
         problem(await patch(if_match='"other"'), 412, "precondition-failed")
         problem(await patch(if_match="*"), 422, "ice-restart-unsupported")
         problem(await patch(if_match=tag, content_type="text/plain"), 415, "unsupported-media-type")
+        candidate = "a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n"
+        taken = await patch(f"a=mid:0\r\n{candidate}", if_match=tag)
+        assert taken.status_code == 204 and taken.headers["etag"] == tag
+        problem(await patch(candidate, if_match=tag), 400, "bad-request")
         problem(await client.get(place), 405, "method-not-allowed")
         assert (await client.delete(place)).status_code == 200
         problem(await client.delete(place), 404, "not-found")
@@ -220,6 +231,71 @@ def test_as_many_are_let_in_as_the_model_can_serve():
     with pytest.raises(AtCapacity, match="stutter"):
         Admission(Busy(0.2, busy=0.9), None).check(2)
     Admission(Busy(0.2, busy=0.9), None).check(0)
+
+
+def test_what_costs_may_not_be_done_all_the_time():
+    now_s = 100.0
+    throttle = Throttle(0.5, lambda: now_s)
+    ann, bob = (Caller(name, frozenset()) for name in ("ann", "bob"))
+    for _ in range(5):
+        throttle.check(ann)
+    with pytest.raises(Problem) as refused:
+        throttle.check(ann)
+    assert refused.value.kind.status == 429 and refused.value.headers["retry-after"] == "2"
+    throttle.check(bob)
+    now_s += 2.1
+    throttle.check(ann)
+    for _ in range(100):
+        throttle.check(LOCAL)
+
+
+class QuietTransport:
+    """Gives peers that are whatever the test says."""
+
+    state, heard_s = State.CONNECTING, 0.0
+
+    def open(self, role, media, handlers):
+        self.handlers = handlers
+        return self
+
+
+@pytest.mark.parametrize("role", [Role.TALK, Role.PLAY, Role.SPEAK])
+async def test_a_silent_peer_is_noticed_within_five_seconds(role):
+    settings, peer = Settings(), QuietTransport()
+    session = SimpleNamespace(
+        transport=peer,
+        settings=settings,
+        media=None,
+        is_resumed=False,
+        spawn=lambda work, name: work.close(),
+        welcome=lambda link, resumed: None,
+    )
+    link, began_s = PeerLink(session, role, may_speak=True), time.monotonic()
+    assert not link.is_lost(began_s + settings.connect_timeout_s - 1)
+    assert link.is_lost(began_s + settings.connect_timeout_s + 1), "it never came"
+    peer.state = State.CONNECTED
+    if role is Role.TALK:
+        peer.handlers.channel()
+        peer.handlers.message('{"type": "session.ping"}')
+    else:
+        peer.heard_s = time.monotonic()
+    heard_s = time.monotonic()
+    assert not link.is_lost(heard_s + 3)
+    assert link.is_lost(heard_s + 5 - WATCH_INTERVAL_S)
+
+
+async def test_a_session_that_has_ended_takes_no_more_connections():
+    async with serving() as (app, client):
+        await client.post("/v1/sessions")
+        (session,) = app.state.sessions
+        peer = Peer()
+        offer = await peer.offer()
+        link = PeerLink(session, Role.TALK, may_speak=True)
+        session.end(End.DELETED)
+        with pytest.raises(Problem) as refused:
+            await link.open(offer["sdp"])
+        assert refused.value.kind.code == "unknown-session"
+        await peer.close()
 
 
 async def test_two_sessions_of_one_size_share_the_models_calls():

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from letstalk_server.frames import BADGE, Kind
 from letstalk_server.settings import Settings
 
-SETTINGS = Settings(max_sessions=6, max_message_bytes=65_536, grace_s=0.5)
+SETTINGS = Settings(max_sessions=6, max_connections=4, max_message_bytes=65_536, grace_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,14 @@ async def test_several_are_told_of_one_session_and_one_holds_the_floor(address):
         for client in (agent, screen, late):
             assert await client.ended() == 1000
             assert client.said("session.ended")[0]["reason"] == "deleted"
+
+
+async def test_a_session_takes_so_many_connections_and_no_more(address):
+    first = await join(address)
+    name = (await first.hear("session.ready"))["session"]
+    others = [await join(address, f"session={name}") for _ in range(SETTINGS.max_connections)]
+    assert await others.pop().ended() == 1013
+    await asyncio.gather(first.close(), *[client.close() for client in others])
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ async def test_a_viewer_sees_and_hears_in_step(codec):
         guest = stage.guest(codec=codec)
         clocks = {kind: SenderClock(guest, kind) for kind in ("audio", "video")}
         peer = await stage.connect(guest, state=states.append)
-        await guest.until(lambda: len(skews_ms(guest, clocks)) >= 2 and all(clocks.values()))
+        await guest.until(lambda: len(skews_ms(guest, clocks)) >= 3 and all(clocks.values()))
         skews = skews_ms(guest, clocks)
-        assert np.abs(skews).max() < 15, skews
+        assert abs(np.median(skews)) < 5, skews
         assert peer.stats().codec == codec
         assert time.monotonic() - peer.heard_s < 5
     assert states == [State.CONNECTED, State.CLOSED]

@@ -126,25 +126,43 @@ def test_srt_arrives_in_sync(tmp_path: Path, secret: str) -> None:
     assert beep_s == pytest.approx(flash_s, abs=0.03)
 
 
-def test_a_line_that_breaks_is_made_again(tmp_path: Path) -> None:
-    port, now_s = free_port(), 0.0
-    with rtmp_listener(port, tmp_path / "first.mkv") as first:
-        sink = open_patiently(f"rtmp://127.0.0.1:{port}/live/key")
-        sink._clock = lambda: now_s
-        first.kill()
-    still = next(frames(1))
-    while sink._encoder is not None:
-        sink.show(still)
-        time.sleep(0.02)
-    with rtmp_listener(port, tmp_path / "second.mkv") as second:
-        while sink.connects < 2:
-            now_s = min(now_s + 17, 100)
-            sink.show(still)
-            time.sleep(0.2)
-        push(sink)
-        second.wait(30)
-    assert sink.connects == 2
-    assert times_of_flash_and_beep(tmp_path / "second.mkv")[0] > 0
+class Line:
+    """Stands for the encoder and the line behind it."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.broken = False
+
+    def write(self, rgb: np.ndarray, pcm: np.ndarray) -> None:
+        if self.broken:
+            raise BrokenPipeError(32, "Broken pipe")
+        self.frames += 1
+
+    def finish(self) -> None:
+        pass
+
+
+def test_a_line_that_breaks_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[Line] = []
+
+    def connect(sink: StreamPush) -> None:
+        if lines and now_s < 5:
+            raise ConnectionRefusedError(111, "Connection refused")
+        lines.append(Line())
+        sink._encoder = lines[-1]  # type: ignore[assignment]
+
+    monkeypatch.setattr(StreamPush, "_connect", connect)
+    now_s = 0.0
+    sink = StreamPush("rtmp://127.0.0.1/x", clock=lambda: now_s)
+    sink._connect()
+    still = np.zeros((96, 128, 3), np.uint8), np.zeros(640, np.float32)
+    sink._write(*still)
+    lines[0].broken = True
+    for second in range(12):
+        now_s = float(second)
+        sink._write(*still)
+    assert len(lines) == 2 and lines[0].frames == 1
+    assert lines[1].frames == 12 - 7  # tried at 1, 3 and 7 s
 
 
 def test_a_line_that_stays_broken_ends_the_push() -> None:

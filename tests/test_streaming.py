@@ -155,6 +155,15 @@ class TestModules:
         assert not any(tensor.requires_grad for tensor in tensors(state))
 
 
+@pytest.mark.parametrize("kernel, dilation", [(3, 2), (2, 16), (7, 3)])
+def test_a_dilated_convolution_is_the_same_with_and_without_gradients(kernel, dilation):
+    conv = CausalConv1d(3, 5, kernel, dilation)
+    x = torch.randn(2, 3, 40)
+    trained = conv(x)
+    with torch.inference_mode():
+        torch.testing.assert_close(conv(x), trained.detach())
+
+
 class TestAudioEncoder:
     @pytest.fixture
     def module(self):

@@ -1,6 +1,8 @@
 """The fastest number format is measured, kept for this machine, and gives the same picture."""
 
 import json
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from letstalk_rt import tuning
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models import int8
 from letstalk_rt.models.int8 import Int8Conv2d
-from letstalk_rt.tuning import Variant, apply, candidates, fastest, measure
+from letstalk_rt.models.layers import attend
+from letstalk_rt.tuning import Variant, apply, candidates, choose_attention, fastest, measure
 
 needs_int8 = pytest.mark.skipif(not int8.is_supported(), reason="no oneDNN here")
 
@@ -110,6 +113,51 @@ def test_a_variant_is_written_as_it_is_read(text):
 def test_an_unknown_variant_is_named(text):
     with pytest.raises(ConfigError, match=f"unknown variant '{text}'"):
         Variant.parse(text)
+
+
+class TestAttention:
+    @pytest.fixture
+    def xformers(self, monkeypatch):
+        """A stand-in that computes what xformers promises, in its own layout."""
+        package, ops = ModuleType("xformers"), ModuleType("xformers.ops")
+
+        def attention(q, k, v, attn_bias=None):
+            assert attn_bias is None or attn_bias.stride(-2) % 8 == 0
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+            scores = scores if attn_bias is None else scores + attn_bias
+            return (scores.softmax(-1) @ v).transpose(1, 2)
+
+        ops.memory_efficient_attention = attention
+        package.ops = ops
+        monkeypatch.setitem(sys.modules, "xformers", package)
+        monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+
+    def test_without_xformers_nothing_is_measured(self, model, monkeypatch):
+        monkeypatch.setitem(sys.modules, "xformers", None)
+        assert choose_attention(model) == "sdpa"
+
+    @pytest.mark.parametrize("faster", ["sdpa", "xformers"])
+    def test_the_faster_one_is_set(self, model, monkeypatch, xformers, faster):
+        times = {"sdpa": 1.0, "xformers": 2.0 if faster == "sdpa" else 0.5}
+        monkeypatch.setattr(tuning, "_best_ms", lambda call: times[call.args[-1]])
+        assert choose_attention(model) == faster
+        assert {block.time.kernel for block in model.denoiser.blocks} == {faster}
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_both_give_the_same(self, xformers, masked):
+        torch.manual_seed(0)
+        q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 13, 8), torch.randn(2, 3, 13, 8)
+        allowed = (torch.rand(2, 1, 1, 13) < 0.7) if masked else None
+        torch.testing.assert_close(
+            attend(q, k, v, allowed, "xformers"), attend(q, k, v, allowed), atol=1e-5, rtol=1e-4
+        )
+
+    def test_a_kernel_that_fails_is_not_chosen(self):
+        def fail():
+            raise NotImplementedError("No operator found")
+
+        assert tuning._best_ms(fail) == float("inf")
 
 
 @needs_int8

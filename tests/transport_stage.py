@@ -14,6 +14,7 @@ from aiortc import (
     RTCRtpReceiver,
     RTCSessionDescription,
 )
+from aiortc.jitterbuffer import JitterBuffer
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtcpSrPacket
 
@@ -26,7 +27,7 @@ SIDE = 256
 PERIOD = 15
 """Frames from flash to flash."""
 
-SHADES = (255, 225, 195)
+SHADES = (255, 210, 165)
 """Of the frames of one flash: a receiver that missed the first can tell when it was."""
 
 
@@ -105,6 +106,11 @@ class Guest:
             if codec is not None:
                 codecs = RTCRtpReceiver.getCapabilities("video").codecs
                 sight.setCodecPreferences([c for c in codecs if c.mimeType == f"video/{codec}"])
+        for each in self.pc.getTransceivers():
+            if each.kind == "video":
+                # aiortc waits 5 s for what was lost, a browser one; then both ask for a key frame.
+                buffer = JitterBuffer(capacity=128, is_video=True)
+                each.receiver._RTCRtpReceiver__jitter_buffer = buffer
         self.video, self.audio = [], []
         self.changed = asyncio.Event()
         self._tasks = []
@@ -189,7 +195,7 @@ def flashes(frames):
     ]
     found = []
     for before, shade, frame in zip(shades, shades[1:], frames[1:], strict=False):
-        if before < 150 <= shade:
+        if before < 130 <= shade:
             missed = int(np.argmin(np.abs(np.array(SHADES) - shade)))
             found.append(frame.pts - missed * 3600)
     return found

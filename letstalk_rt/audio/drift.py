@@ -74,6 +74,10 @@ class DriftCorrector:
         if now_s >= self._block_end_s:
             self._end_block(now_s)
 
+    def note_held_up(self, now_s: float) -> None:
+        """Note that the source was made to wait until now: that is no pause of its own."""
+        self._last_s = now_s
+
     def correct(self, pcm: np.ndarray) -> np.ndarray:
         """Leave out or double a sample where one is due; takes and gives `(n,)` float32."""
         self._since_slip += len(pcm)

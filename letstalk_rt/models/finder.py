@@ -73,7 +73,12 @@ class FaceFinder:
     Args:
         detector: finds where to look.
         autoencoder: its encoder finds landmarks.
+
+    Attributes:
+        crop_px: side of the crops that the model it finds faces for animates.
     """
+
+    crop_px = PICTURE_SIZE
 
     def __init__(self, detector: FaceDetector, autoencoder: ReferenceAutoencoder) -> None:
         self.detector, self.autoencoder = detector, autoencoder

@@ -44,7 +44,7 @@ def coarse_flow(
     values = torch.cat([source - target, ones], -1).transpose(1, 2)  # (B, 3, L): dx, dy, weight
     total = source.new_zeros(source.shape[0], 3, grid_size, grid_size)
     for width_px, weight in ((near_px, 1.0), (far_px, _FAR_WEIGHT)):
-        columns, rows = torch.exp(-(distance_px**2) / (2 * width_px**2)).unbind(2)
+        columns, rows = _bell(distance_px, width_px).unbind(2)
         weighted_rows = weight * values[:, :, None] * rows.transpose(1, 2)[:, None]
         total = total + weighted_rows @ columns[:, None]  # (B, 3, cells, L) @ (B, 1, L, cells)
     return total[:, :2] / (total[:, 2:] + _REST)
@@ -57,8 +57,17 @@ def nearness(points: Tensor, size: int, width_px: float) -> Tensor:
     """
     axis = (torch.arange(size, device=points.device) + 0.5) / size * 2 - 1
     distance_px = (axis - points[..., None]) * 128
-    columns, rows = torch.exp(-(distance_px**2) / (2 * width_px**2)).unbind(2)
+    columns, rows = _bell(distance_px, width_px).unbind(2)
     return (rows.transpose(1, 2) @ columns).clamp(max=1)[:, None]
+
+
+def _bell(distance_px: Tensor, width_px: float) -> Tensor:
+    """Give the Gaussian of distances.
+
+    It ends at 4e-18: products of two are then still ordinary numbers. Below those, a processor
+    takes seven times as long (docs/log.md).
+    """
+    return torch.exp((-(distance_px**2) / (2 * width_px**2)).clamp(min=-40))
 
 
 def warp(picture: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:

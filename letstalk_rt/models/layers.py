@@ -58,24 +58,42 @@ class LinearAttention(nn.Module):
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Suspend mixed precision, which casts the inputs of matrix products even of float32 tensors."""
+    """Suspend mixed precision, which rounds what goes into a product even of float32 tensors."""
     if device.type == "meta":  # where shapes are counted; it knows no mixed precision
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, kernel: str = "sdpa"
+) -> Tensor:
     """Softmax attention of `(..., T, d)` queries to `(..., S, d)`; `allowed` `(..., T, S)` bool.
 
     On the CPU the plain product is taken: for sequences of some twenty tokens the backward of
-    torch's fused attention is ten times slower (torch 2.13, docs/log.md).
+    torch's fused attention is ten times slower (torch 2.13, docs/log.md). Elsewhere `kernel` says
+    whose: torch's own, or that of xformers, which takes `(n, heads, T, d)` only.
     """
+    if kernel == "xformers":
+        return _attend_by_xformers(q, k, v, allowed)
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     return scores.softmax(-1).to(v.dtype) @ v
+
+
+def _attend_by_xformers(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    bias = None
+    if allowed is not None:
+        count = k.shape[-2]
+        wide = count + -count % 8  # its kernels want rows of the bias to begin at multiples of 8
+        bias = q.new_zeros(*q.shape[:-1], wide)[..., :count]
+        bias.masked_fill_(~allowed, float("-inf"))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
 
 
 @dataclass
@@ -101,7 +119,12 @@ class MemoryAttention(nn.Module):
 
     Memory slots see memory only, window frames see memory and window: so what memory computes
     does not depend on the window, and its keys and values can be kept.
+
+    Attributes:
+        kernel: see `attend`; `letstalk_rt.tuning` chooses it.
     """
+
+    kernel = "sdpa"
 
     def __init__(self, width: int, head_width: int = 32) -> None:
         super().__init__()
@@ -143,14 +166,14 @@ class MemoryAttention(nn.Module):
         Returns:
             `(B, T, P, D)`.
         """
-        keys = seen.keys
+        keys, values = seen.keys.to(queries.dtype), seen.values.to(queries.dtype)
         if places is not None:
             queries = rotate(queries, places[-queries.shape[-2] :])
             keys = rotate(keys, places)
         count = queries.shape[1]
         allowed = mask[:, None, None].expand(-1, count, 1, -1, -1).flatten(0, 1)
         mixed = attend(
-            queries.flatten(0, 1), keys.flatten(0, 1), seen.values.flatten(0, 1), allowed
+            queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), allowed, self.kernel
         )
         return self.out(rearrange(mixed, "(b p) h t d -> b t p (h d)", p=count))
 

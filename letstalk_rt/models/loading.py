@@ -5,6 +5,7 @@ as 8-bit integers with a scale per output channel: that keeps the package under 
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,7 +50,9 @@ def save_model(model: AvatarModel, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         tensors |= _pack(name, value.detach().cpu().contiguous())
-    save_file(tensors, path, {"format": _FORMAT, "preset": model.preset.name})
+    lookahead = str(model.audio.config.lookahead_ms)
+    header = {"format": _FORMAT, "preset": model.preset.name, "lookahead_ms": lookahead}
+    save_file(tensors, path, header)
     checksum_file(path).write_text(_digest(path) + "\n")
 
 
@@ -64,9 +67,13 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
         ConfigError: the preset is unknown.
         WeightsError: the file is missing or damaged, or holds another model.
     """
-    model = AvatarModel(get_preset(preset))
+    shapes = get_preset(preset)
     path = path or packaged_weights(preset)
-    tensors = _read(path, preset)
+    header, tensors = _read(path, preset)
+    if "lookahead_ms" in header:  # files from before it was a setting have the preset's
+        audio = replace(shapes.audio, lookahead_ms=int(header["lookahead_ms"]))
+        shapes = replace(shapes, audio=audio)
+    model = AvatarModel(shapes)
     wanted = model.state_dict()
     tensors = {name: v for name, v in _LATER.items() if name in wanted} | tensors
     if missing := sorted(wanted.keys() ^ tensors.keys()):
@@ -90,7 +97,7 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     return model.eval().requires_grad_(False)
 
 
-def _read(path: Path, preset: str) -> dict[str, Tensor]:
+def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise WeightsError(f"no weights at {path.name}; make them with `letstalk train`")
     expected = checksum_file(path)
@@ -106,7 +113,7 @@ def _read(path: Path, preset: str) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path.name} holds {header.get('preset', 'an unknown model')!r}, wanted {preset!r}"
         )
-    return {
+    return header, {
         name: _unpack(value, stored.get(name + _SCALE))
         for name, value in stored.items()
         if not name.endswith(_SCALE)

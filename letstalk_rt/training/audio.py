@@ -12,7 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, CausalAudioEncoder
+from letstalk_rt.audio.encoder import (
+    LOOKAHEAD_FRAMES,
+    AudioEncoderConfig,
+    CausalAudioEncoder,
+)
 from letstalk_rt.training.data import Clip
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.speech import (
@@ -41,7 +45,7 @@ class SpokenClip:
 
     Attributes:
         name: of the clip.
-        mel: `(64, 4 * (T + 2))`.
+        mel: `(64, 4 * (T + L))`, L frames of look-ahead at its end.
         targets: `(T, 11)`.
         weight: how far its lips are trusted.
         is_grid: whether it is of the GRID corpus.
@@ -55,28 +59,37 @@ class SpokenClip:
     is_grid: bool
     is_real: bool
 
+    @property
+    def lookahead_frames(self) -> int:
+        """How much further than the targets the sound goes, L."""
+        return self.mel.shape[1] // MEL_PER_FRAME - len(self.targets)
+
 
 class MouthReader(nn.Module):
-    """The audio encoder with a head that reads the mouth off its tokens."""
+    """The audio encoder with a head that reads the mouth off its tokens.
 
-    def __init__(self) -> None:
+    Args:
+        config: of the encoder; the default one when None.
+    """
+
+    def __init__(self, config: AudioEncoderConfig | None = None) -> None:
         super().__init__()
-        self.audio = CausalAudioEncoder()
+        self.audio = CausalAudioEncoder(config)
         config = self.audio.config
         self.head = nn.Linear(4 * config.token_width, NUM_MOUTH_TARGETS)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Read `(B, 64, 4 * (T + 2))` as mouth targets `(B, T, 11)`."""
-        tokens = self.audio.encode_mel(mel)[:, LOOKAHEAD_FRAMES:]
+        """Read `(B, 64, 4 * (T + L))` as mouth targets `(B, T, 11)`."""
+        tokens = self.audio.encode_mel(mel)[:, self.audio.lookahead_frames :]
         return self.head(tokens.flatten(2))
 
 
-def spoken(clip: Clip) -> SpokenClip:
+def spoken(clip: Clip, lookahead_frames: int = LOOKAHEAD_FRAMES) -> SpokenClip:
     """Prepare a clip; its weight is that of its kind, and 0 without sound."""
     weight = KIND_WEIGHT[clip.kind] * clip.has_sound
     return SpokenClip(
         clip.name,
-        clip_mel(clip.pcm),
+        clip_mel(clip.pcm, lookahead_frames),
         mouth_targets(clip),
         weight,
         clip.is_grid,
@@ -175,6 +188,7 @@ def train_audio(
     batch_size: int = 24,
     frames: int = 48,
     started: dict[str, Tensor] | None = None,
+    encoder: AudioEncoderConfig | None = None,
 ) -> nn.Module:
     """Train the reader, keep the best by the clips set aside, and give it.
 
@@ -186,13 +200,16 @@ def train_audio(
         batch_size: pieces a step.
         frames: length of a piece.
         started: weights of an audio encoder that knows phones already.
+        encoder: shape and look-ahead of the audio encoder; the default one when None.
     """
     torch.manual_seed(0)
-    spoken_clips = [spoken(clip) for clip in clips if clip.has_sound and clip.num_frames > frames]
-    judges = [spoken(clip) for clip in aside if clip.has_sound]
+    reader = MouthReader(encoder)
+    ahead = reader.audio.lookahead_frames
+    long = [clip for clip in clips if clip.has_sound and clip.num_frames > frames]
+    spoken_clips = [spoken(clip, ahead) for clip in long]
+    judges = [spoken(clip, ahead) for clip in aside if clip.has_sound]
     weights = torch.tensor([clip.weight * len(clip.targets) for clip in spoken_clips])
     quiet = silence_mel()
-    reader = MouthReader()
     if started is not None:
         reader.audio.load_state_dict(started)
     run = Run(folder, reader, config)
@@ -205,9 +222,7 @@ def train_audio(
             last = len(clip.targets) - frames
             start = int(torch.randint(last + 1, (1,), generator=run.generator))
             stop = start + frames
-            mels.append(
-                clip.mel[:, MEL_PER_FRAME * start : MEL_PER_FRAME * (stop + LOOKAHEAD_FRAMES)]
-            )
+            mels.append(clip.mel[:, MEL_PER_FRAME * start : MEL_PER_FRAME * (stop + ahead)])
             targets.append(clip.targets[start:stop])
         return torch.stack(mels), torch.stack(targets)
 

@@ -1,8 +1,9 @@
 """`letstalk train`: one command per stage, each resumable by giving it again.
 
-autoencoder, and phones -> audio; both -> flow. decoder goes on with the autoencoder's second half,
-now also before a critic, without touching the latents that flow was trained on; finder at any time.
-Then export joins them into one file. sync is no part of it: it trains a judge for `letstalk eval`.
+autoencoder, and phones -> audio; both -> flow -> distill. decoder goes on with the autoencoder's
+second half, now also before a critic, without touching the latents that flow was trained on; finder
+at any time. Then export joins them into one file. sync is no part of it: it trains a judge for
+`letstalk eval`.
 """
 
 import argparse
@@ -15,13 +16,15 @@ from letstalk_rt.devices import choose_device
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.loading import packaged_weights, save_model
-from letstalk_rt.models.presets import get_preset
+from letstalk_rt.models.presets import Preset, get_preset
 from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
-from letstalk_rt.training.data import landmarker_file, load_clips, load_stills
+from letstalk_rt.training.data import Clip, landmarker_file, load_clips, load_stills
+from letstalk_rt.training.distill import distill
+from letstalk_rt.training.distributed import is_first, join, leave
 from letstalk_rt.training.evaluation.sync import train_sync
 from letstalk_rt.training.finder import train_finder
-from letstalk_rt.training.flow import encode_clips, fit_scales, train_flow
+from letstalk_rt.training.flow import Track, encode_clips, fit_scales, train_flow
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.phones import load_phones, train_phones
 
@@ -42,6 +45,9 @@ LOOPS = {
         evaluate_every=250,
         weight_decay=0.02,
     ),
+    "distill": LoopConfig(
+        steps=2000, learning_rate=1e-4, warm_up=50, ema=0.995, evaluate_every=250, weight_decay=0.02
+    ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
     "sync": LoopConfig(
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
@@ -53,6 +59,7 @@ BATCH = {
     "phones": 24,
     "audio": 24,
     "flow": 32,
+    "distill": 32,
     "finder": 32,
     "sync": 24,
 }
@@ -75,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
+    parser.add_argument(
+        "--lookahead-ms",
+        type=int,
+        help="sound after a frame that the audio encoder hears: 0, 40, 80 or 160; alike in all "
+        "stages from phones to export (the preset's: 80)",
+    )
     parser.add_argument("-o", "--output", type=Path, help="weights file that export writes")
     return parser
 
@@ -83,17 +96,27 @@ def main(argv: list[str] | None = None) -> int:
     """Run one training stage to its end."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
+    join()
     {
         "autoencoder": _autoencoder,
         "decoder": _autoencoder,
         "phones": _phones,
         "audio": _audio,
         "flow": _flow,
+        "distill": _distill,
         "finder": _finder,
         "sync": _sync,
         "export": _export,
     }[args.stage](args)
+    leave()
     return 0
+
+
+def _preset(args: argparse.Namespace) -> Preset:
+    preset = get_preset(args.preset)
+    if args.lookahead_ms is None:
+        return preset
+    return replace(preset, audio=replace(preset.audio, lookahead_ms=args.lookahead_ms))
 
 
 def _loop(args: argparse.Namespace) -> LoopConfig:
@@ -126,6 +149,7 @@ def _phones(args: argparse.Namespace) -> None:
         args.runs / "phones",
         _loop(args),
         batch_size=args.batch or BATCH["phones"],
+        encoder=_preset(args).audio,
     )
 
 
@@ -143,13 +167,14 @@ def _audio(args: argparse.Namespace) -> None:
             for name, value in pretrained.items()
             if name.startswith("audio.")
         },
+        encoder=_preset(args).audio,
     )
 
 
 def _flow(args: argparse.Namespace) -> None:
-    model = AvatarModel(get_preset(args.preset))
+    model = AvatarModel(_preset(args))
     model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
-    reader = _reader(args.runs)
+    reader = _reader(args)
     model.audio.load_state_dict(reader.audio.state_dict())
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
     started = None
@@ -159,28 +184,55 @@ def _flow(args: argparse.Namespace) -> None:
             for name, value in averaged(args.start).items()
             if name.startswith("denoiser.")
         }
-    folder = args.runs / "flow"
-    folder.mkdir(parents=True, exist_ok=True)
-    autoencoder = model.autoencoder.requires_grad_(False).eval()
-    autoencoder.to(choose_device(args.device))
-    autoencoder.to(memory_format=torch.channels_last)
-    everything = encode_clips(autoencoder, clips, folder / "latents.pt")
-    fit_scales(model, everything)
-    kept = {clip.name for clip in split_people(clips)[0]}
-    everything = [replace(t, spoken=cleaned(reader, t.spoken)) for t in everything]
-    tracks = [t for t in everything if t.spoken.name in kept]
-    aside = [t for t in everything if t.spoken.name not in kept and t.spoken.weight > 0.2]
+    tracks, aside = _tracks(args, model, clips)
+    kept = {track.spoken.name for track in tracks}
     best = train_flow(
         model,
         tracks,
         aside,
-        folder,
+        args.runs / "flow",
         _loop(args),
         batch_size=args.batch or BATCH["flow"],
         shown=[clip for clip in clips if clip.name not in kept][::8],
         started=started,
     )
-    torch.save(best.state_dict(), folder / "model.pt")
+    _keep(best, args.runs / "flow")
+
+
+def _distill(args: argparse.Namespace) -> None:
+    model = AvatarModel(_preset(args))
+    path = _existing(args.runs / "flow" / "model.pt")
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
+    tracks, aside = _tracks(args, model, clips)
+    batch = args.batch or BATCH["distill"]
+    best = distill(model, tracks, aside, args.runs / "distill", _loop(args), batch_size=batch)
+    _keep(best, args.runs / "distill")
+
+
+def _tracks(
+    args: argparse.Namespace, model: AvatarModel, clips: list[Clip]
+) -> tuple[list[Track], list[Track]]:
+    """Give clips in latents, to train on and to judge by; sets the model's units."""
+    folder = args.runs / "flow"
+    folder.mkdir(parents=True, exist_ok=True)
+    reader = _reader(args)
+    autoencoder = model.autoencoder.requires_grad_(False).eval()
+    autoencoder.to(choose_device(args.device))
+    autoencoder.to(memory_format=torch.channels_last)
+    ahead = model.audio.lookahead_frames
+    everything = encode_clips(autoencoder, clips, folder / "latents.pt", ahead)
+    fit_scales(model, everything)
+    kept = {clip.name for clip in split_people(clips)[0]}
+    everything = [replace(t, spoken=cleaned(reader, t.spoken)) for t in everything]
+    tracks = [t for t in everything if t.spoken.name in kept]
+    aside = [t for t in everything if t.spoken.name not in kept and t.spoken.weight > 0.2]
+    return tracks, aside
+
+
+def _keep(model: AvatarModel, folder: Path) -> None:
+    if is_first():
+        torch.save(model.state_dict(), folder / "model.pt")
 
 
 def _finder(args: argparse.Namespace) -> None:
@@ -200,11 +252,10 @@ def _sync(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     """Join the newest of all stages into one weights file."""
-    model = AvatarModel(get_preset(args.preset))
-    state = torch.load(
-        _existing(args.runs / "flow" / "model.pt"), map_location="cpu", weights_only=True
+    model = AvatarModel(_preset(args))
+    model.load_state_dict(
+        torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
     )
-    model.load_state_dict(state)
     model.detector.load_state_dict(averaged(args.runs / "finder"))
     if (args.runs / "decoder" / "last.pt").exists():
         model.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
@@ -213,15 +264,22 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
 
 
+def _newest_model(runs: Path) -> Path:
+    """Give the distilled model, unless the flow was trained anew after it."""
+    flow, distilled = _existing(runs / "flow" / "model.pt"), runs / "distill" / "model.pt"
+    newer = distilled.exists() and distilled.stat().st_mtime >= flow.stat().st_mtime
+    return distilled if newer else flow
+
+
 def averaged(folder: Path) -> dict[str, torch.Tensor]:
     """Give the averaged weights of a run's last checkpoint."""
     state = torch.load(_existing(folder / "last.pt"), map_location="cpu", weights_only=True)
     return dict(state["averaged"])
 
 
-def _reader(runs: Path) -> MouthReader:
-    reader = MouthReader()
-    path = _existing(runs / "audio" / "best.pt")
+def _reader(args: argparse.Namespace) -> MouthReader:
+    reader = MouthReader(_preset(args).audio)
+    path = _existing(args.runs / "audio" / "best.pt")
     state = torch.load(path, map_location="cpu", weights_only=True)
     reader.load_state_dict(state)
     return reader

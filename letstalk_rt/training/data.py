@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import DependencyError, InputError
 from letstalk_rt.models.landmarks import MESH_POINTS, SUBSET
+from letstalk_rt.training.distributed import first_alone
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 FRAME_SIZE = 256
@@ -102,6 +103,7 @@ def decode_audio(path: Path) -> np.ndarray:
     return np.concatenate(pieces).astype(np.float32)
 
 
+@first_alone
 def load_clips(
     root: Path, cache: Path, split: str, *, tags: tuple[str, ...] = ("ship",)
 ) -> list[Clip]:
@@ -202,6 +204,7 @@ def _packaged_landmarker() -> Path:
     return next(Path(str(e.locate())) for e in entries if e.name == "face_landmarker.task")
 
 
+@first_alone
 def load_stills(root: Path, cache: Path, split: str, landmarker: Path | None = None) -> Stills:
     """Load the still portraits of a split, finding their landmarks on first use."""
     stored = cache / f"stills-{split}.npz"

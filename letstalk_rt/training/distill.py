@@ -1,4 +1,4 @@
-"""Makes a trained flow quick: its guidance, and where it can its steps, go into the denoiser itself.
+"""Makes a trained flow quick: guidance, and where they can the steps, go into the denoiser itself.
 
 The teacher is the flow as it was trained. The student starts from it and learns
 
@@ -14,6 +14,7 @@ Source: guidance distillation, arXiv:2210.03142; MeanFlow, arXiv:2505.13447; rol
 truth as in arXiv:2506.08009, without its second network.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize
@@ -96,7 +96,7 @@ class DistillTrainer(nn.Module):
         shape = self.denoiser.config
         model.audio.eval()
         with torch.no_grad():
-            spoken = model.audio.encode_mel(batch.mel)[:, LOOKAHEAD_FRAMES:]
+            spoken = model.audio.encode_mel(batch.mel)[:, model.audio.lookahead_frames :]
             spoken = spoken[:, -batch.window.shape[1] :]
             data = model.to_motion(batch.window, batch.portrait)
             true, own = self._memories(model, batch, data, spoken, windows, generator)
@@ -109,7 +109,8 @@ class DistillTrainer(nn.Module):
         time = t[..., None, None, None]
         x = (1 - time) * data + time * noise
         weight = self._weights(len(data), generator)
-        velocity = self._teach(model, batch, _at(x, t, spoken, true), silent, weight)
+        pull = torch.where(silent, torch.zeros_like(weight), weight)
+        velocity = self._teach(model, batch, (x, t, spoken), true, pull)
         scene = _Scene(
             x,
             t,
@@ -118,14 +119,13 @@ class DistillTrainer(nn.Module):
             self.denoiser.recall(*own),
             weight,
         )
+        # One step shows the data straight away: there the recording is an anchor too.
+        whole = self._student(scene, x, t, torch.zeros_like(t) if shape.second_time else None)
+        truth = (x - time * whole - data).pow(2).flatten(1).mean(1)
         if shape.second_time:
             taught = self._mean_velocity(scene, end, velocity)
         else:
-            taught = (self._student(scene, scene.x, t, None) - velocity).pow(2).flatten(1).mean(1)
-        # One step from noise shows the data straight away: there the recording is an anchor too.
-        reach = torch.zeros_like(t) if shape.second_time else None
-        made = x - time * self._student(scene, x, t, reach)
-        truth = (made - data).pow(2).flatten(1).mean(1)
+            taught = (whole - velocity).pow(2).flatten(1).mean(1)
         trust = batch.weight / batch.weight.mean()
         parts = {"taught": (taught * trust).mean(), "truth": (truth * trust).mean()}
         total = parts["taught"] + self.weights.truth * parts["truth"]
@@ -144,9 +144,8 @@ class DistillTrainer(nn.Module):
         """Give memory as it was recorded and as the student's roll-out left it, noised."""
         count = self.denoiser.config.window
         anchor = torch.zeros_like(data[:, 0])  # the portrait's own motion is none
-        earlier = (
-            model.to_motion(batch.memory, batch.portrait) * batch.filled[..., None, None, None]
-        )
+        earlier = model.to_motion(batch.memory, batch.portrait)
+        earlier = earlier * batch.filled[..., None, None, None]
         true = MemoryBank.anchored(anchor, earlier.shape[1])
         true.latents[:, 1:], true.filled[:, 1:] = earlier, batch.filled
         own = MemoryBank(true.latents.clone(), true.filled.clone())
@@ -158,7 +157,7 @@ class DistillTrainer(nn.Module):
             noise = torch.randn(data[:, part].shape, generator=generator, device=data.device)
             cache = self.denoiser.recall(own.latents, own.filled)
             made = model.sample_window(
-                noise, spoken[:, part], portrait, cache, times, model.folded_weight
+                noise, spoken[:, part], portrait, cache, times, self._shown_guidance(model)
             )
             own.write(made)
             true.write(data[:, part])
@@ -166,6 +165,11 @@ class DistillTrainer(nn.Module):
         noised = regularize(own.latents[:, 1:], generator) * own.filled[:, 1:, None, None, None]
         own.latents[:, 1:] = noised
         return (true.latents, true.filled), (own.latents, own.filled)
+
+    def _shown_guidance(self, model: AvatarModel) -> float:
+        """Give the guidance at which the student's own output is made: one call each."""
+        asked = self.denoiser.config.guidance_input
+        return model.preset.guidance if asked else model.folded_weight
 
     def _times(self, count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the times at which steps begin and end, `(B, N)`."""
@@ -192,19 +196,26 @@ class DistillTrainer(nn.Module):
         self,
         model: AvatarModel,
         batch: Batch,
-        seen: tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]],
-        silent: Tensor,
-        weight: Tensor,
+        seen: tuple[Tensor, Tensor, Tensor],
+        memory: tuple[Tensor, Tensor],
+        pull: Tensor,
     ) -> Tensor:
-        """Give the teacher's velocity with guidance; without sound there is nothing to guide."""
+        """Give the teacher's velocity with guidance.
+
+        Args:
+            model: for the units of the portrait.
+            batch: for the portrait.
+            seen: window, times and audio tokens.
+            memory: latents and which are filled.
+            pull: weight of the sound, `(B,)`; 0 for items without.
+        """
         (teacher,) = self._teacher
-        x, t, spoken, memory = seen
+        x, t, spoken = seen
         portrait = teacher.portrait_state(model.normalized_portrait(batch.portrait))
         cache = teacher.recall(*memory)
         heard = teacher.predict(x, t, spoken, portrait, cache)
         unheard = teacher.predict(x, t, teacher.no_audio.expand_as(spoken), portrait, cache)
-        pull = torch.where(silent, torch.zeros_like(weight), weight)[:, None, None, None, None]
-        return unheard + pull * (heard - unheard)
+        return unheard + pull[:, None, None, None, None] * (heard - unheard)
 
     def _student(self, scene: _Scene, x: Tensor, t: Tensor, end: Tensor | None) -> Tensor:
         guidance = scene.guidance if self.denoiser.config.guidance_input else None
@@ -223,23 +234,18 @@ class DistillTrainer(nn.Module):
         """
         self.denoiser.eval()
         ones, zeros = torch.ones_like(scene.t), torch.zeros_like(scene.t)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            _, change = jvp(
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at its first jvp
+            change = jvp(
                 lambda x, t, r: self._student(scene, x, t, r),
                 (scene.x, scene.t.contiguous(), end.contiguous()),
                 (velocity, ones, zeros),
-            )
+            )[1]
         mean = self._student(scene, scene.x, scene.t, end)
         self.denoiser.train()
         target = velocity - (scene.t - end)[..., None, None, None] * change
         error = (mean - target.detach()).pow(2).flatten(1).mean(1)
         return error / (error.detach() + 1e-3)
-
-
-def _at(
-    x: Tensor, t: Tensor, spoken: Tensor, memory: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    return x, t, spoken, memory
 
 
 def _rand(count: int, generator: torch.Generator) -> Tensor:
@@ -280,15 +286,14 @@ def distill(
     trainer = DistillTrainer(model, teacher, weights)
     run = Run(folder, trainer, config)
 
+    lengths = [shape.window * (1 + windows) for windows in range(1 + weights.rollout)]
+    sources = [_source(tracks, frames, shape.memory) for frames in lengths]
+
     def draw(step: int) -> tuple[Tensor, dict[str, float]]:
         windows = int(torch.randint(weights.rollout + 1, (1,), generator=run.generator))
         batch = sources[windows].draw(batch_size, run.generator)
         batch = replace(batch, mel=augment_mel(batch.mel, run.generator))
         return trainer.loss(model, batch.to(run.device), windows, run.noise)
-
-    sources = [
-        _source(tracks, shape.window * (n + 1), shape.memory) for n in range(1 + weights.rollout)
-    ]
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, DistillTrainer)

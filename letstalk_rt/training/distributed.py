@@ -70,6 +70,14 @@ def first_alone(prepare: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+@torch.no_grad()
+def share_weights(model: nn.Module) -> None:
+    """Give every process the first one's weights."""
+    if dist.is_initialized():
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
+
+
 def average_gradients(parameters: list[Tensor]) -> None:
     """Average the gradients of parameters that `shared_loss` does not see, such as a critic's."""
     if not dist.is_initialized():

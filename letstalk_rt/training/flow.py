@@ -29,6 +29,7 @@ from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.training.audio import SpokenClip, spoken
 from letstalk_rt.training.autoencoder import frames_tensor, mouth_spans
 from letstalk_rt.training.data import Clip
+from letstalk_rt.training.distributed import first_alone
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.samples import to_pixels, write_video
 from letstalk_rt.training.speech import (
@@ -81,9 +82,13 @@ class Track:
     quiet: Tensor
 
 
+@first_alone
 @torch.no_grad()
 def encode_clips(
-    autoencoder: ReferenceAutoencoder, clips: list[Clip], cache: Path | None = None
+    autoencoder: ReferenceAutoencoder,
+    clips: list[Clip],
+    cache: Path | None = None,
+    lookahead_frames: int = LOOKAHEAD_FRAMES,
 ) -> list[Track]:
     """Encode clips, plain and mirrored; `cache` is a file that keeps this autoencoder's latents."""
     latents: dict[str, Tensor] = {}
@@ -97,7 +102,7 @@ def encode_clips(
     for clip in clips:
         opening = mouth_opening(clip.points)
         quiet = torch.from_numpy(opening <= np.percentile(opening, 25) + 0.01)
-        tracks.append(Track(spoken(clip), latents[clip.name], quiet))
+        tracks.append(Track(spoken(clip, lookahead_frames), latents[clip.name], quiet))
     return tracks
 
 
@@ -209,7 +214,8 @@ class WindowSource:
     def _heard(self, track: Track, start: int) -> tuple[Tensor, Tensor]:
         first, stop = start - HEARD_FRAMES, start + self.window
         mel = track.spoken.mel[
-            :, MEL_PER_FRAME * max(first, 0) : MEL_PER_FRAME * (stop + LOOKAHEAD_FRAMES)
+            :,
+            MEL_PER_FRAME * max(first, 0) : MEL_PER_FRAME * (stop + track.spoken.lookahead_frames),
         ]
         targets = track.spoken.targets[max(first, 0) : stop]
         if first < 0:
@@ -249,7 +255,7 @@ class FlowTrainer(nn.Module):
         count, frames = data.shape[:2]
         rand, randn = _chance(generator)
         with torch.autocast(data.device.type, torch.bfloat16):
-            tokens = self.audio.encode_mel(batch.mel)[:, LOOKAHEAD_FRAMES:]
+            tokens = self.audio.encode_mel(batch.mel)[:, self.audio.lookahead_frames :]
             mouth = self.mouth(tokens.flatten(2)).float()
             heard = tokens[:, -frames:]
             dropped = rand(count, 1, 1, 1) < self.weights.no_audio
@@ -352,7 +358,7 @@ def generate(
     config = model.denoiser.config
     preset = model.preset
     chance = [NoiseState(seed + i, torch.zeros(1, *portrait.shape[1:])) for i in range(len(mel))]
-    tokens = model.audio.encode_mel(mel)[:, LOOKAHEAD_FRAMES:]
+    tokens = model.audio.encode_mel(mel)[:, model.audio.lookahead_frames :]
     state = model.denoiser.portrait_state(model.normalized_portrait(portrait))
     bank = MemoryBank.anchored(torch.zeros_like(portrait), config.memory)
     times, made = timesteps(steps), []
@@ -387,7 +393,8 @@ def evaluate_flow(
     if not tracks:
         raise InputError(f"no clip set aside has {JUDGED_FRAMES} frames; add longer clips")
     device = model.motion_scale.device
-    mel = torch.stack([t.spoken.mel[:, : 4 * (JUDGED_FRAMES + LOOKAHEAD_FRAMES)] for t in tracks])
+    ahead = model.audio.lookahead_frames
+    mel = torch.stack([t.spoken.mel[:, : 4 * (JUDGED_FRAMES + ahead)] for t in tracks])
     mel = mel.to(device)
     truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
     truth = truth.to(device)
@@ -419,7 +426,8 @@ def save_sample(model: AvatarModel, clip: Clip, path: Path, frames: int = 100) -
     device = model.motion_scale.device
     true = frames_tensor(clip, list(range(count)))
     features = model.autoencoder.describe(true[:1].to(device))
-    mel = clip_mel(clip.pcm)[None, :, : MEL_PER_FRAME * (count + LOOKAHEAD_FRAMES)].to(device)
+    ahead = model.audio.lookahead_frames
+    mel = clip_mel(clip.pcm, ahead)[None, :, : MEL_PER_FRAME * (count + ahead)].to(device)
     preset = model.preset
     latents = generate(model, mel, features.latent, steps=preset.steps, guidance=preset.guidance)
     made = [

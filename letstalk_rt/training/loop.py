@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.training.distributed import is_first, rank, shared_loss, wait_for_all
+from letstalk_rt.training.distributed import (
+    is_first,
+    rank,
+    share_weights,
+    shared_loss,
+    wait_for_all,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Run:
         if self.config.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.config.steps}")
         self.model.to(self.device)
+        share_weights(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.averaged = deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(

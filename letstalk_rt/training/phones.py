@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, CausalAudioEncoder
+from letstalk_rt.audio.encoder import AudioEncoderConfig, CausalAudioEncoder
 from letstalk_rt.audio.mel import STEP, StreamingMel
 from letstalk_rt.errors import DependencyError
 from letstalk_rt.training.data import decode_audio, read_index
+from letstalk_rt.training.distributed import first_alone
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.speech import MEL_PER_FRAME, augment_mel
 from letstalk_rt.types import SAMPLE_RATE
@@ -224,6 +225,7 @@ class HeardTrack:
     alphabet: str
 
 
+@first_alone
 def load_phones(root: Path, cache: Path, sentences: int = 1200) -> list[HeardTrack]:
     """Make the speech with phone times, or read it from the cache.
 
@@ -261,17 +263,18 @@ class PhoneReader(nn.Module):
 
     Args:
         classes: of each alphabet, silence included.
+        config: of the encoder; the default one when None.
     """
 
-    def __init__(self, classes: dict[str, int]) -> None:
+    def __init__(self, classes: dict[str, int], config: AudioEncoderConfig | None = None) -> None:
         super().__init__()
-        self.audio = CausalAudioEncoder()
+        self.audio = CausalAudioEncoder(config)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(self.audio.config.width, count) for name, count in classes.items()}
         )
 
     def forward(self, mel: Tensor, alphabet: str) -> Tensor:
-        """Give logits `(B, S, classes)`; entry `i` names the phone 80 ms before step `i`."""
+        """Give logits `(B, S, classes)`; entry `i` names the phone one look-ahead earlier."""
         logits: Tensor = self.heads[alphabet](self.audio.features(mel).transpose(1, 2))
         return logits
 
@@ -283,6 +286,7 @@ def train_phones(
     *,
     batch_size: int = 24,
     steps: int = 256,
+    encoder: AudioEncoderConfig | None = None,
 ) -> nn.Module:
     """Teach the audio encoder phones, or go on, and give the averaged reader.
 
@@ -292,6 +296,7 @@ def train_phones(
         config: schedule.
         batch_size: pieces a step, all of one alphabet.
         steps: length of a piece, in 10 ms.
+        encoder: shape and look-ahead of the audio encoder; the default one when None.
     """
     torch.manual_seed(0)
     names = sorted({track.alphabet for track in tracks})
@@ -299,15 +304,15 @@ def train_phones(
     tracks = [track for track in tracks if len(track.phones) > steps]
     kept = {n: [t for i, t in enumerate(tracks) if t.alphabet == n and i % 20] for n in names}
     judges = [t for i, t in enumerate(tracks) if i % 20 == 0]
-    delay = LOOKAHEAD_FRAMES * MEL_PER_FRAME
-    reader = PhoneReader(classes)
+    reader = PhoneReader(classes, encoder)
+    delay = reader.audio.lookahead_frames * MEL_PER_FRAME
     run = Run(folder, reader, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         name = names[step % len(names)]
         mel, phones = _pieces(kept[name], batch_size, steps, run.generator)
         mel, phones = augment_mel(mel, run.generator).to(run.device), phones.to(run.device)
-        logits, wanted = reader(mel, name)[:, delay:], phones[:, :-delay]
+        logits, wanted = reader(mel, name)[:, delay:], phones[:, : steps - delay]
         right = (logits.argmax(-1) == wanted).float().mean()
         return F.cross_entropy(logits.transpose(1, 2), wanted), {f"right_{name}": float(right)}
 

@@ -22,9 +22,9 @@ NUM_MOUTH_TARGETS = 1 + len(MOUTH_BLENDSHAPES)
 
 
 @torch.no_grad()
-def clip_mel(pcm: np.ndarray) -> Tensor:
-    """Give log-mel `(64, 4 * (T + 2))` of a clip's sound with the look-ahead filled by silence."""
-    tail = np.zeros(LOOKAHEAD_FRAMES * SAMPLES_PER_FRAME, np.float32)
+def clip_mel(pcm: np.ndarray, lookahead_frames: int = LOOKAHEAD_FRAMES) -> Tensor:
+    """Give log-mel `(64, 4 * (T + L))` of a clip's sound, the look-ahead L filled by silence."""
+    tail = np.zeros(lookahead_frames * SAMPLES_PER_FRAME, np.float32)
     return StreamingMel()(torch.from_numpy(np.concatenate([pcm, tail]))[None])[0]
 
 

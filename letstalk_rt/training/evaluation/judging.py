@@ -141,18 +141,16 @@ def _pictures_row(judges: Judges, clip: Clip, frames: np.ndarray) -> Row:
 def _sync_row(judges: Judges, clip: Clip, own: Spoken, wrong: Spoken) -> Row:
     if judges.towers is None:
         return {}
-    made = sync_score(judges.towers, own.track.points, clip.pcm)
-    true = sync_score(judges.towers, clip.landmarks, clip.pcm)
-    return {
-        "sync": made.confidence,
-        "sync_offset": made.offset,
-        "sync_likeness": made.likeness,
-        "sync_true": true.confidence,
-        "sync_offset_true": true.offset,
-        "sync_likeness_true": true.likeness,
-        "sync_likeness_shuffled": sync_score(judges.towers, wrong.track.points, clip.pcm).likeness,
-        "sync_shuffled": sync_score(judges.towers, wrong.track.points, clip.pcm).confidence,
-    }
+    videos = {"": own.track.points, "_true": clip.landmarks, "_shuffled": wrong.track.points}
+    row: Row = {}
+    for which, points in videos.items():
+        score = sync_score(judges.towers, points, clip.pcm)
+        row |= {
+            f"sync{which}": score.confidence,
+            f"sync_likeness{which}": score.likeness,
+            f"sync_offset{which}": score.offset,
+        }
+    return row
 
 
 def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
@@ -164,7 +162,7 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
         "blinks_true", "head_range", "head_range_true", "identity", "identity_true",
         "sharpness_generated",
     ]  # fmt: skip
-    of_sound = [name for name in rows[0] if name.startswith("sync") and "offset" not in name]
+    of_sound = [n for n in rows[0] if n.startswith("sync") and "offset" not in n]
     figures: dict[str, float | int | str | None] = {
         "mouth_corr": mean(real, "mouth_corr"),
         "mouth_corr_grid": mean(grid, "mouth_corr"),
@@ -176,8 +174,7 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
     figures |= {name: mean(rows, name) for name in everywhere}
     figures["identity_ratio"] = mean(rows, "identity") / mean(rows, "identity_true")
     figures |= {name: mean(real, name) for name in of_sound}
-    if of_sound:
-        figures["sync_offset"] = middle(real, "sync_offset")
+    figures |= {n: middle(real, n) for n in ("sync_offset", "sync_offset_true") if of_sound}
     figures["clips"] = len(rows)
     return figures
 

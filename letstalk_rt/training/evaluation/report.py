@@ -17,8 +17,9 @@ _COLORS = ("#1f5fa8", "#c2571a", "#3a7d34")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .15rem .7rem; text-align: right;
-        border-bottom: 1px solid #ddd } td:first-child, th:first-child { text-align: left }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left }
 .met { color: #1d6b2a } .missed { color: #a8321f } img { max-width: 100% } svg { max-width: 100% }
 .wide { overflow-x: auto } h3 { margin-bottom: .2rem; font-size: 1rem }
 """

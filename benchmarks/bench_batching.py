@@ -1,0 +1,133 @@
+"""Does it pay to join the steps of several sessions, and whom does it cost?
+
+Several live sessions of one portrait share the model's thread, first with their steps one after
+another, then joined when they wait together. Each hears a microphone and is read at 25 frames per
+second. `step` is what a session waits for its window, its turn included.
+
+    python benchmarks/bench_batching.py --sessions 1 2 3 --seconds 20
+
+The last line is JSON: `step_ms` of each batch size, back to back; then, for each number of sessions
+and each way, `step_ms` (p50, p95, p99), `repeated_ratio`, `busy_ratio`, `sessions_per_call`.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from letstalk_rt import __version__
+from letstalk_rt.avatars import list_avatars
+from letstalk_rt.batching import BATCHES, ModelWorker, measure_batches, worthwhile_batch
+from letstalk_rt.engine import Avatar, AvatarSession
+from letstalk_rt.metrics import Metrics, percentiles
+from letstalk_rt.pipeline import AvatarPipeline
+from letstalk_rt.playout import Playout
+from letstalk_rt.portrait import prepare_portrait
+from letstalk_rt.types import SAMPLE_RATE, Portrait
+
+PIECE = SAMPLE_RATE // 50
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; gives the exit status."""
+    options = _parser().parse_args(arguments)
+    pipeline = AvatarPipeline.load(options.preset, threads=options.threads)
+    first = next(iter(list_avatars().values()))
+    portrait = prepare_portrait(first, pipeline.finder, size=options.size)
+    alone = measure_batches(pipeline, portrait, BATCHES, stop_early=False)
+    result: dict[str, Any] = {
+        "version": __version__,
+        "machine": platform.processor() or platform.machine(),
+        "preset": options.preset,
+        "step_ms": {str(count): round(1000 * took_s, 2) for count, took_s in alone.items()},
+        "worthwhile_batch": worthwhile_batch(alone),
+        "live": [],
+    }
+    for count in options.sessions:
+        for batch in (1, max(BATCHES)):
+            found = asyncio.run(live(pipeline, portrait, count, batch, options.seconds))
+            result["live"].append({"sessions": count, "max_batch": batch} | found)
+            print(result["live"][-1], flush=True)
+    print(json.dumps(result))
+    return 0
+
+
+async def live(
+    pipeline: Any, portrait: Portrait, count: int, batch: int, seconds: float
+) -> dict[str, Any]:
+    """Run so many sessions side by side; gives what they waited and missed."""
+    worker = ModelWorker(pipeline, max_batch=batch)
+    avatar = Avatar.from_pipeline(pipeline, portrait, executor=worker)
+    sessions = [avatar.session(seed=seed) for seed in range(count)]
+    began_s = time.monotonic()
+    try:
+        shown = await asyncio.gather(
+            *[_converse(session, 0.037 * i, seconds) for i, session in enumerate(sessions)]
+        )
+        busy = worker.load.busy_s / (time.monotonic() - began_s)
+    finally:
+        worker.shutdown()
+    return {
+        "step_ms": _steps([session.metrics for session in sessions]),
+        "repeated_ratio": round(
+            sum(session.metrics.repeats for session in sessions) / max(1, sum(shown)), 4
+        ),
+        "busy_ratio": round(busy, 3),
+        "sessions_per_call": round(worker.load.steps / max(1, worker.load.batches), 2),
+    }
+
+
+async def _converse(session: AvatarSession, start_s: float, seconds: float) -> int:
+    """Speak into a session and watch it; gives the number of frames shown."""
+    await asyncio.sleep(start_s)  # people do not begin in step
+    frames = 0
+
+    def show(frame: object) -> None:
+        nonlocal frames
+        frames += 1
+
+    async with session:
+        playout = Playout(show, metrics=session.metrics)
+        tasks = [asyncio.create_task(playout.run(session)), asyncio.create_task(_speak(session))]
+        await asyncio.sleep(seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    return frames
+
+
+async def _speak(session: AvatarSession) -> None:
+    random, loop = np.random.default_rng(0), asyncio.get_running_loop()
+    began_s, pieces = loop.time(), 0
+    while True:
+        pieces += 1
+        await asyncio.sleep(began_s + pieces * PIECE / SAMPLE_RATE - loop.time())
+        noise = 0.1 * random.standard_normal(PIECE)
+        await session.push_audio(noise.astype(np.float32), SAMPLE_RATE)
+
+
+def _steps(metrics: Sequence[Metrics]) -> dict[str, float]:
+    worst = [each.stages_ms().get("step", percentiles([])) for each in metrics]
+    return {
+        name: round(max(getattr(one, name) for one in worst), 1) for name in ("p50", "p95", "p99")
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--preset", default="tiny", help="which model (%(default)s)")
+    add("--size", type=int, default=512, help="longest side of the picture, px (%(default)s)")
+    add("--threads", type=int, help="CPU threads of the model (torch's choice)")
+    add("--seconds", type=float, default=20.0, help="of each run (%(default)s)")
+    add("--sessions", type=int, nargs="+", default=[1, 2, 3], help="side by side (1 2 3)")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

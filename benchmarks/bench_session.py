@@ -1,0 +1,446 @@
+"""How live is a session? One session, sound pushed as a microphone does, frames played on time.
+
+A voice is pushed in blocks of 10 ms at the pace of time; the frames leave by `Playout`, as into a
+camera or a loudspeaker. From time to time the speech is interrupted.
+
+    python benchmarks/bench_session.py                  # ten minutes with the embedded model
+    python benchmarks/bench_session.py --seconds 1800   # the slope of memory needs half an hour
+    python benchmarks/bench_session.py --fake           # the engine alone: no model
+
+    mic_to_lips_ms            from a block's arrival to the release of the frame that shows it
+      algorithmic_ms, queue_ms, compute_ms, playout_ms       what that is made of
+    interrupt_to_last_frame_ms  until the last old picture was shown, or shown again
+    interrupt_to_silence_ms     until the last old sound was over
+    av_skew_ms                between a frame's picture and sound, on a speaker that holds 35 ms
+    loop_lag_ms               how late the event loop wakes a task while the model works
+    engine_ms                 what the engine adds to a step of the model
+    missed_windows            steps that took longer than their window lasts
+
+The last line is JSON; each of the above with p50, p95 and p99.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from letstalk_rt import __version__
+from letstalk_rt.engine import Avatar, AvatarSession
+from letstalk_rt.errors import PortraitError
+from letstalk_rt.metrics import percentiles
+from letstalk_rt.playout import Playout
+from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame, Portrait
+
+BLOCK_MS = 10
+PAUSE_S = 1.0  # of the voice, after an interrupt
+FRAME_S = 1 / FPS
+WARM_UP_S = 5.0
+LAG_STEP_S = 0.005
+SPEAKER_S = 0.035
+WARM_STARTS = 5
+MORE_SESSIONS = 3
+
+
+def voice(seconds: float, seed: int = 0) -> np.ndarray:
+    """Give noise with the rhythm of syllables: what is said does not change the work."""
+    time_s = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    noise = np.random.default_rng(seed).standard_normal(len(time_s))
+    return (0.1 * noise * (0.1 + np.sin(np.pi * 4 * time_s) ** 2)).astype(np.float32)
+
+
+class FakePipeline:
+    """A model that costs nothing: grey frames of the right size."""
+
+    frames_per_window, hop, lookahead_frames = 4, 4 * 640, 2
+
+    def __init__(self, size: int) -> None:
+        self._frames = np.full((1, 4, size, size, 3), 128, np.uint8)
+
+    def init_state(self, portrait: Portrait, *, seed: int = 0) -> None:
+        """Make nothing."""
+
+    def interrupt(self, state: None, *, unseen: int = 0) -> None:
+        """Forget nothing."""
+
+    def step(self, pcm: np.ndarray, states: Sequence[None]) -> np.ndarray:
+        """Give a window."""
+        return self._frames.copy()
+
+
+class TimedPipeline:
+    """A model whose steps are timed where they run."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.steps_s: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def step(self, pcm: np.ndarray, states: Sequence[Any]) -> np.ndarray:
+        """Run a step and note how long it took."""
+        started_s = time.monotonic()
+        frames: np.ndarray = self._inner.step(pcm, states)
+        self.steps_s.append(time.monotonic() - started_s)
+        return frames
+
+
+class Recorder:
+    """The sink: notes when everything was released."""
+
+    def __init__(self) -> None:
+        self.parts_ms: dict[str, list[float]] = {
+            name: []
+            for name in ("mic_to_lips", "algorithmic", "queue", "compute", "playout", "av_skew")
+        }
+        self.last_frame_ms: list[float] = []
+        self.silence_ms: list[float] = []
+        self.first_s = time.monotonic()
+        self._sound_end_s = 0.0  # of the loudspeaker
+        self._interrupted_s: float | None = None
+        self._stale_s = 0.0
+        self._epoch = 0
+
+    def show(self, frame: AVFrame) -> None:
+        """Take a frame that is due."""
+        now_s = time.monotonic()
+        if frame.epoch != self._epoch:
+            self._end_interrupt(frame.epoch)
+        skew_s = self._play_sound(now_s)
+        if now_s - self.first_s > WARM_UP_S:
+            self.parts_ms["av_skew"].append(abs(skew_s) * 1000)
+            self._note_path(frame, now_s)
+
+    def _play_sound(self, now_s: float) -> float:
+        """Give how much later than its picture a sound is heard, beyond what the speaker holds."""
+        held_s = self._sound_end_s - now_s
+        start_s = self._sound_end_s if held_s > 0 else now_s + SPEAKER_S
+        self._sound_end_s = start_s + FRAME_S
+        return start_s - now_s - SPEAKER_S
+
+    def repeat(self, frame: AVFrame) -> None:
+        """Take a picture that is shown again."""
+        if self._interrupted_s is not None:
+            self._stale_s = time.monotonic()
+
+    def interrupted(self) -> None:
+        """Note an interrupt that was just made."""
+        now_s = time.monotonic()
+        self._interrupted_s = self._stale_s = now_s
+        self.silence_ms.append(max(0.0, self._sound_end_s - SPEAKER_S - now_s) * 1000)
+
+    def _end_interrupt(self, epoch: int) -> None:
+        self._epoch = epoch
+        if self._interrupted_s is not None:
+            self.last_frame_ms.append((self._stale_s - self._interrupted_s) * 1000)
+            self._interrupted_s = None
+
+    def _note_path(self, frame: AVFrame, now_s: float) -> None:
+        stamps = frame.stamps
+        if stamps is None or stamps.audio_in_s is None:
+            return
+        parts = self.parts_ms
+        parts["queue"].append((stamps.model_start_s - stamps.hop_complete_s) * 1000)
+        parts["compute"].append((stamps.model_end_s - stamps.model_start_s) * 1000)
+        parts["playout"].append((now_s - stamps.model_end_s) * 1000)
+        for block in range(round(1000 / FPS / BLOCK_MS)):  # the stamp is that of the last one
+            arrived_s = stamps.audio_in_s - block * BLOCK_MS / 1000
+            parts["algorithmic"].append((stamps.hop_complete_s - arrived_s) * 1000)
+            parts["mic_to_lips"].append((now_s - arrived_s) * 1000)
+
+
+async def speak(session: AvatarSession, recorder: Recorder, seconds: float, every_s: float) -> None:
+    """Push a voice at the pace of time, and interrupt it every `every_s` seconds."""
+    sound, block = voice(20), SAMPLE_RATE * BLOCK_MS // 1000
+    started_s, silent_until, next_s = time.monotonic(), 0.0, every_s
+    for number in range(int(seconds * 1000 / BLOCK_MS)):
+        at_s = (number + 1) * BLOCK_MS / 1000
+        await asyncio.sleep(max(0.0, started_s + at_s - time.monotonic()))
+        if at_s >= next_s:
+            session.interrupt()
+            recorder.interrupted()
+            silent_until, next_s = at_s + PAUSE_S, next_s + every_s
+        if at_s >= silent_until:
+            start = number * block % (len(sound) - block)
+            await session.push_audio(sound[start : start + block], SAMPLE_RATE)
+
+
+async def watch_loop(lags_ms: list[float]) -> None:
+    """Note how late the event loop wakes this task, for ever."""
+    while True:
+        before_s = time.monotonic()
+        await asyncio.sleep(LAG_STEP_S)
+        lags_ms.append((time.monotonic() - before_s - LAG_STEP_S) * 1000)
+
+
+def watch_memory(points: list[tuple[float, float]], stop: threading.Event) -> None:
+    """Note the resident memory every second, in a thread of its own."""
+    while not stop.wait(1.0):
+        points.append((time.monotonic(), rss_mb()))
+
+
+def rss_mb() -> float:
+    """Give the resident memory of this process; NaN where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return float("nan")
+    return pages * 4096 / 1e6
+
+
+def slope_mb_per_h(points: list[tuple[float, float]]) -> float:
+    """Fit a line to the last two thirds; the first is warm-up."""
+    kept = np.array(points[len(points) // 3 :])
+    if len(kept) < 3:
+        return float("nan")
+    return float(np.polyfit(kept[:, 0] - kept[0, 0], kept[:, 1], 1)[0]) * 3600
+
+
+async def run(avatar: Avatar, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one session, for as long as asked for."""
+    recorder, lags_ms, memory = Recorder(), list[float](), list[tuple[float, float]]()
+    stop = threading.Event()
+    threading.Thread(target=watch_memory, args=(memory, stop), daemon=True).start()
+    async with avatar.session(voice_activity=options.voice_activity) as session:
+        playout = Playout(
+            recorder.show,
+            repeat=recorder.repeat,
+            is_current=lambda frame: frame.epoch == session.epoch,
+            metrics=session.metrics,
+        )
+        playing = asyncio.create_task(playout.run(session))
+        watching = asyncio.create_task(watch_loop(lags_ms))
+        cpu_s = time.thread_time()
+        await speak(session, recorder, options.seconds, options.interrupt_every)
+        cpu_s = time.thread_time() - cpu_s
+        for task in (playing, watching):
+            task.cancel()
+            await asyncio.wait([task])
+        if not playing.cancelled() and (error := playing.exception()):
+            raise error
+    stop.set()
+    return figures(recorder, lags_ms, memory, session, cpu_s)
+
+
+def figures(
+    recorder: Recorder,
+    lags_ms: list[float],
+    memory: list[tuple[float, float]],
+    session: AvatarSession,
+    cpu_s: float,
+) -> dict[str, Any]:
+    """Give what was measured."""
+    metrics = session.metrics
+    values = {f"{name}_ms": spread(part) for name, part in recorder.parts_ms.items()}
+    return values | {
+        "interrupt_to_last_frame_ms": spread(recorder.last_frame_ms),
+        "interrupt_to_silence_ms": spread(recorder.silence_ms),
+        "interrupts": len(recorder.silence_ms),
+        "loop_lag_ms": spread(lags_ms),
+        "loop_cpu_ms_per_frame": round(cpu_s * 1000 / max(1, metrics.frames), 3),
+        "missed_windows": metrics.missed,
+        **metrics.counts(),
+        "rtf": round(metrics.real_time_factor, 3),
+        "rss_mb": round(rss_mb(), 1),
+        "rss_slope_mb_per_h": round(slope_mb_per_h(memory), 3),
+    }
+
+
+async def first_frame_ms(avatar: Avatar) -> float:
+    """Give the time from opening a session to its first frame."""
+    started_s = time.monotonic()
+    async with avatar.session() as session:
+        await anext(session)
+    return (time.monotonic() - started_s) * 1000
+
+
+async def more_sessions_mb(avatar: Avatar) -> float:
+    """Give the memory that each further session takes."""
+    before_mb = rss_mb()
+    sessions = [avatar.session(seed=seed) for seed in range(MORE_SESSIONS)]
+    for session in sessions:
+        await session.__aenter__()
+        for _ in range(2 * FPS // 5):
+            await anext(session)
+    grown_mb = rss_mb() - before_mb
+    for session in sessions:
+        await session.aclose()
+    return grown_mb / MORE_SESSIONS
+
+
+def spread(values_ms: Sequence[float]) -> dict[str, float]:
+    """Give p50, p95 and p99."""
+    return {name: round(value, 2) for name, value in asdict(percentiles(values_ms)).items()}
+
+
+def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline]:
+    """Load the model, or make the fake one."""
+    if options.fake:
+        picture = np.zeros((options.size, options.size, 3), np.uint8)
+        portrait = Portrait(picture, picture, (0.0, 0.0, float(options.size)))
+        timed = TimedPipeline(FakePipeline(options.size))
+        return Avatar.from_pipeline(timed, portrait), timed
+    from letstalk_rt.pipeline import AvatarPipeline
+    from letstalk_rt.portrait import prepare_portrait
+
+    pipeline = AvatarPipeline.load(
+        preset=options.preset, device=options.device, steps=options.steps, threads=options.threads
+    )
+    portrait = prepare_portrait(portrait_path(options.portrait), pipeline.finder, size=options.size)
+    timed = TimedPipeline(pipeline)
+    return Avatar.from_pipeline(timed, portrait), timed
+
+
+def portrait_path(given: Path | None) -> Path:
+    """Give the picture to animate: the first default avatar when none is given."""
+    from letstalk_rt.avatars import list_avatars
+
+    path = given or next(iter(list_avatars().values()), None)
+    if path is None:
+        raise PortraitError("The package holds no default avatar; give one with --portrait.")
+    return path
+
+
+def cold_start_ms(argv: Sequence[str]) -> float:
+    """Give the time from the command to the first frame, in a process of its own."""
+    command = [sys.executable, __file__, *argv, "--first-frame"]
+    started_s = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        taken_s = time.monotonic() - started_s
+    if child.returncode or line.strip() != "first frame":
+        raise RuntimeError("the cold start failed; run the command with --first-frame to see why")
+    return taken_s * 1000
+
+
+def card(avatar: Avatar, options: argparse.Namespace) -> dict[str, Any]:
+    """Say what is measured, on what."""
+    facts: dict[str, Any] = {
+        "benchmark": "session",
+        "preset": "fake" if options.fake else options.preset,
+        "device": device_name(),
+        "cores": os.cpu_count(),
+        "seconds": options.seconds,
+        "size": list(avatar.portrait.canvas.shape[:2]),
+        "voice_activity": options.voice_activity,
+        "python": platform.python_version(),
+        "version": __version__,
+        "commit": commit(),
+    }
+    if not options.fake:
+        import torch
+
+        facts |= {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "steps": getattr(avatar.pipeline, "steps", options.steps),
+        }
+    return facts
+
+
+def device_name() -> str:
+    """Name the processor, or the GPU where torch is loaded and uses one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> str | None:
+    """Name the commit this was run from."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--seconds", type=float, default=600.0, help="how long to measure (%(default)s)")
+    add("--fake", action="store_true", help="a model that costs nothing: the engine alone")
+    add("--preset", default="tiny")
+    add("--device", default="auto")
+    add("--steps", type=int, help="denoiser calls per window (the preset's)")
+    add("--threads", type=int, help="CPU threads (torch's choice)")
+    add("--size", type=int, default=512, help="longer side of the frames (%(default)s)")
+    add("--portrait", type=Path, help="a picture (the first default avatar)")
+    add("--voice-activity", default="energy", help="energy, silero or off (%(default)s)")
+    add("--interrupt-every", type=float, default=7.3, metavar="S", help="(%(default)s)")
+    add("--no-cold", action="store_true", help="leave out the cold start")
+    add("-o", "--output", type=Path, help="write the JSON there too")
+    add("--json", action="store_true", help="print the JSON line only")
+    add("--first-frame", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+async def measure(
+    avatar: Avatar, timed: TimedPipeline, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Do all that runs in this process."""
+    warm_ms = [await first_frame_ms(avatar) for _ in range(WARM_STARTS)]
+    timed.steps_s.clear()
+    result = await run(avatar, options)
+    result["model_ms"] = spread([step_s * 1000 for step_s in timed.steps_s])
+    result["first_frame_warm_ms"] = round(float(np.median(warm_ms)), 1)
+    result["rss_mb_per_further_session"] = round(await more_sessions_mb(avatar), 1)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the card, the table and the JSON line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = parse(words)
+    avatar, timed = open_avatar(options)
+    with avatar:
+        if options.first_frame:
+            asyncio.run(first_frame_ms(avatar))
+            print("first frame", flush=True)
+            return
+        facts = card(avatar, options)
+        result = asyncio.run(measure(avatar, timed, options))
+    result["engine_ms"] = added(result["compute_ms"], result["model_ms"])
+    result["first_frame_cold_ms"] = None if options.no_cold else round(cold_start_ms(words), 1)
+    if not options.json:
+        print_table(facts, result)
+    text = json.dumps(facts | result)
+    if options.output is not None:
+        options.output.write_text(json.dumps(facts | result, indent=1) + "\n")
+    print(text)
+
+
+def added(compute_ms: dict[str, float], model_ms: dict[str, float]) -> dict[str, float]:
+    """Give what is between asking for a step and having it, less the step itself."""
+    return {name: round(compute_ms[name] - model_ms[name], 2) for name in compute_ms}
+
+
+def print_table(facts: dict[str, Any], result: dict[str, Any]) -> None:
+    """Print for people."""
+    for name, value in (facts | result).items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{key} {number:8.2f}" for key, number in value.items())
+        print(f"{name:>28}  {value}")
+
+
+if __name__ == "__main__":
+    main()
