@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # nothing else pulls in another.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format bench venv clean
+.PHONY: demo test lint format bench picture readme venv clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/letstalk demo --port $(PORT)
@@ -26,6 +26,13 @@ format: $(VENV)/dev.stamp
 
 bench: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/bench_stages.py $(ARGS)
+
+# The README's moving picture (needs espeak-ng) and its table of figures.
+picture: $(VENV)/demo.stamp
+	$(BIN)/python benchmarks/readme_picture.py $(ARGS)
+
+readme: | $(VENV)/bin/python
+	$(BIN)/python benchmarks/readme_table.py
 
 venv: $(VENV)/dev.stamp
 

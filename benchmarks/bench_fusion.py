@@ -32,13 +32,8 @@ from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.diffusion import Diffusion
-from letstalk_rt.models.faithful import (
-    FaithfulConfig,
-    FaithfulDenoiser,
-    count_parameters,
-    first_memory,
-    get_faithful_preset,
-)
+from letstalk_rt.models.faithful import FaithfulDenoiser, count_parameters, first_memory
+from letstalk_rt.models.faithful_presets import FaithfulConfig, get_faithful_preset
 from letstalk_rt.models.fusion import Fusion
 from letstalk_rt.models.landmarks import mouth_opening
 from letstalk_rt.models.loading import load_model

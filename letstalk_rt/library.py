@@ -234,7 +234,7 @@ def _packed(portrait: Portrait) -> bytes:
 
 def _read(path: Path) -> Portrait | None:
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
             box = tuple(float(value) for value in kept["box"])
             warnings = tuple(str(text) for text in kept["warnings"])
             portrait = Portrait(kept["canvas"], kept["crop"], box, warnings)  # type: ignore[arg-type]

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 _UNSEEN_S = 0.005
 """Nobody sees so short a delay, and timers are hardly finer."""
 
+_MEMORY_S = 5.0
+_MARGIN_S = 0.01
+"""A clock that gives way gives a little more, or the next one just late would move it again."""
+
 
 @dataclass(slots=True)
 class Pacer:
@@ -18,7 +22,7 @@ class Pacer:
     Attributes:
         fps: frames per second.
         max_lag_s: longest debt that is paid back.
-        patience: how often within a second frames may begin to be late; 0 for always.
+        patience: how often within five seconds frames may begin to be late; 0 for always.
         stalls: how often the clock was moved.
         moved_s: by how much, in all.
     """
@@ -56,9 +60,11 @@ class Pacer:
         self._index, self._lag_s = index, max(0.0, lag_s)
         if not begins:
             return
-        self._onsets = [o for o in self._onsets if index - o[0] <= self.fps] + [(index, lag_s)]
+        self._onsets = [o for o in self._onsets if index - o[0] <= _MEMORY_S * self.fps] + [
+            (index, lag_s)
+        ]
         if len(self._onsets) > self.patience:
-            self._move(max(lag_s for _, lag_s in self._onsets))
+            self._move(max(lag_s for _, lag_s in self._onsets) + _MARGIN_S)
             self._onsets.clear()
             self._lag_s = 0.0
 

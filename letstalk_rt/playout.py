@@ -13,6 +13,9 @@ from letstalk_rt.pacing import Pacer
 from letstalk_rt.types import AVFrame, SegmentEnd
 
 Item = AVFrame | SegmentEnd
+_UNSEEN_S = 0.005
+"""A frame that comes so little late is shown late; nothing is repeated for it."""
+
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
 
 
@@ -86,7 +89,8 @@ class Playout:
         """Wait for the next item; None is the end."""
         coming = asyncio.ensure_future(_take(reader))
         try:
-            if self._last is not None:
+            await asyncio.sleep(0)  # what is there already needs no bridge
+            if self._last is not None and not coming.done():
                 await self._bridge(coming, self._last)
             return await coming
         finally:
@@ -96,14 +100,15 @@ class Playout:
         """Until the next item is there, show the last picture again at each turn it misses."""
         while not coming.done():
             turn_s = self._shown_s + 1 / self.pacer.fps
-            waiting = asyncio.ensure_future(self._sleep(max(0.0, turn_s - self._clock())))
+            wait_s = max(0.0, turn_s + _UNSEEN_S - self._clock())
+            waiting = asyncio.ensure_future(self._sleep(wait_s))
             both: set[asyncio.Future[Any]] = {coming, waiting}
             try:
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 await _stop(waiting)
             if not coming.done():
-                self._shown_s = self._clock()
+                self._shown_s = turn_s
                 self.metrics.repeats += 1
                 if self._repeat is not None:
                     self._repeat(last)

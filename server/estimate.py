@@ -5,13 +5,17 @@ from letstalk_server.transport import Bitrates
 MUCH_LOSS = 0.1
 LITTLE_LOSS = 0.02
 SMOOTHING = 0.85
+HEADROOM = 1.1
+"""A receiver's estimate beyond this times what was sent is no limit of the path: browsers say 1.5
+times what comes in, however wide the path is."""
 
 
 class Estimate:
     """One receiver's bandwidth.
 
-    Loss above 10 % lowers it by half the loss, loss below 2 % raises it by 5 % a report; the
-    receiver's own estimate is the ceiling. These are the bounds of Google congestion control.
+    Loss above 10 % lowers it by half the loss, loss below 2 % raises it by 5 % a report: the bounds
+    of Google congestion control. The receiver's own estimate is the ceiling, unless it only says
+    that little was sent: a face at rest must not cost the sharpness of the next word.
 
     Args:
         bitrates: what the video may use.
@@ -30,9 +34,13 @@ class Estimate:
         wanted = self._by_loss if self._ceiling is None else min(self._by_loss, self._ceiling)
         return round(self._bound(wanted))
 
-    def note_remb(self, bitrate: int) -> None:
-        """Take the receiver's estimate, bit/s."""
-        self._ceiling = bitrate
+    def note_remb(self, bitrate: int, sent: float) -> None:
+        """Take the receiver's estimate, bit/s, and how much was sent of late."""
+        # At less than the minimum, what is sent cannot be lowered anyhow.
+        if sent > self._bitrates.minimum and bitrate < HEADROOM * sent:
+            self._ceiling = bitrate
+        elif self._ceiling is not None:
+            self._ceiling = max(self._ceiling, bitrate)
 
     def note_loss(self, ratio: float) -> None:
         """Take the share of packets, 0 to 1, that were lost since the last report."""

@@ -7,9 +7,10 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from letstalk_server.contract import Role
 from letstalk_server.problems import Kind
 from letstalk_server.protocol import Wishes
-from letstalk_server.session import Role, Session
+from letstalk_server.session import Session
 from letstalk_server.transport import Handlers, Sound, State
 from letstalk_server.transport import Role as PeerRole
 
@@ -146,7 +147,7 @@ class PeerLink:
 
     async def _obey(self) -> None:
         while True:
-            await self._session.receive(self, await self._messages.get())
+            self._session.receive(self, await self._messages.get())
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = self._session.spawn(work, name)

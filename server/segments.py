@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 from letstalk_rt.types import FPS, AVFrame
-from letstalk_server import protocol
+from letstalk_server import events
 from letstalk_server.playout import is_quiet
 
 FRAME_MS = 1000 // FPS
@@ -21,7 +21,7 @@ class Segments:
         played_ms: how much of it was shown.
     """
 
-    def __init__(self, tell: Callable[[protocol.ServerMessage, int], None]) -> None:
+    def __init__(self, tell: Callable[[events.ServerMessage, int], None]) -> None:
         self.current = 0
         self._tell = tell
         self._started = False
@@ -40,7 +40,7 @@ class Segments:
             self._begin(frame.segment_id)
         if not self._started and not is_quiet(frame.pcm):
             self._started = True
-            self._tell(protocol.Started(), self.current)
+            self._tell(events.Started(), self.current)
         if self._started:
             self.played_ms += FRAME_MS
         if self._ends and frame.index == self._ends[0][1]:
@@ -51,7 +51,7 @@ class Segments:
         played_ms, was_on = self.played_ms, self._started or dropped_ms > 0
         self._ends.clear()
         if was_on:
-            self._tell(protocol.SegmentInterrupted(played_ms, dropped_ms), self.current)
+            self._tell(events.SegmentInterrupted(played_ms, dropped_ms), self.current)
         self._started, self.played_ms = False, 0
         return played_ms
 
@@ -62,5 +62,5 @@ class Segments:
     def _finish(self, segment_id: int, index: int) -> None:
         if segment_id != self.current:
             self._begin(segment_id)
-        self._tell(protocol.Finished(self.played_ms), segment_id)
+        self._tell(events.Finished(self.played_ms), segment_id)
         self._started, self.played_ms = False, 0

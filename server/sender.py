@@ -77,6 +77,21 @@ class _Resends:
         return True
 
 
+class _SentRate:
+    """What was sent of late, bit/s."""
+
+    def __init__(self) -> None:
+        self.bit_s = 0.0
+        self._octets, self._at_s = 0, 0.0
+
+    def note(self, octets: int, now_s: float) -> None:
+        """Take the count of octets sent so far; call about twice a second."""
+        if self._at_s:
+            present = (octets - self._octets) * 8 / max(now_s - self._at_s, 0.01)
+            self.bit_s = (self.bit_s + present) / 2 if self.bit_s else present
+        self._octets, self._at_s = octets, now_s
+
+
 class FeedSender(RTCRtpSender):
     """Sends one feed to one peer. It starts when the connection is up, as aiortc's does.
 
@@ -114,6 +129,7 @@ class FeedSender(RTCRtpSender):
         self._history: dict[int, tuple[int, int, bool, bytes]] = {}
         self._resends = _Resends()
         self._packets = self._octets = 0
+        self._sent = _SentRate()
         self._last_report: tuple[int, float] | None = None
         self.resent = 0
         self.key_frames_asked = 0
@@ -256,6 +272,7 @@ class FeedSender(RTCRtpSender):
 
     async def _report(self, feed: Feed) -> None:
         while True:
+            self._sent.note(self._octets, time.monotonic())
             await self._send_rtcp([self._sender_report(feed), self._description()])
             await asyncio.sleep(REPORT_INTERVAL_S * (0.5 + random.random()))
 
@@ -309,7 +326,7 @@ class FeedSender(RTCRtpSender):
             except (ValueError, IndexError, struct.error):
                 return  # some other message of this family, or a damaged one
             if self._ssrc in ssrcs:
-                self._estimate.note_remb(bitrate)
+                self._estimate.note_remb(bitrate, self._sent.bit_s)
                 self._pass_estimate()
 
     def _pass_estimate(self) -> None:

@@ -9,21 +9,20 @@ import secrets
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from letstalk_rt.badge import STATEMENT, with_badge
-from letstalk_rt.contract import AS_MADE
 from letstalk_rt.engine import AvatarSession
 from letstalk_rt.events import Event
-from letstalk_rt.types import FPS, AVFrame, MotionOptions, SegmentEnd
-from letstalk_server import problems, protocol
-from letstalk_server.limits import Rate
+from letstalk_rt.types import FPS, AVFrame, SegmentEnd
+from letstalk_server import events, problems
+from letstalk_server.contract import SINGLE, End, Link, Options
+from letstalk_server.endings import FAREWELL_KINDS, FAREWELLS, WARNINGS, Over, reason_of, report
 from letstalk_server.playout import SLOT_S, PulledPlayout, Slot, is_quiet
 from letstalk_server.problems import Kind, Problem
+from letstalk_server.reception import Reception
 from letstalk_server.segments import Segments
 from letstalk_server.settings import Settings
-from letstalk_server.sound import Decoder, decoder
 from letstalk_server.speech import Speech
 from letstalk_server.studio import Cast, Studio
 from letstalk_server.transport import Media, Transport
@@ -35,73 +34,8 @@ WATCH_INTERVAL_S = 0.5
 FAREWELL_S = 0.3
 """Time for a last message to leave before the connections close."""
 
-
-class Role(StrEnum):
-    """What a connection is for; see `docs/protocol.md`."""
-
-    TALK = "talk"
-    PLAY = "play"
-    SPEAK = "speak"
-    SOCKET = "ws"
-
-
-SINGLE = (Role.TALK, Role.SPEAK)
-"""Of these a session has one; a newer one takes over."""
-
-
-class End(StrEnum):
-    """Why a session ended."""
-
-    CLOSED = "closed"
-    DELETED = "deleted"
-    TIME_OVER = "time-over"
-    IDLE = "idle"
-    LOST = "lost"
-    FAILED = "failed"
-    STOPPING = "stopping"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a session may be asked for.
-
-    Attributes:
-        badge: show the visible "AI avatar" badge.
-        seed: of everything random in the pictures.
-        motion: how the face moves.
-    """
-
-    badge: bool = True
-    seed: int = 0
-    motion: MotionOptions = AS_MADE
-
-
-class Link(Protocol):
-    """One connection on a session.
-
-    Attributes:
-        id: its name in addresses.
-        role: what it is for.
-        may_speak: whether it may send more than `protocol.VIEWER_MAY`.
-        wishes: what it sends and wants.
-    """
-
-    id: str
-    role: Role
-    may_speak: bool
-    wishes: protocol.Wishes
-
-    def send(self, text: str) -> None:
-        """Send a message; never waits, and drops it when the client does not read."""
-        ...
-
-    def is_lost(self, now_s: float) -> bool:
-        """Tell whether the client is gone without a word."""
-        ...
-
-    async def aclose(self, kind: Kind | None = None) -> None:
-        """Close the connection; safe to call twice. `kind` tells why, `None` is in order."""
-        ...
+_PASSED_ON = ("speech-late", "clipped")
+"""Warnings of the engine that clients are told."""
 
 
 @dataclass(slots=True)
@@ -110,17 +44,8 @@ class _Place:
 
     link: Link
     since_s: float
-    rate: Rate
-    decode: Decoder
+    reception: Reception
     stats_at_s: float = 0.0
-
-
-class _Over(Exception):
-    """Ends a session's task group."""
-
-    def __init__(self, reason: End) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Session:
@@ -171,7 +96,7 @@ class Session:
         self._is_lasting = is_lasting
         self._was_linked = False
         self._places: dict[str, _Place] = {}
-        self._encode = protocol.Encoder(self.id)
+        self._encode = events.Encoder(self.id)
         self._wanted: asyncio.Queue[Cast] = asyncio.Queue(1)
         self._group = asyncio.TaskGroup()
         self._ending: asyncio.Future[End] = asyncio.get_running_loop().create_future()
@@ -194,12 +119,12 @@ class Session:
                     (self._watch(), "watch"),
                 ):
                     self.spawn(work, name)
-                raise _Over(await self._ending)
-        except* _Over as overs:
-            reason = _reason_of(overs)
+                raise Over(await self._ending)
+        except* Over as overs:
+            reason = reason_of(overs)
         except* Exception as failures:
             reason = End.FAILED
-            _report(failures)
+            report(failures)
         finally:
             self.end_reason = reason
             log.info("session ended: %s", reason)
@@ -220,10 +145,10 @@ class Session:
 
     async def _say_goodbye(self, reason: End) -> None:
         links = [place.link for place in self._places.values()]
-        kind = _FAREWELL_KINDS.get(reason)
+        kind = FAREWELL_KINDS.get(reason)
         if kind is not None:
-            self.tell(protocol.Fail(kind.code, _FAREWELLS[reason], fatal=True))
-        self.tell(protocol.Ended(reason))
+            self.tell(events.Fail(kind.code, FAREWELLS[reason], fatal=True))
+        self.tell(events.Ended(reason))
         if links and reason is not End.LOST:
             await asyncio.sleep(FAREWELL_S)
         self._places.clear()
@@ -270,18 +195,17 @@ class Session:
             for place in self._places.values()
             if link.role in SINGLE and place.link.role == link.role
         ]
-        rate = Rate(self.settings.max_message_rate)
-        self._places[link.id] = _Place(link, time.monotonic(), rate, decoder(link.wishes.audio))
+        self._places[link.id] = _Place(link, time.monotonic(), Reception(self, link))
         self._was_linked = True
-        self._active_s = time.monotonic()
+        self.touch()
         for old in older:
             detail = "The session goes on in another window or connection."
-            self._send(old, protocol.Fail(problems.TAKEN_OVER.code, detail, fatal=True))
+            self.send(old, events.Fail(problems.TAKEN_OVER.code, detail, fatal=True))
             await self.detach(old, problems.TAKEN_OVER)
 
     def welcome(self, link: Link, resumed: bool) -> None:
         """Tell a connection that it is up."""
-        ready = protocol.Ready(
+        ready = events.Ready(
             connection=link.id,
             avatar=self.cast.id,
             resumed=resumed,
@@ -292,7 +216,7 @@ class Session:
             overlay=self.overlay,
             warnings=self.cast.portrait.warnings,
         )
-        self._send(link, ready)
+        self.send(link, ready)
 
     async def detach(self, link: Link, kind: Kind | None = None, *, is_lost: bool = False) -> None:
         """Let a connection go, and close it."""
@@ -335,7 +259,7 @@ class Session:
                     await self.playout.put(self._dress(item))
                 elif isinstance(item, SegmentEnd):
                     self.segments.ended(item.segment_id, self._last_index)
-        raise _Over(End.FAILED)
+        raise Over(End.FAILED)
 
     async def _change_faces(self) -> None:
         """Show the avatars that are asked for; tracks, voice and movement go on."""
@@ -358,14 +282,19 @@ class Session:
             await self._avatar_ready.wait()
         return self.avatar
 
-    def select(self, cast: Cast) -> None:
-        """Change the portrait; of several wishes the last one counts."""
+    def select(self, avatar: str | None, portrait: str | None = None) -> None:
+        """Change the portrait; of several wishes the last one counts.
+
+        Raises:
+            Problem: there is none of that id.
+        """
+        cast = self._studio.find(avatar, portrait)
         if self._wanted.full():
             self._wanted.get_nowait()
         self._wanted.put_nowait(cast)
-        self.tell(protocol.Selected(cast.id, cast.portrait.warnings))
+        self.tell(events.Selected(cast.id, cast.portrait.warnings))
 
-    def interrupt(self) -> protocol.WasInterrupted:
+    def interrupt(self) -> events.WasInterrupted:
         """Drop all speech that was not shown; gives how much of the segment was."""
         dropped_ms = round(1000 * self.speech.clear())
         if self.avatar is not None:
@@ -373,7 +302,7 @@ class Session:
             unseen_ms = max(0, cut.played_ms - self.segments.played_ms)
             dropped_ms += cut.dropped_ms + unseen_ms
             self.playout.clear(self.avatar.epoch)
-        return protocol.WasInterrupted(self.segments.cut(dropped_ms), dropped_ms)
+        return events.WasInterrupted(self.segments.cut(dropped_ms), dropped_ms)
 
     # Time
 
@@ -403,120 +332,48 @@ class Session:
         settings = self.settings
         waits_s = settings.grace_s + (0 if self._was_linked else settings.connect_timeout_s)
         if not self._places and now - self._alone_s > waits_s:
-            raise _Over(End.LOST)
+            raise Over(End.LOST)
         limits = [("ends-soon", End.TIME_OVER, self.started_s + settings.max_session_s)]
         if settings.max_idle_s:
             limits.append(("idle-soon", End.IDLE, self._active_s + settings.max_idle_s))
         for code, reason, end_s in limits:
             if now > end_s:
-                raise _Over(reason)
+                raise Over(reason)
             if now <= end_s - END_WARNING_S:
                 warned.discard(code)
             elif code not in warned:
                 warned.add(code)
                 left_s = max(0, round(end_s - now))
-                self.tell(protocol.Warn(code, _WARNINGS[code].format(left_s), left_s))
+                self.tell(events.Warn(code, WARNINGS[code].format(left_s), left_s))
 
     @property
     def ends_in_s(self) -> float:
         """Seconds until the longest time of a session is over."""
         return max(0.0, self.started_s + self.settings.max_session_s - time.monotonic())
 
-    # What clients say
+    # What clients say and are told
 
-    async def receive(self, link: Link, data: str | bytes) -> None:
+    def receive(self, link: Link, data: str | bytes) -> None:
         """Obey a message; whatever is wrong with it is told to its sender."""
-        place = self._places.get(link.id)
-        if place is None:
-            return
-        if not place.rate.allows():
-            self._refuse(link, problems.MESSAGE_RATE, "Send fewer messages per second.")
-            return
-        re: str | None = None
-        try:
-            if isinstance(data, bytes):
-                self._hear(place, data)
-                return
-            message = protocol.parse(data, self.settings.max_message_bytes)
-            re = message.event_id
-            self._check_rights(link, message)
-            await self._obey(place, message)
-        except protocol.BadMessage as error:
-            self._refuse(link, problems.BAD_MESSAGE, str(error), error.re or re)
-        except Problem as problem:
-            self._refuse(link, problem.kind, problem.detail, re)
+        if link.id in self._places:
+            self._places[link.id].reception.take(data)
 
-    def _check_rights(self, link: Link, message: protocol.ClientMessage) -> None:
-        if not isinstance(message, protocol.Ping):
-            self._active_s = time.monotonic()
-        if not link.may_speak and not isinstance(message, protocol.VIEWER_MAY):
-            raise Problem(
-                problems.NOT_ALLOWED, "This connection may only watch: its token lacks speak."
-            )
-
-    async def _obey(self, place: _Place, message: protocol.ClientMessage) -> None:
-        link, re = place.link, message.event_id
-        match message:
-            case protocol.Ping():
-                self._send(link, protocol.Pong(), re)
-            case protocol.Configure():
-                self._configure(place, message)
-            case protocol.Close():
-                self.end(End.CLOSED)
-            case protocol.Interrupt():
-                self._send(link, self.interrupt(), re)
-            case protocol.Select(avatar, portrait):
-                self.select(self._studio.find(avatar, portrait))
-            case protocol.Append(audio):
-                self._hear(place, audio)
-            case protocol.EndSegment():
-                self.speech.end_segment(link.id)
-            case protocol.Overlay(overlay):
-                self.overlay = overlay
-                self.tell(protocol.OverlayUpdated(overlay))
-
-    def _configure(self, place: _Place, message: protocol.Configure) -> None:
-        link = place.link
-        wishes = message.apply(link.wishes)
-        if wishes.frames.format != "none" and link.role is not Role.SOCKET:
-            raise Problem(problems.NOT_HERE, "Pictures as messages are sent on WebSockets only.")
-        if wishes.audio != link.wishes.audio:
-            place.decode = decoder(wishes.audio)
-        link.wishes = wishes
-        self._send(link, protocol.Configured(**wishes.as_json()), message.event_id)
-
-    def _hear(self, place: _Place, data: bytes) -> None:
-        link = place.link
-        if not link.may_speak:
-            raise Problem(
-                problems.NOT_ALLOWED, "This connection may only watch: its token lacks speak."
-            )
-        if len(data) > self.settings.max_message_bytes:
-            raise Problem(
-                problems.MESSAGE_TOO_LARGE,
-                f"A piece of sound may have {self.settings.max_message_bytes} bytes.",
-            )
+    def touch(self) -> None:
+        """Note that the session is in use."""
         self._active_s = time.monotonic()
-        pcm = place.decode(data)
-        if len(pcm):
-            self.speech.push(link.id, pcm, link.wishes.audio.sample_rate)
 
-    # What clients are told
-
-    def tell(self, message: protocol.ServerMessage) -> None:
+    def tell(self, message: events.ServerMessage) -> None:
         """Send a message to all connections."""
         self._tell_of(message, self.segments.current)
 
-    def _tell_of(self, message: protocol.ServerMessage, segment_id: int) -> None:
+    def _tell_of(self, message: events.ServerMessage, segment_id: int) -> None:
         text = self._encode(message, segment_id)
         for place in list(self._places.values()):
             place.link.send(text)
 
-    def _send(self, link: Link, message: protocol.ServerMessage, re: str | None = None) -> None:
+    def send(self, link: Link, message: events.ServerMessage, re: str | None = None) -> None:
+        """Send a message to one connection; `re` is the `event_id` it answers."""
         link.send(self._encode(message, self.segments.current, re))
-
-    def _refuse(self, link: Link, kind: Kind, detail: str, re: str | None = None) -> None:
-        self._send(link, protocol.Fail(kind.code, detail), re)
 
     def _on_slot(self, slot: Slot) -> None:
         self._frames += 1
@@ -528,25 +385,25 @@ class Session:
     def _on_event(self, event: Event) -> None:
         """Pass on what only the engine knows; the rest is told when it is shown."""
         if event.type == "avatar.listening":
-            self.tell(protocol.Listening())
+            self.tell(events.Listening())
         elif event.type == "session.warning" and event.code in _PASSED_ON:
-            self.tell(protocol.Warn(event.code, event.message or ""))
+            self.tell(events.Warn(event.code, event.message or ""))
 
     def _show_speech(self, speaking: bool) -> None:
-        self.tell(protocol.Speaking() if speaking else protocol.Idle())
+        self.tell(events.Speaking() if speaking else events.Idle())
 
     def _warn_stall(self) -> None:
         if self._places:
             self.tell(
-                protocol.Warn("model-behind", "The server is too slow now: the picture is waiting.")
+                events.Warn("model-behind", "The server is too slow now: the picture is waiting.")
             )
 
-    def stats(self) -> protocol.Stats:
+    def stats(self) -> events.Stats:
         """Tell how the session does."""
         metrics = self.avatar.metrics if self.avatar is not None else None
         stages = metrics.stages_ms() if metrics is not None else {}
         shown_s = max(SLOT_S, self.playout.now())
-        return protocol.Stats(
+        return events.Stats(
             fps=round((self._frames - self.playout.repeats) / shown_s, 1),
             frames=self._frames,
             repeats=self.playout.repeats,
@@ -563,46 +420,4 @@ class Session:
         every_s = place.link.wishes.stats_s
         if every_s and now - place.stats_at_s >= every_s:
             place.stats_at_s = now
-            self._send(place.link, self.stats())
-
-
-_FAREWELL_KINDS = {
-    End.TIME_OVER: problems.SESSION_OVER,
-    End.IDLE: problems.SESSION_OVER,
-    End.FAILED: problems.ENGINE_FAILED,
-    End.STOPPING: problems.NOT_READY,
-}
-_FAREWELLS = {
-    End.TIME_OVER: "The time is over. Start a new session.",
-    End.IDLE: "Nobody spoke for long. Start a new session.",
-    End.FAILED: "The avatar stopped. Start it again.",
-    End.STOPPING: "The server stops now. Try again in a minute.",
-}
-_WARNINGS = {
-    "ends-soon": "This session ends in {} seconds.",
-    "idle-soon": "Nobody has spoken for long: this session ends in {} seconds.",
-}
-_PASSED_ON = ("speech-late", "clipped")
-
-
-def _reason_of(overs: BaseExceptionGroup) -> End:
-    first = _leaves(overs)[0]
-    assert isinstance(first, _Over), type(first)
-    return first.reason
-
-
-def _report(failures: BaseExceptionGroup) -> None:
-    # Only types: the text of an error may hold what a user said or sent.
-    names = sorted({type(error).__name__ for error in _leaves(failures)})
-    log.error("session failed: %s", ", ".join(names))
-
-
-def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
-    """Give the errors inside, and what caused them."""
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            found += _leaves(error)
-        else:
-            found += [error] if error.__cause__ is None else [error, error.__cause__]
-    return found
+            self.send(place.link, self.stats())

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 from letstalk_server import problems
 from letstalk_server.auth import Caller
+from letstalk_server.contract import End, Options
 from letstalk_server.limits import Admission, Throttle
 from letstalk_server.problems import Problem
-from letstalk_server.session import End, Options, Session
+from letstalk_server.session import Session
 from letstalk_server.settings import Settings
 from letstalk_server.studio import Cast, Studio
 from letstalk_server.transport import Transport

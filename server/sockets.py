@@ -14,11 +14,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from letstalk_rt.errors import AtCapacity
 from letstalk_rt.types import FPS
 from letstalk_server import auth, guard, problems
+from letstalk_server.contract import End, Role
 from letstalk_server.frames import FramePacker
 from letstalk_server.playout import SLOT_S
 from letstalk_server.problems import Kind, Problem
 from letstalk_server.protocol import BadMessage, Wishes, wishes_of
-from letstalk_server.session import End, Role, Session
+from letstalk_server.session import Session
 from letstalk_server.web import Parts
 from letstalk_server.webrtc import session_for, wanted_of
 
@@ -29,7 +30,7 @@ MAX_SOUND_WAITING = 2 * FPS
 """Messages of sound that wait for a client that reads slowly: a second's worth of Opus."""
 
 CLOSE_TIMEOUT_S = 2.0
-MAX_CAUGHT_UP = 8
+MAX_CAUGHT_UP = 12
 """Slots whose sound is sent at once after a delay; the playout knows no more of the past."""
 
 
@@ -191,7 +192,7 @@ class SocketLink:
                 self._left_code = message.get("code") or Code.NORMAL
                 return
             data = message.get("text")
-            await self._session.receive(self, message.get("bytes") or b"" if data is None else data)
+            self._session.receive(self, message.get("bytes") or b"" if data is None else data)
             if data is None:
                 await self._session.speech.has_room()
 

@@ -12,9 +12,9 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import MotionOptions
 from letstalk_server import problems
 from letstalk_server.auth import Auth, Caller
+from letstalk_server.contract import Options
 from letstalk_server.metrics import ServerMetrics
 from letstalk_server.problems import Problem
-from letstalk_server.session import Options
 from letstalk_server.sessions import Sessions
 from letstalk_server.settings import Settings
 from letstalk_server.studio import Studio

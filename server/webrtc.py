@@ -12,9 +12,10 @@ from starlette.routing import BaseRoute, Route
 
 from letstalk_server import problems, turn
 from letstalk_server.auth import Caller
+from letstalk_server.contract import Options, Role
 from letstalk_server.links import PeerLink
 from letstalk_server.problems import Problem
-from letstalk_server.session import Options, Role, Session
+from letstalk_server.session import Session
 from letstalk_server.web import (
     NO_STORE,
     Parts,

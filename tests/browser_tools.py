@@ -1,8 +1,4 @@
-"""A server, a real browser whose microphone plays a file, and eyes on the page: for browser tests.
-
-`python tests/browser_tools.py [PORT]` serves the page with a painted avatar: its mouth is as wide
-open as the sound is loud, and a very loud sound, such as a beep, makes the whole picture flash.
-"""
+"""A server, a real browser whose microphone plays a file, and eyes on what it shows."""
 
 import os
 import re
@@ -16,16 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from server_fakes import Painter, model_of
-
-from letstalk_server.main import serve
-from letstalk_server.settings import Settings
 
 TESTS = Path(__file__).parent
-PLACES = 16
-SIZE = 256
-"""Of the painted picture, px: smaller is quicker to draw, send and look at."""
-
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
@@ -42,12 +30,11 @@ ALLOWED = "--use-fake-ui-for-media-stream"
 """Answers the question for the microphone with yes; without it the answer is no."""
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-PAINTED = [sys.executable, str(TESTS / "browser_tools.py"), "0"]
+PAINTED = [sys.executable, str(TESTS / "flash_server.py"), "0"]
 TRAINED = [sys.executable, "-m", "letstalk_server", "--port", "0"]
 
 SPEECH_S = 4.0
 TEXT = "Hello there! My name is Mary, and I am happy to meet you. What a wonderful open morning."
-FLASH_LEVEL = 0.33
 RATE = 16_000
 
 WATCH = """
@@ -93,17 +80,6 @@ async () => {
 """Gives the page's place back at once; the server would keep it for a while, for a reload."""
 
 AMBER, BLUE = [200, 130, 40], [40, 80, 160]
-
-
-class FlashPainter(Painter):
-    """Paints the picture white while the sound is very loud."""
-
-    def _window(self, pcm, state):
-        heard = np.concatenate([state["past"], pcm])
-        frames = super()._window(pcm, state)
-        levels = np.sqrt(np.square(heard[: 4 * 640].reshape(4, 640)).mean(1))
-        frames[levels > FLASH_LEVEL] = 255
-        return frames
 
 
 def artefacts() -> Path:
@@ -187,6 +163,7 @@ def visiting(browser, address, path="", *, expect=(), init="", **options):
         options: of the profile, such as `viewport`.
     """
     options.setdefault("viewport", {"width": 1280, "height": 800})
+    options.setdefault("bypass_csp", True)  # Playwright waits by `eval`, which the page forbids
     context = browser.new_context(**options)
     context.set_default_timeout(60_000)
     if init:
@@ -257,17 +234,8 @@ def wait_for_frames(page, count):
 
 
 def split(seen):
-    """Give the movement while speaking and while silent; the half second around a change is out."""
+    """Give the movement while the file speaks, and that of the end, when it is long silent."""
     time_s, movement, speaking = np.array(seen).T
-    changes = time_s[1:][np.diff(speaking) != 0]
-    clear = np.array([not len(changes) or np.abs(changes - t).min() > 0.5 for t in time_s])
-    return movement[clear & (speaking > 0)], movement[clear & (speaking == 0)]
-
-
-if __name__ == "__main__":
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8080
-    options = {"max_sessions": PLACES, "size": SIZE}
-    for argument in sys.argv[2:]:
-        key, _, value = argument.partition("=")
-        options[key] = tuple(value.split(",")) if key == "allow_origins" else value
-    sys.exit(serve(Settings(port=port, **options), model_of(FlashPainter())))
+    start_s = time_s[speaking > 0][0]
+    moving = movement[(time_s > start_s + 0.3) & (time_s < start_s + SPEECH_S - 1)]
+    return moving, movement[time_s > time_s[-1] - 1.5]

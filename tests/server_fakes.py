@@ -117,10 +117,15 @@ def model_of(pipeline):
     return load
 
 
+def patient(**options):
+    """Give settings for a machine that may be busy: nobody is lost for being slow."""
+    return Settings(**{"heartbeat_timeout_s": 60, "report_timeout_s": 60, **options})
+
+
 @asynccontextmanager
 async def serving(settings=None, pipeline=None):
     """Run the application in this loop; gives it and a client for it."""
-    app = create_app(settings or Settings(), model_of(pipeline or Painter()))
+    app = create_app(settings or patient(), model_of(pipeline or Painter()))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
@@ -169,7 +174,7 @@ class Peer:
         self.changed.set()
 
     async def _ping(self):
-        while self._ping_s:
+        while self._ping_s and self.channel.readyState == "open":
             self.send({"type": "session.ping"})
             await asyncio.sleep(self._ping_s)
 

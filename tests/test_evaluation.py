@@ -11,7 +11,7 @@ import torch
 from data_folder import face_points, write_data_folder
 from small_model import make_model, make_portrait, make_speech
 
-from letstalk_rt.errors import InputError, WeightsError
+from letstalk_rt.errors import ConfigError, InputError, WeightsError
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.training import evaluate as command
 from letstalk_rt.training.data import Clip, load_clips
@@ -220,15 +220,15 @@ def clips(tmp_path_factory):
 def findings(clips, towers):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judging, "STILL_FRAMES", 24)
-        patch.setattr(judging, "SILENT_FRAMES", 24)
-        patch.setattr(longrun, "SLICE_S", 2)
+        patch.setattr(judging, "SILENT_FRAMES", 8)
+        patch.setattr(longrun, "SLICE_S", 1)
         return judge_all(clips, towers)
 
 
 def judge_all(clips, towers):
     judges = Judges(SeesAFace(), lambda portrait, frames: 0.8, towers)
     stills = [(f"still-{seed}", make_portrait(seed)) for seed in range(2)]
-    return command.evaluate(AvatarPipeline(make_model()), judges, clips, stills, long_s=11)
+    return command.evaluate(AvatarPipeline(make_model()), judges, clips, stills, long_s=3)
 
 
 class TestWhole:
@@ -245,8 +245,8 @@ class TestWhole:
             assert {"sync", "sync_true", "sync_shuffled", "mouth_corr_shuffled"} <= row.keys()
 
     def test_the_long_run_has_slices_and_slopes(self, findings):
-        assert [row["start_s"] for row in findings.slices] == [0, 2, 4, 6, 8]
-        assert findings.figures["long_s"] == 10
+        assert [row["start_s"] for row in findings.slices] == [0, 1, 2]
+        assert findings.figures["long_s"] == 3
         assert findings.figures["drift"] == 0, "likeness was constant"
 
     def test_what_cannot_be_measured_is_null(self):
@@ -260,6 +260,17 @@ class TestWhole:
     def test_contact_sheets_are_written(self, findings, tmp_path: Path):
         command.save_samples(findings, tmp_path)
         assert (tmp_path / "anna-GRID-1.png").exists()
+
+    @pytest.mark.parametrize(
+        "options, wrong",
+        [(["--long-s", "5"], "at least 10, got 5"), (["--clips", "-1"], "--clips must not be neg")],
+    )
+    def test_options_out_of_range_are_named(self, options, wrong):
+        with pytest.raises(ConfigError, match=wrong):
+            command.main(["--data", "data", *options])
+
+    def test_few_clips_are_taken_from_all_over(self):
+        assert command._spread(list("abcdefghi"), 3) == ["a", "e", "i"]
 
     def test_towers_hold_little(self):
         assert sum(p.numel() for p in SyncTowers().parameters()) < 400_000

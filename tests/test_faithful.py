@@ -20,16 +20,18 @@ from letstalk_rt.models import faithful as module
 from letstalk_rt.models.audio_projector import PUBLISHED_PROJECTOR
 from letstalk_rt.models.diffusion import Diffusion
 from letstalk_rt.models.faithful import (
-    FAITHFUL_PRESETS,
-    FaithfulConfig,
     FaithfulModel,
-    FaithfulPreset,
     count_parameters,
     first_memory,
-    get_faithful_preset,
     guided,
 )
 from letstalk_rt.models.faithful_checkpoint import load_faithful, save_faithful
+from letstalk_rt.models.faithful_presets import (
+    FAITHFUL_PRESETS,
+    FaithfulConfig,
+    FaithfulPreset,
+    get_faithful_preset,
+)
 
 COUNTS = {"s": 59_446_720, "b": 222_407_488, "l": 773_600_320, "xl": 1_134_868_672}
 PUBLISHED_MILLIONS = {"s": 59.4, "b": 222.4, "l": 773.6, "xl": 1134.9}

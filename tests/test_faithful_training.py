@@ -94,7 +94,7 @@ def test_a_clip_that_is_learnt_comes_back_through_the_published_sampler(tmp_path
         return FaithfulBatch(*(part.expand(16, *part.shape[1:]) for part in parts))
 
     config = LoopConfig(
-        steps=180, learning_rate=4e-3, warm_up=20, final_rate=0.0, weight_decay=0.0, ema=0.95
+        steps=250, learning_rate=3e-3, warm_up=20, final_rate=0.0, weight_decay=0.0, ema=0.95
     )
     learnt = train_faithful(model, same_clip, tmp_path, config)
     video = next(

@@ -77,15 +77,21 @@ def test_clock_and_sleep_are_the_callers():
 def test_a_late_frame_is_bridged_by_the_last_picture_and_the_gap_is_closed():
     stage = play([0, 0, 0.13, 0.13, 0.13, 0.13])
     assert stage.shown == [0, 0.04, 0.13, 0.13, 0.16, 0.2]
-    assert stage.repeated == [0.08, 0.12]
+    assert stage.repeated == [0.085, 0.125]
     assert stage.log == [0, 1, "again 1", "again 1", 2, 3, 4, 5]
     assert (stage.metrics.repeats, stage.metrics.stalls) == (2, 0)
+
+
+def test_a_frame_that_is_hardly_late_is_shown_and_nothing_is_repeated():
+    stage = play([0, 0.043, 0.083, 0.123])
+    assert stage.shown == [0, 0.043, 0.083, 0.123]
+    assert stage.repeated == []
 
 
 def test_a_long_stall_moves_the_clock_and_is_counted():
     stage = play([0, 1.03, 1.03, 1.03], pacer=Pacer(max_lag_s=0.2))
     assert stage.shown == [0, 1.03, 1.07, 1.11]
-    assert stage.repeated == pytest.approx([0.04 * turn for turn in range(1, 26)])
+    assert stage.repeated == pytest.approx([0.04 * turn + 0.005 for turn in range(1, 26)])
     assert (stage.metrics.repeats, stage.metrics.stalls) == (25, 1)
     assert stage.playout.pacer.moved_s == pytest.approx(0.99)
 
@@ -93,7 +99,7 @@ def test_a_long_stall_moves_the_clock_and_is_counted():
 def test_while_a_debt_is_open_pictures_are_not_repeated_in_a_burst():
     stage = play([0, 0.19, 0.20, 0.21, 0.22, 0.23, 0.24])
     assert stage.shown == [0, 0.19, 0.20, 0.21, 0.22, 0.23, 0.24]
-    assert stage.repeated == [0.04, 0.08, 0.12, 0.16]
+    assert stage.repeated == [0.045, 0.085, 0.125, 0.165]
 
 
 def test_nothing_is_repeated_before_the_first_frame():

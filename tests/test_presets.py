@@ -15,6 +15,7 @@ from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig, get_preset
 from letstalk_rt.models.state import tensors
 from letstalk_rt.models.transformer import Denoiser
 from letstalk_rt.pipeline import AvatarPipeline
+from letstalk_rt.training.flow import HEARD_FRAMES, Batch, FlowLoss, FlowTrainer
 from letstalk_rt.types import Portrait
 
 CACHED = replace(
@@ -174,6 +175,24 @@ class TestPaperAutoencoder:
     def test_sound_becomes_pictures(self, pipeline):
         shown = play(pipeline, pipeline.init_state(self.portrait(pipeline)), hops(3))
         assert shown.shape == (12, 96, 112, 3)
+
+    def test_the_flow_trains_on_its_latents_without_landmarks(self, pipeline):
+        model = make(pipeline.model.preset).requires_grad_(True)
+        trainer = FlowTrainer(model, FlowLoss())
+        shape = (2, 32, 2, 2)
+        batch = Batch(
+            portrait=torch.randn(shape),
+            window=torch.randn(2, 4, *shape[1:]),
+            memory=torch.randn(2, 8, *shape[1:]),
+            filled=torch.ones(2, 8, dtype=torch.bool),
+            mel=torch.rand(2, 64, 4 * (HEARD_FRAMES + 6)),
+            targets=torch.zeros(2, HEARD_FRAMES + 4, 11),
+            weight=torch.ones(2),
+        )
+        loss, parts = trainer.loss(model, batch, torch.Generator().manual_seed(0))
+        loss.backward()
+        assert parts["velocity"] > 0 and parts["lips"] == 0
+        assert model.denoiser.kinds.grad.abs().sum() > 0
 
     def test_it_has_no_landmarks_and_finds_faces_by_the_embedded_model(self, pipeline):
         assert not pipeline.model.has_landmarks

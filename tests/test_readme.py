@@ -1,5 +1,7 @@
 """What the README shows, runs."""
 
+import json
+import math
 import re
 import subprocess
 import sys
@@ -13,7 +15,8 @@ from faces import LoudIsBright, draw
 from letstalk_rt.cli import COMMANDS, FORWARDED
 from letstalk_rt.sinks.file import write_video
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_lines_of_python_run(
@@ -28,6 +31,7 @@ def test_the_lines_of_python_run(
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code.replace("speech.wav", "speech.mkv"), "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
+    assert code.count("\n") - code.count("\n\n") <= 12
     assert len(lines) >= 25 and lines[0] == "0 (512, 512, 3) (640,)"
 
 
@@ -42,6 +46,30 @@ def test_the_commands_exist() -> None:
 def test_the_files_it_names_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links and all((Path(__file__).parents[1] / link).exists() for link in links)
+
+
+def test_its_table_is_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from readme_table import with_table
+
+    assert with_table(README, ROOT / "benchmarks" / "results") == README, "run: make readme"
+
+
+def test_a_table_has_a_row_for_each_figure_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from readme_table import table
+
+    three = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
+    session = {"mic_to_lips_ms": three, "av_skew_ms": {"p50": math.nan, "p95": 1}, "stalls": 0}
+    (tmp_path / "bench_session-x.json").write_text(f"a card\n{json.dumps(session)}\n")
+    webrtc = {"first_frame_ms": {"p50": 1, "p95": 2, "max": 9}, "fps": 25.0}
+    (tmp_path / "bench_webrtc-x.json").write_text(json.dumps(webrtc, indent=1))
+    rows = list(table(tmp_path))
+    assert len(rows) == 3
+    assert "1 ms (p50), 2 ms (p95), 3 ms (p99)" in rows[0] and "bench_session-x.json" in rows[0]
+    assert "9 ms (max)" in rows[1] and "25.0 a second" in rows[2]
 
 
 def test_render_help_names_every_option() -> None:

@@ -268,8 +268,16 @@ def test_estimates_fall_with_loss_rise_without_and_stay_under_the_receivers_own(
     for _ in range(200):
         estimate.note_loss(0.0)
     assert estimate.bitrate == BITRATES.maximum
-    estimate.note_remb(700_000)
+    estimate.note_remb(400_000, sent=250_000)  # it only says that little came
+    assert estimate.bitrate == BITRATES.maximum
+    estimate.note_remb(90_000, sent=150_000)  # too little to tell
+    assert estimate.bitrate == BITRATES.maximum
+    estimate.note_remb(700_000, sent=1_500_000)
     assert estimate.bitrate == 700_000
+    estimate.note_remb(300_000, sent=200_000)
+    assert estimate.bitrate == 700_000
+    estimate.note_remb(900_000, sent=700_000)
+    assert estimate.bitrate == 900_000
     for ratio in (1.0,) * 50:
         estimate.note_loss(ratio)
     assert estimate.bitrate == BITRATES.minimum

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letstalk_rt.errors import ConfigError, WeightsError
-from letstalk_server import main, problems, protocol
+from letstalk_server import events, main, problems, protocol
 from letstalk_server.main import page_address, parse, serve
 from letstalk_server.settings import IceServer, Settings
 from letstalk_server.transport import Bitrates
@@ -114,8 +114,8 @@ def test_a_part_that_is_left_out_stays_as_it_was():
 
 
 def test_messages_to_a_client_are_flat_json_with_type_and_numbers():
-    encode = protocol.Encoder("s1")
-    first = json.loads(encode(protocol.Pong(), 3, "p1"))
+    encode = events.Encoder("s1")
+    first = json.loads(encode(events.Pong(), 3, "p1"))
     assert first == {
         "type": "session.pong",
         "event_id": "e1",
@@ -123,7 +123,7 @@ def test_messages_to_a_client_are_flat_json_with_type_and_numbers():
         "segment_id": 3,
         "re": "p1",
     }
-    second = json.loads(encode(protocol.Finished(120), 4))
+    second = json.loads(encode(events.Finished(120), 4))
     assert (second["event_id"], second["segment_id"], second["played_ms"]) == ("e2", 4, 120)
 
 
@@ -139,7 +139,7 @@ def messages_in_docs():
 
 
 def test_the_examples_in_the_docs_are_the_messages_we_send_and_take():
-    sent = {kind.type: kind for kind in protocol.ServerMessage.__args__}
+    sent = {kind.type: kind for kind in events.ServerMessage.__args__}
     shown = [value for value in messages_in_docs() if "." in value.get("type", "")]
     for example in shown:
         if (kind := sent.get(example["type"])) is None:

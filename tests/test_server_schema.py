@@ -27,6 +27,7 @@ CHECKS = [
     status_code_conformance,
 ]
 
+
 @schemathesis.serializer("application/sdp", "application/trickle-ice-sdpfrag")
 def as_text(context, value):
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")

@@ -5,15 +5,16 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from server_fakes import Painter, Peer, Voice, portrait_jpeg, serving, tone
+from server_fakes import Painter, Peer, Voice, patient, portrait_jpeg, serving, tone
 from test_server_http import problem
 
 from letstalk_rt.errors import AtCapacity
 from letstalk_server.auth import LOCAL, Caller
+from letstalk_server.contract import End, Role
 from letstalk_server.limits import Admission, Throttle
 from letstalk_server.links import PeerLink
 from letstalk_server.problems import Problem
-from letstalk_server.session import WATCH_INTERVAL_S, End, Role
+from letstalk_server.session import WATCH_INTERVAL_S
 from letstalk_server.settings import Settings
 from letstalk_server.studio import Speed
 from letstalk_server.transport import State
@@ -30,7 +31,7 @@ async def wait_for(wanted, limit_s=20):
 
 
 async def test_a_session_is_made_first_and_connected_later():
-    async with serving(Settings(max_session_s=600)) as (_, client):
+    async with serving(patient(max_session_s=600)) as (_, client):
         made = await client.post("/v1/sessions", json={"avatar": "blue", "options": {"seed": 3}})
         assert made.status_code == 201
         session = made.json()
@@ -69,7 +70,7 @@ async def test_a_session_is_made_of_sound_wishes_only(body):
 
 
 async def test_a_reloaded_page_finds_its_session_again():
-    async with serving(Settings(grace_s=20)) as (app, client):
+    async with serving(patient(grace_s=20)) as (app, client):
         name = (await client.post("/v1/sessions", json={"avatar": "blue"})).json()["session"]
         before = await Peer().join(client, session=name)
         before.send({"type": "overlay.update", "overlay": {"bg": "green"}})
@@ -98,7 +99,7 @@ async def test_a_newer_page_takes_over():
 
 
 async def test_nobody_comes_back_and_the_place_is_free_after_the_grace_time():
-    async with serving(Settings(max_sessions=1, grace_s=0.3, connect_timeout_s=0.3)) as (
+    async with serving(patient(max_sessions=1, grace_s=0.3, connect_timeout_s=0.3)) as (
         app,
         client,
     ):
@@ -115,26 +116,30 @@ async def test_nobody_comes_back_and_the_place_is_free_after_the_grace_time():
 
 
 async def test_silence_ends_a_session_after_a_warning_and_a_message_keeps_it():
-    async with serving(Settings(max_idle_s=2.0)) as (app, client):
+    async with serving(patient(max_idle_s=900)) as (app, client):
         peer = await Peer().join(client)
+        (session,) = app.state.sessions
+        session._active_s -= 870
         await peer.until(lambda: peer.said("session.warning"))
         warning = peer.said("session.warning")[0]
-        assert warning["code"] == "idle-soon" and warning["ends_in_s"] <= 2
-        await asyncio.sleep(1.2)
+        assert warning["code"] == "idle-soon" and warning["ends_in_s"] <= 30
+        silent_s = session._active_s
         peer.send({"type": "avatar.interrupt"})
-        await asyncio.sleep(1.4)
-        assert len(app.state.sessions) == 1
+        await peer.until(lambda: peer.said("avatar.interrupted"))
+        assert session._active_s > silent_s + 800, "pings alone do not count, this does"
+        session._active_s -= 901
         await peer.until(lambda: peer.said("session.ended"))
         assert peer.said("session.ended")[0]["reason"] == "idle"
         await peer.close()
 
 
 async def test_speech_keeps_a_session():
-    async with serving(Settings(max_idle_s=1.5)) as (app, client):
+    async with serving() as (app, client):
         peer = await Peer(Voice(tone(1.0))).join(client)
-        await peer.until(lambda: peer.said("avatar.speaking"))
-        await asyncio.sleep(2.5)
-        assert len(app.state.sessions) == 1
+        (session,) = app.state.sessions
+        session._active_s -= 100
+        silent_s = session._active_s
+        await peer.until(lambda: session._active_s > silent_s + 90)
         await peer.close()
 
 
@@ -196,7 +201,7 @@ async def test_a_player_that_made_its_session_ends_it():
 
 @pytest.mark.parametrize("path", ["/v1/whip", "/v1/whep"])
 async def test_whip_and_whep_say_how_and_refuse_the_rest(path):
-    settings = Settings(turn_urls=("turn:t.example",), turn_secret="north")
+    settings = patient(turn_urls=("turn:t.example",), turn_secret="north")
     async with serving(settings) as (app, client):
         how = await client.options(path)
         assert how.status_code == 204 and how.headers["accept-post"] == "application/sdp"

@@ -66,7 +66,8 @@ async def test_pictures_come_with_their_sound(address):
     pictures, sounds = client.kinds(Kind.JPEG), client.kinds(Kind.PCM16)
     numbers = [packet[4] for packet in pictures]
     assert numbers == sorted(set(numbers))
-    assert [packet[4] for packet in sounds] == list(range(sounds[0][4], sounds[-1][4] + 1))
+    heard = [packet[4] for packet in sounds]
+    assert heard == sorted(set(heard)) and len(heard) >= len(numbers)
     assert all(len(packet[-1]) == 2 * 640 and packet[7] == 16_000 for packet in sounds)
     image = Image.open(io.BytesIO(pictures[-1][-1]))
     assert image.size == (512, 512) and (pictures[-1][5], pictures[-1][6]) == (512, 512)

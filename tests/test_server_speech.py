@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
-from letstalk_server import protocol
+from letstalk_server import events
 from letstalk_server.limits import Rate
 from letstalk_server.problems import Problem
 from letstalk_server.protocol import AudioFormat
@@ -172,31 +172,31 @@ def test_a_segment_begins_with_its_first_sound_and_ends_with_its_last_frame(segm
     segments.shown(frame(0, level=0))
     segments.shown(frame(1))
     segments.ended(0, 2)
-    assert told == [(protocol.Started(), 0)]
+    assert told == [(events.Started(), 0)]
     segments.shown(frame(2))
     segments.shown(frame(3, 1, level=0))
     segments.shown(frame(4, 1))
-    assert told[1:] == [(protocol.Finished(80), 0), (protocol.Started(), 1)]
+    assert told[1:] == [(events.Finished(80), 0), (events.Started(), 1)]
 
 
 def test_a_segment_whose_last_frame_was_left_out_ends_all_the_same(segments, told):
     segments.shown(frame(0))
     segments.ended(0, 1)
     segments.shown(frame(2, 1, level=0))
-    assert told[-1] == (protocol.Finished(40), 0)
+    assert told[-1] == (events.Finished(40), 0)
 
 
 def test_a_segment_without_sound_ends(segments, told):
     segments.ended(0, -1)
     segments.shown(frame(0, level=0))
-    assert told == [(protocol.Finished(0), 0)]
+    assert told == [(events.Finished(0), 0)]
 
 
 def test_a_cut_segment_is_told_once_and_never_ends(segments, told):
     segments.shown(frame(0))
     segments.ended(0, 5)
     assert segments.cut(500) == 40
-    assert told[-1] == (protocol.SegmentInterrupted(40, 500), 0)
+    assert told[-1] == (events.SegmentInterrupted(40, 500), 0)
     segments.shown(frame(6, 1, level=0))
     assert segments.cut(0) == 0
     assert len(told) == 2

@@ -168,6 +168,7 @@ def test_a_line_that_breaks_is_made_again(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_line_that_stays_broken_ends_the_push() -> None:
     now_s = 0.0
     sink = StreamPush(f"rtmp://127.0.0.1:{free_port()}/x", clock=lambda: now_s)
+    sink._size = 128, 96
     still = np.zeros((96, 128, 3), np.uint8), np.zeros(640, np.float32)
     for now_s in (1.0, 30.0, 90.0):  # noqa: B007
         sink._write(*still)

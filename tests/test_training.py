@@ -20,7 +20,7 @@ from letstalk_rt.models.autoencoder import ReferenceAutoencoder, expected_points
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import NUM_POINTS
 from letstalk_rt.training import autoencoder, data
-from letstalk_rt.training.audio import split_people
+from letstalk_rt.training.audio import MouthReader, split_people, spoken
 from letstalk_rt.training.autoencoder import (
     AutoencoderLoss,
     PairSource,
@@ -682,6 +682,15 @@ class TestCommand:
     def test_a_wrong_folder_is_named(self, tmp_path):
         with pytest.raises(InputError, match="no clips.jsonl"):
             train(["autoencoder", "--data", str(tmp_path), "--threads", "1"])
+
+
+@pytest.mark.parametrize("lookahead_ms, ahead", [(0, 0), (40, 1), (160, 4)])
+def test_training_follows_the_look_ahead(lookahead_ms, ahead, root, cache):
+    clip = load_clips(root, cache, "train")[0]
+    heard = spoken(clip, ahead)
+    assert heard.lookahead_frames == ahead
+    reader = MouthReader(replace(PRESET.audio, lookahead_ms=lookahead_ms))
+    assert reader(heard.mel[None]).shape[1] == clip.num_frames
 
 
 def test_the_drawn_folder_has_what_the_tests_count_on():

@@ -7,6 +7,7 @@ import asyncio
 import random
 from contextlib import asynccontextmanager, suppress
 
+import av
 import numpy as np
 from aiortc import (
     RTCConfiguration,
@@ -111,6 +112,7 @@ class Guest:
                 # aiortc waits 5 s for what was lost, a browser one; then both ask for a key frame.
                 buffer = JitterBuffer(capacity=128, is_video=True)
                 each.receiver._RTCRtpReceiver__jitter_buffer = buffer
+        self.onsets = Onsets()
         self.video, self.audio = [], []
         self.changed = asyncio.Event()
         self._tasks = []
@@ -124,6 +126,12 @@ class Guest:
         self.answer = answer
         await self.pc.setRemoteDescription(RTCSessionDescription(answer, "answer"))
 
+    def forget(self):
+        """Begin anew with what is kept."""
+        self.video.clear()
+        self.audio.clear()
+        self.onsets = Onsets()
+
     def receiver(self, kind):
         return next(t.receiver for t in self.pc.getTransceivers() if t.kind == kind)
 
@@ -135,6 +143,7 @@ class Guest:
         try:
             while True:
                 kept.append(await track.recv())
+                self.onsets.note(kept[-1])
                 self.changed.set()
         except MediaStreamError:
             self.changed.set()
@@ -187,35 +196,39 @@ def _signed(ticks):
     return (ticks + 2**31) % 2**32 - 2**31
 
 
-def flashes(frames):
-    """Give the timestamps at which the middle lights up."""
-    shades = [
-        int(frame.to_ndarray(format="rgb24")[frame.height // 2, frame.width // 2, 1])
-        for frame in frames
-    ]
-    found = []
-    for before, shade, frame in zip(shades, shades[1:], frames[1:], strict=False):
-        if before < 130 <= shade:
-            missed = int(np.argmin(np.abs(np.array(SHADES) - shade)))
-            found.append(frame.pts - missed * 3600)
-    return found
+class Onsets:
+    """Finds the timestamps at which the middle lights up, and at which the sound begins."""
 
+    def __init__(self):
+        self.flashes, self.beeps = [], []
+        self._shade, self._quiet = 255, False
 
-def beeps(frames):
-    """Give the timestamps at which the sound begins, to the sample."""
-    found, quiet = [], True
-    for frame in frames:
+    def note(self, frame):
+        if isinstance(frame, av.VideoFrame):
+            self._look(frame)
+        else:
+            self._listen(frame)
+
+    def _look(self, frame):
+        before = self._shade
+        self._shade = int(frame.to_ndarray(format="gray")[frame.height // 2, frame.width // 2])
+        if before < 130 <= self._shade:
+            missed = int(np.argmin(np.abs(np.array(SHADES) - self._shade)))
+            self.flashes.append(frame.pts - missed * 3600)
+
+    def _listen(self, frame):
         samples = np.abs(frame.to_ndarray().reshape(frame.samples, -1).max(1).astype(int))
-        if quiet and samples.max() > 3000:
-            found.append(frame.pts + int(np.argmax(samples > 3000)))
-        quiet = samples.max() < 1500
-    return found
+        if self._quiet and samples.max() > 3000:
+            self.beeps.append(frame.pts + int(np.argmax(samples > 3000)))
+        self._quiet = samples.max() < 1500
 
 
 def skews_ms(guest, clocks):
     """Give for each flash how much later its beep is, for a receiver that trusts the reports."""
-    sights = [clocks["video"].wall_s(pts) for pts in flashes(guest.video)]
-    sounds = np.array([clocks["audio"].wall_s(pts) for pts in beeps(guest.audio)])
+    if not all(clocks.values()) or not guest.onsets.beeps:
+        return []
+    sights = [clocks["video"].wall_s(pts) for pts in guest.onsets.flashes]
+    sounds = np.array([clocks["audio"].wall_s(pts) for pts in guest.onsets.beeps])
     skews = [float(sounds[np.abs(sounds - at).argmin()] - at) * 1000 for at in sights]
     return [skew for skew in skews if abs(skew) < 250]  # the beep of a lost one is far off
 

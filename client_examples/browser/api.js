@@ -51,7 +51,7 @@ export class Api {
 
   async #fetch(path, options) {
     const headers = new Headers(options.headers);
-    const token = options.token ?? (await this.token());
+    const token = await this.token();
     if (token) headers.set("authorization", `Bearer ${token}`);
     try {
       return await fetch(this.address(path), { ...options, headers });
@@ -61,15 +61,15 @@ export class Api {
   }
 
   /** The STUN and TURN servers that the server names in its `Link` headers. */
-  async iceServers(path, options = {}) {
-    const response = await this.#fetch(path, { ...options, method: "OPTIONS" });
+  async iceServers(path) {
+    const response = await this.#fetch(path, { method: "OPTIONS" });
     return parseLinks(response.headers.get("link") ?? "");
   }
 
   /** Send an object as JSON. */
-  post(path, body, options = {}) {
+  post(path, body) {
     const headers = { "content-type": "application/json" };
-    return this.request(path, { method: "POST", headers, body: JSON.stringify(body), ...options });
+    return this.request(path, { method: "POST", headers, body: JSON.stringify(body) });
   }
 
   /** Stop renewing the token. */

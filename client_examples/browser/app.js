@@ -287,7 +287,7 @@ function watchAvatar() {
   });
   on("finished", () => playing && playing === sent && stopPlaying());
   on("selected", ({ warnings }) => warnings.length && say(warnings.join(" ")));
-  on("warning", ({ code, message }) => code !== "bad-message" && say(message));
+  on("warning", ({ code, message }) => code !== "bad-message" && note({ code, message }, { mild: true }));
   on("blocked", () => setSound(false));
   on("message", ({ type, disclosure }) => {
     if (type === "session.ready") page.toggleAttribute("data-badged", Boolean(disclosure?.badge));

@@ -115,7 +115,7 @@ class UploadDialog {
     $("upload-close").addEventListener("click", () => $("upload").close());
     $("upload-other").addEventListener("click", () => this.#again());
     $("upload").addEventListener("close", () => this.#drop());
-    $("preview-image").addEventListener("error", () => ($("preview-image").hidden = true));
+    $("preview-image").addEventListener("error", ({ target }) => target.removeAttribute("src"));
     $("upload-form").addEventListener("submit", (event) => {
       event.preventDefault();
       if (this.#made) this.#use();

@@ -65,7 +65,7 @@ export class LetsTalkAvatar extends EventTarget {
     this.#options = { reconnect: true, ...options };
     this.#choice = options.avatar ?? null;
     this.api = new Api(options.url, options.token);
-    if (options.session) this.session = { session: options.session, token: null };
+    if (options.session) this.session = { session: options.session };
     video.playsInline = true;
     video.autoplay = true;
   }
@@ -152,6 +152,12 @@ export class LetsTalkAvatar extends EventTarget {
     return this.#link?.stats() ?? null;
   }
 
+  /** Ask for the session again: its tokens are then fresh ones. */
+  async refresh() {
+    const id = this.session?.session;
+    if (id) this.session = await this.api.request(`v1/sessions/${id}`);
+  }
+
   /** Send a message of the protocol that has no method here. */
   send(message) {
     this.#link?.send(message);
@@ -201,14 +207,14 @@ export class LetsTalkAvatar extends EventTarget {
 
   /** Resume the session if there is one, else make one. */
   async #openSession() {
-    const { session: id, token } = this.session ?? {};
+    const id = this.session?.session;
     if (id && this.#options.watch) {
       const path = `v1/whep?session=${id}`;
       return { ...this.session, ice_servers: await this.api.iceServers(path) };
     }
     if (id) {
       try {
-        return await this.api.request(`v1/sessions/${id}`, { token: token ?? undefined });
+        return await this.api.request(`v1/sessions/${id}`);
       } catch (error) {
         if (!GONE.has(error.code)) throw error;
       }
@@ -223,12 +229,13 @@ export class LetsTalkAvatar extends EventTarget {
   }
 
   #endSession() {
-    const { session, token } = this.session;
+    const { session } = this.session;
     this.session = null;
     if (this.#options.watch) return; // it is another page's
     // keepalive: also while the page is being left
-    const options = { method: "DELETE", keepalive: true, token: token ?? undefined };
-    this.api.request(`v1/sessions/${session}`, options).catch(() => {});
+    this.api
+      .request(`v1/sessions/${session}`, { method: "DELETE", keepalive: true })
+      .catch(() => {});
   }
 
   #lost(error) {
@@ -296,7 +303,7 @@ export class LetsTalkAvatar extends EventTarget {
 }
 
 // Codes after which a session that was there is not.
-const GONE = new Set(["unknown-session", "not-found", "token-expired", "token-invalid"]);
+const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
 const ENDED = new Set(["session-over", "idle", "engine-failed", "ended"]);
 // Why a session ended, as codes of ours; `lost` and `closed` are this side's doing.
 const REASONS = {

@@ -70,20 +70,15 @@ export class Link {
   }
 
   async #askOffer() {
-    const { session, avatar, token } = this.#session;
-    const offer = { type: "offer", sdp: this.pc.localDescription.sdp };
-    const where = session ? { session } : { avatar };
-    const options = { token: token ?? undefined };
-    return (await this.#api.post("v1/offer", { ...offer, ...where }, options)).sdp;
+    const offer = { type: "offer", sdp: this.pc.localDescription.sdp, session: this.#session.session };
+    return (await this.#api.post("v1/offer", offer)).sdp;
   }
 
   #askWhep() {
-    const { session, token } = this.#session;
-    return this.#api.request(`v1/whep?session=${session}`, {
+    return this.#api.request(`v1/whep?session=${this.#session.session}`, {
       method: "POST",
       headers: { "content-type": "application/sdp" },
       body: this.pc.localDescription.sdp,
-      token: token ?? undefined,
     });
   }
 

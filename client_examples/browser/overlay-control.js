@@ -10,7 +10,7 @@ export class OverlayControl {
     this.#avatar = avatar;
     avatar.addEventListener("state", () => this.#showLink());
     avatar.addEventListener("overlay", ({ detail }) => this.#showSettings(detail));
-    $("obs").addEventListener("toggle", () => this.#showLink());
+    $("obs").addEventListener("toggle", () => this.#renew());
     $("overlay-link").addEventListener("focus", ({ target }) => target.select());
     $("overlay-copy").addEventListener("click", () => this.#copy());
     $("overlay-fields").addEventListener("change", () => this.#send());
@@ -43,6 +43,12 @@ export class OverlayControl {
     return Object.fromEntries([...fields].map(({ name, value }) => [name, value]));
   }
 
+  // The link's token is short-lived; what is copied should be a fresh one.
+  async #renew() {
+    if (this.#avatar.session?.viewer_token) await this.#avatar.refresh().catch(() => {});
+    this.#showLink();
+  }
+
   #showLink() {
     $("overlay-link").value = this.#link;
     $("overlay-copy").disabled = !this.#link;
@@ -62,6 +68,7 @@ export class OverlayControl {
   }
 
   async #copy() {
+    await this.#renew();
     $("overlay-link").select();
     try {
       await navigator.clipboard.writeText(this.#link);

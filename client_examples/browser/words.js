@@ -22,6 +22,9 @@ const WORDS = {
     "Nothing can be heard.",
     "Check that the microphone is not muted in the system's settings, or choose another one there.",
   ],
+  "speech-late": ["Your voice arrives with gaps.", "The network, or this machine, is busy."],
+  clipped: ["Your voice is too loud.", "Turn the microphone down, or move away from it a little."],
+  "model-behind": ["The server is busy.", "The picture may pause for a moment."],
   unreachable: [
     "The server cannot be reached.",
     "Check your network, and that the server is running.",

@@ -83,9 +83,9 @@ export class Cutout {
   /** Show a still portrait until the video comes; without a matte the whole picture is shown. */
   show(still, matte) {
     this.#hasMatte = Boolean(matte);
-    this.#upload("still", 1, still);
+    this.#upload("still", 1, still ?? WHITE);
     this.#upload("matte", 2, matte ?? WHITE);
-    this.#draw(still, still.naturalWidth, still.naturalHeight, false);
+    if (still) this.#draw(still, still.naturalWidth, still.naturalHeight, false);
   }
 
   #watch() {

@@ -40,9 +40,10 @@ async function showAvatar(id) {
   if (!id || id === shown) return;
   shown = id;
   const [still, matte] = await Promise.all([picture(id, "still.jpg"), picture(id, "matte.png")]);
-  if (id !== shown || !still) return;
-  page.style.setProperty("--aspect", still.naturalWidth / still.naturalHeight);
-  cutout?.show(still, matte);
+  if (id !== shown) return;
+  if (still) page.style.setProperty("--aspect", still.naturalWidth / still.naturalHeight);
+  cutout?.show(still, still && matte);
+  page.dataset.avatar = id;
 }
 
 async function picture(id, name) {

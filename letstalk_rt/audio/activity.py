@@ -1,5 +1,6 @@
 """Tells voice from silence, frame by frame: by level, or by the Silero network where installed."""
 
+import warnings
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -101,7 +102,9 @@ class SileroGate:
             ) from error
         finally:
             torch.set_num_threads(threads)
-        self._model: Any = silero_vad.load_silero_vad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the TorchScript it comes as
+            self._model: Any = silero_vad.load_silero_vad()
         self._left = np.zeros(0, np.float32)
         self._hold = 0
 

@@ -7,7 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from letstalk_rt.errors import WeightsError
-from letstalk_rt.models.faithful import FaithfulModel, FaithfulPreset
+from letstalk_rt.models.faithful import FaithfulModel
+from letstalk_rt.models.faithful_presets import FaithfulPreset
 
 _FORMAT = "letstalk_rt faithful 1"
 

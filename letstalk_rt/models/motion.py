@@ -55,9 +55,7 @@ class Director:
 
     def follow(self, features: Any) -> None:
         """Take another portrait."""
-        self.matrix = None
-        if self._model.has_landmarks:
-            wanted = (self.options.expressiveness, self.options.head_motion)
+        wanted = (self.options.expressiveness, self.options.head_motion)
         self.matrix = None
         if wanted == (1.0, True) and not self.options.gaze_at_camera:
             return

@@ -43,6 +43,7 @@ class SoundBuffer:
         self._level = 0
         self._smooth = self._target
         self._running = False
+        self._last = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -72,11 +73,12 @@ class SoundBuffer:
             if not self._running:
                 return np.zeros(count, np.float32)
             sound = self._take(min(count, self._level))
+            self._last = float(sound[-1]) if sound.size else self._last
             if sound.size == count:
                 return sound
             self._running, self._smooth = False, self._target
-            self.underruns += bool(np.any(sound))
-            return _faded_out(sound, count)
+            self.underruns += self._last != 0
+            return _faded_out(sound, count, self._last)
 
     def clear(self) -> None:
         """Drop all that waits."""
@@ -108,10 +110,10 @@ class SoundBuffer:
         return np.concatenate(taken) if taken else np.zeros(0, np.float32)
 
 
-def _faded_out(sound: np.ndarray, count: int) -> np.ndarray:
-    """Fill up with silence, without a click."""
+def _faded_out(sound: np.ndarray, count: int, last: float) -> np.ndarray:
+    """Fill up with silence, without a click: the last sample dies away."""
     out = np.zeros(count, np.float32)
-    ramp = min(_RAMP, sound.size)
     out[: sound.size] = sound
-    out[sound.size - ramp : sound.size] *= np.linspace(1, 0, ramp, dtype=np.float32)
+    ramp = min(_RAMP, count - sound.size)
+    out[sound.size : sound.size + ramp] = np.linspace(last, 0, ramp, dtype=np.float32)
     return out

@@ -15,6 +15,7 @@ import torch
 from letstalk_rt.devices import choose_device
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.loading import packaged_weights, save_model
 from letstalk_rt.models.presets import Preset, get_preset
 from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="decoded frames")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--steps", type=int, help="steps of this stage")
+    parser.add_argument("--rate", type=float, help="highest learning rate")
     parser.add_argument("--batch", type=int, help="items a step")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="autoencoder, decoder, flow: run folder whose weights to begin with",
     )
+    parser.add_argument("--autoencoder", help="presets b, l: folder or hub id of DC-AE f32c32")
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument(
@@ -122,7 +125,8 @@ def _preset(args: argparse.Namespace) -> Preset:
 def _loop(args: argparse.Namespace) -> LoopConfig:
     config = LOOPS[args.stage]
     device = choose_device(args.device).type
-    return replace(config, steps=args.steps or config.steps, device=device)
+    rate = args.rate or config.learning_rate
+    return replace(config, steps=args.steps or config.steps, learning_rate=rate, device=device)
 
 
 def _autoencoder(args: argparse.Namespace) -> None:
@@ -173,9 +177,11 @@ def _audio(args: argparse.Namespace) -> None:
 
 def _flow(args: argparse.Namespace) -> None:
     model = AvatarModel(_preset(args))
-    model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
-    reader = _reader(args)
-    model.audio.load_state_dict(reader.audio.state_dict())
+    if model.has_landmarks:
+        model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
+    else:
+        model.autoencoder = _paper_autoencoder(args, model.autoencoder.picture_size)
+    model.audio.load_state_dict(_reader(args).audio.state_dict())
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
     started = None
     if args.start:
@@ -193,7 +199,7 @@ def _flow(args: argparse.Namespace) -> None:
         args.runs / "flow",
         _loop(args),
         batch_size=args.batch or BATCH["flow"],
-        shown=[clip for clip in clips if clip.name not in kept][::8],
+        shown=[clip for clip in clips if clip.name not in kept][::8] * model.has_landmarks,
         started=started,
     )
     _keep(best, args.runs / "flow")
@@ -256,12 +262,22 @@ def _export(args: argparse.Namespace) -> None:
     model.load_state_dict(
         torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
     )
-    model.detector.load_state_dict(averaged(args.runs / "finder"))
-    if (args.runs / "decoder" / "last.pt").exists():
+    if model.has_landmarks:
+        model.detector.load_state_dict(averaged(args.runs / "finder"))
+    if model.has_landmarks and (args.runs / "decoder" / "last.pt").exists():
         model.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _paper_autoencoder(args: argparse.Namespace, picture_size: int) -> DCAutoencoder:
+    if args.autoencoder is None:
+        raise InputError(
+            f"preset {args.preset!r} needs the paper's autoencoder: give --autoencoder FOLDER, or "
+            "a hub id such as mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"
+        )
+    return DCAutoencoder.load(args.autoencoder, picture_size)
 
 
 def _newest_model(runs: Path) -> Path:

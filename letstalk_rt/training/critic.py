@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from letstalk_rt.models.landmarks import EYES, LIPS
+from letstalk_rt.training.distributed import average_gradients, share_weights
 
 CUT_SIZE = 64
 _MARGIN = 1.5
@@ -80,6 +81,7 @@ class Critic:
 
     def __init__(self, device: torch.device, learning_rate: float = 2e-4) -> None:
         self.model = PatchCritic().to(device)
+        share_weights(self.model)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=learning_rate, betas=(0.5, 0.99), weight_decay=0.0
         )
@@ -91,6 +93,7 @@ class Critic:
         loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(list(self.model.parameters()))
         self.optimizer.step()
         return float(loss.detach())
 

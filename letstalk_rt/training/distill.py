@@ -18,7 +18,6 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import jvp
@@ -29,7 +28,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize
 from letstalk_rt.models.sampler import timesteps
 from letstalk_rt.models.transformer import Denoiser, PortraitState
-from letstalk_rt.training.flow import Batch, FlowLoss, Track, WindowSource, evaluate_flow
+from letstalk_rt.training.flow import Batch, FlowLoss, Track, WindowSource, evaluate_flow, score
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.speech import augment_mel
 
@@ -299,7 +298,7 @@ def distill(
         assert isinstance(averaged, DistillTrainer)
         judged = _with_denoiser(model, averaged.denoiser)
         figures = evaluate_flow(judged, aside, model.preset.steps, model.preset.guidance)
-        run.keep_if_best(float(np.nanmean([figures["corr"], figures["corr_real"]])))
+        run.keep_if_best(score(figures))
         return figures
 
     run.train(draw, evaluate)

@@ -29,7 +29,12 @@ from letstalk_rt.training.evaluation.judging import (
     judge_stills,
     still_portraits,
 )
-from letstalk_rt.training.evaluation.longrun import large_portrait, measure_speed, run_long
+from letstalk_rt.training.evaluation.longrun import (
+    SLICE_S,
+    large_portrait,
+    measure_speed,
+    run_long,
+)
 from letstalk_rt.training.evaluation.pictures import evaluate_ssim
 from letstalk_rt.training.evaluation.report import write_report
 from letstalk_rt.training.evaluation.sync import calibrate, load_towers
@@ -51,7 +56,7 @@ def evaluate(
         judges: what looks at its videos.
         clips: of the eval split.
         stills: names and portraits of the eval split; may be empty.
-        long_s: length of the long run in seconds; less than 10 leaves it out.
+        long_s: length of the long run in seconds; 0 leaves it out.
     """
     findings = Findings()
     autoencoder = pipeline.model.autoencoder
@@ -68,7 +73,7 @@ def evaluate(
     judge_silence(pipeline, judges, at_rest, findings)
     findings.figures["drift"] = None
     shown = stills[0][1] if stills else large_portrait(np.asarray(clips[0].frames[0]))
-    if long_s >= 10:
+    if long_s:
         run_long(pipeline, judges, shown, clips, long_s, findings)
     else:
         findings.figures |= measure_speed(pipeline, shown, clips)
@@ -102,6 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("clips", "stills", "long_s"):
         if (value := getattr(args, name)) is not None and value < 0:
             raise ConfigError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+    if 0 < args.long_s < SLICE_S:
+        raise ConfigError(f"--long-s must be 0 or at least {SLICE_S}, got {args.long_s}")
     towers = load_towers(args.sync) if args.sync.exists() else None
     if towers is None:
         print("no sync score: make its network with `letstalk train sync`", file=sys.stderr)

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.autoencoder import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import LIPS, mouth_opening
 from letstalk_rt.models.memory import MemoryBank, regularize
@@ -85,7 +84,7 @@ class Track:
 @first_alone
 @torch.no_grad()
 def encode_clips(
-    autoencoder: ReferenceAutoencoder,
+    autoencoder: nn.Module,
     clips: list[Clip],
     cache: Path | None = None,
     lookahead_frames: int = LOOKAHEAD_FRAMES,
@@ -106,14 +105,17 @@ def encode_clips(
     return tracks
 
 
-def _encode(autoencoder: ReferenceAutoencoder, clip: Clip) -> Tensor:
-    pieces, device = [], autoencoder.mean_points.device
+def _encode(autoencoder: nn.Module, clip: Clip) -> Tensor:
+    pieces, device = [], next(autoencoder.parameters()).device
+    size = int(autoencoder.picture_size)  # type: ignore[arg-type]
     for start in range(0, clip.num_frames, 16):
         frames = torch.from_numpy(clip.frames[start : start + 16].copy())
-        pictures = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
-        both = torch.stack([pictures, pictures.flip(-1)]).to(device)
+        pictures = frames.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+        if pictures.shape[-1] != size:
+            pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True)
+        both = torch.stack([pictures, pictures.flip(-1)]).clamp(-1, 1)
         with torch.autocast(device.type, torch.bfloat16):
-            pieces.append(autoencoder.encode(both).float().cpu())
+            pieces.append(autoencoder.encode(both).float().cpu())  # type: ignore[operator]
     return torch.cat(pieces, 1)
 
 
@@ -310,6 +312,8 @@ class FlowTrainer(nn.Module):
         Squares, because one step gives the mean of what may be: an absolute error would ask for
         the median, and mouths are shut more often than open.
         """
+        if not model.has_landmarks:
+            return {"lips": made.new_zeros(()), "change": made.new_zeros(())}
         points = model.autoencoder.points(model.to_latents(made, batch.portrait))
         true = model.autoencoder.points(batch.window)
         lips = points[:, :, LIPS] - points[:, :, LIPS].mean(2, keepdim=True)
@@ -387,7 +391,7 @@ def evaluate_flow(
     """Generate the first four seconds of each clip from its first frame and sound.
 
     Mouth openings are compared by the latent's own landmarks: quick, for choosing when to stop;
-    `letstalk eval` looks at pictures.
+    `letstalk eval` looks at pictures. Latents without landmarks are compared themselves.
     """
     tracks = [track for track in tracks if len(track.quiet) >= JUDGED_FRAMES]
     if not tracks:
@@ -398,6 +402,10 @@ def evaluate_flow(
     mel = mel.to(device)
     truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
     truth = truth.to(device)
+    if not model.has_landmarks:
+        made = generate(model, mel, truth[:, 0], steps=steps, guidance=guidance)
+        error = (made - truth) / model.motion_scale
+        return {"error": float(error.pow(2).mean())}
     true = mouth_opening(model.autoencoder.points(truth).cpu().numpy())
 
     def openings(sound: Tensor) -> np.ndarray:
@@ -416,6 +424,13 @@ def evaluate_flow(
         ),
         "range_ratio": float(np.median(own.std(1) / true.std(1).clip(1e-6))),
     }
+
+
+def score(figures: dict[str, float]) -> float:
+    """Give what the best model is chosen by: lips that follow the sound, or a small error."""
+    if "error" in figures:
+        return -figures["error"]
+    return float(np.nanmean([figures["corr"], figures["corr_real"]]))
 
 
 @torch.no_grad()
@@ -481,7 +496,7 @@ def train_flow(
         figures = evaluate_flow(judged, aside)
         for clip in shown or []:
             save_sample(judged, clip, folder / f"sample-{clip.name}-{step:06d}.mp4")
-        run.keep_if_best(float(np.nanmean([figures["corr"], figures["corr_real"]])))
+        run.keep_if_best(score(figures))
         return figures
 
     run.train(loss, evaluate)

@@ -20,6 +20,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0 }
 td, th { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left }
+.bars td:nth-child(2), .bars th:nth-child(2) { text-align: left }
 .met { color: #1d6b2a } .missed { color: #a8321f } img { max-width: 100% } svg { max-width: 100% }
 .wide { overflow-x: auto } h3 { margin-bottom: .2rem; font-size: 1rem }
 """
@@ -63,6 +64,7 @@ BARS = {
     "sharpness_generated": Bar("sharpness of generated faces over the true ones'", low=0.85),
     "seam_flicker": Bar("change where windows meet over change inside", high=1.1),
     "silence_openness_ratio": Bar("lip gap in silence over the closed portrait's", 0.9, 1.1),
+    "silence_lip_height_ratio": Bar("height of the lips, gap included, likewise", 0.9, 1.1),
     "fps": Bar("frames per second, sound to composited 512 px frame", low=25),
     "window_p99_ms": Bar("99th percentile of a window of 4 frames, ms", high=160),
 }
@@ -152,7 +154,7 @@ def _bars(figures: Mapping[str, float | int | str | None]) -> str:
             f"<tr><td>{name}<td>{bar.what}<td>{value:.3f}<td>{bar}<td class={word}>{word}</tr>"
         )
     head = "<tr><th>figure<th>what<th>measured<th>bar<th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    return f"<table class=bars>{head}{''.join(rows)}</table>"
 
 
 def _table(rows: Sequence[Mapping[str, object]]) -> str:
