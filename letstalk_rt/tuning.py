@@ -31,9 +31,7 @@ from letstalk_rt.models import int8
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.layers import MemoryAttention, attend
 
-RUNS = 5
-MUCH_SLOWER = 3.0
-"""A variant whose first run takes this many times the best one's is not run again."""
+RUNS = 7
 
 _log = logging.getLogger(__name__)
 
@@ -137,21 +135,20 @@ def measure(
     size, shape = autoencoder.picture_size, autoencoder.latent_shape
     portrait = autoencoder.describe(torch.zeros(1, 3, size, size))
     latents = 0.1 * torch.randn(1, model.denoiser.config.window, *shape)
-    taken_ms: dict[Variant, float] = {}
+    decoders: dict[Variant, Callable[..., Any]] = {}
     for variant in variants:
         try:
             decode = _decoder(model, variant)
             decode(latents, portrait)  # kernels are chosen, code is compiled
+            decoders[variant] = decode
         except (ConfigError, DependencyError, RuntimeError) as error:
             _log.info("%s is not to be had here: %s", variant, error)
-            continue
-        for _ in range(runs):
+    taken_ms = dict.fromkeys(decoders, float("inf"))
+    for _ in range(runs):  # in turns: what disturbs, disturbs all
+        for variant, decode in decoders.items():
             started_s = now_s()
             decode(latents, portrait)
-            ms = (now_s() - started_s) * 1000
-            taken_ms[variant] = min(ms, taken_ms.get(variant, ms))
-            if ms > MUCH_SLOWER * min(taken_ms.values()):
-                break
+            taken_ms[variant] = min(taken_ms[variant], (now_s() - started_s) * 1000)
     return taken_ms
 
 
