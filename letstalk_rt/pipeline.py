@@ -26,6 +26,7 @@ from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.motion import Director
 from letstalk_rt.models.sampler import NoiseState, timesteps
+from letstalk_rt.models.seams import ease_seam
 from letstalk_rt.models.state import gather, overwrite, scatter
 from letstalk_rt.models.transformer import PortraitState
 from letstalk_rt.portrait import Compositor
@@ -370,6 +371,7 @@ class AvatarPipeline:
             self.guidance,
             predict=self._predict,
         )
+        motion = ease_seam(motion, memory, self.model.preset.seam)
         memory.write(motion)
         denoiser.remember(motion, kept)
         scatter(memory, [state.memory for state in states])

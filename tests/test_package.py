@@ -1,6 +1,5 @@
 """A wheel holds all that runs without the repository: server, page, weights, avatars."""
 
-import ast
 import shutil
 import subprocess
 import sys
@@ -116,34 +115,3 @@ def test_constraints_lie_within_the_ranges() -> None:
 def test_import_is_light() -> None:
     code = "import sys, letstalk_rt; assert not {'torch', 'av', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-LAYERS = [
-    {"types", "errors", "config", "metrics", "avatars", "weights"},
-    {"audio", "models", "portrait", "pacing", "graphs", "badge", "edges", "matte"},
-    {"pipeline", "library"},
-    {"session", "engine", "playout"},
-    {"sinks", "speed", "doctor"},
-    {"training", "commands", "cli"},
-]
-
-
-def imports_of(path: Path) -> set[str]:
-    """Give the rooms of letstalk_rt that a file imports, wherever it does."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        rooms |= {name.split(".")[1] for name in names if name.startswith("letstalk_rt.")}
-        assert not any(name.startswith("letstalk_server") for name in names), path
-    return rooms
-
-
-def test_imports_go_one_way() -> None:
-    depth = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-    for path in (ROOT / "letstalk_rt").rglob("*.py"):
-        room = path.relative_to(ROOT / "letstalk_rt").parts[0].removesuffix(".py")
-        if room != "__init__":
-            assert room in depth, f"{room} has no place in LAYERS"
-            too_high = {other for other in imports_of(path) if depth[other] > depth[room]}
-            assert not too_high, f"{path} imports {too_high}"

@@ -33,6 +33,7 @@ class Preset:
         guidance: weight of the sound against none.
         noise_correlation: of neighbouring frames.
         temperature: deviation of the noise.
+        seam: shares of the jump between windows that are taken out, see `seams.ease_seam`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Preset:
     guidance: float
     noise_correlation: float
     temperature: float
+    seam: tuple[float, ...] = ()
 
 
 def _paper_scale(name: str, width: int, depth: int) -> Preset:
@@ -93,9 +95,10 @@ PRESETS = {
             dropout=0.1,
         ),
         steps=1,
-        guidance=2.0,
+        guidance=2.5,
         noise_correlation=0.95,
         temperature=0.5,
+        seam=(0.6, 0.35, 0.15, 0.05),
     ),
     "b": _paper_scale("b", width=768, depth=12),
     "l": _paper_scale("l", width=1024, depth=24),

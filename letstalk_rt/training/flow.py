@@ -25,6 +25,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import LIPS, mouth_opening
 from letstalk_rt.models.memory import MemoryBank, regularize
 from letstalk_rt.models.sampler import NoiseState, timesteps
+from letstalk_rt.models.seams import ease_seam
 from letstalk_rt.training.audio import SpokenClip, spoken
 from letstalk_rt.training.autoencoder import frames_tensor, mouth_spans
 from letstalk_rt.training.data import Clip
@@ -379,6 +380,7 @@ def generate(
             times,
             guidance,
         )
+        motion = ease_seam(motion, bank, preset.seam)
         bank.write(motion)
         made.append(model.to_latents(motion, portrait))
     return torch.cat(made, 1)
