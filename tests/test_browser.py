@@ -29,7 +29,7 @@ from server_fakes import portrait_jpeg
 import letstalk_rt
 
 pytest.importorskip("playwright.sync_api")
-pytestmark = [needs_browser, pytest.mark.slow]
+pytestmark = needs_browser
 
 WEIGHTS = Path(letstalk_rt.__file__).parent / "weights" / "tiny.safetensors"
 

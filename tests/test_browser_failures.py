@@ -12,7 +12,7 @@ from PIL import Image
 from server_fakes import portrait_jpeg
 
 pytest.importorskip("playwright.sync_api")
-pytestmark = [needs_browser, pytest.mark.slow]
+pytestmark = needs_browser
 
 
 def note(page):

@@ -18,7 +18,7 @@ from browser_tools import (
 from PIL import Image
 
 pytest.importorskip("playwright.sync_api")
-pytestmark = [needs_browser, pytest.mark.slow]
+pytestmark = needs_browser
 
 SQUARE = {"width": 400, "height": 400}
 

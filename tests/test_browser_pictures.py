@@ -11,7 +11,7 @@ from browser_tools import artefacts, live, needs_browser, visiting
 from server_fakes import portrait_jpeg
 
 pytest.importorskip("playwright.sync_api")
-pytestmark = [needs_browser, pytest.mark.slow]
+pytestmark = needs_browser
 
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 VARIANTS = [(size, colour) for size in SIZES for colour in ("light", "dark")]

@@ -5,6 +5,7 @@ import ctypes.util
 import socket
 import struct
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from urllib.parse import parse_qsl, urlsplit
@@ -102,6 +103,8 @@ class SrtSocket:
 
     def __init__(self, target: SrtTarget) -> None:
         self._library = load_libsrt()
+        self._written = False
+        self._latency_s = target.latency_ms / 1000
         self._socket = self._library.srt_create_socket()
         try:
             self._set(_CONNTIMEO, target.connect_timeout_ms)
@@ -125,13 +128,29 @@ class SrtSocket:
         for start in range(0, len(data), PAYLOAD_BYTES):
             part = bytes(data[start : start + PAYLOAD_BYTES])
             self._check(self._library.srt_send(self._socket, part, len(part)))
+            self._written = True
         return len(data)
 
     def close(self) -> None:
-        """Hang up. Safe to call twice."""
+        """Hang up once all is delivered, or after some seconds. Safe to call twice."""
         if self._socket >= 0:
+            self._deliver()
             self._library.srt_close(self._socket)
             self._socket = -1
+
+    def _deliver(self) -> None:
+        """Wait for the last packets: a receiver drops what it holds back when one hangs up."""
+        blocks, size = ctypes.c_size_t(), ctypes.c_size_t()
+        until_s = time.monotonic() + _LINGER_S
+        while time.monotonic() < until_s:
+            waiting = (ctypes.byref(blocks), ctypes.byref(size))
+            if self._library.srt_getsndbuffer(self._socket, *waiting) < 0:
+                return  # not connected, or the line is dead
+            if not blocks.value:
+                break
+            time.sleep(0.01)
+        if self._written:
+            time.sleep(self._latency_s)
 
     def _set(self, option: int, value: int | bytes) -> None:
         data = value if isinstance(value, bytes) else ctypes.c_int(value)

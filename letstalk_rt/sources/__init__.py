@@ -1,1 +1,7 @@
 """Where speech comes from: a microphone, a file, anything that gives PCM."""
+
+from letstalk_rt.sources.feed import feed
+from letstalk_rt.sources.file import FileSource
+from letstalk_rt.sources.microphone import Microphone
+
+__all__ = ["FileSource", "Microphone", "feed"]

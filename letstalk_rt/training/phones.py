@@ -7,6 +7,7 @@ pocketsphinx's phone recogniser: less exact, but they sound like people at micro
 
 import ctypes
 import ctypes.util
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from letstalk_rt.types import SAMPLE_RATE
 SILENCE = 0
 """Class of what is no speech, in both alphabets."""
 
-_RETRIEVE, _PHONEME_EVENTS, _UTF8 = 1, 1, 1
+_SYNCHRONOUS, _PHONEME_EVENTS, _UTF8 = 2, 1, 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _PHONEME = 7
 VOICES = ("en-us", "en-gb", "en-gb-scotland", "de", "fr", "es", "it", "nl", "sv", "pt")
@@ -80,8 +81,16 @@ class PhoneTrack:
     alphabet: str
 
 
+@functools.cache
+def _espeak() -> "Espeak":
+    return Espeak()
+
+
 class Espeak:
     """The espeak-ng library: text to sound, with the time of each phone.
+
+    The library has one state for the whole process and does not bear to be begun twice: use the
+    one of `_espeak`.
 
     Raises:
         DependencyError: the library is not installed.
@@ -94,7 +103,7 @@ class Espeak:
                 "espeak-ng is missing; install it with: apt-get install espeak-ng"
             )
         self._lib = ctypes.CDLL(name)
-        self.rate_hz = self._lib.espeak_Initialize(_RETRIEVE, 200, None, _PHONEME_EVENTS)
+        self.rate_hz = self._lib.espeak_Initialize(_SYNCHRONOUS, 200, None, _PHONEME_EVENTS)
         self._sound: list[np.ndarray] = []
         self._marks: list[tuple[int, str]] = []
         self._callback = _Callback(self._collect)  # kept: the library holds no reference
@@ -127,7 +136,7 @@ class Espeak:
 
 def synthetic_tracks(words: list[str], sentences: int, seed: int = 0) -> list[PhoneTrack]:
     """Speak random sentences in random voices; one alphabet for all of them."""
-    chance, espeak = np.random.default_rng(seed), Espeak()
+    chance, espeak = np.random.default_rng(seed), _espeak()
     spoken = []
     for _ in tqdm(range(sentences), desc="synthetic speech"):
         text = " ".join(chance.choice(words, SENTENCE_WORDS))
