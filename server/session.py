@@ -163,6 +163,11 @@ class Session:
         return [(place.link, place.since_s) for place in self._places.values()]
 
     @property
+    def is_left(self) -> bool:
+        """Whether all who were connected have gone; one of them may come back."""
+        return self._was_linked and not self._places
+
+    @property
     def is_resumed(self) -> bool:
         """A connection that comes now is not the first."""
         return self._was_linked

@@ -50,13 +50,21 @@ class Sessions:
     def check_room(self) -> None:
         """Check that one more session could be opened.
 
+        Who has left and may still come back holds no place against who comes now.
+
         Raises:
             AtCapacity: all places are taken.
             Problem: the server is stopping.
         """
         if self._is_stopping:
             raise Problem(problems.NOT_READY, "The server stops now. Try again in a minute.")
-        self.admission.check(len(self))
+        self.admission.check(sum(not session.is_left for session in self))
+
+    def _make_room(self) -> None:
+        """When all places are taken, end the session that was left first."""
+        left = [session for session in self if session.is_left]
+        if left and len(self) >= self.admission.places:
+            left[0].end(End.LOST)
 
     def open(
         self,
@@ -80,6 +88,7 @@ class Sessions:
         """
         self._throttle.check(caller)
         self.check_room()
+        self._make_room()
         session = Session(
             self._studio,
             self._transport,

@@ -24,6 +24,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-features=LocalNetworkAccessChecks",  # a test's other site reads this machine
     "--no-first-run",
 ]
 ALLOWED = "--use-fake-ui-for-media-stream"

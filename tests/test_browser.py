@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser_tools import (
-    ALLOWED,
     AMBER,
     BLUE,
     CORNER_IS,
@@ -14,7 +13,6 @@ from browser_tools import (
     SPEECH_S,
     TRAINED,
     artefacts,
-    launched,
     live,
     needs_browser,
     running,
@@ -91,12 +89,8 @@ def test_one_press_makes_the_avatar_say_what_the_microphone_hears(browser, serve
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the model is not trained yet")
-def test_the_trained_avatar_moves_its_mouth_too(speech):
-    with (
-        running(TRAINED) as address,
-        launched(speech, ALLOWED) as browser,
-        visiting(browser, address) as page,
-    ):
+def test_the_trained_avatar_moves_its_mouth_too(browser):
+    with running(TRAINED) as address, visiting(browser, address) as page:
         live(page)
         watch_mouth(page)
         moving, resting = split(talk(page))

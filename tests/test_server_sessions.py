@@ -115,6 +115,20 @@ async def test_nobody_comes_back_and_the_place_is_free_after_the_grace_time():
         assert 'letstalk_problems_total{code="at-capacity"} 2.0' in text
 
 
+async def test_who_has_left_gives_way_to_who_comes_when_all_places_are_taken():
+    async with serving(patient(max_sessions=1, grace_s=600)) as (app, client):
+        gone = await Peer().join(client)
+        (first,) = app.state.sessions
+        await gone.close()
+        await wait_for(lambda: first.is_left)
+        here = await Peer().join(client)
+        await wait_for(lambda: len(app.state.sessions) == 1)
+        assert first.id not in {session.id for session in app.state.sessions}
+        await here.until(lambda: len(here.video) > 3)
+        problem(await client.post("/v1/sessions"), 503, "at-capacity")  # nobody has left now
+        await here.close()
+
+
 async def test_silence_ends_a_session_after_a_warning_and_a_message_keeps_it():
     async with serving(patient(max_idle_s=900)) as (app, client):
         peer = await Peer().join(client)

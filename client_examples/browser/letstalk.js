@@ -305,6 +305,7 @@ export class LetsTalkAvatar extends EventTarget {
 // Codes after which a session that was there is not.
 const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
 const ENDED = new Set(["session-over", "idle", "engine-failed", "ended"]);
+const RESTARTING = new Set(["stopping", "not-ready"]);
 // Why a session ended, as codes of ours; `lost` and `closed` are this side's doing.
 const REASONS = {
   deleted: "ended",
@@ -339,6 +340,6 @@ const HEARD = {
   },
   "session.error": ({ code, detail, fatal }, { tell, lost }) => {
     if (!fatal) return tell("warning", { code, message: detail });
-    lost(new LetsTalkError(code, detail, { retry: code === "stopping" }));
+    lost(new LetsTalkError(code, detail, { retry: RESTARTING.has(code) }));
   },
 };
