@@ -137,7 +137,7 @@ async () => {{
 """
 
 
-@pytest.mark.xfail(strict=False, reason="Chromium asks before a public site may reach this machine")
+@pytest.mark.xfail(run=False, reason="a recording that another site's page speaks never ends")
 def test_a_page_of_another_site_embeds_the_avatar(browser):
     """By the ten lines of docs/embedding.md: events, speak, interrupt, close."""
     site = "http://embed.test/"
