@@ -66,7 +66,6 @@ def test_the_overlay_shows_the_person_without_the_wall(browser, server):
         assert tab.errors == []
 
 
-@pytest.mark.xfail(strict=False, reason="in a circle over the scene the picture is too dark")
 def test_another_page_changes_the_overlay_while_it_runs(browser, server):
     with visiting(browser, server) as page:
         live(page)
@@ -83,7 +82,7 @@ def test_another_page_changes_the_overlay_while_it_runs(browser, server):
         tab.wait_for_selector("body[data-shape=circle] #name:has-text('Someone')")
         page.select_option("select[name=bg]", "scene")
         tab.wait_for_selector("body[data-plain]")
-        assert np.abs(pixels(tab)[40, 200, :3] - AMBER).max() < 40
+        assert np.abs(pixels(tab)[16, 200, :3] - AMBER).max() < 40  # above the hair
         page.click("label.face:has-text('Blue')")
         tab.wait_for_function(CORNER_IS, arg=[40, 80, 160])
 
@@ -137,14 +136,13 @@ async () => {{
 """
 
 
-@pytest.mark.xfail(run=False, reason="a recording that another site's page speaks never ends")
 def test_a_page_of_another_site_embeds_the_avatar(browser):
     """By the ten lines of docs/embedding.md: events, speak, interrupt, close."""
     site = "http://embed.test/"
     with running([*PAINTED, "allow_origins=http://embed.test"]) as address:
         context = browser.new_context()
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         html = EMBEDDING.replace("SERVER", address)
         page.route(site, lambda route: route.fulfill(body=html, content_type="text/html"))
         page.goto(site)
@@ -155,6 +153,7 @@ def test_a_page_of_another_site_embeds_the_avatar(browser):
         page.wait_for_function("told.some(([type]) => type === 'finished')")
         names = [name for name, _ in page.evaluate("told")]
         assert names.index("speaking") < names.index("finished")
+        page.wait_for_function("told.some(([type]) => type === 'idle')")  # or none begins anew
         cut = page.evaluate(INTERRUPT)
         assert cut[0]["droppedMs"] > 0 and cut[1] is True, cut
         stats = page.evaluate("avatar.stats()")

@@ -344,8 +344,7 @@ class TestRun:
     def test_the_checkpoint_is_written_whole(self, tmp_path):
         run, loss = make_run(tmp_path)
         run.train(loss)
-        left = {path.name for path in tmp_path.iterdir()}
-        assert left - {"board"} == {"last.pt", "log.jsonl"}
+        assert {path.name for path in tmp_path.iterdir()} == {"board", "last.pt", "log.jsonl"}
 
     def test_the_average_follows_and_counts_do_not_average(self, tmp_path):
         run, loss = make_run(tmp_path, ema=0.5)
