@@ -15,7 +15,6 @@ what was saved. The last line is JSON.
 import argparse
 import itertools
 import json
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from card import processor_name
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -307,21 +307,12 @@ def card(device: torch.device) -> dict[str, Any]:
     """Say what is measured on."""
     on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "version": __version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _rounded(figures: dict[str, float]) -> dict[str, float]:

@@ -19,9 +19,7 @@ singly; what runs in 8-bit integers is not counted.
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -30,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from card import commit, processor_name
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
@@ -183,28 +182,12 @@ def card(pipeline: Any, options: argparse.Namespace, size: tuple[int, int]) -> d
         "size": list(size),
         "torch": torch.__version__,
         "version": __version__,
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
 def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:
