@@ -21,6 +21,7 @@ The last line is JSON; each of the above with p50, p95 and p99.
 
 import argparse
 import asyncio
+import bisect
 import json
 import os
 import platform
@@ -84,7 +85,7 @@ class TimedPipeline:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self.steps_s: list[float] = []
+        self.steps: list[tuple[float, float]] = []  # when each began, and how long it took
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -93,7 +94,7 @@ class TimedPipeline:
         """Run a step and note how long it took."""
         started_s = time.monotonic()
         frames: np.ndarray = self._inner.step(pcm, states)
-        self.steps_s.append(time.monotonic() - started_s)
+        self.steps.append((started_s, time.monotonic() - started_s))
         return frames
 
 
@@ -105,6 +106,7 @@ class Recorder:
             name: []
             for name in ("mic_to_lips", "algorithmic", "queue", "compute", "playout", "av_skew")
         }
+        self.asked_s: dict[float, float] = {}  # when a step was asked for, and when it was had
         self.last_frame_ms: list[float] = []
         self.silence_ms: list[float] = []
         self.first_s = time.monotonic()
@@ -152,6 +154,7 @@ class Recorder:
         if stamps is None or stamps.audio_in_s is None:
             return
         parts = self.parts_ms
+        self.asked_s[stamps.model_start_s] = stamps.model_end_s
         parts["queue"].append((stamps.model_start_s - stamps.hop_complete_s) * 1000)
         parts["compute"].append((stamps.model_end_s - stamps.model_start_s) * 1000)
         parts["playout"].append((now_s - stamps.model_end_s) * 1000)
@@ -208,7 +211,7 @@ def slope_mb_per_h(points: list[tuple[float, float]]) -> float:
     return float(np.polyfit(kept[:, 0] - kept[0, 0], kept[:, 1], 1)[0]) * 3600
 
 
-async def run(avatar: Avatar, options: argparse.Namespace) -> dict[str, Any]:
+async def run(avatar: Avatar, timed: TimedPipeline, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one session, for as long as asked for."""
     recorder, lags_ms, memory = Recorder(), list[float](), list[tuple[float, float]]()
     stop = threading.Event()
@@ -231,7 +234,8 @@ async def run(avatar: Avatar, options: argparse.Namespace) -> dict[str, Any]:
         if not playing.cancelled() and (error := playing.exception()):
             raise error
     stop.set()
-    return figures(recorder, lags_ms, memory, session, cpu_s)
+    engine_ms = spread(added_ms(recorder.asked_s, timed.steps))
+    return figures(recorder, lags_ms, memory, session, cpu_s) | {"engine_ms": engine_ms}
 
 
 def figures(
@@ -385,9 +389,9 @@ async def measure(
 ) -> dict[str, Any]:
     """Do all that runs in this process."""
     warm_ms = [await first_frame_ms(avatar) for _ in range(WARM_STARTS)]
-    timed.steps_s.clear()
-    result = await run(avatar, options)
-    result["model_ms"] = spread([step_s * 1000 for step_s in timed.steps_s])
+    timed.steps.clear()
+    result = await run(avatar, timed, options)
+    result["model_ms"] = spread([took_s * 1000 for _, took_s in timed.steps])
     result["first_frame_warm_ms"] = round(float(np.median(warm_ms)), 1)
     result["rss_mb_per_further_session"] = round(await more_sessions_mb(avatar), 1)
     return result
@@ -405,7 +409,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         facts = card(avatar, options)
         result = asyncio.run(measure(avatar, timed, options))
-    result["engine_ms"] = added(result["compute_ms"], result["model_ms"])
     result["first_frame_cold_ms"] = None if options.no_cold else round(cold_start_ms(words), 1)
     if not options.json:
         print_table(facts, result)
@@ -415,9 +418,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
 
 
-def added(compute_ms: dict[str, float], model_ms: dict[str, float]) -> dict[str, float]:
-    """Give what is between asking for a step and having it, less the step itself."""
-    return {name: round(compute_ms[name] - model_ms[name], 2) for name in compute_ms}
+def added_ms(asked_s: dict[float, float], steps: Sequence[tuple[float, float]]) -> list[float]:
+    """Give, for each step, what is between asking for it and having it, less the step itself."""
+    begun_s = [started_s for started_s, _ in steps]
+    found = []
+    for from_s, until_s in asked_s.items():
+        number = bisect.bisect_left(begun_s, from_s)
+        if number < len(steps) and begun_s[number] < until_s:
+            found.append((until_s - from_s - steps[number][1]) * 1000)
+    return found
 
 
 def print_table(facts: dict[str, Any], result: dict[str, Any]) -> None:
