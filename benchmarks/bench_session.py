@@ -90,10 +90,10 @@ class TimedPipeline:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def step(self, pcm: np.ndarray, states: Sequence[Any]) -> np.ndarray:
+    def step(self, pcm: np.ndarray, states: Sequence[Any], *deliver: Any) -> np.ndarray:
         """Run a step and note how long it took."""
         started_s = time.monotonic()
-        frames: np.ndarray = self._inner.step(pcm, states)
+        frames: np.ndarray = self._inner.step(pcm, states, *deliver)
         self.steps.append((started_s, time.monotonic() - started_s))
         return frames
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from letstalk_rt.contract import Deliver
 from letstalk_rt.types import Portrait
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class _Call:
     run: Callable[[], Any]
     future: "Future[Any]"
     step: tuple[np.ndarray, Any] | None = None  # hop and state of one session's step
+    deliver: Deliver | None = None
     key: Any = None
 
 
@@ -77,8 +79,9 @@ class Load:
 class ModelWorker(Executor):
     """An executor with one thread, which joins the steps of sessions that wait for it.
 
-    Only calls of the form `partial(pipeline.step, pcm, [state])` with one session are joined, and
-    only when `key` gives the same for their states.
+    Only calls of the form `partial(pipeline.step, pcm, [state])`, or with `deliver` behind, are
+    joined, and only with one session each and when `key` gives the same for their states. A window
+    is handed over in parts only when nobody waits, for it costs more so.
 
     Args:
         pipeline: whose steps are joined.
@@ -118,9 +121,11 @@ class ModelWorker(Executor):
             RuntimeError: the worker was shut down.
         """
         future: Future[T] = Future()
-        call = _Call(partial(fn, *args, **kwargs), future)
-        call.step = self._step_of(call.run)
-        call.key = self._key(call.step[1]) if call.step is not None else None
+        run = partial(fn, *args, **kwargs)
+        call = _Call(run, future, self._step_of(run))
+        if call.step is not None:
+            call.key = self._key(call.step[1])
+            call.deliver = run.args[2] if len(run.args) == 3 else None
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the model worker was shut down")
@@ -149,9 +154,9 @@ class ModelWorker(Executor):
 
         `submit` makes a partial of a partial, which Python flattens.
         """
-        if run.func != self._pipeline.step or run.keywords or len(run.args) != 2:
+        if run.func != self._pipeline.step or run.keywords or len(run.args) not in (2, 3):
             return None
-        pcm, states = run.args
+        pcm, states = run.args[:2]
         if not isinstance(states, list | tuple) or len(states) != 1 or len(pcm) != 1:
             return None
         return pcm, states[0]
@@ -206,7 +211,14 @@ class ModelWorker(Executor):
     def _step(self, calls: list[_Call]) -> np.ndarray:
         steps = [call.step for call in calls if call.step is not None]
         pcm = np.concatenate([hop for hop, _ in steps])
-        frames: np.ndarray = self._pipeline.step(pcm, [state for _, state in steps])
+        states = [state for _, state in steps]
+        if len(calls) == 1 and calls[0].deliver is not None and not self._calls:
+            frames: np.ndarray = self._pipeline.step(pcm, states, calls[0].deliver)
+            return frames
+        frames = self._pipeline.step(pcm, states)
+        for call, window in zip(calls, frames, strict=True):
+            if call.deliver is not None:
+                call.deliver(window[None])
         return frames
 
 

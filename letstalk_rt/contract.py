@@ -1,6 +1,6 @@
 """What the engine needs of a model, and what a session may ask of one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -11,6 +11,8 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import FPS, MotionOptions, Portrait
 
 AS_MADE = MotionOptions()
+Deliver = Callable[[np.ndarray], None]
+"""Takes a part of a window, `(B, n, H, W, 3)` uint8, in the thread of the model."""
 _FRAME_MS = 1000 // FPS
 
 
@@ -31,7 +33,11 @@ class Pipeline(Protocol):
         ...
 
     def step(self, pcm: np.ndarray, states: Sequence[Any]) -> np.ndarray:
-        """Turn `(B, hop)` float32 into `(B, N, H, W, 3)` uint8; states are updated in place."""
+        """Turn `(B, hop)` float32 into `(B, N, H, W, 3)` uint8; states are updated in place.
+
+        A model that has `parts`, the numbers of frames in which it can hand a window over, also
+        takes a third argument, `deliver`, and calls it with each part as soon as it is made.
+        """
         ...
 
     def interrupt(self, state: Any, *, unseen: int = 0) -> None:

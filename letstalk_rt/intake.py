@@ -4,6 +4,7 @@ Everything here is bounded: when enough hops wait, the caller waits. Knows no mo
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ _LOUDEST = 1.01  # a filter's overshoot is no mistake of the caller
 _WAITS = 12  # hops
 _TOO_LONG_S = 0.04
 _QUIET_RMS = 0.005
+_GRACE_S = 0.1  # speech is waited for no longer than this
+_MARGIN_S = 0.02
+_PUSHES = 16, 256  # as many must be known, and are remembered
 _LATE_S = 0.5  # speech that comes so soon after it was filled up was late, not over
 
 
@@ -67,7 +71,8 @@ class Intake:
         hub: EventHub,
     ) -> None:
         self.epoch = 0
-        self.expected_s = -np.inf  # when a live source must have given more
+        self._expected_s = -math.inf  # when a live source gives more, if it goes on
+        self._delays_s: deque[float] = deque(maxlen=_PUSHES[1])  # how much later it gave it
         self._segmenter = segmenter
         self._max_hops, self._live = max_hops, live
         self._now_s, self._wake = now_s, wake
@@ -81,7 +86,7 @@ class Intake:
         self._arrivals: deque[tuple[int, float]] = deque()  # samples taken until then, and when
         self._arriving = 0.0  # samples in calls that wait, at 16 kHz
         self._taken = self._given_out = 0  # samples, since the last interrupt
-        self._filled_s = -np.inf  # when speech was filled up last
+        self._filled_s = -math.inf  # when speech was filled up last
         self._closed: SessionClosed | None = None
 
     # For callers of the session
@@ -92,7 +97,7 @@ class Intake:
         await _check_in_pieces(pcm)
         self._check_open()
         epoch, scale, now_s = self.epoch, SAMPLE_RATE / sample_rate, self._now_s()
-        self.expected_s = max(self.expected_s, now_s + len(pcm) / sample_rate)
+        self._expect(now_s, len(pcm) / sample_rate)
         if self._live and len(pcm):
             self._note_arrival(len(pcm) * scale, now_s)
         self._arriving += len(pcm) * scale
@@ -128,7 +133,7 @@ class Intake:
         self._waits_s.clear()
         self._arrivals.clear()
         self._arriving, self._taken, self._given_out = 0.0, 0, 0
-        self.expected_s = -np.inf
+        self._expected_s = -math.inf
         self.drop_waiting()
 
     def close(self, reason: SessionClosed) -> None:
@@ -137,6 +142,17 @@ class Intake:
         self._room.set()
 
     # For the model's side
+
+    @property
+    def over_s(self) -> float:
+        """When speech that has not gone on is taken to be over.
+
+        A live source that gave sound of some length gives more after that time, or as much later as
+        it did before.
+        """
+        known = len(self._delays_s) >= _PUSHES[0]
+        delay_s = max(self._delays_s) + _MARGIN_S if known else _GRACE_S
+        return self._expected_s + min(delay_s, _GRACE_S)
 
     @property
     def backlog(self) -> float:
@@ -195,6 +211,11 @@ class Intake:
         self._wake()
 
     # Within
+
+    def _expect(self, now_s: float, duration_s: float) -> None:
+        if self.in_speech:
+            self._delays_s.append(max(0.0, now_s - self._expected_s))
+        self._expected_s = max(self._expected_s, now_s + duration_s)
 
     def _note_arrival(self, samples: float, now_s: float) -> None:
         self._drift.note(samples, now_s)

@@ -1,5 +1,7 @@
-"""When a frame is due. Arithmetic only: the caller owns the clock and the sleep."""
+"""When a frame is due, and when to begin it. Arithmetic only: the caller owns clock and sleep."""
 
+import math
+from collections import deque
 from dataclasses import dataclass, field
 
 _UNSEEN_S = 0.005
@@ -72,3 +74,34 @@ class Pacer:
         assert self._start_s is not None
         self._start_s += by_s
         self.moved_s += by_s
+
+
+_LEARNT = 32  # steps: five seconds
+_OFTEN = 0.9
+_SPARE_S = 0.02
+
+
+@dataclass(slots=True)
+class Lead:
+    """How long before its first frame is due a step must begin, as learnt from the last steps.
+
+    Attributes:
+        fps: frames per second.
+        spare_s: how much longer than most of the last steps one may take.
+    """
+
+    fps: float = 25
+    spare_s: float = _SPARE_S
+    _needed_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LEARNT))
+
+    def note(self, made_s: list[float]) -> None:
+        """Record a step: when each of its frames was there, from its beginning."""
+        self._needed_s.append(max(at_s - n / self.fps for n, at_s in enumerate(made_s)))
+
+    @property
+    def lead_s(self) -> float:
+        """Seconds that the next step is given until its first frame is due."""
+        if not self._needed_s:
+            return self.spare_s
+        rank = math.ceil(_OFTEN * len(self._needed_s)) - 1
+        return max(0.0, sorted(self._needed_s)[rank]) + self.spare_s

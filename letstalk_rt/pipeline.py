@@ -5,7 +5,7 @@ This room knows no asyncio, no queue and no clock.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -98,6 +98,11 @@ class AvatarPipeline:
         variant: number format of the decoder, the costly part, and whether it is compiled. The
             denoiser follows on a GPU; all else is float32.
         replayed: record the denoiser and the decoder as CUDA graphs.
+
+    Attributes:
+        parts: in how many frames each a window is handed over, see `step`. On a CPU the first
+            frames go ahead, for they are due while the last ones are still painted; a GPU paints
+            all at once, and code that is compiled would be so again for each part's shape.
     """
 
     fps = FPS
@@ -131,6 +136,8 @@ class AvatarPipeline:
         if self.device.type != "cpu" and not model.has_landmarks:
             model.denoiser.to(self.dtype)
         options = {"compiled": variant.compiled, "recorded": replayed}
+        whole = self.device.type != "cpu" or variant.compiled or self.frames_per_window < 3
+        self.parts = [self.frames_per_window] if whole else [1, 1, self.frames_per_window - 2]
         self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
         self._decode = Replay(model.autoencoder.decode, name="decoder", **options)
         self._silence = self._hear_silence()
@@ -281,6 +288,7 @@ class AvatarPipeline:
         self,
         pcm: np.ndarray,
         states: Sequence[SessionState],
+        deliver: Callable[[np.ndarray], None] | None = None,
         *,
         clock: Stages = NoClock(),  # noqa: B008 (it has no state)
     ) -> np.ndarray:
@@ -292,6 +300,9 @@ class AvatarPipeline:
         Args:
             pcm: `(B, hop)` float32 in [-1, 1] at 16 kHz.
             states: of B sessions whose pictures have one size; updated in place.
+            deliver: is called with each of the `parts` of the window, `(B, n, H, W, 3)`, as soon as
+                it is made. The window then costs a little more; its pictures are the same but for
+                rounding. None: the window is made in one go.
             clock: is told of the stages audio, sample, decode and composite.
 
         Returns:
@@ -305,6 +316,18 @@ class AvatarPipeline:
             tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
         with clock.stage("sample"):
             latents, features = self._sample(tokens, states)
+        if deliver is None:
+            return self._paint(latents, features, states, clock)
+        shown = []
+        for part in torch.split(latents, self.parts, 1):
+            shown.append(self._paint(part, features, states, clock))
+            deliver(shown[-1])
+        return np.concatenate(shown, 1)
+
+    def _paint(
+        self, latents: Tensor, features: Any, states: Sequence[SessionState], clock: Stages
+    ) -> np.ndarray:
+        """Give the pictures of latents `(B, n, C, h, w)`: `(B, n, H, W, 3)` uint8."""
         with clock.stage("decode"):
             pictures = self._decode(latents, features)
             self._blink(pictures, latents, states)
@@ -350,7 +373,7 @@ class AvatarPipeline:
         if not self.model.has_landmarks:
             return  # such a model blinks by itself
         for number, state in enumerate(states):
-            closures = state.director.closures(self.frames_per_window)
+            closures = state.director.closures(latents.shape[1])
             if any(closures):
                 points = self.model.autoencoder.points(latents[number])
                 close_eyes(pictures[number], points, closures)

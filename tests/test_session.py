@@ -441,8 +441,8 @@ def test_a_microphone_whose_clock_is_off_neither_creeps_nor_gaps(seconds, ppm):
 def test_after_a_stall_pauses_are_shortened_until_speech_is_live_again():
     async def body():
         talk = np.concatenate([speech(1.0), np.zeros(RATE, np.float32)])
-        async with live() as session:
-            executor = session._executor
+        executor = TimedExecutor(STEP_S)
+        async with session_of(executor=executor, idle=True) as session:
             screen = Screen(session)
             delays_ms = []
             speaking = asyncio.create_task(microphone(session, np.tile(talk, 20)))

@@ -29,6 +29,11 @@ class Sound:
     spoken: int
 
 
+def silent(sound: Sound, segment_id: int) -> Sound:
+    """Give silence of the same length, which belongs to another segment."""
+    return Sound(np.zeros_like(sound.pcm), segment_id, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Hop:
     """The work of one step.
