@@ -30,6 +30,7 @@ from letstalk_rt.models.seams import ease_seam
 from letstalk_rt.models.state import gather, overwrite, scatter
 from letstalk_rt.models.transformer import PortraitState
 from letstalk_rt.portrait import Compositor
+from letstalk_rt.threads import apart
 from letstalk_rt.tuning import Variant, apply, choose_attention, fastest
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
 
@@ -179,8 +180,12 @@ class AvatarPipeline:
                 raise ConfigError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
         where = choose_device(device)
-        model = load_model(preset, weights).to(where)
-        return cls.on(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
+
+        def load() -> Self:
+            model = load_model(preset, weights).to(where)
+            return cls.on(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
+
+        return apart(load)()
 
     @classmethod
     def on(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder import PICTURE_SIZE, ReferenceAutoencoder, expected_points
 from letstalk_rt.models.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
+from letstalk_rt.threads import apart
 from letstalk_rt.types import Face
 
 DETECTOR_SIZE = 160
@@ -83,6 +84,7 @@ class FaceFinder:
     def __init__(self, detector: FaceDetector, autoencoder: ReferenceAutoencoder) -> None:
         self.detector, self.autoencoder = detector, autoencoder
 
+    @apart
     @torch.inference_mode()
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
         """Find faces, largest first.
