@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.audio.encoder import AudioState
+from letstalk_rt.compositor import Compositor
 from letstalk_rt.devices import DTYPES, choose_device, choose_dtype
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError, PortraitError
 from letstalk_rt.graphs import Replay
 from letstalk_rt.metrics import NoClock, Stages
+from letstalk_rt.models.autoencoder import Decoded
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.eyelids import close_eyes
 from letstalk_rt.models.finder import FaceFinder
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
@@ -29,7 +30,6 @@ from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.models.seams import ease_seam
 from letstalk_rt.models.state import gather, overwrite, scatter
 from letstalk_rt.models.transformer import PortraitState
-from letstalk_rt.portrait import Compositor
 from letstalk_rt.threads import apart
 from letstalk_rt.tuning import Variant, apply, choose_attention, fastest
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
@@ -140,7 +140,10 @@ class AvatarPipeline:
         whole = self.device.type != "cpu" or variant.compiled or self.frames_per_window < 3
         self.parts = [self.frames_per_window] if whole else [1, 1, self.frames_per_window - 2]
         self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
-        self._decode = Replay(model.autoencoder.decode, name="decoder", **options)
+        decode = (
+            model.autoencoder.decode_layers if model.has_landmarks else model.autoencoder.decode
+        )
+        self._decode = Replay(decode, name="decoder", **options)
         self._silence = self._hear_silence()
 
     @classmethod
@@ -254,7 +257,7 @@ class AvatarPipeline:
             cache=model.denoiser.init_cache(at_rest),
             features=features,
             portrait=model.denoiser.portrait_state(model.normalized_portrait(features.latent)),
-            compositor=Compositor(portrait, self.device),
+            compositor=self._compositor(portrait),
             noise=NoiseState(seed, torch.zeros(1, *shape)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
             director=Director(motion, model, features, seed),
@@ -272,7 +275,7 @@ class AvatarPipeline:
             PortraitError: `portrait` is not prepared; nothing has changed.
         """
         features, model = self._describe(portrait), self.model
-        state.compositor = Compositor(portrait, self.device)
+        state.compositor = self._compositor(portrait)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
         state.director.follow(features)
@@ -334,11 +337,20 @@ class AvatarPipeline:
     ) -> np.ndarray:
         """Give the pictures of latents `(B, n, C, h, w)`: `(B, n, H, W, 3)` uint8."""
         with clock.stage("decode"):
-            pictures = self._decode(latents, features)
-            self._blink(pictures, latents, states)
+            frames = self._decode(latents, features)
         with clock.stage("composite"):
-            shown = [s.compositor.compose(p) for s, p in zip(states, pictures, strict=True)]
-            return np.stack(shown)
+            return np.stack([self._compose(state, frames[i]) for i, state in enumerate(states)])
+
+    def _compositor(self, portrait: Portrait) -> Compositor:
+        return Compositor(portrait, self.device, layered=self.model.has_landmarks)
+
+    @staticmethod
+    def _compose(state: SessionState, frames: Tensor | Decoded) -> np.ndarray:
+        """Put the frames of one session into its portrait: `(n, H, W, 3)` uint8."""
+        if isinstance(frames, Tensor):
+            return state.compositor.compose(frames)  # such a model blinks by itself
+        closures = state.director.closures(len(frames.flow))
+        return state.compositor.compose_layers(frames, closures)
 
     @torch.inference_mode()
     def interrupt(self, state: SessionState, *, unseen: int = 0) -> None:
@@ -373,15 +385,6 @@ class AvatarPipeline:
             ahead = self.model.audio(guess, copy.deepcopy(audio))
             tokens = torch.cat([tokens[:, missing:], ahead], 1)
         return tokens
-
-    def _blink(self, pictures: Tensor, latents: Tensor, states: Sequence[SessionState]) -> None:
-        if not self.model.has_landmarks:
-            return  # such a model blinks by itself
-        for number, state in enumerate(states):
-            closures = state.director.closures(latents.shape[1])
-            if any(closures):
-                points = self.model.autoencoder.points(latents[number])
-                close_eyes(pictures[number], points, closures)
 
     def _sample(self, tokens: Tensor, states: Sequence[SessionState]) -> tuple[Tensor, Any]:
         """Give the latents of the next window, `(B, N, C, h, w)`, and what their decoder needs."""

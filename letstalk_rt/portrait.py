@@ -1,7 +1,6 @@
-"""From any picture to a `Portrait`, and from generated faces back to whole pictures.
+"""From any picture to a `Portrait`.
 
-Knows pictures and geometry only: where the face is comes from a finder, and how it moves from the
-model.
+Knows pictures and geometry only: where the face is comes from a finder.
 """
 
 import io
@@ -12,10 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
-from torch import Tensor
 
 from letstalk_rt.edges import continue_edges
 from letstalk_rt.errors import ConfigError, PortraitError
@@ -145,74 +141,6 @@ def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512)
     )
 
 
-class Compositor:
-    """Puts generated face crops back into their portrait's canvas; prepared once per portrait.
-
-    The crop fades in from its border over a rounded square, so that no seam shows; at the border
-    and beyond, the result is the canvas, bit for bit.
-    """
-
-    def __init__(self, portrait: Portrait, device: str | torch.device = "cpu") -> None:
-        """Prepare the fade.
-
-        Args:
-            portrait: its box is rounded to whole pixels.
-            device: where the frames to compose will come from.
-        """
-        left, top, side = (round(v) for v in portrait.box)
-        height, width = portrait.canvas.shape[:2]
-        rows = slice(max(top, 0), min(top + side, height))
-        cols = slice(max(left, 0), min(left + side, width))
-        assert rows.start < rows.stop and cols.start < cols.stop, (portrait.box, height, width)
-        self._canvas = torch.from_numpy(portrait.canvas.copy()).to(device)
-        self._side = side
-        self._rows, self._cols = rows, cols
-        self._box_rows = slice(rows.start - top, rows.stop - top)
-        self._box_cols = slice(cols.start - left, cols.stop - left)
-        fade = _fade(side)[self._box_rows, self._box_cols, None].to(device)
-        self._gain = fade.expand(-1, -1, 3).contiguous()
-        # The half rounds, as the cast to uint8 cuts off.
-        self._offset = self._canvas[rows, cols] * (1 - fade) + 0.5
-
-    @torch.inference_mode()
-    def compose(self, frames: np.ndarray | Tensor) -> np.ndarray:
-        """Show the canvas with each of these faces.
-
-        Args:
-            frames: uint8 `(N, 256, 256, 3)` array, or float `(N, 3, 256, 256)` tensor in [-1, 1]
-                (values beyond are clipped).
-
-        Returns:
-            `(N, H, W, 3)` uint8, new memory.
-        """
-        assert frames.ndim == 4, frames.shape
-        if isinstance(frames, np.ndarray):
-            assert frames.dtype == np.uint8, frames.dtype
-            pixels = torch.from_numpy(frames).to(self._canvas.device).permute(0, 3, 1, 2)
-        else:
-            pixels = _to_bytes(frames.detach().to(self._canvas.device))
-        face = self._at_box_size(pixels).permute(0, 2, 3, 1).float()
-        shown = self._canvas.expand(len(face), -1, -1, -1).clone()
-        shown[:, self._rows, self._cols] = torch.addcmul(self._offset, face, self._gain).to(
-            torch.uint8
-        )
-        return shown.cpu().numpy()
-
-    def _at_box_size(self, pixels: Tensor) -> Tensor:
-        size = (self._side, self._side)
-        if pixels.shape[-2:] != size:
-            # On the CPU, uint8 in channels_last is ten times as fast as float (torch 2.13).
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            pixels = pixels.float() if pixels.is_cuda else pixels
-            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 255)
-        return pixels[:, :, self._box_rows, self._box_cols]
-
-
-def _to_bytes(frames: Tensor) -> Tensor:
-    assert frames.is_floating_point(), frames.dtype
-    return (frames.float() * 127.5 + 128).clamp_(0, 255).to(torch.uint8)
-
-
 class _Framing(NamedTuple):
     """How source pixels map to canvas pixels: `canvas = source * scale - origin`."""
 
@@ -275,19 +203,6 @@ def _resample(
     part = Image.fromarray(np.ascontiguousarray(rgb[rows[:, None], cols]))
     shifted = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
     return np.array(part.resize(size, Image.Resampling.LANCZOS, box=shifted))
-
-
-def _fade(side: int) -> Tensor:
-    """Give `(side, side)` in [0, 1]: 0 at the border, 1 inside, smooth, with round corners."""
-    fade_px, radius_px = 0.12 * side, 0.35 * side
-    axis = (torch.arange(side) + 0.5 - side / 2).abs()
-    beyond = (axis - (side / 2 - radius_px)).clamp(min=0)
-    straight = torch.maximum(axis[:, None], axis[None]) - side / 2
-    corner = torch.hypot(beyond[:, None], beyond[None]) - radius_px
-    in_corner = (beyond[:, None] > 0) & (beyond[None] > 0)
-    depth_px = -torch.where(in_corner, corner, straight)
-    rise = ((depth_px - 1) / fade_px).clamp(0, 1)  # the outermost pixel stays the canvas's
-    return rise * rise * (3 - 2 * rise)
 
 
 def _choose_face(faces: list[Face]) -> tuple[Face, list[str]]:

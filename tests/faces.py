@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from letstalk_rt.compositor import Compositor
 from letstalk_rt.errors import WeightsError
-from letstalk_rt.portrait import Compositor
 from letstalk_rt.types import Face, Portrait
 
 SKIN = (224, 172, 140)

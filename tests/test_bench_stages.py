@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from faces import SkinFinder, draw
 
+from letstalk_rt.compositor import Compositor
 from letstalk_rt.metrics import NoClock, StageClock, Stages
-from letstalk_rt.portrait import Compositor
 from letstalk_rt.types import Portrait
 
 BENCH = Path(__file__).parents[1] / "benchmarks" / "bench_stages.py"

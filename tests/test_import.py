@@ -23,6 +23,7 @@ RANKS = {
     "models": 1,
     "avatars": 1,
     "badge": 1,
+    "compositor": 1,
     "edges": 1,
     "portrait": 1,
     "matte": 1,

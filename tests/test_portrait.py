@@ -10,8 +10,9 @@ import torch
 from faces import SKIN, SkinFinder, draw
 from PIL import Image
 
+from letstalk_rt.compositor import Compositor
 from letstalk_rt.errors import ConfigError, PortraitError
-from letstalk_rt.portrait import Compositor, face_box, prepare_portrait, read_image
+from letstalk_rt.portrait import face_box, prepare_portrait, read_image
 from letstalk_rt.types import Face, Portrait
 
 

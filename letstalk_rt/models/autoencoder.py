@@ -9,7 +9,9 @@ Source: residual shortcuts of the down-sampling: DC-AE, arXiv:2410.10733, sectio
 Reference guidance: RefVAE, arXiv:2606.01620 (there by attention, here by a warp).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,23 +69,47 @@ class PortraitFeatures:
 
 @dataclass
 class Decoded:
-    """A decoded frame and the parts it was made of.
+    """Decoded frames, in the layers they are made of; `...` is `B`, or `B, T`.
+
+    The picture is `warped + residual`. Flow and residual make it at any other size as well, from
+    the portrait at that size.
 
     Attributes:
-        picture: `(B, 3, 256, 256)`.
-        warped: the portrait after the warp alone, likewise.
-        mask: share of the painted part, `(B, 1, 256, 256)` in [0, 1].
-        painted: what the network painted, `(B, 3, 256, 256)`.
-        flow: `(B, 2, 64, 64)`, see `landmark_warp.warp`.
-        points: landmarks read off the latent, `(B, L, 2)`.
+        warped: the portrait after the warp alone, `(..., 3, 256, 256)`.
+        mask: share of the painted part, `(..., 1, 256, 256)` in [0, 1].
+        change: what painting would change everywhere, `(..., 3, 256, 256)`.
+        flow: `(..., 2, 64, 64)`, see `landmark_warp.warp`.
+        points: landmarks read off the latent, `(..., L, 2)`.
     """
 
-    picture: Tensor
     warped: Tensor
     mask: Tensor
-    painted: Tensor
+    change: Tensor
     flow: Tensor
     points: Tensor
+
+    @property
+    def painted(self) -> Tensor:
+        """What the network painted, `(..., 3, 256, 256)`."""
+        return self.warped + self.change
+
+    @property
+    def residual(self) -> Tensor:
+        """What the painting changes, `(..., 3, 256, 256)`."""
+        return self.mask * self.change
+
+    @property
+    def picture(self) -> Tensor:
+        """The whole, `(..., 3, 256, 256)`."""
+        return self.warped + self.residual
+
+    def __getitem__(self, index: Any) -> "Decoded":
+        """Take some of the frames, or of the items."""
+        return self.map(lambda layer: layer[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Decoded":
+        """Change each layer in the same way."""
+        return Decoded(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 class ResBlock(nn.Module):
@@ -290,10 +316,7 @@ class Decoder(nn.Module):
         warped = warp(portrait.picture.float(), flow, "bicubic")
         out = self.paint(torch.cat([x, F.pixel_unshuffle(warped, 4).to(x.dtype)], 1)).float()
         out = F.pixel_shuffle(out, 4)
-        mask = torch.sigmoid(out[:, :1])
-        painted = warped + out[:, 1:]
-        picture = warped + mask * out[:, 1:]
-        return Decoded(picture, warped, mask, painted, flow, points)
+        return Decoded(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, points)
 
 
 class ReferenceAutoencoder(nn.Module):
@@ -372,9 +395,13 @@ class ReferenceAutoencoder(nn.Module):
                 coarse = coarse_flow(portrait.points.float(), points)
         return self.decoder(latents, points, portrait, coarse)
 
+    def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> Decoded:
+        """Decode `(B, T, 16, 4, 4)` to the layers of B times T frames, one portrait per item."""
+        assert latents.ndim == 5 and latents.shape[2:] == LATENT_SHAPE, latents.shape
+        count = latents.shape[1]
+        decoded = self.decode_parts(latents.flatten(0, 1), portrait.repeat(count))
+        return decoded.map(lambda layer: layer.unflatten(0, (-1, count)))
+
     def decode(self, latents: Tensor, portrait: PortraitFeatures) -> Tensor:
         """Decode `(B, T, 16, 4, 4)` to `(B, T, 3, 256, 256)` in [-1, 1], one portrait per item."""
-        assert latents.ndim == 5 and latents.shape[2:] == LATENT_SHAPE, latents.shape
-        frames = latents.shape[1]
-        decoded = self.decode_parts(latents.flatten(0, 1), portrait.repeat(frames))
-        return decoded.picture.clamp(-1, 1).unflatten(0, (-1, frames))
+        return self.decode_layers(latents, portrait).picture.clamp(-1, 1)

@@ -22,10 +22,11 @@ _LOWER = (
     places((362, 382, 381, 380, 374, 373, 390, 249, 263)),
 )
 _CREASE = 1.3  # of the eye's height: how far above it the skin begins to move
+# In pixels of a 256x256 picture:
 _LIFT_PX = 1.0  # lashes lie on the landmarks of the lid; the skin begins above them
 _OVERLAP_PX = 0.3  # how far a closed lid reaches over the lower one
-_LASH_DARKNESS = 0.45
 _LASH_WIDTH_PX = 0.9
+_LASH_DARKNESS = 0.45
 
 
 def close_eyes(pictures: Tensor, points: Tensor, closures: Sequence[float]) -> None:
@@ -44,6 +45,7 @@ def close_eyes(pictures: Tensor, points: Tensor, closures: Sequence[float]) -> N
 
 
 def _close(picture: Tensor, points: np.ndarray, closure: float) -> None:
+    scale = picture.shape[-1] / 256
     upper, lower = _lid_lines(points, picture.shape[-1])
     columns = np.flatnonzero(lower > upper)
     if not columns.size:
@@ -52,16 +54,16 @@ def _close(picture: Tensor, points: np.ndarray, closure: float) -> None:
     tallest = float(height.max())
     near = np.clip(height / (0.35 * tallest), 0, 1)  # nothing moves in the corners of the eye
     first = max(0, int(upper.min() - (_CREASE + 1) * tallest))
-    last = min(picture.shape[-2], int((upper + height).max()) + 4)
+    last = min(picture.shape[-2], int((upper + height).max() + 4 * scale))
     if last - first < 3:
         return  # outside the picture
-    crease, skin = upper - _CREASE * tallest * near, upper - _LIFT_PX * near
-    edge = skin + closure * (upper + height + _OVERLAP_PX - skin)
+    crease, skin = upper - _CREASE * tallest * near, upper - scale * _LIFT_PX * near
+    edge = skin + closure * (upper + height + scale * _OVERLAP_PX - skin)
     y = np.arange(first, last, dtype=np.float32)[:, None]
     stretched = crease + (y - crease) * (skin - crease) / np.maximum(edge - crease, 1e-3)
     source = np.where(y < crease, y, stretched)
     covered = np.clip(edge - y + 0.5, 0, 1)
-    lash = _LASH_DARKNESS * closure * near * np.exp(-(((y - edge) / _LASH_WIDTH_PX) ** 2))
+    lash = _LASH_DARKNESS * closure * near * np.exp(-(((y - edge) / (scale * _LASH_WIDTH_PX)) ** 2))
     _paint(picture, columns, (first, last), source, covered, lash)
 
 
