@@ -26,7 +26,7 @@ from aiortc.sdp import candidate_from_sdp
 
 from letstalk_server import problems
 from letstalk_server.feeds import SharedMedia
-from letstalk_server.microphone import Microphone
+from letstalk_server.microphone import CLOCK_HZ
 from letstalk_server.offers import clean_offer, parse_fragment, sections
 from letstalk_server.playout import PulledPlayout
 from letstalk_server.problems import Problem
@@ -205,7 +205,7 @@ class AiortcPeer:
         heard = 0 if self._receiver is None else self._receiver.microphone.concealed
         sent = sum(sender.packets_sent for sender in self._senders)
         resent = sum(sender.resent for sender in self._senders)
-        concealed_ms = heard * 1000 // Microphone.sample_rate
+        concealed_ms = heard * 1000 // CLOCK_HZ
         if video is None:
             return PeerStats(packets_sent=sent, packets_resent=resent, concealed_ms=concealed_ms)
         trip_s = video.round_trip_s

@@ -13,15 +13,15 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
+from letstalk_rt.types import FPS
 from letstalk_server.encoders import (
-    AUDIO_RATE,
-    OPUS_DELAY,
+    AUDIO_CLOCK_HZ,
+    OPUS_DELAY_TICKS,
     PIECE,
+    PIECES_PER_S,
     VIDEO_CLOCK_HZ,
     Encoded,
     Opus,
-    Upsampler,
     open_encoder,
     to_int16,
 )
@@ -30,8 +30,8 @@ from letstalk_server.transport import Bitrates
 
 log = logging.getLogger(__name__)
 
-PIECES_PER_SLOT = AUDIO_RATE // FPS // PIECE
-PIECE_S = PIECE / AUDIO_RATE
+PIECES_PER_SLOT = PIECES_PER_S // FPS
+PIECE_S = 1 / PIECES_PER_S
 MAX_LATE_S = 0.2
 """Sound later than this is skipped; less is sent at once to catch up."""
 
@@ -259,9 +259,7 @@ class VoiceFeed(Feed):
     """
 
     def __init__(self, playout: PulledPlayout) -> None:
-        upsampling = Upsampler.TAPS // 2 * (AUDIO_RATE // FPS // SAMPLES_PER_FRAME)
-        super().__init__(playout, AUDIO_RATE, OPUS_DELAY + upsampling, "opus")
-        self._upsample = Upsampler(AUDIO_RATE // FPS // SAMPLES_PER_FRAME)
+        super().__init__(playout, AUDIO_CLOCK_HZ, OPUS_DELAY_TICKS, "opus")
         self._opus = Opus()
         self._slot = -1
         self._pieces = np.zeros((PIECES_PER_SLOT, PIECE), np.int16)
@@ -278,11 +276,10 @@ class VoiceFeed(Feed):
             number += 1
 
     def _piece(self, number: int) -> np.ndarray:
-        """Give piece `number`, `(960,)` int16."""
+        """Give piece `number`, `(320,)` int16."""
         slot, part = divmod(number, PIECES_PER_SLOT)
         if slot != self._slot:
-            pcm = self._upsample(self._playout.slot(slot).pcm)
-            self._pieces = to_int16(pcm).reshape(PIECES_PER_SLOT, PIECE)
+            self._pieces = to_int16(self._playout.slot(slot).pcm).reshape(PIECES_PER_SLOT, PIECE)
             self._slot = slot
         piece: np.ndarray = self._pieces[part]
         return piece

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-SAMPLE_RATE = 48_000
+from letstalk_rt.types import SAMPLE_RATE
+
+CLOCK_HZ = 48_000
+"""Of Opus in RTP, and the rate at which it is decoded."""
+
 MAX_HELD = 3
 """Packets that wait for a missing one before it is given up for lost."""
 
-MAX_GAP = SAMPLE_RATE // 2
-"""Samples of silence put in for lost sound; a longer gap is an outage, and time has gone on."""
+MAX_GAP = CLOCK_HZ // 2
+"""Ticks of silence put in for lost sound; a longer gap is an outage, and time has gone on."""
 
 MAX_JUMP = 100
 """Packets by which numbers may leap before the stream counts as a new one."""
@@ -23,7 +27,7 @@ MAX_JUMP = 100
 MAX_WAITING = 25
 """Pieces that wait to be taken, half a second; older ones are dropped."""
 
-FADE = SAMPLE_RATE // 200
+FADE = CLOCK_HZ // 200
 """Samples of a fade, 5 ms."""
 
 
@@ -73,7 +77,7 @@ class Reorder:
             timestamp, payload = self._held.pop(self._next)
             self._next = (self._next + 1) & 0xFFFF
             # Without a look inside, a packet lasts until the next one; most are 20 ms.
-            self._next_timestamp = (timestamp + SAMPLE_RATE // 50) & 0xFFFFFFFF
+            self._next_timestamp = (timestamp + CLOCK_HZ // 50) & 0xFFFFFFFF
             ready.append(payload)
         return ready
 
@@ -114,11 +118,43 @@ class Concealer:
         return filling
 
 
+class Downsampler:
+    """Streaming resampler by a whole factor; holds back 1 ms at 48 kHz.
+
+    The engine's own resampler, made for any rate, holds back 12.5 ms.
+
+    Args:
+        factor: input samples for each output sample.
+    """
+
+    TAPS = 32
+
+    def __init__(self, factor: int) -> None:
+        size = factor * self.TAPS
+        x = np.arange(size) - (size - 1) / 2
+        kernel = np.sinc(x / factor) / factor * np.kaiser(size, 8.0)
+        self._phases = [kernel[i::factor].astype(np.float32) for i in range(factor)]
+        self._factor = factor
+        self._past = np.zeros(size - factor, np.float32)
+
+    def __call__(self, pcm: np.ndarray) -> np.ndarray:
+        """Resample `(n,)` float32; over time `(n / factor,)` comes out."""
+        x = np.concatenate([self._past, pcm])
+        count = (x.size - self._factor * (self.TAPS - 1)) // self._factor
+        if count <= 0:
+            self._past = x
+            return x[:0]
+        self._past = x[count * self._factor :]
+        used = x[: (count + self.TAPS - 1) * self._factor].reshape(-1, self._factor)
+        parts = [np.correlate(used[:, i], taps, "valid") for i, taps in enumerate(self._phases)]
+        return np.sum(parts, axis=0)
+
+
 class Microphone:
     """One peer's voice; see `transport.Sound`. `push` never waits.
 
     Attributes:
-        concealed: samples put in for lost ones.
+        concealed: samples put in for lost ones, at 48 kHz.
         dropped: pieces that nobody took in time.
     """
 
@@ -130,6 +166,7 @@ class Microphone:
         self._reorder = Reorder()
         self._concealer = Concealer()
         self._decoder = _open_decoder()
+        self._downsample = Downsampler(CLOCK_HZ // SAMPLE_RATE)
         self._pieces: asyncio.Queue[np.ndarray] = asyncio.Queue(MAX_WAITING)
 
     def push(self, sequence: int, timestamp: int, payload: bytes) -> None:
@@ -142,6 +179,7 @@ class Microphone:
         return await self._pieces.get()
 
     def _put(self, pcm: np.ndarray) -> None:
+        pcm = self._downsample(pcm)
         if not pcm.size:
             return
         if self._pieces.full():
@@ -159,14 +197,14 @@ class Microphone:
         except av.FFmpegError:
             frames = []  # damaged or hostile; the stream goes on
         if not frames:
-            return self._fill(Gap(SAMPLE_RATE // 50))
+            return self._fill(Gap(CLOCK_HZ // 50))
         return self._concealer.sound(np.concatenate([_samples(frame) for frame in frames]))
 
 
 def _open_decoder() -> av.AudioCodecContext:
     decoder = av.CodecContext.create("libopus", "r")
     assert isinstance(decoder, av.AudioCodecContext), decoder
-    decoder.format, decoder.layout, decoder.sample_rate = "s16", "mono", SAMPLE_RATE
+    decoder.format, decoder.layout, decoder.sample_rate = "s16", "mono", CLOCK_HZ
     return decoder
 
 

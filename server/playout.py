@@ -1,8 +1,10 @@
 """The one playout clock of a session: which picture and which sound belong to which moment.
 
 Time is cut into slots of one frame. A slot is filled when it is first asked for, so the video
-and the audio track that ask for it get the same frame and cannot drift apart. A slot for which
-no frame came repeats the last picture in silence; nobody ever waits past a due time.
+and the audio track that ask for it get the same frame and cannot drift apart. The clock stands
+still for a frame that is a little late; a slot for which none came repeats the last picture in
+silence. Live frames wait here no longer than the unsteadiness of the last seconds asks for: the
+clock runs a little fast until then, which a receiver's jitter buffer takes up unheard.
 It knows nothing of WebRTC. The SDK's `letstalk_rt.playout` pushes frames to a sink at its own pace;
 here two senders pull.
 """
@@ -21,8 +23,17 @@ SLOT_S = 1 / FPS
 MAX_WAITING = 4
 """Frames that wait here, one window: what is shown can be at most so much older than made."""
 
-MAX_SPARE = 1
-"""Frames that may always be waiting, against jitter; more are dropped while it is silent."""
+MAX_HOLD_S = SLOT_S
+"""How long the clock stands still for a frame that is late."""
+
+MARGIN_S = 0.005
+"""How long the latest of live frames should wait here."""
+
+FASTER = 0.025
+"""By how much the clock runs fast while live frames wait longer."""
+
+STEADY_SLOTS, RECENT_SLOTS = 10 * FPS, 2 * FPS
+"""How far back is looked for the latest frame: to run fast, and to leave out silent frames."""
 
 QUIET_RMS = 0.01
 """Sound below this level is silence (-40 dB of full scale)."""
@@ -30,6 +41,7 @@ QUIET_RMS = 0.01
 IDLE_AFTER_SLOTS = 10
 STALL_SLOTS = 25
 _HISTORY = 16
+_SOON_S = 1e-6
 _SILENCE = np.zeros(SAMPLES_PER_FRAME, np.float32)
 
 
@@ -52,22 +64,57 @@ class Slot:
     frame: AVFrame | None = None
 
 
+class Arrivals:
+    """When frames came, against when they are shown. Arithmetic only.
+
+    Args:
+        slots: how many frames are remembered.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._at_s: deque[float] = deque(maxlen=slots)
+
+    def note(self, index: int, at_s: float) -> None:
+        """Take the arrival of frame `index` of an unbroken series."""
+        self._at_s.append(at_s - index * SLOT_S)
+
+    def wait_s(self, index: int, due_s: float) -> float:
+        """Give how long the latest of the frames would wait if `index` is shown at `due_s`.
+
+        0 while too few are known.
+        """
+        if len(self._at_s) < min(FPS, self._at_s.maxlen or 0):
+            return 0.0
+        return due_s - index * SLOT_S - max(self._at_s)
+
+    def forget(self) -> None:
+        """Begin anew: the series is broken."""
+        self._at_s.clear()
+
+
 class PulledPlayout:
     """Frames in as they are made, slots out as they are due.
 
     Args:
         still: `(H, W, 3)` uint8, shown until the first frame comes.
+        is_live: whether frames are made of speech as it is spoken; others wait on purpose.
         on_speaking: called with True when the shown sound begins and with False when it ends.
         on_stall: called once when no frame came for a second.
         on_slot: called with each slot, once, when it is filled.
         clock: monotonic time, s.
         sleep: waits that many seconds.
+
+    Attributes:
+        repeats: slots for which no frame came.
+        skips: silent frames left out to catch up.
+        held_s: how long the clock stood still in all.
     """
 
     def __init__(
         self,
         still: np.ndarray,
         *,
+        is_live: Callable[[], bool] = lambda: False,
         on_speaking: Callable[[bool], None] = lambda speaking: None,
         on_stall: Callable[[], None] = lambda: None,
         on_slot: Callable[[Slot], None] = lambda slot: None,
@@ -76,22 +123,29 @@ class PulledPlayout:
     ) -> None:
         self.repeats = 0
         self.skips = 0
+        self.held_s = 0.0
         self._rgb = still
+        self._is_live = is_live
         self._on_speaking, self._on_stall, self._on_slot = on_speaking, on_stall, on_slot
         self._clock, self._sleep = clock, sleep
-        self._frames: asyncio.Queue[AVFrame] = asyncio.Queue(MAX_WAITING)
+        self._frames: asyncio.Queue[tuple[AVFrame, float]] = asyncio.Queue(MAX_WAITING)
+        self._came = asyncio.Event()
         self._slots: deque[Slot] = deque(maxlen=_HISTORY)
-        self._waiting: deque[int] = deque(maxlen=FPS)  # frames left after each of the last slots
+        self._steady, self._recent = Arrivals(STEADY_SLOTS), Arrivals(RECENT_SLOTS)
         self._start_s: float | None = None
+        self._held_since_s: float | None = None
         self._epoch = 0
         self._next = 0
-        self._missed = 0
+        self._missed = 1  # the first frame takes its time
         self._quiet = IDLE_AFTER_SLOTS
 
     async def put(self, frame: AVFrame) -> None:
         """Queue a frame; waits while a whole window is waiting already."""
-        if frame.epoch >= self._epoch:
-            await self._frames.put(frame)
+        if frame.epoch < self._epoch:
+            return
+        came_s = self._clock()
+        self._go_on()
+        await self._frames.put((frame, came_s))
 
     def clear(self, epoch: int) -> None:
         """Drop the frames not shown yet, and those on their way that are older than `epoch`.
@@ -99,19 +153,52 @@ class PulledPlayout:
         The last picture stays until a new one comes.
         """
         self._epoch = epoch
+        self._steady.forget()
+        self._recent.forget()
+        self._missed = max(1, self._missed)  # silence comes at once
+        self._go_on()
         while not self._frames.empty():
             self._frames.get_nowait()
 
     def now(self) -> float:
         """Give the seconds since the clock started; the first call starts it."""
+        now_s = self._clock() if self._held_since_s is None else self._held_since_s
         if self._start_s is None:
-            self._start_s = self._clock()
-        return self._clock() - self._start_s
+            self._start_s = now_s
+        return now_s - self._start_s
 
     async def wait_until(self, due_s: float) -> None:
-        """Wait until `due_s` seconds after the start; returns at once when that is past."""
-        if (ahead := due_s - self.now()) > 0:
-            await self._sleep(ahead)
+        """Wait until `due_s` seconds after the start, and a little for a frame that is late.
+
+        Returns at once when that is past.
+        """
+        while (ahead_s := due_s - self.now()) > _SOON_S:
+            await self._sleep(ahead_s)
+        if self._next * SLOT_S <= due_s + _SOON_S and self._frames.empty() and not self._missed:
+            await self._hold()
+
+    async def _hold(self) -> None:
+        """Let the clock stand still until a frame comes, or it is too late for it."""
+        if self._held_since_s is None:
+            self._held_since_s = self._clock()
+            self._came.clear()
+        try:
+            async with asyncio.timeout(MAX_HOLD_S):
+                await self._came.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Let the clock go on from where it stood."""
+        if self._held_since_s is None or self._start_s is None:
+            return
+        held_s = self._clock() - self._held_since_s
+        self._held_since_s = None
+        self._start_s += held_s
+        self.held_s += held_s
+        self._came.set()
 
     def slot(self, number: int) -> Slot:
         """Give slot `number`, or the oldest one still known if that is long past."""
@@ -139,24 +226,33 @@ class PulledPlayout:
 
     def _take(self) -> AVFrame | None:
         while not self._frames.empty():
-            frame = self._frames.get_nowait()
+            frame, came_s = self._frames.get_nowait()
             if frame.epoch >= self._epoch:
-                return self._catch_up(frame)
-        self._waiting.append(0)
+                return self._catch_up(frame, came_s)
         return None
 
-    def _catch_up(self, frame: AVFrame) -> AVFrame:
-        """Leave out a silent frame when later ones keep waiting: delay must not add up."""
-        if self._is_behind() and not self._frames.empty() and is_quiet(frame.pcm):
+    def _catch_up(self, frame: AVFrame, came_s: float) -> AVFrame:
+        """Give the frame, or the one after it: live frames must not wait for nothing."""
+        due_s = self._due_s()
+        self._steady.note(frame.index, came_s)
+        self._recent.note(frame.index, came_s)
+        if not self._is_live():
+            return frame
+        spare_s = self._recent.wait_s(frame.index, due_s) - MARGIN_S
+        if spare_s > SLOT_S and not self._frames.empty() and is_quiet(frame.pcm):
             self.skips += 1
-            self._waiting = deque((count - 1 for count in self._waiting), maxlen=FPS)
-            frame = self._frames.get_nowait()
-        self._waiting.append(self._frames.qsize())
+            frame, came_s = self._frames.get_nowait()
+            self._steady.note(frame.index, came_s)
+            self._recent.note(frame.index, came_s)
+        spare_s = self._steady.wait_s(frame.index, due_s) - MARGIN_S
+        self._start_s = due_s - self._next * SLOT_S - min(max(spare_s, 0.0), FASTER * SLOT_S)
         return frame
 
-    def _is_behind(self) -> bool:
-        """Tell whether frames waited here for nothing all through the last second."""
-        return len(self._waiting) == FPS and min(self._waiting) > MAX_SPARE
+    def _due_s(self) -> float:
+        """Give when the next slot is due, in the clock's time; starts the clock."""
+        self.now()
+        assert self._start_s is not None
+        return self._start_s + self._next * SLOT_S
 
     def _notice_speech(self, pcm: np.ndarray) -> None:
         was_speaking = self._quiet < IDLE_AFTER_SLOTS

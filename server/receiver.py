@@ -14,7 +14,7 @@ from aiortc.rtcrtpreceiver import RTCRtpReceiver, StreamStatistics
 from aiortc.rtp import AnyRtcpPacket, RtcpReceiverInfo, RtcpRrPacket, RtcpSrPacket, RtpPacket
 
 from letstalk_server.hardening import harden
-from letstalk_server.microphone import SAMPLE_RATE, Microphone
+from letstalk_server.microphone import CLOCK_HZ, Microphone
 
 REPORT_INTERVAL_S = 1.0
 
@@ -34,7 +34,7 @@ class VoiceReceiver(RTCRtpReceiver):
         self._started = started
         self._payload_types: set[int | None] = set()
         self._source: int | None = None
-        self._statistics = StreamStatistics(SAMPLE_RATE)
+        self._statistics = StreamStatistics(CLOCK_HZ)
         self._sender_report: tuple[int, float] | None = None
         self._own_ssrc: int | None = None
         self._reporting: asyncio.Task[None] | None = None
@@ -68,7 +68,7 @@ class VoiceReceiver(RTCRtpReceiver):
         if not self._enabled or packet.payload_type not in self._payload_types:
             return
         if packet.ssrc != self._source:
-            self._source, self._statistics = packet.ssrc, StreamStatistics(SAMPLE_RATE)
+            self._source, self._statistics = packet.ssrc, StreamStatistics(CLOCK_HZ)
         self._statistics.add(packet)
         self.microphone.push(packet.sequence_number, packet.timestamp, packet.payload)
 

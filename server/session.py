@@ -85,6 +85,7 @@ class Session:
         self.segments = Segments(self._tell_of)
         self.playout = PulledPlayout(
             self._dress_still(cast),
+            is_live=self.speech.is_live,
             on_speaking=self._show_speech,
             on_stall=self._warn_stall,
             on_slot=self._on_slot,

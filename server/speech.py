@@ -19,6 +19,8 @@ from letstalk_server.problems import Problem
 
 FLOOR_S = 1.0
 MAX_HEARD_S = 0.5
+LIVE_S = 0.5
+"""So long after its last piece a microphone counts as heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,13 @@ class Speech:
         self._live_s = 0.0
         self._floor: str | None = None
         self._floor_until_s = 0.0
+        self._live_until_s = 0.0
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
+
+    def is_live(self) -> bool:
+        """Tell whether the avatar hears a microphone now."""
+        return self._clock() < self._live_until_s
 
     def add_microphone(self, source: str) -> None:
         """Hear this connection's microphone from now on, and no other."""
@@ -147,6 +154,7 @@ class Speech:
                     self._room.set()
 
     async def _say(self, piece: _Piece, avatar: AvatarSession) -> None:
+        self._live_until_s = self._clock() + LIVE_S if piece.is_live else 0.0
         if piece.pcm is None:
             await avatar.end_segment()
         else:

@@ -8,31 +8,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.microphone import (
+    CLOCK_HZ,
     FADE,
     MAX_GAP,
     MAX_WAITING,
-    SAMPLE_RATE,
     Concealer,
+    Downsampler,
     Gap,
     Microphone,
     Reorder,
 )
 
 PIECE = 960
+HEARD = PIECE * SAMPLE_RATE // CLOCK_HZ
+"""Samples that come out for a packet."""
 
 
 def opus_packets(seconds=1.0, hz=440):
     encoder = av.CodecContext.create("libopus", "w")
-    encoder.format, encoder.layout, encoder.sample_rate = "s16", "mono", SAMPLE_RATE
-    encoder.time_base = Fraction(1, SAMPLE_RATE)
-    t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    encoder.format, encoder.layout, encoder.sample_rate = "s16", "mono", CLOCK_HZ
+    encoder.time_base = Fraction(1, CLOCK_HZ)
+    t = np.arange(int(seconds * CLOCK_HZ)) / CLOCK_HZ
     pcm = (np.sin(2 * np.pi * hz * t) * 12_000).astype(np.int16)
     packets = []
     for start in range(0, pcm.size, PIECE):
         piece = pcm[None, start : start + PIECE]
         frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
-        frame.sample_rate, frame.pts = SAMPLE_RATE, start
+        frame.sample_rate, frame.pts = CLOCK_HZ, start
         packets += [bytes(packet) for packet in encoder.encode(frame)]
     return packets
 
@@ -94,7 +98,7 @@ def test_any_numbers_give_each_packet_at_most_once_and_hold_little(packets):
 
 def test_a_gap_begins_and_ends_without_a_click():
     concealer = Concealer()
-    t = np.arange(3 * PIECE) / SAMPLE_RATE
+    t = np.arange(3 * PIECE) / CLOCK_HZ
     tone = np.sin(2 * np.pi * 440 * t).astype(np.float32)
     sound = np.concatenate(
         [
@@ -123,7 +127,7 @@ async def test_a_lossy_voice_keeps_its_length_and_most_of_its_sound():
             microphone.push(number, number * PIECE, payload)
     heard = drain(microphone)
     lost = sum(number % 7 == 3 for number in range(len(packets)))
-    assert heard.size == len(packets) * PIECE
+    assert heard.size == len(packets) * HEARD
     assert microphone.concealed == lost * PIECE
     assert np.sqrt(np.mean(heard**2)) > 0.2
 
@@ -133,7 +137,7 @@ async def test_a_voice_that_nobody_takes_is_dropped_from_its_old_end():
     for number, payload in enumerate(opus_packets(1.0)):
         microphone.push(number, number * PIECE, payload)
     assert microphone.dropped > 20
-    assert drain(microphone).size == MAX_WAITING * PIECE
+    assert drain(microphone).size == MAX_WAITING * HEARD
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", b"\x00" * 3, bytes(range(256)) * 5])
@@ -142,6 +146,29 @@ async def test_damaged_packets_are_silence_and_the_voice_goes_on(payload):
     for number, good in enumerate(packets):
         microphone.push(number, number * PIECE, payload if number == 5 else good)
     heard = drain(microphone)
-    assert heard.size >= (len(packets) - 1) * PIECE
+    assert heard.size >= (len(packets) - 1) * HEARD
     assert np.abs(heard).max() <= 1.0
-    assert np.sqrt(np.mean(heard[-3 * PIECE :] ** 2)) > 0.2
+    assert np.sqrt(np.mean(heard[-3 * HEARD :] ** 2)) > 0.2
+
+
+@pytest.mark.parametrize("sizes", [(960,) * 10, (1, 2, 4, 900, 5000, 2, 3691)])
+def test_downsampling_in_pieces_equals_the_whole_and_keeps_the_count(sizes):
+    sound = np.sin(np.arange(sum(sizes)) * 2 * np.pi * 440 / CLOCK_HZ).astype(np.float32)
+    whole, piecewise = Downsampler(3), Downsampler(3)
+    pieces = np.split(sound, np.cumsum(sizes)[:-1])
+    joined = np.concatenate([piecewise(piece) for piece in pieces])
+    np.testing.assert_allclose(joined, whole(sound), atol=1e-6)
+    assert joined.size == sound.size // 3
+    # The first sample comes out with the third that went in; the filter lies 47.5 behind that.
+    late = (3 * Downsampler.TAPS - 1) / 2 - 2
+    true = np.sin((3 * np.arange(joined.size) - late) * 2 * np.pi * 440 / CLOCK_HZ)
+    np.testing.assert_allclose(joined[100:], true[100:], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "hz, least, most", [(1000, 0.999, 1.001), (6000, 0.97, 1.01), (10_000, 0, 1e-3)]
+)
+def test_downsampling_keeps_speech_and_folds_nothing_into_it(hz, least, most):
+    tone = np.sin(np.arange(9600) * 2 * np.pi * hz / CLOCK_HZ).astype(np.float32)
+    loudness = np.sqrt(2 * np.mean(Downsampler(3)(tone)[100:] ** 2))
+    assert least <= loudness <= most

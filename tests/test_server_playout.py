@@ -3,10 +3,19 @@
 import asyncio
 
 import numpy as np
+import pytest
+import virtual_time
 from fakes import FakeClock
 
 from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
-from letstalk_server.playout import MAX_WAITING, STALL_SLOTS, PulledPlayout
+from letstalk_server.playout import (
+    MARGIN_S,
+    MAX_HOLD_S,
+    MAX_WAITING,
+    SLOT_S,
+    STALL_SLOTS,
+    PulledPlayout,
+)
 
 STILL = np.full((6, 8, 3), 9, np.uint8)
 
@@ -69,16 +78,105 @@ async def test_an_interrupt_drops_what_waits_and_what_is_on_its_way():
     assert playout.slot(1).repeated
 
 
-async def test_frames_that_wait_for_nothing_are_left_out_in_silence_only():
-    for level, skipped in ((0.5, False), (0.0, True)):
-        playout = playout_at(FakeClock())
-        index = 0
-        for number in range(100):
-            while playout._frames.qsize() < MAX_WAITING:
-                await playout.put(frame(index, level))
-                index += 1
-            playout.slot(number)
-        assert (playout.skips > 0) == skipped
+class Show:
+    """A playout whose frames come in windows of four, in virtual time."""
+
+    def __init__(self, level=0.0, live=True):
+        clock = asyncio.get_running_loop().time
+        self.playout = PulledPlayout(STILL, is_live=lambda: live, clock=clock)
+        self.level, self.index = level, 0
+        self.wait_s = []
+        """How long each shown frame has waited."""
+        self._came_s = {}
+        self._number = 0
+
+    async def run(self, late_s):
+        """Show as many windows as there are numbers, which say how late each comes."""
+        showing = asyncio.create_task(self._show())
+        start_s = self._now_s() - self.index * SLOT_S
+        for late in late_s:
+            due_s = start_s + self.index * SLOT_S + late
+            await asyncio.sleep(max(0, due_s - self._now_s()))
+            for _ in range(4):
+                self._came_s[self.index] = self._now_s()
+                await self.playout.put(frame(self.index, self.level))
+                self.index += 1
+        showing.cancel()
+        await asyncio.wait([showing])
+        return self
+
+    async def _show(self):
+        while True:
+            await self.playout.wait_until(self._number * SLOT_S)
+            slot = self.playout.slot(self._number)
+            if slot.frame is not None:
+                self.wait_s.append(self._now_s() - self._came_s[slot.frame.index])
+            self._number += 1
+
+    def _now_s(self):
+        return asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5])
+def test_live_frames_soon_wait_no_longer_than_they_must(level):
+    async def scene():
+        show = await Show(level).run([0.2] + [0.0] * 200)
+        assert min(show.wait_s[-100:]) < MARGIN_S + 0.001
+        assert (show.playout.skips > 0) == (level == 0.0), "speech is never cut"
+        assert show.playout.repeats <= 5
+
+    virtual_time.run(scene())
+
+
+def test_frames_made_ahead_are_left_alone():
+    async def scene():
+        show = await Show(live=False).run([0.2] + [0.0] * 100)
+        assert min(show.wait_s[-100:]) > 0.1
+        assert show.playout.skips == 0
+
+    virtual_time.run(scene())
+
+
+def test_what_is_unsteady_waits_as_long_as_that_and_is_not_repeated():
+    async def scene():
+        late_s = [0.03 * (number % 5 == 0) for number in range(200)]
+        show = await Show(0.5).run(late_s)
+        settled = show.wait_s[-400:]
+        assert show.playout.repeats <= 1
+        assert max(settled) < 3 * SLOT_S + 0.03 + MARGIN_S + 0.002
+        assert min(settled) > 0
+
+    virtual_time.run(scene())
+
+
+def test_a_frame_that_is_a_little_late_stops_the_clock_and_a_missing_one_does_not():
+    async def scene():
+        show = await Show(0.5, live=False).run([0.0] * 10)
+        playout, repeats = show.playout, show.playout.repeats
+        await show.run([5 * SLOT_S + 0.02])  # a window, and the slot before the first frame
+        assert playout.repeats == repeats and 0.015 < playout.held_s < 0.021
+        moved_s = asyncio.get_running_loop().time() - playout.now()
+        assert moved_s == pytest.approx(playout.held_s)
+        await show.run([1.0])
+        assert playout.held_s < 0.021 + MAX_HOLD_S + 0.001 and playout.repeats > 20
+
+    virtual_time.run(scene())
+
+
+def test_who_stops_waiting_does_not_stop_the_clock_for_good():
+    async def scene():
+        playout = PulledPlayout(STILL, clock=asyncio.get_running_loop().time)
+        playout.now()
+        await playout.put(frame(0))
+        playout.slot(0)
+        waiting = asyncio.create_task(playout.wait_until(SLOT_S))
+        await asyncio.sleep(SLOT_S + 0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await playout.wait_until(3 * SLOT_S)
+        assert playout.held_s == pytest.approx(0.01 + MAX_HOLD_S)
+
+    virtual_time.run(scene())
 
 
 async def test_speech_and_stalls_are_reported_once():
