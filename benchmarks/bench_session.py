@@ -1,7 +1,7 @@
 """How live is a session? One session, sound pushed as a microphone does, frames played on time.
 
-A voice is pushed in blocks of 10 ms at the pace of time; the frames leave by `Playout`, as into a
-camera or a loudspeaker. From time to time the speech is interrupted.
+A voice is pushed in blocks of 10 ms at the pace of time; the frames leave by `play`, as into
+a camera and a loudspeaker. From time to time the speech is interrupted.
 
     python benchmarks/bench_session.py                  # ten minutes with the embedded model
     python benchmarks/bench_session.py --seconds 1800   # the slope of memory needs half an hour
@@ -10,8 +10,9 @@ camera or a loudspeaker. From time to time the speech is interrupted.
     mic_to_lips_ms            from a block's arrival to the release of the frame that shows it
       algorithmic_ms, queue_ms, compute_ms, playout_ms       what that is made of
     interrupt_to_last_frame_ms  until the last old picture was shown, or shown again
-    interrupt_to_silence_ms     until the last old sound was over
-    av_skew_ms                between a frame's picture and sound, on a speaker that holds 35 ms
+    interrupt_to_silence_ms     until the last old sound left the loudspeaker's buffer
+    av_skew_ms                between a frame's picture and its sound, beyond the 35 ms that the
+                              loudspeaker's buffer holds by intent
     loop_lag_ms               how late the event loop wakes a task while the model works
     engine_ms                 what the engine adds to a step of the model
     missed_windows            steps that took longer than their window lasts
@@ -41,7 +42,9 @@ from letstalk_rt import __version__
 from letstalk_rt.engine import Avatar, AvatarSession
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.metrics import percentiles
-from letstalk_rt.playout import Playout
+from letstalk_rt.sinks.play import play
+from letstalk_rt.sinks.sound_buffer import SoundBuffer
+from letstalk_rt.sinks.speaker import BUFFER_S
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame, Portrait
 
 BLOCK_MS = 10
@@ -49,7 +52,6 @@ PAUSE_S = 1.0  # of the voice, after an interrupt
 FRAME_S = 1 / FPS
 WARM_UP_S = 5.0
 LAG_STEP_S = 0.005
-SPEAKER_S = 0.035
 WARM_STARTS = 5
 MORE_SESSIONS = 3
 
@@ -98,8 +100,50 @@ class TimedPipeline:
         return frames
 
 
+class Loudspeaker:
+    """The sound path of `letstalk_rt.sinks.speaker`: its buffer, and a device that takes from it.
+
+    What a device holds itself is left out: 10 to 30 ms that no program can take back.
+    """
+
+    def __init__(self, skews_ms: list[float]) -> None:
+        self.heard_s = 0.0  # until then sound came out
+        self._buffer = SoundBuffer(SAMPLE_RATE, BUFFER_S)
+        self._skews_ms = skews_ms
+        self._coming: list[tuple[float, int]] = []  # shown when, and behind how much sound
+
+    def push(self, pcm: np.ndarray, now_s: float) -> None:
+        """Take the sound of a picture that is shown now."""
+        self._coming.append((now_s, self._buffer.level))
+        self._buffer.push(pcm)
+        if self._buffer.running:
+            for shown_s, before in self._coming:
+                heard_s = now_s + before / SAMPLE_RATE
+                self._skews_ms.append(abs(heard_s - shown_s - (BUFFER_S - FRAME_S)) * 1000)
+            self._coming.clear()
+
+    def flush(self) -> None:
+        """Fall silent."""
+        self._buffer.clear()
+        self._coming.clear()
+
+    async def run(self) -> None:
+        """Take sound at the pace of time, for ever."""
+        started_s, taken = time.monotonic(), 0
+        while True:
+            await asyncio.sleep(BLOCK_MS / 1000)
+            now_s = time.monotonic()
+            count = int((now_s - started_s) * SAMPLE_RATE) - taken
+            taken += count
+            loud = np.flatnonzero(self._buffer.pull(count))
+            if loud.size:
+                self.heard_s = now_s + int(loud[-1]) / SAMPLE_RATE
+
+
 class Recorder:
     """The sink: notes when everything was released."""
+
+    latency_s = 0.0
 
     def __init__(self) -> None:
         self.parts_ms: dict[str, list[float]] = {
@@ -110,43 +154,46 @@ class Recorder:
         self.last_frame_ms: list[float] = []
         self.silence_ms: list[float] = []
         self.first_s = time.monotonic()
-        self._sound_end_s = 0.0  # of the loudspeaker
+        self.speaker = Loudspeaker(self.parts_ms["av_skew"])
         self._interrupted_s: float | None = None
         self._stale_s = 0.0
-        self._epoch = 0
+
+    def open(self, width: int, height: int) -> None:
+        """Nothing to open."""
 
     def show(self, frame: AVFrame) -> None:
         """Take a frame that is due."""
         now_s = time.monotonic()
-        if frame.epoch != self._epoch:
-            self._end_interrupt(frame.epoch)
-        skew_s = self._play_sound(now_s)
+        self.speaker.push(frame.pcm, now_s)
+        assert frame.stamps is not None
+        if self._interrupted_s is not None and frame.stamps.model_start_s < self._interrupted_s:
+            self._stale_s = now_s
         if now_s - self.first_s > WARM_UP_S:
-            self.parts_ms["av_skew"].append(abs(skew_s) * 1000)
             self._note_path(frame, now_s)
-
-    def _play_sound(self, now_s: float) -> float:
-        """Give how much later than its picture a sound is heard, beyond what the speaker holds."""
-        held_s = self._sound_end_s - now_s
-        start_s = self._sound_end_s if held_s > 0 else now_s + SPEAKER_S
-        self._sound_end_s = start_s + FRAME_S
-        return start_s - now_s - SPEAKER_S
 
     def repeat(self, frame: AVFrame) -> None:
         """Take a picture that is shown again."""
-        if self._interrupted_s is not None:
+        assert frame.stamps is not None
+        if self._interrupted_s is not None and frame.stamps.model_start_s < self._interrupted_s:
             self._stale_s = time.monotonic()
+
+    def flush(self) -> None:
+        """Drop the sound that is not heard yet."""
+        self.speaker.flush()
+
+    def close(self) -> None:
+        """Nothing to close."""
 
     def interrupted(self) -> None:
         """Note an interrupt that was just made."""
-        now_s = time.monotonic()
-        self._interrupted_s = self._stale_s = now_s
-        self.silence_ms.append(max(0.0, self._sound_end_s - SPEAKER_S - now_s) * 1000)
+        self._interrupted_s = self._stale_s = time.monotonic()
 
-    def _end_interrupt(self, epoch: int) -> None:
-        self._epoch = epoch
+    def resumed(self) -> None:
+        """Note that speech goes on after the pause of an interrupt."""
         if self._interrupted_s is not None:
-            self.last_frame_ms.append((self._stale_s - self._interrupted_s) * 1000)
+            since_s = self._interrupted_s
+            self.last_frame_ms.append((self._stale_s - since_s) * 1000)
+            self.silence_ms.append(max(0.0, self.speaker.heard_s - since_s) * 1000)
             self._interrupted_s = None
 
     def _note_path(self, frame: AVFrame, now_s: float) -> None:
@@ -176,6 +223,7 @@ async def speak(session: AvatarSession, recorder: Recorder, seconds: float, ever
             recorder.interrupted()
             silent_until, next_s = at_s + PAUSE_S, next_s + every_s
         if at_s >= silent_until:
+            recorder.resumed()
             start = number * block % (len(sound) - block)
             await session.push_audio(sound[start : start + block], SAMPLE_RATE)
 
@@ -217,18 +265,13 @@ async def run(avatar: Avatar, timed: TimedPipeline, options: argparse.Namespace)
     stop = threading.Event()
     threading.Thread(target=watch_memory, args=(memory, stop), daemon=True).start()
     async with avatar.session(voice_activity=options.voice_activity) as session:
-        playout = Playout(
-            recorder.show,
-            repeat=recorder.repeat,
-            is_current=lambda frame: frame.epoch == session.epoch,
-            metrics=session.metrics,
-        )
-        playing = asyncio.create_task(playout.run(session))
+        playing = asyncio.create_task(play(session, [recorder], (options.size, options.size)))
+        sounding = asyncio.create_task(recorder.speaker.run())
         watching = asyncio.create_task(watch_loop(lags_ms))
         cpu_s = time.thread_time()
         await speak(session, recorder, options.seconds, options.interrupt_every)
         cpu_s = time.thread_time() - cpu_s
-        for task in (playing, watching):
+        for task in (playing, sounding, watching):
             task.cancel()
             await asyncio.wait([task])
         if not playing.cancelled() and (error := playing.exception()):

@@ -183,12 +183,8 @@ class AvatarPipeline:
                 raise ConfigError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
         where = choose_device(device)
-
-        def load() -> Self:
-            model = load_model(preset, weights).to(where)
-            return cls.on(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
-
-        return apart(load)()
+        model = apart(load_model)(preset, weights).to(where)
+        return apart(cls.on)(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
 
     @classmethod
     def on(

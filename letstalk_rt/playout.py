@@ -6,7 +6,10 @@ Clock and sleep are arguments, so tests need not wait.
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.pacing import Pacer
@@ -32,8 +35,8 @@ class Playout:
         repeat: called with the last frame at each turn for which the next has not come; only its
             picture is to be shown.
         end_segment: called at each end of a segment, after its last frame was shown.
-        is_current: says whether a frame may still be shown. It is asked at the last moment, so that
-            an interrupt reaches the frame that waits here; see `AvatarSession.epoch`.
+        epoch: gives the session's epoch, see `AvatarSession.epoch`. It is asked at the last moment,
+            so that an interrupt reaches the frame that waits here: it is shown without its sound.
         pacer: when frames are due.
         metrics: where stalls, repeats and drops are counted; the session's, usually.
         clock: monotonic seconds.
@@ -46,7 +49,7 @@ class Playout:
         *,
         repeat: Callable[[AVFrame], None] | None = None,
         end_segment: Callable[[SegmentEnd], None] | None = None,
-        is_current: Callable[[AVFrame], bool] | None = None,
+        epoch: Callable[[], int] | None = None,
         pacer: Pacer | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -57,7 +60,7 @@ class Playout:
         self._show = show
         self._repeat = repeat
         self._end_segment = end_segment
-        self._is_current = is_current
+        self._epoch = epoch
         self._clock = clock
         self._sleep = sleep
         self._last: AVFrame | None = None
@@ -77,9 +80,8 @@ class Playout:
         delay_s = self.pacer.delay_s(frame.index, self._clock())
         self.metrics.stalls += self.pacer.stalls - stalls
         await self._sleep(delay_s)
-        if self._is_current is not None and not self._is_current(frame):
-            self.metrics.drops += 1
-            return
+        if self._epoch is not None:
+            frame = in_epoch(frame, self._epoch())
         self._last, self._shown_s = frame, self._clock()
         if frame.stamps is not None:
             self.metrics.stamp_shown(frame.stamps, self._shown_s)
@@ -112,6 +114,14 @@ class Playout:
                 self.metrics.repeats += 1
                 if self._repeat is not None:
                     self._repeat(last)
+
+
+def in_epoch(frame: AVFrame, epoch: int) -> AVFrame:
+    """Give a frame as it may be shown in an epoch: one of an older epoch without its sound."""
+    if frame.epoch == epoch:
+        return frame
+    stamps = frame.stamps and replace(frame.stamps, audio_in_s=None)
+    return replace(frame, pcm=np.zeros_like(frame.pcm), epoch=epoch, stamps=stamps)
 
 
 async def _take(reader: AsyncIterator[Item]) -> Item | None:

@@ -90,6 +90,19 @@ class FakePipeline:
             raise RuntimeError("CUDA is on fire")
 
 
+class PartedPipeline(FakePipeline):
+    """Hands its windows over in parts."""
+
+    parts = (1, 1, 2)
+
+    def step(self, pcm, states, deliver=None):
+        window = super().step(pcm, states)
+        if deliver is not None:
+            for part in np.split(window, np.cumsum(self.parts)[:-1], axis=1):
+                deliver(part)
+        return window
+
+
 class InlineExecutor(Executor):
     """Runs each call at once, in the caller."""
 
@@ -122,6 +135,34 @@ class TimedExecutor(InlineExecutor):
                 future.set_exception(error)
             else:
                 future.set_result(done.result())
+
+
+class PartedExecutor(TimedExecutor):
+    """As `TimedExecutor`, with each part of a step delivered so long after it began.
+
+    All other calls take 2 ms.
+    """
+
+    def __init__(self, parts_s):
+        super().__init__(parts_s[-1])
+        self.parts_s = parts_s
+
+    def submit(self, fn, /, *args, **kwargs):
+        if len(getattr(fn, "args", ())) != 3:
+            self.call_s = 0.002
+            return super().submit(fn, *args, **kwargs)
+        loop, (pcm, states, deliver) = asyncio.get_running_loop(), fn.args
+        self.call_s = self.parts_s[-1]
+        began_s = max(loop.time(), self._free_s)
+        parts = []
+
+        def begin():
+            fn.func(pcm, states, parts.append)
+            for part, after_s in zip(parts, self.parts_s, strict=True):
+                loop.call_at(began_s + after_s, deliver, part)
+
+        loop.call_at(began_s, begin)
+        return super().submit(lambda: np.concatenate(parts, 1))
 
 
 class FakeClock:

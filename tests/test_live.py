@@ -7,7 +7,17 @@ import asyncio
 
 import numpy as np
 import pytest
-from fakes import FRAME, HOP, LOOKAHEAD, FakePipeline, TimedExecutor, paint, portrait
+from fakes import (
+    FRAME,
+    HOP,
+    LOOKAHEAD,
+    FakePipeline,
+    PartedExecutor,
+    PartedPipeline,
+    TimedExecutor,
+    paint,
+    portrait,
+)
 from virtual_time import run
 
 from letstalk_rt.playout import Playout
@@ -26,6 +36,13 @@ def live(pipeline=None, step_s=STEP_S, executor=None):
     )
 
 
+PARTS_S = (0.04, 0.056, 0.083)
+
+
+def live_in_parts(pipeline=None, parts_s=PARTS_S):
+    return live(pipeline or PartedPipeline(), executor=PartedExecutor(parts_s))
+
+
 def speech(seconds, seed=0):
     return np.random.default_rng(seed).uniform(0.1, 1, int(seconds * RATE)).astype(np.float32)
 
@@ -40,7 +57,7 @@ class Screen:
         self._playout = Playout(
             self._show,
             end_segment=lambda end: self.ends.append((end, len(self.frames))),
-            is_current=lambda frame: frame.epoch == session.epoch,
+            epoch=lambda: session.epoch,
             metrics=session.metrics,
             clock=self.clock,
         )
@@ -182,10 +199,82 @@ def test_live_speech_is_shown_soon(start_s):
             screen.shown_at_s(pcm[i]) - (said_s + (i + 1) / RATE) for i in range(0, pcm.size, 1000)
         ]
         algorithmic_s = WINDOW_S + LOOKAHEAD * 0.04
-        spare_s = 0.06 + 0.04 + PIECE / RATE  # against jitter; to the next frame; to the next piece
+        spare_s = 0.02 + PIECE / RATE  # against jitter; to the next piece
         assert max(delays_s) <= algorithmic_s + STEP_S + spare_s
         assert min(delays_s) > 0
         assert screen.metrics.repeats == 0
+
+    run(body())
+
+
+@pytest.mark.parametrize("start_s", [1.0, 1.05, 1.1, 1.15])
+def test_speech_is_shown_as_soon_as_the_first_part_of_its_window_is_made(start_s):
+    async def body():
+        pcm = speech(3)
+        async with live_in_parts() as session:
+            screen = Screen(session)
+            await asyncio.sleep(start_s)
+            said_s = screen.clock()
+            await microphone(session, pcm)
+            await session.end_segment()
+            await asyncio.sleep(1)
+            await screen.close()
+        delays_s = [
+            screen.shown_at_s(pcm[i]) - (said_s + (i + 1) / RATE) for i in range(0, pcm.size, 1000)
+        ]
+        spare_s = 0.02 + PIECE / RATE  # against jitter; to the next piece
+        assert max(delays_s) <= WINDOW_S + LOOKAHEAD * 0.04 + PARTS_S[0] + spare_s
+        check_frames(screen)
+        np.testing.assert_array_equal(screen.speech(), pcm)
+        assert screen.metrics.repeats == 0
+
+    run(body())
+
+
+@pytest.mark.parametrize("after_ms", range(0, 170, 10))
+def test_made_pictures_bridge_an_interrupt_in_silence(after_ms):
+    async def body():
+        pipeline = PartedPipeline()
+        async with live_in_parts(pipeline) as session:
+            screen = Screen(session)
+            await microphone(session, speech(2))
+            talk = asyncio.create_task(microphone(session, speech(1, seed=1)))
+            await asyncio.sleep(0.3 + after_ms / 1000)
+            session.interrupt()
+            cut_s, shown = screen.clock(), len(screen.frames)
+            await talk
+            await asyncio.sleep(1)
+            await screen.close()
+            await asyncio.sleep(1)
+            waiting = session._frames.frames
+        after = list(zip(screen.frames, screen.times_s, strict=True))[shown:]
+        stale_s = [at_s for f, at_s in after if f.stamps.model_start_s < cut_s]
+        assert max(stale_s, default=cut_s) - cut_s <= 0.16
+        assert screen.metrics.repeats == 0 and screen.metrics.stalls == 0
+        assert not any(frame.pcm.any() for frame, at_s in after if at_s < cut_s + 0.2)
+        assert [frame.index for frame in screen.frames] == list(range(len(screen.frames)))
+        assert {frame.epoch for frame, _ in after} == {1}
+        handed_out = session.metrics.frames
+        assert 4 * pipeline.steps - pipeline.states[0].unseen == handed_out + waiting
+
+    run(body())
+
+
+def test_the_bridge_ends_where_the_model_is_too_slow_to_take_over():
+    async def body():
+        async with live_in_parts(parts_s=(0.3, 0.35, 0.4)) as session:
+            screen = Screen(session)
+            await asyncio.sleep(2)
+            session.interrupt()
+            cut_s = screen.clock()
+            await asyncio.sleep(2)
+            await screen.close()
+        stale_s = [
+            at_s
+            for frame, at_s in zip(screen.frames, screen.times_s, strict=True)
+            if at_s > cut_s and frame.stamps.model_start_s < cut_s
+        ]
+        assert max(stale_s, default=cut_s) - cut_s <= 0.2
 
     run(body())
 

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
+from letstalk_rt.events import Event, Listener
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.sinks import speaker as speaker_room
 from letstalk_rt.sinks.base import ThreadedSink
@@ -67,11 +69,40 @@ class TestSoundBuffer:
             buffer.push(np.ones(PIECE, np.float32))
         assert buffer.overruns >= 1 and buffer.level < 0.35 * RATE
 
-    def test_clear_leaves_silence(self) -> None:
+    @pytest.mark.parametrize("loud", [0.0, 0.5], ids=["in-a-pause", "in-speech"])
+    def test_after_frames_that_came_all_at_once_it_catches_up(self, loud: float) -> None:
+        buffer = SoundBuffer(RATE, 0.075)
+        for _ in range(2):
+            buffer.push(np.full(PIECE, 0.5, np.float32))
+        buffer.pull(3 * PIECE)  # the next frames are late: it runs dry
+        for _ in range(4):
+            buffer.push(np.full(PIECE, 0.5, np.float32))
+        assert buffer.level == 4 * PIECE, "80 ms behind"
+        turns = 0
+        while buffer.level > 0.095 * RATE:
+            buffer.pull(PIECE)
+            buffer.push(np.full(PIECE, loud, np.float32))
+            turns += 1
+        assert turns <= (3 if loud == 0 else 150)
+        assert buffer.overruns == 0
+
+    def test_a_pause_is_not_shortened_where_nothing_is_behind(self) -> None:
+        buffer = SoundBuffer(RATE, 0.075)
+        for _ in range(2):
+            buffer.push(np.zeros(PIECE, np.float32))
+        for _ in range(100):
+            buffer.pull(PIECE)
+            buffer.push(np.zeros(PIECE, np.float32))
+        assert buffer.level == pytest.approx(0.075 * RATE, abs=0.005 * RATE)
+
+    def test_clear_leaves_silence_without_a_click(self) -> None:
         buffer = SoundBuffer(RATE, 0.04)
         buffer.push(np.ones(PIECE, np.float32))
+        before = buffer.pull(100)
         buffer.clear()
-        assert buffer.level == 0 and not buffer.pull(100).any()
+        heard = np.concatenate([before, buffer.pull(300), buffer.pull(300)])
+        assert buffer.level == 0 and not heard[200:].any()
+        assert np.abs(np.diff(heard)).max() < 0.05
 
 
 class FakeStream:
@@ -127,6 +158,8 @@ class TestSpeaker:
             speaker.show(frame(index))
         speaker.show(frame(6, epoch=1))
         assert speaker._buffer is not None and speaker._buffer.level < 2 * PIECE
+        speaker.flush()
+        assert speaker._buffer.level == 0 and not speaker._stream.take(480).any()
 
     def test_a_delay_is_held(self, sounddevice: ModuleType) -> None:
         speaker = Speaker(delay_ms=200)
@@ -243,6 +276,16 @@ class FakeSession:
 
     def __init__(self, count: int) -> None:
         self.metrics, self.epoch, self._left = Metrics(), 0, count
+        self.listeners: list[Listener] = []
+
+    def on_event(self, listener: Listener) -> Callable[[], None]:
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener)
+
+    def interrupt(self) -> None:
+        self.epoch += 1
+        for listener in self.listeners:
+            listener(Event("segment.interrupted", 0, 0, 0))
 
     def __aiter__(self) -> "FakeSession":
         return self
@@ -259,6 +302,8 @@ class Noted:
         self.latency_s, self._fails = latency_s, fails
         self.times_s: list[float] = []
         self.log: list[str] = []
+        self.frames: list[AVFrame] = []
+        self._took = asyncio.Semaphore(0)
 
     def open(self, width: int, height: int) -> None:
         self.log.append(f"open {width}x{height}")
@@ -267,9 +312,18 @@ class Noted:
         if self._fails:
             raise ConfigError("no more room")
         self.times_s.append(asyncio.get_running_loop().time())
+        self.frames.append(frame)
+        self._took.release()
+
+    async def has_taken(self, count: int) -> None:
+        for _ in range(count):
+            await self._took.acquire()
 
     def repeat(self, frame: AVFrame) -> None:
         pass
+
+    def flush(self) -> None:
+        self.log.append("flush")
 
     def close(self) -> None:
         self.log.append("close")
@@ -284,6 +338,19 @@ class TestPlay:
         assert gaps.min() > 0.07
         assert np.abs(np.subtract(file.times_s, speaker.times_s)).max() < gaps.min()
         assert all(sink.log == ["open 64x48", "close"] for sink in (speaker, camera, file))
+
+    async def test_an_interrupt_is_heard_at_once_and_leaves_the_pictures(self) -> None:
+        speaker, camera = Noted(0.08), Noted(0.0)
+        session = FakeSession(5)
+        playing = asyncio.create_task(play(session, [speaker, camera], (64, 48)))
+        await speaker.has_taken(3)
+        session.interrupt()
+        assert speaker.log[-1] == camera.log[-1] == "flush"
+        seen = len(camera.frames)
+        await playing
+        assert [frame.index for frame in camera.frames] == [1, 2, 3, 4, 5]
+        assert not any(frame.pcm.any() for frame in camera.frames[seen:] + speaker.frames[3:])
+        assert session.listeners == []
 
     async def test_a_sink_that_fails_ends_it_and_all_are_closed(self) -> None:
         good, bad = Noted(None), Noted(None, fails=True)

@@ -12,7 +12,7 @@ from letstalk_rt.types import AVFrame, SegmentEnd
 
 
 def frame(index, epoch=0):
-    return AVFrame(np.zeros((1, 1, 3), np.uint8), np.zeros(4, np.float32), index, 0, epoch)
+    return AVFrame(np.zeros((1, 1, 3), np.uint8), np.ones(4, np.float32), index, 0, epoch)
 
 
 async def at(times_s):
@@ -28,7 +28,7 @@ class Stage:
 
     def __init__(self, **options):
         self.clock = asyncio.get_running_loop().time
-        self.shown, self.repeated, self.log = [], [], []
+        self.shown, self.repeated, self.log, self.frames = [], [], [], []
         self.metrics = Metrics()
         self.playout = Playout(
             self.show, repeat=self.repeat, metrics=self.metrics, clock=self.clock, **options
@@ -37,6 +37,7 @@ class Stage:
     def show(self, frame):
         self.shown.append(round(self.clock(), 6))
         self.log.append(frame.index)
+        self.frames.append(frame)
 
     def repeat(self, frame):
         self.repeated.append(round(self.clock(), 6))
@@ -147,14 +148,15 @@ def test_an_interrupt_reaches_the_frame_that_waits_for_its_turn():
 
     async def body():
         epoch = [0]
-        stage = Stage(is_current=lambda item: item.epoch == epoch[0])
+        stage = Stage(epoch=lambda: epoch[0])
         playing = asyncio.create_task(stage.playout.run(items()))
         await asyncio.sleep(0.02)
         epoch[0] = 1
         await playing
-        assert stage.log == [0, 2]
-        assert stage.shown == [0, 0.08]
-        assert stage.metrics.drops == 1
+        assert stage.log == [0, 1, 2]
+        assert stage.shown == [0, 0.04, 0.08]
+        assert [shown.pcm.any() for shown in stage.frames] == [True, False, True]
+        assert [shown.epoch for shown in stage.frames] == [0, 1, 1]
 
     run(body())
 

@@ -14,8 +14,8 @@ from letstalk_rt.types import AVFrame
 class Sink(Protocol):
     """A live end. `letstalk_rt.sinks.play.play` drives it.
 
-    `open` and `close` may block; they are called off the event loop. `show` and `repeat` are called
-    on it and must return within a millisecond.
+    `open` and `close` may block; they are called off the event loop. The others are called on it
+    and must return within a millisecond.
 
     Attributes:
         latency_s: how long after `show` the frame can be seen or heard; None where nobody watches
@@ -37,6 +37,10 @@ class Sink(Protocol):
 
     def repeat(self, frame: AVFrame) -> None:
         """Show the picture of `frame` again, for the next is late."""
+        ...
+
+    def flush(self) -> None:
+        """Drop the sound that was taken and is not heard yet: speech was interrupted."""
         ...
 
     def close(self) -> None:
@@ -99,6 +103,9 @@ class ThreadedSink:
 
     def repeat(self, frame: AVFrame) -> None:
         """Nothing to do: the picture stays until the next one."""
+
+    def flush(self) -> None:
+        """Nothing to do: what was taken is part of the recording, or on its way."""
 
     def close(self) -> None:
         """Write what waits, then end.

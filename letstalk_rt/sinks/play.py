@@ -5,8 +5,9 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from letstalk_rt.events import Event, Listener
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.playout import Playout
+from letstalk_rt.playout import Playout, in_epoch
 from letstalk_rt.sinks.base import Sink
 from letstalk_rt.types import AVFrame, SegmentEnd
 
@@ -19,6 +20,10 @@ class LiveSession(AsyncIterable[AVFrame | SegmentEnd], Protocol):
     @property
     def epoch(self) -> int:
         """How many interrupts there were."""
+        ...
+
+    def on_event(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each event from now on; returns what ends that."""
         ...
 
 
@@ -51,12 +56,14 @@ async def play(
             fan.show,
             repeat=fan.repeat,
             end_segment=on_segment_end,
-            is_current=lambda frame: frame.epoch == session.epoch,
+            epoch=lambda: session.epoch,
             metrics=session.metrics,
         )
+        stop_hearing = session.on_event(fan.hear)
         try:
             await playout.run(session)
         finally:
+            stop_hearing()
             await fan.finish()
     finally:
         await _close_all(sinks)
@@ -86,6 +93,12 @@ class _Fan:
         for sink, delay_s in self._sinks:
             self._soon(delay_s, sink.repeat, frame)
 
+    def hear(self, event: Event) -> None:
+        """Let an interrupt be heard at once, not with the next frame."""
+        if event.type == "segment.interrupted":
+            for sink, _ in self._sinks:
+                sink.flush()
+
     async def finish(self) -> None:
         """Wait for what is held back."""
         if self._longest_s:
@@ -98,10 +111,8 @@ class _Fan:
             asyncio.get_running_loop().call_later(delay_s, self._late, take, frame)
 
     def _late(self, take: Callable[[AVFrame], None], frame: AVFrame) -> None:
-        if frame.epoch != self._session.epoch:
-            return
         try:
-            take(frame)
+            take(in_epoch(frame, self._session.epoch))
         except Exception as error:  # raised with the next frame
             self._failure = error
 

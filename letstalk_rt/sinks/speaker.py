@@ -11,7 +11,7 @@ from letstalk_rt.sinks.sound_buffer import SoundBuffer
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame
 
 MAX_DELAY_MS = 2000
-_BUFFER_S = 0.075
+BUFFER_S = 0.075
 """Held just after a frame's sound came in: the frame itself and 35 ms for a late one."""
 
 
@@ -44,7 +44,7 @@ class Speaker:
     def latency_s(self) -> float:
         """From `show` to the ear, the wanted delay left out."""
         device_s = 0.0 if self._stream is None else float(self._stream.latency)
-        return _BUFFER_S - 1 / FPS + device_s
+        return BUFFER_S - 1 / FPS + device_s
 
     @property
     def underruns(self) -> int:
@@ -61,7 +61,7 @@ class Speaker:
         sounddevice = load_sounddevice()
         device = find_device("output", self._device)
         rate = int(device["default_samplerate"])
-        self._buffer = SoundBuffer(rate, _BUFFER_S + self._delay_s)
+        self._buffer = SoundBuffer(rate, BUFFER_S + self._delay_s)
         self._resampler = soxr.ResampleStream(SAMPLE_RATE, rate, 1, "float32", quality="MQ")
         channels = min(2, device["max_output_channels"])
         try:
@@ -85,11 +85,17 @@ class Speaker:
         assert self._buffer is not None, "open first"
         if frame.epoch != self._epoch:
             self._epoch = frame.epoch
-            self._buffer.clear()
+            self.flush()
         self._buffer.push(self._resampler.resample_chunk(frame.pcm))
 
     def repeat(self, frame: AVFrame) -> None:
         """Play nothing: a repeated picture has no sound."""
+
+    def flush(self) -> None:
+        """Fall silent at once; what the device itself holds is still heard."""
+        if self._buffer is not None:
+            self._buffer.clear()
+            self._resampler.clear()
 
     def close(self) -> None:
         """Free the device. Safe to call twice."""

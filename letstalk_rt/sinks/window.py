@@ -50,6 +50,9 @@ class PreviewWindow:
     def repeat(self, frame: AVFrame) -> None:
         """Nothing to do: a window keeps its picture."""
 
+    def flush(self) -> None:
+        """Nothing to do: a window has no sound."""
+
     def close(self) -> None:
         """Let `run` return. Safe to call twice, from any thread."""
         self._ended.set()
