@@ -55,11 +55,12 @@ class Portrait:
 
 @dataclass(frozen=True, slots=True)
 class MotionOptions:
-    """How a session's face moves. The defaults leave the model's motion as it is, and add blinks.
+    """How a session's face moves. The defaults leave the lips as the model makes them.
 
     Attributes:
         expressiveness: size of lip and face movement, from 0 to 2; 1 is as the model makes it.
-        head_motion: whether the head moves.
+        head_motion: whether the head moves: as the model makes it, and as heads of people who talk
+            sway, drawn anew for each session.
         blinks_per_min: blinks added to the model's own, from 0 to 60.
         gaze_at_camera: the eyes stay on what they look at in the portrait.
 

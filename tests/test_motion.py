@@ -7,6 +7,7 @@ from small_model import make_model, make_portrait, make_speech
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.eyelids import _lid_lines, close_eyes
+from letstalk_rt.models.head_motion import MOVEMENTS
 from letstalk_rt.models.landmarks import EYES, IRISES, LIPS, NUM_POINTS, places
 from letstalk_rt.models.motion import BLINK, Blinks, Director
 from letstalk_rt.pipeline import AvatarPipeline
@@ -86,7 +87,28 @@ def size(displacement):
 def test_the_defaults_change_nothing(pipeline, features):
     director = Director(MotionOptions(), pipeline.model, features, 0)
     motion = torch.randn(1, 4, 16, 4, 4)
-    assert director.direct(motion) is motion
+    assert torch.equal(director.direct(motion), motion)
+
+
+def test_a_fitted_head_sways_unless_it_is_told_not_to(pipeline, features, monkeypatch):
+    movements = torch.zeros(MOVEMENTS, NUM_POINTS, 2)
+    movements[0, :, 0] = 0.1  # sideways
+    course = torch.tensor([[1.5, -0.56, 0.2]]).repeat(MOVEMENTS, 1)
+    head, motion = pipeline.model.head, torch.zeros(1, 8, 16, 4, 4)
+    monkeypatch.setitem(head._buffers, "movements", movements)
+    monkeypatch.setitem(head._buffers, "course", course)
+
+    def moved(**options):
+        director = Director(MotionOptions(**options), pipeline.model, features, 0)
+        shown = pipeline.model.to_latents(director.direct(motion), features.latent)
+        points = pipeline.model.autoencoder.points(shown)
+        return points - pipeline.model.autoencoder.points(features.latent)
+
+    sway = moved()[0]
+    assert sway[-1, :, 0].abs().mean() > 0.01
+    assert torch.allclose(sway[..., 0], sway[:, :1, 0].expand(8, NUM_POINTS), atol=1e-3)
+    assert sway[..., 1].abs().max() < 1e-3
+    assert not moved(head_motion=False).abs().max() > 1e-5
 
 
 def test_without_head_motion_a_shift_and_a_turn_are_gone(pipeline, features):
@@ -229,7 +251,7 @@ def test_after_an_interrupt_the_motion_goes_on_from_the_last_frame_that_was_seen
     eased = state.director.direct(new)
     torch.testing.assert_close(eased[:, 0], (seen + 1) / 2)
     torch.testing.assert_close(eased[:, 1:], new[:, 1:])
-    assert state.director.direct(new) is new
+    assert torch.equal(state.director.direct(new), new)
 
 
 def test_another_face_goes_on_in_the_same_motion(pipeline):

@@ -30,6 +30,7 @@ class AudioEncoderConfig:
         dilations: one per layer.
         dropout: while training.
         lookahead_ms: 0, 40, 80 or 160. Weights are trained for one look-ahead.
+        mouth_values: width of the bottleneck before the tokens, see `MouthBottleneck`; 0 is none.
     """
 
     width: int = 160
@@ -37,6 +38,7 @@ class AudioEncoderConfig:
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 1, 2, 4)
     dropout: float = 0.1
     lookahead_ms: int = 80
+    mouth_values: int = 0
 
 
 @dataclass
@@ -68,6 +70,29 @@ class _Layer(nn.Module):
         return x + self.out(self.dropout(value * torch.sigmoid(gate)))
 
 
+class MouthBottleneck(nn.Module):
+    """Says what the mouth does in each frame, in a few values, and makes the audio tokens of them.
+
+    Where little is recorded, a denoiser that sees all of the sound learns its recordings by heart;
+    one that sees the mouth's values learns how faces move by them, and the reading of the sound is
+    learned apart, from much more speech than there are faces for.
+
+    Args:
+        token_width: of an audio token, `A`.
+        values: per frame.
+    """
+
+    def __init__(self, token_width: int, values: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(TOKENS_PER_FRAME * token_width, values)
+        self.show = nn.Linear(values, TOKENS_PER_FRAME * token_width)
+        nn.init.normal_(self.show.weight)  # the values are small: about 0.2
+
+    def tokens(self, mouth: Tensor) -> Tensor:
+        """Make audio tokens `(B, N, 4, A)` of values `(B, N, values)`."""
+        return self.show(mouth).unflatten(-1, (TOKENS_PER_FRAME, -1))
+
+
 class CausalAudioEncoder(nn.Module):
     """Sound to audio tokens; the weights serve any number of sessions.
 
@@ -93,6 +118,8 @@ class CausalAudioEncoder(nn.Module):
             _Layer(width, d, self.config.dropout) for d in self.config.dilations
         )
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.config.token_width))
+        values = self.config.mouth_values
+        self.mouth = MouthBottleneck(self.config.token_width, values) if values else None
 
     def init_state(self, batch_size: int) -> AudioState:
         """Make the state of new sessions: silence has been heard so far."""
@@ -118,9 +145,19 @@ class CausalAudioEncoder(nn.Module):
 
     def encode_mel(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
         """As `forward`, from log-mel `(B, 64, 4 * frames)`; training augments there."""
+        tokens = self._tokens(mel, state)
+        if self.mouth is None:
+            return tokens
+        return self.mouth.tokens(self.mouth.read(tokens.flatten(2)))
+
+    def read_mouth(self, mel: Tensor) -> Tensor:
+        """Give the values of the bottleneck, `(B, frames, values)`; only where there is one."""
+        assert self.mouth is not None
+        return self.mouth.read(self._tokens(mel, None).flatten(2))
+
+    def _tokens(self, mel: Tensor, state: AudioState | None) -> Tensor:
         features = self.features(mel, state)
-        tokens = self.head(features.transpose(1, 2))
-        return tokens.unflatten(1, (-1, TOKENS_PER_FRAME))
+        return self.head(features.transpose(1, 2)).unflatten(1, (-1, TOKENS_PER_FRAME))
 
     def features(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
         """Give the hidden features at 100 Hz, `(B, width, steps)`, before the token head."""

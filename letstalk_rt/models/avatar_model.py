@@ -15,6 +15,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder import AutoencoderConfig, ReferenceAutoencoder
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.finder import FaceDetector, FaceFinder
+from letstalk_rt.models.head_motion import HeadMotion
 from letstalk_rt.models.memory import TemporalCache
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import sample, sample_mean
@@ -48,6 +49,7 @@ class AvatarModel(nn.Module):
         self.denoiser = Denoiser(preset.denoiser)
         if self.has_landmarks:
             self.detector = FaceDetector()
+            self.head = HeadMotion()
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -128,8 +130,11 @@ class AvatarModel(nn.Module):
         return (portrait - self.latent_mean) / self.latent_scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take checkpoints from before guidance could be folded: they hold none."""
+        """Take checkpoints from before guidance could be folded and heads were fitted."""
         state_dict.setdefault(prefix + "folded_guidance", torch.ones(()))
+        if self.has_landmarks:
+            for name, value in HeadMotion().state_dict().items():
+                state_dict.setdefault(f"{prefix}head.{name}", value)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

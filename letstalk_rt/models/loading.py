@@ -15,6 +15,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import WeightsError
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.head_motion import HeadMotion
 from letstalk_rt.models.presets import get_preset
 
 _FORMAT = "letstalk_rt 1"
@@ -28,10 +29,15 @@ _EXACT = (
     "folded_guidance",
     "mean_points",
     "points.weight",
+    "head.movements",
+    "head.course",
 )
 """Small or sensitive tensors that stay in float32."""
 
-_LATER = {"folded_guidance": torch.ones(())}
+_LATER = {
+    "folded_guidance": torch.ones(()),
+    **{f"head.{name}": value for name, value in HeadMotion().state_dict().items()},
+}
 """What files of the first version lack, and what it was then."""
 
 

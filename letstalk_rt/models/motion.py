@@ -14,7 +14,8 @@ from torch import Tensor
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder import LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.landmarks import EYES, IRISES, LIPS, NUM_POINTS, places
+from letstalk_rt.models.head_motion import Sway, steady
+from letstalk_rt.models.landmarks import EYES, IRISES, NUM_POINTS, places
 from letstalk_rt.types import FPS, MotionOptions
 
 BLINK = (0.35, 0.9, 1.0, 0.65, 0.3, 0.1)
@@ -32,13 +33,13 @@ _IRIS = (places(IRISES[:5]), places(IRISES[5:]))
 
 
 class Director:
-    """Changes the motion of one session as its options ask, and says when its eyes are closed.
+    """Changes the motion of one session as its options ask, turns its head and closes its eyes.
 
     Args:
         options: what is wanted.
         model: whose landmarks are read.
         features: of the portrait, one item, as the autoencoder describes it.
-        seed: of the blinks.
+        seed: of head and blinks.
 
     Raises:
         ConfigError: the options need landmarks, and the model has none.
@@ -50,11 +51,15 @@ class Director:
         self.options = options
         self._model = model
         self._from: Tensor | None = None  # what was shown before an interrupt
+        moves = options.head_motion and model.has_landmarks
+        self._sway = Sway(model.head.course, seed) if moves else None
         self.follow(features)
         self._blinks = Blinks(options.blinks_per_min, seed)
 
     def follow(self, features: Any) -> None:
         """Take another portrait."""
+        if self._sway is not None:
+            self._turns = _turns(self._model, features.points[0])
         wanted = (self.options.expressiveness, self.options.head_motion)
         self.matrix = None
         if wanted == (1.0, True) and not self.options.gaze_at_camera:
@@ -67,13 +72,16 @@ class Director:
         self.matrix = _matrix(self.options, self._model, features.points[0])
 
     def direct(self, motion: Tensor) -> Tensor:
-        """Change motion `(1, N, C, h, w)`; the same tensor comes back when nothing is wanted."""
+        """Change motion `(1, N, C, h, w)`."""
         if self._from is not None:
             motion = self._ease(motion, self._from)
             self._from = None
-        if self.matrix is None:
-            return motion
-        return (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
+        if self.matrix is not None:
+            motion = (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
+        if self._sway is not None:
+            turned = self._sway.next(motion.shape[1]).to(motion.device) @ self._turns
+            motion = motion + turned.view(motion.shape)
+        return motion
 
     def closures(self, frames: int) -> Sequence[float]:
         """Give how far the eyes are closed in each of the next frames, in [0, 1]."""
@@ -82,6 +90,8 @@ class Director:
     def rewind(self, frames: int) -> None:
         """Take the last frames back: nobody saw them."""
         self._blinks.rewind(frames)
+        if self._sway is not None:
+            self._sway.rewind(frames)
 
     def ease_from(self, motion: Tensor) -> None:
         """Let the next motion begin at `(1, C, h, w)`, the last that was shown, without a jump."""
@@ -97,6 +107,8 @@ class Director:
         """Become as new."""
         self._from = None
         self._blinks.reset()
+        if self._sway is not None:
+            self._sway.reset()
 
 
 class Blinks:
@@ -144,6 +156,17 @@ class Blinks:
         return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
 
 
+def _turns(model: AvatarModel, portrait: Tensor) -> Tensor:
+    """Give the movements of the head as motion, `(K, 256)`, for landmarks `(L, 2)`."""
+    write = _undo(model.autoencoder.read_points.weight.float())
+    moved = model.head.displacements(portrait.float()) @ write.T
+    return moved / _flat_scale(model)
+
+
+def _flat_scale(model: AvatarModel) -> Tensor:
+    return model.motion_scale.float().expand(-1, 4, 4).flatten()
+
+
 def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Tensor:
     """Give the matrix on flat motion, `(256, 256)`, for the portrait's landmarks `(L, 2)`."""
     read = model.autoencoder.read_points.weight.float()
@@ -158,7 +181,7 @@ def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Ten
         change = change + head
     if options.gaze_at_camera:
         change = change + write @ _held_gaze(read.device) @ read @ change
-    scale = model.motion_scale.float().expand(-1, 4, 4).flatten()
+    scale = _flat_scale(model)
     return change * scale / scale[:, None]
 
 
@@ -179,10 +202,7 @@ def _rigid(points: Tensor) -> Tensor:
     base[:, 0, 0:2], base[:, 0, 2] = points, 1
     base[:, 1, 3:5], base[:, 1, 5] = points, 1
     base = base.flatten(0, 1)
-    mouth_top = points[LIPS, 1].min()
-    stable = points[:, 1] <= mouth_top
-    stable[EYES + places(IRISES) + LIPS] = False
-    fit = base * stable.repeat_interleave(2)[:, None]
+    fit = base * steady(points).repeat_interleave(2)[:, None]
     return base @ torch.linalg.pinv(fit)
 
 

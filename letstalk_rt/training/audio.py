@@ -74,14 +74,18 @@ class MouthReader(nn.Module):
 
     def __init__(self, config: AudioEncoderConfig | None = None) -> None:
         super().__init__()
+        assert config is None or config.mouth_values in (0, NUM_MOUTH_TARGETS), config
         self.audio = CausalAudioEncoder(config)
         config = self.audio.config
-        self.head = nn.Linear(4 * config.token_width, NUM_MOUTH_TARGETS)
+        own = config.mouth_values == 0  # else the encoder reads mouths itself
+        self.head = nn.Linear(4 * config.token_width, NUM_MOUTH_TARGETS) if own else None
 
     def forward(self, mel: Tensor) -> Tensor:
         """Read `(B, 64, 4 * (T + L))` as mouth targets `(B, T, 11)`."""
-        tokens = self.audio.encode_mel(mel)[:, self.audio.lookahead_frames :]
-        return self.head(tokens.flatten(2))
+        ahead = self.audio.lookahead_frames
+        if self.head is None:
+            return self.audio.read_mouth(mel)[:, ahead:]
+        return self.head(self.audio.encode_mel(mel)[:, ahead:].flatten(2))
 
 
 def spoken(clip: Clip, lookahead_frames: int = LOOKAHEAD_FRAMES) -> SpokenClip:

@@ -154,23 +154,19 @@ def _phones(args: argparse.Namespace) -> None:
         _loop(args),
         batch_size=args.batch or BATCH["phones"],
         encoder=_preset(args).audio,
+        started=_part(averaged(args.start), "audio") if args.start else None,
     )
 
 
 def _audio(args: argparse.Namespace) -> None:
     kept, aside = split_people(load_clips(args.data, args.cache, "train"))
-    pretrained = averaged(args.runs / "phones")
     train_audio(
         kept,
         aside,
         args.runs / "audio",
         _loop(args),
         batch_size=args.batch or BATCH["audio"],
-        started={
-            name.removeprefix("audio."): value
-            for name, value in pretrained.items()
-            if name.startswith("audio.")
-        },
+        started=_part(averaged(args.runs / "phones"), "audio"),
         encoder=_preset(args).audio,
     )
 
@@ -183,13 +179,7 @@ def _flow(args: argparse.Namespace) -> None:
         model.autoencoder = _paper_autoencoder(args, model.autoencoder.picture_size)
     model.audio.load_state_dict(_reader(args).audio.state_dict())
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
-    started = None
-    if args.start:
-        started = {
-            name.removeprefix("denoiser."): value
-            for name, value in averaged(args.start).items()
-            if name.startswith("denoiser.")
-        }
+    started = _part(averaged(args.start), "denoiser") if args.start else None
     tracks, aside = _tracks(args, model, clips)
     kept = {track.spoken.name for track in tracks}
     best = train_flow(
@@ -291,6 +281,12 @@ def averaged(folder: Path) -> dict[str, torch.Tensor]:
     """Give the averaged weights of a run's last checkpoint."""
     state = torch.load(_existing(folder / "last.pt"), map_location="cpu", weights_only=True)
     return dict(state["averaged"])
+
+
+def _part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Give the weights of one part of a model, named as in the part itself."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def _reader(args: argparse.Namespace) -> MouthReader:

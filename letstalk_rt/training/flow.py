@@ -65,6 +65,8 @@ class FlowLoss:
     stale_memory: float = 0.25
     drift: float = 0.8
     heavy_noise: float = 0.4
+    mouth_noise: float = 0.4
+    mouth_read: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,17 @@ def _encode(autoencoder: nn.Module, clip: Clip) -> Tensor:
 
 
 def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
-    """Set the model's units so that portrait latents and motion have unit variance."""
+    """Set the model's units so that portrait latents and motion have unit variance.
+
+    How heads move is learned along with it, where latents tell it.
+    """
     everything = torch.cat([t.latents.flatten(0, 1)[::5] for t in tracks])
     model.latent_mean.copy_(everything.mean((0, 2, 3))[:, None, None])
     model.latent_scale.copy_(everything.std((0, 2, 3))[:, None, None])
     motion = torch.cat([(t.latents - t.latents[:, :1]).flatten(0, 1)[::5] for t in tracks])
     model.motion_scale.copy_(motion.pow(2).mean((0, 2, 3)).sqrt()[:, None, None])
+    if model.has_landmarks:
+        model.head.fit([model.autoencoder.points(t.latents[0]) for t in tracks])
 
 
 @dataclass(frozen=True)
@@ -238,6 +245,9 @@ def _quiet_start(quiet: Tensor, window: int, fallback: int) -> int:
 class FlowTrainer(nn.Module):
     """What is trained: denoiser, audio encoder, and a helper head that reads the mouth.
 
+    Where the audio encoder has a bottleneck, its reading of the sound stays as it is; only how
+    the mouth's values are shown to the denoiser is learned.
+
     Args:
         model: its autoencoder stays as it is.
         loss: weights of the parts.
@@ -247,7 +257,8 @@ class FlowTrainer(nn.Module):
         super().__init__()
         self.denoiser, self.audio = model.denoiser, model.audio
         token_width = model.audio.config.token_width
-        self.mouth = nn.Linear(4 * token_width, NUM_MOUTH_TARGETS)
+        apart = model.audio.mouth is not None
+        self.mouth = None if apart else nn.Linear(4 * token_width, NUM_MOUTH_TARGETS)
         self.weights = loss
 
     def loss(
@@ -258,9 +269,7 @@ class FlowTrainer(nn.Module):
         count, frames = data.shape[:2]
         rand, randn = _chance(generator)
         with torch.autocast(data.device.type, torch.bfloat16):
-            tokens = self.audio.encode_mel(batch.mel)[:, self.audio.lookahead_frames :]
-            mouth = self.mouth(tokens.flatten(2)).float()
-            heard = tokens[:, -frames:]
+            heard, mouth = self._hear(batch, frames, generator)
             dropped = rand(count, 1, 1, 1) < self.weights.no_audio
             heard = torch.where(dropped, self.denoiser.no_audio.to(heard.dtype), heard)
             t = torch.sigmoid(randn(count, 1)).expand(count, frames)
@@ -273,16 +282,39 @@ class FlowTrainer(nn.Module):
             portrait = self.denoiser.portrait_state(model.normalized_portrait(batch.portrait))
             velocity = self.denoiser(noisy, t, heard, portrait, memory, filled).float()
         trust = batch.weight / batch.weight.mean()
+        if self.mouth is None:  # true mouths are shown: no clip's sound can be wrong
+            trust = torch.ones_like(trust)
         made = noisy - time * velocity
         parts = {
             "velocity": _weighted((velocity - (noise - data)) ** 2, trust),
-            "mouth": _weighted((mouth - batch.targets)[:, 12:].abs(), trust),
+            "mouth": _weighted(mouth, trust),
             **self._geometry(model, batch, made, trust),
         }
         total = parts["velocity"] + sum(
             getattr(self.weights, name) * parts[name] for name in ("mouth", "lips", "change")
         )
         return total, {name: float(value.detach()) for name, value in parts.items()}
+
+    def _hear(self, batch: Batch, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Give the audio tokens of the window, and the errors of the mouths read off the sound.
+
+        A bottleneck is shown true mouths, a little wrong as readings are, and at times readings.
+        """
+        if self.audio.mouth is None:
+            tokens = self.audio.encode_mel(batch.mel)[:, self.audio.lookahead_frames :]
+            assert self.mouth is not None
+            mouth = self.mouth(tokens.flatten(2)).float()
+            return tokens[:, -frames:], (mouth - batch.targets)[:, 12:].abs()
+        with torch.no_grad():
+            read = self.audio.read_mouth(batch.mel)[:, -frames:].float()
+        true, count = batch.targets[:, -frames:], len(batch.targets)
+        rand, randn = _chance(generator)
+        amount = self.weights.mouth_noise * rand(count, 1, 1) * batch.targets.std((0, 1))
+        noise = 0.7 * (randn(count, 1, true.shape[2]) + randn(*true.shape))
+        shown = torch.where(
+            rand(count, 1, 1) < self.weights.mouth_read, read, true + amount * noise
+        )
+        return self.audio.mouth.tokens(shown), torch.zeros_like(true)
 
     def _memory(
         self, model: AvatarModel, batch: Batch, generator: torch.Generator

@@ -235,7 +235,7 @@ class HeardTrack:
 
 
 @first_alone
-def load_phones(root: Path, cache: Path, sentences: int = 1200) -> list[HeardTrack]:
+def load_phones(root: Path, cache: Path, sentences: int = 4000) -> list[HeardTrack]:
     """Make the speech with phone times, or read it from the cache.
 
     Args:
@@ -296,6 +296,7 @@ def train_phones(
     batch_size: int = 24,
     steps: int = 256,
     encoder: AudioEncoderConfig | None = None,
+    started: dict[str, Tensor] | None = None,
 ) -> nn.Module:
     """Teach the audio encoder phones, or go on, and give the averaged reader.
 
@@ -306,6 +307,7 @@ def train_phones(
         batch_size: pieces a step, all of one alphabet.
         steps: length of a piece, in 10 ms.
         encoder: shape and look-ahead of the audio encoder; the default one when None.
+        started: weights of an audio encoder to begin with.
     """
     torch.manual_seed(0)
     names = sorted({track.alphabet for track in tracks})
@@ -314,6 +316,8 @@ def train_phones(
     kept = {n: [t for i, t in enumerate(tracks) if t.alphabet == n and i % 20] for n in names}
     judges = [t for i, t in enumerate(tracks) if i % 20 == 0]
     reader = PhoneReader(classes, encoder)
+    if started is not None:
+        reader.audio.load_state_dict(started)
     delay = reader.audio.lookahead_frames * MEL_PER_FRAME
     run = Run(folder, reader, config)
 
