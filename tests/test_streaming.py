@@ -50,8 +50,8 @@ def conv(kernel: int, dilation: int = 1) -> Case:
     return Case(lambda: CausalConv1d(3, 5, kernel, dilation), lead=(3,))
 
 
-def encoder() -> nn.Module:
-    module = CausalAudioEncoder(AUDIO)
+def encoder(mouth_values: int = 0) -> nn.Module:
+    module = CausalAudioEncoder(replace(AUDIO, mouth_values=mouth_values))
     stir(module)
     return module
 
@@ -75,6 +75,9 @@ MODULES = [
     pytest.param(conv(3, 16), id="conv-k3-d16"),
     pytest.param(Case(StreamingMel, unit=160), id="mel"),
     pytest.param(Case(encoder, unit=SAMPLES_PER_FRAME, axis=1), id="audio-encoder"),
+    pytest.param(
+        Case(lambda: encoder(5), unit=SAMPLES_PER_FRAME, axis=1), id="audio-encoder-mouth"
+    ),
     pytest.param(wav2vec_case(1), id="wav2vec-block1"),
     pytest.param(wav2vec_case(4), id="wav2vec-block4"),
 ]
@@ -184,6 +187,15 @@ class TestAudioEncoder:
         known, same, other = (module(x)[:, frame + ahead] for x in (pcm, later, last))
         assert torch.equal(same, known)
         assert not torch.allclose(other, known)
+
+    def test_tokens_say_no_more_than_the_mouths_values(self):
+        torch.manual_seed(0)
+        module = encoder(mouth_values=3).eval().requires_grad_(False)
+        tokens = module(0.1 * torch.randn(1, 40 * SAMPLES_PER_FRAME))[0].flatten(1)
+        assert torch.linalg.matrix_rank(tokens - tokens.mean(0), rtol=1e-4) == 3
+        mel = torch.randn(2, 64, 24)
+        shown = module.mouth.tokens(module.read_mouth(mel))
+        torch.testing.assert_close(module.encode_mel(mel), shown)
 
     def test_another_look_ahead_is_named(self):
         with pytest.raises(ConfigError, match="0, 40, 80, 160, got 100"):

@@ -45,7 +45,13 @@ from letstalk_rt.training.flow import (
     save_sample,
 )
 from letstalk_rt.training.loop import LoopConfig, Run
-from letstalk_rt.training.speech import augment_mel, best_lag, clip_mel, correlation
+from letstalk_rt.training.speech import (
+    NUM_MOUTH_TARGETS,
+    augment_mel,
+    best_lag,
+    clip_mel,
+    correlation,
+)
 
 
 @pytest.fixture(scope="module")
@@ -605,6 +611,30 @@ class TestFlowLoss:
             values.append(value.item())
         assert values[-1] < values[0]
 
+    def test_a_bottleneck_shows_true_mouths_and_keeps_its_reading(self, tracks, tmp_path):
+        torch.manual_seed(0)
+        audio = replace(PRESET.audio, mouth_values=NUM_MOUTH_TARGETS)
+        model = AvatarModel(replace(PRESET, audio=audio))
+        stir(model)
+        fit_scales(model, tracks)
+        batch = self.draw(tracks, 1, 8)
+        other = replace(batch, mel=torch.randn_like(batch.mel))
+
+        def value(batch, **shares):
+            trainer = FlowTrainer(model, FlowLoss(no_audio=0.0, **shares)).eval()
+            return trainer.loss(model, batch, generator(5))[0].detach()
+
+        assert torch.equal(value(batch, mouth_read=0.0), value(other, mouth_read=0.0))
+        assert not torch.equal(value(batch, mouth_read=1.0), value(other, mouth_read=1.0))
+
+        before = {name: value.clone() for name, value in model.audio.state_dict().items()}
+        trainer = FlowTrainer(model, FlowLoss(no_audio=0.0))
+        run = Run(tmp_path, trainer, LoopConfig(steps=2, warm_up=1, learning_rate=1e-3))
+        run.train(lambda step: trainer.loss(model, batch, run.generator))
+        after = model.audio.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {"mouth.show.weight", "mouth.show.bias"}
+
     def test_whole_sounds_are_generated_window_by_window(self, model, tracks):
         sounds = torch.stack([track.spoken.mel for track in tracks])
         portraits = torch.stack([track.latents[0, 0] for track in tracks])
@@ -691,6 +721,15 @@ def test_training_follows_the_look_ahead(lookahead_ms, ahead, root, cache):
     assert heard.lookahead_frames == ahead
     reader = MouthReader(replace(PRESET.audio, lookahead_ms=lookahead_ms))
     assert reader(heard.mel[None]).shape[1] == clip.num_frames
+
+
+def test_a_bottleneck_reads_the_mouth_itself(root, cache):
+    clip = load_clips(root, cache, "train")[0]
+    reader = MouthReader(replace(PRESET.audio, mouth_values=NUM_MOUTH_TARGETS)).eval()
+    assert reader.head is None
+    mel = spoken(clip).mel[None]
+    ahead = reader.audio.lookahead_frames
+    assert torch.equal(reader(mel), reader.audio.read_mouth(mel)[:, ahead:])
 
 
 def test_the_drawn_folder_has_what_the_tests_count_on():
