@@ -64,6 +64,12 @@ class TestShapes:
         blend = parts.warped + parts.mask * (parts.painted - parts.warped)
         torch.testing.assert_close(parts.picture, blend, atol=1e-5, rtol=1e-4)
 
+    def test_layers_make_the_decoded_picture(self, model):
+        portraits, latents = model.describe(pictures(2)), torch.randn(2, 3, *LATENT_SHAPE)
+        layers = model.decode_layers(latents, portraits)
+        assert layers.flow.shape == (2, 3, 2, 64, 64) and layers[1].mask.shape == (3, 1, 256, 256)
+        assert torch.equal(layers.picture.clamp(-1, 1), model.decode(latents, portraits))
+
     @pytest.mark.parametrize("size", [128, 512])
     def test_pictures_of_another_size_are_refused(self, model, size):
         with pytest.raises(AssertionError):

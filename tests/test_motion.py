@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_model import make_model, make_portrait, make_speech
+from small_model import face_points, make_model, make_portrait, make_speech
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.eyelids import _lid_lines, close_eyes
@@ -47,26 +47,6 @@ def glance():
     change = torch.zeros(NUM_POINTS, 2)
     change[places(IRISES), 0] = 0.04
     return change
-
-
-def face_points():
-    """Landmarks of a drawn face: eyes above, lips below, the rest around them."""
-    points = torch.from_numpy(np.random.default_rng(0).uniform(-0.6, 0.6, (NUM_POINTS, 2))).float()
-    angle = torch.linspace(0, 2 * torch.pi, len(LIPS) + 1)[:-1]
-    points[LIPS] = torch.stack([0.2 * angle.cos(), 0.55 + 0.05 * angle.sin()], 1)
-    for corner, other, side in ((33, 133, -1), (263, 362, 1)):
-        points[places((corner, other))] = torch.tensor([[side * 0.35, -0.1], [side * 0.15, -0.1]])
-    for upper, lower, side in (
-        ((246, 161, 160, 159, 158, 157, 173), (7, 163, 144, 145, 153, 154, 155), -1),
-        ((466, 388, 387, 386, 385, 384, 398), (249, 390, 373, 374, 380, 381, 382), 1),
-    ):
-        x = side * torch.linspace(0.33, 0.17, 7)
-        height = 0.05 * torch.sin(torch.linspace(0.3, np.pi - 0.3, 7))
-        points[places(upper)] = torch.stack([x, -0.1 - height], 1)
-        points[places(lower)] = torch.stack([x, -0.1 + height], 1)
-    points[places(IRISES[:5])] = torch.tensor([-0.25, -0.1])
-    points[places(IRISES[5:])] = torch.tensor([0.25, -0.1])
-    return points
 
 
 def moved(pipeline, features, options, displacement):
@@ -226,6 +206,17 @@ def test_lids_close_further_and_further():
         white.append((picture > 0.5).sum().item())
     assert white == sorted(white, reverse=True)
     assert white[3] < 0.25 * white[0]
+
+
+def test_lids_look_alike_at_any_size():
+    points = face_points()
+    small = eyes_picture(points)[None]
+    large = torch.nn.functional.interpolate(small, scale_factor=3.0, mode="bilinear")
+    close_eyes(small, points[None], [0.6])
+    close_eyes(large, points[None], [0.6])
+    difference = torch.nn.functional.avg_pool2d(large, 3) - small
+    eyes = slice(100, 130), slice(76, 180)
+    assert difference.abs().max() < 0.35 and difference[..., *eyes].abs().mean() < 0.02
 
 
 def test_eyes_outside_the_picture_or_shut_are_left_alone():

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from faces import SKIN, SkinFinder, draw
 from PIL import Image
 
-from letstalk_rt.compositor import Compositor
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.portrait import face_box, prepare_portrait, read_image
-from letstalk_rt.types import Face, Portrait
+from letstalk_rt.types import Face
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -231,63 +229,3 @@ class TestPreparePortrait:
     def test_sizes_out_of_range_are_refused(self, size: int) -> None:
         with pytest.raises(ConfigError, match="256 to 1080"):
             prepare_portrait(draw(300, 300, [(150, 150, 150)]), SkinFinder(), size=size)
-
-
-def portrait_with(box: tuple[float, float, float], shape: tuple[int, int] = (300, 400)) -> Portrait:
-    canvas = np.random.default_rng(1).integers(0, 255, (*shape, 3), dtype=np.uint8)
-    return Portrait(canvas, np.zeros((256, 256, 3), np.uint8), box)
-
-
-class TestCompositor:
-    @pytest.mark.parametrize("side", [100.0, 256.0, 280.0])
-    def test_the_border_is_the_canvas_bit_for_bit(self, side: float) -> None:
-        portrait = portrait_with((60.0, 10.0, side))
-        shown = Compositor(portrait).compose(np.full((1, 256, 256, 3), 255, np.uint8))[0]
-        left, top, last = 60, 10, int(side) - 1
-        same = (shown == portrait.canvas).all(-1)
-        assert same[top].all() and same[top + last].all()
-        assert same[:, left].all() and same[:, left + last].all()
-        outside = np.ones(same.shape, bool)
-        outside[top : top + last + 1, left : left + last + 1] = False
-        assert same[outside].all()
-
-    def test_inside_the_generated_face_is_shown_untouched(self) -> None:
-        portrait = portrait_with((60.0, 10.0, 256.0))
-        face = np.random.default_rng(2).integers(0, 255, (2, 256, 256, 3), dtype=np.uint8)
-        shown = Compositor(portrait).compose(face)
-        assert np.array_equal(
-            shown[:, 10 + 60 : 10 + 200, 60 + 60 : 60 + 200], face[:, 60:200, 60:200]
-        )
-
-    @pytest.mark.parametrize("side", [200, 256, 300])
-    def test_the_crop_itself_changes_nothing(self, side: int) -> None:
-        image = draw(512, 512, [(256, 270, int(side * 0.57))])
-        portrait = prepare_portrait(image, SkinFinder(), size=400)
-        shown = Compositor(portrait).compose(portrait.crop[None])[0]
-        assert np.abs(shown.astype(int) - portrait.canvas).mean() < 1
-
-    def test_float_and_uint8_frames_agree_and_overshoot_is_clipped(self) -> None:
-        compositor = Compositor(portrait_with((50.0, 20.0, 220.0)))
-        face = np.random.default_rng(3).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
-        tensor = torch.from_numpy(face).permute(0, 3, 1, 2) / 127.5 - 1
-        assert np.array_equal(compositor.compose(tensor), compositor.compose(face))
-        limits = compositor.compose(tensor.sign()), compositor.compose(tensor.sign() * 5)
-        assert np.array_equal(*limits)
-
-    @pytest.mark.parametrize(
-        "box", [(-80.0, -60.0, 256.0), (250.0, 150.0, 256.0), (0.0, -9.0, 400.0)]
-    )
-    def test_a_box_beyond_the_canvas_is_cut_off(self, box: tuple[float, float, float]) -> None:
-        shown = Compositor(portrait_with(box)).compose(np.full((3, 256, 256, 3), 90, np.uint8))
-        assert shown.shape == (3, 300, 400, 3)
-        row, col = (int(np.clip(start + box[2] / 2, 0, 299)) for start in (box[1], box[0]))
-        assert (shown[:, row, col] == 90).all()
-
-    def test_results_are_new_memory_and_the_portrait_stays(self) -> None:
-        portrait = portrait_with((60.0, 10.0, 256.0))
-        before = portrait.canvas.copy()
-        compositor = Compositor(portrait)
-        first = compositor.compose(np.zeros((1, 256, 256, 3), np.uint8))
-        kept = first.copy()
-        compositor.compose(np.full((1, 256, 256, 3), 255, np.uint8))
-        assert np.array_equal(first, kept) and np.array_equal(portrait.canvas, before)

@@ -29,22 +29,25 @@ _LASH_WIDTH_PX = 0.9
 _LASH_DARKNESS = 0.45
 
 
-def close_eyes(pictures: Tensor, points: Tensor, closures: Sequence[float]) -> None:
+def close_eyes(
+    pictures: Tensor, points: Tensor, closures: Sequence[float], *, black: float = -1.0
+) -> None:
     """Close the eyes of some frames, in place.
 
     Args:
-        pictures: `(N, 3, H, W)` in [-1, 1].
+        pictures: `(N, 3, H, W)` in [-1, 1], or what range begins with `black`.
         points: landmarks of each frame, `(N, L, 2)` in [-1, 1].
         closures: of each frame: 0 leaves the eyes as they are, 1 closes them.
+        black: the value that black has.
     """
     assert len(closures) == len(pictures) == len(points), (len(closures), len(pictures))
     size = pictures.shape[-1]
     for picture, at, closure in zip(pictures, points, closures, strict=True):
         if closure > 0:
-            _close(picture, ((at.float().cpu().numpy() + 1) * size - 1) / 2, closure)
+            _close(picture, ((at.float().cpu().numpy() + 1) * size - 1) / 2, closure, black)
 
 
-def _close(picture: Tensor, points: np.ndarray, closure: float) -> None:
+def _close(picture: Tensor, points: np.ndarray, closure: float, black: float) -> None:
     scale = picture.shape[-1] / 256
     upper, lower = _lid_lines(points, picture.shape[-1])
     columns = np.flatnonzero(lower > upper)
@@ -64,7 +67,7 @@ def _close(picture: Tensor, points: np.ndarray, closure: float) -> None:
     source = np.where(y < crease, y, stretched)
     covered = np.clip(edge - y + 0.5, 0, 1)
     lash = _LASH_DARKNESS * closure * near * np.exp(-(((y - edge) / (scale * _LASH_WIDTH_PX)) ** 2))
-    _paint(picture, columns, (first, last), source, covered, lash)
+    _paint(picture, columns, (first, last), source, covered, lash, black)
 
 
 def _paint(
@@ -74,6 +77,7 @@ def _paint(
     source: np.ndarray,
     covered: np.ndarray,
     lash: np.ndarray,
+    black: float,
 ) -> None:
     """Read the rows' pixels at `source`, lay them over where `covered`, darken by `lash`."""
 
@@ -88,7 +92,7 @@ def _paint(
     above = above.expand(3, -1, -1)
     skin = old.gather(1, above) * (1 - share) + old.gather(1, above + 1) * share
     new = torch.lerp(old, skin, tensor(covered))
-    new = (new + 1) * (1 - tensor(lash)) - 1  # -1 is black
+    new = torch.lerp(new, new.new_tensor(black), tensor(lash))
     picture[:, rows[0] : rows[1], where] = new.to(picture.dtype)
 
 
