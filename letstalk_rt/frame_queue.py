@@ -99,7 +99,7 @@ class FrameQueue:
 
     def put_stale(self, picture: Picture) -> None:
         """Add a picture that was asked for before an interrupt: to the bridge, or to none."""
-        if self._live and self.index and self.due_s <= self._bridge_end_s:
+        if self._live and self.index and self.due_s < self._bridge_end_s:
             self.put(picture)
         else:
             self._note_drop()

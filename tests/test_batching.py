@@ -83,6 +83,37 @@ def test_only_what_fits_is_joined_and_only_so_many(pipeline):
     worker.shutdown()
 
 
+class PartedPipeline(Pipeline):
+    """Hands its windows over in two parts."""
+
+    def step(self, pcm, states, deliver=None):
+        window = super().step(pcm, states)
+        for part in (window[:, :1], window[:, 1:]) if deliver is not None else ():
+            deliver(part)
+        return window
+
+
+def test_a_window_comes_in_parts_only_when_nobody_waits():
+    pipeline = PartedPipeline()
+    worker = ModelWorker(pipeline, max_batch=8)
+    states, taken = [State(name) for name in "abc"], {name: [] for name in "abc"}
+
+    def submit_parted(state, level):
+        pcm = np.full((1, HOP), level, np.float32)
+        return worker.submit(partial(pipeline.step, pcm, [state], taken[state.name].append))
+
+    first = submit_parted(states[0], 1)
+    assert pipeline.entered.acquire(timeout=20)
+    waiting = [submit_parted(states[1], 2), submit_parted(states[2], 3)]
+    pipeline.gate.release(2)
+    assert [future.result(20).shape[1] for future in (first, *waiting)] == [4, 4, 4]
+    assert pipeline.batches == [["a"], ["b", "c"]]
+    assert [part.shape for part in taken["a"]] == [(1, 1, 2, 2, 3), (1, 3, 2, 2, 3)]
+    assert [part.shape for part in taken["b"] + taken["c"]] == [(1, 4, 2, 2, 3)] * 2
+    assert [int(taken[name][0].max()) for name in "abc"] == [1, 2, 3]
+    worker.shutdown()
+
+
 def test_other_calls_are_run_one_by_one_in_turn(pipeline):
     worker = ModelWorker(pipeline, max_batch=1)
     state = State("a")

@@ -1,6 +1,6 @@
 import pytest
 
-from letstalk_rt.pacing import Pacer
+from letstalk_rt.pacing import Lead, Pacer
 
 
 def test_frames_are_evenly_spaced():
@@ -67,3 +67,24 @@ def test_where_the_clock_must_not_give_way_it_does_not():
     for index in range(0, 100, 4):
         pacer.delay_s(index, index * 0.04 + 0.03)
     assert pacer.moved_s == 0
+
+
+def test_a_step_is_begun_so_that_no_frame_of_it_is_late():
+    lead = Lead(fps=25, spare_s=0.02)
+    lead.note([0.04, 0.056, 0.083, 0.083])
+    assert lead.lead_s == pytest.approx(0.06), "the first frame decides"
+    lead.note([0.04, 0.13, 0.13, 0.13])
+    assert lead.lead_s == pytest.approx(0.11), "the second does, 90 ms before it is due"
+
+
+def test_a_single_slow_step_in_ten_changes_nothing_and_slow_ones_are_forgotten():
+    lead = Lead(spare_s=0.02)
+    for number in range(40):
+        lead.note([0.2 if number % 16 == 15 else 0.05])
+    assert lead.lead_s == pytest.approx(0.07)
+    for _ in range(8):
+        lead.note([0.1])
+    assert lead.lead_s == pytest.approx(0.12)
+    for _ in range(32):
+        lead.note([0.05])
+    assert lead.lead_s == pytest.approx(0.07)

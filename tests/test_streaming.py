@@ -285,6 +285,17 @@ class TestPipeline:
         pictures = pipeline.step(hops(1)[0], [pipeline.init_state(make_portrait())])
         assert pictures.shape == (1, 4, 96, 112, 3) and pictures.dtype == np.uint8
 
+    def test_a_window_in_parts_equals_the_whole(self, pipeline):
+        portrait, sound = make_portrait(), hops(3)
+        states = [pipeline.init_state(portrait, seed=3) for _ in range(2)]
+        for hop in sound:
+            parts: list[np.ndarray] = []
+            whole = pipeline.step(hop, states[:1])
+            window = pipeline.step(hop, states[1:], parts.append)
+            assert [part.shape[1] for part in parts] == pipeline.parts == [1, 1, 2]
+            assert np.array_equal(np.concatenate(parts, 1), window)
+            assert largest_difference(whole, window) <= 1, "but for rounding"
+
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""
         model, portrait, sound = pipeline.model, make_portrait(), hops(3)

@@ -1,0 +1,46 @@
+"""What torch leaves behind in the threads that it computed in."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from letstalk_rt.threads import apart
+
+
+def test_a_call_apart_gives_and_raises_what_it_did():
+    seen = []
+
+    @apart
+    def work(number, *, fails=False):
+        """Do it."""
+        seen.append(threading.current_thread())
+        if fails:
+            raise ValueError("no")
+        return number + 1
+
+    assert work(1) == 2 and work.__doc__ == "Do it."
+    with pytest.raises(ValueError, match="no"):
+        work(1, fails=True)
+    assert threading.current_thread() not in seen
+    assert not any(thread.is_alive() for thread in seen)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_loading_and_finding_a_face_leave_no_team_of_threads_behind():
+    script = """
+import os
+from letstalk_rt.avatars import list_avatars
+from letstalk_rt.pipeline import AvatarPipeline
+from letstalk_rt.portrait import prepare_portrait
+before = len(os.listdir("/proc/self/task"))
+pipeline = AvatarPipeline.load(dtype="float32")
+prepare_portrait(next(iter(list_avatars().values())), pipeline.finder)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert int(done.stdout) <= 0
