@@ -9,7 +9,9 @@ transport alone: all of the server process, engine and playout included.
     python benchmarks/bench_webrtc.py --seconds 20 --connects 5
 
 Microphone to lips: from the moment a sound is made in the browser to the moment it comes back from
-the loudspeaker; the lips are in step with it but for the skew. The last line is JSON.
+the loudspeaker; the lips are in step with it but for the skew. When it comes back is when it leaves
+the jitter buffer, plus what the browser says that its loudspeaker takes (`media-playout`). The last
+line is JSON.
 """
 
 import argparse

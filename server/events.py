@@ -72,12 +72,18 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How the session does."""
+    """How the session does.
+
+    Attributes:
+        repeats: frames that were not there in time.
+        held_ms: how long the playout has waited for frames that were a little late.
+    """
 
     type: ClassVar[str] = "session.stats"
     fps: float
     frames: int
     repeats: int
+    held_ms: int
     stalls: int
     drops: int
     backlog_ms: int

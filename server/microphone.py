@@ -147,7 +147,8 @@ class Downsampler:
         self._past = x[count * self._factor :]
         used = x[: (count + self.TAPS - 1) * self._factor].reshape(-1, self._factor)
         parts = [np.correlate(used[:, i], taps, "valid") for i, taps in enumerate(self._phases)]
-        return np.sum(parts, axis=0)
+        mixed: np.ndarray = np.sum(parts, axis=0)
+        return mixed
 
 
 class Microphone:

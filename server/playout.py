@@ -136,7 +136,7 @@ class PulledPlayout:
         self._held_since_s: float | None = None
         self._epoch = 0
         self._next = 0
-        self._missed = 1  # the first frame takes its time
+        self._missed = STALL_SLOTS  # what has not begun does not stall
         self._quiet = IDLE_AFTER_SLOTS
 
     async def put(self, frame: AVFrame) -> None:

@@ -413,6 +413,7 @@ class Session:
             fps=round((self._frames - self.playout.repeats) / shown_s, 1),
             frames=self._frames,
             repeats=self.playout.repeats,
+            held_ms=round(1000 * self.playout.held_s),
             stalls=metrics.stalls if metrics is not None else 0,
             drops=metrics.drops if metrics is not None else 0,
             backlog_ms=self.avatar.backlog_ms if self.avatar is not None else 0,

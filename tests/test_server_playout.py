@@ -182,7 +182,9 @@ def test_who_stops_waiting_does_not_stop_the_clock_for_good():
 async def test_speech_and_stalls_are_reported_once():
     said, stalls = [], []
     playout = playout_at(FakeClock(), on_speaking=said.append, on_stall=lambda: stalls.append(True))
-    number = 0
+    number = 2 * STALL_SLOTS
+    playout.slot(number - 1)
+    assert not stalls, "a model that starts is not behind"
     for level in [0.0] * 3 + [0.3] * 5 + [0.0] * 15:
         await playout.put(frame(number, level))
         playout.slot(number)

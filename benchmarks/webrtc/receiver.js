@@ -28,23 +28,50 @@ function voice(context) {
 
 const ONSETS = `
 class Onsets extends AudioWorkletProcessor {
-  constructor() { super(); this.quiet = [0, 0]; }
-  process(inputs) {
-    inputs.forEach((input, which) => {
-      const samples = input[0];
-      if (!samples) return;
-      for (let i = 0; i < samples.length; i++) {
-        const loud = Math.abs(samples[i]) > 0.03;
-        if (loud && this.quiet[which] > 0.3 * sampleRate) {
-          this.port.postMessage({ which, at: (currentFrame + i) / sampleRate });
-        }
-        this.quiet[which] = loud ? 0 : this.quiet[which] + 1;
+  quiet = 0;
+  process([[samples]]) {
+    for (let i = 0; i < (samples?.length ?? 0); i++) {
+      const loud = Math.abs(samples[i]) > 0.03;
+      if (loud && this.quiet > 0.3 * sampleRate) {
+        this.port.postMessage((currentFrame + i) / sampleRate);
       }
-    });
+      this.quiet = loud ? 0 : this.quiet + 1;
+    }
     return true;
   }
 }
 registerProcessor("onsets", Onsets);`;
+
+// Note when each sound comes out of the jitter buffer. Through an AudioContext it would be 45 ms
+// later, in a path that a listener to the page does not have.
+async function listen(track, heard) {
+  const reader = new MediaStreamTrackProcessor({ track }).readable.getReader();
+  let quiet = 0;
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const samples = new Float32Array(value.numberOfFrames);
+    value.copyTo(samples, { planeIndex: 0, format: "f32-planar" });
+    samples.forEach((sample, i) => {
+      const loud = Math.abs(sample) > 0.03;
+      // Timestamps are on the page's clock, in microseconds.
+      if (loud && quiet > 0.3 * value.sampleRate) {
+        heard.push((value.timestamp + (1e6 * i) / value.sampleRate) / 1000);
+      }
+      quiet = loud ? 0 : quiet + 1;
+    });
+    value.close();
+  }
+}
+
+// How long after the jitter buffer the loudspeaker plays a sound, on average, milliseconds.
+async function loudspeakerDelay(pc) {
+  for (const report of (await pc.getStats()).values()) {
+    if (report.type !== "media-playout") continue;
+    return (1000 * report.totalPlayoutDelay) / report.totalSamplesCount;
+  }
+  throw new Error("the browser does not tell its loudspeaker's delay");
+}
 
 function preferCodec(transceiver, codec) {
   const known = RTCRtpReceiver.getCapabilities("video").codecs;
@@ -54,6 +81,7 @@ function preferCodec(transceiver, codec) {
 
 // Connect; gives the milliseconds from the offer to the first picture.
 window.connect = async (codec, speaks) => {
+  const { LipSync } = await import("/lipsync.js"); // as the page does
   const context = new AudioContext({ sampleRate: 48000, latencyHint: "interactive" });
   await context.resume();
   const source = voice(context);
@@ -65,26 +93,19 @@ window.connect = async (codec, speaks) => {
   const stream = new MediaStream();
   pc.ontrack = ({ track }) => {
     stream.addTrack(track);
-    if (track.kind === "audio") connection.hear(new MediaStream([track]));
+    if (track.kind === "audio") listen(track, onsets.heard);
   };
   video.srcObject = stream;
   const onsets = { said: [], heard: [] };
   const module = URL.createObjectURL(new Blob([ONSETS], { type: "text/javascript" }));
   await context.audioWorklet.addModule(module);
-  const worklet = new AudioWorkletNode(context, "onsets", { numberOfInputs: 2 });
+  const worklet = new AudioWorkletNode(context, "onsets");
   source.connect(microphone);
-  source.connect(worklet, 0, 0);
-  worklet.port.onmessage = ({ data: { which, at } }) => {
-    const now = context.getOutputTimestamp();
-    // Said: when it was made. Heard: when it leaves the loudspeaker.
-    const said = performance.now() - (context.currentTime - at) * 1000;
-    const heard = now.performanceTime + (at - now.contextTime) * 1000;
-    (which === 0 ? onsets.said : onsets.heard).push(which === 0 ? said : heard);
+  source.connect(worklet);
+  worklet.port.onmessage = ({ data: at }) => {
+    onsets.said.push(performance.now() - (context.currentTime - at) * 1000);
   };
-  connection = {
-    pc, video, context, onsets,
-    hear: (sound) => context.createMediaStreamSource(sound).connect(worklet, 0, 1),
-  };
+  connection = { pc, video, context, onsets, lipSync: new LipSync(pc) };
   await pc.setLocalDescription(await pc.createOffer());
   if (pc.iceGatheringState !== "complete") {
     await new Promise((done) => {
@@ -145,11 +166,14 @@ window.watch = async (seconds) => {
     if (report.type === "inbound-rtp" && report.kind === "video") Object.assign(stats, report);
   }
   const fps = ((last.presented - first.presented) * 1000) / (last.at - first.at);
-  return { said: onsets.said, heard: onsets.heard, flashes, fps, pictures, gap, stats };
+  const later = await loudspeakerDelay(connection.pc);
+  const heard = onsets.heard.map((at) => at + later);
+  return { said: onsets.said, heard, flashes, fps, pictures, gap, stats };
 };
 
 window.leave = async () => {
   await fetch(`/v1/sessions/${connection.session}`, { method: "DELETE" });
+  connection.lipSync.stop();
   connection.pc.close();
   await connection.context.close();
 };

@@ -1,6 +1,7 @@
 // One peer connection, from offer to end. It never comes back: a lost one is replaced.
 
 import { LetsTalkError } from "./api.js";
+import { LipSync } from "./lipsync.js";
 import { StatsReader } from "./stats.js";
 
 const PING_MS = 1500;
@@ -19,6 +20,7 @@ export class Link {
   #heardAtMs = 0;
   #timer = 0;
   #stats;
+  #lipSync;
 
   stream = new MediaStream();
   sender = null;
@@ -46,6 +48,7 @@ export class Link {
     pc.ontrack = ({ track }) => this.stream.addTrack(track);
     pc.onconnectionstatechange = () => this.#watchState();
     this.#stats = new StatsReader(pc);
+    this.#lipSync = new LipSync(pc);
     this.channel = pc.createDataChannel("control");
     this.channel.binaryType = "arraybuffer";
     this.channel.onclose = () => this.#lose(connectionLost());
@@ -105,6 +108,7 @@ export class Link {
     if (this.#closed) return;
     this.#closed = true;
     clearInterval(this.#timer);
+    this.#lipSync.stop();
     this.pc.close();
   }
 
