@@ -133,6 +133,42 @@ def test_the_page_comes_back_with_the_server(browser):
             context.close()
 
 
+ONLY_A_WRONG_RELAY = """
+const Native = RTCPeerConnection;
+window.RTCPeerConnection = class extends Native {
+  constructor(options) {
+    const urls = "turn:127.0.0.1:9?transport=udp"; // nobody is there
+    const iceServers = [{ urls, username: "someone", credential: "wrong" }];
+    super({ ...options, iceServers, iceTransportPolicy: "relay" });
+  }
+};
+"""
+NOBODY_CAN_BE_REACHED = """
+const Native = RTCPeerConnection;
+window.RTCPeerConnection = class extends Native {
+  get localDescription() {
+    const { type, sdp } = super.localDescription;
+    return { type, sdp: sdp.replace(/a=candidate:.*\\r\\n/g, "") };
+  }
+  setRemoteDescription({ type, sdp }) {
+    // 192.0.2.0/24 belongs to nobody (RFC 5737).
+    const far = sdp.replace(/(a=candidate:\\S+ \\d udp \\d+) \\S+ \\d+/gi, "$1 192.0.2.1 9");
+    return super.setRemoteDescription({ type, sdp: far });
+  }
+};
+"""
+
+
+@pytest.mark.parametrize("init", [ONLY_A_WRONG_RELAY, NOBODY_CAN_BE_REACHED])
+def test_when_no_path_is_found_the_page_says_what_to_do(browser, server, init):
+    with visiting(browser, server, init=init) as page:
+        page.wait_for_selector('body[data-state="reconnecting"]')
+        assert "network blocks the video" in page.inner_text("#note")
+        words = note(page)
+        assert "without a VPN" in words and "TURN server" in words
+        assert page.is_visible("#still"), "the portrait stands in"
+
+
 def wall():
     buffer = io.BytesIO()
     Image.new("RGB", (300, 300), (120, 125, 130)).save(buffer, "JPEG")

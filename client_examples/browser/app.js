@@ -9,6 +9,7 @@ import { Readout } from "./readout.js";
 import { explain } from "./words.js";
 
 const KEPT_SESSION = "letstalk.session"; // survives a reload, not the tab
+const WARNING_MS = 10_000;
 const RELEASE_MS = 250; // the end of a word is often after the key
 
 const $ = (id) => document.getElementById(id);
@@ -106,6 +107,15 @@ function note(error, { mild = false, about = "" } = {}) {
 
 function forgetNote(about) {
   if (about === undefined || $("note").dataset.about === about) $("note").hidden = true;
+}
+
+let forgetting = 0;
+
+function warn({ code, message }) {
+  if (code === "bad-message") return; // ours, and of no use to a visitor
+  note({ code, message }, { mild: true, about: "server" });
+  clearTimeout(forgetting);
+  forgetting = setTimeout(() => forgetNote("server"), WARNING_MS);
 }
 
 const say = (words, options) => note(new LetsTalkError("", words), { mild: true, ...options });
@@ -287,7 +297,7 @@ function watchAvatar() {
   });
   on("finished", () => playing && playing === sent && stopPlaying());
   on("selected", ({ warnings }) => warnings.length && say(warnings.join(" ")));
-  on("warning", ({ code, message }) => code !== "bad-message" && note({ code, message }, { mild: true }));
+  on("warning", warn);
   on("blocked", () => setSound(false));
   on("message", ({ type, disclosure }) => {
     if (type === "session.ready") page.toggleAttribute("data-badged", Boolean(disclosure?.badge));

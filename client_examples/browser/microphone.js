@@ -10,7 +10,8 @@ const WANTED = {
   channelCount: 1,
 };
 const FLOOR_DB = -60; // lower end of the meter
-const VOICE_DB = -42;
+const VOICE_DB = -40; // as for the server
+const VOICE = 10 ** (VOICE_DB / 20);
 const DEAF_MS = 7000; // a microphone that gives nothing at all for so long is worth a word
 const DEAF_DB = -75;
 const PAUSE_MS = 700; // speech after such a pause counts as a new beginning
@@ -88,7 +89,7 @@ export class Microphone extends EventTarget {
       analyser.getFloatTimeDomainData(samples);
       const power = samples.reduce((sum, x) => sum + x * x, 0) / samples.length;
       const db = 10 * Math.log10(power + 1e-9);
-      this.#judge(db);
+      this.#judge(db, samples);
       level = Math.max(Math.min(1, Math.max(0, 1 - db / FLOOR_DB)), level * 0.88);
       this.#tellLevel(level);
       requestAnimationFrame(look);
@@ -96,10 +97,13 @@ export class Microphone extends EventTarget {
     look();
   }
 
-  #judge(db) {
+  #judge(db, samples) {
     const now = performance.now();
     if (db > VOICE_DB) {
-      if (now - this.#quietSinceMs > PAUSE_MS) this.#tell("onset", { atMs: now });
+      if (now - this.#quietSinceMs > PAUSE_MS) {
+        const since = samples.length - samples.findIndex((sample) => Math.abs(sample) > VOICE);
+        this.#tell("onset", { atMs: now - (1000 * since) / this.#context.sampleRate });
+      }
       this.#quietSinceMs = now;
     }
     if (db > DEAF_DB || this.#muted) this.#deafSinceMs = now;

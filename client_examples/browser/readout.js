@@ -8,7 +8,7 @@ const KEPT = 5;
 export class Readout {
   #avatar;
   #parts;
-  #onsetMs = 0;
+  #onsetMs = null; // of a word that the avatar has not begun to answer
   #delays = [];
 
   constructor(avatar, parts) {
@@ -24,7 +24,9 @@ export class Readout {
   }
 
   async #measure() {
+    if (this.#onsetMs === null) return; // it goes on after a pause too short to count as one
     const passedMs = performance.now() - this.#onsetMs;
+    this.#onsetMs = null;
     if (passedMs > MAX_DELAY_MS) return;
     // The event comes as the picture leaves the server; the picture waits in the browser's buffer.
     const figures = await this.#avatar.stats();
