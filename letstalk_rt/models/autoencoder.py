@@ -58,12 +58,16 @@ class PortraitFeatures:
     features: tuple[Tensor, ...]
 
     def repeat(self, times: int) -> "PortraitFeatures":
-        """Repeat each item `times` times, for as many frames."""
+        """Repeat each item `times` times, for as many frames; a single one without a copy."""
+
+        def repeated(part: Tensor) -> Tensor:
+            return part[:, None].expand(-1, times, *part.shape[1:]).flatten(0, 1)
+
         return PortraitFeatures(
-            self.picture.repeat_interleave(times, 0),
-            self.latent.repeat_interleave(times, 0),
-            self.points.repeat_interleave(times, 0),
-            tuple(f.repeat_interleave(times, 0) for f in self.features),
+            repeated(self.picture),
+            repeated(self.latent),
+            repeated(self.points),
+            tuple(repeated(f) for f in self.features),
         )
 
 
@@ -129,7 +133,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(x))
         if self.style is not None:
             scale, shift = self.style(style)[..., None, None].chunk(2, 1)
-            h = h * (1 + scale) + shift
+            h = torch.addcmul(shift, h, 1 + scale)
         return x + self.conv2(F.silu(h))
 
 
