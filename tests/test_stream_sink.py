@@ -1,26 +1,36 @@
 """A session pushed to a server arrives there; what stands in the way is said."""
 
 import contextlib
+import datetime
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from letstalk_rt.badge import STATEMENT
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
-from letstalk_rt.sinks import srt
+from letstalk_rt.sinks import srt, stream
+from letstalk_rt.sinks.encoder import EncoderSettings
+from letstalk_rt.sinks.line import Target, tee_name
 from letstalk_rt.sinks.srt import SrtTarget
 from letstalk_rt.sinks.stream import StreamPush
 from letstalk_rt.types import AVFrame
 
 FLASH = 30
+SETTINGS = EncoderSettings(16_000)
 
 
 def free_port() -> int:
@@ -36,7 +46,7 @@ def frames(count: int) -> Iterator[AVFrame]:
         yield AVFrame(np.full((96, 128, 3), level, np.uint8), sound, index, 0, 0)
 
 
-def open_patiently(url: str, **options: bool) -> StreamPush:
+def open_patiently(url: str, **options: Any) -> StreamPush:
     """Open as soon as the listener listens."""
     for attempt in range(100):
         sink = StreamPush(url, **options)
@@ -126,6 +136,168 @@ def test_srt_arrives_in_sync(tmp_path: Path, secret: str) -> None:
     assert beep_s == pytest.approx(flash_s, abs=0.03)
 
 
+class Relay:
+    """A line in this process that can be cut, or stop taking anything."""
+
+    def __init__(self, port: int) -> None:
+        self._to, self._held = port, threading.Event()
+        self._held.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._ends.clear()
+
+    def hold(self) -> None:
+        self._held.clear()
+
+    def close(self) -> None:
+        self._held.set()
+        self.cut()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                with contextlib.suppress(OSError), near:
+                    with socket.create_connection(("127.0.0.1", self._to)) as far:
+                        self._ends += [near, far]
+                        back = threading.Thread(target=self._pass, args=(far, near), daemon=True)
+                        back.start()
+                        self._pass(near, far)
+                        back.join()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096):
+                self._held.wait()
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+def noise(count: int) -> Iterator[AVFrame]:
+    """Pictures that fill any buffer on the way."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        rgb = rng.integers(0, 255, (96, 128, 3), dtype=np.uint8)
+        yield AVFrame(rgb, np.zeros(640, np.float32), index, 0, 0)
+
+
+def test_a_line_that_is_cut_is_made_again_and_what_follows_arrives(tmp_path: Path) -> None:
+    port = free_port()
+    relay = Relay(port)
+    with contextlib.closing(relay):
+        with rtmp_listener(port, tmp_path / "first.mkv") as listener:
+            sink = open_patiently(f"rtmp://127.0.0.1:{relay.port}/live/key")
+            for frame in frames(25):
+                sink.show(frame)
+            until(lambda: sink._items.empty())
+            relay.cut()
+            listener.wait(30)
+        with rtmp_listener(port, tmp_path / "second.mkv") as listener:
+            still = next(frames(1))
+
+            def is_up_again() -> bool:
+                sink.show(still)
+                return sink.connects == 2
+
+            until(is_up_again)
+            push(sink)
+            listener.wait(30)
+    flash_s, beep_s = times_of_flash_and_beep(tmp_path / "second.mkv")
+    assert beep_s == pytest.approx(flash_s, abs=0.03)
+
+
+def test_a_server_that_takes_nothing_any_more_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "STALL_S", 0.5)
+    port = free_port()
+    with contextlib.closing(Relay(port)) as relay, rtmp_listener(port, tmp_path / "got.mkv"):
+        sink = open_patiently(f"rtmp://127.0.0.1:{relay.port}/live/key", bit_rate=20_000_000)
+        relay.hold()
+        for frame in noise(1400):
+            sink.show(frame)
+        closing = threading.Thread(target=sink.close, daemon=True)
+        closing.start()
+        closing.join(60)
+        assert not closing.is_alive()
+    sink.close()
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[str, list[bool]]]:
+    """A server with a certificate that nobody knows; notes whether callers accept it."""
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    listener = socket.create_server(("127.0.0.1", 0))
+    accepted: list[bool] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                try:
+                    with context.wrap_socket(connection, server_side=True) as secure:
+                        accepted.append(len(secure.recv(1)) == 1)
+                except OSError:
+                    accepted.append(False)
+
+    threading.Thread(target=serve, daemon=True).start()
+    with contextlib.closing(listener):
+        yield f"rtmps://localhost:{listener.getsockname()[1]}/live/key", accepted
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(pem, *plain))
+    return paths
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_an_unknown_certificate_is_taken_only_where_that_is_wanted(
+    tls_server: tuple[str, list[bool]], verify: bool
+) -> None:
+    url, accepted = tls_server
+    with pytest.raises(ConfigError, match="Cannot connect"):  # it speaks no RTMP behind
+        StreamPush(url, verify=verify).open(128, 96)
+    assert accepted == [not verify]
+
+
+def test_addresses_and_options_reach_ffmpegs_tee_unharmed() -> None:
+    target = Target("rtmp://h/a/k|'\\", "flv", {"ca_file": "C:\\a]b"}, (2, 2), SETTINGS, 5.0)
+    name = tee_name(target)
+    assert name.startswith("[ca_file=C") and name.endswith(r"rtmp://h/a/k\|\'\\")
+    assert r"ca_file=C\\:\\\\a\\]b:f=flv:rw_timeout=5000000" in name
+
+
 class Line:
     """Stands for the encoder and the line behind it."""
 
@@ -141,6 +313,9 @@ class Line:
     def finish(self) -> None:
         pass
 
+    def hang_up(self) -> None:
+        pass
+
 
 def test_a_line_that_breaks_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[Line] = []
@@ -149,7 +324,7 @@ def test_a_line_that_breaks_is_made_again(monkeypatch: pytest.MonkeyPatch) -> No
         if lines and now_s < 5:
             raise ConnectionRefusedError(111, "Connection refused")
         lines.append(Line())
-        sink._encoder = lines[-1]  # type: ignore[assignment]
+        sink._line = lines[-1]  # type: ignore[assignment]
 
     monkeypatch.setattr(StreamPush, "_connect", connect)
     now_s = 0.0

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -74,6 +75,7 @@ class ThreadedSink:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._told = False
+        self._ended_s: float | None = None  # since when `close` waits
 
     def open(self, width: int, height: int) -> None:
         """Get ready for pictures of this size; blocking."""
@@ -115,6 +117,7 @@ class ThreadedSink:
         """
         if self._thread is None:
             return
+        self._ended_s = time.monotonic()
         self._items.put(None)
         self._thread.join()
         self._thread = None

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import soxr
 from av.codec.codec import UnknownCodecError
+from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.reformatter import Colorspace
 
@@ -130,6 +131,9 @@ class AVEncoder:
         layout = "stereo" if stereo else "mono"
         self._audio = self._container.add_stream("aac", rate=self._aac_rate, layout=layout)
         self._audio.bit_rate = _STEREO_BIT_RATE if stereo else _MONO_BIT_RATE
+        if self._container.format.name == "tee":  # it does not tell what the format behind it asks
+            for stream in (self._video, self._audio):
+                stream.codec_context.flags |= Flags.global_header
         self._resampler = (
             None
             if self._aac_rate == settings.rate

@@ -7,24 +7,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-import av
 import numpy as np
-from av.container import OutputContainer
 
-from letstalk_rt.badge import statement_metadata
 from letstalk_rt.errors import ConfigError, EngineError
 from letstalk_rt.sinks.base import ThreadedSink
-from letstalk_rt.sinks.encoder import AVEncoder, EncoderSettings
-from letstalk_rt.sinks.srt import SrtSocket, SrtTarget
+from letstalk_rt.sinks.encoder import EncoderSettings
+from letstalk_rt.sinks.line import Line, Target
+from letstalk_rt.sinks.srt import SrtTarget, load_libsrt
 from letstalk_rt.types import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
 SCHEMES = {"rtmp": "flv", "rtmps": "flv", "srt": "mpegts"}
 DEFAULT_BIT_RATE = 2_500_000
-_CONNECT_S = 10.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 16.0
 _GIVE_UP_S = 120.0
+STALL_S = 5.0
+"""A server that takes nothing for so long is gone."""
+
+_CLOSE_S = 2.0
+"""What waits when the session ends is still sent for so long."""
+
 _AT_ONCE = {"flush_packets": "1"}
 _KEY_FRAME_S = 2.0
 """What the services ask for."""
@@ -33,7 +36,8 @@ _KEY_FRAME_S = 2.0
 class StreamPush(ThreadedSink):
     """Sends H.264 and AAC (48 kHz stereo) to a server, and connects again when the line breaks.
 
-    What falls into a break is lost; the session goes on meanwhile.
+    What falls into a break is lost; the session goes on meanwhile. A server that takes nothing for
+    five seconds counts as a break. `close` takes some seconds at most, whatever the server does.
 
     Args:
         url: `rtmp://`, `rtmps://` or `srt://`, stream key included. It is never logged.
@@ -76,9 +80,7 @@ class StreamPush(ThreadedSink):
             key_frame_s=_KEY_FRAME_S,
         )
         self._size = (0, 0)
-        self._socket: SrtSocket | None = None
-        self._container: OutputContainer | None = None
-        self._encoder: AVEncoder | None = None
+        self._line: Line | None = None
         self._stale = 0  # items queued while there was no line
         self._broken_s = self._retry_s = 0.0
         self._pause_s = _FIRST_RETRY_S
@@ -94,28 +96,31 @@ class StreamPush(ThreadedSink):
             ) from error
 
     def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
-        if self._encoder is None and not self._connected_again():
+        if self._ended_s is not None and time.monotonic() - self._ended_s > _CLOSE_S:
+            return
+        if self._line is None and not self._connected_again():
             return
         if self._stale:
             self._stale -= 1
             return
-        assert self._encoder is not None
+        assert self._line is not None
         try:
-            self._encoder.write(rgb, pcm)
+            self._line.write(rgb, pcm)
         except OSError as error:
             logger.warning("the line broke", extra={"error": type(error).__name__})
-            self._hang_up()
+            self._line.hang_up()
+            self._line = None
             self._broken_s, self._pause_s = self._clock(), _FIRST_RETRY_S
             self._retry_s = self._broken_s + self._pause_s
 
     def _close(self) -> None:
-        if self._encoder is not None:
+        line, self._line = self._line, None
+        if line is not None:
             with suppress(OSError):
-                self._encoder.finish()
-        self._hang_up()
+                line.finish()
 
     def _connected_again(self) -> bool:
-        if self._clock() < self._retry_s:
+        if self._ended_s is not None or self._clock() < self._retry_s:
             return False
         try:
             self._connect()
@@ -132,35 +137,16 @@ class StreamPush(ThreadedSink):
         return True
 
     def _connect(self) -> None:
-        try:
-            self._container = self._open_container()
-            self._container.metadata.update(statement_metadata())
-            self._encoder = AVEncoder(self._container, self._settings)
-            self._encoder.start(*self._size)
-            self._container.start_encoding()
-        except BaseException:
-            self._hang_up()
-            raise
-        self.connects += 1
-
-    def _open_container(self) -> OutputContainer:
-        form = SCHEMES[self._scheme]
         if self._scheme == "srt":
-            self._socket = SrtSocket(SrtTarget.parse(self._url))
-            return av.open(self._socket, "w", format=form, options=dict(_AT_ONCE))
-        options = _AT_ONCE | {"flvflags": "no_duration_filesize"}
-        if self._scheme == "rtmps" and self._verify:
-            options |= {"tls_verify": "1", "verify": "1"} | _certificates()
-        return av.open(self._url, "w", format=form, options=options, timeout=_CONNECT_S)
-
-    def _hang_up(self) -> None:
-        container, self._container, self._encoder = self._container, None, None
-        if container is not None:
-            with suppress(OSError, ValueError):  # it writes a trailer, and the line may be gone
-                container.close()
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            load_libsrt()  # says what to install
+        options = dict(_AT_ONCE)
+        if self._scheme != "srt":
+            options["flvflags"] = "no_duration_filesize"
+        if self._scheme == "rtmps":
+            options |= _certificates() if self._verify else {"tls_verify": "0"}
+        form = SCHEMES[self._scheme]
+        self._line = Line(Target(self._url, form, options, self._size, self._settings, STALL_S))
+        self.connects += 1
 
     def _where(self) -> str:
         """Name the server without path and key, which are secrets."""
@@ -192,7 +178,7 @@ def _x264(bit_rate: int) -> dict[str, str]:
 
 def _certificates() -> dict[str, str]:
     paths = ssl.get_default_verify_paths()
-    return {"ca_file": paths.cafile} if paths.cafile else {}
+    return {"tls_verify": "1"} | ({"ca_file": paths.cafile} if paths.cafile else {})
 
 
 def _reason(error: OSError) -> str:
