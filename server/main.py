@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import ssl
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -56,8 +57,9 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
     """Serve until interrupted. Prints one line, the address, once the page can be opened.
 
     Raises:
-        LetsTalkError: the model could not be loaded.
+        LetsTalkError: the certificate cannot be used, or the model could not be loaded.
     """
+    _check_certificate(settings)
     failures: list[LetsTalkError] = []
 
     def load_or_note(settings: Settings) -> Model:
@@ -97,6 +99,21 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
     if failures:
         raise failures[0]
     return 0 if server.started else 1
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Find out before the model is loaded; uvicorn would answer with a traceback."""
+    if settings.tls_cert is None:
+        return
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
+    except OSError as error:  # those of ssl are such, too
+        raise ConfigError(
+            f"the TLS certificate or its key cannot be used ({error.strerror or error}); "
+            "--tls-cert and --tls-key must be PEM files that belong together, the key without a "
+            "passphrase"
+        ) from error
 
 
 def without_words(record: logging.LogRecord) -> bool:

@@ -34,8 +34,7 @@ def main(arguments):
     options = {"port": int(arguments[0]) if arguments else 8080}
     for argument in arguments[1:]:
         key, _, value = argument.partition("=")
-        assert key == "allow_origins", key
-        options[key] = tuple(value.split(","))
+        options[key] = tuple(value.split(",")) if key == "allow_origins" else value
     settings = Settings(max_sessions=PLACES, size=SIZE, **options)
     return serve(settings, model_of(FlashPainter()))
 

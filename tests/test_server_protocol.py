@@ -4,11 +4,21 @@ import base64
 import json
 import logging
 import re
+import signal
+import ssl
+import subprocess
 import sys
+import urllib.request
 from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from browser_tools import PAINTED
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -251,3 +261,48 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(capsys, monkeypatch):
     shown = capsys.readouterr()
     assert shown.err == "error: the weights are damaged; install the package again\n"
     assert shown.out == ""
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_that_cannot_be_used_is_one_clear_line(capsys, tmp_path, content):
+    path = tmp_path / "site.pem"
+    if content is not None:
+        path.write_text(content)
+    assert main.main(["--port", "0", "--tls-cert", str(path), "--tls-key", str(path)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: the TLS certificate") and shown.count("\n") == 1
+
+
+def self_signed(folder):
+    """Write a certificate for localhost and its key; give both paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert, secret = folder / "cert.pem", folder / "key.pem"
+    pem = serialization.Encoding.PEM
+    cert.write_bytes(certificate.public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    secret.write_bytes(key.private_bytes(pem, *plain))
+    return cert, secret
+
+
+def test_the_page_is_served_over_https_with_a_certificate(tmp_path):
+    cert, key = self_signed(tmp_path)
+    command = [*PAINTED, f"tls_cert={cert}", f"tls_key={key}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = process.stdout.readline().split()[-1]
+            assert address.startswith("https://localhost:")
+            context = ssl.create_default_context(cafile=cert)
+            with urllib.request.urlopen(address, context=context) as answer:
+                assert answer.status == 200 and b"<video" in answer.read()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
