@@ -10,6 +10,7 @@ export class Readout {
   #parts;
   #onsetMs = null; // of a word that the avatar has not begun to answer
   #delays = [];
+  #bufferMs = 0;
 
   constructor(avatar, parts) {
     this.#avatar = avatar;
@@ -29,9 +30,14 @@ export class Readout {
     this.#onsetMs = null;
     if (passedMs > MAX_DELAY_MS) return;
     // The event comes as the picture leaves the server; the picture waits in the browser's buffer.
-    const figures = await this.#avatar.stats();
-    this.#delays.push(passedMs + (figures?.bufferMs ?? 0));
+    this.#noteBuffer(await this.#avatar.stats());
+    this.#delays.push(passedMs + this.#bufferMs);
     this.#delays = this.#delays.slice(-KEPT);
+  }
+
+  /** Keep the wait in the browser's buffer: of too short a time it is not known. */
+  #noteBuffer(figures) {
+    this.#bufferMs = figures?.bufferMs ?? this.#bufferMs;
   }
 
   get #delayMs() {
@@ -41,13 +47,12 @@ export class Readout {
 
   async #show() {
     const figures = this.#avatar.state === "live" ? await this.#avatar.stats() : null;
+    this.#noteBuffer(figures);
     const { bars, delay, list } = this.#parts;
     bars.dataset.quality = figures?.quality ?? 0;
     const delayMs = this.#delayMs;
-    const shownMs = delayMs ?? figures?.rttMs ?? null;
-    delay.hidden = !figures || shownMs === null;
-    delay.textContent = `${shownMs} ms`;
-    delay.title = delayMs === null ? "Network round trip" : "From your voice to the avatar's lips";
+    delay.hidden = !figures || delayMs === null; // no other figure in its place
+    delay.textContent = `${delayMs} ms`;
     list.replaceChildren(...(figures ? rows(figures, delayMs, this.#avatar.serverStats) : []));
   }
 }
@@ -62,7 +67,8 @@ function rows(figures, delayMs, server) {
     ["Network round trip", figures.rttMs === null ? "–" : `${figures.rttMs} ms`],
     ["Playback buffer", figures.bufferMs === null ? "–" : `${figures.bufferMs} ms`],
     ["Lost packets", `${figures.lostPercent.toFixed(1)} %`],
-    ["Picture", `${width} × ${height}, ${figures.fps} fps ${codec}`],
+    ["Picture", `${width} × ${height}, ${figures.fps} fps`],
+    ["Codec", codec],
     ["Dropped, frozen", `${figures.framesDropped}, ${figures.freezes}`],
     ["Bit rate", `${figures.kbps} kbit/s`],
     ["Path", `${relayed ? "TURN relay" : "direct"}${protocol ? `, ${protocol.toUpperCase()}` : ""}`],

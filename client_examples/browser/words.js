@@ -56,8 +56,14 @@ const WORDS = {
 
 /** Give `{title, text, action}` for an error: our words where we have them, else the server's. */
 export function explain(error) {
-  const [title, text, action] = WORDS[error.code] ?? [error.message, ""];
+  const [title, text, action] = WORDS[error.code] ?? sentences(error.message);
   return { title, text, action: action ?? "Try again" };
+}
+
+/** The first sentence says what happened, the others what to do. */
+function sentences(words) {
+  const [, first, rest] = /^(.*?[.!?])\s+(.*)$/s.exec(words) ?? [null, words, ""];
+  return [first, rest];
 }
 
 /** Turn what `getUserMedia` raised into one of our codes. */
