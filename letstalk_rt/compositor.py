@@ -17,8 +17,8 @@ from letstalk_rt.models.autoencoder import PICTURE_SIZE, Decoded
 from letstalk_rt.models.eyelids import close_eyes
 from letstalk_rt.types import Portrait
 
-_AT_ONCE_PX = 2**20
-"""About so many pixels are worked on at once: more would not stay in the cache."""
+_AT_ONCE_PX = 2**17
+"""So many pixels, about, are worked on at once: more do not stay in the cache."""
 
 
 class Compositor:
@@ -76,7 +76,9 @@ class Compositor:
             pixels = _to_bytes(frames.detach().to(self._canvas.device))
         if pixels.shape[-1] != self._side:
             pixels = _enlarge(pixels, self._side)
-        return self._show(pixels)
+        shown = self._canvas.expand(len(pixels), -1, -1, -1).clone()
+        self._lay(shown, pixels[:, :, self._box_rows], self._box_rows)
+        return shown.cpu().numpy()
 
     @torch.inference_mode()
     def compose_layers(self, frames: Decoded, closures: Sequence[float] = ()) -> np.ndarray:
@@ -94,26 +96,55 @@ class Compositor:
             pictures = frames.picture.clamp(-1, 1)
             close_eyes(pictures, frames.points, closures)
             return self.compose(pictures)
-        count = max(2, _AT_ONCE_PX // self._side**2)
-        parts = [slice(first, first + count) for first in range(0, len(closures), count)]
-        shown = [self._show(self._full_size(frames[part], closures[part])) for part in parts]
-        return np.concatenate(shown)
-
-    def _full_size(self, frames: Decoded, closures: Sequence[float]) -> Tensor:
-        """Put faces together from their layers: `(N, 3, side, side)` in [0, 255]."""
-        assert self._source is not None
-        faces = _moved(self._source, frames.flow, self._side)
-        faces.add_(_painted(frames.residual, self._side)).clamp_(0, 255)
-        close_eyes(faces, frames.points, closures, black=0)
-        return faces
-
-    def _show(self, faces: Tensor) -> np.ndarray:
-        """Lay faces `(N, 3, side, side)` in [0, 255] over the canvas."""
-        faces = faces[..., self._box_rows, self._box_cols].permute(0, 2, 3, 1).float()
-        shown = self._canvas.expand(len(faces), -1, -1, -1).clone()
-        mixed = torch.addcmul(self._offset, faces, self._gain)
-        shown[:, self._rows, self._cols] = mixed.to(torch.uint8)
+        read = _Reader(self._source, frames, self._side)
+        shown = self._canvas.expand(len(closures), -1, -1, -1).clone()
+        if any(closures):
+            faces = read(slice(0, self._side))
+            close_eyes(faces, frames.points, closures, black=0)
+            self._lay(shown, faces[:, :, self._box_rows], self._box_rows)
+        else:
+            height = max(1, _AT_ONCE_PX // (len(closures) * self._side))
+            for top in range(self._box_rows.start, self._box_rows.stop, height):
+                rows = slice(top, min(top + height, self._box_rows.stop))
+                self._lay(shown, read(rows), rows)
         return shown.cpu().numpy()
+
+    def _lay(self, shown: Tensor, faces: Tensor, rows: slice) -> None:
+        """Lay some rows of faces, `(N, 3, rows, side)` in [0, 255], over the canvas."""
+        faces = faces[..., self._box_cols].permute(0, 2, 3, 1).float()
+        here = slice(rows.start - self._box_rows.start, rows.stop - self._box_rows.start)
+        mixed = torch.addcmul(self._offset[here], faces, self._gain[here])
+        shown[:, self._rows, self._cols][:, here] = mixed.to(torch.uint8)
+
+
+class _Reader:
+    """Puts rows of N faces together from their layers, at the size of the box."""
+
+    def __init__(self, source: Tensor, frames: Decoded, side: int) -> None:
+        self._source = source.expand(len(frames.flow), -1, -1, -1)
+        half = (frames.residual * (255 / 4) + 128.5).clamp_(0, 255).to(torch.uint8)
+        self._painted = _enlarge(half, side)
+        # The outermost pixels' centres are at -1 and 1 here; in a flow, the picture's edges are.
+        flow = frames.flow * (side / (side - 1))
+        high = flow.shape[-2]
+        self._flow = F.interpolate(flow, (high, side), mode="bilinear", align_corners=False)
+        self._axis = torch.linspace(-1, 1, side, device=flow.device)
+        self._place = (torch.arange(side, device=flow.device) + 0.5) * high / side - 0.5
+        self._place = self._place.clamp_(0, high - 1)
+
+    def __call__(self, rows: slice) -> Tensor:
+        """Give `(N, 3, rows, side)` in [0, 255]."""
+        above = self._place[rows].long()
+        below = (above + 1).clamp(max=self._flow.shape[-2] - 1)
+        share = (self._place[rows] - above)[:, None]
+        upper, lower = (self._flow.index_select(2, line) for line in (above, below))
+        grid = torch.lerp(upper, lower, share)
+        grid[:, 0] += self._axis
+        grid[:, 1] += self._axis[rows, None]
+        grid = grid.permute(0, 2, 3, 1)
+        faces = F.grid_sample(self._source, grid, padding_mode="border", align_corners=True)
+        painted = self._painted[:, :, rows].float().sub_(128)
+        return faces.add_(painted, alpha=2).clamp_(0, 255)
 
 
 def _cut(canvas: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
@@ -139,31 +170,15 @@ def _refined(pixels: np.ndarray) -> Tensor:
     return picture.clamp_(0, 255)
 
 
-def _moved(source: Tensor, flow: Tensor, side: int) -> Tensor:
-    """Read `(N, 3, side, side)` from a refined picture along the flow of N frames."""
-    # The outermost pixels' centres are at -1 and 1 here; in a flow, the picture's edges are.
-    flow = flow * (side / (side - 1))
-    grid = F.interpolate(flow, (side, side), mode="bilinear", align_corners=False)
-    axis = torch.linspace(-1, 1, side, device=flow.device)
-    grid[:, 0] += axis
-    grid[:, 1] += axis[:, None]
-    grid = grid.permute(0, 2, 3, 1)
-    source = source.expand(len(flow), -1, -1, -1)
-    return F.grid_sample(source, grid, padding_mode="border", align_corners=True)
-
-
-def _painted(residual: Tensor, side: int) -> Tensor:
-    """Scale up what was painted on N frames: `(N, 3, side, side)`, in levels of 255."""
-    half = (residual * (255 / 4) + 128.5).clamp_(0, 255).to(torch.uint8)
-    return _enlarge(half, side).float().sub_(128).mul_(2)
-
-
 def _enlarge(pixels: Tensor, side: int) -> Tensor:
     """Scale uint8 pictures `(N, 3, H, W)`; the values stay in [0, 255]."""
+    size = (side, side)
+    if pixels.device.type != "cpu":  # which has no kernel for uint8
+        larger = F.interpolate(pixels.float(), size, mode="bicubic", antialias=True)
+        return larger.clamp_(0, 255)
     # On the CPU, uint8 in channels_last is ten times as fast as float (torch 2.13).
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    pixels = pixels.float() if pixels.is_cuda else pixels
-    return F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
+    return F.interpolate(pixels, size, mode="bicubic", antialias=True)
 
 
 def _to_bytes(frames: Tensor) -> Tensor:
