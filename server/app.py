@@ -60,7 +60,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Model] = load_mode
         finally:
             await sessions.aclose()
             transport.close()
-            studio.close()
+            await studio.aclose()
 
     app = Starlette(
         lifespan=lifespan,

@@ -90,8 +90,11 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(without_words)
-    # The one line of `main` says more than uvicorn's traceback of the same error.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not failures)
+    # The one line of `main` says more than uvicorn's traceback of the same error; and a WebSocket
+    # that is refused is no error of ours, though uvicorn takes it for one.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: not failures and "completing handshake" not in str(record.msg)
+    )
     server = _Server(config, settings, app.state.auth)
     # Both come when uvicorn has closed everything: after Ctrl-C, and when the start failed.
     with contextlib.suppress(KeyboardInterrupt, SystemExit):

@@ -146,10 +146,13 @@ class Studio:
         assert studio.defaults, "the package ships at least one default avatar"
         return studio
 
-    def close(self) -> None:
-        """Give the threads back; call when all sessions are closed."""
-        self.worker.shutdown(wait=False, cancel_futures=True)
+    async def aclose(self) -> None:
+        """Give the threads back; call when all sessions are closed.
+
+        Waits for the model's present step: an interpreter that ends under it is aborted.
+        """
         self._reader.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.worker.shutdown, wait=True, cancel_futures=True)
 
     def catalogue(self, subject: str) -> Iterator[Cast]:
         """Give the default avatars and the subject's own."""

@@ -137,6 +137,7 @@ def running(command):
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+            assert process.returncode == 0, "the server did not end in order"
 
 
 @contextmanager

@@ -53,7 +53,6 @@ def test_a_file_is_spoken_by_websocket_and_comes_back_as_a_film(server, sound, t
     assert np.abs(heard).max() > 0.1
 
 
-@pytest.mark.slow
 def test_a_file_is_spoken_by_webrtc_and_comes_back_as_a_film(server, sound, tmp_path):
     film = tmp_path / "film.mp4"
     done = run("speak_webrtc.py", sound, film, "--url", server)
@@ -69,6 +68,21 @@ def test_what_is_wrong_is_said_in_one_line(script, sound, tmp_path):
     done = run(script, sound, tmp_path / "film.mp4", "--url", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["speak_websocket.py", "speak_webrtc.py"])
+def test_the_reason_of_a_refusal_is_passed_on(server, script, sound, tmp_path):
+    done = run(script, sound, tmp_path / "film.mp4", "--url", server, "--avatar", "nobody")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "avatar" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_microphone_that_is_said_in_one_line(server):
+    pytest.importorskip("sounddevice")
+    done = run("microphone.py", "--url", server, "--input", "no such microphone")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no microphone") and "Traceback" not in done.stderr
 
 
 def test_the_microphone_example_explains_itself():

@@ -1,11 +1,21 @@
 """The life of a session: who is let in, who takes over, what is waited for, and how it ends."""
 
 import asyncio
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
-from server_fakes import Painter, Peer, Voice, patient, portrait_jpeg, serving, tone
+from server_fakes import (
+    Painter,
+    Peer,
+    Voice,
+    model_of,
+    patient,
+    portrait_jpeg,
+    serving,
+    tone,
+)
 from test_server_http import problem
 
 from letstalk_rt.errors import AtCapacity
@@ -16,7 +26,7 @@ from letstalk_server.links import PeerLink
 from letstalk_server.problems import Problem
 from letstalk_server.session import WATCH_INTERVAL_S
 from letstalk_server.settings import Settings
-from letstalk_server.studio import Speed
+from letstalk_server.studio import Speed, Studio
 from letstalk_server.transport import State
 
 RECVONLY = {"content-type": "application/sdp"}
@@ -344,3 +354,16 @@ async def test_logs_hold_nothing_of_anybody(caplog):
     text = "\n".join(record.getMessage() for record in ours)
     for private in (avatar, "Ann", "candidate", "ufrag", "127.0.0.1", peer.session):
         assert private not in text
+
+
+async def test_the_last_step_of_the_model_is_waited_for():
+    studio = await Studio.open(Settings(), model_of(Painter()))
+    may_end = threading.Event()
+    studio.worker.submit(may_end.wait)
+    closing = asyncio.create_task(studio.aclose())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    may_end.set()
+    await closing
+    assert not studio.worker._thread.is_alive()

@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
 SAMPLE_RATE = 16_000
 FPS = 25
@@ -82,12 +83,21 @@ class Client:
         self._socket: ClientConnection | None = None
 
     async def __aenter__(self) -> Self:
-        self._socket = await connect(
-            self._address,
-            subprotocols=self._protocols,  # type: ignore[arg-type]
-            max_size=2**24,
-            compression=None,
-        )
+        """Connect.
+
+        Raises:
+            RuntimeError: the server refused; the text is its reason.
+            OSError: it cannot be reached.
+        """
+        try:
+            self._socket = await connect(
+                self._address,
+                subprotocols=self._protocols,  # type: ignore[arg-type]
+                max_size=2**24,
+                compression=None,
+            )
+        except InvalidStatus as refusal:
+            raise RuntimeError(_reason(refusal)) from None
         return self
 
     async def __aexit__(self, *failure: object) -> None:
@@ -132,3 +142,11 @@ def unpack(data: bytes) -> Picture | Sound:
     if kind == _PCM16:
         return Sound(number, segment, np.frombuffer(payload, "<i2").astype(np.int16))
     raise ValueError(f"binary message of kind {kind}; expected 1 to 3")
+
+
+def _reason(refusal: InvalidStatus) -> str:
+    """Read the server's problem document (RFC 9457)."""
+    try:
+        return str(json.loads(refusal.response.body or b"")["detail"])
+    except (ValueError, KeyError, TypeError):
+        return str(refusal)

@@ -41,14 +41,20 @@ class Voice:
         self.heard: asyncio.Queue[np.ndarray] = asyncio.Queue(MAX_WAITING)
         self._loop = asyncio.get_running_loop()
         self._unheard = np.zeros(0, np.int16)
-        self._stream = sounddevice.Stream(
-            samplerate=SAMPLE_RATE,
-            blocksize=BLOCK,
-            channels=1,
-            dtype="int16",
-            device=devices,
-            callback=self._exchange,
-        )
+        try:
+            self._stream = sounddevice.Stream(
+                samplerate=SAMPLE_RATE,
+                blocksize=BLOCK,
+                channels=1,
+                dtype="int16",
+                device=devices,
+                callback=self._exchange,
+            )
+        except (sounddevice.PortAudioError, ValueError) as error:
+            raise RuntimeError(
+                f"no microphone and loudspeaker can be opened ({error}); "
+                "python -m sounddevice lists what there is, for --input and --output"
+            ) from error
 
     def __enter__(self) -> "Voice":
         self._stream.start()
@@ -156,7 +162,7 @@ def main() -> int:
         asyncio.run(talk(given))
     except KeyboardInterrupt:
         return 0
-    except (OSError, ImportError, ExceptionGroup) as error:
+    except (OSError, ImportError, RuntimeError, ExceptionGroup) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,6 +19,9 @@ from aiortc.contrib.media import MediaPlayer, MediaRecorder
 
 PING_S = 1.5
 TAIL_S = 0.6
+PATIENCE_S = 10.0
+"""The avatar begins within this time after the file's end, or the file is silent."""
+
 QUIET_S = 2.0
 """The avatar has finished when it was idle for so long after the file's end."""
 
@@ -51,7 +54,6 @@ class Call:
         self.pc = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._player = MediaPlayer(str(sound))
         self._recorder = MediaRecorder(str(film))
-        self._tracks = 0
         self._is_speaking = False
         self._has_spoken = asyncio.Event()
         self._lost = asyncio.Event()
@@ -74,21 +76,27 @@ class Call:
             with suppress(asyncio.CancelledError):
                 await pinging
             await self._recorder.stop()
+            was_lost = self._lost.is_set()
             await self.pc.close()
-        if self._lost.is_set():
+        if was_lost:
             raise RuntimeError("the connection was lost")
 
     async def _file_end(self) -> None:
         ended = asyncio.Event()
         self._player.audio.on("ended", ended.set)
-        waits = [asyncio.create_task(event.wait()) for event in (ended, self._lost)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        await self._wait_for(ended)
+        await self._wait_for(self._has_spoken, PATIENCE_S)
         idle_s = 0.0
         while idle_s < QUIET_S and not self._lost.is_set():
             await asyncio.sleep(0.1)
             idle_s = 0.0 if self._is_speaking else idle_s + 0.1
+
+    async def _wait_for(self, event: asyncio.Event, limit_s: float | None = None) -> None:
+        """Wait until it happens, the connection is lost or the time is over."""
+        waits = [asyncio.create_task(each.wait()) for each in (event, self._lost)]
+        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     async def _ping(self) -> None:
         while True:
@@ -107,6 +115,8 @@ class Call:
         kind = json.loads(text)["type"]
         if kind in ("avatar.speaking", "avatar.idle"):
             self._is_speaking = kind == "avatar.speaking"
+            if self._is_speaking:
+                self._has_spoken.set()
 
 
 async def speak(sound: Path, film: Path, url: str, token: str | None, avatar: str | None) -> None:
