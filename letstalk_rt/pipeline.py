@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.audio.encoder import AudioState
+from letstalk_rt.audio.speech_encoder import SpeechState
 from letstalk_rt.compositor import Compositor
 from letstalk_rt.devices import DTYPES, choose_device, choose_dtype
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError, PortraitError
@@ -38,8 +39,8 @@ MAX_STEPS = 50
 MAX_GUIDANCE = 10.0
 _AS_MADE = MotionOptions()
 _PLAIN = Variant()
-SETTLE_SAMPLES = 50 * SAMPLES_PER_FRAME
-"""Silence that fills the audio encoder's reach: two seconds."""
+SETTLE_SAMPLES = 52 * SAMPLES_PER_FRAME
+"""Silence that fills the audio encoder's reach: two seconds, in whole windows."""
 
 
 @dataclass
@@ -64,8 +65,8 @@ class SessionState:
         lookahead_frames: how far the pictures are behind the sound.
     """
 
-    audio: AudioState
-    silence: AudioState
+    audio: AudioState | SpeechState
+    silence: AudioState | SpeechState
     memory: MemoryBank
     cache: TemporalCache
     features: Any
@@ -364,9 +365,9 @@ class AvatarPipeline:
         state.director.ease_from(state.memory.latents[:, -1])
 
     @torch.inference_mode()
-    def _hear_silence(self) -> AudioState:
+    def _hear_silence(self) -> AudioState | SpeechState:
         """Make an audio state that has settled; a fresh one's zeros are no sound it ever heard."""
-        state = self.model.audio.init_state(1)
+        state: AudioState | SpeechState = self.model.audio.init_state(1)
         self.model.audio(torch.zeros(1, SETTLE_SAMPLES, device=self.device), state)
         return state
 
@@ -377,9 +378,10 @@ class AvatarPipeline:
         scatter(audio, [state.audio for state in states])
         missing = self.lookahead_frames - states[0].lookahead_frames
         if missing:  # the sound to come is guessed to be as the last was, backwards: no click
-            guess = pcm[:, -missing * SAMPLES_PER_FRAME :].flip(1)
+            windows = -(-missing // self.frames_per_window)
+            guess = torch.cat([pcm.flip(1), pcm] * windows, 1)[:, : windows * self.hop]
             ahead = self.model.audio(guess, copy.deepcopy(audio))
-            tokens = torch.cat([tokens[:, missing:], ahead], 1)
+            tokens = torch.cat([tokens, ahead], 1)[:, missing : missing + self.frames_per_window]
         return tokens
 
     def _sample(self, tokens: Tensor, states: Sequence[SessionState]) -> tuple[Tensor, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.audio.encoder import CausalAudioEncoder
+from letstalk_rt.audio.speech_encoder import SpeechEncoder, SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder import AutoencoderConfig, ReferenceAutoencoder
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
@@ -36,6 +37,7 @@ class AvatarModel(nn.Module):
     """
 
     autoencoder: Any  # the parts that need landmarks ask `has_landmarks` first
+    audio: Any
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -45,7 +47,7 @@ class AvatarModel(nn.Module):
         super().__init__()
         self.preset = preset
         self.autoencoder = _make_autoencoder(preset)
-        self.audio = CausalAudioEncoder(preset.audio)
+        self.audio = _make_audio(preset)
         self.denoiser = Denoiser(preset.denoiser)
         if self.has_landmarks:
             self.detector = FaceDetector()
@@ -136,6 +138,18 @@ class AvatarModel(nn.Module):
             for name, value in HeadMotion().state_dict().items():
                 state_dict.setdefault(f"{prefix}head.{name}", value)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _make_audio(preset: Preset) -> nn.Module:
+    config = preset.audio
+    if not isinstance(config, SpeechEncoderConfig):
+        return CausalAudioEncoder(config)
+    if preset.denoiser.window % config.stream.block_frames:
+        raise ConfigError(
+            f"preset {preset.name!r}: a window of {preset.denoiser.window} frames is no whole "
+            f"number of wav2vec 2.0's blocks of {config.stream.block_frames}"
+        )
+    return SpeechEncoder(config)
 
 
 def _make_autoencoder(preset: Preset) -> nn.Module:

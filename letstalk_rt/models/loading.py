@@ -5,7 +5,6 @@ as 8-bit integers with a scale per output channel: that keeps the package under 
 """
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from letstalk_rt.errors import WeightsError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.head_motion import HeadMotion
-from letstalk_rt.models.presets import get_preset
+from letstalk_rt.models.presets import get_preset, with_lookahead
 
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
@@ -77,8 +76,7 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     path = path or packaged_weights(preset)
     header, tensors = _read(path, preset)
     if "lookahead_ms" in header:  # files from before it was a setting have the preset's
-        audio = replace(shapes.audio, lookahead_ms=int(header["lookahead_ms"]))
-        shapes = replace(shapes, audio=audio)
+        shapes = with_lookahead(shapes, int(header["lookahead_ms"]))
     model = AvatarModel(shapes)
     wanted = model.state_dict()
     tensors = {name: v for name, v in _LATER.items() if name in wanted} | tensors

@@ -2,12 +2,14 @@
 
 `tiny` is the embedded model. `b` and `l` are LetsTalk's sizes in streaming form: 512x512 pictures
 through DC-AE, keys and values of memory kept from window to window, few steps by mean velocities,
-guidance as an input. No weights of these two exist; `letstalk train` makes them.
+guidance as an input. No weights of these two exist; `letstalk train` makes them. `b-wav2vec2` and
+`l-wav2vec2` hear by the paper's own audio path.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from letstalk_rt.audio.encoder import TOKENS_PER_FRAME, AudioEncoderConfig
+from letstalk_rt.audio.speech_encoder import SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder import LATENT_SHAPE, AutoencoderConfig
 from letstalk_rt.models.transformer import DenoiserConfig
@@ -27,7 +29,7 @@ class Preset:
     Attributes:
         name: what it is asked for by.
         autoencoder: ours, or the paper's.
-        audio: of the audio encoder.
+        audio: of the audio encoder: ours, or the paper's wav2vec 2.0 with its projector.
         denoiser: of the denoiser.
         steps: of the sampler, per window.
         guidance: weight of the sound against none.
@@ -38,7 +40,7 @@ class Preset:
 
     name: str
     autoencoder: AutoencoderConfig | DCAutoencoderConfig
-    audio: AudioEncoderConfig
+    audio: AudioEncoderConfig | SpeechEncoderConfig
     denoiser: DenoiserConfig
     steps: int
     guidance: float
@@ -47,8 +49,18 @@ class Preset:
     seam: tuple[float, ...] = ()
 
 
-def _paper_scale(name: str, width: int, depth: int) -> Preset:
-    audio = AudioEncoderConfig(width=512, token_width=512)
+def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
+    """Give the same preset with an audio encoder that waits for other sound to come."""
+    audio = preset.audio
+    if isinstance(audio, SpeechEncoderConfig):
+        return replace(preset, audio=audio.with_lookahead(lookahead_ms))
+    return replace(preset, audio=replace(audio, lookahead_ms=lookahead_ms))
+
+
+def _paper_scale(
+    name: str, width: int, depth: int, audio: AudioEncoderConfig | SpeechEncoderConfig
+) -> Preset:
+    tokens = audio.tokens if isinstance(audio, SpeechEncoderConfig) else TOKENS_PER_FRAME
     picture = DCAutoencoderConfig()
     return Preset(
         name=name,
@@ -60,7 +72,7 @@ def _paper_scale(name: str, width: int, depth: int) -> Preset:
             width=width,
             depth=depth,
             ffn_ratio=4.0,
-            audio_tokens=TOKENS_PER_FRAME,
+            audio_tokens=tokens,
             audio_width=audio.token_width,
             window=4,
             memory=16,
@@ -77,6 +89,7 @@ def _paper_scale(name: str, width: int, depth: int) -> Preset:
 
 
 _TINY_AUDIO = AudioEncoderConfig()
+_LARGE_AUDIO = AudioEncoderConfig(width=512, token_width=512)
 PRESETS = {
     "tiny": Preset(
         name="tiny",
@@ -100,8 +113,10 @@ PRESETS = {
         temperature=0.5,
         seam=(0.6, 0.35, 0.15, 0.05),
     ),
-    "b": _paper_scale("b", width=768, depth=12),
-    "l": _paper_scale("l", width=1024, depth=24),
+    "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
+    "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),
+    "b-wav2vec2": _paper_scale("b-wav2vec2", 768, 12, SpeechEncoderConfig()),
+    "l-wav2vec2": _paper_scale("l-wav2vec2", 1024, 24, SpeechEncoderConfig()),
 }
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
+from letstalk_rt.audio.encoder import AudioEncoderConfig
 from letstalk_rt.devices import choose_device
-from letstalk_rt.errors import InputError
+from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.loading import packaged_weights, save_model
-from letstalk_rt.models.presets import Preset, get_preset
+from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
 from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
 from letstalk_rt.training.data import Clip, landmarker_file, load_clips, load_stills
@@ -119,7 +120,17 @@ def _preset(args: argparse.Namespace) -> Preset:
     preset = get_preset(args.preset)
     if args.lookahead_ms is None:
         return preset
-    return replace(preset, audio=replace(preset.audio, lookahead_ms=args.lookahead_ms))
+    return with_lookahead(preset, args.lookahead_ms)
+
+
+def _encoder(args: argparse.Namespace) -> AudioEncoderConfig:
+    audio = _preset(args).audio
+    if not isinstance(audio, AudioEncoderConfig):
+        raise ConfigError(
+            f"preset {args.preset!r} hears by wav2vec 2.0; `letstalk train` trains the audio "
+            f"encoder of our own, take {args.preset.removesuffix('-wav2vec2')!r}"
+        )
+    return audio
 
 
 def _loop(args: argparse.Namespace) -> LoopConfig:
@@ -153,7 +164,7 @@ def _phones(args: argparse.Namespace) -> None:
         args.runs / "phones",
         _loop(args),
         batch_size=args.batch or BATCH["phones"],
-        encoder=_preset(args).audio,
+        encoder=_encoder(args),
         started=_part(averaged(args.start), "audio") if args.start else None,
     )
 
@@ -167,7 +178,7 @@ def _audio(args: argparse.Namespace) -> None:
         _loop(args),
         batch_size=args.batch or BATCH["audio"],
         started=_part(averaged(args.runs / "phones"), "audio"),
-        encoder=_preset(args).audio,
+        encoder=_encoder(args),
     )
 
 
@@ -290,7 +301,7 @@ def _part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor
 
 
 def _reader(args: argparse.Namespace) -> MouthReader:
-    reader = MouthReader(_preset(args).audio)
+    reader = MouthReader(_encoder(args))
     path = _existing(args.runs / "audio" / "best.pt")
     state = torch.load(path, map_location="cpu", weights_only=True)
     reader.load_state_dict(state)
