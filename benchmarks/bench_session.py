@@ -45,6 +45,7 @@ from letstalk_rt.metrics import percentiles
 from letstalk_rt.sinks.play import play
 from letstalk_rt.sinks.sound_buffer import SoundBuffer
 from letstalk_rt.sinks.speaker import BUFFER_S
+from letstalk_rt.threads import spin_briefly
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame, Portrait
 
 BLOCK_MS = 10
@@ -442,6 +443,7 @@ async def measure(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the card, the table and the JSON line."""
+    spin_briefly()
     words = list(sys.argv[1:] if argv is None else argv)
     options = parse(words)
     avatar, timed = open_avatar(options)

@@ -1,5 +1,6 @@
 """What torch leaves behind in the threads that it computed in."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from letstalk_rt.threads import apart
+from letstalk_rt.threads import apart, spin_briefly
 
 
 def test_a_call_apart_gives_and_raises_what_it_did():
@@ -44,3 +45,12 @@ print(len(os.listdir("/proc/self/task")) - before)
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     assert int(done.stdout) <= 0
+
+
+def test_the_users_own_setting_of_openmp_stays(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    spin_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == "20000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    spin_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"

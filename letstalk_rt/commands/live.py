@@ -197,9 +197,9 @@ async def _live(
             await session.aclose()
             await _end(feeding)
             await asyncio.wait([playing])
-        for task in (feeding, playing):
-            if not task.cancelled() and task.exception() is not None:
-                raise task.exception()  # type: ignore[misc]
+        ended = [task.exception() for task in (playing, feeding) if not task.cancelled()]
+        if failures := [error for error in ended if error is not None]:
+            raise failures[0]  # who feeds may fail because who plays did
     return {**session.metrics.counts(), "skipped": sum(getattr(s, "skipped", 0) for s in sinks)}
 
 
