@@ -28,6 +28,7 @@ from letstalk_rt.metrics import Metrics, percentiles
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.playout import Playout
 from letstalk_rt.portrait import prepare_portrait
+from letstalk_rt.threads import apart
 from letstalk_rt.types import SAMPLE_RATE, Portrait
 
 PIECE = SAMPLE_RATE // 50
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline = AvatarPipeline.load(options.preset, threads=options.threads)
     first = next(iter(list_avatars().values()))
     portrait = prepare_portrait(first, pipeline.finder, size=options.size)
-    alone = measure_batches(pipeline, portrait, BATCHES, stop_early=False)
+    alone = apart(measure_batches)(pipeline, portrait, BATCHES, stop_early=False)
     result: dict[str, Any] = {
         "version": __version__,
         "machine": platform.processor() or platform.machine(),
