@@ -136,6 +136,11 @@ class Feed:
         """Give the timestamp of what is to be seen or heard at this very moment."""
         return round(self._playout.now() * self.clock_hz) + self._delay_ticks
 
+    @property
+    def held_s(self) -> float:
+        """How long the session's clock has stood still in all."""
+        return self._playout.held_s
+
     async def _stop(self) -> None:
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():

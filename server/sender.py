@@ -61,6 +61,9 @@ BURST_PAUSE_S = 0.002
 REPORT_INTERVAL_S = 0.5
 """Between sender reports: the receiver can line sound and picture up from the first two on."""
 
+MOVED_S = 0.005
+"""When the session's clock has stood still for longer than this, receivers are told at once."""
+
 _HEADER = struct.Struct("!BBHLL")
 
 
@@ -131,6 +134,7 @@ class FeedSender(RTCRtpSender):
         self._packets = self._octets = 0
         self._sent = _SentRate()
         self._last_report: tuple[int, float] | None = None
+        self._reported_held_s = 0.0
         self.resent = 0
         self.key_frames_asked = 0
         self.heard_s = 0.0
@@ -174,7 +178,9 @@ class FeedSender(RTCRtpSender):
         self._feed = self._media.picture(name) if self.kind == "video" else self._media.voice()
         self._subscription = self._feed.subscribe()
         self._tasks = [
-            asyncio.create_task(self._send_feed(self._subscription), name="sender-media"),
+            asyncio.create_task(
+                self._send_feed(self._feed, self._subscription), name="sender-media"
+            ),
             asyncio.create_task(self._report(self._feed), name="sender-reports"),
         ]
 
@@ -207,7 +213,7 @@ class FeedSender(RTCRtpSender):
 
     # Media
 
-    async def _send_feed(self, subscription: Subscription) -> None:
+    async def _send_feed(self, feed: Feed, subscription: Subscription) -> None:
         while (item := await subscription.take()) is not None:
             if not self._enabled:
                 continue
@@ -218,6 +224,8 @@ class FeedSender(RTCRtpSender):
                     return
                 if count % BURST == 0 and count < len(item.payloads):
                     await asyncio.sleep(BURST_PAUSE_S)
+            if feed.held_s - self._reported_held_s > MOVED_S:
+                await self._report_now(feed)
         self._ended()
 
     async def _send_packet(self, timestamp: int, marker: bool, payload: bytes) -> bool:
@@ -273,8 +281,12 @@ class FeedSender(RTCRtpSender):
     async def _report(self, feed: Feed) -> None:
         while True:
             self._sent.note(self._octets, time.monotonic())
-            await self._send_rtcp([self._sender_report(feed), self._description()])
+            await self._report_now(feed)
             await asyncio.sleep(REPORT_INTERVAL_S * (0.5 + random.random()))
+
+    async def _report_now(self, feed: Feed) -> None:
+        self._reported_held_s = feed.held_s
+        await self._send_rtcp([self._sender_report(feed), self._description()])
 
     def _sender_report(self, feed: Feed) -> RtcpSrPacket:
         ntp = clock.current_ntp_time()
