@@ -7,6 +7,7 @@ from small_model import AUTOENCODER, stir
 
 from letstalk_rt.models import landmarks
 from letstalk_rt.models.autoencoder import (
+    FLOW_SIZE,
     LATENT_SHAPE,
     LATENT_SIZE,
     ChannelNorm,
@@ -60,14 +61,15 @@ class TestShapes:
         parts = model.decode_parts(torch.randn(1, *LATENT_SHAPE), portrait)
         assert parts.mask.shape == (1, 1, 256, 256)
         assert parts.mask.min() >= 0 and parts.mask.max() <= 1
-        assert parts.flow.shape == (1, 2, 64, 64)
+        assert parts.flow.shape == (1, 2, FLOW_SIZE, FLOW_SIZE)
         blend = parts.warped + parts.mask * (parts.painted - parts.warped)
         torch.testing.assert_close(parts.picture, blend, atol=1e-5, rtol=1e-4)
 
     def test_layers_make_the_decoded_picture(self, model):
         portraits, latents = model.describe(pictures(2)), torch.randn(2, 3, *LATENT_SHAPE)
         layers = model.decode_layers(latents, portraits)
-        assert layers.flow.shape == (2, 3, 2, 64, 64) and layers[1].mask.shape == (3, 1, 256, 256)
+        assert layers.flow.shape == (2, 3, 2, FLOW_SIZE, FLOW_SIZE)
+        assert layers[1].mask.shape == (3, 1, 256, 256)
         assert torch.equal(layers.picture.clamp(-1, 1), model.decode(latents, portraits))
 
     @pytest.mark.parametrize("size", [128, 512])
@@ -126,7 +128,7 @@ class TestWarp:
     def test_a_given_flow_is_followed(self, new):
         x = pictures(1)
         portrait = new.describe(x)
-        flow = torch.zeros(1, 2, 64, 64)
+        flow = torch.zeros(1, 2, FLOW_SIZE, FLOW_SIZE)
         flow[:, 0] = 2 / 256
         parts = new.decode_parts(torch.randn(1, *LATENT_SHAPE), portrait, flow)
         torch.testing.assert_close(parts.warped[..., :-1], x[..., 1:], atol=1e-4, rtol=0)

@@ -2,7 +2,15 @@
 
 import torch
 
-from letstalk_rt.models.landmark_warp import coarse_flow, nearness, warp
+from letstalk_rt.models.landmark_warp import coarse_flow, face_flow, mouth_gap, nearness, warp
+from letstalk_rt.models.landmarks import (
+    INNER_LOWER_LIP,
+    INNER_UPPER_LIP,
+    LOWER_LIP_ONLY,
+    NUM_POINTS,
+    UPPER_LIP_ONLY,
+    places,
+)
 
 
 def explicit_flow(source, target, cells, near_px=7.0, far_px=26.0):
@@ -85,3 +93,57 @@ def test_nearness_is_one_at_its_points_and_fades():
 
 def test_nearness_of_many_points_at_one_place_is_one():
     assert nearness(torch.zeros(1, 9, 2), 64, 8.0).max() == 1
+
+
+def face(opening: float) -> torch.Tensor:
+    """A face whose mouth, at (0, 0.3), is open by so much; the lips are ellipses around it."""
+    torch.manual_seed(0)
+    points = 1.2 * torch.rand(NUM_POINTS, 2) - 0.6
+    points[points[:, 1] > 0.1, 1] -= 0.6
+    corners = places((61, 78, 308, 291))
+    points[corners] = torch.tensor([[-0.22, 0.3], [-0.2, 0.3], [0.2, 0.3], [0.22, 0.3]])
+    for lip, inner, way in (
+        (UPPER_LIP_ONLY, INNER_UPPER_LIP, -1),
+        (LOWER_LIP_ONLY, INNER_LOWER_LIP, 1),
+    ):
+        outer = [i for i in lip if i not in set(inner)]
+        for group, thick in ((inner, 0.0), (outer, 0.08)):
+            x = torch.linspace(-0.18, 0.18, len(group))
+            bow = (1 - (x / 0.2) ** 2).sqrt()
+            points[group] = torch.stack([x, 0.3 + way * (opening / 2 + thick) * bow], 1)
+    return points[None]
+
+
+def cell(y: float, x: float = 0.0, size: int = 128) -> tuple[int, int]:
+    return round((y + 1) / 2 * size - 0.5), round((x + 1) / 2 * size - 0.5)
+
+
+def test_a_face_at_rest_has_no_flow():
+    assert face_flow(face(0.1), face(0.1)).abs().max() < 1e-6
+
+
+def test_lips_part_without_dragging_each_other():
+    closed, wide = face(0.0), face(0.2)
+    torn, smooth = face_flow(closed, wide)[0, 1], coarse_flow(closed, wide, 128)[0, 1]
+    upper, lower = cell(0.3 - 0.1 - 0.01), cell(0.3 + 0.1 + 0.01)
+    assert torn[upper] > 0.085 and torn[lower] < -0.085  # each lip's own displacement is 0.1
+    middle = slice(cell(0.3)[0] - 3, cell(0.3)[0] + 4), 64
+    assert torn[middle].diff().abs().max() > 2 * smooth[middle].diff().abs().max()
+
+
+def test_the_tear_ends_at_the_corners_of_the_mouth():
+    torn = face_flow(face(0.0), face(0.2))[0, 1]
+    beside = torn[cell(0.1)[0] : cell(0.5)[0], cell(0.3, 0.3)[1]]
+    assert beside.diff().abs().max() < 0.02
+    inside = torn[cell(0.1)[0] : cell(0.5)[0], 64]
+    assert inside.diff().abs().max() > 0.05
+
+
+def test_the_gap_is_between_parted_lips():
+    gap = mouth_gap(face(0.2))[0, 0]
+    assert gap[cell(0.3)] == 1 and gap[cell(0.3 + 0.07)] == 1
+    assert not gap[cell(0.3 + 0.13)] and not gap[cell(0.3 - 0.13)]
+    assert not gap[cell(0.3, 0.25)] and not gap[cell(0.3, -0.25)]
+    area = float(gap.mean()) * 4
+    assert 0.7 < area / (3.1416 * 0.1 * 0.2) < 1.1
+    assert not mouth_gap(face(0.0)).any()

@@ -20,7 +20,13 @@ from letstalk_rt.models.autoencoder import ReferenceAutoencoder, expected_points
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import NUM_POINTS
 from letstalk_rt.training import autoencoder, data
-from letstalk_rt.training.audio import MouthReader, split_people, spoken
+from letstalk_rt.training.audio import (
+    MOST_GAIN,
+    MouthReader,
+    calibrate,
+    split_people,
+    spoken,
+)
 from letstalk_rt.training.autoencoder import (
     AutoencoderLoss,
     PairSource,
@@ -730,6 +736,36 @@ def test_a_bottleneck_reads_the_mouth_itself(root, cache):
     mel = spoken(clip).mel[None]
     ahead = reader.audio.lookahead_frames
     assert torch.equal(reader(mel), reader.audio.read_mouth(mel)[:, ahead:])
+
+
+class TestCalibration:
+    def reader(self, **options):
+        torch.manual_seed(5)
+        reader = MouthReader(replace(PRESET.audio, **options)).eval()
+        stir(reader)
+        return reader
+
+    def test_readings_become_as_large_as_mouths(self, clips):
+        reader = self.reader(mouth_values=NUM_MOUTH_TARGETS)
+        real = [spoken(clip) for clip in clips if clip.kind == "real"]
+        judge = replace(real[0], targets=2 * read_all(reader, real[0]))
+        before = read_all(reader, judge)
+        calibrate(reader, [judge])
+        torch.testing.assert_close(read_all(reader, judge), 2 * before, rtol=1e-3, atol=1e-4)
+        calibrate(reader, [replace(judge, targets=100 * judge.targets)])
+        most = MOST_GAIN * judge.targets
+        torch.testing.assert_close(read_all(reader, judge), most, rtol=1e-3, atol=1e-3)
+
+    def test_a_reader_that_ships_no_values_is_left_alone(self, clips):
+        reader = self.reader()
+        before = {name: value.clone() for name, value in reader.state_dict().items()}
+        calibrate(reader, [spoken(clips[0])])
+        assert all(torch.equal(before[name], value) for name, value in reader.state_dict().items())
+
+
+@torch.no_grad()
+def read_all(reader, clip):
+    return reader(clip.mel[None])[0]
 
 
 def test_the_drawn_folder_has_what_the_tests_count_on():

@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from letstalk_rt.models.landmark_warp import coarse_flow, nearness, warp
+from letstalk_rt.models.landmark_warp import face_flow, mouth_gap, nearness, warp
 from letstalk_rt.models.landmarks import EYES, INNER_LOWER_LIP, INNER_UPPER_LIP, LIPS, NUM_POINTS
 
 PICTURE_SIZE = 256
 LATENT_SHAPE = (16, 4, 4)
 LATENT_SIZE = 16 * 4 * 4
+FLOW_SIZE = 128
+"""Cells a side of the flow: two pixels each, for along the mouth it is torn."""
+
 _SHOWN = (LIPS, INNER_UPPER_LIP, INNER_LOWER_LIP, EYES)
 """Groups of landmarks that the decoder is shown as maps, so that it knows where to paint."""
 
@@ -82,7 +85,7 @@ class Decoded:
         warped: the portrait after the warp alone, `(..., 3, 256, 256)`.
         mask: share of the painted part, `(..., 1, 256, 256)` in [0, 1].
         change: what painting would change everywhere, `(..., 3, 256, 256)`.
-        flow: `(..., 2, 64, 64)`, see `landmark_warp.warp`.
+        flow: `(..., 2, 128, 128)`, see `landmark_warp.warp`.
         points: landmarks read off the latent, `(..., L, 2)`.
     """
 
@@ -288,7 +291,7 @@ class Decoder(nn.Module):
         self.ups = nn.ModuleList([Up(w16, w32), Up(w32, w64)])
         self.flow_head = nn.Conv2d(w64, 2, 3, padding=1)
         self.paint = nn.Sequential(
-            nn.Conv2d(w64 + 48, w64, 3, padding=1),
+            nn.Conv2d(w64 + 48 + 4, w64, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(w64, w64, 3, padding=1),
             nn.SiLU(),
@@ -305,7 +308,7 @@ class Decoder(nn.Module):
         style = self.style(both.flatten(1))
         x = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
         for level, size in enumerate((16, 32, 64)):
-            flow = coarse if size == 64 else F.adaptive_avg_pool2d(coarse, size)
+            flow = F.avg_pool2d(coarse, FLOW_SIZE // size)
             seen = warp(portrait.features[level].float(), flow).to(x.dtype)
             parts = [x, seen]
             if size == 64:
@@ -316,9 +319,12 @@ class Decoder(nn.Module):
                 x = block(x, style)
             if level < 2:
                 x = self.ups[level](x)
-        flow = coarse + 0.1 * self.flow_head(F.silu(x)).float()
+        change = 0.1 * self.flow_head(F.silu(x)).float()
+        flow = coarse + F.interpolate(change, scale_factor=2.0, mode="bilinear")
         warped = warp(portrait.picture.float(), flow, "bicubic")
-        out = self.paint(torch.cat([x, F.pixel_unshuffle(warped, 4).to(x.dtype)], 1)).float()
+        gap = mouth_gap(points, FLOW_SIZE)
+        seen = torch.cat([F.pixel_unshuffle(warped, 4), F.pixel_unshuffle(gap, 2)], 1)
+        out = self.paint(torch.cat([x, seen.to(x.dtype)], 1)).float()
         out = F.pixel_shuffle(out, 4)
         return Decoded(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, points)
 
@@ -396,7 +402,7 @@ class ReferenceAutoencoder(nn.Module):
         points = self.points(latents)
         if coarse is None:
             with torch.autocast(latents.device.type, enabled=False):
-                coarse = coarse_flow(portrait.points.float(), points)
+                coarse = face_flow(portrait.points.float(), points)
         return self.decoder(latents, points, portrait, coarse)
 
     def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> Decoded:

@@ -7,9 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from letstalk_rt.models.landmarks import (
+    INNER_CORNERS,
+    INNER_LOWER_LIP,
+    INNER_UPPER_LIP,
+    LOWER_LIP_ONLY,
+    NUM_POINTS,
+    UPPER_LIP_ONLY,
+)
+
 _FAR_WEIGHT = 1e-3
 _REST = 2e-3
 """Weight of "no displacement": far from the face the flow fades to zero."""
+
+_LIP_PX = 3.0
+"""Width over which landmarks of a lip are joined to its edge."""
+
+_EDGE_PX = 1.5
+"""How soft edges between lips are."""
 
 
 def coarse_flow(
@@ -48,6 +63,62 @@ def coarse_flow(
         weighted_rows = weight * values[:, :, None] * rows.transpose(1, 2)[:, None]
         total = total + weighted_rows @ columns[:, None]  # (B, 3, cells, L) @ (B, 1, L, cells)
     return total[:, :2] / (total[:, 2:] + _REST)
+
+
+def face_flow(source: Tensor, target: Tensor, size: int = 128) -> Tensor:
+    """As `coarse_flow`, for a whole face: along the mouth it is torn, as lips part there.
+
+    What lies above the line between the lips follows all landmarks but the lower lip's, what lies
+    below all but the upper lip's; else a mouth that opens would drag both lips over the gap. Beside
+    the mouth, where there is no gap, the two are mixed.
+
+    Returns:
+        Offsets `(B, 2, size, size)`.
+    """
+    parts = []
+    for left_out in (LOWER_LIP_ONLY, UPPER_LIP_ONLY):
+        kept = [i for i in range(NUM_POINTS) if i not in set(left_out)]
+        flow = coarse_flow(source[:, kept], target[:, kept], size // 2)
+        parts.append(F.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=False))
+    above, below = parts
+    upper, lower, within = _lip_lines(target, size)
+    distance_px = ((upper + lower) / 2)[:, None] - _axis_px(size, target)[:, None]
+    side = within[:, None] * (distance_px / _EDGE_PX).clamp(-1, 1)  # 1 above the line, -1 below
+    return torch.lerp(below, above, (0.5 + 0.5 * side)[:, None])
+
+
+def mouth_gap(points: Tensor, size: int = 128) -> Tensor:
+    """Give where the open mouth is: `(B, 1, size, size)`, 1 between parted lips and 0 elsewhere."""
+    upper, lower, within = _lip_lines(points, size)
+    y = _axis_px(size, points)[:, None]
+    under = ((y - upper[:, None]) / _EDGE_PX + 0.5).clamp(0, 1)
+    over = ((lower[:, None] - y) / _EDGE_PX + 0.5).clamp(0, 1)
+    parted = ((lower - upper) / _EDGE_PX).clamp(0, 1) * within
+    return (under * over * parted[:, None])[:, None]
+
+
+def _lip_lines(points: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the inner edges of the lips in each column, and which columns are the mouth's.
+
+    Returns:
+        Heights of upper and of lower lip in pixels of a 256x256 picture, `(B, size)`; and 1 for
+        columns inside the mouth, 0 outside.
+    """
+    columns = _axis_px(size, points)
+    edges = []
+    for inner in (INNER_UPPER_LIP, INNER_LOWER_LIP):
+        x, y = (128 * points[:, INNER_CORNERS + inner]).unbind(-1)
+        near = _bell(columns - x[..., None], _LIP_PX)  # (B, points, columns)
+        edges.append((near * y[..., None]).sum(1) / near.sum(1))
+    ends = 128 * points[:, INNER_CORNERS, 0]
+    left, right = ends.amin(1, keepdim=True), ends.amax(1, keepdim=True)
+    within = ((columns - left) / _LIP_PX).clamp(0, 1) * ((right - columns) / _LIP_PX).clamp(0, 1)
+    return edges[0], edges[1], within
+
+
+def _axis_px(size: int, like: Tensor) -> Tensor:
+    """Give the centres of cells in pixels of a 256x256 picture, from its middle."""
+    return ((torch.arange(size, device=like.device) + 0.5) / size * 2 - 1) * 128
 
 
 def nearness(points: Tensor, size: int, width_px: float) -> Tensor:

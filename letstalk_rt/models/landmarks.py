@@ -34,6 +34,11 @@ def places(mesh_indices: tuple[int, ...]) -> list[int]:
 LIPS = places(LIPS_OUTER + LIPS_INNER)
 INNER_UPPER_LIP = places((191, 80, 81, 82, 13, 312, 311, 310, 415))
 INNER_LOWER_LIP = places((95, 88, 178, 87, 14, 317, 402, 318, 324))
+UPPER_LIP_ONLY = places((409, 270, 269, 267, 0, 37, 39, 40, 185)) + INNER_UPPER_LIP
+LOWER_LIP_ONLY = places((146, 91, 181, 84, 17, 314, 405, 321, 375)) + INNER_LOWER_LIP
+"""Lips without the corners of the mouth, which move with both."""
+
+INNER_CORNERS = places((78, 308))
 EYES = places(RIGHT_EYE + LEFT_EYE)
 UPPER_LIP, LOWER_LIP, MOUTH_LEFT, MOUTH_RIGHT = places((13, 14, 61, 291))
 RIGHT_LID = places((159, 145, 33, 133))

@@ -88,7 +88,7 @@ def _paper_scale(
     )
 
 
-_TINY_AUDIO = AudioEncoderConfig()
+_TINY_AUDIO = AudioEncoderConfig(mouth_values=11)
 _LARGE_AUDIO = AudioEncoderConfig(width=512, token_width=512)
 PRESETS = {
     "tiny": Preset(
@@ -108,7 +108,7 @@ PRESETS = {
             dropout=0.1,
         ),
         steps=1,
-        guidance=2.5,
+        guidance=1.0,
         noise_correlation=0.95,
         temperature=0.5,
         seam=(0.6, 0.35, 0.15, 0.05),

@@ -5,6 +5,7 @@ there. Clips whose lips do not follow their sound are found by the encoder itsel
 down.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,9 @@ MAX_SHIFT = 5
 
 COURSE = 1.0
 """Weight of the course of the opening in the loss."""
+
+MOST_GAIN = 2.5
+"""What the sound hardly tells is not to be blown up from noise."""
 
 KIND_WEIGHT = {"real": 1.0, "generated": 0.5}
 
@@ -106,10 +110,9 @@ def split_people(clips: list[Clip], every: int = 6) -> tuple[list[Clip], list[Cl
 
     Clips of one source folder often show the same person; they stay together.
     """
-    sources = sorted({clip.name.rsplit("-", 1)[0] for clip in clips})
-    aside = set(sources[::every])
-    kept = [clip for clip in clips if clip.name.rsplit("-", 1)[0] not in aside]
-    return kept, [clip for clip in clips if clip.name.rsplit("-", 1)[0] in aside]
+    aside = set(sorted({clip.source for clip in clips})[::every])
+    kept = [clip for clip in clips if clip.source not in aside]
+    return kept, [clip for clip in clips if clip.source in aside]
 
 
 def cleaned(reader: MouthReader, clip: SpokenClip) -> SpokenClip:
@@ -193,7 +196,7 @@ def train_audio(
     frames: int = 48,
     started: dict[str, Tensor] | None = None,
     encoder: AudioEncoderConfig | None = None,
-) -> nn.Module:
+) -> MouthReader:
     """Train the reader, keep the best by the clips set aside, and give it.
 
     Args:
@@ -254,3 +257,22 @@ def train_audio(
     run.train(loss, evaluate)
     reader.load_state_dict(torch.load(run.best, map_location="cpu", weights_only=True))
     return reader
+
+
+@torch.no_grad()
+def calibrate(reader: MouthReader, judges: Sequence[SpokenClip]) -> None:
+    """Make the mouth's values as large as true ones are; only where the encoder reads them itself.
+
+    A reading is a mean of what may be, so it moves less than mouths do. The clips must be unknown
+    to the reader.
+    """
+    if reader.audio.mouth is None:
+        return
+    known = [clip for clip in judges if clip.is_real] or list(judges)
+    device = next(reader.parameters()).device
+    read = [reader.eval()(clip.mel[None].to(device))[0].cpu() for clip in known]
+    made = torch.stack([r.std(0) for r in read]).mean(0)
+    true = torch.stack([clip.targets.std(0) for clip in known]).mean(0)
+    gain = (true / made.clamp(min=1e-4)).clamp(1.0, MOST_GAIN).to(device)
+    reader.audio.mouth.read.weight.mul_(gain[:, None])
+    reader.audio.mouth.read.bias.mul_(gain)

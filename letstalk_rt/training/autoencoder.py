@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from letstalk_rt.models.autoencoder import Decoded, ReferenceAutoencoder, expected_points
-from letstalk_rt.models.landmark_warp import coarse_flow, nearness
+from letstalk_rt.models.landmark_warp import face_flow, nearness
 from letstalk_rt.models.landmarks import (
     EYES,
     LIPS,
@@ -59,8 +59,9 @@ class AutoencoderLoss:
     mouth: float = 14.0
     eyes: float = 6.0
     square: float = 0.5
+    colour: float = 2.0
     seen: float = 5.0
-    real: float = 0.02
+    real: float = 0.004
     features: float = 0.2
 
 
@@ -229,8 +230,8 @@ def autoencoder_loss(
         noisy = latent + maturity * weights.latent_noise * torch.randn_like(latent)
         coarse = None
         if maturity < 1:
-            read = coarse_flow(portrait.points.float(), model.points(noisy))
-            known = coarse_flow(points[:, 0], points[:, 1])
+            read = face_flow(portrait.points.float(), model.points(noisy))
+            known = face_flow(points[:, 0], points[:, 1])
             lot = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
             coarse = lot * known + (1 - lot) * read
         decoded = model.decode_parts(noisy, portrait, coarse)
@@ -285,6 +286,8 @@ def _picture_losses(
     return {
         "picture": (error.abs() * weight).mean(),
         "square": (error**2).mean(),
+        # A critic looks at texture and lets colours go astray: they are held where they are wide.
+        "colour": (F.avg_pool2d(error, 8).abs() * F.avg_pool2d(weight, 8)).mean(),
         "warp": (decoded.warped - target).abs().mean(),
         "gradient": gradient_loss(decoded.picture, target, weight),
         "mask": (decoded.mask * (1 - free)).mean(),

@@ -19,7 +19,13 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.loading import packaged_weights, save_model
 from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
-from letstalk_rt.training.audio import MouthReader, cleaned, split_people, train_audio
+from letstalk_rt.training.audio import (
+    MouthReader,
+    calibrate,
+    cleaned,
+    split_people,
+    train_audio,
+)
 from letstalk_rt.training.autoencoder import train_autoencoder
 from letstalk_rt.training.data import Clip, landmarker_file, load_clips, load_stills
 from letstalk_rt.training.distill import distill
@@ -188,10 +194,15 @@ def _flow(args: argparse.Namespace) -> None:
         model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
     else:
         model.autoencoder = _paper_autoencoder(args, model.autoencoder.picture_size)
-    model.audio.load_state_dict(_reader(args).audio.state_dict())
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
     started = _part(averaged(args.start), "denoiser") if args.start else None
     tracks, aside = _tracks(args, model, clips)
+    reader = _reader(args)
+    calibrate(reader, [track.spoken for track in aside])
+    model.audio.load_state_dict(reader.audio.state_dict())
+    if args.start and model.audio.mouth is not None:  # how its denoiser was shown mouths
+        show = _part(averaged(args.start), "audio.mouth.show")
+        model.audio.mouth.show.load_state_dict(show)
     kept = {track.spoken.name for track in tracks}
     best = train_flow(
         model,

@@ -60,6 +60,11 @@ class Clip:
         return to_unit(self.landmarks[:, SUBSET])
 
     @property
+    def source(self) -> str:
+        """What it was cut from: clips of one source often show the same person."""
+        return self.name.rsplit("-", 1)[0]
+
+    @property
     def is_grid(self) -> bool:
         """Whether this is a clip of the GRID corpus: the cleanest speech in the data."""
         return "GRID" in self.name or "swwp2s" in self.name

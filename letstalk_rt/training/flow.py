@@ -65,7 +65,7 @@ class FlowLoss:
     stale_memory: float = 0.25
     drift: float = 0.8
     heavy_noise: float = 0.4
-    mouth_noise: float = 0.4
+    mouth_noise: float = 0.2
     mouth_read: float = 0.25
 
 
@@ -527,7 +527,8 @@ def train_flow(
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, FlowTrainer)
         judged = with_parts(model, averaged)
-        figures = evaluate_flow(judged, aside)
+        preset = judged.preset
+        figures = evaluate_flow(judged, aside, preset.steps, preset.guidance)
         for clip in shown or []:
             save_sample(judged, clip, folder / f"sample-{clip.name}-{step:06d}.mp4")
         run.keep_if_best(score(figures))

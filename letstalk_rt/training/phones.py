@@ -235,7 +235,7 @@ class HeardTrack:
 
 
 @first_alone
-def load_phones(root: Path, cache: Path, sentences: int = 4000) -> list[HeardTrack]:
+def load_phones(root: Path, cache: Path, sentences: int = 1200) -> list[HeardTrack]:
     """Make the speech with phone times, or read it from the cache.
 
     Args:

@@ -36,16 +36,16 @@ def silence_mel() -> Tensor:
 def augment_mel(mel: Tensor, generator: torch.Generator) -> Tensor:
     """Change level, tone, room and noise of log-mel `(B, 64, S)`, and hide a few bands.
 
-    The level moves by up to 12 dB either way, the tone tilts, throats are longer or shorter, some
-    items are heard in a room or through a telephone, and noise (another item of the batch, or plain
-    hiss) comes in 6 to 40 dB below the speech.
+    The level moves by up to 12 dB either way, the tone tilts, some items are heard in a room or
+    through a telephone, and noise (another item of the batch, or plain hiss) comes in 6 to 40 dB
+    below the speech.
     """
     batch = mel.shape[0]
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(batch, *shape, generator=generator)
 
-    power = _stretched(torch.exp(4 * mel - 3), uniform(0.85, 1.18))
+    power = torch.exp(4 * mel - 3)
     tilt = uniform(-1.0, 1.0, 1, 1) * torch.linspace(-1, 1, NUM_BANDS)[None, :, None]
     bend = uniform(-0.7, 0.7, 1, 1) * torch.cos(torch.linspace(0, 6.3, NUM_BANDS))[None, :, None]
     power = power * torch.exp(uniform(-2.8, 2.8, 1, 1) + tilt + bend)
@@ -66,19 +66,6 @@ def augment_mel(mel: Tensor, generator: torch.Generator) -> Tensor:
     bands = torch.arange(NUM_BANDS)[None]
     hidden = (bands >= start) & (bands < start + width)
     return torch.where(hidden[..., None], mel.mean((1, 2), keepdim=True), mel)
-
-
-def _stretched(power: Tensor, by: Tensor) -> Tensor:
-    """Move the bands of `(B, 64, S)` up by factors `(B,)`, as a shorter vocal tract does.
-
-    Source: vocal tract length perturbation, Jaitly and Hinton 2013.
-    """
-    place = (torch.arange(NUM_BANDS) / by[:, None]).clamp(max=NUM_BANDS - 1)
-    below = place.floor()
-    share = (place - below)[..., None]
-    low = below.long()[..., None].expand_as(power)
-    high = (low + 1).clamp(max=NUM_BANDS - 1)
-    return power.gather(1, low) * (1 - share) + power.gather(1, high) * share
 
 
 def _smeared(power: Tensor, fall: Tensor, reach: int = 24) -> Tensor:
