@@ -57,6 +57,7 @@ from letstalk_rt.training.speech import (
     best_lag,
     clip_mel,
     correlation,
+    silence_mel,
 )
 
 
@@ -751,10 +752,18 @@ class TestCalibration:
         judge = replace(real[0], targets=2 * read_all(reader, real[0]))
         before = read_all(reader, judge)
         calibrate(reader, [judge])
-        torch.testing.assert_close(read_all(reader, judge), 2 * before, rtol=1e-3, atol=1e-4)
+        after = read_all(reader, judge)
+        torch.testing.assert_close(after.diff(dim=0), 2 * before.diff(dim=0), rtol=1e-3, atol=1e-4)
         calibrate(reader, [replace(judge, targets=100 * judge.targets)])
-        most = MOST_GAIN * judge.targets
-        torch.testing.assert_close(read_all(reader, judge), most, rtol=1e-3, atol=1e-3)
+        most = MOST_GAIN * after.diff(dim=0)
+        torch.testing.assert_close(read_all(reader, judge).diff(dim=0), most, rtol=1e-3, atol=1e-3)
+
+    def test_silence_is_a_mouth_at_rest(self, clips):
+        reader = self.reader(mouth_values=NUM_MOUTH_TARGETS)
+        calibrate(reader, [spoken(clips[0])])
+        quiet = silence_mel().expand(-1, 4 * 40)[None]
+        with torch.no_grad():
+            assert reader.audio.read_mouth(quiet)[0, -1].abs().max() < 1e-5
 
     def test_a_reader_that_ships_no_values_is_left_alone(self, clips):
         reader = self.reader()

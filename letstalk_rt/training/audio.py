@@ -37,8 +37,11 @@ MAX_SHIFT = 5
 COURSE = 1.0
 """Weight of the course of the opening in the loss."""
 
-MOST_GAIN = 2.5
+MOST_GAIN = 5.0
 """What the sound hardly tells is not to be blown up from noise."""
+
+QUIET_FRAMES = 50
+"""Of silence, until the encoder has heard nothing else."""
 
 KIND_WEIGHT = {"real": 1.0, "generated": 0.5}
 
@@ -261,10 +264,10 @@ def train_audio(
 
 @torch.no_grad()
 def calibrate(reader: MouthReader, judges: Sequence[SpokenClip]) -> None:
-    """Make the mouth's values as large as true ones are; only where the encoder reads them itself.
+    """Make the mouth's values as large as true ones are, and none in silence.
 
-    A reading is a mean of what may be, so it moves less than mouths do. The clips must be unknown
-    to the reader.
+    A reading is a mean of what may be, so it moves less than mouths do. Only where the encoder
+    reads mouths itself; the clips must be unknown to the reader.
     """
     if reader.audio.mouth is None:
         return
@@ -274,5 +277,7 @@ def calibrate(reader: MouthReader, judges: Sequence[SpokenClip]) -> None:
     made = torch.stack([r.std(0) for r in read]).mean(0)
     true = torch.stack([clip.targets.std(0) for clip in known]).mean(0)
     gain = (true / made.clamp(min=1e-4)).clamp(1.0, MOST_GAIN).to(device)
+    quiet = silence_mel().expand(-1, QUIET_FRAMES * MEL_PER_FRAME)[None].to(device)
+    reader.audio.mouth.read.bias.sub_(reader.audio.read_mouth(quiet)[0, -1])
     reader.audio.mouth.read.weight.mul_(gain[:, None])
     reader.audio.mouth.read.bias.mul_(gain)
