@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from letstalk_rt.playout import in_epoch
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, AVFrame
 
 SLOT_S = 1 / FPS
@@ -141,24 +142,20 @@ class PulledPlayout:
 
     async def put(self, frame: AVFrame) -> None:
         """Queue a frame; waits while a whole window is waiting already."""
-        if frame.epoch < self._epoch:
-            return
         came_s = self._clock()
         self._go_on()
         await self._frames.put((frame, came_s))
 
-    def clear(self, epoch: int) -> None:
-        """Drop the frames not shown yet, and those on their way that are older than `epoch`.
+    def silence(self, epoch: int) -> None:
+        """Take the sound of all frames older than `epoch` that are not shown yet.
 
-        The last picture stays until a new one comes.
+        Their pictures are shown: they lead over to the new ones without a stop.
         """
         self._epoch = epoch
         self._steady.forget()
         self._recent.forget()
-        self._missed = max(1, self._missed)  # silence comes at once
+        self._missed = max(1, self._missed)  # the clock does not wait now: silence comes at once
         self._go_on()
-        while not self._frames.empty():
-            self._frames.get_nowait()
 
     def now(self) -> float:
         """Give the seconds since the clock started; the first call starts it."""
@@ -225,11 +222,11 @@ class PulledPlayout:
         self._notice_speech(pcm)
 
     def _take(self) -> AVFrame | None:
-        while not self._frames.empty():
-            frame, came_s = self._frames.get_nowait()
-            if frame.epoch >= self._epoch:
-                return self._catch_up(frame, came_s)
-        return None
+        if self._frames.empty():
+            return None
+        frame, came_s = self._frames.get_nowait()
+        frame = self._catch_up(frame, came_s)
+        return in_epoch(frame, max(self._epoch, frame.epoch))
 
     def _catch_up(self, frame: AVFrame, came_s: float) -> AVFrame:
         """Give the frame, or the one after it: live frames must not wait for nothing."""

@@ -307,7 +307,7 @@ class Session:
             cut = self.avatar.interrupt()
             unseen_ms = max(0, cut.played_ms - self.segments.played_ms)
             dropped_ms += cut.dropped_ms + unseen_ms
-            self.playout.clear(self.avatar.epoch)
+            self.playout.silence(self.avatar.epoch)
         return events.WasInterrupted(self.segments.cut(dropped_ms), dropped_ms)
 
     # Time

@@ -64,18 +64,21 @@ async def test_a_full_window_makes_the_engine_wait():
     await waiting
 
 
-async def test_an_interrupt_drops_what_waits_and_what_is_on_its_way():
+async def test_an_interrupt_silences_what_waits_and_what_is_on_its_way():
     playout = playout_at(FakeClock())
     for index in range(MAX_WAITING):
         await playout.put(frame(index, level=0.5))
     on_its_way = asyncio.create_task(playout.put(frame(50, level=0.5)))
     await asyncio.sleep(0)
-    playout.clear(epoch=1)
+    playout.silence(epoch=1)
+    shown = [playout.slot(0)]
     await on_its_way
-    await playout.put(frame(51, level=0.5))  # still of the old epoch
-    await playout.put(frame(60, epoch=1))
-    assert shade(playout.slot(0)) == 70
-    assert playout.slot(1).repeated
+    shown += [playout.slot(number) for number in range(1, MAX_WAITING + 1)]
+    await playout.put(frame(60, level=0.5, epoch=1))
+    shown.append(playout.slot(MAX_WAITING + 1))
+    assert not any(slot.repeated for slot in shown)  # the pictures lead over
+    assert [slot.frame.epoch for slot in shown] == [1] * len(shown)
+    assert not any(slot.pcm.any() for slot in shown[:-1]) and shown[-1].pcm.any()
 
 
 class Show:
