@@ -39,6 +39,9 @@ MAX_STEPS = 50
 MAX_GUIDANCE = 10.0
 _AS_MADE = MotionOptions()
 _PLAIN = Variant()
+REST_WINDOWS = 3
+"""Of silence, until the motion has come to rest."""
+
 SETTLE_SAMPLES = 52 * SAMPLES_PER_FRAME
 """Silence that fills the audio encoder's reach: two seconds, in whole windows."""
 
@@ -247,17 +250,18 @@ class AvatarPipeline:
         features = self._describe(portrait)
         model, shape = self.model, self.model.autoencoder.latent_shape
         at_rest = torch.zeros(1, *shape, device=self.device)
+        portrait_state = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         return SessionState(
             audio=self._hear_silence(),
             silence=self._silence,
             memory=MemoryBank.anchored(at_rest, model.denoiser.config.memory),
             cache=model.denoiser.init_cache(at_rest),
             features=features,
-            portrait=model.denoiser.portrait_state(model.normalized_portrait(features.latent)),
+            portrait=portrait_state,
             compositor=self._compositor(portrait),
             noise=NoiseState(seed, torch.zeros(1, *shape)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
-            director=Director(motion, model, features, seed),
+            director=Director(motion, model, features, seed, self._rest(portrait_state)),
             times=timesteps(_checked("steps", steps, self.steps, 1, MAX_STEPS)),
             lookahead_frames=_checked(
                 "lookahead_frames", lookahead_frames, self.lookahead_frames, 0
@@ -275,7 +279,7 @@ class AvatarPipeline:
         state.compositor = self._compositor(portrait)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
-        state.director.follow(features)
+        state.director.follow(features, self._rest(state.portrait))
         state.features = features
 
     def _describe(self, portrait: Portrait) -> Any:
@@ -287,6 +291,27 @@ class AvatarPipeline:
             )
         picture = torch.from_numpy(crop.copy()).to(self.device).permute(2, 0, 1)[None]
         return self.model.autoencoder.describe(picture.float() / 127.5 - 1)
+
+    def _rest(self, portrait: PortraitState) -> Tensor | None:
+        """Give the motion that the model makes of a portrait in silence, `(1, C, h, w)`.
+
+        Only where latents tell how far the mouth is open.
+        """
+        model, shape = self.model, self.model.autoencoder.latent_shape
+        if not model.has_landmarks:
+            return None
+        silence = torch.zeros(1, self.hop, device=self.device)
+        tokens = model.audio(silence, copy.deepcopy(self._silence))
+        memory = MemoryBank.anchored(
+            torch.zeros(1, *shape, device=self.device), model.denoiser.config.memory
+        )
+        noise = torch.zeros(1, self.frames_per_window, *shape, device=self.device)
+        for _ in range(REST_WINDOWS):
+            cache = model.denoiser.recall(memory.latents, memory.filled)
+            times = timesteps(self.steps)
+            motion = model.sample_window(noise, tokens, portrait, cache, times, self.guidance)
+            memory.write(motion)
+        return motion.mean(1)
 
     @torch.inference_mode()
     def step(

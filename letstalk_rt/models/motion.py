@@ -15,7 +15,14 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder import LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.head_motion import Sway, steady
-from letstalk_rt.models.landmarks import EYES, IRISES, NUM_POINTS, places
+from letstalk_rt.models.landmarks import (
+    EYES,
+    IRISES,
+    LIPS,
+    NUM_POINTS,
+    mouth_opening,
+    places,
+)
 from letstalk_rt.types import FPS, MotionOptions
 
 BLINK = (0.35, 0.9, 1.0, 0.65, 0.3, 0.1)
@@ -40,24 +47,31 @@ class Director:
         model: whose landmarks are read.
         features: of the portrait, one item, as the autoencoder describes it.
         seed: of head and blinks.
+        rest: motion that the model makes of this portrait in silence, `(1, C, h, w)`.
 
     Raises:
         ConfigError: the options need landmarks, and the model has none.
     """
 
     def __init__(
-        self, options: MotionOptions, model: AvatarModel, features: Any, seed: int
+        self,
+        options: MotionOptions,
+        model: AvatarModel,
+        features: Any,
+        seed: int,
+        rest: Tensor | None = None,
     ) -> None:
         self.options = options
         self._model = model
         self._from: Tensor | None = None  # what was shown before an interrupt
         moves = options.head_motion and model.has_landmarks
         self._sway = Sway(model.head.course, seed) if moves else None
-        self.follow(features)
+        self.follow(features, rest)
         self._blinks = Blinks(options.blinks_per_min, seed)
 
-    def follow(self, features: Any) -> None:
+    def follow(self, features: Any, rest: Tensor | None = None) -> None:
         """Take another portrait."""
+        self._ajar = None if rest is None else _ajar(self._model, features.points[0], rest)
         if self._sway is not None:
             self._turns = _turns(self._model, features.points[0])
         wanted = (self.options.expressiveness, self.options.head_motion)
@@ -76,6 +90,8 @@ class Director:
         if self._from is not None:
             motion = self._ease(motion, self._from)
             self._from = None
+        if self._ajar is not None:
+            motion = motion - self._ajar
         if self.matrix is not None:
             motion = (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
         if self._sway is not None:
@@ -154,6 +170,23 @@ class Blinks:
         mean_s = 60 / self._per_min
         pause_s = self._rng.lognormal(np.log(mean_s) - _SPREAD**2 / 2, _SPREAD)
         return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
+
+
+def _ajar(model: AvatarModel, portrait: Tensor, rest: Tensor) -> Tensor | None:
+    """Give the motion by which lips at rest `(1, C, h, w)` are wider open than in the portrait.
+
+    Taken off all motion, it makes silence a mouth as shut as the portrait's. None where the
+    portrait's is as wide open.
+    """
+    portrait = portrait.float()
+    read = model.autoencoder.read_points.weight.float()
+    moved = read @ (rest[0].float().flatten() * _flat_scale(model))
+    shown = portrait + moved.view(NUM_POINTS, 2)
+    if mouth_opening(shown.cpu().numpy()) <= mouth_opening(portrait.cpu().numpy()):
+        return None
+    same = torch.eye(2 * NUM_POINTS, device=read.device)
+    lips = _pick(LIPS, read.device) @ (same - _rigid(portrait)) @ moved
+    return (_undo(read) @ lips / _flat_scale(model)).view(rest.shape)
 
 
 def _turns(model: AvatarModel, portrait: Tensor) -> Tensor:
