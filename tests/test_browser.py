@@ -1,6 +1,7 @@
 """The page in a real browser: a fake microphone plays a file, the received video is looked at."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +86,28 @@ def test_one_press_makes_the_avatar_say_what_the_microphone_hears(browser, serve
     assert len(moving) > 10 and len(resting) > 10, (len(moving), len(resting))
     assert moving.mean() > 4 * resting.mean(), (moving.mean(), resting.mean())
     assert stats["framesDecoded"] > 50 and stats["framesPerSecond"] > 10, stats
-    assert "256 × 256" in shown["Picture"] and "ms" in shown["Voice to lips"], shown
+    assert "256 × 256" in shown["Picture"], shown
+    # The first words after opening are not measured, so there may be no figure yet.
+    assert re.fullmatch(r"speak to measure|\d+ ms", shown["Voice to lips"]), shown
+
+
+HOLD_HEAD = """
+const ask = window.fetch;
+window.fetch = (address, given) => {
+  if (given?.method === "POST" && String(address).endsWith("v1/sessions")) {
+    const body = JSON.parse(given.body);
+    body.options = { ...body.options, motion: { head_motion: false, blinks_per_min: 0 } };
+    given = { ...given, body: JSON.stringify(body) };
+  }
+  return ask(address, given);
+};
+"""
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the model is not trained yet")
 def test_the_trained_avatar_moves_its_mouth_too(browser):
-    with running(TRAINED) as address, visiting(browser, address) as page:
+    # A head that sways moves the mouth in silence too: here the lips alone are looked at.
+    with running(TRAINED) as address, visiting(browser, address, init=HOLD_HEAD) as page:
         live(page)
         watch_mouth(page)
         moving, resting = split(talk(page))

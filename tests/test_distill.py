@@ -200,9 +200,8 @@ def test_a_run_folds_the_guidance_in_and_the_pipeline_then_calls_once(tmp_path):
     )
     assert float(best.folded_guidance) == 2.0
     pipeline = AvatarPipeline(best.requires_grad_(False))
-    items = []
+    state, items = pipeline.init_state(make_portrait()), []
     best.denoiser.blocks[0].register_forward_hook(lambda module, args, out: items.append(len(out)))
-    state = pipeline.init_state(make_portrait())
     pipeline.step(torch.zeros(1, pipeline.hop).numpy(), [state])
     assert items == [1]
     assert (tmp_path / "log.jsonl").exists() and (tmp_path / "best.pt").exists()

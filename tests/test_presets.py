@@ -109,18 +109,18 @@ def test_interrupt_takes_back_what_was_not_seen(pipeline):
 def test_one_call_a_step_whatever_the_guidance(steps):
     model = make(CACHED)
     pipeline = AvatarPipeline(model, steps=steps, guidance=3.0)
-    calls = []
+    state, calls = pipeline.init_state(make_portrait()), []
     model.denoiser.blocks[0].register_forward_hook(lambda module, args, out: calls.append(out))
-    pipeline.step(hops(1)[0], [pipeline.init_state(make_portrait())])
+    pipeline.step(hops(1)[0], [state])
     assert [len(out) for out in calls] == [1] * steps
 
 
 def count_items(pipeline):
-    items = []
+    state, items = pipeline.init_state(make_portrait()), []
     hook = pipeline.model.denoiser.blocks[0].register_forward_hook(
         lambda module, args, out: items.append(len(out))
     )
-    pipeline.step(hops(1)[0], [pipeline.init_state(make_portrait())])
+    pipeline.step(hops(1)[0], [state])
     hook.remove()
     return items
 
