@@ -175,16 +175,16 @@ class TestLayers:
 @pytest.mark.parametrize("size", [512, 1024])
 def test_a_face_at_rest_is_almost_the_photograph(size: int) -> None:
     model = load_model("tiny")
-    portrait = prepare_portrait(list_avatars()["ruth"], model.finder(), size=size)
-    crop = torch.from_numpy(portrait.crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1
-    with torch.inference_mode():
-        features = model.autoencoder.describe(crop)
-        frames = model.autoencoder.decode_layers(features.latent[:, None], features)[0]
-    error = {}
-    for name, shown in (
-        ("layers", Compositor(portrait, layered=True).compose_layers(frames)),
-        ("picture", Compositor(portrait).compose(frames.picture)),
-    ):
-        error[name] = ((shown[0].astype(float) - portrait.canvas) ** 2).mean()
-    assert 10 * np.log10(255**2 / error["layers"]) > 36
-    assert error["layers"] < 0.5 * error["picture"]
+    shares = []
+    for path in list_avatars().values():
+        portrait = prepare_portrait(path, model.finder(), size=size)
+        crop = torch.from_numpy(portrait.crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.inference_mode():
+            features = model.autoencoder.describe(crop)
+            frames = model.autoencoder.decode_layers(features.latent[:, None], features)[0]
+        layers = Compositor(portrait, layered=True).compose_layers(frames)[0]
+        picture = Compositor(portrait).compose(frames.picture)[0]
+        error = ((layers.astype(float) - portrait.canvas) ** 2).mean()
+        assert 10 * np.log10(255**2 / error) > 36
+        shares.append(error / ((picture.astype(float) - portrait.canvas) ** 2).mean())
+    assert np.mean(shares) < 0.5
