@@ -306,9 +306,9 @@ class AvatarPipeline:
             torch.zeros(1, *shape, device=self.device), model.denoiser.config.memory
         )
         noise = torch.zeros(1, self.frames_per_window, *shape, device=self.device)
+        times = timesteps(self.steps)
         for _ in range(REST_WINDOWS):
             cache = model.denoiser.recall(memory.latents, memory.filled)
-            times = timesteps(self.steps)
             motion = model.sample_window(noise, tokens, portrait, cache, times, self.guidance)
             memory.write(motion)
         return motion.mean(1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from letstalk_rt.models.head_motion import HeadMotion, Sway, face_frame, steady
+from letstalk_rt.models.head_motion import HeadMotion, Sway, face_size, steady
 from letstalk_rt.models.landmarks import EYES, LIPS, NUM_POINTS
 
 
@@ -58,7 +58,7 @@ def test_sway_is_as_wide_as_the_clips_were(face, fitted):
 
 
 def test_movements_are_in_sizes_of_the_face(face, fitted):
-    assert face_frame(0.5 * face)[1] == pytest.approx(float(0.5 * face_frame(face)[1]))
+    assert face_size(0.5 * face) == pytest.approx(float(0.5 * face_size(face)))
     small, large = fitted.displacements(0.5 * face), fitted.displacements(face)
     assert torch.allclose(2 * small, large)
 
@@ -66,7 +66,7 @@ def test_movements_are_in_sizes_of_the_face(face, fitted):
 def test_points_that_are_no_face_have_a_size_too(face):
     upside_down = -face
     assert steady(upside_down).all()
-    assert torch.isfinite(face_frame(upside_down)[1])
+    assert torch.isfinite(face_size(upside_down))
 
 
 def test_a_head_that_was_not_fitted_rests():

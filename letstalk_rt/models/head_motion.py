@@ -29,11 +29,10 @@ def steady(points: Tensor) -> Tensor:
     return mask if mask.sum() > 2 else torch.ones_like(mask)
 
 
-def face_frame(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Give centre `(2,)` and size of a face `(L, 2)`, by the landmarks that speech leaves alone."""
+def face_size(points: Tensor) -> Tensor:
+    """Give the size of a face `(L, 2)`: the spread of the landmarks that speech leaves alone."""
     fixed = points[steady(points)]
-    centre = fixed.mean(0)
-    return centre, (fixed - centre).pow(2).sum(1).mean().sqrt()
+    return (fixed - fixed.mean(0)).pow(2).sum(1).mean().sqrt()
 
 
 class HeadMotion(nn.Module):
@@ -55,7 +54,7 @@ class HeadMotion(nn.Module):
 
     def displacements(self, portrait: Tensor) -> Tensor:
         """Give the movements of the face with landmarks `(L, 2)`, flat: `(K, 2L)`."""
-        return (self.movements * face_frame(portrait)[1]).flatten(1)
+        return (self.movements * face_size(portrait)).flatten(1)
 
     @torch.no_grad()
     def fit(self, clips: Sequence[Tensor]) -> None:
@@ -85,7 +84,7 @@ class HeadMotion(nn.Module):
 def _in_faces(points: Tensor) -> Tensor:
     """Give how far landmarks `(T, L, 2)` are from their mean, in sizes of the face."""
     mean = points.mean(0)
-    return (points - mean) / face_frame(mean)[1]
+    return (points - mean) / face_size(mean)
 
 
 def _fit_course(tracks: Sequence[Tensor]) -> Tensor:

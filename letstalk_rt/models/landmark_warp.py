@@ -20,6 +20,10 @@ _FAR_WEIGHT = 1e-3
 _REST = 2e-3
 """Weight of "no displacement": far from the face the flow fades to zero."""
 
+_ABOVE = [i for i in range(NUM_POINTS) if i not in LOWER_LIP_ONLY]
+_BELOW = [i for i in range(NUM_POINTS) if i not in UPPER_LIP_ONLY]
+"""Landmarks that what lies above and below the line between the lips follows."""
+
 _LIP_PX = 3.0
 """Width over which landmarks of a lip are joined to its edge."""
 
@@ -76,8 +80,7 @@ def face_flow(source: Tensor, target: Tensor, size: int = 128) -> Tensor:
         Offsets `(B, 2, size, size)`.
     """
     parts = []
-    for left_out in (LOWER_LIP_ONLY, UPPER_LIP_ONLY):
-        kept = [i for i in range(NUM_POINTS) if i not in set(left_out)]
+    for kept in (_ABOVE, _BELOW):
         flow = coarse_flow(source[:, kept], target[:, kept], size // 2)
         parts.append(F.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=False))
     above, below = parts
