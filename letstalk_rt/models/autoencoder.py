@@ -1,9 +1,10 @@
 """The reference-guided deep-compression autoencoder.
 
-One frame becomes a latent of `(16, 4, 4)`. The decoder is given the portrait: the latent says
-where the face landmarks are, the portrait is warped there by a fixed formula, and a small network
-corrects the flow and paints what no warp can know (the open mouth, closed eyes, what the head
-uncovers). So the latent carries motion only. All portrait work is done once per portrait.
+One frame becomes a latent of `(24, 4, 4)`. The decoder is given the portrait: the latent says
+where the face landmarks are and how their surroundings moved, the portrait is warped there by a
+fixed formula, and a small network corrects the flow and paints what no warp can know (the open
+mouth, closed eyes, what the head uncovers). So the latent carries motion only. All portrait work is
+done once per portrait.
 
 Source: residual shortcuts of the down-sampling: DC-AE, arXiv:2410.10733, section 3.2.
 Reference guidance: RefVAE, arXiv:2606.01620 (there by attention, here by a warp).
@@ -18,12 +19,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from letstalk_rt.models import surroundings
 from letstalk_rt.models.landmark_warp import face_flow, mouth_gap, nearness, warp
 from letstalk_rt.models.landmarks import EYES, INNER_LOWER_LIP, INNER_UPPER_LIP, LIPS, NUM_POINTS
 
 PICTURE_SIZE = 256
-LATENT_SHAPE = (16, 4, 4)
-LATENT_SIZE = 16 * 4 * 4
+FACE_SHAPE = (16, 4, 4)
+"""The first channels of a latent: the face, as the encoder sees it in the frame alone."""
+
+FACE_SIZE = 16 * 4 * 4
+LATENT_SHAPE = (16 + surroundings.CHANNELS, 4, 4)
+LATENT_SIZE = LATENT_SHAPE[0] * 4 * 4
 FLOW_SIZE = 128
 """Cells a side of the flow: two pixels each, for along the mouth it is torn."""
 
@@ -117,6 +123,19 @@ class Decoded:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Decoded":
         """Change each layer in the same way."""
         return Decoded(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+def _face(latents: Tensor) -> Tensor:
+    return latents[:, : FACE_SHAPE[0]]
+
+
+def at_rest(latents: Tensor) -> Tensor:
+    """Give latents `(B, 24, 4, 4)` whose surroundings are at rest, as a portrait's own are."""
+    return F.pad(_face(latents), (0, 0, 0, 0, 0, surroundings.CHANNELS))
+
+
+def _around(latents: Tensor) -> Tensor:
+    return latents[:, FACE_SHAPE[0] :]
 
 
 class ResBlock(nn.Module):
@@ -213,16 +232,16 @@ class Encoder(nn.Module):
         self.at16 = nn.Sequential(Down(w32, w16), NormBlock(w16))
         self.at8 = nn.Sequential(Down(w16, w8), NormBlock(w8), NormBlock(w8))
         self.at4 = nn.Sequential(Down(w8, w4), NormBlock(w4), ChannelNorm(w4))
-        self.head = nn.Conv2d(w4, LATENT_SHAPE[0], 3, padding=1)
+        self.head = nn.Conv2d(w4, FACE_SHAPE[0], 3, padding=1)
         self.lateral8 = nn.Conv2d(w8, w32, 1)
         self.lateral16 = nn.Conv2d(w16, w32, 1)
         self.back16, self.back32 = NormBlock(w32), NormBlock(w32)
         self.heat = nn.Sequential(nn.GroupNorm(8, w32), nn.SiLU(), nn.Conv2d(w32, NUM_POINTS, 1))
         self.heat_prior = nn.Parameter(torch.zeros(NUM_POINTS, 32, 32))
-        self.write_points = nn.Linear(2 * NUM_POINTS, LATENT_SIZE, bias=False)
+        self.write_points = nn.Linear(2 * NUM_POINTS, FACE_SIZE, bias=False)
 
     def forward(self, x: Tensor, mean_points: Tensor) -> tuple[Tensor, Tensor]:
-        """Map `(B, 3, 256, 256)` in [-1, 1] to latents `(B, 16, 4, 4)`, heat `(B, L, 32, 32)`."""
+        """Map `(B, 3, 256, 256)` in [-1, 1] to faces `(B, 16, 4, 4)`, heat `(B, L, 32, 32)`."""
         at32 = self.at32(self.at64(self.stem(F.pixel_unshuffle(x, 4))))
         at16 = self.at16(at32)
         at8 = self.at8(at16)
@@ -232,7 +251,7 @@ class Encoder(nn.Module):
         points = expected_points(heat)
         moved = F.linear((points - mean_points).flatten(1), self.write_points.weight.float())
         rest = self.head(self.at4(at8)).float()
-        return rest + moved.view(-1, *LATENT_SHAPE), heat
+        return rest + moved.view(-1, *FACE_SHAPE), heat
 
 
 def expected_points(heat: Tensor) -> Tensor:
@@ -273,11 +292,11 @@ class Decoder(nn.Module):
         w16, w32, w64 = config.decoder
         r16, r32, r64 = config.reference
         self.style = nn.Sequential(
-            nn.Linear(2 * LATENT_SIZE, config.style),
+            nn.Linear(2 * FACE_SIZE, config.style),
             nn.SiLU(),
             nn.Linear(config.style, config.style),
         )
-        self.spread = nn.Conv2d(2 * LATENT_SHAPE[0], w16, 3, padding=1)
+        self.spread = nn.Conv2d(2 * FACE_SHAPE[0], w16, 3, padding=1)
         self.mix = nn.ModuleList(
             [
                 nn.Conv2d(w16 + r16, w16, 1),
@@ -304,7 +323,7 @@ class Decoder(nn.Module):
         self, latent: Tensor, points: Tensor, portrait: PortraitFeatures, coarse: Tensor
     ) -> Decoded:
         """Decode `(B, C, h, w)`, whose landmarks are `points`, along the coarse flow."""
-        both = torch.cat([latent, portrait.latent], 1).to(self.spread.weight.dtype)
+        both = torch.cat([_face(latent), _face(portrait.latent)], 1).to(self.spread.weight.dtype)
         style = self.style(both.flatten(1))
         x = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
         for level, size in enumerate((16, 32, 64)):
@@ -330,7 +349,7 @@ class Decoder(nn.Module):
 
 
 class ReferenceAutoencoder(nn.Module):
-    """256x256 frames to latents of `(16, 4, 4)` and back, guided by a portrait.
+    """256x256 frames to latents of `(24, 4, 4)` and back, guided by a portrait.
 
     Args:
         config: widths.
@@ -346,7 +365,7 @@ class ReferenceAutoencoder(nn.Module):
         self.encoder = Encoder(self.config.encoder)
         self.reference = ReferenceEncoder(self.config.reference)
         self.decoder = Decoder(self.config)
-        self.read_points = nn.Linear(LATENT_SIZE, 2 * NUM_POINTS, bias=False)
+        self.read_points = nn.Linear(FACE_SIZE, 2 * NUM_POINTS, bias=False)
         with torch.no_grad():  # the read-out begins as what undoes the writing
             write = nn.init.orthogonal_(self.encoder.write_points.weight).mul_(LANDMARK_GAIN)
             self.read_points.weight.copy_(write.T / LANDMARK_GAIN**2)
@@ -360,25 +379,71 @@ class ReferenceAutoencoder(nn.Module):
         distance2 = (axis - mean_points[..., None]) ** 2 / (2 * spread**2)
         self.encoder.heat_prior.copy_(-distance2[:, 1, :, None] - distance2[:, 0, None, :])
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Encode `(B, T, 3, 256, 256)` in [-1, 1] to `(B, T, 16, 4, 4)`."""
-        return self.encode_parts(x)[0]
+    def encode(self, x: Tensor, portrait: PortraitFeatures | None = None) -> Tensor:
+        """Encode `(B, T, 3, 256, 256)` in [-1, 1] to `(B, T, 24, 4, 4)`.
+
+        Args:
+            x: frames.
+            portrait: one item for each of B, that the surroundings are compared with; without it
+                they are taken to be at rest, as a portrait's own are.
+
+        Raises:
+            DependencyError: there is a portrait to compare with, but not OpenCV.
+        """
+        latents = self.encode_parts(x)[0]
+        if portrait is None:
+            return latents
+        flat = self.with_surroundings(
+            latents.flatten(0, 1), x.flatten(0, 1), portrait.repeat(x.shape[1])
+        )
+        return flat.unflatten(0, x.shape[:2])
 
     def encode_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode`, with the heat maps' logits `(B, T, L, 32, 32)` beside the latents."""
         assert x.ndim == 5 and x.shape[-2:] == (PICTURE_SIZE, PICTURE_SIZE), x.shape
         flat = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        latents, heat = self.encoder(flat, self.mean_points)
+        faces, heat = self.encoder(flat, self.mean_points)
+        latents = at_rest(faces)
         return latents.unflatten(0, x.shape[:2]), heat.unflatten(0, x.shape[:2])
 
+    def with_surroundings(
+        self,
+        latents: Tensor,
+        frames: Tensor,
+        portrait: PortraitFeatures,
+        coarse: Tensor | None = None,
+    ) -> Tensor:
+        """Add what only a comparison with the portrait shows to latents `(B, 24, 4, 4)`.
+
+        Args:
+            latents: of the frames; their surroundings are replaced.
+            frames: `(B, 3, 256, 256)`.
+            portrait: one item per frame.
+            coarse: flow by landmarks, in place of that read off the latents.
+        """
+        points = self.points(latents.detach())
+        with torch.autocast(frames.device.type, enabled=False):
+            if coarse is None:
+                coarse = face_flow(portrait.points.float(), points)
+            moved = surroundings.measure_surroundings(
+                frames, portrait.picture, points, coarse.detach()
+            )
+        here = moved + _around(portrait.latent)
+        return torch.cat([_face(latents), here.to(latents.dtype)], 1)
+
     def points(self, latents: Tensor) -> Tensor:
-        """Read the face landmarks off latents `(..., 16, 4, 4)`: `(..., L, 2)` in [-1, 1].
+        """Read the face landmarks off latents `(..., 24, 4, 4)`: `(..., L, 2)` in [-1, 1].
 
         The read-out is linear, so landmarks are a handle on the latent: see `training.flow`.
         """
-        flat = latents.flatten(-3)
+        flat = latents[..., : FACE_SHAPE[0], :, :].flatten(-3)
         offset = F.linear(flat.float(), self.read_points.weight.float())
         return self.mean_points + offset.unflatten(-1, (NUM_POINTS, 2))
+
+    @property
+    def points_matrix(self) -> Tensor:
+        """The read-out of landmarks from a whole flat latent, `(2 L, 384)`."""
+        return F.pad(self.read_points.weight.float(), (0, LATENT_SIZE - FACE_SIZE))
 
     def describe(self, picture: Tensor) -> PortraitFeatures:
         """Do all the work that is done once per portrait, `(B, 3, 256, 256)` in [-1, 1]."""
@@ -397,21 +462,23 @@ class ReferenceAutoencoder(nn.Module):
     ) -> Decoded:
         """Decode `(B, C, h, w)` and keep the parts; one portrait item per latent.
 
-        `coarse` overrides the flow read off the latents (training does so at its start).
+        `coarse` overrides the landmarks' flow read off the latents (training does so at its start).
         """
         points = self.points(latents)
-        if coarse is None:
-            with torch.autocast(latents.device.type, enabled=False):
+        moved = _around(latents) - _around(portrait.latent)
+        with torch.autocast(latents.device.type, enabled=False):
+            if coarse is None:
                 coarse = face_flow(portrait.points.float(), points)
+            coarse = coarse + surroundings.surrounding_flow(moved, points, FLOW_SIZE)
         return self.decoder(latents, points, portrait, coarse)
 
     def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> Decoded:
-        """Decode `(B, T, 16, 4, 4)` to the layers of B times T frames, one portrait per item."""
+        """Decode `(B, T, 24, 4, 4)` to the layers of B times T frames, one portrait per item."""
         assert latents.ndim == 5 and latents.shape[2:] == LATENT_SHAPE, latents.shape
         count = latents.shape[1]
         decoded = self.decode_parts(latents.flatten(0, 1), portrait.repeat(count))
         return decoded.map(lambda layer: layer.unflatten(0, (-1, count)))
 
     def decode(self, latents: Tensor, portrait: PortraitFeatures) -> Tensor:
-        """Decode `(B, T, 16, 4, 4)` to `(B, T, 3, 256, 256)` in [-1, 1], one portrait per item."""
+        """Decode `(B, T, 24, 4, 4)` to `(B, T, 3, 256, 256)` in [-1, 1], one portrait per item."""
         return self.decode_layers(latents, portrait).picture.clamp(-1, 1)

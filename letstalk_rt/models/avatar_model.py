@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from letstalk_rt.audio.encoder import CausalAudioEncoder
 from letstalk_rt.audio.speech_encoder import SpeechEncoder, SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder import AutoencoderConfig, ReferenceAutoencoder
+from letstalk_rt.models.autoencoder import AutoencoderConfig, ReferenceAutoencoder, at_rest
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.finder import FaceDetector, FaceFinder
 from letstalk_rt.models.head_motion import HeadMotion
@@ -128,7 +128,12 @@ class AvatarModel(nn.Module):
         return motion.float() * self.motion_scale + portrait[:, None]
 
     def normalized_portrait(self, portrait: Tensor) -> Tensor:
-        """Scale portrait latents `(B, C, h, w)` to unit variance, as the denoiser takes them."""
+        """Scale portrait latents `(B, C, h, w)` to unit variance, as the denoiser takes them.
+
+        Where latents tell how surroundings moved, a portrait's are at rest.
+        """
+        if self.has_landmarks:
+            portrait = at_rest(portrait)
         return (portrait - self.latent_mean) / self.latent_scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -137,8 +137,10 @@ class DCAutoencoder(nn.Module):
         )
         return cls(inner, picture_size, SCALING_FACTOR)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, portrait: DCPortrait | None = None) -> Tensor:
         """Encode `(B, T, 3, H, W)` in [-1, 1] to `(B, T, 32, h, w)`, unit variance.
+
+        The portrait is not needed.
 
         Raises:
             InputError: another shape or type, NaN, or values far out of range.

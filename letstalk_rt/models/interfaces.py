@@ -19,8 +19,12 @@ class Autoencoder(Protocol):
     latent_shape: tuple[int, int, int]
     picture_size: int
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Encode `(B, T, 3, H, W)` in [-1, 1] to `(B, T, C, h, w)`."""
+    def encode(self, x: Tensor, portrait: Any = None) -> Tensor:
+        """Encode `(B, T, 3, H, W)` in [-1, 1] to `(B, T, C, h, w)`.
+
+        `portrait` is what `describe` gave of one portrait per item, where there is one to compare
+        the frames with.
+        """
         ...
 
     def describe(self, picture: Tensor) -> Any:

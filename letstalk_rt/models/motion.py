@@ -179,7 +179,7 @@ def _ajar(model: AvatarModel, portrait: Tensor, rest: Tensor) -> Tensor | None:
     portrait's is as wide open.
     """
     portrait = portrait.float()
-    read = model.autoencoder.read_points.weight.float()
+    read = model.autoencoder.points_matrix
     moved = read @ (rest[0].float().flatten() * _flat_scale(model))
     shown = portrait + moved.view(NUM_POINTS, 2)
     if mouth_opening(shown.cpu().numpy()) <= mouth_opening(portrait.cpu().numpy()):
@@ -190,8 +190,8 @@ def _ajar(model: AvatarModel, portrait: Tensor, rest: Tensor) -> Tensor | None:
 
 
 def _turns(model: AvatarModel, portrait: Tensor) -> Tensor:
-    """Give the movements of the head as motion, `(K, 256)`, for landmarks `(L, 2)`."""
-    write = _undo(model.autoencoder.read_points.weight.float())
+    """Give the movements of the head as motion, `(K, 384)`, for landmarks `(L, 2)`."""
+    write = _undo(model.autoencoder.points_matrix)
     moved = model.head.displacements(portrait.float()) @ write.T
     return moved / _flat_scale(model)
 
@@ -201,8 +201,8 @@ def _flat_scale(model: AvatarModel) -> Tensor:
 
 
 def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Tensor:
-    """Give the matrix on flat motion, `(256, 256)`, for the portrait's landmarks `(L, 2)`."""
-    read = model.autoencoder.read_points.weight.float()
+    """Give the matrix on flat motion, `(384, 384)`, for the portrait's landmarks `(L, 2)`."""
+    read = model.autoencoder.points_matrix
     write = _undo(read)
     rigid = _rigid(portrait.float())
     same = torch.eye(2 * NUM_POINTS, device=read.device)
@@ -219,7 +219,7 @@ def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Ten
 
 
 def _undo(read: Tensor) -> Tensor:
-    """Invert the read-out `(2L, 256)` where it reads something: the smallest change that fits."""
+    """Invert the read-out `(2L, 384)` where it reads something: the smallest change that fits."""
     square = read.T @ read
     ridge = _RIDGE * float(torch.linalg.matrix_norm(read, 2)) ** 2
     return torch.linalg.solve(square + ridge * torch.eye(len(square), device=read.device), read.T)

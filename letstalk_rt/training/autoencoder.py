@@ -226,14 +226,14 @@ def autoencoder_loss(
     with torch.autocast(frames.device.type, torch.bfloat16):
         latents, heat = model.encode_parts(frames)
         portrait = model.describe_encoded(source, latents[:, 0])
-        latent = latents[:, 1]
-        noisy = latent + maturity * weights.latent_noise * torch.randn_like(latent)
         coarse = None
         if maturity < 1:
-            read = face_flow(portrait.points.float(), model.points(noisy))
+            read = face_flow(portrait.points.float(), model.points(latents[:, 1]))
             known = face_flow(points[:, 0], points[:, 1])
             lot = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
             coarse = lot * known + (1 - lot) * read
+        latent = model.with_surroundings(latents[:, 1], target, portrait, coarse)
+        noisy = latent + maturity * weights.latent_noise * torch.randn_like(latent)
         decoded = model.decode_parts(noisy, portrait, coarse)
         seen = points_seen(model, decoded.picture)
     parts = _picture_losses(decoded, target, points[:, 1], weights)
@@ -334,7 +334,8 @@ def reconstruct(
     pieces = []
     for chunk in torch.tensor(indices).split(8):
         with torch.autocast(device.type, torch.bfloat16):
-            latents = model.encode(frames_tensor(clip, chunk.tolist()).to(device)[None])
+            frames = frames_tensor(clip, chunk.tolist()).to(device)
+            latents = model.encode(frames[None], portrait)
             pieces.append(model.decode(latents, portrait)[0].cpu())
     return torch.cat(pieces)
 
@@ -406,7 +407,7 @@ def save_samples(model: ReferenceAutoencoder, clips: list[Clip], stem: Path) -> 
     for clip in clips:
         pair = frames_tensor(clip, [0, int(clip.num_frames * 0.6)]).to(device)
         portrait = model.describe(pair[:1])
-        parts = model.decode_parts(model.encode(pair[None, 1:])[0], portrait)
+        parts = model.decode_parts(model.encode(pair[None, 1:], portrait)[0], portrait)
         mask = parts.mask.expand(-1, 3, -1, -1) * 2 - 1
         rows.append(torch.cat([pair[:1], pair[1:], parts.picture, parts.warped, mask], 3))
         if clip.num_frames >= SAMPLE_FRAMES and len(columns) < SAMPLE_CLIPS:

@@ -109,7 +109,8 @@ def encode_clips(
 
 
 def _encode(autoencoder: nn.Module, clip: Clip) -> Tensor:
-    pieces, device = [], next(autoencoder.parameters()).device
+    """Give the latents of a clip and of its mirror image; its first frame is the portrait."""
+    pieces, portrait, device = [], None, next(autoencoder.parameters()).device
     size = int(autoencoder.picture_size)  # type: ignore[arg-type]
     for start in range(0, clip.num_frames, 16):
         frames = torch.from_numpy(clip.frames[start : start + 16].copy())
@@ -118,7 +119,9 @@ def _encode(autoencoder: nn.Module, clip: Clip) -> Tensor:
             pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True)
         both = torch.stack([pictures, pictures.flip(-1)]).clamp(-1, 1)
         with torch.autocast(device.type, torch.bfloat16):
-            pieces.append(autoencoder.encode(both).float().cpu())  # type: ignore[operator]
+            if portrait is None:
+                portrait = autoencoder.describe(both[:, 0])  # type: ignore[operator]
+            pieces.append(autoencoder.encode(both, portrait).float().cpu())  # type: ignore[operator]
     return torch.cat(pieces, 1)
 
 
