@@ -31,8 +31,8 @@ from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.models.seams import ease_seam
 from letstalk_rt.models.state import gather, overwrite, scatter
 from letstalk_rt.models.transformer import PortraitState
-from letstalk_rt.threads import apart
-from letstalk_rt.tuning import Variant, apply, choose_attention, fastest
+from letstalk_rt.threads import apart, limited
+from letstalk_rt.tuning import Variant, apply, choose_attention, fastest, live_threads
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 MAX_STEPS = 50
@@ -108,6 +108,8 @@ class AvatarPipeline:
         parts: in how many frames each a window is handed over, see `step`. On a CPU the first
             frames go ahead, for they are due while the last ones are still painted; a GPU paints
             all at once, and code that is compiled would be so again for each part's shape.
+        live_threads: with which a step computes whose window is handed over in parts; as torch
+            decides when None.
     """
 
     fps = FPS
@@ -149,6 +151,7 @@ class AvatarPipeline:
         )
         self._decode = Replay(decode, name="decoder", **options)
         self._silence = self._hear_silence()
+        self.live_threads: int | None = None
 
     @classmethod
     def load(
@@ -170,7 +173,8 @@ class AvatarPipeline:
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             steps: sampler steps per window.
             guidance: weight of the sound against none.
-            threads: of the CPU that torch may use; as torch decides when None.
+            threads: of the CPU that torch may use. None: all, as torch decides; in live sessions
+                one less where that is enough, see `letstalk_rt.tuning.live_threads`.
             weights: file to read; the package's own when None.
             dtype: `float32`, `bfloat16`, `float16`, `int8` (CPU), or `auto`: on a CPU the fastest,
                 measured once on this machine.
@@ -188,7 +192,10 @@ class AvatarPipeline:
             torch.set_num_threads(threads)
         where = choose_device(device)
         model = apart(load_model)(preset, weights).to(where)
-        return apart(cls.on)(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
+        made = apart(cls.on)(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
+        if threads is None and where.type == "cpu":
+            made.live_threads = apart(live_threads)(model, made.variant)
+        return made
 
     @classmethod
     def on(
@@ -342,6 +349,16 @@ class AvatarPipeline:
             AudioFormatError: `pcm` has the wrong shape or dtype, or holds NaN; nothing has changed.
         """
         self._check(pcm, states)
+        with limited(None if deliver is None else self.live_threads):
+            return self._step(pcm, states, deliver, clock)
+
+    def _step(
+        self,
+        pcm: np.ndarray,
+        states: Sequence[SessionState],
+        deliver: Callable[[np.ndarray], None] | None,
+        clock: Stages,
+    ) -> np.ndarray:
         with clock.stage("audio"):
             tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
         with clock.stage("sample"):

@@ -8,8 +8,9 @@ the embedded model takes 64 ms where only one thread ever computed, 117 ms where
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -38,3 +39,19 @@ def apart(call: Callable[P, T]) -> Callable[P, T]:
             return own.submit(call, *args, **named).result()
 
     return run
+
+
+@contextmanager
+def limited(threads: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads in this thread, for a while; as before when None."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads in (None, before):
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -6,6 +6,8 @@ decoding a window is run a few times. The answer is kept in a file for this proc
 and this number of threads.
 
 torch.compile is measured only when asked for, since it takes a minute: `thorough`.
+
+In the same way it is measured whether a live session can leave one core to the rest of the machine.
 """
 
 import copy
@@ -30,8 +32,12 @@ from letstalk_rt.graphs import Replay
 from letstalk_rt.models import int8
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.layers import MemoryAttention, attend
+from letstalk_rt.threads import limited
+from letstalk_rt.types import FPS
 
 RUNS = 7
+SPARING_SHARE = 0.6
+"""Of a window's duration, that decoding it may take with one core less."""
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +109,7 @@ def fastest(
         thorough: also try torch.compile, and measure anew whatever the file says.
         remembered: the file; the user's own when None.
     """
-    path = remembered or cache_folder() / "tuning.json"
+    path = remembered or _tuning_file()
     key = machine_key(model)
     known = _read(path)
     if key in known and not thorough:
@@ -120,6 +126,41 @@ def fastest(
 
 
 @torch.inference_mode()
+def live_threads(model: AvatarModel, variant: Variant, *, remembered: Path | None = None) -> int:
+    """Give with how many threads a live session should compute: one core is left free, if it can.
+
+    Threads that compute together wait for each other hundreds of times a window, so whatever else
+    takes one core for a moment (a browser, an encoder) stops them all: on two cores beside a
+    browser a window takes 170 ms with two threads and 140 with one. The answer is kept beside that
+    of `fastest`.
+
+    Args:
+        model: on the CPU, brought to its variant.
+        variant: which.
+        remembered: the file; the user's own when None.
+    """
+    most = torch.get_num_threads()
+    if most < 2:
+        return most
+    path = remembered or _tuning_file()
+    key = f"{machine_key(model)} {variant} live"
+    known = _read(path)
+    if known.get(key) in (most - 1, most):
+        return int(known[key])
+    decode = functools.partial(model.autoencoder.decode, *_window(model))
+    window_ms = 1000 * model.denoiser.config.window / FPS
+    with limited(most - 1):
+        decode()  # kernels are chosen
+        taken_ms = _best_ms(decode, runs=1)
+        if taken_ms < window_ms:  # else it is far too slow, and each run of a large model costs
+            taken_ms = min(taken_ms, _best_ms(decode))
+    threads = most - 1 if taken_ms <= SPARING_SHARE * window_ms else most
+    _log.info("live sessions compute with %d threads (%.0f ms a window)", threads, taken_ms)
+    _write(path, known | {key: threads})
+    return threads
+
+
+@torch.inference_mode()
 def measure(
     model: AvatarModel,
     variants: Sequence[Variant],
@@ -131,10 +172,7 @@ def measure(
 
     The best of a few runs, not the mean: another program may disturb a run, none can help it.
     """
-    autoencoder = model.autoencoder
-    size, shape = autoencoder.picture_size, autoencoder.latent_shape
-    portrait = autoencoder.describe(torch.zeros(1, 3, size, size))
-    latents = 0.1 * torch.randn(1, model.denoiser.config.window, *shape)
+    latents, portrait = _window(model)
     decoders: dict[Variant, Callable[..., Any]] = {}
     for variant in variants:
         try:
@@ -171,7 +209,7 @@ def choose_attention(model: AvatarModel) -> str:
     query = kept[:, :, -config.window :]
     allowed = torch.ones(shape[0], 1, 1, frames, dtype=torch.bool, device=like.device)
     taken_ms = {
-        kernel: _best_ms(functools.partial(attend, query, kept, kept, allowed, kernel))
+        kernel: _best_ms(functools.partial(attend, query, kept, kept, allowed, kernel), 4 * RUNS)
         for kernel in ("sdpa", "xformers")
     }
     best = min(taken_ms, key=lambda kernel: taken_ms[kernel])
@@ -182,11 +220,11 @@ def choose_attention(model: AvatarModel) -> str:
     return best
 
 
-def _best_ms(call: Callable[[], object]) -> float:
+def _best_ms(call: Callable[[], object], runs: int = RUNS) -> float:
     """Give the milliseconds of a call at its best; one that fails takes for ever."""
     best_ms = float("inf")
     try:
-        for _ in range(4 * RUNS):
+        for _ in range(runs):
             _wait()
             started_s = time.perf_counter()
             call()
@@ -221,6 +259,18 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "letstalk_rt"
+
+
+def _window(model: AvatarModel) -> tuple[torch.Tensor, Any]:
+    """Give latents of a window and a portrait, to decode."""
+    autoencoder = model.autoencoder
+    size, shape = autoencoder.picture_size, autoencoder.latent_shape
+    portrait = autoencoder.describe(torch.zeros(1, 3, size, size))
+    return 0.1 * torch.randn(1, model.denoiser.config.window, *shape), portrait
+
+
+def _tuning_file() -> Path:
+    return cache_folder() / "tuning.json"
 
 
 def _decoder(model: AvatarModel, variant: Variant) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from letstalk_rt.errors import ConfigError, LetsTalkError
+from letstalk_rt.threads import spin_briefly
 from letstalk_server.app import create_app
 from letstalk_server.auth import SCOPES, Auth
 from letstalk_server.settings import IceServer, Settings
@@ -29,6 +30,7 @@ PAGE_SCOPES = ("sessions", "speak", "view", "avatars")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; give the exit status."""
+    spin_briefly()
     try:
         settings = parse(arguments)
         return serve(settings)

@@ -182,13 +182,17 @@ async def test_sessions_opened_and_closed_in_a_row_leave_nothing_behind(count):
     async with serving() as (_, client):
         for _ in range(6):
             await one(client)
-        before = held()
-        for _ in range(count):
-            await one(client)
-        await asyncio.sleep(0.5)
-        after = held()
+        seen = [held()]
+        for _ in range(2):
+            for _ in range(count):
+                await one(client)
+            await asyncio.sleep(0.5)
+            seen.append(held())
+    before, half, after = seen
     assert after["tasks"] <= before["tasks"]
     assert after["threads"] <= before["threads"] + 2
     assert after["handles"] <= before["handles"] + 2
-    assert after["objects"] - before["objects"] < 20 * count
-    assert after["bytes"] - before["bytes"] < 15e6 + 0.1e6 * count
+    assert after["objects"] - half["objects"] < 20 * count
+    # A leak takes as much each time; what an allocator holds in reserve, it takes once.
+    grown = min(half["bytes"] - before["bytes"], after["bytes"] - half["bytes"])
+    assert grown < 15e6 + 0.1e6 * count

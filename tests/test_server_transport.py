@@ -54,7 +54,7 @@ async def test_late_pictures_are_still_reported_in_step():
         guest = stage.guest(codec="VP8")
         clocks = {kind: SenderClock(guest, kind) for kind in ("audio", "video")}
         await stage.connect(guest)
-        await guest.until(lambda: len(skews_ms(guest, clocks)) >= 2)
+        await guest.until(lambda: len(skews_ms(guest, clocks)) >= 3)
         skews = skews_ms(guest, clocks)
         assert np.abs(np.median(skews)) < 90, skews  # two of three pictures were left out
 
@@ -141,7 +141,7 @@ async def test_loss_delay_reordering_and_an_outage_are_survived_in_step():
         down = Path(peer._pc, loss=0.05, delay_s=0.04, jitter_s=0.03, seed=1)
         up = Path(guest.pc, loss=0.02, delay_s=0.04, seed=2)
         await guest.accept(answer)
-        await guest.until(lambda: len(guest.video) > 50 and len(skews_ms(guest, clocks)) >= 2)
+        await guest.until(lambda: len(guest.video) > 50 and len(skews_ms(guest, clocks)) >= 3)
         assert np.abs(np.median(skews_ms(guest, clocks))) < 40
         assert down.lost and peer.stats().packets_resent
 
@@ -149,7 +149,7 @@ async def test_loss_delay_reordering_and_an_outage_are_survived_in_step():
         await asyncio.sleep(3)
         down.is_cut = up.is_cut = False
         guest.forget()
-        await guest.until(lambda: len(guest.video) > 25 and len(skews_ms(guest, clocks)) >= 2)
+        await guest.until(lambda: len(guest.video) > 25 and len(skews_ms(guest, clocks)) >= 5)
         assert np.abs(np.median(skews_ms(guest, clocks))) < 40
         assert peer.state is State.CONNECTED
 
