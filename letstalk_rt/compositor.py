@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.edges import continue_edges
-from letstalk_rt.models.autoencoder import PICTURE_SIZE, Decoded
+from letstalk_rt.models.autoencoder import FLOW_SIZE, PICTURE_SIZE, Decoded
 from letstalk_rt.models.eyelids import close_eyes
 from letstalk_rt.types import Portrait
 
@@ -25,7 +25,8 @@ class Compositor:
     """Puts generated face crops back into their portrait's canvas; prepared once per portrait.
 
     The crop fades in from its border over a rounded square, so that no seam shows; at the border
-    and beyond, the result is the canvas, bit for bit.
+    and beyond, the result is the canvas, bit for bit. Movement fades in likewise: what reaches
+    beyond the crop, as shoulders do, bends and does not break.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Compositor:
         self._source: Tensor | None = None
         if layered and side > PICTURE_SIZE:
             self._source = _refined(_cut(portrait.canvas, left, top, side)).to(device)
+            self._moving = _fade(FLOW_SIZE).to(device)
 
     @torch.inference_mode()
     def compose(self, frames: np.ndarray | Tensor) -> np.ndarray:
@@ -96,7 +98,7 @@ class Compositor:
             pictures = frames.picture.clamp(-1, 1)
             close_eyes(pictures, frames.points, closures)
             return self.compose(pictures)
-        read = _Reader(self._source, frames, self._side)
+        read = _Reader(self._source, frames, self._moving, self._side)
         shown = self._canvas.expand(len(closures), -1, -1, -1).clone()
         if any(closures):
             faces = read(slice(0, self._side))
@@ -120,12 +122,12 @@ class Compositor:
 class _Reader:
     """Puts rows of N faces together from their layers, at the size of the box."""
 
-    def __init__(self, source: Tensor, frames: Decoded, side: int) -> None:
+    def __init__(self, source: Tensor, frames: Decoded, moving: Tensor, side: int) -> None:
         self._source = source.expand(len(frames.flow), -1, -1, -1)
         half = (frames.residual * (255 / 4) + 128.5).clamp_(0, 255).to(torch.uint8)
         self._painted = _enlarge(half, side)
         # The outermost pixels' centres are at -1 and 1 here; in a flow, the picture's edges are.
-        flow = frames.flow * (side / (side - 1))
+        flow = frames.flow * moving * (side / (side - 1))
         high = flow.shape[-2]
         self._flow = F.interpolate(flow, (high, side), mode="bilinear", align_corners=False)
         self._axis = torch.linspace(-1, 1, side, device=flow.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.models.landmarks import EYES, IRISES, LIPS, NUM_POINTS, places
+from letstalk_rt.models.surroundings import SIZE as SURROUNDINGS
 
 MOVEMENTS = 4
 _KEPT = 34
@@ -41,24 +42,35 @@ class HeadMotion(nn.Module):
     Attributes:
         movements: displacements of all landmarks at one deviation, in sizes of the face,
             `(K, L, 2)`.
+        followed: what the surroundings do meanwhile, as a part of the latent, likewise, `(K, 128)`.
         course: of each movement `x`, `(K, 3)`: `x[n] = a x[n-1] + b x[n-2] + c noise`.
     """
 
     movements: Tensor
+    followed: Tensor
     course: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("movements", torch.zeros(MOVEMENTS, NUM_POINTS, 2))
+        self.register_buffer("followed", torch.zeros(MOVEMENTS, SURROUNDINGS))
         self.register_buffer("course", torch.zeros(MOVEMENTS, 3))
 
     def displacements(self, portrait: Tensor) -> Tensor:
         """Give the movements of the face with landmarks `(L, 2)`, flat: `(K, 2L)`."""
         return (self.movements * face_size(portrait)).flatten(1)
 
+    def surroundings(self, portrait: Tensor) -> Tensor:
+        """Give what hair, neck and shoulders do, as their part of the latent: `(K, 128)`."""
+        return self.followed * face_size(portrait)
+
     @torch.no_grad()
-    def fit(self, clips: Sequence[Tensor]) -> None:
-        """Learn from the landmarks of clips, `(T, L, 2)` each.
+    def fit(self, clips: Sequence[Tensor], surroundings: Sequence[Tensor]) -> None:
+        """Learn from clips.
+
+        Args:
+            clips: landmarks of each, `(T, L, 2)`.
+            surroundings: that part of their latents, `(T, 128)`.
 
         How far heads move is that of the middle clip, so that few who shake theirs do not count.
         """
@@ -76,6 +88,11 @@ class HeadMotion(nn.Module):
         scores = fixed @ main
         all_points = scores.T @ every.flatten(1) / len(scores)  # the scores are white
         self.movements.copy_(all_points.unflatten(1, (-1, 2)))
+        around = [
+            (a - a.mean(0)) / face_size(points.mean(0)) * usual / s.clamp(min=usual / 3 + 1e-9)
+            for a, points, s in zip(surroundings, clips, spread, strict=True)
+        ]
+        self.followed.copy_(scores.T @ torch.cat(around) / len(scores))
         courses = scores.split([len(m) for m in moved])
         for number in range(MOVEMENTS):
             self.course[number] = _fit_course([c[:, number] for c in courses])

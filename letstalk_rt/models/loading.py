@@ -29,6 +29,7 @@ _EXACT = (
     "mean_points",
     "points.weight",
     "head.movements",
+    "head.followed",
     "head.course",
 )
 """Small or sensitive tensors that stay in float32."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder import LATENT_SIZE
+from letstalk_rt.models.autoencoder import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.head_motion import Sway, steady
 from letstalk_rt.models.landmarks import (
@@ -193,6 +193,7 @@ def _turns(model: AvatarModel, portrait: Tensor) -> Tensor:
     """Give the movements of the head as motion, `(K, 384)`, for landmarks `(L, 2)`."""
     write = _undo(model.autoencoder.points_matrix)
     moved = model.head.displacements(portrait.float()) @ write.T
+    moved[:, FACE_SIZE:] += model.head.surroundings(portrait.float())
     return moved / _flat_scale(model)
 
 

@@ -22,6 +22,8 @@ CELLS = 8
 CHANNELS = 8
 """Of the latent: two numbers for each of the 2x2 cells of the grid that one of its places holds."""
 
+SIZE = CHANNELS * 4 * 4
+
 GAIN = 20.0
 """Size at which they stand in the latent: it gives them about unit variance."""
 

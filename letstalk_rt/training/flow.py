@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
+from letstalk_rt.models.autoencoder import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import LIPS, mouth_opening
 from letstalk_rt.models.memory import MemoryBank, regularize
@@ -136,7 +137,9 @@ def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
     motion = torch.cat([(t.latents - t.latents[:, :1]).flatten(0, 1)[::5] for t in tracks])
     model.motion_scale.copy_(motion.pow(2).mean((0, 2, 3)).sqrt()[:, None, None])
     if model.has_landmarks:
-        model.head.fit([model.autoencoder.points(t.latents[0]) for t in tracks])
+        plain = [track.latents[0] for track in tracks]
+        around = [latents[:, FACE_SHAPE[0] :].flatten(1) for latents in plain]
+        model.head.fit([model.autoencoder.points(latents) for latents in plain], around)
 
 
 @dataclass(frozen=True)
