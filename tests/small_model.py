@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from letstalk_rt.audio.encoder import AudioEncoderConfig
-from letstalk_rt.models.autoencoder import AutoencoderConfig
+from letstalk_rt.models.autoencoder import LATENT_SHAPE, AutoencoderConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import IRISES, LIPS, NUM_POINTS, places
 from letstalk_rt.models.presets import Preset
@@ -17,7 +17,7 @@ AUTOENCODER = AutoencoderConfig(
     encoder=(8, 8, 16, 16, 16), reference=(8, 8, 8), decoder=(16, 16, 16), style=16
 )
 DENOISER = DenoiserConfig(
-    channels=16,
+    channels=LATENT_SHAPE[0],
     side=4,
     width=32,
     depth=2,

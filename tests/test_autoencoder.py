@@ -7,13 +7,15 @@ from small_model import AUTOENCODER, stir
 
 from letstalk_rt.models import landmarks
 from letstalk_rt.models.autoencoder import (
+    FACE_SHAPE,
+    FACE_SIZE,
     FLOW_SIZE,
     LATENT_SHAPE,
-    LATENT_SIZE,
     ChannelNorm,
     Down,
     ReferenceAutoencoder,
     Up,
+    at_rest,
     expected_points,
 )
 from letstalk_rt.models.landmarks import MESH_POINTS, NUM_POINTS, SUBSET, mouth_opening
@@ -156,8 +158,7 @@ class TestLandmarksInTheLatent:
         latent = torch.randn(LATENT_SHAPE)
         moved = (new.points(latent) - new.mean_points).flatten()
         again = new.encoder.write_points(moved)
-        torch.testing.assert_close(again, latent.flatten(), atol=1e-4, rtol=1e-4)
-        assert again.numel() == LATENT_SIZE
+        torch.testing.assert_close(again, latent.flatten()[:FACE_SIZE], atol=1e-4, rtol=1e-4)
 
     def test_the_encoder_adds_its_landmarks_to_the_latent(self, model):
         x = pictures(1, 1)
@@ -167,7 +168,41 @@ class TestLandmarksInTheLatent:
         written = model.encoder.write_points((found - model.mean_points).flatten())
         model.encoder.write_points.weight.zero_()
         rest = model.encode(x).flatten()
+        written = torch.nn.functional.pad(written, (0, rest.numel() - FACE_SIZE))
         torch.testing.assert_close(latents.flatten(), rest + written, atol=1e-4, rtol=1e-4)
+
+
+class TestSurroundings:
+    def test_a_frame_alone_has_none(self, model):
+        x = pictures(2, 1)
+        assert not model.encode(x)[:, :, FACE_SHAPE[0] :].any()
+        assert not model.describe(x[:, 0]).latent[:, FACE_SHAPE[0] :].any()
+
+    def test_a_portrait_beside_itself_is_at_rest(self, model):
+        x = pictures(2, 1)
+        torch.testing.assert_close(model.encode(x, model.describe(x[:, 0])), model.encode(x))
+
+    def test_the_face_is_the_same_with_and_without(self, model):
+        x = pictures(1, 3)
+        alone, beside = model.encode(x), model.encode(x, model.describe(x[:, 0]))
+        face = slice(FACE_SHAPE[0])
+        assert torch.equal(alone[:, :, face], beside[:, :, face])
+        assert beside[:, 1:, FACE_SHAPE[0] :].any()
+
+    def test_they_move_the_picture(self, model):
+        portrait = model.describe(pictures(1))
+        latent = portrait.latent.clone()
+        latent[:, FACE_SHAPE[0] :] = 1.0
+        still, moved = (model.decode_parts(z, portrait).flow for z in (portrait.latent, latent))
+        assert (moved - still).abs().max() > 0.01
+
+    def test_landmarks_do_not_see_them(self, model):
+        latents = torch.randn(2, *LATENT_SHAPE)
+        assert torch.equal(model.points(latents), model.points(at_rest(latents)))
+        read = latents.flatten(1) @ model.points_matrix.T
+        torch.testing.assert_close(
+            read.view(2, NUM_POINTS, 2) + model.mean_points, model.points(latents)
+        )
 
 
 class TestExpectedPoints:

@@ -44,9 +44,9 @@ def make_batch(memory=MEMORY, windows=0, count=3):
     filled = torch.zeros(count, memory, dtype=torch.bool)
     filled[:2, memory // 2 :] = True
     return Batch(
-        portrait=torch.randn(count, 16, 4, 4),
-        window=torch.randn(count, frames, 16, 4, 4),
-        memory=torch.randn(count, memory, 16, 4, 4),
+        portrait=torch.randn(count, 24, 4, 4),
+        window=torch.randn(count, frames, 24, 4, 4),
+        memory=torch.randn(count, memory, 24, 4, 4),
         filled=filled,
         mel=torch.rand(count, 64, 4 * (HEARD_FRAMES + frames + 2)),
         targets=torch.zeros(count, HEARD_FRAMES + frames, 11),
@@ -139,7 +139,7 @@ class TestMeanFlow:
         """A straight flow: u = v at all times, so nothing is left to learn."""
         model = make(MEAN)
         trainer = make_trainer(model, apart=1.0)
-        velocity = torch.randn(2, WINDOW, 16, 4, 4)
+        velocity = torch.randn(2, WINDOW, 24, 4, 4)
         trainer._student = lambda scene, x, t, end: velocity + 0 * x * t[..., None, None, None]
         scene = type("Scene", (), {"x": torch.randn_like(velocity), "t": torch.rand(2, WINDOW)})
         error = trainer._mean_velocity(scene, torch.zeros(2, WINDOW), velocity)
@@ -156,7 +156,7 @@ class TestMeanFlow:
             return (t + end)[..., None, None, None] + 0 * x
 
         trainer._student = student
-        x = torch.randn(2, WINDOW, 16, 4, 4)
+        x = torch.randn(2, WINDOW, 24, 4, 4)
         scene = type("Scene", (), {"x": x, "t": t})
         end = t * torch.rand(2, 1)
         error = trainer._mean_velocity(scene, end, 2 * wide + 0 * x)
@@ -187,7 +187,7 @@ def tracks(count=2, frames=80):
         }
         for name, value in values.items():
             object.__setattr__(clip, name, value)
-        latents = torch.randn(2, frames, 16, 4, 4).cumsum(1) * 0.1
+        latents = torch.randn(2, frames, 24, 4, 4).cumsum(1) * 0.1
         made.append(Track(clip, latents, torch.ones(frames, dtype=torch.bool)))
     return made
 

@@ -6,6 +6,7 @@ import torch
 
 from letstalk_rt.models.head_motion import HeadMotion, Sway, face_size, steady
 from letstalk_rt.models.landmarks import EYES, LIPS, NUM_POINTS
+from letstalk_rt.models.surroundings import SIZE
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,18 @@ def swaying_clips(face, count=8, frames=400):
     return clips
 
 
+def hair(clip):
+    """Surroundings that go where the first landmark goes, in one of their numbers."""
+    around = torch.zeros(len(clip), SIZE)
+    around[:, 5] = 3 * clip[:, 0, 0]
+    return around
+
+
 @pytest.fixture(scope="module")
 def fitted(face):
     head = HeadMotion()
-    head.fit(swaying_clips(face))
+    clips = swaying_clips(face)
+    head.fit(clips, [hair(clip) for clip in clips])
     return head
 
 
@@ -48,6 +57,12 @@ def test_the_main_movement_is_found_with_its_course(face, fitted):
     assert torch.allclose(main, main[:1].expand_as(main), atol=0.1 * float(main.abs().max()))
     near, far, _ = fitted.course[-1].tolist()
     assert near == pytest.approx(1.6, abs=0.1) and far == pytest.approx(-0.64, abs=0.1)
+
+
+def test_hair_goes_with_the_head_as_it_did(face, fitted):
+    follows, goes = fitted.surroundings(face)[-1], fitted.displacements(face)[-1]
+    assert float(follows[5]) == pytest.approx(3 * float(goes[0]), rel=0.05)
+    assert follows.abs().sum() == follows[5].abs()
 
 
 def test_sway_is_as_wide_as_the_clips_were(face, fitted):

@@ -59,9 +59,9 @@ def glance():
 
 def moved(pipeline, features, options, displacement):
     """Landmark displacements, `(L, 2)`, as a director leaves them."""
-    read = pipeline.model.autoencoder.read_points.weight
-    latent = torch.linalg.lstsq(read, displacement.flatten()[:, None]).solution
-    motion = latent.view(1, 1, 16, 4, 4) / pipeline.model.motion_scale
+    read = pipeline.model.autoencoder.points_matrix
+    latent = torch.linalg.pinv(read) @ displacement.flatten()
+    motion = latent.view(1, 1, 24, 4, 4) / pipeline.model.motion_scale
     director = Director(MotionOptions(**STILL | options), pipeline.model, features, 0)
     after = director.direct(motion) * pipeline.model.motion_scale
     before = (read @ latent).view(NUM_POINTS, 2)
@@ -74,7 +74,7 @@ def size(displacement):
 
 def test_the_defaults_change_nothing(pipeline, features):
     director = Director(MotionOptions(), pipeline.model, features, 0)
-    motion = torch.randn(1, 4, 16, 4, 4)
+    motion = torch.randn(1, 4, 24, 4, 4)
     assert torch.equal(director.direct(motion), motion)
 
 
@@ -86,17 +86,17 @@ def test_lips_that_rest_ajar_are_shut_as_in_the_portrait(pipeline, features):
     ajar = torch.zeros(NUM_POINTS, 2)
     ajar[UPPER_LIP], ajar[LOWER_LIP] = 0.1 * apart, -0.1 * apart
     scale = model.motion_scale.expand(-1, 4, 4)
-    write = torch.linalg.pinv(model.autoencoder.read_points.weight)
+    write = torch.linalg.pinv(model.autoencoder.points_matrix)
 
     def motion(displacements):
-        return ((write @ displacements.flatten()).view(16, 4, 4) / scale)[None]
+        return ((write @ displacements.flatten()).view(24, 4, 4) / scale)[None]
 
     def shown(rest, made):
         director = Director(MotionOptions(**STILL), model, features, 0, rest)
         latent = model.to_latents(director.direct(made[None]), features.latent)
         return model.autoencoder.points(latent)[0, 0]
 
-    rest, still = motion(ajar), torch.zeros(1, 16, 4, 4)
+    rest, still = motion(ajar), torch.zeros(1, 24, 4, 4)
     portrait = model.autoencoder.points(features.latent)[0]
     opened = model.autoencoder.points(model.to_latents(rest[None], features.latent))[0, 0]
     gap = [UPPER_LIP, LOWER_LIP]
@@ -110,7 +110,7 @@ def test_a_fitted_head_sways_unless_it_is_told_not_to(pipeline, features, monkey
     movements = torch.zeros(MOVEMENTS, NUM_POINTS, 2)
     movements[0, :, 0] = 0.1  # sideways
     course = torch.tensor([[1.5, -0.56, 0.2]]).repeat(MOVEMENTS, 1)
-    head, motion = pipeline.model.head, torch.zeros(1, 8, 16, 4, 4)
+    head, motion = pipeline.model.head, torch.zeros(1, 8, 24, 4, 4)
     monkeypatch.setitem(head._buffers, "movements", movements)
     monkeypatch.setitem(head._buffers, "course", course)
 
@@ -274,7 +274,7 @@ def test_after_an_interrupt_the_motion_goes_on_from_the_last_frame_that_was_seen
     seen = state.memory.latents[:, -1 - 3].clone()
     pipeline.interrupt(state, unseen=3)
     torch.testing.assert_close(state.memory.latents[:, -1], seen)
-    new = torch.ones(1, 4, 16, 4, 4)
+    new = torch.ones(1, 4, 24, 4, 4)
     eased, after = state.director.direct(new), state.director.direct(new)
     torch.testing.assert_close(after - eased, torch.cat([(1 - seen) / 2, 0 * new[0, 1:]])[None])
 

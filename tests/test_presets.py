@@ -218,7 +218,7 @@ def test_presets_are_of_the_papers_sizes():
 
 def test_parts_that_do_not_fit_each_other_are_named():
     wrong = replace(PRESET, denoiser=replace(DENOISER, side=8))
-    with pytest.raises(ConfigError, match=r"latents are \(16, 4, 4\), the denoiser takes"):
+    with pytest.raises(ConfigError, match=r"latents are \(24, 4, 4\), the denoiser takes"):
         AvatarModel(wrong)
 
 

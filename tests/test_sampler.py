@@ -53,7 +53,7 @@ def test_the_noise_is_left_as_it_was():
 
 class TestNoise:
     def draws(self, frames, correlation=0.9, temperature=1.0, seed=0):
-        return NoiseState(seed, torch.zeros(1, 16, 4, 4)).draw(frames, correlation, temperature)
+        return NoiseState(seed, torch.zeros(1, 24, 4, 4)).draw(frames, correlation, temperature)
 
     def test_each_frame_is_unit_noise_that_follows_the_last(self):
         noise = self.draws(400)[0].flatten(1)
@@ -62,12 +62,12 @@ class TestNoise:
         assert between.item() == pytest.approx(0.9, abs=0.02)
 
     def test_pieces_equal_whole(self):
-        state = NoiseState(0, torch.zeros(1, 16, 4, 4))
+        state = NoiseState(0, torch.zeros(1, 24, 4, 4))
         pieces = torch.cat([state.draw(n, 0.9, 1.0) for n in (1, 3, 4)], 1)
         assert torch.equal(pieces, self.draws(8))
 
     def test_reset_equals_new_in_place(self):
-        state = NoiseState(7, torch.zeros(1, 16, 4, 4))
+        state = NoiseState(7, torch.zeros(1, 24, 4, 4))
         address = state.latest.data_ptr()
         first = state.draw(4, 0.9, 1.0)
         state.reset()

@@ -306,8 +306,8 @@ class TestPipeline:
         tokens = model.audio(torch.cat([silence, whole], 1))[
             :, SETTLE_SAMPLES // SAMPLES_PER_FRAME :
         ]
-        bank = MemoryBank.anchored(torch.zeros(1, 16, 4, 4), model.denoiser.config.memory)
-        chance, motions = NoiseState(3, torch.zeros(1, 16, 4, 4)), []
+        bank = MemoryBank.anchored(torch.zeros(1, 24, 4, 4), model.denoiser.config.memory)
+        chance, motions = NoiseState(3, torch.zeros(1, 24, 4, 4)), []
         for window in tokens.split(4, 1):
 
             def velocity(x, t, window=window):

@@ -535,7 +535,7 @@ class TestFlowLoss:
         batch = self.draw(
             tracks, no_memory=0.0, frozen_memory=0.0, stale_memory=0.0, silent=0.0, size=20
         )
-        assert batch.window.shape == (20, 4, 16, 4, 4) and batch.memory.shape == (20, 6, 16, 4, 4)
+        assert batch.window.shape == (20, 4, 24, 4, 4) and batch.memory.shape == (20, 6, 24, 4, 4)
         for item in range(20):
             places = [
                 (track, version, start)
@@ -646,7 +646,7 @@ class TestFlowLoss:
         sounds = torch.stack([track.spoken.mel for track in tracks])
         portraits = torch.stack([track.latents[0, 0] for track in tracks])
         made = generate(model.eval(), sounds, portraits, steps=1)
-        assert made.shape == (2, FRAMES, 16, 4, 4) and made.isfinite().all()
+        assert made.shape == (2, FRAMES, 24, 4, 4) and made.isfinite().all()
         later = sounds.clone()
         later[:, :, 4 * (12 + 2) :] = 1.0
         again = generate(model, later, portraits, steps=1)

@@ -29,11 +29,11 @@ def inputs():
     filled = torch.zeros(2, SLOTS, dtype=torch.bool)
     filled[:, 0] = filled[0, -2:] = True
     return {
-        "x": torch.randn(2, WINDOW, 16, 4, 4),
+        "x": torch.randn(2, WINDOW, 24, 4, 4),
         "t": torch.rand(2, WINDOW),
         "tokens": torch.randn(2, WINDOW, 4, DENOISER.audio_width),
-        "latent": torch.randn(2, 16, 4, 4),
-        "memory": torch.randn(2, SLOTS, 16, 4, 4),
+        "latent": torch.randn(2, 24, 4, 4),
+        "memory": torch.randn(2, SLOTS, 24, 4, 4),
         "filled": filled,
     }
 
@@ -70,7 +70,7 @@ class TestBeginning:
         block, x = denoiser.blocks[0], torch.randn(1, WINDOW, 16, 32)
         mask = torch.ones(1, 1, SLOTS + WINDOW, dtype=torch.bool)
         memory, kept = block.remember(torch.randn(1, SLOTS, 16, 32), None, mask[..., :SLOTS], None)
-        state = denoiser.portrait_state(torch.randn(1, 16, 4, 4)).layers[0]
+        state = denoiser.portrait_state(torch.randn(1, 24, 4, 4)).layers[0]
         tokens = torch.randn(1, WINDOW, 4, 8)
         out = block(x, kept, mask, None, tokens, torch.randn(1, WINDOW, 32), state)
         assert torch.equal(out, x) and memory.shape == (1, SLOTS, 16, 32)
@@ -121,7 +121,7 @@ class TestMemory:
         assert all(torch.equal(a, b.keys) for a, b in zip(before, cache.layers, strict=True))
 
     def test_a_new_bank_gives_finite_frames(self, denoiser, inputs):
-        bank = MemoryBank.anchored(torch.zeros(2, 16, 4, 4), DENOISER.memory)
+        bank = MemoryBank.anchored(torch.zeros(2, 24, 4, 4), DENOISER.memory)
         out = run(denoiser, **{**inputs, "memory": bank.latents, "filled": bank.filled})
         assert out.isfinite().all()
 
@@ -272,23 +272,23 @@ class TestCached:
     @pytest.fixture
     def windows(self):
         torch.manual_seed(4)
-        return torch.randn(6, 2, WINDOW, 16, 4, 4)
+        return torch.randn(6, 2, WINDOW, 24, 4, 4)
 
     def kept(self, denoiser, windows):
-        cache = denoiser.init_cache(torch.zeros(2, 16, 4, 4))
+        cache = denoiser.init_cache(torch.zeros(2, 24, 4, 4))
         for window in windows:
             denoiser.remember(window, cache)
         return cache
 
     def inputs(self, denoiser):
         torch.manual_seed(5)
-        x = torch.randn(2, WINDOW, 16, 4, 4)
+        x = torch.randn(2, WINDOW, 24, 4, 4)
         tokens = torch.randn(2, WINDOW, 4, DENOISER.audio_width)
-        return x, torch.rand(2, WINDOW), tokens, denoiser.portrait_state(torch.randn(2, 16, 4, 4))
+        return x, torch.rand(2, WINDOW), tokens, denoiser.portrait_state(torch.randn(2, 24, 4, 4))
 
     @pytest.mark.parametrize("count", [0, 1, 2])
     def test_the_kept_cache_equals_the_recalled_memory(self, denoiser, windows, count):
-        bank = MemoryBank.anchored(torch.zeros(2, 16, 4, 4), CACHED.memory)
+        bank = MemoryBank.anchored(torch.zeros(2, 24, 4, 4), CACHED.memory)
         for window in windows[:count]:
             bank.write(window)
         inputs = self.inputs(denoiser)
@@ -331,13 +331,13 @@ class TestCached:
 
     def test_sessions_do_not_mix(self, denoiser, windows):
         x, t, tokens, _ = self.inputs(denoiser)
-        latent = torch.randn(2, 16, 4, 4)
+        latent = torch.randn(2, 24, 4, 4)
         both = denoiser.predict(
             x, t, tokens, denoiser.portrait_state(latent), self.kept(denoiser, windows[:3])
         )
         for i in range(2):
             one = slice(i, i + 1)
-            cache = denoiser.init_cache(torch.zeros(1, 16, 4, 4))
+            cache = denoiser.init_cache(torch.zeros(1, 24, 4, 4))
             for window in windows[:3]:
                 denoiser.remember(window[one], cache)
             state = denoiser.portrait_state(latent[one])
@@ -363,7 +363,7 @@ class TestCached:
         inputs = self.inputs(denoiser)
         exact = denoiser.predict(*inputs, self.kept(denoiser, windows[:2]))
         denoiser.to(dtype)
-        state = denoiser.portrait_state(torch.zeros(2, 16, 4, 4))
+        state = denoiser.portrait_state(torch.zeros(2, 24, 4, 4))
         assert state.layers[0].sums.dtype == torch.float32
         rough = denoiser.predict(*inputs, self.kept(denoiser, windows[:2]))
         assert rough.dtype == torch.float32

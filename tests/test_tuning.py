@@ -185,7 +185,7 @@ class TestInt8:
         exact, rough = make_model(), make_model()
         apply(rough, Variant("int8"))
         picture = torch.rand(1, 3, 256, 256) * 2 - 1
-        latents = 0.1 * torch.randn(1, 2, 16, 4, 4)
+        latents = 0.1 * torch.randn(1, 2, 24, 4, 4)
         shown = [
             m.autoencoder.decode(latents, m.autoencoder.describe(picture)) for m in (exact, rough)
         ]
@@ -196,7 +196,7 @@ class TestInt8:
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_half_precision_of_the_decoder_is_near(model, kind):
     picture = torch.rand(1, 3, 256, 256) * 2 - 1
-    latents = 0.1 * torch.randn(1, 2, 16, 4, 4)
+    latents = 0.1 * torch.randn(1, 2, 24, 4, 4)
     features = model.autoencoder.describe(picture)
     exact = model.autoencoder.decode(latents, features)
     apply(model, Variant(kind))

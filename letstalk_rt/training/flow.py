@@ -48,6 +48,8 @@ JUDGED_FRAMES = 72
 UNIT = 1000.0
 """Squares of distances in half pictures are small: lips that are wrong by 4 px are wrong by 1."""
 
+_LEAST = 1e-3  # unit of a channel that never changes
+
 HEARD_FRAMES = 32
 """Frames of sound before the window that a training item hears: the encoder's reach."""
 
@@ -133,9 +135,9 @@ def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
     """
     everything = torch.cat([t.latents.flatten(0, 1)[::5] for t in tracks])
     model.latent_mean.copy_(everything.mean((0, 2, 3))[:, None, None])
-    model.latent_scale.copy_(everything.std((0, 2, 3))[:, None, None])
+    model.latent_scale.copy_(everything.std((0, 2, 3)).clamp(min=_LEAST)[:, None, None])
     motion = torch.cat([(t.latents - t.latents[:, :1]).flatten(0, 1)[::5] for t in tracks])
-    model.motion_scale.copy_(motion.pow(2).mean((0, 2, 3)).sqrt()[:, None, None])
+    model.motion_scale.copy_(motion.pow(2).mean((0, 2, 3)).sqrt().clamp(min=_LEAST)[:, None, None])
     if model.has_landmarks:
         plain = [track.latents[0] for track in tracks]
         around = [latents[:, FACE_SHAPE[0] :].flatten(1) for latents in plain]
