@@ -8,7 +8,7 @@ from small_model import face_points
 
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.compositor import Compositor
-from letstalk_rt.models.autoencoder import Decoded
+from letstalk_rt.models.autoencoder import FLOW_SIZE, Decoded
 from letstalk_rt.models.landmarks import EYES, NUM_POINTS
 from letstalk_rt.models.loading import load_model, packaged_weights
 from letstalk_rt.portrait import prepare_portrait
@@ -81,7 +81,7 @@ def at_rest(count: int = 1) -> Decoded:
         warped=torch.zeros(count, 3, 256, 256),
         mask=torch.ones(count, 1, 256, 256),
         change=torch.zeros(count, 3, 256, 256),
-        flow=torch.zeros(count, 2, 64, 64),
+        flow=torch.zeros(count, 2, FLOW_SIZE, FLOW_SIZE),
         points=torch.zeros(count, NUM_POINTS, 2),
     )
 
@@ -117,6 +117,17 @@ class TestLayers:
         shown = Compositor(portrait, layered=True).compose_layers(frames)[0]
         moved = portrait.canvas[100 - 5 : 300 - 5, 100 + 3 : 300 + 3]
         assert np.abs(shown[100:300, 100:300].astype(int) - moved).max() <= 1
+
+    def test_movement_fades_towards_the_border(self) -> None:
+        portrait = portrait_with((20.0, 30.0, 340.0), (400, 400))
+        shade = np.linspace(0, 250, 400).astype(np.uint8)  # how far it moved is how much it changed
+        portrait.canvas[:] = shade[None, :, None]
+        frames = at_rest()
+        frames.flow[:, 0] = 16 * 2 / 340
+        shown = Compositor(portrait, layered=True).compose_layers(frames)[0].astype(int)
+        change = shown[200, 20:190, 0] - portrait.canvas[200, 20:190, 0]
+        assert change[0] == 0 and change[-1] == pytest.approx(10, abs=1)
+        assert (np.diff(change) >= -1).all() and np.abs(np.diff(change)).max() <= 2
 
     def test_what_is_painted_has_its_place_and_its_colour(self) -> None:
         portrait = Portrait(
