@@ -177,10 +177,15 @@ async def _live(
     async with AsyncExitStack() as stack:
         source = await _source(options, stack)
         session = await stack.enter_async_context(avatar.session(seed=options.seed))
-        note("live; Ctrl-C ends it")
         said = asyncio.Event()
         playing = asyncio.create_task(
-            play(session, sinks, (width, height), on_segment_end=lambda end: said.set()),
+            play(
+                session,
+                sinks,
+                (width, height),
+                on_open=lambda: note("live; Ctrl-C ends it"),
+                on_segment_end=lambda end: said.set(),
+            ),
             name="play",
         )
         feeding = asyncio.create_task(_feed(session, source, said), name="feed")

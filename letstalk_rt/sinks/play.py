@@ -32,6 +32,7 @@ async def play(
     sinks: Sequence[Sink],
     size: tuple[int, int],
     *,
+    on_open: Callable[[], None] = lambda: None,
     on_segment_end: Callable[[SegmentEnd], None] | None = None,
 ) -> None:
     """Show a session until it ends, and close the sinks.
@@ -43,6 +44,7 @@ async def play(
         session: open.
         sinks: where to; not opened yet.
         size: width and height of the pictures.
+        on_open: called when all sinks are open: connected, where they connect.
         on_segment_end: called at the end of each utterance.
 
     Raises:
@@ -51,6 +53,7 @@ async def play(
     try:
         for sink in sinks:
             await asyncio.to_thread(sink.open, *size)
+        on_open()
         fan = _Fan(session, sinks)
         playout = Playout(
             fan.show,
