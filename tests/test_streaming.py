@@ -296,6 +296,17 @@ class TestPipeline:
             assert np.array_equal(np.concatenate(parts, 1), window)
             assert largest_difference(whole, window) <= 1, "but for rounding"
 
+    def test_a_window_in_parts_spares_threads(self, pipeline, monkeypatch):
+        monkeypatch.setattr(pipeline, "live_threads", torch.get_num_threads() + 1)
+        counts, state = [], pipeline.init_state(make_portrait(size=64))
+
+        def deliver(part):
+            counts.append(torch.get_num_threads())
+
+        before = torch.get_num_threads()
+        pipeline.step(hops(1)[0], [state], deliver)
+        assert set(counts) == {before + 1} and torch.get_num_threads() == before
+
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""
         model, portrait, sound = pipeline.model, make_portrait(), hops(3)

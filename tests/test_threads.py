@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
-from letstalk_rt.threads import apart, spin_briefly
+from letstalk_rt.threads import apart, limited, spin_briefly
 
 
 def test_a_call_apart_gives_and_raises_what_it_did():
@@ -54,3 +55,14 @@ def test_the_users_own_setting_of_openmp_stays(monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     spin_briefly()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+def test_threads_are_limited_for_a_while_only():
+    before = torch.get_num_threads()
+    with limited(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with limited(None):
+        assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="no"), limited(before + 1):
+        raise ValueError("no")
+    assert torch.get_num_threads() == before
