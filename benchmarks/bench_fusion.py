@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from letstalk_rt import __version__
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
+from letstalk_rt.models.autoencoder import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.diffusion import Diffusion
 from letstalk_rt.models.faithful import FaithfulDenoiser, count_parameters, first_memory
@@ -56,7 +57,7 @@ ABLATION = [
 """Portrait and audio schemes of the paper's two ablations."""
 
 TINY = FaithfulConfig(
-    channels=16,
+    channels=FACE_SHAPE[0],
     side=4,
     width=96,
     depth=3,
@@ -68,6 +69,9 @@ TINY = FaithfulConfig(
     memory=2,
 )
 """The denoiser of `effect`: for the latents and audio tokens of the embedded model."""
+
+FACE = slice(FACE_SHAPE[0])
+"""The channels of these latents that it makes."""
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -154,7 +158,8 @@ def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[Sp
     for track in tracks:
         mel = track.spoken.mel[None]
         tokens = model.audio.encode_mel(mel)[0, LOOKAHEAD_FRAMES:]
-        latents = (track.latents[0].float() - model.latent_mean) / model.latent_scale
+        face = track.latents[0, :, FACE].float()  # not what is around it
+        latents = (face - model.latent_mean[FACE]) / model.latent_scale[FACE]
         if len(latents) >= frames:
             clips.append(Spoken(latents, tokens[: len(latents)], track.spoken.weight))
     if not clips:
@@ -274,7 +279,7 @@ def generate(
 
 
 def _openings(model: AvatarModel, latents: Tensor) -> np.ndarray:
-    points = model.autoencoder.points(latents * model.latent_scale + model.latent_mean)
+    points = model.autoencoder.points(latents * model.latent_scale[FACE] + model.latent_mean[FACE])
     return mouth_opening(points.numpy())
 
 
