@@ -60,7 +60,7 @@ class PictureEncoder(Protocol):
         ...
 
     def set_bitrate(self, bitrate: int) -> None:
-        """Aim at so many bit/s. Seldom: it costs a key frame, for FFmpeg must open a new codec."""
+        """Take so many bit/s at most. Seldom: it costs a key frame, as FFmpeg opens a new codec."""
         ...
 
 
@@ -147,8 +147,9 @@ class Vp8(_Encoder):
             # A key frame may take four pictures' worth of the path; the next ones sharpen it.
             "max-intra-rate": "400",
         }
-        codec = _context("libvpx", width, height, self._bitrate, options)
-        codec.qmin, codec.qmax = 2, 56
+        codec = _context("libvpx", width, height, options, self._bitrate)
+        # Finer steps than 8 take twice the bits and packets, for 0.5 dB at 42.
+        codec.qmin, codec.qmax = 8, 56
         return codec
 
 
@@ -166,17 +167,19 @@ class H264(_Encoder):
             "tune": "zerolatency",
             "level": "31",
             "forced-idr": "1",
+            # No better than the eye asks for: a third fewer bits and packets, for 0.5 dB at 43.
+            "crf": "20",
             "maxrate": str(self._bitrate),
             "bufsize": str(self._bitrate // 4),  # small, so that key frames are
             "x264-params": "scenecut=0:repeat-headers=1:subme=1:no-deblock=0",
         }
-        codec = _context("libx264", width, height, self._bitrate, options)
+        codec = _context("libx264", width, height, options)
         codec.profile = "Baseline"
         return codec
 
 
 def _context(
-    name: str, width: int, height: int, bitrate: int, options: dict[str, str]
+    name: str, width: int, height: int, options: dict[str, str], bitrate: int = 0
 ) -> VideoCodecContext:
     codec = av.CodecContext.create(name, "w")
     assert isinstance(codec, VideoCodecContext), codec
@@ -190,7 +193,7 @@ def _context(
 
 
 def open_encoder(name: str, bitrate: int) -> PictureEncoder:
-    """Make the encoder of a video codec, `VP8` or `H264` as in SDP, that aims at some bit/s."""
+    """Make the encoder of a video codec, `VP8` or `H264` as in SDP, for some bit/s at most."""
     assert name in _ENCODERS, name
     return _ENCODERS[name](bitrate)
 
