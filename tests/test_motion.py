@@ -127,6 +127,21 @@ def test_a_fitted_head_sways_unless_it_is_told_not_to(pipeline, features, monkey
     assert not moved(head_motion=False).abs().max() > 1e-5
 
 
+def test_without_head_motion_hair_and_shoulders_rest(pipeline, features):
+    motion = torch.randn(1, 4, 24, 4, 4)
+    around = motion.clone()
+    around[:, :, :16] = 0
+
+    def directed(motion, **options):
+        director = Director(MotionOptions(**STILL | options), pipeline.model, features, 0)
+        return director.direct(motion)
+
+    assert directed(around, head_motion=False).abs().max() < 1e-5
+    smaller = directed(around, head_motion=True, expressiveness=0.5)
+    torch.testing.assert_close(smaller, around, atol=1e-4, rtol=1e-4)
+    assert directed(motion, head_motion=False)[:, :, :16].abs().max() > 0.1
+
+
 def test_without_head_motion_a_shift_and_a_turn_are_gone(pipeline, features):
     points = features.points[0]
     turn = 0.1 * torch.stack([-points[:, 1], points[:, 0]], 1) + torch.tensor([0.05, -0.03])

@@ -207,7 +207,8 @@ def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Ten
     write = _undo(read)
     rigid = _rigid(portrait.float())
     same = torch.eye(2 * NUM_POINTS, device=read.device)
-    head = write @ rigid @ read
+    around = torch.diag((torch.arange(LATENT_SIZE, device=read.device) >= FACE_SIZE).float())
+    head = write @ rigid @ read + around  # hair and shoulders go with it
     lids = write @ _pick(EYES + places(IRISES), read.device) @ (same - rigid) @ read
     rest = torch.eye(LATENT_SIZE, device=read.device) - head - lids
     change = lids + options.expressiveness * rest
