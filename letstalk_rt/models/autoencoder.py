@@ -130,8 +130,9 @@ def _face(latents: Tensor) -> Tensor:
 
 
 def at_rest(latents: Tensor) -> Tensor:
-    """Give latents `(B, 24, 4, 4)` whose surroundings are at rest, as a portrait's own are."""
-    return F.pad(_face(latents), (0, 0, 0, 0, 0, surroundings.CHANNELS))
+    """Give latents `(..., 24, 4, 4)`, or faces alone, with surroundings at rest as a portrait's."""
+    faces = latents[..., : FACE_SHAPE[0], :, :]
+    return F.pad(faces, (0, 0, 0, 0, 0, surroundings.CHANNELS))
 
 
 def _around(latents: Tensor) -> Tensor:

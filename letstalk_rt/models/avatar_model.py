@@ -107,6 +107,7 @@ class AvatarModel(nn.Module):
             As `noise`.
         """
         weight = guidance / self.folded_weight
+        noise = self.of_faces(noise)
 
         def velocity(x: Tensor, t: float, end: float | None = None) -> Tensor:
             at = x.new_full(x.shape[:2], t)
@@ -118,6 +119,13 @@ class AvatarModel(nn.Module):
         if self.denoiser.config.second_time:
             return sample_mean(velocity, noise, times)
         return sample(velocity, noise, times)
+
+    def of_faces(self, noise: Tensor) -> Tensor:
+        """Give noise `(B, N, C, h, w)` without that of surroundings, where latents tell of them.
+
+        They follow the face: what of their motion it does not decide is left out, not drawn.
+        """
+        return at_rest(noise) if self.has_landmarks else noise
 
     def to_motion(self, latents: Tensor, portrait: Tensor) -> Tensor:
         """Turn latents `(B, T, C, h, w)` into motion relative to portraits `(B, C, h, w)`."""

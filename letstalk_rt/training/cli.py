@@ -89,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="autoencoder, decoder, flow: run folder whose weights to begin with",
     )
+    parser.add_argument(
+        "--surroundings",
+        action="store_true",
+        help="flow: the denoiser of --start learns to move what is around the face, and no more",
+    )
     parser.add_argument("--autoencoder", help="presets b, l: folder or hub id of DC-AE f32c32")
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
@@ -213,6 +218,7 @@ def _flow(args: argparse.Namespace) -> None:
         batch_size=args.batch or BATCH["flow"],
         shown=[clip for clip in clips if clip.name not in kept][::8] * model.has_landmarks,
         started=started,
+        fixed_faces=args.surroundings,
     )
     _keep(best, args.runs / "flow")
 

@@ -103,7 +103,7 @@ class DistillTrainer(nn.Module):
         data, spoken = data[:, last], spoken[:, last]
         silent = _rand(len(data), generator) < self.weights.no_audio
         heard = torch.where(silent[:, None, None, None], self.denoiser.no_audio, spoken)
-        noise = torch.randn(data.shape, generator=generator, device=data.device)
+        noise = model.of_faces(torch.randn(data.shape, generator=generator, device=data.device))
         t, end = self._times(len(data), shape.window, generator)
         time = t[..., None, None, None]
         x = (1 - time) * data + time * noise

@@ -269,6 +269,12 @@ class FlowTrainer(nn.Module):
         self.mouth = None if apart else nn.Linear(4 * token_width, NUM_MOUTH_TARGETS)
         self.weights = loss
 
+    def fix_faces(self) -> None:
+        """Let nothing learn but what the denoiser's last layer says of surroundings."""
+        self.requires_grad_(False)
+        for parameter in self.denoiser.head.parameters():
+            parameter.requires_grad_(True).register_hook(_around_only)
+
     def loss(
         self, model: AvatarModel, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
@@ -283,7 +289,7 @@ class FlowTrainer(nn.Module):
             t = torch.sigmoid(randn(count, 1)).expand(count, frames)
             alone = rand(count, 1) < 0.3
             t = torch.where(alone, torch.ones_like(t), t)  # one-step use starts from noise alone
-            noise = randn(*data.shape)
+            noise = model.of_faces(randn(*data.shape))
             time = t[..., None, None, None]
             noisy = (1 - time) * data + time * noise
             memory, filled = self._memory(model, batch, generator)
@@ -363,6 +369,13 @@ class FlowTrainer(nn.Module):
         opening = _weighted((mouth_spans(points) - mouth_spans(true)) ** 2, trust)
         change = _weighted((lips.diff(dim=1) - true_lips.diff(dim=1)) ** 2, trust)
         return {"lips": UNIT * (shape + opening), "change": UNIT * change}
+
+
+def _around_only(gradient: Tensor) -> Tensor:
+    """Keep the part of a gradient that is the surroundings', by rows."""
+    kept = gradient.clone()
+    kept[: FACE_SHAPE[0]] = 0
+    return kept
 
 
 def _chance(
@@ -505,6 +518,7 @@ def train_flow(
     batch_size: int = 48,
     shown: list[Clip] | None = None,
     started: dict[str, Tensor] | None = None,
+    fixed_faces: bool = False,
 ) -> AvatarModel:
     """Train denoiser and audio encoder, or go on, and give the model that was best on `aside`.
 
@@ -517,9 +531,15 @@ def train_flow(
         batch_size: windows a step.
         shown: clips whose sample videos are written at each evaluation.
         started: weights of a trained denoiser to go on from.
+        fixed_faces: what `started` makes of faces must not change: only the surroundings are
+            learned, from what it knows of the face, and the last model is given.
     """
+    assert started is not None or not fixed_faces
     torch.manual_seed(1)
     trainer = FlowTrainer(model, FlowLoss())
+    if fixed_faces:
+        trainer.fix_faces()
+        config = replace(config, weight_decay=0.0)
     shape = model.denoiser.config
     source = WindowSource(tracks, shape.window, shape.memory, trainer.weights)
     if started is not None:
@@ -542,8 +562,9 @@ def train_flow(
         run.keep_if_best(score(figures))
         return figures
 
-    run.train(loss, evaluate)
-    trainer.load_state_dict(torch.load(run.best, map_location="cpu", weights_only=True))
+    last = run.train(loss, evaluate).state_dict()
+    best = last if fixed_faces else torch.load(run.best, map_location="cpu", weights_only=True)
+    trainer.load_state_dict(best)
     return with_parts(model, trainer)
 
 
