@@ -101,7 +101,10 @@ def _search(frames: Tensor, moved: Tensor) -> Tensor:
             "measuring surroundings needs OpenCV; install it with: pip install 'letstalk-rt[train]'"
         ) from error
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    flows = [search.calc(_grey(a), _grey(b), None) for a, b in zip(frames, moved, strict=True)]
+    begin = np.zeros((*frames.shape[-2:], 2), np.float32)
+    flows = [
+        search.calc(_grey(a), _grey(b), begin.copy()) for a, b in zip(frames, moved, strict=True)
+    ]
     flow = torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2).to(frames.device)
     return flow / (frames.shape[-1] / 2)
 
