@@ -358,8 +358,9 @@ async def test_logs_hold_nothing_of_anybody(caplog):
 
 async def test_the_last_step_of_the_model_is_waited_for():
     studio = await Studio.open(Settings(), model_of(Painter()))
-    may_end = threading.Event()
-    studio.worker.submit(may_end.wait)
+    began, may_end = threading.Event(), threading.Event()
+    studio.worker.submit(lambda: (began.set(), may_end.wait()))
+    await asyncio.to_thread(began.wait)  # a call that waits in the queue would be dropped
     closing = asyncio.create_task(studio.aclose())
     for _ in range(10):
         await asyncio.sleep(0)

@@ -325,7 +325,7 @@ class TestPipeline:
                 at = torch.full((1, 4), t)
                 return model.denoiser(x, at, window, state.portrait, bank.latents, bank.filled)
 
-            noise = chance.draw(4, 0.5, 1.0)
+            noise = model.of_faces(chance.draw(4, 0.5, 1.0))
             motions.append(sample(velocity, noise, timesteps(2)))
             bank.write(motions[-1])
         latents = model.to_latents(torch.cat(motions, 1), state.features.latent)

@@ -140,9 +140,8 @@ class AvatarModel(nn.Module):
 
         Where latents tell how surroundings moved, a portrait's are at rest.
         """
-        if self.has_landmarks:
-            portrait = at_rest(portrait)
-        return (portrait - self.latent_mean) / self.latent_scale
+        scaled = (portrait - self.latent_mean) / self.latent_scale
+        return at_rest(scaled) if self.has_landmarks else scaled
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take checkpoints from before guidance could be folded and heads were fitted."""
