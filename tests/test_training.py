@@ -19,7 +19,7 @@ from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.autoencoder import ReferenceAutoencoder, expected_points
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import NUM_POINTS
-from letstalk_rt.training import autoencoder, data
+from letstalk_rt.training import autoencoder, data, flow
 from letstalk_rt.training.audio import (
     MOST_GAIN,
     MouthReader,
@@ -49,6 +49,7 @@ from letstalk_rt.training.flow import (
     fit_scales,
     generate,
     save_sample,
+    train_flow,
 )
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.speech import (
@@ -654,6 +655,29 @@ class TestFlowLoss:
         again = generate(model, later, portraits, steps=1)
         torch.testing.assert_close(again[:, :12], made[:, :12])
         assert not torch.allclose(again[:, 12:], made[:, 12:])
+
+
+def test_surroundings_are_learned_without_touching_the_face(clips, tracks, tmp_path):
+    model = flow_model()
+    fit_scales(model, tracks)
+    before = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
+    config = LoopConfig(steps=3, warm_up=1, learning_rate=1e-2, weight_decay=0.1, evaluate_every=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow, "JUDGED_FRAMES", 8)
+        made = train_flow(
+            model, tracks, tracks, tmp_path, config, batch_size=4, started=before, fixed_faces=True
+        )
+    after = made.denoiser.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"head.weight", "head.bias"}
+    for name in changed:
+        assert torch.equal(before[name][:16], after[name][:16])
+
+
+def test_surroundings_have_no_chance_of_their_own():
+    noise = torch.randn(2, 4, 24, 4, 4)
+    kept = flow_model().of_faces(noise)
+    assert torch.equal(kept[:, :, :16], noise[:, :, :16]) and not kept[:, :, 16:].any()
 
 
 def frames_of(path):
