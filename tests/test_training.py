@@ -742,6 +742,11 @@ class TestCommand:
             train(["export", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),
                    "--threads", "1"])  # fmt: skip
 
+    def test_surroundings_alone_need_a_denoiser_to_go_on_with(self, root, tmp_path):
+        with pytest.raises(InputError, match="name its run with --start"):
+            train(["flow", "--data", str(root), "--runs", str(tmp_path), "--threads", "1",
+                   "--surroundings"])  # fmt: skip
+
     def test_a_wrong_folder_is_named(self, tmp_path):
         with pytest.raises(InputError, match="no clips.jsonl"):
             train(["autoencoder", "--data", str(tmp_path), "--threads", "1"])

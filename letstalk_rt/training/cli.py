@@ -194,6 +194,8 @@ def _audio(args: argparse.Namespace) -> None:
 
 
 def _flow(args: argparse.Namespace) -> None:
+    if args.surroundings and not args.start:
+        raise InputError("--surroundings goes on with a denoiser: name its run with --start")
     model = AvatarModel(_preset(args))
     if model.has_landmarks:
         model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
