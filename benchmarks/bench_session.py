@@ -393,7 +393,7 @@ def card(avatar: Avatar, options: argparse.Namespace) -> dict[str, Any]:
 
         facts |= {
             "torch": torch.__version__,
-            "threads": getattr(avatar.pipeline, "live_threads", None) or torch.get_num_threads(),
+            "threads": torch.get_num_threads(),
             "steps": getattr(avatar.pipeline, "steps", options.steps),
         }
     return facts

@@ -6,6 +6,7 @@ This room knows no asyncio, no queue and no clock.
 
 import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -31,8 +32,8 @@ from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.models.seams import ease_seam
 from letstalk_rt.models.state import gather, overwrite, scatter
 from letstalk_rt.models.transformer import PortraitState
-from letstalk_rt.threads import apart, limited
-from letstalk_rt.tuning import Variant, apply, choose_attention, fastest, live_threads
+from letstalk_rt.threads import Painters, apart, limited
+from letstalk_rt.tuning import Variant, apply, choose_attention, fastest
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 MAX_STEPS = 50
@@ -105,11 +106,10 @@ class AvatarPipeline:
         replayed: record the denoiser and the decoder as CUDA graphs.
 
     Attributes:
-        parts: in how many frames each a window is handed over, see `step`. On a CPU the first
-            frames go ahead, for they are due while the last ones are still painted; a GPU paints
-            all at once, and code that is compiled would be so again for each part's shape.
-        live_threads: with which a step computes whose window is handed over in parts; as torch
-            decides when None.
+        parts: in how many frames each a window is handed over, see `step`. On a CPU frame by frame,
+            for the first is due while the last is still painted; a GPU paints all at once, and code
+            that is compiled would be so again for each part's shape.
+        painters: threads that paint the parts side by side, where there are any.
     """
 
     fps = FPS
@@ -143,15 +143,15 @@ class AvatarPipeline:
         if self.device.type != "cpu" and not model.has_landmarks:
             model.denoiser.to(self.dtype)
         options = {"compiled": variant.compiled, "recorded": replayed}
-        whole = self.device.type != "cpu" or variant.compiled or self.frames_per_window < 3
-        self.parts = [self.frames_per_window] if whole else [1, 1, self.frames_per_window - 2]
+        whole = self.device.type != "cpu" or variant.compiled
+        self.parts = [self.frames_per_window] if whole else [1] * self.frames_per_window
+        self.painters = None if whole else Painters(self.frames_per_window)
         self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
         decode = (
             model.autoencoder.decode_layers if model.has_landmarks else model.autoencoder.decode
         )
         self._decode = Replay(decode, name="decoder", **options)
         self._silence = self._hear_silence()
-        self.live_threads: int | None = None
 
     @classmethod
     def load(
@@ -173,8 +173,7 @@ class AvatarPipeline:
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             steps: sampler steps per window.
             guidance: weight of the sound against none.
-            threads: of the CPU that torch may use. None: all, as torch decides; in live sessions
-                one less where that is enough, see `letstalk_rt.tuning.live_threads`.
+            threads: of the CPU that torch may use; as torch decides when None.
             weights: file to read; the package's own when None.
             dtype: `float32`, `bfloat16`, `float16`, `int8` (CPU), or `auto`: on a CPU the fastest,
                 measured once on this machine.
@@ -192,10 +191,7 @@ class AvatarPipeline:
             torch.set_num_threads(threads)
         where = choose_device(device)
         model = apart(load_model)(preset, weights).to(where)
-        made = apart(cls.on)(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
-        if threads is None and where.type == "cpu":
-            made.live_threads = apart(live_threads)(model, made.variant)
-        return made
+        return apart(cls.on)(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
 
     @classmethod
     def on(
@@ -338,8 +334,9 @@ class AvatarPipeline:
             pcm: `(B, hop)` float32 in [-1, 1] at 16 kHz.
             states: of B sessions whose pictures have one size; updated in place.
             deliver: is called with each of the `parts` of the window, `(B, n, H, W, 3)`, as soon as
-                it is made. The window then costs a little more; its pictures are the same but for
-                rounding. None: the window is made in one go.
+                it is made. The window then costs a little more, and other work on the machine
+                disturbs it less; its pictures are the same but for rounding. None: the window is
+                made in one go.
             clock: is told of the stages audio, sample, decode and composite.
 
         Returns:
@@ -349,34 +346,44 @@ class AvatarPipeline:
             AudioFormatError: `pcm` has the wrong shape or dtype, or holds NaN; nothing has changed.
         """
         self._check(pcm, states)
-        with limited(None if deliver is None else self.live_threads):
-            return self._step(pcm, states, deliver, clock)
+        painters = None if deliver is None else self.painters
+        with limited(painters and painters.spared):
+            with clock.stage("audio"):
+                tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
+            with clock.stage("sample"):
+                latents = self._sample(tokens, states)
+        closures = [state.director.closures(latents.shape[1]) for state in states]
+        if deliver is None:
+            return self._paint(latents, closures, states, clock)
+        if painters is None:
+            window = self._paint(latents, closures, states, clock)
+            deliver(window)
+            return window
+        jobs, first = [], 0
+        for count in self.parts:
+            here = slice(first, first + count)
+            eyes = [closed[here] for closed in closures]
+            jobs.append(painters.submit(self._paint, latents[:, here], eyes, states, NoClock()))
+            first += count
+        return _joined(jobs, deliver)
 
-    def _step(
+    @torch.inference_mode()
+    def _paint(
         self,
-        pcm: np.ndarray,
+        latents: Tensor,
+        closures: Sequence[Sequence[float]],
         states: Sequence[SessionState],
-        deliver: Callable[[np.ndarray], None] | None,
         clock: Stages,
     ) -> np.ndarray:
-        with clock.stage("audio"):
-            tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
-        with clock.stage("sample"):
-            latents = self._sample(tokens, states)
-        if deliver is None:
-            return self._paint(latents, states, clock)
-        shown = []
-        for part in torch.split(latents, self.parts, 1):
-            shown.append(self._paint(part, states, clock))
-            deliver(shown[-1])
-        return np.concatenate(shown, 1)
+        """Give the pictures of latents `(B, n, C, h, w)`: `(B, n, H, W, 3)` uint8.
 
-    def _paint(self, latents: Tensor, states: Sequence[SessionState], clock: Stages) -> np.ndarray:
-        """Give the pictures of latents `(B, n, C, h, w)`: `(B, n, H, W, 3)` uint8."""
+        Changes no state, so parts of a window may be painted side by side.
+        """
         with clock.stage("decode"):
             frames = self._decoded(latents, states)
         with clock.stage("composite"):
-            return np.stack([self._compose(*pair) for pair in zip(states, frames, strict=True)])
+            each = zip(states, frames, closures, strict=True)
+            return np.stack([self._compose(*one) for one in each])
 
     def _decoded(
         self, latents: Tensor, states: Sequence[SessionState]
@@ -396,11 +403,12 @@ class AvatarPipeline:
         return Compositor(portrait, self.device, layered=self.model.has_landmarks)
 
     @staticmethod
-    def _compose(state: SessionState, frames: Tensor | Decoded) -> np.ndarray:
+    def _compose(
+        state: SessionState, frames: Tensor | Decoded, closures: Sequence[float]
+    ) -> np.ndarray:
         """Put the frames of one session into its portrait: `(n, H, W, 3)` uint8."""
         if isinstance(frames, Tensor):
             return state.compositor.compose(frames)  # such a model blinks by itself
-        closures = state.director.closures(len(frames.flow))
         return state.compositor.compose_layers(frames, closures)
 
     @torch.inference_mode()
@@ -483,6 +491,20 @@ class AvatarPipeline:
                 "sessions of one batch must agree in picture size, steps and look-ahead, got "
                 f"{sorted(alike)}; step them apart"
             )
+
+
+def _joined(
+    jobs: "Sequence[Future[np.ndarray]]", deliver: Callable[[np.ndarray], None]
+) -> np.ndarray:
+    """Deliver parts in their order, each as soon as it is there; gives the whole window."""
+    shown = []
+    try:
+        for job in jobs:
+            shown.append(job.result())
+            deliver(shown[-1])
+    finally:
+        wait(jobs)  # nothing is painted any more when a step has failed
+    return np.concatenate(shown, 1)
 
 
 def _checked(name: str, value: int | None, own: int, least: int, most: int | None = None) -> int:

@@ -6,8 +6,6 @@ decoding a window is run a few times. The answer is kept in a file for this proc
 and this number of threads.
 
 torch.compile is measured only when asked for, since it takes a minute: `thorough`.
-
-In the same way it is measured whether a live session can leave one core to the rest of the machine.
 """
 
 import copy
@@ -32,12 +30,8 @@ from letstalk_rt.graphs import Replay
 from letstalk_rt.models import int8
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.layers import MemoryAttention, attend
-from letstalk_rt.threads import limited
-from letstalk_rt.types import FPS
 
 RUNS = 7
-SPARING_SHARE = 0.6
-"""Of a window's duration, that decoding it may take with one core less."""
 
 _log = logging.getLogger(__name__)
 
@@ -123,41 +117,6 @@ def fastest(
     _log.info("fastest decoder on this processor: %s (%s ms a window)", best, shown)
     _write(path, known | {key: {"variant": str(best), "window_ms": shown}})
     return best
-
-
-@torch.inference_mode()
-def live_threads(model: AvatarModel, variant: Variant, *, remembered: Path | None = None) -> int:
-    """Give with how many threads a live session should compute: one core is left free, if it can.
-
-    Threads that compute together wait for each other hundreds of times a window, so whatever else
-    takes one core for a moment (a browser, an encoder) stops them all: on two cores beside a
-    browser a window takes 170 ms with two threads and 140 with one. The answer is kept beside that
-    of `fastest`.
-
-    Args:
-        model: on the CPU, brought to its variant.
-        variant: which.
-        remembered: the file; the user's own when None.
-    """
-    most = torch.get_num_threads()
-    if most < 2:
-        return most
-    path = remembered or _tuning_file()
-    key = f"{machine_key(model)} {variant} live"
-    known = _read(path)
-    if known.get(key) in (most - 1, most):
-        return int(known[key])
-    decode = functools.partial(model.autoencoder.decode, *_window(model))
-    window_ms = 1000 * model.denoiser.config.window / FPS
-    with limited(most - 1):
-        decode()  # kernels are chosen
-        taken_ms = _best_ms(decode, runs=1)
-        if taken_ms < window_ms:  # else it is far too slow, and each run of a large model costs
-            taken_ms = min(taken_ms, _best_ms(decode))
-    threads = most - 1 if taken_ms <= SPARING_SHARE * window_ms else most
-    _log.info("live sessions compute with %d threads (%.0f ms a window)", threads, taken_ms)
-    _write(path, known | {key: threads})
-    return threads
 
 
 @torch.inference_mode()

@@ -292,20 +292,25 @@ class TestPipeline:
             parts: list[np.ndarray] = []
             whole = pipeline.step(hop, states[:1])
             window = pipeline.step(hop, states[1:], parts.append)
-            assert [part.shape[1] for part in parts] == pipeline.parts == [1, 1, 2]
+            assert [part.shape[1] for part in parts] == pipeline.parts == [1, 1, 1, 1]
             assert np.array_equal(np.concatenate(parts, 1), window)
             assert largest_difference(whole, window) <= 1, "but for rounding"
 
-    def test_a_window_in_parts_spares_threads(self, pipeline, monkeypatch):
-        monkeypatch.setattr(pipeline, "live_threads", torch.get_num_threads() + 1)
-        counts, state = [], pipeline.init_state(make_portrait(size=64))
+    def test_a_part_that_fails_ends_the_step_and_not_the_session(self, pipeline, monkeypatch):
+        state, sound = pipeline.init_state(make_portrait(size=64)), hops(2)
+        paint, seen = pipeline._paint, []
 
-        def deliver(part):
-            counts.append(torch.get_num_threads())
+        def fails(latents, *rest):
+            seen.append(latents.shape[1])
+            if len(seen) == 2:
+                raise RuntimeError("no memory")
+            return paint(latents, *rest)
 
-        before = torch.get_num_threads()
-        pipeline.step(hops(1)[0], [state], deliver)
-        assert set(counts) == {before + 1} and torch.get_num_threads() == before
+        monkeypatch.setattr(pipeline, "_paint", fails)
+        with pytest.raises(RuntimeError, match="no memory"):
+            pipeline.step(sound[0], [state], lambda part: None)
+        assert len(seen) == 4  # nothing is painted any more
+        assert pipeline.step(sound[1], [state], lambda part: None).shape[1] == 4
 
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""

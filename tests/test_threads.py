@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from letstalk_rt.threads import apart, limited, spin_briefly
+from letstalk_rt.threads import Painters, apart, limited, spin_briefly
 
 
 def test_a_call_apart_gives_and_raises_what_it_did():
@@ -66,3 +66,27 @@ def test_threads_are_limited_for_a_while_only():
     with pytest.raises(ValueError, match="no"), limited(before + 1):
         raise ValueError("no")
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "cores, painters, each, spared", [(1, 1, 1, 1), (2, 2, 1, 1), (6, 4, 1, 5), (8, 4, 2, 7)]
+)
+def test_painters_share_the_cores(cores, painters, each, spared):
+    before = torch.get_num_threads()
+    with limited(cores):
+        pool = Painters(4)
+    assert pool.spared == spared
+    together = threading.Barrier(painters)
+
+    def count():
+        together.wait(10)  # all of them at once
+        return torch.get_num_threads()
+
+    assert {job.result() for job in [pool.submit(count) for _ in range(painters)]} == {each}
+    assert torch.get_num_threads() == before
+
+
+def test_painters_raise_what_was_raised():
+    job = Painters(2).submit(int, "four")
+    with pytest.raises(ValueError, match="four"):
+        job.result()

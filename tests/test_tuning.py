@@ -14,16 +14,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.models import int8
 from letstalk_rt.models.int8 import Int8Conv2d
 from letstalk_rt.models.layers import attend
-from letstalk_rt.threads import limited
-from letstalk_rt.tuning import (
-    Variant,
-    apply,
-    candidates,
-    choose_attention,
-    fastest,
-    live_threads,
-    measure,
-)
+from letstalk_rt.tuning import Variant, apply, candidates, choose_attention, fastest, measure
 
 needs_int8 = pytest.mark.skipif(not int8.is_supported(), reason="no oneDNN here")
 
@@ -210,56 +201,3 @@ def test_half_precision_of_the_decoder_is_near(model, kind):
     exact = model.autoencoder.decode(latents, features)
     apply(model, Variant(kind))
     assert (model.autoencoder.decode(latents, features) - exact).abs().mean() < 0.02
-
-
-class TestLiveThreads:
-    @pytest.fixture(autouse=True)
-    def three_cores(self):
-        with limited(3):
-            yield
-
-    @pytest.fixture
-    def taken_ms(self, monkeypatch):
-        """Set how long decoding takes; gives with how many threads it was measured."""
-        counts = []
-
-        def time(ms):
-            def best_ms(call, runs=tuning.RUNS):
-                counts.append(torch.get_num_threads())
-                return ms
-
-            monkeypatch.setattr(tuning, "_best_ms", best_ms)
-            return counts
-
-        return time
-
-    def test_a_core_is_spared_where_that_is_fast_enough(self, model, tmp_path, taken_ms):
-        counts = taken_ms(95.0)  # of 160
-        assert live_threads(model, Variant(), remembered=tmp_path / "t.json") == 2
-        assert set(counts) == {2} and torch.get_num_threads() == 3
-
-    def test_a_slow_machine_keeps_all_its_cores(self, model, tmp_path, taken_ms):
-        taken_ms(97.0)
-        assert live_threads(model, Variant(), remembered=tmp_path / "t.json") == 3
-
-    def test_a_model_that_is_far_too_slow_is_run_once(self, model, tmp_path, taken_ms):
-        counts = taken_ms(5000.0)
-        assert live_threads(model, Variant(), remembered=tmp_path / "t.json") == 3
-        assert len(counts) == 1
-
-    def test_the_answer_is_kept_beside_the_variant(self, model, tmp_path, taken_ms, monkeypatch):
-        path = tmp_path / "t.json"
-        taken_ms(50.0)
-        fake_times(monkeypatch, {"float32": 2.0})
-        assert fastest(model, remembered=path) == Variant()
-        assert live_threads(model, Variant(), remembered=path) == 2
-        counts = taken_ms(5000.0)
-        before = len(counts)
-        assert live_threads(model, Variant(), remembered=path) == 2
-        assert fastest(model, remembered=path) == Variant() and len(counts) == before
-
-    def test_one_core_cannot_be_spared(self, model, tmp_path, taken_ms):
-        counts = taken_ms(1.0)
-        with limited(1):
-            assert live_threads(model, Variant(), remembered=tmp_path / "t.json") == 1
-        assert not counts
