@@ -347,7 +347,7 @@ class AvatarPipeline:
         """
         self._check(pcm, states)
         painters = None if deliver is None else self.painters
-        with limited(painters and painters.spared):
+        with limited(None if painters is None else painters.spared):
             with clock.stage("audio"):
                 tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
             with clock.stage("sample"):
