@@ -103,7 +103,7 @@ def fastest(
         thorough: also try torch.compile, and measure anew whatever the file says.
         remembered: the file; the user's own when None.
     """
-    path = remembered or _tuning_file()
+    path = remembered or cache_folder() / "tuning.json"
     key = machine_key(model)
     known = _read(path)
     if key in known and not thorough:
@@ -131,7 +131,10 @@ def measure(
 
     The best of a few runs, not the mean: another program may disturb a run, none can help it.
     """
-    latents, portrait = _window(model)
+    autoencoder = model.autoencoder
+    size, shape = autoencoder.picture_size, autoencoder.latent_shape
+    portrait = autoencoder.describe(torch.zeros(1, 3, size, size))
+    latents = 0.1 * torch.randn(1, model.denoiser.config.window, *shape)
     decoders: dict[Variant, Callable[..., Any]] = {}
     for variant in variants:
         try:
@@ -168,7 +171,7 @@ def choose_attention(model: AvatarModel) -> str:
     query = kept[:, :, -config.window :]
     allowed = torch.ones(shape[0], 1, 1, frames, dtype=torch.bool, device=like.device)
     taken_ms = {
-        kernel: _best_ms(functools.partial(attend, query, kept, kept, allowed, kernel), 4 * RUNS)
+        kernel: _best_ms(functools.partial(attend, query, kept, kept, allowed, kernel))
         for kernel in ("sdpa", "xformers")
     }
     best = min(taken_ms, key=lambda kernel: taken_ms[kernel])
@@ -179,11 +182,11 @@ def choose_attention(model: AvatarModel) -> str:
     return best
 
 
-def _best_ms(call: Callable[[], object], runs: int = RUNS) -> float:
+def _best_ms(call: Callable[[], object]) -> float:
     """Give the milliseconds of a call at its best; one that fails takes for ever."""
     best_ms = float("inf")
     try:
-        for _ in range(runs):
+        for _ in range(4 * RUNS):
             _wait()
             started_s = time.perf_counter()
             call()
@@ -218,18 +221,6 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "letstalk_rt"
-
-
-def _window(model: AvatarModel) -> tuple[torch.Tensor, Any]:
-    """Give latents of a window and a portrait, to decode."""
-    autoencoder = model.autoencoder
-    size, shape = autoencoder.picture_size, autoencoder.latent_shape
-    portrait = autoencoder.describe(torch.zeros(1, 3, size, size))
-    return 0.1 * torch.randn(1, model.denoiser.config.window, *shape), portrait
-
-
-def _tuning_file() -> Path:
-    return cache_folder() / "tuning.json"
 
 
 def _decoder(model: AvatarModel, variant: Variant) -> Callable[..., Any]:

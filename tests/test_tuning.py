@@ -140,7 +140,7 @@ class TestAttention:
     @pytest.mark.parametrize("faster", ["sdpa", "xformers"])
     def test_the_faster_one_is_set(self, model, monkeypatch, xformers, faster):
         times = {"sdpa": 1.0, "xformers": 2.0 if faster == "sdpa" else 0.5}
-        monkeypatch.setattr(tuning, "_best_ms", lambda call, runs: times[call.args[-1]])
+        monkeypatch.setattr(tuning, "_best_ms", lambda call: times[call.args[-1]])
         assert choose_attention(model) == faster
         assert {block.time.kernel for block in model.denoiser.blocks} == {faster}
 
