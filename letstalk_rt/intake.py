@@ -23,9 +23,9 @@ _SLICE_S = 0.1  # sound resampled in one go; keeps the event loop free
 _CHECKED_AT_ONCE = 500_000  # samples looked through in one go, likewise
 _LOUDEST = 1.01  # a filter's overshoot is no mistake of the caller
 
-# A stall leaves speech waiting that nobody will ever catch up on, but in its pauses.
+# Speech that waits, as after a stall, is caught up on in its pauses: nobody hears them shortened.
 _WAITS = 12  # hops
-_TOO_LONG_S = 0.04
+_TOO_LONG_S, _ENOUGH_S = 0.01, 0.005
 _QUIET_RMS = 0.005
 _GRACE_S = 0.1  # speech is waited for no longer than this
 _MARGIN_S = 0.02
@@ -244,15 +244,20 @@ class Intake:
         """Correct the drift of a live source, and leave out pauses when speech is late for good."""
         if not (self._live and self._drift.live and samples.size):
             return samples
-        behind = len(self._waits_s) == _WAITS and min(self._waits_s) > _TOO_LONG_S
-        if behind and np.square(samples).mean() < _QUIET_RMS**2:
-            self._metrics.skipped += samples.size
-            less_s = samples.size / SAMPLE_RATE
-            self._waits_s = deque((wait_s - less_s for wait_s in self._waits_s), _WAITS)
-            return samples[:0]
-        corrected = self._drift.correct(samples)
+        corrected = self._drift.correct(self._caught_up(samples))
         self._metrics.corrected = self._drift.corrected
         return corrected
+
+    def _caught_up(self, samples: np.ndarray) -> np.ndarray:
+        """Leave out of a pause what all hops of the last two seconds waited for nothing."""
+        waited_s = min(self._waits_s) if len(self._waits_s) == _WAITS else 0.0
+        if waited_s <= _TOO_LONG_S or np.square(samples).mean() >= _QUIET_RMS**2:
+            return samples
+        count = min(samples.size, round((waited_s - _ENOUGH_S) * SAMPLE_RATE))
+        self._metrics.skipped += count
+        less_s = count / SAMPLE_RATE
+        self._waits_s = deque((wait_s - less_s for wait_s in self._waits_s), _WAITS)
+        return samples[count:]
 
     async def _feed(self, samples: np.ndarray, epoch: int, arrived_s: float) -> None:
         """Queue a slice of 16 kHz speech, once there is room for a hop."""

@@ -7,11 +7,9 @@ then carries it over to full size, along the edges of hair and cloth.
 Source: Rother et al. 2004, "GrabCut"; He et al. 2010, "Guided image filtering".
 """
 
-from typing import Any
-
+import cv2
 import numpy as np
 
-from letstalk_rt.errors import DependencyError
 from letstalk_rt.types import Portrait
 
 _WORK_PX = 224
@@ -37,34 +35,19 @@ def person_matte(portrait: Portrait) -> np.ndarray:
 
     Returns:
         `(H, W)` uint8: 255 is the person, 0 the background, as large as the canvas.
-
-    Raises:
-        DependencyError: OpenCV is not installed.
     """
-    cv2 = _opencv()
     canvas = portrait.canvas
     height, width = canvas.shape[:2]
     scale = min(1.0, _WORK_PX / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
     left, top, side = (value * scale for value in portrait.box)
-    person = _cut(cv2, small, _guess(size[1], size[0], left, top, side))
+    person = _cut(small, _guess(size[1], size[0], left, top, side))
     rough = cv2.resize(person.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    fine = _follow_edges(cv2, canvas, rough)
+    fine = _follow_edges(canvas, rough)
     coverage = ((fine - _CLIP) / (1 - 2 * _CLIP)).clip(0, 1)
     matte: np.ndarray = (coverage * 255 + 0.5).astype(np.uint8)
     return matte
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise DependencyError(
-            "A matte needs OpenCV, which is not installed. Install it: "
-            "pip install 'letstalk-rt[matte]'."
-        ) from error
-    return cv2
 
 
 BACKGROUND, PERSON, MAYBE_BACKGROUND, MAYBE_PERSON = 0, 1, 2, 3
@@ -98,7 +81,7 @@ def _ellipse(u: np.ndarray, v: np.ndarray, middle: float, wide: float, high: flo
     return inside
 
 
-def _cut(cv2: Any, rgb: np.ndarray, guess: np.ndarray) -> np.ndarray:
+def _cut(rgb: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """Find the person: `(H, W)` uint8, 0 or 1, one piece without small holes."""
     if not ((guess == BACKGROUND) | (guess == MAYBE_BACKGROUND)).any():
         return np.ones_like(guess)  # the face fills the picture
@@ -110,10 +93,10 @@ def _cut(cv2: Any, rgb: np.ndarray, guess: np.ndarray) -> np.ndarray:
     person = np.isin(mask, (PERSON, MAYBE_PERSON)).astype(np.uint8)
     person = cv2.morphologyEx(person, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     person = cv2.morphologyEx(person, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
-    return _fill(cv2, _largest(cv2, person))
+    return _fill(_largest(person))
 
 
-def _largest(cv2: Any, person: np.ndarray) -> np.ndarray:
+def _largest(person: np.ndarray) -> np.ndarray:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(person)
     if count < 2:
         return person
@@ -121,7 +104,7 @@ def _largest(cv2: Any, person: np.ndarray) -> np.ndarray:
     return biggest.astype(np.uint8)
 
 
-def _fill(cv2: Any, person: np.ndarray) -> np.ndarray:
+def _fill(person: np.ndarray) -> np.ndarray:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(1 - person)
     areas = stats[:, cv2.CC_STAT_AREA]
     small = [i for i in range(1, count) if areas[i] < _HOLE_SHARE * person.size]
@@ -129,7 +112,7 @@ def _fill(cv2: Any, person: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _follow_edges(cv2: Any, rgb: np.ndarray, rough: np.ndarray) -> np.ndarray:
+def _follow_edges(rgb: np.ndarray, rough: np.ndarray) -> np.ndarray:
     """Guided filter with a colour guide: `rough` as a linear function of the colours around."""
     radius = max(2, round(_RADIUS_SHARE * max(rgb.shape[:2])))
     window = (2 * radius + 1, 2 * radius + 1)

@@ -5,7 +5,7 @@ This room knows no asyncio, no queue and no clock.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,10 +147,8 @@ class AvatarPipeline:
         self.parts = [self.frames_per_window] if whole else [1] * self.frames_per_window
         self.painters = None if whole else Painters(self.frames_per_window)
         self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
-        decode = (
-            model.autoencoder.decode_layers if model.has_landmarks else model.autoencoder.decode
-        )
-        self._decode = Replay(decode, name="decoder", **options)
+        self._lays_out = model.has_landmarks and not whole
+        self._decode = Replay(self._decoder(), name="decoder", **options)
         self._silence = self._hear_silence()
 
     @classmethod
@@ -285,6 +283,13 @@ class AvatarPipeline:
         state.director.follow(features, self._rest(state.portrait))
         state.features = features
 
+    def _decoder(self) -> Callable[..., Any]:
+        name = "decode_layers" if self.model.has_landmarks else "decode"
+        call: Callable[..., Any] = getattr(
+            self.model.autoencoder, "paint" if self._lays_out else name
+        )
+        return call
+
     def _describe(self, portrait: Portrait) -> Any:
         crop, size = portrait.crop, self.model.autoencoder.picture_size
         if crop.shape != (size, size, 3) or crop.dtype != np.uint8:
@@ -346,57 +351,80 @@ class AvatarPipeline:
             AudioFormatError: `pcm` has the wrong shape or dtype, or holds NaN; nothing has changed.
         """
         self._check(pcm, states)
-        painters = None if deliver is None else self.painters
+        # One window in one go is soonest with all cores at each frame; several are, and parts, with
+        # a core for each.
+        painters = self.painters if deliver is not None or len(states) > 1 else None
         with limited(None if painters is None else painters.spared):
             with clock.stage("audio"):
                 tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
             with clock.stage("sample"):
                 latents = self._sample(tokens, states)
-        closures = [state.director.closures(latents.shape[1]) for state in states]
-        if deliver is None:
-            return self._paint(latents, closures, states, clock)
+            closures = [state.director.closures(latents.shape[1]) for state in states]
+            with clock.stage("decode"):
+                sketches = self._sketch(latents, states)
         if painters is None:
-            window = self._paint(latents, closures, states, clock)
-            deliver(window)
+            window = self._paint(sketches, closures, states, clock)
+            if deliver is not None:
+                deliver(window)
             return window
+        if deliver is None:
+            each = zip(sketches, closures, states, strict=True)
+            jobs = [painters.submit(self._paint, [a], [b], [c], NoClock()) for a, b, c in each]
+            return np.concatenate(list(_in_order(jobs)))
         jobs, first = [], 0
         for count in self.parts:
             here = slice(first, first + count)
-            eyes = [closed[here] for closed in closures]
-            jobs.append(painters.submit(self._paint, latents[:, here], eyes, states, NoClock()))
+            drawn, eyes = [one[here] for one in sketches], [one[here] for one in closures]
+            jobs.append(painters.submit(self._paint, drawn, eyes, states, NoClock()))
             first += count
-        return _joined(jobs, deliver)
+        shown = []
+        for part in _in_order(jobs):
+            deliver(part)
+            shown.append(part)
+        return np.concatenate(shown, 1)
+
+    def _sketch(self, latents: Tensor, states: Sequence[SessionState]) -> list[Any]:
+        """Prepare the latents `(B, N, C, h, w)` of a window for painting; gives B things to slice.
+
+        Where frames are painted one by one, what costs the same for one as for all is done here.
+        """
+        if not self._lays_out:
+            return list(latents)
+        pairs = zip(latents, states, strict=True)
+        return [self.model.autoencoder.lay_out(x, s.features.repeat(len(x))) for x, s in pairs]
 
     @torch.inference_mode()
     def _paint(
         self,
-        latents: Tensor,
+        sketches: Sequence[Any],
         closures: Sequence[Sequence[float]],
         states: Sequence[SessionState],
         clock: Stages,
     ) -> np.ndarray:
-        """Give the pictures of latents `(B, n, C, h, w)`: `(B, n, H, W, 3)` uint8.
+        """Give the pictures of n frames of each session: `(B, n, H, W, 3)` uint8.
 
         Changes no state, so parts of a window may be painted side by side.
         """
         with clock.stage("decode"):
-            frames = self._decoded(latents, states)
+            frames = self._decoded(sketches, states)
         with clock.stage("composite"):
             each = zip(states, frames, closures, strict=True)
             return np.stack([self._compose(*one) for one in each])
 
     def _decoded(
-        self, latents: Tensor, states: Sequence[SessionState]
+        self, sketches: Sequence[Any], states: Sequence[SessionState]
     ) -> Sequence[Tensor | Decoded]:
         """Decode the frames of each session.
 
         A processor decodes one session after the other: the maps of several do not stay in its
         cache, and four together take a tenth longer.
         """
+        pairs = zip(sketches, states, strict=True)
+        if self._lays_out:
+            return [self._decode(x, s.features.repeat(len(x.points))) for x, s in pairs]
         if self.device.type == "cpu":
-            pairs = zip(torch.split(latents, 1), states, strict=True)
-            return [self._decode(part, state.features)[0] for part, state in pairs]
-        frames = self._decode(latents, gather([state.features for state in states]))
+            return [self._decode(x[None], s.features)[0] for x, s in pairs]
+        frames = self._decode(torch.stack(list(sketches)), gather([s.features for s in states]))
         return [frames[i] for i in range(len(states))]
 
     def _compositor(self, portrait: Portrait) -> Compositor:
@@ -493,18 +521,13 @@ class AvatarPipeline:
             )
 
 
-def _joined(
-    jobs: "Sequence[Future[np.ndarray]]", deliver: Callable[[np.ndarray], None]
-) -> np.ndarray:
-    """Deliver parts in their order, each as soon as it is there; gives the whole window."""
-    shown = []
+def _in_order(jobs: "Sequence[Future[np.ndarray]]") -> Iterator[np.ndarray]:
+    """Give what jobs give, each as soon as it is there; when one fails, none goes on unseen."""
     try:
         for job in jobs:
-            shown.append(job.result())
-            deliver(shown[-1])
+            yield job.result()
     finally:
-        wait(jobs)  # nothing is painted any more when a step has failed
-    return np.concatenate(shown, 1)
+        wait(jobs)
 
 
 def _checked(name: str, value: int | None, own: int, least: int, most: int | None = None) -> int:

@@ -16,7 +16,7 @@ from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES, Caller
 from letstalk_server.problems import Problem
 from letstalk_server.session import Session
 from letstalk_server.settings import Settings
-from letstalk_server.studio import MAX_LABEL_CHARS, Cast, Studio, can_cut_out
+from letstalk_server.studio import MAX_LABEL_CHARS, Cast, Studio
 from letstalk_server.web import (
     Parts,
     flag_of,
@@ -237,7 +237,7 @@ def avatar_json(cast: Cast) -> dict[str, Any]:
         "default": cast.owner is None,
         "still": f"{address}/still.jpg",
         "thumbnail": f"{address}/thumbnail.jpg",
-        "matte": f"{address}/matte.png" if can_cut_out() else None,
+        "matte": f"{address}/matte.png",
         "width": width,
         "height": height,
         "face": [round(value) for value in cast.portrait.box],

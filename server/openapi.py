@@ -188,7 +188,7 @@ def _schemas() -> Json:
             default=FLAG,
             still=TEXT,
             thumbnail=TEXT,
-            matte=_or_null(TEXT),
+            matte=TEXT,
             width=WHOLE,
             height=WHOLE,
             face=_list(NUMBER),

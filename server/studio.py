@@ -13,8 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -189,13 +188,11 @@ class Studio:
         del self._uploads[name]
         self._mattes.pop(name, None)
 
-    async def matte(self, cast: Cast) -> bytes | None:
+    async def matte(self, cast: Cast) -> bytes:
         """Give where the person is: 8-bit grey PNG of the canvas' size, white is the person.
 
-        It is made when it is first asked for, for few ask. `None` where OpenCV is not installed.
+        It is made when it is first asked for, for few ask.
         """
-        if not can_cut_out():
-            return None
         if cast.id not in self._mattes:
             loop = asyncio.get_running_loop()
             self._mattes[cast.id] = loop.run_in_executor(self._reader, _matte, cast.portrait)
@@ -328,12 +325,6 @@ def _framed(prepare: Callable[[Any], Portrait], finder: Any) -> Portrait:
 
 def _pictures(portrait: Portrait) -> tuple[bytes, bytes]:
     return _jpeg(portrait.canvas), _jpeg(portrait.crop, THUMBNAIL_PX)
-
-
-@cache
-def can_cut_out() -> bool:
-    """Tell whether mattes can be made; without them the overlay shows the whole picture."""
-    return find_spec("cv2") is not None
 
 
 def _matte(portrait: Portrait) -> bytes:

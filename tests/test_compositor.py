@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from faces import SkinFinder, draw
 from small_model import face_points
 
@@ -161,6 +162,26 @@ class TestLayers:
         for number in range(5):
             alone = compositor.compose_layers(frames[number : number + 1])[0]
             assert np.abs(together[number].astype(int) - alone).max() <= 1
+
+    @pytest.mark.parametrize("side", [300.0, 700.0])
+    def test_on_a_gpu_the_same_is_shown(self, side: float) -> None:
+        photograph = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+        photograph = F.interpolate(photograph * 60 + 128, (700, 700), mode="bicubic").clamp(0, 255)
+        portrait = portrait_with((0.0, 0.0, side), (700, 700))
+        portrait.canvas[:] = photograph[0].permute(1, 2, 0).byte().numpy()
+        frames = at_rest(2)
+        generator = torch.Generator().manual_seed(0)
+        flow = torch.randn(2, 2, 6, 6, generator=generator)
+        frames.flow = F.interpolate(0.05 * flow, (FLOW_SIZE, FLOW_SIZE), mode="bicubic")
+        frames.change = F.interpolate(
+            torch.randn(2, 3, 8, 8, generator=generator), (256, 256), mode="bicubic"
+        )
+        compositor = Compositor(portrait, layered=True)
+        here = compositor.compose_layers(frames).astype(int)
+        assert isinstance(compositor._source, np.ndarray)
+        compositor._source = torch.from_numpy(compositor._source).permute(2, 0, 1)[None].float()
+        there = compositor.compose_layers(frames)
+        assert np.abs(here - there).max() <= 3 and np.abs(here - there).mean() < 0.5
 
     def test_a_small_face_is_shown_as_the_model_painted_it(self) -> None:
         portrait = portrait_with((50.0, 20.0, 220.0))

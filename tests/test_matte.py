@@ -1,12 +1,9 @@
 """The matte keeps the person and drops the background, whatever the portrait's framing."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from letstalk_rt.errors import DependencyError
 from letstalk_rt.matte import person_matte
 from letstalk_rt.types import Portrait
 
@@ -15,7 +12,6 @@ SKIN, HAIR, CLOTH = (224, 172, 140), (50, 30, 22), (60, 50, 120)
 
 def drawn(size: tuple[int, int], box: tuple[float, float, float], wall: float = 140.0):
     """Give a portrait of a drawn head and shoulders in that box, and where the person is."""
-    pytest.importorskip("cv2")
     width, height = size
     left, top, side = box
     noise = np.random.default_rng(0).normal(wall, 6, (height, width, 3)).clip(0, 255)
@@ -62,12 +58,3 @@ def test_the_canvas_is_not_touched():
 def test_a_face_that_fills_the_picture_is_all_person():
     portrait, _ = drawn((256, 256), (-600, -600, 1500))
     assert (person_matte(portrait) > 250).mean() > 0.99
-
-
-def test_without_opencv_the_error_says_what_to_install(monkeypatch):
-    portrait = Portrait(
-        np.zeros((64, 64, 3), np.uint8), np.zeros((256, 256, 3), np.uint8), (0, 0, 64)
-    )
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(DependencyError, match=r"pip install 'letstalk-rt\[matte\]'"):
-        person_matte(portrait)

@@ -1,13 +1,10 @@
 """The flow of what is around the face: measured on moved pictures, and none within the face."""
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from small_model import face_points
 
-from letstalk_rt.errors import DependencyError
 from letstalk_rt.models.landmark_warp import warp
 from letstalk_rt.models.surroundings import (
     CHANNELS,
@@ -70,9 +67,3 @@ def test_items_are_measured_apart(picture, points):
         frames, picture.expand(2, -1, -1, -1), points.expand(2, -1, -1), still
     )
     assert not together[0].any() and together[1].any()
-
-
-def test_without_opencv_it_says_what_to_install(picture, points, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(DependencyError, match="OpenCV"):
-        measure_surroundings(picture, picture, points, torch.zeros(1, 2, 128, 128))

@@ -10,6 +10,7 @@ Source: residual shortcuts of the down-sampling: DC-AE, arXiv:2410.10733, sectio
 Reference guidance: RefVAE, arXiv:2606.01620 (there by attention, here by a warp).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,7 +21,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from letstalk_rt.models import surroundings
-from letstalk_rt.models.landmark_warp import face_flow, mouth_gap, nearness, warp
+from letstalk_rt.models.landmark_warp import (
+    face_flow,
+    mouth_gap,
+    nearness_of,
+    read_at,
+    sampling_grid,
+    warp,
+)
 from letstalk_rt.models.landmarks import EYES, INNER_LOWER_LIP, INNER_UPPER_LIP, LIPS, NUM_POINTS
 
 PICTURE_SIZE = 256
@@ -68,6 +76,8 @@ class PortraitFeatures:
 
     def repeat(self, times: int) -> "PortraitFeatures":
         """Repeat each item `times` times, for as many frames; a single one without a copy."""
+        if times == 1:
+            return self
 
         def repeated(part: Tensor) -> Tensor:
             return part[:, None].expand(-1, times, *part.shape[1:]).flatten(0, 1)
@@ -78,6 +88,39 @@ class PortraitFeatures:
             repeated(self.points),
             tuple(repeated(f) for f in self.features),
         )
+
+
+@dataclass
+class Layout:
+    """Where everything is to be in B frames, before anything is painted.
+
+    It is many small sums, which cost the same for one frame as for a window of them.
+
+    Attributes:
+        points: landmarks read off the latents, `(B, L, 2)`.
+        flow: along landmarks and surroundings, `(B, 2, 128, 128)`.
+        grids: where to read the portrait's features, `(B, s, s, 2)` for s of 16, 32 and 64.
+        start: what painting starts from, `(B, C, 16, 16)`.
+        maps: flow, and nearness of landmarks, `(B, 6, 64, 64)`.
+        gap: the open mouth, `(B, 4, 64, 64)`.
+        styles: scale and shift in each block, `(B, 2 C)`.
+    """
+
+    points: Tensor
+    flow: Tensor
+    grids: tuple[Tensor, ...]
+    start: Tensor
+    maps: Tensor
+    gap: Tensor
+    styles: tuple[Tensor, ...]
+
+    def __getitem__(self, frames: slice) -> "Layout":
+        """Take some of the frames."""
+
+        def part(value: Any) -> Any:
+            return tuple(map(part, value)) if isinstance(value, tuple) else value[frames]
+
+        return Layout(*(part(getattr(self, field.name)) for field in fields(self)))
 
 
 @dataclass
@@ -151,11 +194,11 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
         self.style = nn.Linear(style, 2 * channels) if style else None
 
-    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        """Map `(B, C, H, W)` to the same shape; `style` is `(B, style)`."""
+    def forward(self, x: Tensor, styled: Tensor | None = None) -> Tensor:
+        """Map `(B, C, H, W)` to the same shape; `styled` is what `style` gave, `(B, 2 C)`."""
         h = self.conv1(F.silu(x))
-        if self.style is not None:
-            scale, shift = self.style(style)[..., None, None].chunk(2, 1)
+        if styled is not None:
+            scale, shift = styled[..., None, None].chunk(2, 1)
             h = torch.addcmul(shift, h, 1 + scale)
         return x + self.conv2(F.silu(h))
 
@@ -320,33 +363,65 @@ class Decoder(nn.Module):
         for parameter in self.flow_head.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(
-        self, latent: Tensor, points: Tensor, portrait: PortraitFeatures, coarse: Tensor
-    ) -> Decoded:
-        """Decode `(B, C, h, w)`, whose landmarks are `points`, along the coarse flow."""
-        both = torch.cat([_face(latent), _face(portrait.latent)], 1).to(self.spread.weight.dtype)
+    def lay_out(
+        self, latent: Tensor, points: Tensor, portrait_latent: Tensor, coarse: Tensor
+    ) -> Layout:
+        """Prepare to decode `(B, C, h, w)`, whose landmarks are `points`, along the coarse flow."""
+        both = torch.cat([_face(latent), _face(portrait_latent)], 1).to(self.spread.weight.dtype)
+        start = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
         style = self.style(both.flatten(1))
-        x = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
-        for level, size in enumerate((16, 32, 64)):
-            flow = F.avg_pool2d(coarse, FLOW_SIZE // size)
-            seen = warp(portrait.features[level].float(), flow).to(x.dtype)
-            parts = [x, seen]
-            if size == 64:
-                maps = [nearness(points[:, group], 64, 4.0) for group in _SHOWN]
-                parts.append(torch.cat([10 * flow, *maps], 1).to(x.dtype))
+        flows = [F.avg_pool2d(coarse, FLOW_SIZE // size) for size in (16, 32, 64)]
+        near = nearness_of(_shown(points.device), points, 64, 4.0)
+        gap = F.pixel_unshuffle(mouth_gap(points, FLOW_SIZE), 2)
+        return Layout(
+            points,
+            coarse,
+            tuple(sampling_grid(flow) for flow in flows),
+            _packed(start, start.dtype),
+            _packed(torch.cat([10 * flows[-1], near], 1), start.dtype),
+            _packed(gap, start.dtype),
+            tuple(
+                block.style(style)
+                for level in self.blocks
+                for block in level  # type: ignore[attr-defined]
+            ),
+        )
+
+    def forward(self, layout: Layout, portrait: PortraitFeatures) -> Decoded:
+        """Paint B frames; one portrait item for each."""
+        x, styles = layout.start, iter(layout.styles)
+        for level, grid in enumerate(layout.grids):
+            seen = read_at(portrait.features[level].float(), grid)
+            parts = [x, _packed(seen, x.dtype)]
+            if level == 2:
+                parts.append(layout.maps)
             x = self.mix[level](torch.cat(parts, 1))
             for block in self.blocks[level]:  # type: ignore[attr-defined]
-                x = block(x, style)
+                x = block(x, next(styles))
             if level < 2:
                 x = self.ups[level](x)
         change = 0.1 * self.flow_head(F.silu(x)).float()
-        flow = coarse + F.interpolate(change, scale_factor=2.0, mode="bilinear")
+        flow = layout.flow + F.interpolate(change, scale_factor=2.0, mode="bilinear")
         warped = warp(portrait.picture.float(), flow, "bicubic")
-        gap = mouth_gap(points, FLOW_SIZE)
-        seen = torch.cat([F.pixel_unshuffle(warped, 4), F.pixel_unshuffle(gap, 2)], 1)
-        out = self.paint(torch.cat([x, seen.to(x.dtype)], 1)).float()
+        seen = _packed(F.pixel_unshuffle(warped, 4), x.dtype)
+        out = self.paint(torch.cat([x, seen, layout.gap], 1)).float()
         out = F.pixel_shuffle(out, 4)
-        return Decoded(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, points)
+        return Decoded(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, layout.points)
+
+
+@functools.cache
+def _shown(device: torch.device) -> Tensor:
+    """Give the groups of landmarks that are shown, `(G, L)` of 0 and 1."""
+    with torch.inference_mode(False):
+        groups = torch.zeros(len(_SHOWN), NUM_POINTS)
+        for group, members in zip(groups, _SHOWN, strict=True):
+            group[members] = 1
+        return groups.to(device)
+
+
+def _packed(maps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give maps in the order in memory that a CPU's convolutions want."""
+    return maps.to(dtype, memory_format=torch.channels_last)
 
 
 class ReferenceAutoencoder(nn.Module):
@@ -387,9 +462,6 @@ class ReferenceAutoencoder(nn.Module):
             x: frames.
             portrait: one item for each of B, that the surroundings are compared with; without it
                 they are taken to be at rest, as a portrait's own are.
-
-        Raises:
-            DependencyError: there is a portrait to compare with, but not OpenCV.
         """
         latents = self.encode_parts(x)[0]
         if portrait is None:
@@ -458,10 +530,10 @@ class ReferenceAutoencoder(nn.Module):
         features = self.reference(picture.contiguous(memory_format=torch.channels_last))
         return PortraitFeatures(picture, latent, self.points(latent), features)
 
-    def decode_parts(
+    def lay_out(
         self, latents: Tensor, portrait: PortraitFeatures, coarse: Tensor | None = None
-    ) -> Decoded:
-        """Decode `(B, C, h, w)` and keep the parts; one portrait item per latent.
+    ) -> Layout:
+        """Prepare to decode `(B, C, h, w)`; one portrait item per latent.
 
         `coarse` overrides the landmarks' flow read off the latents (training does so at its start).
         """
@@ -471,7 +543,18 @@ class ReferenceAutoencoder(nn.Module):
             if coarse is None:
                 coarse = face_flow(portrait.points.float(), points)
             coarse = coarse + surroundings.surrounding_flow(moved, points, FLOW_SIZE)
-        return self.decoder(latents, points, portrait, coarse)
+        return self.decoder.lay_out(latents, points, portrait.latent, coarse)
+
+    def decode_parts(
+        self, latents: Tensor, portrait: PortraitFeatures, coarse: Tensor | None = None
+    ) -> Decoded:
+        """Decode `(B, C, h, w)` and keep the parts; arguments as of `lay_out`."""
+        return self.paint(self.lay_out(latents, portrait, coarse), portrait)
+
+    def paint(self, layout: Layout, portrait: PortraitFeatures) -> Decoded:
+        """Decode B frames that are laid out; one portrait item for each."""
+        painted: Decoded = self.decoder(layout, portrait)
+        return painted
 
     def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> Decoded:
         """Decode `(B, T, 24, 4, 4)` to the layers of B times T frames, one portrait per item."""

@@ -3,6 +3,8 @@
 Source: kernel regression of displacements (Nadaraya, 1964; Watson, 1964).
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,13 +18,12 @@ from letstalk_rt.models.landmarks import (
     UPPER_LIP_ONLY,
 )
 
+NEAR_PX, FAR_PX = 7.0, 26.0
+"""Widths of the flow's kernels, in pixels of a 256x256 picture."""
+
 _FAR_WEIGHT = 1e-3
 _REST = 2e-3
 """Weight of "no displacement": far from the face the flow fades to zero."""
-
-_ABOVE = [i for i in range(NUM_POINTS) if i not in LOWER_LIP_ONLY]
-_BELOW = [i for i in range(NUM_POINTS) if i not in UPPER_LIP_ONLY]
-"""Landmarks that what lies above and below the line between the lips follows."""
 
 _LIP_PX = 3.0
 """Width over which landmarks of a lip are joined to its edge."""
@@ -36,8 +37,8 @@ def coarse_flow(
     target: Tensor,
     grid_size: int = 64,
     *,
-    near_px: float = 7.0,
-    far_px: float = 26.0,
+    near_px: float = NEAR_PX,
+    far_px: float = FAR_PX,
 ) -> Tensor:
     """Give, for each cell of the target picture, where in the source picture to read.
 
@@ -57,16 +58,24 @@ def coarse_flow(
         Offsets `(B, 2, grid_size, grid_size)` to add to the identity grid of `grid_sample`, in
         [-1, 1] units.
     """
-    axis = (torch.arange(grid_size, device=source.device) + 0.5) / grid_size * 2 - 1
-    distance_px = (axis - target[..., None]) * 128  # (B, L, 2, cells)
-    ones = torch.ones_like(source[..., :1])
-    values = torch.cat([source - target, ones], -1).transpose(1, 2)  # (B, 3, L): dx, dy, weight
-    total = source.new_zeros(source.shape[0], 3, grid_size, grid_size)
-    for width_px, weight in ((near_px, 1.0), (far_px, _FAR_WEIGHT)):
-        columns, rows = _bell(distance_px, width_px).unbind(2)
-        weighted_rows = weight * values[:, :, None] * rows.transpose(1, 2)[:, None]
-        total = total + weighted_rows @ columns[:, None]  # (B, 3, cells, L) @ (B, 1, L, cells)
-    return total[:, :2] / (total[:, 2:] + _REST)
+    followed = source.new_ones(1, source.shape[1])
+    return _flows(source, target, followed, grid_size, near_px, far_px)[:, 0]
+
+
+def _flows(
+    source: Tensor, target: Tensor, followed: Tensor, size: int, near_px: float, far_px: float
+) -> Tensor:
+    """As `coarse_flow`, once for each row of `followed`, `(K, L)`: `(B, K, 2, size, size)`.
+
+    A row says how much each landmark counts.
+    """
+    columns, rows = _bells(target, size, (near_px, far_px))
+    values = torch.cat([source - target, torch.ones_like(source[..., :1])], -1)
+    values = (values.transpose(1, 2)[:, None] * followed[:, None]).flatten(1, 2)  # (B, 3 K, L)
+    values = torch.cat([values, _FAR_WEIGHT * values], -1)  # of the near kernel and of the far
+    weighted = (values[:, :, None] * rows[:, None]).flatten(1, 2)
+    total = (weighted @ columns).to(source).unflatten(1, (-1, 3, size))  # dx, dy and weight
+    return total[:, :, :2] / (total[:, :, 2:] + _REST)
 
 
 def face_flow(source: Tensor, target: Tensor, size: int = 128) -> Tensor:
@@ -79,21 +88,31 @@ def face_flow(source: Tensor, target: Tensor, size: int = 128) -> Tensor:
     Returns:
         Offsets `(B, 2, size, size)`.
     """
-    parts = []
-    for kept in (_ABOVE, _BELOW):
-        flow = coarse_flow(source[:, kept], target[:, kept], size // 2)
-        parts.append(F.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=False))
-    above, below = parts
+    flows = _flows(source, target, _sides(source.device), size // 2, NEAR_PX, FAR_PX)
+    flows = F.interpolate(flows.flatten(1, 2), scale_factor=2.0, mode="bilinear")
+    above, below = flows.chunk(2, 1)
     upper, lower, within = _lip_lines(target, size)
-    distance_px = ((upper + lower) / 2)[:, None] - _axis_px(size, target)[:, None]
+    distance_px = ((upper + lower) / 2)[:, None] - _axis_px(size, target.device)[:, None]
     side = within[:, None] * (distance_px / _EDGE_PX).clamp(-1, 1)  # 1 above the line, -1 below
     return torch.lerp(below, above, (0.5 + 0.5 * side)[:, None])
+
+
+@functools.cache
+def _sides(device: torch.device) -> Tensor:
+    """Give what follows which landmarks, `(2, L)`: what is above the line between the lips, and
+    what is below.
+    """
+    with torch.inference_mode(False):
+        sides = torch.ones(2, NUM_POINTS)
+        sides[0, LOWER_LIP_ONLY] = 0
+        sides[1, UPPER_LIP_ONLY] = 0
+        return sides.to(device)
 
 
 def mouth_gap(points: Tensor, size: int = 128) -> Tensor:
     """Give where the open mouth is: `(B, 1, size, size)`, 1 between parted lips and 0 elsewhere."""
     upper, lower, within = _lip_lines(points, size)
-    y = _axis_px(size, points)[:, None]
+    y = _axis_px(size, points.device)[:, None]
     under = ((y - upper[:, None]) / _EDGE_PX + 0.5).clamp(0, 1)
     over = ((lower[:, None] - y) / _EDGE_PX + 0.5).clamp(0, 1)
     parted = ((lower - upper) / _EDGE_PX).clamp(0, 1) * within
@@ -107,7 +126,7 @@ def _lip_lines(points: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         Heights of upper and of lower lip in pixels of a 256x256 picture, `(B, size)`; and 1 for
         columns inside the mouth, 0 outside.
     """
-    columns = _axis_px(size, points)
+    columns = _axis_px(size, points.device)
     edges = []
     for inner in (INNER_UPPER_LIP, INNER_LOWER_LIP):
         x, y = (128 * points[:, INNER_CORNERS + inner]).unbind(-1)
@@ -119,9 +138,11 @@ def _lip_lines(points: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return edges[0], edges[1], within
 
 
-def _axis_px(size: int, like: Tensor) -> Tensor:
+@functools.cache
+def _axis_px(size: int, device: torch.device) -> Tensor:
     """Give the centres of cells in pixels of a 256x256 picture, from its middle."""
-    return ((torch.arange(size, device=like.device) + 0.5) / size * 2 - 1) * 128
+    with torch.inference_mode(False):
+        return ((torch.arange(size, device=device) + 0.5) / size * 2 - 1) * 128
 
 
 def nearness(points: Tensor, size: int, width_px: float) -> Tensor:
@@ -129,10 +150,27 @@ def nearness(points: Tensor, size: int, width_px: float) -> Tensor:
 
     `width_px` is of a 256x256 picture.
     """
-    axis = (torch.arange(size, device=points.device) + 0.5) / size * 2 - 1
-    distance_px = (axis - points[..., None]) * 128
-    columns, rows = _bell(distance_px, width_px).unbind(2)
-    return (rows.transpose(1, 2) @ columns).clamp(max=1)[:, None]
+    return nearness_of(points.new_ones(1, points.shape[1]), points, size, width_px)
+
+
+def nearness_of(groups: Tensor, points: Tensor, size: int, width_px: float) -> Tensor:
+    """As `nearness`, for groups of the points: `(G, L)` of 0 and 1 to `(B, G, size, size)`."""
+    columns, rows = _bells(points, size, (width_px,))
+    grouped = (groups[:, None] * rows[:, None]).flatten(1, 2)  # (B, G size, L)
+    return (grouped @ columns).clamp(max=1).unflatten(1, (-1, size))
+
+
+def _bells(points: Tensor, size: int, widths_px: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Give the Gaussians around points `(B, L, 2)`, repeated for each of K widths.
+
+    Returns:
+        Along x, `(B, K L, size)`, and along y, `(B, size, K L)`: their product is two-dimensional.
+    """
+    axis = _axis_px(size, points.device)
+    x, y = (128 * points).unbind(-1)
+    across, down = axis - x[..., None], axis[:, None] - y[:, None]
+    columns = torch.cat([_bell(across, width_px) for width_px in widths_px], 1)
+    return columns, torch.cat([_bell(down, width_px) for width_px in widths_px], 2)
 
 
 def _bell(distance_px: Tensor, width_px: float) -> Tensor:
@@ -141,7 +179,7 @@ def _bell(distance_px: Tensor, width_px: float) -> Tensor:
     It ends at 4e-18: products of two are then still ordinary numbers. Below those, a processor
     takes seven times as long (docs/log.md).
     """
-    return torch.exp((-(distance_px**2) / (2 * width_px**2)).clamp(min=-40))
+    return torch.exp((distance_px * distance_px * (-0.5 / width_px**2)).clamp(min=-40))
 
 
 def warp(picture: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
@@ -153,7 +191,17 @@ def warp(picture: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
     height, width = picture.shape[-2:]
     if flow.shape[-2:] != (height, width):
         flow = F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
-    identity = torch.eye(2, 3, device=picture.device).expand(picture.shape[0], 2, 3)
-    grid = F.affine_grid(identity, list(picture.shape), align_corners=False)
-    grid = grid + flow.permute(0, 2, 3, 1)
+    return read_at(picture, sampling_grid(flow), mode)
+
+
+def sampling_grid(flow: Tensor) -> Tensor:
+    """Give where to read, as `grid_sample` wants it, `(B, h, w, 2)`: identity plus flow."""
+    x, y = flow.unbind(1)
+    x = x + _axis_px(x.shape[2], x.device) / 128
+    y = y + (_axis_px(y.shape[1], y.device) / 128)[:, None]
+    return torch.stack([x, y], -1)
+
+
+def read_at(picture: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
+    """Read `(B, C, H, W)` at the places `(B, h, w, 2)`; beyond its border, its border."""
     return F.grid_sample(picture, grid, mode, padding_mode="border", align_corners=False)

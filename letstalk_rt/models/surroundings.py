@@ -7,13 +7,15 @@ from its portrait; a portrait's own surroundings are at rest.
 Source of the measured flow: dense inverse search, arXiv:1603.03590, by OpenCV.
 """
 
+import functools
+
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from letstalk_rt.errors import DependencyError
 from letstalk_rt.models.landmark_warp import nearness, warp
 
 CELLS = 8
@@ -43,8 +45,19 @@ def surrounding_flow(latent: Tensor, points: Tensor, size: int = 128) -> Tensor:
         Offsets as of `face_flow`, `(B, 2, size, size)`.
     """
     grid = rearrange(latent.float(), "b (c i j) h w -> b c (h i) (w j)", i=2, j=2) / GAIN
-    flow = F.interpolate(grid, (size, size), mode="bicubic", align_corners=False)
-    return flow * _away(points, size)
+    rise = _rise(size, grid.device)
+    return (rise @ grid @ rise.T) * _away(points, size)
+
+
+@functools.cache
+def _rise(size: int, device: torch.device) -> Tensor:
+    """Give the weights of cells in a bicubic enlargement along one axis, `(size, CELLS)`.
+
+    As two small matrix products that is a tenth of the work.
+    """
+    with torch.inference_mode(False):
+        cells = torch.eye(CELLS, device=device)[None, None]
+        return F.interpolate(cells, (size, CELLS), mode="bicubic", align_corners=False)[0, 0]
 
 
 @torch.no_grad()
@@ -64,9 +77,6 @@ def measure_surroundings(
 
     Returns:
         `(B, 8, 4, 4)`.
-
-    Raises:
-        DependencyError: OpenCV is not installed.
     """
     moved = warp(pictures.float(), coarse)
     flow = _search(frames, moved)
@@ -94,12 +104,6 @@ def _error(made: Tensor, true: Tensor) -> Tensor:
 
 def _search(frames: Tensor, moved: Tensor) -> Tensor:
     """Give where in `moved` each pixel of `frames` is, `(B, 2, H, W)` offsets in [-1, 1] units."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise DependencyError(
-            "measuring surroundings needs OpenCV; install it with: pip install 'letstalk-rt[train]'"
-        ) from error
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     begin = np.zeros((*frames.shape[-2:], 2), np.float32)
     flows = [

@@ -58,7 +58,7 @@ class AutoencoderLoss:
     latent_noise: float = 0.02
     mouth: float = 14.0
     eyes: float = 6.0
-    square: float = 0.5
+    square: float = 2.0
     colour: float = 2.0
     seen: float = 5.0
     real: float = 0.004
@@ -285,7 +285,7 @@ def _picture_losses(
     error = decoded.picture - target
     return {
         "picture": (error.abs() * weight).mean(),
-        "square": (error**2).mean(),
+        "square": (error**2 * weight).mean(),
         # A critic looks at texture and lets colours go astray: they are held where they are wide.
         "colour": (F.avg_pool2d(error, 8).abs() * F.avg_pool2d(weight, 8)).mean(),
         "warp": (decoded.warped - target).abs().mean(),
