@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -339,10 +340,9 @@ class AvatarPipeline:
             pcm: `(B, hop)` float32 in [-1, 1] at 16 kHz.
             states: of B sessions whose pictures have one size; updated in place.
             deliver: is called with each of the `parts` of the window, `(B, n, H, W, 3)`, as soon as
-                it is made. The window then costs a little more, and other work on the machine
-                disturbs it less; its pictures are the same but for rounding. None: the window is
-                made in one go.
-            clock: is told of the stages audio, sample, decode and composite.
+                it is made. One core is then left to other work, which so disturbs it less.
+            clock: is told of the stages audio, sample, layout and paint, and for each part of the
+                latter of decode and composite.
 
         Returns:
             `(B, N, H, W, 3)` uint8, new memory.
@@ -351,37 +351,22 @@ class AvatarPipeline:
             AudioFormatError: `pcm` has the wrong shape or dtype, or holds NaN; nothing has changed.
         """
         self._check(pcm, states)
-        # One window in one go is soonest with all cores at each frame; several are, and parts, with
-        # a core for each.
-        painters = self.painters if deliver is not None or len(states) > 1 else None
-        with limited(None if painters is None else painters.spared):
+        threads = self.painters.spared if self.painters and deliver else None
+        with limited(threads):
             with clock.stage("audio"):
                 tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
             with clock.stage("sample"):
                 latents = self._sample(tokens, states)
-            closures = [state.director.closures(latents.shape[1]) for state in states]
-            with clock.stage("decode"):
+            with clock.stage("layout"):
                 sketches = self._sketch(latents, states)
-        if painters is None:
-            window = self._paint(sketches, closures, states, clock)
-            if deliver is not None:
-                deliver(window)
-            return window
-        if deliver is None:
-            each = zip(sketches, closures, states, strict=True)
-            jobs = [painters.submit(self._paint, [a], [b], [c], NoClock()) for a, b, c in each]
-            return np.concatenate(list(_in_order(jobs)))
-        jobs, first = [], 0
-        for count in self.parts:
-            here = slice(first, first + count)
-            drawn, eyes = [one[here] for one in sketches], [one[here] for one in closures]
-            jobs.append(painters.submit(self._paint, drawn, eyes, states, NoClock()))
-            first += count
+        closures = [state.director.closures(latents.shape[1]) for state in states]
         shown = []
-        for part in _in_order(jobs):
-            deliver(part)
-            shown.append(part)
-        return np.concatenate(shown, 1)
+        with clock.stage("paint"):
+            for part in self._painted(sketches, closures, states, clock):
+                if deliver is not None:
+                    deliver(part)
+                shown.append(part)
+        return shown[0] if len(shown) == 1 else np.concatenate(shown, 1)
 
     def _sketch(self, latents: Tensor, states: Sequence[SessionState]) -> list[Any]:
         """Prepare the latents `(B, N, C, h, w)` of a window for painting; gives B things to slice.
@@ -393,6 +378,27 @@ class AvatarPipeline:
         pairs = zip(latents, states, strict=True)
         return [self.model.autoencoder.lay_out(x, s.features.repeat(len(x))) for x, s in pairs]
 
+    def _painted(
+        self,
+        sketches: Sequence[Any],
+        closures: Sequence[Sequence[float]],
+        states: Sequence[SessionState],
+        clock: Stages,
+    ) -> Iterator[np.ndarray]:
+        """Give the parts of a window in order, `(B, n, H, W, 3)`, each as soon as it is there.
+
+        Painting changes no state, so parts are painted side by side where there are threads for it.
+        """
+        jobs, first = [], 0
+        for count in self.parts:
+            here = slice(first, first + count)
+            first += count
+            drawn, eyes = [one[here] for one in sketches], [one[here] for one in closures]
+            jobs.append(partial(self._paint, drawn, eyes, states, clock))
+        if self.painters is None:
+            return (job() for job in jobs)
+        return _in_order([self.painters.submit(job) for job in jobs])
+
     @torch.inference_mode()
     def _paint(
         self,
@@ -401,10 +407,7 @@ class AvatarPipeline:
         states: Sequence[SessionState],
         clock: Stages,
     ) -> np.ndarray:
-        """Give the pictures of n frames of each session: `(B, n, H, W, 3)` uint8.
-
-        Changes no state, so parts of a window may be painted side by side.
-        """
+        """Give the pictures of n frames of each session: `(B, n, H, W, 3)` uint8."""
         with clock.stage("decode"):
             frames = self._decoded(sketches, states)
         with clock.stage("composite"):
