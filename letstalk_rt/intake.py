@@ -275,9 +275,10 @@ class Intake:
         return epoch == self.epoch
 
     def _queue(self, items: Iterable[Hop | EndMark]) -> None:
-        now_s = self._now_s()
+        now_s, waiting = self._now_s(), len(self._work)
         self._work.extend(Work(item, now_s) for item in items)
-        self._wake()
+        if len(self._work) > waiting:
+            self._wake()
 
     def _check_open(self) -> None:
         if self._closed is not None:

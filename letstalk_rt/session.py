@@ -122,6 +122,7 @@ class AvatarSession:
         self._closed = False
         self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
         self._check_not_closed()
@@ -358,7 +359,9 @@ class AvatarSession:
         return error
 
     def _now_s(self) -> float:
-        return asyncio.get_running_loop().time()
+        if self._loop is None:  # to ask for it costs a system call before Python 3.12
+            self._loop = asyncio.get_running_loop()
+        return self._loop.time()
 
 
 def _ms(samples: float) -> int:

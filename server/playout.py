@@ -204,6 +204,10 @@ class PulledPlayout:
         oldest = self._slots[0].number
         return self._slots[max(0, number - oldest)]
 
+    def is_filled(self, number: int) -> bool:
+        """Tell whether somebody has asked for slot `number`."""
+        return self._next > number
+
     def _fill(self) -> None:
         frame = self._take()
         if frame is None:

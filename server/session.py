@@ -34,6 +34,9 @@ WATCH_INTERVAL_S = 0.5
 FAREWELL_S = 0.3
 """Time for a last message to leave before the connections close."""
 
+_AFTER_OTHERS_S, _SELDOM_SLOTS = 0.005, 4
+"""How long connections are given to ask for a slot, and how often is looked while they do."""
+
 _PASSED_ON = ("speech-late", "clipped")
 """Warnings of the engine that clients are told."""
 
@@ -313,12 +316,13 @@ class Session:
     # Time
 
     async def _keep_time(self) -> None:
-        """Fill each slot when it is due, whether a connection asks for it or not."""
+        """Fill each slot when it is due where no connection asks for it; else look now and then."""
         number = 0
         while True:
-            await self.playout.wait_until(number * SLOT_S)
+            await self.playout.wait_until(number * SLOT_S + _AFTER_OTHERS_S)
+            step = _SELDOM_SLOTS if self.playout.is_filled(number) else 1
             self.playout.slot(number)
-            number = max(number + 1, int(self.playout.now() / SLOT_S))
+            number = max(number + step, int(self.playout.now() / SLOT_S))
 
     async def _watch(self) -> None:
         """Let lost connections go, and end the session when it must."""

@@ -62,23 +62,25 @@ class FlashPipeline:
 
     def step(self, pcm: np.ndarray, states: list[dict[str, Any]]) -> np.ndarray:
         """Turn `(B, hop)` float32 into `(B, N, H, W, 3)` uint8."""
-        return np.stack([self._window(p, s) for p, s in zip(pcm, states, strict=True)])
+        shape = (len(states), self.frames_per_window, *states[0]["swaying"][0].shape)
+        windows = np.empty(shape, np.uint8)
+        for each in zip(pcm, states, windows, strict=True):
+            self._draw(*each)
+        return windows
 
-    def _window(self, pcm: np.ndarray, state: dict[str, Any]) -> np.ndarray:
+    def _draw(self, pcm: np.ndarray, state: dict[str, Any], window: np.ndarray) -> None:
         heard = np.concatenate([state["past"], pcm])
         state["past"] = heard[pcm.size :].copy()
-        pictures = []
-        for sound in heard[: pcm.size].reshape(-1, SAMPLES_PER_FRAME):
+        sounds = heard[: pcm.size].reshape(-1, SAMPLES_PER_FRAME)
+        for sound, picture in zip(sounds, window, strict=True):
             (loud,) = np.nonzero(np.abs(sound) > LOUD)
             if not loud.size:
                 state["shade"] = DARK
             elif state["shade"] == DARK:
                 state["shade"] = round(DIM + (BRIGHT - DIM) * loud[0] / SAMPLES_PER_FRAME)
-            picture = state["swaying"][state["count"] % SWAY].copy()
+            picture[:] = state["swaying"][state["count"] % SWAY]
             picture[:PATCH, :PATCH] = state["shade"]
             state["count"] += 1
-            pictures.append(picture)
-        return np.stack(pictures)
 
 
 def load(settings: Settings) -> Model:
