@@ -22,8 +22,8 @@ The last line is JSON; each of the above with p50, p95 and p99.
 
 import argparse
 import asyncio
-import bisect
 import json
+import math
 import os
 import platform
 import subprocess
@@ -49,9 +49,15 @@ from letstalk_rt.threads import spin_briefly
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame, Portrait
 
 BLOCK_MS = 10
+BLOCKS = round(1000 / FPS / BLOCK_MS)
+"""Of sound in a frame's time."""
+
 PAUSE_S = 1.0  # of the voice, after an interrupt
 FRAME_S = 1 / FPS
 WARM_UP_S = 5.0
+SPARE_S = 30.0
+"""Room is taken for so much more than is measured."""
+
 LAG_STEP_S = 0.005
 WARM_STARTS = 5
 MORE_SESSIONS = 3
@@ -83,12 +89,41 @@ class FakePipeline:
         return self._frames.copy()
 
 
+class Series:
+    """Numbers in the order in which they came, in memory that is taken beforehand.
+
+    Lists that grow with every frame look like a leak of the engine: 55 MB an hour.
+
+    Args:
+        most: how many there can be; of more, the oldest are forgotten.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._numbers = np.full(most, math.nan)
+        self._count = 0
+
+    def append(self, number: float) -> None:
+        """Take the next one."""
+        self._numbers[self._count % len(self._numbers)] = number
+        self._count += 1
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._count = 0
+
+    def values(self) -> np.ndarray:
+        """Give them all, `(n,)`."""
+        kept = min(self._count, len(self._numbers))
+        return np.roll(self._numbers, -self._count)[-kept:] if kept else self._numbers[:0]
+
+
 class TimedPipeline:
     """A model whose steps are timed where they run."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, seconds: float) -> None:
         self._inner = inner
-        self.steps: list[tuple[float, float]] = []  # when each began, and how long it took
+        most = int((seconds + SPARE_S) * FPS / inner.frames_per_window)
+        self.started_s, self.took_s = Series(most), Series(most)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -97,7 +132,8 @@ class TimedPipeline:
         """Run a step and note how long it took."""
         started_s = time.monotonic()
         frames: np.ndarray = self._inner.step(pcm, states, *deliver)
-        self.steps.append((started_s, time.monotonic() - started_s))
+        self.started_s.append(started_s)
+        self.took_s.append(time.monotonic() - started_s)
         return frames
 
 
@@ -107,7 +143,7 @@ class Loudspeaker:
     What a device holds itself is left out: 10 to 30 ms that no program can take back.
     """
 
-    def __init__(self, skews_ms: list[float]) -> None:
+    def __init__(self, skews_ms: Series) -> None:
         self.heard_s = 0.0  # until then sound came out
         self._buffer = SoundBuffer(SAMPLE_RATE, BUFFER_S)
         self._skews_ms = skews_ms
@@ -146,12 +182,15 @@ class Recorder:
 
     latency_s = 0.0
 
-    def __init__(self) -> None:
-        self.parts_ms: dict[str, list[float]] = {
-            name: []
-            for name in ("mic_to_lips", "algorithmic", "queue", "compute", "playout", "av_skew")
-        }
-        self.asked_s: dict[float, float] = {}  # when a step was asked for, and when it was had
+    def __init__(self, seconds: float) -> None:
+        frames = int((seconds + SPARE_S) * FPS)
+        self.parts_ms = {name: Series(frames) for name in ("queue", "compute", "playout")}
+        self.parts_ms["av_skew"] = Series(frames)
+        for name in ("mic_to_lips", "algorithmic"):
+            self.parts_ms[name] = Series(BLOCKS * frames)
+        # When each step was asked for, and when its last frame was had.
+        self.asked_s, self.had_s = Series(frames), Series(frames)
+        self._step = (0.0, 0.0)  # the latest
         self.last_frame_ms: list[float] = []
         self.silence_ms: list[float] = []
         self.first_s = time.monotonic()
@@ -202,11 +241,15 @@ class Recorder:
         if stamps is None or stamps.audio_in_s is None:
             return
         parts = self.parts_ms
-        self.asked_s[stamps.model_start_s] = stamps.model_end_s
+        asked_s, had_s = self._step
+        if stamps.model_start_s != asked_s and asked_s:
+            self.asked_s.append(asked_s)
+            self.had_s.append(had_s)
+        self._step = stamps.model_start_s, stamps.model_end_s
         parts["queue"].append((stamps.model_start_s - stamps.hop_complete_s) * 1000)
         parts["compute"].append((stamps.model_end_s - stamps.model_start_s) * 1000)
         parts["playout"].append((now_s - stamps.model_end_s) * 1000)
-        for block in range(round(1000 / FPS / BLOCK_MS)):  # the stamp is that of the last one
+        for block in range(BLOCKS):  # the stamp is that of the last one
             arrived_s = stamps.audio_in_s - block * BLOCK_MS / 1000
             parts["algorithmic"].append((stamps.hop_complete_s - arrived_s) * 1000)
             parts["mic_to_lips"].append((now_s - arrived_s) * 1000)
@@ -229,7 +272,7 @@ async def speak(session: AvatarSession, recorder: Recorder, seconds: float, ever
             await session.push_audio(sound[start : start + block], SAMPLE_RATE)
 
 
-async def watch_loop(lags_ms: list[float]) -> None:
+async def watch_loop(lags_ms: Series) -> None:
     """Note how late the event loop wakes this task, for ever."""
     while True:
         before_s = time.monotonic()
@@ -237,10 +280,10 @@ async def watch_loop(lags_ms: list[float]) -> None:
         lags_ms.append((time.monotonic() - before_s - LAG_STEP_S) * 1000)
 
 
-def watch_memory(points: list[tuple[float, float]], stop: threading.Event) -> None:
+def watch_memory(points_mb: Series, stop: threading.Event) -> None:
     """Note the resident memory every second, in a thread of its own."""
     while not stop.wait(1.0):
-        points.append((time.monotonic(), rss_mb()))
+        points_mb.append(rss_mb())
 
 
 def rss_mb() -> float:
@@ -252,17 +295,19 @@ def rss_mb() -> float:
     return pages * 4096 / 1e6
 
 
-def slope_mb_per_h(points: list[tuple[float, float]]) -> float:
-    """Fit a line to the last two thirds; the first is warm-up."""
-    kept = np.array(points[len(points) // 3 :])
+def slope_mb_per_h(points_mb: np.ndarray) -> float:
+    """Fit a line to the last two thirds of what was noted every second; the first is warm-up."""
+    kept = points_mb[len(points_mb) // 3 :]
     if len(kept) < 3:
         return float("nan")
-    return float(np.polyfit(kept[:, 0] - kept[0, 0], kept[:, 1], 1)[0]) * 3600
+    return float(np.polyfit(np.arange(len(kept)), kept, 1)[0]) * 3600
 
 
 async def run(avatar: Avatar, timed: TimedPipeline, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one session, for as long as asked for."""
-    recorder, lags_ms, memory = Recorder(), list[float](), list[tuple[float, float]]()
+    long_s = options.seconds + SPARE_S
+    recorder, memory = Recorder(options.seconds), Series(int(long_s))
+    lags_ms = Series(int(long_s / LAG_STEP_S))
     stop = threading.Event()
     threading.Thread(target=watch_memory, args=(memory, stop), daemon=True).start()
     async with avatar.session(voice_activity=options.voice_activity) as session:
@@ -278,20 +323,20 @@ async def run(avatar: Avatar, timed: TimedPipeline, options: argparse.Namespace)
         if not playing.cancelled() and (error := playing.exception()):
             raise error
     stop.set()
-    engine_ms = spread(added_ms(recorder.asked_s, timed.steps))
-    return figures(recorder, lags_ms, memory, session, cpu_s) | {"engine_ms": engine_ms}
+    found = figures(recorder, lags_ms.values(), memory.values(), session, cpu_s)
+    return found | {"engine_ms": spread(added_ms(recorder, timed))}
 
 
 def figures(
     recorder: Recorder,
-    lags_ms: list[float],
-    memory: list[tuple[float, float]],
+    lags_ms: np.ndarray,
+    memory_mb: np.ndarray,
     session: AvatarSession,
     cpu_s: float,
 ) -> dict[str, Any]:
     """Give what was measured."""
     metrics = session.metrics
-    values = {f"{name}_ms": spread(part) for name, part in recorder.parts_ms.items()}
+    values = {f"{name}_ms": spread(part.values()) for name, part in recorder.parts_ms.items()}
     return values | {
         "interrupt_to_last_frame_ms": spread(recorder.last_frame_ms),
         "interrupt_to_silence_ms": spread(recorder.silence_ms),
@@ -302,7 +347,7 @@ def figures(
         **metrics.counts(),
         "rtf": round(metrics.real_time_factor, 3),
         "rss_mb": round(rss_mb(), 1),
-        "rss_slope_mb_per_h": round(slope_mb_per_h(memory), 3),
+        "rss_slope_mb_per_h": round(slope_mb_per_h(memory_mb), 3),
     }
 
 
@@ -328,9 +373,10 @@ async def more_sessions_mb(avatar: Avatar) -> float:
     return grown_mb / MORE_SESSIONS
 
 
-def spread(values_ms: Sequence[float]) -> dict[str, float]:
+def spread(values_ms: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Give p50, p95 and p99."""
-    return {name: round(value, 2) for name, value in asdict(percentiles(values_ms)).items()}
+    found = asdict(percentiles(map(float, values_ms)))
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline]:
@@ -338,7 +384,7 @@ def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline]:
     if options.fake:
         picture = np.zeros((options.size, options.size, 3), np.uint8)
         portrait = Portrait(picture, picture, (0.0, 0.0, float(options.size)))
-        timed = TimedPipeline(FakePipeline(options.size))
+        timed = TimedPipeline(FakePipeline(options.size), options.seconds)
         return Avatar.from_pipeline(timed, portrait), timed
     from letstalk_rt.pipeline import AvatarPipeline
     from letstalk_rt.portrait import prepare_portrait
@@ -347,7 +393,7 @@ def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline]:
         preset=options.preset, device=options.device, steps=options.steps, threads=options.threads
     )
     portrait = prepare_portrait(portrait_path(options.portrait), pipeline.finder, size=options.size)
-    timed = TimedPipeline(pipeline)
+    timed = TimedPipeline(pipeline, options.seconds)
     return Avatar.from_pipeline(timed, portrait), timed
 
 
@@ -433,9 +479,10 @@ async def measure(
 ) -> dict[str, Any]:
     """Do all that runs in this process."""
     warm_ms = [await first_frame_ms(avatar) for _ in range(WARM_STARTS)]
-    timed.steps.clear()
+    timed.started_s.clear()
+    timed.took_s.clear()
     result = await run(avatar, timed, options)
-    result["model_ms"] = spread([took_s * 1000 for _, took_s in timed.steps])
+    result["model_ms"] = spread(timed.took_s.values() * 1000)
     result["first_frame_warm_ms"] = round(float(np.median(warm_ms)), 1)
     result["rss_mb_per_further_session"] = round(await more_sessions_mb(avatar), 1)
     return result
@@ -463,15 +510,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
 
 
-def added_ms(asked_s: dict[float, float], steps: Sequence[tuple[float, float]]) -> list[float]:
+def added_ms(recorder: Recorder, timed: TimedPipeline) -> np.ndarray:
     """Give, for each step, what is between asking for it and having it, less the step itself."""
-    begun_s = [started_s for started_s, _ in steps]
-    found = []
-    for from_s, until_s in asked_s.items():
-        number = bisect.bisect_left(begun_s, from_s)
-        if number < len(steps) and begun_s[number] < until_s:
-            found.append((until_s - from_s - steps[number][1]) * 1000)
-    return found
+    asked_s, had_s = recorder.asked_s.values(), recorder.had_s.values()
+    begun_s, took_s = timed.started_s.values(), timed.took_s.values()
+    step = np.searchsorted(begun_s, asked_s)
+    known = step < len(begun_s)
+    step, asked_s, had_s = step[known], asked_s[known], had_s[known]
+    own = begun_s[step] < had_s
+    added: np.ndarray = (had_s - asked_s - took_s[step])[own] * 1000
+    return added
 
 
 def print_table(facts: dict[str, Any], result: dict[str, Any]) -> None:
