@@ -203,6 +203,15 @@ class TestAugmentation:
         changed = color_augment(frames, generator())
         assert changed.abs().max() <= 1 and not torch.equal(changed, frames)
 
+    def test_some_portraits_are_black_and_white_in_all_their_frames(self):
+        frames = torch.rand(200, 1, 3, 2, 2).expand(200, 2, 3, 2, 2) - 0.5
+        changed = color_augment(frames, generator())
+        assert torch.equal(changed[:, 0], changed[:, 1])
+        pixels = changed[:, 0].flatten(2)
+        sizes = torch.linalg.svdvals(pixels - pixels.mean(2, keepdim=True))
+        of_one_tint = (sizes[:, 1] < 1e-5).sum()
+        assert 10 <= of_one_tint <= 45
+
     def test_pairs_are_decided_by_the_generator(self, clips, stills):
         source = PairSource(clips, stills, 4)
         frames, points = source.draw(generator(3))

@@ -299,9 +299,15 @@ def affine_augment(
 
 
 def color_augment(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Change gain, tint and brightness of `(B, T, 3, H, W)`, all frames of an item alike."""
+    """Change colours and brightness of `(B, T, 3, H, W)`, all frames of an item alike.
+
+    One in eight is black and white, or a single tint: lips of such portraits were painted red.
+    """
     batch = frames.shape[0]
-    gain = 1 + 0.2 * (torch.rand(batch, 1, 3, 1, 1, generator=generator) - 0.5)
+    grey = frames.mean(2, keepdim=True)
+    lot = torch.rand(batch, 1, 1, 1, 1, generator=generator)
+    frames = grey + (frames - grey) * (1.5 * (lot - 0.125)).clamp(0, 1.2)
+    gain = 1 + 0.3 * (torch.rand(batch, 1, 3, 1, 1, generator=generator) - 0.5)
     gain = gain * (1 + 0.3 * (torch.rand(batch, 1, 1, 1, 1, generator=generator) - 0.5))
     bias = 0.2 * (torch.rand(batch, 1, 1, 1, 1, generator=generator) - 0.5)
     return (frames * gain + bias).clamp(-1, 1)
