@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import ssl
@@ -147,6 +148,9 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.started:
             return
+        # What is loaded stays: to look through all of it would hold every session up.
+        gc.collect()
+        gc.freeze()
         port = self.servers[0].sockets[0].getsockname()[1]
         sys.stdout.write(f"letstalk is ready: {page_address(self._settings, port, self._auth)}\n")
         sys.stdout.flush()
