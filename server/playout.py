@@ -10,6 +10,7 @@ here two senders pull.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,10 @@ from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, AVFrame
 SLOT_S = 1 / FPS
 MAX_WAITING = 4
 """Frames that wait here, one window: what is shown can be at most so much older than made."""
+
+RESERVE, RESERVE_S = 3, 0.2
+"""Frames that must wait before the first is shown, or how long it waits for them: the first steps
+of a session are slower than the later ones, and a receiver long remembers what came late."""
 
 MAX_HOLD_S = SLOT_S
 """How long the clock stands still for a frame that is late."""
@@ -139,6 +144,7 @@ class PulledPlayout:
         self._next = 0
         self._missed = STALL_SLOTS  # what has not begun does not stall
         self._quiet = IDLE_AFTER_SLOTS
+        self._begun, self._first_s = False, math.inf
 
     async def put(self, frame: AVFrame) -> None:
         """Queue a frame; waits while a whole window is waiting already."""
@@ -226,11 +232,19 @@ class PulledPlayout:
         self._notice_speech(pcm)
 
     def _take(self) -> AVFrame | None:
-        if self._frames.empty():
+        if self._frames.empty() or not self._may_begin():
             return None
         frame, came_s = self._frames.get_nowait()
         frame = self._catch_up(frame, came_s)
         return in_epoch(frame, max(self._epoch, frame.epoch))
+
+    def _may_begin(self) -> bool:
+        """Tell whether frames are shown already, or enough of them wait to begin."""
+        if not self._begun:
+            self._first_s = min(self._first_s, self._clock())
+            waited_s = self._clock() - self._first_s
+            self._begun = self._frames.qsize() >= RESERVE or waited_s >= RESERVE_S
+        return self._begun
 
     def _catch_up(self, frame: AVFrame, came_s: float) -> AVFrame:
         """Give the frame, or the one after it: live frames must not wait for nothing."""

@@ -12,6 +12,7 @@ from letstalk_server.playout import (
     MARGIN_S,
     MAX_HOLD_S,
     MAX_WAITING,
+    RESERVE,
     SLOT_S,
     STALL_SLOTS,
     PulledPlayout,
@@ -36,11 +37,28 @@ def shade(slot):
 async def test_a_missing_frame_repeats_the_last_picture_in_silence():
     playout = playout_at(FakeClock())
     assert shade(playout.slot(0)) == 9  # the still, before anything came
-    await playout.put(frame(5, level=0.5))
-    assert shade(playout.slot(1)) == 15
-    missed = playout.slot(2)
-    assert shade(missed) == 15 and missed.repeated and not missed.pcm.any()
+    for index in range(RESERVE):
+        await playout.put(frame(5 + index, level=0.5))
+    assert [shade(playout.slot(1 + index)) for index in range(RESERVE)] == [15, 16, 17]
+    missed = playout.slot(1 + RESERVE)
+    assert shade(missed) == 17 and missed.repeated and not missed.pcm.any()
     assert playout.repeats == 2
+
+
+async def test_the_first_frames_wait_for_a_reserve_but_not_for_ever():
+    clock = FakeClock()
+    playout = playout_at(clock)
+    await playout.put(frame(0))
+    shown = []
+    for number in range(8):
+        await playout.wait_until(number * SLOT_S)
+        shown.append(shade(playout.slot(number)))
+    assert shown == [9] * 5 + [10] * 3  # RESERVE_S are five slots
+    playout = playout_at(FakeClock())
+    for index in range(RESERVE):
+        assert shade(playout.slot(index)) == 9
+        await playout.put(frame(index))
+    assert shade(playout.slot(RESERVE)) == 10
 
 
 async def test_a_slot_asked_for_twice_is_the_same_and_late_questions_are_answered():
@@ -170,13 +188,14 @@ def test_who_stops_waiting_does_not_stop_the_clock_for_good():
     async def scene():
         playout = PulledPlayout(STILL, clock=asyncio.get_running_loop().time)
         playout.now()
-        await playout.put(frame(0))
-        playout.slot(0)
-        waiting = asyncio.create_task(playout.wait_until(SLOT_S))
-        await asyncio.sleep(SLOT_S + 0.01)
+        for index in range(RESERVE):
+            await playout.put(frame(index))
+        playout.slot(RESERVE - 1)
+        waiting = asyncio.create_task(playout.wait_until(RESERVE * SLOT_S))
+        await asyncio.sleep(RESERVE * SLOT_S + 0.01)
         waiting.cancel()
         await asyncio.wait([waiting])
-        await playout.wait_until(3 * SLOT_S)
+        await playout.wait_until(2 * RESERVE * SLOT_S)
         assert playout.held_s == pytest.approx(0.01 + MAX_HOLD_S)
 
     virtual_time.run(scene())
