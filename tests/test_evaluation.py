@@ -194,6 +194,9 @@ class TestReport:
         assert "&lt;b&gt;" in text and "data:image/jpeg;base64," in text
         assert ">met<" in text and ">missed<" in text
         assert "http" not in text.replace("http-equiv", "")
+        write_report(findings, tmp_path / "faceless.html", pictures=False)
+        text = (tmp_path / "faceless.html").read_text()
+        assert "data:image" not in text and "Pictures" not in text and ">met<" in text
 
 
 REQUIRED = {

@@ -142,7 +142,7 @@ def _tell(findings: Findings, args: argparse.Namespace) -> None:
     if args.samples:
         save_samples(findings, args.samples)
     if args.report:
-        write_report(findings, args.report)
+        write_report(findings, args.report, pictures=args.pictures)
     for name, value in findings.figures.items():
         print(f"{name:28} {f'{value:.3f}' if isinstance(value, float) else value}")
     if args.json:
@@ -167,6 +167,12 @@ def _parser() -> argparse.ArgumentParser:
         help="network of the sync score, from `letstalk train sync` (%(default)s)")  # fmt: skip
     add("--landmarker", type=Path, help="face_landmarker.task")
     add("--report", type=Path, metavar="FILE.html", help="report with plots and pictures")
+    add(
+        "--no-pictures",
+        dest="pictures",
+        action="store_false",
+        help="leave the faces of the data folder out of the report",
+    )
     add("--samples", type=Path, help="folder for contact sheets")
     add("--json", action="store_true", help="one JSON document as the last line")
     return parser

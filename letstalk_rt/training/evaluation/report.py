@@ -71,8 +71,12 @@ BARS = {
 """What the embedded model is to reach."""
 
 
-def write_report(findings: Findings, path: Path) -> None:
-    """Write the report; its pictures and plots are inside the file."""
+def write_report(findings: Findings, path: Path, *, pictures: bool = True) -> None:
+    """Write the report; its pictures and plots are inside the file.
+
+    Without `pictures` it shows nobody's face, and may be passed on.
+    """
+    shown = findings.sheets if pictures else []
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>letstalk eval</title>",
         f"<style>{_STYLE}</style><h1>letstalk eval</h1>",
@@ -85,8 +89,8 @@ def write_report(findings: Findings, path: Path) -> None:
         "<h2>Mouth opening: true and generated</h2>",
         *(f"<h3>{html.escape(name)}</h3>{plot(('true', 'generated'), both)}"
           for name, both in findings.curves),
-        "<h2>Pictures: true above generated</h2>",
-        *(f"<h3>{html.escape(name)}</h3>{_picture(sheet)}" for name, sheet in findings.sheets),
+        *(["<h2>Pictures: true above generated</h2>"] if shown else []),
+        *(f"<h3>{html.escape(name)}</h3>{_picture(sheet)}" for name, sheet in shown),
         "<h2>Clips</h2>",
         _table(findings.clips),
         "<h2>Still portraits</h2>",
