@@ -5,8 +5,9 @@ This room knows no asyncio, no queue and no clock.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -361,8 +362,9 @@ class AvatarPipeline:
                 sketches = self._sketch(latents, states)
         closures = [state.director.closures(latents.shape[1]) for state in states]
         shown = []
-        with clock.stage("paint"):
-            for part in self._painted(sketches, closures, states, clock):
+        painting = self._painted(sketches, closures, states, clock)
+        with clock.stage("paint"), closing(painting):
+            for part in painting:
                 if deliver is not None:
                     deliver(part)
                 shown.append(part)
@@ -384,7 +386,7 @@ class AvatarPipeline:
         closures: Sequence[Sequence[float]],
         states: Sequence[SessionState],
         clock: Stages,
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """Give the parts of a window in order, `(B, n, H, W, 3)`, each as soon as it is there.
 
         Painting changes no state, so parts are painted side by side where there are threads for it.
@@ -524,8 +526,8 @@ class AvatarPipeline:
             )
 
 
-def _in_order(jobs: "Sequence[Future[np.ndarray]]") -> Iterator[np.ndarray]:
-    """Give what jobs give, each as soon as it is there; when one fails, none goes on unseen."""
+def _in_order(jobs: "Sequence[Future[np.ndarray]]") -> Generator[np.ndarray, None, None]:
+    """Give what jobs give, each as soon as it is there; closed or failed, none goes on unseen."""
     try:
         for job in jobs:
             yield job.result()

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from faces import SkinFinder, draw
+from small_model import make_model, make_portrait
 
 from letstalk_rt.compositor import Compositor
 from letstalk_rt.metrics import NoClock, StageClock, Stages
+from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.types import Portrait
 
 BENCH = Path(__file__).parents[1] / "benchmarks" / "bench_stages.py"
@@ -99,6 +101,16 @@ def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: Module
     result = bench.report(pipeline, windows_ms, clock)
     assert windows_ms == pytest.approx([100] * 10)
     assert (result["fps"], result["rtf"], result["missed"]) == (40, 1.6, 0)
+
+
+def test_the_work_of_all_threads_is_counted(bench: ModuleType) -> None:
+    pipeline = AvatarPipeline(make_model())
+    state = pipeline.init_state(make_portrait())
+    decoder = pipeline.model.autoencoder.decoder
+    weights = sum(p.numel() for p in decoder.blocks[2].parameters() if p.ndim == 4)
+    painting = 2 * 4 * 64**2 * weights / 1e9  # of its last blocks alone, for four frames
+    assert bench.work(pipeline, state)["gflop_per_window"] > painting
+    assert pipeline.painters is not None
 
 
 def test_batches_are_measured_one_after_the_other(

@@ -1,5 +1,6 @@
 """What every stateful module must satisfy. New modules join by adding a line to MODULES."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -311,6 +312,23 @@ class TestPipeline:
             pipeline.step(sound[0], [state], lambda part: None)
         assert len(seen) == 4  # nothing is painted any more
         assert pipeline.step(sound[1], [state], lambda part: None).shape[1] == 4
+
+    def test_when_nobody_takes_a_part_painting_ends_with_the_step(self, pipeline, monkeypatch):
+        state, sound = pipeline.init_state(make_portrait(size=64)), hops(1)
+        paint, done = pipeline._paint, []
+
+        def slow(*part):
+            time.sleep(0.02)
+            done.append(paint(*part))
+            return done[-1]
+
+        def refuses(part):
+            raise ValueError("closed")
+
+        monkeypatch.setattr(pipeline, "_paint", slow)
+        with pytest.raises(ValueError, match="closed"):
+            pipeline.step(sound[0], [state], refuses)
+        assert len(done) == 4
 
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""
