@@ -469,7 +469,7 @@ class TestAutoencoderLoss:
         )
 
     def test_a_few_steps_lower_it(self, model, batch):
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
         values = []
         for _ in range(5):
             torch.manual_seed(1)
