@@ -241,9 +241,10 @@ class PulledPlayout:
     def _may_begin(self) -> bool:
         """Tell whether frames are shown already, or enough of them wait to begin."""
         if not self._begun:
-            self._first_s = min(self._first_s, self._clock())
-            waited_s = self._clock() - self._first_s
-            self._begun = self._frames.qsize() >= RESERVE or waited_s >= RESERVE_S
+            now_s = self._clock()
+            self._first_s = min(self._first_s, now_s)
+            enough = self._frames.qsize() >= RESERVE
+            self._begun = enough or now_s - self._first_s >= RESERVE_S
         return self._begun
 
     def _catch_up(self, frame: AVFrame, came_s: float) -> AVFrame:
