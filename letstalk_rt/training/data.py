@@ -301,7 +301,7 @@ def affine_augment(
 def color_augment(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Change colours and brightness of `(B, T, 3, H, W)`, all frames of an item alike.
 
-    One in eight is black and white, or a single tint: lips of such portraits were painted in colour.
+    One in eight is black and white or of a single tint: lips of such portraits were painted red.
     """
     batch = frames.shape[0]
     grey = frames.mean(2, keepdim=True)
