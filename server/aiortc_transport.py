@@ -249,7 +249,7 @@ class AiortcPeer:
         self._senders.append(sender)
         _put(transceiver, "sender", sender)
         if kind == "audio":
-            self._receiver = VoiceReceiver(transport, self._handlers.sound)
+            self._receiver = VoiceReceiver(transport, self._handlers.speaks, self._handlers.sound)
             _put(transceiver, "receiver", self._receiver)
         transceiver.receiver._set_rtcp_ssrc(sender._ssrc)
 

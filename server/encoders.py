@@ -208,7 +208,7 @@ class Opus:
         codec = av.CodecContext.create("libopus", "w")
         assert isinstance(codec, av.AudioCodecContext), codec
         codec.bit_rate = OPUS_BITRATE
-        codec.format, codec.layout, codec.sample_rate = "s16", "mono", SAMPLE_RATE
+        codec.format, codec.layout, codec.sample_rate = "flt", "mono", SAMPLE_RATE
         codec.time_base = _AUDIO_TIME_BASE
         codec.options = {
             "application": "voip",
@@ -219,15 +219,9 @@ class Opus:
         self._codec = codec
 
     def encode(self, piece: np.ndarray, number: int) -> Encoded:
-        """Encode `(320,)` int16, piece `number` of the clock."""
-        frame = av.AudioFrame.from_ndarray(piece[None], format="s16", layout="mono")
+        """Encode `(320,)` float32 in [-1, 1], piece `number` of the clock."""
+        frame = av.AudioFrame.from_ndarray(piece[None], format="flt", layout="mono")
         frame.sample_rate, frame.time_base = SAMPLE_RATE, _AUDIO_TIME_BASE
         frame.pts = number * PIECE
         payloads = [bytes(packet) for packet in self._codec.encode(frame)]
         return Encoded(payloads, number * PIECE_TICKS, True)
-
-
-def to_int16(pcm: np.ndarray) -> np.ndarray:
-    """Turn float32 in [-1, 1] into int16; what is beyond is clipped."""
-    scaled: np.ndarray = (np.clip(pcm, -1.0, 1.0) * 32_767).astype(np.int16)
-    return scaled

@@ -1,7 +1,7 @@
 """The encoded picture and voice of one session: made once, handed to any number of senders.
 
 A feed runs while somebody subscribes. It asks the playout for a slot when that is due, encodes it
-and gives the packets to each subscriber; it never waits for the model nor for a slow subscriber.
+and hands it to each subscriber; it never waits for the model nor for a slow subscriber.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+import cv2
 import numpy as np
 
 from letstalk_rt.types import FPS
@@ -23,7 +24,6 @@ from letstalk_server.encoders import (
     Encoded,
     Opus,
     open_encoder,
-    to_int16,
 )
 from letstalk_server.playout import SLOT_S, PulledPlayout
 from letstalk_server.transport import Bitrates
@@ -47,9 +47,6 @@ FALL_STEP, RISE_STEP = 1 / 1.2, 1.5
 CUT = 20
 """Mean difference of two pictures, of 255, from which on the second one is another scene."""
 
-MAX_WAITING = 8
-"""Pictures or pieces that wait for one sender; one that is slower misses what comes."""
-
 Timestamp = int
 
 
@@ -58,31 +55,27 @@ class Subscription:
 
     Args:
         feed: where it comes from.
+        deliver: called with each item; False from a sender that is behind and cannot take it.
+        ended: called once, when the feed has ended of itself.
     """
 
-    def __init__(self, feed: "Feed") -> None:
+    def __init__(
+        self, feed: "Feed", deliver: Callable[[Encoded], bool], ended: Callable[[], None]
+    ) -> None:
         self._feed = feed
-        self._queue: asyncio.Queue[Encoded | None] = asyncio.Queue(MAX_WAITING + 1)
+        self._deliver = deliver
         self._needs_key = True
+        self.ended = ended
         self.bitrate: int | None = None
         """What this receiver can take, bit/s; `None` as long as nothing is known."""
 
     def offer(self, item: Encoded) -> None:
-        """Queue an item unless the sender is behind; after a gap it waits for a key frame."""
-        if self._queue.qsize() >= MAX_WAITING:
-            self._needs_key = True
+        """Deliver an item; after one that was not taken, none before the next key frame."""
+        if self._needs_key and not item.key:
+            return
+        self._needs_key = not self._deliver(item)
+        if self._needs_key:
             self._feed.ask_key_frame()
-        elif item.key or not self._needs_key:
-            self._needs_key = False
-            self._queue.put_nowait(item)
-
-    def end(self) -> None:
-        """Let `take` give `None` after what is queued."""
-        self._queue.put_nowait(None)
-
-    async def take(self) -> Encoded | None:
-        """Wait for the next item; `None` is the end."""
-        return await self._queue.get()
 
 
 class Feed:
@@ -104,11 +97,13 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    def subscribe(self) -> Subscription:
-        """Begin to receive, from the next picture or piece on."""
-        subscription = Subscription(self)
+    def subscribe(
+        self, deliver: Callable[[Encoded], bool], ended: Callable[[], None] = lambda: None
+    ) -> Subscription:
+        """Begin to receive, from the next picture or piece on; see `Subscription`."""
+        subscription = Subscription(self, deliver, ended)
         if self._closed:
-            subscription.end()
+            ended()
             return subscription
         self._subscriptions.append(subscription)
         self.ask_key_frame()
@@ -160,13 +155,19 @@ class Feed:
         raise NotImplementedError
 
     def _hand_out(self, item: Encoded) -> None:
-        for subscription in self._subscriptions:
-            subscription.offer(item)
+        for subscription in list(self._subscriptions):
+            try:
+                subscription.offer(item)
+            except Exception as error:
+                # What one connection trips over is its own affair: the others go on.
+                log.error("sending %s failed (%s)", self.codec, type(error).__name__)
+                self._subscriptions.remove(subscription)
+                subscription.ended()
 
     def _end(self) -> None:
-        for subscription in self._subscriptions:
-            subscription.end()
-        self._subscriptions.clear()
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            subscription.ended()
 
 
 class PictureFeed(Feed):
@@ -252,8 +253,8 @@ def is_cut(last: np.ndarray | None, rgb: np.ndarray) -> bool:
         return True
     if last is rgb:
         return False
-    difference = rgb[::16, ::16].astype(np.int16) - last[::16, ::16]
-    return float(np.abs(difference).mean()) > CUT
+    rows, before = rgb[::16], last[::16]
+    return cv2.norm(rows, before, cv2.NORM_L1) > CUT * rows.size
 
 
 class VoiceFeed(Feed):
@@ -266,8 +267,6 @@ class VoiceFeed(Feed):
     def __init__(self, playout: PulledPlayout) -> None:
         super().__init__(playout, AUDIO_CLOCK_HZ, OPUS_DELAY_TICKS, "opus")
         self._opus = Opus()
-        self._slot = -1
-        self._pieces = np.zeros((PIECES_PER_SLOT, PIECE), np.int16)
 
     async def _serve(self) -> None:
         number = int(self._playout.now() / PIECE_S)
@@ -281,12 +280,9 @@ class VoiceFeed(Feed):
             number += 1
 
     def _piece(self, number: int) -> np.ndarray:
-        """Give piece `number`, `(320,)` int16."""
+        """Give piece `number`, `(320,)` float32."""
         slot, part = divmod(number, PIECES_PER_SLOT)
-        if slot != self._slot:
-            self._pieces = to_int16(self._playout.slot(slot).pcm).reshape(PIECES_PER_SLOT, PIECE)
-            self._slot = slot
-        piece: np.ndarray = self._pieces[part]
+        piece: np.ndarray = self._playout.slot(slot).pcm[part * PIECE : (part + 1) * PIECE]
         return piece
 
 

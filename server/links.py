@@ -7,11 +7,14 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+import numpy as np
+
+from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.contract import Role
 from letstalk_server.problems import Kind
 from letstalk_server.protocol import Wishes
 from letstalk_server.session import Session
-from letstalk_server.transport import Handlers, Sound, State
+from letstalk_server.transport import Handlers, State
 from letstalk_server.transport import Role as PeerRole
 
 log = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class PeerLink:
             session.media,
             Handlers(
                 state=self._on_state,
+                speaks=self._on_microphone,
                 sound=self._on_sound,
                 channel=self._on_channel,
                 message=self._on_message,
@@ -124,10 +128,12 @@ class PeerLink:
             is_lost = state is State.FAILED
             self._session.spawn(self._session.detach(self, is_lost=is_lost), "peer-left")
 
-    def _on_sound(self, sound: Sound) -> None:
+    def _on_microphone(self) -> None:
         if self.may_speak:
             self._session.speech.add_microphone(self.id)
-        self._start(self._hear(sound), "hear")
+
+    def _on_sound(self, pcm: np.ndarray) -> None:
+        self._session.speech.hear(self.id, pcm, SAMPLE_RATE)
 
     def _on_channel(self) -> None:
         self._has_channel = True
@@ -139,11 +145,6 @@ class PeerLink:
         self._heard_s = time.monotonic()
         if isinstance(data, str | bytes) and not self._messages.full():
             self._messages.put_nowait(data)
-
-    async def _hear(self, sound: Sound) -> None:
-        while True:
-            pcm = await sound.take()
-            self._session.speech.hear(self.id, pcm, sound.sample_rate)
 
     async def _obey(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import uvicorn
 
 from letstalk_rt.errors import ConfigError, LetsTalkError
@@ -63,6 +64,8 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
         LetsTalkError: the certificate cannot be used, or the model could not be loaded.
     """
     _check_certificate(settings)
+    # Its second thread would spin for work long after each picture is converted.
+    cv2.setNumThreads(1)
     failures: list[LetsTalkError] = []
 
     def load_or_note(settings: Settings) -> Model:

@@ -1,10 +1,10 @@
-"""A peer's voice on its way in: put in order, decoded, gaps filled; always drained.
+"""A peer's voice on its way in: put in order, decoded, gaps filled, handed on; nothing waits here.
 
 It holds a packet back only while an earlier one is missing, 60 ms at most: the engine has its own
 reserve, and every other wait would be heard as a slower avatar. aiortc's buffer holds four.
 """
 
-import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import av
@@ -24,11 +24,10 @@ MAX_GAP = CLOCK_HZ // 2
 MAX_JUMP = 100
 """Packets by which numbers may leap before the stream counts as a new one."""
 
-MAX_WAITING = 25
-"""Pieces that wait to be taken, half a second; older ones are dropped."""
-
 FADE = CLOCK_HZ // 200
 """Samples of a fade, 5 ms."""
+
+_SCALE = np.float32(1 / 32_768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,41 +151,30 @@ class Downsampler:
 
 
 class Microphone:
-    """One peer's voice; see `transport.Sound`. `push` never waits.
+    """One peer's voice. `push` never waits.
+
+    Args:
+        hear: called with each piece, `(n,)` float32 in [-1, 1] at 16 kHz, in order, without gaps.
 
     Attributes:
         concealed: samples put in for lost ones, at 48 kHz.
-        dropped: pieces that nobody took in time.
     """
 
-    sample_rate = SAMPLE_RATE
-
-    def __init__(self) -> None:
+    def __init__(self, hear: Callable[[np.ndarray], None]) -> None:
         self.concealed = 0
-        self.dropped = 0
+        self._hear = hear
         self._reorder = Reorder()
         self._concealer = Concealer()
         self._decoder = _open_decoder()
         self._downsample = Downsampler(CLOCK_HZ // SAMPLE_RATE)
-        self._pieces: asyncio.Queue[np.ndarray] = asyncio.Queue(MAX_WAITING)
 
     def push(self, sequence: int, timestamp: int, payload: bytes) -> None:
         """Take one RTP packet of Opus as it comes."""
         for item in self._reorder.push(sequence, timestamp, payload):
-            self._put(self._fill(item) if isinstance(item, Gap) else self._decode(item))
-
-    async def take(self) -> np.ndarray:
-        """Wait for the next piece: `(n,)` float32 in [-1, 1]."""
-        return await self._pieces.get()
-
-    def _put(self, pcm: np.ndarray) -> None:
-        pcm = self._downsample(pcm)
-        if not pcm.size:
-            return
-        if self._pieces.full():
-            self._pieces.get_nowait()
-            self.dropped += 1
-        self._pieces.put_nowait(pcm)
+            sound = self._fill(item) if isinstance(item, Gap) else self._decode(item)
+            pcm = self._downsample(sound)
+            if pcm.size:
+                self._hear(pcm)
 
     def _fill(self, gap: Gap) -> np.ndarray:
         self.concealed += gap.samples
@@ -199,22 +187,16 @@ class Microphone:
             frames = []  # damaged or hostile; the stream goes on
         if not frames:
             return self._fill(Gap(CLOCK_HZ // 50))
-        return self._concealer.sound(np.concatenate([_samples(frame) for frame in frames]))
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+        return self._concealer.sound(samples * _SCALE)
 
 
 def _open_decoder() -> av.AudioCodecContext:
     decoder = av.CodecContext.create("libopus", "r")
     assert isinstance(decoder, av.AudioCodecContext), decoder
+    # 16-bit samples cannot be too loud, which those in float may; Opus mixes two channels itself.
     decoder.format, decoder.layout, decoder.sample_rate = "s16", "mono", CLOCK_HZ
     return decoder
-
-
-def _samples(frame: av.AudioFrame) -> np.ndarray:
-    """Turn a packed 16-bit frame of any layout into `(n,)` float32 in [-1, 1]."""
-    samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    scaled: np.ndarray = mono.astype(np.float32) / 32_768
-    return scaled
 
 
 def _signed(difference: int, bits: int) -> int:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from aiortc.rtcrtpparameters import RTCRtpReceiveParameters
 from aiortc.rtcrtpreceiver import RTCRtpReceiver, StreamStatistics
 from aiortc.rtp import AnyRtcpPacket, RtcpReceiverInfo, RtcpRrPacket, RtcpSrPacket, RtpPacket
@@ -24,12 +25,15 @@ class VoiceReceiver(RTCRtpReceiver):
 
     Args:
         transport: the DTLS transport of its transceiver.
-        started: called once with the microphone.
+        started: called once.
+        hear: called with each piece of the voice; see `Microphone`.
     """
 
-    def __init__(self, transport: Any, started: Callable[[Microphone], None]) -> None:
+    def __init__(
+        self, transport: Any, started: Callable[[], None], hear: Callable[[np.ndarray], None]
+    ) -> None:
         super().__init__("audio", transport)
-        self.microphone = Microphone()
+        self.microphone = Microphone(hear)
         self.heard_s = 0.0
         self._started = started
         self._payload_types: set[int | None] = set()
@@ -47,7 +51,7 @@ class VoiceReceiver(RTCRtpReceiver):
         harden(self.transport)
         self.transport._register_rtp_receiver(self, parameters)
         self._reporting = asyncio.create_task(self._report(), name="receiver-reports")
-        self._started(self.microphone)
+        self._started()
 
     async def stop(self) -> None:
         """Stop for good. Safe to call twice."""

@@ -38,6 +38,7 @@ from aiortc.rtp import (
     unpack_remb_fci,
 )
 
+from letstalk_server.encoders import Encoded
 from letstalk_server.estimate import Estimate
 from letstalk_server.feeds import Feed, PictureFeed, SharedMedia, Subscription
 from letstalk_server.hardening import harden
@@ -58,6 +59,9 @@ BURST = 8
 """Packets sent in one go; after that a pause, so that a key frame does not overrun a queue."""
 
 BURST_PAUSE_S = 0.002
+MAX_WAITING = 64
+"""Packets that may wait for their burst when a picture comes; with more the peer misses it."""
+
 REPORT_INTERVAL_S = 0.5
 """Between sender reports: the receiver can line sound and picture up from the first two on."""
 
@@ -120,7 +124,10 @@ class FeedSender(RTCRtpSender):
         self._feed: Feed | None = None
         self._subscription: Subscription | None = None
         self._estimate = Estimate(bitrates)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._reports: asyncio.Task[None] | None = None
+        self._is_stopped = False
+        self._waiting: deque[tuple[int, bool, bytes]] = deque()
+        self._pause: asyncio.TimerHandle | None = None
         self._origin = random.getrandbits(32)
         self._sequence = random_sequence_number()
         self._rtx_sequence = random_sequence_number()
@@ -166,7 +173,7 @@ class FeedSender(RTCRtpSender):
 
     async def send(self, parameters: RTCRtpSendParameters) -> None:
         """Start; called by the peer connection when media may flow."""
-        if self._tasks:
+        if self._reports is not None:
             return
         self._learn(parameters)
         harden(self.transport)
@@ -176,26 +183,22 @@ class FeedSender(RTCRtpSender):
             self.transport._rtp_router.senders.setdefault(0, self)
         name = parameters.codecs[0].name
         self._feed = self._media.picture(name) if self.kind == "video" else self._media.voice()
-        self._subscription = self._feed.subscribe()
-        self._tasks = [
-            asyncio.create_task(
-                self._send_feed(self._feed, self._subscription), name="sender-media"
-            ),
-            asyncio.create_task(self._report(self._feed), name="sender-reports"),
-        ]
+        self._reports = asyncio.create_task(self._report(self._feed), name="sender-reports")
+        self._subscription = self._feed.subscribe(self._deliver, self._ended)
 
     async def stop(self) -> None:
         """Stop for good. Safe to call twice."""
-        tasks, self._tasks = self._tasks, []
-        if not tasks:
+        if self._reports is None or self._is_stopped:
             return
+        self._is_stopped = True
         self.transport._unregister_rtp_sender(self)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        self._reports.cancel()
+        await asyncio.wait([self._reports])
         if self._feed is not None and self._subscription is not None:
             await self._feed.unsubscribe(self._subscription)
-        await self._send_rtcp([RtcpByePacket(sources=[self._ssrc])])
+        if self._pause is not None:
+            self._pause.cancel()
+        self._send_reports([RtcpByePacket(sources=[self._ssrc])])
 
     def _learn(self, parameters: RTCRtpSendParameters) -> None:
         codec = parameters.codecs[0]
@@ -213,30 +216,40 @@ class FeedSender(RTCRtpSender):
 
     # Media
 
-    async def _send_feed(self, feed: Feed, subscription: Subscription) -> None:
-        while (item := await subscription.take()) is not None:
-            if not self._enabled:
-                continue
+    def _deliver(self, item: Encoded) -> bool:
+        """Send a picture or a piece of sound; False when too much waits already."""
+        if len(self._waiting) > MAX_WAITING:
+            return False
+        if self._enabled:
             timestamp = (self._origin + item.timestamp) & 0xFFFFFFFF
-            for count, payload in enumerate(item.payloads, start=1):
-                marker = self.kind == "video" and count == len(item.payloads)
-                if not await self._send_packet(timestamp, marker, payload):
-                    return
-                if count % BURST == 0 and count < len(item.payloads):
-                    await asyncio.sleep(BURST_PAUSE_S)
-            if feed.held_s - self._reported_held_s > MOVED_S:
-                await self._report_now(feed)
-        self._ended()
+            ends = [False] * (len(item.payloads) - 1) + [self.kind == "video"]
+            self._waiting.extend(
+                (timestamp, marker, payload)
+                for marker, payload in zip(ends, item.payloads, strict=True)
+            )
+            if self._pause is None:
+                self._send_burst()
+        return True
 
-    async def _send_packet(self, timestamp: int, marker: bool, payload: bytes) -> bool:
-        """Send the next packet; False when the connection is gone."""
+    def _send_burst(self) -> None:
+        """Send what waits, with a pause after each burst."""
+        for _ in range(min(BURST, len(self._waiting))):
+            self._send_packet(*self._waiting.popleft())
+        self._pause = None
+        if self._waiting:
+            loop = asyncio.get_running_loop()
+            self._pause = loop.call_later(BURST_PAUSE_S, self._send_burst)
+        elif self._feed is not None and self._feed.held_s - self._reported_held_s > MOVED_S:
+            self._report_now(self._feed)
+
+    def _send_packet(self, timestamp: int, marker: bool, payload: bytes) -> None:
         sequence = self._sequence
         self._sequence = (sequence + 1) & 0xFFFF
         self._history[sequence % HISTORY] = sequence, timestamp, marker, payload
         self._packets += 1
         self._octets += len(payload)
         header = self._header(self._payload_type, sequence, timestamp, marker, self._ssrc)
-        return await self._send_bytes(header + payload)
+        self._send_bytes(header + payload)
 
     def _header(
         self, payload_type: int, sequence: int, timestamp: int, marker: bool, ssrc: int
@@ -250,7 +263,7 @@ class FeedSender(RTCRtpSender):
         fixed = _HEADER.pack(first, payload_type | marker << 7, sequence, timestamp, ssrc)
         return fixed + struct.pack("!HH", profile, len(data) // 4) + data if data else fixed
 
-    async def _resend(self, sequence: int) -> None:
+    def _resend(self, sequence: int) -> None:
         kept = self._history.get(sequence % HISTORY)
         if kept is None or kept[0] != sequence:
             if self._feed is not None:
@@ -267,26 +280,30 @@ class FeedSender(RTCRtpSender):
             self._rtx_sequence = (number + 1) & 0xFFFF
             header = self._header(kind, number, timestamp, marker, self._rtx_ssrc)
             payload = sequence.to_bytes(2, "big") + payload
-        await self._send_bytes(header + payload)
+        self._send_bytes(header + payload)
 
-    async def _send_bytes(self, data: bytes) -> bool:
+    def _send_bytes(self, data: bytes) -> None:
+        """Send a packet, if the connection is still there."""
+        sending = self.transport._send_rtp(data)
         try:
-            await self.transport._send_rtp(data)
-        except (ConnectionError, InvalidStateError):
-            return False
-        return True
+            # A coroutine in name only: it ends without waiting for anything.
+            sending.send(None)
+        except (StopIteration, ConnectionError, InvalidStateError):
+            return
+        sending.close()
+        raise AssertionError("aiortc waits now while it sends")
 
     # Reports
 
     async def _report(self, feed: Feed) -> None:
         while True:
             self._sent.note(self._octets, time.monotonic())
-            await self._report_now(feed)
+            self._report_now(feed)
             await asyncio.sleep(REPORT_INTERVAL_S * (0.5 + random.random()))
 
-    async def _report_now(self, feed: Feed) -> None:
+    def _report_now(self, feed: Feed) -> None:
         self._reported_held_s = feed.held_s
-        await self._send_rtcp([self._sender_report(feed), self._description()])
+        self._send_reports([self._sender_report(feed), self._description()])
 
     def _sender_report(self, feed: Feed) -> RtcpSrPacket:
         ntp = clock.current_ntp_time()
@@ -303,8 +320,8 @@ class FeedSender(RTCRtpSender):
         source = RtcpSourceInfo(ssrc=self._ssrc, items=[(1, self._cname.encode())])
         return RtcpSdesPacket(chunks=[source])
 
-    async def _send_rtcp(self, packets: list[AnyRtcpPacket]) -> None:
-        await self._send_bytes(b"".join(bytes(packet) for packet in packets))
+    def _send_reports(self, packets: list[AnyRtcpPacket]) -> None:
+        self._send_bytes(b"".join(bytes(packet) for packet in packets))
 
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
         self.heard_s = time.monotonic()
@@ -314,7 +331,7 @@ class FeedSender(RTCRtpSender):
                     self._note_report(report.fraction_lost / 256, report.lsr, report.dlsr)
         elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
             for sequence in packet.lost:
-                await self._resend(sequence)
+                self._resend(sequence)
         elif isinstance(packet, RtcpPsfbPacket):
             self._note_feedback(packet)
 

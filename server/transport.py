@@ -89,16 +89,6 @@ class PeerStats:
     concealed_ms: int = 0
 
 
-class Sound(Protocol):
-    """A voice that comes in, in order and without gaps; what nobody takes is dropped."""
-
-    sample_rate: int
-
-    async def take(self) -> np.ndarray:
-        """Wait for the next piece: `(n,)` float32 in [-1, 1]."""
-        ...
-
-
 def _nothing(*args: object) -> None:
     """Handle nothing."""
 
@@ -109,13 +99,16 @@ class Handlers:
 
     Attributes:
         state: the connection changed; called once with each state.
-        sound: the peer speaks; called once, when its microphone track is there.
+        speaks: called once, when the peer's microphone track is there.
+        sound: called with each piece of its voice, `(n,)` float32 in [-1, 1] at 16 kHz, in order
+            and without gaps.
         channel: the data channel is open; `peer.send` works from now on.
         message: a data channel message, text or bytes, not trusted.
     """
 
     state: Callable[[State], None] = _nothing
-    sound: Callable[[Sound], None] = _nothing
+    speaks: Callable[[], None] = _nothing
+    sound: Callable[[np.ndarray], None] = _nothing
     channel: Callable[[], None] = _nothing
     message: Callable[[object], None] = _nothing
 

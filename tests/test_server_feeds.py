@@ -10,9 +10,9 @@ from fakes import FakeClock
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
-from letstalk_server.encoders import PIECE_TICKS, VIDEO_TICKS, open_encoder, to_int16
+from letstalk_server.encoders import PIECE_TICKS, VIDEO_TICKS, open_encoder
 from letstalk_server.estimate import Estimate
-from letstalk_server.feeds import MAX_WAITING, PictureFeed, SharedMedia, VoiceFeed
+from letstalk_server.feeds import PictureFeed, SharedMedia, VoiceFeed
 from letstalk_server.playout import PulledPlayout
 from letstalk_server.transport import Bitrates
 
@@ -52,15 +52,27 @@ def playout_at(clock):
     return PulledPlayout(STILL, clock=clock, sleep=clock.sleep)
 
 
-async def run_for(clock, seconds, *subscriptions):
-    """Let the feed work so long in its own time; give what each subscription got."""
-    got = [[] for _ in subscriptions]
+class Viewer:
+    """Subscribes to a feed and keeps what it gets, as long as it is not `behind`."""
 
-    async def take(subscription, items):
-        while (item := await subscription.take()) is not None:
-            items.append(item)
+    def __init__(self, feed):
+        self.items, self.ends, self.behind = [], 0, False
+        self.ended = asyncio.Event()
+        self.subscription = feed.subscribe(self._deliver, self._end)
 
-    takers = [asyncio.create_task(take(*pair)) for pair in zip(subscriptions, got, strict=True)]
+    def _deliver(self, item):
+        if not self.behind:
+            self.items.append(item)
+        return not self.behind
+
+    def _end(self):
+        self.ends += 1
+        self.ended.set()
+
+
+async def run_for(clock, seconds, *viewers):
+    """Let the feed work so long in its own time; give what each viewer got meanwhile."""
+    before = [len(viewer.items) for viewer in viewers]
     clock.stop_s = clock.now_s + seconds
     clock.stands_still.clear()
     clock.goes_on.set()
@@ -68,9 +80,7 @@ async def run_for(clock, seconds, *subscriptions):
         await clock.stands_still.wait()
     for _ in range(3):
         await asyncio.sleep(0)
-    for taker in takers:
-        taker.cancel()
-    return got
+    return [viewer.items[count:] for viewer, count in zip(viewers, before, strict=True)]
 
 
 def depayload_vp8(item):
@@ -129,16 +139,16 @@ def test_the_bitrate_is_kept_and_followed(codec):
 async def test_several_viewers_share_one_encoding_and_a_late_one_gets_a_key_frame(executor):
     clock = SteppedClock()
     feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
-    first = feed.subscribe()
+    first = Viewer(feed)
     (alone,) = await run_for(clock, 1, first)
-    second = feed.subscribe()
+    second = Viewer(feed)
     with_first, with_second = await run_for(clock, 1, first, second)
     assert alone[0].key and not any(item.key for item in alone[1:])
     assert with_second[0].key
     shared = {id(item) for item in with_first} & {id(item) for item in with_second}
     assert len(shared) == len(with_second)
-    await feed.unsubscribe(first)
-    await feed.unsubscribe(second)
+    await feed.unsubscribe(first.subscription)
+    await feed.unsubscribe(second.subscription)
     assert feed._task is None
 
 
@@ -146,14 +156,14 @@ async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
     clock = SteppedClock()
     playout = playout_at(clock)
     pictures = PictureFeed(playout, "VP8", BITRATES, executor, clock)
-    (seen,) = await run_for(clock, 0.5, pictures.subscribe())
+    (seen,) = await run_for(clock, 0.5, Viewer(pictures))
     steps = np.diff([item.timestamp for item in seen])
     assert (steps > 0).all() and (steps % VIDEO_TICKS == 0).all()
     present_s = pictures.present() / 90_000
     assert present_s == pytest.approx(playout.now(), abs=1e-4)
     await pictures.aclose()
     voice = VoiceFeed(playout)
-    (heard,) = await run_for(clock, 0.5, voice.subscribe())
+    (heard,) = await run_for(clock, 0.5, Viewer(voice))
     assert (np.diff([item.timestamp for item in heard]) == PIECE_TICKS).all()
     assert 0 < voice.present() / 48_000 - playout.now() < 0.01  # Opus delays it
     await voice.aclose()
@@ -162,24 +172,41 @@ async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
 async def test_a_sender_that_does_not_take_misses_pictures_and_goes_on_with_a_key_frame(executor):
     clock = SteppedClock()
     feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
-    slow = feed.subscribe()
-    await run_for(clock, 2)
-    (items,) = await run_for(clock, 1, slow)
-    numbers = [item.timestamp // VIDEO_TICKS for item in items]
-    after = next(i for i in range(1, len(items)) if numbers[i] > numbers[i - 1] + 1)
-    assert after <= MAX_WAITING and items[after].key
+    slow, quick = Viewer(feed), Viewer(feed)
+    await run_for(clock, 0.5, slow)
+    slow.behind = True
+    before, seen = await run_for(clock, 0.5, slow, quick)
+    assert not before and len(seen) > 5 and sum(item.key for item in seen) <= 2
+    slow.behind = False
+    after, seen = await run_for(clock, 1, slow, quick)
+    assert after[0].key and after == seen[-len(after) :]
+    await feed.aclose()
+
+
+async def test_a_viewer_that_fails_is_left_alone_and_the_others_go_on(executor, caplog):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    failing, sound = Viewer(feed), Viewer(feed)
+
+    def fail(item):
+        raise AttributeError("what somebody said")
+
+    failing.subscription._deliver = fail
+    (items,) = await run_for(clock, 0.5, sound)
+    assert len(items) > 5 and (failing.ends, sound.ends) == (1, 0)
+    assert "AttributeError" in caplog.text and "somebody" not in caplog.text
     await feed.aclose()
 
 
 async def test_key_frames_come_when_asked_for_but_not_in_a_flood(executor):
     clock = SteppedClock()
     feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
-    subscription = feed.subscribe()
-    await run_for(clock, 0.5, subscription)
+    viewer = Viewer(feed)
+    await run_for(clock, 0.5, viewer)
     keys = 0
     for _ in range(20):
         feed.ask_key_frame()
-        (items,) = await run_for(clock, 0.08, subscription)
+        (items,) = await run_for(clock, 0.08, viewer)
         keys += sum(item.key for item in items)
     assert 1 <= keys <= 6
     await feed.aclose()
@@ -189,11 +216,11 @@ async def test_another_scene_begins_with_a_key_frame(executor):
     clock = SteppedClock()
     playout = playout_at(clock)
     feed = PictureFeed(playout, "VP8", BITRATES, executor, clock)
-    subscription = feed.subscribe()
-    await run_for(clock, 0.4, subscription)
+    viewer = Viewer(feed)
+    await run_for(clock, 0.4, viewer)
     silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
     await playout.put(AVFrame(np.full_like(STILL, 200), silence, 0, 0, 0))
-    (items,) = await run_for(clock, 0.4, subscription)
+    (items,) = await run_for(clock, 0.4, viewer)
     assert sum(item.key for item in items) == 1
     await feed.aclose()
 
@@ -201,14 +228,14 @@ async def test_another_scene_begins_with_a_key_frame(executor):
 async def test_the_bitrate_follows_the_weakest_viewer_within_its_bounds(executor):
     clock = SteppedClock()
     feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
-    strong, weak = feed.subscribe(), feed.subscribe()
-    strong.bitrate, weak.bitrate = 5_000_000, 500_000
+    strong, weak = Viewer(feed), Viewer(feed)
+    strong.subscription.bitrate, weak.subscription.bitrate = 5_000_000, 500_000
     await run_for(clock, 0.5, strong, weak)
     assert feed.bitrate == 500_000
-    weak.bitrate = 1_000
+    weak.subscription.bitrate = 1_000
     await run_for(clock, 3, strong, weak)
     assert feed.bitrate == BITRATES.minimum
-    await feed.unsubscribe(weak)
+    await feed.unsubscribe(weak.subscription)
     await run_for(clock, 8, strong)
     assert feed.bitrate == BITRATES.maximum
     await feed.aclose()
@@ -217,10 +244,10 @@ async def test_the_bitrate_follows_the_weakest_viewer_within_its_bounds(executor
 async def test_a_late_picture_gives_way_to_the_present_one_and_no_burst_follows(executor):
     clock = SteppedClock()
     feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
-    subscription = feed.subscribe()
-    await run_for(clock, 0.2, subscription)
+    viewer = Viewer(feed)
+    await run_for(clock, 0.2, viewer)
     clock.now_s += 1.01
-    (items,) = await run_for(clock, 0.2, subscription)
+    (items,) = await run_for(clock, 0.2, viewer)
     numbers = [item.timestamp // VIDEO_TICKS for item in items]
     late = int(np.argmax(np.diff(numbers)))
     assert np.diff(numbers)[late] >= 24
@@ -232,10 +259,10 @@ async def test_a_late_picture_gives_way_to_the_present_one_and_no_burst_follows(
 async def test_late_sound_is_caught_up_when_little_and_skipped_when_much(late_s, skipped):
     clock = SteppedClock()
     feed = VoiceFeed(playout_at(clock))
-    subscription = feed.subscribe()
-    (first,) = await run_for(clock, 0.1, subscription)
+    viewer = Viewer(feed)
+    (first,) = await run_for(clock, 0.1, viewer)
     clock.now_s += late_s
-    (items,) = await run_for(clock, 0.1, subscription)
+    (items,) = await run_for(clock, 0.1, viewer)
     steps = np.diff([item.timestamp // PIECE_TICKS for item in first + items])
     assert (steps.max() > 200) == skipped and np.median(steps) == 1
     await feed.aclose()
@@ -250,10 +277,10 @@ async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
 
     feed._encoder.encode = fail
     clock.stop_s = 1.0
-    one, other = feed.subscribe(), feed.subscribe()
+    one, other = Viewer(feed), Viewer(feed)
     async with asyncio.timeout(10):
-        assert await one.take() is None and await other.take() is None
-    assert await feed.subscribe().take() is None
+        await one.ended.wait()
+    assert (one.ends, other.ends, Viewer(feed).ends) == (1, 1, 1)
     assert "ValueError" in caplog.text and "somebody" not in caplog.text
 
 
@@ -261,13 +288,10 @@ async def test_media_makes_one_feed_for_each_codec_and_stops_all(executor):
     media = SharedMedia(PulledPlayout(STILL), BITRATES, executor)
     assert media.picture("VP8") is media.picture("VP8") is not media.picture("H264")
     assert media.voice() is media.voice()
-    subscriptions = [media.voice().subscribe(), media.picture("VP8").subscribe()]
+    viewers = [Viewer(media.voice()), Viewer(media.picture("VP8"))]
     await media.aclose()
     await media.aclose()
-    async with asyncio.timeout(10):
-        for subscription in subscriptions:
-            while await subscription.take() is not None:
-                pass
+    assert [viewer.ends for viewer in viewers] == [1, 1]
 
 
 def test_estimates_fall_with_loss_rise_without_and_stay_under_the_receivers_own():
@@ -297,7 +321,3 @@ def test_estimates_fall_with_loss_rise_without_and_stay_under_the_receivers_own(
 def test_bitrates_out_of_order_are_refused(start, low, high):
     with pytest.raises(ConfigError, match="minimum"):
         Bitrates(start=start, minimum=low, maximum=high)
-
-
-def test_sound_beyond_full_scale_is_clipped():
-    assert to_int16(np.array([-3.0, 0.0, 2.0], np.float32)).tolist() == [-32_767, 0, 32_767]

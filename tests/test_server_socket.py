@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from letstalk_server.frames import BADGE, Kind
 from letstalk_server.settings import Settings
+from letstalk_server.sound import to_int16
 
 SETTINGS = Settings(max_sessions=6, max_connections=4, max_message_bytes=65_536, grace_s=0.5)
 
@@ -271,3 +272,7 @@ async def one_hostile_client(address, messages, bystander_said):
     assert not any(told.get("fatal") for told in hostile.said("session.error"))
     bystander_said.append(types(bystander))
     await asyncio.gather(hostile.close(), bystander.close())
+
+
+def test_sound_beyond_full_scale_is_clipped():
+    assert to_int16(np.array([-3.0, 0.0, 2.0], np.float32)).tolist() == [-32_767, 0, 32_767]

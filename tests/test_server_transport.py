@@ -16,8 +16,9 @@ from server_fakes import Voice, tone
 from transport_stage import Path, SenderClock, skews_ms, staged
 
 from letstalk_rt.types import SAMPLE_RATE
-from letstalk_server.encoders import PIECE
+from letstalk_server.encoders import PIECE, Encoded
 from letstalk_server.problems import Problem
+from letstalk_server.sender import BURST, MAX_WAITING
 from letstalk_server.transport import Bitrates, Role, State
 
 
@@ -79,10 +80,9 @@ async def test_a_publisher_is_heard_and_sees_nothing():
         guest = stage.guest(Voice(tone(1.0)), video=False)
         peer = await stage.connect(guest, Role.PUBLISHER, sound=sounds.put_nowait)
         async with asyncio.timeout(20):
-            sound = await sounds.get()
-            pieces = [await sound.take() for _ in range(40)]
+            pieces = [await sounds.get() for _ in range(40)]
         pcm = np.concatenate(pieces)
-        assert sound.sample_rate == SAMPLE_RATE and pcm.size == 40 * PIECE
+        assert pcm.size == 40 * PIECE
         spectrum = np.abs(np.fft.rfft(pcm[-SAMPLE_RATE // 5 :]))
         assert np.argmax(spectrum) * 5 == pytest.approx(220, abs=10)
         assert "m=video" not in guest.answer and not guest.audio
@@ -95,7 +95,7 @@ async def test_a_publishers_video_is_declined():
         sounds = asyncio.Queue()
         peer = await stage.connect(guest, Role.PUBLISHER, sound=sounds.put_nowait)
         async with asyncio.timeout(20):
-            await (await sounds.get()).take()
+            await sounds.get()
         assert "a=inactive" in guest.answer.split("m=video")[1]
         assert not guest.video and peer.stats().codec is None
 
@@ -163,8 +163,7 @@ async def test_a_voice_over_a_bad_path_keeps_its_time():
         Path(guest.pc, loss=0.05, delay_s=0.03, jitter_s=0.03, seed=3)
         await guest.accept(answer)
         async with asyncio.timeout(20):
-            sound = await sounds.get()
-            pieces = [await sound.take() for _ in range(120)]
+            pieces = [await sounds.get() for _ in range(120)]
         assert peer.stats().concealed_ms > 0
         assert np.concatenate(pieces).size == 120 * PIECE
 
@@ -178,8 +177,22 @@ async def test_a_flood_of_retransmission_requests_is_bounded():
         kept = [entry[0] for entry in sender._history.values()]
         for _ in range(2000 // len(kept) + 1):
             for sequence in kept:
-                await sender._resend(sequence)
+                sender._resend(sequence)
         assert peer.stats().packets_resent <= 400
+
+
+async def test_a_large_picture_leaves_in_bursts_and_what_comes_too_soon_after_it_is_refused():
+    async with staged() as stage:
+        guest = stage.guest(codec="VP8")
+        peer = await stage.connect(guest)
+        await guest.until(lambda: len(guest.video) > 5)
+        sender = stage.peers[0]._senders[1]
+        large = Encoded([b"\x10" + bytes(99)] * 2 * MAX_WAITING, 90_000, True)
+        before = peer.stats().packets_sent
+        assert sender._deliver(large) and not sender._deliver(large)
+        assert BURST <= peer.stats().packets_sent - before < MAX_WAITING
+        await guest.until(lambda: not sender._waiting)
+        assert sender._deliver(large)
 
 
 OFFERS = {

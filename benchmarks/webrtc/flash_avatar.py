@@ -25,8 +25,8 @@ PATCH = 128
 
 DARK, DIM, BRIGHT = 20, 128, 255
 LOUD = 0.02
-SWAY = 50
-"""Pictures of one swing."""
+SWAY, WINDOWS = 50, 25
+"""Pictures of one swing, and windows of four until they come round again."""
 
 
 class MiddleFinder:
@@ -49,12 +49,14 @@ class FlashPipeline:
         self.finder = MiddleFinder()
 
     def init_state(self, portrait: Portrait, **options: Any) -> dict[str, Any]:
-        """Make the swaying pictures and an empty past."""
+        """Make the swaying pictures, window by window, and an empty past."""
         canvas = portrait.canvas
-        shifts = np.round(4 * np.sin(np.arange(SWAY) * 2 * np.pi / SWAY)).astype(int)
-        swaying = [np.roll(canvas, shift, axis=1) for shift in shifts]
+        shifts = np.round(4 * np.sin(np.arange(WINDOWS * 4) * 2 * np.pi / SWAY)).astype(int)
+        dark = np.stack([np.roll(canvas, shift, axis=1) for shift in shifts])
+        dark[:, :PATCH, :PATCH] = DARK
         past = np.zeros(self.lookahead_frames * SAMPLES_PER_FRAME, np.float32)
-        return {"swaying": swaying, "past": past, "count": 0, "shade": DARK}
+        windows = dark.reshape(WINDOWS, 1, self.frames_per_window, *canvas.shape)
+        return {"windows": windows, "past": past, "count": 0, "shade": DARK}
 
     def interrupt(self, state: dict[str, Any]) -> None:
         """Forget what was heard."""
@@ -62,25 +64,28 @@ class FlashPipeline:
 
     def step(self, pcm: np.ndarray, states: list[dict[str, Any]]) -> np.ndarray:
         """Turn `(B, hop)` float32 into `(B, N, H, W, 3)` uint8."""
-        shape = (len(states), self.frames_per_window, *states[0]["swaying"][0].shape)
-        windows = np.empty(shape, np.uint8)
-        for each in zip(pcm, states, windows, strict=True):
-            self._draw(*each)
-        return windows
+        windows = [self._draw(*each) for each in zip(pcm, states, strict=True)]
+        return np.concatenate(windows) if len(windows) > 1 else windows[0]
 
-    def _draw(self, pcm: np.ndarray, state: dict[str, Any], window: np.ndarray) -> None:
+    def _draw(self, pcm: np.ndarray, state: dict[str, Any]) -> np.ndarray:
+        """Give one window, `(1, N, H, W, 3)`: made beforehand where nothing lights up."""
         heard = np.concatenate([state["past"], pcm])
         state["past"] = heard[pcm.size :].copy()
-        sounds = heard[: pcm.size].reshape(-1, SAMPLES_PER_FRAME)
-        for sound, picture in zip(sounds, window, strict=True):
-            (loud,) = np.nonzero(np.abs(sound) > LOUD)
-            if not loud.size:
+        window = state["windows"][state["count"] % WINDOWS]
+        state["count"] += 1
+        loud = np.abs(heard[: pcm.size].reshape(-1, SAMPLES_PER_FRAME)) > LOUD
+        if not loud.any():
+            state["shade"] = DARK
+            return window
+        lit = window.copy()
+        for places, picture in zip(loud, lit[0], strict=True):
+            if not places.any():
                 state["shade"] = DARK
             elif state["shade"] == DARK:
-                state["shade"] = round(DIM + (BRIGHT - DIM) * loud[0] / SAMPLES_PER_FRAME)
-            picture[:] = state["swaying"][state["count"] % SWAY]
+                first = int(places.argmax())
+                state["shade"] = round(DIM + (BRIGHT - DIM) * first / SAMPLES_PER_FRAME)
             picture[:PATCH, :PATCH] = state["shade"]
-            state["count"] += 1
+        return lit
 
 
 def load(settings: Settings) -> Model:
