@@ -174,7 +174,7 @@ class Microphone:
             sound = self._fill(item) if isinstance(item, Gap) else self._decode(item)
             pcm = self._downsample(sound)
             if pcm.size:
-                self._hear(pcm)
+                self._hear(np.clip(pcm, -1.0, 1.0))  # a filter overshoots; nobody spoke too loud
 
     def _fill(self, gap: Gap) -> np.ndarray:
         self.concealed += gap.samples
@@ -194,7 +194,7 @@ class Microphone:
 def _open_decoder() -> av.AudioCodecContext:
     decoder = av.CodecContext.create("libopus", "r")
     assert isinstance(decoder, av.AudioCodecContext), decoder
-    # 16-bit samples cannot be too loud, which those in float may; Opus mixes two channels itself.
+    # Opus mixes two channels itself.
     decoder.format, decoder.layout, decoder.sample_rate = "s16", "mono", CLOCK_HZ
     return decoder
 

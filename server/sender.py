@@ -233,9 +233,9 @@ class FeedSender(RTCRtpSender):
 
     def _send_burst(self) -> None:
         """Send what waits, with a pause after each burst."""
+        self._pause = None
         for _ in range(min(BURST, len(self._waiting))):
             self._send_packet(*self._waiting.popleft())
-        self._pause = None
         if self._waiting:
             loop = asyncio.get_running_loop()
             self._pause = loop.call_later(BURST_PAUSE_S, self._send_burst)

@@ -25,12 +25,12 @@ HEARD = PIECE * SAMPLE_RATE // CLOCK_HZ
 """Samples that come out for a packet."""
 
 
-def opus_packets(seconds=1.0, hz=440):
+def opus_packets(seconds=1.0, hz=440, shape=lambda wave: 12_000 * wave):
     encoder = av.CodecContext.create("libopus", "w")
     encoder.format, encoder.layout, encoder.sample_rate = "s16", "mono", CLOCK_HZ
     encoder.time_base = Fraction(1, CLOCK_HZ)
     t = np.arange(int(seconds * CLOCK_HZ)) / CLOCK_HZ
-    pcm = (np.sin(2 * np.pi * hz * t) * 12_000).astype(np.int16)
+    pcm = shape(np.sin(2 * np.pi * hz * t)).astype(np.int16)
     packets = []
     for start in range(0, pcm.size, PIECE):
         piece = pcm[None, start : start + PIECE]
@@ -128,6 +128,14 @@ def test_a_lossy_voice_keeps_its_length_and_most_of_its_sound():
     assert heard.size == len(packets) * HEARD
     assert microphone.concealed == lost * PIECE
     assert np.sqrt(np.mean(heard**2)) > 0.2
+
+
+def test_a_voice_as_loud_as_may_be_is_not_heard_as_louder():
+    microphone, pieces = listen()
+    for number, packet in enumerate(opus_packets(0.5, 200, lambda wave: 32_767 * np.sign(wave))):
+        microphone.push(number, number * PIECE, packet)
+    heard = np.abs(np.concatenate(pieces))
+    assert np.median(heard) > 0.8 and heard.max() == 1.0
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", b"\x00" * 3, bytes(range(256)) * 5])

@@ -187,10 +187,14 @@ async def test_a_large_picture_leaves_in_bursts_and_what_comes_too_soon_after_it
         peer = await stage.connect(guest)
         await guest.until(lambda: len(guest.video) > 5)
         sender = stage.peers[0]._senders[1]
-        large = Encoded([b"\x10" + bytes(99)] * 2 * MAX_WAITING, 90_000, True)
+        small, large = (
+            Encoded([b"\x10" + bytes(99)] * count, 90_000, True)
+            for count in (MAX_WAITING - BURST, 2 * MAX_WAITING)
+        )
         before = peer.stats().packets_sent
-        assert sender._deliver(large) and not sender._deliver(large)
-        assert BURST <= peer.stats().packets_sent - before < MAX_WAITING
+        assert sender._deliver(small) and sender._deliver(small)
+        assert peer.stats().packets_sent == before + BURST  # the second waits for the first
+        assert sender._deliver(large) is False
         await guest.until(lambda: not sender._waiting)
         assert sender._deliver(large)
 
