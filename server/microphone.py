@@ -145,8 +145,9 @@ class Downsampler:
             return x[:0]
         self._past = x[count * self._factor :]
         used = x[: (count + self.TAPS - 1) * self._factor].reshape(-1, self._factor)
-        parts = [np.correlate(used[:, i], taps, "valid") for i, taps in enumerate(self._phases)]
-        mixed: np.ndarray = np.sum(parts, axis=0)
+        mixed = np.zeros(count, np.float32)
+        for column, taps in zip(used.T, self._phases, strict=True):
+            mixed += np.correlate(column, taps, "valid")
         return mixed
 
 
@@ -187,8 +188,9 @@ class Microphone:
             frames = []  # damaged or hostile; the stream goes on
         if not frames:
             return self._fill(Gap(CLOCK_HZ // 50))
-        samples = np.concatenate([frame.to_ndarray()[0] for frame in frames])
-        return self._concealer.sound(samples * _SCALE)
+        # Planes are padded; `to_ndarray` would copy them once more.
+        samples = [np.frombuffer(memoryview(f.planes[0]), np.int16, f.samples) for f in frames]
+        return self._concealer.sound(np.concatenate(samples) * _SCALE)
 
 
 def _open_decoder() -> av.AudioCodecContext:

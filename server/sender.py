@@ -359,8 +359,10 @@ class FeedSender(RTCRtpSender):
                 self._pass_estimate()
 
     def _pass_estimate(self) -> None:
-        if self._subscription is not None and isinstance(self._feed, PictureFeed):
-            self._subscription.bitrate = self._estimate.bitrate
+        if self._subscription is not None:
+            self._subscription.lost_ratio = self._estimate.lost_ratio
+            if isinstance(self._feed, PictureFeed):
+                self._subscription.bitrate = self._estimate.bitrate
 
 
 def _names(fci: bytes) -> list[bytes]:

@@ -287,6 +287,30 @@ async def test_late_sound_is_caught_up_when_little_and_skipped_when_much(late_s,
     await feed.aclose()
 
 
+async def test_the_voice_is_sent_redundantly_while_a_viewer_misses_packets():
+    clock = SteppedClock()
+    playout = playout_at(clock)
+    feed = VoiceFeed(playout)
+    fine, poor = Viewer(feed), Viewer(feed)
+
+    async def speak(seconds):
+        """Give which pieces hold another one: Opus does that in its SILK modes, 0 to 15."""
+        for index in range(4):
+            voice = 0.3 * np.sin(np.arange(SAMPLES_PER_FRAME) / 9).astype(np.float32)
+            await playout.put(AVFrame(STILL, voice, index, 0, 0))
+        (items,) = await run_for(clock, seconds, fine)
+        return [item.payloads[0][0] >> 3 < 16 for item in items]
+
+    assert not any(await speak(0.2))
+    poor.subscription.lost_ratio = 0.05
+    assert all(await speak(0.2))
+    poor.subscription.lost_ratio = 0.003  # may yet be lossy
+    assert all(await speak(0.2))
+    await feed.unsubscribe(poor.subscription)
+    assert not any(await speak(0.2))
+    await feed.aclose()
+
+
 async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
     clock = SteppedClock()
     feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
