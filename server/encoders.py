@@ -171,7 +171,7 @@ class H264(_Encoder):
             "crf": "20",
             "maxrate": str(self._bitrate),
             "bufsize": str(self._bitrate // 4),  # small, so that key frames are
-            "x264-params": "scenecut=0:repeat-headers=1:subme=1:no-deblock=0",
+            "x264-params": "scenecut=0:repeat-headers=1:subme=1",
         }
         codec = _context("libx264", width, height, options)
         codec.profile = "Baseline"

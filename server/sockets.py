@@ -38,7 +38,7 @@ class Code:
     """Close codes; see `docs/protocol.md`."""
 
     NORMAL, REFUSED, TOO_LARGE, FAILED, STOPPING, BUSY = 1000, 1008, 1009, 1011, 1012, 1013
-    TAKEN_OVER, RATE = 4000, 4008
+    TAKEN_OVER = 4000
 
 
 _CODES = {
@@ -47,7 +47,6 @@ _CODES = {
     problems.NOT_READY: Code.STOPPING,
     problems.AT_CAPACITY: Code.BUSY,
     problems.TAKEN_OVER: Code.TAKEN_OVER,
-    problems.MESSAGE_RATE: Code.RATE,
     problems.SESSION_OVER: Code.NORMAL,
 }
 
