@@ -74,19 +74,19 @@ class _Planes:
 
     def convert(self, rgb: np.ndarray) -> av.VideoFrame:
         """Give the picture as a frame, which holds until the next call."""
-        if self._frame is None or rgb is not self._rgb:
-            self._frame = self._convert(rgb)
-            self._rgb = rgb
-        return self._frame
-
-    def _convert(self, rgb: np.ndarray) -> av.VideoFrame:
         # 4:2:0 pictures have even sides: an odd last row or column is cut.
         height, width = rgb.shape[0] & ~1, rgb.shape[1] & ~1
-        if self._yuv.shape != (height * 3 // 2, width):
+        frame = self._frame
+        if frame is None or (frame.height, frame.width) != (height, width):
             self._yuv = np.empty((height * 3 // 2, width), np.uint8)
-        # OpenCV takes a quarter of the time of FFmpeg's scaler.
-        cv2.cvtColor(rgb[:height, :width], cv2.COLOR_RGB2YUV_I420, dst=self._yuv)
-        return av.VideoFrame.from_numpy_buffer(self._yuv, "yuv420p")
+            frame = self._frame = av.VideoFrame.from_numpy_buffer(self._yuv, "yuv420p")
+            self._rgb = None
+        if rgb is not self._rgb:
+            # OpenCV takes a quarter of the time of FFmpeg's scaler. Encoders have done with the
+            # last picture: they hold none back.
+            cv2.cvtColor(rgb[:height, :width], cv2.COLOR_RGB2YUV_I420, dst=self._yuv)
+            self._rgb = rgb
+        return frame
 
 
 class _Encoder:

@@ -69,6 +69,8 @@ MOVED_S = 0.005
 """When the session's clock has stood still for longer than this, receivers are told at once."""
 
 _HEADER = struct.Struct("!BBHLL")
+_ONE_BYTE = 0xBEDE
+"""Header extensions in the short form, RFC 8285."""
 
 
 class _Resends:
@@ -133,8 +135,8 @@ class FeedSender(RTCRtpSender):
         self._rtx_sequence = random_sequence_number()
         self._payload_type = 0
         self._rtx_payload_type: int | None = None
-        self._mid_extension: tuple[int, bytes] | None = None
-        self._send_time_id: int | None = None
+        self._extensions = b""
+        self._send_time_at = 0
         self._cname = ""
         self._history: dict[int, tuple[int, int, bool, bytes]] = {}
         self._resends = _Resends()
@@ -208,11 +210,18 @@ class FeedSender(RTCRtpSender):
         for other in parameters.codecs:
             if is_rtx(other) and other.parameters["apt"] == codec.payloadType:
                 self._rtx_payload_type = other.payloadType
-        for extension in parameters.headerExtensions:
-            if extension.uri == MID and parameters.muxId:
-                self._mid_extension = extension.id, parameters.muxId.encode()
-            elif extension.uri == SEND_TIME:
-                self._send_time_id = extension.id
+        known = {extension.uri: extension.id for extension in parameters.headerExtensions}
+        extensions = []
+        if SEND_TIME in known:
+            extensions.append((known[SEND_TIME], bytes(3)))
+        mid = parameters.muxId.encode()
+        if MID in known and 0 < len(mid) < 256:
+            extensions.append((known[MID], mid))
+        profile, data = pack_header_extensions(extensions)
+        if data:
+            self._extensions = struct.pack("!HH", profile, len(data) // 4) + data
+        if SEND_TIME in known:  # the first one, after what one byte or two say of it
+            self._send_time_at = 4 + (1 if profile == _ONE_BYTE else 2)
 
     # Media
 
@@ -254,14 +263,15 @@ class FeedSender(RTCRtpSender):
     def _header(
         self, payload_type: int, sequence: int, timestamp: int, marker: bool, ssrc: int
     ) -> bytes:
-        extensions = [] if self._mid_extension is None else [self._mid_extension]
-        if self._send_time_id is not None:
-            send_time = (clock.current_ntp_time() >> 14) & 0xFFFFFF
-            extensions = [*extensions, (self._send_time_id, send_time.to_bytes(3, "big"))]
-        profile, data = pack_header_extensions(extensions)
-        first = 0x90 if data else 0x80
+        extensions = self._extensions
+        if self._send_time_at:
+            # Seconds in 6.18 bits; of which era does not matter.
+            send_time = (int(time.time() * (1 << 18)) & 0xFFFFFF).to_bytes(3, "big")
+            start = self._send_time_at
+            extensions = extensions[:start] + send_time + extensions[start + 3 :]
+        first = 0x90 if extensions else 0x80
         fixed = _HEADER.pack(first, payload_type | marker << 7, sequence, timestamp, ssrc)
-        return fixed + struct.pack("!HH", profile, len(data) // 4) + data if data else fixed
+        return fixed + extensions
 
     def _resend(self, sequence: int) -> None:
         kept = self._history.get(sequence % HISTORY)
