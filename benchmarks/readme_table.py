@@ -100,8 +100,8 @@ def webrtc(result: dict[str, Any], name: str) -> Iterator[Row]:
         yield (
             "WebRTC, loopback: frames",
             f"{result['fps']:.1f} a second, {repeated:.1f} % repeated, "
-            f"{100 * result['transport_cpu_core']:.0f} % of a core for transport in VP8, "
-            f"{100 * result['transport_cpu_core_h264']:.0f} % in H.264",
+            f"{100 * result.get('transport_cpu_core', 0):.0f} % of a core for transport in VP8, "
+            f"{100 * result.get('transport_cpu_core_h264', 0):.0f} % in H.264",
         )
 
 
