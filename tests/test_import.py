@@ -139,13 +139,17 @@ def test_the_public_names_are_these():
         "DependencyError",
         "EngineError",
         "Event",
+        "ImageDamagedError",
         "InputError",
         "Interrupted",
         "LetsTalkError",
         "MotionOptions",
+        "NoFaceError",
+        "NotAnImageError",
         "PortraitError",
         "SegmentEnd",
         "SessionClosed",
+        "TooManyPixelsError",
         "WeightsError",
     ]
 
