@@ -25,6 +25,7 @@ from aiortc.rtcrtpparameters import RTCRtcpFeedback
 from aiortc.sdp import candidate_from_sdp
 
 from letstalk_server import problems
+from letstalk_server.bitrates import Bitrates
 from letstalk_server.feeds import SharedMedia
 from letstalk_server.microphone import CLOCK_HZ
 from letstalk_server.offers import clean_offer, parse_fragment, sections
@@ -33,7 +34,7 @@ from letstalk_server.problems import Problem
 from letstalk_server.receiver import VoiceReceiver
 from letstalk_server.sender import FeedSender
 from letstalk_server.settings import IceServer
-from letstalk_server.transport import Bitrates, Handlers, Media, PeerStats, Role, State
+from letstalk_server.transport import Handlers, Media, PeerStats, Role, State
 
 log = logging.getLogger(__name__)
 

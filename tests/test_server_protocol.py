@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_server import events, main, problems, protocol
+from letstalk_server.bitrates import Bitrates
 from letstalk_server.main import page_address, parse, serve
 from letstalk_server.settings import IceServer, Settings
-from letstalk_server.transport import Bitrates
 
 DOCS = Path(__file__).parents[1] / "docs" / "protocol.md"
 

@@ -16,10 +16,11 @@ from server_fakes import Voice, tone
 from transport_stage import Path, SenderClock, skews_ms, staged
 
 from letstalk_rt.types import SAMPLE_RATE
+from letstalk_server.bitrates import Bitrates
 from letstalk_server.encoders import PIECE, Encoded
 from letstalk_server.problems import Problem
 from letstalk_server.sender import BURST, MAX_WAITING
-from letstalk_server.transport import Bitrates, Role, State
+from letstalk_server.transport import Role, State
 
 
 @pytest.fixture(autouse=True)
