@@ -121,7 +121,7 @@ class Peer(Protocol):
         """Accept an SDP offer and give the answer, candidates included; call it once.
 
         Raises:
-            Problem: the offer is not SDP, or not one for this role.
+            BadOfferError: the offer is not SDP, or not one for this role.
         """
         ...
 
@@ -129,7 +129,8 @@ class Peer(Protocol):
         """Take further candidates: the body of a WHIP or WHEP `PATCH` (RFC 8840).
 
         Raises:
-            Problem: it is not a fragment of candidates for this connection.
+            BadRequestError: it is not a fragment of candidates.
+            IceRestartError: it is for another connection.
         """
         ...
 
