@@ -30,13 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from letstalk_rt import __version__
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.autoencoder import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.diffusion import Diffusion
 from letstalk_rt.models.faithful import FaithfulDenoiser, count_parameters, first_memory
 from letstalk_rt.models.faithful_presets import FaithfulConfig, get_faithful_preset
 from letstalk_rt.models.fusion import Fusion
 from letstalk_rt.models.landmarks import mouth_opening
+from letstalk_rt.models.latents import FACE_SHAPE
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import regularize
 from letstalk_rt.training.audio import split_people

@@ -24,9 +24,9 @@ from letstalk_rt.devices import DTYPES, choose_device, choose_dtype
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError, PortraitError
 from letstalk_rt.graphs import Replay
 from letstalk_rt.metrics import NoClock, Stages
-from letstalk_rt.models.autoencoder import Decoded
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.finder import FaceFinder
+from letstalk_rt.models.latents import Decoded
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.motion import Director

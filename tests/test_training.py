@@ -16,7 +16,8 @@ from torch import nn
 
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, CausalAudioEncoder
 from letstalk_rt.errors import ConfigError, InputError
-from letstalk_rt.models.autoencoder import ReferenceAutoencoder, expected_points
+from letstalk_rt.models.autoencoder import ReferenceAutoencoder
+from letstalk_rt.models.autoencoder_networks import expected_points
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import NUM_POINTS
 from letstalk_rt.training import autoencoder, data, flow

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from letstalk_rt.models.autoencoder import PICTURE_SIZE, ReferenceAutoencoder, expected_points
+from letstalk_rt.models.autoencoder import ReferenceAutoencoder
+from letstalk_rt.models.autoencoder_networks import expected_points
 from letstalk_rt.models.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
+from letstalk_rt.models.latents import PICTURE_SIZE
 from letstalk_rt.threads import apart
 from letstalk_rt.types import Face
 

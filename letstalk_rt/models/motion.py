@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.head_motion import Sway, steady
 from letstalk_rt.models.landmarks import (
@@ -23,6 +22,7 @@ from letstalk_rt.models.landmarks import (
     mouth_opening,
     places,
 )
+from letstalk_rt.models.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.types import FPS, MotionOptions
 
 BLINK = (0.35, 0.9, 1.0, 0.65, 0.3, 0.1)

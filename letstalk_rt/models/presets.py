@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from letstalk_rt.audio.encoder import TOKENS_PER_FRAME, AudioEncoderConfig
 from letstalk_rt.audio.speech_encoder import SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder import LATENT_SHAPE, AutoencoderConfig
+from letstalk_rt.models.autoencoder_networks import AutoencoderConfig
+from letstalk_rt.models.latents import LATENT_SHAPE
 from letstalk_rt.models.transformer import DenoiserConfig
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from letstalk_rt.models.autoencoder import Decoded, ReferenceAutoencoder, expected_points
+from letstalk_rt.models.autoencoder import ReferenceAutoencoder
+from letstalk_rt.models.autoencoder_networks import expected_points
 from letstalk_rt.models.landmark_warp import face_flow, nearness
 from letstalk_rt.models.landmarks import (
     EYES,
@@ -27,6 +28,7 @@ from letstalk_rt.models.landmarks import (
     UPPER_LIP,
     mouth_opening,
 )
+from letstalk_rt.models.latents import Decoded
 from letstalk_rt.training.critic import Critic, cuts
 from letstalk_rt.training.data import (
     STILL_SIZE,

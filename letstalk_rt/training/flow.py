@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.autoencoder import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import LIPS, mouth_opening
+from letstalk_rt.models.latents import FACE_SHAPE
 from letstalk_rt.models.memory import MemoryBank, regularize
 from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.models.seams import ease_seam
