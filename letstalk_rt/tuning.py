@@ -80,16 +80,14 @@ def apply(model: AvatarModel, variant: Variant) -> None:
     Raises:
         ConfigError: the decoder or this processor has it not.
     """
-    decoder = model.autoencoder.decoder if model.has_landmarks else model.autoencoder.inner.decoder
     if variant.kind != "int8":
-        if model.has_landmarks:
-            decoder.to(DTYPES[variant.kind])
-        else:
-            model.autoencoder.to(DTYPES[variant.kind])
+        model.autoencoder.set_decoder_dtype(DTYPES[variant.kind])
         return
-    if not model.has_landmarks or not int8.is_supported():
+    parts = model.autoencoder.quantizable_parts()
+    if not parts or not int8.is_supported():
         raise ConfigError("int8 is for the embedded model's decoder on a CPU with oneDNN")
-    for part in (decoder.float().mix, decoder.blocks, decoder.paint):
+    model.autoencoder.set_decoder_dtype(torch.float32)
+    for part in parts:
         int8.quantize(part)
 
 

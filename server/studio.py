@@ -270,8 +270,12 @@ class _CountingFinder:
 
     def __init__(self, finder: Any) -> None:
         self._finder = finder
-        self.detector = getattr(finder, "detector", None)  # the library's cache asks for it
+        self.crop_px: int = finder.crop_px
         self.found = 0
+
+    def fingerprint(self) -> str:
+        name: str = self._finder.fingerprint()
+        return name
 
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
         faces: list[Face] = self._finder.find_faces(rgb)

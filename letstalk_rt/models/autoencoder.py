@@ -9,6 +9,9 @@ done once per portrait.
 Source: reference guidance: RefVAE, arXiv:2606.01620 (there by attention, here by a warp).
 """
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +66,11 @@ class ReferenceAutoencoder(nn.Module):
             write = nn.init.orthogonal_(self.encoder.write_points.weight).mul_(LANDMARK_GAIN)
             self.read_points.weight.copy_(write.T / LANDMARK_GAIN**2)
         self.register_buffer("mean_points", torch.zeros(NUM_POINTS, 2))
+
+    @property
+    def landmarks(self) -> Self:
+        """This autoencoder: its latents carry landmarks."""
+        return self
 
     @torch.no_grad()
     def expect_points(self, mean_points: Tensor, spread: float = 0.12) -> None:
@@ -183,3 +191,15 @@ class ReferenceAutoencoder(nn.Module):
     def decode(self, latents: Tensor, portrait: PortraitFeatures) -> Tensor:
         """Decode `(B, T, 24, 4, 4)` to `(B, T, 3, 256, 256)` in [-1, 1], one portrait per item."""
         return self.decode_layers(latents, portrait).picture.clamp(-1, 1)
+
+    def at_rest(self, latents: Tensor) -> Tensor:
+        """Return latents or noise `(..., 24, 4, 4)` whose surroundings are as in a portrait."""
+        return at_rest(latents)
+
+    def set_decoder_dtype(self, dtype: torch.dtype) -> None:
+        """Let the decoder compute in another number format; the rest stays in float32."""
+        self.decoder.to(dtype)
+
+    def quantizable_parts(self) -> Sequence[nn.Module]:
+        """Return the parts of the decoder that may compute in 8-bit integers."""
+        return self.decoder.mix, self.decoder.blocks, self.decoder.paint

@@ -79,6 +79,9 @@ class Layout:
     gap: Tensor
     styles: tuple[Tensor, ...]
 
+    def __len__(self) -> int:
+        return len(self.points)
+
     def __getitem__(self, frames: slice) -> "Layout":
         """Take some of the frames."""
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from letstalk_rt.models.autoencoder import ReferenceAutoencoder
 from letstalk_rt.models.autoencoder_networks import expected_points
+from letstalk_rt.models.interfaces import Autoencoder
 from letstalk_rt.models.landmark_warp import face_flow, nearness
 from letstalk_rt.models.landmarks import (
     EYES,
@@ -328,10 +329,10 @@ def _cut(made: Tensor, true: Tensor, points: np.ndarray) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def reconstruct(
-    model: ReferenceAutoencoder, clip: Clip, indices: list[int], portrait_index: int = 0
+    model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int = 0
 ) -> Tensor:
     """Rebuild frames of a clip from their latents and one frame: `(T, 3, 256, 256)`."""
-    device = model.mean_points.device
+    device = next(model.parameters()).device
     portrait = model.describe(frames_tensor(clip, [portrait_index]).to(device))
     pieces = []
     for chunk in torch.tensor(indices).split(8):
@@ -350,7 +351,7 @@ def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
 
 @torch.no_grad()
 def evaluate_reconstruction(
-    model: ReferenceAutoencoder, clips: list[Clip], every: int = 12
+    model: Autoencoder, clips: list[Clip], every: int = 12
 ) -> dict[str, float]:
     """Judge reconstruction through the latent, portrait = first frame, mean over clips.
 
@@ -366,9 +367,7 @@ def evaluate_reconstruction(
 
 
 @torch.no_grad()
-def evaluate_pairs(
-    model: ReferenceAutoencoder, clips: list[Clip], pairs: int = 6
-) -> dict[str, float]:
+def evaluate_pairs(model: Autoencoder, clips: list[Clip], pairs: int = 6) -> dict[str, float]:
     """As `evaluate_reconstruction`, for portraits and targets drawn at random from each clip.
 
     The protocol of the first figures for this decoder; portraits are nearer to their targets than
@@ -385,7 +384,7 @@ def evaluate_pairs(
 
 
 def _judge(
-    model: ReferenceAutoencoder, clip: Clip, indices: list[int], portrait_index: int
+    model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int
 ) -> tuple[float, float, float]:
     """Give PSNR, PSNR of the mouth, and sharpness ratio of the face."""
     made, true = reconstruct(model, clip, indices, portrait_index), frames_tensor(clip, indices)

@@ -30,7 +30,7 @@ from letstalk_rt.models.sampler import timesteps
 from letstalk_rt.models.transformer import Denoiser, PortraitState
 from letstalk_rt.training.flow import Batch, FlowLoss, Track, WindowSource, evaluate_flow, score
 from letstalk_rt.training.loop import LoopConfig, Run
-from letstalk_rt.training.speech import augment_mel
+from letstalk_rt.training.speech import augment_mel, mel_encoder
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class DistillTrainer(nn.Module):
             generator: source of chance, where the batch is.
         """
         shape = self.denoiser.config
-        model.audio.eval()
+        audio = mel_encoder(model).eval()
         with torch.no_grad():
-            spoken = model.audio.encode_mel(batch.mel)[:, model.audio.lookahead_frames :]
+            spoken = audio.encode_mel(batch.mel)[:, audio.lookahead_frames :]
             spoken = spoken[:, -batch.window.shape[1] :]
             data = model.to_motion(batch.window, batch.portrait)
             true, own = self._memories(model, batch, data, spoken, windows, generator)

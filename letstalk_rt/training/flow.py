@@ -22,6 +22,7 @@ from tqdm import tqdm
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.interfaces import Autoencoder
 from letstalk_rt.models.landmarks import LIPS, mouth_opening
 from letstalk_rt.models.latents import FACE_SHAPE
 from letstalk_rt.models.memory import MemoryBank, regularize
@@ -40,6 +41,7 @@ from letstalk_rt.training.speech import (
     best_lag,
     clip_mel,
     correlation,
+    mel_encoder,
     silence_mel,
 )
 from letstalk_rt.types import SAMPLES_PER_FRAME
@@ -90,7 +92,7 @@ class Track:
 @first_alone
 @torch.no_grad()
 def encode_clips(
-    autoencoder: nn.Module,
+    autoencoder: Autoencoder,
     clips: list[Clip],
     cache: Path | None = None,
     lookahead_frames: int = LOOKAHEAD_FRAMES,
@@ -111,10 +113,10 @@ def encode_clips(
     return tracks
 
 
-def _encode(autoencoder: nn.Module, clip: Clip) -> Tensor:
+def _encode(autoencoder: Autoencoder, clip: Clip) -> Tensor:
     """Give the latents of a clip and of its mirror image; its first frame is the portrait."""
     pieces, portrait, device = [], None, next(autoencoder.parameters()).device
-    size = int(autoencoder.picture_size)  # type: ignore[arg-type]
+    size = autoencoder.picture_size
     for start in range(0, clip.num_frames, 16):
         frames = torch.from_numpy(clip.frames[start : start + 16].copy())
         pictures = frames.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
@@ -123,8 +125,8 @@ def _encode(autoencoder: nn.Module, clip: Clip) -> Tensor:
         both = torch.stack([pictures, pictures.flip(-1)]).clamp(-1, 1)
         with torch.autocast(device.type, torch.bfloat16):
             if portrait is None:
-                portrait = autoencoder.describe(both[:, 0])  # type: ignore[operator]
-            pieces.append(autoencoder.encode(both, portrait).float().cpu())  # type: ignore[operator]
+                portrait = autoencoder.describe(both[:, 0])
+            pieces.append(autoencoder.encode(both, portrait).float().cpu())
     return torch.cat(pieces, 1)
 
 
@@ -138,10 +140,10 @@ def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
     model.latent_scale.copy_(everything.std((0, 2, 3)).clamp(min=_LEAST)[:, None, None])
     motion = torch.cat([(t.latents - t.latents[:, :1]).flatten(0, 1)[::5] for t in tracks])
     model.motion_scale.copy_(motion.pow(2).mean((0, 2, 3)).sqrt().clamp(min=_LEAST)[:, None, None])
-    if model.has_landmarks:
+    if (face := model.face) is not None:
         plain = [track.latents[0] for track in tracks]
         around = [latents[:, FACE_SHAPE[0] :].flatten(1) for latents in plain]
-        model.head.fit([model.autoencoder.points(latents) for latents in plain], around)
+        face.head.fit([face.autoencoder.points(latents) for latents in plain], around)
 
 
 @dataclass(frozen=True)
@@ -263,9 +265,9 @@ class FlowTrainer(nn.Module):
 
     def __init__(self, model: AvatarModel, loss: FlowLoss) -> None:
         super().__init__()
-        self.denoiser, self.audio = model.denoiser, model.audio
-        token_width = model.audio.config.token_width
-        apart = model.audio.mouth is not None
+        self.denoiser, self.audio = model.denoiser, mel_encoder(model)
+        token_width = self.audio.config.token_width
+        apart = self.audio.mouth is not None
         self.mouth = None if apart else nn.Linear(4 * token_width, NUM_MOUTH_TARGETS)
         self.weights = loss
 
@@ -359,10 +361,11 @@ class FlowTrainer(nn.Module):
         Squares, because one step gives the mean of what may be: an absolute error would ask for
         the median, and mouths are shut more often than open.
         """
-        if not model.has_landmarks:
+        landmarks = model.autoencoder.landmarks
+        if landmarks is None:
             return {"lips": made.new_zeros(()), "change": made.new_zeros(())}
-        points = model.autoencoder.points(model.to_latents(made, batch.portrait))
-        true = model.autoencoder.points(batch.window)
+        points = landmarks.points(model.to_latents(made, batch.portrait))
+        true = landmarks.points(batch.window)
         lips = points[:, :, LIPS] - points[:, :, LIPS].mean(2, keepdim=True)
         true_lips = true[:, :, LIPS] - true[:, :, LIPS].mean(2, keepdim=True)
         shape = _weighted((lips - true_lips) ** 2, trust)
@@ -416,7 +419,7 @@ def generate(
     config = model.denoiser.config
     preset = model.preset
     chance = [NoiseState(seed + i, torch.zeros(1, *portrait.shape[1:])) for i in range(len(mel))]
-    tokens = model.audio.encode_mel(mel)[:, model.audio.lookahead_frames :]
+    tokens = mel_encoder(model).encode_mel(mel)[:, model.audio.lookahead_frames :]
     state = model.denoiser.portrait_state(model.normalized_portrait(portrait))
     bank = MemoryBank.anchored(torch.zeros_like(portrait), config.memory)
     times, made = timesteps(steps), []
@@ -457,15 +460,16 @@ def evaluate_flow(
     mel = mel.to(device)
     truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
     truth = truth.to(device)
-    if not model.has_landmarks:
+    landmarks = model.autoencoder.landmarks
+    if landmarks is None:
         made = generate(model, mel, truth[:, 0], steps=steps, guidance=guidance)
         error = (made - truth) / model.motion_scale
         return {"error": float(error.pow(2).mean())}
-    true = mouth_opening(model.autoencoder.points(truth).cpu().numpy())
+    true = mouth_opening(landmarks.points(truth).cpu().numpy())
 
     def openings(sound: Tensor) -> np.ndarray:
         made = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
-        return mouth_opening(model.autoencoder.points(made).cpu().numpy())
+        return mouth_opening(landmarks.points(made).cpu().numpy())
 
     own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
     r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])
