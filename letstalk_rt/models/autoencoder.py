@@ -94,7 +94,8 @@ class ReferenceAutoencoder(nn.Module):
         flat = self.with_surroundings(
             latents.flatten(0, 1), x.flatten(0, 1), portrait.repeat(x.shape[1])
         )
-        return flat.unflatten(0, x.shape[:2])
+        encoded: Tensor = flat.unflatten(0, x.shape[:2])
+        return encoded
 
     def encode_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode`, with the heat maps' logits `(B, T, L, 32, 32)` beside the latents."""
@@ -136,7 +137,8 @@ class ReferenceAutoencoder(nn.Module):
         """
         flat = latents[..., : FACE_SHAPE[0], :, :].flatten(-3)
         offset = F.linear(flat.float(), self.read_points.weight.float())
-        return self.mean_points + offset.unflatten(-1, (NUM_POINTS, 2))
+        placed: Tensor = self.mean_points + offset.unflatten(-1, (NUM_POINTS, 2))
+        return placed
 
     @property
     def points_matrix(self) -> Tensor:

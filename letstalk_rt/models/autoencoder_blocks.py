@@ -27,7 +27,8 @@ class ResBlock(nn.Module):
         if styled is not None:
             scale, shift = styled[..., None, None].chunk(2, 1)
             h = torch.addcmul(shift, h, 1 + scale)
-        return x + self.conv2(F.silu(h))
+        out: Tensor = x + self.conv2(F.silu(h))
+        return out
 
 
 class Down(nn.Module):
@@ -42,7 +43,8 @@ class Down(nn.Module):
         """Map `(B, C, H, W)` to `(B, C', H/2, W/2)`."""
         x = F.pixel_unshuffle(x, 2)
         out = self.conv.out_channels
-        return self.conv(x) + rearrange(x, "b (o g) h w -> b o g h w", o=out).mean(2)
+        halved: Tensor = self.conv(x) + rearrange(x, "b (o g) h w -> b o g h w", o=out).mean(2)
+        return halved
 
 
 class Up(nn.Module):
@@ -66,7 +68,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(B, C, H, W)`."""
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normed: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return normed
 
 
 class NormBlock(nn.Module):
@@ -81,4 +84,5 @@ class NormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to the same shape."""
-        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+        out: Tensor = x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+        return out

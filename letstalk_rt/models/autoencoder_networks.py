@@ -169,7 +169,7 @@ class Decoder(nn.Module):
             _packed(start, start.dtype),
             _packed(torch.cat([10 * flows[-1], near], 1), start.dtype),
             _packed(gap, start.dtype),
-            tuple(
+            tuple(  # a ModuleList does not tell what it holds
                 block.style(style)
                 for level in self.blocks
                 for block in level  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
             if level == 2:
                 parts.append(layout.maps)
             x = self.mix[level](torch.cat(parts, 1))
-            for block in self.blocks[level]:  # type: ignore[attr-defined]
+            for block in self.blocks[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, next(styles))
             if level < 2:
                 x = self.ups[level](x)

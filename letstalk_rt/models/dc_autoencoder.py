@@ -160,7 +160,8 @@ class DCAutoencoder(nn.Module):
             raise InputError("frames must be in [-1, 1]; map bytes with x / 127.5 - 1")
         inner: Any = self.inner
         latents = inner.encode(x.flatten(0, 1).to(inner.dtype)).latent * self.scaling_factor
-        return latents.float().unflatten(0, x.shape[:2])
+        encoded: Tensor = latents.float().unflatten(0, x.shape[:2])
+        return encoded
 
     def describe(self, picture: Tensor) -> DCPortrait:
         """Encode portraits `(B, 3, H, W)` in [-1, 1]; see `encode` for what it raises."""
@@ -176,7 +177,9 @@ class DCAutoencoder(nn.Module):
         check_tensor("latents", latents, ("B", "T", *self.latent_shape))
         inner: Any = self.inner
         plain = (latents.flatten(0, 1) / self.scaling_factor).to(inner.dtype)
-        return inner.decode(plain).sample.float().clamp(-1, 1).unflatten(0, latents.shape[:2])
+        frames: Tensor = inner.decode(plain).sample.float().clamp(-1, 1)
+        decoded: Tensor = frames.unflatten(0, latents.shape[:2])
+        return decoded
 
     def decode_layers(self, latents: Tensor, portrait: DCPortrait) -> Tensor:
         """As `decode`: these frames have one layer."""

@@ -60,7 +60,8 @@ class FaceDetector(nn.Module):
         """
         fine = self.body(x)
         wide = F.interpolate(self.context(fine), fine.shape[-2:], mode="nearest")
-        return self.head(torch.cat([fine, wide], 1))
+        maps: Tensor = self.head(torch.cat([fine, wide], 1))
+        return maps
 
 
 @dataclass(frozen=True)

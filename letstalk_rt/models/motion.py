@@ -174,7 +174,7 @@ class Blinks:
     def _pause(self) -> int:
         """Draw the frames from one blink's begin to the next one's."""
         mean_s = 60 / self._per_min
-        pause_s = self._rng.lognormal(np.log(mean_s) - _SPREAD**2 / 2, _SPREAD)
+        pause_s: float = self._rng.lognormal(np.log(mean_s) - _SPREAD**2 / 2, _SPREAD)
         return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
 
 
@@ -229,7 +229,9 @@ def _undo(read: Tensor) -> Tensor:
     """Invert the read-out `(2L, 384)` where it reads something: the smallest change that fits."""
     square = read.T @ read
     ridge = _RIDGE * float(torch.linalg.matrix_norm(read, 2)) ** 2
-    return torch.linalg.solve(square + ridge * torch.eye(len(square), device=read.device), read.T)
+    same = torch.eye(len(square), device=read.device)
+    write: Tensor = torch.linalg.solve(square + ridge * same, read.T)
+    return write
 
 
 def _rigid(points: Tensor) -> Tensor:
@@ -243,7 +245,8 @@ def _rigid(points: Tensor) -> Tensor:
     base[:, 1, 3:5], base[:, 1, 5] = points, 1
     base = base.flatten(0, 1)
     fit = base * steady(points).repeat_interleave(2)[:, None]
-    return base @ torch.linalg.pinv(fit)
+    rigid: Tensor = base @ torch.linalg.pinv(fit)
+    return rigid
 
 
 def _pick(points: Sequence[int], device: torch.device) -> Tensor:

@@ -244,7 +244,8 @@ class DistillTrainer(nn.Module):
         self.denoiser.train()
         target = velocity - (scene.t - end)[..., None, None, None] * change
         error = (mean - target.detach()).pow(2).flatten(1).mean(1)
-        return error / (error.detach() + 1e-3)
+        weighed: Tensor = error / (error.detach() + 1e-3)
+        return weighed
 
 
 def _rand(count: int, generator: torch.Generator) -> Tensor:

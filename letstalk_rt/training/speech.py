@@ -27,12 +27,14 @@ NUM_MOUTH_TARGETS = 1 + len(MOUTH_BLENDSHAPES)
 def clip_mel(pcm: np.ndarray, lookahead_frames: int = LOOKAHEAD_FRAMES) -> Tensor:
     """Give log-mel `(64, 4 * (T + L))` of a clip's sound, the look-ahead L filled by silence."""
     tail = np.zeros(lookahead_frames * SAMPLES_PER_FRAME, np.float32)
-    return StreamingMel()(torch.from_numpy(np.concatenate([pcm, tail]))[None])[0]
+    mel: Tensor = StreamingMel()(torch.from_numpy(np.concatenate([pcm, tail]))[None])[0]
+    return mel
 
 
 def silence_mel() -> Tensor:
     """Give the log-mel of digital silence, `(64, 1)`."""
-    return StreamingMel()(torch.zeros(1, 160))[0]
+    mel: Tensor = StreamingMel()(torch.zeros(1, 160))[0]
+    return mel
 
 
 def augment_mel(mel: Tensor, generator: torch.Generator) -> Tensor:
