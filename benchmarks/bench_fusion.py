@@ -41,8 +41,8 @@ from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import regularize
 from letstalk_rt.training.audio import split_people
 from letstalk_rt.training.data import load_clips
-from letstalk_rt.training.flow import Track, encode_clips
 from letstalk_rt.training.speech import correlation, mel_encoder
+from letstalk_rt.training.tracks import Track, encode_clips
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "fusion.md"

@@ -16,7 +16,8 @@ from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig, get_preset
 from letstalk_rt.models.state import tensors
 from letstalk_rt.models.transformer import Denoiser
 from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.training.flow import HEARD_FRAMES, Batch, FlowLoss, FlowTrainer
+from letstalk_rt.training.flow_loss import FlowTrainer
+from letstalk_rt.training.windows import HEARD_FRAMES, Batch, FlowLoss
 from letstalk_rt.tuning import Variant, apply
 from letstalk_rt.types import Portrait
 

@@ -133,7 +133,7 @@ class ReferenceAutoencoder(nn.Module):
     def points(self, latents: Tensor) -> Tensor:
         """Read the face landmarks off latents `(..., 24, 4, 4)`: `(..., L, 2)` in [-1, 1].
 
-        The read-out is linear, so landmarks are a handle on the latent: see `training.flow`.
+        The read-out is linear, so landmarks are a handle on the latent: see `training.flow_loss`.
         """
         flat = latents[..., : FACE_SHAPE[0], :, :].flatten(-3)
         offset = F.linear(flat.float(), self.read_points.weight.float())

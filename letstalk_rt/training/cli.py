@@ -19,23 +19,18 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.loading import packaged_weights, save_model
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
-from letstalk_rt.training.audio import (
-    MouthReader,
-    calibrate,
-    cleaned,
-    split_people,
-    train_audio,
-)
+from letstalk_rt.training.audio import MouthReader, calibrate, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
 from letstalk_rt.training.data import Clip, landmarker_file, load_clips, load_stills
 from letstalk_rt.training.distill import distill
 from letstalk_rt.training.distributed import is_first, join, leave
 from letstalk_rt.training.evaluation.sync import train_sync
 from letstalk_rt.training.finder import train_finder
-from letstalk_rt.training.flow import Track, encode_clips, fit_scales, train_flow
+from letstalk_rt.training.flow import train_flow
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.phones import load_phones, train_phones
 from letstalk_rt.training.speech import mel_encoder
+from letstalk_rt.training.tracks import Track, encode_clips, fit_scales
 
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),

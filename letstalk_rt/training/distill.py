@@ -28,9 +28,11 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize
 from letstalk_rt.models.sampler import timesteps
 from letstalk_rt.models.transformer import Denoiser, PortraitState
-from letstalk_rt.training.flow import Batch, FlowLoss, Track, WindowSource, evaluate_flow, score
 from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.training.rollout import evaluate_flow, score
 from letstalk_rt.training.speech import augment_mel, mel_encoder
+from letstalk_rt.training.tracks import Track
+from letstalk_rt.training.windows import Batch, FlowLoss, WindowSource
 
 
 @dataclass(frozen=True)

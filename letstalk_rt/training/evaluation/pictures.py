@@ -7,8 +7,8 @@ from torch import Tensor
 
 from letstalk_rt.models.interfaces import Autoencoder
 from letstalk_rt.models.landmarks import SUBSET
-from letstalk_rt.training.autoencoder import frames_tensor, mouth_box, reconstruct, sharpness
 from letstalk_rt.training.data import Clip, to_unit
+from letstalk_rt.training.reconstruction import frames_tensor, mouth_box, reconstruct, sharpness
 
 _FACE = slice(70, 226), slice(64, 192)
 """Rows and columns of a clip's 256 px frame that the face fills."""
