@@ -108,7 +108,7 @@ def fastest(
         try:
             return Variant.parse(known[key]["variant"])
         except (ConfigError, KeyError, TypeError):
-            pass  # written by another version: measure
+            pass  # damaged: measure
     taken_ms = measure(model, candidates(thorough))
     best = min(taken_ms, key=lambda variant: taken_ms[variant])
     shown = {str(variant): round(ms, 2) for variant, ms in taken_ms.items()}

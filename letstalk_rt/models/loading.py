@@ -121,8 +121,9 @@ def face_finder_for(model: AvatarModel) -> FaceFinder:
     """
     if model.face is not None:
         return model.finder()
-    _log.info("preset %s finds faces by preset %s's detector", model.preset.name, EMBEDDED)
-    return load_face_finder(EMBEDDED, crop_px=model.autoencoder.picture_size)
+    finder = load_face_finder(EMBEDDED, crop_px=model.autoencoder.picture_size)
+    _log.info("preset %s finds faces by preset %s's detector", model.preset.name, finder.preset)
+    return finder
 
 
 def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -41,7 +41,6 @@ VARIANTS = tuple(f"m{i}" for i in range(1, 9)) + tuple(f"f{i}" for i in range(1,
     "Michael", "Mike", "Reed", "Steph", "Tweaky", "UniRobot", "victor", "zac",
 )  # fmt: skip
 SENTENCE_WORDS = 9
-SPHINX_RATE_HZ = 100
 
 
 class _EventId(ctypes.Union):
