@@ -30,19 +30,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from letstalk_rt import __version__
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.autoencoder import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.diffusion import Diffusion
 from letstalk_rt.models.faithful import FaithfulDenoiser, count_parameters, first_memory
 from letstalk_rt.models.faithful_presets import FaithfulConfig, get_faithful_preset
 from letstalk_rt.models.fusion import Fusion
 from letstalk_rt.models.landmarks import mouth_opening
+from letstalk_rt.models.latents import FACE_SHAPE
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import regularize
 from letstalk_rt.training.audio import split_people
 from letstalk_rt.training.data import load_clips
-from letstalk_rt.training.flow import Track, encode_clips
-from letstalk_rt.training.speech import correlation
+from letstalk_rt.training.speech import correlation, mel_encoder
+from letstalk_rt.training.tracks import Track, encode_clips
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "fusion.md"
@@ -157,7 +157,7 @@ def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[Sp
     clips = []
     for track in tracks:
         mel = track.spoken.mel[None]
-        tokens = model.audio.encode_mel(mel)[0, LOOKAHEAD_FRAMES:]
+        tokens = mel_encoder(model).encode_mel(mel)[0, LOOKAHEAD_FRAMES:]
         face = track.latents[0, :, FACE].float()  # not what is around it
         latents = (face - model.latent_mean[FACE]) / model.latent_scale[FACE]
         if len(latents) >= frames:
@@ -279,7 +279,10 @@ def generate(
 
 
 def _openings(model: AvatarModel, latents: Tensor) -> np.ndarray:
-    points = model.autoencoder.points(latents * model.latent_scale[FACE] + model.latent_mean[FACE])
+    assert model.face is not None, model.preset.name
+    points = model.face.autoencoder.points(
+        latents * model.latent_scale[FACE] + model.latent_mean[FACE]
+    )
     return mouth_opening(points.numpy())
 
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.edges import continue_edges
-from letstalk_rt.models.autoencoder import FLOW_SIZE, PICTURE_SIZE, Decoded
 from letstalk_rt.models.eyelids import close_eyes
+from letstalk_rt.models.latents import FLOW_SIZE, PICTURE_SIZE, Decoded
 from letstalk_rt.types import Portrait
 
 _AT_ONCE_PX = 2**16

@@ -159,7 +159,7 @@ def changes(old: Look, new: Look) -> list[str]:
 
 def _capture(call: Callable[[], Any]) -> tuple[Any, Any]:
     """Record a call that has run often enough for its libraries to have chosen their kernels."""
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         for _ in range(_WARM_UPS):

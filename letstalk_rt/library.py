@@ -149,7 +149,7 @@ class AvatarLibrary:
             data = picture.read_bytes()
         except OSError:
             return prepare_portrait(picture, finder, size=size)  # says what is wrong
-        key = f"{_LAYOUT} {__version__} {size} {_fingerprint(finder)} ".encode()
+        key = f"{_LAYOUT} {__version__} {size} {finder.fingerprint()} ".encode()
         cached = self._cache / f"{hashlib.sha256(key + data).hexdigest()[:32]}.npz"
         portrait = _read(cached)
         if portrait is None:
@@ -207,17 +207,6 @@ def default_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
     return base / "letstalk_rt"
-
-
-def _fingerprint(finder: "Finder") -> str:
-    """Tell finders apart: other weights find other boxes."""
-    detector = getattr(finder, "detector", None)
-    if detector is None:
-        return type(finder).__name__
-    digest = hashlib.sha256()
-    for tensor in detector.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _packed(portrait: Portrait) -> bytes:

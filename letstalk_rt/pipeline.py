@@ -24,10 +24,10 @@ from letstalk_rt.devices import DTYPES, choose_device, choose_dtype
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError, PortraitError
 from letstalk_rt.graphs import Replay
 from letstalk_rt.metrics import NoClock, Stages
-from letstalk_rt.models.autoencoder import Decoded
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.finder import FaceFinder
-from letstalk_rt.models.loading import load_model
+from letstalk_rt.models.latents import Decoded
+from letstalk_rt.models.loading import face_finder_for, load_model
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.motion import Director
 from letstalk_rt.models.sampler import NoiseState, timesteps
@@ -136,20 +136,19 @@ class AvatarPipeline:
         self.guidance = guidance
         self.variant = variant
         self.dtype = DTYPES.get(variant.kind, torch.float32)
-        self.finder: FaceFinder = (model if model.has_landmarks else load_model("tiny")).finder()
-        self.finder.crop_px = model.autoencoder.picture_size
+        self.finder: FaceFinder = face_finder_for(model)
         self.frames_per_window: int = model.denoiser.config.window
         self.hop = self.frames_per_window * SAMPLES_PER_FRAME
         self.lookahead_frames: int = model.audio.lookahead_frames
         apply(model, variant)
-        if self.device.type != "cpu" and not model.has_landmarks:
+        if self.device.type != "cpu" and model.preset.denoiser_follows:
             model.denoiser.to(self.dtype)
         options = {"compiled": variant.compiled, "recorded": replayed}
         whole = self.device.type != "cpu" or variant.compiled
         self.parts = [self.frames_per_window] if whole else [1] * self.frames_per_window
         self.painters = None if whole else Painters(self.frames_per_window)
         self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
-        self._lays_out = model.has_landmarks and not whole
+        self._lays_out = not whole
         self._decode = Replay(self._decoder(), name="decoder", **options)
         self._silence = self._hear_silence()
 
@@ -286,11 +285,8 @@ class AvatarPipeline:
         state.features = features
 
     def _decoder(self) -> Callable[..., Any]:
-        name = "decode_layers" if self.model.has_landmarks else "decode"
-        call: Callable[..., Any] = getattr(
-            self.model.autoencoder, "paint" if self._lays_out else name
-        )
-        return call
+        autoencoder = self.model.autoencoder
+        return autoencoder.paint if self._lays_out else autoencoder.decode_layers
 
     def _describe(self, portrait: Portrait) -> Any:
         crop, size = portrait.crop, self.model.autoencoder.picture_size
@@ -308,7 +304,7 @@ class AvatarPipeline:
         Only where latents tell how far the mouth is open.
         """
         model, shape = self.model, self.model.autoencoder.latent_shape
-        if not model.has_landmarks:
+        if model.face is None:
             return None
         silence = torch.zeros(1, self.hop, device=self.device)
         tokens = model.audio(silence, copy.deepcopy(self._silence))
@@ -426,14 +422,14 @@ class AvatarPipeline:
         """
         pairs = zip(sketches, states, strict=True)
         if self._lays_out:
-            return [self._decode(x, s.features.repeat(len(x.points))) for x, s in pairs]
+            return [self._decode(x, s.features.repeat(len(x))) for x, s in pairs]
         if self.device.type == "cpu":
             return [self._decode(x[None], s.features)[0] for x, s in pairs]
         frames = self._decode(torch.stack(list(sketches)), gather([s.features for s in states]))
         return [frames[i] for i in range(len(states))]
 
     def _compositor(self, portrait: Portrait) -> Compositor:
-        return Compositor(portrait, self.device, layered=self.model.has_landmarks)
+        return Compositor(portrait, self.device, layered=self.model.face is not None)
 
     @staticmethod
     def _compose(

@@ -56,6 +56,15 @@ PortraitSource: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 class Finder(Protocol):
     """Finds faces; `letstalk_rt.models.finder.FaceFinder` is one."""
 
+    @property
+    def crop_px(self) -> int:
+        """Side of the crops that the model it finds faces for animates."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a name that finders of other weights do not have."""
+        ...
+
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
         """Give the faces in `(H, W, 3)` uint8, largest first."""
         ...
@@ -149,7 +158,7 @@ def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512)
     box = face_box(face.landmarks)
     framing = _frame(rgb.shape[1], rgb.shape[0], box, size - size % 2)
     left, top, side = framing.box
-    crop_px = getattr(finder, "crop_px", CROP_PX)  # larger models animate larger crops
+    crop_px = finder.crop_px
     return Portrait(
         canvas=framing.cut(rgb, 0, 0, framing.width, framing.height),
         crop=framing.cut(rgb, left, top, side, side, (crop_px, crop_px)),

@@ -80,16 +80,14 @@ def apply(model: AvatarModel, variant: Variant) -> None:
     Raises:
         ConfigError: the decoder or this processor has it not.
     """
-    decoder = model.autoencoder.decoder if model.has_landmarks else model.autoencoder.inner.decoder
     if variant.kind != "int8":
-        if model.has_landmarks:
-            decoder.to(DTYPES[variant.kind])
-        else:
-            model.autoencoder.to(DTYPES[variant.kind])
+        model.autoencoder.set_decoder_dtype(DTYPES[variant.kind])
         return
-    if not model.has_landmarks or not int8.is_supported():
+    parts = model.autoencoder.quantizable_parts()
+    if not parts or not int8.is_supported():
         raise ConfigError("int8 is for the embedded model's decoder on a CPU with oneDNN")
-    for part in (decoder.float().mix, decoder.blocks, decoder.paint):
+    model.autoencoder.set_decoder_dtype(torch.float32)
+    for part in parts:
         int8.quantize(part)
 
 
@@ -110,7 +108,7 @@ def fastest(
         try:
             return Variant.parse(known[key]["variant"])
         except (ConfigError, KeyError, TypeError):
-            pass  # written by another version: measure
+            pass  # damaged: measure
     taken_ms = measure(model, candidates(thorough))
     best = min(taken_ms, key=lambda variant: taken_ms[variant])
     shown = {str(variant): round(ms, 2) for variant, ms in taken_ms.items()}

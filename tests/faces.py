@@ -26,8 +26,14 @@ def draw(width: int, height: int, faces: list[tuple[int, int, int]]) -> Image.Im
 class SkinFinder:
     """Takes each blob of skin colour, column by column, for a face."""
 
+    crop_px = 256
+
     def __init__(self, yaw: float = 0.0) -> None:
         self.yaw = yaw
+
+    def fingerprint(self) -> str:
+        """Return a name of its own."""
+        return "skin"
 
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
         """Give the faces, largest first."""

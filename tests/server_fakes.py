@@ -32,6 +32,11 @@ SPF = 640
 class PaintedFinder:
     """Sees a face wherever a picture is not empty."""
 
+    crop_px = 256
+
+    def fingerprint(self):
+        return "painted"
+
     def find_faces(self, rgb):
         if rgb.std() < 20:
             return []

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from letstalk_rt.audio.encoder import AudioEncoderConfig
-from letstalk_rt.models.autoencoder import LATENT_SHAPE, AutoencoderConfig
+from letstalk_rt.models.autoencoder_networks import AutoencoderConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import IRISES, LIPS, NUM_POINTS, places
+from letstalk_rt.models.latents import LATENT_SHAPE
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.transformer import DenoiserConfig
 from letstalk_rt.types import Portrait

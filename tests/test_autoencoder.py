@@ -6,19 +6,11 @@ import torch
 from small_model import AUTOENCODER, stir
 
 from letstalk_rt.models import landmarks
-from letstalk_rt.models.autoencoder import (
-    FACE_SHAPE,
-    FACE_SIZE,
-    FLOW_SIZE,
-    LATENT_SHAPE,
-    ChannelNorm,
-    Down,
-    ReferenceAutoencoder,
-    Up,
-    at_rest,
-    expected_points,
-)
+from letstalk_rt.models.autoencoder import ReferenceAutoencoder
+from letstalk_rt.models.autoencoder_blocks import ChannelNorm, Down, Up
+from letstalk_rt.models.autoencoder_networks import expected_points
 from letstalk_rt.models.landmarks import MESH_POINTS, NUM_POINTS, SUBSET, mouth_opening
+from letstalk_rt.models.latents import FACE_SHAPE, FACE_SIZE, FLOW_SIZE, LATENT_SHAPE, at_rest
 
 
 def pictures(*shape):

@@ -9,7 +9,7 @@ from types import ModuleType
 import av
 import numpy as np
 import pytest
-from faces import LoudIsBright, draw
+from faces import LoudIsBright, SkinFinder, draw
 
 from letstalk_rt import cli
 from letstalk_rt.sinks.file import write_video
@@ -22,6 +22,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     module.AvatarPipeline = LoudIsBright  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "letstalk_rt.pipeline", module)
     monkeypatch.setattr(LoudIsBright, "fails_at", None)
+    monkeypatch.setattr("letstalk_rt.models.loading.load_face_finder", SkinFinder)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from small_model import face_points
 
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.compositor import Compositor
-from letstalk_rt.models.autoencoder import FLOW_SIZE, Decoded
 from letstalk_rt.models.landmarks import EYES, NUM_POINTS
+from letstalk_rt.models.latents import FLOW_SIZE, Decoded
 from letstalk_rt.models.loading import load_model, packaged_weights
 from letstalk_rt.portrait import prepare_portrait
 from letstalk_rt.types import Portrait

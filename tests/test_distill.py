@@ -16,8 +16,9 @@ from letstalk_rt.models.sampler import sample_mean, timesteps
 from letstalk_rt.models.transformer import Denoiser
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.training.distill import DistillLoss, DistillTrainer, distill
-from letstalk_rt.training.flow import HEARD_FRAMES, Batch, Track
 from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.training.tracks import Track
+from letstalk_rt.training.windows import HEARD_FRAMES, Batch
 
 WINDOW, MEMORY = DENOISER.window, DENOISER.memory
 MEAN = replace(DENOISER, dropout=0.0, cached=True, memory=8, second_time=True, guidance_input=True)

@@ -18,7 +18,7 @@ from letstalk_rt.models.finder import (
     head_yaw,
 )
 from letstalk_rt.models.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, NUM_POINTS, RIGHT_LID
-from letstalk_rt.models.loading import load_model, packaged_weights
+from letstalk_rt.models.loading import load_face_finder, packaged_weights
 from letstalk_rt.portrait import prepare_portrait, read_image
 
 
@@ -134,8 +134,9 @@ class Imagined(FaceFinder):
 
     def __init__(self, faces, ghosts=()):
         self.faces, self.ghosts = faces, ghosts
-        self.autoencoder = torch.nn.Module()
-        self.autoencoder.mean_points = torch.zeros(NUM_POINTS, 2)
+        autoencoder = torch.nn.Module()
+        autoencoder.mean_points = torch.zeros(NUM_POINTS, 2)
+        super().__init__(FaceDetector(), autoencoder, preset="none", crop_px=256)
 
     def _detect(self, picture):
         return [_crop_of(face, 0.9) for face in self.faces] + list(self.ghosts)
@@ -194,7 +195,7 @@ def test_the_detector_gives_four_maps():
 
 @pytest.fixture(scope="module")
 def finder():
-    return load_model("tiny").finder()
+    return load_face_finder("tiny")
 
 
 @pytest.fixture(scope="module")

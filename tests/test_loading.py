@@ -20,7 +20,7 @@ from letstalk_rt.models.loading import (
 )
 from letstalk_rt.models.presets import PRESETS
 
-HEADER = {"format": "letstalk_rt 1", "preset": "small"}
+HEADER = {"format": "letstalk_rt 1", "preset": "small", "lookahead_ms": "80"}
 PACKED = "autoencoder.reference.fine.0.conv1.weight"
 
 
@@ -186,6 +186,7 @@ def test_the_look_ahead_comes_back_with_the_weights(lookahead_ms, tmp_path, monk
     assert loaded.audio.lookahead_frames == lookahead_ms // 40
 
 
-def test_files_from_before_it_was_a_setting_look_80_ms_ahead(saved):
-    rewrite(saved, load_file(saved))
-    assert load_model("small", saved).audio.lookahead_frames == 2
+def test_a_file_that_does_not_say_its_look_ahead_is_named(saved):
+    rewrite(saved, load_file(saved), {k: v for k, v in HEADER.items() if k != "lookahead_ms"})
+    with pytest.raises(WeightsError, match="does not say its look-ahead"):
+        load_model("small", saved)

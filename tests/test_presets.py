@@ -11,11 +11,14 @@ from letstalk_rt.errors import ConfigError, InputError, PortraitError
 from letstalk_rt.models import avatar_model
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
+from letstalk_rt.models.loading import face_finder_for
 from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig, get_preset
 from letstalk_rt.models.state import tensors
 from letstalk_rt.models.transformer import Denoiser
 from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.training.flow import HEARD_FRAMES, Batch, FlowLoss, FlowTrainer
+from letstalk_rt.training.flow_loss import FlowTrainer
+from letstalk_rt.training.windows import HEARD_FRAMES, Batch, FlowLoss
+from letstalk_rt.tuning import Variant, apply
 from letstalk_rt.types import Portrait
 
 CACHED = replace(
@@ -195,10 +198,19 @@ class TestPaperAutoencoder:
         assert model.denoiser.kinds.grad.abs().sum() > 0
 
     def test_it_has_no_landmarks_and_finds_faces_by_the_embedded_model(self, pipeline):
-        assert not pipeline.model.has_landmarks
-        assert pipeline.finder.autoencoder.picture_size == 256
+        assert pipeline.model.face is None
+        assert (pipeline.finder.preset, pipeline.finder.crop_px) == ("tiny", 64)
         with pytest.raises(ConfigError, match="finds no faces"):
             pipeline.model.finder()
+
+    def test_whose_face_finder_is_loaded_is_logged(self, pipeline, caplog):
+        caplog.set_level("INFO", "letstalk_rt")
+        assert face_finder_for(pipeline.model).preset == "tiny"
+        assert "preset cached finds faces by preset tiny's detector" in caplog.text
+
+    def test_it_is_not_run_in_8_bit_integers(self, pipeline):
+        with pytest.raises(ConfigError, match="int8 is for the embedded model's decoder"):
+            apply(pipeline.model, Variant("int8"))
 
     def test_a_crop_of_another_size_is_named(self, pipeline):
         with pytest.raises(PortraitError, match=r"must be \(64, 64, 3\)"):

@@ -16,42 +16,26 @@ from torch import nn
 
 from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, CausalAudioEncoder
 from letstalk_rt.errors import ConfigError, InputError
-from letstalk_rt.models.autoencoder import ReferenceAutoencoder, expected_points
+from letstalk_rt.models.autoencoder import ReferenceAutoencoder
+from letstalk_rt.models.autoencoder_networks import expected_points
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import NUM_POINTS
-from letstalk_rt.training import autoencoder, data, flow
-from letstalk_rt.training.audio import (
-    MOST_GAIN,
-    MouthReader,
-    calibrate,
-    split_people,
-    spoken,
-)
-from letstalk_rt.training.autoencoder import (
+from letstalk_rt.training import autoencoder, data, reconstruction, rollout
+from letstalk_rt.training.audio import MOST_GAIN, MouthReader, calibrate, split_people, spoken
+from letstalk_rt.training.autoencoder_loss import (
     AutoencoderLoss,
-    PairSource,
     autoencoder_loss,
-    evaluate_reconstruction,
     heat_loss,
-    mouth_box,
     opening_error,
-    psnr,
-    sharpness,
 )
 from letstalk_rt.training.cli import main as train
 from letstalk_rt.training.data import affine_augment, color_augment, load_clips, load_stills
-from letstalk_rt.training.flow import (
-    HEARD_FRAMES,
-    FlowLoss,
-    FlowTrainer,
-    WindowSource,
-    encode_clips,
-    fit_scales,
-    generate,
-    save_sample,
-    train_flow,
-)
+from letstalk_rt.training.flow import train_flow
+from letstalk_rt.training.flow_loss import FlowTrainer
 from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.training.pairs import PairSource
+from letstalk_rt.training.reconstruction import evaluate_reconstruction, mouth_box, psnr, sharpness
+from letstalk_rt.training.rollout import generate, save_sample
 from letstalk_rt.training.speech import (
     NUM_MOUTH_TARGETS,
     augment_mel,
@@ -60,6 +44,8 @@ from letstalk_rt.training.speech import (
     correlation,
     silence_mel,
 )
+from letstalk_rt.training.tracks import encode_clips, fit_scales
+from letstalk_rt.training.windows import HEARD_FRAMES, FlowLoss, WindowSource
 
 
 @pytest.fixture(scope="module")
@@ -672,7 +658,7 @@ def test_surroundings_are_learned_without_touching_the_face(clips, tracks, tmp_p
     before = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
     config = LoopConfig(steps=3, warm_up=1, learning_rate=1e-2, weight_decay=0.1, evaluate_every=10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow, "JUDGED_FRAMES", 8)
+        patch.setattr(rollout, "JUDGED_FRAMES", 8)
         made = train_flow(
             model, tracks, tracks, tmp_path, config, batch_size=4, started=before, fixed_faces=True
         )
@@ -700,8 +686,8 @@ class TestSamples:
         model = ReferenceAutoencoder(AUTOENCODER)
         longest = max(clip.num_frames for clip in clips)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(autoencoder, "SAMPLE_FRAMES", longest)
-            autoencoder.save_samples(model, clips[:1], tmp_path / "sample")
+            patch.setattr(reconstruction, "SAMPLE_FRAMES", longest)
+            reconstruction.save_samples(model, clips[:1], tmp_path / "sample")
         kinds, frames = frames_of(tmp_path / "sample.mp4")
         assert kinds == {"video"} and len(frames) == longest
         assert frames[0].shape == (512, 256, 3)

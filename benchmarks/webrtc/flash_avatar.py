@@ -32,6 +32,12 @@ SWAY, WINDOWS = 50, 25
 class MiddleFinder:
     """Takes the middle of any picture for a face."""
 
+    crop_px = 256
+
+    def fingerprint(self) -> str:
+        """Return a name of its own."""
+        return "middle"
+
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
         """Give one face in `(H, W, 3)`."""
         height, width = rgb.shape[:2]

@@ -67,7 +67,8 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor, state: ConvState | None) -> Tensor:
         h = self.norm(x.transpose(1, 2)).transpose(1, 2)
         value, gate = self.conv(h, state).chunk(2, 1)
-        return x + self.out(self.dropout(value * torch.sigmoid(gate)))
+        out: Tensor = x + self.out(self.dropout(value * torch.sigmoid(gate)))
+        return out
 
 
 class MouthBottleneck(nn.Module):
@@ -90,7 +91,8 @@ class MouthBottleneck(nn.Module):
 
     def tokens(self, mouth: Tensor) -> Tensor:
         """Make audio tokens `(B, N, 4, A)` of values `(B, N, values)`."""
-        return self.show(mouth).unflatten(-1, (TOKENS_PER_FRAME, -1))
+        tokens: Tensor = self.show(mouth).unflatten(-1, (TOKENS_PER_FRAME, -1))
+        return tokens
 
 
 class CausalAudioEncoder(nn.Module):
@@ -126,6 +128,7 @@ class CausalAudioEncoder(nn.Module):
         return AudioState(
             self.mel.init_state(batch_size),
             self.stem.init_state(batch_size),
+            # A ModuleList does not tell what it holds.
             [layer.conv.init_state(batch_size) for layer in self.layers],  # type: ignore[union-attr, operator]
         )
 
@@ -153,11 +156,13 @@ class CausalAudioEncoder(nn.Module):
     def read_mouth(self, mel: Tensor) -> Tensor:
         """Give the values of the bottleneck, `(B, frames, values)`; only where there is one."""
         assert self.mouth is not None
-        return self.mouth.read(self._tokens(mel, None).flatten(2))
+        mouth: Tensor = self.mouth.read(self._tokens(mel, None).flatten(2))
+        return mouth
 
     def _tokens(self, mel: Tensor, state: AudioState | None) -> Tensor:
         features = self.features(mel, state)
-        return self.head(features.transpose(1, 2)).unflatten(1, (-1, TOKENS_PER_FRAME))
+        tokens: Tensor = self.head(features.transpose(1, 2)).unflatten(1, (-1, TOKENS_PER_FRAME))
+        return tokens
 
     def features(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
         """Give the hidden features at 100 Hz, `(B, width, steps)`, before the token head."""

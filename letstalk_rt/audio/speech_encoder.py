@@ -72,8 +72,6 @@ class SpeechEncoder(nn.Module):
         DependencyError: the extra `paper` is not installed.
     """
 
-    mouth = None  # no bottleneck: what passes it is for little data, see `CausalAudioEncoder`
-
     def __init__(
         self, config: SpeechEncoderConfig | None = None, stream: Wav2Vec2Stream | None = None
     ) -> None:

@@ -250,7 +250,8 @@ class Wav2Vec2Stream(nn.Module):
         x = first.activation(x).transpose(1, 2).flatten(0, 1)
         for layer in rest:
             x = layer(x)
-        return rearrange(x, "(b t) c 1 -> b t c", b=batch)
+        features: Tensor = rearrange(x, "(b t) c 1 -> b t c", b=batch)
+        return features
 
     @torch.no_grad()
     def _running_norm(self, x: Tensor, sound: Tensor, state: NormState) -> tuple[Tensor, Tensor]:

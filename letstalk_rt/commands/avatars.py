@@ -2,11 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from letstalk_rt.commands.common import note, painted, say, say_json
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.library import CONSENT, ENDINGS, AvatarLibrary
+
+if TYPE_CHECKING:
+    from letstalk_rt.models.finder import FaceFinder
 
 SUMMARY = "list, add, remove or prepare portraits that commands know by name"
 
@@ -97,7 +100,9 @@ def _prepare(library: AvatarLibrary, options: argparse.Namespace) -> int:
     return 0 if all(result["ok"] for result in results) else 2
 
 
-def _prepare_one(library: AvatarLibrary, picture: Path, finder: Any, size: int) -> dict[str, Any]:
+def _prepare_one(
+    library: AvatarLibrary, picture: Path, finder: "FaceFinder", size: int
+) -> dict[str, Any]:
     try:
         notes = library.prepare(picture, finder, size=size).warnings
     except PortraitError as error:
@@ -120,10 +125,10 @@ def _pictures(library: AvatarLibrary, sources: list[str]) -> list[Path]:
     return found
 
 
-def _finder() -> Any:
-    from letstalk_rt.pipeline import AvatarPipeline
+def _finder() -> "FaceFinder":
+    from letstalk_rt.models.loading import load_face_finder
 
-    return AvatarPipeline.load(preset="tiny", device="cpu").finder
+    return load_face_finder()
 
 
 def _tell(as_json: bool, facts: dict[str, Any], text: str) -> None:

@@ -130,4 +130,5 @@ class AudioProjector(nn.Module):
     def _project(self, windows: Tensor) -> Tensor:
         hidden = F.relu(self.layer2(F.relu(self.layer1(windows))))
         tokens = self.layer3(hidden).unflatten(-1, (self.config.tokens, -1))
-        return self.norm(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed

@@ -5,7 +5,7 @@ variance. So a new face starts from its own portrait and identity need not be ge
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,31 @@ from torch import Tensor, nn
 from letstalk_rt.audio.encoder import CausalAudioEncoder
 from letstalk_rt.audio.speech_encoder import SpeechEncoder, SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder import AutoencoderConfig, ReferenceAutoencoder, at_rest
+from letstalk_rt.models.autoencoder import ReferenceAutoencoder
+from letstalk_rt.models.autoencoder_networks import AutoencoderConfig
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.finder import FaceDetector, FaceFinder
 from letstalk_rt.models.head_motion import HeadMotion
+from letstalk_rt.models.interfaces import AudioEncoder, Autoencoder, LandmarkAutoencoder
 from letstalk_rt.models.memory import TemporalCache
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import sample, sample_mean
 from letstalk_rt.models.transformer import Denoiser, PortraitState, guided
+
+
+@dataclass(frozen=True)
+class FaceParts:
+    """What a model has whose latents carry landmarks.
+
+    Attributes:
+        autoencoder: reads the landmarks off latents.
+        detector: finds where faces are.
+        head: how heads move.
+    """
+
+    autoencoder: LandmarkAutoencoder
+    detector: FaceDetector
+    head: HeadMotion
 
 
 class AvatarModel(nn.Module):
@@ -36,8 +53,10 @@ class AvatarModel(nn.Module):
         ConfigError: the preset's parts do not fit each other.
     """
 
-    autoencoder: Any  # the parts that need landmarks ask `has_landmarks` first
-    audio: Any
+    autoencoder: Autoencoder
+    audio: AudioEncoder
+    detector: FaceDetector | None
+    head: HeadMotion | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -49,9 +68,9 @@ class AvatarModel(nn.Module):
         self.autoencoder = _make_autoencoder(preset)
         self.audio = _make_audio(preset)
         self.denoiser = Denoiser(preset.denoiser)
-        if self.has_landmarks:
-            self.detector = FaceDetector()
-            self.head = HeadMotion()
+        known = self.autoencoder.landmarks is not None
+        self.detector = FaceDetector() if known else None
+        self.head = HeadMotion() if known else None
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -60,21 +79,29 @@ class AvatarModel(nn.Module):
         self.register_buffer("folded_guidance", torch.ones(()))
 
     @property
-    def has_landmarks(self) -> bool:
-        """Whether latents tell where the face's landmarks are."""
-        return isinstance(self.autoencoder, ReferenceAutoencoder)
+    def face(self) -> FaceParts | None:
+        """The parts that know the face's landmarks; None where latents do not carry them."""
+        landmarks = self.autoencoder.landmarks
+        if landmarks is None or self.detector is None or self.head is None:
+            return None
+        return FaceParts(landmarks, self.detector, self.head)
 
-    def finder(self) -> FaceFinder:
-        """Give what finds faces in pictures.
+    def finder(self, crop_px: int | None = None) -> FaceFinder:
+        """Return what finds faces in pictures.
+
+        Args:
+            crop_px: side of the crops to animate; the model's own when None.
 
         Raises:
-            ConfigError: this model has none; take the embedded model's.
+            ConfigError: this model has none; see `loading.face_finder_for`.
         """
-        if not self.has_landmarks:
+        face = self.face
+        if face is None:
             raise ConfigError(
                 f"preset {self.preset.name!r} finds no faces; the embedded model does"
             )
-        return FaceFinder(self.detector, self.autoencoder)
+        side = face.autoencoder.picture_size if crop_px is None else crop_px
+        return FaceFinder(face.detector, face.autoencoder, preset=self.preset.name, crop_px=side)
 
     @property
     def folded_weight(self) -> float:
@@ -125,7 +152,7 @@ class AvatarModel(nn.Module):
 
         They follow the face: what of their motion it does not decide is left out, not drawn.
         """
-        return at_rest(noise) if self.has_landmarks else noise
+        return self.autoencoder.at_rest(noise)
 
     def to_motion(self, latents: Tensor, portrait: Tensor) -> Tensor:
         """Turn latents `(B, T, C, h, w)` into motion relative to portraits `(B, C, h, w)`."""
@@ -141,18 +168,10 @@ class AvatarModel(nn.Module):
         Where latents tell how surroundings moved, a portrait's are at rest.
         """
         scaled = (portrait - self.latent_mean) / self.latent_scale
-        return at_rest(scaled) if self.has_landmarks else scaled
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take checkpoints from before guidance could be folded and heads were fitted."""
-        state_dict.setdefault(prefix + "folded_guidance", torch.ones(()))
-        if self.has_landmarks:
-            for name, value in HeadMotion().state_dict().items():
-                state_dict.setdefault(f"{prefix}head.{name}", value)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        return self.autoencoder.at_rest(scaled)
 
 
-def _make_audio(preset: Preset) -> nn.Module:
+def _make_audio(preset: Preset) -> AudioEncoder:
     config = preset.audio
     if not isinstance(config, SpeechEncoderConfig):
         return CausalAudioEncoder(config)
@@ -164,9 +183,9 @@ def _make_audio(preset: Preset) -> nn.Module:
     return SpeechEncoder(config)
 
 
-def _make_autoencoder(preset: Preset) -> nn.Module:
+def _make_autoencoder(preset: Preset) -> Autoencoder:
     config = preset.autoencoder
-    autoencoder: Any
+    autoencoder: Autoencoder
     if isinstance(config, AutoencoderConfig):
         autoencoder = ReferenceAutoencoder(config)
     else:

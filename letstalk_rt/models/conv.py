@@ -67,7 +67,8 @@ class CausalConv1d(nn.Module):
             state.past.copy_(x[..., -self.reach :].detach())
         if self.conv.dilation[0] > 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
             return self._by_taps(x)
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
     def _by_taps(self, x: Tensor) -> Tensor:
         """Convolve as one matrix product: on a CPU, torch's dilated convolution is much slower."""

@@ -41,6 +41,10 @@ class DCPortrait:
     picture: Tensor
     latent: Tensor
 
+    def repeat(self, times: int) -> Self:
+        """Return the same for `times` frames of each portrait: the decoder does not look at it."""
+        return self
+
 
 class DCAutoencoder(nn.Module):
     """Frames of any size that 32 divides to latents of unit variance, and back; frozen.
@@ -65,6 +69,11 @@ class DCAutoencoder(nn.Module):
         self.scaling_factor = scaling_factor
         side = picture_size // COMPRESSION
         self.latent_shape = (CHANNELS, side, side)
+
+    @property
+    def landmarks(self) -> None:
+        """None: nothing in these latents says where landmarks are."""
+        return None
 
     @classmethod
     def load(
@@ -151,7 +160,8 @@ class DCAutoencoder(nn.Module):
             raise InputError("frames must be in [-1, 1]; map bytes with x / 127.5 - 1")
         inner: Any = self.inner
         latents = inner.encode(x.flatten(0, 1).to(inner.dtype)).latent * self.scaling_factor
-        return latents.float().unflatten(0, x.shape[:2])
+        encoded: Tensor = latents.float().unflatten(0, x.shape[:2])
+        return encoded
 
     def describe(self, picture: Tensor) -> DCPortrait:
         """Encode portraits `(B, 3, H, W)` in [-1, 1]; see `encode` for what it raises."""
@@ -167,7 +177,33 @@ class DCAutoencoder(nn.Module):
         check_tensor("latents", latents, ("B", "T", *self.latent_shape))
         inner: Any = self.inner
         plain = (latents.flatten(0, 1) / self.scaling_factor).to(inner.dtype)
-        return inner.decode(plain).sample.float().clamp(-1, 1).unflatten(0, latents.shape[:2])
+        frames: Tensor = inner.decode(plain).sample.float().clamp(-1, 1)
+        decoded: Tensor = frames.unflatten(0, latents.shape[:2])
+        return decoded
+
+    def decode_layers(self, latents: Tensor, portrait: DCPortrait) -> Tensor:
+        """As `decode`: these frames have one layer."""
+        return self.decode(latents, portrait)
+
+    def lay_out(self, latents: Tensor, portrait: DCPortrait) -> Tensor:
+        """Return latents `(B, 32, h, w)` as they are: this decoder needs no preparation."""
+        return latents
+
+    def paint(self, layout: Tensor, portrait: DCPortrait) -> Tensor:
+        """Decode `(B, 32, h, w)` to `(B, 3, H, W)` in [-1, 1]."""
+        return self.decode(layout[None], portrait)[0]
+
+    def at_rest(self, latents: Tensor) -> Tensor:
+        """Return latents as they are: they do not tell the face from what is around it."""
+        return latents
+
+    def set_decoder_dtype(self, dtype: torch.dtype) -> None:
+        """Let encoder and decoder compute in another number format."""
+        self.to(dtype)
+
+    def quantizable_parts(self) -> Sequence[nn.Module]:
+        """Return none: this decoder is not run in 8-bit integers."""
+        return ()
 
 
 def _autoencoder_dc() -> Any:

@@ -82,7 +82,8 @@ class ClipAttention(nn.Module):
         batch, heads = x.shape[0], self.heads
         qkv = rearrange(self.qkv(self.norm(x)), "b t p (k h d) -> k (b p) h t d", k=3, h=heads)
         mixed = rearrange(attend(*qkv.unbind(0)), "(b p) h t d -> b t p (h d)", b=batch)
-        return self.fc(self.out(mixed))
+        out: Tensor = self.fc(self.out(mixed))
+        return out
 
 
 class FaithfulBlock(nn.Module):
@@ -222,11 +223,13 @@ class FaithfulDenoiser(nn.Module):
                 both, seen, audio = block(both, slots, c, seen, audio)
         shift, scale = self.final_modulation(c).chunk(2, -1)
         out = self.head(modulate(self.norm(both[:, slots:]), shift, scale))
-        return rearrange(out, "b t (y x) c -> b t c y x", y=self.config.side)
+        predicted: Tensor = rearrange(out, "b t (y x) c -> b t c y x", y=self.config.side)
+        return predicted
 
     def _embed(self, latents: Tensor) -> Tensor:
         tokens = rearrange(latents.to(self.embed.weight.dtype), "b t c y x -> b t (y x) c")
-        return self.embed(tokens) + self.positions
+        embedded: Tensor = self.embed(tokens) + self.positions
+        return embedded
 
     def check(
         self,
@@ -270,7 +273,8 @@ def guided(
     Source: classifier-free guidance, arXiv:2207.12598.
     """
     if guidance == 1:
-        return denoiser(x, t, tokens, portrait, memory)
+        predicted: Tensor = denoiser(x, t, tokens, portrait, memory)
+        return predicted
     doubled = [torch.cat([part, part]) for part in (x, t, portrait, memory)]
     speech = torch.cat([tokens, torch.zeros_like(tokens)])
     heard, unheard = denoiser(doubled[0], doubled[1], speech, *doubled[2:]).chunk(2)

@@ -5,6 +5,7 @@ landmark maps then look at each place several times, each time better centred. W
 a face stays where it is when the crop moves; what they imagine elsewhere moves with the crop.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from letstalk_rt.models.autoencoder import PICTURE_SIZE, ReferenceAutoencoder, expected_points
+from letstalk_rt.models.autoencoder_networks import expected_points
+from letstalk_rt.models.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
+from letstalk_rt.models.latents import PICTURE_SIZE
 from letstalk_rt.threads import apart
 from letstalk_rt.types import Face
 
@@ -57,7 +60,8 @@ class FaceDetector(nn.Module):
         """
         fine = self.body(x)
         wide = F.interpolate(self.context(fine), fine.shape[-2:], mode="nearest")
-        return self.head(torch.cat([fine, wide], 1))
+        maps: Tensor = self.head(torch.cat([fine, wide], 1))
+        return maps
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,27 @@ class FaceFinder:
     Args:
         detector: finds where to look.
         autoencoder: its encoder finds landmarks.
-
-    Attributes:
+        preset: whose weights these are.
         crop_px: side of the crops that the model it finds faces for animates.
     """
 
-    crop_px = PICTURE_SIZE
-
-    def __init__(self, detector: FaceDetector, autoencoder: ReferenceAutoencoder) -> None:
+    def __init__(
+        self,
+        detector: FaceDetector,
+        autoencoder: LandmarkAutoencoder,
+        *,
+        preset: str,
+        crop_px: int,
+    ) -> None:
         self.detector, self.autoencoder = detector, autoencoder
+        self.preset, self.crop_px = preset, crop_px
+
+    def fingerprint(self) -> str:
+        """Return a name for the detector's weights: others find other boxes."""
+        digest = hashlib.sha256()
+        for tensor in self.detector.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @apart
     @torch.inference_mode()

@@ -84,7 +84,8 @@ class CrossAttention(nn.Module):
         q = rearrange(queries, "n p (h d) -> n h p d", h=self.heads)
         k, v = rearrange(self.kv(tokens), "b s k (two h d) -> two (b s) h k d", two=2, h=self.heads)
         mixed = attend(q, k, v)
-        return self.out(rearrange(mixed, "n h p d -> n p (h d)")).view(shape)
+        out: Tensor = self.out(rearrange(mixed, "n h p d -> n p (h d)")).view(shape)
+        return out
 
 
 class DirectFusion(nn.Module):

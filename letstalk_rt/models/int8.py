@@ -39,10 +39,11 @@ class Int8Conv2d(nn.Module):
         # The half rounds, as the cast cuts off.
         levels = torch.mul(x, 1 / scale).add_(_ZERO + 0.5).clamp_(1, 255).to(torch.uint8)
         ops: Any = torch.ops.onednn
-        return ops.qconv2d_pointwise(
+        convolved: Tensor = ops.qconv2d_pointwise(
             levels, scale, _ZERO, self.weight, self.scale, self.zeros, self.bias, *self.shape,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
+        return convolved
 
 
 def is_supported() -> bool:

@@ -1,15 +1,64 @@
-"""What rooms may ask of a model part without knowing which one it is."""
+"""What may be asked of the parts of a model without knowing which ones they are."""
 
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self, TypeAlias
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from letstalk_rt.models.latents import Decoded, Layout, PortraitFeatures
+
+Frames: TypeAlias = Tensor | Decoded
+"""Decoded frames: `(..., 3, H, W)` in [-1, 1], or the layers that they are made of."""
 
 
-class Autoencoder(Protocol):
+class Network(Protocol):
+    """What of `nn.Module` is used through an interface: a protocol cannot inherit it."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move to a device, a number format or a memory format, in place."""
+        ...
+
+    def eval(self) -> Self:
+        """Stop behaving as in training."""
+        ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Say whether the parameters are trained."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return all parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all tensors by name."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> object:
+        """Take the tensors of `state_dict`."""
+        ...
+
+
+class PortraitDescription(Protocol):
+    """What an autoencoder knows of B portraits; only the one that made it can read all of it.
+
+    Attributes:
+        latent: `(B, C, h, w)`.
+    """
+
+    latent: Tensor
+
+    def repeat(self, times: int) -> Self:
+        """Return the description for `times` frames of each portrait."""
+        ...
+
+
+class Autoencoder(Network, Protocol):
     """Frames to latents and back, perhaps guided by a portrait.
 
-    `ReferenceAutoencoder` and `DCAutoencoder` are two of them. What `describe` gives is made once
-    per portrait and only handed to `decode`; it has a field `latent`, `(B, C, h, w)`.
+    `ReferenceAutoencoder` and `DCAutoencoder` are two of them. Each takes only the descriptions of
+    portraits and the layouts that it made itself, so their types are not told here.
 
     Attributes:
         latent_shape: `(C, h, w)` of one frame.
@@ -19,18 +68,142 @@ class Autoencoder(Protocol):
     latent_shape: tuple[int, int, int]
     picture_size: int
 
+    @property
+    def landmarks(self) -> "LandmarkAutoencoder | None":
+        """The same autoencoder, where its latents carry the landmarks of the face."""
+        ...
+
     def encode(self, x: Tensor, portrait: Any = None) -> Tensor:
         """Encode `(B, T, 3, H, W)` in [-1, 1] to `(B, T, C, h, w)`.
 
-        `portrait` is what `describe` gave of one portrait per item, where there is one to compare
-        the frames with.
+        `portrait` is what `describe` returned for one portrait per item, where there is one to
+        compare the frames with.
         """
         ...
 
-    def describe(self, picture: Tensor) -> Any:
+    def describe(self, picture: Tensor) -> PortraitDescription:
         """Do the work that is done once per portrait, `(B, 3, H, W)` in [-1, 1]."""
         ...
 
     def decode(self, latents: Tensor, portrait: Any) -> Tensor:
         """Decode `(B, T, C, h, w)` to `(B, T, 3, H, W)` in [-1, 1], one portrait per item."""
+        ...
+
+    def decode_layers(self, latents: Tensor, portrait: Any) -> Frames:
+        """As `decode`, to what frames are composited from."""
+        ...
+
+    def lay_out(self, latents: Tensor, portrait: Any) -> Any:
+        """Prepare to `paint` latents `(B, C, h, w)`, one portrait per latent.
+
+        Here is done what costs the same for one frame as for many. Slices of the result are the
+        layouts of some of the frames.
+        """
+        ...
+
+    def paint(self, layout: Any, portrait: Any) -> Frames:
+        """Decode B frames that are laid out, one portrait per frame."""
+        ...
+
+    def at_rest(self, latents: Tensor) -> Tensor:
+        """Return latents `(..., C, h, w)`, or noise, in which what is around the face rests.
+
+        Where latents do not tell the two apart, they are returned as they are.
+        """
+        ...
+
+    def set_decoder_dtype(self, dtype: torch.dtype) -> None:
+        """Let the decoder compute in another number format."""
+        ...
+
+    def quantizable_parts(self) -> Sequence[nn.Module]:
+        """Return the parts of the decoder that may compute in 8-bit integers; none if empty."""
+        ...
+
+
+class LandmarkAutoencoder(Autoencoder, Protocol):
+    """An autoencoder whose latents carry the landmarks of the face, which guide its decoder.
+
+    Attributes:
+        mean_points: landmarks of the average face, `(L, 2)` in [-1, 1].
+    """
+
+    mean_points: Tensor
+
+    @property
+    def points_matrix(self) -> Tensor:
+        """The linear read-out of landmarks from a whole flat latent, `(2 L, C h w)`."""
+        ...
+
+    def points(self, latents: Tensor) -> Tensor:
+        """Read the landmarks off latents `(..., C, h, w)`: `(..., L, 2)` in [-1, 1]."""
+        ...
+
+    def encode_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode`, with the logits of the landmarks' heat maps, `(B, T, L, s, s)`."""
+        ...
+
+    def describe(self, picture: Tensor) -> PortraitFeatures:
+        """Do the work that is done once per portrait, `(B, 3, H, W)` in [-1, 1]."""
+        ...
+
+    def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> Decoded:
+        """Decode `(B, T, C, h, w)` to the layers of B times T frames, one portrait per item."""
+        ...
+
+    def lay_out(self, latents: Tensor, portrait: PortraitFeatures) -> Layout:
+        """Prepare to `paint` latents `(B, C, h, w)`, one portrait per latent."""
+        ...
+
+    def paint(self, layout: Layout, portrait: PortraitFeatures) -> Decoded:
+        """Decode B frames that are laid out, one portrait per frame."""
+        ...
+
+
+class AudioConfig(Protocol):
+    """What is known of every audio encoder's shape."""
+
+    @property
+    def token_width(self) -> int:
+        """Width of an audio token, `A`."""
+        ...
+
+    @property
+    def lookahead_ms(self) -> int:
+        """Look-ahead that its weights were trained for."""
+        ...
+
+
+class AudioEncoder(Network, Protocol):
+    """A stream of sound to audio tokens; the weights serve any number of sessions.
+
+    `CausalAudioEncoder` and `SpeechEncoder` are two of them. Each takes only the states that it
+    made itself.
+
+    Attributes:
+        lookahead_frames: tokens that come out with frame `n` of the sound belong to frame
+            `n - lookahead_frames`.
+    """
+
+    lookahead_frames: int
+
+    @property
+    def config(self) -> AudioConfig:
+        """Its shape."""
+        ...
+
+    def init_state(self, batch_size: int) -> Any:
+        """Make the state of new sessions: silence has been heard so far."""
+        ...
+
+    def __call__(self, pcm: Tensor, state: Any = None) -> Tensor:
+        """Encode the next piece of a stream, or a whole sound when `state` is None.
+
+        Args:
+            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a multiple of what the encoder takes at once.
+            state: updated in place.
+
+        Returns:
+            Audio tokens `(B, n / 640, K, A)`.
+        """
         ...

@@ -75,7 +75,8 @@ def _flows(
     values = torch.cat([values, _FAR_WEIGHT * values], -1)  # of the near kernel and of the far
     weighted = (values[:, :, None] * rows[:, None]).flatten(1, 2)
     total = (weighted @ columns).to(source).unflatten(1, (-1, 3, size))  # dx, dy and weight
-    return total[:, :, :2] / (total[:, :, 2:] + _REST)
+    flow: Tensor = total[:, :, :2] / (total[:, :, 2:] + _REST)
+    return flow
 
 
 def face_flow(source: Tensor, target: Tensor, size: int = 128) -> Tensor:
@@ -157,7 +158,8 @@ def nearness_of(groups: Tensor, points: Tensor, size: int, width_px: float) -> T
     """As `nearness`, for groups of the points: `(G, L)` of 0 and 1 to `(B, G, size, size)`."""
     columns, rows = _bells(points, size, (width_px,))
     grouped = (groups[:, None] * rows[:, None]).flatten(1, 2)  # (B, G size, L)
-    return (grouped @ columns).clamp(max=1).unflatten(1, (-1, size))
+    near: Tensor = (grouped @ columns).clamp(max=1).unflatten(1, (-1, size))
+    return near
 
 
 def _bells(points: Tensor, size: int, widths_px: tuple[float, ...]) -> tuple[Tensor, Tensor]:

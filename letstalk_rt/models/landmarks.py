@@ -49,4 +49,5 @@ def mouth_opening(points: np.ndarray) -> np.ndarray:
     """Give the lip gap over the mouth width, `(...,)`, of subset points `(..., L, 2)`."""
     gap = np.linalg.norm(points[..., UPPER_LIP, :] - points[..., LOWER_LIP, :], axis=-1)
     width = np.linalg.norm(points[..., MOUTH_LEFT, :] - points[..., MOUTH_RIGHT, :], axis=-1)
-    return gap / np.maximum(width, 1e-6)
+    opening: np.ndarray = gap / np.maximum(width, 1e-6)
+    return opening

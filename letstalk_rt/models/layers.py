@@ -80,7 +80,8 @@ def attend(
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
-    return scores.softmax(-1).to(v.dtype) @ v
+    read: Tensor = scores.softmax(-1).to(v.dtype) @ v
+    return read
 
 
 def _attend_by_xformers(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
@@ -93,7 +94,8 @@ def _attend_by_xformers(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None)
         bias = q.new_zeros(*q.shape[:-1], wide)[..., :count]
         bias.masked_fill_(~allowed, float("-inf"))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
+    read: Tensor = memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
+    return read
 
 
 @dataclass
@@ -175,7 +177,8 @@ class MemoryAttention(nn.Module):
         mixed = attend(
             queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), allowed, self.kernel
         )
-        return self.out(rearrange(mixed, "(b p) h t d -> b t p (h d)", p=count))
+        out: Tensor = self.out(rearrange(mixed, "(b p) h t d -> b t p (h d)", p=count))
+        return out
 
 
 def rotate(x: Tensor, places: Tensor) -> Tensor:
@@ -213,7 +216,8 @@ class AudioAttention(nn.Module):
         q = rearrange(self.q(self.norm(x)), "b t p (h d) -> (b t) h p d", h=self.heads)
         k, v = rearrange(self.kv(tokens), "b t n (k h d) -> k (b t) h n d", k=2, h=self.heads)
         mixed = attend(q, k, v)
-        return self.out(rearrange(mixed, "(b t) h p d -> b t p (h d)", b=x.shape[0]))
+        out: Tensor = self.out(rearrange(mixed, "(b t) h p d -> b t p (h d)", b=x.shape[0]))
+        return out
 
 
 class GatedConvFFN(nn.Module):
@@ -264,7 +268,8 @@ class TimeEmbedding(nn.Module):
         waves = torch.cat([angles.cos(), angles.sin()], -1)
         first = self.layers[0]
         assert isinstance(first, nn.Linear)
-        return self.layers(waves.to(first.weight.dtype))
+        embedded: Tensor = self.layers(waves.to(first.weight.dtype))
+        return embedded
 
 
 def grid_positions(side: int, width: int) -> Tensor:

@@ -5,6 +5,7 @@ as 8-bit integers with a scale per output channel: that keeps the package under 
 """
 
 import hashlib
+import logging
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import WeightsError
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.head_motion import HeadMotion
+from letstalk_rt.models.finder import FaceFinder
 from letstalk_rt.models.presets import get_preset, with_lookahead
 
 _FORMAT = "letstalk_rt 1"
@@ -34,11 +35,10 @@ _EXACT = (
 )
 """Small or sensitive tensors that stay in float32."""
 
-_LATER = {
-    "folded_guidance": torch.ones(()),
-    **{f"head.{name}": value for name, value in HeadMotion().state_dict().items()},
-}
-"""What files of the first version lack, and what it was then."""
+EMBEDDED = "tiny"
+"""The preset whose weights are in the package."""
+
+_log = logging.getLogger(__name__)
 
 
 def packaged_weights(preset: str) -> Path:
@@ -76,11 +76,8 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     shapes = get_preset(preset)
     path = path or packaged_weights(preset)
     header, tensors = _read(path, preset)
-    if "lookahead_ms" in header:  # files from before it was a setting have the preset's
-        shapes = with_lookahead(shapes, int(header["lookahead_ms"]))
-    model = AvatarModel(shapes)
+    model = AvatarModel(with_lookahead(shapes, int(header["lookahead_ms"])))
     wanted = model.state_dict()
-    tensors = {name: v for name, v in _LATER.items() if name in wanted} | tensors
     if missing := sorted(wanted.keys() ^ tensors.keys()):
         raise WeightsError(
             f"{path.name} does not fit preset {preset!r}: {len(missing)} tensors differ, "
@@ -102,6 +99,33 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     return model.eval().requires_grad_(False)
 
 
+def load_face_finder(preset: str = EMBEDDED, *, crop_px: int | None = None) -> FaceFinder:
+    """Load what finds faces in pictures from the packaged weights of a preset.
+
+    Args:
+        preset: of a model that has a face detector.
+        crop_px: side of the crops to animate; that model's own when None.
+
+    Raises:
+        ConfigError: the preset is unknown, or its model has no face detector.
+        WeightsError: the weights are missing or damaged.
+    """
+    return load_model(preset).finder(crop_px)
+
+
+def face_finder_for(model: AvatarModel) -> FaceFinder:
+    """Return the face finder of a model: its own, or the embedded model's, which is then loaded.
+
+    Raises:
+        WeightsError: the embedded model's weights are missing or damaged.
+    """
+    if model.face is not None:
+        return model.finder()
+    finder = load_face_finder(EMBEDDED, crop_px=model.autoencoder.picture_size)
+    _log.info("preset %s finds faces by preset %s's detector", model.preset.name, finder.preset)
+    return finder
+
+
 def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise WeightsError(f"no weights at {path.name}; make them with `letstalk train`")
@@ -118,6 +142,8 @@ def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise WeightsError(
             f"{path.name} holds {header.get('preset', 'an unknown model')!r}, wanted {preset!r}"
         )
+    if "lookahead_ms" not in header:
+        raise WeightsError(f"{path.name} does not say its look-ahead; write it with `save_model`")
     return header, {
         name: _unpack(value, stored.get(name + _SCALE))
         for name, value in stored.items()

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder import FACE_SIZE, LATENT_SIZE
-from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.avatar_model import AvatarModel, FaceParts
 from letstalk_rt.models.head_motion import Sway, steady
 from letstalk_rt.models.landmarks import (
     EYES,
@@ -23,6 +22,7 @@ from letstalk_rt.models.landmarks import (
     mouth_opening,
     places,
 )
+from letstalk_rt.models.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.types import FPS, MotionOptions
 
 BLINK = (0.35, 0.9, 1.0, 0.65, 0.3, 0.1)
@@ -62,28 +62,34 @@ class Director:
         rest: Tensor | None = None,
     ) -> None:
         self.options = options
-        self._model = model
+        self._model, self._face = model, model.face
         self._from: Tensor | None = None  # what was shown before an interrupt
-        moves = options.head_motion and model.has_landmarks
-        self._sway = Sway(model.head.course, seed) if moves else None
+        head = self._face.head if self._face is not None and options.head_motion else None
+        self._sway = Sway(head.course, seed) if head is not None else None
         self.follow(features, rest)
         self._blinks = Blinks(options.blinks_per_min, seed)
 
     def follow(self, features: Any, rest: Tensor | None = None) -> None:
         """Take another portrait."""
-        self._ajar = None if rest is None else _ajar(self._model, features.points[0], rest)
-        if self._sway is not None:
-            self._turns = _turns(self._model, features.points[0])
-        wanted = (self.options.expressiveness, self.options.head_motion)
-        self.matrix = None
-        if wanted == (1.0, True) and not self.options.gaze_at_camera:
+        face, options = self._face, self.options
+        as_made = (options.expressiveness, options.head_motion, options.gaze_at_camera)
+        changes = as_made != (1.0, True, False)
+        self._ajar: Tensor | None = None
+        self.matrix: Tensor | None = None
+        if face is None:
+            if changes:
+                raise ConfigError(
+                    f"preset {self._model.preset.name!r} has no landmarks, by which "
+                    "expressiveness, head motion and gaze are changed; leave them out"
+                )
             return
-        if not self._model.has_landmarks:
-            raise ConfigError(
-                f"preset {self._model.preset.name!r} has no landmarks, by which expressiveness, "
-                "head motion and gaze are changed; leave them out"
-            )
-        self.matrix = _matrix(self.options, self._model, features.points[0])
+        points, scale = features.points[0], _flat_scale(self._model)
+        if rest is not None:
+            self._ajar = _ajar(face, scale, points, rest)
+        if self._sway is not None:
+            self._turns = _turns(face, scale, points)
+        if changes:
+            self.matrix = _matrix(options, face, scale, points)
 
     def direct(self, motion: Tensor) -> Tensor:
         """Change motion `(1, N, C, h, w)`."""
@@ -168,42 +174,42 @@ class Blinks:
     def _pause(self) -> int:
         """Draw the frames from one blink's begin to the next one's."""
         mean_s = 60 / self._per_min
-        pause_s = self._rng.lognormal(np.log(mean_s) - _SPREAD**2 / 2, _SPREAD)
+        pause_s: float = self._rng.lognormal(np.log(mean_s) - _SPREAD**2 / 2, _SPREAD)
         return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
 
 
-def _ajar(model: AvatarModel, portrait: Tensor, rest: Tensor) -> Tensor | None:
+def _ajar(face: FaceParts, scale: Tensor, portrait: Tensor, rest: Tensor) -> Tensor | None:
     """Give the motion by which lips at rest `(1, C, h, w)` are wider open than in the portrait.
 
     Taken off all motion, it makes silence a mouth as shut as the portrait's. None where the
     portrait's is as wide open.
     """
     portrait = portrait.float()
-    read = model.autoencoder.points_matrix
-    moved = read @ (rest[0].float().flatten() * _flat_scale(model))
+    read = face.autoencoder.points_matrix
+    moved = read @ (rest[0].float().flatten() * scale)
     shown = portrait + moved.view(NUM_POINTS, 2)
     if mouth_opening(shown.cpu().numpy()) <= mouth_opening(portrait.cpu().numpy()):
         return None
     same = torch.eye(2 * NUM_POINTS, device=read.device)
     lips = _pick(LIPS, read.device) @ (same - _rigid(portrait)) @ moved
-    return (_undo(read) @ lips / _flat_scale(model)).view(rest.shape)
+    return (_undo(read) @ lips / scale).view(rest.shape)
 
 
-def _turns(model: AvatarModel, portrait: Tensor) -> Tensor:
+def _turns(face: FaceParts, scale: Tensor, portrait: Tensor) -> Tensor:
     """Give the movements of the head as motion, `(K, 384)`, for landmarks `(L, 2)`."""
-    write = _undo(model.autoencoder.points_matrix)
-    moved = model.head.displacements(portrait.float()) @ write.T
-    moved[:, FACE_SIZE:] += model.head.surroundings(portrait.float())
-    return moved / _flat_scale(model)
+    write = _undo(face.autoencoder.points_matrix)
+    moved = face.head.displacements(portrait.float()) @ write.T
+    moved[:, FACE_SIZE:] += face.head.surroundings(portrait.float())
+    return moved / scale
 
 
 def _flat_scale(model: AvatarModel) -> Tensor:
     return model.motion_scale.float().expand(-1, 4, 4).flatten()
 
 
-def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Tensor:
+def _matrix(options: MotionOptions, face: FaceParts, scale: Tensor, portrait: Tensor) -> Tensor:
     """Give the matrix on flat motion, `(384, 384)`, for the portrait's landmarks `(L, 2)`."""
-    read = model.autoencoder.points_matrix
+    read = face.autoencoder.points_matrix
     write = _undo(read)
     rigid = _rigid(portrait.float())
     same = torch.eye(2 * NUM_POINTS, device=read.device)
@@ -216,7 +222,6 @@ def _matrix(options: MotionOptions, model: AvatarModel, portrait: Tensor) -> Ten
         change = change + head
     if options.gaze_at_camera:
         change = change + write @ _held_gaze(read.device) @ read @ change
-    scale = _flat_scale(model)
     return change * scale / scale[:, None]
 
 
@@ -224,7 +229,9 @@ def _undo(read: Tensor) -> Tensor:
     """Invert the read-out `(2L, 384)` where it reads something: the smallest change that fits."""
     square = read.T @ read
     ridge = _RIDGE * float(torch.linalg.matrix_norm(read, 2)) ** 2
-    return torch.linalg.solve(square + ridge * torch.eye(len(square), device=read.device), read.T)
+    same = torch.eye(len(square), device=read.device)
+    write: Tensor = torch.linalg.solve(square + ridge * same, read.T)
+    return write
 
 
 def _rigid(points: Tensor) -> Tensor:
@@ -238,7 +245,8 @@ def _rigid(points: Tensor) -> Tensor:
     base[:, 1, 3:5], base[:, 1, 5] = points, 1
     base = base.flatten(0, 1)
     fit = base * steady(points).repeat_interleave(2)[:, None]
-    return base @ torch.linalg.pinv(fit)
+    rigid: Tensor = base @ torch.linalg.pinv(fit)
+    return rigid
 
 
 def _pick(points: Sequence[int], device: torch.device) -> Tensor:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from letstalk_rt.audio.encoder import TOKENS_PER_FRAME, AudioEncoderConfig
 from letstalk_rt.audio.speech_encoder import SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder import LATENT_SHAPE, AutoencoderConfig
+from letstalk_rt.models.autoencoder_networks import AutoencoderConfig
+from letstalk_rt.models.latents import LATENT_SHAPE
 from letstalk_rt.models.transformer import DenoiserConfig
 
 
@@ -36,6 +37,8 @@ class Preset:
         noise_correlation: of neighbouring frames.
         temperature: deviation of the noise.
         seam: shares of the jump between windows that are taken out, see `seams.ease_seam`.
+        denoiser_follows: on a GPU the denoiser computes in the decoder's number format; a small one
+            gains nothing by it.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Preset:
     noise_correlation: float
     temperature: float
     seam: tuple[float, ...] = ()
+    denoiser_follows: bool = False
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
@@ -85,6 +89,7 @@ def _paper_scale(
         guidance=2.0,
         noise_correlation=0.0,
         temperature=1.0,
+        denoiser_follows=True,
     )
 
 

@@ -165,7 +165,8 @@ class Block(nn.Module):
         mixed, _ = self.space(modulate(self.norm_space(x), shift1, scale1).flatten(0, 1), state)
         x = x + gate1[..., None, :] * self.dropout(mixed.unflatten(0, (-1, frames)))
         wide = self.ffn(modulate(self.norm_ffn(x), shift2, scale2).flatten(0, 1), self.side)
-        return x + gate2[..., None, :] * self.dropout(wide.unflatten(0, (-1, frames)))
+        out: Tensor = x + gate2[..., None, :] * self.dropout(wide.unflatten(0, (-1, frames)))
+        return out
 
 
 class Denoiser(nn.Module):
@@ -325,7 +326,8 @@ class Denoiser(nn.Module):
             h = block(h, past, mask, places, tokens, c, state)
         shift, scale = self.final_modulation(c).chunk(2, -1)
         out = self.head(modulate(self.norm(h), shift, scale)).to(x.dtype)
-        return rearrange(out, "b t (y x) c -> b t c y x", y=config.side)
+        velocity: Tensor = rearrange(out, "b t (y x) c -> b t c y x", y=config.side)
+        return velocity
 
     def _check(self, x: Tensor, t: Tensor, tokens: Tensor) -> None:
         config = self.config
@@ -337,7 +339,7 @@ class Denoiser(nn.Module):
         self, t: Tensor, tokens: Tensor, end: Tensor | None, guidance: Tensor | None
     ) -> Tensor:
         """Give each frame's vector `(B, N, D)`, which modulates all blocks."""
-        c = self.embed_time(t) + self.embed_audio(tokens.flatten(2))
+        c: Tensor = self.embed_time(t) + self.embed_audio(tokens.flatten(2))
         if self.config.second_time:
             c = c + self.embed_span(torch.zeros_like(t) if end is None else t - end)
         elif end is not None:
@@ -380,7 +382,10 @@ class Denoiser(nn.Module):
 
     def _embed_memory(self, latents: Tensor) -> Tensor:
         latents = latents.to(self.embed.weight.dtype)
-        return self.embed(rearrange(latents, "b t c y x -> b t (y x) c")) + self.positions
+        embedded: Tensor = (
+            self.embed(rearrange(latents, "b t c y x -> b t (y x) c")) + self.positions
+        )
+        return embedded
 
     def _places(self, past: int, like: Tensor) -> Tensor:
         """Give places in time of the anchor, `past` frames of memory and the window after them.

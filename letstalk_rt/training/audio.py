@@ -92,7 +92,8 @@ class MouthReader(nn.Module):
         ahead = self.audio.lookahead_frames
         if self.head is None:
             return self.audio.read_mouth(mel)[:, ahead:]
-        return self.head(self.audio.encode_mel(mel)[:, ahead:].flatten(2))
+        read: Tensor = self.head(self.audio.encode_mel(mel)[:, ahead:].flatten(2))
+        return read
 
 
 def spoken(clip: Clip, lookahead_frames: int = LOOKAHEAD_FRAMES) -> SpokenClip:
@@ -146,7 +147,8 @@ def _moved(mel: Tensor, steps: int) -> Tensor:
 def read_opening(reader: MouthReader, clip: SpokenClip) -> np.ndarray:
     """Give the mouth opening that the reader hears, `(T,)`."""
     mel = clip.mel[None].to(next(reader.parameters()).device)
-    return reader.eval()(mel)[0, :, 0].cpu().numpy()
+    opening: np.ndarray = reader.eval()(mel)[0, :, 0].cpu().numpy()
+    return opening
 
 
 def evaluate_reader(reader: MouthReader, clips: list[SpokenClip]) -> dict[str, float]:

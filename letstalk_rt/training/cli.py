@@ -18,23 +18,19 @@ from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.loading import packaged_weights, save_model
-from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
-from letstalk_rt.training.audio import (
-    MouthReader,
-    calibrate,
-    cleaned,
-    split_people,
-    train_audio,
-)
+from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
+from letstalk_rt.training.audio import MouthReader, calibrate, cleaned, split_people, train_audio
 from letstalk_rt.training.autoencoder import train_autoencoder
 from letstalk_rt.training.data import Clip, landmarker_file, load_clips, load_stills
 from letstalk_rt.training.distill import distill
 from letstalk_rt.training.distributed import is_first, join, leave
 from letstalk_rt.training.evaluation.sync import train_sync
 from letstalk_rt.training.finder import train_finder
-from letstalk_rt.training.flow import Track, encode_clips, fit_scales, train_flow
+from letstalk_rt.training.flow import train_flow
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.phones import load_phones, train_phones
+from letstalk_rt.training.speech import mel_encoder
+from letstalk_rt.training.tracks import Track, encode_clips, fit_scales
 
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
@@ -197,20 +193,22 @@ def _flow(args: argparse.Namespace) -> None:
     if args.surroundings and not args.start:
         raise InputError("--surroundings goes on with a denoiser: name its run with --start")
     model = AvatarModel(_preset(args))
-    if model.has_landmarks:
-        model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
-    else:
+    if isinstance(model.preset.autoencoder, DCAutoencoderConfig):
         model.autoencoder = _paper_autoencoder(args, model.autoencoder.picture_size)
+    else:
+        model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
     started = _part(averaged(args.start), "denoiser") if args.start else None
     tracks, aside = _tracks(args, model, clips)
     reader = _reader(args)
     calibrate(reader, [track.spoken for track in aside])
-    model.audio.load_state_dict(reader.audio.state_dict())
-    if args.start and model.audio.mouth is not None:  # how its denoiser was shown mouths
+    audio = mel_encoder(model)
+    audio.load_state_dict(reader.audio.state_dict())
+    if args.start and audio.mouth is not None:  # how its denoiser was shown mouths
         show = _part(averaged(args.start), "audio.mouth.show")
-        model.audio.mouth.show.load_state_dict(show)
+        audio.mouth.show.load_state_dict(show)
     kept = {track.spoken.name for track in tracks}
+    others = [clip for clip in clips if clip.name not in kept]
     best = train_flow(
         model,
         tracks,
@@ -218,7 +216,7 @@ def _flow(args: argparse.Namespace) -> None:
         args.runs / "flow",
         _loop(args),
         batch_size=args.batch or BATCH["flow"],
-        shown=[clip for clip in clips if clip.name not in kept][::8] * model.has_landmarks,
+        shown=others[::8] if model.face is not None else [],
         started=started,
         fixed_faces=args.surroundings,
     )
@@ -282,10 +280,10 @@ def _export(args: argparse.Namespace) -> None:
     model.load_state_dict(
         torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
     )
-    if model.has_landmarks:
-        model.detector.load_state_dict(averaged(args.runs / "finder"))
-    if model.has_landmarks and (args.runs / "decoder" / "last.pt").exists():
-        model.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
+    if (face := model.face) is not None:
+        face.detector.load_state_dict(averaged(args.runs / "finder"))
+        if (args.runs / "decoder" / "last.pt").exists():
+            face.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")

@@ -253,7 +253,8 @@ def mirror_map(landmarks: np.ndarray) -> np.ndarray:
     mean = landmarks.mean(0)
     mean = mean - mean.mean(0)
     mirrored = mean * [-1, 1]
-    return ((mirrored[:, None] - mean[None]) ** 2).sum(-1).argmin(1)
+    nearest: np.ndarray = ((mirrored[:, None] - mean[None]) ** 2).sum(-1).argmin(1)
+    return nearest
 
 
 def affine_augment(

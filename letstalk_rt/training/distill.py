@@ -28,9 +28,11 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize
 from letstalk_rt.models.sampler import timesteps
 from letstalk_rt.models.transformer import Denoiser, PortraitState
-from letstalk_rt.training.flow import Batch, FlowLoss, Track, WindowSource, evaluate_flow, score
 from letstalk_rt.training.loop import LoopConfig, Run
-from letstalk_rt.training.speech import augment_mel
+from letstalk_rt.training.rollout import evaluate_flow, score
+from letstalk_rt.training.speech import augment_mel, mel_encoder
+from letstalk_rt.training.tracks import Track
+from letstalk_rt.training.windows import Batch, FlowLoss, WindowSource
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ class DistillTrainer(nn.Module):
             generator: source of chance, where the batch is.
         """
         shape = self.denoiser.config
-        model.audio.eval()
+        audio = mel_encoder(model).eval()
         with torch.no_grad():
-            spoken = model.audio.encode_mel(batch.mel)[:, model.audio.lookahead_frames :]
+            spoken = audio.encode_mel(batch.mel)[:, audio.lookahead_frames :]
             spoken = spoken[:, -batch.window.shape[1] :]
             data = model.to_motion(batch.window, batch.portrait)
             true, own = self._memories(model, batch, data, spoken, windows, generator)
@@ -244,7 +246,8 @@ class DistillTrainer(nn.Module):
         self.denoiser.train()
         target = velocity - (scene.t - end)[..., None, None, None] * change
         error = (mean - target.detach()).pow(2).flatten(1).mean(1)
-        return error / (error.detach() + 1e-3)
+        weighed: Tensor = error / (error.detach() + 1e-3)
+        return weighed
 
 
 def _rand(count: int, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,6 @@ from PIL import Image
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.training.autoencoder import evaluate_pairs, evaluate_reconstruction
 from letstalk_rt.training.data import Clip, Landmarker, landmarker_file, load_clips
 from letstalk_rt.training.evaluation.identity import Identity
 from letstalk_rt.training.evaluation.judging import (
@@ -29,15 +28,11 @@ from letstalk_rt.training.evaluation.judging import (
     judge_stills,
     still_portraits,
 )
-from letstalk_rt.training.evaluation.longrun import (
-    SLICE_S,
-    large_portrait,
-    measure_speed,
-    run_long,
-)
+from letstalk_rt.training.evaluation.longrun import SLICE_S, large_portrait, measure_speed, run_long
 from letstalk_rt.training.evaluation.pictures import evaluate_ssim
 from letstalk_rt.training.evaluation.report import write_report
 from letstalk_rt.training.evaluation.sync import calibrate, load_towers
+from letstalk_rt.training.reconstruction import evaluate_pairs, evaluate_reconstruction
 from letstalk_rt.types import Portrait
 
 

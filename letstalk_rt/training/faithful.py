@@ -98,7 +98,8 @@ def faithful_loss(
     noise = torch.randn(clip.shape, generator=generator, device=where).to(device)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        return model.denoiser(x, t, tokens, batch.portrait, memory)
+        predicted: Tensor = model.denoiser(x, t, tokens, batch.portrait, memory)
+        return predicted
 
     losses = diffusion.loss(denoise, clip, index, noise)
     parts = {name: value.mean() for name, value in losses.items()}

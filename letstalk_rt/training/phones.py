@@ -41,7 +41,6 @@ VARIANTS = tuple(f"m{i}" for i in range(1, 9)) + tuple(f"f{i}" for i in range(1,
     "Michael", "Mike", "Reed", "Steph", "Tweaky", "UniRobot", "victor", "zac",
 )  # fmt: skip
 SENTENCE_WORDS = 9
-SPHINX_RATE_HZ = 100
 
 
 class _EventId(ctypes.Union):
@@ -109,12 +108,12 @@ class Espeak:
         self._callback = _Callback(self._collect)  # kept: the library holds no reference
         self._lib.espeak_SetSynthCallback(self._callback)
 
-    def _collect(self, wav: object, count: int, events: object) -> int:
+    def _collect(self, wav: Any, count: int, events: Any) -> int:
         if count > 0:
             self._sound.append(np.ctypeslib.as_array(wav, (count,)).copy())
         index = 0
-        while events[index].type != 0:  # type: ignore[index]
-            event = events[index]  # type: ignore[index]
+        while events[index].type != 0:
+            event = events[index]
             if event.type == _PHONEME:
                 self._marks.append((event.audio_position, event.id.string.decode(errors="ignore")))
             index += 1
@@ -208,7 +207,7 @@ def natural_tracks(sounds: Iterator[np.ndarray]) -> list[PhoneTrack]:
 
 def _sphinx() -> Any:
     try:
-        import pocketsphinx  # type: ignore[import-untyped]
+        import pocketsphinx
     except ImportError as error:
         raise DependencyError(
             "pocketsphinx is missing; install it with: pip install 'letstalk-rt[train]'"

@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
+from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES, CausalAudioEncoder
 from letstalk_rt.audio.mel import NUM_BANDS, StreamingMel
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import mouth_opening
 from letstalk_rt.training.data import Clip
 from letstalk_rt.types import SAMPLES_PER_FRAME
@@ -25,12 +27,14 @@ NUM_MOUTH_TARGETS = 1 + len(MOUTH_BLENDSHAPES)
 def clip_mel(pcm: np.ndarray, lookahead_frames: int = LOOKAHEAD_FRAMES) -> Tensor:
     """Give log-mel `(64, 4 * (T + L))` of a clip's sound, the look-ahead L filled by silence."""
     tail = np.zeros(lookahead_frames * SAMPLES_PER_FRAME, np.float32)
-    return StreamingMel()(torch.from_numpy(np.concatenate([pcm, tail]))[None])[0]
+    mel: Tensor = StreamingMel()(torch.from_numpy(np.concatenate([pcm, tail]))[None])[0]
+    return mel
 
 
 def silence_mel() -> Tensor:
     """Give the log-mel of digital silence, `(64, 1)`."""
-    return StreamingMel()(torch.zeros(1, 160))[0]
+    mel: Tensor = StreamingMel()(torch.zeros(1, 160))[0]
+    return mel
 
 
 def augment_mel(mel: Tensor, generator: torch.Generator) -> Tensor:
@@ -108,3 +112,17 @@ def best_lag(made: np.ndarray, true: np.ndarray, reach: int = 6) -> tuple[int, f
         scores[lag] = correlation(a, b)
     lag = max(scores, key=lambda k: scores[k])
     return lag, scores[lag]
+
+
+def mel_encoder(model: AvatarModel) -> CausalAudioEncoder:
+    """Return the audio encoder of a model, to be trained on log-mel.
+
+    Raises:
+        ConfigError: the model hears by wav2vec 2.0, which takes the sound itself.
+    """
+    if not isinstance(model.audio, CausalAudioEncoder):
+        raise ConfigError(
+            f"preset {model.preset.name!r} hears by wav2vec 2.0; only the audio encoder of our own "
+            "is trained"
+        )
+    return model.audio

@@ -50,12 +50,14 @@ class FaceTrack:
     @property
     def lip_height(self) -> np.ndarray:
         """Height of the lips, their gap included, over mouth width, `(T,)`."""
-        return _distance(self.points, _OUTER_UPPER, _OUTER_LOWER) / self.mouth_width
+        height: np.ndarray = _distance(self.points, _OUTER_UPPER, _OUTER_LOWER) / self.mouth_width
+        return height
 
     @property
     def mouth_width(self) -> np.ndarray:
         """Distance of the corners of the mouth, `(T,)` px."""
-        return np.maximum(_distance(self.points, _MOUTH_RIGHT, _MOUTH_LEFT), 1e-6)
+        width: np.ndarray = np.maximum(_distance(self.points, _MOUTH_RIGHT, _MOUTH_LEFT), 1e-6)
+        return width
 
     @property
     def eye_opening(self) -> np.ndarray:
@@ -64,7 +66,8 @@ class FaceTrack:
             _distance(self.points, up, low) / np.maximum(_distance(self.points, a, b), 1e-6)
             for up, low, a, b in (_RIGHT_LIDS, _LEFT_LIDS)
         ]
-        return np.mean(eyes, axis=0)
+        both: np.ndarray = np.mean(eyes, axis=0)
+        return both
 
 
 def read_faces(landmarker: Landmarks, frames: Iterable[np.ndarray]) -> FaceTrack:
@@ -119,8 +122,10 @@ def aligned_mouth(points: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
     moved = points[:, chosen] - ((left + right) / 2)[:, None]
     x = (moved * across[:, None]).sum(-1, keepdims=True)
     y = (moved * np.stack([-across[:, 1], across[:, 0]], 1)[:, None]).sum(-1, keepdims=True)
-    return (np.concatenate([x, y], -1) / scale).astype(np.float32)
+    aligned: np.ndarray = (np.concatenate([x, y], -1) / scale).astype(np.float32)
+    return aligned
 
 
 def _distance(points: np.ndarray, a: int, b: int) -> np.ndarray:
-    return np.linalg.norm(points[:, a] - points[:, b], axis=-1)
+    distance: np.ndarray = np.linalg.norm(points[:, a] - points[:, b], axis=-1)
+    return distance

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from letstalk_rt.training.evaluation.speaking import (
 from letstalk_rt.training.evaluation.sync import SHOWN, SyncTowers, sync_score
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
+T = TypeVar("T")
 Row = dict[str, float | str]
 Likeness = Callable[[np.ndarray, np.ndarray], float]
 """A portrait and frames `(T, H, W, 3)` to the mean cosine of their identities."""
@@ -314,6 +316,6 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
     return [value for value in values if np.isfinite(value)]
 
 
-def _groups(items: Sequence, what: str) -> Iterator[list]:
+def _groups(items: Sequence[T], what: str) -> Iterator[list[T]]:
     for start in tqdm(range(0, len(items), TOGETHER), desc=what, file=sys.stderr):
         yield list(items[start : start + TOGETHER])

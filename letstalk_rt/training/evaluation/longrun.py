@@ -10,11 +10,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.training.autoencoder import sharpness
 from letstalk_rt.training.data import Clip
 from letstalk_rt.training.evaluation.faces import FaceTrack, blink_rate, head_range, read_faces
 from letstalk_rt.training.evaluation.judging import Findings, Judges, Row, mean
 from letstalk_rt.training.evaluation.speaking import generate_frames, true_track
+from letstalk_rt.training.reconstruction import sharpness
 from letstalk_rt.training.speech import correlation
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 

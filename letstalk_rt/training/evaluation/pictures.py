@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from letstalk_rt.models.autoencoder import ReferenceAutoencoder
+from letstalk_rt.models.interfaces import Autoencoder
 from letstalk_rt.models.landmarks import SUBSET
-from letstalk_rt.training.autoencoder import frames_tensor, mouth_box, reconstruct, sharpness
 from letstalk_rt.training.data import Clip, to_unit
+from letstalk_rt.training.reconstruction import frames_tensor, mouth_box, reconstruct, sharpness
 
 _FACE = slice(70, 226), slice(64, 192)
 """Rows and columns of a clip's 256 px frame that the face fills."""
@@ -36,7 +36,7 @@ def ssim_map(made: Tensor, true: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ssim_of(model: ReferenceAutoencoder, clip: Clip, every: int = 12) -> tuple[float, float] | None:
+def ssim_of(model: Autoencoder, clip: Clip, every: int = 12) -> tuple[float, float] | None:
     """Give SSIM of a clip rebuilt from its first frame: whole and mouth. None for a short clip."""
     chosen = list(range(every, clip.num_frames, every))
     if not chosen:
@@ -49,7 +49,7 @@ def ssim_of(model: ReferenceAutoencoder, clip: Clip, every: int = 12) -> tuple[f
     return float(found.mean()), float(torch.stack(mouths).mean())
 
 
-def evaluate_ssim(model: ReferenceAutoencoder, clips: list[Clip]) -> dict[str, float]:
+def evaluate_ssim(model: Autoencoder, clips: list[Clip]) -> dict[str, float]:
     """Give SSIM of reconstruction through the latent, portrait = first frame, mean over clips."""
     rows = np.array([row for clip in clips if (row := ssim_of(model, clip)) is not None])
     whole, mouth = rows.mean(0)

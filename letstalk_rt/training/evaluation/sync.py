@@ -101,7 +101,8 @@ def lips_of(points: np.ndarray) -> Tensor:
 @torch.no_grad()
 def mel_of(pcm: np.ndarray) -> Tensor:
     """Give log-mel `(64, 4 T)` of a sound of whole frames."""
-    return StreamingMel()(torch.from_numpy(np.ascontiguousarray(pcm, np.float32))[None])[0]
+    mel: Tensor = StreamingMel()(torch.from_numpy(np.ascontiguousarray(pcm, np.float32))[None])[0]
+    return mel
 
 
 @torch.no_grad()

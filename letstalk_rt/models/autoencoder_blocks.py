@@ -1,0 +1,88 @@
+"""The blocks of convolutions that the networks of the autoencoder are made of.
+
+Source: residual shortcuts of the down-sampling: DC-AE, arXiv:2410.10733, section 3.2.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; the style scales and shifts between them."""
+
+    def __init__(self, channels: int, style: int = 0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
+        self.style = nn.Linear(style, 2 * channels) if style else None
+
+    def forward(self, x: Tensor, styled: Tensor | None = None) -> Tensor:
+        """Map `(B, C, H, W)` to the same shape; `styled` is what `style` gave, `(B, 2 C)`."""
+        h = self.conv1(F.silu(x))
+        if styled is not None:
+            scale, shift = styled[..., None, None].chunk(2, 1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        out: Tensor = x + self.conv2(F.silu(h))
+        return out
+
+
+class Down(nn.Module):
+    """Halve the picture; the shortcut moves space into channels and averages groups of them."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        assert 4 * in_channels % out_channels == 0, (in_channels, out_channels)
+        self.conv = nn.Conv2d(4 * in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to `(B, C', H/2, W/2)`."""
+        x = F.pixel_unshuffle(x, 2)
+        out = self.conv.out_channels
+        halved: Tensor = self.conv(x) + rearrange(x, "b (o g) h w -> b o g h w", o=out).mean(2)
+        return halved
+
+
+class Up(nn.Module):
+    """Double the picture by a pixel shuffle."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4 * out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to `(B, C', 2H, 2W)`."""
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each cell."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(B, C, H, W)`."""
+        normed: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return normed
+
+
+class NormBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to the same shape."""
+        out: Tensor = x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+        return out
