@@ -164,7 +164,7 @@ class TestLayers:
             assert np.abs(together[number].astype(int) - alone).max() <= 1
 
     @pytest.mark.parametrize("side", [300.0, 700.0])
-    def test_on_a_gpu_the_same_is_shown(self, side: float) -> None:
+    def test_without_opencv_the_same_is_shown(self, side: float) -> None:
         photograph = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
         photograph = F.interpolate(photograph * 60 + 128, (700, 700), mode="bicubic").clamp(0, 255)
         portrait = portrait_with((0.0, 0.0, side), (700, 700))
@@ -176,11 +176,10 @@ class TestLayers:
         frames.change = F.interpolate(
             torch.randn(2, 3, 8, 8, generator=generator), (256, 256), mode="bicubic"
         )
-        compositor = Compositor(portrait, layered=True)
-        here = compositor.compose_layers(frames).astype(int)
-        assert isinstance(compositor._source, np.ndarray)
-        compositor._source = torch.from_numpy(compositor._source).permute(2, 0, 1)[None].float()
-        there = compositor.compose_layers(frames)
+        here, there = (
+            Compositor(portrait, layered=True, opencv=opencv).compose_layers(frames).astype(int)
+            for opencv in (True, False)
+        )
         assert np.abs(here - there).max() <= 3 and np.abs(here - there).mean() < 0.5
 
     def test_a_small_face_is_shown_as_the_model_painted_it(self) -> None:
