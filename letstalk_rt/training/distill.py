@@ -277,7 +277,8 @@ def mean_flow_loss(
         change = jvp(student, (x, t.contiguous(), end.contiguous()), (velocity, ones, zeros))[1]
     target = velocity - (t - end)[..., None, None, None] * change
     error = (student(x, t, end) - target.detach()).pow(2).flatten(1).mean(1)
-    return error / (error.detach() + 1e-3)
+    weighed: Tensor = error / (error.detach() + 1e-3)
+    return weighed
 
 
 def _rand(count: int, generator: torch.Generator) -> Tensor:
