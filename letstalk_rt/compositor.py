@@ -36,7 +36,12 @@ class Compositor:
     """
 
     def __init__(
-        self, portrait: Portrait, device: str | torch.device = "cpu", *, layered: bool = False
+        self,
+        portrait: Portrait,
+        device: str | torch.device = "cpu",
+        *,
+        layered: bool = False,
+        opencv: bool = True,
     ) -> None:
         """Prepare the fade.
 
@@ -45,6 +50,7 @@ class Compositor:
             device: where the frames to compose will come from.
             layered: the frames will come in layers: `compose_layers`. Takes 12 bytes (on a GPU 48)
                 for each pixel of the face's box, where that is larger than the generated faces.
+            opencv: let OpenCV move the pixels on a CPU; otherwise torch does, as on a GPU.
         """
         left, top, side = (round(v) for v in portrait.box)
         height, width = portrait.canvas.shape[:2]
@@ -63,8 +69,8 @@ class Compositor:
         self._source: np.ndarray | Tensor | None = None
         if layered and side > PICTURE_SIZE:
             fine = _refined(_cut(portrait.canvas, left, top, side))
-            on_cpu = self._canvas.device.type == "cpu"
-            self._source = _pixels(fine) if on_cpu else fine.to(device)
+            by_opencv = opencv and self._canvas.device.type == "cpu"
+            self._source = _pixels(fine) if by_opencv else fine.to(device)
             self._moving = _fade(FLOW_SIZE).to(device)
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,11 +26,19 @@ Look = dict[str, str]
 """Where in the arguments something is, and how it looks: shape, type and device, or its value."""
 
 
+class Graph(Protocol):
+    """A call that was captured."""
+
+    def replay(self) -> None:
+        """Run it again on the memory it was captured with."""
+        ...
+
+
 @dataclass
 class _Recording:
     """A captured graph, and the memory it reads from and writes to."""
 
-    graph: Any
+    graph: Graph
     inputs: list[Tensor]
     output: Any
 
@@ -52,7 +60,12 @@ class Replay:
         name: for messages.
         max_looks: how many looks are kept.
         strict: raise where otherwise the call would run as written.
+
+    Attributes:
+        device: the type of the devices that `capture` works on. A subclass for others changes both.
     """
+
+    device = "cuda"
 
     def __init__(
         self,
@@ -100,6 +113,23 @@ class Replay:
             place: text for name, v in bound.arguments.items() for place, text in _looks(name, v)
         }
 
+    def capture(self, call: Callable[[], Any]) -> tuple[Graph, Any]:
+        """Record a call, once its libraries have chosen their kernels.
+
+        Returns:
+            What replays it, and its output, which each replay writes anew.
+        """
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UPS):
+                call()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = call()
+        return graph, output
+
     def _run(self, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         try:
             return self._call(*args, **named)
@@ -126,20 +156,16 @@ class Replay:
 
     def _record(self, args: tuple[Any, ...], named: dict[str, Any]) -> _Recording | None:
         """Capture the call, or give None where it cannot be: then it runs without a graph."""
-        if not self._on_device(list(_tensors((args, named)))):
-            self._refuse("its arguments are not on a CUDA device")
+        if any(tensor.device.type != self.device for tensor in _tensors((args, named))):
+            self._refuse(f"its arguments are not on a {self.device.upper()} device")
             return None
         args, named = _mapped((args, named), torch.clone)
         try:
-            graph, output = _capture(lambda: self._run(args, named))
+            graph, output = self.capture(lambda: self._run(args, named))
         except RuntimeError as error:
             self._refuse(f"the capture failed: {error}")
             return None
         return _Recording(graph, list(_tensors((args, named))), output)
-
-    @staticmethod
-    def _on_device(tensors: list[Tensor]) -> bool:
-        return all(tensor.device.type == "cuda" for tensor in tensors)
 
     def _refuse(self, reason: str) -> None:
         if self._strict:
@@ -155,20 +181,6 @@ def changes(old: Look, new: Look) -> list[str]:
         for place in places
         if old.get(place) != new.get(place)
     ]
-
-
-def _capture(call: Callable[[], Any]) -> tuple[Any, Any]:
-    """Record a call that has run often enough for its libraries to have chosen their kernels."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(_WARM_UPS):
-            call()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = call()
-    return graph, output
 
 
 def _looks(place: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -117,6 +117,19 @@ def fastest(
     return best
 
 
+def decoder_as(model: AvatarModel, variant: Variant) -> Callable[..., Any]:
+    """Give a model's decoder brought to a variant; the model is not changed.
+
+    Raises:
+        ConfigError: the decoder or this processor has it not.
+    """
+    changed = copy.copy(model)  # shares all weights but the autoencoder's
+    changed._modules = dict(model._modules)
+    changed.autoencoder = copy.deepcopy(model.autoencoder)
+    apply(changed, variant)
+    return Replay(changed.autoencoder.decode, compiled=variant.compiled, name="decoder")
+
+
 @torch.inference_mode()
 def measure(
     model: AvatarModel,
@@ -124,10 +137,18 @@ def measure(
     *,
     runs: int = RUNS,
     now_s: Callable[[], float] = time.perf_counter,
+    decoder: Callable[[AvatarModel, Variant], Callable[..., Any]] = decoder_as,
 ) -> dict[Variant, float]:
     """Give the milliseconds that decoding one window takes, at its best, for each variant.
 
     The best of a few runs, not the mean: another program may disturb a run, none can help it.
+
+    Args:
+        model: on the CPU, not changed.
+        variants: what to measure; those that are not to be had here are left out.
+        runs: of each.
+        now_s: the clock, seconds.
+        decoder: gives a model's decoder as a variant.
     """
     autoencoder = model.autoencoder
     size, shape = autoencoder.picture_size, autoencoder.latent_shape
@@ -136,7 +157,7 @@ def measure(
     decoders: dict[Variant, Callable[..., Any]] = {}
     for variant in variants:
         try:
-            decode = _decoder(model, variant)
+            decode = decoder(model, variant)
             decode(latents, portrait)  # kernels are chosen, code is compiled
             decoders[variant] = decode
         except (ConfigError, DependencyError, RuntimeError) as error:
@@ -151,8 +172,12 @@ def measure(
 
 
 @torch.inference_mode()
-def choose_attention(model: AvatarModel) -> str:
+def choose_attention(model: AvatarModel, *, now_s: Callable[[], float] = time.perf_counter) -> str:
     """Measure whose kernel is faster for the attention in time on a GPU, and set it.
+
+    Args:
+        model: on the GPU; its kernel is set.
+        now_s: the clock, seconds.
 
     Returns:
         `sdpa` or `xformers`; `sdpa` without measuring where xformers is not installed.
@@ -169,7 +194,7 @@ def choose_attention(model: AvatarModel) -> str:
     query = kept[:, :, -config.window :]
     allowed = torch.ones(shape[0], 1, 1, frames, dtype=torch.bool, device=like.device)
     taken_ms = {
-        kernel: _best_ms(functools.partial(attend, query, kept, kept, allowed, kernel))
+        kernel: _best_ms(functools.partial(attend, query, kept, kept, allowed, kernel), now_s)
         for kernel in ("sdpa", "xformers")
     }
     best = min(taken_ms, key=lambda kernel: taken_ms[kernel])
@@ -180,16 +205,16 @@ def choose_attention(model: AvatarModel) -> str:
     return best
 
 
-def _best_ms(call: Callable[[], object]) -> float:
+def _best_ms(call: Callable[[], object], now_s: Callable[[], float]) -> float:
     """Give the milliseconds of a call at its best; one that fails takes for ever."""
     best_ms = float("inf")
     try:
         for _ in range(4 * RUNS):
             _wait()
-            started_s = time.perf_counter()
+            started_s = now_s()
             call()
             _wait()
-            best_ms = min(best_ms, (time.perf_counter() - started_s) * 1000)
+            best_ms = min(best_ms, (now_s() - started_s) * 1000)
     except (RuntimeError, NotImplementedError) as error:
         _log.info("a kernel is not to be had here: %s", error)
         return float("inf")
@@ -219,14 +244,6 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "letstalk_rt"
-
-
-def _decoder(model: AvatarModel, variant: Variant) -> Callable[..., Any]:
-    changed = copy.copy(model)  # shares all weights but the autoencoder's
-    changed._modules = dict(model._modules)
-    changed.autoencoder = copy.deepcopy(model.autoencoder)
-    apply(changed, variant)
-    return Replay(changed.autoencoder.decode, compiled=variant.compiled, name="decoder")
 
 
 def _processor() -> str:

@@ -51,7 +51,7 @@ def test_edges_are_repeated(projector):
     torch.testing.assert_close(projector(x)[:, 0], projector(padded)[:, 2])
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 4, 11])
+@pytest.mark.parametrize("pieces", [1, 4])
 def test_pieces_equal_the_whole(projector, pieces):
     x = features()
     torch.testing.assert_close(streamed(projector, x, pieces), projector(x), atol=1e-6, rtol=1e-5)

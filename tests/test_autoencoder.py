@@ -66,12 +66,11 @@ class TestShapes:
         assert layers[1].mask.shape == (3, 1, 256, 256)
         assert torch.equal(layers.picture.clamp(-1, 1), model.decode(latents, portraits))
 
-    @pytest.mark.parametrize("size", [128, 512])
-    def test_pictures_of_another_size_are_refused(self, model, size):
+    def test_pictures_of_another_size_are_refused(self, model):
         with pytest.raises(AssertionError):
-            model.encode(torch.zeros(1, 1, 3, size, size))
+            model.encode(torch.zeros(1, 1, 3, 128, 128))
         with pytest.raises(AssertionError):
-            model.describe(torch.zeros(1, 3, size, size))
+            model.describe(torch.zeros(1, 3, 128, 128))
 
 
 class TestItems:

@@ -10,8 +10,9 @@ from letstalk_rt.badge import STATEMENT, with_badge
 from letstalk_rt.sinks.file import write_video
 
 
-@pytest.mark.parametrize("size", [(256, 256), (512, 384), (608, 1080), (1080, 1080)])
-@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize(
+    "size, level", [((256, 256), 0), ((256, 256), 255), ((512, 384), 128), ((608, 1080), 255)]
+)
 def test_it_stands_out_in_the_lower_left_and_nowhere_else(
     size: tuple[int, int], level: int
 ) -> None:
@@ -24,7 +25,7 @@ def test_it_stands_out_in_the_lower_left_and_nowhere_else(
     assert (plain == level).all() and shown is not plain
 
 
-@pytest.mark.parametrize("size", [(2, 2), (10, 10), (64, 20), (20, 64)])
+@pytest.mark.parametrize("size", [(2, 2), (64, 20), (20, 64)])
 def test_tiny_pictures_do_no_harm(size: tuple[int, int]) -> None:
     assert with_badge(np.zeros((*size, 3), np.uint8)).shape == (*size, 3)
 

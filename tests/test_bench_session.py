@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 
@@ -28,14 +29,24 @@ def bench() -> ModuleType:
 
 
 @given(numbers=st.lists(st.floats(-1e6, 1e6), max_size=40), most=st.integers(1, 20))
-def test_a_series_keeps_the_newest_in_order_and_takes_no_more_memory(
+def test_a_series_keeps_the_newest_in_order(
     bench: ModuleType, numbers: list[float], most: int
 ) -> None:
     series = bench.Series(most)
-    memory = series._numbers
     for number in numbers:
         series.append(number)
     assert series.values().tolist() == numbers[-most:]
-    assert series._numbers is memory and memory.size == most
     series.clear()
     assert series.values().size == 0
+
+
+def test_a_series_takes_its_memory_beforehand(bench: ModuleType) -> None:
+    series = bench.Series(100)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(5000):
+            series.append(float(number))
+        assert tracemalloc.get_traced_memory()[0] < before + 100 * 8
+    finally:
+        tracemalloc.stop()

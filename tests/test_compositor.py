@@ -22,7 +22,7 @@ def portrait_with(box: tuple[float, float, float], shape: tuple[int, int] = (300
 
 
 class TestCompositor:
-    @pytest.mark.parametrize("side", [100.0, 256.0, 280.0])
+    @pytest.mark.parametrize("side", [100.0, 256.0])
     def test_the_border_is_the_canvas_bit_for_bit(self, side: float) -> None:
         portrait = portrait_with((60.0, 10.0, side))
         shown = Compositor(portrait).compose(np.full((1, 256, 256, 3), 255, np.uint8))[0]
@@ -154,9 +154,8 @@ class TestLayers:
         assert (light >= portrait.canvas[150:250, 150:250]).all() and light.min() > 230
         assert (dark <= portrait.canvas[150:250, 150:250]).all() and dark.max() < 20
 
-    @pytest.mark.parametrize("side", [300.0, 700.0])
-    def test_frames_do_not_mix(self, side: float) -> None:
-        compositor = Compositor(portrait_with((0.0, 0.0, side), (700, 700)), layered=True)
+    def test_frames_do_not_mix(self) -> None:
+        compositor = Compositor(portrait_with((0.0, 0.0, 700.0), (700, 700)), layered=True)
         frames = anything(5)
         together = compositor.compose_layers(frames)
         for number in range(5):
@@ -164,7 +163,7 @@ class TestLayers:
             assert np.abs(together[number].astype(int) - alone).max() <= 1
 
     @pytest.mark.parametrize("side", [300.0, 700.0])
-    def test_on_a_gpu_the_same_is_shown(self, side: float) -> None:
+    def test_without_opencv_the_same_is_shown(self, side: float) -> None:
         photograph = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
         photograph = F.interpolate(photograph * 60 + 128, (700, 700), mode="bicubic").clamp(0, 255)
         portrait = portrait_with((0.0, 0.0, side), (700, 700))
@@ -176,11 +175,10 @@ class TestLayers:
         frames.change = F.interpolate(
             torch.randn(2, 3, 8, 8, generator=generator), (256, 256), mode="bicubic"
         )
-        compositor = Compositor(portrait, layered=True)
-        here = compositor.compose_layers(frames).astype(int)
-        assert isinstance(compositor._source, np.ndarray)
-        compositor._source = torch.from_numpy(compositor._source).permute(2, 0, 1)[None].float()
-        there = compositor.compose_layers(frames)
+        here, there = (
+            Compositor(portrait, layered=True, opencv=opencv).compose_layers(frames).astype(int)
+            for opencv in (True, False)
+        )
         assert np.abs(here - there).max() <= 3 and np.abs(here - there).mean() < 0.5
 
     def test_a_small_face_is_shown_as_the_model_painted_it(self) -> None:

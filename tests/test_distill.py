@@ -15,7 +15,13 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.sampler import sample_mean, timesteps
 from letstalk_rt.models.transformer import Denoiser
 from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.training.distill import DistillLoss, DistillTrainer, distill
+from letstalk_rt.training.distill import (
+    DistillLoss,
+    DistillTrainer,
+    distill,
+    draw_times,
+    mean_flow_loss,
+)
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.tracks import Track
 from letstalk_rt.training.windows import HEARD_FRAMES, Batch
@@ -33,10 +39,14 @@ def make(denoiser=DENOISER):
     return model
 
 
-def make_trainer(model, **weights):
+def make_teacher(model):
     teacher = Denoiser(model.preset.denoiser)
     teacher.load_state_dict(model.denoiser.state_dict())
-    return DistillTrainer(model, teacher, DistillLoss(**weights))
+    return teacher
+
+
+def make_trainer(model, **weights):
+    return DistillTrainer(model, make_teacher(model), DistillLoss(**weights))
 
 
 def make_batch(memory=MEMORY, windows=0, count=3):
@@ -90,11 +100,12 @@ class TestGuidance:
 
     def test_the_teacher_is_neither_trained_nor_stored(self):
         model = make()
-        trainer = make_trainer(model)
+        teacher = make_teacher(model)
+        trainer = DistillTrainer(model, teacher, DistillLoss())
         assert {name.partition(".")[0] for name in trainer.state_dict()} == {"denoiser"}
         loss, _ = trainer.loss(model, make_batch(), 0, chance())
         loss.backward()
-        assert not any(p.grad is not None for p in trainer._teacher[0].parameters())
+        assert not any(p.grad is not None for p in teacher.parameters())
         assert not any(p.grad is not None for p in model.audio.parameters())
 
 
@@ -107,7 +118,7 @@ class TestRollout:
         trainer, batch = make_trainer(model), make_batch(windows=windows)
         tokens = model.audio.encode_mel(batch.mel)[:, 2:][:, -WINDOW * (windows + 1) :]
         data = model.to_motion(batch.window, batch.portrait)
-        (true, known), (own, filled) = trainer._memories(
+        (true, known), (own, filled) = trainer.memories(
             model, batch, data, tokens, windows, chance()
         )
         count = min(MEMORY, WINDOW * windows)
@@ -138,36 +149,30 @@ class TestMeanFlow:
 
     def test_a_velocity_that_never_changes_is_its_own_mean(self):
         """A straight flow: u = v at all times, so nothing is left to learn."""
-        model = make(MEAN)
-        trainer = make_trainer(model, apart=1.0)
         velocity = torch.randn(2, WINDOW, 24, 4, 4)
-        trainer._student = lambda scene, x, t, end: velocity + 0 * x * t[..., None, None, None]
-        scene = type("Scene", (), {"x": torch.randn_like(velocity), "t": torch.rand(2, WINDOW)})
-        error = trainer._mean_velocity(scene, torch.zeros(2, WINDOW), velocity)
+
+        def student(x, t, end):
+            return velocity + 0 * x * t[..., None, None, None]
+
+        times = torch.rand(2, WINDOW), torch.zeros(2, WINDOW)
+        error = mean_flow_loss(student, torch.randn_like(velocity), times, velocity)
         assert error.abs().max() < 1e-8
 
     def test_the_derivative_is_that_along_the_flow(self):
         """u(x, t, r) = t + r solves the path dx/dt = 2 t: the loss sees no error in it."""
-        model = make(MEAN)
-        trainer = make_trainer(model)
-        t = torch.rand(2, WINDOW)
-        wide = t[..., None, None, None]
 
-        def student(scene, x, t, end):
+        def student(x, t, end):
             return (t + end)[..., None, None, None] + 0 * x
 
-        trainer._student = student
-        x = torch.randn(2, WINDOW, 24, 4, 4)
-        scene = type("Scene", (), {"x": x, "t": t})
-        end = t * torch.rand(2, 1)
-        error = trainer._mean_velocity(scene, end, 2 * wide + 0 * x)
+        x, t = torch.randn(2, WINDOW, 24, 4, 4), torch.rand(2, WINDOW)
+        velocity = 2 * t[..., None, None, None] + 0 * x
+        error = mean_flow_loss(student, x, (t, t * torch.rand(2, 1)), velocity)
         assert error.abs().max() < 1e-6
         out = sample_mean(lambda x, t, r: torch.full_like(x, t + r), x, timesteps(2))
         torch.testing.assert_close(out, x - 1)
 
     def test_times_are_in_order_and_some_go_the_whole_way(self):
-        trainer = make_trainer(make(MEAN), apart=0.5, alone=0.5)
-        t, end = trainer._times(400, WINDOW, chance())
+        t, end = draw_times(DistillLoss(apart=0.5, alone=0.5), 400, WINDOW, chance())
         assert (end <= t).all() and t.min() >= 0 and t.max() == 1
         assert (end == 0).any() and (end == t).float().mean() > 0.3
         assert torch.equal(t, t[:, :1].expand_as(t))

@@ -66,8 +66,9 @@ def test_a_pause_or_a_loss_is_no_drift():
 def test_a_correction_is_made_where_the_sound_is_still():
     tone = np.sin(2 * np.pi * 200 * np.arange(PIECE) / RATE).astype(np.float32)
     for ppm, length in ((200, 640 - 1), (-200, 640 + 1)):
-        _, corrector = hour(ppm, seconds=30)
-        corrector._owed, corrector._since_slip = np.sign(ppm) * 100.0, PIECE
+        corrector = DriftCorrector()
+        for number in range(1, 400):  # 40 s, of which nothing has been corrected yet
+            corrector.note(PIECE, number * PIECE / RATE / (1 + ppm * 1e-6))
         new = corrector.correct(tone[:640])
         assert len(new) == length
         assert np.abs(np.diff(new)).max() <= np.abs(np.diff(tone)).max() * 1.01

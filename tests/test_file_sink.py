@@ -11,7 +11,7 @@ import pytest
 
 from letstalk_rt.audio.files import read_audio
 from letstalk_rt.errors import ConfigError, DependencyError
-from letstalk_rt.sinks.encoder import AVEncoder
+from letstalk_rt.sinks import encoder
 from letstalk_rt.sinks.file import Recording, VideoWriter, write_video
 from letstalk_rt.types import AVFrame
 
@@ -47,9 +47,7 @@ def audio_start_s(path: Path, threshold: float = 0.2) -> float:
     raise AssertionError("no beep")
 
 
-@pytest.mark.parametrize(
-    ("rate", "channels"), [(48_000, 2), (16_000, 1), (44_100, 1), (22_050, 2), (10_000, 1)]
-)
+@pytest.mark.parametrize(("rate", "channels"), [(48_000, 2), (16_000, 1), (10_000, 1)])
 def test_flash_and_beep_stay_together(tmp_path: Path, rate: int, channels: int) -> None:
     path = tmp_path / "out.mp4"
     assert write_video(path, scene(), beep(rate, channels), rate) == 75
@@ -121,7 +119,7 @@ def test_the_name_appears_only_when_the_file_is_complete(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("missing/out.mp4", "No such file"), ("out.txt", "ends in"), (".", "ends in")],
+    [("missing/out.mp4", "No such file"), ("out.txt", "ends in")],
 )
 def test_places_that_cannot_be_written_are_named(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
@@ -131,10 +129,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path, name: str, reas
 def test_a_missing_encoder_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_x264(self: AVEncoder) -> None:
-        self._container.add_stream("libnone", rate=25)
-
-    monkeypatch.setattr(AVEncoder, "_add_streams", without_x264)
+    monkeypatch.setattr(encoder, "PICTURE_CODEC", "libnone")
     with pytest.raises(DependencyError, match="libnone.*PyPI"):
         write_video(tmp_path / "out.mp4", scene(), beep(16_000, 1), 16_000)
     assert not list(tmp_path.iterdir())
@@ -182,10 +177,8 @@ os._exit(9)
 def test_a_recording_leaves_out_pictures_it_has_no_time_for_and_keeps_the_sound(
     tmp_path: Path,
 ) -> None:
-    recording = Recording(tmp_path / "out.mp4")
-    recording._max_pictures = 0
+    recording = Recording(tmp_path / "out.mp4", max_pictures=1)
     recording.open(128, 96)
-    recording._max_pictures = 1
     for index, picture in enumerate(scene(30)):
         recording.show(played(index, picture))
     recording.close()

@@ -12,12 +12,10 @@ from letstalk_rt.errors import AudioFormatError
 RATE = 48_000
 CODECS = {
     "speech.wav": "pcm_s16le",
-    "float.wav": "pcm_f32le",
     "speech.flac": "flac",
     "speech.mp3": "libmp3lame",
     "speech.m4a": "aac",
     "speech.ogg": "libopus",
-    "speech.mp4": "aac",
     "speech.mkv": "aac",
 }
 
@@ -69,7 +67,7 @@ def test_float_samples_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
     assert samples.max() == 1 and samples.min() == -1
 
 
-@pytest.mark.parametrize("name", ["speech.wav", "float.wav", "speech.flac", "speech.m4a"])
+@pytest.mark.parametrize("name", ["speech.wav", "speech.flac", "speech.m4a"])
 def test_a_file_cut_in_half_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, tone()[None], CODECS[name])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -17,8 +17,6 @@ from letstalk_rt.models.fusion import (
 )
 from letstalk_rt.models.layers import LinearAttention
 
-SCHEMES = list(Fusion)
-
 
 def count(portrait, audio):
     model = make_faithful(portrait_fusion=portrait, audio_fusion=audio)
@@ -26,8 +24,16 @@ def count(portrait, audio):
 
 
 class TestSchemes:
-    @pytest.mark.parametrize("portrait, audio", list(itertools.product(SCHEMES, SCHEMES)))
-    def test_under_every_pair_both_conditions_have_their_say(self, portrait, audio):
+    @pytest.mark.parametrize(
+        "portrait, audio",
+        [
+            ("direct", "siamese"),
+            ("siamese", "symbiotic"),
+            ("symbiotic", "direct"),
+            ("symbiotic", "symbiotic"),  # the two share one attention with the picture
+        ],
+    )
+    def test_under_every_scheme_both_conditions_have_their_say(self, portrait, audio):
         denoiser = make_faithful(portrait_fusion=portrait, audio_fusion=audio).denoiser
         given = arguments()
         before = denoiser(**given)

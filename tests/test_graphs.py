@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from letstalk_rt import graphs
 from letstalk_rt.errors import EngineError
 from letstalk_rt.graphs import Replay, changes
 
@@ -31,24 +30,28 @@ class FakeGraph:
 
     def replay(self):
         self.replays += 1
-        for kept, new in zip(
-            graphs._tensors(self.output), graphs._tensors(self.call()), strict=True
-        ):
-            kept.copy_(new)
+        new = self.call()
+        for kept, value in zip(self.output.rest, new.rest, strict=True):
+            kept.copy_(value)
+        self.output.a.copy_(new.a)
 
 
-@pytest.fixture
-def captured(monkeypatch):
-    """Let CPU tensors be recorded; gives the graphs made."""
-    made = []
+class CpuReplay(Replay):
+    """Records calls on CPU tensors.
 
-    def capture(call):
-        made.append(FakeGraph(call))
-        return made[-1], made[-1].output
+    Attributes:
+        graphs: made so far, in order.
+    """
 
-    monkeypatch.setattr(graphs, "_capture", capture)
-    monkeypatch.setattr(Replay, "_on_device", staticmethod(lambda tensors: True))
-    return made
+    device = "cpu"
+
+    def __init__(self, call, **options):
+        super().__init__(call, recorded=True, **options)
+        self.graphs = []
+
+    def capture(self, call):
+        self.graphs.append(FakeGraph(call))
+        return self.graphs[-1], self.graphs[-1].output
 
 
 def pair(size=2):
@@ -60,41 +63,41 @@ def test_neither_compiled_nor_recorded_is_the_function_itself():
     assert out.a.tolist() == [3, 4]
 
 
-def test_a_recorded_call_is_replayed_with_new_values(captured):
-    call = Replay(total, recorded=True)
+def test_a_recorded_call_is_replayed_with_new_values():
+    call = CpuReplay(total)
     for value in (1.0, 5.0):
         x = torch.full((2,), value)
         assert call(x, pair()).a.tolist() == total(x, pair()).a.tolist()
-    assert len(captured) == 1 and captured[0].replays == 2
+    assert [graph.replays for graph in call.graphs] == [2]
 
 
-def test_what_was_given_out_is_not_written_again(captured):
-    call = Replay(total, recorded=True)
+def test_what_was_given_out_is_not_written_again():
+    call = CpuReplay(total)
     first = call(torch.zeros(2), pair())
     call(torch.ones(2), pair())
     assert first.a.tolist() == [0, 1]
 
 
-def test_each_look_is_recorded_once(captured):
-    call = Replay(total, recorded=True)
+def test_each_look_is_recorded_once():
+    call = CpuReplay(total)
     for size in (2, 3, 2, 3):
         call(torch.ones(size), pair(size))
     call(torch.ones(2), pair(), weight=2.0)
-    assert len(captured) == 3
+    assert len(call.graphs) == 3
 
 
-def test_one_look_too_many_runs_as_written_and_is_named(captured, caplog):
-    call = Replay(total, recorded=True, max_looks=1, name="denoiser")
+def test_one_look_too_many_runs_as_written_and_is_named(caplog):
+    call = CpuReplay(total, max_looks=1, name="denoiser")
     call(torch.ones(2), pair())
     with caplog.at_level(logging.WARNING):
         assert call(torch.ones(3), pair(3)).a.tolist() == [1, 2, 3]
-    assert len(captured) == 1
+    assert len(call.graphs) == 1
     assert "denoiser cannot be replayed: x: (2,) float32 cpu -> (3,) float32 cpu" in caplog.text
     assert "pair.rest[0]: (2,) float32 cpu -> (3,) float32 cpu" in caplog.text
 
 
-def test_strict_raises_instead(captured):
-    call = Replay(total, recorded=True, max_looks=1, strict=True)
+def test_strict_raises_instead():
+    call = CpuReplay(total, max_looks=1, strict=True)
     call(torch.ones(2), pair())
     with pytest.raises(EngineError, match=r"weight: absent -> 2.0"):
         call(torch.ones(2), pair(), weight=2.0)
@@ -109,13 +112,12 @@ def test_without_a_gpu_it_runs_without_a_graph(caplog):
         Replay(total, recorded=True, strict=True)(torch.ones(2), pair())
 
 
-def test_a_failed_capture_is_told_and_the_call_still_runs(monkeypatch, caplog):
-    def fail(call):
-        raise RuntimeError("operation not permitted when stream is capturing")
+def test_a_failed_capture_is_told_and_the_call_still_runs(caplog):
+    class Failing(CpuReplay):
+        def capture(self, call):
+            raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "_capture", fail)
-    monkeypatch.setattr(Replay, "_on_device", staticmethod(lambda tensors: True))
-    call = Replay(total, recorded=True)
+    call = Failing(total)
     with caplog.at_level(logging.WARNING):
         assert call(torch.ones(2), pair()).a.tolist() == [1, 2]
     assert "not permitted when stream is capturing" in caplog.text

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +41,7 @@ class TestSoundBuffer:
         buffer.push(sound[PIECE:])
         assert np.array_equal(np.concatenate([buffer.pull(480) for _ in range(12)]), sound)
 
-    @pytest.mark.parametrize("ppm", [-300, 0, 300])
+    @pytest.mark.parametrize("ppm", [-300, 300])
     def test_ten_minutes_of_drift_leads_neither_to_gaps_nor_to_creep(self, ppm: int) -> None:
         buffer = SoundBuffer(RATE, 0.075)
         owed, levels = 0.0, []
@@ -109,10 +110,12 @@ class FakeStream:
     """An output device that takes sound when it is told to."""
 
     latency = 0.02
+    newest: "FakeStream"
 
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.closed = False
+        FakeStream.newest = self
 
     def start(self) -> None:
         pass
@@ -143,7 +146,7 @@ class TestSpeaker:
         speaker.open(512, 512)
         for index in range(6):
             speaker.show(frame(index))
-        stream = speaker._stream
+        stream = FakeStream.newest
         heard = stream.take(9600)
         assert stream.options["device"] == 3 and stream.options["samplerate"] == 48_000
         assert heard[4000:9000].min() > 0.45 and np.array_equal(heard[:, 0], heard[:, 1])
@@ -156,20 +159,24 @@ class TestSpeaker:
         speaker.open(512, 512)
         for index in range(6):
             speaker.show(frame(index))
-        speaker.show(frame(6, epoch=1))
-        assert speaker._buffer is not None and speaker._buffer.level < 2 * PIECE
+        for index in range(6, 9):
+            new = frame(index, epoch=1)
+            speaker.show(replace(new, pcm=-new.pcm))
+        heard = FakeStream.newest.take(4800)
+        assert heard.min() < -0.45 and heard.max() < 0.1, "nothing of before"
         speaker.flush()
-        assert speaker._buffer.level == 0 and not speaker._stream.take(480).any()
+        FakeStream.newest.take(480)  # it fades out
+        assert not FakeStream.newest.take(480).any()
 
     def test_a_delay_is_held(self, sounddevice: ModuleType) -> None:
         speaker = Speaker(delay_ms=200)
         speaker.open(512, 512)
         for index in range(6):
             speaker.show(frame(index))
-        assert not speaker._stream.take(480).any()
+        assert not FakeStream.newest.take(480).any()
         for index in range(6, 9):
             speaker.show(frame(index))
-        assert speaker._stream.take(4800).any()
+        assert FakeStream.newest.take(4800).any()
 
     def test_delays_out_of_range_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="0 to 2000"):
@@ -366,7 +373,7 @@ class TestPlay:
         sink = Noted(None)
         session = FakeSession(10_000)
         task = asyncio.create_task(play(session, [sink], (64, 48)))
-        await asyncio.sleep(0.1)
+        await sink.has_taken(2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

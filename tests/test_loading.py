@@ -123,7 +123,7 @@ def test_a_changed_byte_is_found(saved):
         load_model("small", saved)
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", None], ids=["empty", "text", "half"])
+@pytest.mark.parametrize("content", [b"", None], ids=["empty", "half"])
 def test_what_is_not_a_weights_file_is_named(saved, content):
     checksum_file(saved).unlink()
     saved.write_bytes(saved.read_bytes()[:5000] if content is None else content)
@@ -176,7 +176,7 @@ def test_a_packed_matrix_without_its_scale_is_named(saved, scale):
         load_model("small", saved)
 
 
-@pytest.mark.parametrize("lookahead_ms", [0, 40, 80, 160])
+@pytest.mark.parametrize("lookahead_ms", [0, 160])
 def test_the_look_ahead_comes_back_with_the_weights(lookahead_ms, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "small", PRESET)
     audio = replace(PRESET.audio, lookahead_ms=lookahead_ms)

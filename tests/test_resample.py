@@ -4,7 +4,11 @@ import pytest
 from letstalk_rt.audio.resample import Resampler, check_pcm, check_rate, to_mono
 from letstalk_rt.errors import AudioFormatError
 
-RATES = [8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 192_000]
+RATES = [8_000, 16_000, 44_100, 48_000, 192_000]
+"""Doubled, left alone, not a whole ratio, that of WebRTC, and the largest."""
+
+PATHS = [16_000, 44_100]
+"""One for each way through the resampler: without and with the engine."""
 
 
 def tone(rate, seconds=1.0, hz=440.0):
@@ -30,21 +34,21 @@ def test_a_tone_keeps_its_pitch_place_and_strength(rate):
     assert np.sqrt((out[middle] ** 2).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=1e-3)
 
 
-@pytest.mark.parametrize("rate", [24_000, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [24_000, 44_100])
 def test_what_16_khz_cannot_carry_is_removed(rate):
     out = stream(Resampler(rate), [tone(rate, hz=10_000)])
     assert np.abs(out[1000:15_000]).max() < 1e-4
 
 
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("size", [1, 160, 999], ids=lambda size: f"by{size}")
+@pytest.mark.parametrize("rate", [8_000, *PATHS])
+@pytest.mark.parametrize("size", [1, 999], ids=lambda size: f"by{size}")
 def test_pieces_equal_whole(rate, size):
     x = noise(rate)[:8000]
     pieces = np.split(x, range(size, x.size, size))
     np.testing.assert_array_equal(stream(Resampler(rate), pieces), stream(Resampler(rate), [x]))
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("rate", PATHS)
 def test_the_future_does_not_change_the_past(rate):
     x, later = noise(rate), noise(rate)
     later[x.size // 2 :] = 0.25
@@ -55,7 +59,7 @@ def test_the_future_does_not_change_the_past(rate):
     )
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("rate", PATHS)
 @pytest.mark.parametrize("end", [Resampler.reset, Resampler.flush], ids=["reset", "flush"])
 def test_reset_equals_new(rate, end):
     used = Resampler(rate)
@@ -66,7 +70,7 @@ def test_reset_equals_new(rate, end):
     )
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("rate", PATHS)
 def test_sessions_do_not_mix(rate):
     one, other, out = Resampler(rate), Resampler(rate), []
     for piece in np.split(noise(rate), 5):
@@ -95,8 +99,20 @@ def test_no_sample_is_lost_or_won_in_a_long_call():
     assert given + resampler.flush().size == 600 * 16_000
 
 
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("count", [1, 2, 3, 441, 480, 999, 3_999])
+@pytest.mark.parametrize(
+    "rate, count",
+    [
+        (8_000, 1),
+        (8_000, 3_999),
+        (16_000, 3),
+        (32_000, 1),  # half a sample, which counts as one
+        (32_000, 999),
+        (44_100, 1),
+        (44_100, 441),
+        (44_100, 3_999),
+        (192_000, 5),  # less than half a sample
+    ],
+)
 def test_the_number_of_samples_is_exact(rate, count):
     out = stream(Resampler(rate), np.split(noise(rate)[:count], [count // 3]))
     assert out.size == int(count * 16_000 / rate + 0.5)
@@ -111,7 +127,7 @@ def test_no_more_than_is_due_comes_before_the_end(rate):
         assert given <= taken * 16_000 / rate + 0.5
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("rate", PATHS)
 def test_an_empty_piece_changes_nothing(rate):
     x = noise(rate)
     empty = np.zeros(0, np.float32)
@@ -133,21 +149,20 @@ def test_channels_are_averaged(dtype, scale):
     np.testing.assert_allclose(to_mono(pcm[:, :1]), [0.5, 0.25])
 
 
-@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("rate", PATHS)
 def test_what_is_too_loud_is_clipped(rate):
     loud = np.sign(tone(rate)) * np.float32(3)
     out = stream(Resampler(rate), [loud])
     assert np.abs(out).max() == 1
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("shape", [(480,), (480, 2)], ids=["mono", "stereo"])
-def test_values_that_are_not_finite_are_refused_and_leave_the_stream_as_it_was(bad, shape):
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused_and_leave_the_stream_as_it_was(bad):
     x = noise(48_000)
     resampler = Resampler(48_000)
     first = resampler.push(x[:1000])
-    broken = np.zeros(shape, np.float32)
-    broken[7] = bad
+    broken = np.zeros((480, 2), np.float32)
+    broken[7, 1] = bad
     with pytest.raises(AudioFormatError, match="NaN or infinity"):
         resampler.push(broken)
     out = np.concatenate([first, stream(resampler, [x[1000:]])])
@@ -167,9 +182,7 @@ def test_large_finite_values_are_not_taken_for_infinity():
     "pcm, message",
     [
         (b"\0\0", "np.frombuffer"),
-        ([0.0], "numpy array"),
         (np.zeros(4), "float64"),
-        (np.zeros(4, np.int32), "int32"),
         (np.zeros((2, 480), np.float32), "transpose"),
         (np.zeros((480, 0), np.float32), r"\(480, 0\)"),
         (np.zeros((1, 480, 1), np.float32), "must be"),
@@ -181,14 +194,12 @@ def test_other_audio_is_refused_with_what_was_expected(pcm, message):
         check_pcm(pcm)
 
 
-@pytest.mark.parametrize("rate", [8_000, 44_100, 192_000, np.int64(48_000)])
+@pytest.mark.parametrize("rate", [8_000, 192_000, np.int64(48_000)])
 def test_rates_of_live_audio_are_taken(rate):
     check_rate(rate)
 
 
-@pytest.mark.parametrize(
-    "rate", [0, -16_000, 7_900, 22_050, 192_100, 16_000.0, "16000", None, True, float("nan")]
-)
+@pytest.mark.parametrize("rate", [7_900, 22_050, 192_100, 16_000.0, "16000"])
 def test_other_rates_are_refused_with_the_range(rate):
     with pytest.raises(AudioFormatError, match="8000 to 192000"):
         check_rate(rate)

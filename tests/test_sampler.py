@@ -7,8 +7,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.sampler import NoiseState, sample, sample_mean, timesteps
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("num_steps, shift", [(1, 1.0), (4, 3.0)])
 def test_timesteps_run_from_noise_to_data(num_steps, shift):
     times = timesteps(num_steps, shift)
     assert len(times) == num_steps + 1
@@ -105,7 +104,7 @@ def test_an_unknown_method_is_named():
         sample(lambda x, t: x, torch.zeros(1, 1, 1, 1, 1), timesteps(1), "rk4")
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_mean_velocities_are_exact_at_any_number_of_steps(steps):
     """dx/dt = 2 t moves a point by t^2 - r^2: a curved path, whose mean velocity is t + r."""
     noise = torch.randn(1, 2, 3, 4, 4)

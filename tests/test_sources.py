@@ -222,9 +222,9 @@ def test_lost_sound_is_counted_and_told_to_the_session(portaudio):
             portaudio.stream.give(0, overflow=True)
             for level in range(1, MAX_WAITING + 5):
                 portaudio.stream.give(level)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)  # the loop takes the blocks
             feeding = asyncio.create_task(feed(ear, microphone))
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)  # the task takes what waits
         await feeding
         assert microphone.overflows == 1 + 5
         assert ear.metrics.overflows == 6

@@ -46,24 +46,31 @@ def frames(count: int) -> Iterator[AVFrame]:
         yield AVFrame(np.full((96, 128, 3), level, np.uint8), sound, index, 0, 0)
 
 
+def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
+    """Wait for what threads and processes do."""
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, "it never came"
+        time.sleep(0.005)
+
+
 def open_patiently(url: str, **options: Any) -> StreamPush:
     """Open as soon as the listener listens."""
-    for attempt in range(100):
-        sink = StreamPush(url, **options)
-        try:
+    sink = StreamPush(url, **options)
+
+    def is_open() -> bool:
+        with contextlib.suppress(ConfigError):
             sink.open(128, 96)
-            return sink
-        except ConfigError:
-            if attempt == 99:
-                raise
-            time.sleep(0.2)
-    raise AssertionError
+            return True
+        return False
+
+    until(is_open)
+    return sink
 
 
 def push(sink: StreamPush, count: int = 60) -> None:
     for frame in frames(count):
-        while sink._items.qsize() > 20:
-            time.sleep(0.01)
+        until(lambda: sink.waiting <= 20)
         sink.show(frame)
     sink.close()
 
@@ -181,14 +188,6 @@ class Relay:
             target.shutdown(socket.SHUT_WR)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came")
-
-
 def noise(count: int) -> Iterator[AVFrame]:
     """Pictures that fill any buffer on the way."""
     rng = np.random.default_rng(0)
@@ -205,7 +204,7 @@ def test_a_line_that_is_cut_is_made_again_and_what_follows_arrives(tmp_path: Pat
             sink = open_patiently(f"rtmp://127.0.0.1:{relay.port}/live/key")
             for frame in frames(25):
                 sink.show(frame)
-            until(lambda: sink._items.empty())
+            until(lambda: sink.waiting == 0)
             relay.cut()
             listener.wait(30)
         with rtmp_listener(port, tmp_path / "second.mkv") as listener:
@@ -317,39 +316,52 @@ class Line:
         pass
 
 
-def test_a_line_that_breaks_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[Line] = []
+class Network:
+    """Lines that break and cannot be made again before a time; with a clock of its own."""
 
-    def connect(sink: StreamPush) -> None:
-        if lines and now_s < 5:
+    def __init__(self, back_s: float) -> None:
+        self.now_s, self._back_s = 0.0, back_s
+        self.lines: list[Line] = []
+
+    def connect(self, target: Target) -> Any:
+        if self.lines and self.now_s < self._back_s:
             raise ConnectionRefusedError(111, "Connection refused")
-        lines.append(Line())
-        sink._line = lines[-1]  # type: ignore[assignment]
+        self.lines.append(Line())
+        return self.lines[-1]
 
-    monkeypatch.setattr(StreamPush, "_connect", connect)
-    now_s = 0.0
-    sink = StreamPush("rtmp://127.0.0.1/x", clock=lambda: now_s)
-    sink._connect()
-    still = np.zeros((96, 128, 3), np.uint8), np.zeros(640, np.float32)
-    sink._write(*still)
-    lines[0].broken = True
+    def push(self) -> StreamPush:
+        sink = StreamPush("rtmp://127.0.0.1/x", clock=lambda: self.now_s, connect=self.connect)
+        sink.open(128, 96)
+        self.show(sink)
+        return sink
+
+    def show(self, sink: StreamPush) -> None:
+        """Show one frame, and wait until it is written or given up."""
+        sink.show(next(frames(1)))
+        until(lambda: sink.waiting == 0)
+
+
+def test_a_line_that_breaks_is_made_again() -> None:
+    network = Network(back_s=5)
+    sink = network.push()
+    network.lines[0].broken = True
     for second in range(12):
-        now_s = float(second)
-        sink._write(*still)
-    assert len(lines) == 2 and lines[0].frames == 1
-    assert lines[1].frames == 12 - 7  # tried at 1, 3 and 7 s
+        network.now_s = float(second)
+        network.show(sink)
+    sink.close()
+    first, second_line = network.lines
+    assert first.frames == 1 and sink.connects == 2
+    assert second_line.frames == 12 - 7  # tried at 1, 3 and 7 s
 
 
 def test_a_line_that_stays_broken_ends_the_push() -> None:
-    now_s = 0.0
-    sink = StreamPush(f"rtmp://127.0.0.1:{free_port()}/x", clock=lambda: now_s)
-    sink._size = 128, 96
-    still = np.zeros((96, 128, 3), np.uint8), np.zeros(640, np.float32)
-    for now_s in (1.0, 30.0, 90.0):  # noqa: B007
-        sink._write(*still)
-    now_s = 130.0
+    network = Network(back_s=1000)
+    sink = network.push()
+    network.lines[0].broken = True
+    for network.now_s in (1.0, 30.0, 90.0, 130.0):
+        network.show(sink)
     with pytest.raises(EngineError, match="within 120 s: Connection refused"):
-        sink._write(*still)
+        sink.close()
 
 
 @pytest.mark.parametrize(

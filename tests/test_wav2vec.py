@@ -164,7 +164,7 @@ class TestNorm:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("ms, frames", [(0, 0), (40, 1), (80, 2), (160, 4)])
+    @pytest.mark.parametrize("ms, frames", [(0, 0), (160, 4)])
     def test_the_declared_look_ahead_is_heard_and_no_more(self, ms, frames):
         torch.manual_seed(0)
         stream = Wav2Vec2Stream(replace(SMALL, lookahead_ms=ms)).eval()

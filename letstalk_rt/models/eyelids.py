@@ -49,7 +49,7 @@ def close_eyes(
 
 def _close(picture: Tensor, points: np.ndarray, closure: float, black: float) -> None:
     scale = picture.shape[-1] / 256
-    upper, lower = _lid_lines(points, picture.shape[-1])
+    upper, lower = lid_lines(points, picture.shape[-1])
     columns = np.flatnonzero(lower > upper)
     if not columns.size:
         return  # the face looks away, or its eyes are closed already
@@ -96,8 +96,13 @@ def _paint(
     picture[:, rows[0] : rows[1], where] = new.to(picture.dtype)
 
 
-def _lid_lines(points: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give the height of the upper and of the lower lid in each column; equal outside the eyes."""
+def lid_lines(points: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give the height of the upper and of the lower lid in each column; equal outside the eyes.
+
+    Args:
+        points: landmarks, `(L, 2)` in pixels.
+        width: of the picture, in pixels.
+    """
     x = np.arange(width, dtype=np.float32)
     upper, lower = np.zeros(width, np.float32), np.zeros(width, np.float32)
     for above, below in zip(_UPPER, _LOWER, strict=True):

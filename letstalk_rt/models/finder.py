@@ -65,7 +65,16 @@ class FaceDetector(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Box:
+class Box:
+    """A square around a face.
+
+    Attributes:
+        x: of its middle, in pixels of the picture.
+        y: of its middle.
+        side: in pixels.
+        score: how sure the detector is that a face is there, from 0 to 1.
+    """
+
     x: float
     y: float
     side: float
@@ -114,39 +123,40 @@ class FaceFinder:
         picture = torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)[None]
         picture = picture.to(self.autoencoder.mean_points.device).float() / 127.5 - 1
         faces: list[Face] = []
-        for box in self._detect(picture):
+        for box in self.detect(picture):
             face = self._look(picture, box)
             if face is not None and not _overlaps(face, faces):
                 faces.append(face)
         return sorted(faces, key=lambda face: -float(np.ptp(face.landmarks[:, 1])))
 
-    def _detect(self, picture: Tensor) -> list[_Box]:
+    def detect(self, picture: Tensor) -> list[Box]:
         """Look at the whole picture at two scales, so that small and filling faces are seen."""
         height, width = picture.shape[-2:]
-        boxes: list[_Box] = []
+        boxes: list[Box] = []
         for pad in (1.0, 1.6):
             side = pad * max(height, width)
             left, top = (width - side) / 2, (height - side) / 2
             small = crop(picture, left, top, side, DETECTOR_SIZE)
-            boxes += _peaks(self.detector(small)[0].float(), left, top, side)
+            boxes += peaks(self.detector(small)[0].float(), left, top, side)
         return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
 
-    def _look(self, picture: Tensor, box: _Box) -> Face | None:
+    def _look(self, picture: Tensor, box: Box) -> Face | None:
         """Find the landmarks at a box; None where no face is."""
-        placed = self._landmarks(picture, box)
+        placed = self.landmarks(picture, box)
         for _ in range(_LOOKS - 1):
-            box = _crop_of(placed, box.score)
+            box = crop_of(placed, box.score)
             if not 8 <= box.side <= 8 * max(picture.shape[-2:]):
                 return None
-            placed = self._landmarks(picture, box)
-        aside = _Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
-        again = self._landmarks(picture, aside)
+            placed = self.landmarks(picture, box)
+        aside = Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
+        again = self.landmarks(picture, aside)
         moved = np.linalg.norm(again - placed, axis=1).mean()
         if not moved < _MAX_DISAGREEMENT * np.ptp(placed[:, 1]) or not _plausible(placed):
             return None
         return Face(placed.astype(np.float32), box.score, head_yaw(placed))
 
-    def _landmarks(self, picture: Tensor, box: _Box) -> np.ndarray:
+    def landmarks(self, picture: Tensor, box: Box) -> np.ndarray:
+        """Read the landmarks of a face at a box, `(L, 2)` in pixels of the picture."""
         left, top = box.x - box.side / 2, box.y - box.side / 2
         seen = crop(picture, left, top, box.side, PICTURE_SIZE)
         heat = self.autoencoder.encode_parts(seen[None])[1]
@@ -178,14 +188,23 @@ def head_yaw(points: np.ndarray) -> float:
     return float(np.clip(2 * (2 * (inner - low) / max(high - low, 1e-6) - 1), -1, 1))
 
 
-def _crop_of(points: np.ndarray, score: float) -> _Box:
+def crop_of(points: np.ndarray, score: float) -> Box:
+    """Frame landmarks `(L, 2)` as the face crops that the model was trained on are framed."""
     low, high = points.min(0), points.max(0)
     side = float(high[1] - low[1]) / FACE_SHARE
     middle = (low + high) / 2
-    return _Box(float(middle[0]), float(middle[1] - 0.06 * side), side, score)
+    return Box(float(middle[0]), float(middle[1] - 0.06 * side), side, score)
 
 
-def _peaks(out: Tensor, left: float, top: float, side: float) -> list[_Box]:
+def peaks(out: Tensor, left: float, top: float, side: float) -> list[Box]:
+    """Give the faces that a detector's output `(4, 20, 20)` marks.
+
+    Args:
+        out: see `FaceDetector`.
+        left: of the square that it saw, in pixels of the picture.
+        top: of that square.
+        side: of that square.
+    """
     heat = torch.sigmoid(out[0])
     best = F.max_pool2d(heat[None, None], 3, 1, 1)[0, 0]
     scale = side / DETECTOR_SIZE
@@ -195,7 +214,7 @@ def _peaks(out: Tensor, left: float, top: float, side: float) -> list[_Box]:
         x = left + (column + 0.5 + dx) * STRIDE * scale
         y = top + (row + 0.5 + dy) * STRIDE * scale
         face_side = 64 * float(np.exp(np.clip(log_side, -3, 3))) * scale
-        boxes.append(_Box(x, y, face_side, float(heat[row, column])))
+        boxes.append(Box(x, y, face_side, float(heat[row, column])))
     return boxes
 
 

@@ -77,6 +77,11 @@ class ThreadedSink:
         self._told = False
         self._ended_s: float | None = None  # since when `close` waits
 
+    @property
+    def waiting(self) -> int:
+        """Frames that were taken and are not written yet, the one being written included."""
+        return self._items.unfinished_tasks
+
     def open(self, width: int, height: int) -> None:
         """Get ready for pictures of this size; blocking."""
         assert self._thread is None, "opened twice"
@@ -129,7 +134,9 @@ class ThreadedSink:
         while (item := self._items.get()) is not None:
             if self._failure is None:
                 self._try(self._write, *item)
+            self._items.task_done()
         self._try(self._close)
+        self._items.task_done()
 
     def _try(self, call: Callable[..., None], *arguments: np.ndarray | None) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Final
 
 import av
 import numpy as np
@@ -14,6 +15,10 @@ from av.video.reformatter import Colorspace
 from letstalk_rt.badge import with_badge
 from letstalk_rt.errors import DependencyError
 from letstalk_rt.types import FPS
+
+PICTURE_CODEC: Final = "libx264"
+SOUND_CODEC: Final = "aac"
+"""What every player knows, in FFmpeg's words."""
 
 _AAC_RATES_HZ = (
     8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000,
@@ -118,7 +123,7 @@ class AVEncoder:
     def _add_streams(self) -> None:
         settings = self._settings
         self._video = self._container.add_stream(
-            "libx264", rate=settings.fps, options=settings.x264
+            PICTURE_CODEC, rate=settings.fps, options=settings.x264
         )
         if settings.bit_rate is not None:
             self._video.bit_rate = settings.bit_rate
@@ -129,7 +134,7 @@ class AVEncoder:
         own_rate = settings.rate if settings.rate in _AAC_RATES_HZ else 48_000
         self._aac_rate = settings.aac_rate or own_rate
         layout = "stereo" if stereo else "mono"
-        self._audio = self._container.add_stream("aac", rate=self._aac_rate, layout=layout)
+        self._audio = self._container.add_stream(SOUND_CODEC, rate=self._aac_rate, layout=layout)
         self._audio.bit_rate = _STEREO_BIT_RATE if stereo else _MONO_BIT_RATE
         if self._container.format.name == "tee":  # it does not tell what the format behind it asks
             for stream in (self._video, self._audio):

@@ -234,10 +234,11 @@ class Recording(ThreadedSink):
     Args:
         path: see `write_video`. An older file of that name is replaced at once.
         badge: draw the badge "AI avatar" into the pictures.
+        max_pictures: so many pictures may wait to be written; the next ones are left out.
     """
 
-    def __init__(self, path: str | Path, *, badge: bool = True) -> None:
-        super().__init__("recording")
+    def __init__(self, path: str | Path, *, badge: bool = True, max_pictures: int = 50) -> None:
+        super().__init__("recording", max_pictures=max_pictures)
         self._writer = VideoWriter(
             path, SAMPLE_RATE, badge=badge, crash_safe=True, x264=dict(_LIVE_X264)
         )

@@ -45,6 +45,7 @@ class StreamPush(ThreadedSink):
         badge: draw the badge "AI avatar" into the pictures.
         verify: check the certificate of an `rtmps://` server.
         clock: monotonic seconds.
+        connect: makes a line; blocking, raises `OSError` where nobody answers.
 
     Attributes:
         connects: how often the line was made.
@@ -61,6 +62,7 @@ class StreamPush(ThreadedSink):
         badge: bool = True,
         verify: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        connect: Callable[[Target], Line] = Line,
     ) -> None:
         super().__init__("stream")
         self.connects = 0
@@ -70,6 +72,7 @@ class StreamPush(ThreadedSink):
                 f"The bit rate is {bit_rate}; expected 100000 to 50000000 bit/s (100k to 50M)."
             )
         self._url, self._verify, self._clock = url, verify, clock
+        self._make_line = connect
         self._settings = EncoderSettings(
             SAMPLE_RATE,
             badge=badge,
@@ -145,7 +148,8 @@ class StreamPush(ThreadedSink):
         if self._scheme == "rtmps":
             options |= _certificates() if self._verify else {"tls_verify": "0"}
         form = SCHEMES[self._scheme]
-        self._line = Line(Target(self._url, form, options, self._size, self._settings, STALL_S))
+        target = Target(self._url, form, options, self._size, self._settings, STALL_S)
+        self._line = self._make_line(target)
         self.connects += 1
 
     def _where(self) -> str:

@@ -15,7 +15,9 @@ truth as in arXiv:2506.08009, without its second network.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,13 +102,13 @@ class DistillTrainer(nn.Module):
             spoken = audio.encode_mel(batch.mel)[:, audio.lookahead_frames :]
             spoken = spoken[:, -batch.window.shape[1] :]
             data = model.to_motion(batch.window, batch.portrait)
-            true, own = self._memories(model, batch, data, spoken, windows, generator)
+            true, own = self.memories(model, batch, data, spoken, windows, generator)
         last = slice(windows * shape.window, (windows + 1) * shape.window)
         data, spoken = data[:, last], spoken[:, last]
         silent = _rand(len(data), generator) < self.weights.no_audio
         heard = torch.where(silent[:, None, None, None], self.denoiser.no_audio, spoken)
         noise = model.of_faces(torch.randn(data.shape, generator=generator, device=data.device))
-        t, end = self._times(len(data), shape.window, generator)
+        t, end = draw_times(self.weights, len(data), shape.window, generator)
         time = t[..., None, None, None]
         x = (1 - time) * data + time * noise
         weight = self._weights(len(data), generator)
@@ -124,7 +126,9 @@ class DistillTrainer(nn.Module):
         whole = self._student(scene, x, t, torch.zeros_like(t) if shape.second_time else None)
         truth = (x - time * whole - data).pow(2).flatten(1).mean(1)
         if shape.second_time:
-            taught = self._mean_velocity(scene, end, velocity)
+            self.denoiser.eval()  # both networks are then the same: drop-out is off
+            taught = mean_flow_loss(partial(self._student, scene), x, (t, end), velocity)
+            self.denoiser.train()
         else:
             taught = (whole - velocity).pow(2).flatten(1).mean(1)
         trust = batch.weight / batch.weight.mean()
@@ -133,7 +137,7 @@ class DistillTrainer(nn.Module):
         return total, {name: float(value.detach()) for name, value in parts.items()}
 
     @torch.no_grad()
-    def _memories(
+    def memories(
         self,
         model: AvatarModel,
         batch: Batch,
@@ -142,7 +146,19 @@ class DistillTrainer(nn.Module):
         windows: int,
         generator: torch.Generator,
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Give memory as it was recorded and as the student's roll-out left it, noised."""
+        """Give memory as it was recorded and as the student's roll-out left it, noised.
+
+        Args:
+            model: whose denoiser is trained.
+            batch: for the portrait and the memory before the roll-out.
+            data: recorded motion of the roll-out's windows, and more.
+            spoken: audio tokens of them.
+            windows: length of the roll-out.
+            generator: source of chance.
+
+        Returns:
+            Latents `(B, 1 + M, C, h, w)` and which are filled `(B, 1 + M)`, twice.
+        """
         count = self.denoiser.config.window
         anchor = torch.zeros_like(data[:, 0])  # the portrait's own motion is none
         earlier = model.to_motion(batch.memory, batch.portrait)
@@ -171,19 +187,6 @@ class DistillTrainer(nn.Module):
         """Give the guidance at which the student's own output is made: one call each."""
         asked = self.denoiser.config.guidance_input
         return model.preset.guidance if asked else model.folded_weight
-
-    def _times(self, count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw the times at which steps begin and end, `(B, N)`."""
-        drawn = torch.randn(2, count, generator=generator, device=generator.device)
-        late, early = torch.sigmoid(drawn - 0.4).sort(0, descending=True).values
-        alone = _rand(count, generator) < self.weights.alone
-        late = torch.where(alone, torch.ones_like(late), late)
-        apart = _rand(count, generator) < self.weights.apart
-        end = torch.where(apart, early, late)
-        # A model of one step is asked for the whole way: that is learned as often as any other.
-        whole = apart & (_rand(count, generator) < 0.5)
-        end = torch.where(whole, torch.zeros_like(end), end)
-        return late[:, None].expand(-1, frames), end[:, None].expand(-1, frames)
 
     def _weights(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw how strong guidance shall be, `(B,)`."""
@@ -224,30 +227,60 @@ class DistillTrainer(nn.Module):
             x, t, scene.heard, scene.portrait, scene.cache, end=end, guidance=guidance
         )
 
-    def _mean_velocity(self, scene: _Scene, end: Tensor, velocity: Tensor) -> Tensor:
-        """Give MeanFlow's loss of each item, `(B,)`.
 
-        The derivative along the flow is taken forward, without a graph, and the mean velocity by a
-        usual call: the same time, no extra memory. Drop-out is off for both, or they would be of
-        two networks.
+def draw_times(
+    shares: DistillLoss, count: int, frames: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw the times at which steps begin and end, `(B, N)`.
 
-        Source: arXiv:2505.13447, algorithm 1, with its adaptive weight (p = 1).
-        """
-        self.denoiser.eval()
-        ones, zeros = torch.ones_like(scene.t), torch.zeros_like(scene.t)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at its first jvp
-            change = jvp(
-                lambda x, t, r: self._student(scene, x, t, r),
-                (scene.x, scene.t.contiguous(), end.contiguous()),
-                (velocity, ones, zeros),
-            )[1]
-        mean = self._student(scene, scene.x, scene.t, end)
-        self.denoiser.train()
-        target = velocity - (scene.t - end)[..., None, None, None] * change
-        error = (mean - target.detach()).pow(2).flatten(1).mean(1)
-        weighed: Tensor = error / (error.detach() + 1e-3)
-        return weighed
+    Args:
+        shares: of special items.
+        count: of items.
+        frames: of each.
+        generator: source of chance, on the device of the result.
+    """
+    drawn = torch.randn(2, count, generator=generator, device=generator.device)
+    late, early = torch.sigmoid(drawn - 0.4).sort(0, descending=True).values
+    alone = _rand(count, generator) < shares.alone
+    late = torch.where(alone, torch.ones_like(late), late)
+    apart = _rand(count, generator) < shares.apart
+    end = torch.where(apart, early, late)
+    # A model of one step is asked for the whole way: that is learned as often as any other.
+    whole = apart & (_rand(count, generator) < 0.5)
+    end = torch.where(whole, torch.zeros_like(end), end)
+    return late[:, None].expand(-1, frames), end[:, None].expand(-1, frames)
+
+
+def mean_flow_loss(
+    student: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    times: tuple[Tensor, Tensor],
+    velocity: Tensor,
+) -> Tensor:
+    """Give MeanFlow's loss of each item, `(B,)`.
+
+    The derivative along the flow is taken forward, without a graph, and the mean velocity by a
+    usual call: the same time, no extra memory. A network must give the same in both, so that its
+    drop-out has to be off.
+
+    Args:
+        student: gives the mean velocity from a window and the times at which a step begins and
+            ends.
+        x: the noisy window, `(B, N, C, h, w)`.
+        times: at which the step begins and ends, `(B, N)` each.
+        velocity: of the flow at the begin, as `x`.
+
+    Source: arXiv:2505.13447, algorithm 1, with its adaptive weight (p = 1).
+    """
+    t, end = times
+    ones, zeros = torch.ones_like(t), torch.zeros_like(t)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at its first jvp
+        change = jvp(student, (x, t.contiguous(), end.contiguous()), (velocity, ones, zeros))[1]
+    target = velocity - (t - end)[..., None, None, None] * change
+    error = (student(x, t, end) - target.detach()).pow(2).flatten(1).mean(1)
+    weighed: Tensor = error / (error.detach() + 1e-3)
+    return weighed
 
 
 def _rand(count: int, generator: torch.Generator) -> Tensor:

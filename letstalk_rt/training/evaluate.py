@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         threads=args.threads,
         weights=args.weights,
     )
-    clips = _spread(load_clips(args.data, args.cache, "eval"), args.clips)
+    clips = spread(load_clips(args.data, args.cache, "eval"), args.clips)
     if not clips:
         raise InputError("the data folder has no clip of the split `eval`; see docs/training.md")
     stills = still_portraits(pipeline, args.data, args.stills)
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _spread(clips: list[Clip], count: int | None) -> list[Clip]:
+def spread(clips: list[Clip], count: int | None) -> list[Clip]:
     """Give `count` clips evenly taken from the list, so that all kinds are among them."""
     if count is None or count >= len(clips):
         return clips
