@@ -82,7 +82,7 @@ def check_pictures(frames, face=0):
 # Frames and their sound
 
 
-@pytest.mark.parametrize("chunk", [1, 320, HOP, 7 * HOP], ids=lambda chunk: f"by{chunk}")
+@pytest.mark.parametrize("chunk", [1, 7 * HOP], ids=lambda chunk: f"by{chunk}")
 def test_every_frame_comes_once_with_its_own_sound(chunk):
     async def body():
         pcm = speech(5 * HOP + 700)
@@ -110,7 +110,7 @@ def test_a_thread_gives_the_same_frames():
     run_real(body())
 
 
-@pytest.mark.parametrize("count", [1, FRAME, 2 * FRAME, 2 * FRAME + 1, HOP, HOP + 1])
+@pytest.mark.parametrize("count", [1, FRAME, 2 * FRAME + 1, HOP + 1])
 def test_the_end_of_speech_is_shown_before_the_segment_ends(count):
     async def body():
         async with offline() as session:
@@ -589,7 +589,7 @@ def test_the_sound_of_a_rendering_is_the_audio(avatar):
     check_pictures(frames, face=30)
 
 
-@pytest.mark.parametrize("count", [1, FRAME, HOP - 1, HOP, HOP + 1])
+@pytest.mark.parametrize("count", [1, HOP, HOP + 1])
 def test_a_rendering_has_as_many_frames_as_the_audio(avatar, count):
     assert len(list(avatar.render(speech(count)))) == -(-count // FRAME)
 
@@ -618,7 +618,7 @@ def test_a_rendering_equals_a_session(avatar):
     np.testing.assert_array_equal([f.rgb for f in live], [f.rgb for f in rendered])
 
 
-@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("channels", [1, 6])
 def test_files_of_any_rate_are_rendered(avatar, tmp_path, channels):
     path = tmp_path / "speech.wav"
     with wave.open(str(path), "wb") as file:

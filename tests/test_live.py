@@ -135,7 +135,7 @@ def test_idle_is_never_faster_than_real_time():
     run(body())
 
 
-@pytest.mark.parametrize("step_s", [0.001, STEP_S, 0.15])
+@pytest.mark.parametrize("step_s", [0.001, 0.15])
 def test_nothing_is_made_for_a_reader_that_does_not_come(step_s):
     async def body():
         pipeline = FakePipeline()
@@ -148,7 +148,7 @@ def test_nothing_is_made_for_a_reader_that_does_not_come(step_s):
     run(body())
 
 
-@pytest.mark.parametrize("step_s", [0.001, STEP_S, 0.1, 0.14])
+@pytest.mark.parametrize("step_s", [0.001, 0.14])
 def test_pictures_wait_no_longer_than_one_window_and_what_is_played_while_a_step_runs(step_s):
     async def body():
         async with live(step_s=step_s) as session:
@@ -183,7 +183,7 @@ def test_speech_is_shown_whole_after_idle():
     run(body())
 
 
-@pytest.mark.parametrize("start_s", [1.0, 1.05, 1.1, 1.15])
+@pytest.mark.parametrize("start_s", [1.0, 1.1])
 def test_live_speech_is_shown_soon(start_s):
     async def body():
         pcm = speech(3)
@@ -206,7 +206,7 @@ def test_live_speech_is_shown_soon(start_s):
     run(body())
 
 
-@pytest.mark.parametrize("start_s", [1.0, 1.05, 1.1, 1.15])
+@pytest.mark.parametrize("start_s", [1.0, 1.1])
 def test_speech_is_shown_as_soon_as_the_first_part_of_its_window_is_made(start_s):
     async def body():
         pcm = speech(3)
@@ -230,7 +230,7 @@ def test_speech_is_shown_as_soon_as_the_first_part_of_its_window_is_made(start_s
     run(body())
 
 
-@pytest.mark.parametrize("after_ms", range(0, 170, 10))
+@pytest.mark.parametrize("after_ms", range(0, 170, 30))
 def test_made_pictures_bridge_an_interrupt_in_silence(after_ms):
     async def body():
         pipeline = PartedPipeline()
@@ -303,7 +303,7 @@ def test_speech_that_comes_a_little_late_is_not_cut(late_s):
     run(body())
 
 
-@pytest.mark.parametrize("piece_s", [0.01, 0.04, 0.1, 0.2, 0.25])
+@pytest.mark.parametrize("piece_s", [0.01, 0.1, 0.25])
 def test_live_pieces_of_any_length_are_not_cut(piece_s):
     async def body():
         pcm = speech(5)
