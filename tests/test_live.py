@@ -12,9 +12,9 @@ from fakes import (
     HOP,
     LOOKAHEAD,
     FakePipeline,
-    PartedExecutor,
     PartedPipeline,
-    TimedExecutor,
+    PartedWorker,
+    TimedWorker,
     paint,
     portrait,
 )
@@ -30,17 +30,16 @@ WINDOW_S = 0.16
 PIECE = 320
 
 
-def live(pipeline=None, step_s=STEP_S, executor=None):
-    return AvatarSession(
-        pipeline or FakePipeline(), executor or TimedExecutor(step_s), portrait(), idle=True
-    )
+def live(pipeline=None, step_s=STEP_S, worker=None):
+    worker = worker or TimedWorker(pipeline or FakePipeline(), step_s)
+    return AvatarSession(worker, portrait(), idle=True)
 
 
 PARTS_S = (0.04, 0.056, 0.083)
 
 
 def live_in_parts(pipeline=None, parts_s=PARTS_S):
-    return live(pipeline or PartedPipeline(), executor=PartedExecutor(parts_s))
+    return live(worker=PartedWorker(pipeline or PartedPipeline(), parts_s))
 
 
 def speech(seconds, seed=0):
@@ -136,7 +135,7 @@ def test_idle_is_never_faster_than_real_time():
     run(body())
 
 
-@pytest.mark.parametrize("step_s", [0.001, STEP_S, 0.15])
+@pytest.mark.parametrize("step_s", [0.001, 0.15])
 def test_nothing_is_made_for_a_reader_that_does_not_come(step_s):
     async def body():
         pipeline = FakePipeline()
@@ -149,7 +148,7 @@ def test_nothing_is_made_for_a_reader_that_does_not_come(step_s):
     run(body())
 
 
-@pytest.mark.parametrize("step_s", [0.001, STEP_S, 0.1, 0.14])
+@pytest.mark.parametrize("step_s", [0.001, 0.14])
 def test_pictures_wait_no_longer_than_one_window_and_what_is_played_while_a_step_runs(step_s):
     async def body():
         async with live(step_s=step_s) as session:
@@ -184,7 +183,7 @@ def test_speech_is_shown_whole_after_idle():
     run(body())
 
 
-@pytest.mark.parametrize("start_s", [1.0, 1.05, 1.1, 1.15])
+@pytest.mark.parametrize("start_s", [1.0, 1.1])
 def test_live_speech_is_shown_soon(start_s):
     async def body():
         pcm = speech(3)
@@ -207,7 +206,7 @@ def test_live_speech_is_shown_soon(start_s):
     run(body())
 
 
-@pytest.mark.parametrize("start_s", [1.0, 1.05, 1.1, 1.15])
+@pytest.mark.parametrize("start_s", [1.0, 1.1])
 def test_speech_is_shown_as_soon_as_the_first_part_of_its_window_is_made(start_s):
     async def body():
         pcm = speech(3)
@@ -231,7 +230,7 @@ def test_speech_is_shown_as_soon_as_the_first_part_of_its_window_is_made(start_s
     run(body())
 
 
-@pytest.mark.parametrize("after_ms", range(0, 170, 10))
+@pytest.mark.parametrize("after_ms", range(0, 170, 30))
 def test_made_pictures_bridge_an_interrupt_in_silence(after_ms):
     async def body():
         pipeline = PartedPipeline()
@@ -246,7 +245,11 @@ def test_made_pictures_bridge_an_interrupt_in_silence(after_ms):
             await asyncio.sleep(1)
             await screen.close()
             await asyncio.sleep(1)
-            waiting = session._frames.frames
+            made = 4 * pipeline.steps - pipeline.states[0].unseen
+            with pytest.raises(TimeoutError):
+                while True:  # what waits
+                    async with asyncio.timeout(0):
+                        await anext(session)
         after = list(zip(screen.frames, screen.times_s, strict=True))[shown:]
         stale_s = [at_s for f, at_s in after if f.stamps.model_start_s < cut_s]
         assert max(stale_s, default=cut_s) - cut_s <= 0.16
@@ -254,8 +257,7 @@ def test_made_pictures_bridge_an_interrupt_in_silence(after_ms):
         assert not any(frame.pcm.any() for frame, at_s in after if at_s < cut_s + 0.2)
         assert [frame.index for frame in screen.frames] == list(range(len(screen.frames)))
         assert {frame.epoch for frame, _ in after} == {1}
-        handed_out = session.metrics.frames
-        assert 4 * pipeline.steps - pipeline.states[0].unseen == handed_out + waiting
+        assert session.metrics.frames == made
 
     run(body())
 
@@ -301,7 +303,7 @@ def test_speech_that_comes_a_little_late_is_not_cut(late_s):
     run(body())
 
 
-@pytest.mark.parametrize("piece_s", [0.01, 0.04, 0.1, 0.2, 0.25])
+@pytest.mark.parametrize("piece_s", [0.01, 0.1, 0.25])
 def test_live_pieces_of_any_length_are_not_cut(piece_s):
     async def body():
         pcm = speech(5)
@@ -419,13 +421,13 @@ def test_a_long_speech_that_was_cut_is_not_waited_for():
 
 
 def test_a_stalled_model_is_not_followed_by_a_burst():
-    class Stalling(TimedExecutor):
-        def submit(self, fn, /, *args, **kwargs):
-            self.call_s = 2.0 if 5 < asyncio.get_running_loop().time() < 5.3 else STEP_S
-            return super().submit(fn, *args, **kwargs)
+    class Stalling(TimedWorker):
+        def step(self, pcm, state, deliver=None):
+            self.timed.call_s = 2.0 if 5 < asyncio.get_running_loop().time() < 5.3 else STEP_S
+            return super().step(pcm, state, deliver)
 
     async def body():
-        async with live(executor=Stalling(STEP_S)) as session:
+        async with live(worker=Stalling(FakePipeline(), STEP_S)) as session:
             screen = Screen(session)
             await asyncio.sleep(15)
             await screen.close()
@@ -440,8 +442,8 @@ def test_a_stalled_model_is_not_followed_by_a_burst():
 
 def test_idle_frames_of_two_sessions_are_made_in_turn():
     async def body():
-        executor = TimedExecutor(STEP_S)
-        async with live(executor=executor) as one, live(executor=executor) as other:
+        worker = TimedWorker(FakePipeline(), STEP_S)
+        async with live(worker=worker) as one, live(worker=worker) as other:
             screens = [Screen(one), Screen(other)]
             await asyncio.sleep(20)
             for screen in screens:

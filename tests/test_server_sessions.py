@@ -353,6 +353,7 @@ async def test_logs_hold_nothing_of_anybody(caplog):
 
 async def test_the_last_step_of_the_model_is_waited_for():
     studio = await Studio.open(Settings(), model_of(Painter()))
+    thread = await asyncio.wrap_future(studio.worker.submit(threading.current_thread))
     began, may_end = threading.Event(), threading.Event()
     studio.worker.submit(lambda: (began.set(), may_end.wait()))
     await asyncio.to_thread(began.wait)  # a call that waits in the queue would be dropped
@@ -362,4 +363,4 @@ async def test_the_last_step_of_the_model_is_waited_for():
     assert not closing.done()
     may_end.set()
     await closing
-    assert not studio.worker._thread.is_alive()
+    assert not thread.is_alive()
