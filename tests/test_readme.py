@@ -62,14 +62,30 @@ def test_a_table_has_a_row_for_each_figure_there_is(
     from readme_table import table
 
     three = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
-    session = {"mic_to_lips_ms": three, "av_skew_ms": {"p50": math.nan, "p95": 1}, "stalls": 0}
+    session = {"interrupt_to_silence_ms": three, "av_skew_ms": three, "stalls": 0}
     (tmp_path / "bench_session-x.json").write_text(f"a card\n{json.dumps(session)}\n")
-    webrtc = {"first_frame_ms": {"p50": 1, "p95": 2, "max": 9}, "fps": 25.0}
+    unknown = {"interrupt_to_silence_ms": {"p50": math.nan, "p95": 1}}
+    (tmp_path / "bench_session-y.json").write_text(json.dumps(unknown))
+    webrtc = {"mic_to_lips_ms": {"p50": 1, "p95": 2, "max": 9}, "av_skew_ms": {"max": 4}, "fps": 25}
     (tmp_path / "bench_webrtc-x.json").write_text(json.dumps(webrtc, indent=1))
     rows = list(table(tmp_path))
     assert len(rows) == 3
-    assert "1 ms (p50), 2 ms (p95), 3 ms (p99)" in rows[0] and "bench_session-x.json" in rows[0]
-    assert "9 ms (max)" in rows[1] and "25.0 a second" in rows[2]
+    assert "9 ms (max)" in rows[0] and "bench_webrtc-x.json" in rows[0]
+    assert "25.0 per second" in rows[1] and "at most 4 ms apart" in rows[1]
+    assert "1 ms (p50), 2 ms (p95), 3 ms (p99)" in rows[2] and "bench_session-x.json" in rows[2]
+
+
+def test_the_machine_is_named_with_its_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from readme_table import table
+
+    stages = {"preset": "tiny", "device": "A CPU", "threads": 2, "dtype": "bfloat16"}
+    stages |= {"size": [512, 512], "fps": 50.2, "budget_ms": 160, "window_ms": {"p50": 1, "p99": 3}}
+    (tmp_path / "bench_stages-tiny-2core-avx512.json").write_text(json.dumps(stages))
+    (row,) = table(tmp_path)
+    assert "2 cores of A CPU with AVX-512, bfloat16" in row and "50 frames per second" in row
 
 
 def test_render_help_names_every_option() -> None:
