@@ -17,6 +17,8 @@ from letstalk_rt.sinks.file import write_video
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
 def test_the_lines_of_python_run(
@@ -36,16 +38,32 @@ def test_the_lines_of_python_run(
 
 
 def test_the_commands_exist() -> None:
-    shown = set(re.findall(r"^letstalk (\w+)", README, re.MULTILINE))
-    assert shown <= {*COMMANDS, *FORWARDED}
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+    shown = set(re.findall(r"^letstalk (\w+)", COMMAND_LINE, re.MULTILINE))
+    assert shown == {*COMMANDS, *FORWARDED}
+    makefile = (ROOT / "Makefile").read_text()
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    targets = set(re.findall(r"^make (\w+)|`make (\w+)", README + contributing, re.MULTILINE))
+    assert len(targets) > 5
+    for target in map("".join, targets):
         assert f"\n{target}:" in makefile
 
 
-def test_the_files_it_names_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links and all((Path(__file__).parents[1] / link).exists() for link in links)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    for path, _, heading in (link.partition("#") for link in links):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in {name.lower().replace(" ", "-") for name in headings}
+
+
+def test_its_index_names_every_page() -> None:
+    index = README.partition("## Documentation")[2].partition("\n## ")[0]
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages - set(re.findall(r"\]\(([^)]+)\)", index)) == set()
 
 
 def test_its_table_is_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
