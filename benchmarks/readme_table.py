@@ -70,12 +70,15 @@ def stages(result: dict[str, Any], name: str) -> Iterator[Row]:
 def session(result: dict[str, Any], name: str) -> Iterator[Row]:
     """One live session, without network."""
     if "fake" not in name:
-        yield from _percentiles(result, "interrupt_to_silence_ms", "interrupt to silence")
+        yield from _percentiles(
+            result, "interrupt_to_silence_ms", "live session: interrupt to silence"
+        )
 
 
 def webrtc(result: dict[str, Any], name: str) -> Iterator[Row]:
     """What a browser or peer gets."""
-    where = f"WebRTC on one machine, received by {result.get('receiver', 'a peer')}: "
+    receiver = result.get("receiver", "a peer").capitalize()
+    where = f"WebRTC on one machine, to {receiver}: "
     yield from _percentiles(result, "mic_to_lips_ms", where + "microphone to lips")
     if _known(result.get("fps")) and _known(result.get("av_skew_ms", {}).get("max")):
         repeated = 100 * result.get("repeated_ratio", 0)
