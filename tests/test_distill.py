@@ -180,7 +180,7 @@ class TestMeanFlow:
 
 def tracks(count=2, frames=80):
     torch.manual_seed(3)
-    spoken = pytest.importorskip("letstalk_rt.training.audio").SpokenClip
+    spoken = pytest.importorskip("letstalk_rt.training.spoken_clips").SpokenClip
     made = []
     for index in range(count):
         clip = spoken.__new__(spoken)

@@ -21,7 +21,7 @@ from letstalk_rt.models.autoencoder_networks import expected_points
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.landmarks import NUM_POINTS
 from letstalk_rt.training import autoencoder, data, reconstruction, rollout
-from letstalk_rt.training.audio import MOST_GAIN, MouthReader, calibrate, split_people, spoken
+from letstalk_rt.training.audio import MOST_GAIN, MouthReader, calibrate, split_people
 from letstalk_rt.training.autoencoder_loss import (
     AutoencoderLoss,
     autoencoder_loss,
@@ -44,6 +44,7 @@ from letstalk_rt.training.speech import (
     correlation,
     silence_mel,
 )
+from letstalk_rt.training.spoken_clips import spoken
 from letstalk_rt.training.tracks import encode_clips, fit_scales
 from letstalk_rt.training.windows import HEARD_FRAMES, FlowLoss, WindowSource
 

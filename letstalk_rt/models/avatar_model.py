@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.audio.encoder import CausalAudioEncoder
+from letstalk_rt.audio.encoder_interface import AudioEncoder
 from letstalk_rt.audio.speech_encoder import SpeechEncoder, SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder import ReferenceAutoencoder
@@ -18,7 +19,7 @@ from letstalk_rt.models.autoencoder_networks import AutoencoderConfig
 from letstalk_rt.models.dc_autoencoder import DCAutoencoder
 from letstalk_rt.models.finder import FaceDetector, FaceFinder
 from letstalk_rt.models.head_motion import HeadMotion
-from letstalk_rt.models.interfaces import AudioEncoder, Autoencoder, LandmarkAutoencoder
+from letstalk_rt.models.interfaces import Autoencoder, LandmarkAutoencoder
 from letstalk_rt.models.memory import TemporalCache
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import sample, sample_mean

@@ -1,43 +1,16 @@
-"""What may be asked of the parts of a model without knowing which ones they are."""
+"""What may be asked of an autoencoder without knowing which one it is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from letstalk_rt.models.latents import Decoded, Layout, PortraitFeatures
+from letstalk_rt.models.network import Network
 
 Frames: TypeAlias = Tensor | Decoded
 """Decoded frames: `(..., 3, H, W)` in [-1, 1], or the layers that they are made of."""
-
-
-class Network(Protocol):
-    """What of `nn.Module` is used through an interface: a protocol cannot inherit it."""
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move to a device, a number format or a memory format, in place."""
-        ...
-
-    def eval(self) -> Self:
-        """Stop behaving as in training."""
-        ...
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Say whether the parameters are trained."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Return all parameters."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all tensors by name."""
-        ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> object:
-        """Take the tensors of `state_dict`."""
-        ...
 
 
 class PortraitDescription(Protocol):
@@ -157,53 +130,4 @@ class LandmarkAutoencoder(Autoencoder, Protocol):
 
     def paint(self, layout: Layout, portrait: PortraitFeatures) -> Decoded:
         """Decode B frames that are laid out, one portrait per frame."""
-        ...
-
-
-class AudioConfig(Protocol):
-    """What is known of every audio encoder's shape."""
-
-    @property
-    def token_width(self) -> int:
-        """Width of an audio token, `A`."""
-        ...
-
-    @property
-    def lookahead_ms(self) -> int:
-        """Look-ahead that its weights were trained for."""
-        ...
-
-
-class AudioEncoder(Network, Protocol):
-    """A stream of sound to audio tokens; the weights serve any number of sessions.
-
-    `CausalAudioEncoder` and `SpeechEncoder` are two of them. Each takes only the states that it
-    made itself.
-
-    Attributes:
-        lookahead_frames: tokens that come out with frame `n` of the sound belong to frame
-            `n - lookahead_frames`.
-    """
-
-    lookahead_frames: int
-
-    @property
-    def config(self) -> AudioConfig:
-        """Its shape."""
-        ...
-
-    def init_state(self, batch_size: int) -> Any:
-        """Make the state of new sessions: silence has been heard so far."""
-        ...
-
-    def __call__(self, pcm: Tensor, state: Any = None) -> Tensor:
-        """Encode the next piece of a stream, or a whole sound when `state` is None.
-
-        Args:
-            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a multiple of what the encoder takes at once.
-            state: updated in place.
-
-        Returns:
-            Audio tokens `(B, n / 640, K, A)`.
-        """
         ...

@@ -6,7 +6,7 @@ down.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.audio.encoder import (
-    LOOKAHEAD_FRAMES,
     AudioEncoderConfig,
     CausalAudioEncoder,
 )
@@ -25,11 +24,10 @@ from letstalk_rt.training.speech import (
     NUM_MOUTH_TARGETS,
     augment_mel,
     best_lag,
-    clip_mel,
     correlation,
-    mouth_targets,
     silence_mel,
 )
+from letstalk_rt.training.spoken_clips import SpokenClip, spoken
 
 MAX_SHIFT = 5
 """Frames by which a clip's sound and lips may be apart, less one."""
@@ -42,34 +40,6 @@ MOST_GAIN = 5.0
 
 QUIET_FRAMES = 50
 """Of silence, until the encoder has heard nothing else."""
-
-KIND_WEIGHT = {"real": 1.0, "generated": 0.5}
-
-
-@dataclass(frozen=True)
-class SpokenClip:
-    """A clip as the audio encoder sees it.
-
-    Attributes:
-        name: of the clip.
-        mel: `(64, 4 * (T + L))`, L frames of look-ahead at its end.
-        targets: `(T, 11)`.
-        weight: how far its lips are trusted.
-        is_grid: whether it is of the GRID corpus.
-        is_real: whether a camera saw it.
-    """
-
-    name: str
-    mel: Tensor
-    targets: Tensor
-    weight: float
-    is_grid: bool
-    is_real: bool
-
-    @property
-    def lookahead_frames(self) -> int:
-        """How much further than the targets the sound goes, L."""
-        return self.mel.shape[1] // MEL_PER_FRAME - len(self.targets)
 
 
 class MouthReader(nn.Module):
@@ -94,19 +64,6 @@ class MouthReader(nn.Module):
             return self.audio.read_mouth(mel)[:, ahead:]
         read: Tensor = self.head(self.audio.encode_mel(mel)[:, ahead:].flatten(2))
         return read
-
-
-def spoken(clip: Clip, lookahead_frames: int = LOOKAHEAD_FRAMES) -> SpokenClip:
-    """Prepare a clip; its weight is that of its kind, and 0 without sound."""
-    weight = KIND_WEIGHT[clip.kind] * clip.has_sound
-    return SpokenClip(
-        clip.name,
-        clip_mel(clip.pcm, lookahead_frames),
-        mouth_targets(clip),
-        weight,
-        clip.is_grid,
-        clip.kind == "real",
-    )
 
 
 def split_people(clips: list[Clip], every: int = 6) -> tuple[list[Clip], list[Clip]]:

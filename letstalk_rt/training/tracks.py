@@ -14,9 +14,9 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.interfaces import Autoencoder
 from letstalk_rt.models.landmarks import mouth_opening
 from letstalk_rt.models.latents import FACE_SHAPE
-from letstalk_rt.training.audio import SpokenClip, spoken
 from letstalk_rt.training.data import Clip
 from letstalk_rt.training.distributed import first_alone
+from letstalk_rt.training.spoken_clips import SpokenClip, spoken
 
 _LEAST = 1e-3  # unit of a channel that never changes
 
