@@ -279,10 +279,9 @@ def generate(
 
 
 def _openings(model: AvatarModel, latents: Tensor) -> np.ndarray:
-    assert model.face is not None, model.preset.name
-    points = model.face.autoencoder.points(
-        latents * model.latent_scale[FACE] + model.latent_mean[FACE]
-    )
+    landmarks = model.autoencoder.landmarks
+    assert landmarks is not None, "only a model with landmarks tells how wide mouths are open"
+    points = landmarks.points(latents * model.latent_scale[FACE] + model.latent_mean[FACE])
     return mouth_opening(points.numpy())
 
 

@@ -35,7 +35,7 @@ class Model:
 
     def __init__(self) -> None:
         self.latent_mean, self.latent_scale = torch.zeros(4, 1, 1), torch.ones(4, 1, 1)
-        self.autoencoder = self
+        self.autoencoder = self.landmarks = self
         self.read = nn.Linear(64, 142 * 2, bias=False).requires_grad_(False)
 
     def points(self, latents: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,13 @@ class TestUse:
         wanted = autoencoder.inner.decode(plain).sample.clamp(-1, 1)
         torch.testing.assert_close(autoencoder.decode(latents)[0], wanted, atol=1e-5, rtol=1e-4)
 
+    def test_frames_painted_one_by_one_are_those_of_the_window(self, autoencoder):
+        latents, portrait = autoencoder.encode(frames()), autoencoder.describe(frames()[:, 0])
+        layout = autoencoder.lay_out(latents[0], portrait.repeat(2))
+        singly = [autoencoder.paint(layout[i : i + 1], portrait) for i in range(2)]
+        whole = autoencoder.decode_layers(latents, portrait)[0]
+        torch.testing.assert_close(torch.cat(singly), whole, atol=1e-5, rtol=1e-4)
+
     def test_frames_do_not_mix(self, autoencoder):
         x = frames(2, 2)
         torch.testing.assert_close(autoencoder.encode(x)[1:, 1:], autoencoder.encode(x[1:, 1:]))

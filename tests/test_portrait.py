@@ -175,6 +175,12 @@ class TestPreparePortrait:
         assert portrait.box[2] == pytest.approx(520 / 0.57 * 512 / 1200, abs=1)
         assert portrait.warnings == ()
 
+    def test_the_crop_is_as_large_as_the_finders_model_wants(self) -> None:
+        finder = SkinFinder()
+        finder.crop_px = 384
+        portrait = prepare_portrait(draw(900, 1200, [(450, 560, 520)]), finder)
+        assert portrait.crop.shape == (384, 384, 3)
+
     @pytest.mark.parametrize("size", [256, 401, 512, 720, 1080])
     @pytest.mark.parametrize("shape", [(1600, 900), (900, 1600), (3000, 700), (1000, 1000)])
     def test_a_small_face_is_brought_near(self, size: int, shape: tuple[int, int]) -> None:

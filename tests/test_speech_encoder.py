@@ -16,6 +16,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.presets import PRESETS, get_preset, with_lookahead
 from letstalk_rt.models.state import tensors
 from letstalk_rt.pipeline import AvatarPipeline
+from letstalk_rt.training.speech import mel_encoder
 
 pytest.importorskip("transformers")
 
@@ -163,6 +164,11 @@ def test_windows_hold_whole_blocks():
     stream = replace(STREAM, block_frames=3)
     with pytest.raises(ConfigError, match="blocks of 3"):
         AvatarModel(replace(HEARING, audio=replace(AUDIO, stream=stream)))
+
+
+def test_it_is_not_trained_on_log_mel():
+    with pytest.raises(ConfigError, match="preset 'hearing' hears by wav2vec 2.0"):
+        mel_encoder(make())
 
 
 def test_the_presets_have_the_published_shape():
