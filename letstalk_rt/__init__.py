@@ -15,10 +15,14 @@ if TYPE_CHECKING:
         ConfigError,
         DependencyError,
         EngineError,
+        ImageDamagedError,
         InputError,
         LetsTalkError,
+        NoFaceError,
+        NotAnImageError,
         PortraitError,
         SessionClosed,
+        TooManyPixelsError,
         WeightsError,
     )
     from letstalk_rt.events import Event
@@ -36,13 +40,17 @@ __all__ = [
     "DependencyError",
     "EngineError",
     "Event",
+    "ImageDamagedError",
     "InputError",
     "Interrupted",
     "LetsTalkError",
     "MotionOptions",
+    "NoFaceError",
+    "NotAnImageError",
     "PortraitError",
     "SegmentEnd",
     "SessionClosed",
+    "TooManyPixelsError",
     "WeightsError",
 ]
 

@@ -7,6 +7,10 @@ LetsTalkError
 |-- InputError         the caller's data cannot be used       (also a ValueError)
 |   |-- AudioFormatError
 |   `-- PortraitError
+|       |-- NotAnImageError     the file is empty, or of no format that is read
+|       |-- ImageDamagedError   the file is damaged or incomplete
+|       |-- TooManyPixelsError  the picture is larger than was allowed
+|       `-- NoFaceError         no face was found
 |-- SessionClosed      the session ended; open another
 |-- AtCapacity         no free slot now; try again later
 `-- EngineError        a step failed; the cause is chained
@@ -38,7 +42,23 @@ class AudioFormatError(InputError):
 
 
 class PortraitError(InputError):
-    """The portrait has no usable face."""
+    """The portrait cannot be read, or has no usable face."""
+
+
+class NotAnImageError(PortraitError):
+    """The file is empty, or of no picture format that is read."""
+
+
+class ImageDamagedError(PortraitError):
+    """The picture file is damaged or incomplete."""
+
+
+class TooManyPixelsError(PortraitError):
+    """The picture is larger than was allowed."""
+
+
+class NoFaceError(PortraitError):
+    """No face was found in the picture."""
 
 
 class SessionClosed(LetsTalkError):

@@ -87,7 +87,7 @@ class Intake:
         self._arriving = 0.0  # samples in calls that wait, at 16 kHz
         self._taken = self._given_out = 0  # samples, since the last interrupt
         self._filled_s = -math.inf  # when speech was filled up last
-        self._closed: SessionClosed | None = None
+        self._closed: Callable[[], SessionClosed] | None = None
 
     # For callers of the session
 
@@ -136,9 +136,9 @@ class Intake:
         self._expected_s = -math.inf
         self.drop_waiting()
 
-    def close(self, reason: SessionClosed) -> None:
-        """Refuse all that comes, and wake the callers that wait: they get `reason` too."""
-        self._closed = reason
+    def close(self, closed: Callable[[], SessionClosed]) -> None:
+        """Refuse all that comes with an error that `closed` makes, and wake those that wait."""
+        self._closed = closed
         self._room.set()
 
     # For the model's side
@@ -282,7 +282,7 @@ class Intake:
 
     def _check_open(self) -> None:
         if self._closed is not None:
-            raise SessionClosed(str(self._closed)) from self._closed.__cause__
+            raise self._closed()
 
 
 async def _check_in_pieces(pcm: np.ndarray) -> None:

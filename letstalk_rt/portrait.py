@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from letstalk_rt.edges import continue_edges
-from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.errors import (
+    ConfigError,
+    ImageDamagedError,
+    NoFaceError,
+    NotAnImageError,
+    PortraitError,
+    TooManyPixelsError,
+)
 from letstalk_rt.types import Face, Portrait
 
 CROP_PX = 256
@@ -54,7 +61,7 @@ class Finder(Protocol):
         ...
 
 
-def read_image(source: PortraitSource) -> np.ndarray:
+def read_image(source: PortraitSource, *, max_pixels: int | None = None) -> np.ndarray:
     """Read a picture, upright, in sRGB and without transparency.
 
     Files may be JPEG, PNG, WebP, AVIF, BMP, GIF (first picture) or TIFF, and HEIC where
@@ -64,15 +71,24 @@ def read_image(source: PortraitSource) -> np.ndarray:
     Args:
         source: a path, the bytes of a file, a PIL image, or an array: `(H, W)` or `(H, W, C)` with
             1, 3 or 4 channels, uint8, uint16, or float in [0, 1].
+        max_pixels: width times height that is taken; checked before a file is decoded.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
 
     Raises:
-        PortraitError: the source is not a picture, damaged, too large or too small.
+        NotAnImageError: the source is empty or of no format that is read.
+        ImageDamagedError: it is damaged or incomplete.
+        TooManyPixelsError: it has more than `max_pixels`.
+        PortraitError: it cannot be opened, or is too large or too small.
     """
     image = _from_array(source) if isinstance(source, np.ndarray) else _open(source)
     width, height = image.size
+    if max_pixels is not None and width * height > max_pixels:
+        raise TooManyPixelsError(
+            f"The picture has {width}x{height} pixels; at most {max_pixels / 1e6:.0f} million are "
+            "taken. Scale it down."
+        )
     if max(width, height) > MAX_SOURCE_PX:
         raise _too_large(f"The picture has {width}x{height} pixels")
     if min(width, height) < MIN_SOURCE_PX:
@@ -85,7 +101,7 @@ def read_image(source: PortraitSource) -> np.ndarray:
     except PortraitError:
         raise
     except _DECODE_ERRORS as error:
-        raise PortraitError(
+        raise ImageDamagedError(
             f"The picture is damaged or incomplete ({error}). Save or download it again."
         ) from error
 
@@ -121,7 +137,8 @@ def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512)
 
     Raises:
         ConfigError: `size` is out of range.
-        PortraitError: the picture cannot be read, or shows no face that can be animated.
+        NoFaceError: the picture shows no face.
+        PortraitError: it cannot be read, or shows no face that can be animated.
     """
     if not MIN_SIZE_PX <= size <= MAX_SIZE_PX:
         raise ConfigError(
@@ -208,7 +225,7 @@ def _resample(
 def _choose_face(faces: list[Face]) -> tuple[Face, list[str]]:
     usable = [face for face in faces if np.isfinite(face.landmarks).all()]
     if not usable:
-        raise PortraitError(
+        raise NoFaceError(
             "No face was found in the picture. Use a photograph of one person who looks towards "
             "the camera, well lit and not covered."
         )
@@ -245,13 +262,15 @@ def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
         )
     data = source if isinstance(source, bytes) else _read_file(source)
     if not data:
-        raise PortraitError("The picture file is empty. Save or download it again.")
+        raise NotAnImageError("The picture file is empty. Save or download it again.")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS + _heif_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large("The picture is far too large") from error
+    except UnidentifiedImageError as error:
+        raise NotAnImageError(_why_not_a_picture(data)) from error
     except _DECODE_ERRORS as error:
-        raise PortraitError(_why_not_a_picture(data)) from error
+        raise ImageDamagedError(_why_not_a_picture(data)) from error
 
 
 def _too_large(what: str) -> PortraitError:

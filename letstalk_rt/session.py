@@ -357,7 +357,7 @@ class AvatarSession:
 
     def _end(self) -> None:
         self._closed = True
-        self._intake.close(self._closed_error())
+        self._intake.close(self._closed_error)
         self._readable.set()
         self._stepper.refuse_changes(self._closed_error())
         self._hub.close()

@@ -4,12 +4,13 @@ Rooms, from the outside in:
 
 `main` (command line), `settings`, `app` (the application), `guard` (origins), `pages`
 `api`, `webrtc`, `sockets` (what is asked by HTTP, WebRTC and WebSocket), `web` (what they share),
-`openapi`, `problems` (errors as documents), `auth`, `turn`, `limits`, `metrics`
+`openapi`, `problem_details` (errors as HTTP answers)
+`errors` (what clients are told of), `auth`, `turn`, `limits`, `metrics`
 `protocol` (what clients say), `events` (what they are told)
 `sessions`, `session` (one avatar and its connections), `contract` (what they are to each other),
 `reception` (a connection's messages), `links` (a WebRTC connection), `speech` (who is heard),
 `segments` (what is on the screen), `endings`, `sound`, `frames` (in messages)
 `studio` (the model and the portraits), `playout` (the one clock)
 `transport` (what is needed of a WebRTC stack) and what implements it: `aiortc_transport`, `offers`,
-`feeds`, `encoders`, `sender`, `estimate`, `receiver`, `microphone`, `hardening`
+`bitrates`, `feeds`, `encoders`, `sender`, `estimate`, `receiver`, `microphone`, `hardening`
 """

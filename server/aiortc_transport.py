@@ -24,16 +24,16 @@ from aiortc.codecs import CODECS, is_rtx
 from aiortc.rtcrtpparameters import RTCRtcpFeedback
 from aiortc.sdp import candidate_from_sdp
 
-from letstalk_server import problems
+from letstalk_server.bitrates import Bitrates
+from letstalk_server.errors import BadOfferError, BadRequestError, IceRestartError
 from letstalk_server.feeds import SharedMedia
 from letstalk_server.microphone import CLOCK_HZ
 from letstalk_server.offers import clean_offer, parse_fragment, sections
 from letstalk_server.playout import PulledPlayout
-from letstalk_server.problems import Problem
 from letstalk_server.receiver import VoiceReceiver
 from letstalk_server.sender import FeedSender
 from letstalk_server.settings import IceServer
-from letstalk_server.transport import Bitrates, Handlers, Media, PeerStats, Role, State
+from letstalk_server.transport import Handlers, Media, PeerStats, Role, State
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class AiortcPeer:
         """Accept an SDP offer and give the answer, candidates included; call it once.
 
         Raises:
-            Problem: the offer is not SDP, or not one for this role.
+            BadOfferError: the offer is not SDP, or not one for this role.
         """
         sdp = clean_offer(offer, self._role)
         try:
@@ -157,10 +157,9 @@ class AiortcPeer:
         except Exception as error:
             # aiortc's parser raises whatever a malformed line leads to, and its text may quote SDP.
             log.info("offer refused (%s)", type(error).__name__)
-            raise Problem(
-                problems.BAD_OFFER,
+            raise BadOfferError(
                 "The offer could not be negotiated. It must be WebRTC SDP with VP8 or H.264 for "
-                "the picture and Opus for the sound.",
+                "the picture and Opus for the sound."
             ) from None
         self._ufrag = next(
             (line[12:] for line in sdp.split("\r\n") if line.startswith("a=ice-ufrag:")), None
@@ -171,13 +170,13 @@ class AiortcPeer:
         """Take further candidates: the body of a WHIP or WHEP `PATCH` (RFC 8840).
 
         Raises:
-            Problem: it is not a fragment of candidates for this connection.
+            BadRequestError: it is not a fragment of candidates.
+            IceRestartError: it is for another connection.
         """
         parsed = parse_fragment(fragment)
         if parsed.ufrag is not None and parsed.ufrag != self._ufrag:
-            raise Problem(
-                problems.NO_RESTART,
-                "ICE cannot be restarted here. Close this connection and make a new one.",
+            raise IceRestartError(
+                "ICE cannot be restarted here. Close this connection and make a new one."
             )
         for text, mid in parsed.candidates:
             try:
@@ -187,7 +186,7 @@ class AiortcPeer:
             except Exception:
                 # As with offers: anything may be raised, and it may quote an address.
                 detail = "A candidate is malformed, or of no section of the offer."
-                raise Problem(problems.BAD_REQUEST, detail) from None
+                raise BadRequestError(detail) from None
 
     def send(self, text: str) -> bool:
         """Send a data channel message; False when there is no open channel or it is full."""

@@ -10,10 +10,11 @@ from starlette.routing import BaseRoute, Route
 
 from letstalk_rt import __version__
 from letstalk_rt.badge import STATEMENT
+from letstalk_rt.errors import NotAnImageError
 from letstalk_rt.types import FPS, SAMPLE_RATE
-from letstalk_server import metrics, openapi, problems, turn
+from letstalk_server import metrics, openapi, turn
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES, Caller
-from letstalk_server.problems import Problem
+from letstalk_server.errors import BadRequestError, ConsentMissingError, NotFoundError
 from letstalk_server.session import Session
 from letstalk_server.settings import Settings
 from letstalk_server.studio import MAX_LABEL_CHARS, Cast, Studio
@@ -126,9 +127,7 @@ async def make_token(request: Request) -> Response:
     if ttl_s is not None and (
         not isinstance(ttl_s, int) or isinstance(ttl_s, bool) or not MIN_TTL_S <= ttl_s <= MAX_TTL_S
     ):
-        raise Problem(
-            problems.BAD_REQUEST, f'"ttl_s" must be a whole number, {MIN_TTL_S} to {MAX_TTL_S}.'
-        )
+        raise BadRequestError(f'"ttl_s" must be a whole number, {MIN_TTL_S} to {MAX_TTL_S}.')
     if not caller.is_operator:
         token, expires_s = parts.auth.renew(caller, ttl_s)
         return _token(token, expires_s, caller.subject, caller.scopes, caller.session)
@@ -143,7 +142,7 @@ def _scopes(fields: dict[str, Any]) -> frozenset[str]:
     scopes = fields.get("scopes", ["sessions", "speak", "view", "avatars"])
     known = ", ".join(SCOPES)
     if not isinstance(scopes, list) or not all(scope in SCOPES for scope in scopes):
-        raise Problem(problems.BAD_REQUEST, f'"scopes" must be a list of some of: {known}.')
+        raise BadRequestError(f'"scopes" must be a list of some of: {known}.')
     return frozenset(scopes)
 
 
@@ -176,21 +175,18 @@ async def upload_avatar(request: Request) -> Response:
     parts = Parts(request)
     caller = parts.caller("avatars")
     if not flag_of(request, "consent", False):
-        raise Problem(
-            problems.NO_CONSENT,
-            f"Whoever uploads a portrait must confirm: {CONSENT} Send consent=true in the query.",
+        raise ConsentMissingError(
+            f"Whoever uploads a portrait must confirm: {CONSENT} Send consent=true in the query."
         )
     request.app.state.upload_throttle.check(caller)
     label = request.query_params.get("label", "")
     if len(label) > MAX_LABEL_CHARS:
-        raise Problem(problems.BAD_REQUEST, f"label may have {MAX_LABEL_CHARS} characters.")
+        raise BadRequestError(f"label may have {MAX_LABEL_CHARS} characters.")
     uploading: asyncio.Semaphore = request.app.state.uploading
     async with uploading:
         data = await read_body(request, parts.settings.max_upload_bytes)
         if not data:
-            raise Problem(
-                problems.NOT_AN_IMAGE, "The file is empty. Choose a JPEG, PNG or WebP picture."
-            )
+            raise NotAnImageError("The file is empty. Choose a JPEG, PNG or WebP picture.")
         cast = await parts.studio.upload(data, caller.subject, label)
     parts.metrics.uploads.inc()
     return json_answer(avatar_json(cast), 201, {"location": f"/v1/avatars/{cast.id}"})
@@ -220,7 +216,7 @@ async def show_picture(request: Request) -> Response:
     if name == "matte.png":
         data = await studio.matte(cast)
     if data is None:
-        raise Problem(problems.NOT_FOUND, "There is no such picture.")
+        raise NotFoundError("There is no such picture.")
     headers = {"cache-control": "private, no-cache"}
     return Response(data, media_type=PICTURES[name], headers=headers)
 

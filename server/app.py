@@ -13,14 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from letstalk_rt.errors import AtCapacity
-from letstalk_server import api, pages, problems, sockets, webrtc
+from letstalk_rt.errors import PortraitError
+from letstalk_server import api, pages, sockets, webrtc
 from letstalk_server.aiortc_transport import AiortcTransport
 from letstalk_server.auth import Auth
+from letstalk_server.errors import BadRequestError, NotFoundError, ServerError
 from letstalk_server.guard import Guard
 from letstalk_server.limits import Throttle
 from letstalk_server.metrics import ServerMetrics
-from letstalk_server.problems import Problem
+from letstalk_server.problem_details import InternalError, MethodNotAllowedError, problem_details
 from letstalk_server.sessions import Sessions
 from letstalk_server.settings import Settings
 from letstalk_server.studio import Model, Studio, load_model
@@ -66,8 +67,8 @@ def create_app(settings: Settings, load: Callable[[Settings], Model] = load_mode
         lifespan=lifespan,
         routes=_routes(),
         exception_handlers={
-            Problem: _on_problem,
-            AtCapacity: _on_capacity,
+            ServerError: _on_error,
+            PortraitError: _on_error,
             HTTPException: _on_http_error,
             Exception: _on_bug,
         },
@@ -104,9 +105,9 @@ def _refuse_method(names: set[str]) -> Callable[[Request], Response]:
     allowed = ", ".join(sorted(names))
 
     async def refuse(request: Request) -> Response:
-        return _counted(
+        return _answer(
             request,
-            Problem(problems.WRONG_METHOD, f"This address takes {allowed}.", {"allow": allowed}),
+            MethodNotAllowedError(f"This address takes {allowed}.", {"allow": allowed}),
         )
 
     return refuse  # type: ignore[return-value]  # Starlette takes coroutine functions
@@ -128,29 +129,24 @@ def _watch(metrics: ServerMetrics, studio: Studio, sessions: Sessions) -> None:
     )
 
 
-async def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    return _counted(request, error)
-
-
-async def _on_capacity(request: Request, error: Exception) -> Response:
-    return _counted(request, Problem(problems.AT_CAPACITY, str(error)))
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServerError | PortraitError), type(error)
+    return _answer(request, error)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kinds = {404: problems.NOT_FOUND, 405: problems.WRONG_METHOD}
-    kind = kinds.get(error.status_code, problems.BAD_REQUEST)
-    return _counted(request, Problem(kind, "Check the address and the method of the request."))
+    known: dict[int, type[ServerError]] = {404: NotFoundError, 405: MethodNotAllowedError}
+    refusal = known.get(error.status_code, BadRequestError)
+    return _answer(request, refusal("Check the address and the method of the request."))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     log.error("a request failed (%s)", type(error).__name__)
-    return _counted(
-        request, Problem(problems.INTERNAL, "Try again; the server's log has the cause.")
-    )
+    return _answer(request, InternalError("Try again; the server's log has the cause."))
 
 
-def _counted(request: Request, problem: Problem) -> Response:
-    request.app.state.metrics.problems.labels(problem.kind.code).inc()
+def _answer(request: Request, error: ServerError | PortraitError) -> Response:
+    problem = problem_details(error)
+    request.app.state.metrics.problems.labels(problem.problem_type.code).inc()
     return problem.response()

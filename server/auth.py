@@ -12,8 +12,12 @@ from dataclasses import dataclass
 
 import jwt
 
-from letstalk_server import problems
-from letstalk_server.problems import Problem
+from letstalk_server.errors import (
+    NotAllowedError,
+    TokenExpiredError,
+    TokenInvalidError,
+    TokenMissingError,
+)
 from letstalk_server.settings import Settings
 
 SCOPES = ("sessions", "speak", "view", "avatars", "metrics")
@@ -52,13 +56,11 @@ class Caller:
         """Check that one of these is allowed.
 
         Raises:
-            Problem: it is not.
+            NotAllowedError: it is not.
         """
         if not self.scopes.intersection(scopes):
             wanted = " or ".join(scopes)
-            raise Problem(
-                problems.NOT_ALLOWED, f"This needs a token with the scope {wanted}; ask for one."
-            )
+            raise NotAllowedError(f"This needs a token with the scope {wanted}; ask for one.")
 
 
 LOCAL = Caller("local", frozenset(SCOPES), is_operator=True)
@@ -86,16 +88,15 @@ class Auth:
         """Tell who sent a request.
 
         Raises:
-            Problem: there is no token, or it is no good.
+            AuthenticationError: there is no token, or it is no good.
         """
         if not self.required:
             return LOCAL
         token = _token_of(headers)
         if token is None:
-            raise Problem(
-                problems.TOKEN_MISSING,
+            raise TokenMissingError(
                 "Send a token in the header 'Authorization: Bearer TOKEN'; on a WebSocket of a "
-                f"browser, name the subprotocols {PROTOCOL} and bearer.TOKEN.",
+                f"browser, name the subprotocols {PROTOCOL} and bearer.TOKEN."
             )
         if self._api_key is not None and hmac.compare_digest(
             token.encode(errors="replace"), self._api_key.encode()
@@ -132,12 +133,10 @@ class Auth:
         """Make a token like the caller's own, with a new end.
 
         Raises:
-            Problem: it was renewed for too long.
+            TokenExpiredError: it was renewed for too long.
         """
         if self._now() >= caller.login_s + MAX_LOGIN_S:
-            raise Problem(
-                problems.TOKEN_EXPIRED, "This token was renewed for 12 hours. Ask for a new one."
-            )
+            raise TokenExpiredError("This token was renewed for 12 hours. Ask for a new one.")
         return self.mint(
             caller.subject,
             caller.scopes,
@@ -164,9 +163,9 @@ class Auth:
             scopes = frozenset(str(claims["scope"]).split())
         except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError):
             detail = "The token was not made by this server, or is damaged. Ask for a new one."
-            raise Problem(problems.TOKEN_INVALID, detail) from None
+            raise TokenInvalidError(detail) from None
         if self._now() > end_s + _LEEWAY_S:
-            raise Problem(problems.TOKEN_EXPIRED, "The token has expired. Ask for a new one.")
+            raise TokenExpiredError("The token has expired. Ask for a new one.")
         return Caller(str(claims["sub"]), scopes, claims.get("sid"), login_s)
 
 

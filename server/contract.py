@@ -6,7 +6,7 @@ from typing import Protocol
 
 from letstalk_rt.contract import AS_MADE
 from letstalk_rt.types import MotionOptions
-from letstalk_server.problems import Kind
+from letstalk_server.errors import ServerError
 from letstalk_server.protocol import Wishes
 
 
@@ -73,6 +73,6 @@ class Link(Protocol):
         """Tell whether the client is gone without a word."""
         ...
 
-    async def aclose(self, kind: Kind | None = None) -> None:
-        """Close the connection; safe to call twice. `kind` tells why, `None` is in order."""
+    async def aclose(self, error: ServerError | None = None) -> None:
+        """Close the connection; safe to call twice. `error` tells why, `None` is in order."""
         ...

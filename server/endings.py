@@ -2,8 +2,8 @@
 
 import logging
 
-from letstalk_server import problems
 from letstalk_server.contract import End
+from letstalk_server.errors import EngineFailedError, NotReadyError, ServerError, SessionOverError
 
 log = logging.getLogger(__name__)
 
@@ -16,22 +16,24 @@ class Over(Exception):
         self.reason = reason
 
 
-FAREWELL_KINDS = {
-    End.TIME_OVER: problems.SESSION_OVER,
-    End.IDLE: problems.SESSION_OVER,
-    End.FAILED: problems.ENGINE_FAILED,
-    End.STOPPING: problems.NOT_READY,
-}
-FAREWELLS = {
-    End.TIME_OVER: "The time is over. Start a new session.",
-    End.IDLE: "Nobody spoke for long. Start a new session.",
-    End.FAILED: "The avatar stopped. Start it again.",
-    End.STOPPING: "The server stops now. Try again in a minute.",
+_FAREWELLS: dict[End, tuple[type[ServerError], str]] = {
+    End.TIME_OVER: (SessionOverError, "The time is over. Start a new session."),
+    End.IDLE: (SessionOverError, "Nobody spoke for long. Start a new session."),
+    End.FAILED: (EngineFailedError, "The avatar stopped. Start it again."),
+    End.STOPPING: (NotReadyError, "The server stops now. Try again in a minute."),
 }
 WARNINGS = {
     "ends-soon": "This session ends in {} seconds.",
     "idle-soon": "Nobody has spoken for long: this session ends in {} seconds.",
 }
+
+
+def farewell_of(reason: End) -> ServerError | None:
+    """Return what connections are told of an end; None where it is in order."""
+    if reason not in _FAREWELLS:
+        return None
+    error, detail = _FAREWELLS[reason]
+    return error(detail)
 
 
 def reason_of(overs: BaseExceptionGroup) -> End:

@@ -1,6 +1,6 @@
 """How much video a receiver can take: its own estimate (REMB), and what it says it lost."""
 
-from letstalk_server.transport import Bitrates
+from letstalk_server.bitrates import Bitrates
 
 MUCH_LOSS = 0.1
 LITTLE_LOSS = 0.02

@@ -6,7 +6,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
+
+from letstalk_server.errors import ServerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ class Fail:
     code: str
     detail: str
     fatal: bool = False
+
+    @classmethod
+    def of(cls, error: ServerError, *, fatal: bool = False) -> Self:
+        """Return the message that tells of an error."""
+        return cls(error.code, error.detail, fatal)
 
 
 @dataclass(frozen=True, slots=True)

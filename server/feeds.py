@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from letstalk_rt.types import FPS
+from letstalk_server.bitrates import Bitrates
 from letstalk_server.encoders import (
     AUDIO_CLOCK_HZ,
     OPUS_DELAY_TICKS,
@@ -26,7 +27,6 @@ from letstalk_server.encoders import (
     open_encoder,
 )
 from letstalk_server.playout import SLOT_S, PulledPlayout
-from letstalk_server.transport import Bitrates
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from letstalk_server import problems
-from letstalk_server.problems import Problem
+from letstalk_server.problem_details import ForeignOriginError, problem_details
 from letstalk_server.settings import Settings, is_loopback
 
 SECURITY_HEADERS = {
@@ -58,7 +57,7 @@ class Guard:
 
         refusal = refusal_of(request, self._settings)
         if refusal is not None:
-            await refusal.response()(scope, receive, send_guarded)
+            await problem_details(refusal).response()(scope, receive, send_guarded)
         elif request.method == "OPTIONS" and request.url.path not in OWN_OPTIONS:
             await Response(status_code=204, headers={"allow": _METHODS})(
                 scope, receive, send_guarded
@@ -84,7 +83,7 @@ class Guard:
         return _encoded(headers)
 
 
-def refusal_of(connection: HTTPConnection, settings: Settings) -> Problem | None:
+def refusal_of(connection: HTTPConnection, settings: Settings) -> ForeignOriginError | None:
     """Tell why a request must not be served, if so.
 
     Reading is harmless: without CORS headers the browser keeps the answer from the page. A
@@ -93,17 +92,15 @@ def refusal_of(connection: HTTPConnection, settings: Settings) -> Problem | None
     host = connection.headers.get("host", "")
     if not settings.auth_required and is_loopback(settings.host) and not is_local(host):
         # A page may point a name of its own at this machine (DNS rebinding).
-        return Problem(
-            problems.FOREIGN_ORIGIN,
-            "This server is for this machine only: open it as localhost, or switch tokens on.",
+        return ForeignOriginError(
+            "This server is for this machine only: open it as localhost, or switch tokens on."
         )
     method = connection.scope.get("method", "GET")
     is_read = connection.scope["type"] == "http" and method in ("GET", "HEAD")
     if is_read or not is_foreign(connection, settings):
         return None
-    return Problem(
-        problems.FOREIGN_ORIGIN,
-        "Open the page of this server itself, or have its operator allow your site's origin.",
+    return ForeignOriginError(
+        "Open the page of this server itself, or have its operator allow your site's origin."
     )
 
 

@@ -4,10 +4,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from letstalk_rt.errors import AtCapacity
-from letstalk_server import problems
 from letstalk_server.auth import Caller
-from letstalk_server.problems import RETRY_AFTER_S, Problem
+from letstalk_server.errors import RETRY_AFTER_S, AtCapacityError, TooManyRequestsError
 from letstalk_server.studio import Studio
 
 HEADROOM = 0.95
@@ -63,7 +61,7 @@ class Throttle:
         """Count one.
 
         Raises:
-            Problem: it was too often.
+            TooManyRequestsError: it was too often.
         """
         if caller.is_operator:
             return
@@ -75,10 +73,8 @@ class Throttle:
             self._rates.popitem(last=False)
         if not rate.allows():
             wait_s = max(1, round(1 / self._per_s))
-            raise Problem(
-                problems.TOO_MANY,
-                f"That was too often. Try again in {wait_s} seconds.",
-                {"retry-after": str(wait_s)},
+            raise TooManyRequestsError(
+                f"That was too often. Try again in {wait_s} seconds.", wait_s
             )
 
 
@@ -108,15 +104,15 @@ class Admission:
             sessions: how many there are.
 
         Raises:
-            AtCapacity: it would be too many.
+            AtCapacityError: it would be too many.
         """
         if sessions >= self.places:
-            raise AtCapacity(
+            raise AtCapacityError(
                 f"All {self.places} places are taken. Try again in {RETRY_AFTER_S} seconds."
             )
         busy = self._studio.worker.busy_ratio() + self._studio.speed.share
         if sessions and self._most is None and busy > HEADROOM:
-            raise AtCapacity(
+            raise AtCapacityError(
                 "The model is busy: a further session would make the others stutter. Try again "
                 f"in {RETRY_AFTER_S} seconds."
             )

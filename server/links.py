@@ -11,7 +11,7 @@ import numpy as np
 
 from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.contract import Role
-from letstalk_server.problems import Kind
+from letstalk_server.errors import ServerError
 from letstalk_server.protocol import Wishes
 from letstalk_server.session import Session
 from letstalk_server.transport import Handlers, State
@@ -67,7 +67,8 @@ class PeerLink:
         """Answer an offer; the connection is then on the session.
 
         Raises:
-            Problem: the offer cannot be used; the connection is closed.
+            ServerError: the offer cannot be used, or the session takes no more connections. This
+                one is closed then.
         """
         try:
             answer = await self._peer.answer(offer)
@@ -81,7 +82,7 @@ class PeerLink:
         """Take further candidates of the peer.
 
         Raises:
-            Problem: they cannot be used.
+            ServerError: they cannot be used.
         """
         await self._peer.trickle(fragment)
 
@@ -105,7 +106,7 @@ class PeerLink:
         heard_s = max(self._peer.heard_s, self._heard_s)
         return now_s - heard_s > settings.report_timeout_s
 
-    async def aclose(self, kind: Kind | None = None) -> None:
+    async def aclose(self, error: ServerError | None = None) -> None:
         """Close the peer connection. Safe to call twice."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="session-hang-up")

@@ -19,9 +19,9 @@ from letstalk_rt.errors import ConfigError, LetsTalkError
 from letstalk_rt.threads import spin_briefly
 from letstalk_server.app import create_app
 from letstalk_server.auth import SCOPES, Auth
+from letstalk_server.bitrates import Bitrates
 from letstalk_server.settings import IceServer, Settings
 from letstalk_server.studio import Model, load_model
-from letstalk_server.transport import Bitrates
 
 PING_INTERVAL_S = 2.0
 PING_TIMEOUT_S = 2.0

@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from letstalk_server import problems
-from letstalk_server.problems import Problem
+from letstalk_server.errors import BadOfferError, BadRequestError
 from letstalk_server.transport import Role
 
 MAX_OFFER_CHARS = 64_000
@@ -34,12 +33,11 @@ def clean_offer(sdp: str, role: Role) -> str:
     tell us its own. End-of-candidates goes too, or ICE would give up before they arrive.
 
     Raises:
-        Problem: it is too long, or has other sections than the role needs.
+        BadOfferError: it is too long, or has other sections than the role needs.
     """
     if len(sdp) > MAX_OFFER_CHARS:
-        raise Problem(
-            problems.BAD_OFFER,
-            f"The offer has {len(sdp)} characters; at most {MAX_OFFER_CHARS} are read.",
+        raise BadOfferError(
+            f"The offer has {len(sdp)} characters; at most {MAX_OFFER_CHARS} are read."
         )
     lines = _lines(sdp)
     kinds = sections(sdp)
@@ -48,13 +46,13 @@ def clean_offer(sdp: str, role: Role) -> str:
         or any(kind not in kinds for kind in _NEEDED[role])
         or not {"video", "audio"} & set(kinds)
     ):
-        raise Problem(problems.BAD_OFFER, f"The offer must have {_WORDS[role]}.")
+        raise BadOfferError(f"The offer must have {_WORDS[role]}.")
     mids = {line[6:].strip() for line in lines if line.startswith("a=mid:")}
     bundles = [line.split()[1:] for line in lines if line.startswith("a=group:BUNDLE")]
     if any(mid not in mids for bundle in bundles for mid in bundle):
-        raise Problem(problems.BAD_OFFER, "The offer bundles a section that it does not have.")
+        raise BadOfferError("The offer bundles a section that it does not have.")
     if sum(line.startswith("a=candidate:") for line in lines) > MAX_CANDIDATES:
-        raise Problem(problems.BAD_OFFER, f"The offer has more than {MAX_CANDIDATES} candidates.")
+        raise BadOfferError(f"The offer has more than {MAX_CANDIDATES} candidates.")
     return "\r\n".join(line for line in lines if not _SLOW_LINE.match(line))
 
 
@@ -80,12 +78,11 @@ def parse_fragment(text: str) -> Fragment:
     """Read an SDP fragment (RFC 8840); unknown lines are passed over, as it asks.
 
     Raises:
-        Problem: it is too long, or names no section where it must.
+        BadRequestError: it is too long, or names no section where it must.
     """
     if len(text) > MAX_FRAGMENT_CHARS:
-        raise Problem(
-            problems.BAD_REQUEST,
-            f"The fragment has {len(text)} characters; at most {MAX_FRAGMENT_CHARS} are read.",
+        raise BadRequestError(
+            f"The fragment has {len(text)} characters; at most {MAX_FRAGMENT_CHARS} are read."
         )
     candidates, mid, ufrag = [], None, None
     for line in _lines(text):
@@ -95,14 +92,10 @@ def parse_fragment(text: str) -> Fragment:
             ufrag = line[12:].strip()
         elif line.startswith("a=candidate:") and not _SLOW_LINE.match(line):
             if mid is None:
-                raise Problem(
-                    problems.BAD_REQUEST, "Candidates must follow the a=mid line of their section."
-                )
+                raise BadRequestError("Candidates must follow the a=mid line of their section.")
             candidates.append((line[12:].strip(), mid))
     if len(candidates) > MAX_CANDIDATES:
-        raise Problem(
-            problems.BAD_REQUEST, f"The fragment has more than {MAX_CANDIDATES} candidates."
-        )
+        raise BadRequestError(f"The fragment has more than {MAX_CANDIDATES} candidates.")
     return Fragment(tuple(candidates), ufrag)
 
 

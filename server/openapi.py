@@ -4,8 +4,8 @@ from functools import lru_cache
 from typing import Any
 
 from letstalk_rt import __version__
-from letstalk_server import problems
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES
+from letstalk_server.problem_details import PROBLEM_TYPES
 from letstalk_server.studio import MAX_LABEL_CHARS
 from letstalk_server.web import MAX_NAME_CHARS, MAX_SEED
 
@@ -162,7 +162,7 @@ def _schemas() -> Json:
             type=TEXT,
             title=TEXT,
             status=WHOLE,
-            code={"enum": sorted(kind.code for kind in problems.KINDS)},
+            code={"enum": sorted(PROBLEM_TYPES)},
             detail=TEXT,
         ),
         "Config": _object(

@@ -1,7 +1,7 @@
 """What clients say, on the data channel and the WebSocket: JSON objects told apart by `type`.
 
 `docs/protocol.md` has them all with examples; what they are told is in `events`. What a client
-sends is not trusted: `parse` answers anything else with `BadMessage`.
+sends is not trusted: `parse` answers anything else with `BadMessageError`.
 """
 
 import base64
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NoReturn
 
-from letstalk_rt.errors import InputError
+from letstalk_server.errors import BadMessageError
 from letstalk_server.events import fields_of
 
 MAX_TEXT_CHARS = 4096
@@ -22,16 +22,6 @@ MAX_ID_CHARS = 64
 MAX_OVERLAY_FIELDS = 32
 MAX_OVERLAY_CHARS = 2000
 OPUS_RATE = 48_000
-
-
-class BadMessage(InputError):
-    """A message is malformed, too long or of no known type.
-
-    Attributes:
-        re: the message's `event_id`, when that could be read.
-    """
-
-    re: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +85,7 @@ class Configure:
         """Give the wishes that then hold.
 
         Raises:
-            BadMessage: a value is out of range.
+            BadMessageError: a value is out of range.
         """
         if self.audio is not None:
             wishes = replace(wishes, audio=_audio(self.audio, wishes.audio))
@@ -165,15 +155,15 @@ def parse(text: object, max_bytes: int = 262_144) -> ClientMessage:
     """Read a text message of a client.
 
     Raises:
-        BadMessage: it is not one of ours; the text says why and never repeats the message.
+        BadMessageError: it is not one of ours; the text says why and never repeats the message.
     """
     fields = _load(text, max_bytes)
     event_id = fields.get("event_id")
     if event_id is not None and not _is_text(event_id, MAX_ID_CHARS):
-        raise BadMessage(f"event_id must be a text of at most {MAX_ID_CHARS} characters")
+        raise BadMessageError(f"event_id must be a text of at most {MAX_ID_CHARS} characters")
     try:
         return _build(fields, event_id)
-    except BadMessage as error:
+    except BadMessageError as error:
         error.re = event_id
         raise
 
@@ -182,7 +172,7 @@ def wishes_of(query: Mapping[str, str]) -> Wishes:
     """Read the wishes that a WebSocket's query tells.
 
     Raises:
-        BadMessage: a value is unknown or out of range.
+        BadMessageError: a value is unknown or out of range.
     """
     audio: dict[str, Any] = {}
     if "audio" in query:
@@ -202,23 +192,23 @@ def wishes_of(query: Mapping[str, str]) -> Wishes:
 
 def _number(text: str, key: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise BadMessage(f"{key} must be a whole number")
+        raise BadMessageError(f"{key} must be a whole number")
     return int(text)
 
 
 def _load(text: object, max_bytes: int) -> dict[str, Any]:
     if not isinstance(text, str):
-        raise BadMessage("a message must be JSON text, not binary")
+        raise BadMessageError("a message must be JSON text, not binary")
     if len(text) > MAX_TEXT_CHARS and '"audio.append"' not in text[:MAX_TEXT_CHARS]:
-        raise BadMessage(f"a message may have {MAX_TEXT_CHARS} characters, got {len(text)}")
+        raise BadMessageError(f"a message may have {MAX_TEXT_CHARS} characters, got {len(text)}")
     if len(text) > 2 * max_bytes:
-        raise BadMessage(f"a message may have {2 * max_bytes} characters, got {len(text)}")
+        raise BadMessageError(f"a message may have {2 * max_bytes} characters, got {len(text)}")
     try:
         fields = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise BadMessage("a message must be JSON") from error
+        raise BadMessageError("a message must be JSON") from error
     if not isinstance(fields, dict):
-        raise BadMessage("a message must be a JSON object")
+        raise BadMessageError("a message must be a JSON object")
     return fields
 
 
@@ -229,25 +219,25 @@ def _no_number(name: str) -> NoReturn:
 def _build(fields: dict[str, Any], event_id: str | None) -> ClientMessage:
     name = fields.get("type")
     if not isinstance(name, str) or name not in _BUILDERS:
-        raise BadMessage(f"the type of a message must be one of {', '.join(_BUILDERS)}")
+        raise BadMessageError(f"the type of a message must be one of {', '.join(_BUILDERS)}")
     return _BUILDERS[name](fields, event_id)
 
 
 def _select(fields: dict[str, Any], event_id: str | None) -> Select:
     given = {key: fields[key] for key in ("avatar", "portrait") if fields.get(key) is not None}
     if len(given) != 1 or not all(_is_text(value, MAX_NAME_CHARS) for value in given.values()):
-        raise BadMessage("avatar.select takes either avatar or portrait, a short text")
+        raise BadMessageError("avatar.select takes either avatar or portrait, a short text")
     return Select(**given, event_id=event_id)
 
 
 def _append(fields: dict[str, Any], event_id: str | None) -> Append:
     audio = fields.get("audio")
     if not isinstance(audio, str):
-        raise BadMessage("audio.append needs the sound in audio, as base64")
+        raise BadMessageError("audio.append needs the sound in audio, as base64")
     try:
         return Append(base64.b64decode(audio, validate=True), event_id)
     except (binascii.Error, ValueError):
-        raise BadMessage("the audio of audio.append must be base64") from None
+        raise BadMessageError("the audio of audio.append must be base64") from None
 
 
 def _overlay(fields: dict[str, Any], event_id: str | None) -> Overlay:
@@ -258,7 +248,7 @@ def _overlay(fields: dict[str, Any], event_id: str | None) -> Overlay:
         or not all(isinstance(value, str | int | float | bool) for value in overlay.values())
         or len(json.dumps(overlay)) > MAX_OVERLAY_CHARS
     ):
-        raise BadMessage(
+        raise BadMessageError(
             f"overlay must be a flat object of at most {MAX_OVERLAY_FIELDS} texts, numbers and "
             f"booleans, {MAX_OVERLAY_CHARS} characters"
         )
@@ -268,7 +258,7 @@ def _overlay(fields: dict[str, Any], event_id: str | None) -> Overlay:
 def _configure(fields: dict[str, Any], event_id: str | None) -> Configure:
     for key in ("audio", "frames"):
         if not isinstance(fields.get(key), dict | None):
-            raise BadMessage(f"{key} of session.configure must be an object")
+            raise BadMessageError(f"{key} of session.configure must be an object")
     stats_s = fields.get("stats_s")
     if stats_s is not None:
         stats_s = _whole(stats_s, "stats_s", 0, 60)
@@ -294,9 +284,9 @@ def _audio(given: Mapping[str, Any], held: AudioFormat) -> AudioFormat:
     default = OPUS_RATE if kind == "opus" else held.sample_rate
     rate = _whole(given.get("sample_rate", default), "audio.sample_rate", 8000, 192_000)
     if rate % 100:
-        raise BadMessage("audio.sample_rate must be a multiple of 100")
+        raise BadMessageError("audio.sample_rate must be a multiple of 100")
     if kind == "opus" and rate != OPUS_RATE:
-        raise BadMessage(f"audio.sample_rate of opus is {OPUS_RATE}")
+        raise BadMessageError(f"audio.sample_rate of opus is {OPUS_RATE}")
     channels = _whole(given.get("channels", held.channels), "audio.channels", 1, 2)
     return AudioFormat(kind, rate, channels)  # type: ignore[arg-type]  # checked just now
 
@@ -314,13 +304,13 @@ def _frames(given: Mapping[str, Any], held: FramesFormat) -> FramesFormat:
 
 def _one_of(value: object, key: str, known: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in known:
-        raise BadMessage(f"{key} must be one of {', '.join(known)}")
+        raise BadMessageError(f"{key} must be one of {', '.join(known)}")
     return value
 
 
 def _whole(value: object, key: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise BadMessage(f"{key} must be a whole number from {low} to {high}")
+        raise BadMessageError(f"{key} must be a whole number from {low} to {high}")
     return value
 
 

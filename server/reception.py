@@ -2,10 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from letstalk_server import events, problems, protocol
+from letstalk_server import events, protocol
 from letstalk_server.contract import End, Link, Role
+from letstalk_server.errors import (
+    BadMessageError,
+    MessageRateError,
+    MessageTooLargeError,
+    NotAllowedError,
+    NotCarriedError,
+    ServerError,
+)
 from letstalk_server.limits import Rate
-from letstalk_server.problems import Kind, Problem
 from letstalk_server.sound import decoder
 
 if TYPE_CHECKING:
@@ -33,7 +40,7 @@ class Reception:
         re: str | None = None
         try:
             if not self._rate.allows():
-                raise Problem(problems.MESSAGE_RATE, "Send fewer messages per second.")
+                raise MessageRateError("Send fewer messages per second.")
             if isinstance(data, bytes):
                 self._hear(data)
                 return
@@ -41,10 +48,10 @@ class Reception:
             re = message.event_id
             self._check_rights(message)
             self._obey(message)
-        except protocol.BadMessage as error:
-            self._refuse(problems.BAD_MESSAGE, str(error), error.re or re)
-        except Problem as problem:
-            self._refuse(problem.kind, problem.detail, re)
+        except BadMessageError as error:
+            self._refuse(error, error.re or re)
+        except ServerError as error:
+            self._refuse(error, re)
 
     def _check_rights(self, message: protocol.ClientMessage) -> None:
         if not isinstance(message, protocol.Ping):
@@ -54,9 +61,7 @@ class Reception:
 
     def _check_may_speak(self) -> None:
         if not self._link.may_speak:
-            raise Problem(
-                problems.NOT_ALLOWED, "This connection may only watch: its token lacks speak."
-            )
+            raise NotAllowedError("This connection may only watch: its token lacks speak.")
 
     def _obey(self, message: protocol.ClientMessage) -> None:
         session, link, re = self._session, self._link, message.event_id
@@ -83,7 +88,7 @@ class Reception:
         link = self._link
         wishes = message.apply(link.wishes)
         if wishes.frames.format != "none" and link.role is not Role.SOCKET:
-            raise Problem(problems.NOT_HERE, "Pictures as messages are sent on WebSockets only.")
+            raise NotCarriedError("Pictures as messages are sent on WebSockets only.")
         if wishes.audio != link.wishes.audio:
             self._decode = decoder(wishes.audio)
         link.wishes = wishes
@@ -93,11 +98,11 @@ class Reception:
         self._check_may_speak()
         most = self._session.settings.max_message_bytes
         if len(data) > most:
-            raise Problem(problems.MESSAGE_TOO_LARGE, f"A piece of sound may have {most} bytes.")
+            raise MessageTooLargeError(f"A piece of sound may have {most} bytes.")
         self._session.touch()
         pcm = self._decode(data)
         if len(pcm):
             self._session.speech.push(self._link.id, pcm, self._link.wishes.audio.sample_rate)
 
-    def _refuse(self, kind: Kind, detail: str, re: str | None) -> None:
-        self._session.send(self._link, events.Fail(kind.code, detail), re)
+    def _refuse(self, error: ServerError, re: str | None) -> None:
+        self._session.send(self._link, events.Fail.of(error), re)

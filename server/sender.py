@@ -38,11 +38,11 @@ from aiortc.rtp import (
     unpack_remb_fci,
 )
 
+from letstalk_server.bitrates import Bitrates
 from letstalk_server.encoders import Encoded
 from letstalk_server.estimate import Estimate
 from letstalk_server.feeds import Feed, PictureFeed, SharedMedia, Subscription
 from letstalk_server.hardening import harden
-from letstalk_server.transport import Bitrates
 
 log = logging.getLogger(__name__)
 

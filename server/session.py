@@ -15,11 +15,17 @@ from letstalk_rt.badge import STATEMENT, with_badge
 from letstalk_rt.engine import AvatarSession
 from letstalk_rt.events import Event
 from letstalk_rt.types import FPS, AVFrame, SegmentEnd
-from letstalk_server import events, problems
+from letstalk_server import events
 from letstalk_server.contract import SINGLE, End, Link, Options
-from letstalk_server.endings import FAREWELL_KINDS, FAREWELLS, WARNINGS, Over, reason_of, report
+from letstalk_server.endings import WARNINGS, Over, farewell_of, reason_of, report
+from letstalk_server.errors import (
+    AtCapacityError,
+    NotFoundError,
+    ServerError,
+    TakenOverError,
+    UnknownSessionError,
+)
 from letstalk_server.playout import SLOT_S, PulledPlayout, Slot, is_quiet
-from letstalk_server.problems import Kind, Problem
 from letstalk_server.reception import Reception
 from letstalk_server.segments import Segments
 from letstalk_server.settings import Settings
@@ -149,14 +155,14 @@ class Session:
 
     async def _say_goodbye(self, reason: End) -> None:
         links = [place.link for place in self._places.values()]
-        kind = FAREWELL_KINDS.get(reason)
-        if kind is not None:
-            self.tell(events.Fail(kind.code, FAREWELLS[reason], fatal=True))
+        error = farewell_of(reason)
+        if error is not None:
+            self.tell(events.Fail.of(error, fatal=True))
         self.tell(events.Ended(reason))
         if links and reason is not End.LOST:
             await asyncio.sleep(FAREWELL_S)
         self._places.clear()
-        await asyncio.gather(*[link.aclose(kind) for link in links])
+        await asyncio.gather(*[link.aclose(error) for link in links])
         await self.media.aclose()
 
     # Connections
@@ -180,24 +186,24 @@ class Session:
         """Give a connection by its id.
 
         Raises:
-            Problem: there is none.
+            NotFoundError: there is none.
         """
         if name not in self._places:
-            raise Problem(problems.NOT_FOUND, "There is no such connection, or it has ended.")
+            raise NotFoundError("There is no such connection, or it has ended.")
         return self._places[name].link
 
     async def attach(self, link: Link) -> None:
         """Take a connection in; of those that there may be one of, the older one goes.
 
         Raises:
-            Problem: the session has ended meanwhile, or has as many as it may have.
+            UnknownSessionError: the session has ended meanwhile.
+            AtCapacityError: it has as many as it may have.
         """
         if self._ending.done() or self.end_reason is not None:
-            raise Problem(problems.NO_SESSION, "The session has ended meanwhile. Make another.")
+            raise UnknownSessionError("The session has ended meanwhile. Make another.")
         if len(self._places) >= self.settings.max_connections:
-            raise Problem(
-                problems.AT_CAPACITY,
-                f"This session has {len(self._places)} connections already. Close one of them.",
+            raise AtCapacityError(
+                f"This session has {len(self._places)} connections already. Close one of them."
             )
         older = [
             place.link
@@ -208,9 +214,9 @@ class Session:
         self._was_linked = True
         self.touch()
         for old in older:
-            detail = "The session goes on in another window or connection."
-            self.send(old, events.Fail(problems.TAKEN_OVER.code, detail, fatal=True))
-            await self.detach(old, problems.TAKEN_OVER)
+            error = TakenOverError("The session goes on in another window or connection.")
+            self.send(old, events.Fail.of(error, fatal=True))
+            await self.detach(old, error)
 
     def welcome(self, link: Link, resumed: bool) -> None:
         """Tell a connection that it is up."""
@@ -227,14 +233,17 @@ class Session:
         )
         self.send(link, ready)
 
-    async def detach(self, link: Link, kind: Kind | None = None, *, is_lost: bool = False) -> None:
+    async def detach(
+        self, link: Link, error: ServerError | None = None, *, is_lost: bool = False
+    ) -> None:
         """Let a connection go, and close it."""
         if self._places.pop(link.id, None) is not None:
             self.speech.release(link.id)
             self._alone_s = time.monotonic()
-            if not (self._places or self._is_lasting or is_lost or kind is problems.TAKEN_OVER):
+            is_taken_over = isinstance(error, TakenOverError)
+            if not (self._places or self._is_lasting or is_lost or is_taken_over):
                 self.end(End.CLOSED)
-        await link.aclose(kind)
+        await link.aclose(error)
 
     @property
     def video(self) -> dict[str, int]:
@@ -295,7 +304,8 @@ class Session:
         """Change the portrait; of several wishes the last one counts.
 
         Raises:
-            Problem: there is none of that id.
+            UnknownAvatarError: there is no avatar of that id.
+            UnknownPortraitError: there is no upload of that id.
         """
         cast = self._studio.find(avatar, portrait)
         if self._wanted.full():

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterator
 
-from letstalk_server import problems
 from letstalk_server.auth import Caller
 from letstalk_server.contract import End, Options
+from letstalk_server.errors import NotAllowedError, NotReadyError, UnknownSessionError
 from letstalk_server.limits import Admission, Throttle
-from letstalk_server.problems import Problem
 from letstalk_server.session import Session
 from letstalk_server.settings import Settings
 from letstalk_server.studio import Cast, Studio
@@ -53,11 +52,11 @@ class Sessions:
         Who has left and may still come back holds no place against who comes now.
 
         Raises:
-            AtCapacity: all places are taken.
-            Problem: the server is stopping.
+            AtCapacityError: all places are taken.
+            NotReadyError: the server is stopping.
         """
         if self._is_stopping:
-            raise Problem(problems.NOT_READY, "The server stops now. Try again in a minute.")
+            raise NotReadyError("The server stops now. Try again in a minute.")
         self.admission.check(sum(not session.is_left for session in self))
 
     def _make_room(self) -> None:
@@ -83,8 +82,9 @@ class Sessions:
             is_lasting: see `Session`.
 
         Raises:
-            AtCapacity: all places are taken.
-            Problem: the server is stopping, or the caller was here too often.
+            AtCapacityError: all places are taken.
+            NotReadyError: the server is stopping.
+            TooManyRequestsError: the caller was here too often.
         """
         self._throttle.check(caller)
         self.check_room()
@@ -107,17 +107,16 @@ class Sessions:
         """Give a session by its id.
 
         Raises:
-            Problem: there is none, or it is not the caller's.
+            UnknownSessionError: there is none of that id.
+            NotAllowedError: it is not the caller's.
         """
         if caller.session is not None and caller.session != name:
-            raise Problem(problems.NOT_ALLOWED, "This token is for another session.")
+            raise NotAllowedError("This token is for another session.")
         if name not in self._running:
-            raise Problem(
-                problems.NO_SESSION, "There is no such session, or it has ended. Make another."
-            )
+            raise UnknownSessionError("There is no such session, or it has ended. Make another.")
         session = self._running[name][0]
         if not (caller.is_operator or caller.session == name or session.owner == caller.subject):
-            raise Problem(problems.NOT_ALLOWED, "This session is another subject's.")
+            raise NotAllowedError("This session is another subject's.")
         return session
 
     async def close(self, session: Session, reason: End = End.DELETED) -> None:

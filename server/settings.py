@@ -6,7 +6,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from letstalk_rt.errors import ConfigError
-from letstalk_server.transport import Bitrates
+from letstalk_server.bitrates import Bitrates
 
 MIN_SECRET_CHARS = 32
 

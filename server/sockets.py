@@ -11,14 +11,24 @@ from typing import Any
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from letstalk_rt.errors import AtCapacity
 from letstalk_rt.types import FPS
-from letstalk_server import auth, guard, problems
+from letstalk_server import auth, guard
 from letstalk_server.contract import End, Role
+from letstalk_server.errors import (
+    AtCapacityError,
+    BadMessageError,
+    BadRequestError,
+    EngineFailedError,
+    MessageTooLargeError,
+    NotReadyError,
+    ServerError,
+    SessionOverError,
+    TakenOverError,
+)
 from letstalk_server.frames import FramePacker
 from letstalk_server.playout import SLOT_S
-from letstalk_server.problems import Kind, Problem
-from letstalk_server.protocol import BadMessage, Wishes, wishes_of
+from letstalk_server.problem_details import problem_details
+from letstalk_server.protocol import Wishes, wishes_of
 from letstalk_server.session import Session
 from letstalk_server.web import Parts
 from letstalk_server.webrtc import session_for, wanted_of
@@ -42,13 +52,14 @@ class Code:
 
 
 _CODES = {
-    problems.MESSAGE_TOO_LARGE: Code.TOO_LARGE,
-    problems.ENGINE_FAILED: Code.FAILED,
-    problems.NOT_READY: Code.STOPPING,
-    problems.AT_CAPACITY: Code.BUSY,
-    problems.TAKEN_OVER: Code.TAKEN_OVER,
-    problems.SESSION_OVER: Code.NORMAL,
+    MessageTooLargeError.code: Code.TOO_LARGE,
+    EngineFailedError.code: Code.FAILED,
+    NotReadyError.code: Code.STOPPING,
+    AtCapacityError.code: Code.BUSY,
+    TakenOverError.code: Code.TAKEN_OVER,
+    SessionOverError.code: Code.NORMAL,
 }
+"""By code of the error; all others are `REFUSED`."""
 
 _BROKEN = (1006, 1011)
 """What a WebSocket says that ended without a word, or did not answer pings."""
@@ -63,11 +74,8 @@ async def converse(websocket: WebSocket) -> None:
     """Serve one WebSocket, from its handshake to its end."""
     try:
         link, session, is_new = _open(websocket)
-    except Problem as problem:
-        await _deny(websocket, problem)
-        return
-    except AtCapacity as error:
-        await _deny(websocket, Problem(problems.AT_CAPACITY, str(error)))
+    except ServerError as error:
+        await _deny(websocket, error)
         return
     try:
         await websocket.accept(auth.subprotocol(websocket.headers))
@@ -87,19 +95,19 @@ def _open(websocket: WebSocket) -> tuple["SocketLink", Session, bool]:
     caller = parts.caller("view", "speak")
     try:
         wishes = wishes_of(websocket.query_params)
-    except BadMessage as error:
-        raise Problem(problems.BAD_REQUEST, f"The query cannot be used: {error}.") from None
+    except BadMessageError as error:
+        raise BadRequestError(f"The query cannot be used: {error}.") from None
     session, is_new = session_for(parts, caller, wanted_of(websocket))
     may_speak = "speak" in caller.scopes
     return SocketLink(websocket, session, wishes, may_speak=may_speak), session, is_new
 
 
-async def _deny(websocket: WebSocket, problem: Problem) -> None:
+async def _deny(websocket: WebSocket, error: ServerError) -> None:
     with contextlib.suppress(RuntimeError, WebSocketDisconnect):
         if "websocket.http.response" in websocket.scope.get("extensions", {}):
-            await websocket.send_denial_response(problem.response())
+            await websocket.send_denial_response(problem_details(error).response())
         else:
-            await websocket.close(_CODES.get(problem.kind, Code.REFUSED), problem.kind.code)
+            await websocket.close(_CODES.get(error.code, Code.REFUSED), error.code)
 
 
 class SocketLink:
@@ -125,7 +133,9 @@ class SocketLink:
         self._sounds: deque[bytes] = deque(maxlen=MAX_SOUND_WAITING)
         self._picture: bytes | None = None
         self._changed = asyncio.Event()
-        self._closing: asyncio.Future[Kind | None] = asyncio.get_running_loop().create_future()
+        self._closing: asyncio.Future[ServerError | None] = (
+            asyncio.get_running_loop().create_future()
+        )
         self._closed = asyncio.Event()
         self._left_code = _BROKEN[0]
 
@@ -135,8 +145,8 @@ class SocketLink:
         resumed = session.is_resumed
         try:
             await session.attach(self)
-        except Problem as problem:
-            await self._hang_up(problem.kind)
+        except ServerError as error:
+            await self._hang_up(error)
             return
         session.welcome(self, resumed)
         tasks = [
@@ -151,8 +161,7 @@ class SocketLink:
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            kind = self._closing.result() if self._closing.done() else None
-            await self._hang_up(kind)
+            await self._hang_up(self._closing.result() if self._closing.done() else None)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -171,10 +180,10 @@ class SocketLink:
         """Never: the pings of the server below this one notice it."""
         return False
 
-    async def aclose(self, kind: Kind | None = None) -> None:
+    async def aclose(self, error: ServerError | None = None) -> None:
         """Close the WebSocket. Safe to call twice."""
         if not self._closing.done():
-            self._closing.set_result(kind)
+            self._closing.set_result(error)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._closed.wait()
@@ -235,15 +244,17 @@ class SocketLink:
         self._sounds.extend(packer.sound(slot))
         self._changed.set()
 
-    async def _hang_up(self, kind: Kind | None) -> None:
+    async def _hang_up(self, error: ServerError | None) -> None:
         if self._websocket.client_state is not WebSocketState.CONNECTED:
             return
         with contextlib.suppress(Exception):  # it may go while we say goodbye
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 while self._texts:
                     await self._websocket.send_text(self._texts.popleft())
-                code = Code.NORMAL if kind is None else _CODES.get(kind, Code.REFUSED)
-                await self._websocket.close(code, kind.code if kind is not None else None)
+                if error is None:
+                    await self._websocket.close(Code.NORMAL)
+                else:
+                    await self._websocket.close(_CODES.get(error.code, Code.REFUSED), error.code)
 
 
 def _note_failures(tasks: list[asyncio.Task[None]]) -> None:

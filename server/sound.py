@@ -9,8 +9,7 @@ import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 
 from letstalk_rt.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from letstalk_server import problems
-from letstalk_server.problems import Problem
+from letstalk_server.errors import BadAudioError
 from letstalk_server.protocol import OPUS_RATE, AudioFormat
 
 MAX_OPUS_PACKET_BYTES = 1275 * 6
@@ -27,7 +26,7 @@ class Decoder(Protocol):
         """Give `(n,)` or `(n, channels)`, int16 or float32.
 
         Raises:
-            Problem: the message is not in the format.
+            BadAudioError: the message is not in the format.
         """
         ...
 
@@ -51,9 +50,8 @@ class PcmDecoder:
         """Give `(n,)` or `(n, 2)` int16."""
         size = 2 * self._channels
         if len(data) % size:
-            raise Problem(
-                problems.BAD_AUDIO,
-                f"A piece of sound must have a multiple of {size} bytes, got {len(data)}.",
+            raise BadAudioError(
+                f"A piece of sound must have a multiple of {size} bytes, got {len(data)}."
             )
         samples = np.frombuffer(data, "<i2")
         return samples.reshape(-1, self._channels) if self._channels > 1 else samples
@@ -68,14 +66,13 @@ class OpusDecoder:
     def __call__(self, data: bytes) -> np.ndarray:
         """Give `(n,)` float32 in [-1, 1] at 48 kHz."""
         if not 0 < len(data) <= MAX_OPUS_PACKET_BYTES:
-            raise Problem(
-                problems.BAD_AUDIO,
-                f"An Opus packet has 1 to {MAX_OPUS_PACKET_BYTES} bytes, got {len(data)}.",
+            raise BadAudioError(
+                f"An Opus packet has 1 to {MAX_OPUS_PACKET_BYTES} bytes, got {len(data)}."
             )
         try:
             frames = self._codec.decode(av.Packet(data))
         except av.FFmpegError:
-            raise Problem(problems.BAD_AUDIO, "That is not an Opus packet.") from None
+            raise BadAudioError("That is not an Opus packet.") from None
         return np.concatenate([np.zeros(0, np.float32), *map(_mono, frames)])
 
 

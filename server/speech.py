@@ -14,8 +14,7 @@ import numpy as np
 
 from letstalk_rt.engine import AvatarSession
 from letstalk_rt.errors import SessionClosed
-from letstalk_server import problems
-from letstalk_server.problems import Problem
+from letstalk_server.errors import FloorTakenError, SpeechOverflowError
 
 FLOOR_S = 1.0
 MAX_HEARD_S = 0.5
@@ -92,14 +91,14 @@ class Speech:
             sample_rate: Hz.
 
         Raises:
-            Problem: another connection has the floor, or too much waits already.
+            FloorTakenError: another connection has the floor.
+            SpeechOverflowError: too much waits already.
         """
         self._take_floor(source)
         seconds = len(pcm) / sample_rate
         if self._pushed_s > 0 and self._pushed_s + seconds > self._max_s:
-            raise Problem(
-                problems.SPEECH_OVERFLOW,
-                f"More than {self._max_s:.0f} s of speech would wait. Send it later.",
+            raise SpeechOverflowError(
+                f"More than {self._max_s:.0f} s of speech would wait. Send it later."
             )
         self._pushed_s += seconds
         self._add(_Piece(source, False, pcm, sample_rate, seconds))
@@ -108,7 +107,7 @@ class Speech:
         """Mark the end of the utterance, after the sound that waits.
 
         Raises:
-            Problem: another connection has the floor.
+            FloorTakenError: another connection has the floor.
         """
         self._take_floor(source)
         self._floor_until_s = 0.0
@@ -166,9 +165,7 @@ class Speech:
 
     def _take_floor(self, source: str) -> None:
         if self._is_taken() and self._floor not in (None, source):
-            raise Problem(
-                problems.FLOOR_TAKEN, "Another connection speaks now. Try again when it is done."
-            )
+            raise FloorTakenError("Another connection speaks now. Try again when it is done.")
         self._floor = source
         self._floor_until_s = self._clock() + FLOOR_S
 

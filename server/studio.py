@@ -23,9 +23,8 @@ from letstalk_rt.batching import ModelWorker, measure_batches, worthwhile_batch
 from letstalk_rt.engine import Avatar
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.library import AvatarLibrary
-from letstalk_rt.types import FPS, Face, Portrait
-from letstalk_server import problems
-from letstalk_server.problems import Problem
+from letstalk_rt.types import FPS, Portrait
+from letstalk_server.errors import DefaultAvatarError, UnknownAvatarError, UnknownPortraitError
 from letstalk_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -162,7 +161,7 @@ class Studio:
         """Prepare a portrait and keep it.
 
         Raises:
-            Problem: the file is no picture, damaged, or shows no usable face.
+            PortraitError: the file is no picture, damaged, or shows no usable face.
         """
         name = secrets.token_urlsafe(16)
         cast = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
@@ -176,15 +175,14 @@ class Studio:
         """Forget an upload.
 
         Raises:
-            Problem: there is none of that id that is the subject's.
+            DefaultAvatarError: it came with the server.
+            UnknownAvatarError: there is none of that id that is the subject's.
         """
         if name in self.defaults:
-            raise Problem(
-                problems.DEFAULT_AVATAR, "Default avatars come with the server and cannot go."
-            )
+            raise DefaultAvatarError("Default avatars come with the server and cannot go.")
         cast = self._uploads.get(name)
         if cast is None or cast.owner != subject:
-            raise Problem(problems.NO_AVATAR, "There is no avatar of yours with that id.")
+            raise UnknownAvatarError("There is no avatar of yours with that id.")
         del self._uploads[name]
         self._mattes.pop(name, None)
 
@@ -206,7 +204,8 @@ class Studio:
             portrait: id of an upload.
 
         Raises:
-            Problem: there is none of that id.
+            UnknownPortraitError: there is no upload of that id.
+            UnknownAvatarError: there is no avatar of that id.
         """
         name = portrait if avatar is None else avatar
         if name is None:
@@ -215,13 +214,12 @@ class Studio:
             self._uploads.move_to_end(name)
             return self._uploads[name]
         if portrait is not None:
-            raise Problem(
-                problems.NO_PORTRAIT,
-                "That portrait is not here any more. Upload the picture again.",
+            raise UnknownPortraitError(
+                "That portrait is not here any more. Upload the picture again."
             )
         if name not in self.defaults:
             known = ", ".join(self.defaults)
-            raise Problem(problems.NO_AVATAR, f"Unknown avatar. Choose one of: {known}.")
+            raise UnknownAvatarError(f"Unknown avatar. Choose one of: {known}.")
         return self.defaults[name]
 
     def avatar(self, cast: Cast) -> Avatar:
@@ -231,8 +229,8 @@ class Studio:
     async def _add_default(self, name: str, path: Path) -> None:
         try:
             self.defaults[name] = await self._prepare(path, name, label_of(name), None)
-        except Problem as problem:  # a picture of the operator's own must not stop the server
-            log.warning("an avatar was left out (%s)", problem.kind.code)
+        except PortraitError as error:  # a picture of the operator's own must not stop the server
+            log.warning("an avatar was left out (%s)", type(error).__name__)
 
     async def _measure(self) -> None:
         """Find what a step costs, alone and together."""
@@ -250,11 +248,12 @@ class Studio:
         finder, size = self._model.pipeline.finder, self._settings.size
         library = self._model.library
         if library is not None and isinstance(source, Path):
-            call = partial(_framed, partial(library.prepare, source, size=size), finder)
+            call = partial(library.prepare, source, finder, size=size)
         else:
-            most = self._settings.max_upload_pixels
-            rgb = await loop.run_in_executor(self._reader, _read, source, most)
-            call = partial(_framed, partial(_frame, rgb, size=size), finder)
+            is_upload = isinstance(source, bytes)
+            max_pixels = self._settings.max_upload_pixels if is_upload else None
+            rgb = await loop.run_in_executor(self._reader, _read, source, max_pixels)
+            call = partial(_frame, rgb, finder, size=size)
         portrait = await asyncio.wrap_future(self.worker.submit(call))
         pictures = await loop.run_in_executor(self._reader, _pictures, portrait)
         return Cast(name, label, owner, portrait, *pictures)
@@ -265,62 +264,16 @@ def label_of(name: str) -> str:
     return name.replace("_", " ").replace("-", " ").title()
 
 
-class _CountingFinder:
-    """Remembers how many faces were found, so that "none" can be told from "unusable"."""
-
-    def __init__(self, finder: Any) -> None:
-        self._finder = finder
-        self.detector = getattr(finder, "detector", None)  # the library's cache asks for it
-        self.found = 0
-
-    def find_faces(self, rgb: np.ndarray) -> list[Face]:
-        faces: list[Face] = self._finder.find_faces(rgb)
-        self.found = len(faces)
-        return faces
-
-
-def _read(source: bytes | Path, most_pixels: int) -> np.ndarray:
+def _read(source: bytes | Path, max_pixels: int | None) -> np.ndarray:
     from letstalk_rt.portrait import read_image
 
-    try:
-        if isinstance(source, bytes):
-            _check_pixels(source, most_pixels)
-        return read_image(source)
-    except PortraitError as error:
-        raise Problem(_unreadable(error), str(error)) from error
-
-
-def _check_pixels(data: bytes, most: int) -> None:
-    """Refuse a huge picture by its header, before anything of it is decoded."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-    except Exception:  # whatever is wrong, `read_image` says it in words
-        return
-    if width * height > most:
-        raise Problem(
-            problems.TOO_MANY_PIXELS,
-            f"The picture has {width}x{height} pixels; at most {most / 1e6:.0f} million are "
-            "taken. Scale it down.",
-        )
+    return read_image(source, max_pixels=max_pixels)
 
 
 def _frame(rgb: np.ndarray, finder: Any, *, size: int) -> Portrait:
     from letstalk_rt.portrait import prepare_portrait
 
     return prepare_portrait(rgb, finder, size=size)
-
-
-def _framed(prepare: Callable[[Any], Portrait], finder: Any) -> Portrait:
-    """Prepare a portrait; tell "no face" from "no usable face"."""
-    counting = _CountingFinder(finder)
-    try:
-        return prepare(counting)
-    except PortraitError as error:
-        kind = problems.BAD_PORTRAIT if counting.found else problems.NO_FACE
-        raise Problem(kind, str(error)) from error
 
 
 def _pictures(portrait: Portrait) -> tuple[bytes, bytes]:
@@ -335,18 +288,6 @@ def _matte(portrait: Portrait) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(person_matte(portrait)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _unreadable(error: PortraitError) -> problems.Kind:
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(error.__cause__, UnidentifiedImageError):
-        return problems.NOT_AN_IMAGE
-    if error.__cause__ is None or isinstance(
-        error.__cause__, Image.DecompressionBombError | Image.DecompressionBombWarning
-    ):
-        return problems.BAD_PORTRAIT
-    return problems.IMAGE_DAMAGED
 
 
 def _jpeg(rgb: np.ndarray, size: int | None = None) -> bytes:

@@ -20,7 +20,6 @@ from typing import Protocol
 
 import numpy as np
 
-from letstalk_rt.errors import ConfigError
 from letstalk_server.playout import PulledPlayout
 
 
@@ -39,29 +38,6 @@ class State(StrEnum):
     CONNECTED = "connected"
     FAILED = "failed"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True, slots=True)
-class Bitrates:
-    """Bounds of the video, bit/s; within them it follows what the receivers can take.
-
-    Attributes:
-        start: until the first estimate of a receiver comes.
-        minimum: never less, however bad the path; 512x512 smears below 0.25 Mbit/s.
-        maximum: never more; talking heads of 512x512 look clean at 1 Mbit/s.
-    """
-
-    start: int = 1_000_000
-    minimum: int = 250_000
-    maximum: int = 2_000_000
-
-    def __post_init__(self) -> None:
-        if not 50_000 <= self.minimum <= self.start <= self.maximum <= 50_000_000:
-            raise ConfigError(
-                "video bitrates must be in bit/s with 50000 <= minimum <= start <= maximum <= "
-                f"50000000, got minimum {self.minimum}, start {self.start}, "
-                f"maximum {self.maximum}"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +121,7 @@ class Peer(Protocol):
         """Accept an SDP offer and give the answer, candidates included; call it once.
 
         Raises:
-            Problem: the offer is not SDP, or not one for this role.
+            BadOfferError: the offer is not SDP, or not one for this role.
         """
         ...
 
@@ -153,7 +129,8 @@ class Peer(Protocol):
         """Take further candidates: the body of a WHIP or WHEP `PATCH` (RFC 8840).
 
         Raises:
-            Problem: it is not a fragment of candidates for this connection.
+            BadRequestError: it is not a fragment of candidates.
+            IceRestartError: it is for another connection.
         """
         ...
 

@@ -10,11 +10,11 @@ from starlette.responses import JSONResponse
 from letstalk_rt.contract import AS_MADE
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import MotionOptions
-from letstalk_server import problems
 from letstalk_server.auth import Auth, Caller
 from letstalk_server.contract import Options
+from letstalk_server.errors import BadRequestError
 from letstalk_server.metrics import ServerMetrics
-from letstalk_server.problems import Problem
+from letstalk_server.problem_details import ContentTooLargeError
 from letstalk_server.sessions import Sessions
 from letstalk_server.settings import Settings
 from letstalk_server.studio import Studio
@@ -66,7 +66,8 @@ class Parts:
         """Tell who asks.
 
         Raises:
-            Problem: the token is no good, or allows none of the scopes.
+            AuthenticationError: the token is no good.
+            NotAllowedError: it allows none of the scopes.
         """
         caller = self.auth.caller(self._connection.headers)
         if scopes:
@@ -78,7 +79,8 @@ async def read_body(request: Request, limit: int) -> bytes:
     """Receive a body of at most `limit` bytes.
 
     Raises:
-        Problem: it is larger, or does not arrive in time.
+        ContentTooLargeError: it is larger.
+        BadRequestError: it does not arrive in time.
     """
     data = bytearray()
     try:
@@ -86,11 +88,9 @@ async def read_body(request: Request, limit: int) -> bytes:
             async for piece in request.stream():
                 data += piece
                 if len(data) > limit:
-                    raise Problem(problems.TOO_LARGE, _too_large(limit), {"connection": "close"})
+                    raise ContentTooLargeError(_too_large(limit), {"connection": "close"})
     except TimeoutError:
-        raise Problem(
-            problems.BAD_REQUEST, f"The upload took longer than {BODY_TIMEOUT_S:.0f} s."
-        ) from None
+        raise BadRequestError(f"The upload took longer than {BODY_TIMEOUT_S:.0f} s.") from None
     return bytes(data)
 
 
@@ -98,19 +98,19 @@ async def read_json(request: Request, *, may_be_empty: bool = False) -> dict[str
     """Receive a JSON object.
 
     Raises:
-        Problem: the body is something else.
+        BadRequestError: the body is something else.
     """
     data = await read_body(request, MAX_JSON_BYTES)
     if may_be_empty and not data:
         return {}
     if content_type(request) != "application/json":
-        raise Problem(problems.BAD_REQUEST, "The content type must be application/json.")
+        raise BadRequestError("The content type must be application/json.")
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise Problem(problems.BAD_REQUEST, "The body must be a JSON object.")
+        raise BadRequestError("The body must be a JSON object.")
     return fields
 
 
@@ -123,13 +123,11 @@ def text_of(fields: dict[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> st
     """Give an optional text of a JSON object.
 
     Raises:
-        Problem: it is something else, or too long.
+        BadRequestError: it is something else, or too long.
     """
     value = fields.get(key)
     if value is not None and (not isinstance(value, str) or len(value) > limit):
-        raise Problem(
-            problems.BAD_REQUEST, f'"{key}" must be a text of at most {limit} characters.'
-        )
+        raise BadRequestError(f'"{key}" must be a text of at most {limit} characters.')
     return value
 
 
@@ -137,17 +135,17 @@ def options_of(fields: object) -> Options:
     """Read the options of a session.
 
     Raises:
-        Problem: one of them is of the wrong kind.
+        BadRequestError: one of them is of the wrong kind.
     """
     if fields is None:
         return Options()
     if not isinstance(fields, dict):
-        raise Problem(problems.BAD_REQUEST, '"options" must be an object.')
+        raise BadRequestError('"options" must be an object.')
     badge, seed = fields.get("badge", True), fields.get("seed", 0)
     if not isinstance(badge, bool):
-        raise Problem(problems.BAD_REQUEST, '"badge" must be true or false.')
+        raise BadRequestError('"badge" must be true or false.')
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
-        raise Problem(problems.BAD_REQUEST, f'"seed" must be a whole number, 0 to {MAX_SEED}.')
+        raise BadRequestError(f'"seed" must be a whole number, 0 to {MAX_SEED}.')
     return Options(badge, seed, _motion_of(fields.get("motion")))
 
 
@@ -156,26 +154,26 @@ def _motion_of(fields: object) -> MotionOptions:
         return AS_MADE
     numbers, flags = {"expressiveness", "blinks_per_min"}, {"head_motion", "gaze_at_camera"}
     if not isinstance(fields, dict) or not set(fields) <= flags | numbers:
-        raise Problem(problems.BAD_REQUEST, f'"motion" may have {sorted(flags | numbers)}.')
+        raise BadRequestError(f'"motion" may have {sorted(flags | numbers)}.')
     for key, value in fields.items():
         if isinstance(value, bool) != (key in flags) or not isinstance(value, int | float):
-            raise Problem(problems.BAD_REQUEST, f'"{key}" of "motion" is of the wrong type.')
+            raise BadRequestError(f'"{key}" of "motion" is of the wrong type.')
     try:
         return MotionOptions(**fields)
     except ConfigError as error:
-        raise Problem(problems.BAD_REQUEST, f'"motion" cannot be used: {error}.') from None
+        raise BadRequestError(f'"motion" cannot be used: {error}.') from None
 
 
 def flag_of(connection: HTTPConnection, key: str, default: bool) -> bool:
     """Read true or false from the query.
 
     Raises:
-        Problem: it is neither.
+        BadRequestError: it is neither.
     """
     known = {"true": True, "false": False}
     text = connection.query_params.get(key, str(default).lower())
     if text not in known:
-        raise Problem(problems.BAD_REQUEST, f"{key} in the query must be true or false.")
+        raise BadRequestError(f"{key} in the query must be true or false.")
     return known[text]
 
 

@@ -10,11 +10,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from letstalk_server import problems, turn
+from letstalk_server import turn
 from letstalk_server.auth import Caller
 from letstalk_server.contract import Options, Role
+from letstalk_server.errors import (
+    AuthenticationError,
+    BadOfferError,
+    BadRequestError,
+    IceRestartError,
+    NotAllowedError,
+    NotFoundError,
+)
 from letstalk_server.links import PeerLink
-from letstalk_server.problems import Problem
+from letstalk_server.problem_details import (
+    PreconditionFailedError,
+    PreconditionRequiredError,
+    UnsupportedMediaTypeError,
+)
 from letstalk_server.session import Session
 from letstalk_server.web import (
     NO_STORE,
@@ -65,9 +77,7 @@ async def offer(request: Request) -> Response:
     fields = await read_json(request)
     sdp = fields.get("sdp")
     if fields.get("type") != "offer" or not isinstance(sdp, str):
-        raise Problem(
-            problems.BAD_REQUEST, 'The body must have "type": "offer" and the SDP text in "sdp".'
-        )
+        raise BadRequestError('The body must have "type": "offer" and the SDP text in "sdp".')
     wanted = Wanted(
         text_of(fields, "session") or request.query_params.get("session"),
         text_of(fields, "avatar"),
@@ -96,7 +106,7 @@ async def say_how(request: Request) -> Response:
     parts = Parts(request)
     try:
         parts.caller("view", "speak")
-    except Problem:
+    except (AuthenticationError, NotAllowedError):
         return answer
     _add_links(answer, parts)
     return answer
@@ -107,17 +117,16 @@ async def trickle(request: Request) -> Response:
     parts, session, link, caller = _found(request)
     caller.require("speak" if link.role is not Role.PLAY else "view", "speak")
     if content_type(request) != FRAGMENT:
-        raise Problem(problems.WRONG_TYPE, f"The content type must be {FRAGMENT}.")
+        raise UnsupportedMediaTypeError(f"The content type must be {FRAGMENT}.")
     condition = request.headers.get("if-match")
     if condition is None:
-        raise Problem(problems.NO_CONDITION, "Send the connection's ETag in If-Match.")
+        raise PreconditionRequiredError("Send the connection's ETag in If-Match.")
     if condition.strip() == "*":
-        raise Problem(
-            problems.NO_RESTART,
-            "ICE is not restarted. Open a new connection on the same session instead.",
+        raise IceRestartError(
+            "ICE is not restarted. Open a new connection on the same session instead."
         )
     if condition.strip() != _etag(link):
-        raise Problem(problems.CHANGED, "If-Match is not the ETag of this connection.")
+        raise PreconditionFailedError("If-Match is not the ETag of this connection.")
     body = await read_body(request, MAX_FRAGMENT_BYTES)
     await link.trickle(_text(body))
     return Response(status_code=204)  # without an ETag: the ICE session is the same
@@ -137,8 +146,8 @@ async def connect(
     """Put a peer connection on a session, which is made if none is named.
 
     Raises:
-        Problem: the session, the avatar or the offer is not what it should be.
-        AtCapacity: a new session is one too many.
+        ServerError: the session, the avatar or the offer is not what it should be, or a new
+            session is one too many.
     """
     session, is_new = session_for(parts, caller, wanted)
     link = PeerLink(session, role, may_speak="speak" in caller.scopes)
@@ -156,8 +165,7 @@ def session_for(parts: Parts, caller: Caller, wanted: Wanted) -> tuple[Session, 
     """Find or make the session; tells whether it is new.
 
     Raises:
-        Problem: it is not there, or not the caller's, or may not be made.
-        AtCapacity: all places are taken.
+        ServerError: it is not there, or not the caller's, or may not be made.
     """
     name = wanted.session or caller.session
     if name is not None:
@@ -171,7 +179,7 @@ async def _exchange(request: Request, role: Role, scope: str) -> Response:
     parts = Parts(request)
     caller = parts.caller(scope)
     if content_type(request) != SDP:
-        raise Problem(problems.WRONG_TYPE, f"The content type must be {SDP}.", {"accept-post": SDP})
+        raise UnsupportedMediaTypeError(f"The content type must be {SDP}.", {"accept-post": SDP})
     sdp = _text(await read_body(request, MAX_SDP_BYTES))
     session, link, answer = await connect(parts, caller, role, wanted_of(request), sdp)
     headers = NO_STORE | {
@@ -198,7 +206,7 @@ def _found(request: Request) -> tuple[Parts, Session, PeerLink, Caller]:
     session = parts.sessions.find(request.path_params["name"], caller)
     link = session.find(request.path_params["connection"])
     if not isinstance(link, PeerLink):
-        raise Problem(problems.NOT_FOUND, "That connection is a WebSocket: close it as such.")
+        raise NotFoundError("That connection is a WebSocket: close it as such.")
     return parts, session, link, caller
 
 
@@ -211,7 +219,7 @@ def _text(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError:
-        raise Problem(problems.BAD_OFFER, "The body must be SDP, which is UTF-8 text.") from None
+        raise BadOfferError("The body must be SDP, which is UTF-8 text.") from None
 
 
 def _address(session: Session, link: PeerLink) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import letstalk_rt
+import letstalk_server
 from letstalk_rt import errors
 
 ROOT = Path(letstalk_rt.__file__).parent
@@ -53,6 +54,13 @@ RANKS = {
 }
 """A room imports only rooms of its own rank and below. A new room is entered here."""
 
+SERVER = Path(letstalk_server.__file__).parent
+
+HTTP_LAYER = set("api app guard openapi pages problem_details sockets web webrtc".split())
+"""Modules of the server that know HTTP; only the command line may import them beside themselves."""
+
+ENTRY_POINTS = {"main", "__main__"}
+
 LAZY = {"Avatar": "engine", "AvatarSession": "engine"}
 
 
@@ -95,6 +103,29 @@ def wrong_imports(root):
                 yield f"{path.relative_to(root).as_posix()} imports {room}"
 
 
+def imported_modules(source):
+    """The full names of what a file imports; of `from a import b` both `a` and `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def http_leaks(root):
+    """Imports of HTTP from below the HTTP layer, as `module imports name`."""
+    http = {f"letstalk_server.{name}" for name in HTTP_LAYER}
+    for path in sorted(root.glob("*.py")):
+        if path.stem in HTTP_LAYER:
+            continue
+        for name in imported_modules(path.read_text(encoding="utf-8")):
+            knows_http = name in http and path.stem not in ENTRY_POINTS
+            if knows_http or name.partition(".")[0] == "starlette":
+                yield f"{path.stem} imports {name}"
+
+
 def test_importing_the_package_is_light():
     loaded = modules_after("import letstalk_rt")
     assert "letstalk_rt" in loaded
@@ -129,6 +160,27 @@ def test_an_import_against_the_order_is_found(tmp_path, file, line, wrong):
     assert list(wrong_imports(tmp_path)) == [f"{file} imports {wrong}"]
 
 
+def test_http_stays_in_the_http_layer():
+    assert {path.stem for path in SERVER.glob("*.py")} >= HTTP_LAYER | ENTRY_POINTS
+    assert list(http_leaks(SERVER)) == []
+
+
+@pytest.mark.parametrize(
+    "line, wrong",
+    [
+        ("from starlette.responses import Response", "starlette.responses"),
+        ("def f():\n    import starlette", "starlette"),
+        ("from letstalk_server.problem_details import problem_details", "letstalk_server.p"),
+        ("from letstalk_server import errors, web", "letstalk_server.web"),
+    ],
+)
+def test_http_below_its_layer_is_found(tmp_path, line, wrong):
+    (tmp_path / "session.py").write_text(line + "\n", encoding="utf-8")
+    (tmp_path / "app.py").write_text(line + "\n", encoding="utf-8")
+    found = list(http_leaks(tmp_path))
+    assert found and all(leak.startswith("session imports " + wrong) for leak in found)
+
+
 def test_the_public_names_are_these():
     assert sorted(letstalk_rt.__all__) == [
         "AVFrame",
@@ -140,13 +192,17 @@ def test_the_public_names_are_these():
         "DependencyError",
         "EngineError",
         "Event",
+        "ImageDamagedError",
         "InputError",
         "Interrupted",
         "LetsTalkError",
         "MotionOptions",
+        "NoFaceError",
+        "NotAnImageError",
         "PortraitError",
         "SegmentEnd",
         "SessionClosed",
+        "TooManyPixelsError",
         "WeightsError",
     ]
 

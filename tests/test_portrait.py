@@ -9,7 +9,14 @@ import pytest
 from faces import SKIN, SkinFinder, draw
 from PIL import Image
 
-from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.errors import (
+    ConfigError,
+    ImageDamagedError,
+    NoFaceError,
+    NotAnImageError,
+    PortraitError,
+    TooManyPixelsError,
+)
 from letstalk_rt.portrait import face_box, prepare_portrait, read_image
 from letstalk_rt.types import Face
 
@@ -97,8 +104,10 @@ class TestReadImage:
         noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
         data = encoded(Image.fromarray(noise), kind)
         for share in (0.02, 0.5, 0.95):
-            with pytest.raises(PortraitError):
+            with pytest.raises((NotAnImageError, ImageDamagedError)):
                 read_image(data[: int(share * len(data))])
+        with pytest.raises(ImageDamagedError):
+            read_image(data[: len(data) // 2])
 
     @pytest.mark.parametrize(
         ("data", "message"),
@@ -109,7 +118,7 @@ class TestReadImage:
         ],
     )
     def test_what_is_no_picture_is_refused(self, data: bytes, message: str) -> None:
-        with pytest.raises(PortraitError, match=message):
+        with pytest.raises(NotAnImageError, match=message):
             read_image(data)
 
     def test_a_float_picture_with_nan_is_refused(self) -> None:
@@ -117,17 +126,20 @@ class TestReadImage:
             read_image(Image.fromarray(np.full((80, 80), np.nan, np.float32)))
 
     def test_heic_is_read_or_says_what_it_needs(self) -> None:
-        with pytest.raises(PortraitError, match="heic|can be read|damaged"):
+        with pytest.raises((NotAnImageError, ImageDamagedError), match="heic|can be read|damaged"):
             read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
 
     def test_a_huge_picture_is_refused_before_it_is_decoded(self) -> None:
         for size in ((9000, 70), (20_000, 20_000)):
-            header = encoded(Image.new("1", (70, 70)), "PNG")
-            width, height = (length.to_bytes(4, "big") for length in size)
-            data = header[:16] + width + height + header[24:]
-            data = data[:29] + _crc(data[12:29]) + data[33:]
             with pytest.raises(PortraitError, match="at most 8192"):
-                read_image(data)
+                read_image(_png_that_says(*size))
+
+    def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(self) -> None:
+        for size in ((1001, 1000), (9000, 1000)):
+            with pytest.raises(TooManyPixelsError, match="at most 1 million are taken"):
+                read_image(_png_that_says(*size), max_pixels=1_000_000)
+        picture = encoded(Image.new("L", (1000, 1000)), "PNG")
+        assert read_image(picture, max_pixels=1_000_000).shape == (1000, 1000, 3)
 
     def test_a_large_picture_is_scaled_down(self) -> None:
         assert read_image(encoded(Image.new("L", (6000, 300)), "PNG")).shape == (205, 4096, 3)
@@ -143,8 +155,11 @@ class TestReadImage:
             read_image(7)  # type: ignore[arg-type]
 
 
-def _crc(chunk: bytes) -> bytes:
-    return zlib.crc32(chunk).to_bytes(4, "big")
+def _png_that_says(width: int, height: int) -> bytes:
+    """Return a small PNG file whose header claims a size."""
+    data = encoded(Image.new("1", (70, 70)), "PNG")
+    said = data[12:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + data[24:29]
+    return data[:12] + said + zlib.crc32(said).to_bytes(4, "big") + data[33:]
 
 
 class TestPreparePortrait:
@@ -208,21 +223,25 @@ class TestPreparePortrait:
     @pytest.mark.parametrize(
         ("image", "yaw", "message"),
         [
-            (draw(300, 300, []), 0.0, "No face"),
             (draw(300, 300, [(150, 150, 40)]), 0.0, "41 px high"),
             (draw(300, 300, [(150, 150, 150)]), -0.9, "turned away"),
         ],
     )
     def test_unusable_faces_are_refused(self, image: Image.Image, yaw: float, message: str) -> None:
-        with pytest.raises(PortraitError, match=message):
+        with pytest.raises(PortraitError, match=message) as refused:
             prepare_portrait(image, SkinFinder(yaw))
+        assert not isinstance(refused.value, NoFaceError)
+
+    def test_a_picture_without_a_face_is_refused(self) -> None:
+        with pytest.raises(NoFaceError, match="No face"):
+            prepare_portrait(draw(300, 300, []), SkinFinder())
 
     def test_landmarks_that_are_not_finite_are_no_face(self) -> None:
         class Broken:
             def find_faces(self, rgb: np.ndarray) -> list[Face]:
                 return [Face(np.full((5, 2), np.nan, np.float32), 1.0, 0.0)]
 
-        with pytest.raises(PortraitError, match="No face"):
+        with pytest.raises(NoFaceError, match="No face"):
             prepare_portrait(draw(300, 300, []), Broken())
 
     @pytest.mark.parametrize("size", [0, 255, 1081, -512])

@@ -16,8 +16,8 @@ from websockets.exceptions import InvalidStatus
 
 from letstalk_server import turn
 from letstalk_server.auth import MAX_LOGIN_S, SCOPES, Auth
+from letstalk_server.errors import AuthenticationError
 from letstalk_server.guard import is_local
-from letstalk_server.problems import Problem
 from letstalk_server.settings import IceServer, Settings
 
 KEY = "k" * 40
@@ -30,9 +30,9 @@ def bearer(token):
 
 
 def code_of(call):
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(AuthenticationError) as refused:
         call()
-    return refused.value.kind.code
+    return refused.value.code
 
 
 def unchecked(token):
@@ -216,21 +216,18 @@ async def test_an_upload_needs_the_persons_consent():
         problem(answer, 400, "bad-request")
 
 
-@pytest.mark.parametrize(
-    ("body", "detail"),
-    [
-        ({"scopes": ["fly"]}, "scopes"),
-        ({"scopes": "view"}, "scopes"),
-        ({"scopes": [["view"]]}, "scopes"),
-        ({"ttl_s": 5}, "ttl_s"),
-        ({"ttl_s": True}, "ttl_s"),
-        ({"subject": "x" * 200}, "subject"),
-    ],
-)
-async def test_tokens_are_made_of_sound_wishes_only(body, detail):
+async def test_tokens_are_made_of_sound_wishes_only():
     async with serving(LOCKED) as (_, client):
-        answer = await client.post("/v1/tokens", json=body, headers=bearer(KEY))
-        assert detail in problem(answer, 400, "bad-request")
+        for body, detail in (
+            ({"scopes": ["fly"]}, "scopes"),
+            ({"scopes": "view"}, "scopes"),
+            ({"scopes": [["view"]]}, "scopes"),
+            ({"ttl_s": 5}, "ttl_s"),
+            ({"ttl_s": True}, "ttl_s"),
+            ({"subject": "x" * 200}, "subject"),
+        ):
+            answer = await client.post("/v1/tokens", json=body, headers=bearer(KEY))
+            assert detail in problem(answer, 400, "bad-request")
 
 
 async def test_named_origins_are_let_in_and_others_are_not():

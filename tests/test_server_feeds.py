@@ -10,11 +10,11 @@ from fakes import FakeClock
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
+from letstalk_server.bitrates import Bitrates
 from letstalk_server.encoders import PIECE_TICKS, VIDEO_TICKS, open_encoder
 from letstalk_server.estimate import Estimate
 from letstalk_server.feeds import CUT, PictureFeed, SharedMedia, VoiceFeed, is_cut
 from letstalk_server.playout import PulledPlayout
-from letstalk_server.transport import Bitrates
 
 SIDE = 64
 STILL = np.full((SIDE, SIDE, 3), 9, np.uint8)

@@ -40,47 +40,45 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
         raise AudioFormatError(message) from error
     with file:
         try:
-            samples, rate = _read(file)
+            return _read(file, path)
         except OSError as error:
             raise AudioFormatError(f"Cannot read {path}: {error.strerror or error}.") from error
-        except AudioFormatError as error:
-            raise AudioFormatError(f"Cannot use {path}: {error}") from error.__cause__
-    return samples, rate
 
 
-def _read(file: BinaryIO) -> tuple[np.ndarray, int]:
+def _read(file: BinaryIO, path: str | Path) -> tuple[np.ndarray, int]:
     missing = _missing_wav_bytes(file)
     if missing:
-        raise _cut_short(f"{missing} bytes of its data are missing")
+        raise _cut_short(path, f"{missing} bytes of its data are missing")
     try:
         with av.open(file, "r", options={"format_whitelist": _CONTAINERS}) as container:
-            return _decode(container)
+            return _decode(container, path)
+    except AudioFormatError:
+        raise
     except (av.FFmpegError, ValueError, EOFError) as error:
-        if isinstance(error, AudioFormatError):
-            raise
-        raise AudioFormatError(
+        raise _unusable(
+            path,
             "it is no sound or video file, or it is damaged; expected wav, flac, mp3, m4a, ogg or "
-            "mp4. Play it to check, or convert it to wav."
+            "mp4. Play it to check, or convert it to wav.",
         ) from error
 
 
-def _decode(container: InputContainer) -> tuple[np.ndarray, int]:
+def _decode(container: InputContainer, path: str | Path) -> tuple[np.ndarray, int]:
     if not container.streams.audio:
-        raise AudioFormatError("it has no audio track. Use a file with sound.")
+        raise _unusable(path, "it has no audio track. Use a file with sound.")
     stream = container.streams.audio[0]
     parts = list(_planes(container, stream))
     samples = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
     if samples.shape[1] == 0:
-        raise AudioFormatError("its audio track is empty. Use a file with sound.")
+        raise _unusable(path, "its audio track is empty. Use a file with sound.")
     rate = stream.rate
     heard_s = samples.shape[1] / rate
     promised_s = _promised_s(container, stream)
     if promised_s - heard_s > max(_MISSING_S, _MISSING_SHARE * promised_s):
-        raise _cut_short(f"it says {promised_s:.1f} s and holds {heard_s:.1f} s")
+        raise _cut_short(path, f"it says {promised_s:.1f} s and holds {heard_s:.1f} s")
     if not np.isfinite(samples).all():
         first = int(np.argmin(np.isfinite(samples).all(0)))
-        raise AudioFormatError(
-            f"sample {first} is NaN or infinite. Export the sound again with finite values."
+        raise _unusable(
+            path, f"sample {first} is NaN or infinite. Export the sound again with finite values."
         )
     return _outside_layout(samples), rate
 
@@ -121,8 +119,12 @@ def _missing_wav_bytes(file: BinaryIO) -> int:
     return missing
 
 
-def _cut_short(how: str) -> AudioFormatError:
-    return AudioFormatError(f"it is cut short: {how}. Copy or download it again.")
+def _cut_short(path: str | Path, how: str) -> AudioFormatError:
+    return _unusable(path, f"it is cut short: {how}. Copy or download it again.")
+
+
+def _unusable(path: str | Path, why: str) -> AudioFormatError:
+    return AudioFormatError(f"Cannot use {path}: {why}")
 
 
 def _outside_layout(planes: np.ndarray) -> np.ndarray:
