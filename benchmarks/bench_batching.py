@@ -23,6 +23,7 @@ import numpy as np
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.batching import BATCHES, ModelWorker, measure_batches, worthwhile_batch
+from letstalk_rt.contract import Pipeline
 from letstalk_rt.engine import Avatar, AvatarSession
 from letstalk_rt.metrics import Metrics, percentiles
 from letstalk_rt.pipeline import AvatarPipeline
@@ -59,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def live(
-    pipeline: Any, portrait: Portrait, count: int, batch: int, seconds: float
+    pipeline: Pipeline[Any], portrait: Portrait, count: int, batch: int, seconds: float
 ) -> dict[str, Any]:
     """Run so many sessions side by side; gives what they waited and missed."""
     worker = ModelWorker(pipeline, max_batch=batch)
-    avatar = Avatar.from_pipeline(pipeline, portrait, executor=worker)
+    avatar = Avatar.from_pipeline(pipeline, portrait, worker=worker)
     sessions = [avatar.session(seed=seed, playback="reported") for seed in range(count)]
     began_s = time.monotonic()
     try:

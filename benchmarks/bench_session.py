@@ -30,7 +30,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ import numpy as np
 from card import commit, processor_name
 
 from letstalk_rt import __version__
+from letstalk_rt.contract import DEFAULT_OPTIONS, Deliver, Pipeline, State, StateOptions
 from letstalk_rt.engine import Avatar, AvatarSession
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.metrics import percentiles
@@ -70,23 +71,36 @@ def voice(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * noise * (0.1 + np.sin(np.pi * 4 * time_s) ** 2)).astype(np.float32)
 
 
-class FakePipeline:
+class FakePipeline(Pipeline[None]):
     """A model that costs nothing: grey frames of the right size."""
 
     frames_per_window, hop, lookahead_frames = 4, 4 * 640, 2
+    parts, device = (4,), "cpu"
 
     def __init__(self, size: int) -> None:
         self._frames = np.full((1, 4, size, size, 3), 128, np.uint8)
 
-    def init_state(self, portrait: Portrait, *, seed: int = 0) -> None:
+    def init_state(self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS) -> None:
         """Make nothing."""
 
     def interrupt(self, state: None, *, unseen: int = 0) -> None:
         """Forget nothing."""
 
-    def step(self, pcm: np.ndarray, states: Sequence[None]) -> np.ndarray:
+    def change_portrait(self, state: None, portrait: Portrait) -> None:
+        """Stay grey."""
+
+    def batch_key(self, state: None) -> Hashable:
+        """Never run together: the frames are those of one session."""
+        return object()
+
+    def step(
+        self, pcm: np.ndarray, states: Sequence[None], deliver: Deliver | None = None
+    ) -> np.ndarray:
         """Give a window."""
-        return self._frames.copy()
+        window = self._frames.copy()
+        if deliver is not None:
+            deliver(window)
+        return window
 
 
 class Series:
@@ -117,21 +131,43 @@ class Series:
         return np.roll(self._numbers, -self._count)[-kept:] if kept else self._numbers[:0]
 
 
-class TimedPipeline:
+class TimedPipeline(Pipeline[State]):
     """A model whose steps are timed where they run."""
 
-    def __init__(self, inner: Any, seconds: float) -> None:
+    def __init__(self, inner: Pipeline[State], seconds: float) -> None:
         self._inner = inner
+        self.frames_per_window, self.hop = inner.frames_per_window, inner.hop
+        self.lookahead_frames, self.parts = inner.lookahead_frames, inner.parts
         most = int((seconds + SPARE_S) * FPS / inner.frames_per_window)
         self.started_s, self.took_s = Series(most), Series(most)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    @property
+    def device(self) -> object:
+        """Where the model runs."""
+        return self._inner.device
 
-    def step(self, pcm: np.ndarray, states: Sequence[Any], *deliver: Any) -> np.ndarray:
+    def init_state(self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS) -> State:
+        """Make a state."""
+        return self._inner.init_state(portrait, options)
+
+    def interrupt(self, state: State, *, unseen: int = 0) -> None:
+        """Forget the speech."""
+        self._inner.interrupt(state, unseen=unseen)
+
+    def change_portrait(self, state: State, portrait: Portrait) -> None:
+        """Go on with another face."""
+        self._inner.change_portrait(state, portrait)
+
+    def batch_key(self, state: State) -> Hashable:
+        """Return what sessions of one step have in common."""
+        return self._inner.batch_key(state)
+
+    def step(
+        self, pcm: np.ndarray, states: Sequence[State], deliver: Deliver | None = None
+    ) -> np.ndarray:
         """Run a step and note how long it took."""
         started_s = time.monotonic()
-        frames: np.ndarray = self._inner.step(pcm, states, *deliver)
+        frames = self._inner.step(pcm, states, deliver)
         self.started_s.append(started_s)
         self.took_s.append(time.monotonic() - started_s)
         return frames
@@ -303,7 +339,9 @@ def slope_mb_per_h(points_mb: np.ndarray) -> float:
     return float(np.polyfit(np.arange(len(kept)), kept, 1)[0]) * 3600
 
 
-async def run(avatar: Avatar, timed: TimedPipeline, options: argparse.Namespace) -> dict[str, Any]:
+async def run(
+    avatar: Avatar, timed: TimedPipeline[Any], options: argparse.Namespace
+) -> dict[str, Any]:
     """Measure one session, for as long as asked for."""
     long_s = options.seconds + SPARE_S
     recorder, memory = Recorder(options.seconds), Series(int(long_s))
@@ -380,13 +418,13 @@ def spread(values_ms: Sequence[float] | np.ndarray) -> dict[str, float]:
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline]:
-    """Load the model, or make the fake one."""
+def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline[Any], int | None]:
+    """Load the model, or make the fake one; the number is its sampler steps."""
     if options.fake:
         picture = np.zeros((options.size, options.size, 3), np.uint8)
         portrait = Portrait(picture, picture, (0.0, 0.0, float(options.size)))
         timed = TimedPipeline(FakePipeline(options.size), options.seconds)
-        return Avatar.from_pipeline(timed, portrait), timed
+        return Avatar.from_pipeline(timed, portrait), timed, None
     from letstalk_rt.pipeline import AvatarPipeline
     from letstalk_rt.portrait import prepare_portrait
 
@@ -394,8 +432,8 @@ def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline]:
         preset=options.preset, device=options.device, steps=options.steps, threads=options.threads
     )
     portrait = prepare_portrait(portrait_path(options.portrait), pipeline.finder, size=options.size)
-    timed = TimedPipeline(pipeline, options.seconds)
-    return Avatar.from_pipeline(timed, portrait), timed
+    model = TimedPipeline(pipeline, options.seconds)
+    return Avatar.from_pipeline(model, portrait), model, pipeline.steps
 
 
 def portrait_path(given: Path | None) -> Path:
@@ -421,7 +459,7 @@ def cold_start_ms(argv: Sequence[str]) -> float:
     return taken_s * 1000
 
 
-def card(avatar: Avatar, options: argparse.Namespace) -> dict[str, Any]:
+def card(avatar: Avatar, steps: int | None, options: argparse.Namespace) -> dict[str, Any]:
     """Say what is measured, on what."""
     facts: dict[str, Any] = {
         "benchmark": "session",
@@ -441,7 +479,7 @@ def card(avatar: Avatar, options: argparse.Namespace) -> dict[str, Any]:
         facts |= {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "steps": getattr(avatar.pipeline, "steps", options.steps),
+            "steps": steps,
         }
     return facts
 
@@ -476,7 +514,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 async def measure(
-    avatar: Avatar, timed: TimedPipeline, options: argparse.Namespace
+    avatar: Avatar, timed: TimedPipeline[Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Do all that runs in this process."""
     warm_ms = [await first_frame_ms(avatar) for _ in range(WARM_STARTS)]
@@ -494,13 +532,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     spin_briefly()
     words = list(sys.argv[1:] if argv is None else argv)
     options = parse(words)
-    avatar, timed = open_avatar(options)
+    avatar, timed, steps = open_avatar(options)
     with avatar:
         if options.first_frame:
             asyncio.run(first_frame_ms(avatar))
             print("first frame", flush=True)
             return
-        facts = card(avatar, options)
+        facts = card(avatar, steps, options)
         result = asyncio.run(measure(avatar, timed, options))
     result["first_frame_cold_ms"] = None if options.no_cold else round(cold_start_ms(words), 1)
     if not options.json:
@@ -511,7 +549,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
 
 
-def added_ms(recorder: Recorder, timed: TimedPipeline) -> np.ndarray:
+def added_ms(recorder: Recorder, timed: TimedPipeline[Any]) -> np.ndarray:
     """Give, for each step, what is between asking for it and having it, less the step itself."""
     asked_s, had_s = recorder.asked_s.values(), recorder.had_s.values()
     begun_s, took_s = timed.started_s.values(), timed.took_s.values()

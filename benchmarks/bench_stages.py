@@ -32,12 +32,14 @@ from card import commit, processor_name
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
+from letstalk_rt.contract import StateOptions
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.metrics import StageClock, percentiles
 from letstalk_rt.models.loading import packaged_weights
 from letstalk_rt.models.state import tensors
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.portrait import prepare_portrait
+from letstalk_rt.session_state import SessionState
 from letstalk_rt.types import FPS, SAMPLE_RATE
 
 WARM_UP_WINDOWS = 5
@@ -52,8 +54,8 @@ def speech(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def measure(
-    pipeline: Any,
-    states: Sequence[Any],
+    pipeline: AvatarPipeline,
+    states: Sequence[SessionState],
     seconds: float,
     clock: StageClock,
     now_s: Callable[[], float],
@@ -90,7 +92,7 @@ def measure(
     return windows_ms
 
 
-def report(pipeline: Any, windows_ms: list[float], clock: StageClock) -> dict[str, Any]:
+def report(pipeline: AvatarPipeline, windows_ms: list[float], clock: StageClock) -> dict[str, Any]:
     """Give what the last line says, without the card."""
     budget_ms = pipeline.frames_per_window * 1000 / FPS
     frames = len(windows_ms) * pipeline.frames_per_window
@@ -131,21 +133,21 @@ def memory_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def work(pipeline: Any, state: Any) -> dict[str, float]:
+def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, float]:
     """Give parameters, FLOPs of one window and the bytes that a session takes."""
-    model = getattr(pipeline, "model", None)
-    if model is None:
-        return {}
     from torch.utils.flop_counter import FlopCounterMode
 
     pcm = speech(pipeline.hop / SAMPLE_RATE)[None]
-    painters, pipeline.painters = pipeline.painters, None  # what other threads do is not counted
+    decoder = pipeline.frame_decoder
+    painters, decoder.painters = decoder.painters, None  # what other threads do is not counted
     with FlopCounterMode(display=False) as counter:
         pipeline.step(pcm, [state])
-    pipeline.painters = painters
+    decoder.painters = painters
     names = ("audio", "memory", "cache", "features", "portrait")
     held = sum(t.nbytes for name in names for t in tensors(getattr(state, name)))
-    count = {n: sum(p.numel() for p in part.parameters()) for n, part in model.named_children()}
+    count = {
+        n: sum(p.numel() for p in part.parameters()) for n, part in pipeline.model.named_children()
+    }
     return {
         "gflop_per_window": round(counter.get_total_flops() / 1e9, 2),
         "session_mb": round(held / 2**20, 2),
@@ -153,7 +155,7 @@ def work(pipeline: Any, state: Any) -> dict[str, float]:
     }
 
 
-def load(options: argparse.Namespace) -> tuple[Any, str]:
+def load(options: argparse.Namespace) -> tuple[AvatarPipeline, str]:
     """Give the pipeline and where its weights are from."""
     same = {"steps": options.steps, "dtype": options.dtype, "compiled": options.compile or None}
     if packaged_weights(options.preset).is_file():
@@ -172,15 +174,17 @@ def load(options: argparse.Namespace) -> tuple[Any, str]:
     return AvatarPipeline.on(model.to(choose_device(options.device)), **same), "random"
 
 
-def card(pipeline: Any, options: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
+def card(
+    pipeline: AvatarPipeline, options: argparse.Namespace, size: tuple[int, int]
+) -> dict[str, Any]:
     """Say what is measured, on what."""
-    device = torch.device(getattr(pipeline, "device", "cpu"))
+    device = torch.device(pipeline.device)
     return {
         "preset": options.preset,
         "device": _device_name(device),
-        "dtype": str(getattr(pipeline, "variant", "float32")),
+        "dtype": str(pipeline.variant),
         "threads": torch.get_num_threads(),
-        "steps": getattr(pipeline, "steps", options.steps),
+        "steps": pipeline.steps,
         "size": list(size),
         "torch": torch.__version__,
         "version": __version__,
@@ -236,7 +240,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     portrait = prepare_portrait(
         _portrait_path(options.portrait), pipeline.finder, size=options.size
     )
-    states = [pipeline.init_state(portrait, seed=seed) for seed in range(max(options.sessions))]
+    states = [
+        pipeline.init_state(portrait, StateOptions(seed)) for seed in range(max(options.sessions))
+    ]
     loaded_s = time.perf_counter() - started_s
     facts = card(pipeline, options, portrait.canvas.shape[:2])
     facts |= {"weights": weights, "load_s": round(loaded_s, 2)} | work(pipeline, states[0])
@@ -249,7 +255,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(facts | one))
 
 
-def _batch(pipeline: Any, states: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
+def _batch(
+    pipeline: AvatarPipeline, states: Sequence[SessionState], options: argparse.Namespace
+) -> dict[str, Any]:
     """Measure one size of batch."""
     clock = StageClock(torch.cuda.synchronize if torch.cuda.is_available() else None)
     held_mb = [memory_mb()]

@@ -1,7 +1,7 @@
 """The one thread that runs the model, for many sessions: steps that wait together run together.
 
     worker = ModelWorker(pipeline, max_batch=4)
-    avatar = Avatar.from_pipeline(pipeline, portrait, executor=worker)
+    avatar = Avatar.from_pipeline(pipeline, portrait, worker=worker)
 
 Nobody waits to be batched: only steps that have queued up behind another call are joined, so with
 one session nothing changes, and under load several windows cost less than one after another. All
@@ -11,17 +11,18 @@ other calls run in the order in which they came. This room knows no torch and no
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
-from letstalk_rt.contract import Deliver
+from letstalk_rt.contract import Deliver, Pipeline, State, StateOptions
 from letstalk_rt.types import Portrait
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 LOAD_WINDOW_S = 5.0
@@ -35,15 +36,23 @@ WORTHWHILE = 0.9
 """A batch must cost less than this share of the same steps one by one, or it only adds latency."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     """Something to run, and where its result goes."""
 
     run: Callable[[], Any]
     future: "Future[Any]"
-    step: tuple[np.ndarray, Any] | None = None  # hop and state of one session's step
-    deliver: Deliver | None = None
-    key: Any = None
+
+
+@dataclass(slots=True, eq=False)
+class _Step(Generic[State]):
+    """The step of one session, and where its window goes."""
+
+    pcm: np.ndarray
+    state: State
+    deliver: Deliver | None
+    key: Hashable
+    future: "Future[np.ndarray]"
 
 
 @dataclass(slots=True)
@@ -76,164 +85,166 @@ class Load:
         return min(1.0, busy_s / LOAD_WINDOW_S)
 
 
-class ModelWorker(Executor):
-    """An executor with one thread, which joins the steps of sessions that wait for it.
+class ModelWorker(Generic[State]):
+    """Runs all calls of a model in one thread, and joins the steps of sessions that wait for it.
 
-    Only calls of the form `partial(pipeline.step, pcm, [state])`, or with `deliver` behind, are
-    joined, and only with one session each and when `key` gives the same for their states. A window
-    is handed over in parts only when nobody waits, for it costs more so.
+    Steps are joined when the pipeline gives one `batch_key` for their states. A window is handed
+    over in parts only when nobody waits, for it costs more so.
 
     Args:
         pipeline: whose steps are joined.
-        max_batch: most sessions in one call; 1 joins nothing.
-        key: tells which states fit together; see `alike`.
+        max_batch: most sessions in one step; 1 joins nothing.
         on_step: called, in the thread, with the duration of each call of `step` in seconds and the
             number of sessions in it.
         clock: monotonic time, s.
+        executor: runs one call at a time, in order, and is shut down with the worker; a thread
+            when None.
     """
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: Pipeline[State],
         *,
         max_batch: int = 1,
-        key: Callable[[Any], Any] | None = None,
         on_step: Callable[[float, int], None] = lambda seconds, count: None,
         clock: Callable[[], float] = time.monotonic,
+        executor: Executor | None = None,
     ) -> None:
         assert max_batch >= 1, max_batch
         self.load = Load()
         self.max_batch = max_batch
-        self._pipeline = pipeline
-        self._key = key or alike
+        self.pipeline = pipeline
         self._on_step = on_step
         self._clock = clock
-        self._calls: deque[_Call] = deque()
-        self._changed = threading.Condition()
+        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="letstalk-model")
+        self._waiting: deque[_Call | _Step[State]] = deque()
+        self._lock = threading.Lock()  # of what waits
         self._stopping = False
-        self._thread = threading.Thread(target=self._work, name="letstalk-model", daemon=True)
-        self._thread.start()
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
-        """Queue a call.
+    def step(
+        self, pcm: np.ndarray, state: State, deliver: Deliver | None = None
+    ) -> "Future[np.ndarray]":
+        """Queue the step of one session.
+
+        Args:
+            pcm: `(hop,)` float32 in [-1, 1].
+            state: of the session; updated in place.
+            deliver: is called, in the model's thread, with each part of the window in order,
+                `(n, H, W, 3)`, as soon as it is made.
+
+        Returns:
+            The window, `(N, H, W, 3)` uint8.
+
+        Raises:
+            RuntimeError: the worker was shut down.
+        """
+        key = self.pipeline.batch_key(state)
+        step = _Step(pcm, state, deliver, key, Future())
+        self._queue(step)
+        return step.future
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Queue any other call.
 
         Raises:
             RuntimeError: the worker was shut down.
         """
         future: Future[T] = Future()
-        run = partial(fn, *args, **kwargs)
-        call = _Call(run, future, self._step_of(run))
-        if call.step is not None:
-            call.key = self._key(call.step[1])
-            call.deliver = run.args[2] if len(run.args) == 3 else None
-        with self._changed:
-            if self._stopping:
-                raise RuntimeError("the model worker was shut down")
-            self._calls.append(call)
-            self._changed.notify()
+        self._queue(_Call(partial(fn, *args, **kwargs), future))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let the thread end when all queued calls are done, or dropped."""
-        with self._changed:
+        """Let the thread end when all queued calls are done, or dropped. Safe to call twice."""
+        with self._lock:
             self._stopping = True
             if cancel_futures:
-                for call in self._calls:
+                for call in self._waiting:
                     call.future.cancel()
-                self._calls.clear()
-            self._changed.notify()
-        if wait:
-            self._thread.join()
+                self._waiting.clear()
+        self._executor.shutdown(wait=wait)
 
     def busy_ratio(self) -> float:
         """Give the share of the last seconds in which the thread worked, 0 to 1."""
         return self.load.ratio(self._clock())
 
-    def _step_of(self, run: Any) -> tuple[np.ndarray, Any] | None:
-        """Give hop and state when a call is one session's step.
+    def _queue(self, call: _Call | _Step[State]) -> None:
+        with self._lock:
+            if self._stopping:
+                raise RuntimeError("the model worker was shut down")
+            self._waiting.append(call)
+        self._executor.submit(self._run_next)
 
-        `submit` makes a partial of a partial, which Python flattens.
-        """
-        if run.func != self._pipeline.step or run.keywords or len(run.args) not in (2, 3):
-            return None
-        pcm, states = run.args[:2]
-        if not isinstance(states, list | tuple) or len(states) != 1 or len(pcm) != 1:
-            return None
-        return pcm, states[0]
+    def _run_next(self) -> None:
+        """Run what has waited longest; nothing, where that ran along with an earlier step."""
+        with self._lock:
+            work = self._take()
+        began_s = self._clock()
+        match work:
+            case None:
+                return
+            case _Call(run, future):
+                if future.set_running_or_notify_cancel():
+                    _resolve(future, run)
+            case steps:
+                self._run_steps(steps)
+        self.load.note(began_s, self._clock())
 
-    def _work(self) -> None:
-        while (calls := self._take()) is not None:
-            began_s = self._clock()
-            if calls[0].step is None:
-                _run(calls[0])
+    def _take(self) -> _Call | list[_Step[State]] | None:
+        """Take the next call, or the next step and those that fit it."""
+        if not self._waiting:
+            return None
+        first = self._waiting.popleft()
+        if isinstance(first, _Call):
+            return first
+        taken, kept = [first], deque[_Call | _Step[State]]()
+        for call in self._waiting:
+            has_room = len(taken) < self.max_batch
+            if has_room and isinstance(call, _Step) and call.key == first.key:
+                taken.append(call)
             else:
-                self._run_steps(calls)
-            self.load.note(began_s, self._clock())
-            del calls  # a batch holds pictures; the next may be long in coming
+                kept.append(call)
+        self._waiting = kept
+        return taken
 
-    def _take(self) -> list[_Call] | None:
-        """Wait for the next call, and take the steps along that fit it."""
-        with self._changed:
-            while not self._calls:
-                if self._stopping:
-                    return None
-                self._changed.wait()
-            first = self._calls.popleft()
-            if first.step is None or self.max_batch == 1:
-                return [first]
-            taken, kept = [first], deque[_Call]()
-            for call in self._calls:
-                fits = call.step is not None and call.key == first.key
-                (taken if fits and len(taken) < self.max_batch else kept).append(call)
-            self._calls = kept
-            return taken
-
-    def _run_steps(self, calls: list[_Call]) -> None:
-        calls = [call for call in calls if call.future.set_running_or_notify_cancel()]
-        if not calls:
+    def _run_steps(self, steps: list[_Step[State]]) -> None:
+        steps = [step for step in steps if step.future.set_running_or_notify_cancel()]
+        if not steps:
             return
         began_s = self._clock()
         try:
-            windows = self._step(calls)
+            windows = self._make_windows(steps)
         except Exception as error:
-            if len(calls) == 1:
-                calls[0].future.set_exception(error)
+            if len(steps) == 1:
+                steps[0].future.set_exception(error)
             else:  # one of them is to blame: the others must not suffer
-                for call in calls:
-                    _finish(call)
+                for step in steps:
+                    _resolve(step.future, partial(self._make_alone, step))
             return
-        self.load.steps += len(calls)
+        self.load.steps += len(steps)
         self.load.batches += 1
-        self._on_step(self._clock() - began_s, len(calls))
-        for call, window in zip(calls, windows, strict=True):
-            call.future.set_result(window[None])
+        self._on_step(self._clock() - began_s, len(steps))
+        for step, window in zip(steps, windows, strict=True):
+            step.future.set_result(window)
 
-    def _step(self, calls: list[_Call]) -> np.ndarray:
-        steps = [call.step for call in calls if call.step is not None]
-        pcm = np.concatenate([hop for hop, _ in steps])
-        states = [state for _, state in steps]
-        if len(calls) == 1 and calls[0].deliver is not None and not self._calls:
-            frames: np.ndarray = self._pipeline.step(pcm, states, calls[0].deliver)
-            return frames
-        frames = self._pipeline.step(pcm, states)
-        for call, window in zip(calls, frames, strict=True):
-            if call.deliver is not None:
-                call.deliver(window[None])
-        return frames
+    def _make_windows(self, steps: list[_Step[State]]) -> Sequence[np.ndarray]:
+        if len(steps) == 1 and not self._waiting:
+            return [self._make_alone(steps[0])]
+        pcm = np.stack([step.pcm for step in steps])
+        windows = self.pipeline.step(pcm, [step.state for step in steps])
+        for step, window in zip(steps, windows, strict=True):
+            if step.deliver is not None:
+                step.deliver(window)
+        return list(windows)
 
-
-def alike(state: Any) -> Any:
-    """Give what sessions of one batch must agree in: picture size, steps and look-ahead.
-
-    States that do not tell their picture size are like no other.
-    """
-    if not hasattr(state, "size"):
-        return id(state)
-    return state.size, len(getattr(state, "times", ())), getattr(state, "lookahead_frames", None)
+    def _make_alone(self, step: _Step[State]) -> np.ndarray:
+        """Make the window of one session, in parts."""
+        deliver = None if step.deliver is None else partial(_unbatched, step.deliver)
+        window: np.ndarray = self.pipeline.step(step.pcm[None], [step.state], deliver)[0]
+        return window
 
 
 def measure_batches(
-    pipeline: Any,
+    pipeline: Pipeline[State],
     portrait: Portrait,
     counts: Sequence[int] = BATCHES,
     *,
@@ -256,7 +267,7 @@ def measure_batches(
     began_s = clock()
     found: dict[int, float] = {}
     for count in counts:
-        states = [pipeline.init_state(portrait, seed=seed) for seed in range(count)]
+        states = [pipeline.init_state(portrait, StateOptions(seed)) for seed in range(count)]
         pcm = np.zeros((count, pipeline.hop), np.float32)
         pipeline.step(pcm, states)  # the first one prepares
         found[count] = min(_timed(pipeline, pcm, states, clock) for _ in range(3))
@@ -265,7 +276,12 @@ def measure_batches(
     return found
 
 
-def _timed(pipeline: Any, pcm: np.ndarray, states: list[Any], clock: Callable[[], float]) -> float:
+def _timed(
+    pipeline: Pipeline[State],
+    pcm: np.ndarray,
+    states: Sequence[State],
+    clock: Callable[[], float],
+) -> float:
     began_s = clock()
     pipeline.step(pcm, states)
     return clock() - began_s
@@ -282,13 +298,13 @@ def worthwhile_batch(seconds: dict[int, float]) -> int:
     return max([1, *good])
 
 
-def _run(call: _Call) -> None:
-    if call.future.set_running_or_notify_cancel():
-        _finish(call)
+def _unbatched(deliver: Deliver, part: np.ndarray) -> None:
+    """Hand over a part of a batch of one session."""
+    deliver(part[0])
 
 
-def _finish(call: _Call) -> None:
+def _resolve(future: "Future[T]", call: Callable[[], T]) -> None:
     try:
-        call.future.set_result(call.run())
+        future.set_result(call())
     except BaseException as error:
-        call.future.set_exception(error)
+        future.set_exception(error)

@@ -12,8 +12,7 @@ knows no torch and no transport.
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
@@ -21,7 +20,15 @@ import numpy as np
 
 from letstalk_rt.audio.resample import Resampler, check_pcm
 from letstalk_rt.audio.segmenter import EndMark, Hop
-from letstalk_rt.contract import AS_MADE, Pipeline, SessionOptions, segmenter_for, wishes
+from letstalk_rt.batching import ModelWorker
+from letstalk_rt.contract import (
+    AS_MADE,
+    Pipeline,
+    SessionOptions,
+    State,
+    StateOptions,
+    segmenter_for,
+)
 from letstalk_rt.errors import AudioFormatError, EngineError
 from letstalk_rt.session import AvatarSession
 from letstalk_rt.types import SAMPLE_RATE, AVFrame, MotionOptions, Portrait
@@ -38,13 +45,20 @@ class Avatar:
 
     Make it with `load` or `from_pipeline`. Any number of sessions may share it. Close it when done,
     by `close` or `with`.
+
+    Args:
+        worker: runs the model.
+        portrait: the face.
+        owns_worker: closing the avatar shuts the worker down.
     """
 
-    def __init__(self, pipeline: Pipeline, portrait: Portrait, executor: Executor | None) -> None:
-        self.pipeline = pipeline
+    def __init__(
+        self, worker: ModelWorker[Any], portrait: Portrait, *, owns_worker: bool = False
+    ) -> None:
+        self.pipeline = worker.pipeline
         self.portrait = portrait
-        self._owned = executor is None
-        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="letstalk-model")
+        self._worker = worker
+        self._owns_worker = owns_worker
 
     @classmethod
     def load(
@@ -80,25 +94,32 @@ class Avatar:
 
     @classmethod
     def from_pipeline(
-        cls, pipeline: Pipeline, portrait: Portrait, *, executor: Executor | None = None
+        cls,
+        pipeline: Pipeline[State],
+        portrait: Portrait,
+        *,
+        worker: ModelWorker[State] | None = None,
     ) -> Self:
         """Make an avatar of a model that is loaded.
 
         Args:
             pipeline: the model.
             portrait: the face.
-            executor: the thread that runs this model, when it has one already; it stays the
-                caller's to shut down. None makes one.
+            worker: what runs this model, when there is one already; it stays the caller's to shut
+                down. None makes one.
         """
-        return cls(pipeline, portrait, executor)
+        if worker is None:
+            return cls(ModelWorker(pipeline), portrait, owns_worker=True)
+        assert worker.pipeline is pipeline, "the worker runs another model"
+        return cls(worker, portrait)
 
     def with_portrait(self, portrait: Portrait) -> Self:
         """Give an avatar with another face on the same model and thread; this one keeps both."""
-        return type(self)(self.pipeline, portrait, self._executor)
+        return type(self)(self._worker, portrait)
 
     def session(self, **options: Unpack[SessionOptions]) -> AvatarSession:
         """Make a live session; `AvatarSession` explains the options."""
-        return AvatarSession(self.pipeline, self._executor, self.portrait, **options)
+        return AvatarSession(self._worker, self.portrait, **options)
 
     def render(
         self,
@@ -131,16 +152,16 @@ class Avatar:
             AudioFormatError: the file or the rate cannot be used.
             ConfigError: `steps` is below 1.
         """
-        wanted = wishes(self.pipeline, seed, steps, self.pipeline.lookahead_frames, motion)
+        options = StateOptions(seed, steps, motion=motion)
         if isinstance(audio, str | os.PathLike):
             audio, sample_rate = _read(audio)
         pieces = [audio] if isinstance(audio, np.ndarray) else audio
-        return self._render(self._hops(pieces, Resampler(sample_rate)), wanted)
+        return self._render(self._hops(pieces, Resampler(sample_rate)), options)
 
     def close(self) -> None:
         """Let the model thread end. Safe to call twice; sessions must be closed before."""
-        if self._owned:
-            self._executor.shutdown(wait=True)
+        if self._owns_worker:
+            self._worker.shutdown(wait=True)
 
     def __enter__(self) -> Self:
         return self
@@ -161,9 +182,8 @@ class Avatar:
                 raise AudioFormatError("the audio is empty; give at least one sample")
             yield item
 
-    def _render(self, hops: Iterator[Hop], wanted: dict[str, Any]) -> Iterator[AVFrame]:
-        init_state = partial(self.pipeline.init_state, self.portrait, **wanted)
-        state = _result(self._executor.submit(init_state))
+    def _render(self, hops: Iterator[Hop], options: StateOptions) -> Iterator[AVFrame]:
+        state = _result(self._worker.submit(self.pipeline.init_state, self.portrait, options))
         index = -self.pipeline.lookahead_frames  # the first frames show what was before the sound
         for hop, frames in self._windows(hops, state):
             for rgb, sound in zip(frames[: hop.end_after], hop.sounds, strict=False):
@@ -183,12 +203,12 @@ class Avatar:
         """Run one step for each hop, one ahead of the caller."""
         ahead: tuple[Hop, Future[np.ndarray]] | None = None
         for hop in hops:
-            future = self._executor.submit(self.pipeline.step, hop.pcm[None], [state])
+            future = self._worker.step(hop.pcm, state)
             if ahead is not None:
-                yield ahead[0], _result(ahead[1])[0]
+                yield ahead[0], _result(ahead[1])
             ahead = hop, future
         if ahead is not None:
-            yield ahead[0], _result(ahead[1])[0]
+            yield ahead[0], _result(ahead[1])
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:

@@ -5,96 +5,37 @@ This room knows no asyncio, no queue and no clock.
 """
 
 import copy
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.audio.encoder import AudioState
-from letstalk_rt.audio.speech_encoder import SpeechState
-from letstalk_rt.compositor import Compositor
+from letstalk_rt.contract import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
 from letstalk_rt.devices import DTYPES, choose_device, choose_dtype
-from letstalk_rt.errors import AudioFormatError, ConfigError, InputError, PortraitError
+from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
+from letstalk_rt.frame_decoder import FrameDecoder
 from letstalk_rt.graphs import Replay
 from letstalk_rt.metrics import NoClock, Stages
-from letstalk_rt.models.autoencoder import Decoded
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.finder import FaceFinder
 from letstalk_rt.models.loading import load_model
-from letstalk_rt.models.memory import MemoryBank, TemporalCache
-from letstalk_rt.models.motion import Director
-from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.models.seams import ease_seam
 from letstalk_rt.models.state import gather, overwrite, scatter
-from letstalk_rt.models.transformer import PortraitState
-from letstalk_rt.threads import Painters, apart, limited
+from letstalk_rt.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
+from letstalk_rt.threads import apart, limited
 from letstalk_rt.tuning import Variant, apply, choose_attention, fastest
-from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 
-MAX_STEPS = 50
 MAX_GUIDANCE = 10.0
-_AS_MADE = MotionOptions()
 _PLAIN = Variant()
-REST_WINDOWS = 3
-"""Of silence, until the motion has come to rest."""
-
-SETTLE_SAMPLES = 52 * SAMPLES_PER_FRAME
-"""Silence that fills the audio encoder's reach: two seconds, in whole windows."""
 
 
-@dataclass
-class SessionState:
-    """All that one session remembers.
-
-    The portrait's parts are only read, and replaced by `change_portrait`; sound and memory are
-    written in place, so their addresses hold for as long as the session lives.
-
-    Attributes:
-        audio: of the audio encoder.
-        silence: what the audio encoder remembers after long silence; shared, never written.
-        memory: anchor and last latents, as motion.
-        cache: keys and values of memory, where the denoiser keeps them.
-        features: the portrait as the decoder sees it.
-        portrait: the portrait as the denoiser sees it.
-        compositor: puts the face back into the portrait.
-        noise: source of the session's chance.
-        size: height and width of its pictures.
-        director: changes the motion that is shown, and blinks.
-        times: of the sampler.
-        lookahead_frames: how far the pictures are behind the sound.
-    """
-
-    audio: AudioState | SpeechState
-    silence: AudioState | SpeechState
-    memory: MemoryBank
-    cache: TemporalCache
-    features: Any
-    portrait: PortraitState
-    compositor: Compositor
-    noise: NoiseState
-    size: tuple[int, int]
-    director: Director
-    times: list[float]
-    lookahead_frames: int
-
-    @torch.inference_mode()
-    def reset(self) -> None:
-        """Become as new: silence heard, the face at rest in its portrait."""
-        overwrite(self.audio, self.silence)
-        self.memory.reset()
-        self.cache.reset()
-        self.noise.reset()
-        self.director.reset()
-
-
-class AvatarPipeline:
+class AvatarPipeline(Pipeline[SessionState]):
     """The model and its recurrence, shared by any number of sessions.
 
     Calls must come from one thread at a time.
@@ -108,10 +49,7 @@ class AvatarPipeline:
         replayed: record the denoiser and the decoder as CUDA graphs.
 
     Attributes:
-        parts: in how many frames each a window is handed over, see `step`. On a CPU frame by frame,
-            for the first is due while the last is still painted; a GPU paints all at once, and code
-            that is compiled would be so again for each part's shape.
-        painters: threads that paint the parts side by side, where there are any.
+        frame_decoder: makes frames of latents.
     """
 
     fps = FPS
@@ -145,13 +83,10 @@ class AvatarPipeline:
         if self.device.type != "cpu" and not model.has_landmarks:
             model.denoiser.to(self.dtype)
         options = {"compiled": variant.compiled, "recorded": replayed}
-        whole = self.device.type != "cpu" or variant.compiled
-        self.parts = [self.frames_per_window] if whole else [1] * self.frames_per_window
-        self.painters = None if whole else Painters(self.frames_per_window)
         self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
-        self._lays_out = model.has_landmarks and not whole
-        self._decode = Replay(self._decoder(), name="decoder", **options)
-        self._silence = self._hear_silence()
+        self.frame_decoder = FrameDecoder(model, **options)
+        self.parts = self.frame_decoder.parts
+        self._states = StateFactory(model, steps=steps, guidance=guidance)
 
     @classmethod
     def load(
@@ -206,14 +141,7 @@ class AvatarPipeline:
         """Make a pipeline of a model that is on its device; see `load` for the settings."""
         device = model.motion_scale.device
         model.autoencoder.to(memory_format=torch.channels_last)
-        if dtype == "auto" and device.type == "cpu":
-            variant = fastest(model)
-        elif dtype == "int8":
-            variant = Variant("int8")
-        else:
-            variant = Variant(str(choose_dtype(dtype, device)).removeprefix("torch."))
-        if compiled is not None:
-            variant = replace(variant, compiled=compiled)
+        variant = _choose_variant(model, dtype, compiled)
         graphs = variant.compiled and device.type == "cuda"
         made = cls(model, steps=steps, guidance=guidance, variant=variant, replayed=graphs)
         if device.type == "cuda":
@@ -225,110 +153,39 @@ class AvatarPipeline:
         """Where the model is."""
         return self.model.motion_scale.device
 
-    @torch.inference_mode()
     def init_state(
-        self,
-        portrait: Portrait,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        lookahead_frames: int | None = None,
-        motion: MotionOptions = _AS_MADE,
+        self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS
     ) -> SessionState:
         """Do all the work that is done once per portrait, and start a session.
 
         Args:
             portrait: from `prepare_portrait`.
-            seed: of the session's chance; the same seed and sound give the same video.
-            steps: sampler steps per window; the pipeline's when None.
-            lookahead_frames: how much of the coming sound the pictures wait for, from 0 to the
-                model's own, which None stands for. Less is sooner, and lips follow less well: what
-                is missing of the sound is guessed.
-            motion: how the face moves.
+            options: what the session asks for.
 
         Raises:
             PortraitError: `portrait` is not prepared.
-            ConfigError: `steps` or `lookahead_frames` is out of range.
+            ConfigError: an option is out of range.
         """
-        features = self._describe(portrait)
-        model, shape = self.model, self.model.autoencoder.latent_shape
-        at_rest = torch.zeros(1, *shape, device=self.device)
-        portrait_state = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
-        return SessionState(
-            audio=self._hear_silence(),
-            silence=self._silence,
-            memory=MemoryBank.anchored(at_rest, model.denoiser.config.memory),
-            cache=model.denoiser.init_cache(at_rest),
-            features=features,
-            portrait=portrait_state,
-            compositor=self._compositor(portrait),
-            noise=NoiseState(seed, torch.zeros(1, *shape)),
-            size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
-            director=Director(motion, model, features, seed, self._rest(portrait_state)),
-            times=timesteps(_checked("steps", steps, self.steps, 1, MAX_STEPS)),
-            lookahead_frames=_checked(
-                "lookahead_frames", lookahead_frames, self.lookahead_frames, 0
-            ),
-        )
+        return self._states.create(portrait, options)
 
-    @torch.inference_mode()
     def change_portrait(self, state: SessionState, portrait: Portrait) -> None:
         """Go on with another face, in the midst of its motion; the next window shows it.
 
         Raises:
             PortraitError: `portrait` is not prepared; nothing has changed.
         """
-        features, model = self._describe(portrait), self.model
-        state.compositor = self._compositor(portrait)
-        state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
-        state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
-        state.director.follow(features, self._rest(state.portrait))
-        state.features = features
+        self._states.change_portrait(state, portrait)
 
-    def _decoder(self) -> Callable[..., Any]:
-        name = "decode_layers" if self.model.has_landmarks else "decode"
-        call: Callable[..., Any] = getattr(
-            self.model.autoencoder, "paint" if self._lays_out else name
-        )
-        return call
-
-    def _describe(self, portrait: Portrait) -> Any:
-        crop, size = portrait.crop, self.model.autoencoder.picture_size
-        if crop.shape != (size, size, 3) or crop.dtype != np.uint8:
-            raise PortraitError(
-                f"the face crop must be ({size}, {size}, 3) uint8, "
-                f"got {crop.shape} {crop.dtype}; make it with prepare_portrait"
-            )
-        picture = torch.from_numpy(crop.copy()).to(self.device).permute(2, 0, 1)[None]
-        return self.model.autoencoder.describe(picture.float() / 127.5 - 1)
-
-    def _rest(self, portrait: PortraitState) -> Tensor | None:
-        """Give the motion that the model makes of a portrait in silence, `(1, C, h, w)`.
-
-        Only where latents tell how far the mouth is open.
-        """
-        model, shape = self.model, self.model.autoencoder.latent_shape
-        if not model.has_landmarks:
-            return None
-        silence = torch.zeros(1, self.hop, device=self.device)
-        tokens = model.audio(silence, copy.deepcopy(self._silence))
-        memory = MemoryBank.anchored(
-            torch.zeros(1, *shape, device=self.device), model.denoiser.config.memory
-        )
-        noise = torch.zeros(1, self.frames_per_window, *shape, device=self.device)
-        times = timesteps(self.steps)
-        for _ in range(REST_WINDOWS):
-            cache = model.denoiser.recall(memory.latents, memory.filled)
-            motion = model.sample_window(noise, tokens, portrait, cache, times, self.guidance)
-            memory.write(motion)
-        return motion.mean(1)
+    def batch_key(self, state: SessionState) -> BatchKey:
+        """Return what sessions must have in common to run in one step."""
+        return state.batch_key
 
     @torch.inference_mode()
     def step(
         self,
         pcm: np.ndarray,
         states: Sequence[SessionState],
-        deliver: Callable[[np.ndarray], None] | None = None,
+        deliver: Deliver | None = None,
         *,
         clock: Stages = NoClock(),  # noqa: B008 (it has no state)
     ) -> np.ndarray:
@@ -339,7 +196,7 @@ class AvatarPipeline:
 
         Args:
             pcm: `(B, hop)` float32 in [-1, 1] at 16 kHz.
-            states: of B sessions whose pictures have one size; updated in place.
+            states: of B sessions that have one `batch_key`; updated in place.
             deliver: is called with each of the `parts` of the window, `(B, n, H, W, 3)`, as soon as
                 it is made. One core is then left to other work, which so disturbs it less.
             clock: is told of the stages audio, sample, layout and paint, and for each part of the
@@ -352,97 +209,24 @@ class AvatarPipeline:
             AudioFormatError: `pcm` has the wrong shape or dtype, or holds NaN; nothing has changed.
         """
         self._check(pcm, states)
-        threads = self.painters.spared if self.painters and deliver else None
+        painters = self.frame_decoder.painters
+        threads = painters.spared if painters and deliver else None
         with limited(threads):
             with clock.stage("audio"):
-                tokens = self._hear(torch.from_numpy(pcm).to(self.device), states)
+                tokens = self.encode_audio(torch.from_numpy(pcm).to(self.device), states)
             with clock.stage("sample"):
                 latents = self._sample(tokens, states)
             with clock.stage("layout"):
-                sketches = self._sketch(latents, states)
+                sketches = self.frame_decoder.lay_out(latents, states)
         closures = [state.director.closures(latents.shape[1]) for state in states]
         shown = []
-        painting = self._painted(sketches, closures, states, clock)
+        painting = self.frame_decoder.paint(sketches, closures, states, clock)
         with clock.stage("paint"), closing(painting):
             for part in painting:
                 if deliver is not None:
                     deliver(part)
                 shown.append(part)
         return shown[0] if len(shown) == 1 else np.concatenate(shown, 1)
-
-    def _sketch(self, latents: Tensor, states: Sequence[SessionState]) -> list[Any]:
-        """Prepare the latents `(B, N, C, h, w)` of a window for painting; gives B things to slice.
-
-        Where frames are painted one by one, what costs the same for one as for all is done here.
-        """
-        if not self._lays_out:
-            return list(latents)
-        pairs = zip(latents, states, strict=True)
-        return [self.model.autoencoder.lay_out(x, s.features.repeat(len(x))) for x, s in pairs]
-
-    def _painted(
-        self,
-        sketches: Sequence[Any],
-        closures: Sequence[Sequence[float]],
-        states: Sequence[SessionState],
-        clock: Stages,
-    ) -> Generator[np.ndarray, None, None]:
-        """Give the parts of a window in order, `(B, n, H, W, 3)`, each as soon as it is there.
-
-        Painting changes no state, so parts are painted side by side where there are threads for it.
-        """
-        jobs, first = [], 0
-        for count in self.parts:
-            here = slice(first, first + count)
-            first += count
-            drawn, eyes = [one[here] for one in sketches], [one[here] for one in closures]
-            jobs.append(partial(self._paint, drawn, eyes, states, clock))
-        if self.painters is None:
-            return (job() for job in jobs)
-        return _in_order([self.painters.submit(job) for job in jobs])
-
-    @torch.inference_mode()
-    def _paint(
-        self,
-        sketches: Sequence[Any],
-        closures: Sequence[Sequence[float]],
-        states: Sequence[SessionState],
-        clock: Stages,
-    ) -> np.ndarray:
-        """Give the pictures of n frames of each session: `(B, n, H, W, 3)` uint8."""
-        with clock.stage("decode"):
-            frames = self._decoded(sketches, states)
-        with clock.stage("composite"):
-            each = zip(states, frames, closures, strict=True)
-            return np.stack([self._compose(*one) for one in each])
-
-    def _decoded(
-        self, sketches: Sequence[Any], states: Sequence[SessionState]
-    ) -> Sequence[Tensor | Decoded]:
-        """Decode the frames of each session.
-
-        A processor decodes one session after the other: the maps of several do not stay in its
-        cache, and four together take a tenth longer.
-        """
-        pairs = zip(sketches, states, strict=True)
-        if self._lays_out:
-            return [self._decode(x, s.features.repeat(len(x.points))) for x, s in pairs]
-        if self.device.type == "cpu":
-            return [self._decode(x[None], s.features)[0] for x, s in pairs]
-        frames = self._decode(torch.stack(list(sketches)), gather([s.features for s in states]))
-        return [frames[i] for i in range(len(states))]
-
-    def _compositor(self, portrait: Portrait) -> Compositor:
-        return Compositor(portrait, self.device, layered=self.model.has_landmarks)
-
-    @staticmethod
-    def _compose(
-        state: SessionState, frames: Tensor | Decoded, closures: Sequence[float]
-    ) -> np.ndarray:
-        """Put the frames of one session into its portrait: `(n, H, W, 3)` uint8."""
-        if isinstance(frames, Tensor):
-            return state.compositor.compose(frames)  # such a model blinks by itself
-        return state.compositor.compose_layers(frames, closures)
 
     @torch.inference_mode()
     def interrupt(self, state: SessionState, *, unseen: int = 0) -> None:
@@ -460,14 +244,13 @@ class AvatarPipeline:
         state.director.ease_from(state.memory.latents[:, -1])
 
     @torch.inference_mode()
-    def _hear_silence(self) -> AudioState | SpeechState:
-        """Make an audio state that has settled; a fresh one's zeros are no sound it ever heard."""
-        state: AudioState | SpeechState = self.model.audio.init_state(1)
-        self.model.audio(torch.zeros(1, SETTLE_SAMPLES, device=self.device), state)
-        return state
+    def encode_audio(self, pcm: Tensor, states: Sequence[SessionState]) -> Tensor:
+        """Return the audio tokens of the frames of this step, `(B, N, K, A)`.
 
-    def _hear(self, pcm: Tensor, states: Sequence[SessionState]) -> Tensor:
-        """Give the audio tokens of the frames of this step, `(B, N, K, A)`."""
+        Args:
+            pcm: `(B, hop)` on the model's device.
+            states: of B sessions; what was heard before is updated in place.
+        """
         audio = gather([state.audio for state in states])
         tokens: Tensor = self.model.audio(pcm, audio)
         scatter(audio, [state.audio for state in states])
@@ -518,26 +301,21 @@ class AvatarPipeline:
             raise AudioFormatError(f"pcm must be {wanted} float32, got {pcm.shape} {pcm.dtype}")
         if not np.isfinite(pcm).all():
             raise AudioFormatError("pcm holds NaN or infinity; values must lie in [-1, 1]")
-        alike = {(state.size, len(state.times), state.lookahead_frames) for state in states}
-        if len(alike) != 1:
+        keys = {state.batch_key for state in states}
+        if len(keys) != 1:
             raise InputError(
                 "sessions of one batch must agree in picture size, steps and look-ahead, got "
-                f"{sorted(alike)}; step them apart"
+                f"{sorted(keys)}; step them apart"
             )
 
 
-def _in_order(jobs: "Sequence[Future[np.ndarray]]") -> Generator[np.ndarray, None, None]:
-    """Give what jobs give, each as soon as it is there; closed or failed, none goes on unseen."""
-    try:
-        for job in jobs:
-            yield job.result()
-    finally:
-        wait(jobs)
-
-
-def _checked(name: str, value: int | None, own: int, least: int, most: int | None = None) -> int:
-    value = own if value is None else value
-    most = own if most is None else most
-    if not least <= value <= most:
-        raise ConfigError(f"{name} must be from {least} to {most}, got {value}")
-    return value
+def _choose_variant(model: AvatarModel, dtype: str, compiled: bool | None) -> Variant:
+    """Choose how the decoder runs on the model's device; see `AvatarPipeline.load`."""
+    device = model.motion_scale.device
+    if dtype == "auto" and device.type == "cpu":
+        variant = fastest(model)
+    elif dtype == "int8":
+        variant = Variant("int8")
+    else:
+        variant = Variant(str(choose_dtype(dtype, device)).removeprefix("torch."))
+    return variant if compiled is None else replace(variant, compiled=compiled)

@@ -7,13 +7,13 @@ What the caller meets; speech waits in `Intake`, `Stepper` drives the model, pic
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from letstalk_rt.audio.activity import VoiceActivity, check_voice_activity, hold_frames
-from letstalk_rt.contract import AS_MADE, Pipeline, frames_ahead, segmenter_for, wishes
+from letstalk_rt.batching import ModelWorker
+from letstalk_rt.contract import AS_MADE, StateOptions, frames_ahead, segmenter_for
 from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
 from letstalk_rt.events import Event, EventHub, Listener
 from letstalk_rt.frame_queue import FrameQueue, Picture
@@ -52,8 +52,7 @@ class AvatarSession:
     silence, for the pictures are `lookahead_frames` behind the sound.
 
     Args:
-        pipeline: the model.
-        executor: the one thread that runs it, shared by all sessions of the model.
+        worker: runs the model; shared by all sessions of it.
         portrait: the face.
         idle: live use. When a frame will be due and no speech has come, the model hears silence,
             so that the avatar lives on; never faster than real time. Without it frames come only
@@ -81,8 +80,7 @@ class AvatarSession:
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        executor: Executor,
+        worker: ModelWorker[Any],
         portrait: Portrait,
         *,
         idle: bool = True,
@@ -99,16 +97,16 @@ class AvatarSession:
         check_voice_activity(voice_activity)
         check_playback_mode(playback)
         self.metrics = Metrics()
-        self._pipeline, self._portrait, self._idle = pipeline, portrait, idle
+        self._portrait, self._idle = portrait, idle
         self._readable = asyncio.Event()
-        lookahead = frames_ahead(pipeline, lookahead_ms)
-        self._wanted = wishes(pipeline, seed, steps, lookahead, motion)
+        lookahead = frames_ahead(worker.pipeline, lookahead_ms)
+        self._options = StateOptions(seed, steps, lookahead, motion)
         self._hub = EventHub()
         quiet_frames = IDLE_AFTER_FRAMES - hold_frames(voice_activity)
         self._playback = Playback(self._hub, playback, quiet_frames)
         self._wake = asyncio.Event()  # the stepper has something to look at
         self._intake = Intake(
-            segmenter_for(pipeline, lookahead),
+            segmenter_for(worker.pipeline, lookahead),
             max_hops,
             idle,
             self._now_s,
@@ -118,8 +116,7 @@ class AvatarSession:
         )
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
         self._stepper = Stepper(
-            pipeline,
-            executor,
+            worker,
             self._intake,
             self._frames,
             self.metrics,
@@ -263,8 +260,6 @@ class AvatarSession:
             ConfigError: the model cannot change faces.
         """
         self._check_open()
-        if not hasattr(self._pipeline, "change_portrait"):
-            raise ConfigError("this model cannot change faces; open another session")
         change = Change(portrait, asyncio.get_running_loop().create_future())
         self._stepper.change(change)
         await change.done
@@ -295,7 +290,7 @@ class AvatarSession:
 
     async def _run(self) -> None:
         try:
-            await self._stepper.run(self._portrait, self._wanted)
+            await self._stepper.run(self._portrait, self._options)
         except Exception as error:  # kept for the reader, who raises it
             logger.error("a step failed", extra={"error": type(error).__name__})
             self._failure = error

@@ -82,7 +82,7 @@ def measure(avatar: Avatar, preset: str, *, load_s: float, seconds: float = 5.0)
     height, width = avatar.portrait.canvas.shape[:2]
     return Speed(
         preset=preset,
-        device=str(getattr(pipeline, "device", "cpu")),
+        device=str(pipeline.device),
         threads=torch.get_num_threads(),
         size=(width, height),
         load_s=load_s,

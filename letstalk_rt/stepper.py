@@ -1,23 +1,23 @@
 """The model's side of a session: takes hops of speech or silence, and steps the model when due.
 
-The event loop never waits for the model: its calls run in the thread given.
+The event loop never waits for the model: its calls run in the worker's thread.
 """
 
 import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from letstalk_rt.audio.activity import VoiceActivity, VoiceGate, make_gate
 from letstalk_rt.audio.segmenter import EndMark, Hop, silent
-from letstalk_rt.contract import Pipeline
+from letstalk_rt.batching import ModelWorker
+from letstalk_rt.contract import Deliver, State, StateOptions
 from letstalk_rt.errors import LetsTalkError, SessionClosed
 from letstalk_rt.frame_queue import FrameQueue, Picture
 from letstalk_rt.intake import Intake, Work
@@ -64,12 +64,11 @@ class _Step:
     made_s: list[float] = field(default_factory=list)  # of each frame, from the beginning
 
 
-class Stepper:
+class Stepper(Generic[State]):
     """Steps the model for one session.
 
     Args:
-        pipeline: the model.
-        executor: its thread.
+        worker: runs the model.
         intake: where speech waits.
         frames: where pictures go.
         metrics: is told how long steps take.
@@ -82,8 +81,7 @@ class Stepper:
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        executor: Executor,
+        worker: ModelWorker[State],
         intake: Intake,
         frames: FrameQueue,
         metrics: Metrics,
@@ -94,26 +92,25 @@ class Stepper:
         lookahead_frames: int,
         voice_activity: VoiceActivity,
     ) -> None:
-        self._pipeline, self._executor = pipeline, executor
+        self._worker, self._pipeline = worker, worker.pipeline
         self._intake, self._frames, self._metrics = intake, frames, metrics
         self._wake, self._now_s = wake, now_s
         self._live, self._lookahead = live, lookahead_frames
         self._voice_activity: VoiceActivity = voice_activity
-        self._window = pipeline.frames_per_window
-        self._in_parts = hasattr(pipeline, "parts")
+        self._window = worker.pipeline.frames_per_window
         self._lead = Lead(FPS)
         self._epoch = 0  # that the model knows
         self._voiced = deque([False] * lookahead_frames)  # of the sounds heard and not shown
         self._changes: deque[Change] = deque()
 
-    async def run(self, portrait: Portrait, wishes: dict[str, Any]) -> None:
+    async def run(self, portrait: Portrait, options: StateOptions) -> None:
         """Step for ever.
 
         Args:
             portrait: the face.
-            wishes: further options of `init_state`.
+            options: of the session's state.
         """
-        state = await self._on_model(partial(self._pipeline.init_state, portrait, **wishes))
+        state = await _done(self._worker.submit(self._pipeline.init_state, portrait, options))
         gate = await self._open_gate()
         while True:
             work = await self._next_work()
@@ -178,7 +175,7 @@ class Stepper:
 
     # What
 
-    async def _make(self, state: Any, gate: VoiceGate, hop: Hop, queued_s: float) -> None:
+    async def _make(self, state: State, gate: VoiceGate, hop: Hop, queued_s: float) -> None:
         """Make the window of one hop, unless an interrupt comes before."""
         epoch = self._intake.epoch
         if epoch != self._epoch:
@@ -187,24 +184,20 @@ class Stepper:
         if epoch != self._intake.epoch:
             return
         step = _Step(hop, epoch, voiced, queued_s, self._now_s())
-        frames = await self._on_model(self._call(step, heard, state))
-        if not self._in_parts:
-            self._put_part(step, frames[0])
+        await _done(self._worker.step(heard, state, self._deliver(step)))
         assert len(step.made_s) == self._window, len(step.made_s)
         self._lead.note(step.made_s)
         self._metrics.stamp_step(self._now_s() - step.started_s, self._window / FPS)
 
-    def _call(self, step: _Step, heard: np.ndarray, state: Any) -> Callable[[], np.ndarray]:
-        """Give the call of the model; its parts come back to the event loop."""
-        if not self._in_parts:
-            return partial(self._pipeline.step, heard, [state])
+    def _deliver(self, step: _Step) -> Deliver:
+        """Give what brings the parts of a window from the model's thread to the event loop."""
         loop = asyncio.get_running_loop()
 
         def deliver(part: np.ndarray) -> None:
             with suppress(RuntimeError):  # the loop was closed, and nobody waits any more
-                loop.call_soon_threadsafe(self._put_part, step, part[0])
+                loop.call_soon_threadsafe(self._put_part, step, part)
 
-        return partial(self._pipeline.step, heard, [state], deliver)  # type: ignore[call-arg]
+        return deliver
 
     def _put_part(self, step: _Step, frames: np.ndarray) -> None:
         """Take the next frames of a step."""
@@ -223,10 +216,10 @@ class Stepper:
             if number + 1 == hop.end_after:
                 self._frames.put(SegmentEnd(sound.segment_id, step.epoch))
 
-    async def _take_over(self, state: Any, gate: VoiceGate, epoch: int) -> None:
+    async def _take_over(self, state: State, gate: VoiceGate, epoch: int) -> None:
         """Tell the model of an interrupt, and from which frame on it goes on."""
         unseen = self._frames.take_over(self._now_s() + self._lead.lead_s)
-        await self._on_model(partial(self._pipeline.interrupt, state, unseen=unseen))
+        await _done(self._worker.submit(self._pipeline.interrupt, state, unseen=unseen))
         gate.reset()
         self._voiced = deque([False] * self._lookahead)
         self._epoch = epoch
@@ -234,26 +227,26 @@ class Stepper:
     async def _listen_to(self, gate: VoiceGate, hop: Hop) -> tuple[np.ndarray, list[bool]]:
         """Give what the model hears of a hop, and which of the step's frames have voice.
 
-        Live, it hears nothing where there is no voice: `(1, hop)`.
+        Live, it hears nothing where there is no voice: `(hop,)`.
         """
-        hear = partial(gate.hear, hop.pcm)
-        voiced = await self._on_model(hear) if gate.blocking else hear()
+        if gate.blocking:
+            voiced = await _done(self._worker.submit(gate.hear, hop.pcm))
+        else:
+            voiced = gate.hear(hop.pcm)
         self._voiced.extend(voiced)
         shown = [self._voiced.popleft() for _ in hop.sounds]
         nothing = self._live and not any(voiced)
-        return np.zeros_like(hop.pcm[None]) if nothing else hop.pcm[None], shown
+        return np.zeros_like(hop.pcm) if nothing else hop.pcm, shown
 
     async def _open_gate(self) -> VoiceGate:
-        make = partial(make_gate, self._voice_activity)
         if self._voice_activity == "silero":  # loads a network
-            return await self._on_model(make)
-        return make()
+            return await _done(self._worker.submit(make_gate, self._voice_activity))
+        return make_gate(self._voice_activity)
 
-    async def _change(self, state: Any, change: Change) -> None:
-        pipeline: Any = self._pipeline
+    async def _change(self, state: State, change: Change) -> None:
         problem: Exception | None = None
         try:
-            await self._on_model(partial(pipeline.change_portrait, state, change.portrait))
+            await _done(self._worker.submit(self._pipeline.change_portrait, state, change.portrait))
         except LetsTalkError as error:  # the caller's mistake: the old face goes on
             problem = error
         except BaseException:
@@ -261,5 +254,7 @@ class Stepper:
             raise
         change.finish(problem)
 
-    async def _on_model(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+async def _done(future: "Future[T]") -> T:
+    """Wait for a call of the model."""
+    return await asyncio.wrap_future(future)

@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from letstalk_rt.batching import ModelWorker, measure_batches, worthwhile_batch
+from letstalk_rt.contract import Pipeline, State
 from letstalk_rt.engine import Avatar
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.library import AvatarLibrary
@@ -27,10 +28,22 @@ from letstalk_rt.types import FPS, Portrait
 from letstalk_server.errors import DefaultAvatarError, UnknownAvatarError, UnknownPortraitError
 from letstalk_server.settings import Settings
 
+if TYPE_CHECKING:
+    from letstalk_rt.portrait import Finder
+
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 192
 MAX_LABEL_CHARS = 60
+
+
+class PortraitPipeline(Pipeline[State], Protocol[State]):
+    """A model that also finds the faces it can animate, as `AvatarPipeline` does."""
+
+    @property
+    def finder(self) -> "Finder":
+        """Finds faces in pictures."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +51,12 @@ class Model:
     """What the studio is made from.
 
     Attributes:
-        pipeline: an `AvatarPipeline`.
+        pipeline: animates portraits.
         avatars: name and picture file of each default avatar.
         library: keeps prepared portraits on disk; `None` prepares them anew.
     """
 
-    pipeline: Any
+    pipeline: PortraitPipeline[Any]
     avatars: dict[str, Path]
     library: AvatarLibrary | None = None
 
@@ -106,7 +119,7 @@ def load_model(settings: Settings) -> Model:
 class Studio:
     """Prepares portraits and makes avatars of them. Use `open`."""
 
-    def __init__(self, model: Model, worker: ModelWorker, settings: Settings) -> None:
+    def __init__(self, model: Model, worker: ModelWorker[Any], settings: Settings) -> None:
         self.worker = worker
         self.speed = Speed(0.0, model.pipeline.frames_per_window / FPS)
         self._model = model
@@ -224,7 +237,7 @@ class Studio:
 
     def avatar(self, cast: Cast) -> Avatar:
         """Make an avatar that shares the model and its thread with all others."""
-        return Avatar.from_pipeline(self._model.pipeline, cast.portrait, executor=self.worker)
+        return Avatar.from_pipeline(self._model.pipeline, cast.portrait, worker=self.worker)
 
     async def _add_default(self, name: str, path: Path) -> None:
         try:

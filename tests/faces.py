@@ -1,13 +1,14 @@
 """Drawn faces, and a finder and a model that know them: the whole path without weights."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from letstalk_rt.compositor import Compositor
-from letstalk_rt.errors import WeightsError
+from letstalk_rt.contract import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_rt.types import Face, Portrait
 
 SKIN = (224, 172, 140)
@@ -45,10 +46,11 @@ class SkinFinder:
         return sorted(faces, key=lambda face: -np.ptp(face.landmarks[:, 1]))
 
 
-class LoudIsBright:
+class LoudIsBright(Pipeline[dict[str, Any]]):
     """A model whose faces are as bright as the speech is loud."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
+    parts, device = (4,), "cpu"
     loaded_with: dict[str, Any] = {}
     fails_at: int | None = None
 
@@ -63,13 +65,26 @@ class LoudIsBright:
             raise WeightsError("The weights of preset 'lost' are missing.")
         return cls()
 
-    def init_state(self, portrait: Portrait, *, seed: int = 0) -> dict[str, Any]:
+    def init_state(
+        self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS
+    ) -> dict[str, Any]:
         return {"compositor": Compositor(portrait), "past": np.zeros(1280, np.float32)}
 
     def interrupt(self, state: dict[str, Any], *, unseen: int = 0) -> None:
         state["past"][:] = 0
 
-    def step(self, pcm: np.ndarray, states: Sequence[dict[str, Any]]) -> np.ndarray:
+    def change_portrait(self, state: dict[str, Any], portrait: Portrait) -> None:
+        raise ConfigError("this model cannot change faces")
+
+    def batch_key(self, state: dict[str, Any]) -> Hashable:
+        return id(state)
+
+    def step(
+        self,
+        pcm: np.ndarray,
+        states: Sequence[dict[str, Any]],
+        deliver: Deliver | None = None,
+    ) -> np.ndarray:
         if self.steps == self.fails_at:
             raise RuntimeError("out of memory")
         self.steps += 1
@@ -80,4 +95,7 @@ class LoudIsBright:
         faces = np.broadcast_to(
             (loudness * 250).astype(np.uint8)[:, None, None, None], (4, 256, 256, 3)
         )
-        return state["compositor"].compose(np.ascontiguousarray(faces))[None]
+        window = state["compositor"].compose(np.ascontiguousarray(faces))[None]
+        if deliver is not None:
+            deliver(window)
+        return window

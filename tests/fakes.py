@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from letstalk_rt.batching import ModelWorker
+from letstalk_rt.contract import DEFAULT_OPTIONS, Pipeline, StateOptions
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
@@ -30,14 +32,20 @@ def paint(pcm, face=0):
 @dataclass
 class FakeState:
     face: int
-    seed: int
+    options: StateOptions
     heard: np.ndarray = field(default_factory=lambda: np.zeros(LOOKAHEAD * FRAME, np.float32))
     interrupts: int = 0
     unseen: int = 0
-    options: dict = field(default_factory=dict)
 
 
-class FakePipeline:
+def deliver_parts(window, parts, deliver):
+    """Hand a window `(B, N, H, W, 3)` over in parts, where somebody takes them."""
+    if deliver is not None:
+        for part in np.split(window, np.cumsum(parts)[:-1], axis=1):
+            deliver(part)
+
+
+class FakePipeline(Pipeline[FakeState]):
     """Has the interface and the look-ahead of the true one; paints each frame with its sound.
 
     Args:
@@ -48,6 +56,8 @@ class FakePipeline:
     frames_per_window = 4
     hop = HOP
     lookahead_frames = LOOKAHEAD
+    parts = (4,)
+    device = "cpu"
 
     def __init__(self, fail_at=None):
         self.fail_at = fail_at
@@ -55,10 +65,9 @@ class FakePipeline:
         self.threads = set()
         self.states = []
 
-    def init_state(self, portrait, *, seed=0, **options):
+    def init_state(self, portrait, options=DEFAULT_OPTIONS):
         self._note_call(-1)
-        self.states.append(FakeState(int(portrait.canvas[0, 0, 0]), seed))
-        self.states[-1].options = options
+        self.states.append(FakeState(int(portrait.canvas[0, 0, 0]), options))
         return self.states[-1]
 
     def interrupt(self, state, *, unseen=0):
@@ -73,11 +82,16 @@ class FakePipeline:
             raise PortraitError("not prepared")
         state.face = int(portrait.canvas[0, 0, 0])
 
-    def step(self, pcm, states):
+    def batch_key(self, state):
+        return ()
+
+    def step(self, pcm, states, deliver=None):
         self._note_call(self.steps)
         assert pcm.shape == (len(states), HOP) and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
         self.steps += 1
-        return np.stack([self._window(*one) for one in zip(pcm, states, strict=True)])
+        window = np.stack([self._window(*one) for one in zip(pcm, states, strict=True)])
+        deliver_parts(window, self.parts, deliver)
+        return window
 
     def _window(self, pcm, state):
         sound = np.concatenate([state.heard, pcm])
@@ -95,13 +109,6 @@ class PartedPipeline(FakePipeline):
 
     parts = (1, 1, 2)
 
-    def step(self, pcm, states, deliver=None):
-        window = super().step(pcm, states)
-        if deliver is not None:
-            for part in np.split(window, np.cumsum(self.parts)[:-1], axis=1):
-                deliver(part)
-        return window
-
 
 class InlineExecutor(Executor):
     """Runs each call at once, in the caller."""
@@ -115,17 +122,24 @@ class InlineExecutor(Executor):
         return future
 
 
+class InlineWorker(ModelWorker):
+    """Runs each call at once, in the caller."""
+
+    def __init__(self, pipeline):
+        super().__init__(pipeline, executor=InlineExecutor())
+
+
 class TimedExecutor(InlineExecutor):
     """Runs one call after the other; each takes `call_s` of the running loop's time."""
 
     def __init__(self, call_s):
         self.call_s = call_s
-        self._free_s = 0.0
+        self.free_s = 0.0
 
     def submit(self, fn, /, *args, **kwargs):
         loop, future = asyncio.get_running_loop(), Future()
-        self._free_s = max(loop.time(), self._free_s) + self.call_s
-        loop.call_at(self._free_s, self._finish, future, fn, args, kwargs)
+        self.free_s = max(loop.time(), self.free_s) + self.call_s
+        loop.call_at(self.free_s, self._finish, future, fn, args, kwargs)
         return future
 
     def _finish(self, future, fn, args, kwargs):
@@ -137,32 +151,41 @@ class TimedExecutor(InlineExecutor):
                 future.set_result(done.result())
 
 
-class PartedExecutor(TimedExecutor):
-    """As `TimedExecutor`, with each part of a step delivered so long after it began.
+class TimedWorker(ModelWorker):
+    """Runs one call after the other; each takes `call_s` of the running loop's time.
 
-    All other calls take 2 ms.
+    Workers of one `executor` wait for each other.
     """
 
-    def __init__(self, parts_s):
-        super().__init__(parts_s[-1])
+    def __init__(self, pipeline, call_s, executor=None):
+        self.timed = executor or TimedExecutor(call_s)
+        super().__init__(pipeline, executor=self.timed)
+
+
+class PartedWorker(TimedWorker):
+    """Delivers each part of a step so long after it began; all other calls take 2 ms."""
+
+    def __init__(self, pipeline, parts_s):
+        super().__init__(pipeline, parts_s[-1])
         self.parts_s = parts_s
 
     def submit(self, fn, /, *args, **kwargs):
-        if len(getattr(fn, "args", ())) != 3:
-            self.call_s = 0.002
-            return super().submit(fn, *args, **kwargs)
-        loop, (pcm, states, deliver) = asyncio.get_running_loop(), fn.args
-        self.call_s = self.parts_s[-1]
-        began_s = max(loop.time(), self._free_s)
+        self.timed.call_s = 0.002
+        return super().submit(fn, *args, **kwargs)
+
+    def step(self, pcm, state, deliver=None):
+        self.timed.call_s = self.parts_s[-1]
+        loop = asyncio.get_running_loop()
+        began_s = max(loop.time(), self.timed.free_s)
         parts = []
 
         def begin():
-            fn.func(pcm, states, parts.append)
+            self.pipeline.step(pcm[None], [state], lambda part: parts.append(part[0]))
             for part, after_s in zip(parts, self.parts_s, strict=True):
                 loop.call_at(began_s + after_s, deliver, part)
 
         loop.call_at(began_s, begin)
-        return super().submit(lambda: np.concatenate(parts, 1))
+        return self.timed.submit(lambda: np.concatenate(parts))
 
 
 class FakeClock:

@@ -20,6 +20,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from PIL import Image, ImageDraw
 
+from letstalk_rt.contract import DEFAULT_OPTIONS, Pipeline
 from letstalk_rt.types import Face
 from letstalk_server.app import create_app
 from letstalk_server.main import serve
@@ -41,17 +42,18 @@ class PaintedFinder:
         return [Face(np.stack([x, y], 1).astype(np.float32), 0.9, 0.0)]
 
 
-class Painter:
+class Painter(Pipeline[dict]):
     """A pipeline; `broken` makes sessions fail whose canvas has that colour in its corner."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
+    parts, device = (4,), "cpu"
 
     def __init__(self, broken=None):
         self.finder = PaintedFinder()
         self.broken = broken
         self.steps = 0
 
-    def init_state(self, portrait, *, seed=0):
+    def init_state(self, portrait, options=DEFAULT_OPTIONS):
         return {"portrait": portrait, "past": np.zeros(2 * SPF, np.float32), "count": 0}
 
     def interrupt(self, state, *, unseen=0):
@@ -60,9 +62,15 @@ class Painter:
     def change_portrait(self, state, portrait):
         state["portrait"] = portrait
 
-    def step(self, pcm, states):
+    def batch_key(self, state):
+        return id(state)  # each canvas has its own size
+
+    def step(self, pcm, states, deliver=None):
         self.steps += 1
-        return np.stack([self._window(p, s) for p, s in zip(pcm, states, strict=True)])
+        window = np.stack([self._window(p, s) for p, s in zip(pcm, states, strict=True)])
+        if deliver is not None:
+            deliver(window)
+        return window
 
     def _window(self, pcm, state):
         canvas = state["portrait"].canvas

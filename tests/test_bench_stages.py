@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,8 @@ from faces import SkinFinder, draw
 from small_model import make_model, make_portrait
 
 from letstalk_rt.compositor import Compositor
+from letstalk_rt.contract import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.errors import ConfigError
 from letstalk_rt.metrics import NoClock, StageClock, Stages
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.types import Portrait
@@ -21,10 +23,11 @@ from letstalk_rt.types import Portrait
 BENCH = Path(__file__).parents[1] / "benchmarks" / "bench_stages.py"
 
 
-class Still:
+class Still(Pipeline[Compositor]):
     """A model that always shows grey, and notes how it was called."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
+    parts, device, variant, steps = (4,), "cpu", "float32", 1
     batches: list[tuple[int, ...]] = []
 
     def __init__(self) -> None:
@@ -35,16 +38,35 @@ class Still:
         cls.batches = []
         return cls()
 
-    def init_state(self, portrait: Portrait, *, seed: int = 0) -> Compositor:
+    def init_state(self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS) -> Compositor:
         return Compositor(portrait)
 
-    def step(self, pcm: np.ndarray, states: Sequence[Compositor], *, clock: Stages) -> np.ndarray:
+    def interrupt(self, state: Compositor, *, unseen: int = 0) -> None:
+        pass
+
+    def change_portrait(self, state: Compositor, portrait: Portrait) -> None:
+        raise ConfigError("this model cannot change faces")
+
+    def batch_key(self, state: Compositor) -> Hashable:
+        return ()
+
+    def step(
+        self,
+        pcm: np.ndarray,
+        states: Sequence[Compositor],
+        deliver: Deliver | None = None,
+        *,
+        clock: Stages = NoClock(),  # noqa: B008 (it has no state)
+    ) -> np.ndarray:
         assert pcm.dtype == np.float32
         self.batches.append(pcm.shape)
         with clock.stage("decode"):
             faces = np.full((4, 256, 256, 3), 90, np.uint8)
         with clock.stage("composite"):
-            return np.stack([state.compose(faces) for state in states])
+            window = np.stack([state.compose(faces) for state in states])
+        if deliver is not None:
+            deliver(window)
+        return window
 
 
 @pytest.fixture
@@ -59,15 +81,22 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.fixture
+def still(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark with a model that has no parts to count the work of."""
+    monkeypatch.setattr(bench, "work", lambda pipeline, state: {})
+    return bench
+
+
 @pytest.mark.parametrize("json_only", [True, False])
 def test_card_first_and_json_last(
-    bench: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, json_only: bool
+    still: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, json_only: bool
 ) -> None:
     path = tmp_path / "face.png"
     draw(300, 300, [(150, 150, 150)]).save(path)
     words = ["--portrait", str(path), "--seconds", "0.05", "--sessions", "2", "--size", "256"]
     words += ["--dtype", "float32"]
-    bench.main(words + ["--json"] * json_only)
+    still.main(words + ["--json"] * json_only)
     lines = capsys.readouterr().out.strip().splitlines()
     assert (len(lines) == 1) == json_only
     assert json_only or lines[0].split() == ["preset", "tiny"]
@@ -78,7 +107,7 @@ def test_card_first_and_json_last(
     assert set(result["stages_ms"]) == {"decode", "composite"}
     assert result["rtf"] == pytest.approx(result["fps"] / 25, rel=0.01)
     assert set(Still.batches) == {(2, 2560)}
-    assert len(Still.batches) == result["windows"] + bench.WARM_UP_WINDOWS
+    assert len(Still.batches) == result["windows"] + still.WARM_UP_WINDOWS
 
 
 def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: ModuleType) -> None:
@@ -91,7 +120,7 @@ def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: Module
     time = Time()
 
     class Slow(Still):
-        def step(self, pcm: np.ndarray, states: Any, *, clock: Stages) -> np.ndarray:
+        def step(self, pcm: np.ndarray, states: Any, *rest: Any, clock: Stages) -> np.ndarray:
             self.batches.append(pcm.shape)
             time.now += 9.0 if len(self.batches) <= bench.WARM_UP_WINDOWS else 0.1
             return np.zeros(0)
@@ -110,16 +139,16 @@ def test_the_work_of_all_threads_is_counted(bench: ModuleType) -> None:
     weights = sum(p.numel() for p in decoder.blocks[2].parameters() if p.ndim == 4)
     painting = 2 * 4 * 64**2 * weights / 1e9  # of its last blocks alone, for four frames
     assert bench.work(pipeline, state)["gflop_per_window"] > painting
-    assert pipeline.painters is not None
+    assert pipeline.frame_decoder.painters is not None
 
 
 def test_batches_are_measured_one_after_the_other(
-    bench: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    still: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "face.png"
     draw(300, 300, [(150, 150, 150)]).save(path)
     words = ["--portrait", str(path), "--windows", "30", "--sessions", "1,3", "--size", "256"]
-    bench.main([*words, "--json"])
+    still.main([*words, "--json"])
     batches = json.loads(capsys.readouterr().out)["batches"]
     assert [(b["sessions"], b["windows"]) for b in batches] == [(1, 30), (3, 30)]
     assert all({"first_ms", "last_ms", "first_mb", "last_mb"} <= set(b["steady"]) for b in batches)

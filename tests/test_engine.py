@@ -5,7 +5,6 @@ import sys
 import threading
 import types
 import wave
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,14 +13,16 @@ from fakes import (
     HOP,
     LOOKAHEAD,
     FakePipeline,
-    InlineExecutor,
+    InlineWorker,
     TimedExecutor,
+    TimedWorker,
     paint,
     portrait,
 )
 from virtual_time import run, run_real
 
 from letstalk_rt.audio.resample import Resampler
+from letstalk_rt.batching import ModelWorker
 from letstalk_rt.engine import Avatar, AvatarSession
 from letstalk_rt.errors import AudioFormatError, ConfigError, EngineError, SessionClosed
 from letstalk_rt.types import AVFrame, Interrupted, SegmentEnd
@@ -38,9 +39,9 @@ def steady(hops, level):
     return np.full(hops * HOP, level, np.float32)
 
 
-def offline(pipeline=None, executor=None, **options):
-    pipeline, executor = pipeline or FakePipeline(), executor or InlineExecutor()
-    return AvatarSession(pipeline, executor, portrait(), idle=False, **options)
+def offline(pipeline=None, worker=None, **options):
+    worker = worker or InlineWorker(pipeline or FakePipeline())
+    return AvatarSession(worker, portrait(), idle=False, **options)
 
 
 async def until_end(session):
@@ -99,9 +100,10 @@ def test_every_frame_comes_once_with_its_own_sound(chunk):
 def test_a_thread_gives_the_same_frames():
     async def body():
         pcm = speech(5 * HOP + 700)
-        with ThreadPoolExecutor(1) as executor:
-            async with offline(executor=executor) as session:
-                frames = await hear(session, pcm)
+        worker = ModelWorker(FakePipeline())
+        async with offline(worker=worker) as session:
+            frames = await hear(session, pcm)
+        worker.shutdown()
         np.testing.assert_array_equal(sound(frames)[DELAY:][: pcm.size], pcm)
         check_pictures(frames)
 
@@ -192,9 +194,9 @@ def test_the_rate_may_change_while_speaking():
 
 def test_two_sessions_of_one_model_do_not_mix():
     async def body():
-        pipeline, executor = FakePipeline(), TimedExecutor(0.06)
+        worker = TimedWorker(FakePipeline(), 0.06)
         faces = {10: speech(9 * HOP, 1), 20: speech(9 * HOP, 2)}
-        sessions = {f: AvatarSession(pipeline, executor, portrait(f), idle=False) for f in faces}
+        sessions = {f: AvatarSession(worker, portrait(f), idle=False) for f in faces}
 
         async def one(face):
             async with sessions[face] as session:
@@ -212,7 +214,7 @@ def test_the_seed_reaches_the_model():
         pipeline = FakePipeline()
         async with offline(pipeline, seed=7):
             await settle()
-        assert pipeline.states[0].seed == 7
+        assert pipeline.states[0].options.seed == 7
 
     run(body())
 
@@ -317,7 +319,7 @@ def test_an_interrupt_drops_old_speech_and_keeps_the_count():
 def test_frames_of_a_step_that_ran_during_an_interrupt_are_dropped():
     async def body():
         pipeline = FakePipeline()
-        async with offline(pipeline, TimedExecutor(0.1)) as session:
+        async with offline(worker=TimedWorker(pipeline, 0.1)) as session:
             await session.push_audio(steady(1, 0.25), RATE)
             await asyncio.sleep(0.15)  # the state is made, the step runs
             assert session.interrupt() == Interrupted(played_ms=0, dropped_ms=160)
@@ -334,7 +336,7 @@ def test_frames_of_a_step_that_ran_during_an_interrupt_are_dropped():
 def test_an_interrupt_while_the_model_forgets_is_obeyed_too():
     async def body():
         pipeline = FakePipeline()
-        async with offline(pipeline, TimedExecutor(0.1)) as session:
+        async with offline(worker=TimedWorker(pipeline, 0.1)) as session:
             await asyncio.sleep(0.15)
             session.interrupt()
             await session.push_audio(steady(1, 0.25), RATE)
@@ -460,11 +462,9 @@ def test_a_failure_nobody_reads_is_quiet_when_closed():
 
 def test_one_session_fails_and_the_other_goes_on():
     async def body():
-        executor = InlineExecutor()
-        async with (
-            offline(FakePipeline(fail_at=0), executor) as bad,
-            offline(None, executor) as good,
-        ):
+        executor = TimedExecutor(0.06)
+        workers = [TimedWorker(FakePipeline(at), 0.06, executor) for at in (0, None)]
+        async with offline(worker=workers[0]) as bad, offline(worker=workers[1]) as good:
             with pytest.raises(EngineError):
                 await hear(bad, steady(1, 0.5))
             assert len(await hear(good, steady(1, 0.5))) == LOOKAHEAD + 4
@@ -507,7 +507,7 @@ def test_closing_wakes_reader_and_speaker():
 def test_closing_while_the_model_works_does_not_wait_for_it():
     async def body():
         loop = asyncio.get_running_loop()
-        async with offline(FakePipeline(), TimedExecutor(30)):
+        async with offline(worker=TimedWorker(FakePipeline(), 30)):
             await asyncio.sleep(1)
             started_s = loop.time()
         assert loop.time() - started_s < 1
@@ -562,7 +562,7 @@ def test_a_queue_of_nothing_is_refused():
 
 def test_stages_are_measured():
     async def body():
-        async with offline(FakePipeline(), TimedExecutor(0.06)) as session:
+        async with offline(worker=TimedWorker(FakePipeline(), 0.06)) as session:
             await hear(session, steady(5, 0.5))
         stages = session.metrics.stages_ms()
         assert set(stages) == {"queue", "step", "wait", "hop", "engine"}
@@ -668,7 +668,7 @@ def test_a_failed_step_ends_a_rendering(fail_at, frames_before):
 
 def test_the_next_window_is_made_while_the_caller_uses_the_last():
     pipeline = FakePipeline()
-    frames = Avatar(pipeline, portrait(), InlineExecutor()).render(steady(100, 0.5))
+    frames = Avatar(InlineWorker(pipeline), portrait()).render(steady(100, 0.5))
     next(frames)
     assert pipeline.steps == 2
     for _ in range(2):
@@ -702,13 +702,14 @@ def test_another_face_on_the_same_model():
         check_pictures(list(other.render(speech(HOP))), face=2)
 
 
-def test_a_thread_that_was_lent_is_not_ended():
+def test_a_worker_that_was_lent_is_not_ended():
     pipeline = FakePipeline()
-    with ThreadPoolExecutor(1, thread_name_prefix="lent") as executor:
-        avatar = Avatar.from_pipeline(pipeline, portrait(), executor=executor)
-        avatar.close()
-        assert len(list(avatar.render(speech(HOP)))) == 4
-    assert {thread.name for thread in pipeline.threads} == {"lent_0"}
+    worker = ModelWorker(pipeline)
+    avatar = Avatar.from_pipeline(pipeline, portrait(), worker=worker)
+    avatar.close()
+    assert len(list(avatar.render(speech(HOP)))) == 4
+    assert pipeline.threads == {worker.submit(threading.current_thread).result(20)}
+    worker.shutdown()
 
 
 def test_an_avatar_is_closed_twice(avatar):

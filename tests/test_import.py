@@ -36,6 +36,8 @@ RANKS = {
     "devices": 1,
     "tuning": 2,
     "pipeline": 2,
+    "session_state": 2,
+    "frame_decoder": 2,
     "sources": 4,
     "intake": 3,
     "contract": 2,

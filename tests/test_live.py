@@ -12,9 +12,9 @@ from fakes import (
     HOP,
     LOOKAHEAD,
     FakePipeline,
-    PartedExecutor,
     PartedPipeline,
-    TimedExecutor,
+    PartedWorker,
+    TimedWorker,
     paint,
     portrait,
 )
@@ -30,17 +30,17 @@ WINDOW_S = 0.16
 PIECE = 320
 
 
-def live(pipeline=None, step_s=STEP_S, executor=None, playback="reported"):
+def live(pipeline=None, step_s=STEP_S, worker=None, playback="reported"):
     """A session for a `Screen`, which reports what it plays."""
-    pipeline, executor = pipeline or FakePipeline(), executor or TimedExecutor(step_s)
-    return AvatarSession(pipeline, executor, portrait(), idle=True, playback=playback)
+    worker = worker or TimedWorker(pipeline or FakePipeline(), step_s)
+    return AvatarSession(worker, portrait(), idle=True, playback=playback)
 
 
 PARTS_S = (0.04, 0.056, 0.083)
 
 
 def live_in_parts(pipeline=None, parts_s=PARTS_S):
-    return live(pipeline or PartedPipeline(), executor=PartedExecutor(parts_s))
+    return live(worker=PartedWorker(pipeline or PartedPipeline(), parts_s))
 
 
 def speech(seconds, seed=0):
@@ -419,13 +419,13 @@ def test_a_long_speech_that_was_cut_is_not_waited_for():
 
 
 def test_a_stalled_model_is_not_followed_by_a_burst():
-    class Stalling(TimedExecutor):
-        def submit(self, fn, /, *args, **kwargs):
-            self.call_s = 2.0 if 5 < asyncio.get_running_loop().time() < 5.3 else STEP_S
-            return super().submit(fn, *args, **kwargs)
+    class Stalling(TimedWorker):
+        def step(self, pcm, state, deliver=None):
+            self.timed.call_s = 2.0 if 5 < asyncio.get_running_loop().time() < 5.3 else STEP_S
+            return super().step(pcm, state, deliver)
 
     async def body():
-        async with live(executor=Stalling(STEP_S)) as session:
+        async with live(worker=Stalling(FakePipeline(), STEP_S)) as session:
             screen = Screen(session)
             await asyncio.sleep(15)
             await screen.close()
@@ -440,8 +440,8 @@ def test_a_stalled_model_is_not_followed_by_a_burst():
 
 def test_idle_frames_of_two_sessions_are_made_in_turn():
     async def body():
-        executor = TimedExecutor(STEP_S)
-        async with live(executor=executor) as one, live(executor=executor) as other:
+        worker = TimedWorker(FakePipeline(), STEP_S)
+        async with live(worker=worker) as one, live(worker=worker) as other:
             screens = [Screen(one), Screen(other)]
             await asyncio.sleep(20)
             for screen in screens:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_model import face_points, make_model, make_portrait, make_speech
 
+from letstalk_rt.contract import StateOptions
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.eyelids import _lid_lines, close_eyes
 from letstalk_rt.models.head_motion import MOVEMENTS
@@ -171,7 +172,7 @@ def test_memory_keeps_the_motion_as_the_model_made_it(pipeline):
     speech = make_speech(0.32)
     memories = []
     for options in (MotionOptions(), MotionOptions(0.2, False, 30, True)):
-        state = pipeline.init_state(make_portrait(), motion=options)
+        state = pipeline.init_state(make_portrait(), StateOptions(motion=options))
         for hop in speech.reshape(2, 1, -1):
             pipeline.step(hop, [state])
         memories.append(state.memory.latents.clone())
@@ -283,7 +284,7 @@ def test_eyes_outside_the_picture_or_shut_are_left_alone():
 
 def test_after_an_interrupt_the_motion_goes_on_from_the_last_frame_that_was_seen(pipeline):
     options = MotionOptions(**STILL)
-    state = pipeline.init_state(make_portrait(), motion=options)
+    state = pipeline.init_state(make_portrait(), StateOptions(motion=options))
     for hop in make_speech(0.48).reshape(3, 1, -1):
         pipeline.step(hop, [state])
     seen = state.memory.latents[:, -1 - 3].clone()
@@ -310,8 +311,8 @@ def test_less_look_ahead_hears_the_same_sound_sooner(pipeline, lookahead):
     speech = make_speech(0.96).reshape(6, 1, -1)
     tokens = {}
     for frames in (lookahead, 2):
-        state = pipeline.init_state(make_portrait(), lookahead_frames=frames)
-        heard = [pipeline._hear(torch.from_numpy(hop), [state]) for hop in speech]
+        state = pipeline.init_state(make_portrait(), StateOptions(lookahead_frames=frames))
+        heard = [pipeline.encode_audio(torch.from_numpy(hop), [state]) for hop in speech]
         tokens[frames] = torch.cat(heard, 1)
     ahead = 2 - lookahead
     whole, early = tokens[2][0, ahead:], tokens[lookahead][0, :-ahead]
@@ -320,12 +321,30 @@ def test_less_look_ahead_hears_the_same_sound_sooner(pipeline, lookahead):
 
 
 def test_sessions_that_look_ahead_differently_are_not_mixed(pipeline):
-    states = [pipeline.init_state(make_portrait(), lookahead_frames=n) for n in (0, 2)]
+    states = [
+        pipeline.init_state(make_portrait(), StateOptions(lookahead_frames=n)) for n in (0, 2)
+    ]
     with pytest.raises(InputError, match="look-ahead"):
         pipeline.step(np.zeros((2, 2560), np.float32), states)
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"lookahead_frames": 3}])
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"steps": 51}, {"lookahead_frames": -1}, {"lookahead_frames": 3}]
+)
 def test_steps_and_look_ahead_out_of_range_are_refused(pipeline, options):
-    with pytest.raises(ConfigError, match="must be from"):
-        pipeline.init_state(make_portrait(), **options)
+    with pytest.raises(ConfigError, match="must be"):
+        pipeline.init_state(make_portrait(), StateOptions(**options))
+
+
+def test_sessions_fit_together_that_agree_in_size_steps_and_look_ahead(pipeline):
+    portrait, other = make_portrait(), make_portrait(size=64)
+    alike = [pipeline.init_state(make_portrait(n), StateOptions(seed=n)) for n in range(2)]
+    apart = [
+        pipeline.init_state(other),
+        pipeline.init_state(portrait, StateOptions(steps=3)),
+        pipeline.init_state(portrait, StateOptions(lookahead_frames=0)),
+    ]
+    keys = [pipeline.batch_key(state) for state in alike + apart]
+    assert keys[0] == keys[1] and len(set(keys)) == 4
+    pipeline.change_portrait(alike[0], other)
+    assert pipeline.batch_key(alike[0]) == keys[2]

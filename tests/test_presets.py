@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_model import DENOISER, PRESET, make_portrait, make_speech, stir
 
+from letstalk_rt.contract import StateOptions
 from letstalk_rt.errors import ConfigError, InputError, PortraitError
 from letstalk_rt.models import avatar_model
 from letstalk_rt.models.avatar_model import AvatarModel
@@ -64,19 +65,21 @@ def test_state_keeps_its_addresses_and_size_for_ever(pipeline):
 
 def test_reset_equals_new(pipeline):
     portrait, sound = make_portrait(), hops(4)
-    state = pipeline.init_state(portrait, seed=5)
+    state = pipeline.init_state(portrait, StateOptions(5))
     play(pipeline, state, hops(4, seed=8))
     state.reset()
-    new = play(pipeline, pipeline.init_state(portrait, seed=5), sound)
+    new = play(pipeline, pipeline.init_state(portrait, StateOptions(5)), sound)
     assert np.array_equal(play(pipeline, state, sound), new)
 
 
 def test_a_batch_of_sessions_is_as_good_as_alone(pipeline):
     portraits, sounds = [make_portrait(i) for i in range(4)], [hops(4, i) for i in range(4)]
-    states = [pipeline.init_state(p, seed=i) for i, p in enumerate(portraits)]
+    states = [pipeline.init_state(p, StateOptions(i)) for i, p in enumerate(portraits)]
     together = [pipeline.step(np.concatenate(pcm), states) for pcm in zip(*sounds, strict=True)]
     for index in range(4):
-        alone = play(pipeline, pipeline.init_state(portraits[index], seed=index), sounds[index])
+        alone = play(
+            pipeline, pipeline.init_state(portraits[index], StateOptions(index)), sounds[index]
+        )
         shown = np.concatenate([pictures[index] for pictures in together])
         assert largest_difference(shown, alone) <= 1
 

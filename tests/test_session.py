@@ -4,9 +4,10 @@ import asyncio
 
 import numpy as np
 import pytest
-from fakes import FRAME, HOP, LOOKAHEAD, FakePipeline, InlineExecutor, TimedExecutor, portrait
+from fakes import FRAME, HOP, LOOKAHEAD, FakePipeline, InlineWorker, TimedWorker, portrait
 from virtual_time import run
 
+from letstalk_rt.contract import StateOptions
 from letstalk_rt.errors import (
     AudioFormatError,
     ConfigError,
@@ -23,15 +24,15 @@ RATE = 16_000
 STEP_S = 0.06
 
 
-def session_of(pipeline=None, executor=None, idle=False, **options):
-    pipeline, executor = pipeline or FakePipeline(), executor or InlineExecutor()
-    return AvatarSession(pipeline, executor, portrait(), idle=idle, **options)
+def session_of(pipeline=None, worker=None, idle=False, **options):
+    worker = worker or InlineWorker(pipeline or FakePipeline())
+    return AvatarSession(worker, portrait(), idle=idle, **options)
 
 
 def live(pipeline=None, step_s=STEP_S, **options):
     """A session for a `Screen`, which reports what it plays."""
-    executor = TimedExecutor(step_s)
-    return session_of(pipeline, executor, idle=True, **{"playback": "reported", **options})
+    worker = TimedWorker(pipeline or FakePipeline(), step_s)
+    return session_of(worker=worker, idle=True, **{"playback": "reported", **options})
 
 
 def speech(seconds, seed=0):
@@ -282,14 +283,14 @@ def test_speech_with_gaps_is_warned_of():
 # Options
 
 
-def test_options_reach_the_model_only_where_they_are_asked_for():
+def test_options_reach_the_model():
     async def body():
         pipeline, motion = FakePipeline(), MotionOptions(expressiveness=0.5)
         async with session_of(pipeline, seed=3), session_of(pipeline, steps=2, motion=motion):
             await asyncio.sleep(1)
         plain, wished = pipeline.states
-        assert (plain.seed, plain.options) == (3, {})
-        assert wished.options == {"steps": 2, "motion": motion}
+        assert plain.options == StateOptions(3, lookahead_frames=LOOKAHEAD)
+        assert wished.options == StateOptions(0, 2, LOOKAHEAD, motion)
 
     run(body())
 
@@ -334,9 +335,9 @@ def test_noise_of_the_room_does_not_reach_the_model_and_is_still_heard():
             super().__init__()
             self.heard = []
 
-        def step(self, pcm, states):
+        def step(self, pcm, states, deliver=None):
             self.heard.append(bool(pcm.any()))
-            return super().step(pcm, states)
+            return super().step(pcm, states, deliver)
 
     async def heard(gate, sound):
         pipeline = Listening()
@@ -414,7 +415,8 @@ def test_who_waits_for_a_face_hears_of_the_end():
 
 def test_a_model_with_one_face_says_so():
     class OneFace(FakePipeline):
-        change_portrait = property()
+        def change_portrait(self, state, portrait):
+            raise ConfigError("this model cannot change faces")
 
     async def body():
         async with live(OneFace()) as session:
@@ -479,13 +481,13 @@ def test_a_microphone_whose_clock_is_off_neither_creeps_nor_gaps(seconds, ppm):
 def test_after_a_stall_pauses_are_shortened_until_speech_is_live_again():
     async def body():
         talk = np.concatenate([speech(1.0), np.zeros(RATE, np.float32)])
-        executor = TimedExecutor(STEP_S)
-        async with session_of(executor=executor, idle=True, playback="reported") as session:
+        worker = TimedWorker(FakePipeline(), STEP_S)
+        async with session_of(worker=worker, idle=True, playback="reported") as session:
             screen = Screen(session)
             delays_ms = []
             speaking = asyncio.create_task(microphone(session, np.tile(talk, 20)))
             for second in range(40):
-                executor.call_s = 0.9 if second == 5 else STEP_S
+                worker.timed.call_s = 0.9 if second == 5 else STEP_S
                 await asyncio.sleep(1)
                 delays_ms.append(session.backlog_ms)
             await speaking

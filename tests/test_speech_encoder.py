@@ -9,6 +9,7 @@ from small_model import DENOISER, PRESET, make_portrait, make_speech, stir
 
 from letstalk_rt.audio.speech_encoder import SpeechEncoder, SpeechEncoderConfig
 from letstalk_rt.audio.wav2vec import Wav2Vec2StreamConfig
+from letstalk_rt.contract import StateOptions
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models import loading
 from letstalk_rt.models.avatar_model import AvatarModel
@@ -121,10 +122,12 @@ class TestPipeline:
 
     def test_a_batch_is_as_good_as_alone(self, pipeline):
         portraits, sounds = [make_portrait(i) for i in range(2)], [hops(3, i) for i in range(2)]
-        states = [pipeline.init_state(p, seed=i) for i, p in enumerate(portraits)]
+        states = [pipeline.init_state(p, StateOptions(i)) for i, p in enumerate(portraits)]
         together = [pipeline.step(np.concatenate(pcm), states) for pcm in zip(*sounds, strict=True)]
         for index in range(2):
-            alone = play(pipeline, pipeline.init_state(portraits[index], seed=index), sounds[index])
+            alone = play(
+                pipeline, pipeline.init_state(portraits[index], StateOptions(index)), sounds[index]
+            )
             shown = np.concatenate([pictures[index] for pictures in together])
             assert np.abs(shown.astype(int) - alone).max() <= 1
 
@@ -140,7 +143,7 @@ class TestPipeline:
     @pytest.mark.parametrize("frames", [0, 1, 2])
     def test_less_look_ahead_may_be_asked_for(self, pipeline, frames):
         sound, portrait = hops(3), make_portrait()
-        state = pipeline.init_state(portrait, lookahead_frames=frames)
+        state = pipeline.init_state(portrait, StateOptions(lookahead_frames=frames))
         whole = pipeline.init_state(portrait)
         shown, waited = (play(pipeline, s, sound) for s in (state, whole))
         assert shown.shape == waited.shape and not np.array_equal(shown, waited)

@@ -1,7 +1,7 @@
 """What every stateful module must satisfy. New modules join by adding a line to MODULES."""
 
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from letstalk_rt.audio.encoder import CausalAudioEncoder
 from letstalk_rt.audio.mel import StreamingMel
 from letstalk_rt.audio.wav2vec import Wav2Vec2Stream, Wav2Vec2StreamConfig
+from letstalk_rt.compositor import Compositor
+from letstalk_rt.contract import StateOptions
 from letstalk_rt.errors import AudioFormatError, ConfigError, PortraitError
+from letstalk_rt.models.autoencoder import Decoded
 from letstalk_rt.models.conv import CausalConv1d
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.models.state import tensors
-from letstalk_rt.pipeline import SETTLE_SAMPLES, AvatarPipeline, SessionState
+from letstalk_rt.pipeline import AvatarPipeline
+from letstalk_rt.session_state import SETTLE_SAMPLES, SessionState
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 
@@ -277,6 +281,21 @@ def session_parts(state: SessionState) -> list[object]:
     return [state.audio, state.memory, state.features, state.portrait]
 
 
+class WatchedCompositor:
+    """Composites as another one; `before` is told the number of each call, from 1."""
+
+    def __init__(self, inner: Compositor, before: Callable[[int], None]) -> None:
+        self._inner, self._before = inner, before
+        self.calls = self.done = 0
+
+    def compose_layers(self, frames: Decoded, closures: Sequence[float]) -> np.ndarray:
+        self.calls += 1
+        self._before(self.calls)
+        composed = self._inner.compose_layers(frames, closures)
+        self.done += 1
+        return composed
+
+
 def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
@@ -288,53 +307,49 @@ class TestPipeline:
 
     def test_a_window_in_parts_equals_the_whole(self, pipeline):
         portrait, sound = make_portrait(), hops(3)
-        states = [pipeline.init_state(portrait, seed=3) for _ in range(2)]
+        states = [pipeline.init_state(portrait, StateOptions(3)) for _ in range(2)]
         for hop in sound:
             parts: list[np.ndarray] = []
             whole = pipeline.step(hop, states[:1])
             window = pipeline.step(hop, states[1:], parts.append)
-            assert [part.shape[1] for part in parts] == pipeline.parts == [1, 1, 1, 1]
+            assert [part.shape[1] for part in parts] == [*pipeline.parts] == [1, 1, 1, 1]
             assert np.array_equal(np.concatenate(parts, 1), window)
             assert largest_difference(whole, window) <= 1, "but for rounding"
 
-    def test_a_part_that_fails_ends_the_step_and_not_the_session(self, pipeline, monkeypatch):
+    def test_a_part_that_fails_ends_the_step_and_not_the_session(self, pipeline):
         state, sound = pipeline.init_state(make_portrait(size=64)), hops(2)
-        paint, seen = pipeline._paint, []
 
-        def fails(*part):
-            seen.append(part)
-            if len(seen) == 2:
+        def fail_once(call: int) -> None:
+            if call == 2:
                 raise RuntimeError("no memory")
-            return paint(*part)
 
-        monkeypatch.setattr(pipeline, "_paint", fails)
+        watched = state.compositor = WatchedCompositor(state.compositor, fail_once)
         with pytest.raises(RuntimeError, match="no memory"):
             pipeline.step(sound[0], [state], lambda part: None)
-        assert len(seen) == 4  # nothing is painted any more
+        assert watched.calls == 4  # nothing is painted any more
         assert pipeline.step(sound[1], [state], lambda part: None).shape[1] == 4
 
-    def test_when_nobody_takes_a_part_painting_ends_with_the_step(self, pipeline, monkeypatch):
+    def test_when_nobody_takes_a_part_painting_ends_with_the_step(self, pipeline):
         state, sound = pipeline.init_state(make_portrait(size=64)), hops(1)
-        paint, done = pipeline._paint, []
+        refused = threading.Event()
 
-        def slow(*part):
-            time.sleep(0.02)
-            done.append(paint(*part))
-            return done[-1]
+        def wait_for_the_refusal(call: int) -> None:
+            assert call == 1 or refused.wait(20)
 
-        def refuses(part):
+        def refuse(part: np.ndarray) -> None:
+            refused.set()
             raise ValueError("closed")
 
-        monkeypatch.setattr(pipeline, "_paint", slow)
+        watched = state.compositor = WatchedCompositor(state.compositor, wait_for_the_refusal)
         with pytest.raises(ValueError, match="closed"):
-            pipeline.step(sound[0], [state], refuses)
-        assert len(done) == 4
+            pipeline.step(sound[0], [state], refuse)
+        assert watched.done == 4
 
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""
         model, portrait, sound = pipeline.model, make_portrait(), hops(3)
-        state = pipeline.init_state(portrait, seed=3)
-        seen = play(pipeline, pipeline.init_state(portrait, seed=3), sound)
+        state = pipeline.init_state(portrait, StateOptions(3))
+        seen = play(pipeline, pipeline.init_state(portrait, StateOptions(3)), sound)
         whole = torch.from_numpy(sound.reshape(1, -1))
         silence = torch.zeros(1, SETTLE_SAMPLES)
         tokens = model.audio(torch.cat([silence, whole], 1))[
@@ -379,35 +394,35 @@ class TestPipeline:
 
     def test_reset_equals_new(self, pipeline):
         portrait, sound = make_portrait(), hops(3)
-        state = pipeline.init_state(portrait, seed=5)
+        state = pipeline.init_state(portrait, StateOptions(5))
         play(pipeline, state, hops(4, seed=8))
         state.reset()
-        new = play(pipeline, pipeline.init_state(portrait, seed=5), sound)
+        new = play(pipeline, pipeline.init_state(portrait, StateOptions(5)), sound)
         assert np.array_equal(play(pipeline, state, sound), new)
 
     def test_seed_and_sound_decide_the_video(self, pipeline):
         portrait, sound = make_portrait(), hops(2)
         one, same, other = (
-            play(pipeline, pipeline.init_state(portrait, seed=s), sound) for s in (1, 1, 2)
+            play(pipeline, pipeline.init_state(portrait, StateOptions(s)), sound) for s in (1, 1, 2)
         )
         assert np.array_equal(one, same) and not np.array_equal(one, other)
 
     def test_sessions_taking_turns_do_not_mix(self, pipeline):
         portraits, sounds = [make_portrait(1), make_portrait(2)], [hops(3, 1), hops(3, 2)]
-        states = [pipeline.init_state(p, seed=i) for i, p in enumerate(portraits)]
+        states = [pipeline.init_state(p, StateOptions(i)) for i, p in enumerate(portraits)]
         turns = [[pipeline.step(s[h], [t])[0] for s, t in zip(sounds, states, strict=True)]
                  for h in range(3)]  # fmt: skip
         for index, (portrait, sound) in enumerate(zip(portraits, sounds, strict=True)):
-            alone = play(pipeline, pipeline.init_state(portrait, seed=index), sound)
+            alone = play(pipeline, pipeline.init_state(portrait, StateOptions(index)), sound)
             assert np.array_equal(np.concatenate([turn[index] for turn in turns]), alone)
 
     def test_a_batch_of_sessions_is_as_good_as_alone(self, pipeline):
         portraits, sounds = [make_portrait(i) for i in range(3)], [hops(3, i) for i in range(3)]
-        states = [pipeline.init_state(p, seed=i) for i, p in enumerate(portraits)]
+        states = [pipeline.init_state(p, StateOptions(i)) for i, p in enumerate(portraits)]
         play(pipeline, states[2], hops(1, 7))  # this one has begun earlier
         together = [pipeline.step(np.concatenate(pcm), states) for pcm in zip(*sounds, strict=True)]
         for index in range(3):
-            state = pipeline.init_state(portraits[index], seed=index)
+            state = pipeline.init_state(portraits[index], StateOptions(index))
             if index == 2:
                 play(pipeline, state, hops(1, 7))
             alone = play(pipeline, state, sounds[index])

@@ -9,12 +9,15 @@ encoding costs what a talking head costs; the pictures are made beforehand and c
 
 import argparse
 import sys
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from letstalk_rt.avatars import list_avatars
+from letstalk_rt.contract import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import SAMPLES_PER_FRAME, Face, Portrait
 from letstalk_server.main import serve
 from letstalk_server.settings import Settings
@@ -40,15 +43,18 @@ class MiddleFinder:
         return [Face(np.stack([x, y], 1), 0.9, 0.0)]
 
 
-class FlashPipeline:
+class FlashPipeline(Pipeline[dict[str, Any]]):
     """Has the interface and the timing of `AvatarPipeline`."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
+    parts, device = (4,), "cpu"
 
     def __init__(self) -> None:
         self.finder = MiddleFinder()
 
-    def init_state(self, portrait: Portrait, **options: Any) -> dict[str, Any]:
+    def init_state(
+        self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS
+    ) -> dict[str, Any]:
         """Make the swaying pictures, window by window, and an empty past."""
         canvas = portrait.canvas
         shifts = np.round(4 * np.sin(np.arange(WINDOWS * 4) * 2 * np.pi / SWAY)).astype(int)
@@ -58,14 +64,30 @@ class FlashPipeline:
         windows = dark.reshape(WINDOWS, 1, self.frames_per_window, *canvas.shape)
         return {"windows": windows, "past": past, "count": 0, "shade": DARK}
 
-    def interrupt(self, state: dict[str, Any]) -> None:
+    def interrupt(self, state: dict[str, Any], *, unseen: int = 0) -> None:
         """Forget what was heard."""
         state["past"][:] = 0
 
-    def step(self, pcm: np.ndarray, states: list[dict[str, Any]]) -> np.ndarray:
+    def change_portrait(self, state: dict[str, Any], portrait: Portrait) -> None:
+        """Refuse: the pictures are made beforehand."""
+        raise ConfigError("this model cannot change faces")
+
+    def batch_key(self, state: dict[str, Any]) -> Hashable:
+        """Return the size of the pictures."""
+        return state["windows"].shape
+
+    def step(
+        self,
+        pcm: np.ndarray,
+        states: Sequence[dict[str, Any]],
+        deliver: Deliver | None = None,
+    ) -> np.ndarray:
         """Turn `(B, hop)` float32 into `(B, N, H, W, 3)` uint8."""
         windows = [self._draw(*each) for each in zip(pcm, states, strict=True)]
-        return np.concatenate(windows) if len(windows) > 1 else windows[0]
+        window = np.concatenate(windows) if len(windows) > 1 else windows[0]
+        if deliver is not None:
+            deliver(window)
+        return window
 
     def _draw(self, pcm: np.ndarray, state: dict[str, Any]) -> np.ndarray:
         """Give one window, `(1, N, H, W, 3)`: made beforehand where nothing lights up."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from letstalk_rt.contract import StateOptions
 from letstalk_rt.pipeline import AvatarPipeline
 from letstalk_rt.training.data import Clip
 from letstalk_rt.training.evaluation.faces import FaceTrack, Landmarks, read_faces
@@ -44,7 +45,7 @@ def generate_frames(
     Yields:
         `(B, H, W, 3)` uint8, one for each frame of the sounds.
     """
-    states = [pipeline.init_state(p, seed=seed + i) for i, p in enumerate(portraits)]
+    states = [pipeline.init_state(p, StateOptions(seed + i)) for i, p in enumerate(portraits)]
     batch, samples = sounds.shape
     count = samples // SAMPLES_PER_FRAME
     needed = count + pipeline.lookahead_frames
