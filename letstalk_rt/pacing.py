@@ -112,7 +112,7 @@ class PlayoutClock:
 
     def _note_lag(self, number: int, lag_s: float) -> None:
         """Give way when frames keep beginning to be late."""
-        begins = lag_s > max(_UNSEEN_S, self._lag_s)
+        begins = lag_s > self._lag_s + _UNSEEN_S
         self._index, self._lag_s = number, max(0.0, lag_s)
         if not begins:
             return

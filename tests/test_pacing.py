@@ -152,3 +152,11 @@ def test_a_frame_may_be_left_out_only_while_all_recent_ones_wait_for_more_than_i
     assert not clock.may_skip(26, 25), "one was left out"
     clock.note_arrival(25, 25 / 25 + 0.01)
     assert not clock.may_skip(26, 26)
+
+
+def test_a_lag_that_lasts_begins_once_however_it_trembles():
+    clock = PlayoutClock(fps=25)
+    clock.due_s(0, 0.0)
+    for index in range(1, 500):
+        clock.delay_s(index, index / 25 + 0.05 + 0.004 * (index % 2))
+    assert clock.moved_s == 0

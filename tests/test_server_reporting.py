@@ -1,13 +1,18 @@
 """What is shown reaches the engine, and what the engine says of it the clients."""
 
+import asyncio
+
 import numpy as np
 import pytest
+import virtual_time
+from fakes import FakePipeline, TimedWorker, portrait
 
 from letstalk_rt.events import Event
 from letstalk_rt.metrics import Metrics
+from letstalk_rt.session import AvatarSession
 from letstalk_rt.types import AVFrame, Interrupted
 from letstalk_server import events
-from letstalk_server.playout import PulledPlayout, Slot
+from letstalk_server.playout import SLOT_S, PulledPlayout, Slot
 from letstalk_server.reporting import PlaybackReporter
 
 RGB, PCM = np.zeros((2, 2, 3), np.uint8), np.zeros(640, np.float32)
@@ -134,3 +139,98 @@ def test_statistics_are_of_the_engine_and_of_the_slots(reporter, engine):
     stats = reporter.stats(playout)
     assert (stats.frames, stats.repeats, stats.fps) == (50, 50, 0.0)
     assert (stats.drops, stats.backlog_ms, stats.held_ms) == (3, 120, 0)
+
+
+class Show:
+    """An engine whose frames are pulled by the server's clock and reported, in virtual time."""
+
+    def __init__(self, worker, announcer):
+        self.clock = asyncio.get_running_loop().time
+        self.session = AvatarSession(worker, portrait(), playback="reported")
+        self.reporter = PlaybackReporter(announcer)
+        self.reporter.follow(self.session)
+        self.delays_s = []
+        self.playout = PulledPlayout(
+            RGB, is_live=lambda: True, on_slot=self._show, clock=self.clock
+        )
+
+    def _show(self, slot):
+        self.reporter.show(slot)
+        if slot.frame is not None and slot.frame.stamps.audio_in_s is not None:
+            self.delays_s.append(self.clock() - slot.frame.stamps.audio_in_s)
+
+    async def talk(self, seconds, level=0.3):
+        """Speak into it as a microphone does."""
+        began_s = self.clock()
+        for piece in range(1, round(seconds * 50) + 1):
+            await asyncio.sleep(began_s + piece * 0.02 - self.clock())
+            await self.session.push_audio(np.full(320, level, np.float32), 16_000)
+
+    async def read(self):
+        async for item in self.session:
+            if isinstance(item, AVFrame):
+                await self.playout.put(item)
+
+    async def pull(self):
+        number = 0
+        while True:
+            await self.playout.wait_until(number * SLOT_S)
+            self.playout.slot(number)
+            number += 1
+
+
+def perform(scene, worker, announcer):
+    """Run a scene while frames are read and pulled."""
+
+    async def body():
+        show = Show(worker, announcer)
+        async with show.session:
+            tasks = [asyncio.create_task(work) for work in (show.read(), show.pull())]
+            await asyncio.sleep(1)
+            await scene(show)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    virtual_time.run(body())
+
+
+def test_slow_steps_now_and_then_do_not_add_up(announcer):
+    worker = TimedWorker(FakePipeline(), 0.06)
+
+    async def scene(show):
+        async def stumble():
+            for _ in range(40):
+                await asyncio.sleep(2.9)
+                worker.timed.call_s = 0.15
+                await asyncio.sleep(0.1)
+                worker.timed.call_s = 0.06
+
+        stumbling = asyncio.create_task(stumble())
+        await show.talk(120)
+        await stumbling
+        assert np.median(show.delays_s[-500:]) < np.median(show.delays_s[500:1000]) + 0.02
+        assert max(show.delays_s) < 0.4
+        assert show.playout.repeats < 10
+
+    perform(scene, worker, announcer)
+
+
+def test_played_and_dropped_are_all_that_was_said(announcer):
+    async def scene(show):
+        said = asyncio.create_task(
+            show.session.push_audio(np.full(16_000, 0.3, np.float32), 16_000)
+        )
+        await asyncio.sleep(1)
+        shown = len(show.delays_s)
+        answer = show.reporter.tell_interrupt(show.session.interrupt(), 0)
+        show.playout.silence(show.session.epoch)
+        await said
+        assert answer.played_ms == pytest.approx(40 * shown, abs=40)
+        assert answer.played_ms + answer.dropped_ms == 1000
+        await asyncio.sleep(1)
+        told = [type(message) for message, _ in announcer.told]
+        assert told[:2] == [events.Started, events.Speaking]
+        assert told[2:] == [events.Listening, events.SegmentInterrupted, events.Idle]
+
+    perform(scene, TimedWorker(FakePipeline(), 0.06), announcer)

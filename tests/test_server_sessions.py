@@ -336,7 +336,14 @@ async def test_logs_hold_nothing_of_anybody(caplog):
 async def test_the_last_step_of_the_model_is_waited_for():
     studio = await Studio.open(Settings(), model_of(Painter()))
     began, may_end = threading.Event(), threading.Event()
-    studio.worker.submit(lambda: (began.set(), may_end.wait()))
+    threads = []
+
+    def call():
+        threads.append(threading.current_thread())
+        began.set()
+        may_end.wait()
+
+    studio.worker.submit(call)
     await asyncio.to_thread(began.wait)  # a call that waits in the queue would be dropped
     closing = asyncio.create_task(studio.aclose())
     for _ in range(10):
@@ -344,4 +351,4 @@ async def test_the_last_step_of_the_model_is_waited_for():
     assert not closing.done()
     may_end.set()
     await closing
-    assert not studio.worker._thread.is_alive()
+    assert not threads[0].is_alive()
