@@ -7,7 +7,9 @@ BIN    := $(VENV)/bin
 # nothing else pulls in another.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test soak lint format bench picture readme venv clean
+TYPES  := MYPYPATH=$(VENV)/src $(BIN)/mypy -p letstalk_rt -p letstalk_server
+
+.PHONY: demo test soak lint types format bench picture screenshot readme venv clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/letstalk demo --port $(PORT)
@@ -22,7 +24,10 @@ soak: $(VENV)/werift.stamp
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(VENV)/src $(BIN)/mypy -p letstalk_rt -p letstalk_server
+	$(TYPES)
+
+types: $(VENV)/dev.stamp
+	$(TYPES)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
@@ -31,9 +36,12 @@ format: $(VENV)/dev.stamp
 bench: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/bench_stages.py $(ARGS)
 
-# The README's moving picture (needs espeak-ng) and its table of figures.
+# The images of the README (they need espeak-ng and Chromium) and its table of figures.
 picture: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/readme_picture.py $(ARGS)
+
+screenshot: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/readme_page.py $(ARGS)
 
 readme: | $(VENV)/bin/python
 	$(BIN)/python benchmarks/readme_table.py

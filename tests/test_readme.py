@@ -17,6 +17,8 @@ from letstalk_rt.sinks.file import write_video
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
 def test_the_lines_of_python_run(
@@ -36,16 +38,32 @@ def test_the_lines_of_python_run(
 
 
 def test_the_commands_exist() -> None:
-    shown = set(re.findall(r"^letstalk (\w+)", README, re.MULTILINE))
-    assert shown <= {*COMMANDS, *FORWARDED}
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+    shown = set(re.findall(r"^letstalk (\w+)", COMMAND_LINE, re.MULTILINE))
+    assert shown == {*COMMANDS, *FORWARDED}
+    makefile = (ROOT / "Makefile").read_text()
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    targets = set(re.findall(r"^make (\w+)|`make (\w+)", README + contributing, re.MULTILINE))
+    assert len(targets) > 5
+    for target in map("".join, targets):
         assert f"\n{target}:" in makefile
 
 
-def test_the_files_it_names_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links and all((Path(__file__).parents[1] / link).exists() for link in links)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    for path, _, heading in (link.partition("#") for link in links):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in {name.lower().replace(" ", "-") for name in headings}
+
+
+def test_its_index_names_every_page() -> None:
+    index = README.partition("## Documentation")[2].partition("\n## ")[0]
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages - set(re.findall(r"\]\(([^)]+)\)", index)) == set()
 
 
 def test_its_table_is_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,14 +80,30 @@ def test_a_table_has_a_row_for_each_figure_there_is(
     from readme_table import table
 
     three = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
-    session = {"mic_to_lips_ms": three, "av_skew_ms": {"p50": math.nan, "p95": 1}, "stalls": 0}
+    session = {"interrupt_to_silence_ms": three, "av_skew_ms": three, "stalls": 0}
     (tmp_path / "bench_session-x.json").write_text(f"a card\n{json.dumps(session)}\n")
-    webrtc = {"first_frame_ms": {"p50": 1, "p95": 2, "max": 9}, "fps": 25.0}
+    unknown = {"interrupt_to_silence_ms": {"p50": math.nan, "p95": 1}}
+    (tmp_path / "bench_session-y.json").write_text(json.dumps(unknown))
+    webrtc = {"mic_to_lips_ms": {"p50": 1, "p95": 2, "max": 9}, "av_skew_ms": {"max": 4}, "fps": 25}
     (tmp_path / "bench_webrtc-x.json").write_text(json.dumps(webrtc, indent=1))
     rows = list(table(tmp_path))
     assert len(rows) == 3
-    assert "1 ms (p50), 2 ms (p95), 3 ms (p99)" in rows[0] and "bench_session-x.json" in rows[0]
-    assert "9 ms (max)" in rows[1] and "25.0 a second" in rows[2]
+    assert "9 ms (max)" in rows[0] and "bench_webrtc-x.json" in rows[0]
+    assert "25.0 per second" in rows[1] and "at most 4 ms apart" in rows[1]
+    assert "1 ms (p50), 2 ms (p95), 3 ms (p99)" in rows[2] and "bench_session-x.json" in rows[2]
+
+
+def test_the_machine_is_named_with_its_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from readme_table import table
+
+    stages = {"preset": "tiny", "device": "A CPU", "threads": 2, "dtype": "bfloat16"}
+    stages |= {"size": [512, 512], "fps": 50.2, "budget_ms": 160, "window_ms": {"p50": 1, "p99": 3}}
+    (tmp_path / "bench_stages-tiny-2core-avx512.json").write_text(json.dumps(stages))
+    (row,) = table(tmp_path)
+    assert "2 cores of A CPU with AVX-512, bfloat16" in row and "50 frames per second" in row
 
 
 def test_render_help_names_every_option() -> None:
