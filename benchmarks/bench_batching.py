@@ -65,7 +65,7 @@ async def live(
     """Run so many sessions side by side; gives what they waited and missed."""
     worker = ModelWorker(pipeline, max_batch=batch)
     avatar = Avatar.from_pipeline(pipeline, portrait, worker=worker)
-    sessions = [avatar.session(seed=seed) for seed in range(count)]
+    sessions = [avatar.session(seed=seed, playback="reported") for seed in range(count)]
     began_s = time.monotonic()
     try:
         shown = await asyncio.gather(
@@ -94,7 +94,7 @@ async def _converse(session: AvatarSession, start_s: float, seconds: float) -> i
         frames += 1
 
     async with session:
-        playout = Playout(show, metrics=session.metrics)
+        playout = Playout(show, played=session.notify_played, metrics=session.metrics)
         tasks = [asyncio.create_task(playout.run(session)), asyncio.create_task(_speak(session))]
         await asyncio.sleep(seconds)
         for task in tasks:

@@ -348,7 +348,8 @@ async def run(
     lags_ms = Series(int(long_s / LAG_STEP_S))
     stop = threading.Event()
     threading.Thread(target=watch_memory, args=(memory, stop), daemon=True).start()
-    async with avatar.session(voice_activity=options.voice_activity) as session:
+    activity = options.voice_activity
+    async with avatar.session(voice_activity=activity, playback="reported") as session:
         playing = asyncio.create_task(play(session, [recorder], (options.size, options.size)))
         sounding = asyncio.create_task(recorder.speaker.run())
         watching = asyncio.create_task(watch_loop(lags_ms))

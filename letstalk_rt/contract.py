@@ -9,6 +9,7 @@ import numpy as np
 from letstalk_rt.audio.activity import VoiceActivity
 from letstalk_rt.audio.segmenter import Segmenter
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.playback import PlaybackMode
 from letstalk_rt.types import FPS, MotionOptions, Portrait
 
 AS_MADE = MotionOptions()
@@ -125,6 +126,7 @@ class SessionOptions(TypedDict, total=False):
     lookahead_ms: int | None
     motion: MotionOptions
     voice_activity: VoiceActivity
+    playback: PlaybackMode
 
 
 def segmenter_for(pipeline: Pipeline[Any], lookahead_frames: int | None = None) -> Segmenter:

@@ -188,7 +188,15 @@ class Avatar:
         for hop, frames in self._windows(hops, state):
             for rgb, sound in zip(frames[: hop.end_after], hop.sounds, strict=False):
                 if index >= 0:
-                    yield AVFrame(rgb, sound.pcm, index, sound.segment_id, epoch=0)
+                    yield AVFrame(
+                        rgb,
+                        sound.pcm,
+                        index,
+                        sound.segment_id,
+                        epoch=0,
+                        spoken=sound.spoken,
+                        voiced=sound.spoken > 0,
+                    )
                 index += 1
 
     def _windows(self, hops: Iterator[Hop], state: Any) -> Iterator[tuple[Hop, np.ndarray]]:

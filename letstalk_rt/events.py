@@ -26,12 +26,12 @@ WARN_AGAIN_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened, as of the frame handed out last.
+    """Something that happened, as of the frame played last; see `AvatarSession.notify_played`.
 
     Attributes:
         type: what; `segment.*` come once per segment, `avatar.*` when the state changes.
         segment_id: of the segment, for `segment.*`.
-        played_ms: how much of the segment's speech was handed out, for `segment.*`.
+        played_ms: how much of the segment's speech was played, for `segment.*`.
         dropped_ms: speech that waited and is gone, for `segment.interrupted`.
         code: for `session.warning`: `model-behind`, `speech-late` or `clipped`.
         message: for `session.warning`, what it means and what to do.
@@ -112,44 +112,3 @@ class EventHub:
         self._closed = True
         for end in self._ends:
             end()
-
-
-class Mood:
-    """Whether the avatar speaks, listens or idles, judged frame by frame.
-
-    Args:
-        hub: is told of changes.
-        quiet_frames: so many frames without voice end its speaking.
-    """
-
-    def __init__(self, hub: EventHub, quiet_frames: int = 10) -> None:
-        self.state: Literal["speaking", "listening", "idle"] = "idle"
-        self._hub = hub
-        self._quiet_frames = quiet_frames
-        self._quiet = 0
-
-    def note_frame(self, voiced: bool) -> None:
-        """Take the next frame that is handed out."""
-        self._quiet = 0 if voiced else self._quiet + 1
-        if voiced:
-            self._become("speaking")
-        elif self.state == "speaking" and self._quiet >= self._quiet_frames:
-            self._become("idle")
-
-    def listen(self, listening: bool) -> None:
-        """Somebody else has the word, or has it no more."""
-        if listening:
-            self._become("listening")
-        elif self.state == "listening":
-            self._become("idle")
-
-    def _become(self, state: Literal["speaking", "listening", "idle"]) -> None:
-        if state == self.state:
-            return
-        self.state = state
-        types: dict[str, EventType] = {
-            "speaking": "avatar.speaking",
-            "listening": "avatar.listening",
-            "idle": "avatar.idle",
-        }
-        self._hub.emit(Event(types[state]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from letstalk_rt.audio.segmenter import Sound, silent
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.pacing import Pacer
+from letstalk_rt.pacing import PlayoutClock
 from letstalk_rt.types import FPS, SegmentEnd
 
 BRIDGE_S = 0.16
@@ -43,8 +43,11 @@ class Picture:
 class FrameQueue:
     """What the model made and the reader has not taken yet.
 
-    The reader is taken to show each frame in its turn, on the same clock as `Playout`: the first
-    when it is handed out, then one every 1/25 s. So it is known when the next one must be there.
+    It keeps a playout clock of its own, to know when the next frame must be there. The clock
+    follows the player, through the times at which frames were played (`note_played`), by the same
+    rules as `Playout`. Until the first such report, and where there is none, each frame counts as
+    played in its turn after it was handed out: the first at once, then one every 1/25 s. What a
+    player lets its first frame wait is its reserve: the model stays ahead of it by as much.
 
     After an interrupt the pictures that wait go on without their sound until the model's next step
     can take over: a face that freezes looks worse than lips that stop a moment later. `interrupt`
@@ -73,7 +76,8 @@ class FrameQueue:
         self._frames = 0
         self._unseen = 0  # of those dropped, the ones that the model does not know of
         self._bridge_end_s = math.inf
-        self._pacer = Pacer(FPS)
+        self._clock = PlayoutClock(FPS)
+        self._reserve_s: float | None = None  # None: nothing was reported yet
 
     def __len__(self) -> int:
         """Items that wait."""
@@ -88,7 +92,7 @@ class FrameQueue:
     def due_s(self) -> float:
         """When the next frame that will be put must be there; before the first one, at once."""
         if self.index:
-            return self._pacer.due_s(self.index + self._frames, self._now_s())
+            return self._clock.due_s(self.index + self._frames, self._now_s())
         return math.inf if self._frames else -math.inf
 
     def put(self, item: Picture | SegmentEnd) -> None:
@@ -108,10 +112,18 @@ class FrameQueue:
         """Hand out the oldest."""
         item = self._items.popleft()
         if isinstance(item, Picture):
-            self._pacer.delay_s(self.index, self._now_s())
+            if self._reserve_s is None:
+                self._clock.delay_s(self.index, self._now_s())
             self.index += 1
             self._frames -= 1
         return item
+
+    def note_played(self, index: int) -> None:
+        """Note that a frame that was handed out is played now."""
+        now_s = self._now_s()
+        if self._reserve_s is None:
+            self._reserve_s = max(0.0, now_s - self._clock.due_s(index, now_s))
+        self._clock.delay_s(index, now_s - self._reserve_s)
 
     def interrupt(self, segment_id: int) -> None:
         """Take the sound from all pictures, and keep those that may still be shown.

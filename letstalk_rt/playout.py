@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.pacing import Pacer
+from letstalk_rt.pacing import PlayoutClock
 from letstalk_rt.types import AVFrame, SegmentEnd
 
 Item = AVFrame | SegmentEnd
@@ -27,17 +27,19 @@ class Playout:
 
     Frame `index` is due `index / fps` after the first. A frame that is late is shown when it comes,
     and the next ones close the gap, so sound is never cut and the sink's time never drifts; until
-    then the last picture is shown again at each missed turn, without sound. When the debt is longer
-    than the pacer's `max_lag_s`, the clock moves instead, which counts as a stall.
+    then the last picture is shown again at each missed turn, without sound. When the lag is longer
+    than the clock's `LatePolicy` allows, the clock moves instead, which counts as a stall.
 
     Args:
         show: called with each frame when it is due. Must not block.
         repeat: called with the last frame at each turn for which the next has not come; only its
             picture is to be shown.
+        played: called with each frame once it was shown; for a session that was opened with
+            `playback="reported"`, its `notify_played`.
         end_segment: called at each end of a segment, after its last frame was shown.
         epoch: gives the session's epoch, see `AvatarSession.epoch`. It is asked at the last moment,
             so that an interrupt reaches the frame that waits here: it is shown without its sound.
-        pacer: when frames are due.
+        playout_clock: when frames are due.
         metrics: where stalls, repeats and drops are counted; the session's, usually.
         clock: monotonic seconds.
         sleep: waits so many seconds of that clock.
@@ -48,17 +50,19 @@ class Playout:
         show: Callable[[AVFrame], None],
         *,
         repeat: Callable[[AVFrame], None] | None = None,
+        played: Callable[[AVFrame], None] | None = None,
         end_segment: Callable[[SegmentEnd], None] | None = None,
         epoch: Callable[[], int] | None = None,
-        pacer: Pacer | None = None,
+        playout_clock: PlayoutClock | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self.pacer = pacer or Pacer()
+        self.playout_clock = playout_clock or PlayoutClock()
         self.metrics = metrics or Metrics()
         self._show = show
         self._repeat = repeat
+        self._played = played
         self._end_segment = end_segment
         self._epoch = epoch
         self._clock = clock
@@ -76,9 +80,9 @@ class Playout:
                 self._end_segment(item)
 
     async def _play(self, frame: AVFrame) -> None:
-        stalls = self.pacer.stalls
-        delay_s = self.pacer.delay_s(frame.index, self._clock())
-        self.metrics.stalls += self.pacer.stalls - stalls
+        stalls = self.playout_clock.stalls
+        delay_s = self.playout_clock.delay_s(frame.index, self._clock())
+        self.metrics.stalls += self.playout_clock.stalls - stalls
         await self._sleep(delay_s)
         if self._epoch is not None:
             frame = in_epoch(frame, self._epoch())
@@ -86,6 +90,8 @@ class Playout:
         if frame.stamps is not None:
             self.metrics.stamp_shown(frame.stamps, self._shown_s)
         self._show(frame)
+        if self._played is not None:
+            self._played(frame)
 
     async def _next(self, reader: AsyncIterator[Item]) -> Item | None:
         """Wait for the next item; None is the end."""
@@ -101,7 +107,7 @@ class Playout:
     async def _bridge(self, coming: "asyncio.Future[Item | None]", last: AVFrame) -> None:
         """Until the next item is there, show the last picture again at each turn it misses."""
         while not coming.done():
-            turn_s = self._shown_s + 1 / self.pacer.fps
+            turn_s = self._shown_s + 1 / self.playout_clock.fps
             wait_s = max(0.0, turn_s + _UNSEEN_S - self._clock())
             waiting = asyncio.ensure_future(self._sleep(wait_s))
             both: set[asyncio.Future[Any]] = {coming, waiting}
@@ -117,11 +123,12 @@ class Playout:
 
 
 def in_epoch(frame: AVFrame, epoch: int) -> AVFrame:
-    """Give a frame as it may be shown in an epoch: one of an older epoch without its sound."""
+    """Return a frame as it may be shown in an epoch: one of an older epoch without its sound."""
     if frame.epoch == epoch:
         return frame
     stamps = frame.stamps and replace(frame.stamps, audio_in_s=None)
-    return replace(frame, pcm=np.zeros_like(frame.pcm), epoch=epoch, stamps=stamps)
+    silence = np.zeros_like(frame.pcm)
+    return replace(frame, pcm=silence, epoch=epoch, stamps=stamps, spoken=0, voiced=False)
 
 
 async def _take(reader: AsyncIterator[Item]) -> Item | None:

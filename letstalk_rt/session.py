@@ -11,18 +11,23 @@ from typing import Any, Self
 
 import numpy as np
 
-from letstalk_rt.audio.activity import VoiceActivity, check_voice_activity
-from letstalk_rt.audio.segmenter import Sound
+from letstalk_rt.audio.activity import VoiceActivity, check_voice_activity, hold_frames
 from letstalk_rt.batching import ModelWorker
 from letstalk_rt.contract import AS_MADE, StateOptions, frames_ahead, segmenter_for
 from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
-from letstalk_rt.events import Event, EventHub, Listener, Mood
-from letstalk_rt.frame_queue import FrameQueue
+from letstalk_rt.events import Event, EventHub, Listener
+from letstalk_rt.frame_queue import FrameQueue, Picture
 from letstalk_rt.intake import Intake
 from letstalk_rt.metrics import FrameStamps, Metrics
+from letstalk_rt.playback import (
+    IDLE_AFTER_FRAMES,
+    Playback,
+    PlaybackMode,
+    check_playback_mode,
+    ms,
+)
 from letstalk_rt.stepper import Change, Stepper
 from letstalk_rt.types import (
-    SAMPLE_RATE,
     AVFrame,
     Interrupted,
     MotionOptions,
@@ -61,6 +66,10 @@ class AvatarSession:
         voice_activity: how voice is told from noise: by `energy`, or by `silero`, which needs the
             extra `vad`. Live, the model hears silence where there is no voice, so that noise does
             not move the lips; the sound itself is never changed. `off` takes all sound for voice.
+        playback: when a frame counts as played, for events, `state`, `interrupt` and the time at
+            which the next frame is made. `on_read`: when it is read, for readers that use each
+            frame at once. `reported`: when `notify_played` is called with it, for players that hold
+            frames until they are due, such as `sinks.play.play`.
 
     Attributes:
         metrics: stage times and counters of this session.
@@ -81,17 +90,20 @@ class AvatarSession:
         lookahead_ms: int | None = None,
         motion: MotionOptions = AS_MADE,
         voice_activity: VoiceActivity = "energy",
+        playback: PlaybackMode = "on_read",
     ) -> None:
         if max_hops < 1:
             raise ConfigError(f"max_hops must be at least 1, got {max_hops}")
         check_voice_activity(voice_activity)
+        check_playback_mode(playback)
         self.metrics = Metrics()
         self._portrait, self._idle = portrait, idle
         self._readable = asyncio.Event()
         lookahead = frames_ahead(worker.pipeline, lookahead_ms)
         self._options = StateOptions(seed, steps, lookahead, motion)
         self._hub = EventHub()
-        self._mood = Mood(self._hub)
+        quiet_frames = IDLE_AFTER_FRAMES - hold_frames(voice_activity)
+        self._playback = Playback(self._hub, playback, quiet_frames)
         self._wake = asyncio.Event()  # the stepper has something to look at
         self._intake = Intake(
             segmenter_for(worker.pipeline, lookahead),
@@ -114,8 +126,6 @@ class AvatarSession:
             lookahead_frames=lookahead,
             voice_activity=voice_activity,
         )
-        self._segment: int | None = None  # the one that plays
-        self._played = 0  # samples handed out of it
         self._closed = False
         self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
@@ -157,13 +167,13 @@ class AvatarSession:
 
     @property
     def backlog_ms(self) -> int:
-        """Speech that was given and not handed out yet."""
-        return _ms(self._intake.backlog)
+        """Speech that was given and not played yet."""
+        return ms(self._intake.backlog + self._playback.unplayed)
 
     @property
     def state(self) -> str:
         """What the avatar does: `speaking`, `listening` or `idle`."""
-        return self._mood.state
+        return self._playback.state.name
 
     async def push_audio(self, pcm: np.ndarray, sample_rate: int) -> None:
         """Give speech, in pieces of any length; waits when the model is behind.
@@ -198,32 +208,46 @@ class AvatarSession:
         await self._intake.end_segment()
 
     def interrupt(self) -> Interrupted:
-        """Drop all speech that was not handed out. Returns at once.
+        """Drop all speech that was not played. Returns at once.
 
         The segment that had begun is over, without a `SegmentEnd`; the next speech begins another.
         Live, pictures that were made or in the making go on in silence, in the new epoch, until the
         model has taken over, for at most 200 ms; from there the face comes to rest. The others are
-        dropped. The avatar listens, until it speaks again. May be called at any time, also before
-        speech, and after closing, where it changes nothing.
+        dropped. Who holds frames of an older `epoch` must show them without their sound, as
+        `Playout` does. The avatar listens, until it speaks again. May be called at any time, also
+        before speech, and after closing, where it changes nothing.
         """
-        result = Interrupted(_ms(self._played), self.backlog_ms)
         if self._closed:
-            return result
-        segment, spoke = self._intake.segment_id, self._segment is not None or self.backlog_ms > 0
+            return Interrupted(self._playback.played_ms, self.backlog_ms)
+        segment_id, unread = self._intake.segment_id, self._intake.backlog
         self._intake.interrupt()
         self._frames.interrupt(self._intake.segment_id)
         self._wake.set()
-        if spoke:
-            playing = segment if self._segment is None else self._segment
-            cut = (playing, result.played_ms, result.dropped_ms)
-            self._hub.emit(Event("segment.interrupted", *cut))
-        self._segment, self._played = None, 0
-        self._mood.listen(True)
-        return result
+        return self._playback.interrupt(segment_id, unread)
+
+    def notify_played(self, frame: AVFrame) -> None:
+        """Report that a frame is shown now, and its sound heard.
+
+        For sessions opened with `playback="reported"`: whoever plays calls it with each frame when
+        it really is shown, in order; frames that were left out need no report. Segments, `state`,
+        events and `played_ms` follow these reports, and so does the time at which the next step
+        begins. The report of a frame that an interrupt silenced counts as silence.
+
+        Raises:
+            ConfigError: the session was opened with `playback="on_read"`.
+        """
+        if not self._playback.is_reported:
+            raise ConfigError(
+                "this session counts frames as played when they are read; open it with "
+                "playback='reported' to report them"
+            )
+        self._frames.note_played(frame.index)
+        self._playback.note_played(frame.index)
+        self._wake.set()
 
     def listen(self, listening: bool = True) -> None:
         """Say that somebody else has the word, or has it no more; see `Event`."""
-        self._mood.listen(listening)
+        self._playback.state.listen(listening)
 
     async def change_portrait(self, portrait: Portrait) -> None:
         """Go on with another face, from the next window on, without a gap.
@@ -302,33 +326,29 @@ class AvatarSession:
         self._check_open()
 
     def _hand_out(self) -> AVFrame | SegmentEnd:
-        index, item = self._frames.index, self._frames.pop()
-        if isinstance(item, SegmentEnd):
-            self._finish_segment(item.segment_id)
-            return item
-        sound, now_s = item.sound, self._now_s()
+        index, waiting = self._frames.index, self._frames.pop()
+        item = waiting if isinstance(waiting, SegmentEnd) else self._frame_of(waiting, index)
+        self._playback.hand_out(item)
+        self._wake.set()
+        return item
+
+    def _frame_of(self, picture: Picture, index: int) -> AVFrame:
+        sound, now_s = picture.sound, self._now_s()
         audio_in_s = self._intake.note_shown(sound.spoken)
         stamps = FrameStamps(
-            audio_in_s, item.hop_complete_s, item.model_start_s, item.made_s, now_s
+            audio_in_s, picture.hop_complete_s, picture.model_start_s, picture.made_s, now_s
         )
-        frame = AVFrame(item.rgb, sound.pcm, index, sound.segment_id, self.epoch, stamps)
         self.metrics.stamp_frame(stamps)
-        if sound.spoken:
-            self._play(sound)
-        self._mood.note_frame(item.voiced)
-        self._wake.set()
-        return frame
-
-    def _play(self, sound: Sound) -> None:
-        if self._segment != sound.segment_id:
-            self._segment, self._played = sound.segment_id, 0
-            self._hub.emit(Event("segment.started", sound.segment_id, 0))
-        self._played += sound.spoken
-
-    def _finish_segment(self, segment_id: int) -> None:
-        if self._segment == segment_id:
-            self._hub.emit(Event("segment.finished", segment_id, _ms(self._played)))
-        self._segment, self._played = None, 0
+        return AVFrame(
+            picture.rgb,
+            sound.pcm,
+            index,
+            sound.segment_id,
+            self.epoch,
+            stamps,
+            spoken=sound.spoken,
+            voiced=picture.voiced,
+        )
 
     def _end(self) -> None:
         self._closed = True
@@ -357,7 +377,3 @@ class AvatarSession:
         if self._loop is None:  # to ask for it costs a system call before Python 3.12
             self._loop = asyncio.get_running_loop()
         return self._loop.time()
-
-
-def _ms(samples: float) -> int:
-    return round(samples * 1000 / SAMPLE_RATE)

@@ -94,6 +94,9 @@ class AVFrame:
         segment_id: the segment its sound belongs to; counts from 0.
         epoch: how many interrupts came before it.
         stamps: when it passed each stage; None where nobody measured.
+        spoken: how many of the samples are speech that was pushed; the others are filling.
+        voiced: there is voice in it, as voice activity detection says; where there is none, all
+            pushed speech counts as voice.
     """
 
     rgb: np.ndarray
@@ -102,6 +105,8 @@ class AVFrame:
     segment_id: int
     epoch: int
     stamps: FrameStamps | None = None
+    spoken: int = 0
+    voiced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ class Interrupted:
     """What an interrupt cut off.
 
     Attributes:
-        played_ms: how much of the segment had been handed out.
+        played_ms: how much of the segment had been played.
         dropped_ms: speech that was waiting and is gone.
     """
 

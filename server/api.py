@@ -296,10 +296,10 @@ def session_answer(
         "warnings": list(session.cast.portrait.warnings),
         "connections": [
             {"id": link.id, "kind": link.role, "age_s": round(now - since_s, 1)}
-            for link, since_s in session.links
+            for link, since_s in session.connections.with_times()
         ],
-        "age_s": round(now - session.started_s, 1),
-        "ends_in_s": round(session.ends_in_s, 1),
+        "age_s": round(now - session.lifetime.started_s, 1),
+        "ends_in_s": round(session.lifetime.ends_in_s, 1),
     }
     answer = json_answer(body, status)
     for link in turn.as_links(servers):

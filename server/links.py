@@ -149,7 +149,7 @@ class PeerLink:
 
     async def _obey(self) -> None:
         while True:
-            self._session.receive(self, await self._messages.get())
+            self._session.connections.receive(self, await self._messages.get())
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = self._session.spawn(work, name)

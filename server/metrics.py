@@ -104,7 +104,7 @@ class _Live(Collector):
 
 def _connections(running: list[Session]) -> Metric:
     family = GaugeMetricFamily("letstalk_connections_open", "Open connections", labels=["role"])
-    roles = [link.role for session in running for link, _ in session.links]
+    roles = [link.role for session in running for link in session.connections]
     for role in Role:
         family.add_metric([role], roles.count(role))
     return family
@@ -119,7 +119,7 @@ def _sums(running: list[Session]) -> Iterator[Metric]:
         "live_backlog_ms": ("Speech that waits in running sessions", [s.backlog_ms for s in stats]),
         "video_bits_per_second": (
             "Target bit rate of all connections",
-            [getattr(link, "sends_bits_s", 0) for one in running for link, _ in one.links],
+            [getattr(link, "sends_bits_s", 0) for one in running for link in one.connections],
         ),
     }
     for name, (words, parts) in values.items():

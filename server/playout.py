@@ -5,8 +5,8 @@ and the audio track that ask for it get the same frame and cannot drift apart. T
 still for a frame that is a little late; a slot for which none came repeats the last picture in
 silence. Live frames wait here no longer than the unsteadiness of the last seconds asks for: the
 clock runs a little fast until then, which a receiver's jitter buffer takes up unheard.
-It knows nothing of WebRTC. The SDK's `letstalk_rt.playout` pushes frames to a sink at its own pace;
-here two senders pull.
+It knows nothing of WebRTC. The SDK's `letstalk_rt.playout` pushes frames to a sink; here two
+senders pull. Both keep a `PlayoutClock`, with the policies of their kind.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from letstalk_rt.pacing import CatchUpPolicy, HoldPolicy, PlayoutClock
 from letstalk_rt.playout import in_epoch
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, AVFrame
 
@@ -29,22 +30,10 @@ RESERVE, RESERVE_S = 3, 0.2
 """Frames that must wait before the first is shown, or how long it waits for them: the first steps
 of a session are slower than the later ones, and a receiver long remembers what came late."""
 
-MAX_HOLD_S = SLOT_S
-"""How long the clock stands still for a frame that is late."""
-
-MARGIN_S = 0.005
-"""How long the latest of live frames should wait here."""
-
-FASTER = 0.025
-"""By how much the clock runs fast while live frames wait longer."""
-
-STEADY_SLOTS, RECENT_SLOTS = 10 * FPS, 2 * FPS
-"""How far back is looked for the latest frame: to run fast, and to leave out silent frames."""
-
-QUIET_RMS = 0.01
-"""Sound below this level is silence (-40 dB of full scale)."""
-
-IDLE_AFTER_SLOTS = 10
+HOLDS = HoldPolicy(max_s=SLOT_S)
+CATCH_UP = CatchUpPolicy(
+    faster=0.025, margin_s=0.005, steady_frames=10 * FPS, recent_frames=2 * FPS
+)
 STALL_SLOTS = 25
 _HISTORY = 16
 _SOON_S = 1e-6
@@ -70,41 +59,12 @@ class Slot:
     frame: AVFrame | None = None
 
 
-class Arrivals:
-    """When frames came, against when they are shown. Arithmetic only.
-
-    Args:
-        slots: how many frames are remembered.
-    """
-
-    def __init__(self, slots: int) -> None:
-        self._at_s: deque[float] = deque(maxlen=slots)
-
-    def note(self, index: int, at_s: float) -> None:
-        """Take the arrival of frame `index` of an unbroken series."""
-        self._at_s.append(at_s - index * SLOT_S)
-
-    def wait_s(self, index: int, due_s: float) -> float:
-        """Give how long the latest of the frames would wait if `index` is shown at `due_s`.
-
-        0 while too few are known.
-        """
-        if len(self._at_s) < min(FPS, self._at_s.maxlen or 0):
-            return 0.0
-        return due_s - index * SLOT_S - max(self._at_s)
-
-    def forget(self) -> None:
-        """Begin anew: the series is broken."""
-        self._at_s.clear()
-
-
 class PulledPlayout:
     """Frames in as they are made, slots out as they are due.
 
     Args:
         still: `(H, W, 3)` uint8, shown until the first frame comes.
         is_live: whether frames are made of speech as it is spoken; others wait on purpose.
-        on_speaking: called with True when the shown sound begins and with False when it ends.
         on_stall: called once when no frame came for a second.
         on_slot: called with each slot, once, when it is filled.
         clock: monotonic time, s.
@@ -112,8 +72,7 @@ class PulledPlayout:
 
     Attributes:
         repeats: slots for which no frame came.
-        skips: silent frames left out to catch up.
-        held_s: how long the clock stood still in all.
+        skips: frames without voice left out to catch up.
     """
 
     def __init__(
@@ -121,7 +80,6 @@ class PulledPlayout:
         still: np.ndarray,
         *,
         is_live: Callable[[], bool] = lambda: False,
-        on_speaking: Callable[[bool], None] = lambda speaking: None,
         on_stall: Callable[[], None] = lambda: None,
         on_slot: Callable[[Slot], None] = lambda slot: None,
         clock: Callable[[], float] = time.monotonic,
@@ -129,21 +87,17 @@ class PulledPlayout:
     ) -> None:
         self.repeats = 0
         self.skips = 0
-        self.held_s = 0.0
         self._rgb = still
         self._is_live = is_live
-        self._on_speaking, self._on_stall, self._on_slot = on_speaking, on_stall, on_slot
+        self._on_stall, self._on_slot = on_stall, on_slot
         self._clock, self._sleep = clock, sleep
         self._frames: asyncio.Queue[tuple[AVFrame, float]] = asyncio.Queue(MAX_WAITING)
         self._came = asyncio.Event()
         self._slots: deque[Slot] = deque(maxlen=_HISTORY)
-        self._steady, self._recent = Arrivals(STEADY_SLOTS), Arrivals(RECENT_SLOTS)
-        self._start_s: float | None = None
-        self._held_since_s: float | None = None
+        self._playout_clock = PlayoutClock(FPS, holds=HOLDS, catch_up=CATCH_UP)
         self._epoch = 0
         self._next = 0
         self._missed = STALL_SLOTS  # what has not begun does not stall
-        self._quiet = IDLE_AFTER_SLOTS
         self._begun, self._first_s = False, math.inf
 
     async def put(self, frame: AVFrame) -> None:
@@ -158,17 +112,18 @@ class PulledPlayout:
         Their pictures are shown: they lead over to the new ones without a stop.
         """
         self._epoch = epoch
-        self._steady.forget()
-        self._recent.forget()
+        self._playout_clock.forget_arrivals()
         self._missed = max(1, self._missed)  # the clock does not wait now: silence comes at once
         self._go_on()
 
     def now(self) -> float:
-        """Give the seconds since the clock started; the first call starts it."""
-        now_s = self._clock() if self._held_since_s is None else self._held_since_s
-        if self._start_s is None:
-            self._start_s = now_s
-        return now_s - self._start_s
+        """Return the seconds since the clock started; the first call starts it."""
+        return self._playout_clock.elapsed_s(self._clock())
+
+    @property
+    def held_s(self) -> float:
+        """How long the clock stood still in all."""
+        return self._playout_clock.held_s
 
     async def wait_until(self, due_s: float) -> None:
         """Wait until `due_s` seconds after the start, and a little for a frame that is late.
@@ -182,11 +137,10 @@ class PulledPlayout:
 
     async def _hold(self) -> None:
         """Let the clock stand still until a frame comes, or it is too late for it."""
-        if self._held_since_s is None:
-            self._held_since_s = self._clock()
-            self._came.clear()
+        self._playout_clock.hold(self._clock())
+        self._came.clear()
         try:
-            async with asyncio.timeout(MAX_HOLD_S):
+            async with asyncio.timeout(HOLDS.max_s):
                 await self._came.wait()
         except TimeoutError:
             pass
@@ -195,13 +149,8 @@ class PulledPlayout:
 
     def _go_on(self) -> None:
         """Let the clock go on from where it stood."""
-        if self._held_since_s is None or self._start_s is None:
-            return
-        held_s = self._clock() - self._held_since_s
-        self._held_since_s = None
-        self._start_s += held_s
-        self.held_s += held_s
-        self._came.set()
+        if self._playout_clock.resume(self._clock()):
+            self._came.set()
 
     def slot(self, number: int) -> Slot:
         """Give slot `number`, or the oldest one still known if that is long past."""
@@ -229,7 +178,6 @@ class PulledPlayout:
         self._slots.append(slot)
         self._next += 1
         self._on_slot(slot)
-        self._notice_speech(pcm)
 
     def _take(self) -> AVFrame | None:
         if self._frames.empty() or not self._may_begin():
@@ -248,35 +196,16 @@ class PulledPlayout:
         return self._begun
 
     def _catch_up(self, frame: AVFrame, came_s: float) -> AVFrame:
-        """Give the frame, or the one after it: live frames must not wait for nothing."""
-        due_s = self._due_s()
-        self._steady.note(frame.index, came_s)
-        self._recent.note(frame.index, came_s)
+        """Return the frame, or the one after it: live frames must not wait for nothing."""
+        clock = self._playout_clock
+        clock.elapsed_s(self._clock())  # a clock that was never read starts now
+        clock.note_arrival(frame.index, came_s)
         if not self._is_live():
             return frame
-        spare_s = self._recent.wait_s(frame.index, due_s) - MARGIN_S
-        if spare_s > SLOT_S and not self._frames.empty() and is_quiet(frame.pcm):
+        is_spare = not (frame.voiced or self._frames.empty())
+        if is_spare and clock.may_skip(frame.index, self._next):
             self.skips += 1
             frame, came_s = self._frames.get_nowait()
-            self._steady.note(frame.index, came_s)
-            self._recent.note(frame.index, came_s)
-        spare_s = self._steady.wait_s(frame.index, due_s) - MARGIN_S
-        self._start_s = due_s - self._next * SLOT_S - min(max(spare_s, 0.0), FASTER * SLOT_S)
+            clock.note_arrival(frame.index, came_s)
+        clock.run_fast(frame.index, self._next)
         return frame
-
-    def _due_s(self) -> float:
-        """Give when the next slot is due, in the clock's time; starts the clock."""
-        self.now()
-        assert self._start_s is not None
-        return self._start_s + self._next * SLOT_S
-
-    def _notice_speech(self, pcm: np.ndarray) -> None:
-        was_speaking = self._quiet < IDLE_AFTER_SLOTS
-        self._quiet = self._quiet + 1 if is_quiet(pcm) else 0
-        if was_speaking != (self._quiet < IDLE_AFTER_SLOTS):
-            self._on_speaking(not was_speaking)
-
-
-def is_quiet(pcm: np.ndarray) -> bool:
-    """Tell whether `(n,)` float32 sound is below the level of speech."""
-    return float(np.dot(pcm, pcm)) < QUIET_RMS**2 * pcm.size

@@ -55,7 +55,7 @@ class Reception:
 
     def _check_rights(self, message: protocol.ClientMessage) -> None:
         if not isinstance(message, protocol.Ping):
-            self._session.touch()
+            self._session.lifetime.touch()
         if not isinstance(message, VIEWER_MAY):
             self._check_may_speak()
 
@@ -67,13 +67,13 @@ class Reception:
         session, link, re = self._session, self._link, message.event_id
         match message:
             case protocol.Ping():
-                session.send(link, events.Pong(), re)
+                session.announcer.send(link, events.Pong(), re)
             case protocol.Configure():
                 self._configure(message)
             case protocol.Close():
                 session.end(End.CLOSED)
             case protocol.Interrupt():
-                session.send(link, session.interrupt(), re)
+                session.announcer.send(link, session.interrupt(), re)
             case protocol.Select(avatar, portrait):
                 session.select(avatar, portrait)
             case protocol.Append(audio):
@@ -82,7 +82,7 @@ class Reception:
                 session.speech.end_segment(link.id)
             case protocol.Overlay(overlay):
                 session.overlay = overlay
-                session.tell(events.OverlayUpdated(overlay))
+                session.announcer.tell(events.OverlayUpdated(overlay))
 
     def _configure(self, message: protocol.Configure) -> None:
         link = self._link
@@ -92,17 +92,17 @@ class Reception:
         if wishes.audio != link.wishes.audio:
             self._decode = decoder(wishes.audio)
         link.wishes = wishes
-        self._session.send(link, events.Configured(**wishes.as_json()), message.event_id)
+        self._session.announcer.send(link, events.Configured(**wishes.as_json()), message.event_id)
 
     def _hear(self, data: bytes) -> None:
         self._check_may_speak()
         most = self._session.settings.max_message_bytes
         if len(data) > most:
             raise MessageTooLargeError(f"A piece of sound may have {most} bytes.")
-        self._session.touch()
+        self._session.lifetime.touch()
         pcm = self._decode(data)
         if len(pcm):
             self._session.speech.push(self._link.id, pcm, self._link.wishes.audio.sample_rate)
 
     def _refuse(self, error: ServerError, re: str | None) -> None:
-        self._session.send(self._link, events.Fail.of(error), re)
+        self._session.announcer.send(self._link, events.Fail.of(error), re)

@@ -200,7 +200,9 @@ class SocketLink:
                 self._left_code = message.get("code") or Code.NORMAL
                 return
             data = message.get("text")
-            self._session.receive(self, message.get("bytes") or b"" if data is None else data)
+            self._session.connections.receive(
+                self, message.get("bytes") or b"" if data is None else data
+            )
             if data is None:
                 await self._session.speech.has_room()
 

@@ -204,7 +204,7 @@ def _found(request: Request) -> tuple[Parts, Session, PeerLink, Caller]:
     parts = Parts(request)
     caller = parts.caller()
     session = parts.sessions.find(request.path_params["name"], caller)
-    link = session.find(request.path_params["connection"])
+    link = session.connections.find(request.path_params["connection"])
     if not isinstance(link, PeerLink):
         raise NotFoundError("That connection is a WebSocket: close it as such.")
     return parts, session, link, caller

@@ -57,6 +57,27 @@ def test_the_first_frame_is_due_at_once_and_the_others_by_the_readers_clock():
     assert stage.queue.due_s == pytest.approx(10.08)
 
 
+def test_once_frames_are_reported_the_next_is_due_by_the_players_clock():
+    stage = started(waiting=3)
+    stage.queue.pop()
+    stage.now_s = 10.1
+    stage.queue.note_played(0)
+    assert stage.queue.due_s == pytest.approx(10.16), "what the player holds back is its reserve"
+    stage.queue.pop()
+    for index in (1, 2):
+        stage.now_s += 0.5
+        stage.queue.note_played(index)
+    assert stage.queue.due_s == pytest.approx(10.16 + 1.0 - 2 * 0.04), "its clock was moved"
+
+
+def test_a_player_that_runs_fast_does_not_hurry_the_model():
+    stage = started(waiting=3)
+    for index in range(3):
+        stage.now_s = 10.0 + 0.01 * index
+        stage.queue.note_played(index)
+    assert stage.queue.due_s == pytest.approx(10.16)
+
+
 def test_an_interrupt_takes_all_sound_and_keeps_pictures_for_a_moment():
     stage = started(waiting=8)
     stage.queue.put(SegmentEnd(3, 0))

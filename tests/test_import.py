@@ -42,6 +42,7 @@ RANKS = {
     "intake": 3,
     "contract": 2,
     "events": 0,
+    "playback": 0,
     "batching": 3,
     "frame_queue": 3,
     "stepper": 3,

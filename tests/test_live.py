@@ -30,9 +30,10 @@ WINDOW_S = 0.16
 PIECE = 320
 
 
-def live(pipeline=None, step_s=STEP_S, worker=None):
+def live(pipeline=None, step_s=STEP_S, worker=None, playback="reported"):
+    """A session for a `Screen`, which reports what it plays."""
     worker = worker or TimedWorker(pipeline or FakePipeline(), step_s)
-    return AvatarSession(worker, portrait(), idle=True)
+    return AvatarSession(worker, portrait(), idle=True, playback=playback)
 
 
 PARTS_S = (0.04, 0.056, 0.083)
@@ -55,6 +56,7 @@ class Screen:
         self.metrics = session.metrics
         self._playout = Playout(
             self._show,
+            played=session.notify_played,
             end_segment=lambda end: self.ends.append((end, len(self.frames))),
             epoch=lambda: session.epoch,
             metrics=session.metrics,
@@ -124,7 +126,7 @@ def test_the_avatar_idles_steadily():
 
 def test_idle_is_never_faster_than_real_time():
     async def body():
-        async with live(step_s=0.001) as session:
+        async with live(step_s=0.001, playback="on_read") as session:
             loop, frames = asyncio.get_running_loop(), 0
             started_s = loop.time()
             while loop.time() < started_s + 20:  # a reader in a hurry
@@ -139,7 +141,7 @@ def test_idle_is_never_faster_than_real_time():
 def test_nothing_is_made_for_a_reader_that_does_not_come(step_s):
     async def body():
         pipeline = FakePipeline()
-        async with live(pipeline, step_s) as session:
+        async with live(pipeline, step_s, playback="on_read") as session:
             await asyncio.sleep(20)
             assert pipeline.steps <= 2
             frame = await anext(session)
@@ -245,11 +247,6 @@ def test_made_pictures_bridge_an_interrupt_in_silence(after_ms):
             await asyncio.sleep(1)
             await screen.close()
             await asyncio.sleep(1)
-            made = 4 * pipeline.steps - pipeline.states[0].unseen
-            with pytest.raises(TimeoutError):
-                while True:  # what waits
-                    async with asyncio.timeout(0):
-                        await anext(session)
         after = list(zip(screen.frames, screen.times_s, strict=True))[shown:]
         stale_s = [at_s for f, at_s in after if f.stamps.model_start_s < cut_s]
         assert max(stale_s, default=cut_s) - cut_s <= 0.16
@@ -257,7 +254,8 @@ def test_made_pictures_bridge_an_interrupt_in_silence(after_ms):
         assert not any(frame.pcm.any() for frame, at_s in after if at_s < cut_s + 0.2)
         assert [frame.index for frame in screen.frames] == list(range(len(screen.frames)))
         assert {frame.epoch for frame, _ in after} == {1}
-        assert session.metrics.frames == made
+        waiting = 4 * pipeline.steps - pipeline.states[0].unseen - session.metrics.frames
+        assert 0 <= waiting <= 2 * 4, "a frame was shown, dropped and told of, or waits"
 
     run(body())
 
@@ -458,7 +456,7 @@ def test_idle_frames_of_two_sessions_are_made_in_turn():
 
 def test_a_full_hop_never_waits_for_the_clock():
     async def body():
-        async with live() as session:
+        async with live(playback="on_read") as session:
             loop = asyncio.get_running_loop()
             for _ in range(8):
                 await anext(session)

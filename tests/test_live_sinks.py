@@ -284,10 +284,16 @@ class FakeSession:
     def __init__(self, count: int) -> None:
         self.metrics, self.epoch, self._left = Metrics(), 0, count
         self.listeners: list[Listener] = []
+        self.played: list[AVFrame] = []
+        self.played_s: list[float] = []
 
     def on_event(self, listener: Listener) -> Callable[[], None]:
         self.listeners.append(listener)
         return lambda: self.listeners.remove(listener)
+
+    def notify_played(self, frame: AVFrame) -> None:
+        self.played.append(frame)
+        self.played_s.append(asyncio.get_running_loop().time())
 
     def interrupt(self) -> None:
         self.epoch += 1
@@ -339,7 +345,10 @@ class Noted:
 class TestPlay:
     async def test_pictures_wait_for_a_slow_loudspeaker(self) -> None:
         speaker, camera, file = Noted(0.08), Noted(0.0), Noted(None)
-        await play(FakeSession(5), [speaker, camera, file], (64, 48))
+        session = FakeSession(5)
+        await play(session, [speaker, camera, file], (64, 48))
+        assert [frame.index for frame in session.played] == [1, 2, 3, 4, 5]
+        assert np.subtract(session.played_s, speaker.times_s).min() > 0.07, "when it can be heard"
         assert len(speaker.times_s) == len(camera.times_s) == len(file.times_s) == 5
         gaps = np.subtract(camera.times_s, speaker.times_s)
         assert gaps.min() > 0.07

@@ -6,13 +6,14 @@ from fakes import FakeClock
 from virtual_time import run
 
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.pacing import Pacer
+from letstalk_rt.pacing import LatePolicy, PlayoutClock
 from letstalk_rt.playout import Playout
 from letstalk_rt.types import AVFrame, SegmentEnd
 
 
 def frame(index, epoch=0):
-    return AVFrame(np.zeros((1, 1, 3), np.uint8), np.ones(4, np.float32), index, 0, epoch)
+    rgb, pcm = np.zeros((1, 1, 3), np.uint8), np.ones(4, np.float32)
+    return AVFrame(rgb, pcm, index, 0, epoch, spoken=4, voiced=True)
 
 
 async def at(times_s):
@@ -90,11 +91,11 @@ def test_a_frame_that_is_hardly_late_is_shown_and_nothing_is_repeated():
 
 
 def test_a_long_stall_moves_the_clock_and_is_counted():
-    stage = play([0, 1.03, 1.03, 1.03], pacer=Pacer(max_lag_s=0.2))
+    stage = play([0, 1.03, 1.03, 1.03], playout_clock=PlayoutClock(late=LatePolicy(max_lag_s=0.2)))
     assert stage.shown == [0, 1.03, 1.07, 1.11]
     assert stage.repeated == pytest.approx([0.04 * turn + 0.005 for turn in range(1, 26)])
     assert (stage.metrics.repeats, stage.metrics.stalls) == (25, 1)
-    assert stage.playout.pacer.moved_s == pytest.approx(0.99)
+    assert stage.playout.playout_clock.moved_s == pytest.approx(0.99)
 
 
 def test_while_a_debt_is_open_pictures_are_not_repeated_in_a_burst():
@@ -120,6 +121,15 @@ def test_the_end_of_a_segment_is_told_after_its_last_frame_was_shown():
         stage = Stage(end_segment=lambda end: stage.log.append(end))
         await stage.playout.run(items())
         assert stage.log == [0, 1, SegmentEnd(0, 0), 2]
+
+    run(body())
+
+
+def test_each_frame_is_reported_once_it_was_shown_and_repeats_are_not():
+    async def body():
+        stage = Stage(played=lambda frame: stage.log.append(f"played {frame.index}"))
+        await stage.playout.run(at([0, 0.1]))
+        assert stage.log == [0, "played 0", "again 0", "again 0", 1, "played 1"]
 
     run(body())
 
@@ -157,6 +167,7 @@ def test_an_interrupt_reaches_the_frame_that_waits_for_its_turn():
         assert stage.shown == [0, 0.04, 0.08]
         assert [shown.pcm.any() for shown in stage.frames] == [True, False, True]
         assert [shown.epoch for shown in stage.frames] == [0, 1, 1]
+        assert [shown.spoken for shown in stage.frames] == [4, 0, 4]
 
     run(body())
 

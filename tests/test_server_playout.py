@@ -9,8 +9,8 @@ from fakes import FakeClock
 
 from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
 from letstalk_server.playout import (
-    MARGIN_S,
-    MAX_HOLD_S,
+    CATCH_UP,
+    HOLDS,
     MAX_WAITING,
     RESERVE,
     SLOT_S,
@@ -23,7 +23,8 @@ STILL = np.full((6, 8, 3), 9, np.uint8)
 
 def frame(index, level=0.0, epoch=0):
     rgb = np.full((6, 8, 3), 10 + index % 200, np.uint8)
-    return AVFrame(rgb, np.full(SAMPLES_PER_FRAME, level, np.float32), index, 0, epoch)
+    pcm = np.full(SAMPLES_PER_FRAME, level, np.float32)
+    return AVFrame(rgb, pcm, index, 0, epoch, spoken=pcm.size, voiced=level > 0)
 
 
 def playout_at(clock, **options):
@@ -142,7 +143,7 @@ class Show:
 def test_live_frames_soon_wait_no_longer_than_they_must(level):
     async def scene():
         show = await Show(level).run([0.2] + [0.0] * 200)
-        assert min(show.wait_s[-100:]) < MARGIN_S + 0.001
+        assert min(show.wait_s[-100:]) < CATCH_UP.margin_s + 0.001
         assert (show.playout.skips > 0) == (level == 0.0), "speech is never cut"
         assert show.playout.repeats <= 5
 
@@ -164,7 +165,7 @@ def test_what_is_unsteady_waits_as_long_as_that_and_is_not_repeated():
         show = await Show(0.5).run(late_s)
         settled = show.wait_s[-400:]
         assert show.playout.repeats <= 1
-        assert max(settled) < 3 * SLOT_S + 0.03 + MARGIN_S + 0.002
+        assert max(settled) < 3 * SLOT_S + 0.03 + CATCH_UP.margin_s + 0.002
         assert min(settled) > 0
 
     virtual_time.run(scene())
@@ -179,7 +180,7 @@ def test_a_frame_that_is_a_little_late_stops_the_clock_and_a_missing_one_does_no
         moved_s = asyncio.get_running_loop().time() - playout.now()
         assert moved_s == pytest.approx(playout.held_s)
         await show.run([1.0])
-        assert playout.held_s < 0.021 + MAX_HOLD_S + 0.001 and playout.repeats > 20
+        assert playout.held_s < 0.021 + HOLDS.max_s + 0.001 and playout.repeats > 20
 
     virtual_time.run(scene())
 
@@ -196,21 +197,25 @@ def test_who_stops_waiting_does_not_stop_the_clock_for_good():
         waiting.cancel()
         await asyncio.wait([waiting])
         await playout.wait_until(2 * RESERVE * SLOT_S)
-        assert playout.held_s == pytest.approx(0.01 + MAX_HOLD_S)
+        assert playout.held_s == pytest.approx(0.01 + HOLDS.max_s)
 
     virtual_time.run(scene())
 
 
-async def test_speech_and_stalls_are_reported_once():
-    said, stalls = [], []
-    playout = playout_at(FakeClock(), on_speaking=said.append, on_stall=lambda: stalls.append(True))
+async def test_a_stall_is_told_once_and_slots_when_they_are_filled():
+    slots, stalls = [], []
+    playout = playout_at(
+        FakeClock(), on_slot=slots.append, on_stall=lambda: stalls.append(len(slots))
+    )
     number = 2 * STALL_SLOTS
     playout.slot(number - 1)
     assert not stalls, "a model that starts is not behind"
-    for level in [0.0] * 3 + [0.3] * 5 + [0.0] * 15:
-        await playout.put(frame(number, level))
+    for index in range(20):
+        await playout.put(frame(index))
+        playout.slot(number)
         playout.slot(number)
         number += 1
-    assert said == [True, False]
     playout.slot(number + 2 * STALL_SLOTS)
-    assert stalls == [True]
+    assert [slot.number for slot in slots] == list(range(number + 2 * STALL_SLOTS + 1))
+    waiting = RESERVE - 1  # frames
+    assert stalls == [number + waiting + STALL_SLOTS - 1]

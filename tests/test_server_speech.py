@@ -1,16 +1,14 @@
-"""Who is heard, what waits, and which utterance is on the screen."""
+"""Who is heard, and what waits."""
 
 import asyncio
 
 import numpy as np
 import pytest
 
-from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
-from letstalk_server import events
+from letstalk_rt.types import SAMPLES_PER_FRAME
 from letstalk_server.errors import BadAudioError, FloorTakenError, SpeechOverflowError
 from letstalk_server.limits import Rate
 from letstalk_server.protocol import AudioFormat
-from letstalk_server.segments import Segments
 from letstalk_server.sound import OpusEncoder, decoder
 from letstalk_server.speech import FLOOR_S, Speech
 
@@ -149,55 +147,6 @@ async def test_an_interrupt_forgets_what_waits(feeding):
     await settle()
     assert listener.heard == [(RATE, RATE)]
     speech.push("b", sound(0.1), RATE)
-
-
-def frame(index, segment_id=0, level=0.3):
-    pcm = np.full(SAMPLES_PER_FRAME, level, np.float32)
-    return AVFrame(np.zeros((2, 2, 3), np.uint8), pcm, index, segment_id, 0)
-
-
-@pytest.fixture
-def told():
-    return []
-
-
-@pytest.fixture
-def segments(told):
-    return Segments(lambda message, segment_id: told.append((message, segment_id)))
-
-
-def test_a_segment_begins_with_its_first_sound_and_ends_with_its_last_frame(segments, told):
-    segments.shown(frame(0, level=0))
-    segments.shown(frame(1))
-    segments.ended(0, 2)
-    assert told == [(events.Started(), 0)]
-    segments.shown(frame(2))
-    segments.shown(frame(3, 1, level=0))
-    segments.shown(frame(4, 1))
-    assert told[1:] == [(events.Finished(80), 0), (events.Started(), 1)]
-
-
-def test_a_segment_whose_last_frame_was_left_out_ends_all_the_same(segments, told):
-    segments.shown(frame(0))
-    segments.ended(0, 1)
-    segments.shown(frame(2, 1, level=0))
-    assert told[-1] == (events.Finished(40), 0)
-
-
-def test_a_segment_without_sound_ends(segments, told):
-    segments.ended(0, -1)
-    segments.shown(frame(0, level=0))
-    assert told == [(events.Finished(0), 0)]
-
-
-def test_a_cut_segment_is_told_once_and_never_ends(segments, told):
-    segments.shown(frame(0))
-    segments.ended(0, 5)
-    assert segments.cut(500) == 40
-    assert told[-1] == (events.SegmentInterrupted(40, 500), 0)
-    segments.shown(frame(6, 1, level=0))
-    assert segments.cut(0) == 0
-    assert len(told) == 2
 
 
 def test_a_rate_allows_a_burst_and_then_so_many_a_second():

@@ -30,8 +30,9 @@ def session_of(pipeline=None, worker=None, idle=False, **options):
 
 
 def live(pipeline=None, step_s=STEP_S, **options):
+    """A session for a `Screen`, which reports what it plays."""
     worker = TimedWorker(pipeline or FakePipeline(), step_s)
-    return session_of(worker=worker, idle=True, **options)
+    return session_of(worker=worker, idle=True, **{"playback": "reported", **options})
 
 
 def speech(seconds, seed=0):
@@ -46,6 +47,7 @@ class Screen:
         self.clock = asyncio.get_running_loop().time
         self._playout = Playout(
             self._show,
+            played=session.notify_played,
             epoch=lambda: session.epoch,
             metrics=session.metrics,
             clock=self.clock,
@@ -166,6 +168,39 @@ def test_an_interrupt_is_told_and_the_avatar_listens():
     run(body())
 
 
+def test_a_player_that_reports_decides_what_was_played():
+    async def body():
+        events = []
+        async with session_of(playback="reported") as session:
+            session.on_event(events.append)
+            frames = await hear(session, speech(0.5))
+            assert events == [] and session.backlog_ms == 500
+            loud = [frame for frame in frames if frame.spoken]
+            assert sum(frame.spoken for frame in loud) == RATE // 2
+            session.notify_played(loud[2])
+            assert session.backlog_ms == 380
+            assert session.interrupt() == Interrupted(played_ms=120, dropped_ms=380)
+            session.notify_played(frames[-1])
+        assert heard_types(events) == [
+            "segment.started",
+            "avatar.speaking",
+            "segment.interrupted",
+            "avatar.listening",
+        ]
+
+    run(body())
+
+
+def test_a_session_that_counts_what_is_read_takes_no_reports():
+    async def body():
+        async with session_of() as session:
+            (first, *_) = await hear(session, speech(0.3))
+            with pytest.raises(ConfigError, match="playback='reported'"):
+                session.notify_played(first)
+
+    run(body())
+
+
 def test_events_can_be_iterated_until_the_session_closes():
     async def body():
         async def read(session):
@@ -281,6 +316,7 @@ def test_less_look_ahead_shows_speech_sooner(lookahead_ms):
         {"lookahead_ms": -40},
         {"steps": 0},
         {"voice_activity": "loud"},
+        {"playback": "later"},
     ],
 )
 def test_options_out_of_range_are_refused(options):
@@ -416,6 +452,7 @@ def test_a_microphone_whose_clock_is_off_neither_creeps_nor_gaps(seconds, ppm):
                     if frame.stamps.audio_in_s is not None
                     else quiet.append(loop.time())
                 ),
+                played=session.notify_played,
                 metrics=session.metrics,
                 clock=loop.time,
             )
@@ -445,7 +482,7 @@ def test_after_a_stall_pauses_are_shortened_until_speech_is_live_again():
     async def body():
         talk = np.concatenate([speech(1.0), np.zeros(RATE, np.float32)])
         worker = TimedWorker(FakePipeline(), STEP_S)
-        async with session_of(worker=worker, idle=True) as session:
+        async with session_of(worker=worker, idle=True, playback="reported") as session:
             screen = Screen(session)
             delays_ms = []
             speaking = asyncio.create_task(microphone(session, np.tile(talk, 20)))
@@ -572,7 +609,8 @@ def test_the_sessions_own_task_may_be_cancelled():
     async def body():
         async with live() as session:
             await anext(session)
-            session._task.cancel()
+            (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "avatar-session"]
+            task.cancel()
             await asyncio.sleep(1)
             with pytest.raises(SessionClosed):
                 await session.push_audio(speech(0.1), RATE)
@@ -591,7 +629,6 @@ def test_a_huge_chunk_is_taken_and_held_back_to_real_time():
             talk = asyncio.create_task(session.push_audio(speech(600), RATE))
             await asyncio.sleep(10)
             assert not talk.done()
-            assert session._intake.waiting <= 4 + 1
             assert session.backlog_ms == pytest.approx(590_000, abs=1000)
             session.interrupt()
             await talk

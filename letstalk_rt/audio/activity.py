@@ -136,6 +136,11 @@ class SileroGate:
             return [self._model(piece, SAMPLE_RATE).item() >= _SILERO_VOICE for piece in pieces]
 
 
+def hold_frames(name: VoiceActivity) -> int:
+    """Return how many frames voice lasts longer than it is heard."""
+    return 0 if name == "off" else _HOLD_FRAMES
+
+
 def check_voice_activity(name: str) -> None:
     """Refuse an unknown name.
 

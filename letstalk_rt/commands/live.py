@@ -176,7 +176,9 @@ async def _live(
     height, width = avatar.portrait.canvas.shape[:2]
     async with AsyncExitStack() as stack:
         source = await _source(options, stack)
-        session = await stack.enter_async_context(avatar.session(seed=options.seed))
+        session = await stack.enter_async_context(
+            avatar.session(seed=options.seed, playback="reported")
+        )
         said = asyncio.Event()
         playing = asyncio.create_task(
             play(

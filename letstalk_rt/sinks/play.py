@@ -26,6 +26,10 @@ class LiveSession(AsyncIterable[AVFrame | SegmentEnd], Protocol):
         """Call `listener` with each event from now on; returns what ends that."""
         ...
 
+    def notify_played(self, frame: AVFrame) -> None:
+        """Report that a frame is shown now, and its sound heard."""
+        ...
+
 
 async def play(
     session: LiveSession,
@@ -41,7 +45,8 @@ async def play(
     for people who watch live are held back by as much.
 
     Args:
-        session: open.
+        session: open, with `playback="reported"`: a frame is reported when it can be seen and
+            heard in the slowest sink.
         sinks: where to; not opened yet.
         size: width and height of the pictures.
         on_open: called when all sinks are open: connected, where they connect.
@@ -58,6 +63,7 @@ async def play(
         playout = Playout(
             fan.show,
             repeat=fan.repeat,
+            played=fan.report,
             end_segment=on_segment_end,
             epoch=lambda: session.epoch,
             metrics=session.metrics,
@@ -83,7 +89,7 @@ class _Fan:
             (sink, 0.0 if sink.latency_s is None else slowest_s - latency_s)
             for sink, latency_s in zip(sinks, latencies, strict=True)
         ]
-        self._longest_s = max((delay_s for _, delay_s in self._sinks), default=0.0)
+        self._slowest_s = slowest_s
         self._failure: Exception | None = None
 
     def show(self, frame: AVFrame) -> None:
@@ -96,6 +102,10 @@ class _Fan:
         for sink, delay_s in self._sinks:
             self._soon(delay_s, sink.repeat, frame)
 
+    def report(self, frame: AVFrame) -> None:
+        """Tell the session when a frame that was shown can be seen and heard."""
+        self._soon(self._slowest_s, self._session.notify_played, frame)
+
     def hear(self, event: Event) -> None:
         """Let an interrupt be heard at once, not with the next frame."""
         if event.type == "segment.interrupted":
@@ -104,8 +114,8 @@ class _Fan:
 
     async def finish(self) -> None:
         """Wait for what is held back."""
-        if self._longest_s:
-            await asyncio.sleep(self._longest_s)
+        if self._slowest_s:
+            await asyncio.sleep(self._slowest_s)
 
     def _soon(self, delay_s: float, take: Callable[[AVFrame], None], frame: AVFrame) -> None:
         if delay_s <= 0:
