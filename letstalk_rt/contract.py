@@ -1,21 +1,17 @@
-"""What the engine needs of a model, and what a session may ask of one."""
+"""What the engine needs of a model, and what a session may ask of it."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from letstalk_rt.audio.activity import VoiceActivity
-from letstalk_rt.audio.segmenter import Segmenter
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.playback import PlaybackMode
-from letstalk_rt.types import FPS, MotionOptions, Portrait
+from letstalk_rt.types import MotionOptions, Portrait
 
 AS_MADE = MotionOptions()
 Deliver = Callable[[np.ndarray], None]
 """Takes a part of a window, uint8, in the thread of the model."""
-_FRAME_MS = 1000 // FPS
 
 State = TypeVar("State")
 """All that a model remembers of one session; opaque to the engine."""
@@ -114,39 +110,3 @@ class Pipeline(Protocol[State]):
     def batch_key(self, state: State) -> Hashable:
         """Return what sessions must have in common to run in one step; from any thread, at once."""
         ...
-
-
-class SessionOptions(TypedDict, total=False):
-    """The options of a session; `AvatarSession` explains them."""
-
-    idle: bool
-    seed: int
-    max_hops: int
-    steps: int | None
-    lookahead_ms: int | None
-    motion: MotionOptions
-    voice_activity: VoiceActivity
-    playback: PlaybackMode
-
-
-def segmenter_for(pipeline: Pipeline[Any], lookahead_frames: int | None = None) -> Segmenter:
-    """Make the segmenter that fits a model, at its own look-ahead or at less."""
-    ahead = pipeline.lookahead_frames if lookahead_frames is None else lookahead_frames
-    return Segmenter(pipeline.hop, pipeline.frames_per_window, ahead)
-
-
-def frames_ahead(pipeline: Pipeline[Any], lookahead_ms: int | None) -> int:
-    """Give the look-ahead in frames.
-
-    Raises:
-        ConfigError: not a multiple of a frame from 0 to the model's own look-ahead.
-    """
-    most = pipeline.lookahead_frames
-    if lookahead_ms is None:
-        return most
-    if lookahead_ms not in range(0, most * _FRAME_MS + 1, _FRAME_MS):
-        raise ConfigError(
-            f"lookahead_ms must be a multiple of {_FRAME_MS} from 0 to {most * _FRAME_MS}, "
-            f"got {lookahead_ms!r}"
-        )
-    return lookahead_ms // _FRAME_MS

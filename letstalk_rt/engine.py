@@ -24,13 +24,12 @@ from letstalk_rt.batching import ModelWorker
 from letstalk_rt.contract import (
     AS_MADE,
     Pipeline,
-    SessionOptions,
     State,
     StateOptions,
-    segmenter_for,
 )
 from letstalk_rt.errors import AudioFormatError, EngineError
 from letstalk_rt.session import AvatarSession
+from letstalk_rt.session_options import SessionOptions, segmenter_for
 from letstalk_rt.types import SAMPLE_RATE, AVFrame, MotionOptions, Portrait
 
 __all__ = ["AudioSource", "Avatar", "AvatarSession", "Pipeline"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from letstalk_rt.audio.activity import VoiceActivity, check_voice_activity, hold_frames
 from letstalk_rt.batching import ModelWorker
-from letstalk_rt.contract import AS_MADE, StateOptions, frames_ahead, segmenter_for
+from letstalk_rt.contract import AS_MADE, StateOptions
 from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
 from letstalk_rt.events import Event, EventHub, Listener
 from letstalk_rt.frame_queue import FrameQueue, Picture
@@ -26,6 +26,7 @@ from letstalk_rt.playback import (
     check_playback_mode,
     ms,
 )
+from letstalk_rt.session_options import frames_ahead, segmenter_for
 from letstalk_rt.stepper import Change, Stepper
 from letstalk_rt.types import (
     AVFrame,

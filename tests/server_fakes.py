@@ -247,3 +247,13 @@ def tone(seconds, hz=220, level=0.5):
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8080
     sys.exit(serve(Settings(port=port), model_of(Painter())))
+
+
+def problem(response, status, code):
+    """Check that a response is a problem document of this code, and return its detail."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document["code"] == code and document["status"] == status
+    assert document["type"].endswith(code) and document["title"] and len(document["detail"]) > 10
+    return document["detail"]

@@ -6,53 +6,9 @@ import weakref
 
 import numpy as np
 import pytest
-from fakes import deliver_parts
+from fake_pipelines import GATED_HOP, GatedPipeline, NamedState
 
 from letstalk_rt.batching import Load, ModelWorker, worthwhile_batch
-from letstalk_rt.contract import DEFAULT_OPTIONS, Pipeline
-
-HOP = 8
-
-
-class State:
-    def __init__(self, name, size=(4, 4), is_broken=False):
-        self.name, self.size, self.is_broken = name, size, is_broken
-        self.heard = []
-
-
-class GatedPipeline(Pipeline[State]):
-    """Shows what it hears; waits at the gate before each step, so that others queue up."""
-
-    hop, frames_per_window, lookahead_frames = HOP, 4, 0
-    parts, device = (1, 3), "cpu"
-
-    def __init__(self):
-        self.gate, self.entered = threading.Semaphore(0), threading.Semaphore(0)
-        self.batches = []
-
-    def init_state(self, portrait, options=DEFAULT_OPTIONS):
-        return State("new", portrait.canvas.shape[:2])
-
-    def step(self, pcm, states, deliver=None):
-        self.entered.release()
-        assert self.gate.acquire(timeout=20)
-        self.batches.append([state.name for state in states])
-        if any(state.is_broken for state in states):
-            raise RuntimeError("broken")
-        for hop, state in zip(pcm, states, strict=True):
-            state.heard.append(float(hop[0]))
-        window = np.stack([np.full((4, 2, 2, 3), hop[0], np.uint8) for hop in pcm])
-        deliver_parts(window, self.parts, deliver)
-        return window
-
-    def interrupt(self, state, *, unseen=0):
-        self.batches.append(["interrupt", state.name])
-
-    def change_portrait(self, state, portrait):
-        state.size = portrait.canvas.shape[:2]
-
-    def batch_key(self, state):
-        return state.size
 
 
 @pytest.fixture
@@ -68,7 +24,7 @@ def worker(pipeline):
 
 
 def submit(worker, state, level, deliver=None):
-    return worker.step(np.full(HOP, level, np.float32), state, deliver)
+    return worker.step(np.full(GATED_HOP, level, np.float32), state, deliver)
 
 
 def queued(worker, states):
@@ -79,7 +35,7 @@ def queued(worker, states):
 
 
 def test_steps_that_queue_up_run_as_one_and_each_gets_its_own(pipeline, worker):
-    states = [State(name) for name in "abcd"]
+    states = [NamedState(name) for name in "abcd"]
     futures = queued(worker, states)
     pipeline.gate.release(2)
     windows = [future.result(20) for future in futures]
@@ -93,7 +49,7 @@ def test_steps_that_queue_up_run_as_one_and_each_gets_its_own(pipeline, worker):
 def test_only_what_fits_is_joined_and_only_so_many(pipeline, worker):
     worker.max_batch = 2
     sizes = {"a": (4, 4), "b": (4, 4), "c": (8, 8), "d": (4, 4), "e": (4, 4)}
-    futures = queued(worker, [State(name, size) for name, size in sizes.items()])
+    futures = queued(worker, [NamedState(name, size) for name, size in sizes.items()])
     pipeline.gate.release(9)
     for future in futures:
         future.result(20)
@@ -101,7 +57,7 @@ def test_only_what_fits_is_joined_and_only_so_many(pipeline, worker):
 
 
 def test_a_window_comes_in_parts_only_when_nobody_waits(pipeline, worker):
-    states, taken = [State(name) for name in "abc"], {name: [] for name in "abc"}
+    states, taken = [NamedState(name) for name in "abc"], {name: [] for name in "abc"}
     first = submit(worker, states[0], 1, taken["a"].append)
     assert pipeline.entered.acquire(timeout=20)
     waiting = [submit(worker, s, n, taken[s.name].append) for n, s in enumerate(states[1:], 2)]
@@ -114,7 +70,7 @@ def test_a_window_comes_in_parts_only_when_nobody_waits(pipeline, worker):
 
 
 def test_other_calls_are_run_one_by_one_in_turn(pipeline, worker):
-    state = State("a")
+    state = NamedState("a")
     futures = [submit(worker, state, 1), worker.submit(pipeline.interrupt, state)]
     futures.append(submit(worker, state, 2))
     pipeline.gate.release(2)
@@ -127,7 +83,7 @@ def test_other_calls_are_run_one_by_one_in_turn(pipeline, worker):
 
 
 def test_one_broken_session_does_not_break_those_it_was_joined_with(pipeline, worker):
-    states = [State("a"), State("b"), State("bad", is_broken=True), State("c")]
+    states = [NamedState("a"), NamedState("b"), NamedState("bad", is_broken=True), NamedState("c")]
     futures = queued(worker, states)
     pipeline.gate.release(9)
     assert futures[1].result(20)[0, 0, 0, 0] == 2
@@ -137,7 +93,7 @@ def test_one_broken_session_does_not_break_those_it_was_joined_with(pipeline, wo
 
 
 def test_a_step_that_nobody_waits_for_any_more_is_left_out(pipeline, worker):
-    states = [State(name) for name in "abc"]
+    states = [NamedState(name) for name in "abc"]
     futures = queued(worker, states)
     assert futures[1].cancel()
     pipeline.gate.release(2)
@@ -146,7 +102,7 @@ def test_a_step_that_nobody_waits_for_any_more_is_left_out(pipeline, worker):
 
 
 def test_shutting_down_drops_what_waits_and_takes_no_more(pipeline, worker):
-    futures = queued(worker, [State("a"), State("b")])
+    futures = queued(worker, [NamedState("a"), NamedState("b")])
     worker.shutdown(wait=False, cancel_futures=True)
     assert futures[1].cancelled()
     pipeline.gate.release()
@@ -183,7 +139,7 @@ def test_the_load_is_that_of_the_last_seconds():
 
 
 def test_a_state_is_not_kept_alive_by_the_idle_thread(pipeline, worker):
-    state = State("a")
+    state = NamedState("a")
     future = submit(worker, state, 1)
     pipeline.gate.release()
     future.result(20)

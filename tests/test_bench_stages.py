@@ -3,76 +3,26 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from faces import SkinFinder, draw
+from faces import draw
+from fake_pipelines import StillPipeline
 from small_model import make_model, make_portrait
 
-from letstalk_rt.compositor import Compositor
-from letstalk_rt.contract import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
-from letstalk_rt.errors import ConfigError
-from letstalk_rt.metrics import NoClock, StageClock, Stages
+from letstalk_rt.metrics import StageClock, Stages
 from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.types import Portrait
 
 BENCH = Path(__file__).parents[1] / "benchmarks" / "bench_stages.py"
-
-
-class Still(Pipeline[Compositor]):
-    """A model that always shows grey, and notes how it was called."""
-
-    fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
-    parts, device, variant, steps = (4,), "cpu", "float32", 1
-    batches: list[tuple[int, ...]] = []
-
-    def __init__(self) -> None:
-        self.finder = SkinFinder()
-
-    @classmethod
-    def load(cls, **options: Any) -> "Still":
-        cls.batches = []
-        return cls()
-
-    def init_state(self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS) -> Compositor:
-        return Compositor(portrait)
-
-    def interrupt(self, state: Compositor, *, unseen: int = 0) -> None:
-        pass
-
-    def change_portrait(self, state: Compositor, portrait: Portrait) -> None:
-        raise ConfigError("this model cannot change faces")
-
-    def batch_key(self, state: Compositor) -> Hashable:
-        return ()
-
-    def step(
-        self,
-        pcm: np.ndarray,
-        states: Sequence[Compositor],
-        deliver: Deliver | None = None,
-        *,
-        clock: Stages = NoClock(),  # noqa: B008 (it has no state)
-    ) -> np.ndarray:
-        assert pcm.dtype == np.float32
-        self.batches.append(pcm.shape)
-        with clock.stage("decode"):
-            faces = np.full((4, 256, 256, 3), 90, np.uint8)
-        with clock.stage("composite"):
-            window = np.stack([state.compose(faces) for state in states])
-        if deliver is not None:
-            deliver(window)
-        return window
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     model = ModuleType("letstalk_rt.pipeline")
-    model.AvatarPipeline = Still  # type: ignore[attr-defined]
+    model.AvatarPipeline = StillPipeline  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "letstalk_rt.pipeline", model)
     spec = importlib.util.spec_from_file_location("bench_stages", BENCH)
     assert spec and spec.loader
@@ -106,8 +56,8 @@ def test_card_first_and_json_last(
     assert set(result["window_ms"]) == {"p50", "p95", "p99"}
     assert set(result["stages_ms"]) == {"decode", "composite"}
     assert result["rtf"] == pytest.approx(result["fps"] / 25, rel=0.01)
-    assert set(Still.batches) == {(2, 2560)}
-    assert len(Still.batches) == result["windows"] + still.WARM_UP_WINDOWS
+    assert set(StillPipeline.batches) == {(2, 2560)}
+    assert len(StillPipeline.batches) == result["windows"] + still.WARM_UP_WINDOWS
 
 
 def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: ModuleType) -> None:
@@ -119,7 +69,7 @@ def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: Module
 
     time = Time()
 
-    class Slow(Still):
+    class Slow(StillPipeline):
         def step(self, pcm: np.ndarray, states: Any, *rest: Any, clock: Stages) -> np.ndarray:
             self.batches.append(pcm.shape)
             time.now += 9.0 if len(self.batches) <= bench.WARM_UP_WINDOWS else 0.1

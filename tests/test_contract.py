@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faces import LoudIsBright
+from fake_pipelines import GatedPipeline, StillPipeline
 from fakes import FakePipeline, PartedPipeline
 from server_fakes import Painter
 from small_model import make_model, make_portrait
-from test_batching import GatedPipeline
-from test_bench_stages import Still
 
 from letstalk_rt.contract import Pipeline, StateOptions
 from letstalk_rt.errors import ConfigError
@@ -38,7 +37,7 @@ MODELS = [
     GatedPipeline,
     Painter,
     LoudIsBright,
-    Still,
+    StillPipeline,
     bench_session.FakePipeline,
     bench_session.TimedPipeline,
     flash_avatar.FlashPipeline,
@@ -68,7 +67,7 @@ MAKERS = [
     PartedPipeline,
     Painter,
     LoudIsBright,
-    Still,
+    StillPipeline,
     timed,
     flash_avatar.FlashPipeline,
 ]

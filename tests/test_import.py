@@ -41,6 +41,7 @@ RANKS = {
     "sources": 4,
     "intake": 3,
     "contract": 2,
+    "session_options": 3,
     "events": 0,
     "playback": 0,
     "batching": 3,

@@ -10,8 +10,7 @@ import httpx
 import jwt
 import pytest
 from live_server import join, live
-from server_fakes import portrait_jpeg, serving
-from test_server_http import problem
+from server_fakes import portrait_jpeg, problem, serving
 from websockets.exceptions import InvalidStatus
 
 from letstalk_server import turn

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 from PIL import Image
-from server_fakes import BACKDROPS, Painter, Peer, portrait_jpeg, serving
+from server_fakes import BACKDROPS, Painter, Peer, portrait_jpeg, problem, serving
 
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.library import AvatarLibrary
@@ -22,15 +22,6 @@ def picture_bytes(array, kind="PNG"):
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, kind)
     return buffer.getvalue()
-
-
-def problem(response, status, code):
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    document = response.json()
-    assert document["code"] == code and document["status"] == status
-    assert document["type"].endswith(code) and document["title"] and len(document["detail"]) > 10
-    return document["detail"]
 
 
 async def test_the_page_is_served_whole_and_from_here_only():

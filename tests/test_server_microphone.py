@@ -1,12 +1,10 @@
 """The microphone's way in: order, gaps, damage, and that nothing piles up."""
 
-from fractions import Fraction
-
-import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opus import PIECE, opus_packets
 
 from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.microphone import (
@@ -20,24 +18,8 @@ from letstalk_server.microphone import (
     Reorder,
 )
 
-PIECE = 960
 HEARD = PIECE * SAMPLE_RATE // CLOCK_HZ
 """Samples that come out for a packet."""
-
-
-def opus_packets(seconds=1.0, hz=440, shape=lambda wave: 12_000 * wave):
-    encoder = av.CodecContext.create("libopus", "w")
-    encoder.format, encoder.layout, encoder.sample_rate = "s16", "mono", CLOCK_HZ
-    encoder.time_base = Fraction(1, CLOCK_HZ)
-    t = np.arange(int(seconds * CLOCK_HZ)) / CLOCK_HZ
-    pcm = shape(np.sin(2 * np.pi * hz * t)).astype(np.int16)
-    packets = []
-    for start in range(0, pcm.size, PIECE):
-        piece = pcm[None, start : start + PIECE]
-        frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
-        frame.sample_rate, frame.pts = CLOCK_HZ, start
-        packets += [bytes(packet) for packet in encoder.encode(frame)]
-    return packets
 
 
 def push(reorder, *numbers, first_time=0):

@@ -26,8 +26,8 @@ from aiortc import (
     RTCIceServer,
     RTCIceTransportPolicy,
 )
+from opus import opus_packets
 from server_fakes import Peer, Voice, serving, tone
-from test_server_microphone import opus_packets
 from transport_stage import staged
 
 from letstalk_server import turn

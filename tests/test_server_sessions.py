@@ -13,10 +13,10 @@ from server_fakes import (
     model_of,
     patient,
     portrait_jpeg,
+    problem,
     serving,
     tone,
 )
-from test_server_http import problem
 
 from letstalk_server.auth import LOCAL, Caller
 from letstalk_server.contract import End, Role
