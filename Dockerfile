@@ -13,7 +13,7 @@ COPY constraints.txt ./
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
       "$(grep '^torch==' constraints.txt)"
 
-COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
 COPY letstalk_rt ./letstalk_rt
 COPY server ./server
 COPY client_examples ./client_examples

@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # nothing else pulls in another.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-TYPES  := MYPYPATH=$(VENV)/src $(BIN)/mypy -p letstalk_rt -p letstalk_server
+TYPES  := MYPYPATH=server $(BIN)/mypy -p letstalk_rt -p letstalk_server
 
 .PHONY: demo test soak lint types format bench picture screenshot readme venv clean
 
@@ -52,16 +52,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "letstalk_rt needs Python 3.11 or newer"'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/demo.stamp: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	$(PIP) $(shell grep '^torch==' constraints.txt)
 	$(PIP) -e '.[server]'
 	touch $@
 
-# mypy finds packages by their folder's name; the link shows it server/ as letstalk_server.
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(PIP) -e '.[server,mic,paper,train,dev]'
-	mkdir -p $(VENV)/src
-	ln -sfn $(CURDIR)/server $(VENV)/src/letstalk_server
 	touch $@
 
 # A second WebRTC stack, for one test; without npm that test is skipped.

@@ -22,13 +22,13 @@ import numpy as np
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
-from letstalk_rt.batching import BATCHES, ModelWorker, measure_batches, worthwhile_batch
-from letstalk_rt.contract import Pipeline
-from letstalk_rt.engine import Avatar, AvatarSession
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.inference.protocol import Pipeline
+from letstalk_rt.inference.worker import BATCHES, ModelWorker, measure_batches, worthwhile_batch
 from letstalk_rt.metrics import Metrics, percentiles
-from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.playout import Playout
-from letstalk_rt.portrait import prepare_portrait
+from letstalk_rt.portrait.image import prepare_portrait
+from letstalk_rt.session.avatar import Avatar, AvatarSession
+from letstalk_rt.session.playout import Playout
 from letstalk_rt.threads import apart
 from letstalk_rt.types import SAMPLE_RATE, Portrait
 

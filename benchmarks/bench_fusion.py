@@ -28,21 +28,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from letstalk_rt import __version__
-from letstalk_rt.audio.encoder import LOOKAHEAD_FRAMES
 from letstalk_rt.errors import InputError
+from letstalk_rt.models.audio_encoder.causal import LOOKAHEAD_FRAMES
+from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.diffusion import Diffusion
-from letstalk_rt.models.faithful import FaithfulDenoiser, count_parameters, first_memory
-from letstalk_rt.models.faithful_presets import FaithfulConfig, get_faithful_preset
-from letstalk_rt.models.fusion import Fusion
-from letstalk_rt.models.landmarks import mouth_opening
-from letstalk_rt.models.latents import FACE_SHAPE
+from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import regularize
-from letstalk_rt.training.audio import split_people
-from letstalk_rt.training.data import load_clips
-from letstalk_rt.training.speech import correlation, mel_encoder
-from letstalk_rt.training.tracks import Track, encode_clips
+from letstalk_rt.models.paper.denoiser import FaithfulDenoiser, count_parameters, first_memory
+from letstalk_rt.models.paper.diffusion import Diffusion
+from letstalk_rt.models.paper.fusion import Fusion
+from letstalk_rt.models.paper.presets import FaithfulConfig, get_faithful_preset
+from letstalk_rt.training.data.audio_features import correlation, mel_encoder
+from letstalk_rt.training.data.dataset import load_clips
+from letstalk_rt.training.data.tracks import Track, encode_clips
+from letstalk_rt.training.stages.audio_encoder import split_people
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "fusion.md"

@@ -39,12 +39,12 @@ import numpy as np
 from card import commit, processor_name
 
 from letstalk_rt import __version__
-from letstalk_rt.contract import DEFAULT_OPTIONS, Deliver, Pipeline, State, StateOptions
-from letstalk_rt.engine import Avatar, AvatarSession
 from letstalk_rt.errors import PortraitError
+from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, State, StateOptions
 from letstalk_rt.metrics import percentiles
+from letstalk_rt.session.avatar import Avatar, AvatarSession
+from letstalk_rt.sinks.audio_buffer import SoundBuffer
 from letstalk_rt.sinks.play import play
-from letstalk_rt.sinks.sound_buffer import SoundBuffer
 from letstalk_rt.sinks.speaker import BUFFER_S
 from letstalk_rt.threads import spin_briefly
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame, Portrait
@@ -425,8 +425,8 @@ def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline[Any]
         portrait = Portrait(picture, picture, (0.0, 0.0, float(options.size)))
         timed = TimedPipeline(FakePipeline(options.size), options.seconds)
         return Avatar.from_pipeline(timed, portrait), timed, None
-    from letstalk_rt.pipeline import AvatarPipeline
-    from letstalk_rt.portrait import prepare_portrait
+    from letstalk_rt.inference.pipeline import AvatarPipeline
+    from letstalk_rt.portrait.image import prepare_portrait
 
     pipeline = AvatarPipeline.load(
         preset=options.preset, device=options.device, steps=options.steps, threads=options.threads

@@ -32,14 +32,14 @@ from card import commit, processor_name
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
-from letstalk_rt.contract import StateOptions
 from letstalk_rt.errors import PortraitError
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.session_state import SessionState
 from letstalk_rt.metrics import StageClock, percentiles
+from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.loading import packaged_weights
-from letstalk_rt.models.state import tensors
-from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.portrait import prepare_portrait
-from letstalk_rt.session_state import SessionState
+from letstalk_rt.portrait.image import prepare_portrait
 from letstalk_rt.types import FPS, SAMPLE_RATE
 
 WARM_UP_WINDOWS = 5
@@ -163,7 +163,7 @@ def load(options: argparse.Namespace) -> tuple[AvatarPipeline, str]:
             preset=options.preset, device=options.device, threads=options.threads, **same
         )
         return pipeline, "packaged"
-    from letstalk_rt.devices import choose_device
+    from letstalk_rt.inference.devices import choose_device
     from letstalk_rt.models.avatar_model import AvatarModel
     from letstalk_rt.models.presets import get_preset
 

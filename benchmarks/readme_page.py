@@ -67,7 +67,7 @@ def serving() -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "letstalk_rt.cli",
+        "letstalk_rt.cli.main",
         "demo",
         "--port",
         "0",

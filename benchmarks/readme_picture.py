@@ -19,10 +19,10 @@ from PIL import Image
 
 from letstalk_rt.audio.files import read_audio
 from letstalk_rt.avatars import list_avatars
-from letstalk_rt.badge import with_badge
-from letstalk_rt.engine import Avatar
-from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.portrait import prepare_portrait
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.portrait.image import prepare_portrait
+from letstalk_rt.portrait.watermark import with_badge
+from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import FPS
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from letstalk_rt.engine import Avatar, AvatarSession
     from letstalk_rt.errors import (
         AtCapacity,
         AudioFormatError,
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
         TooManyPixelsError,
         WeightsError,
     )
-    from letstalk_rt.events import Event
+    from letstalk_rt.session.avatar import Avatar, AvatarSession
+    from letstalk_rt.session.events import Event
     from letstalk_rt.types import AVFrame, Interrupted, MotionOptions, SegmentEnd
 
 __version__ = "0.1.0"
@@ -54,17 +54,22 @@ __all__ = [
     "WeightsError",
 ]
 
-_ENGINE = {"Avatar", "AvatarSession"}
-_TYPES = {"AVFrame", "Interrupted", "MotionOptions", "SegmentEnd"}
-_EVENTS = {"Event"}
+_MODULES = {
+    "AVFrame": "types",
+    "Avatar": "session.avatar",
+    "AvatarSession": "session.session",
+    "Event": "session.events",
+    "Interrupted": "types",
+    "MotionOptions": "types",
+    "SegmentEnd": "types",
+}
+"""Where the public names live; all others are errors."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    rooms = {"engine": _ENGINE, "types": _TYPES, "events": _EVENTS}
-    room = next((room for room, names in rooms.items() if name in names), "errors")
-    value = getattr(import_module(f"{__name__}.{room}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 

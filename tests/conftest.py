@@ -2,6 +2,6 @@
 
 import torch
 
-pytest_plugins = ["browser_tools"]
+pytest_plugins = ["support.browser_tools"]
 
 torch.set_num_threads(1)

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from faces import LoudIsBright, draw
+from support.faces import LoudIsBright, draw
 
-from letstalk_rt.cli import COMMANDS, FORWARDED
+from letstalk_rt.cli.main import COMMANDS, FORWARDED
 from letstalk_rt.sinks.file import write_video
 
 ROOT = Path(__file__).parents[1]
@@ -24,9 +24,9 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 def test_the_lines_of_python_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = ModuleType("letstalk_rt.pipeline")
+    model = ModuleType("letstalk_rt.inference.pipeline")
     model.AvatarPipeline = LoudIsBright  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "letstalk_rt.pipeline", model)
+    monkeypatch.setitem(sys.modules, "letstalk_rt.inference.pipeline", model)
     monkeypatch.chdir(tmp_path)
     draw(300, 300, [(150, 150, 150)]).save("portrait.jpg")
     write_video("speech.mkv", [], np.full(16_000, 0.1, np.float32), 16_000)
@@ -107,7 +107,7 @@ def test_the_machine_is_named_with_its_instruction_set(
 
 
 def test_render_help_names_every_option() -> None:
-    words = [sys.executable, "-m", "letstalk_rt.cli", "render", "--help"]
+    words = [sys.executable, "-m", "letstalk_rt.cli.main", "render", "--help"]
     shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     for option in ("--size", "--seed", "--preset", "--device", "--steps", "--fps", "--output"):
         assert option in shown

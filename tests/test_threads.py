@@ -35,8 +35,8 @@ def test_loading_and_finding_a_face_leave_no_team_of_threads_behind():
     script = """
 import os
 from letstalk_rt.avatars import list_avatars
-from letstalk_rt.pipeline import AvatarPipeline
-from letstalk_rt.portrait import prepare_portrait
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.portrait.image import prepare_portrait
 before = len(os.listdir("/proc/self/task"))
 pipeline = AvatarPipeline.load(dtype="float32")
 prepare_portrait(next(iter(list_avatars().values())), pipeline.finder)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.avatars import list_avatars
-from letstalk_rt.contract import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
 from letstalk_rt.types import SAMPLES_PER_FRAME, Face, Portrait
 from letstalk_server.main import serve
+from letstalk_server.session.model_host import Model
 from letstalk_server.settings import Settings
-from letstalk_server.studio import Model
 
 PATCH = 128
 """Side of the patch in the upper left corner, px."""

@@ -1,12 +1,12 @@
 // The page: shows the avatar at once, and lends it the visitor's voice when asked.
 
 import { Api } from "./api.js";
-import { Cast } from "./cast.js";
+import { Cast } from "./avatar-picker.js";
 import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
 import { Microphone } from "./microphone.js";
 import { OverlayControl } from "./overlay-control.js";
-import { Readout } from "./readout.js";
-import { explain } from "./words.js";
+import { Readout } from "./stats-panel.js";
+import { explain } from "./error-messages.js";
 
 const KEPT_SESSION = "letstalk.session"; // survives a reload, not the tab
 const WARNING_MS = 10_000;

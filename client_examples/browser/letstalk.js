@@ -8,8 +8,8 @@
 // docs/embedding.md has the rest; docs/protocol.md says what goes over the wire.
 
 import { Api, LetsTalkError } from "./api.js";
-import { Link } from "./link.js";
-import { Recording, toPcm } from "./recording.js";
+import { Link } from "./peer-connection.js";
+import { Recording, toPcm } from "./file-playback.js";
 
 export { LetsTalkError };
 

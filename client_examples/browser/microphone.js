@@ -1,7 +1,7 @@
 // The visitor's microphone: opened when asked, metered, muted, held by push-to-talk.
 
 import { LetsTalkError } from "./api.js";
-import { microphoneProblem } from "./words.js";
+import { microphoneProblem } from "./error-messages.js";
 
 const WANTED = {
   echoCancellation: true, // or the avatar would hear itself through the loudspeakers

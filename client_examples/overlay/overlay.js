@@ -1,7 +1,7 @@
 // The avatar alone, for OBS: watches a session, takes its background away, obeys another page.
 
 import { LetsTalkAvatar } from "../browser/letstalk.js";
-import { explain } from "../browser/words.js";
+import { explain } from "../browser/error-messages.js";
 import { Cutout } from "./cutout.js";
 import { DEFAULTS, apply, merge, showsScene } from "./settings.js";
 

@@ -1,0 +1,1 @@
+"""Audio before the model: resampling, hops, segments, clock drift, voice activity, files."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from letstalk_rt.audio.chunker import Chunker
+from letstalk_rt.audio.hop_buffer import Chunker
 
 
 @dataclass(frozen=True, slots=True)

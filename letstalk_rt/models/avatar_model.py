@@ -10,20 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from letstalk_rt.audio.encoder import CausalAudioEncoder
-from letstalk_rt.audio.encoder_interface import AudioEncoder
-from letstalk_rt.audio.speech_encoder import SpeechEncoder, SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder import ReferenceAutoencoder
-from letstalk_rt.models.autoencoder_networks import AutoencoderConfig
-from letstalk_rt.models.dc_autoencoder import DCAutoencoder
-from letstalk_rt.models.finder import FaceDetector, FaceFinder
-from letstalk_rt.models.head_motion import HeadMotion
-from letstalk_rt.models.interfaces import Autoencoder, LandmarkAutoencoder
+from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
+from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
+from letstalk_rt.models.audio_encoder.wav2vec_encoder import SpeechEncoder, SpeechEncoderConfig
+from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.autoencoder.interfaces import Autoencoder, LandmarkAutoencoder
+from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
+from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
+from letstalk_rt.models.denoiser import Denoiser, PortraitState, guided
+from letstalk_rt.models.face.detector import FaceDetector, FaceFinder
+from letstalk_rt.models.face.head_motion import HeadMotion
 from letstalk_rt.models.memory import TemporalCache
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import sample, sample_mean
-from letstalk_rt.models.transformer import Denoiser, PortraitState, guided
 
 
 @dataclass(frozen=True)

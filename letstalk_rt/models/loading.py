@@ -15,7 +15,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import WeightsError
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.finder import FaceFinder
+from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.presets import get_preset, with_lookahead
 
 _FORMAT = "letstalk_rt 1"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from letstalk_rt.models.layers import KeysValues
+from letstalk_rt.models.layers.attention import KeysValues
 
 NOISE_STEPS = 50
 """Memory is noised by the first 50 steps of DDPM's linear schedule of 1000."""

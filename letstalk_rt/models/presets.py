@@ -8,12 +8,12 @@ guidance as an input. No weights of these two exist; `letstalk train` makes them
 
 from dataclasses import dataclass, replace
 
-from letstalk_rt.audio.encoder import TOKENS_PER_FRAME, AudioEncoderConfig
-from letstalk_rt.audio.speech_encoder import SpeechEncoderConfig
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.autoencoder_networks import AutoencoderConfig
-from letstalk_rt.models.latents import LATENT_SHAPE
-from letstalk_rt.models.transformer import DenoiserConfig
+from letstalk_rt.models.audio_encoder.causal import TOKENS_PER_FRAME, AudioEncoderConfig
+from letstalk_rt.models.audio_encoder.wav2vec_encoder import SpeechEncoderConfig
+from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
+from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
+from letstalk_rt.models.denoiser import DenoiserConfig
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Self
 import av
 import numpy as np
 
-from letstalk_rt.badge import statement_metadata
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.portrait.watermark import statement_metadata
+from letstalk_rt.sinks.av_encoder import AVEncoder, EncoderSettings
 from letstalk_rt.sinks.base import ThreadedSink
-from letstalk_rt.sinks.encoder import AVEncoder, EncoderSettings
 from letstalk_rt.types import FPS, SAMPLE_RATE
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}

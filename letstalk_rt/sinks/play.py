@@ -5,9 +5,9 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from letstalk_rt.events import Event, Listener
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.playout import Playout, in_epoch
+from letstalk_rt.session.events import Event, Listener
+from letstalk_rt.session.playout import Playout, in_epoch
 from letstalk_rt.sinks.base import Sink
 from letstalk_rt.types import AVFrame, SegmentEnd
 

@@ -7,7 +7,7 @@ import soxr
 
 from letstalk_rt.audio.sound_devices import find_device, load_sounddevice
 from letstalk_rt.errors import ConfigError, DependencyError
-from letstalk_rt.sinks.sound_buffer import SoundBuffer
+from letstalk_rt.sinks.audio_buffer import SoundBuffer
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame
 
 MAX_DELAY_MS = 2000

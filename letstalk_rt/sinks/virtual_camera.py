@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from letstalk_rt.badge import with_badge
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.sinks.base import ThreadedSink
 from letstalk_rt.types import FPS, AVFrame
 

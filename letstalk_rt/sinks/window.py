@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from letstalk_rt.badge import with_badge
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.types import AVFrame
 
 _POLL_MS = 10

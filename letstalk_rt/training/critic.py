@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from letstalk_rt.models.landmarks import EYES, LIPS
+from letstalk_rt.models.geometry.landmarks import EYES, LIPS
 from letstalk_rt.training.distributed import average_gradients, share_weights
 
 CUT_SIZE = 64

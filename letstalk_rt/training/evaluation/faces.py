@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from letstalk_rt.models.landmarks import SUBSET, mouth_opening
+from letstalk_rt.models.geometry.landmarks import SUBSET, mouth_opening
 from letstalk_rt.types import FPS
 
 Landmarks = Callable[[np.ndarray], np.ndarray | None]

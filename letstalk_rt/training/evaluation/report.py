@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from letstalk_rt.training.evaluation.judging import Findings, Row
+from letstalk_rt.training.evaluation.clips import Findings, Row
 
 _WIDTH, _HEIGHT = 720, 150
 _COLORS = ("#1f5fa8", "#c2571a", "#3a7d34")

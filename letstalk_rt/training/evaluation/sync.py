@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from letstalk_rt.audio.mel import NUM_BANDS, StreamingMel
 from letstalk_rt.errors import InputError, WeightsError
-from letstalk_rt.models.landmarks import LIPS_INNER, LIPS_OUTER
-from letstalk_rt.training.data import Clip
+from letstalk_rt.models.audio_encoder.mel import NUM_BANDS, StreamingMel
+from letstalk_rt.models.geometry.landmarks import LIPS_INNER, LIPS_OUTER
+from letstalk_rt.training.data.audio_features import MEL_PER_FRAME, augment_mel
+from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.spoken_clips import KIND_WEIGHT
 from letstalk_rt.training.evaluation.faces import aligned_mouth
 from letstalk_rt.training.loop import LoopConfig, Run
-from letstalk_rt.training.speech import MEL_PER_FRAME, augment_mel
-from letstalk_rt.training.spoken_clips import KIND_WEIGHT
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 NAME = "sync_two_tower"

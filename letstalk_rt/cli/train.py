@@ -1,0 +1,341 @@
+"""`letstalk train`: one command per stage, each resumable by giving it again.
+
+autoencoder, and phones -> audio; both -> flow -> distill. decoder goes on with the autoencoder's
+second half, now also before a critic, without touching the latents that flow was trained on; finder
+at any time. Then export joins them into one file. sync is no part of it: it trains a judge for
+`letstalk eval`.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.inference.devices import choose_device
+from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
+from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.loading import packaged_weights, save_model
+from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
+from letstalk_rt.training.data.audio_features import mel_encoder
+from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
+from letstalk_rt.training.data.tracks import Track, encode_clips, fit_scales
+from letstalk_rt.training.distributed import is_first, join, leave
+from letstalk_rt.training.evaluation.sync import train_sync
+from letstalk_rt.training.loop import LoopConfig
+from letstalk_rt.training.stages.audio_encoder import (
+    MouthReader,
+    calibrate,
+    cleaned,
+    split_people,
+    train_audio,
+)
+from letstalk_rt.training.stages.autoencoder import train_autoencoder
+from letstalk_rt.training.stages.distill import distill
+from letstalk_rt.training.stages.face_detector import train_finder
+from letstalk_rt.training.stages.flow import train_flow
+from letstalk_rt.training.stages.phones import load_phones, train_phones
+
+LOOPS = {
+    "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
+    "decoder": LoopConfig(steps=4000, learning_rate=4e-4, warm_up=100, ema=0.998),
+    "phones": LoopConfig(
+        steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=250, weight_decay=0.05
+    ),
+    "audio": LoopConfig(
+        steps=1200, learning_rate=6e-4, warm_up=50, ema=0.99, evaluate_every=100, weight_decay=0.05
+    ),
+    "flow": LoopConfig(
+        steps=6000,
+        learning_rate=4e-4,
+        warm_up=100,
+        ema=0.997,
+        evaluate_every=250,
+        weight_decay=0.02,
+    ),
+    "distill": LoopConfig(
+        steps=2000, learning_rate=1e-4, warm_up=50, ema=0.995, evaluate_every=250, weight_decay=0.02
+    ),
+    "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
+    "sync": LoopConfig(
+        steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
+    ),
+}
+BATCH = {
+    "autoencoder": 8,
+    "decoder": 8,
+    "phones": 24,
+    "audio": 24,
+    "flow": 32,
+    "distill": 32,
+    "finder": 32,
+    "sync": 24,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="letstalk train", description=__doc__)
+    parser.add_argument("stage", choices=[*LOOPS, "export"])
+    parser.add_argument("--data", type=Path, required=True, help="the data folder")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="decoded frames")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--steps", type=int, help="steps of this stage")
+    parser.add_argument("--rate", type=float, help="highest learning rate")
+    parser.add_argument("--batch", type=int, help="items a step")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="autoencoder, decoder, flow: run folder whose weights to begin with",
+    )
+    parser.add_argument(
+        "--surroundings",
+        action="store_true",
+        help="flow: the denoiser of --start learns to move what is around the face, and no more",
+    )
+    parser.add_argument("--autoencoder", help="presets b, l: folder or hub id of DC-AE f32c32")
+    parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument(
+        "--lookahead-ms",
+        type=int,
+        help="sound after a frame that the audio encoder hears: 0, 40, 80 or 160; alike in all "
+        "stages from phones to export (the preset's: 80)",
+    )
+    parser.add_argument("-o", "--output", type=Path, help="weights file that export writes")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one training stage to its end."""
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    join()
+    {
+        "autoencoder": _autoencoder,
+        "decoder": _autoencoder,
+        "phones": _phones,
+        "audio": _audio,
+        "flow": _flow,
+        "distill": _distill,
+        "finder": _finder,
+        "sync": _sync,
+        "export": _export,
+    }[args.stage](args)
+    leave()
+    return 0
+
+
+def _preset(args: argparse.Namespace) -> Preset:
+    preset = get_preset(args.preset)
+    if args.lookahead_ms is None:
+        return preset
+    return with_lookahead(preset, args.lookahead_ms)
+
+
+def _encoder(args: argparse.Namespace) -> AudioEncoderConfig:
+    audio = _preset(args).audio
+    if not isinstance(audio, AudioEncoderConfig):
+        raise ConfigError(
+            f"preset {args.preset!r} hears by wav2vec 2.0; `letstalk train` trains the audio "
+            f"encoder of our own, take {args.preset.removesuffix('-wav2vec2')!r}"
+        )
+    return audio
+
+
+def _loop(args: argparse.Namespace) -> LoopConfig:
+    config = LOOPS[args.stage]
+    device = choose_device(args.device).type
+    rate = args.rate or config.learning_rate
+    return replace(config, steps=args.steps or config.steps, learning_rate=rate, device=device)
+
+
+def _autoencoder(args: argparse.Namespace) -> None:
+    fixed = args.stage == "decoder"
+    started = averaged(args.runs / "autoencoder") if fixed else None
+    if args.start:
+        started = averaged(args.start)
+    train_autoencoder(
+        load_clips(args.data, args.cache, "train"),
+        load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
+        load_clips(args.data, args.cache, "eval"),
+        args.runs / args.stage,
+        _loop(args),
+        batch_size=args.batch or BATCH[args.stage],
+        started=started,
+        fixed_latents=fixed,
+        critic=fixed,
+    )
+
+
+def _phones(args: argparse.Namespace) -> None:
+    train_phones(
+        load_phones(args.data, args.cache),
+        args.runs / "phones",
+        _loop(args),
+        batch_size=args.batch or BATCH["phones"],
+        encoder=_encoder(args),
+        started=_part(averaged(args.start), "audio") if args.start else None,
+    )
+
+
+def _audio(args: argparse.Namespace) -> None:
+    kept, aside = split_people(load_clips(args.data, args.cache, "train"))
+    train_audio(
+        kept,
+        aside,
+        args.runs / "audio",
+        _loop(args),
+        batch_size=args.batch or BATCH["audio"],
+        started=_part(averaged(args.runs / "phones"), "audio"),
+        encoder=_encoder(args),
+    )
+
+
+def _flow(args: argparse.Namespace) -> None:
+    if args.surroundings and not args.start:
+        raise InputError("--surroundings goes on with a denoiser: name its run with --start")
+    model = AvatarModel(_preset(args))
+    if isinstance(model.preset.autoencoder, DCAutoencoderConfig):
+        model.autoencoder = _paper_autoencoder(args, model.autoencoder.picture_size)
+    else:
+        model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
+    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
+    started = _part(averaged(args.start), "denoiser") if args.start else None
+    tracks, aside = _tracks(args, model, clips)
+    reader = _reader(args)
+    calibrate(reader, [track.spoken for track in aside])
+    audio = mel_encoder(model)
+    audio.load_state_dict(reader.audio.state_dict())
+    if args.start and audio.mouth is not None:  # how its denoiser was shown mouths
+        show = _part(averaged(args.start), "audio.mouth.show")
+        audio.mouth.show.load_state_dict(show)
+    kept = {track.spoken.name for track in tracks}
+    others = [clip for clip in clips if clip.name not in kept]
+    best = train_flow(
+        model,
+        tracks,
+        aside,
+        args.runs / "flow",
+        _loop(args),
+        batch_size=args.batch or BATCH["flow"],
+        shown=others[::8] if model.face is not None else [],
+        started=started,
+        fixed_faces=args.surroundings,
+    )
+    _keep(best, args.runs / "flow")
+
+
+def _distill(args: argparse.Namespace) -> None:
+    model = AvatarModel(_preset(args))
+    path = _existing(args.runs / "flow" / "model.pt")
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
+    tracks, aside = _tracks(args, model, clips)
+    batch = args.batch or BATCH["distill"]
+    best = distill(model, tracks, aside, args.runs / "distill", _loop(args), batch_size=batch)
+    _keep(best, args.runs / "distill")
+
+
+def _tracks(
+    args: argparse.Namespace, model: AvatarModel, clips: list[Clip]
+) -> tuple[list[Track], list[Track]]:
+    """Give clips in latents, to train on and to judge by; sets the model's units."""
+    folder = args.runs / "flow"
+    folder.mkdir(parents=True, exist_ok=True)
+    reader = _reader(args)
+    autoencoder = model.autoencoder.requires_grad_(False).eval()
+    autoencoder.to(choose_device(args.device))
+    autoencoder.to(memory_format=torch.channels_last)
+    ahead = model.audio.lookahead_frames
+    everything = encode_clips(autoencoder, clips, folder / "latents.pt", ahead)
+    fit_scales(model, everything)
+    kept = {clip.name for clip in split_people(clips)[0]}
+    everything = [replace(t, spoken=cleaned(reader, t.spoken)) for t in everything]
+    tracks = [t for t in everything if t.spoken.name in kept]
+    aside = [t for t in everything if t.spoken.name not in kept and t.spoken.weight > 0.2]
+    return tracks, aside
+
+
+def _keep(model: AvatarModel, folder: Path) -> None:
+    if is_first():
+        torch.save(model.state_dict(), folder / "model.pt")
+
+
+def _finder(args: argparse.Namespace) -> None:
+    train_finder(
+        load_clips(args.data, args.cache, "train"),
+        load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
+        args.runs / "finder",
+        _loop(args),
+        batch_size=args.batch or BATCH["finder"],
+    )
+
+
+def _sync(args: argparse.Namespace) -> None:
+    kept, aside = split_people(load_clips(args.data, args.cache, "train"))
+    train_sync(kept, aside, args.runs / "sync", _loop(args), batch_size=args.batch or BATCH["sync"])
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Join the newest of all stages into one weights file."""
+    model = AvatarModel(_preset(args))
+    model.load_state_dict(
+        torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
+    )
+    if (face := model.face) is not None:
+        face.detector.load_state_dict(averaged(args.runs / "finder"))
+        if (args.runs / "decoder" / "last.pt").exists():
+            face.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
+    output = args.output or packaged_weights(args.preset)
+    save_model(model, output)
+    print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _paper_autoencoder(args: argparse.Namespace, picture_size: int) -> DCAutoencoder:
+    if args.autoencoder is None:
+        raise InputError(
+            f"preset {args.preset!r} needs the paper's autoencoder: give --autoencoder FOLDER, or "
+            "a hub id such as mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"
+        )
+    return DCAutoencoder.load(args.autoencoder, picture_size)
+
+
+def _newest_model(runs: Path) -> Path:
+    """Give the distilled model, unless the flow was trained anew after it."""
+    flow, distilled = _existing(runs / "flow" / "model.pt"), runs / "distill" / "model.pt"
+    newer = distilled.exists() and distilled.stat().st_mtime >= flow.stat().st_mtime
+    return distilled if newer else flow
+
+
+def averaged(folder: Path) -> dict[str, torch.Tensor]:
+    """Give the averaged weights of a run's last checkpoint."""
+    state = torch.load(_existing(folder / "last.pt"), map_location="cpu", weights_only=True)
+    return dict(state["averaged"])
+
+
+def _part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Give the weights of one part of a model, named as in the part itself."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _reader(args: argparse.Namespace) -> MouthReader:
+    reader = MouthReader(_encoder(args))
+    path = _existing(args.runs / "audio" / "best.pt")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    reader.load_state_dict(state)
+    return reader
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"no {path.name} of stage {path.parent.name!r}; run that stage first")
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

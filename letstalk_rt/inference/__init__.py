@@ -1,0 +1,1 @@
+"""One step of the model, batched over sessions, and the thread that runs it."""

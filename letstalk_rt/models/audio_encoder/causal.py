@@ -1,0 +1,172 @@
+"""The causal audio encoder: a hop of sound to audio tokens, with a declared look-ahead.
+
+A stack of causal convolutions over log-mel at 100 Hz. Its four outputs per video frame are the
+audio tokens of the frame that ended one look-ahead earlier: it is a delay, nothing more.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.models.audio_encoder.lookahead import frames_ahead
+from letstalk_rt.models.audio_encoder.mel import NUM_BANDS, STEP, MelState, StreamingMel
+from letstalk_rt.models.layers.causal_conv import CausalConv1d, ConvState
+from letstalk_rt.types import SAMPLES_PER_FRAME
+
+TOKENS_PER_FRAME = SAMPLES_PER_FRAME // STEP
+LOOKAHEAD_FRAMES = 2
+"""Look-ahead of the default config: 80 ms."""
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """Shape of the audio encoder.
+
+    Attributes:
+        width: channels of its layers.
+        token_width: of an audio token, `A`.
+        dilations: one per layer.
+        dropout: while training.
+        lookahead_ms: 0, 40, 80 or 160. Weights are trained for one look-ahead.
+        mouth_values: width of the bottleneck before the tokens, see `MouthBottleneck`; 0 is none.
+    """
+
+    width: int = 160
+    token_width: int = 96
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 1, 2, 4)
+    dropout: float = 0.1
+    lookahead_ms: int = 80
+    mouth_values: int = 0
+
+
+@dataclass
+class AudioState:
+    """What the encoder remembers of the sound: the past inputs of each layer, in place."""
+
+    mel: MelState
+    stem: ConvState
+    layers: list[ConvState]
+
+    def reset(self) -> None:
+        """Forget the past, as if nothing had been heard."""
+        self.mel.reset()
+        for part in (self.stem, *self.layers):
+            part.reset()
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = CausalConv1d(width, 2 * width, 3, dilation)
+        self.out = nn.Conv1d(width, width, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, state: ConvState | None) -> Tensor:
+        h = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        value, gate = self.conv(h, state).chunk(2, 1)
+        out: Tensor = x + self.out(self.dropout(value * torch.sigmoid(gate)))
+        return out
+
+
+class MouthBottleneck(nn.Module):
+    """Says what the mouth does in each frame, in a few values, and makes the audio tokens of them.
+
+    Where little is recorded, a denoiser that sees all of the sound learns its recordings by heart;
+    one that sees the mouth's values learns how faces move by them, and the reading of the sound is
+    learned apart, from much more speech than there are faces for.
+
+    Args:
+        token_width: of an audio token, `A`.
+        values: per frame.
+    """
+
+    def __init__(self, token_width: int, values: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(TOKENS_PER_FRAME * token_width, values)
+        self.show = nn.Linear(values, TOKENS_PER_FRAME * token_width)
+        nn.init.normal_(self.show.weight)  # the values are small: about 0.2
+
+    def tokens(self, mouth: Tensor) -> Tensor:
+        """Make audio tokens `(B, N, 4, A)` of values `(B, N, values)`."""
+        tokens: Tensor = self.show(mouth).unflatten(-1, (TOKENS_PER_FRAME, -1))
+        return tokens
+
+
+class CausalAudioEncoder(nn.Module):
+    """Sound to audio tokens; the weights serve any number of sessions.
+
+    Args:
+        config: shape.
+
+    Attributes:
+        lookahead_frames: tokens that come out with frame `n` of the sound belong to frame
+            `n - lookahead_frames`.
+
+    Raises:
+        ConfigError: the look-ahead is none of 0, 40, 80 and 160 ms.
+    """
+
+    def __init__(self, config: AudioEncoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or AudioEncoderConfig()
+        self.lookahead_frames = frames_ahead(self.config.lookahead_ms)
+        width = self.config.width
+        self.mel = StreamingMel()
+        self.stem = CausalConv1d(NUM_BANDS, width, 3)
+        self.layers = nn.ModuleList(
+            _Layer(width, d, self.config.dropout) for d in self.config.dilations
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.config.token_width))
+        values = self.config.mouth_values
+        self.mouth = MouthBottleneck(self.config.token_width, values) if values else None
+
+    def init_state(self, batch_size: int) -> AudioState:
+        """Make the state of new sessions: silence has been heard so far."""
+        return AudioState(
+            self.mel.init_state(batch_size),
+            self.stem.init_state(batch_size),
+            # A ModuleList does not tell what it holds.
+            [layer.conv.init_state(batch_size) for layer in self.layers],  # type: ignore[union-attr, operator]
+        )
+
+    def forward(self, pcm: Tensor, state: AudioState | None = None) -> Tensor:
+        """Encode the next piece of a stream, or a whole sound when `state` is None.
+
+        Args:
+            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a positive multiple of 640.
+            state: updated in place.
+
+        Returns:
+            `(B, n / 640, 4, A)`; entry `i` of the stream belongs to frame `i - lookahead_frames`.
+        """
+        assert pcm.ndim == 2 and pcm.shape[1] % SAMPLES_PER_FRAME == 0, pcm.shape
+        mel = self.mel(pcm, state.mel if state else None)
+        return self.encode_mel(mel, state)
+
+    def encode_mel(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
+        """As `forward`, from log-mel `(B, 64, 4 * frames)`; training augments there."""
+        tokens = self._tokens(mel, state)
+        if self.mouth is None:
+            return tokens
+        return self.mouth.tokens(self.mouth.read(tokens.flatten(2)))
+
+    def read_mouth(self, mel: Tensor) -> Tensor:
+        """Give the values of the bottleneck, `(B, frames, values)`; only where there is one."""
+        assert self.mouth is not None
+        mouth: Tensor = self.mouth.read(self._tokens(mel, None).flatten(2))
+        return mouth
+
+    def _tokens(self, mel: Tensor, state: AudioState | None) -> Tensor:
+        features = self.features(mel, state)
+        tokens: Tensor = self.head(features.transpose(1, 2)).unflatten(1, (-1, TOKENS_PER_FRAME))
+        return tokens
+
+    def features(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
+        """Give the hidden features at 100 Hz, `(B, width, steps)`, before the token head."""
+        x = self.stem(mel, state.stem if state else None)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, state.layers[index] if state else None)
+        return F.silu(x)

@@ -1,0 +1,137 @@
+"""The paper's audio path as a streaming audio encoder: wav2vec 2.0, then the audio projector.
+
+It stands where `CausalAudioEncoder` stands: a hop of sound in, the audio tokens of its frames out,
+late by the look-ahead of both parts.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor, nn
+
+from letstalk_rt.models.audio_encoder.projector import (
+    AudioProjector,
+    AudioProjectorConfig,
+    ProjectorState,
+)
+from letstalk_rt.models.audio_encoder.wav2vec_stream import (
+    Wav2Vec2State,
+    Wav2Vec2Stream,
+    Wav2Vec2StreamConfig,
+)
+
+
+@dataclass(frozen=True)
+class SpeechEncoderConfig:
+    """Shape of the audio path; the defaults are the paper's.
+
+    Attributes:
+        stream: of wav2vec 2.0.
+        reach: neighbouring frames that the projector reads on either side.
+        hidden: width inside the projector.
+        tokens: audio tokens per frame.
+        token_width: of an audio token, `A`.
+    """
+
+    stream: Wav2Vec2StreamConfig = field(default_factory=Wav2Vec2StreamConfig)
+    reach: int = 2
+    hidden: int = 512
+    tokens: int = 32
+    token_width: int = 768
+
+    @property
+    def lookahead_ms(self) -> int:
+        """The look-ahead of wav2vec 2.0; the projector adds `reach` frames."""
+        return self.stream.lookahead_ms
+
+    def with_lookahead(self, lookahead_ms: int) -> "SpeechEncoderConfig":
+        """Give the same with another look-ahead of wav2vec 2.0."""
+        return replace(self, stream=replace(self.stream, lookahead_ms=lookahead_ms))
+
+
+@dataclass
+class SpeechState:
+    """What the audio path remembers of the sound, in place."""
+
+    stream: Wav2Vec2State
+    projector: ProjectorState
+
+    def reset(self) -> None:
+        """Forget the past, as if nothing had been heard."""
+        self.stream.reset()
+        self.projector.reset()
+
+
+class SpeechEncoder(nn.Module):
+    """Sound to audio tokens; the weights serve any number of sessions.
+
+    Args:
+        config: shape.
+        stream: wav2vec 2.0 with its weights; random ones when None.
+
+    Attributes:
+        lookahead_frames: tokens that come out with frame `n` of the sound belong to frame
+            `n - lookahead_frames`.
+        block_frames: sound is taken in pieces of so many frames.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        DependencyError: the extra `paper` is not installed.
+    """
+
+    def __init__(
+        self, config: SpeechEncoderConfig | None = None, stream: Wav2Vec2Stream | None = None
+    ) -> None:
+        super().__init__()
+        config = config or SpeechEncoderConfig()
+        self.stream = stream or Wav2Vec2Stream(config.stream)
+        self.config = replace(config, stream=self.stream.config)
+        self.projector = AudioProjector(
+            AudioProjectorConfig(
+                reach=config.reach,
+                layers=self.stream.num_states,
+                feature_width=self.stream.config.width,
+                hidden=config.hidden,
+                tokens=config.tokens,
+                token_width=config.token_width,
+            )
+        )
+        self.lookahead_frames = self.stream.lookahead_frames + self.projector.lookahead_frames
+        self.block_frames = self.stream.config.block_frames
+
+    @classmethod
+    def load(cls, source: str | Path, config: SpeechEncoderConfig | None = None) -> Self:
+        """Read wav2vec 2.0, and begin a projector; training goes on from there.
+
+        Args:
+            source: a local folder, or a hub id such as `facebook/wav2vec2-base-960h`.
+            config: its settings hold; the shapes of wav2vec 2.0 are the checkpoint's.
+
+        Raises:
+            WeightsError: there is none, or it is no wav2vec 2.0.
+            ConfigError: it is of another kind than wav2vec2-base.
+            DependencyError: the extra `paper` is not installed.
+        """
+        config = config or SpeechEncoderConfig()
+        return cls(config, Wav2Vec2Stream.load(source, config.stream)).eval()
+
+    def init_state(self, batch_size: int) -> SpeechState:
+        """Make the state of new sessions: nothing has been heard so far."""
+        return SpeechState(
+            self.stream.init_state(batch_size), self.projector.init_state(batch_size)
+        )
+
+    def forward(self, pcm: Tensor, state: SpeechState | None = None) -> Tensor:
+        """Encode the next piece of a stream, or a whole sound when `state` is None.
+
+        Args:
+            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a positive multiple of a block's samples.
+            state: updated in place.
+
+        Returns:
+            Audio tokens `(B, n / 640, K, A)`.
+        """
+        state = state or self.init_state(pcm.shape[0])
+        tokens: Tensor = self.projector(self.stream(pcm, state.stream), state.projector)
+        return tokens

@@ -1,0 +1,1 @@
+"""Frames to latents and back: the reference-guided autoencoder and DC-AE."""

@@ -1,0 +1,219 @@
+"""The three networks of the reference-guided autoencoder.
+
+The encoder sees a frame, the reference encoder a portrait; the decoder reads the portrait's
+features where they moved to, and paints.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.models.autoencoder.blocks import ChannelNorm, Down, NormBlock, ResBlock, Up
+from letstalk_rt.models.autoencoder.latents import (
+    FACE_SHAPE,
+    FACE_SIZE,
+    FLOW_SIZE,
+    Decoded,
+    Layout,
+    PortraitFeatures,
+    face_part,
+)
+from letstalk_rt.models.geometry.landmark_warp import (
+    mouth_gap,
+    nearness_of,
+    read_at,
+    sampling_grid,
+    warp,
+)
+from letstalk_rt.models.geometry.landmarks import (
+    EYES,
+    INNER_LOWER_LIP,
+    INNER_UPPER_LIP,
+    LIPS,
+    NUM_POINTS,
+)
+
+_SHOWN = (LIPS, INNER_UPPER_LIP, INNER_LOWER_LIP, EYES)
+"""Groups of landmarks that the decoder is shown as maps, so that it knows where to paint."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Widths of the autoencoder; `decoder` and `reference` at 16, 32 and 64 cells a side."""
+
+    encoder: tuple[int, int, int, int, int] = (64, 128, 256, 256, 256)
+    reference: tuple[int, int, int] = (128, 96, 48)
+    decoder: tuple[int, int, int] = (192, 128, 80)
+    style: int = 256
+
+
+class Encoder(nn.Module):
+    """A picture to its latent: landmarks found on heat maps, and the rest from a pyramid.
+
+    Both parts are added in the latent: a linear map of the landmarks, which `read_points` undoes,
+    and a free part for what landmarks do not say. Heat maps find landmarks of unseen people far
+    sooner than a fully connected read-out does (docs/log.md has the figures).
+
+    Source: expected coordinates of a heat map: integral regression, arXiv:1711.08229.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int, int]) -> None:
+        super().__init__()
+        w64, w32, w16, w8, w4 = widths
+        self.stem = nn.Conv2d(48, w64, 3, padding=1)
+        self.at64 = NormBlock(w64)
+        self.at32 = nn.Sequential(Down(w64, w32), NormBlock(w32))
+        self.at16 = nn.Sequential(Down(w32, w16), NormBlock(w16))
+        self.at8 = nn.Sequential(Down(w16, w8), NormBlock(w8), NormBlock(w8))
+        self.at4 = nn.Sequential(Down(w8, w4), NormBlock(w4), ChannelNorm(w4))
+        self.head = nn.Conv2d(w4, FACE_SHAPE[0], 3, padding=1)
+        self.lateral8 = nn.Conv2d(w8, w32, 1)
+        self.lateral16 = nn.Conv2d(w16, w32, 1)
+        self.back16, self.back32 = NormBlock(w32), NormBlock(w32)
+        self.heat = nn.Sequential(nn.GroupNorm(8, w32), nn.SiLU(), nn.Conv2d(w32, NUM_POINTS, 1))
+        self.heat_prior = nn.Parameter(torch.zeros(NUM_POINTS, 32, 32))
+        self.write_points = nn.Linear(2 * NUM_POINTS, FACE_SIZE, bias=False)
+
+    def forward(self, x: Tensor, mean_points: Tensor) -> tuple[Tensor, Tensor]:
+        """Map `(B, 3, 256, 256)` in [-1, 1] to faces `(B, 16, 4, 4)`, heat `(B, L, 32, 32)`."""
+        at32 = self.at32(self.at64(self.stem(F.pixel_unshuffle(x, 4))))
+        at16 = self.at16(at32)
+        at8 = self.at8(at16)
+        up16 = self.back16(F.interpolate(self.lateral8(at8), scale_factor=2) + self.lateral16(at16))
+        up32 = self.back32(F.interpolate(up16, scale_factor=2) + at32)
+        heat = self.heat(up32).float() + self.heat_prior
+        points = expected_points(heat)
+        moved = F.linear((points - mean_points).flatten(1), self.write_points.weight.float())
+        rest = self.head(self.at4(at8)).float()
+        return rest + moved.view(-1, *FACE_SHAPE), heat
+
+
+def expected_points(heat: Tensor) -> Tensor:
+    """Give the mean place of each heat map: `(B, L, h, w)` logits to `(B, L, 2)` in [-1, 1]."""
+    share = torch.softmax(heat.flatten(2), -1).unflatten(-1, heat.shape[-2:])
+    axis_x = (torch.arange(heat.shape[-1], device=heat.device) + 0.5) / heat.shape[-1] * 2 - 1
+    axis_y = (torch.arange(heat.shape[-2], device=heat.device) + 0.5) / heat.shape[-2] * 2 - 1
+    return torch.stack([(share.sum(2) * axis_x).sum(-1), (share.sum(3) * axis_y).sum(-1)], -1)
+
+
+class ReferenceEncoder(nn.Module):
+    """A portrait to feature maps at 16, 32 and 64 cells a side."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(48, 64, 3, padding=1)
+        self.fine = nn.Sequential(ResBlock(64), ResBlock(64))
+        self.middle = nn.Sequential(Down(64, 128), ResBlock(128))
+        self.coarse = nn.Sequential(Down(128, 256), ResBlock(256))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, w, 1), ChannelNorm(w))
+            for c, w in zip((256, 128, 64), widths, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map `(B, 3, 256, 256)` to three maps, coarse to fine."""
+        fine = self.fine(self.stem(F.pixel_unshuffle(x, 4)))
+        middle = self.middle(fine)
+        maps = (self.coarse(middle), middle, fine)
+        return tuple(head(m) for head, m in zip(self.heads, maps, strict=True))
+
+
+class Decoder(nn.Module):
+    """A latent and warped portrait features to a frame."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        w16, w32, w64 = config.decoder
+        r16, r32, r64 = config.reference
+        self.style = nn.Sequential(
+            nn.Linear(2 * FACE_SIZE, config.style),
+            nn.SiLU(),
+            nn.Linear(config.style, config.style),
+        )
+        self.spread = nn.Conv2d(2 * FACE_SHAPE[0], w16, 3, padding=1)
+        self.mix = nn.ModuleList(
+            [
+                nn.Conv2d(w16 + r16, w16, 1),
+                nn.Conv2d(w32 + r32, w32, 1),
+                nn.Conv2d(w64 + r64 + 2 + len(_SHOWN), w64, 1),
+            ]
+        )
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(ResBlock(w, config.style) for _ in range(2)) for w in config.decoder
+        )
+        self.ups = nn.ModuleList([Up(w16, w32), Up(w32, w64)])
+        self.flow_head = nn.Conv2d(w64, 2, 3, padding=1)
+        self.paint = nn.Sequential(
+            nn.Conv2d(w64 + 48 + 4, w64, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(w64, w64, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(w64, 64, 3, padding=1),
+        )
+        for parameter in self.flow_head.parameters():
+            nn.init.zeros_(parameter)
+
+    def lay_out(
+        self, latent: Tensor, points: Tensor, portrait_latent: Tensor, coarse: Tensor
+    ) -> Layout:
+        """Prepare to decode `(B, C, h, w)`, whose landmarks are `points`, along the coarse flow."""
+        both = torch.cat([face_part(latent), face_part(portrait_latent)], 1).to(
+            self.spread.weight.dtype
+        )
+        start = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
+        style = self.style(both.flatten(1))
+        flows = [F.avg_pool2d(coarse, FLOW_SIZE // size) for size in (16, 32, 64)]
+        near = nearness_of(_shown(points.device), points, 64, 4.0)
+        gap = F.pixel_unshuffle(mouth_gap(points, FLOW_SIZE), 2)
+        return Layout(
+            points,
+            coarse,
+            tuple(sampling_grid(flow) for flow in flows),
+            _packed(start, start.dtype),
+            _packed(torch.cat([10 * flows[-1], near], 1), start.dtype),
+            _packed(gap, start.dtype),
+            tuple(  # a ModuleList does not tell what it holds
+                block.style(style)
+                for level in self.blocks
+                for block in level  # type: ignore[attr-defined]
+            ),
+        )
+
+    def forward(self, layout: Layout, portrait: PortraitFeatures) -> Decoded:
+        """Paint B frames; one portrait item for each."""
+        x, styles = layout.start, iter(layout.styles)
+        for level, grid in enumerate(layout.grids):
+            seen = read_at(portrait.features[level].float(), grid)
+            parts = [x, _packed(seen, x.dtype)]
+            if level == 2:
+                parts.append(layout.maps)
+            x = self.mix[level](torch.cat(parts, 1))
+            for block in self.blocks[level]:  # type: ignore[attr-defined]  # as above
+                x = block(x, next(styles))
+            if level < 2:
+                x = self.ups[level](x)
+        change = 0.1 * self.flow_head(F.silu(x)).float()
+        flow = layout.flow + F.interpolate(change, scale_factor=2.0, mode="bilinear")
+        warped = warp(portrait.picture.float(), flow, "bicubic")
+        seen = _packed(F.pixel_unshuffle(warped, 4), x.dtype)
+        out = self.paint(torch.cat([x, seen, layout.gap], 1)).float()
+        out = F.pixel_shuffle(out, 4)
+        return Decoded(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, layout.points)
+
+
+@functools.cache
+def _shown(device: torch.device) -> Tensor:
+    """Give the groups of landmarks that are shown, `(G, L)` of 0 and 1."""
+    with torch.inference_mode(False):
+        groups = torch.zeros(len(_SHOWN), NUM_POINTS)
+        for group, members in zip(groups, _SHOWN, strict=True):
+            group[members] = 1
+        return groups.to(device)
+
+
+def _packed(maps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give maps in the order in memory that a CPU's convolutions want."""
+    return maps.to(dtype, memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""Finding faces, and controlling head motion, gaze and eyelids."""

@@ -1,0 +1,236 @@
+"""Finds the faces of a picture and their landmarks, with no download.
+
+A small detector sees the whole picture and marks face centres on a heat map. The autoencoder's
+landmark maps then look at each place several times, each time better centred. What they find on
+a face stays where it is when the crop moves; what they imagine elsewhere moves with the crop.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
+from letstalk_rt.models.autoencoder.latents import PICTURE_SIZE
+from letstalk_rt.models.autoencoder.networks import expected_points
+from letstalk_rt.models.geometry.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
+from letstalk_rt.threads import apart
+from letstalk_rt.types import Face
+
+DETECTOR_SIZE = 160
+STRIDE = 8
+FACE_SHARE = 0.557
+"""Height of the landmarks' box over the side of a face crop."""
+
+_MIN_PEAK = 0.35
+_MAX_FACES = 8
+_LOOKS = 3
+_MAX_DISAGREEMENT = 0.06
+"""Mean distance of landmarks seen in two crops, over the height of the face."""
+
+
+def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.SiLU(),
+    )
+
+
+class FaceDetector(nn.Module):
+    """A picture of 160x160 to a heat map of face centres and the size of the face there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(3, 16, 2), _conv(16, 32, 2), _conv(32, 48), _conv(48, 64, 2),
+            _conv(64, 96), _conv(96, 96),
+        )  # fmt: skip
+        self.context = nn.Sequential(_conv(96, 96, 2), _conv(96, 96), _conv(96, 96))
+        self.head = nn.Sequential(_conv(192, 96), nn.Conv2d(96, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, 3, 160, 160)` in [-1, 1] to `(B, 4, 20, 20)`.
+
+        Channels: logit of a centre in this cell; its x and y offset from the cell's middle, in
+        cells; log of the face's crop side over 64 px.
+        """
+        fine = self.body(x)
+        wide = F.interpolate(self.context(fine), fine.shape[-2:], mode="nearest")
+        maps: Tensor = self.head(torch.cat([fine, wide], 1))
+        return maps
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square around a face.
+
+    Attributes:
+        x: of its middle, in pixels of the picture.
+        y: of its middle.
+        side: in pixels.
+        score: how sure the detector is that a face is there, from 0 to 1.
+    """
+
+    x: float
+    y: float
+    side: float
+    score: float
+
+
+class FaceFinder:
+    """Detector and landmark maps together.
+
+    Args:
+        detector: finds where to look.
+        autoencoder: its encoder finds landmarks.
+        preset: whose weights these are.
+        crop_px: side of the crops that the model it finds faces for animates.
+    """
+
+    def __init__(
+        self,
+        detector: FaceDetector,
+        autoencoder: LandmarkAutoencoder,
+        *,
+        preset: str,
+        crop_px: int,
+    ) -> None:
+        self.detector, self.autoencoder = detector, autoencoder
+        self.preset, self.crop_px = preset, crop_px
+
+    def fingerprint(self) -> str:
+        """Return a name for the detector's weights: others find other boxes."""
+        digest = hashlib.sha256()
+        for tensor in self.detector.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @apart
+    @torch.inference_mode()
+    def find_faces(self, rgb: np.ndarray) -> list[Face]:
+        """Find faces, largest first.
+
+        Args:
+            rgb: `(H, W, 3)` uint8.
+
+        Returns:
+            Faces with landmarks in pixels of `rgb`; empty when there is none.
+        """
+        picture = torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)[None]
+        picture = picture.to(self.autoencoder.mean_points.device).float() / 127.5 - 1
+        faces: list[Face] = []
+        for box in self.detect(picture):
+            face = self._look(picture, box)
+            if face is not None and not _overlaps(face, faces):
+                faces.append(face)
+        return sorted(faces, key=lambda face: -float(np.ptp(face.landmarks[:, 1])))
+
+    def detect(self, picture: Tensor) -> list[Box]:
+        """Look at the whole picture at two scales, so that small and filling faces are seen."""
+        height, width = picture.shape[-2:]
+        boxes: list[Box] = []
+        for pad in (1.0, 1.6):
+            side = pad * max(height, width)
+            left, top = (width - side) / 2, (height - side) / 2
+            small = crop(picture, left, top, side, DETECTOR_SIZE)
+            boxes += peaks(self.detector(small)[0].float(), left, top, side)
+        return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
+
+    def _look(self, picture: Tensor, box: Box) -> Face | None:
+        """Find the landmarks at a box; None where no face is."""
+        placed = self.landmarks(picture, box)
+        for _ in range(_LOOKS - 1):
+            box = crop_of(placed, box.score)
+            if not 8 <= box.side <= 8 * max(picture.shape[-2:]):
+                return None
+            placed = self.landmarks(picture, box)
+        aside = Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
+        again = self.landmarks(picture, aside)
+        moved = np.linalg.norm(again - placed, axis=1).mean()
+        if not moved < _MAX_DISAGREEMENT * np.ptp(placed[:, 1]) or not _plausible(placed):
+            return None
+        return Face(placed.astype(np.float32), box.score, head_yaw(placed))
+
+    def landmarks(self, picture: Tensor, box: Box) -> np.ndarray:
+        """Read the landmarks of a face at a box, `(L, 2)` in pixels of the picture."""
+        left, top = box.x - box.side / 2, box.y - box.side / 2
+        seen = crop(picture, left, top, box.side, PICTURE_SIZE)
+        heat = self.autoencoder.encode_parts(seen[None])[1]
+        points = expected_points(heat[0])[0].float().cpu().numpy()
+        return (points + 1) / 2 * box.side + [left, top]
+
+
+def crop(picture: Tensor, left: float, top: float, side: float, size: int) -> Tensor:
+    """Cut a square, which may reach beyond the border, from `(1, 3, H, W)` and scale it to `size`.
+
+    The picture is first made smaller by averaging where needed, so that nothing aliases.
+    """
+    factor = int(side // size)
+    if factor > 1:
+        picture = F.avg_pool2d(picture, factor, ceil_mode=True, count_include_pad=False)
+    scale = max(factor, 1)
+    grid_x = (left + (torch.arange(size) + 0.5) * side / size) / (picture.shape[-1] * scale) * 2 - 1
+    grid_y = (top + (torch.arange(size) + 0.5) * side / size) / (picture.shape[-2] * scale) * 2 - 1
+    grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), -1)[None]
+    return F.grid_sample(picture, grid.to(picture.device), align_corners=False)
+
+
+def head_yaw(points: np.ndarray) -> float:
+    """Estimate the turn of the head in [-1, 1] from where the mouth and eyes sit in the outline."""
+    left, right = points[LEFT_LID].mean(0)[0], points[RIGHT_LID].mean(0)[0]
+    centre = 0.5 * (points[MOUTH_LEFT, 0] + points[MOUTH_RIGHT, 0])
+    low, high = points[:, 0].min(), points[:, 0].max()
+    inner = (left + right + centre) / 3
+    return float(np.clip(2 * (2 * (inner - low) / max(high - low, 1e-6) - 1), -1, 1))
+
+
+def crop_of(points: np.ndarray, score: float) -> Box:
+    """Frame landmarks `(L, 2)` as the face crops that the model was trained on are framed."""
+    low, high = points.min(0), points.max(0)
+    side = float(high[1] - low[1]) / FACE_SHARE
+    middle = (low + high) / 2
+    return Box(float(middle[0]), float(middle[1] - 0.06 * side), side, score)
+
+
+def peaks(out: Tensor, left: float, top: float, side: float) -> list[Box]:
+    """Give the faces that a detector's output `(4, 20, 20)` marks.
+
+    Args:
+        out: see `FaceDetector`.
+        left: of the square that it saw, in pixels of the picture.
+        top: of that square.
+        side: of that square.
+    """
+    heat = torch.sigmoid(out[0])
+    best = F.max_pool2d(heat[None, None], 3, 1, 1)[0, 0]
+    scale = side / DETECTOR_SIZE
+    boxes = []
+    for row, column in torch.nonzero((heat == best) & (heat > _MIN_PEAK)).tolist():
+        dx, dy, log_side = out[1:, row, column].tolist()
+        x = left + (column + 0.5 + dx) * STRIDE * scale
+        y = top + (row + 0.5 + dy) * STRIDE * scale
+        face_side = 64 * float(np.exp(np.clip(log_side, -3, 3))) * scale
+        boxes.append(Box(x, y, face_side, float(heat[row, column])))
+    return boxes
+
+
+def _plausible(points: np.ndarray) -> bool:
+    """Say whether landmarks form an upright face: mouth below the eyes, usual proportions."""
+    eyes = points[LEFT_LID + RIGHT_LID].mean(0)
+    mouth = 0.5 * (points[MOUTH_LEFT] + points[MOUTH_RIGHT])
+    across, down = mouth - eyes
+    width, height = np.ptp(points, axis=0)
+    return bool(down > 0.2 * height and abs(across) < 0.7 * down and 0.5 < width / height < 1.3)
+
+
+def _overlaps(face: Face, others: list[Face]) -> bool:
+    centre, size = face.landmarks.mean(0), np.ptp(face.landmarks[:, 1])
+    for other in others:
+        distance = float(np.linalg.norm(centre - other.landmarks.mean(0)))
+        if distance < 0.5 * max(size, np.ptp(other.landmarks[:, 1])):
+            return True
+    return False

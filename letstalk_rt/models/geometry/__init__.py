@@ -1,0 +1,1 @@
+"""Face landmarks and the dense warp that follows from them."""

@@ -1,0 +1,1 @@
+"""LetsTalk as published: denoiser, fusion schemes, diffusion, checkpoints."""

@@ -1,0 +1,60 @@
+"""Checkpoints of the faithful model: denoiser and audio projector in one safetensors file."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from letstalk_rt.errors import WeightsError
+from letstalk_rt.models.paper.denoiser import FaithfulModel
+from letstalk_rt.models.paper.presets import FaithfulPreset
+
+_FORMAT = "letstalk_rt faithful 1"
+
+
+def save_faithful(model: FaithfulModel, path: Path) -> None:
+    """Write all weights, in their own precision."""
+    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    save_file(tensors, path, {"format": _FORMAT, "preset": model.preset.name})
+
+
+def load_faithful(preset: FaithfulPreset, path: Path) -> FaithfulModel:
+    """Read a model, ready for inference on the CPU.
+
+    Args:
+        preset: its shapes, as from `get_faithful_preset`.
+        path: of the file.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or holds another model.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights at {path.name}: none were ever published; "
+            "letstalk_rt.training.stages.paper trains them"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path.name} is not a safetensors file") from error
+    if header.get("format") != _FORMAT or header.get("preset") != preset.name:
+        holds = f"{header.get('format', 'an unknown format')}, {header.get('preset', 'no preset')}"
+        raise WeightsError(f"{path.name} holds {holds}; wanted {_FORMAT}, {preset.name}")
+    model = FaithfulModel(preset).to(next(iter(stored.values()), torch.empty(0)).dtype)
+    wanted = model.state_dict()
+    if faults := sorted(wanted.keys() ^ stored.keys()):
+        raise WeightsError(
+            f"{path.name} does not fit preset {preset.name!r}: {len(faults)} tensors differ, "
+            f"first {faults[0]!r}"
+        )
+    for name, value in wanted.items():
+        if stored[name].shape != value.shape:
+            raise WeightsError(
+                f"{path.name}: {name} has shape {tuple(stored[name].shape)}, "
+                f"preset {preset.name!r} wants {tuple(value.shape)}"
+            )
+    model.load_state_dict(stored)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,375 @@
+"""The denoiser as LetsTalk published it, for comparison with the streaming one.
+
+A clip of 16 latents is denoised together, all at one timestep, after 2 latents of memory. Each
+block: softmax attention over memory and clip in time, both ways; speech; linear attention within
+each frame, portrait included; a gated convolutional FFN; adaLN-Zero from the timestep alone. See
+`fusion` for how portrait and speech enter; published are Symbiotic and Direct.
+
+Parameters of the published model, width d, L blocks, 32 latent channels, audio tokens of 768:
+
+    spatial attention     qkv 3 d^2, out d^2 + d                                  4 d^2 +  1 d
+    FFN                   8 d^2 + 8 d, depthwise 9 x 8 d + 8 d, 4 d^2            12 d^2 + 88 d
+    adaLN-Zero            6 d^2 + 6 d                                             6 d^2 +  6 d
+    attention over time   norm 2 d, qkv 3 d^2 + 3 d, out d^2 + d, fc d^2 + d      5 d^2 +  7 d
+    attention to speech   q d^2, keys and values 2 x 768 d, out d^2 + d           2 d^2 + 1537 d
+    a block                                                                      29 d^2 + 1639 d
+    outside the blocks    embedding 33 d, time 256 d + d + d^2 + d,
+                          last adaLN 2 d^2 + 2 d, head 64 d + 64             3 d^2 + 357 d + 64
+
+    total                                       L (29 d^2 + 1639 d) + 3 d^2 + 357 d + 64
+
+    s    L 12  d   384        59,446,720        59.4 M
+    b    L 12  d   768       222,407,488       222.4 M
+    l    L 24  d 1,024       773,600,320       773.6 M
+    xl   L 28  d 1,152     1,134,868,672     1,134.9 M
+
+Positions are fixed and not counted. What the public code does wrong is not repeated: the audio
+projector is part of the model that is trained and averaged; guidance is over the noise half of
+all channels, with portrait, memory and speech kept; the first clip's memory is the portrait, never
+the true video; and each clip is handed out as soon as it is sampled.
+
+Source: LetsTalk, arXiv:2411.16748, and its public code at 26660f1 (sizes of `Litecatlong`).
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.models.audio_encoder.projector import AudioProjector
+from letstalk_rt.models.layers.attention import (
+    GatedConvFFN,
+    LinearAttention,
+    TimeEmbedding,
+    attend,
+    grid_positions,
+    modulate,
+)
+from letstalk_rt.models.layers.checks import check_tensor
+from letstalk_rt.models.paper.diffusion import Diffusion
+from letstalk_rt.models.paper.fusion import (
+    LINEAR_EPS,
+    Fusion,
+    attend_jointly,
+    audio_fusion,
+    plain_norm,
+    portrait_fusion,
+)
+from letstalk_rt.models.paper.presets import (
+    LINEAR_HEAD_WIDTH,
+    FaithfulConfig,
+    FaithfulPreset,
+)
+
+
+class ClipAttention(nn.Module):
+    """Softmax attention over memory and clip, per place of the picture, in both directions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give what is to be added to `(B, T, P, D)`."""
+        batch, heads = x.shape[0], self.heads
+        qkv = rearrange(self.qkv(self.norm(x)), "b t p (k h d) -> k (b p) h t d", k=3, h=heads)
+        mixed = rearrange(attend(*qkv.unbind(0)), "(b p) h t d -> b t p (h d)", b=batch)
+        out: Tensor = self.fc(self.out(mixed))
+        return out
+
+
+class FaithfulBlock(nn.Module):
+    """One block; see the module docstring for its order."""
+
+    def __init__(self, config: FaithfulConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.heads
+        self.side = config.side
+        self.time = ClipAttention(width, heads)
+        self.audio = audio_fusion(config.audio_fusion, width, config.audio_width, heads)
+        self.portrait = portrait_fusion(
+            config.portrait_fusion, width, heads, config.ffn_ratio, config.side
+        )
+        self.norm_space, self.norm_ffn = plain_norm(width), plain_norm(width)
+        self.space = LinearAttention(width, LINEAR_HEAD_WIDTH, LINEAR_EPS)
+        self.ffn = GatedConvFFN(width, config.ffn_ratio)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(
+        self, both: Tensor, slots: int, c: Tensor, portrait: Tensor, audio: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Move all tokens one block on.
+
+        Args:
+            both: memory, then clip, `(B, slots + T, P, D)`; memory only takes part in time.
+            slots: frames of memory.
+            c: the timestep's vector, `(B, 1, D)`.
+            portrait: tokens of the portrait, see `fusion`.
+            audio: likewise of speech.
+
+        Returns:
+            `both`, `portrait` and `audio` for the next block.
+        """
+        both = both + self.time(both)
+        memory, x = both[:, :slots], both[:, slots:]
+        x, audio = self.audio(x, audio, c)
+        x, portrait = self.portrait(x, portrait, c)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
+        x, portrait, audio = self._within_frames(x, portrait, audio, (shift1, scale1, gate1))
+        seen = modulate(self.norm_ffn(x), shift2, scale2)
+        x = x + gate2[..., None, :] * self.ffn(seen.flatten(0, 1), self.side).view(x.shape)
+        return torch.cat([memory, x], 1), portrait, audio
+
+    def _within_frames(
+        self, x: Tensor, portrait: Tensor, audio: Tensor, modulation: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend within each frame, together with what joins; all that takes part is updated."""
+        shift, scale, gate = modulation
+        joins = [self.portrait.joins, self.audio.joins]
+        joined = [tokens for tokens, j in zip((portrait, audio), joins, strict=True) if j]
+        seen = [modulate(self.norm_space(part), shift, scale) for part in (x, *joined)]
+        first, rest = attend_jointly(self.space, seen[0], seen[1:])
+        gate = gate[..., None, :]
+        moved = [old + gate * new for old, new in zip(joined, rest, strict=True)]
+        portrait = moved.pop(0) if joins[0] else portrait
+        audio = moved.pop(0) if joins[1] else audio
+        return x + gate * first, portrait, audio
+
+
+class FaithfulDenoiser(nn.Module):
+    """Predicts noise and variance of a clip of latents.
+
+    Args:
+        config: shape.
+
+    Attributes:
+        recompute: whether training keeps only each block's input, for less memory.
+    """
+
+    positions: Tensor
+    frame_positions: Tensor
+
+    def __init__(self, config: FaithfulConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = False
+        width = config.width
+        self.embed = nn.Linear(config.channels, width)
+        self.register_buffer("positions", grid_positions(config.side, width), persistent=False)
+        frame_positions = line_positions(config.memory + config.frames, width)
+        self.register_buffer("frame_positions", frame_positions, persistent=False)
+        self.embed_time = TimeEmbedding(width)
+        self.embed_audio: nn.Module = nn.Identity()
+        if config.audio_fusion is Fusion.SYMBIOTIC:
+            self.embed_audio = nn.Linear(config.audio_width, width)
+        self.blocks = nn.ModuleList(FaithfulBlock(config) for _ in range(config.depth))
+        self.norm = plain_norm(width)
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.head = nn.Linear(width, 2 * config.channels)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Begin as published: Xavier everywhere, modulations and head at zero."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+                if "modulation" in name or name == "head":
+                    nn.init.zeros_(module.weight)
+                if name.startswith("embed_time"):
+                    nn.init.normal_(module.weight, std=0.02)
+
+    def forward(
+        self, x: Tensor, t: Tensor, tokens: Tensor, portrait: Tensor, memory: Tensor
+    ) -> Tensor:
+        """Predict what was added to a clip.
+
+        Args:
+            x: the noisy clip `(B, T, C, h, w)`, unit variance without its noise.
+            t: its time `(B,)` in [0, 1]; 1 is noise. Step `s` of 1000 is `s / 1000`.
+            tokens: audio tokens `(B, T, K, A)`.
+            portrait: latent of the portrait `(B, C, h, w)`.
+            memory: clean latents before the clip `(B, f, C, h, w)`, oldest first.
+
+        Returns:
+            `(B, T, 2 C, h, w)`: noise, then the variance as `Diffusion.predict` reads it; in the
+            type of the weights, as all work inside.
+
+        Raises:
+            InputError: a tensor has another shape or type.
+        """
+        self.check(x, t, tokens, portrait, memory)
+        both = self._embed(torch.cat([memory, x], 1)) + self.frame_positions[:, None]
+        seen = self._embed(portrait[:, None])
+        if self.config.portrait_fusion is Fusion.SYMBIOTIC:
+            seen = seen.expand(-1, x.shape[1], -1, -1)
+        audio, c = self.embed_audio(tokens.to(both.dtype)), self.embed_time(t)[:, None]
+        slots = self.config.memory
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                both, seen, audio = checkpoint(
+                    block, both, slots, c, seen, audio, use_reentrant=False
+                )
+            else:
+                both, seen, audio = block(both, slots, c, seen, audio)
+        shift, scale = self.final_modulation(c).chunk(2, -1)
+        out = self.head(modulate(self.norm(both[:, slots:]), shift, scale))
+        predicted: Tensor = rearrange(out, "b t (y x) c -> b t c y x", y=self.config.side)
+        return predicted
+
+    def _embed(self, latents: Tensor) -> Tensor:
+        tokens = rearrange(latents.to(self.embed.weight.dtype), "b t c y x -> b t (y x) c")
+        embedded: Tensor = self.embed(tokens) + self.positions
+        return embedded
+
+    def check(
+        self,
+        x: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        portrait: Tensor,
+        memory: Tensor,
+        *,
+        finite: bool = False,
+    ) -> None:
+        """Check the arguments of `forward`; with `finite`, their values too.
+
+        Raises:
+            InputError: a tensor has another shape or type, or holds NaN.
+        """
+        config = self.config
+        latent, batch = config.latent_shape, len(x)
+        check_tensor("x", x, ("B", config.frames, *latent), finite=finite)
+        check_tensor("t", t, (batch,), finite=finite)
+        audio = (batch, config.frames, config.audio_tokens, config.audio_width)
+        check_tensor("tokens", tokens, audio, finite=finite)
+        check_tensor("portrait", portrait, (batch, *latent), finite=finite)
+        check_tensor("memory", memory, (batch, config.memory, *latent), finite=finite)
+
+
+def guided(
+    denoiser: FaithfulDenoiser,
+    x: Tensor,
+    t: Tensor,
+    tokens: Tensor,
+    portrait: Tensor,
+    memory: Tensor,
+    guidance: float,
+) -> Tensor:
+    """Predict noise with the part that speech decides made `guidance` times as large.
+
+    At 1 this is one call of the denoiser; otherwise one call with twice the items, the second half
+    with zeros for speech, as `training.faithful` drops it. The variance is that of the first half.
+
+    Source: classifier-free guidance, arXiv:2207.12598.
+    """
+    if guidance == 1:
+        predicted: Tensor = denoiser(x, t, tokens, portrait, memory)
+        return predicted
+    doubled = [torch.cat([part, part]) for part in (x, t, portrait, memory)]
+    speech = torch.cat([tokens, torch.zeros_like(tokens)])
+    heard, unheard = denoiser(doubled[0], doubled[1], speech, *doubled[2:]).chunk(2)
+    noise, variance = heard.chunk(2, 2)
+    without = unheard.chunk(2, 2)[0]
+    return torch.cat([without + guidance * (noise - without), variance], 2)
+
+
+class FaithfulModel(nn.Module):
+    """Denoiser and audio projector, which are trained, averaged and stored together.
+
+    Args:
+        preset: shapes of both.
+
+    Raises:
+        ConfigError: the projector's tokens are not those that the denoiser reads.
+    """
+
+    def __init__(self, preset: FaithfulPreset) -> None:
+        super().__init__()
+        made = preset.projector.tokens, preset.projector.token_width
+        read = preset.denoiser.audio_tokens, preset.denoiser.audio_width
+        if made != read:
+            raise ConfigError(f"the audio projector makes tokens {made}, the denoiser reads {read}")
+        self.preset = preset
+        self.denoiser = FaithfulDenoiser(preset.denoiser)
+        self.projector = AudioProjector(preset.projector)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        features: Tensor,
+        portrait: Tensor,
+        *,
+        diffusion: Diffusion | None = None,
+        deterministic: bool = False,
+        guidance: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Sample a long video clip by clip; each is given as soon as it is there.
+
+        The memory of the first clip is the portrait, that of the others the clip before.
+
+        Args:
+            features: speech features `(B, T, layers, width)`; `T` a multiple of the clip.
+            portrait: latents `(B, C, h, w)`, unit variance.
+            diffusion: the steps to take; the published 250 when None.
+            deterministic: DDIM instead of the published DDPM.
+            guidance: weight of speech against none; 1 as published.
+            generator: source of chance, on the model's device.
+
+        Yields:
+            Latents `(B, frames, C, h, w)`.
+
+        Raises:
+            InputError: wrong shape or type, NaN, or a length that is no multiple of the clip.
+        """
+        config = self.preset.denoiser
+        frames = config.frames
+        if features.ndim != 4 or features.shape[1] % frames or not features.shape[1]:
+            raise InputError(
+                f"features must be (B, T, layers, width) with T a multiple of {frames}, "
+                f"got {tuple(features.shape)}; repeat the last frame to fill the clip"
+            )
+        diffusion = diffusion or Diffusion(self.preset.steps)
+        sampler = diffusion.ddim if deterministic else diffusion.ddpm
+        memory = first_memory(portrait, config.memory)
+        for tokens in self.projector(features).split(frames, 1):
+            size = (len(features), frames, *config.latent_shape)
+            noise = torch.randn(size, generator=generator, device=features.device)
+            at = noise.new_zeros(len(noise))
+            self.denoiser.check(noise, at, tokens, portrait, memory, finite=True)
+
+            def predict(
+                x: Tensor, t: Tensor, tokens: Tensor = tokens, memory: Tensor = memory
+            ) -> Tensor:
+                return guided(self.denoiser, x, t, tokens, portrait, memory, guidance)
+
+            clip = sampler(predict, noise, generator)
+            memory = clip[:, -config.memory :]
+            yield clip
+
+
+def first_memory(portrait: Tensor, slots: int) -> Tensor:
+    """Give what a first clip remembers: the portrait `(B, C, h, w)`, `slots` times."""
+    return portrait[:, None].expand(-1, slots, -1, -1, -1)
+
+
+def line_positions(count: int, width: int) -> Tensor:
+    """Give fixed 1-D sine-cosine positions `(count, width)`."""
+    steps = torch.arange(width // 2) / (width // 2)
+    angles = torch.arange(count)[:, None] * torch.exp(-math.log(10_000) * steps)
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count what is trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

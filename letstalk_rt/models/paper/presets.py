@@ -1,0 +1,110 @@
+"""Shapes of the faithful model, and its published sizes; `faithful` derives their counts."""
+
+from dataclasses import dataclass
+
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.models.audio_encoder.projector import PUBLISHED_PROJECTOR, AudioProjectorConfig
+from letstalk_rt.models.paper.diffusion import PUBLISHED_STEPS
+from letstalk_rt.models.paper.fusion import Fusion
+
+LINEAR_HEAD_WIDTH = 32
+
+
+@dataclass(frozen=True)
+class FaithfulConfig:
+    """Shape of a faithful denoiser.
+
+    Attributes:
+        channels: `C` of the latents.
+        side: their height and width.
+        width: of the tokens.
+        depth: number of blocks.
+        heads: of the softmax attentions.
+        ffn_ratio: inner width of the FFN over `width`.
+        audio_tokens: per frame.
+        audio_width: of each.
+        frames: of a clip.
+        memory: latents of the clip before.
+        portrait_fusion: how the portrait enters.
+        audio_fusion: how speech enters.
+    """
+
+    channels: int
+    side: int
+    width: int
+    depth: int
+    heads: int
+    ffn_ratio: float
+    audio_tokens: int
+    audio_width: int
+    frames: int
+    memory: int
+    portrait_fusion: Fusion = Fusion.SYMBIOTIC
+    audio_fusion: Fusion = Fusion.DIRECT
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, str) and value <= 0:
+                raise ConfigError(f"{name} of a faithful denoiser must be positive, got {value}")
+        if self.width % LINEAR_HEAD_WIDTH or self.width % self.heads:
+            raise ConfigError(f"width {self.width} is no multiple of 32 and of {self.heads} heads")
+        for name in ("portrait_fusion", "audio_fusion"):
+            object.__setattr__(self, name, Fusion.parse(getattr(self, name)))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape `(C, h, w)` of one frame's latent."""
+        return self.channels, self.side, self.side
+
+
+@dataclass(frozen=True)
+class FaithfulPreset:
+    """A denoiser, its audio projector and how it is sampled."""
+
+    name: str
+    denoiser: FaithfulConfig
+    projector: AudioProjectorConfig
+    steps: int = PUBLISHED_STEPS
+
+
+def _published(name: str, depth: int, width: int, heads: int) -> FaithfulPreset:
+    projector = PUBLISHED_PROJECTOR
+    config = FaithfulConfig(
+        channels=32,
+        side=16,
+        width=width,
+        depth=depth,
+        heads=heads,
+        ffn_ratio=4.0,
+        audio_tokens=projector.tokens,
+        audio_width=projector.token_width,
+        frames=16,
+        memory=2,
+    )
+    return FaithfulPreset(name, config, projector)
+
+
+FAITHFUL_PRESETS = {
+    preset.name: preset
+    for preset in (
+        _published("s", 12, 384, 6),
+        _published("b", 12, 768, 12),
+        _published("l", 24, 1024, 16),
+        _published("xl", 28, 1152, 16),
+    )
+}
+
+
+def get_faithful_preset(name: str) -> FaithfulPreset:
+    """Look a published size up.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in FAITHFUL_PRESETS:
+        known = ", ".join(FAITHFUL_PRESETS)
+        raise ConfigError(
+            f"unknown faithful preset {name!r}; known: {known} "
+            "(streaming presets are in letstalk_rt.models.presets)"
+        )
+    return FAITHFUL_PRESETS[name]

@@ -1,0 +1,1 @@
+"""Still portraits: reading, framing, compositing, matting, the library, the watermark."""

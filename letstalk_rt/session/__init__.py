@@ -1,0 +1,1 @@
+"""Live sessions: audio in, frames out, on one playout clock. No torch here."""

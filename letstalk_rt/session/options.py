@@ -1,0 +1,48 @@
+"""The options of a session, and what follows from them for its model."""
+
+from typing import Any, TypedDict
+
+from letstalk_rt.audio.segmenter import Segmenter
+from letstalk_rt.audio.voice_activity import VoiceActivity
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.protocol import Pipeline
+from letstalk_rt.session.playback import PlaybackMode
+from letstalk_rt.types import FPS, MotionOptions
+
+_FRAME_MS = 1000 // FPS
+
+
+class SessionOptions(TypedDict, total=False):
+    """The options of a session; `AvatarSession` explains them."""
+
+    idle: bool
+    seed: int
+    max_hops: int
+    steps: int | None
+    lookahead_ms: int | None
+    motion: MotionOptions
+    voice_activity: VoiceActivity
+    playback: PlaybackMode
+
+
+def segmenter_for(pipeline: Pipeline[Any], lookahead_frames: int | None = None) -> Segmenter:
+    """Make the segmenter that fits a model, at its own look-ahead or at less."""
+    ahead = pipeline.lookahead_frames if lookahead_frames is None else lookahead_frames
+    return Segmenter(pipeline.hop, pipeline.frames_per_window, ahead)
+
+
+def frames_ahead(pipeline: Pipeline[Any], lookahead_ms: int | None) -> int:
+    """Give the look-ahead in frames.
+
+    Raises:
+        ConfigError: not a multiple of a frame from 0 to the model's own look-ahead.
+    """
+    most = pipeline.lookahead_frames
+    if lookahead_ms is None:
+        return most
+    if lookahead_ms not in range(0, most * _FRAME_MS + 1, _FRAME_MS):
+        raise ConfigError(
+            f"lookahead_ms must be a multiple of {_FRAME_MS} from 0 to {most * _FRAME_MS}, "
+            f"got {lookahead_ms!r}"
+        )
+    return lookahead_ms // _FRAME_MS

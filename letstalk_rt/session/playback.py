@@ -1,0 +1,202 @@
+"""What of a session was played: the one account of segments, of `played_ms` and of speaking.
+
+Plain bookkeeping on the event loop. Frames enter when they are handed out and count when whoever
+plays them says so; see `AvatarSession.notify_played`.
+"""
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from letstalk_rt.errors import ConfigError, EngineError
+from letstalk_rt.session.events import Event, EventHub, EventType
+from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame, Interrupted, SegmentEnd
+
+PlaybackMode = Literal["on_read", "reported"]
+"""When a frame counts as played: when it is read, or when `notify_played` is called with it."""
+
+State = Literal["speaking", "listening", "idle"]
+
+IDLE_AFTER_FRAMES = 10
+"""So many frames after its last voice the avatar no longer speaks."""
+
+MAX_UNREPORTED = 20 * FPS
+"""Frames that a player may hold; one that holds more has forgotten to report."""
+
+_STATE_EVENTS: dict[State, EventType] = {
+    "speaking": "avatar.speaking",
+    "listening": "avatar.listening",
+    "idle": "avatar.idle",
+}
+
+
+def check_playback_mode(mode: str) -> None:
+    """Refuse an unknown mode.
+
+    Raises:
+        ConfigError: it is neither `on_read` nor `reported`.
+    """
+    if mode not in ("on_read", "reported"):
+        raise ConfigError(f"playback must be 'on_read' or 'reported', got {mode!r}")
+
+
+def ms(samples: float) -> int:
+    """Return the duration of so many samples in milliseconds."""
+    return round(samples * 1000 / SAMPLE_RATE)
+
+
+class AvatarState:
+    """Whether the avatar speaks, listens or idles, judged by the frames that are played.
+
+    Args:
+        hub: is told of changes.
+        quiet_frames: so many frames without voice end its speaking.
+    """
+
+    def __init__(self, hub: EventHub, quiet_frames: int = IDLE_AFTER_FRAMES) -> None:
+        self.name: State = "idle"
+        self._hub = hub
+        self._quiet_frames = quiet_frames
+        self._quiet = 0
+
+    def note_played(self, voiced: bool) -> None:
+        """Take the next frame that is played."""
+        self._quiet = 0 if voiced else self._quiet + 1
+        if voiced:
+            self._become("speaking")
+        elif self.name == "speaking" and self._quiet >= self._quiet_frames:
+            self._become("idle")
+
+    def listen(self, listening: bool) -> None:
+        """Take note that somebody else has the word, or has it no more."""
+        if listening:
+            self._become("listening")
+        elif self.name == "listening":
+            self._become("idle")
+
+    def _become(self, name: State) -> None:
+        if name != self.name:
+            self.name = name
+            self._hub.emit(Event(_STATE_EVENTS[name]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Unplayed:
+    """A frame that was handed out and is not played yet."""
+
+    index: int
+    segment_id: int
+    spoken: int
+    voiced: bool
+
+
+class Playback:
+    """Follows the frames of one session from the reader's hand to the screen.
+
+    Args:
+        hub: is told of segments and of the avatar's state.
+        mode: when a frame counts as played.
+        quiet_frames: see `AvatarState`.
+
+    Attributes:
+        state: what the avatar does.
+        unplayed: samples of speech that were handed out and are not played yet.
+    """
+
+    def __init__(
+        self, hub: EventHub, mode: PlaybackMode, quiet_frames: int = IDLE_AFTER_FRAMES
+    ) -> None:
+        self.state = AvatarState(hub, quiet_frames)
+        self.unplayed = 0
+        self._hub, self._mode = hub, mode
+        self._waiting: deque[_Unplayed | SegmentEnd] = deque()
+        self._segment: int | None = None  # the one that plays
+        self._played = 0  # samples of it
+
+    @property
+    def is_reported(self) -> bool:
+        """Frames count as played when that is reported, not when they are read."""
+        return self._mode == "reported"
+
+    @property
+    def played_ms(self) -> int:
+        """How much of the segment that plays was played."""
+        return ms(self._played)
+
+    def hand_out(self, item: AVFrame | SegmentEnd) -> None:
+        """Take what the reader gets now.
+
+        Raises:
+            EngineError: the player reports nothing.
+        """
+        if isinstance(item, SegmentEnd):
+            self._waiting.append(item)
+            self._finish_segments()
+            return
+        if len(self._waiting) >= MAX_UNREPORTED:
+            raise EngineError(
+                f"{MAX_UNREPORTED} frames were read and not reported as played; call "
+                "notify_played with each, or open the session with playback='on_read'"
+            )
+        self._waiting.append(_Unplayed(item.index, item.segment_id, item.spoken, item.voiced))
+        self.unplayed += item.spoken
+        if not self.is_reported:
+            self.note_played(item.index)
+
+    def note_played(self, index: int) -> None:
+        """Count a frame as played; those before it that were left out are passed with it."""
+        while self._waiting:
+            frame = self._waiting[0]
+            if isinstance(frame, SegmentEnd) or frame.index > index:
+                return
+            self._waiting.popleft()
+            self._play(frame)
+            self._finish_segments()
+
+    def interrupt(self, next_segment: int, unread: float) -> Interrupted:
+        """End the segment that plays; frames not played yet count without their sound.
+
+        Args:
+            next_segment: that speech belonged to of which nothing was handed out.
+            unread: samples of speech that were not handed out.
+        """
+        result = Interrupted(self.played_ms, ms(self.unplayed + unread))
+        if self._segment is not None or result.dropped_ms:
+            segment_id = self._current_segment(next_segment)
+            cut = (segment_id, result.played_ms, result.dropped_ms)
+            self._hub.emit(Event("segment.interrupted", *cut))
+        self._waiting = deque(
+            replace(frame, spoken=0, voiced=False)
+            for frame in self._waiting
+            if isinstance(frame, _Unplayed)
+        )
+        self._segment, self._played, self.unplayed = None, 0, 0
+        self.state.listen(True)
+        return result
+
+    def _current_segment(self, next_segment: int) -> int:
+        if self._segment is not None:
+            return self._segment
+        for frame in self._waiting:
+            if isinstance(frame, _Unplayed) and frame.spoken:
+                return frame.segment_id
+        return next_segment
+
+    def _play(self, frame: _Unplayed) -> None:
+        if frame.spoken:
+            starts = self._segment != frame.segment_id
+            if starts:
+                self._segment, self._played = frame.segment_id, 0
+            self._played += frame.spoken
+            self.unplayed -= frame.spoken
+            if starts:  # last, for a listener may interrupt
+                self._hub.emit(Event("segment.started", frame.segment_id, 0))
+        self.state.note_played(frame.voiced)
+
+    def _finish_segments(self) -> None:
+        """End the segments whose last frame is played."""
+        while self._waiting and isinstance(self._waiting[0], SegmentEnd):
+            segment_id = self._waiting.popleft().segment_id
+            played = self._played if self._segment == segment_id else 0
+            self._segment, self._played = None, 0
+            self._hub.emit(Event("segment.finished", segment_id, ms(played)))

@@ -1,0 +1,260 @@
+"""The model's side of a session: takes hops of speech or silence, and steps the model when due.
+
+The event loop never waits for the model: its calls run in the worker's thread.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from letstalk_rt.audio.segmenter import EndMark, Hop, silent
+from letstalk_rt.audio.voice_activity import VoiceActivity, VoiceGate, make_gate
+from letstalk_rt.errors import LetsTalkError, SessionClosed
+from letstalk_rt.inference.protocol import Deliver, State, StateOptions
+from letstalk_rt.inference.worker import ModelWorker
+from letstalk_rt.metrics import Metrics
+from letstalk_rt.session.audio_input import Intake, Work
+from letstalk_rt.session.frame_queue import FrameQueue, Picture
+from letstalk_rt.session.pacing import Lead
+from letstalk_rt.types import FPS, Portrait, SegmentEnd
+
+T = TypeVar("T")
+
+_EARLY_S = 0.001  # timers are no finer than this
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A portrait that shall be shown from now on.
+
+    Attributes:
+        portrait: the new one.
+        done: when the model has taken it.
+    """
+
+    portrait: Portrait
+    done: "asyncio.Future[None]"
+
+    def finish(self, problem: Exception | None) -> None:
+        """Tell the caller, if he still waits."""
+        if self.done.done():
+            return
+        if problem is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(problem)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step that runs, and what is known of its frames."""
+
+    hop: Hop
+    epoch: int
+    voiced: list[bool]
+    queued_s: float
+    started_s: float
+    made_s: list[float] = field(default_factory=list)  # of each frame, from the beginning
+
+
+class Stepper(Generic[State]):
+    """Steps the model for one session.
+
+    Args:
+        worker: runs the model.
+        intake: where speech waits.
+        frames: where pictures go.
+        metrics: is told how long steps take.
+        wake: set by others when there may be something to do.
+        now_s: monotonic seconds.
+        live: silence takes the place of speech that does not come.
+        lookahead_frames: how far the pictures are behind the sound.
+        voice_activity: how voice is told from noise.
+    """
+
+    def __init__(
+        self,
+        worker: ModelWorker[State],
+        intake: Intake,
+        frames: FrameQueue,
+        metrics: Metrics,
+        wake: asyncio.Event,
+        now_s: Callable[[], float],
+        *,
+        live: bool,
+        lookahead_frames: int,
+        voice_activity: VoiceActivity,
+    ) -> None:
+        self._worker, self._pipeline = worker, worker.pipeline
+        self._intake, self._frames, self._metrics = intake, frames, metrics
+        self._wake, self._now_s = wake, now_s
+        self._live, self._lookahead = live, lookahead_frames
+        self._voice_activity: VoiceActivity = voice_activity
+        self._window = worker.pipeline.frames_per_window
+        self._lead = Lead(FPS)
+        self._epoch = 0  # that the model knows
+        self._voiced = deque([False] * lookahead_frames)  # of the sounds heard and not shown
+        self._changes: deque[Change] = deque()
+
+    async def run(self, portrait: Portrait, options: StateOptions) -> None:
+        """Step for ever.
+
+        Args:
+            portrait: the face.
+            options: of the session's state.
+        """
+        state = await _done(self._worker.submit(self._pipeline.init_state, portrait, options))
+        gate = await self._open_gate()
+        while True:
+            work = await self._next_work()
+            if isinstance(work, Change):
+                await self._change(state, work)
+            elif isinstance(work.item, EndMark):
+                self._frames.put(SegmentEnd(work.item.segment_id, self._intake.epoch))
+            else:
+                await self._make(state, gate, work.item, work.queued_s)
+
+    def change(self, change: Change) -> None:
+        """Show another portrait from the next step on."""
+        self._changes.append(change)
+        self._wake.set()
+
+    def refuse_changes(self, reason: Exception) -> None:
+        """Tell those who wait for a portrait that it will not be."""
+        for change in self._changes:
+            change.finish(reason)
+        self._changes.clear()
+
+    # When
+
+    async def _next_work(self) -> Work | Change:
+        """Wait until a step is wanted, then take a hop of speech or, when idle, make one."""
+        while True:
+            self._wake.clear()
+            if self._changes:
+                return self._changes.popleft()
+            wait_s = self._step_wait_s()
+            if wait_s <= _EARLY_S:
+                if self._intake.waiting:
+                    return self._intake.take()
+                wait_s = self._speech_wait_s()
+                if wait_s <= _EARLY_S:
+                    return self._intake.fill()
+            try:
+                async with asyncio.timeout(None if wait_s == math.inf else wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # a step is due
+
+    def _step_wait_s(self) -> float:
+        """Seconds until a step should begin; for ever while enough frames wait.
+
+        Live, it begins as late as lets the reader never wait, for new speech stands behind the
+        frames that are made; after an interrupt at once.
+        """
+        if self._live and self._intake.epoch != self._epoch:
+            return 0.0
+        if self._frames.frames > self._window:
+            return math.inf
+        if not self._live:
+            return 0.0
+        return self._frames.due_s - self._lead.lead_s - self._now_s()
+
+    def _speech_wait_s(self) -> float:
+        """Seconds until silence takes the place of speech; for ever when not live."""
+        if not self._live:
+            return math.inf
+        return self._intake.over_s - self._now_s() if self._intake.in_speech else 0.0
+
+    # What
+
+    async def _make(self, state: State, gate: VoiceGate, hop: Hop, queued_s: float) -> None:
+        """Make the window of one hop, unless an interrupt comes before."""
+        epoch = self._intake.epoch
+        if epoch != self._epoch:
+            await self._take_over(state, gate, epoch)
+        heard, voiced = await self._listen_to(gate, hop)
+        if epoch != self._intake.epoch:
+            return
+        step = _Step(hop, epoch, voiced, queued_s, self._now_s())
+        await _done(self._worker.step(heard, state, self._deliver(step)))
+        assert len(step.made_s) == self._window, len(step.made_s)
+        self._lead.note(step.made_s)
+        self._metrics.stamp_step(self._now_s() - step.started_s, self._window / FPS)
+
+    def _deliver(self, step: _Step) -> Deliver:
+        """Give what brings the parts of a window from the model's thread to the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def deliver(part: np.ndarray) -> None:
+            with suppress(RuntimeError):  # the loop was closed, and nobody waits any more
+                loop.call_soon_threadsafe(self._put_part, step, part)
+
+        return deliver
+
+    def _put_part(self, step: _Step, frames: np.ndarray) -> None:
+        """Take the next frames of a step."""
+        assert frames.dtype == np.uint8, frames.dtype
+        now_s, hop = self._now_s(), step.hop
+        for rgb in frames:
+            number = len(step.made_s)
+            sound = hop.sounds[number]
+            step.made_s.append(now_s - step.started_s)
+            stamps = (step.queued_s, step.started_s, now_s)
+            if step.epoch != self._intake.epoch:
+                silence = silent(sound, self._intake.segment_id)
+                self._frames.put_stale(Picture(rgb, silence, False, *stamps))
+                continue
+            self._frames.put(Picture(rgb, sound, step.voiced[number], *stamps))
+            if number + 1 == hop.end_after:
+                self._frames.put(SegmentEnd(sound.segment_id, step.epoch))
+
+    async def _take_over(self, state: State, gate: VoiceGate, epoch: int) -> None:
+        """Tell the model of an interrupt, and from which frame on it goes on."""
+        unseen = self._frames.take_over(self._now_s() + self._lead.lead_s)
+        await _done(self._worker.submit(self._pipeline.interrupt, state, unseen=unseen))
+        gate.reset()
+        self._voiced = deque([False] * self._lookahead)
+        self._epoch = epoch
+
+    async def _listen_to(self, gate: VoiceGate, hop: Hop) -> tuple[np.ndarray, list[bool]]:
+        """Give what the model hears of a hop, and which of the step's frames have voice.
+
+        Live, it hears nothing where there is no voice: `(hop,)`.
+        """
+        if gate.blocking:
+            voiced = await _done(self._worker.submit(gate.hear, hop.pcm))
+        else:
+            voiced = gate.hear(hop.pcm)
+        self._voiced.extend(voiced)
+        shown = [self._voiced.popleft() for _ in hop.sounds]
+        nothing = self._live and not any(voiced)
+        return np.zeros_like(hop.pcm) if nothing else hop.pcm, shown
+
+    async def _open_gate(self) -> VoiceGate:
+        if self._voice_activity == "silero":  # loads a network
+            return await _done(self._worker.submit(make_gate, self._voice_activity))
+        return make_gate(self._voice_activity)
+
+    async def _change(self, state: State, change: Change) -> None:
+        problem: Exception | None = None
+        try:
+            await _done(self._worker.submit(self._pipeline.change_portrait, state, change.portrait))
+        except LetsTalkError as error:  # the caller's mistake: the old face goes on
+            problem = error
+        except BaseException:
+            change.finish(SessionClosed("the session ended before it took the portrait"))
+            raise
+        change.finish(problem)
+
+
+async def _done(future: "Future[T]") -> T:
+    """Wait for a call of the model."""
+    return await asyncio.wrap_future(future)

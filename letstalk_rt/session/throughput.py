@@ -1,0 +1,94 @@
+"""Measures how fast this machine runs a model: the whole path, sound to composited picture."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from letstalk_rt.metrics import Percentiles, percentiles
+from letstalk_rt.session.avatar import Avatar
+from letstalk_rt.types import FPS, SAMPLE_RATE
+
+_WARM_UP = 2
+LIVE_FACTOR = 1.2
+"""A model that is this much faster than real time leaves room for everything else."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured.
+
+    Attributes:
+        preset: which model.
+        device: where it ran.
+        threads: CPU threads of torch.
+        size: width and height of the pictures.
+        load_s: reading the model.
+        first_window_s: from a new session to its first pictures.
+        window_ms: one window, sound to pictures.
+        budget_ms: how long a window lasts.
+        missed: windows that took longer.
+        windows: how many were measured.
+    """
+
+    preset: str
+    device: str
+    threads: int
+    size: tuple[int, int]
+    load_s: float
+    first_window_s: float
+    window_ms: Percentiles
+    budget_ms: float
+    missed: int
+    windows: int
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, by the median window."""
+        return FPS * self.budget_ms / self.window_ms.p50
+
+    @property
+    def fits(self) -> bool:
+        """The machine can show this model live."""
+        return self.fps >= LIVE_FACTOR * FPS
+
+
+def measure(avatar: Avatar, preset: str, *, load_s: float, seconds: float = 5.0) -> Speed:
+    """Run a model for some seconds.
+
+    Args:
+        avatar: loaded.
+        preset: its name, for the record.
+        load_s: how long loading took, for the record.
+        seconds: how long to measure.
+    """
+    import torch
+
+    pipeline = avatar.pipeline
+    rng = np.random.default_rng(0)
+    speech = (0.1 * rng.standard_normal((1, pipeline.hop))).astype(np.float32)
+    started_s = time.perf_counter()
+    state = pipeline.init_state(avatar.portrait)
+    pipeline.step(speech, [state])
+    first_s = time.perf_counter() - started_s
+    for _ in range(_WARM_UP):
+        pipeline.step(speech, [state])
+    taken_ms: list[float] = []
+    while sum(taken_ms) < seconds * 1000 or len(taken_ms) < 3:
+        before_s = time.perf_counter()
+        pipeline.step(speech, [state])
+        taken_ms.append((time.perf_counter() - before_s) * 1000)
+    budget_ms = pipeline.hop * 1000 / SAMPLE_RATE
+    height, width = avatar.portrait.canvas.shape[:2]
+    return Speed(
+        preset=preset,
+        device=str(pipeline.device),
+        threads=torch.get_num_threads(),
+        size=(width, height),
+        load_s=load_s,
+        first_window_s=first_s,
+        window_ms=percentiles(taken_ms),
+        budget_ms=budget_ms,
+        missed=sum(value > budget_ms for value in taken_ms),
+        windows=len(taken_ms),
+    )

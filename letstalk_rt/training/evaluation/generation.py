@@ -1,0 +1,92 @@
+"""Makes the model speak, for judging: clips from their first frame, still portraits, silence."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.training.data.audio_features import best_lag, correlation
+from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.evaluation.faces import FaceTrack, Landmarks, read_faces
+from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A generated video and the face in it.
+
+    Attributes:
+        frames: `(T, H, W, 3)` uint8.
+        track: the face as the landmarker sees it.
+    """
+
+    frames: np.ndarray
+    track: FaceTrack
+
+
+def as_portrait(frame: np.ndarray) -> Portrait:
+    """Take a 256x256 frame of a clip, which is aligned already, as a portrait."""
+    return Portrait(canvas=frame.copy(), crop=frame.copy(), box=(0.0, 0.0, float(frame.shape[0])))
+
+
+def generate_frames(
+    pipeline: AvatarPipeline, portraits: Sequence[Portrait], sounds: np.ndarray, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Speak sounds with portraits, all at once, by the streaming pipeline.
+
+    Args:
+        pipeline: the model.
+        portraits: B, of one canvas size.
+        sounds: `(B, n)` float32 at 16 kHz, `n` a multiple of 640.
+        seed: of the first session; the others follow.
+
+    Yields:
+        `(B, H, W, 3)` uint8, one for each frame of the sounds.
+    """
+    states = [pipeline.init_state(p, StateOptions(seed + i)) for i, p in enumerate(portraits)]
+    batch, samples = sounds.shape
+    count = samples // SAMPLES_PER_FRAME
+    needed = count + pipeline.lookahead_frames
+    hops = -(-needed * SAMPLES_PER_FRAME // pipeline.hop)
+    padded = np.zeros((batch, hops * pipeline.hop), np.float32)
+    padded[:, :samples] = sounds
+    index = -pipeline.lookahead_frames
+    for hop in range(hops):
+        pcm = padded[:, hop * pipeline.hop : (hop + 1) * pipeline.hop]
+        pictures = pipeline.step(np.ascontiguousarray(pcm), states)
+        for place in range(pictures.shape[1]):
+            if 0 <= index < count:
+                yield pictures[:, place]
+            index += 1
+
+
+def speak(
+    pipeline: AvatarPipeline,
+    landmarker: Landmarks,
+    portraits: Sequence[Portrait],
+    sounds: np.ndarray,
+    seed: int = 0,
+) -> list[Spoken]:
+    """Generate one video for each portrait and sound, and read the faces."""
+    frames = np.stack(list(generate_frames(pipeline, portraits, sounds, seed)), 1)
+    return [Spoken(video, read_faces(landmarker, video)) for video in frames]
+
+
+def true_track(clip: Clip) -> FaceTrack:
+    """Give the face of a clip's own video, as the data folder has it."""
+    return FaceTrack(clip.landmarks, np.ones(clip.num_frames, bool))
+
+
+def wrong_sound(clips: Sequence[Clip], index: int) -> np.ndarray:
+    """Give the sound of another clip, as long as the clip's own: neighbours may be of one kind."""
+    clip, other = clips[index], clips[(index + len(clips) // 2) % len(clips)]
+    return np.resize(other.pcm, clip.pcm.shape)
+
+
+def follow(made: FaceTrack, true: FaceTrack) -> tuple[float, int]:
+    """Give r of generated against true mouth opening, and the best lag in frames."""
+    count = min(len(made.points), len(true.points))
+    a, b = made.opening[:count], true.opening[:count]
+    return correlation(a, b), best_lag(a, b)[0]

@@ -1,0 +1,87 @@
+"""Figures of pictures: likeness, sharpness, and flicker where windows meet."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from letstalk_rt.models.autoencoder.interfaces import Autoencoder
+from letstalk_rt.models.geometry.landmarks import SUBSET
+from letstalk_rt.training.data.dataset import Clip, to_unit
+from letstalk_rt.training.evaluation.reconstruction import (
+    frames_tensor,
+    mouth_box,
+    reconstruct,
+    sharpness,
+)
+
+_FACE = slice(70, 226), slice(64, 192)
+"""Rows and columns of a clip's 256 px frame that the face fills."""
+
+
+def ssim_map(made: Tensor, true: Tensor) -> Tensor:
+    """Give structural similarity at each place, `(B, 1, H - 10, W - 10)`, of grey pictures.
+
+    Args:
+        made: `(B, 3, H, W)` in [-1, 1].
+        true: as `made`.
+
+    Source: Wang et al. 2004: Gaussian window of 11 px, sigma 1.5, K1 0.01, K2 0.03.
+    """
+    steps = torch.arange(11, dtype=torch.float32) - 5
+    line = torch.exp(-(steps**2) / (2 * 1.5**2))
+    window = torch.outer(line, line)[None, None] / line.sum() ** 2
+    a, b = made.float().mean(1, keepdim=True), true.float().mean(1, keepdim=True)
+    parts = torch.cat([a, b, a * a, b * b, a * b])
+    mean_a, mean_b, aa, bb, ab = F.conv2d(parts, window).chunk(5)
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    shared = (2 * mean_a * mean_b + c1) * (2 * (ab - mean_a * mean_b) + c2)
+    spread = (mean_a**2 + mean_b**2 + c1) * (aa - mean_a**2 + bb - mean_b**2 + c2)
+    return shared / spread
+
+
+@torch.no_grad()
+def ssim_of(model: Autoencoder, clip: Clip, every: int = 12) -> tuple[float, float] | None:
+    """Give SSIM of a clip rebuilt from its first frame: whole and mouth. None for a short clip."""
+    chosen = list(range(every, clip.num_frames, every))
+    if not chosen:
+        return None
+    found = ssim_map(reconstruct(model, clip, chosen), frames_tensor(clip, chosen))
+    mouths = []
+    for place, index in zip(found, chosen, strict=True):
+        left, top, right, bottom = mouth_box(to_unit(clip.landmarks[index][list(SUBSET)]))
+        mouths.append(place[:, max(top - 5, 0) : bottom - 5, max(left - 5, 0) : right - 5].mean())
+    return float(found.mean()), float(torch.stack(mouths).mean())
+
+
+def evaluate_ssim(model: Autoencoder, clips: list[Clip]) -> dict[str, float]:
+    """Give SSIM of reconstruction through the latent, portrait = first frame, mean over clips."""
+    rows = np.array([row for clip in clips if (row := ssim_of(model, clip)) is not None])
+    whole, mouth = rows.mean(0)
+    return {"ssim": float(whole), "ssim_mouth": float(mouth)}
+
+
+def face_sharpness(frames: np.ndarray) -> float:
+    """Give the mean absolute Laplacian of the face in 256 px frames `(T, 256, 256, 3)`."""
+    picture = torch.from_numpy(np.ascontiguousarray(frames[:, *_FACE])).permute(0, 3, 1, 2)
+    return float(sharpness(picture.float() / 127.5 - 1).mean())
+
+
+def seam_flicker(frames: np.ndarray, window: int, lookahead: int) -> float:
+    """Give how much pictures change where two windows meet, over how much they do inside one.
+
+    Args:
+        frames: `(T, H, W, 3)` uint8, from the first frame of a session's speech on.
+        window: frames made together.
+        lookahead: frames of the session before the first of these.
+
+    Returns:
+        1 where no seam can be seen; NaN for a still or a very short video.
+    """
+    change = np.array(
+        [np.abs(b.astype(np.int16) - a).mean() for a, b in zip(frames, frames[1:], strict=False)]
+    )
+    at_seam = (np.arange(1, len(frames)) + lookahead) % window == 0
+    if not at_seam.any() or at_seam.all() or change[~at_seam].mean() == 0:
+        return float("nan")
+    return float(change[at_seam].mean() / change[~at_seam].mean())

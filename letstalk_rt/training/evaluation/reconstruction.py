@@ -1,0 +1,139 @@
+"""Judges frames that an autoencoder rebuilt from their latents and one frame of the clip."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from letstalk_rt.models.autoencoder.interfaces import Autoencoder
+from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
+from letstalk_rt.models.geometry.landmarks import LIPS
+from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.video_samples import to_pixels, write_video
+
+SAMPLE_CLIPS, SAMPLE_FRAMES = 4, 50
+"""Clips and frames of a sample video."""
+
+
+def sharpness(frames: Tensor) -> Tensor:
+    """Give the mean absolute Laplacian of the grey picture, `(B,)`, of `(B, 3, H, W)`."""
+    kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    return F.conv2d(frames.mean(1, keepdim=True), kernel).abs().mean((1, 2, 3))
+
+
+def psnr(made: Tensor, true: Tensor) -> Tensor:
+    """Give PSNR in dB of pictures in [-1, 1], `(B,)`."""
+    error = ((made - true) ** 2).flatten(1).mean(1)
+    return 10 * torch.log10(4 / error.clamp(min=1e-8))
+
+
+def mouth_box(points: np.ndarray) -> tuple[int, int, int, int]:
+    """Give left, top, right, bottom (px of 256) of the lips of `(L, 2)` points, with a margin."""
+    lips = (points[LIPS] + 1) * 128
+    low, high = lips.min(0), lips.max(0)
+    margin = 0.25 * (high[0] - low[0])
+    left, top = np.clip(low - margin, 0, 240).astype(int)
+    right, bottom = np.clip(high + margin, 16, 256).astype(int)
+    return int(left), int(top), int(right), int(bottom)
+
+
+def _cut(made: Tensor, true: Tensor, points: np.ndarray) -> tuple[Tensor, Tensor]:
+    left, top, right, bottom = mouth_box(points)
+    return made[:, top:bottom, left:right], true[:, top:bottom, left:right]
+
+
+@torch.no_grad()
+def reconstruct(
+    model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int = 0
+) -> Tensor:
+    """Rebuild frames of a clip from their latents and one frame: `(T, 3, 256, 256)`."""
+    device = next(model.parameters()).device
+    portrait = model.describe(frames_tensor(clip, [portrait_index]).to(device))
+    pieces = []
+    for chunk in torch.tensor(indices).split(8):
+        with torch.autocast(device.type, torch.bfloat16):
+            frames = frames_tensor(clip, chunk.tolist()).to(device)
+            latents = model.encode(frames[None], portrait)
+            pieces.append(model.decode(latents, portrait)[0].cpu())
+    return torch.cat(pieces)
+
+
+def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
+    """Give frames of a clip as `(T, 3, 256, 256)` in [-1, 1]."""
+    frames = torch.from_numpy(clip.frames[indices].copy())
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    model: Autoencoder, clips: list[Clip], every: int = 12
+) -> dict[str, float]:
+    """Judge reconstruction through the latent, portrait = first frame, mean over clips.
+
+    Sharpness is the mean absolute Laplacian of the face box against that of the true frames.
+    """
+    rows = [
+        _judge(model, clip, list(range(every, clip.num_frames, every)), 0)
+        for clip in clips
+        if clip.num_frames > every
+    ]
+    whole, mouth, crisp = torch.tensor(rows).mean(0).tolist()
+    return {"psnr": whole, "psnr_mouth": mouth, "sharpness_ratio": crisp}
+
+
+@torch.no_grad()
+def evaluate_pairs(model: Autoencoder, clips: list[Clip], pairs: int = 6) -> dict[str, float]:
+    """As `evaluate_reconstruction`, for portraits and targets drawn at random from each clip.
+
+    The protocol of the first figures for this decoder; portraits are nearer to their targets than
+    a clip's first frame is to its end.
+    """
+    generator, rows = torch.Generator().manual_seed(0), []
+    for clip in clips:
+        for _ in range(pairs):
+            source, target = torch.randint(clip.num_frames, (2,), generator=generator).tolist()
+            if source != target:
+                rows.append(_judge(model, clip, [target], source))
+    whole, mouth, _ = torch.tensor(rows).mean(0).tolist()
+    return {"psnr_pairs": whole, "psnr_mouth_pairs": mouth}
+
+
+def _judge(
+    model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int
+) -> tuple[float, float, float]:
+    """Give PSNR, PSNR of the mouth, and sharpness ratio of the face."""
+    made, true = reconstruct(model, clip, indices, portrait_index), frames_tensor(clip, indices)
+    cut = [_cut(m, x, clip.points[i]) for m, x, i in zip(made, true, indices, strict=True)]
+    mouth = torch.stack([psnr(m[None], x[None])[0] for m, x in cut]).mean()
+    made_face, true_face = (frames[:, :, 70:226, 64:192] for frames in (made, true))
+    crisp = (sharpness(made_face) / sharpness(true_face)).mean()
+    return float(psnr(made, true).mean()), float(mouth), float(crisp)
+
+
+@torch.no_grad()
+def save_samples(model: ReferenceAutoencoder, clips: list[Clip], stem: Path) -> None:
+    """Write a sheet and a video of some clips, rebuilt from their first frames.
+
+    The sheet shows portrait, target, rebuilt frame, warp alone and mask; the video, above the true
+    frames, the rebuilt ones.
+    """
+    rows: list[Tensor] = []
+    columns: list[Tensor] = []
+    device = model.mean_points.device
+    for clip in clips:
+        pair = frames_tensor(clip, [0, int(clip.num_frames * 0.6)]).to(device)
+        portrait = model.describe(pair[:1])
+        parts = model.decode_parts(model.encode(pair[None, 1:], portrait)[0], portrait)
+        mask = parts.mask.expand(-1, 3, -1, -1) * 2 - 1
+        rows.append(torch.cat([pair[:1], pair[1:], parts.picture, parts.warped, mask], 3))
+        if clip.num_frames >= SAMPLE_FRAMES and len(columns) < SAMPLE_CLIPS:
+            shown = list(range(SAMPLE_FRAMES))
+            columns.append(
+                torch.cat([frames_tensor(clip, shown), reconstruct(model, clip, shown)], 2)
+            )
+    Image.fromarray(to_pixels(torch.cat(rows, 2))[0]).save(stem.with_suffix(".png"))
+    if columns:
+        write_video(stem.with_suffix(".mp4"), to_pixels(torch.cat(columns, 3)))

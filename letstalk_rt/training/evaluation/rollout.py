@@ -1,0 +1,147 @@
+"""Generates latents by the streaming recurrence, and judges a model by them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from letstalk_rt.errors import InputError
+from letstalk_rt.inference.seam_easing import ease_seam
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.geometry.landmarks import mouth_opening
+from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.sampler import NoiseState, timesteps
+from letstalk_rt.training.data.audio_features import (
+    MEL_PER_FRAME,
+    best_lag,
+    clip_mel,
+    correlation,
+    mel_encoder,
+)
+from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.tracks import Track
+from letstalk_rt.training.data.video_samples import to_pixels, write_video
+from letstalk_rt.training.evaluation.reconstruction import frames_tensor
+from letstalk_rt.types import SAMPLES_PER_FRAME
+
+JUDGED_FRAMES = 72
+
+
+@torch.no_grad()
+def generate(
+    model: AvatarModel,
+    mel: Tensor,
+    portrait: Tensor,
+    *,
+    steps: int,
+    guidance: float = 1.0,
+    seed: int = 0,
+) -> Tensor:
+    """Generate latents for whole sounds by the streaming recurrence.
+
+    Args:
+        model: in eval mode.
+        mel: `(B, 64, 4 * (T + 2))`, `T` a multiple of the window.
+        portrait: latents `(B, C, h, w)`.
+        steps: sampler steps.
+        guidance: weight of the sound against none.
+        seed: of the noise.
+
+    Returns:
+        `(B, T, C, h, w)`.
+    """
+    config = model.denoiser.config
+    preset = model.preset
+    chance = [NoiseState(seed + i, torch.zeros(1, *portrait.shape[1:])) for i in range(len(mel))]
+    tokens = mel_encoder(model).encode_mel(mel)[:, model.audio.lookahead_frames :]
+    state = model.denoiser.portrait_state(model.normalized_portrait(portrait))
+    bank = MemoryBank.anchored(torch.zeros_like(portrait), config.memory)
+    times, made = timesteps(steps), []
+    for window in tokens.split(config.window, 1):
+        noise = torch.cat(
+            [c.draw(config.window, preset.noise_correlation, preset.temperature) for c in chance]
+        )
+
+        motion = model.sample_window(
+            noise.to(portrait.device),
+            window,
+            state,
+            model.denoiser.recall(bank.latents, bank.filled),
+            times,
+            guidance,
+        )
+        motion = ease_seam(motion, bank, preset.seam)
+        bank.write(motion)
+        made.append(model.to_latents(motion, portrait))
+    return torch.cat(made, 1)
+
+
+@torch.no_grad()
+def evaluate_flow(
+    model: AvatarModel, tracks: list[Track], steps: int = 2, guidance: float = 1.0
+) -> dict[str, float]:
+    """Generate the first four seconds of each clip from its first frame and sound.
+
+    Mouth openings are compared by the latent's own landmarks: quick, for choosing when to stop;
+    `letstalk eval` looks at pictures. Latents without landmarks are compared themselves.
+    """
+    tracks = [track for track in tracks if len(track.quiet) >= JUDGED_FRAMES]
+    if not tracks:
+        raise InputError(f"no clip set aside has {JUDGED_FRAMES} frames; add longer clips")
+    device = model.motion_scale.device
+    ahead = model.audio.lookahead_frames
+    mel = torch.stack([t.spoken.mel[:, : 4 * (JUDGED_FRAMES + ahead)] for t in tracks])
+    mel = mel.to(device)
+    truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
+    truth = truth.to(device)
+    landmarks = model.autoencoder.landmarks
+    if landmarks is None:
+        made = generate(model, mel, truth[:, 0], steps=steps, guidance=guidance)
+        error = (made - truth) / model.motion_scale
+        return {"error": float(error.pow(2).mean())}
+    true = mouth_opening(landmarks.points(truth).cpu().numpy())
+
+    def openings(sound: Tensor) -> np.ndarray:
+        made = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
+        return mouth_opening(landmarks.points(made).cpu().numpy())
+
+    own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
+    r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])
+    real = np.array([track.spoken.is_real for track in tracks])
+    return {
+        "corr": float(r.mean()),
+        "corr_real": float(r[real].mean()) if real.any() else float("nan"),
+        "lag": float(np.median([best_lag(a, b)[0] for a, b in zip(own, true, strict=True)])),
+        "corr_shuffled": float(
+            np.mean([correlation(a, b) for a, b in zip(wrong, true, strict=True)])
+        ),
+        "range_ratio": float(np.median(own.std(1) / true.std(1).clip(1e-6))),
+    }
+
+
+def score(figures: dict[str, float]) -> float:
+    """Give what the best model is chosen by: lips that follow the sound, or a small error."""
+    if "error" in figures:
+        return -figures["error"]
+    return float(np.nanmean([figures["corr"], figures["corr_real"]]))
+
+
+@torch.no_grad()
+def save_sample(model: AvatarModel, clip: Clip, path: Path, frames: int = 100) -> None:
+    """Write a video: the clip's own frames above those made from its first frame and its sound."""
+    count = min(frames, clip.num_frames) // model.denoiser.config.window
+    count *= model.denoiser.config.window
+    device = model.motion_scale.device
+    true = frames_tensor(clip, list(range(count)))
+    features = model.autoencoder.describe(true[:1].to(device))
+    ahead = model.audio.lookahead_frames
+    mel = clip_mel(clip.pcm, ahead)[None, :, : MEL_PER_FRAME * (count + ahead)].to(device)
+    preset = model.preset
+    latents = generate(model, mel, features.latent, steps=preset.steps, guidance=preset.guidance)
+    made = [
+        model.autoencoder.decode(part, features)[0].cpu()
+        for part in latents.split(model.denoiser.config.window, 1)
+    ]
+    both = torch.cat([true, torch.cat(made).float()], 2)
+    write_video(path, to_pixels(both), clip.pcm[: count * SAMPLES_PER_FRAME])

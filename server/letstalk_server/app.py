@@ -1,0 +1,156 @@
+"""The ASGI application: its parts, the life of the one model, and errors as documents."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from letstalk_rt.errors import PortraitError
+from letstalk_server.auth import Auth
+from letstalk_server.errors import BadRequestError, NotFoundError, ServerError
+from letstalk_server.http import pages, rest, signaling, websocket
+from letstalk_server.http.middleware import Guard
+from letstalk_server.http.problem_details import (
+    InternalError,
+    MethodNotAllowedError,
+    problem_details,
+)
+from letstalk_server.metrics import ServerMetrics
+from letstalk_server.session.limits import Throttle
+from letstalk_server.session.model_host import Model, Studio, load_model
+from letstalk_server.session.registry import Sessions
+from letstalk_server.settings import Settings
+from letstalk_server.webrtc.aiortc_transport import AiortcTransport
+
+log = logging.getLogger(__name__)
+
+MAX_UPLOADS = 4
+"""Portraits received at once; further ones wait in the socket, not in memory."""
+
+UPLOADS_PER_S = 0.5
+"""How often one subject may upload a portrait, for long."""
+
+THREADS = 4
+"""Of the loop's default executor: pictures for WebSockets are packed there."""
+
+
+def create_app(settings: Settings, load: Callable[[Settings], Model] = load_model) -> Starlette:
+    """Make the ASGI application.
+
+    Args:
+        settings: see `Settings`.
+        load: loads the model; called once, in a thread, before the server is ready.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        threads = ThreadPoolExecutor(THREADS, thread_name_prefix="letstalk")
+        asyncio.get_running_loop().set_default_executor(threads)
+        metrics: ServerMetrics = app.state.metrics
+        studio = await Studio.open(settings, load, metrics.note_step)
+        transport = AiortcTransport(settings.ice_servers, settings.bitrates, prefer=settings.codec)
+        sessions = Sessions(studio, transport, settings, metrics.note_end)
+        app.state.studio, app.state.sessions = studio, sessions
+        _watch(metrics, studio, sessions)
+        try:
+            yield
+        finally:
+            await sessions.aclose()
+            transport.close()
+            await studio.aclose()
+
+    app = Starlette(
+        lifespan=lifespan,
+        routes=_routes(),
+        exception_handlers={
+            ServerError: _on_error,
+            PortraitError: _on_error,
+            HTTPException: _on_http_error,
+            Exception: _on_bug,
+        },
+    )
+    app.state.settings = settings
+    app.state.auth = Auth(settings)
+    app.state.metrics = ServerMetrics()
+    app.state.uploading = asyncio.Semaphore(MAX_UPLOADS)
+    app.state.upload_throttle = Throttle(UPLOADS_PER_S)
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+def _routes() -> list[BaseRoute]:
+    found = [*rest.routes(), *signaling.routes(), *websocket.routes()]
+    return [*found, *_refusals(found), *pages.routes()]
+
+
+def _refusals(routes: list[BaseRoute]) -> list[BaseRoute]:
+    """Give, for each address, a route that says which methods it takes."""
+    methods: dict[str, set[str]] = {}
+    for route in routes:
+        if isinstance(route, Route):
+            methods.setdefault(route.path, set()).update(route.methods or ())
+    return [
+        Route(path, _refuse_method(names), methods=_ALL_METHODS) for path, names in methods.items()
+    ]
+
+
+_ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"]
+
+
+def _refuse_method(names: set[str]) -> Callable[[Request], Response]:
+    allowed = ", ".join(sorted(names))
+
+    async def refuse(request: Request) -> Response:
+        return _answer(
+            request,
+            MethodNotAllowedError(f"This address takes {allowed}.", {"allow": allowed}),
+        )
+
+    return refuse  # type: ignore[return-value]  # Starlette takes coroutine functions
+
+
+def _watch(metrics: ServerMetrics, studio: Studio, sessions: Sessions) -> None:
+    began_s = time.monotonic()
+    metrics.watch(
+        lambda: sessions,
+        {
+            "places": ("Sessions that fit", lambda: float(sessions.admission.places)),
+            "model_busy_ratio": ("Share of its time the model works", studio.worker.busy_ratio),
+            "model_step_share": (
+                "Share of the model's time that one session takes",
+                lambda: studio.speed.share,
+            ),
+            "uptime_seconds": ("Since the start", lambda: time.monotonic() - began_s),
+        },
+    )
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServerError | PortraitError), type(error)
+    return _answer(request, error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known: dict[int, type[ServerError]] = {404: NotFoundError, 405: MethodNotAllowedError}
+    refusal = known.get(error.status_code, BadRequestError)
+    return _answer(request, refusal("Check the address and the method of the request."))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("a request failed (%s)", type(error).__name__)
+    return _answer(request, InternalError("Try again; the server's log has the cause."))
+
+
+def _answer(request: Request, error: ServerError | PortraitError) -> Response:
+    problem = problem_details(error)
+    request.app.state.metrics.problems.labels(problem.problem_type.code).inc()
+    return problem.response()

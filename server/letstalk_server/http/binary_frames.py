@@ -1,0 +1,79 @@
+"""Pictures and sound as binary messages, for clients that cannot speak WebRTC.
+
+The layout is that of `docs/protocol.md`: a header of 24 bytes, then the picture or the sound.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+
+import numpy as np
+from PIL import Image
+
+from letstalk_rt.portrait.watermark import STATEMENT
+from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
+from letstalk_server.protocol.audio_payload import OpusEncoder, to_int16
+from letstalk_server.protocol.client_messages import FramesFormat
+from letstalk_server.session.playout import Slot
+
+HEADER = struct.Struct("<BBHIIHHII")
+REPEATED, BADGE = 1, 2
+
+
+class Kind(IntEnum):
+    """What a binary message holds."""
+
+    JPEG = 1
+    RGB = 2
+    PCM16 = 3
+    OPUS = 4
+
+
+class FramePacker:
+    """Turns slots into the messages that one connection wants.
+
+    Args:
+        wanted: format and quality.
+        has_badge: the pictures carry the visible badge.
+    """
+
+    def __init__(self, wanted: FramesFormat, *, has_badge: bool) -> None:
+        self.wanted = wanted
+        self._flags = BADGE if has_badge else 0
+        self._opus = OpusEncoder() if wanted.sound == "opus" else None
+
+    def picture(self, slot: Slot) -> bytes:
+        """Give the message with a slot's picture. Takes a few ms: call it in a thread."""
+        is_jpeg = self.wanted.format == "jpeg"
+        data = jpeg(slot.rgb, self.wanted.quality) if is_jpeg else slot.rgb.tobytes()
+        height, width = slot.rgb.shape[:2]
+        flags = self._flags | (REPEATED if slot.repeated else 0)
+        kind = Kind.JPEG if is_jpeg else Kind.RGB
+        return _header(kind, slot, width, height, 0, flags) + data
+
+    def sound(self, slot: Slot) -> Iterator[bytes]:
+        """Give the messages with a slot's sound."""
+        flags = REPEATED if slot.repeated else 0
+        if self._opus is not None:
+            for packet in self._opus(slot.pcm):
+                samples = SAMPLES_PER_FRAME // 2
+                yield _header(Kind.OPUS, slot, samples, 1, SAMPLE_RATE, flags) + packet
+        elif self.wanted.sound == "pcm16":
+            data = to_int16(slot.pcm).astype("<i2").tobytes()
+            yield _header(Kind.PCM16, slot, SAMPLES_PER_FRAME, 1, SAMPLE_RATE, flags) + data
+
+
+def jpeg(rgb: np.ndarray, quality: int) -> bytes:
+    """Give a JPEG that says of itself what it is."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, comment=STATEMENT)
+    return buffer.getvalue()
+
+
+def _header(kind: Kind, slot: Slot, width: int, height: int, rate: int, flags: int) -> bytes:
+    frame = slot.frame
+    segment_id, epoch = (frame.segment_id, frame.epoch) if frame is not None else (0, 0)
+    return HEADER.pack(
+        kind, flags, HEADER.size, segment_id, slot.number, width, height, rate, epoch
+    )

@@ -1,0 +1,189 @@
+"""What all HTTP handlers share: reading bodies and queries in bounds, and who asks."""
+
+import asyncio
+import json
+from typing import Any, cast
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse
+
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.protocol import AS_MADE
+from letstalk_rt.types import MotionOptions
+from letstalk_server.auth import Auth, Caller
+from letstalk_server.errors import BadRequestError
+from letstalk_server.http.problem_details import ContentTooLargeError
+from letstalk_server.metrics import ServerMetrics
+from letstalk_server.session.connection import Options
+from letstalk_server.session.model_host import Studio
+from letstalk_server.session.registry import Sessions
+from letstalk_server.settings import Settings
+
+MAX_JSON_BYTES = 100_000
+BODY_TIMEOUT_S = 60.0
+MAX_NAME_CHARS = 128
+MAX_SEED = 2**31 - 1
+NO_STORE = {"cache-control": "no-store"}
+
+
+class Parts:
+    """The parts of the application, as handlers ask for them.
+
+    Args:
+        connection: a request or a WebSocket.
+    """
+
+    def __init__(self, connection: HTTPConnection) -> None:
+        self._connection = connection
+        self._state = connection.app.state
+
+    @property
+    def settings(self) -> Settings:
+        """The server's settings."""
+        return cast(Settings, self._state.settings)
+
+    @property
+    def studio(self) -> Studio:
+        """The model and the portraits."""
+        return cast(Studio, self._state.studio)
+
+    @property
+    def sessions(self) -> Sessions:
+        """All sessions."""
+        return cast(Sessions, self._state.sessions)
+
+    @property
+    def auth(self) -> Auth:
+        """Who may do what."""
+        return cast(Auth, self._state.auth)
+
+    @property
+    def metrics(self) -> ServerMetrics:
+        """What is counted."""
+        return cast(ServerMetrics, self._state.metrics)
+
+    def caller(self, *scopes: str) -> Caller:
+        """Tell who asks.
+
+        Raises:
+            AuthenticationError: the token is no good.
+            NotAllowedError: it allows none of the scopes.
+        """
+        caller = self.auth.caller(self._connection.headers)
+        if scopes:
+            caller.require(*scopes)
+        return caller
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Receive a body of at most `limit` bytes.
+
+    Raises:
+        ContentTooLargeError: it is larger.
+        BadRequestError: it does not arrive in time.
+    """
+    data = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > limit:
+                    raise ContentTooLargeError(_too_large(limit), {"connection": "close"})
+    except TimeoutError:
+        raise BadRequestError(f"The upload took longer than {BODY_TIMEOUT_S:.0f} s.") from None
+    return bytes(data)
+
+
+async def read_json(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Receive a JSON object.
+
+    Raises:
+        BadRequestError: the body is something else.
+    """
+    data = await read_body(request, MAX_JSON_BYTES)
+    if may_be_empty and not data:
+        return {}
+    if content_type(request) != "application/json":
+        raise BadRequestError("The content type must be application/json.")
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise BadRequestError("The body must be a JSON object.")
+    return fields
+
+
+def content_type(request: Request) -> str:
+    """Give the media type of the body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def text_of(fields: dict[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> str | None:
+    """Give an optional text of a JSON object.
+
+    Raises:
+        BadRequestError: it is something else, or too long.
+    """
+    value = fields.get(key)
+    if value is not None and (not isinstance(value, str) or len(value) > limit):
+        raise BadRequestError(f'"{key}" must be a text of at most {limit} characters.')
+    return value
+
+
+def options_of(fields: object) -> Options:
+    """Read the options of a session.
+
+    Raises:
+        BadRequestError: one of them is of the wrong kind.
+    """
+    if fields is None:
+        return Options()
+    if not isinstance(fields, dict):
+        raise BadRequestError('"options" must be an object.')
+    badge, seed = fields.get("badge", True), fields.get("seed", 0)
+    if not isinstance(badge, bool):
+        raise BadRequestError('"badge" must be true or false.')
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
+        raise BadRequestError(f'"seed" must be a whole number, 0 to {MAX_SEED}.')
+    return Options(badge, seed, _motion_of(fields.get("motion")))
+
+
+def _motion_of(fields: object) -> MotionOptions:
+    if fields is None:
+        return AS_MADE
+    numbers, flags = {"expressiveness", "blinks_per_min"}, {"head_motion", "gaze_at_camera"}
+    if not isinstance(fields, dict) or not set(fields) <= flags | numbers:
+        raise BadRequestError(f'"motion" may have {sorted(flags | numbers)}.')
+    for key, value in fields.items():
+        if isinstance(value, bool) != (key in flags) or not isinstance(value, int | float):
+            raise BadRequestError(f'"{key}" of "motion" is of the wrong type.')
+    try:
+        return MotionOptions(**fields)
+    except ConfigError as error:
+        raise BadRequestError(f'"motion" cannot be used: {error}.') from None
+
+
+def flag_of(connection: HTTPConnection, key: str, default: bool) -> bool:
+    """Read true or false from the query.
+
+    Raises:
+        BadRequestError: it is neither.
+    """
+    known = {"true": True, "false": False}
+    text = connection.query_params.get(key, str(default).lower())
+    if text not in known:
+        raise BadRequestError(f"{key} in the query must be true or false.")
+    return known[text]
+
+
+def json_answer(
+    body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Give a JSON response that nobody keeps."""
+    return JSONResponse(body, status_code=status, headers=NO_STORE | (headers or {}))
+
+
+def _too_large(limit: int) -> str:
+    size = f"{limit / 1e6:.0f} MB" if limit >= 1e6 else f"{limit / 1e3:.0f} kB"
+    return f"At most {size} are accepted. Send something smaller."

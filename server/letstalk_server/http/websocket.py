@@ -1,0 +1,267 @@
+"""The WebSocket: messages and sound up; messages, and pictures with their sound if asked, down."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import deque
+from functools import partial
+from typing import Any
+
+from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from letstalk_rt.types import FPS
+from letstalk_server import auth
+from letstalk_server.errors import (
+    AtCapacityError,
+    BadMessageError,
+    BadRequestError,
+    EngineFailedError,
+    MessageTooLargeError,
+    NotReadyError,
+    ServerError,
+    SessionOverError,
+    TakenOverError,
+)
+from letstalk_server.http import middleware
+from letstalk_server.http.binary_frames import FramePacker
+from letstalk_server.http.problem_details import problem_details
+from letstalk_server.http.requests import Parts
+from letstalk_server.http.signaling import session_for, wanted_of
+from letstalk_server.protocol.client_messages import Wishes, wishes_of
+from letstalk_server.session.connection import End, Role
+from letstalk_server.session.playout import SLOT_S
+from letstalk_server.session.session import Session
+
+log = logging.getLogger(__name__)
+
+MAX_TEXTS_WAITING = 256
+MAX_SOUND_WAITING = 2 * FPS
+"""Messages of sound that wait for a client that reads slowly: a second's worth of Opus."""
+
+CLOSE_TIMEOUT_S = 2.0
+MAX_CAUGHT_UP = 12
+"""Slots whose sound is sent at once after a delay; the playout knows no more of the past."""
+
+
+class Code:
+    """Close codes; see `docs/protocol.md`."""
+
+    NORMAL, REFUSED, TOO_LARGE, FAILED, STOPPING, BUSY = 1000, 1008, 1009, 1011, 1012, 1013
+    TAKEN_OVER = 4000
+
+
+_CODES = {
+    MessageTooLargeError.code: Code.TOO_LARGE,
+    EngineFailedError.code: Code.FAILED,
+    NotReadyError.code: Code.STOPPING,
+    AtCapacityError.code: Code.BUSY,
+    TakenOverError.code: Code.TAKEN_OVER,
+    SessionOverError.code: Code.NORMAL,
+}
+"""By code of the error; all others are `REFUSED`."""
+
+_BROKEN = (1006, 1011)
+"""What a WebSocket says that ended without a word, or did not answer pings."""
+
+
+def routes() -> list[BaseRoute]:
+    """Give the route."""
+    return [WebSocketRoute("/v1/ws", converse)]
+
+
+async def converse(websocket: WebSocket) -> None:
+    """Serve one WebSocket, from its handshake to its end."""
+    try:
+        link, session, is_new = _open(websocket)
+    except ServerError as error:
+        await _deny(websocket, error)
+        return
+    try:
+        await websocket.accept(auth.subprotocol(websocket.headers))
+    except Exception:  # the client is gone already
+        if is_new:
+            session.end(End.CLOSED)
+        return
+    Parts(websocket).metrics.connections.labels(Role.SOCKET).inc()
+    await link.serve()
+
+
+def _open(websocket: WebSocket) -> tuple["SocketLink", Session, bool]:
+    parts = Parts(websocket)
+    refusal = middleware.refusal_of(websocket, parts.settings)
+    if refusal is not None:
+        raise refusal
+    caller = parts.caller("view", "speak")
+    try:
+        wishes = wishes_of(websocket.query_params)
+    except BadMessageError as error:
+        raise BadRequestError(f"The query cannot be used: {error}.") from None
+    session, is_new = session_for(parts, caller, wanted_of(websocket))
+    may_speak = "speak" in caller.scopes
+    return SocketLink(websocket, session, wishes, may_speak=may_speak), session, is_new
+
+
+async def _deny(websocket: WebSocket, error: ServerError) -> None:
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+        if "websocket.http.response" in websocket.scope.get("extensions", {}):
+            await websocket.send_denial_response(problem_details(error).response())
+        else:
+            await websocket.close(_CODES.get(error.code, Code.REFUSED), error.code)
+
+
+class SocketLink:
+    """One WebSocket on a session.
+
+    Args:
+        websocket: accepted before `serve`.
+        session: what it is for.
+        wishes: what its query asked for.
+        may_speak: whether its messages may do more than watch.
+    """
+
+    def __init__(
+        self, websocket: WebSocket, session: Session, wishes: Wishes, *, may_speak: bool
+    ) -> None:
+        self.id = "c" + secrets.token_urlsafe(12)
+        self.role = Role.SOCKET
+        self.may_speak = may_speak
+        self.wishes = wishes
+        self._websocket = websocket
+        self._session = session
+        self._texts: deque[str] = deque()
+        self._sounds: deque[bytes] = deque(maxlen=MAX_SOUND_WAITING)
+        self._picture: bytes | None = None
+        self._changed = asyncio.Event()
+        self._closing: asyncio.Future[ServerError | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._closed = asyncio.Event()
+        self._left_code = _BROKEN[0]
+
+    async def serve(self) -> None:
+        """Talk with the client until it or the session ends."""
+        session = self._session
+        resumed = session.is_resumed
+        try:
+            await session.attach(self)
+        except ServerError as error:
+            await self._hang_up(error)
+            return
+        session.welcome(self, resumed)
+        tasks = [
+            asyncio.create_task(work, name=f"session-socket-{name}")
+            for name, work in (
+                ("listen", self._listen()),
+                ("write", self._write()),
+                ("frames", self._show()),
+            )
+        ]
+        waiting: set[asyncio.Future[Any]] = {*tasks, self._closing}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._hang_up(self._closing.result() if self._closing.done() else None)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self._closed.set()
+            _note_failures(tasks)
+            await session.detach(self, is_lost=self._is_broken)
+
+    def send(self, text: str) -> None:
+        """Queue a message; the oldest go when the client does not read."""
+        if len(self._texts) >= MAX_TEXTS_WAITING:
+            self._texts.popleft()
+        self._texts.append(text)
+        self._changed.set()
+
+    def is_lost(self, now_s: float) -> bool:
+        """Never: the pings of the server below this one notice it."""
+        return False
+
+    async def aclose(self, error: ServerError | None = None) -> None:
+        """Close the WebSocket. Safe to call twice."""
+        if not self._closing.done():
+            self._closing.set_result(error)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._closed.wait()
+
+    @property
+    def _is_broken(self) -> bool:
+        """The connection broke; nobody closed it."""
+        return not self._closing.done() and self._left_code in _BROKEN
+
+    async def _listen(self) -> None:
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                self._left_code = message.get("code") or Code.NORMAL
+                return
+            data = message.get("text")
+            self._session.connections.receive(
+                self, message.get("bytes") or b"" if data is None else data
+            )
+            if data is None:
+                await self._session.speech.has_room()
+
+    async def _write(self) -> None:
+        """Send what waits: messages first, then the newest picture, then sound."""
+        while True:
+            while self._texts:
+                await self._websocket.send_text(self._texts.popleft())
+            if self._picture is not None:
+                picture, self._picture = self._picture, None
+                await self._websocket.send_bytes(picture)
+            elif self._sounds:
+                await self._websocket.send_bytes(self._sounds.popleft())
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def _show(self) -> None:
+        """Pack each slot when it is due, for those who want to see it."""
+        playout = self._session.playout
+        number, packer = int(playout.now() / SLOT_S), None
+        while True:
+            await playout.wait_until(number * SLOT_S)
+            wanted = self.wishes.frames
+            if wanted.format == "none":
+                packer = None
+                number = int(playout.now() / SLOT_S) + 1
+                continue
+            if packer is None or packer.wanted != wanted:
+                packer = FramePacker(wanted, has_badge=self._session.has_badge)
+            await self._pack(packer, number)
+            present = int(playout.now() / SLOT_S)
+            number = max(number + 1, present - MAX_CAUGHT_UP)
+
+    async def _pack(self, packer: FramePacker, number: int) -> None:
+        slot = self._session.playout.slot(number)
+        is_wanted = (number * packer.wanted.max_fps) % FPS < packer.wanted.max_fps
+        if is_wanted:
+            call = partial(packer.picture, slot)
+            self._picture = await asyncio.get_running_loop().run_in_executor(None, call)
+        self._sounds.extend(packer.sound(slot))
+        self._changed.set()
+
+    async def _hang_up(self, error: ServerError | None) -> None:
+        if self._websocket.client_state is not WebSocketState.CONNECTED:
+            return
+        with contextlib.suppress(Exception):  # it may go while we say goodbye
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                while self._texts:
+                    await self._websocket.send_text(self._texts.popleft())
+                if error is None:
+                    await self._websocket.close(Code.NORMAL)
+                else:
+                    await self._websocket.close(_CODES.get(error.code, Code.REFUSED), error.code)
+
+
+def _note_failures(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, WebSocketDisconnect | OSError):
+            log.warning("a WebSocket failed (%s)", type(error).__name__)

@@ -1,0 +1,313 @@
+"""`letstalk serve`: read the settings, serve the page."""
+
+import argparse
+import contextlib
+import gc
+import logging
+import os
+import ssl
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import uvicorn
+
+from letstalk_rt.errors import ConfigError, LetsTalkError
+from letstalk_rt.threads import spin_briefly
+from letstalk_server.app import create_app
+from letstalk_server.auth import SCOPES, Auth
+from letstalk_server.bitrates import Bitrates
+from letstalk_server.session.model_host import Model, load_model
+from letstalk_server.settings import IceServer, Settings
+
+PING_INTERVAL_S = 2.0
+PING_TIMEOUT_S = 2.0
+"""Of WebSockets: a peer that is gone is noticed within the sum of both."""
+
+PAGE_SCOPES = ("sessions", "speak", "view", "avatars")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until interrupted; give the exit status."""
+    spin_briefly()
+    try:
+        settings = parse(arguments)
+        return serve(settings)
+    except LetsTalkError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """Read the settings: command line first, then `LETSTALK_*` in the environment.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    given = vars(_parser().parse_args(arguments))
+    given["ice_servers"] = tuple(_ice_server(text) for text in given.pop("ice_server"))
+    given["turn_urls"] = tuple(given.pop("turn_url"))
+    given["allow_origins"] = tuple(given.pop("allow_origin"))
+    given["bitrates"] = _bitrates(given.pop("bitrate"))
+    for key in ("secret", "api_key", "turn_secret"):
+        given[key] = _secret(key.upper())
+    return Settings(**given)
+
+
+def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) -> int:
+    """Serve until interrupted. Prints one line, the address, once the page can be opened.
+
+    Raises:
+        LetsTalkError: the certificate cannot be used, or the model could not be loaded.
+    """
+    _check_certificate(settings)
+    # Its second thread would spin for work long after each picture is converted.
+    cv2.setNumThreads(1)
+    failures: list[LetsTalkError] = []
+
+    def load_or_note(settings: Settings) -> Model:
+        try:
+            return load(settings)
+        except LetsTalkError as error:
+            failures.append(error)
+            raise
+
+    app = create_app(settings, load_or_note)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        log_level="warning",
+        access_log=False,  # it holds addresses
+        server_header=False,
+        ws="websockets-sansio",
+        ws_max_size=2 * settings.max_message_bytes,
+        ws_max_queue=8,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=PING_TIMEOUT_S,
+        timeout_graceful_shutdown=10,
+    )
+    for name in ("aioice", "aiortc"):  # below warnings they tell addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(without_words)
+    # The one line of `main` says more than uvicorn's traceback of the same error; and a WebSocket
+    # that is refused is no error of ours, though uvicorn takes it for one.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: not failures and "completing handshake" not in str(record.msg)
+    )
+    server = _Server(config, settings, app.state.auth)
+    # Both come when uvicorn has closed everything: after Ctrl-C, and when the start failed.
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        server.run()
+    if failures:
+        raise failures[0]
+    return 0 if server.started else 1
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Find out before the model is loaded; uvicorn would answer with a traceback."""
+    if settings.tls_cert is None:
+        return
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
+    except OSError as error:  # those of ssl are such, too
+        raise ConfigError(
+            f"the TLS certificate or its key cannot be used ({error.strerror or error}); "
+            "--tls-cert and --tls-key must be PEM files that belong together, the key without a "
+            "passphrase"
+        ) from error
+
+
+def without_words(record: logging.LogRecord) -> bool:
+    """Take the words of an error out of its log record: they may be what a user said or sent.
+
+    What stays is its type and where it came from. Always True, as a filter that keeps everything.
+    """
+    if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        places = traceback.extract_tb(error.__traceback__)[-8:]
+        path = " < ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(places))
+        record.msg, record.args = f"{type(error).__name__} at {path}", ()
+        record.exc_info = record.exc_text = None
+    return True
+
+
+class _Server(uvicorn.Server):
+    """Says where the page is, once it is there."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, auth: Auth) -> None:
+        super().__init__(config)
+        self._settings = settings
+        self._auth = auth
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        # What is loaded stays: to look through all of it would hold every session up.
+        gc.collect()
+        gc.freeze()
+        port = self.servers[0].sockets[0].getsockname()[1]
+        sys.stdout.write(f"letstalk is ready: {page_address(self._settings, port, self._auth)}\n")
+        sys.stdout.flush()
+
+
+def page_address(settings: Settings, port: int, auth: Auth) -> str:
+    """Give the page's address; on a terminal, with the token that it asks for.
+
+    Where the output is not a terminal it is kept somewhere, and a token must not be.
+    """
+    scheme = "https" if settings.tls_cert else "http"
+    wildcard = settings.host in ("0.0.0.0", "::", "127.0.0.1", "::1")
+    host = "localhost" if wildcard else settings.host
+    address = f"{scheme}://{host}:{port}/"
+    if not auth.required:
+        return address
+    if not sys.stdout.isatty():
+        if settings.api_key is None:
+            return f"{address} (nobody can get a token: LETSTALK_API_KEY is not set)"
+        return f"{address} (tokens are asked for: see POST /v1/tokens in docs/protocol.md)"
+    token, _ = auth.mint("operator", PAGE_SCOPES, ttl_s=3600)
+    return f"{address}#token={token}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="letstalk serve",
+        description="Serve talking avatars. Each option may also be given in the environment, "
+        "as LETSTALK_MAX_SESSIONS for --max-sessions. Secrets are read from there only: "
+        "LETSTALK_SECRET (signs tokens), LETSTALK_API_KEY (for your own servers) and "
+        "LETSTALK_TURN_SECRET, or from the files that the same names with _FILE tell.",
+    )
+    default = Settings()
+    add = parser.add_argument
+    add("--host", default=_env("HOST", default.host), help="address to listen on")
+    add("--port", type=int, default=_env("PORT", default.port), help="TCP port; 0 takes a free one")
+    add(
+        "--size", type=int, default=_env("SIZE", default.size), help="longest side of the video, px"
+    )
+    add("--preset", default=_env("PRESET", default.preset), help="which model")
+    add("--threads", type=int, default=_env("THREADS", None), help="CPU threads of the model")
+    add("--tls-cert", default=_env("TLS_CERT", None), help="certificate file, for HTTPS")
+    add("--tls-key", default=_env("TLS_KEY", None), help="private key file")
+    add(
+        "--bitrate",
+        default=_env("BITRATE", None),
+        metavar="START,MIN,MAX",
+        help="of the video, bit/s (1000000,250000,2000000)",
+    )
+    add(
+        "--codec",
+        choices=("VP8", "H264"),
+        default=_env("CODEC", default.codec),
+        help="of the video, where the browser takes both (%(default)s)",
+    )
+    _add_access(parser, default)
+    _add_limits(parser, default)
+    return parser
+
+
+def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
+    add = parser.add_argument_group("who may use it").add_argument
+    add(
+        "--auth",
+        choices=("auto", "on", "off"),
+        default=_env("AUTH", default.auth),
+        help="ask for tokens; auto: unless it listens on loopback only",
+    )
+    add(
+        "--allow-origin",
+        action="append",
+        default=_env("ALLOW_ORIGINS", "").split(),
+        metavar="ORIGIN",
+        help="site whose pages may use this server; may be repeated",
+    )
+    add(
+        "--ice-server",
+        action="append",
+        default=_env("ICE_SERVERS", "").split(),
+        metavar="URL[,USER,PASSWORD]",
+        help="STUN or TURN server, e.g. stun:example.org:3478; may be repeated",
+    )
+    add(
+        "--turn-url",
+        action="append",
+        default=_env("TURN_URLS", "").split(),
+        metavar="URL",
+        help="TURN server that shares LETSTALK_TURN_SECRET; may be repeated",
+    )
+    add(
+        "--badge",
+        choices=("on", "required", "off"),
+        default=_env("BADGE", default.badge),
+        help="the visible AI avatar badge; on: unless a session asks otherwise",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
+    group = parser.add_argument_group("limits")
+    help_of = {
+        "max_sessions": "sessions at once (as many as the measured speed allows)",
+        "max_connections": "connections on one session, viewers included",
+        "max_session_s": "longest session, s",
+        "max_idle_s": "longest time without speech or messages, s; 0 is no limit",
+        "grace_s": "how long a session waits for a lost peer, s",
+        "max_upload_bytes": "largest portrait file",
+        "max_upload_pixels": "most pixels of a portrait",
+        "max_portraits": "uploaded portraits kept",
+        "token_ttl_s": "how long tokens hold, s",
+        "turn_ttl_s": "how long TURN credentials hold, s",
+    }
+    for key, words in help_of.items():
+        value = getattr(default, key)
+        group.add_argument(
+            "--" + key.replace("_", "-"),
+            type=type(value) if value is not None else int,
+            default=_env(key.upper(), value),
+            metavar="N",
+            help=f"{words}" if value is None else f"{words} ({value:g})",
+        )
+
+
+def _env(name: str, default: Any) -> Any:
+    return os.environ.get(f"LETSTALK_{name}", default)
+
+
+def _secret(name: str) -> str | None:
+    path = _env(f"{name}_FILE", None)
+    if path is None:
+        value: str | None = _env(name, None)
+        return value
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"LETSTALK_{name}_FILE cannot be read ({error.strerror})") from None
+
+
+def _bitrates(text: str | None) -> Bitrates:
+    if text is None:
+        return Bitrates()
+    try:
+        start, minimum, maximum = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError("--bitrate takes three whole numbers: START,MIN,MAX in bit/s") from None
+    return Bitrates(start, minimum, maximum)
+
+
+def _ice_server(text: str) -> IceServer:
+    url, _, login = text.partition(",")
+    username, _, credential = login.partition(",")
+    return IceServer(url, username or None, credential or None)
+
+
+assert set(PAGE_SCOPES) <= set(SCOPES)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What the server counts, for Prometheus. Nothing in it tells one person from another."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from letstalk_server.session.connection import Role
+from letstalk_server.session.session import Session
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STEP_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.24, 0.32, 0.64)
+
+
+class ServerMetrics:
+    """Counters of one server process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.sessions_ended = Counter(
+            "letstalk_sessions_ended", "Sessions that ended", ["reason"], registry=self.registry
+        )
+        self.connections = Counter(
+            "letstalk_connections", "Connections opened", ["role"], registry=self.registry
+        )
+        self.problems = Counter(
+            "letstalk_problems", "Requests refused", ["code"], registry=self.registry
+        )
+        self.uploads = Counter(
+            "letstalk_uploads", "Portraits uploaded and prepared", registry=self.registry
+        )
+        self.frames = Counter(
+            "letstalk_frames", "Frames of sessions that ended", ["kind"], registry=self.registry
+        )
+        self.stalls = Counter(
+            "letstalk_stalls", "Stalls of sessions that ended", registry=self.registry
+        )
+        self.step_seconds = Histogram(
+            "letstalk_step_seconds",
+            "One call of the model",
+            buckets=STEP_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.step_sessions = Counter(
+            "letstalk_step_sessions",
+            "Sessions' steps run; by letstalk_step_seconds_count: sessions per call",
+            registry=self.registry,
+        )
+
+    def note_step(self, seconds: float, count: int) -> None:
+        """Record a call of the model; safe to call from its thread."""
+        self.step_seconds.observe(seconds)
+        self.step_sessions.inc(count)
+
+    def note_end(self, session: Session) -> None:
+        """Record what a session that ended was like."""
+        self.sessions_ended.labels(session.end_reason or "failed").inc()
+        stats = session.stats()
+        self.frames.labels("shown").inc(stats.frames - stats.repeats)
+        self.frames.labels("repeated").inc(stats.repeats)
+        self.stalls.inc(stats.stalls)
+
+    def watch(
+        self,
+        sessions: Callable[[], Iterable[Session]],
+        gauges: dict[str, tuple[str, Callable[[], float]]],
+    ) -> None:
+        """Read these at each scrape.
+
+        Args:
+            sessions: all that run.
+            gauges: by name, a word of explanation and where the value comes from.
+        """
+        self.registry.register(_Live(sessions, gauges))
+
+    def text(self) -> bytes:
+        """Give everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Live(Collector):
+    """What is read off the running sessions when somebody asks."""
+
+    def __init__(
+        self,
+        sessions: Callable[[], Iterable[Session]],
+        gauges: dict[str, tuple[str, Callable[[], float]]],
+    ) -> None:
+        self._sessions, self._gauges = sessions, gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the present values."""
+        for name, (words, value) in self._gauges.items():
+            yield GaugeMetricFamily(f"letstalk_{name}", words, value())
+        running = list(self._sessions())
+        yield GaugeMetricFamily("letstalk_sessions", "Sessions that run", len(running))
+        yield _connections(running)
+        yield from _sums(running)
+        yield _stages(running)
+
+
+def _connections(running: list[Session]) -> Metric:
+    family = GaugeMetricFamily("letstalk_connections_open", "Open connections", labels=["role"])
+    roles = [link.role for session in running for link in session.connections]
+    for role in Role:
+        family.add_metric([role], roles.count(role))
+    return family
+
+
+def _sums(running: list[Session]) -> Iterator[Metric]:
+    stats = [session.stats() for session in running]
+    values = {
+        "live_frames": ("Frames shown in running sessions", [s.frames for s in stats]),
+        "live_repeats": ("Frames repeated in running sessions", [s.repeats for s in stats]),
+        "live_stalls": ("Stalls of running sessions", [s.stalls for s in stats]),
+        "live_backlog_ms": ("Speech that waits in running sessions", [s.backlog_ms for s in stats]),
+        "video_bits_per_second": (
+            "Target bit rate of all connections",
+            [getattr(link, "sends_bits_s", 0) for one in running for link in one.connections],
+        ),
+    }
+    for name, (words, parts) in values.items():
+        yield GaugeMetricFamily(f"letstalk_{name}", words, sum(parts))
+
+
+def _stages(running: list[Session]) -> Metric:
+    family = GaugeMetricFamily(
+        "letstalk_stage_ms",
+        "Latency of each stage in the worst of the running sessions",
+        labels=["stage", "quantile"],
+    )
+    worst: dict[tuple[str, str], float] = {}
+    for session in running:
+        for stage, values in session.stats().stages_ms.items():
+            for quantile, value in values.items():
+                key = stage, quantile
+                if not math.isnan(value):
+                    worst[key] = max(value, worst.get(key, 0.0))
+    for (stage, quantile), value in sorted(worst.items()):
+        family.add_metric([stage, quantile], value)
+    return family

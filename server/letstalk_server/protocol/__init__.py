@@ -1,0 +1,1 @@
+"""Messages between client and server, as they are on the wire."""

@@ -1,0 +1,318 @@
+"""What clients say, on the data channel and the WebSocket: JSON objects told apart by `type`.
+
+`docs/protocol.md` has them all with examples; what they are told is in `events`. What a client
+sends is not trusted: `parse` answers anything else with `BadMessageError`.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NoReturn
+
+from letstalk_server.errors import BadMessageError
+from letstalk_server.protocol.server_messages import fields_of
+
+MAX_TEXT_CHARS = 4096
+"""Longest text message, except `audio.append`."""
+
+MAX_NAME_CHARS = 128
+MAX_ID_CHARS = 64
+MAX_OVERLAY_FIELDS = 32
+MAX_OVERLAY_CHARS = 2000
+OPUS_RATE = 48_000
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """How a connection sends sound."""
+
+    format: Literal["pcm16", "opus"] = "pcm16"
+    sample_rate: int = 16_000
+    channels: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FramesFormat:
+    """Which pictures a connection wants, and with which sound."""
+
+    format: Literal["none", "jpeg", "rgb"] = "none"
+    quality: int = 80
+    max_fps: int = 25
+    sound: Literal["pcm16", "opus", "none"] = "pcm16"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a connection sends and wants; see `session.configure`."""
+
+    audio: AudioFormat = AudioFormat()
+    frames: FramesFormat = FramesFormat()
+    stats_s: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Give it as `session.configured` tells it."""
+        return {
+            "audio": fields_of(self.audio),
+            "frames": fields_of(self.frames),
+            "stats_s": self.stats_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """The client is alive."""
+
+    type: ClassVar[str] = "session.ping"
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """What the connection sends and wants from now on; `None` changes nothing.
+
+    The parts are kept as they were sent, and checked when they are applied to what holds.
+    """
+
+    type: ClassVar[str] = "session.configure"
+    audio: Mapping[str, Any] | None = None
+    frames: Mapping[str, Any] | None = None
+    stats_s: int | None = None
+    event_id: str | None = None
+
+    def apply(self, wishes: Wishes) -> Wishes:
+        """Give the wishes that then hold.
+
+        Raises:
+            BadMessageError: a value is out of range.
+        """
+        if self.audio is not None:
+            wishes = replace(wishes, audio=_audio(self.audio, wishes.audio))
+        if self.frames is not None:
+            wishes = replace(wishes, frames=_frames(self.frames, wishes.frames))
+        if self.stats_s is not None:
+            wishes = replace(wishes, stats_s=self.stats_s)
+        return wishes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The client is done with the session."""
+
+    type: ClassVar[str] = "session.close"
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Forget the speech that was not shown yet."""
+
+    type: ClassVar[str] = "avatar.interrupt"
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """Show another avatar, by its id; `portrait` is an old name for the same."""
+
+    type: ClassVar[str] = "avatar.select"
+    avatar: str | None = None
+    portrait: str | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """A piece of sound, in the configured format."""
+
+    type: ClassVar[str] = "audio.append"
+    audio: bytes = field(repr=False, default=b"")
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndSegment:
+    """The utterance is complete."""
+
+    type: ClassVar[str] = "segment.end"
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """What the pages that show the avatar should change in their looks."""
+
+    type: ClassVar[str] = "overlay.update"
+    overlay: Mapping[str, Any] = field(default_factory=dict)
+    event_id: str | None = None
+
+
+ClientMessage = Ping | Configure | Close | Interrupt | Select | Append | EndSegment | Overlay
+
+
+def parse(text: object, max_bytes: int = 262_144) -> ClientMessage:
+    """Read a text message of a client.
+
+    Raises:
+        BadMessageError: it is not one of ours; the text says why and never repeats the message.
+    """
+    fields = _load(text, max_bytes)
+    event_id = fields.get("event_id")
+    if event_id is not None and not _is_text(event_id, MAX_ID_CHARS):
+        raise BadMessageError(f"event_id must be a text of at most {MAX_ID_CHARS} characters")
+    try:
+        return _build(fields, event_id)
+    except BadMessageError as error:
+        error.re = event_id
+        raise
+
+
+def wishes_of(query: Mapping[str, str]) -> Wishes:
+    """Read the wishes that a WebSocket's query tells.
+
+    Raises:
+        BadMessageError: a value is unknown or out of range.
+    """
+    audio: dict[str, Any] = {}
+    if "audio" in query:
+        audio["format"] = query["audio"]
+    for key in ("sample_rate", "channels"):
+        if key in query:
+            audio[key] = _number(query[key], key)
+    frames: dict[str, Any] = {}
+    for key, name in (("frames", "format"), ("sound", "sound")):
+        if key in query:
+            frames[name] = query[key]
+    for key in ("quality", "max_fps"):
+        if key in query:
+            frames[key] = _number(query[key], key)
+    return Configure(audio=audio, frames=frames).apply(Wishes())
+
+
+def _number(text: str, key: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise BadMessageError(f"{key} must be a whole number")
+    return int(text)
+
+
+def _load(text: object, max_bytes: int) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise BadMessageError("a message must be JSON text, not binary")
+    if len(text) > MAX_TEXT_CHARS and '"audio.append"' not in text[:MAX_TEXT_CHARS]:
+        raise BadMessageError(f"a message may have {MAX_TEXT_CHARS} characters, got {len(text)}")
+    if len(text) > 2 * max_bytes:
+        raise BadMessageError(f"a message may have {2 * max_bytes} characters, got {len(text)}")
+    try:
+        fields = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise BadMessageError("a message must be JSON") from error
+    if not isinstance(fields, dict):
+        raise BadMessageError("a message must be a JSON object")
+    return fields
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are no JSON
+
+
+def _build(fields: dict[str, Any], event_id: str | None) -> ClientMessage:
+    name = fields.get("type")
+    if not isinstance(name, str) or name not in _BUILDERS:
+        raise BadMessageError(f"the type of a message must be one of {', '.join(_BUILDERS)}")
+    return _BUILDERS[name](fields, event_id)
+
+
+def _select(fields: dict[str, Any], event_id: str | None) -> Select:
+    given = {key: fields[key] for key in ("avatar", "portrait") if fields.get(key) is not None}
+    if len(given) != 1 or not all(_is_text(value, MAX_NAME_CHARS) for value in given.values()):
+        raise BadMessageError("avatar.select takes either avatar or portrait, a short text")
+    return Select(**given, event_id=event_id)
+
+
+def _append(fields: dict[str, Any], event_id: str | None) -> Append:
+    audio = fields.get("audio")
+    if not isinstance(audio, str):
+        raise BadMessageError("audio.append needs the sound in audio, as base64")
+    try:
+        return Append(base64.b64decode(audio, validate=True), event_id)
+    except (binascii.Error, ValueError):
+        raise BadMessageError("the audio of audio.append must be base64") from None
+
+
+def _overlay(fields: dict[str, Any], event_id: str | None) -> Overlay:
+    overlay = fields.get("overlay")
+    if (
+        not isinstance(overlay, dict)
+        or len(overlay) > MAX_OVERLAY_FIELDS
+        or not all(isinstance(value, str | int | float | bool) for value in overlay.values())
+        or len(json.dumps(overlay)) > MAX_OVERLAY_CHARS
+    ):
+        raise BadMessageError(
+            f"overlay must be a flat object of at most {MAX_OVERLAY_FIELDS} texts, numbers and "
+            f"booleans, {MAX_OVERLAY_CHARS} characters"
+        )
+    return Overlay(overlay, event_id)
+
+
+def _configure(fields: dict[str, Any], event_id: str | None) -> Configure:
+    for key in ("audio", "frames"):
+        if not isinstance(fields.get(key), dict | None):
+            raise BadMessageError(f"{key} of session.configure must be an object")
+    stats_s = fields.get("stats_s")
+    if stats_s is not None:
+        stats_s = _whole(stats_s, "stats_s", 0, 60)
+    wanted = Configure(fields.get("audio"), fields.get("frames"), stats_s, event_id)
+    wanted.apply(Wishes())
+    return wanted
+
+
+_BUILDERS: dict[str, Callable[[dict[str, Any], str | None], ClientMessage]] = {
+    Ping.type: lambda fields, event_id: Ping(event_id),
+    Configure.type: _configure,
+    Close.type: lambda fields, event_id: Close(event_id),
+    Interrupt.type: lambda fields, event_id: Interrupt(event_id),
+    Select.type: _select,
+    Append.type: _append,
+    EndSegment.type: lambda fields, event_id: EndSegment(event_id),
+    Overlay.type: _overlay,
+}
+
+
+def _audio(given: Mapping[str, Any], held: AudioFormat) -> AudioFormat:
+    kind = _one_of(given.get("format", held.format), "audio.format", ("pcm16", "opus"))
+    default = OPUS_RATE if kind == "opus" else held.sample_rate
+    rate = _whole(given.get("sample_rate", default), "audio.sample_rate", 8000, 192_000)
+    if rate % 100:
+        raise BadMessageError("audio.sample_rate must be a multiple of 100")
+    if kind == "opus" and rate != OPUS_RATE:
+        raise BadMessageError(f"audio.sample_rate of opus is {OPUS_RATE}")
+    channels = _whole(given.get("channels", held.channels), "audio.channels", 1, 2)
+    return AudioFormat(kind, rate, channels)  # type: ignore[arg-type]  # checked just now
+
+
+def _frames(given: Mapping[str, Any], held: FramesFormat) -> FramesFormat:
+    kind = _one_of(given.get("format", held.format), "frames.format", ("none", "jpeg", "rgb"))
+    sound = _one_of(given.get("sound", held.sound), "frames.sound", ("pcm16", "opus", "none"))
+    return FramesFormat(
+        kind,  # type: ignore[arg-type]  # checked just now
+        _whole(given.get("quality", held.quality), "frames.quality", 1, 95),
+        _whole(given.get("max_fps", held.max_fps), "frames.max_fps", 1, 25),
+        sound,  # type: ignore[arg-type]
+    )
+
+
+def _one_of(value: object, key: str, known: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise BadMessageError(f"{key} must be one of {', '.join(known)}")
+    return value
+
+
+def _whole(value: object, key: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise BadMessageError(f"{key} must be a whole number from {low} to {high}")
+    return value
+
+
+def _is_text(value: object, limit: int) -> bool:
+    return isinstance(value, str) and len(value) <= limit

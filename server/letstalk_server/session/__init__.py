@@ -1,0 +1,1 @@
+"""One avatar, its playout clock and its connections."""

@@ -1,0 +1,124 @@
+"""Runs the engine of one session: its frames go to the playout, and its face can be changed."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from letstalk_rt.portrait.watermark import with_badge
+from letstalk_rt.session.avatar import AvatarSession
+from letstalk_rt.types import AVFrame, Interrupted
+from letstalk_server.session.connection import End, Options
+from letstalk_server.session.ending import Over
+from letstalk_server.session.model_host import Cast, Studio
+from letstalk_server.session.playout import SLOT_S, PulledPlayout, Slot
+
+_AFTER_OTHERS_S, _SELDOM_SLOTS = 0.005, 4
+"""How long connections are given to ask for a slot, and how often is looked while they do."""
+
+
+class AvatarRunner:
+    """The avatar of one session.
+
+    Args:
+        studio: makes the avatars.
+        cast: the avatar to begin with.
+        options: what was asked for.
+        has_badge: the frames carry the visible badge.
+        is_live: whether frames are made of speech as it is spoken.
+        on_open: called with the engine when it is there.
+        on_slot: called with each slot when it is shown.
+        on_stall: called when no frame came for long.
+
+    Attributes:
+        cast: the avatar that is shown.
+        playout: where its frames go.
+    """
+
+    def __init__(
+        self,
+        studio: Studio,
+        cast: Cast,
+        options: Options,
+        *,
+        has_badge: bool,
+        is_live: Callable[[], bool],
+        on_open: Callable[[AvatarSession], None],
+        on_slot: Callable[[Slot], None],
+        on_stall: Callable[[], None],
+    ) -> None:
+        self.cast = cast
+        self._studio, self._options, self._has_badge = studio, options, has_badge
+        self._on_open = on_open
+        self._avatar: AvatarSession | None = None
+        self._opened = asyncio.Event()
+        self._wanted: asyncio.Queue[Cast] = asyncio.Queue(1)
+        still = self._with_badge(cast.portrait.canvas)
+        self.playout = PulledPlayout(still, is_live=is_live, on_slot=on_slot, on_stall=on_stall)
+
+    async def run(self) -> None:
+        """Carry frames from the engine to the playout.
+
+        Raises:
+            Over: the engine has ended of itself.
+        """
+        options = self._options
+        made = self._studio.avatar(self.cast).session(
+            seed=options.seed, motion=options.motion, playback="reported"
+        )
+        async with made as self._avatar:
+            self._on_open(made)
+            self._opened.set()
+            async for item in made:
+                if isinstance(item, AVFrame):
+                    await self.playout.put(replace(item, rgb=self._with_badge(item.rgb)))
+        raise Over(End.FAILED)
+
+    async def opened(self) -> AvatarSession:
+        """Wait for the engine, and return it."""
+        await self._opened.wait()
+        assert self._avatar is not None
+        return self._avatar
+
+    async def keep_time(self) -> None:
+        """Fill each slot when it is due where no connection asks for it; else look now and then."""
+        number = 0
+        while True:
+            await self.playout.wait_until(number * SLOT_S + _AFTER_OTHERS_S)
+            step = _SELDOM_SLOTS if self.playout.is_filled(number) else 1
+            self.playout.slot(number)
+            number = max(number + step, int(self.playout.now() / SLOT_S))
+
+    async def change_portraits(self, on_change: Callable[[], None]) -> None:
+        """Show the avatars that are asked for; tracks, voice and movement go on."""
+        avatar = await self.opened()
+        while True:
+            cast = await self._wanted.get()
+            await avatar.change_portrait(cast.portrait)
+            self.cast = cast
+            on_change()
+
+    def select(self, avatar: str | None, portrait: str | None = None) -> Cast:
+        """Change the portrait; of several wishes the last one counts.
+
+        Raises:
+            UnknownAvatarError: there is no avatar of that id.
+            UnknownPortraitError: there is no upload of that id.
+        """
+        cast = self._studio.find(avatar, portrait)
+        if self._wanted.full():
+            self._wanted.get_nowait()
+        self._wanted.put_nowait(cast)
+        return cast
+
+    def interrupt(self) -> Interrupted:
+        """Drop the speech that was not shown, and silence the frames that wait."""
+        if self._avatar is None:
+            return Interrupted(0, 0)
+        cut = self._avatar.interrupt()
+        self.playout.silence(self._avatar.epoch)
+        return cut
+
+    def _with_badge(self, rgb: np.ndarray) -> np.ndarray:
+        return with_badge(rgb) if self._has_badge else rgb

@@ -1,0 +1,78 @@
+"""What a session and its connections are to each other."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from letstalk_rt.inference.protocol import AS_MADE
+from letstalk_rt.types import MotionOptions
+from letstalk_server.errors import ServerError
+from letstalk_server.protocol.client_messages import Wishes
+
+
+class Role(StrEnum):
+    """What a connection is for; see `docs/protocol.md`."""
+
+    TALK = "talk"
+    PLAY = "play"
+    SPEAK = "speak"
+    SOCKET = "ws"
+
+
+SINGLE = (Role.TALK, Role.SPEAK)
+"""Of these a session has one; a newer one takes over."""
+
+
+class End(StrEnum):
+    """Why a session ended."""
+
+    CLOSED = "closed"
+    DELETED = "deleted"
+    TIME_OVER = "time-over"
+    IDLE = "idle"
+    LOST = "lost"
+    FAILED = "failed"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a session may be asked for.
+
+    Attributes:
+        badge: show the visible "AI avatar" badge.
+        seed: of everything random in the pictures.
+        motion: how the face moves.
+    """
+
+    badge: bool = True
+    seed: int = 0
+    motion: MotionOptions = AS_MADE
+
+
+class Link(Protocol):
+    """One connection on a session.
+
+    Attributes:
+        id: its name in addresses.
+        role: what it is for.
+        may_speak: whether it may send more than watch.
+        wishes: what it sends and wants.
+    """
+
+    id: str
+    role: Role
+    may_speak: bool
+    wishes: Wishes
+
+    def send(self, text: str) -> None:
+        """Send a message; never waits, and drops it when the client does not read."""
+        ...
+
+    def is_lost(self, now_s: float) -> bool:
+        """Tell whether the client is gone without a word."""
+        ...
+
+    async def aclose(self, error: ServerError | None = None) -> None:
+        """Close the connection; safe to call twice. `error` tells why, `None` is in order."""
+        ...

@@ -1,0 +1,75 @@
+"""How long a session may last: its limits, and the warnings before them. Arithmetic only."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from letstalk_server.protocol import server_messages
+from letstalk_server.session.connection import End
+from letstalk_server.session.connections import Connections
+from letstalk_server.session.ending import WARNINGS
+from letstalk_server.settings import Settings
+
+END_WARNING_S = 60.0
+"""So long before an end clients are warned of it."""
+
+
+class Lifetime:
+    """The time limits of one session.
+
+    Args:
+        settings: the limits.
+        connections: without any, a session ends after its grace time.
+        clock: monotonic time, s.
+
+    Attributes:
+        started_s: when the session began.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connections: Connections,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.started_s = self._active_s = clock()
+        self._settings, self._connections, self._clock = settings, connections, clock
+        self._warned: set[str] = set()
+
+    @property
+    def ends_in_s(self) -> float:
+        """Seconds until the longest time of a session is over."""
+        return max(0.0, self.started_s + self._settings.max_session_s - self._clock())
+
+    def touch(self) -> None:
+        """Note that the session is in use."""
+        self._active_s = self._clock()
+
+    def end(self) -> End | None:
+        """Return why the session must end now; None where it may go on."""
+        now_s = self._clock()
+        if not self._connections and now_s - self._connections.alone_since_s > self._waits_s:
+            return End.LOST
+        return next((reason for _, reason, end_s in self._limits() if now_s > end_s), None)
+
+    def warnings(self) -> Iterator[server_messages.Warn]:
+        """Give the warnings that are due, each once until its end has moved away again."""
+        now_s = self._clock()
+        for code, _, end_s in self._limits():
+            if now_s <= end_s - END_WARNING_S:
+                self._warned.discard(code)
+            elif code not in self._warned:
+                self._warned.add(code)
+                left_s = max(0, round(end_s - now_s))
+                yield server_messages.Warn(code, WARNINGS[code].format(left_s), left_s)
+
+    @property
+    def _waits_s(self) -> float:
+        """How long the session waits for a connection."""
+        settings, was_any = self._settings, self._connections.was_any
+        return settings.grace_s + (0 if was_any else settings.connect_timeout_s)
+
+    def _limits(self) -> Iterator[tuple[str, End, float]]:
+        """Give the code of the warning, the reason and the time of each end there will be."""
+        yield "ends-soon", End.TIME_OVER, self.started_s + self._settings.max_session_s
+        if self._settings.max_idle_s:
+            yield "idle-soon", End.IDLE, self._active_s + self._settings.max_idle_s

@@ -1,0 +1,314 @@
+"""The one loaded model and the portraits it can animate.
+
+All model work, finding faces included, runs in one thread; picture files are read in another, so
+that a huge one holds nobody up. Neither is the event loop's default executor, which belongs to
+the encoders.
+"""
+
+import asyncio
+import io
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+
+from letstalk_rt.errors import PortraitError
+from letstalk_rt.inference.protocol import Pipeline, State
+from letstalk_rt.inference.worker import ModelWorker, measure_batches, worthwhile_batch
+from letstalk_rt.portrait.library import AvatarLibrary
+from letstalk_rt.session.avatar import Avatar
+from letstalk_rt.types import FPS, Portrait
+from letstalk_server.errors import DefaultAvatarError, UnknownAvatarError, UnknownPortraitError
+from letstalk_server.settings import Settings
+
+if TYPE_CHECKING:
+    from letstalk_rt.portrait.image import Finder
+
+log = logging.getLogger(__name__)
+
+THUMBNAIL_PX = 192
+MAX_LABEL_CHARS = 60
+
+
+class PortraitPipeline(Pipeline[State], Protocol[State]):
+    """A model that also finds the faces it can animate, as `AvatarPipeline` does."""
+
+    @property
+    def finder(self) -> "Finder":
+        """Finds faces in pictures."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the studio is made from.
+
+    Attributes:
+        pipeline: animates portraits.
+        avatars: name and picture file of each default avatar.
+        library: keeps prepared portraits on disk; `None` prepares them anew.
+    """
+
+    pipeline: PortraitPipeline[Any]
+    avatars: dict[str, Path]
+    library: AvatarLibrary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """A portrait that is ready, with its pictures for the page.
+
+    Attributes:
+        id: its name in addresses.
+        label: its name for people.
+        owner: the subject whose token uploaded it; `None` for default avatars.
+        portrait: what the model animates.
+        still: JPEG of the whole canvas, framed exactly as the video.
+        thumbnail: small JPEG of the face.
+    """
+
+    id: str
+    label: str
+    owner: str | None
+    portrait: Portrait
+    still: bytes
+    thumbnail: bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the video, px; even, as 4:2:0 pictures are."""
+        height, width = self.portrait.canvas.shape[:2]
+        return width & ~1, height & ~1
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast the model is here.
+
+    Attributes:
+        step_s: what one session's step costs.
+        window_s: how much video a step makes.
+    """
+
+    step_s: float
+    window_s: float
+
+    @property
+    def share(self) -> float:
+        """What one session takes of the model's time; above 1 it stutters."""
+        return self.step_s / self.window_s
+
+
+def load_model(settings: Settings) -> Model:
+    """Load the real model. Slow and blocking."""
+    from letstalk_rt.inference.pipeline import AvatarPipeline
+
+    pipeline = AvatarPipeline.load(settings.preset, threads=settings.threads)
+    library = AvatarLibrary()
+    entries = sorted(library.entries(), key=lambda entry: not entry.builtin)
+    return Model(pipeline, {entry.name: entry.path for entry in entries}, library)
+
+
+class Studio:
+    """Prepares portraits and makes avatars of them. Use `open`."""
+
+    def __init__(self, model: Model, worker: ModelWorker[Any], settings: Settings) -> None:
+        self.worker = worker
+        self.speed = Speed(0.0, model.pipeline.frames_per_window / FPS)
+        self._model = model
+        self._settings = settings
+        self._uploads: OrderedDict[str, Cast] = OrderedDict()
+        self._mattes: dict[str, asyncio.Future[bytes]] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self.defaults: dict[str, Cast] = {}
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        load: Callable[[Settings], Model] = load_model,
+        on_step: Callable[[float, int], None] = lambda seconds, count: None,
+    ) -> Self:
+        """Load the model, prepare the default avatars and measure how fast the model is.
+
+        Args:
+            settings: which model, and limits.
+            load: makes the model; called in a thread.
+            on_step: see `ModelWorker`.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
+            model = await asyncio.get_running_loop().run_in_executor(loader, load, settings)
+        worker = ModelWorker(model.pipeline, on_step=on_step)
+        try:
+            studio = cls(model, worker, settings)
+            for name, path in model.avatars.items():
+                await studio._add_default(name, path)
+            await studio._measure()
+        except BaseException:
+            worker.shutdown(wait=False, cancel_futures=True)
+            raise
+        assert studio.defaults, "the package ships at least one default avatar"
+        return studio
+
+    async def aclose(self) -> None:
+        """Give the threads back; call when all sessions are closed.
+
+        Waits for the model's present step: an interpreter that ends under it is aborted.
+        """
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.worker.shutdown, wait=True, cancel_futures=True)
+
+    def catalogue(self, subject: str) -> Iterator[Cast]:
+        """Give the default avatars and the subject's own."""
+        yield from self.defaults.values()
+        yield from (cast for cast in self._uploads.values() if cast.owner == subject)
+
+    async def upload(self, data: bytes, subject: str = "local", label: str = "") -> Cast:
+        """Prepare a portrait and keep it.
+
+        Raises:
+            PortraitError: the file is no picture, damaged, or shows no usable face.
+        """
+        name = secrets.token_urlsafe(16)
+        cast = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
+        self._uploads[name] = cast
+        if len(self._uploads) > self._settings.max_portraits:
+            oldest, _ = self._uploads.popitem(last=False)
+            self._mattes.pop(oldest, None)
+        return cast
+
+    def delete(self, name: str, subject: str) -> None:
+        """Forget an upload.
+
+        Raises:
+            DefaultAvatarError: it came with the server.
+            UnknownAvatarError: there is none of that id that is the subject's.
+        """
+        if name in self.defaults:
+            raise DefaultAvatarError("Default avatars come with the server and cannot go.")
+        cast = self._uploads.get(name)
+        if cast is None or cast.owner != subject:
+            raise UnknownAvatarError("There is no avatar of yours with that id.")
+        del self._uploads[name]
+        self._mattes.pop(name, None)
+
+    async def matte(self, cast: Cast) -> bytes:
+        """Give where the person is: 8-bit grey PNG of the canvas' size, white is the person.
+
+        It is made when it is first asked for, for few ask.
+        """
+        if cast.id not in self._mattes:
+            loop = asyncio.get_running_loop()
+            self._mattes[cast.id] = loop.run_in_executor(self._reader, _matte, cast.portrait)
+        return await asyncio.shield(self._mattes[cast.id])
+
+    def find(self, avatar: str | None = None, portrait: str | None = None) -> Cast:
+        """Give an avatar by its id, or the first one for none.
+
+        Args:
+            avatar: id of a default avatar or of an upload.
+            portrait: id of an upload.
+
+        Raises:
+            UnknownPortraitError: there is no upload of that id.
+            UnknownAvatarError: there is no avatar of that id.
+        """
+        name = portrait if avatar is None else avatar
+        if name is None:
+            return next(iter(self.defaults.values()))
+        if name in self._uploads:
+            self._uploads.move_to_end(name)
+            return self._uploads[name]
+        if portrait is not None:
+            raise UnknownPortraitError(
+                "That portrait is not here any more. Upload the picture again."
+            )
+        if name not in self.defaults:
+            known = ", ".join(self.defaults)
+            raise UnknownAvatarError(f"Unknown avatar. Choose one of: {known}.")
+        return self.defaults[name]
+
+    def avatar(self, cast: Cast) -> Avatar:
+        """Make an avatar that shares the model and its thread with all others."""
+        return Avatar.from_pipeline(self._model.pipeline, cast.portrait, worker=self.worker)
+
+    async def _add_default(self, name: str, path: Path) -> None:
+        try:
+            self.defaults[name] = await self._prepare(path, name, label_of(name), None)
+        except PortraitError as error:  # a picture of the operator's own must not stop the server
+            log.warning("an avatar was left out (%s)", type(error).__name__)
+
+    async def _measure(self) -> None:
+        """Find what a step costs, alone and together."""
+        portrait = next(iter(self.defaults.values())).portrait
+        future = self.worker.submit(measure_batches, self._model.pipeline, portrait)
+        seconds = await asyncio.wrap_future(future)
+        self.worker.max_batch = worthwhile_batch(seconds)
+        best_s = seconds[self.worker.max_batch] / self.worker.max_batch
+        self.speed = Speed(best_s, self.speed.window_s)
+
+    async def _prepare(
+        self, source: bytes | Path, name: str, label: str, owner: str | None
+    ) -> Cast:
+        loop = asyncio.get_running_loop()
+        finder, size = self._model.pipeline.finder, self._settings.size
+        library = self._model.library
+        if library is not None and isinstance(source, Path):
+            call = partial(library.prepare, source, finder, size=size)
+        else:
+            is_upload = isinstance(source, bytes)
+            max_pixels = self._settings.max_upload_pixels if is_upload else None
+            rgb = await loop.run_in_executor(self._reader, _read, source, max_pixels)
+            call = partial(_frame, rgb, finder, size=size)
+        portrait = await asyncio.wrap_future(self.worker.submit(call))
+        pictures = await loop.run_in_executor(self._reader, _pictures, portrait)
+        return Cast(name, label, owner, portrait, *pictures)
+
+
+def label_of(name: str) -> str:
+    """Make a name for people of the name of a default avatar."""
+    return name.replace("_", " ").replace("-", " ").title()
+
+
+def _read(source: bytes | Path, max_pixels: int | None) -> np.ndarray:
+    from letstalk_rt.portrait.image import read_image
+
+    return read_image(source, max_pixels=max_pixels)
+
+
+def _frame(rgb: np.ndarray, finder: Any, *, size: int) -> Portrait:
+    from letstalk_rt.portrait.image import prepare_portrait
+
+    return prepare_portrait(rgb, finder, size=size)
+
+
+def _pictures(portrait: Portrait) -> tuple[bytes, bytes]:
+    return _jpeg(portrait.canvas), _jpeg(portrait.crop, THUMBNAIL_PX)
+
+
+def _matte(portrait: Portrait) -> bytes:
+    from PIL import Image
+
+    from letstalk_rt.portrait.matting import person_matte
+
+    buffer = io.BytesIO()
+    Image.fromarray(person_matte(portrait)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _jpeg(rgb: np.ndarray, size: int | None = None) -> bytes:
+    from PIL import Image
+
+    image = Image.fromarray(rgb)
+    if size is not None:
+        image.thumbnail((size, size))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()

@@ -1,0 +1,136 @@
+"""All sessions of this server: who is let in, and how they end."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from letstalk_server.auth import Caller
+from letstalk_server.errors import NotAllowedError, NotReadyError, UnknownSessionError
+from letstalk_server.session.connection import End, Options
+from letstalk_server.session.limits import Admission, Throttle
+from letstalk_server.session.model_host import Cast, Studio
+from letstalk_server.session.session import Session
+from letstalk_server.session.transport import Transport
+from letstalk_server.settings import Settings
+
+SESSIONS_PER_S = 0.5
+"""How often one subject may open a session, for long."""
+
+
+class Sessions:
+    """Opens, finds and ends sessions.
+
+    Args:
+        studio: makes the avatars.
+        transport: makes the connections.
+        settings: capacity and time limits.
+        on_end: called with each session that has ended.
+    """
+
+    def __init__(
+        self,
+        studio: Studio,
+        transport: Transport,
+        settings: Settings,
+        on_end: Callable[[Session], None] = lambda session: None,
+    ) -> None:
+        self.admission = Admission(studio, settings.max_sessions)
+        self._studio, self._transport, self._settings = studio, transport, settings
+        self._on_end = on_end
+        self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
+        self._throttle = Throttle(SESSIONS_PER_S)
+        self._is_stopping = False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter([session for session, _ in self._running.values()])
+
+    def check_room(self) -> None:
+        """Check that one more session could be opened.
+
+        Who has left and may still come back holds no place against who comes now.
+
+        Raises:
+            AtCapacityError: all places are taken.
+            NotReadyError: the server is stopping.
+        """
+        if self._is_stopping:
+            raise NotReadyError("The server stops now. Try again in a minute.")
+        self.admission.check(sum(not session.is_left for session in self))
+
+    def _make_room(self) -> None:
+        """When all places are taken, end the session that was left first."""
+        left = [session for session in self if session.is_left]
+        if left and len(self) >= self.admission.places:
+            left[0].end(End.LOST)
+
+    def open(
+        self,
+        cast: Cast,
+        caller: Caller,
+        options: Options | None = None,
+        *,
+        is_lasting: bool = True,
+    ) -> Session:
+        """Begin a session.
+
+        Args:
+            cast: the avatar it begins with.
+            caller: whose it is.
+            options: what was asked for.
+            is_lasting: see `Session`.
+
+        Raises:
+            AtCapacityError: all places are taken.
+            NotReadyError: the server is stopping.
+            TooManyRequestsError: the caller was here too often.
+        """
+        self._throttle.check(caller)
+        self.check_room()
+        self._make_room()
+        session = Session(
+            self._studio,
+            self._transport,
+            cast,
+            self._settings,
+            options=options,
+            owner=caller.subject,
+            is_lasting=is_lasting,
+        )
+        task = asyncio.create_task(session.run(), name="session")
+        self._running[session.id] = session, task
+        task.add_done_callback(lambda _: self._forget(session))
+        return session
+
+    def find(self, name: str, caller: Caller) -> Session:
+        """Give a session by its id.
+
+        Raises:
+            UnknownSessionError: there is none of that id.
+            NotAllowedError: it is not the caller's.
+        """
+        if caller.session is not None and caller.session != name:
+            raise NotAllowedError("This token is for another session.")
+        if name not in self._running:
+            raise UnknownSessionError("There is no such session, or it has ended. Make another.")
+        session = self._running[name][0]
+        if not (caller.is_operator or caller.session == name or session.owner == caller.subject):
+            raise NotAllowedError("This session is another subject's.")
+        return session
+
+    async def close(self, session: Session, reason: End = End.DELETED) -> None:
+        """End a session and wait until its place is free."""
+        if session.id in self._running:
+            _, task = self._running[session.id]
+            session.end(reason)
+            await asyncio.wait([task])
+
+    async def aclose(self) -> None:
+        """End all sessions, and open no more."""
+        self._is_stopping = True
+        await asyncio.gather(*[self.close(session, End.STOPPING) for session in self])
+
+    def _forget(self, session: Session) -> None:
+        del self._running[session.id]
+        self._on_end(session)

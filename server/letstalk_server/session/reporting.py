@@ -1,0 +1,97 @@
+"""Reports to the engine what is shown, and to clients what the engine says of it."""
+
+from collections.abc import Callable
+
+from letstalk_rt.session.avatar import AvatarSession
+from letstalk_rt.session.events import Event
+from letstalk_rt.types import Interrupted
+from letstalk_server.protocol import server_messages
+from letstalk_server.session.announcer import Announcer
+from letstalk_server.session.playout import SLOT_S, PulledPlayout, Slot
+
+_PASSED_ON = ("speech-late", "clipped")
+"""Warnings of the engine that clients are told."""
+
+
+class PlaybackReporter:
+    """Stands between the playout, the engine and the clients of one session.
+
+    Args:
+        announcer: tells the clients.
+        on_voice: called with each frame that is shown and has voice.
+    """
+
+    def __init__(self, announcer: Announcer, on_voice: Callable[[], None] = lambda: None) -> None:
+        self._announcer = announcer
+        self._on_voice = on_voice
+        self._avatar: AvatarSession | None = None
+        self._slots = 0
+        self._told_speaking = False
+
+    def follow(self, avatar: AvatarSession) -> None:
+        """Report to this engine from now on, and pass on what it says."""
+        self._avatar = avatar
+        avatar.on_event(self._pass_on)
+
+    def show(self, slot: Slot) -> None:
+        """Take a slot that is shown now."""
+        self._slots += 1
+        if slot.frame is None or self._avatar is None:
+            return
+        self._announcer.segment_id = slot.frame.segment_id
+        self._avatar.notify_played(slot.frame)
+        self._tell_speaking(self._avatar.state == "speaking")
+        if slot.frame.voiced:
+            self._on_voice()
+
+    def tell_interrupt(self, cut: Interrupted, waiting_ms: int) -> server_messages.WasInterrupted:
+        """Tell all of an interrupt that cut something off.
+
+        Args:
+            cut: what the engine says of it.
+            waiting_ms: speech that was dropped before it reached the engine.
+        """
+        dropped_ms = cut.dropped_ms + waiting_ms
+        if cut.played_ms or dropped_ms:
+            self._announcer.tell(server_messages.SegmentInterrupted(cut.played_ms, dropped_ms))
+        return server_messages.WasInterrupted(cut.played_ms, dropped_ms)
+
+    def stats(self, playout: PulledPlayout) -> server_messages.Stats:
+        """Tell how the session does."""
+        metrics = self._avatar.metrics if self._avatar is not None else None
+        stages = metrics.stages_ms() if metrics is not None else {}
+        shown_s = max(SLOT_S, playout.now())
+        return server_messages.Stats(
+            fps=round((self._slots - playout.repeats) / shown_s, 1),
+            frames=self._slots,
+            repeats=playout.repeats,
+            held_ms=round(1000 * playout.held_s),
+            stalls=metrics.stalls if metrics is not None else 0,
+            drops=metrics.drops if metrics is not None else 0,
+            backlog_ms=self._avatar.backlog_ms if self._avatar is not None else 0,
+            stages_ms={
+                name: {"p50": value.p50, "p95": value.p95, "p99": value.p99}
+                for name, value in stages.items()
+            },
+        )
+
+    def _tell_speaking(self, speaking: bool) -> None:
+        """Tell when the avatar begins to speak and when it falls silent, by an interrupt too."""
+        if speaking != self._told_speaking:
+            self._told_speaking = speaking
+            self._announcer.tell(server_messages.Speaking() if speaking else server_messages.Idle())
+
+    def _pass_on(self, event: Event) -> None:
+        match event.type:
+            case "segment.started":
+                self._announcer.tell(server_messages.Started(), event.segment_id)
+            case "segment.finished":
+                self._announcer.tell(
+                    server_messages.Finished(event.played_ms or 0), event.segment_id
+                )
+            case "avatar.listening":
+                self._announcer.tell(server_messages.Listening())
+            case "session.warning" if event.code in _PASSED_ON:
+                self._announcer.tell(server_messages.Warn(event.code, event.message or ""))
+            case _:  # speaking and idle follow the state, interrupts have an answer of their own
+                pass

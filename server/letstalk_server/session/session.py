@@ -1,0 +1,260 @@
+"""One avatar, one engine session, one playout clock; connections come and go on it.
+
+A session is one `TaskGroup`: whatever ends it ends all of it, and nothing of another one. Its parts
+are `Connections`, `Announcer` (what clients are told), `Lifetime` (its limits), `AvatarRunner` (the
+engine), `PlaybackReporter` (what is shown) and `Speech` (who is heard).
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from letstalk_rt.portrait.watermark import STATEMENT
+from letstalk_rt.types import FPS
+from letstalk_server.errors import ServerError, TakenOverError, UnknownSessionError
+from letstalk_server.protocol import server_messages
+from letstalk_server.session.announcer import Announcer
+from letstalk_server.session.avatar_runner import AvatarRunner
+from letstalk_server.session.connection import End, Link, Options
+from letstalk_server.session.connections import Connections
+from letstalk_server.session.ending import Over, farewell_of, reason_of, report
+from letstalk_server.session.lifetime import Lifetime
+from letstalk_server.session.message_handler import Reception
+from letstalk_server.session.model_host import Cast, Studio
+from letstalk_server.session.playout import PulledPlayout
+from letstalk_server.session.reporting import PlaybackReporter
+from letstalk_server.session.speech_queue import Speech
+from letstalk_server.session.transport import Media, Transport
+from letstalk_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+WATCH_INTERVAL_S = 0.5
+FAREWELL_S = 0.3
+"""Time for a last message to leave before the connections close."""
+
+_STALLED = server_messages.Warn(
+    "model-behind", "The server is too slow now: the picture is waiting."
+)
+
+
+class Session:
+    """Use it through `Sessions`.
+
+    Args:
+        studio: makes the avatars.
+        transport: makes the media.
+        cast: the avatar to begin with.
+        settings: time limits.
+        options: what was asked for.
+        owner: the subject that made it.
+        is_lasting: waits for its first connection, and for another when one was closed in order.
+    """
+
+    def __init__(
+        self,
+        studio: Studio,
+        transport: Transport,
+        cast: Cast,
+        settings: Settings,
+        *,
+        options: Options | None = None,
+        owner: str = "local",
+        is_lasting: bool = True,
+    ) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.owner = owner
+        self.options = options or Options()
+        self.settings = settings
+        self.transport = transport
+        self.overlay: Mapping[str, Any] = {}
+        self.end_reason: End | None = None
+        self.connections = Connections(settings.max_connections)
+        self.lifetime = Lifetime(settings, self.connections)
+        self.announcer = Announcer(self.id, self.connections)
+        self.speech = Speech(settings.max_speech_s)
+        self._reporter = PlaybackReporter(self.announcer, on_voice=self.lifetime.touch)
+        self._runner = AvatarRunner(
+            studio,
+            cast,
+            self.options,
+            has_badge=self.has_badge,
+            is_live=self.speech.is_live,
+            on_open=self._reporter.follow,
+            on_slot=self._reporter.show,
+            on_stall=lambda: self.announcer.tell(_STALLED),
+        )
+        self.media: Media = transport.media(self.playout)
+        self._is_lasting = is_lasting
+        self._group = asyncio.TaskGroup()
+        self._ending: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+
+    # Life
+
+    async def run(self) -> None:
+        """Animate, listen and watch until the session ends; raises nothing."""
+        reason = End.FAILED
+        try:
+            async with self._group:
+                for work, name in (
+                    (self._runner.run(), "engine"),
+                    (self._runner.change_portraits(self.media.show_anew), "faces"),
+                    (self.speech.feed(self._runner.opened), "speech"),
+                    (self._runner.keep_time(), "clock"),
+                    (self._watch(), "watch"),
+                ):
+                    self.spawn(work, name)
+                raise Over(await self._ending)
+        except* Over as overs:
+            reason = reason_of(overs)
+        except* Exception as failures:
+            reason = End.FAILED
+            report(failures)
+        finally:
+            self.end_reason = reason
+            log.info("session ended: %s", reason)
+            await self._say_goodbye(reason)
+
+    def end(self, reason: End) -> None:
+        """Ask the session to end; returns at once, and may be called twice."""
+        if not self._ending.done():
+            self._ending.set_result(reason)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """Run something for as long as the session lives; its failure ends the session."""
+        try:
+            return self._group.create_task(work, name=f"session-{name}")
+        except RuntimeError:  # the group is ending: there is nothing left to do
+            work.close()
+            return None
+
+    async def _watch(self) -> None:
+        """Let lost connections go, and end the session when it must."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            now_s = time.monotonic()
+            for link in self.connections.lost(now_s):
+                log.info("a connection was lost (%s)", link.role)
+                self.spawn(self.detach(link, is_lost=True), "lost")
+            for link in self.connections.take_due_stats(now_s):
+                self.announcer.send(link, self.stats())
+            reason = self.lifetime.end()
+            if reason is not None:
+                raise Over(reason)
+            for warning in self.lifetime.warnings():
+                self.announcer.tell(warning)
+
+    async def _say_goodbye(self, reason: End) -> None:
+        error = farewell_of(reason)
+        if error is not None:
+            self.announcer.tell(server_messages.Fail.of(error, fatal=True))
+        self.announcer.tell(server_messages.Ended(reason))
+        if self.connections and reason is not End.LOST:
+            await asyncio.sleep(FAREWELL_S)
+        await asyncio.gather(*[link.aclose(error) for link in self.connections.clear()])
+        await self.media.aclose()
+
+    # Connections
+
+    @property
+    def is_left(self) -> bool:
+        """Whether all who were connected have gone; one of them may come back."""
+        return self.is_resumed and not self.connections
+
+    @property
+    def is_resumed(self) -> bool:
+        """A connection that comes now is not the first."""
+        return self.connections.was_any
+
+    async def attach(self, link: Link) -> None:
+        """Take a connection in; of those that there may be one of, the older one goes.
+
+        Raises:
+            UnknownSessionError: the session has ended meanwhile.
+            AtCapacityError: it has as many as it may have.
+        """
+        if self._ending.done() or self.end_reason is not None:
+            raise UnknownSessionError("The session has ended meanwhile. Make another.")
+        older = self.connections.add(link, Reception(self, link).take)
+        self.lifetime.touch()
+        for old in older:
+            error = TakenOverError("The session goes on in another window or connection.")
+            self.announcer.send(old, server_messages.Fail.of(error, fatal=True))
+            await self.detach(old, error)
+
+    def welcome(self, link: Link, resumed: bool) -> None:
+        """Tell a connection that it is up."""
+        ready = server_messages.Ready(
+            connection=link.id,
+            avatar=self.cast.id,
+            resumed=resumed,
+            video=self.video,
+            heartbeat_s=self.settings.heartbeat_timeout_s,
+            grace_s=self.settings.grace_s,
+            disclosure=self.disclosure,
+            overlay=self.overlay,
+            warnings=self.cast.portrait.warnings,
+        )
+        self.announcer.send(link, ready)
+
+    async def detach(
+        self, link: Link, error: ServerError | None = None, *, is_lost: bool = False
+    ) -> None:
+        """Let a connection go, and close it."""
+        if self.connections.remove(link):
+            self.speech.release(link.id)
+            is_taken_over = isinstance(error, TakenOverError)
+            if not (self.connections or self._is_lasting or is_lost or is_taken_over):
+                self.end(End.CLOSED)
+        await link.aclose(error)
+
+    # The avatar
+
+    @property
+    def cast(self) -> Cast:
+        """The avatar that is shown."""
+        return self._runner.cast
+
+    @property
+    def playout(self) -> PulledPlayout:
+        """The clock and what is shown by it."""
+        return self._runner.playout
+
+    @property
+    def video(self) -> dict[str, int]:
+        """Size and rate of the pictures."""
+        width, height = self.cast.size
+        return {"width": width, "height": height, "fps": FPS}
+
+    @property
+    def has_badge(self) -> bool:
+        """The visible badge is on the pictures."""
+        rule = self.settings.badge
+        return rule == "required" or (rule == "on" and self.options.badge)
+
+    @property
+    def disclosure(self) -> dict[str, Any]:
+        """What says that the pictures are generated."""
+        return {"badge": self.has_badge, "statement": STATEMENT}
+
+    def select(self, avatar: str | None, portrait: str | None = None) -> None:
+        """Change the portrait, and tell all; of several wishes the last one counts.
+
+        Raises:
+            UnknownAvatarError: there is no avatar of that id.
+            UnknownPortraitError: there is no upload of that id.
+        """
+        cast = self._runner.select(avatar, portrait)
+        self.announcer.tell(server_messages.Selected(cast.id, cast.portrait.warnings))
+
+    def interrupt(self) -> server_messages.WasInterrupted:
+        """Drop all speech that was not shown; return how much of the segment was."""
+        waiting_ms = round(1000 * self.speech.clear())
+        return self._reporter.tell_interrupt(self._runner.interrupt(), waiting_ms)
+
+    def stats(self) -> server_messages.Stats:
+        """Return how the session does."""
+        return self._reporter.stats(self.playout)

@@ -1,0 +1,173 @@
+"""What is said to one avatar: who is heard, and the sound that waits for its turn.
+
+Sound pushed as messages goes before microphones and holds the floor until a second after its last
+piece. Of a microphone only the newest half second is kept: old speech is worse than none.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from letstalk_rt.errors import SessionClosed
+from letstalk_rt.session.avatar import AvatarSession
+from letstalk_server.errors import FloorTakenError, SpeechOverflowError
+
+FLOOR_S = 1.0
+MAX_HEARD_S = 0.5
+LIVE_S = 0.5
+"""So long after its last piece a microphone counts as heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Sound that waits; without samples it is the end of a segment."""
+
+    source: str
+    is_live: bool
+    pcm: np.ndarray | None
+    sample_rate: int
+    seconds: float
+
+
+class Speech:
+    """One queue of sound, bounded in seconds.
+
+    Args:
+        max_s: pushed sound that may wait.
+        clock: monotonic time, s.
+    """
+
+    def __init__(self, max_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.dropped_s = 0.0
+        self._max_s = max_s
+        self._clock = clock
+        self._pieces: deque[_Piece] = deque()
+        self._microphones: list[str] = []
+        self._pushed_s = 0.0
+        self._live_s = 0.0
+        self._floor: str | None = None
+        self._floor_until_s = 0.0
+        self._live_until_s = 0.0
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+
+    def is_live(self) -> bool:
+        """Tell whether the avatar hears a microphone now."""
+        return self._clock() < self._live_until_s
+
+    def add_microphone(self, source: str) -> None:
+        """Hear this connection's microphone from now on, and no other."""
+        self._microphones.append(source)
+
+    def hear(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
+        """Take a piece of a microphone, if that is the one that is heard.
+
+        Args:
+            source: the connection's id.
+            pcm: `(n,)` float32 in [-1, 1].
+            sample_rate: Hz.
+        """
+        if self._microphones[-1:] != [source] or self._is_taken():
+            return
+        seconds = len(pcm) / sample_rate
+        self._live_s += seconds
+        self._add(_Piece(source, True, pcm, sample_rate, seconds))
+        while self._live_s > MAX_HEARD_S:
+            oldest = next(piece for piece in self._pieces if piece.is_live)
+            self._pieces.remove(oldest)
+            self._live_s -= oldest.seconds
+            self.dropped_s += oldest.seconds
+
+    def push(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
+        """Take a piece of an utterance.
+
+        Args:
+            source: the connection's id.
+            pcm: int16 or float32, `(n,)` or `(n, channels)`.
+            sample_rate: Hz.
+
+        Raises:
+            FloorTakenError: another connection has the floor.
+            SpeechOverflowError: too much waits already.
+        """
+        self._take_floor(source)
+        seconds = len(pcm) / sample_rate
+        if self._pushed_s > 0 and self._pushed_s + seconds > self._max_s:
+            raise SpeechOverflowError(
+                f"More than {self._max_s:.0f} s of speech would wait. Send it later."
+            )
+        self._pushed_s += seconds
+        self._add(_Piece(source, False, pcm, sample_rate, seconds))
+
+    def end_segment(self, source: str) -> None:
+        """Mark the end of the utterance, after the sound that waits.
+
+        Raises:
+            FloorTakenError: another connection has the floor.
+        """
+        self._take_floor(source)
+        self._floor_until_s = 0.0
+        self._add(_Piece(source, False, None, 1, 0.0))
+
+    def clear(self) -> float:
+        """Forget what waits; gives its duration in seconds."""
+        waiting_s = sum(piece.seconds for piece in self._pieces)  # the rest is with the avatar
+        self._pieces.clear()
+        self._pushed_s = self._live_s = self._floor_until_s = 0.0
+        self._room.set()
+        return waiting_s
+
+    def release(self, source: str) -> None:
+        """Take the floor from a connection that is gone; what it has said is still shown."""
+        if self._floor == source:
+            self._floor = None
+        if source in self._microphones:
+            self._microphones.remove(source)
+
+    async def has_room(self) -> None:
+        """Wait until less than the bound of pushed sound waits."""
+        while self._pushed_s >= self._max_s:
+            self._room.clear()
+            await self._room.wait()
+
+    async def feed(self, listener: Callable[[], Awaitable[AvatarSession]]) -> None:
+        """Carry the sound to the avatar, whichever it is at the time; runs until cancelled."""
+        while True:
+            while not self._pieces:
+                self._changed.clear()
+                await self._changed.wait()
+            piece = self._pieces.popleft()
+            if piece.is_live:
+                self._live_s -= piece.seconds
+            try:
+                await self._say(piece, await listener())
+            except SessionClosed:
+                continue  # between two avatars; a failure is raised where frames are read
+            finally:
+                if not piece.is_live:
+                    self._pushed_s = max(0.0, self._pushed_s - piece.seconds)
+                    self._room.set()
+
+    async def _say(self, piece: _Piece, avatar: AvatarSession) -> None:
+        self._live_until_s = self._clock() + LIVE_S if piece.is_live else 0.0
+        if piece.pcm is None:
+            await avatar.end_segment()
+        else:
+            await avatar.push_audio(piece.pcm, piece.sample_rate)
+
+    def _add(self, piece: _Piece) -> None:
+        self._pieces.append(piece)
+        self._changed.set()
+
+    def _take_floor(self, source: str) -> None:
+        if self._is_taken() and self._floor not in (None, source):
+            raise FloorTakenError("Another connection speaks now. Try again when it is done.")
+        self._floor = source
+        self._floor_until_s = self._clock() + FLOOR_S
+
+    def _is_taken(self) -> bool:
+        return self._clock() < self._floor_until_s or self._pushed_s > 0

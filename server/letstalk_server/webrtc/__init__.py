@@ -1,0 +1,1 @@
+"""WebRTC: peer connections, RTP, encoders, SDP, TURN."""

@@ -1,0 +1,342 @@
+"""The encoded picture and voice of one session: made once, handed to any number of senders.
+
+A feed runs while somebody subscribes. It asks the playout for a slot when that is due, encodes it
+and hands it to each subscriber; it never waits for the model nor for a slow subscriber.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import cv2
+import numpy as np
+
+from letstalk_rt.types import FPS
+from letstalk_server.bitrates import Bitrates
+from letstalk_server.session.playout import SLOT_S, PulledPlayout
+from letstalk_server.webrtc.encoders import (
+    AUDIO_CLOCK_HZ,
+    OPUS_DELAY_TICKS,
+    PIECE,
+    PIECES_PER_S,
+    VIDEO_CLOCK_HZ,
+    Encoded,
+    Opus,
+    open_encoder,
+)
+
+log = logging.getLogger(__name__)
+
+PIECES_PER_SLOT = PIECES_PER_S // FPS
+PIECE_S = 1 / PIECES_PER_S
+MAX_LATE_S = 0.2
+"""Sound later than this is skipped; less is sent at once to catch up."""
+
+KEY_FRAME_INTERVAL_S = 0.3
+"""Key frames come no faster than this, however often they are asked for."""
+
+FALL_INTERVAL_S, RISE_INTERVAL_S = 1.0, 5.0
+"""The video's bitrate changes no faster than this: each change costs a key frame."""
+
+FALL_STEP, RISE_STEP = 1 / 1.2, 1.5
+"""Nor for less than these factors."""
+
+LOSSY, CALM = 0.005, 0.001
+"""Share of lost packets from which on the voice is sent redundantly, and up to which no longer."""
+
+CUT = 20
+"""Mean difference of two pictures, of 255, from which on the second one is another scene."""
+
+Timestamp = int
+
+
+class Subscription:
+    """What one sender gets of a feed.
+
+    Args:
+        feed: where it comes from.
+        deliver: called with each item; False from a sender that is behind and cannot take it.
+        ended: called once, when the feed has ended of itself.
+    """
+
+    def __init__(
+        self, feed: "Feed", deliver: Callable[[Encoded], bool], ended: Callable[[], None]
+    ) -> None:
+        self._feed = feed
+        self._deliver = deliver
+        self._needs_key = True
+        self.ended = ended
+        self.bitrate: int | None = None
+        """What this receiver can take, bit/s; `None` as long as nothing is known."""
+        self.lost_ratio = 0.0
+        """Share of the packets that this receiver missed of late."""
+
+    def offer(self, item: Encoded) -> None:
+        """Deliver an item; after one that was not taken, none before the next key frame."""
+        if self._needs_key and not item.key:
+            return
+        self._needs_key = not self._deliver(item)
+        if self._needs_key:
+            self._feed.ask_key_frame()
+
+
+class Feed:
+    """One encoded stream. Subclasses say what one turn makes.
+
+    Args:
+        playout: the session's clock and slots.
+        clock_hz: of its timestamps.
+        delay_ticks: by how much its content is later than its timestamps.
+        codec: its name in SDP.
+    """
+
+    def __init__(self, playout: PulledPlayout, clock_hz: int, delay_ticks: int, codec: str) -> None:
+        self.clock_hz = clock_hz
+        self.codec = codec
+        self._playout = playout
+        self._delay_ticks = delay_ticks
+        self._subscriptions: list[Subscription] = []
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def subscribe(
+        self, deliver: Callable[[Encoded], bool], ended: Callable[[], None] = lambda: None
+    ) -> Subscription:
+        """Begin to receive, from the next picture or piece on; see `Subscription`."""
+        subscription = Subscription(self, deliver, ended)
+        if self._closed:
+            ended()
+            return subscription
+        self._subscriptions.append(subscription)
+        self.ask_key_frame()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"feed-{self.codec}")
+        return subscription
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """Receive no more; the last one stops the work. Safe to call twice."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        if not self._subscriptions:
+            await self._stop()
+
+    async def aclose(self) -> None:
+        """End for everybody. Safe to call twice."""
+        self._closed = True
+        self._end()
+        await self._stop()
+
+    def ask_key_frame(self) -> None:
+        """Make one of the next pictures a key frame."""
+
+    def present(self) -> Timestamp:
+        """Give the timestamp of what is to be seen or heard at this very moment."""
+        return round(self._playout.now() * self.clock_hz) + self._delay_ticks
+
+    @property
+    def held_s(self) -> float:
+        """How long the session's clock has stood still in all."""
+        return self._playout.held_s
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run(self) -> None:
+        try:
+            await self._serve()
+        except Exception as error:
+            # Only the type: its text might hold what somebody said.
+            log.error("encoding %s failed (%s)", self.codec, type(error).__name__)
+            self._closed = True
+            self._end()
+
+    async def _serve(self) -> None:
+        raise NotImplementedError
+
+    def _hand_out(self, item: Encoded) -> None:
+        for subscription in list(self._subscriptions):
+            try:
+                subscription.offer(item)
+            except Exception as error:
+                # What one connection trips over is its own affair: the others go on.
+                log.error("sending %s failed (%s)", self.codec, type(error).__name__)
+                self._subscriptions.remove(subscription)
+                subscription.ended()
+
+    def _end(self) -> None:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            subscription.ended()
+
+
+class PictureFeed(Feed):
+    """The avatar's picture, 25 fps.
+
+    Args:
+        playout: the session's clock and slots.
+        codec: `VP8` or `H264`.
+        bitrates: bounds.
+        executor: where encoding runs.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        playout: PulledPlayout,
+        codec: str,
+        bitrates: Bitrates,
+        executor: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(playout, VIDEO_CLOCK_HZ, 0, codec)
+        self.bitrate = bitrates.start
+        self._bitrates = bitrates
+        self._executor = executor
+        self._clock = clock
+        self._encoder = open_encoder(codec, bitrates.start)
+        self._encoding = threading.Lock()
+        self._key_wanted = True
+        self._key_s = self._rate_s = -60.0
+        self._last: np.ndarray | None = None
+
+    def ask_key_frame(self) -> None:
+        self._key_wanted = True
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        number = 0
+        while True:
+            # One that is late gives way to the present one.
+            number = max(number + 1, int(self._playout.now() / SLOT_S))
+            await self._playout.wait_until(number * SLOT_S)
+            rgb = self._playout.slot(number).rgb
+            key = self._begin_picture(rgb)
+            encoded = await loop.run_in_executor(self._executor, self._encode, rgb, number, key)
+            self._hand_out(encoded)
+
+    def _encode(self, rgb: np.ndarray, number: int, key: bool) -> Encoded:
+        # Cancelled work still runs to its end in the thread, while a new viewer may have come.
+        with self._encoding:
+            return self._encoder.encode(rgb, number, key=key)
+
+    def _begin_picture(self, rgb: np.ndarray) -> bool:
+        """Follow the receivers' bitrate; tell whether this picture is to be a key frame."""
+        now_s = self._clock()
+        last, self._last = self._last, rgb
+        needed = self._adapt(now_s) or is_cut(last, rgb)
+        may_be = self._key_wanted and now_s - self._key_s >= KEY_FRAME_INTERVAL_S
+        if not needed and not may_be:
+            return False
+        self._key_wanted, self._key_s = False, now_s
+        return True
+
+    def _adapt(self, now_s: float) -> bool:
+        """Change the bitrate where that is worth a key frame."""
+        known = [s.bitrate for s in self._subscriptions if s.bitrate is not None]
+        if not known:
+            return False
+        # One picture for all: the weakest receiver decides.
+        wanted = min(max(min(known), self._bitrates.minimum), self._bitrates.maximum)
+        change, since_s = wanted / self.bitrate, now_s - self._rate_s
+        falls = change <= FALL_STEP and since_s >= FALL_INTERVAL_S
+        rises = change >= RISE_STEP and since_s >= RISE_INTERVAL_S
+        if falls or rises:
+            self.bitrate, self._rate_s = wanted, now_s
+            self._encoder.set_bitrate(wanted)
+        return falls or rises
+
+
+def is_cut(last: np.ndarray | None, rgb: np.ndarray) -> bool:
+    """Tell whether a picture, `(H, W, 3)` uint8, is of another scene than the one before."""
+    if last is None or last.shape != rgb.shape:
+        return True
+    if last is rgb:
+        return False
+    rows, before = rgb[::16], last[::16]
+    return cv2.norm(rows, before, cv2.NORM_L1) > CUT * rows.size
+
+
+class VoiceFeed(Feed):
+    """The avatar's voice, Opus packets of 20 ms.
+
+    Args:
+        playout: the session's clock and slots.
+    """
+
+    def __init__(self, playout: PulledPlayout) -> None:
+        super().__init__(playout, AUDIO_CLOCK_HZ, OPUS_DELAY_TICKS, "opus")
+        self._opus = Opus()
+        self._is_redundant = False
+
+    async def _serve(self) -> None:
+        number = int(self._playout.now() / PIECE_S)
+        while True:
+            present = int(self._playout.now() / PIECE_S)
+            if (present - number) * PIECE_S > MAX_LATE_S:
+                number = present
+            await self._playout.wait_until(number * PIECE_S)
+            self._adapt()
+            # Opus takes 0.1 ms for a piece, less than a change of threads would.
+            self._hand_out(self._opus.encode(self._piece(number), number))
+            number += 1
+
+    def _adapt(self) -> None:
+        """Send the voice redundantly while a receiver misses packets."""
+        lost = max((s.lost_ratio for s in self._subscriptions), default=0.0)
+        wanted = lost > (CALM if self._is_redundant else LOSSY)
+        if wanted != self._is_redundant:
+            self._is_redundant, self._opus = wanted, Opus(redundant=wanted)
+
+    def _piece(self, number: int) -> np.ndarray:
+        """Give piece `number`, `(320,)` float32."""
+        slot, part = divmod(number, PIECES_PER_SLOT)
+        piece: np.ndarray = self._playout.slot(slot).pcm[part * PIECE : (part + 1) * PIECE]
+        return piece
+
+
+class SharedMedia:
+    """The feeds of one session; see `transport.Media`.
+
+    Args:
+        playout: the session's clock and slots.
+        bitrates: bounds of the video.
+        executor: where pictures are encoded.
+    """
+
+    def __init__(self, playout: PulledPlayout, bitrates: Bitrates, executor: Executor) -> None:
+        self._playout = playout
+        self._bitrates = bitrates
+        self._executor = executor
+        self._pictures: dict[str, PictureFeed] = {}
+        self._voice: VoiceFeed | None = None
+
+    def picture(self, codec: str) -> PictureFeed:
+        """Give the one feed of a video codec."""
+        if codec not in self._pictures:
+            self._pictures[codec] = PictureFeed(
+                self._playout, codec, self._bitrates, self._executor
+            )
+        return self._pictures[codec]
+
+    def voice(self) -> VoiceFeed:
+        """Give the one feed of the voice."""
+        if self._voice is None:
+            self._voice = VoiceFeed(self._playout)
+        return self._voice
+
+    def show_anew(self) -> None:
+        """Make the next picture a key frame for everybody."""
+        for feed in self._pictures.values():
+            feed.ask_key_frame()
+
+    async def aclose(self) -> None:
+        """Stop encoding. Safe to call twice."""
+        feeds: list[Feed] = list(self._pictures.values())
+        for feed in feeds if self._voice is None else [*feeds, self._voice]:
+            await feed.aclose()

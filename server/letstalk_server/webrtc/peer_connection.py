@@ -1,0 +1,157 @@
+"""A WebRTC connection on a session."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
+
+from letstalk_rt.types import SAMPLE_RATE
+from letstalk_server.errors import ServerError
+from letstalk_server.protocol.client_messages import Wishes
+from letstalk_server.session.connection import Role
+from letstalk_server.session.session import Session
+from letstalk_server.session.transport import Handlers, State
+from letstalk_server.session.transport import Role as PeerRole
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 5.0
+MAX_MESSAGES_WAITING = 256
+"""Messages of one peer that wait to be obeyed; more are dropped, for it floods us."""
+
+_PEER_ROLES = {
+    Role.TALK: PeerRole.TALKER,
+    Role.PLAY: PeerRole.VIEWER,
+    Role.SPEAK: PeerRole.PUBLISHER,
+}
+
+
+class PeerLink:
+    """One peer connection; `open` answers its offer.
+
+    Args:
+        session: what it is for.
+        role: what it does.
+        may_speak: whether its messages may do more than watch.
+    """
+
+    def __init__(self, session: Session, role: Role, *, may_speak: bool) -> None:
+        self.id = "c" + secrets.token_urlsafe(12)
+        self.role = role
+        self.may_speak = may_speak
+        self.wishes = Wishes()
+        self._session = session
+        self._resumed = session.is_resumed
+        self._opened_s = self._heard_s = time.monotonic()
+        self._has_channel = False
+        self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_MESSAGES_WAITING)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: asyncio.Task[None] | None = None
+        self._peer = session.transport.open(
+            _PEER_ROLES[role],
+            session.media,
+            Handlers(
+                state=self._on_state,
+                speaks=self._on_microphone,
+                sound=self._on_sound,
+                channel=self._on_channel,
+                message=self._on_message,
+            ),
+        )
+
+    async def open(self, offer: str) -> str:
+        """Answer an offer; the connection is then on the session.
+
+        Raises:
+            ServerError: the offer cannot be used, or the session takes no more connections. This
+                one is closed then.
+        """
+        try:
+            answer = await self._peer.answer(offer)
+            await self._session.attach(self)
+        except BaseException:
+            await self.aclose()
+            raise
+        return answer
+
+    async def trickle(self, fragment: str) -> None:
+        """Take further candidates of the peer.
+
+        Raises:
+            ServerError: they cannot be used.
+        """
+        await self._peer.trickle(fragment)
+
+    @property
+    def sends_bits_s(self) -> int:
+        """Target of the video's bit rate."""
+        return self._peer.stats().bitrate
+
+    def send(self, text: str) -> None:
+        """Send a data channel message, if there is a channel with room."""
+        if self._has_channel:
+            self._peer.send(text)
+
+    def is_lost(self, now_s: float) -> bool:
+        """Tell whether the peer never came, or is gone without a word."""
+        settings = self._session.settings
+        if self._peer.state is State.CONNECTING:
+            return now_s - self._opened_s > settings.connect_timeout_s
+        if self.role is Role.TALK and self._has_channel:
+            return now_s - self._heard_s > settings.heartbeat_timeout_s
+        heard_s = max(self._peer.heard_s, self._heard_s)
+        return now_s - heard_s > settings.report_timeout_s
+
+    async def aclose(self, error: ServerError | None = None) -> None:
+        """Close the peer connection. Safe to call twice."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="session-hang-up")
+        await asyncio.wait([self._closing])
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._peer.aclose()
+        except Exception as error:
+            # aiortc trips over connections that were only half set up; the rest must still end.
+            log.warning("a peer connection did not close in order (%s)", type(error).__name__)
+
+    def _on_state(self, state: State) -> None:
+        if state is State.CONNECTED:
+            self._heard_s = time.monotonic()
+        elif state in (State.FAILED, State.CLOSED) and self._closing is None:
+            is_lost = state is State.FAILED
+            self._session.spawn(self._session.detach(self, is_lost=is_lost), "peer-left")
+
+    def _on_microphone(self) -> None:
+        if self.may_speak:
+            self._session.speech.add_microphone(self.id)
+
+    def _on_sound(self, pcm: np.ndarray) -> None:
+        self._session.speech.hear(self.id, pcm, SAMPLE_RATE)
+
+    def _on_channel(self) -> None:
+        self._has_channel = True
+        self._heard_s = time.monotonic()
+        self._start(self._obey(), "messages")
+        self._session.welcome(self, self._resumed)
+
+    def _on_message(self, data: object) -> None:
+        self._heard_s = time.monotonic()
+        if isinstance(data, str | bytes) and not self._messages.full():
+            self._messages.put_nowait(data)
+
+    async def _obey(self) -> None:
+        while True:
+            self._session.connections.receive(self, await self._messages.get())
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._session.spawn(work, name)
+        if task is not None:
+            self._tasks.append(task)

@@ -1,0 +1,109 @@
+"""Our own RTP receiver in aiortc's place, for the microphone.
+
+aiortc's starts a thread for each peer, holds 80 ms back and queues without end what nobody reads.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from aiortc.rtcrtpparameters import RTCRtpReceiveParameters
+from aiortc.rtcrtpreceiver import RTCRtpReceiver, StreamStatistics
+from aiortc.rtp import AnyRtcpPacket, RtcpReceiverInfo, RtcpRrPacket, RtcpSrPacket, RtpPacket
+
+from letstalk_server.webrtc.audio_receive import CLOCK_HZ, Microphone
+from letstalk_server.webrtc.hardening import harden
+
+REPORT_INTERVAL_S = 1.0
+
+
+class VoiceReceiver(RTCRtpReceiver):
+    """Receives one peer's Opus and reports its losses. It starts when the connection is up.
+
+    Args:
+        transport: the DTLS transport of its transceiver.
+        started: called once.
+        hear: called with each piece of the voice; see `Microphone`.
+    """
+
+    def __init__(
+        self, transport: Any, started: Callable[[], None], hear: Callable[[np.ndarray], None]
+    ) -> None:
+        super().__init__("audio", transport)
+        self.microphone = Microphone(hear)
+        self.heard_s = 0.0
+        self._started = started
+        self._payload_types: set[int | None] = set()
+        self._source: int | None = None
+        self._statistics = StreamStatistics(CLOCK_HZ)
+        self._sender_report: tuple[int, float] | None = None
+        self._own_ssrc: int | None = None
+        self._reporting: asyncio.Task[None] | None = None
+
+    async def receive(self, parameters: RTCRtpReceiveParameters) -> None:
+        """Start; called by the peer connection when media may flow."""
+        if self._reporting is not None:
+            return
+        self._payload_types = {codec.payloadType for codec in parameters.codecs}
+        harden(self.transport)
+        self.transport._register_rtp_receiver(self, parameters)
+        self._reporting = asyncio.create_task(self._report(), name="receiver-reports")
+        self._started()
+
+    async def stop(self) -> None:
+        """Stop for good. Safe to call twice."""
+        task, self._reporting = self._reporting, None
+        if task is not None:
+            self.transport._unregister_rtp_receiver(self)
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _set_rtcp_ssrc(self, ssrc: int) -> None:
+        self._own_ssrc = ssrc
+
+    def _handle_disconnect(self) -> None:
+        """Nothing here waits for the peer."""
+
+    async def _handle_rtp_packet(self, packet: RtpPacket, arrival_time_ms: int) -> None:
+        self.heard_s = time.monotonic()
+        if not self._enabled or packet.payload_type not in self._payload_types:
+            return
+        if packet.ssrc != self._source:
+            self._source, self._statistics = packet.ssrc, StreamStatistics(CLOCK_HZ)
+        self._statistics.add(packet)
+        self.microphone.push(packet.sequence_number, packet.timestamp, packet.payload)
+
+    async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
+        self.heard_s = time.monotonic()
+        if isinstance(packet, RtcpSrPacket):
+            middle = (packet.sender_info.ntp_timestamp >> 16) & 0xFFFFFFFF
+            self._sender_report = middle, time.monotonic()
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL_S * (0.5 + random.random()))
+            if self._own_ssrc is None or self._source is None:
+                continue
+            report = RtcpRrPacket(ssrc=self._own_ssrc, reports=[self._reception(self._source)])
+            try:
+                await self.transport._send_rtp(bytes(report))
+            except ConnectionError:
+                return
+
+    def _reception(self, source: int) -> RtcpReceiverInfo:
+        seen, since = 0, 0
+        if self._sender_report is not None:
+            seen = self._sender_report[0]
+            since = int((time.monotonic() - self._sender_report[1]) * 65_536) & 0xFFFFFFFF
+        return RtcpReceiverInfo(
+            ssrc=source,
+            fraction_lost=self._statistics.fraction_lost,
+            packets_lost=self._statistics.packets_lost,
+            highest_sequence=self._statistics.cycles + (self._statistics.max_seq or 0),
+            jitter=self._statistics.jitter & 0xFFFFFFFF,
+            lsr=seen,
+            dlsr=since,
+        )

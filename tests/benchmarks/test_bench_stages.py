@@ -1,0 +1,117 @@
+"""The benchmark measures what it says, and its last line can be read by a machine."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from support.faces import draw
+from support.fake_pipelines import StillPipeline
+from support.small_model import make_model, make_portrait
+
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.metrics import StageClock, Stages
+
+BENCH = Path(__file__).parents[2] / "benchmarks" / "bench_stages.py"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    model = ModuleType("letstalk_rt.inference.pipeline")
+    model.AvatarPipeline = StillPipeline  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "letstalk_rt.inference.pipeline", model)
+    spec = importlib.util.spec_from_file_location("bench_stages", BENCH)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def still(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark with a model that has no parts to count the work of."""
+    monkeypatch.setattr(bench, "work", lambda pipeline, state: {})
+    return bench
+
+
+@pytest.mark.parametrize("json_only", [True, False])
+def test_card_first_and_json_last(
+    still: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, json_only: bool
+) -> None:
+    path = tmp_path / "face.png"
+    draw(300, 300, [(150, 150, 150)]).save(path)
+    words = ["--portrait", str(path), "--seconds", "0.05", "--sessions", "2", "--size", "256"]
+    words += ["--dtype", "float32"]
+    still.main(words + ["--json"] * json_only)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert (len(lines) == 1) == json_only
+    assert json_only or lines[0].split() == ["preset", "tiny"]
+    result = json.loads(lines[-1])
+    assert {"preset", "device", "dtype", "threads", "fps", "rtf", "sessions"} <= set(result)
+    assert result["weights"] == "packaged"
+    assert set(result["window_ms"]) == {"p50", "p95", "p99"}
+    assert set(result["stages_ms"]) == {"decode", "composite"}
+    assert result["rtf"] == pytest.approx(result["fps"] / 25, rel=0.01)
+    assert set(StillPipeline.batches) == {(2, 2560)}
+    assert len(StillPipeline.batches) == result["windows"] + still.WARM_UP_WINDOWS
+
+
+def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: ModuleType) -> None:
+    class Time:
+        now = 0.0
+
+        def __call__(self) -> float:
+            return self.now
+
+    time = Time()
+
+    class Slow(StillPipeline):
+        def step(self, pcm: np.ndarray, states: Any, *rest: Any, clock: Stages) -> np.ndarray:
+            self.batches.append(pcm.shape)
+            time.now += 9.0 if len(self.batches) <= bench.WARM_UP_WINDOWS else 0.1
+            return np.zeros(0)
+
+    pipeline, clock = Slow.load(), StageClock()
+    windows_ms = bench.measure(pipeline, [None] * 3, 0.95, clock, time)
+    result = bench.report(pipeline, windows_ms, clock)
+    assert windows_ms == pytest.approx([100] * 10)
+    assert (result["fps"], result["rtf"], result["missed"]) == (40, 1.6, 0)
+
+
+def test_the_work_of_all_threads_is_counted(bench: ModuleType) -> None:
+    pipeline = AvatarPipeline(make_model())
+    state = pipeline.init_state(make_portrait())
+    decoder = pipeline.model.autoencoder.decoder
+    weights = sum(p.numel() for p in decoder.blocks[2].parameters() if p.ndim == 4)
+    painting = 2 * 4 * 64**2 * weights / 1e9  # of its last blocks alone, for four frames
+    assert bench.work(pipeline, state)["gflop_per_window"] > painting
+    assert pipeline.frame_decoder.painters is not None
+
+
+def test_batches_are_measured_one_after_the_other(
+    still: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "face.png"
+    draw(300, 300, [(150, 150, 150)]).save(path)
+    words = ["--portrait", str(path), "--windows", "30", "--sessions", "1,3", "--size", "256"]
+    still.main([*words, "--json"])
+    batches = json.loads(capsys.readouterr().out)["batches"]
+    assert [(b["sessions"], b["windows"]) for b in batches] == [(1, 30), (3, 30)]
+    assert all({"first_ms", "last_ms", "first_mb", "last_mb"} <= set(b["steady"]) for b in batches)
+
+
+def test_time_and_memory_of_the_first_and_the_last_tenth_are_compared(bench: ModuleType) -> None:
+    times = [5.0] * 10 + [6.0] * 80 + [9.0] * 10
+    assert bench.steady(times, [100.0, 130.0, 120.0]) == {
+        "first_ms": 5.0, "last_ms": 9.0, "first_mb": 100.0, "last_mb": 120.0, "most_mb": 130.0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["0", "1,0"])
+def test_a_batch_of_no_session_is_refused(bench: ModuleType, text: str) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--sessions", text])

@@ -1,0 +1,293 @@
+"""The command answers with a file, or with one line and a status that say what to do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import av
+import numpy as np
+import pytest
+from support.faces import LoudIsBright, SkinFinder, draw
+
+from letstalk_rt.cli import main
+from letstalk_rt.sinks.file import write_video
+
+
+@pytest.fixture(autouse=True)
+def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("LETSTALK_HOME", str(tmp_path_factory.mktemp("home")))
+    module = ModuleType("letstalk_rt.inference.pipeline")
+    module.AvatarPipeline = LoudIsBright  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "letstalk_rt.inference.pipeline", module)
+    monkeypatch.setattr(LoudIsBright, "fails_at", None)
+    monkeypatch.setattr("letstalk_rt.models.loading.load_face_finder", SkinFinder)
+
+
+@pytest.fixture
+def portrait(tmp_path: Path) -> str:
+    path = tmp_path / "face.png"
+    draw(400, 300, [(200, 150, 130)]).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> str:
+    """Two seconds at 44.1 kHz in stereo; loud in frames 25 to 29 only."""
+    sound = np.zeros((2 * 44_100, 2), np.float32)
+    sound[44_100 : 44_100 + 5 * 1764] = 0.9
+    path = tmp_path / "speech.mkv"
+    write_video(path, [], sound, 44_100)
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    try:
+        status = main.main(words)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.err + captured.out
+
+
+def test_render_writes_a_video_in_sync(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+) -> None:
+    out = tmp_path / "out.mp4"
+    status, text = run(capsys, "render", portrait, speech, "-o", str(out), "--size", "320")
+    assert status == 0, text
+    with av.open(str(out)) as container:
+        assert container.streams.audio[0].rate == 44_100
+        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    assert len(pictures) in (50, 51) and pictures[0].shape == (240, 320, 3)
+    bright = [index for index, p in enumerate(pictures) if p[120, 160].mean() > 150]
+    assert bright[:5] == [25, 26, 27, 28, 29]
+    assert len(bright) <= 6  # AAC lets the last sound ring on
+
+
+def test_options_reach_the_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+) -> None:
+    options = ["--steps", "2", "--device", "cpu", "--threads", "1"]
+    assert run(capsys, "render", portrait, speech, "-o", str(tmp_path / "o.mp4"), *options)[0] == 0
+    assert LoudIsBright.loaded_with == {
+        "preset": "tiny", "device": "cpu", "steps": 2, "threads": 1,
+    }  # fmt: skip
+
+
+def test_warnings_of_the_portrait_are_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, speech: str
+) -> None:
+    path = tmp_path / "two.png"
+    draw(800, 400, [(200, 200, 130), (600, 200, 200)]).save(path)
+    status, text = run(capsys, "render", str(path), speech, "-o", str(tmp_path / "o.mp4"))
+    assert status == 0 and "2 faces were found" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"portrait": "nobody.png"}, "nobody.png: No such file"),
+        ({"portrait": "wall.png"}, "No face"),
+        ({"audio": "text.png"}, "no sound or video file"),
+        ({"output": "missing/out.mp4"}, "No such file"),
+        ({"output": "out.gif"}, "ends in '.gif'"),
+        ({"--size": "5000"}, "256 to 1080"),
+        ({"--fps": "30"}, "--fps is 30"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    portrait: str,
+    speech: str,
+    changed: dict[str, str],
+    message: str,
+) -> None:
+    (tmp_path / "text.png").write_bytes(b"hello" * 100)
+    draw(300, 300, []).save(tmp_path / "wall.png")
+    given = {"portrait": portrait, "audio": speech, "output": str(tmp_path / "out.mp4")}
+    given |= {k: str(tmp_path / v) for k, v in changed.items() if not k.startswith("--")}
+    extra = [word for k, v in changed.items() if k.startswith("--") for word in (k, v)]
+    words = ["render", given["portrait"], given["audio"], "-o", given["output"], *extra]
+    status, text = run(capsys, *words)
+    assert status == 2 and message in text
+    assert text.startswith("letstalk: ") and text.count("\n") == 1
+    assert not list(tmp_path.glob("out.*")) and not list(tmp_path.glob("*.part"))
+
+
+def test_missing_weights_have_status_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+) -> None:
+    words = ["render", portrait, speech, "-o", str(tmp_path / "o.mp4"), "--preset", "lost"]
+    status, text = run(capsys, *words)
+    assert (status, text) == (1, "letstalk: The weights of preset 'lost' are missing.\n")
+
+
+def test_a_step_that_fails_is_told_with_its_cause_and_leaves_no_file(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    portrait: str,
+    speech: str,
+) -> None:
+    monkeypatch.setattr(LoudIsBright, "fails_at", 3)
+    status, text = run(capsys, "render", portrait, speech, "-o", str(tmp_path / "o.mp4"))
+    assert status == 1 and "RuntimeError: out of memory" in text and "Traceback" not in text
+    assert not list(tmp_path.glob("o.mp4*"))
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No such file"):
+        main.main(["render", "a.png", str(tmp_path / "b.wav"), "-o", "c.mp4", "--debug"])
+
+
+def test_a_command_line_with_a_mistake_has_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys)[0] == 2
+    assert run(capsys, "dance")[0] == 2
+    assert run(capsys, "render", "only.jpg")[0] == 2
+
+
+def test_commands_of_other_rooms_get_their_words_untouched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[str]] = []
+
+    def other_main(argv: list[str]) -> int:
+        seen.append(argv)
+        return 7
+
+    other = ModuleType("other")
+    other.main = other_main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, main.FORWARDED["serve"][0], other)
+    assert main.main(["serve", "--port", "0", "-h"]) == 7
+    assert seen == [["--port", "0", "-h"]]
+
+
+def test_a_missing_extra_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> ModuleType:
+        raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+
+    monkeypatch.setattr(main, "import_module", missing)
+    status, text = run(capsys, "demo")
+    assert status == 1 and "'uvicorn'" in text and "pip install 'letstalk-rt[server]'" in text
+
+
+def test_a_module_of_ours_that_is_missing_is_no_missing_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> ModuleType:
+        raise ModuleNotFoundError(f"No module named {name!r}", name="letstalk_rt.gone")
+
+    monkeypatch.setattr(main, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError):
+        main.main(["eval"])
+
+
+def test_version_and_help_load_no_torch() -> None:
+    for word in ("--version", "--help"):
+        code = (
+            "import sys\nfrom letstalk_rt import cli\n"
+            f"try: cli.main([{word!r}])\nexcept SystemExit: pass\n"
+            "assert not {'torch', 'av', 'PIL'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "letstalk" in done.stdout
+
+
+def test_mic_and_push_record_a_sound_file_live(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+) -> None:
+    out = tmp_path / "live.mp4"
+    words = ["mic", portrait, "--audio", speech, "-o", str(out), "--size", "256", "--json"]
+    status, text = run(capsys, *words)
+    assert status == 0, text
+    assert '"stalls"' in text.splitlines()[-1]
+    with av.open(str(out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 50
+    assert "AI avatar" in av.open(str(out)).metadata["comment"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mic", "nobody", "--audio", "SPEECH", "-o", "OUT.mp4"], "no avatar named 'nobody'"),
+        (["mic", "FACE", "--audio", "SPEECH", "-o", "OUT.gif"], "ends in '.gif'"),
+        (["mic", "FACE", "--audio", "SPEECH", "--camera", "--camera-size", "big"], "1280x720"),
+        (["push", "FACE", "http://x/y", "--audio", "SPEECH"], "rtmp://"),
+        (["push", "FACE", "rtmp://127.0.0.1:1/x", "--audio", "SPEECH"], "Cannot connect"),
+        (["push", "FACE", "rtmp://h/x", "--bitrate", "fast"], "--bitrate"),
+        (["bench", "FACE", "--seconds", "0"], "--seconds"),
+        (["avatars", "add", "Bad Name", "FACE"], "cannot be used"),
+        (["avatars", "remove", "mira"], "came with the package"),
+    ],
+)
+def test_mistakes_in_live_commands_are_one_line(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    portrait: str,
+    speech: str,
+    words: list[str],
+    message: str,
+) -> None:
+    names = {"FACE": portrait, "SPEECH": speech}
+    words = [names.get(w, w.replace("OUT", str(tmp_path / "out"))) for w in words]
+    status, text = run(capsys, *words)
+    last = text.splitlines()[-1]
+    assert status == 2 and message in last and last.startswith("letstalk: "), text
+
+
+def test_avatars_are_added_listed_prepared_and_removed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str
+) -> None:
+    status, text = run(capsys, "avatars", "add", "anna", portrait)
+    assert status == 0 and "consented" in text
+    found = json.loads(run(capsys, "avatars", "list", "--json")[1])
+    assert {"name": "anna", "builtin": False}.items() <= {
+        k: v for a in found["avatars"] if a["name"] == "anna" for k, v in a.items()
+    }.items()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    draw(300, 400, [(150, 200, 140)]).save(folder / "good.png")
+    draw(300, 300, []).save(folder / "wall.png")
+    status, text = run(capsys, "avatars", "prepare", str(folder), "anna")
+    assert status == 2 and "good.png" in text and "No face" in text
+    assert run(capsys, "avatars", "remove", "anna")[0] == 0
+    assert run(capsys, "avatars", "remove", "anna")[0] == 2
+
+
+def test_render_takes_an_avatar_by_name_and_tells_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+) -> None:
+    run(capsys, "avatars", "add", "anna", portrait)
+    out = tmp_path / "o.mp4"
+    status, text = run(capsys, "render", "anna", speech, "-o", str(out), "--json", "--no-badge")
+    facts = json.loads(text.splitlines()[-1])
+    assert status == 0 and (facts["width"], facts["height"]) == (512, 384)
+
+
+def test_bench_tells_whether_it_is_fast_enough(
+    capsys: pytest.CaptureFixture[str], portrait: str
+) -> None:
+    status, text = run(capsys, "bench", portrait, "--seconds", "0.1", "--json")
+    facts = json.loads(text)
+    assert status == (0 if facts["fits"] else 3) and facts["windows"] >= 3
+
+
+def test_doctor_names_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
+    status, text = run(capsys, "doctor", "--seconds", "0", "--json")
+    checks = {check["name"]: check for check in json.loads(text)["checks"]}
+    assert status == 0 and checks["python"]["status"] == "ok"
+    assert checks["camera"]["status"] == "missing" and "[camera]" in checks["camera"]["advice"]
+    assert all(check["status"] == "ok" or check["advice"] for check in checks.values())
+
+
+def test_colours_are_off_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\033" not in run(capsys, "avatars", "list")[1]

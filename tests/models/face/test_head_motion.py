@@ -1,0 +1,125 @@
+"""Heads that move: what is fitted to tracks is found again, and a session's course is its own."""
+
+import numpy as np
+import pytest
+import torch
+
+from letstalk_rt.models.autoencoder.background_flow import SIZE
+from letstalk_rt.models.face.head_motion import HeadMotion, Sway, face_size, steady
+from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_POINTS
+
+
+@pytest.fixture(scope="module")
+def face():
+    points = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.3, (NUM_POINTS, 2))).float()
+    points[LIPS, 1] = 0.4 + 0.05 * torch.rand(len(LIPS), generator=torch.Generator().manual_seed(0))
+    return points
+
+
+def swaying_clips(face, count=8, frames=400):
+    """Faces that go from side to side as a known process does, and nod a little."""
+    chance = np.random.default_rng(1)
+    clips = []
+    for _ in range(count):
+        x = np.zeros((frames, 2))
+        for n in range(2, frames):
+            x[n] = 1.6 * x[n - 1] - 0.64 * x[n - 2] + chance.normal(0, (0.004, 0.001))
+        clips.append(face + torch.from_numpy(x).float()[:, None])
+    return clips
+
+
+def hair(clip):
+    """Surroundings that go where the first landmark goes, in one of their numbers."""
+    around = torch.zeros(len(clip), SIZE)
+    around[:, 5] = 3 * clip[:, 0, 0]
+    return around
+
+
+@pytest.fixture(scope="module")
+def fitted(face):
+    head = HeadMotion()
+    clips = swaying_clips(face)
+    head.fit(clips, [hair(clip) for clip in clips])
+    return head
+
+
+def test_lids_lips_and_chin_are_not_steady(face):
+    low = face.clone()
+    low[0] = torch.tensor([0.0, 0.9])
+    mask = steady(low)
+    assert not mask[LIPS].any() and not mask[EYES].any() and not mask[0]
+    assert mask.sum() > 20
+
+
+def test_the_main_movement_is_found_with_its_course(face, fitted):
+    main = fitted.displacements(face)[-1].view(NUM_POINTS, 2)
+    assert main[:, 0].abs().min() > 3 * main[:, 1].abs().max()  # sideways, all points alike
+    assert torch.allclose(main, main[:1].expand_as(main), atol=0.1 * float(main.abs().max()))
+    near, far, _ = fitted.course[-1].tolist()
+    assert near == pytest.approx(1.6, abs=0.1) and far == pytest.approx(-0.64, abs=0.1)
+
+
+def test_hair_goes_with_the_head_as_it_did(face, fitted):
+    follows, goes = fitted.surroundings(face)[-1], fitted.displacements(face)[-1]
+    assert float(follows[5]) == pytest.approx(3 * float(goes[0]), rel=0.05)
+    assert follows.abs().sum() == follows[5].abs()
+
+
+def test_sway_is_as_wide_as_the_clips_were(face, fitted):
+    sway = Sway(fitted.course, seed=0).next(8000)
+    moved = (sway @ fitted.displacements(face)).view(-1, NUM_POINTS, 2)[:, 0, 0].std()
+    true = torch.stack([c[:, 0, 0].std() for c in swaying_clips(face)]).median()
+    assert 0.6 < moved / true < 1.6
+
+
+def test_movements_are_in_sizes_of_the_face(face, fitted):
+    assert face_size(0.5 * face) == pytest.approx(float(0.5 * face_size(face)))
+    small, large = fitted.displacements(0.5 * face), fitted.displacements(face)
+    assert torch.allclose(2 * small, large)
+
+
+def test_points_that_are_no_face_have_a_size_too(face):
+    upside_down = -face
+    assert steady(upside_down).all()
+    assert torch.isfinite(face_size(upside_down))
+
+
+def test_a_head_that_was_not_fitted_rests():
+    assert not Sway(HeadMotion().course, seed=0).next(50).any()
+
+
+def test_the_course_begins_at_rest_and_is_the_seeds(fitted):
+    first, again = Sway(fitted.course, 3).next(100), Sway(fitted.course, 3).next(100)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, Sway(fitted.course, 4).next(100))
+    assert first[0].abs().max() < 1.0
+
+
+def test_pieces_of_any_length_give_one_course(fitted):
+    whole, pieces = Sway(fitted.course, 3), Sway(fitted.course, 3)
+    assert torch.equal(whole.next(12), torch.cat([pieces.next(n) for n in (4, 1, 3, 4)]))
+
+
+@pytest.mark.parametrize("frames", [1, 30])
+def test_frames_taken_back_come_again(fitted, frames):
+    sway = Sway(fitted.course, 3)
+    course = sway.next(60)
+    sway.rewind(frames)
+    assert torch.equal(sway.next(frames), course[-frames:])
+    fresh = Sway(fitted.course, 3)
+    fresh.next(60)
+    assert torch.equal(sway.next(8), fresh.next(8))
+
+
+def test_taking_back_more_than_was_given_stays_at_the_begin(fitted):
+    sway = Sway(fitted.course, 3)
+    first = sway.next(2)
+    sway.rewind(10)
+    assert torch.equal(sway.next(2), first)
+
+
+def test_reset_begins_again(fitted):
+    sway = Sway(fitted.course, 3)
+    first = sway.next(8)
+    sway.reset()
+    assert torch.equal(sway.next(8), first)

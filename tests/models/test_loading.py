@@ -1,0 +1,192 @@
+"""Weights come back as they were written, or the error says why not."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.small_model import PRESET, make_model, stir
+from torch import Tensor
+
+from letstalk_rt.errors import ConfigError, WeightsError
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.loading import (
+    checksum_file,
+    load_model,
+    packaged_weights,
+    save_model,
+)
+from letstalk_rt.models.presets import PRESETS
+
+HEADER = {"format": "letstalk_rt 1", "preset": "small", "lookahead_ms": "80"}
+PACKED = "autoencoder.reference.fine.0.conv1.weight"
+
+
+@pytest.fixture(scope="module")
+def model() -> AvatarModel:
+    made = make_model()
+    torch.manual_seed(1)
+    for buffer in made.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    stir(made)
+    return made
+
+
+@pytest.fixture
+def saved(model: AvatarModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(PRESETS, "small", PRESET)
+    path = tmp_path / "small.safetensors"
+    save_model(model, path)
+    return path
+
+
+def rewrite(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = HEADER) -> None:
+    """Write a file that is whole but not ours; nothing vouches for it."""
+    save_file(tensors, path, header)
+    checksum_file(path).unlink()
+
+
+def test_a_model_comes_back_within_half_precision(model, saved):
+    loaded = load_model("small", saved)
+    kept = load_file(saved)
+    for name, value in model.state_dict().items():
+        found = loaded.state_dict()[name]
+        assert found.dtype == value.dtype
+        if kept[name].dtype != torch.int8:
+            torch.testing.assert_close(found, value, rtol=2**-10, atol=1e-7)
+
+
+def test_sensitive_tensors_come_back_bit_for_bit(model, saved):
+    found, true = load_model("small", saved).state_dict(), model.state_dict()
+    names = [n for n in true if n.endswith(("mean", "_scale", "mean_points", "points.weight"))]
+    names = [n for n in names if not n.endswith("running_mean")]
+    assert len(names) == 6
+    assert all(torch.equal(found[name], true[name]) for name in names)
+
+
+def test_packed_matrices_are_off_by_half_a_level_at_most(model, saved):
+    found, kept = load_model("small", saved).state_dict(), load_file(saved)
+    packed = [name for name, value in kept.items() if value.dtype == torch.int8]
+    assert PACKED in packed
+    for name in packed:
+        assert name.startswith(("autoencoder.encoder.", "autoencoder.reference."))
+        true = model.state_dict()[name]
+        level = true.flatten(1).abs().amax(1) / 127
+        error = (found[name] - true).flatten(1).abs().amax(1)
+        assert (error <= 0.5 * level + 1e-6).all()
+        assert kept[name].abs().amax() == 127
+
+
+def test_a_channel_of_zeros_stays_zero(saved, tmp_path):
+    model = make_model()
+    model.get_parameter(PACKED)[3] = 0
+    save_model(model, saved)
+    assert not load_model("small", saved).get_parameter(PACKED)[3].any()
+
+
+def test_a_loaded_model_is_for_inference(saved):
+    loaded = load_model("small", saved)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_the_checksum_lies_beside_the_file(saved):
+    assert checksum_file(saved).name == "small.sha256"
+    digest = hashlib.sha256(saved.read_bytes()).hexdigest()
+    assert checksum_file(saved).read_text().strip() == digest
+
+
+def test_the_packages_own_weights_are_named_after_the_preset():
+    path = packaged_weights("tiny")
+    assert (path.parent.name, path.name) == ("weights", "tiny.safetensors")
+
+
+def test_an_unknown_preset_is_named(saved):
+    with pytest.raises(ConfigError, match="unknown preset 'huge'; known: .*tiny"):
+        load_model("huge", saved)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder"])
+def test_missing_weights_are_named(saved, tmp_path, kind):
+    path = tmp_path / ("absent.safetensors" if kind == "missing" else "")
+    with pytest.raises(WeightsError, match="no weights at .*letstalk train"):
+        load_model("small", path)
+
+
+def test_a_changed_byte_is_found(saved):
+    data = bytearray(saved.read_bytes())
+    data[-1] ^= 1
+    saved.write_bytes(data)
+    with pytest.raises(WeightsError, match="small.safetensors is damaged: its checksum differs"):
+        load_model("small", saved)
+
+
+@pytest.mark.parametrize("content", [b"", None], ids=["empty", "half"])
+def test_what_is_not_a_weights_file_is_named(saved, content):
+    checksum_file(saved).unlink()
+    saved.write_bytes(saved.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_model("small", saved)
+
+
+def test_a_model_of_another_preset_is_named(saved, monkeypatch):
+    monkeypatch.setitem(PRESETS, "other", PRESET)
+    with pytest.raises(WeightsError, match="holds 'small', wanted 'other'"):
+        load_model("other", saved)
+
+
+@pytest.mark.parametrize("header", [None, {"format": "pt"}])
+def test_a_file_of_another_program_is_named(saved, header):
+    rewrite(saved, load_file(saved), header)
+    with pytest.raises(WeightsError, match="holds 'an unknown model'"):
+        load_model("small", saved)
+
+
+def test_a_missing_tensor_is_named(saved):
+    tensors = load_file(saved)
+    del tensors["denoiser.slots"]
+    rewrite(saved, tensors)
+    with pytest.raises(WeightsError, match="1 tensors differ, first 'denoiser.slots'"):
+        load_model("small", saved)
+
+
+def test_a_tensor_too_many_is_named(saved):
+    rewrite(saved, {**load_file(saved), "denoiser.extra": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="first 'denoiser.extra'"):
+        load_model("small", saved)
+
+
+def test_a_tensor_of_another_shape_is_named(saved):
+    tensors = load_file(saved)
+    rewrite(saved, {**tensors, "denoiser.slots": tensors["denoiser.slots"][:-1].contiguous()})
+    with pytest.raises(WeightsError, match=r"slots has shape \(10, 32\).* wants \(11, 32\)"):
+        load_model("small", saved)
+
+
+@pytest.mark.parametrize("scale", [None, torch.ones(3)], ids=["missing", "too short"])
+def test_a_packed_matrix_without_its_scale_is_named(saved, scale):
+    tensors = load_file(saved)
+    del tensors[PACKED + ".scale8"]
+    if scale is not None:
+        tensors[PACKED + ".scale8"] = scale
+    rewrite(saved, tensors)
+    with pytest.raises(WeightsError, match="conv1.weight has .*int8"):
+        load_model("small", saved)
+
+
+@pytest.mark.parametrize("lookahead_ms", [0, 160])
+def test_the_look_ahead_comes_back_with_the_weights(lookahead_ms, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "small", PRESET)
+    audio = replace(PRESET.audio, lookahead_ms=lookahead_ms)
+    made = AvatarModel(replace(PRESET, audio=audio))
+    save_model(made, tmp_path / "small.safetensors")
+    loaded = load_model("small", tmp_path / "small.safetensors")
+    assert loaded.audio.lookahead_frames == lookahead_ms // 40
+
+
+def test_a_file_that_does_not_say_its_look_ahead_is_named(saved):
+    rewrite(saved, load_file(saved), {k: v for k, v in HEADER.items() if k != "lookahead_ms"})
+    with pytest.raises(WeightsError, match="does not say its look-ahead"):
+        load_model("small", saved)

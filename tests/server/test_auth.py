@@ -1,0 +1,288 @@
+"""Tokens, origins and TURN credentials: who may do what, and that no secret is told."""
+
+import hashlib
+import hmac
+import json
+import logging
+from base64 import b64encode
+
+import httpx
+import jwt
+import pytest
+from support.live_server import join, live
+from support.server_fakes import portrait_jpeg, problem, serving
+from websockets.exceptions import InvalidStatus
+
+from letstalk_server.auth import MAX_LOGIN_S, SCOPES, Auth
+from letstalk_server.errors import AuthenticationError
+from letstalk_server.http.middleware import is_local
+from letstalk_server.settings import IceServer, Settings
+from letstalk_server.webrtc import turn
+
+KEY = "k" * 40
+LOCKED = Settings(auth="on", api_key=KEY, secret="s" * 40, grace_s=0.5)
+UPLOAD = "/v1/avatars?consent=true"
+
+
+def bearer(token):
+    return {"authorization": f"Bearer {token}"}
+
+
+def code_of(call):
+    with pytest.raises(AuthenticationError) as refused:
+        call()
+    return refused.value.code
+
+
+def unchecked(token):
+    return jwt.decode(token, options={"verify_signature": False})
+
+
+class Now:
+    def __init__(self):
+        self.s = 1_800_000_000.0
+
+    def __call__(self):
+        return self.s
+
+
+def test_a_token_tells_who_it_is_for_until_it_ends():
+    now = Now()
+    auth = Auth(LOCKED, now)
+    token, expires_s = auth.mint("ann", ["view", "speak"], ttl_s=60, session="s1")
+    caller = auth.caller(bearer(token))
+    assert (caller.subject, caller.scopes, caller.session) == ("ann", {"view", "speak"}, "s1")
+    assert expires_s == 60 and not caller.is_operator
+    now.s += 66
+    assert code_of(lambda: auth.caller(bearer(token))) == "token-expired"
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda token: token[:-4] + "AAAA",
+        lambda token: "x",
+        lambda token: "\udcff",
+        lambda token: jwt.encode({"sub": "a", "exp": 2e9, "iat": 0}, "another" * 6),
+        lambda token: jwt.encode({"sub": "a", "exp": 2e9, "iat": 0, "iss": "letstalk"}, "s" * 40),
+        lambda token: jwt.encode(
+            jwt.decode(token, options={"verify_signature": False}), "", "none"
+        ),
+    ],
+)
+def test_forged_tokens_are_refused(forge):
+    auth = Auth(LOCKED)
+    token, _ = auth.mint("ann", SCOPES)
+    assert code_of(lambda: auth.caller(bearer(forge(token)))) == "token-invalid"
+
+
+def test_tokens_of_another_start_are_not_of_this_one():
+    token, _ = Auth(Settings(auth="on")).mint("ann", SCOPES)
+    assert code_of(lambda: Auth(Settings(auth="on")).caller(bearer(token))) == "token-invalid"
+
+
+def test_a_token_is_renewed_for_half_a_day_and_no_more():
+    now = Now()
+    auth = Auth(LOCKED, now)
+    token, _ = auth.mint("ann", ["view"])
+    began_s = now.s
+    while now.s < began_s + MAX_LOGIN_S - 500:
+        caller = auth.caller(bearer(token))
+        assert caller.scopes == {"view"} and caller.login_s == began_s
+        token, expires_s = auth.renew(caller)
+        now.s += 500
+    assert now.s + expires_s - 500 <= began_s + MAX_LOGIN_S + 1
+    now.s = began_s + MAX_LOGIN_S - 1
+    token, expires_s = auth.renew(caller)
+    assert expires_s <= 1
+    now.s += 2
+    assert code_of(lambda: auth.renew(caller)) == "token-expired"
+
+
+def test_turn_credentials_are_what_coturn_checks():
+    settings = Settings(
+        turn_urls=("turn:t.example:3478",),
+        turn_secret="north",
+        ice_servers=(IceServer("stun:s.example"),),
+    )
+    first, second = turn.ice_servers(settings, 1000), turn.ice_servers(settings, 1000)
+    assert [server.url for server in first] == ["stun:s.example", "turn:t.example:3478"]
+    made = first[1]
+    digest = hmac.new(b"north", made.username.encode(), hashlib.sha1).digest()
+    assert made.credential == b64encode(digest).decode()
+    assert made.username.split(":")[0] == str(1000 + settings.turn_ttl_s)
+    assert made.username != second[1].username
+    link = turn.as_links(first)[1]
+    assert link.startswith('<turn:t.example:3478>; rel="ice-server"; username="4600:')
+    assert turn.as_json(first)[0] == {"urls": ["stun:s.example"]}
+
+
+async def test_everything_but_the_page_asks_for_a_token():
+    async with serving(LOCKED) as (_, client):
+        for path in ("/", "/healthz", "/readyz", "/v1/config", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200, path
+        for method, path in (
+            ("GET", "/metrics"),
+            ("GET", "/v1/avatars"),
+            ("POST", UPLOAD),
+            ("POST", "/v1/tokens"),
+            ("POST", "/v1/sessions"),
+            ("GET", "/v1/sessions/x"),
+            ("POST", "/v1/offer"),
+            ("POST", "/v1/whep"),
+            ("POST", "/v1/whip"),
+            ("PATCH", "/v1/sessions/x/connections/y"),
+            ("DELETE", "/v1/sessions/x/connections/y"),
+        ):
+            answer = await client.request(method, path)
+            problem(answer, 401, "token-missing")
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_the_operator_makes_tokens_and_their_holders_do_what_they_allow(caplog):
+    caplog.set_level(logging.DEBUG)
+    async with serving(LOCKED) as (_, client):
+        wanted = {"subject": "ann", "scopes": ["sessions", "view"], "ttl_s": 60}
+        made = await client.post("/v1/tokens", json=wanted, headers=bearer(KEY))
+        assert made.status_code == 201 and made.headers["cache-control"] == "no-store"
+        ann = bearer(made.json()["token"])
+        assert made.json()["expires_in_s"] == 60 and made.json()["scopes"] == ["sessions", "view"]
+        renewed = await client.post("/v1/tokens", json={"scopes": ["metrics"]}, headers=ann)
+        assert renewed.json()["scopes"] == ["sessions", "view"], "no more than it had"
+        problem(await client.get("/metrics", headers=ann), 403, "not-allowed")
+        assert (await client.get("/metrics", headers=bearer(KEY))).status_code == 200
+        problem(await client.post(UPLOAD, headers=ann), 403, "not-allowed")
+        session = (await client.post("/v1/sessions", headers=ann)).json()
+        name = session["session"]
+        bob = bearer((await minted(client, subject="bob"))["token"])
+        problem(await client.get(f"/v1/sessions/{name}", headers=bob), 403, "not-allowed")
+        viewer = bearer(session["viewer_token"])
+        shown = (await client.get(f"/v1/sessions/{name}", headers=viewer)).json()
+        assert shown["session"] == name
+        problem(await client.delete(f"/v1/sessions/{name}", headers=viewer), 403, "not-allowed")
+        problem(await client.post("/v1/sessions", headers=viewer), 403, "not-allowed")
+        speaker = bearer(session["token"])
+        assert (await client.delete(f"/v1/sessions/{name}", headers=speaker)).status_code == 204
+    for secret in (KEY, "s" * 40, made.json()["token"], session["token"]):
+        assert secret not in caplog.text
+
+
+async def minted(client, **fields):
+    return (await client.post("/v1/tokens", json=fields, headers=bearer(KEY))).json()
+
+
+async def test_a_viewer_asking_about_a_session_gets_no_right_to_speak():
+    async with serving(LOCKED) as (_, client):
+        session = (await client.post("/v1/sessions", headers=bearer(KEY))).json()
+        name, viewer = session["session"], bearer(session["viewer_token"])
+        shown = (await client.get(f"/v1/sessions/{name}", headers=viewer)).json()
+        claims = unchecked(shown["token"])
+        assert claims["scope"] == "view"
+
+
+async def test_one_sees_and_deletes_ones_own_portraits_only():
+    async with serving(LOCKED) as (_, client):
+        ann, bob = [
+            bearer((await minted(client, subject=name))["token"]) for name in ("ann", "bob")
+        ]
+        made = await client.post(UPLOAD + "&label=Me", content=portrait_jpeg(), headers=ann)
+        avatar = made.json()
+        assert made.headers["location"] == f"/v1/avatars/{avatar['id']}"
+        assert avatar["label"] == "Me" and not avatar["default"]
+
+        async def listed(who):
+            answer = await client.get("/v1/avatars", headers=who)
+            return [one["id"] for one in answer.json()["avatars"]]
+
+        assert avatar["id"] in await listed(ann) and avatar["id"] not in await listed(bob)
+        address = f"/v1/avatars/{avatar['id']}"
+        problem(await client.delete(address, headers=bob), 404, "unknown-avatar")
+        problem(await client.delete("/v1/avatars/amber", headers=ann), 409, "default-avatar")
+        assert (await client.get("/" + avatar["still"])).status_code == 200
+        assert (await client.delete(address, headers=ann)).status_code == 204
+        assert (await client.get("/" + avatar["still"])).status_code == 404
+
+
+async def test_an_upload_needs_the_persons_consent():
+    async with serving() as (_, client):
+        sentence = (await client.get("/v1/config")).json()["consent"]
+        for path in ("/v1/avatars", "/v1/avatars?consent=false"):
+            detail = problem(
+                await client.post(path, content=portrait_jpeg()), 400, "consent-missing"
+            )
+            assert sentence in detail
+        answer = await client.post("/v1/avatars?consent=perhaps", content=portrait_jpeg())
+        problem(answer, 400, "bad-request")
+
+
+async def test_tokens_are_made_of_sound_wishes_only():
+    async with serving(LOCKED) as (_, client):
+        for body, detail in (
+            ({"scopes": ["fly"]}, "scopes"),
+            ({"scopes": "view"}, "scopes"),
+            ({"scopes": [["view"]]}, "scopes"),
+            ({"ttl_s": 5}, "ttl_s"),
+            ({"ttl_s": True}, "ttl_s"),
+            ({"subject": "x" * 200}, "subject"),
+        ):
+            answer = await client.post("/v1/tokens", json=body, headers=bearer(KEY))
+            assert detail in problem(answer, 400, "bad-request")
+
+
+async def test_named_origins_are_let_in_and_others_are_not():
+    settings = Settings(allow_origins=("https://app.example",))
+    async with serving(settings) as (_, client):
+        friend = {"origin": "https://app.example"}
+        answer = await client.post("/v1/sessions", headers=friend)
+        assert answer.status_code == 201
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "location" in answer.headers["access-control-expose-headers"]
+        ask = friend | {"access-control-request-method": "DELETE"}
+        preflight = await client.options("/v1/sessions/x", headers=ask)
+        assert preflight.status_code == 204
+        assert "DELETE" in preflight.headers["access-control-allow-methods"]
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        stranger = {"origin": "https://evil.example"}
+        answer = await client.get("/v1/avatars", headers=stranger)
+        assert "access-control-allow-origin" not in answer.headers
+        problem(await client.post("/v1/sessions", headers=stranger), 403, "foreign-origin")
+        problem(await client.options("/v1/sessions", headers=stranger), 403, "foreign-origin")
+
+
+async def test_a_name_that_points_here_does_not_make_a_page_ours():
+    async with serving() as (_, client):
+        rebound = {"host": "evil.example:8080"}
+        problem(await client.get("/v1/avatars", headers=rebound), 403, "foreign-origin")
+    async with serving(LOCKED) as (_, client):
+        named = bearer(KEY) | {"host": "talk.example"}
+        assert (await client.get("/v1/avatars", headers=named)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("localhost:8080", True), ("127.0.0.1", True), ("[::1]:80", True), ("[::1]", True)]
+    + [("localhost.evil.example", False), ("evil:80", False), ("", False)],
+)
+def test_which_hosts_are_this_machine(host, expected):
+    assert is_local(host) is expected
+
+
+async def test_sockets_ask_for_tokens_too_and_viewers_only_watch():
+    with live(LOCKED) as (_, address):
+        with pytest.raises(InvalidStatus) as refused:
+            await join(address)
+        assert json.loads(refused.value.response.body)["code"] == "token-missing"
+        async with httpx.AsyncClient(base_url=f"http://{address}") as http:
+            session = (await http.post("/v1/sessions", headers=bearer(KEY))).json()
+        names = ["letstalk.v1", "bearer." + session["viewer_token"]]
+        viewer = await join(address, subprotocols=names)
+        assert viewer.socket.subprotocol == "letstalk.v1"
+        assert (await viewer.hear("session.ready"))["session"] == session["session"]
+        await viewer.send({"type": "avatar.interrupt"})
+        assert (await viewer.hear("session.error"))["code"] == "not-allowed"
+        await viewer.send(bytes(320))
+        assert (await viewer.hear("session.error", 2))["code"] == "not-allowed"
+        speaker = await join(address, additional_headers=bearer(session["token"]))
+        await speaker.send({"type": "session.close"})
+        assert await viewer.ended() == 1000
+        await speaker.ended()

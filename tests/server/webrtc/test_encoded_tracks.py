@@ -1,0 +1,366 @@
+"""Encoded feeds: due on one clock, made once for all, key frames and bitrates where they belong."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import av
+import numpy as np
+import pytest
+from support.fakes import FakeClock
+
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
+from letstalk_server.bitrates import Bitrates
+from letstalk_server.session.playout import PulledPlayout
+from letstalk_server.webrtc.bandwidth_estimate import Estimate
+from letstalk_server.webrtc.encoded_tracks import CUT, PictureFeed, SharedMedia, VoiceFeed, is_cut
+from letstalk_server.webrtc.encoders import PIECE_TICKS, VIDEO_TICKS, open_encoder
+
+SIDE = 64
+STILL = np.full((SIDE, SIDE, 3), 9, np.uint8)
+BITRATES = Bitrates(start=1_000_000, minimum=200_000, maximum=2_000_000)
+
+
+class SteppedClock(FakeClock):
+    """Moves when somebody sleeps, as far as `run_for` allows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stop_s = 0.0
+        self.goes_on, self.stands_still = asyncio.Event(), asyncio.Event()
+
+    async def sleep(self, delay_s):
+        while self.now_s + delay_s > self.stop_s:
+            self.goes_on.clear()
+            self.stands_still.set()
+            await self.goes_on.wait()
+        await asyncio.sleep(0)
+        self.now_s += delay_s
+
+
+def noise(seed=0, shape=(SIDE, SIDE, 3)):
+    return np.random.default_rng(seed).integers(0, 255, shape, np.uint8)
+
+
+@pytest.fixture
+def executor():
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def playout_at(clock):
+    return PulledPlayout(STILL, clock=clock, sleep=clock.sleep)
+
+
+class Viewer:
+    """Subscribes to a feed and keeps what it gets, as long as it is not `behind`."""
+
+    def __init__(self, feed):
+        self.items, self.ends, self.behind = [], 0, False
+        self.ended = asyncio.Event()
+        self.subscription = feed.subscribe(self._deliver, self._end)
+
+    def _deliver(self, item):
+        if not self.behind:
+            self.items.append(item)
+        return not self.behind
+
+    def _end(self):
+        self.ends += 1
+        self.ended.set()
+
+
+async def run_for(clock, seconds, *viewers):
+    """Let the feed work so long in its own time; give what each viewer got meanwhile."""
+    before = [len(viewer.items) for viewer in viewers]
+    clock.stop_s = clock.now_s + seconds
+    clock.stands_still.clear()
+    clock.goes_on.set()
+    async with asyncio.timeout(30):
+        await clock.stands_still.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return [viewer.items[count:] for viewer, count in zip(viewers, before, strict=True)]
+
+
+def depayload_vp8(item):
+    """Join the payloads of a picture: 4 bytes of descriptor in front of each."""
+    return b"".join(payload[4:] for payload in item.payloads)
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+def test_pictures_come_back_as_they_were_and_sizes_may_change(codec):
+    encoder = open_encoder(codec, 1_000_000)
+    number = 0
+    for height, width in [(64, 48), (81, 63), (96, 96)]:
+        ramp = np.linspace(20, 230, width).astype(np.uint8)
+        rgb = np.broadcast_to(np.stack([ramp, 128 - ramp // 4, ramp // 2], 1), (height, width, 3))
+        items = [encoder.encode(rgb, number + count, key=False) for count in range(3)]
+        number += 3
+        assert [item.key for item in items] == [True, False, False]
+        assert [item.timestamp for item in items] == [
+            (number - 3 + count) * VIDEO_TICKS for count in range(3)
+        ]
+        if codec == "VP8":
+            decoder = av.CodecContext.create("vp8", "r")
+            shown = [
+                frame for item in items for frame in decoder.decode(av.Packet(depayload_vp8(item)))
+            ][-1]
+            assert (shown.width, shown.height) == (width & ~1, height & ~1)
+            seen = shown.to_ndarray(format="rgb24").astype(int)
+            assert np.abs(seen - rgb[: height & ~1, : width & ~1]).mean() < 6
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+def test_a_face_that_hardly_moves_takes_less_than_it_may(codec):
+    encoder = open_encoder(codec, 2_000_000)
+    y, x = np.mgrid[:256, :256]
+    smooth = (128 + 100 * np.sin(x / 20) * np.cos(y / 30)).astype(np.uint8)[..., None]
+    pictures = [np.roll(smooth, i, 1).repeat(3, 2) for i in range(50)]
+    items = [encoder.encode(picture, n, key=False) for n, picture in enumerate(pictures)]
+    assert sum(len(p) for item in items[25:] for p in item.payloads) * 8 < 500_000
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+def test_the_bitrate_is_kept_and_followed(codec):
+    encoder = open_encoder(codec, 800_000)
+    pictures = [np.roll(noise(1, (256, 256, 3)) // 2 + 60, 2 * i, 1) for i in range(25)]
+
+    def bits_per_s(count=75):
+        items = [encoder.encode(pictures[i % 25], next(numbers), key=False) for i in range(count)]
+        return sum(len(p) for item in items[25:] for p in item.payloads) * 8 * 25 / (count - 25)
+
+    numbers = iter(range(10_000))
+    assert 0.6 * 800_000 < bits_per_s() < 1.3 * 800_000
+    encoder.set_bitrate(300_000)
+    assert 0.6 * 300_000 < bits_per_s() < 1.3 * 300_000
+
+
+async def test_several_viewers_share_one_encoding_and_a_late_one_gets_a_key_frame(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    first = Viewer(feed)
+    (alone,) = await run_for(clock, 1, first)
+    second = Viewer(feed)
+    with_first, with_second = await run_for(clock, 1, first, second)
+    assert alone[0].key and not any(item.key for item in alone[1:])
+    assert with_second[0].key
+    shared = {id(item) for item in with_first} & {id(item) for item in with_second}
+    assert len(shared) == len(with_second)
+    await feed.unsubscribe(first.subscription)
+    await feed.unsubscribe(second.subscription)
+    assert feed._task is None
+
+
+async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
+    clock = SteppedClock()
+    playout = playout_at(clock)
+    pictures = PictureFeed(playout, "VP8", BITRATES, executor, clock)
+    (seen,) = await run_for(clock, 0.5, Viewer(pictures))
+    steps = np.diff([item.timestamp for item in seen])
+    assert (steps > 0).all() and (steps % VIDEO_TICKS == 0).all()
+    present_s = pictures.present() / 90_000
+    assert present_s == pytest.approx(playout.now(), abs=1e-4)
+    await pictures.aclose()
+    voice = VoiceFeed(playout)
+    (heard,) = await run_for(clock, 0.5, Viewer(voice))
+    assert (np.diff([item.timestamp for item in heard]) == PIECE_TICKS).all()
+    assert 0 < voice.present() / 48_000 - playout.now() < 0.01  # Opus delays it
+    await voice.aclose()
+
+
+async def test_a_sender_that_does_not_take_misses_pictures_and_goes_on_with_a_key_frame(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    slow, quick = Viewer(feed), Viewer(feed)
+    await run_for(clock, 0.5, slow)
+    slow.behind = True
+    (seen,) = await run_for(clock, 0.5, quick)
+    assert len(seen) > 5
+    slow.behind = False
+    after, seen = await run_for(clock, 1, slow, quick)
+    assert after[0].key and after == seen[-len(after) :]
+    await feed.aclose()
+
+
+async def test_a_viewer_that_fails_is_left_alone_and_the_others_go_on(executor, caplog):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    failing, sound = Viewer(feed), Viewer(feed)
+
+    def fail(item):
+        raise AttributeError("what somebody said")
+
+    failing.subscription._deliver = fail
+    (items,) = await run_for(clock, 0.5, sound)
+    assert len(items) > 5 and (failing.ends, sound.ends) == (1, 0)
+    assert "AttributeError" in caplog.text and "somebody" not in caplog.text
+    await feed.aclose()
+
+
+async def test_key_frames_come_when_asked_for_but_not_in_a_flood(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    viewer = Viewer(feed)
+    await run_for(clock, 0.5, viewer)
+    keys = 0
+    for _ in range(20):
+        feed.ask_key_frame()
+        (items,) = await run_for(clock, 0.08, viewer)
+        keys += sum(item.key for item in items)
+    assert 1 <= keys <= 6
+    await feed.aclose()
+
+
+@pytest.mark.parametrize("change, expected", [(0, False), (CUT - 1, False), (CUT + 1, True)])
+def test_pictures_that_differ_by_more_than_the_bound_are_of_two_scenes(change, expected):
+    before = noise() // 2
+    assert is_cut(before, before + np.uint8(change)) == expected
+    assert is_cut(before, before[:32]) and is_cut(None, before)
+
+
+async def test_each_slot_is_spoken_in_two_pieces_one_after_the_other():
+    clock = SteppedClock()
+    playout = playout_at(clock)
+    voice = VoiceFeed(playout)
+    sound = np.linspace(0, 0.5, SAMPLES_PER_FRAME, dtype=np.float32)
+    for index in range(3):
+        await playout.put(AVFrame(STILL, sound + np.float32(index / 10), index, 0, 0))
+    pieces = np.concatenate([voice._piece(number) for number in range(6)])
+    wanted = np.concatenate([sound + np.float32(index / 10) for index in range(3)])
+    np.testing.assert_array_equal(pieces, wanted)
+
+
+async def test_another_scene_begins_with_a_key_frame(executor):
+    clock = SteppedClock()
+    playout = playout_at(clock)
+    feed = PictureFeed(playout, "VP8", BITRATES, executor, clock)
+    viewer = Viewer(feed)
+    await run_for(clock, 0.4, viewer)
+    silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
+    await playout.put(AVFrame(np.full_like(STILL, 200), silence, 0, 0, 0))
+    (items,) = await run_for(clock, 0.4, viewer)
+    assert sum(item.key for item in items) == 1
+    await feed.aclose()
+
+
+async def test_the_bitrate_follows_the_weakest_viewer_within_its_bounds(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    strong, weak = Viewer(feed), Viewer(feed)
+    strong.subscription.bitrate, weak.subscription.bitrate = 5_000_000, 500_000
+    await run_for(clock, 0.5, strong, weak)
+    assert feed.bitrate == 500_000
+    weak.subscription.bitrate = 1_000
+    await run_for(clock, 3, strong, weak)
+    assert feed.bitrate == BITRATES.minimum
+    await feed.unsubscribe(weak.subscription)
+    await run_for(clock, 8, strong)
+    assert feed.bitrate == BITRATES.maximum
+    await feed.aclose()
+
+
+async def test_a_late_picture_gives_way_to_the_present_one_and_no_burst_follows(executor):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    viewer = Viewer(feed)
+    await run_for(clock, 0.2, viewer)
+    clock.now_s += 1.01
+    (items,) = await run_for(clock, 0.2, viewer)
+    numbers = [item.timestamp // VIDEO_TICKS for item in items]
+    late = int(np.argmax(np.diff(numbers)))
+    assert np.diff(numbers)[late] >= 24
+    assert (np.diff(numbers)[late + 1 :] == 1).all()
+    await feed.aclose()
+
+
+@pytest.mark.parametrize("late_s, skipped", [(0.1, False), (5.0, True)])
+async def test_late_sound_is_caught_up_when_little_and_skipped_when_much(late_s, skipped):
+    clock = SteppedClock()
+    feed = VoiceFeed(playout_at(clock))
+    viewer = Viewer(feed)
+    (first,) = await run_for(clock, 0.1, viewer)
+    clock.now_s += late_s
+    (items,) = await run_for(clock, 0.1, viewer)
+    steps = np.diff([item.timestamp // PIECE_TICKS for item in first + items])
+    assert (steps.max() > 200) == skipped and np.median(steps) == 1
+    await feed.aclose()
+
+
+async def test_the_voice_is_sent_redundantly_while_a_viewer_misses_packets():
+    clock = SteppedClock()
+    playout = playout_at(clock)
+    feed = VoiceFeed(playout)
+    fine, poor = Viewer(feed), Viewer(feed)
+
+    async def speak(seconds):
+        """Give which pieces hold another one: Opus does that in its SILK modes, 0 to 15."""
+        for index in range(4):
+            voice = 0.3 * np.sin(np.arange(SAMPLES_PER_FRAME) / 9).astype(np.float32)
+            await playout.put(AVFrame(STILL, voice, index, 0, 0))
+        (items,) = await run_for(clock, seconds, fine)
+        return [item.payloads[0][0] >> 3 < 16 for item in items]
+
+    assert not any(await speak(0.2))
+    poor.subscription.lost_ratio = 0.05
+    assert all(await speak(0.2))
+    poor.subscription.lost_ratio = 0.003  # may yet be lossy
+    assert all(await speak(0.2))
+    await feed.unsubscribe(poor.subscription)
+    assert not any(await speak(0.2))
+    await feed.aclose()
+
+
+async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
+    clock = SteppedClock()
+    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+
+    def fail(rgb, number, *, key):
+        raise ValueError("what somebody said")
+
+    feed._encoder.encode = fail
+    clock.stop_s = 1.0
+    one, other = Viewer(feed), Viewer(feed)
+    async with asyncio.timeout(10):
+        await one.ended.wait()
+    assert (one.ends, other.ends, Viewer(feed).ends) == (1, 1, 1)
+    assert "ValueError" in caplog.text and "somebody" not in caplog.text
+
+
+async def test_media_makes_one_feed_for_each_codec_and_stops_all(executor):
+    media = SharedMedia(PulledPlayout(STILL), BITRATES, executor)
+    assert media.picture("VP8") is media.picture("VP8") is not media.picture("H264")
+    assert media.voice() is media.voice()
+    viewers = [Viewer(media.voice()), Viewer(media.picture("VP8"))]
+    await media.aclose()
+    await media.aclose()
+    assert [viewer.ends for viewer in viewers] == [1, 1]
+
+
+def test_estimates_fall_with_loss_rise_without_and_stay_under_the_receivers_own():
+    estimate = Estimate(BITRATES)
+    assert estimate.bitrate == BITRATES.start
+    estimate.note_loss(0.4)
+    assert estimate.bitrate == 800_000
+    for _ in range(200):
+        estimate.note_loss(0.0)
+    assert estimate.bitrate == BITRATES.maximum
+    estimate.note_remb(400_000, sent=250_000)  # it only says that little came
+    assert estimate.bitrate == BITRATES.maximum
+    estimate.note_remb(90_000, sent=150_000)  # too little to tell
+    assert estimate.bitrate == BITRATES.maximum
+    estimate.note_remb(700_000, sent=1_500_000)
+    assert estimate.bitrate == 700_000
+    estimate.note_remb(300_000, sent=200_000)
+    assert estimate.bitrate == 700_000
+    estimate.note_remb(900_000, sent=700_000)
+    assert estimate.bitrate == 900_000
+    for ratio in (1.0,) * 50:
+        estimate.note_loss(ratio)
+    assert estimate.bitrate == BITRATES.minimum
+
+
+@pytest.mark.parametrize("start, low, high", [(1, 2, 3), (10**6, 10**7, 10**5), (0, 0, 0)])
+def test_bitrates_out_of_order_are_refused(start, low, high):
+    with pytest.raises(ConfigError, match="minimum"):
+        Bitrates(start=start, minimum=low, maximum=high)

@@ -1,0 +1,398 @@
+"""Loudspeaker, camera, window and all of them at once: in step, and clear about what is missing."""
+
+import asyncio
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from letstalk_rt.errors import ConfigError, DependencyError, EngineError
+from letstalk_rt.metrics import Metrics
+from letstalk_rt.session.events import Event, Listener
+from letstalk_rt.sinks import speaker as speaker_room
+from letstalk_rt.sinks.audio_buffer import SoundBuffer
+from letstalk_rt.sinks.base import ThreadedSink
+from letstalk_rt.sinks.play import play
+from letstalk_rt.sinks.speaker import Speaker
+from letstalk_rt.sinks.virtual_camera import VirtualCamera, fitted
+from letstalk_rt.sinks.window import PreviewWindow
+from letstalk_rt.types import AVFrame
+
+RATE = 48_000
+PIECE = 1920
+
+
+def frame(index: int = 0, level: int = 0, epoch: int = 0) -> AVFrame:
+    picture = np.full((96, 128, 3), level, np.uint8)
+    return AVFrame(picture, np.full(640, 0.5, np.float32), index, 0, epoch)
+
+
+class TestSoundBuffer:
+    def test_it_waits_until_it_is_full_enough_then_gives_all_in_order(self) -> None:
+        buffer = SoundBuffer(RATE, 0.075)
+        sound = np.arange(3 * PIECE, dtype=np.float32)
+        buffer.push(sound[:PIECE])
+        assert not buffer.pull(480).any()
+        buffer.push(sound[PIECE:])
+        assert np.array_equal(np.concatenate([buffer.pull(480) for _ in range(12)]), sound)
+
+    @pytest.mark.parametrize("ppm", [-300, 300])
+    def test_ten_minutes_of_drift_leads_neither_to_gaps_nor_to_creep(self, ppm: int) -> None:
+        buffer = SoundBuffer(RATE, 0.075)
+        owed, levels = 0.0, []
+        for index in range(600 * 25):
+            buffer.push(np.ones(PIECE, np.float32))
+            owed += PIECE * (1 + ppm * 1e-6)
+            buffer.pull(int(owed))
+            owed -= int(owed)
+            if index > 25 * 60:
+                levels.append(buffer.level)
+        assert buffer.underruns == 0 and buffer.overruns == 0
+        assert max(levels) < 0.1 * RATE
+
+    def test_when_it_runs_dry_it_fades_out_and_fills_again(self) -> None:
+        buffer = SoundBuffer(RATE, 0.04)
+        buffer.push(np.ones(PIECE, np.float32))
+        heard = np.concatenate([buffer.pull(480) for _ in range(6)])
+        assert np.abs(np.diff(heard)).max() < 0.05 and heard[-1] == 0 and heard[PIECE - 1] == 1
+        assert buffer.level == 0
+        buffer.push(np.ones(PIECE, np.float32))
+        assert buffer.pull(10).all()
+
+    def test_far_too_much_is_dropped(self) -> None:
+        buffer = SoundBuffer(RATE, 0.04)
+        for _ in range(20):
+            buffer.push(np.ones(PIECE, np.float32))
+        assert buffer.overruns >= 1 and buffer.level < 0.35 * RATE
+
+    @pytest.mark.parametrize("loud", [0.0, 0.5], ids=["in-a-pause", "in-speech"])
+    def test_after_frames_that_came_all_at_once_it_catches_up(self, loud: float) -> None:
+        buffer = SoundBuffer(RATE, 0.075)
+        for _ in range(2):
+            buffer.push(np.full(PIECE, 0.5, np.float32))
+        buffer.pull(3 * PIECE)  # the next frames are late: it runs dry
+        for _ in range(4):
+            buffer.push(np.full(PIECE, 0.5, np.float32))
+        assert buffer.level == 4 * PIECE, "80 ms behind"
+        turns = 0
+        while buffer.level > 0.095 * RATE:
+            buffer.pull(PIECE)
+            buffer.push(np.full(PIECE, loud, np.float32))
+            turns += 1
+        assert turns <= (3 if loud == 0 else 150)
+        assert buffer.overruns == 0
+
+    def test_a_pause_is_not_shortened_where_nothing_is_behind(self) -> None:
+        buffer = SoundBuffer(RATE, 0.075)
+        for _ in range(2):
+            buffer.push(np.zeros(PIECE, np.float32))
+        for _ in range(100):
+            buffer.pull(PIECE)
+            buffer.push(np.zeros(PIECE, np.float32))
+        assert buffer.level == pytest.approx(0.075 * RATE, abs=0.005 * RATE)
+
+    def test_clear_leaves_silence_without_a_click(self) -> None:
+        buffer = SoundBuffer(RATE, 0.04)
+        buffer.push(np.ones(PIECE, np.float32))
+        before = buffer.pull(100)
+        buffer.clear()
+        heard = np.concatenate([before, buffer.pull(300), buffer.pull(300)])
+        assert buffer.level == 0 and not heard[200:].any()
+        assert np.abs(np.diff(heard)).max() < 0.05
+
+
+class FakeStream:
+    """An output device that takes sound when it is told to."""
+
+    latency = 0.02
+    newest: "FakeStream"
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.closed = False
+        FakeStream.newest = self
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def take(self, count: int) -> np.ndarray:
+        out = np.zeros((count, self.options["channels"]), np.float32)
+        self.options["callback"](out, count, None, None)
+        return out
+
+
+@pytest.fixture
+def sounddevice(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = ModuleType("sounddevice")
+    module.OutputStream = FakeStream  # type: ignore[attr-defined]
+    module.PortAudioError = RuntimeError  # type: ignore[attr-defined]
+    device = {"index": 3, "name": "Cable", "default_samplerate": 48_000.0, "max_output_channels": 2}
+    monkeypatch.setattr(speaker_room, "load_sounddevice", lambda: module)
+    monkeypatch.setattr(speaker_room, "find_device", lambda kind, wanted: device)
+    return module
+
+
+class TestSpeaker:
+    def test_it_plays_on_all_channels_at_the_devices_rate(self, sounddevice: ModuleType) -> None:
+        speaker = Speaker("Cable")
+        speaker.open(512, 512)
+        for index in range(6):
+            speaker.show(frame(index))
+        stream = FakeStream.newest
+        heard = stream.take(9600)
+        assert stream.options["device"] == 3 and stream.options["samplerate"] == 48_000
+        assert heard[4000:9000].min() > 0.45 and np.array_equal(heard[:, 0], heard[:, 1])
+        speaker.close()
+        speaker.close()
+        assert stream.closed
+
+    def test_an_interrupt_drops_what_waits(self, sounddevice: ModuleType) -> None:
+        speaker = Speaker()
+        speaker.open(512, 512)
+        for index in range(6):
+            speaker.show(frame(index))
+        for index in range(6, 9):
+            new = frame(index, epoch=1)
+            speaker.show(replace(new, pcm=-new.pcm))
+        heard = FakeStream.newest.take(4800)
+        assert heard.min() < -0.45 and heard.max() < 0.1, "nothing of before"
+        speaker.flush()
+        FakeStream.newest.take(480)  # it fades out
+        assert not FakeStream.newest.take(480).any()
+
+    def test_a_delay_is_held(self, sounddevice: ModuleType) -> None:
+        speaker = Speaker(delay_ms=200)
+        speaker.open(512, 512)
+        for index in range(6):
+            speaker.show(frame(index))
+        assert not FakeStream.newest.take(480).any()
+        for index in range(6, 9):
+            speaker.show(frame(index))
+        assert FakeStream.newest.take(4800).any()
+
+    def test_delays_out_of_range_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match="0 to 2000"):
+            Speaker(delay_ms=-1)
+
+    def test_a_device_that_does_not_open_is_told(
+        self, sounddevice: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def busy(**options: Any) -> None:
+            raise RuntimeError("Device unavailable")
+
+        monkeypatch.setattr(sounddevice, "OutputStream", busy)
+        with pytest.raises(DependencyError, match="'Cable' cannot be opened"):
+            Speaker().open(1, 1)
+
+
+class FakeCamera:
+    def __init__(self, width: int, height: int, fps: float, **options: Any) -> None:
+        self.size, self.device, self.sent = (width, height), "fake", []
+        FakeCamera.newest = self
+
+    def send(self, picture: np.ndarray) -> None:
+        self.sent.append(picture.copy())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class TestVirtualCamera:
+    @pytest.fixture
+    def module(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        module = ModuleType("pyvirtualcam")
+        module.Camera = FakeCamera  # type: ignore[attr-defined]
+        module.PixelFormat = type("PixelFormat", (), {"RGB": "rgb"})  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "pyvirtualcam", module)
+        return module
+
+    def test_pictures_arrive_with_the_badge(self, module: ModuleType) -> None:
+        camera = VirtualCamera()
+        camera.open(128, 96)
+        camera.show(frame(level=200))
+        camera.repeat(frame(level=200))
+        camera.close()
+        sent = FakeCamera.newest.sent
+        assert len(sent) == 2 and sent[0].shape == (96, 128, 3)
+        assert sent[0].max() >= 200 and sent[0].min() < 120  # the badge
+
+    def test_a_camera_of_another_shape_shows_the_picture_on_black(self, module: ModuleType) -> None:
+        camera = VirtualCamera(size=(320, 180), badge=False)
+        camera.open(128, 96)
+        camera.show(frame(level=200))
+        camera.close()
+        (picture,) = FakeCamera.newest.sent
+        assert picture.shape == (180, 320, 3)
+        assert picture[90, 160, 0] == 200 and picture[90, 5, 0] == 0
+
+    def test_no_camera_says_what_to_install(
+        self, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def none(*a: Any, **options: Any) -> None:
+            raise RuntimeError("No device found")
+
+        monkeypatch.setattr(module, "Camera", none)
+        with pytest.raises(DependencyError, match=r"No device found.*(v4l2loopback|OBS)"):
+            VirtualCamera().open(128, 96)
+
+    def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
+        with pytest.raises(DependencyError, match=r"letstalk-rt\[camera\]"):
+            VirtualCamera().open(128, 96)
+
+    @pytest.mark.parametrize("size", [(0, 100), (641, 480), (9000, 100)])
+    def test_sizes_out_of_range_are_refused(self, size: tuple[int, int]) -> None:
+        with pytest.raises(ConfigError, match="64 to 4096"):
+            VirtualCamera(size=size)
+
+    def test_fitting_keeps_the_shape(self) -> None:
+        shown = fitted(np.full((100, 50, 3), 255, np.uint8), (200, 200))
+        assert (shown[100] > 128).all(-1).sum() == 100
+
+
+class TestThreadedSink:
+    def test_a_failure_is_raised_at_the_next_frame_and_once_at_the_end(self) -> None:
+        class Broken(ThreadedSink):
+            def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
+                raise ConfigError("the disk is full")
+
+        sink = Broken("broken")
+        sink.open(1, 1)
+        sink.show(frame())
+        with pytest.raises(ConfigError, match="full"):
+            sink.close()
+
+    def test_a_sink_that_is_far_too_slow_is_given_up(self) -> None:
+        sink = ThreadedSink("slow", max_sounds=2)
+        sink.show(frame())
+        sink.show(frame())
+        with pytest.raises(EngineError, match="behind"):
+            sink.show(frame())
+
+
+class FakeSession:
+    """Gives frames at once; playout paces them."""
+
+    def __init__(self, count: int) -> None:
+        self.metrics, self.epoch, self._left = Metrics(), 0, count
+        self.listeners: list[Listener] = []
+        self.played: list[AVFrame] = []
+        self.played_s: list[float] = []
+
+    def on_event(self, listener: Listener) -> Callable[[], None]:
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener)
+
+    def notify_played(self, frame: AVFrame) -> None:
+        self.played.append(frame)
+        self.played_s.append(asyncio.get_running_loop().time())
+
+    def interrupt(self) -> None:
+        self.epoch += 1
+        for listener in self.listeners:
+            listener(Event("segment.interrupted", 0, 0, 0))
+
+    def __aiter__(self) -> "FakeSession":
+        return self
+
+    async def __anext__(self) -> AVFrame:
+        if not self._left:
+            raise StopAsyncIteration
+        self._left -= 1
+        return frame(index=5 - self._left, epoch=0)
+
+
+class Noted:
+    def __init__(self, latency_s: float | None, fails: bool = False) -> None:
+        self.latency_s, self._fails = latency_s, fails
+        self.times_s: list[float] = []
+        self.log: list[str] = []
+        self.frames: list[AVFrame] = []
+        self._took = asyncio.Semaphore(0)
+
+    def open(self, width: int, height: int) -> None:
+        self.log.append(f"open {width}x{height}")
+
+    def show(self, frame: AVFrame) -> None:
+        if self._fails:
+            raise ConfigError("no more room")
+        self.times_s.append(asyncio.get_running_loop().time())
+        self.frames.append(frame)
+        self._took.release()
+
+    async def has_taken(self, count: int) -> None:
+        for _ in range(count):
+            await self._took.acquire()
+
+    def repeat(self, frame: AVFrame) -> None:
+        pass
+
+    def flush(self) -> None:
+        self.log.append("flush")
+
+    def close(self) -> None:
+        self.log.append("close")
+
+
+class TestPlay:
+    async def test_pictures_wait_for_a_slow_loudspeaker(self) -> None:
+        speaker, camera, file = Noted(0.08), Noted(0.0), Noted(None)
+        session = FakeSession(5)
+        await play(session, [speaker, camera, file], (64, 48))
+        assert [frame.index for frame in session.played] == [1, 2, 3, 4, 5]
+        assert np.subtract(session.played_s, speaker.times_s).min() > 0.07, "when it can be heard"
+        assert len(speaker.times_s) == len(camera.times_s) == len(file.times_s) == 5
+        gaps = np.subtract(camera.times_s, speaker.times_s)
+        assert gaps.min() > 0.07
+        assert np.abs(np.subtract(file.times_s, speaker.times_s)).max() < gaps.min()
+        assert all(sink.log == ["open 64x48", "close"] for sink in (speaker, camera, file))
+
+    async def test_an_interrupt_is_heard_at_once_and_leaves_the_pictures(self) -> None:
+        speaker, camera = Noted(0.08), Noted(0.0)
+        session = FakeSession(5)
+        playing = asyncio.create_task(play(session, [speaker, camera], (64, 48)))
+        await speaker.has_taken(3)
+        session.interrupt()
+        assert speaker.log[-1] == camera.log[-1] == "flush"
+        seen = len(camera.frames)
+        await playing
+        assert [frame.index for frame in camera.frames] == [1, 2, 3, 4, 5]
+        assert not any(frame.pcm.any() for frame in camera.frames[seen:] + speaker.frames[3:])
+        assert session.listeners == []
+
+    async def test_a_sink_that_fails_ends_it_and_all_are_closed(self) -> None:
+        good, bad = Noted(None), Noted(None, fails=True)
+        with pytest.raises(ConfigError, match="room"):
+            await play(FakeSession(5), [good, bad], (64, 48))
+        assert good.log[-1] == bad.log[-1] == "close"
+
+    async def test_a_held_back_failure_is_told_too(self) -> None:
+        with pytest.raises(ConfigError, match="room"):
+            await play(FakeSession(5), [Noted(0.05), Noted(0.0, fails=True)], (64, 48))
+
+    async def test_cancelling_closes_the_sinks(self) -> None:
+        sink = Noted(None)
+        session = FakeSession(10_000)
+        task = asyncio.create_task(play(session, [sink], (64, 48)))
+        await sink.has_taken(2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert sink.log[-1] == "close"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tkinter") is None, reason="this Python has no Tk")
+def test_a_window_without_a_screen_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPLAY", ":987")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("screens are always there")
+    with pytest.raises(DependencyError, match="no screen"):
+        PreviewWindow().run(lambda: None)

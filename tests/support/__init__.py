@@ -1,0 +1,1 @@
+"""Fakes, small models and tools that tests share."""

@@ -1,0 +1,107 @@
+"""Drawn faces, and a finder and a model that know them: the whole path without weights."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from letstalk_rt.errors import ConfigError, WeightsError
+from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.portrait.compositor import Compositor
+from letstalk_rt.types import Face, Portrait
+
+SKIN = (224, 172, 140)
+
+
+def draw(width: int, height: int, faces: list[tuple[int, int, int]]) -> Image.Image:
+    """Draw faces, each given by centre and height in pixels, on a wall with a gradient."""
+    ramp = np.linspace(60, 120, width)[None, :, None] * np.array([0.6, 0.8, 1.0])
+    image = Image.fromarray(np.broadcast_to(ramp, (height, width, 3)).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for x, y, high in faces:
+        pen.ellipse((x - 0.35 * high, y - high / 2, x + 0.35 * high, y + high / 2), fill=SKIN)
+    return image
+
+
+class SkinFinder:
+    """Takes each blob of skin colour, column by column, for a face."""
+
+    crop_px = 256
+
+    def __init__(self, yaw: float = 0.0) -> None:
+        self.yaw = yaw
+
+    def fingerprint(self) -> str:
+        """Return a name of its own."""
+        return "skin"
+
+    def find_faces(self, rgb: np.ndarray) -> list[Face]:
+        """Give the faces, largest first."""
+        assert rgb.dtype == np.uint8 and rgb.ndim == 3
+        skin = np.abs(rgb.astype(int) - SKIN).max(-1) < 25
+        columns = np.flatnonzero(skin.any(0))
+        if not len(columns):
+            return []
+        blobs = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+        faces = []
+        for blob in blobs:
+            rows = np.flatnonzero(skin[:, blob].any(1))
+            corners = [(blob[0], rows[0]), (blob[-1] + 1, rows[-1] + 1)]
+            faces.append(Face(np.array(corners, np.float32), 1.0, self.yaw))
+        return sorted(faces, key=lambda face: -np.ptp(face.landmarks[:, 1]))
+
+
+class LoudIsBright(Pipeline[dict[str, Any]]):
+    """A model whose faces are as bright as the speech is loud."""
+
+    fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
+    parts, device = (4,), "cpu"
+    loaded_with: dict[str, Any] = {}
+    fails_at: int | None = None
+
+    def __init__(self) -> None:
+        self.finder = SkinFinder()
+        self.steps = 0
+
+    @classmethod
+    def load(cls, **options: Any) -> "LoudIsBright":
+        cls.loaded_with = options
+        if options["preset"] == "lost":
+            raise WeightsError("The weights of preset 'lost' are missing.")
+        return cls()
+
+    def init_state(
+        self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS
+    ) -> dict[str, Any]:
+        return {"compositor": Compositor(portrait), "past": np.zeros(1280, np.float32)}
+
+    def interrupt(self, state: dict[str, Any], *, unseen: int = 0) -> None:
+        state["past"][:] = 0
+
+    def change_portrait(self, state: dict[str, Any], portrait: Portrait) -> None:
+        raise ConfigError("this model cannot change faces")
+
+    def batch_key(self, state: dict[str, Any]) -> Hashable:
+        return id(state)
+
+    def step(
+        self,
+        pcm: np.ndarray,
+        states: Sequence[dict[str, Any]],
+        deliver: Deliver | None = None,
+    ) -> np.ndarray:
+        if self.steps == self.fails_at:
+            raise RuntimeError("out of memory")
+        self.steps += 1
+        (state,) = states
+        heard = np.concatenate([state["past"], pcm[0]])
+        state["past"] = heard[-1280:]
+        loudness = np.abs(heard[:2560]).reshape(4, 640).max(-1)
+        faces = np.broadcast_to(
+            (loudness * 250).astype(np.uint8)[:, None, None, None], (4, 256, 256, 3)
+        )
+        window = state["compositor"].compose(np.ascontiguousarray(faces))[None]
+        if deliver is not None:
+            deliver(window)
+        return window
