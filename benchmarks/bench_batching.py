@@ -29,7 +29,7 @@ from letstalk_rt.metrics import Metrics, percentiles
 from letstalk_rt.portrait.image import prepare_portrait
 from letstalk_rt.session.avatar import Avatar, AvatarSession
 from letstalk_rt.session.playout import Playout
-from letstalk_rt.threads import apart
+from letstalk_rt.threads import in_own_thread
 from letstalk_rt.types import SAMPLE_RATE, Portrait
 
 PIECE = SAMPLE_RATE // 50
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline = AvatarPipeline.load(options.preset, threads=options.threads)
     first = next(iter(list_avatars().values()))
     portrait = prepare_portrait(first, pipeline.finder, size=options.size)
-    alone = apart(measure_batches)(pipeline, portrait, BATCHES, stop_early=False)
+    alone = in_own_thread(measure_batches)(pipeline, portrait, BATCHES, stop_early=False)
     result: dict[str, Any] = {
         "version": __version__,
         "machine": platform.processor() or platform.machine(),

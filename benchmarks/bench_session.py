@@ -43,10 +43,10 @@ from letstalk_rt.errors import PortraitError
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, State, StateOptions
 from letstalk_rt.metrics import percentiles
 from letstalk_rt.session.avatar import Avatar, AvatarSession
-from letstalk_rt.sinks.audio_buffer import SoundBuffer
+from letstalk_rt.sinks.audio_buffer import AudioBuffer
 from letstalk_rt.sinks.play import play
 from letstalk_rt.sinks.speaker import BUFFER_S
-from letstalk_rt.threads import spin_briefly
+from letstalk_rt.threads import shorten_openmp_spin
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame, Portrait
 
 BLOCK_MS = 10
@@ -181,7 +181,7 @@ class Loudspeaker:
 
     def __init__(self, skews_ms: Series) -> None:
         self.heard_s = 0.0  # until then sound came out
-        self._buffer = SoundBuffer(SAMPLE_RATE, BUFFER_S)
+        self._buffer = AudioBuffer(SAMPLE_RATE, BUFFER_S)
         self._skews_ms = skews_ms
         self._coming: list[tuple[float, int]] = []  # shown when, and behind how much sound
 
@@ -529,7 +529,7 @@ async def measure(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the card, the table and the JSON line."""
-    spin_briefly()
+    shorten_openmp_spin()
     words = list(sys.argv[1:] if argv is None else argv)
     options = parse(words)
     avatar, timed, steps = open_avatar(options)

@@ -20,7 +20,7 @@ _SPINS = "20000"
 """About 0.2 ms."""
 
 
-def spin_briefly() -> None:
+def shorten_openmp_spin() -> None:
     """Let OpenMP's teams spin for 0.2 ms before they sleep, not for 3; before torch is loaded.
 
     On an idle machine that is as fast. Beside other work, a thread that spins for long uses up the
@@ -30,7 +30,7 @@ def spin_briefly() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
-def apart(call: Callable[P, T]) -> Callable[P, T]:
+def in_own_thread(call: Callable[P, T]) -> Callable[P, T]:
     """Make a function run in a thread that ends with it, and its team of threads too."""
 
     @functools.wraps(call)
@@ -41,7 +41,7 @@ def apart(call: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-class Painters:
+class DecodePool:
     """Threads that paint the frames of a live window side by side, each by itself.
 
     Threads that compute one thing together wait for each other hundreds of times a window, so
@@ -71,12 +71,12 @@ class Painters:
         return self._pool.submit(self._run, functools.partial(call, *args, **named))
 
     def _run(self, call: Callable[[], T]) -> T:
-        with limited(self._each):
+        with thread_limit(self._each):
             return call()
 
 
 @contextmanager
-def limited(threads: int | None) -> Iterator[None]:
+def thread_limit(threads: int | None) -> Iterator[None]:
     """Let torch compute with so many threads in this thread, for a while; as before when None."""
     import torch
 

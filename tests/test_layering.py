@@ -35,7 +35,6 @@ letstalk_rt.training.evaluation
 letstalk_rt.training.stages
 letstalk_rt.cli
 letstalk_rt.__main__
-letstalk_server.bitrates
 letstalk_server.settings
 letstalk_server.errors
 letstalk_server.auth

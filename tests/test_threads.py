@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from letstalk_rt.threads import Painters, apart, limited, spin_briefly
+from letstalk_rt.threads import DecodePool, in_own_thread, shorten_openmp_spin, thread_limit
 
 
 def test_a_call_apart_gives_and_raises_what_it_did():
     seen = []
 
-    @apart
+    @in_own_thread
     def work(number, *, fails=False):
         """Do it."""
         seen.append(threading.current_thread())
@@ -50,20 +50,20 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 def test_the_users_own_setting_of_openmp_stays(monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    spin_briefly()
+    shorten_openmp_spin()
     assert os.environ["GOMP_SPINCOUNT"] == "20000"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    spin_briefly()
+    shorten_openmp_spin()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
 def test_threads_are_limited_for_a_while_only():
     before = torch.get_num_threads()
-    with limited(before + 1):
+    with thread_limit(before + 1):
         assert torch.get_num_threads() == before + 1
-    with limited(None):
+    with thread_limit(None):
         assert torch.get_num_threads() == before
-    with pytest.raises(ValueError, match="no"), limited(before + 1):
+    with pytest.raises(ValueError, match="no"), thread_limit(before + 1):
         raise ValueError("no")
     assert torch.get_num_threads() == before
 
@@ -73,8 +73,8 @@ def test_threads_are_limited_for_a_while_only():
 )
 def test_painters_share_the_cores(cores, painters, each, spared):
     before = torch.get_num_threads()
-    with limited(cores):
-        pool = Painters(4)
+    with thread_limit(cores):
+        pool = DecodePool(4)
     assert pool.spared == spared
     together = threading.Barrier(painters)
 
@@ -87,6 +87,6 @@ def test_painters_share_the_cores(cores, painters, each, spared):
 
 
 def test_painters_raise_what_was_raised():
-    job = Painters(2).submit(int, "four")
+    job = DecodePool(2).submit(int, "four")
     with pytest.raises(ValueError, match="four"):
         job.result()

@@ -20,7 +20,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
 from letstalk_rt.types import SAMPLES_PER_FRAME, Face, Portrait
 from letstalk_server.main import serve
-from letstalk_server.session.model_host import Model
+from letstalk_server.session.avatar_service import LoadedModel
 from letstalk_server.settings import Settings
 
 PATCH = 128
@@ -116,10 +116,10 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
         return lit
 
 
-def load(settings: Settings) -> Model:
+def load(settings: Settings) -> LoadedModel:
     """Give the pipeline with the first default portrait."""
     name, path = next(iter(list_avatars().items()))
-    return Model(FlashPipeline(), {name: Path(path)})
+    return LoadedModel(FlashPipeline(), {name: Path(path)})
 
 
 if __name__ == "__main__":

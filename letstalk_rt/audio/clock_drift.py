@@ -28,7 +28,7 @@ _TOLERATED = 40  # samples: what jitter alone may look like
 _SLIP_EVERY = 640  # samples between two corrections: at most 1560 ppm
 
 
-class DriftCorrector:
+class ClockDriftCorrector:
     """Times one source and corrects its samples.
 
     Attributes:

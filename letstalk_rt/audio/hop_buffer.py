@@ -9,7 +9,7 @@ HOP = 4 * SAMPLES_PER_FRAME
 """Samples taken by one step: 160 ms at 16 kHz."""
 
 
-class Chunker:
+class HopBuffer:
     """Holds the samples that do not fill a hop yet.
 
     Its buffer is allocated once. The hops given out are copies and belong to the taker.

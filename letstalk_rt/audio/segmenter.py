@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from letstalk_rt.audio.hop_buffer import Chunker
+from letstalk_rt.audio.hop_buffer import HopBuffer
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class FrameAudio:
     """The sound of one frame.
 
     Attributes:
@@ -29,9 +29,9 @@ class Sound:
     spoken: int
 
 
-def silent(sound: Sound, segment_id: int) -> Sound:
+def silence_like(sound: FrameAudio, segment_id: int) -> FrameAudio:
     """Give silence of the same length, which belongs to another segment."""
-    return Sound(np.zeros_like(sound.pcm), segment_id, 0)
+    return FrameAudio(np.zeros_like(sound.pcm), segment_id, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class Hop:
     """
 
     pcm: np.ndarray
-    sounds: tuple[Sound, ...]
+    sounds: tuple[FrameAudio, ...]
     end_after: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class EndMark:
+class SegmentBoundary:
     """A segment ends here, and no frame is missing to it."""
 
     segment_id: int
@@ -72,8 +72,8 @@ class Segmenter:
         self._frames = frames_per_hop
         self._samples = hop // frames_per_hop
         self._lookahead = lookahead_frames
-        self._chunker = Chunker(hop)
-        self._delayed: deque[Sound] = deque()
+        self._chunker = HopBuffer(hop)
+        self._delayed: deque[FrameAudio] = deque()
         self._begun = False
         self._silent_frames = 0
         self._forget()
@@ -103,14 +103,14 @@ class Segmenter:
         start = self._hop - count if front else 0
         return self._make(self._chunker.fill(front=front), start, start + count)
 
-    def end_segment(self) -> list[Hop | EndMark]:
+    def end_segment(self) -> list[Hop | SegmentBoundary]:
         """End the segment: give what must be shown until its last sound has been seen."""
         missing = self._lookahead - self._silent_frames
         if self.pending:
             missing = self._lookahead + -(-self.pending // self._samples)
-        items: list[Hop | EndMark] = []
+        items: list[Hop | SegmentBoundary] = []
         if missing <= 0:
-            items.append(EndMark(self.segment_id))
+            items.append(SegmentBoundary(self.segment_id))
         while missing > 0:
             count = self.pending
             end_after = missing if missing <= self._frames else None
@@ -128,7 +128,7 @@ class Segmenter:
         self._forget()
 
     def _forget(self) -> None:
-        silence = Sound(np.zeros(self._samples, np.float32), self.segment_id, 0)
+        silence = FrameAudio(np.zeros(self._samples, np.float32), self.segment_id, 0)
         self._delayed = deque([silence] * self._lookahead)
         self._silent_frames = self._lookahead
 
@@ -149,9 +149,9 @@ class Segmenter:
         sounds = tuple(self._delayed.popleft() for _ in range(self._frames))
         return Hop(pcm, sounds, end_after)
 
-    def _cut(self, pcm: np.ndarray, start: int, stop: int, ending: bool) -> Iterable[Sound]:
+    def _cut(self, pcm: np.ndarray, start: int, stop: int, ending: bool) -> Iterable[FrameAudio]:
         for first in range(0, self._hop, self._samples):
             last = first + self._samples
             spoken = max(0, min(stop, last) - max(start, first))
             over = ending and first >= stop
-            yield Sound(pcm[first:last], self.segment_id + over, spoken)
+            yield FrameAudio(pcm[first:last], self.segment_id + over, spoken)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from letstalk_rt.errors import ConfigError, DependencyError
 
-Kind = Literal["input", "output"]
+DeviceKind = Literal["input", "output"]
 
 
 def load_sounddevice() -> Any:
@@ -29,7 +29,7 @@ def load_sounddevice() -> Any:
     return sounddevice
 
 
-def find_device(kind: Kind, wanted: str | int | None = None) -> dict[str, Any]:
+def find_device(kind: DeviceKind, wanted: str | int | None = None) -> dict[str, Any]:
     """Give a device by number, by a part of its name, or the default one.
 
     Args:
@@ -60,7 +60,7 @@ def find_device(kind: Kind, wanted: str | int | None = None) -> dict[str, Any]:
     return found
 
 
-def list_devices(kind: Kind) -> list[dict[str, Any]]:
+def list_devices(kind: DeviceKind) -> list[dict[str, Any]]:
     """Give all devices of a kind.
 
     Raises:

@@ -21,7 +21,7 @@ _SILERO_SAMPLES = 512
 _SILERO_VOICE = 0.5
 
 
-class VoiceGate(Protocol):
+class VoiceActivityDetector(Protocol):
     """Judges one stream of sound."""
 
     blocking: bool
@@ -36,20 +36,20 @@ class VoiceGate(Protocol):
         ...
 
 
-class OpenGate:
+class AlwaysActive:
     """Takes every sound for voice, and digital silence for none."""
 
     blocking = False
 
     def hear(self, pcm: np.ndarray) -> list[bool]:
-        """See `VoiceGate`."""
+        """See `VoiceActivityDetector`."""
         return [bool(frame.any()) for frame in pcm.reshape(-1, SAMPLES_PER_FRAME)]
 
     def reset(self) -> None:
-        """See `VoiceGate`."""
+        """See `VoiceActivityDetector`."""
 
 
-class EnergyGate:
+class EnergyVad:
     """Hears voice where the level is well above the noise of the room.
 
     The noise is the lowest level of late; sound above -36 dB of full scale is voice in any case, so
@@ -62,13 +62,13 @@ class EnergyGate:
         self.reset()
 
     def hear(self, pcm: np.ndarray) -> list[bool]:
-        """See `VoiceGate`."""
+        """See `VoiceActivityDetector`."""
         blocks = pcm.reshape(-1, SAMPLES_PER_FRAME // _BLOCK, _BLOCK)
         levels = 10 * np.log10(np.square(blocks).mean(2) + 1e-10)
         return [self._hear_frame(frame) for frame in levels.tolist()]
 
     def reset(self) -> None:
-        """See `VoiceGate`."""
+        """See `VoiceActivityDetector`."""
         self._floor_db = _QUIETEST_DB
         self._hold = 0
 
@@ -80,7 +80,7 @@ class EnergyGate:
         return self._hold > 0
 
 
-class SileroGate:
+class SileroVad:
     """Hears voice by the Silero network: noise, music and keyboards do not move the lips.
 
     Raises:
@@ -109,7 +109,7 @@ class SileroGate:
         self._hold = 0
 
     def hear(self, pcm: np.ndarray) -> list[bool]:
-        """See `VoiceGate`."""
+        """See `VoiceActivityDetector`."""
         voiced = self._judge(pcm)
         flags = []
         for frame in range(len(pcm) // SAMPLES_PER_FRAME):
@@ -120,7 +120,7 @@ class SileroGate:
         return flags
 
     def reset(self) -> None:
-        """See `VoiceGate`."""
+        """See `VoiceActivityDetector`."""
         self._model.reset_states()
         self._left = np.zeros(0, np.float32)
         self._hold = 0
@@ -151,12 +151,12 @@ def check_voice_activity(name: str) -> None:
         raise ConfigError(f"voice_activity must be 'energy', 'silero' or 'off', got {name!r}")
 
 
-def make_gate(name: VoiceActivity) -> VoiceGate:
+def make_vad(name: VoiceActivity) -> VoiceActivityDetector:
     """Make a gate for one stream. `silero` loads a network: not for an event loop."""
     check_voice_activity(name)
-    gates: dict[str, type[VoiceGate]] = {
-        "energy": EnergyGate,
-        "silero": SileroGate,
-        "off": OpenGate,
+    gates: dict[str, type[VoiceActivityDetector]] = {
+        "energy": EnergyVad,
+        "silero": SileroVad,
+        "off": AlwaysActive,
     }
     return gates[name]()

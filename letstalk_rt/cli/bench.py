@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and tell."""
-    from letstalk_rt.session.throughput import measure
+    from letstalk_rt.session.throughput import measure_throughput
 
     if not 0 < options.seconds <= 3600:
         raise ConfigError(f"--seconds is {options.seconds}; expected more than 0, at most 3600.")
     started_s = time.perf_counter()
     with load_avatar(options) as avatar:
         load_s = time.perf_counter() - started_s
-        speed = measure(avatar, options.preset, load_s=load_s, seconds=options.seconds)
+        speed = measure_throughput(avatar, options.preset, load_s=load_s, seconds=options.seconds)
     if options.json:
         say_json({**asdict(speed), "fps": round(speed.fps, 2), "fits": speed.fits})
         return 0 if speed.fits else 3

@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Look, tell, and give the verdict."""
-    from letstalk_rt.cli.machine_checks import examine, preset_that_fits
+    from letstalk_rt.cli.machine_checks import check_machine, preset_that_fits
 
     checks = []
-    for check in examine(seconds=options.seconds):
+    for check in check_machine(seconds=options.seconds):
         checks.append(check)
         if not options.json:
             mark = painted(check.status.ljust(7), check.status)

@@ -19,8 +19,8 @@ from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.training.data.dataset import Clip, Landmarker, landmarker_file, load_clips
 from letstalk_rt.training.evaluation.clips import (
-    Findings,
-    Judges,
+    EvaluationModels,
+    EvaluationResult,
     closed_portraits,
     judge_clips,
     judge_silence,
@@ -43,12 +43,12 @@ from letstalk_rt.types import Portrait
 
 def evaluate(
     pipeline: AvatarPipeline,
-    judges: Judges,
+    judges: EvaluationModels,
     clips: list[Clip],
     stills: list[tuple[str, Portrait]],
     *,
     long_s: int = 0,
-) -> Findings:
+) -> EvaluationResult:
     """Judge a model on people it never saw.
 
     Args:
@@ -58,7 +58,7 @@ def evaluate(
         stills: names and portraits of the eval split; may be empty.
         long_s: length of the long run in seconds; 0 leaves it out.
     """
-    findings = Findings()
+    findings = EvaluationResult()
     autoencoder = pipeline.model.autoencoder
     findings.figures |= evaluate_reconstruction(autoencoder, clips)
     findings.figures |= evaluate_ssim(autoencoder, clips)
@@ -85,7 +85,7 @@ def evaluate(
     return findings
 
 
-def save_samples(findings: Findings, folder: Path) -> None:
+def save_samples(findings: EvaluationResult, folder: Path) -> None:
     """Write the contact sheets as pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, sheet in findings.sheets:
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     if towers is None:
         print("no sync score: make its network with `letstalk train sync`", file=sys.stderr)
     landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
-    judges = Judges(landmarker, Identity().likeness, towers)
+    judges = EvaluationModels(landmarker, Identity().likeness, towers)
     pipeline = AvatarPipeline.load(
         args.preset,
         args.device,
@@ -138,7 +138,7 @@ def spread(clips: list[Clip], count: int | None) -> list[Clip]:
     return [clips[i] for i in np.linspace(0, len(clips) - 1, count).round().astype(int)]
 
 
-def _tell(findings: Findings, args: argparse.Namespace) -> None:
+def _tell(findings: EvaluationResult, args: argparse.Namespace) -> None:
     if args.samples:
         save_samples(findings, args.samples)
     if args.report:

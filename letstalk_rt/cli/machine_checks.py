@@ -31,7 +31,7 @@ _FOR = {
 
 
 @dataclass(frozen=True)
-class Check:
+class MachineCheck:
     """One thing that was looked at.
 
     Attributes:
@@ -50,7 +50,7 @@ class Check:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def examine(*, seconds: float = 3.0) -> Iterator[Check]:
+def check_machine(*, seconds: float = 3.0) -> Iterator[MachineCheck]:
     """Look at everything, one thing after the other.
 
     Args:
@@ -66,26 +66,26 @@ def examine(*, seconds: float = 3.0) -> Iterator[Check]:
         yield _safely(lambda: _speed(seconds))
 
 
-def preset_that_fits(checks: list[Check]) -> str | None:
+def preset_that_fits(checks: list[MachineCheck]) -> str | None:
     """Give the name of the preset to use on this machine; None where none is fast enough."""
     speed = next((check for check in checks if check.name == "speed"), None)
     return str(speed.facts["preset"]) if speed is not None and speed.status == "ok" else None
 
 
-def _safely(check: Callable[[], Check]) -> Check:
+def _safely(check: Callable[[], MachineCheck]) -> MachineCheck:
     try:
         return check()
     except LetsTalkError as error:
         name = getattr(check, "__name__", "speed").strip("_<>")
-        return Check("speed" if name == "lambda" else name, "bad", "", str(error))
+        return MachineCheck("speed" if name == "lambda" else name, "bad", "", str(error))
 
 
-def _python() -> Check:
+def _python() -> MachineCheck:
     found = f"letstalk_rt {__version__}, Python {platform.python_version()}, {platform.platform()}"
-    return Check("python", "ok", found, facts={"version": __version__})
+    return MachineCheck("python", "ok", found, facts={"version": __version__})
 
 
-def _torch() -> Check:
+def _torch() -> MachineCheck:
     import torch
 
     cores = _cores()
@@ -99,109 +99,111 @@ def _torch() -> Check:
     facts = {"torch": torch.__version__, "threads": threads, "cores": cores, "units": units}
     if threads < cores:
         advice = f"torch may use {threads} of {cores} cores: unset OMP_NUM_THREADS, or --threads"
-        return Check("torch", "slow", found.strip(), advice, facts)
+        return MachineCheck("torch", "slow", found.strip(), advice, facts)
     if threads > cores:
         advice = f"{threads} threads get in each other's way on {cores} cores: use --threads"
-        return Check("torch", "slow", found.strip(), advice, facts)
-    return Check("torch", "ok", found.strip(), facts=facts)
+        return MachineCheck("torch", "slow", found.strip(), advice, facts)
+    return MachineCheck("torch", "ok", found.strip(), facts=facts)
 
 
-def _gpu() -> Check:
+def _gpu() -> MachineCheck:
     import torch
 
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         memory = device.total_memory / 2**30
         facts = {"name": device.name, "memory_gb": round(memory, 1)}
-        return Check("gpu", "ok", f"{device.name}, {memory:.0f} GB", facts=facts)
+        return MachineCheck("gpu", "ok", f"{device.name}, {memory:.0f} GB", facts=facts)
     advice = "not needed for preset tiny; the large presets need an NVIDIA GPU and torch with CUDA"
-    return Check("gpu", "missing", "torch sees none", advice)
+    return MachineCheck("gpu", "missing", "torch sees none", advice)
 
 
-def _weights() -> Check:
+def _weights() -> MachineCheck:
     from letstalk_rt.models.loading import EMBEDDED, load_model
 
     started_s = time.perf_counter()
     load_model(EMBEDDED)
     took_s = time.perf_counter() - started_s
     found = f"{EMBEDDED}, whole, read in {took_s:.1f} s; all presets find faces by it"
-    return Check("weights", "ok", found, facts={"face_finder": EMBEDDED})
+    return MachineCheck("weights", "ok", found, facts={"face_finder": EMBEDDED})
 
 
-def _extras() -> Iterator[Check]:
+def _extras() -> Iterator[MachineCheck]:
     for extra, modules in _EXTRAS.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if missing:
             advice = f"for {_FOR[extra]}: pip install 'letstalk-rt[{extra}]'"
-            yield Check(f"extra {extra}", "missing", f"no {', '.join(missing)}", advice)
+            yield MachineCheck(f"extra {extra}", "missing", f"no {', '.join(missing)}", advice)
         else:
             found = ", ".join(f"{name} {_version(name)}" for name in modules)
-            yield Check(f"extra {extra}", "ok", found)
+            yield MachineCheck(f"extra {extra}", "ok", found)
 
 
-def _microphone() -> Check:
+def _microphone() -> MachineCheck:
     return _sound("microphone", "input")
 
 
-def _loudspeaker() -> Check:
+def _loudspeaker() -> MachineCheck:
     return _sound("loudspeaker", "output")
 
 
-def _sound(name: str, kind: Literal["input", "output"]) -> Check:
+def _sound(name: str, kind: Literal["input", "output"]) -> MachineCheck:
     from letstalk_rt.audio.sound_devices import find_device, list_devices
 
     try:
         default = find_device(kind)
         names = [f"{device['index']} {device['name']}" for device in list_devices(kind)]
     except LetsTalkError as error:
-        return Check(name, "missing", "", str(error))
+        return MachineCheck(name, "missing", "", str(error))
     found = f"{default['name']} ({len(names)} in all)"
-    return Check(name, "ok", found, facts={"devices": names, "default": default["index"]})
+    return MachineCheck(name, "ok", found, facts={"devices": names, "default": default["index"]})
 
 
-def _camera() -> Check:
+def _camera() -> MachineCheck:
     from letstalk_rt.sinks.virtual_camera import VirtualCamera
 
     camera = VirtualCamera()
     try:
         camera.open(640, 480)
     except LetsTalkError as error:
-        return Check("camera", "missing", "", str(error))
+        return MachineCheck("camera", "missing", "", str(error))
     try:
-        return Check("camera", "ok", camera.device)
+        return MachineCheck("camera", "ok", camera.device)
     finally:
         camera.close()
 
 
-def _srt() -> Check:
+def _srt() -> MachineCheck:
     from letstalk_rt.sinks.srt import load_libsrt
 
     try:
         load_libsrt()
     except LetsTalkError as error:
-        return Check("srt", "missing", "", str(error))
-    return Check("srt", "ok", "libsrt")
+        return MachineCheck("srt", "missing", "", str(error))
+    return MachineCheck("srt", "ok", "libsrt")
 
 
-def _window() -> Check:
+def _window() -> MachineCheck:
     if importlib.util.find_spec("tkinter") is None:
-        return Check("window", "missing", "this Python has no Tk", "apt install python3-tk")
+        return MachineCheck("window", "missing", "this Python has no Tk", "apt install python3-tk")
     needs_screen = sys.platform.startswith("linux")
     if needs_screen and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return Check("window", "missing", "no screen", "letstalk mic needs --camera or --output")
-    return Check("window", "ok", "Tk")
+        return MachineCheck(
+            "window", "missing", "no screen", "letstalk mic needs --camera or --output"
+        )
+    return MachineCheck("window", "ok", "Tk")
 
 
-def _speed(seconds: float) -> Check:
+def _speed(seconds: float) -> MachineCheck:
     from letstalk_rt.avatars import list_avatars
     from letstalk_rt.session.avatar import Avatar
-    from letstalk_rt.session.throughput import measure
+    from letstalk_rt.session.throughput import measure_throughput
 
     started_s = time.perf_counter()
     picture = next(iter(list_avatars().values()))
     with Avatar.load(picture) as avatar:
         load_s = time.perf_counter() - started_s
-        speed = measure(avatar, "tiny", load_s=load_s, seconds=seconds)
+        speed = measure_throughput(avatar, "tiny", load_s=load_s, seconds=seconds)
     window = speed.window_ms
     found = (
         f"tiny at 512 px: {speed.fps:.0f} frames a second, a window of {speed.budget_ms:.0f} ms "
@@ -209,12 +211,12 @@ def _speed(seconds: float) -> Check:
     )
     facts = {"preset": "tiny", "fps": round(speed.fps, 1), "window_ms_p99": round(window.p99, 1)}
     if speed.fits:
-        return Check("speed", "ok", found, facts=facts)
+        return MachineCheck("speed", "ok", found, facts=facts)
     advice = (
         f"live use needs {FPS} frames a second and some to spare: close other programs, use "
         "--size 256 --steps 1, or a faster machine; letstalk render works at any speed"
     )
-    return Check("speed", "slow", found, advice, facts)
+    return MachineCheck("speed", "slow", found, advice, facts)
 
 
 def _cores() -> int:

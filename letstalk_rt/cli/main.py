@@ -12,7 +12,7 @@ from importlib import import_module
 from letstalk_rt import __version__
 from letstalk_rt.cli import avatars, bench, doctor, live, render
 from letstalk_rt.errors import ConfigError, DependencyError, InputError, LetsTalkError
-from letstalk_rt.threads import spin_briefly
+from letstalk_rt.threads import shorten_openmp_spin
 
 Run = Callable[[argparse.Namespace], int]
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when it worked; 2 when the input or an option cannot be used; 3 when the machine is too
         slow; 1 for everything else.
     """
-    spin_briefly()
+    shorten_openmp_spin()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:

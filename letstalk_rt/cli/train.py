@@ -200,20 +200,20 @@ def _flow(args: argparse.Namespace) -> None:
         raise InputError("--surroundings goes on with a denoiser: name its run with --start")
     model = AvatarModel(_preset(args))
     if isinstance(model.preset.autoencoder, DCAutoencoderConfig):
-        model.autoencoder = _paper_autoencoder(args, model.autoencoder.picture_size)
+        model.autoencoder = _paper_autoencoder(args, model.autoencoder.image_size)
     else:
         model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
     started = _part(averaged(args.start), "denoiser") if args.start else None
     tracks, aside = _tracks(args, model, clips)
     reader = _reader(args)
-    calibrate(reader, [track.spoken for track in aside])
+    calibrate(reader, [track.audio_clip for track in aside])
     audio = mel_encoder(model)
     audio.load_state_dict(reader.audio.state_dict())
     if args.start and audio.mouth is not None:  # how its denoiser was shown mouths
         show = _part(averaged(args.start), "audio.mouth.show")
         audio.mouth.show.load_state_dict(show)
-    kept = {track.spoken.name for track in tracks}
+    kept = {track.audio_clip.name for track in tracks}
     others = [clip for clip in clips if clip.name not in kept]
     best = train_flow(
         model,
@@ -254,9 +254,9 @@ def _tracks(
     everything = encode_clips(autoencoder, clips, folder / "latents.pt", ahead)
     fit_scales(model, everything)
     kept = {clip.name for clip in split_people(clips)[0]}
-    everything = [replace(t, spoken=cleaned(reader, t.spoken)) for t in everything]
-    tracks = [t for t in everything if t.spoken.name in kept]
-    aside = [t for t in everything if t.spoken.name not in kept and t.spoken.weight > 0.2]
+    everything = [replace(t, audio_clip=cleaned(reader, t.audio_clip)) for t in everything]
+    tracks = [t for t in everything if t.audio_clip.name in kept]
+    aside = [t for t in everything if t.audio_clip.name not in kept and t.audio_clip.weight > 0.2]
     return tracks, aside
 
 
@@ -295,13 +295,13 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
 
 
-def _paper_autoencoder(args: argparse.Namespace, picture_size: int) -> DCAutoencoder:
+def _paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:
     if args.autoencoder is None:
         raise InputError(
             f"preset {args.preset!r} needs the paper's autoencoder: give --autoencoder FOLDER, or "
             "a hub id such as mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"
         )
-    return DCAutoencoder.load(args.autoencoder, picture_size)
+    return DCAutoencoder.load(args.autoencoder, image_size)
 
 
 def _newest_model(runs: Path) -> Path:

@@ -25,7 +25,7 @@ import torch
 
 from letstalk_rt import __version__
 from letstalk_rt.errors import ConfigError, DependencyError
-from letstalk_rt.inference.cuda_graphs import Replay
+from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.layers import int8
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Variant:
+class DecoderVariant:
     """A way to run the decoder.
 
     Attributes:
@@ -52,7 +52,7 @@ class Variant:
         return self.kind + " compiled" * self.compiled
 
     @classmethod
-    def parse(cls, text: str) -> "Variant":
+    def parse(cls, text: str) -> "DecoderVariant":
         """Undo `str`.
 
         Raises:
@@ -67,14 +67,14 @@ class Variant:
         return cls(kind, bool(rest))
 
 
-def candidates(thorough: bool = False) -> list[Variant]:
+def variant_candidates(thorough: bool = False) -> list[DecoderVariant]:
     """Give what is worth measuring on this processor."""
     kinds = ["float32", "bfloat16"] + ["int8"] * int8.is_supported()
-    plain = [Variant(kind) for kind in kinds]
-    return plain + [Variant(kind, True) for kind in kinds[:2]] if thorough else plain
+    plain = [DecoderVariant(kind) for kind in kinds]
+    return plain + [DecoderVariant(kind, True) for kind in kinds[:2]] if thorough else plain
 
 
-def apply(model: AvatarModel, variant: Variant) -> None:
+def apply_variant(model: AvatarModel, variant: DecoderVariant) -> None:
     """Bring the costly part of a model, its decoder, to a variant's number format.
 
     Raises:
@@ -91,9 +91,9 @@ def apply(model: AvatarModel, variant: Variant) -> None:
         int8.quantize(part)
 
 
-def fastest(
+def fastest_variant(
     model: AvatarModel, *, thorough: bool = False, remembered: Path | None = None
-) -> Variant:
+) -> DecoderVariant:
     """Give the fastest variant of a model's decoder, from the file or by measuring it now.
 
     Args:
@@ -106,10 +106,10 @@ def fastest(
     known = _read(path)
     if key in known and not thorough:
         try:
-            return Variant.parse(known[key]["variant"])
+            return DecoderVariant.parse(known[key]["variant"])
         except (ConfigError, KeyError, TypeError):
             pass  # damaged: measure
-    taken_ms = measure(model, candidates(thorough))
+    taken_ms = measure(model, variant_candidates(thorough))
     best = min(taken_ms, key=lambda variant: taken_ms[variant])
     shown = {str(variant): round(ms, 2) for variant, ms in taken_ms.items()}
     _log.info("fastest decoder on this processor: %s (%s ms a window)", best, shown)
@@ -117,7 +117,7 @@ def fastest(
     return best
 
 
-def decoder_as(model: AvatarModel, variant: Variant) -> Callable[..., Any]:
+def decoder_as(model: AvatarModel, variant: DecoderVariant) -> Callable[..., Any]:
     """Give a model's decoder brought to a variant; the model is not changed.
 
     Raises:
@@ -126,19 +126,19 @@ def decoder_as(model: AvatarModel, variant: Variant) -> Callable[..., Any]:
     changed = copy.copy(model)  # shares all weights but the autoencoder's
     changed._modules = dict(model._modules)
     changed.autoencoder = copy.deepcopy(model.autoencoder)
-    apply(changed, variant)
-    return Replay(changed.autoencoder.decode, compiled=variant.compiled, name="decoder")
+    apply_variant(changed, variant)
+    return CompiledFunction(changed.autoencoder.decode, compiled=variant.compiled, name="decoder")
 
 
 @torch.inference_mode()
 def measure(
     model: AvatarModel,
-    variants: Sequence[Variant],
+    variants: Sequence[DecoderVariant],
     *,
     runs: int = RUNS,
     now_s: Callable[[], float] = time.perf_counter,
-    decoder: Callable[[AvatarModel, Variant], Callable[..., Any]] = decoder_as,
-) -> dict[Variant, float]:
+    decoder: Callable[[AvatarModel, DecoderVariant], Callable[..., Any]] = decoder_as,
+) -> dict[DecoderVariant, float]:
     """Give the milliseconds that decoding one window takes, at its best, for each variant.
 
     The best of a few runs, not the mean: another program may disturb a run, none can help it.
@@ -151,10 +151,10 @@ def measure(
         decoder: gives a model's decoder as a variant.
     """
     autoencoder = model.autoencoder
-    size, shape = autoencoder.picture_size, autoencoder.latent_shape
+    size, shape = autoencoder.image_size, autoencoder.latent_shape
     portrait = autoencoder.describe(torch.zeros(1, 3, size, size))
     latents = 0.1 * torch.randn(1, model.denoiser.config.window, *shape)
-    decoders: dict[Variant, Callable[..., Any]] = {}
+    decoders: dict[DecoderVariant, Callable[..., Any]] = {}
     for variant in variants:
         try:
             decode = decoder(model, variant)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from letstalk_rt.errors import DependencyError, EngineError
 
-MAX_LOOKS = 16
+MAX_SIGNATURES = 16
 """Batches of 1 to 16 sessions."""
 
 _WARM_UPS = 3
 _log = logging.getLogger(__name__)
 
-Look = dict[str, str]
+Signature = dict[str, str]
 """Where in the arguments something is, and how it looks: shape, type and device, or its value."""
 
 
@@ -49,7 +49,7 @@ class _Recording:
         return _mapped(self.output, torch.clone)  # the next replay writes over it
 
 
-class Replay:
+class CompiledFunction:
     """A function of tensors, compiled, recorded, both or neither.
 
     Args:
@@ -74,7 +74,7 @@ class Replay:
         compiled: bool = False,
         recorded: bool = False,
         name: str = "",
-        max_looks: int = MAX_LOOKS,
+        max_looks: int = MAX_SIGNATURES,
         strict: bool = False,
     ) -> None:
         self.name = name or getattr(call, "__qualname__", repr(call))
@@ -83,7 +83,7 @@ class Replay:
         self._call = torch.compile(call, dynamic=False) if compiled else call
         self._parameters = inspect.signature(call)
         self._looks: dict[tuple[tuple[str, str], ...], _Recording | None] = {}
-        self._latest: Look = {}
+        self._latest: Signature = {}
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run the function on these arguments.
@@ -106,7 +106,7 @@ class Replay:
             return self._run(args, named)
         return recording.replay(list(_tensors((args, named))))
 
-    def look(self, *args: Any, **named: Any) -> Look:
+    def look(self, *args: Any, **named: Any) -> Signature:
         """Give how a call's arguments look."""
         bound = self._parameters.bind(*args, **named)
         return {
@@ -142,8 +142,8 @@ class Replay:
                 "the model without compilation."
             ) from error
 
-    def _run_as_written(self, look: Look, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        changed = "; ".join(changes(self._latest, look))
+    def _run_as_written(self, look: Signature, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        changed = "; ".join(describe_changes(self._latest, look))
         message = (
             f"{self.name} cannot be replayed: {changed}. {self._max_looks} looks are kept already; "
             "keep batch sizes and steps to a few"
@@ -173,7 +173,7 @@ class Replay:
         _log.warning("%s runs without a graph: %s", self.name, reason)
 
 
-def changes(old: Look, new: Look) -> list[str]:
+def describe_changes(old: Signature, new: Signature) -> list[str]:
     """Name what differs between two looks: `x: (1, 4) float32 cpu -> (2, 4) float32 cpu`."""
     places = list(old) + [place for place in new if place not in old]
     return [

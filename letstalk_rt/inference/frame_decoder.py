@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.inference.cuda_graphs import Replay
+from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.session_state import SessionState
 from letstalk_rt.metrics import Stages
 from letstalk_rt.models.autoencoder.latents import Decoded
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
-from letstalk_rt.threads import Painters
+from letstalk_rt.threads import DecodePool
 
 
 class FrameDecoder:
@@ -41,9 +41,11 @@ class FrameDecoder:
         window: int = model.denoiser.config.window
         whole = self._device.type != "cpu" or compiled
         self.parts: Sequence[int] = (window,) if whole else (1,) * window
-        self.painters = None if whole else Painters(window)
+        self.painters = None if whole else DecodePool(window)
         self._lays_out = not whole
-        self._decode = Replay(self._decoder(), name="decoder", compiled=compiled, recorded=recorded)
+        self._decode = CompiledFunction(
+            self._decoder(), name="decoder", compiled=compiled, recorded=recorded
+        )
 
     def lay_out(self, latents: Tensor, states: Sequence[SessionState]) -> list[Any]:
         """Prepare the latents `(B, N, C, h, w)` of a window for painting; gives B things to slice.

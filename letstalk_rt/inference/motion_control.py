@@ -14,7 +14,7 @@ from torch import Tensor
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel, FaceParts
-from letstalk_rt.models.face.head_motion import Sway, steady
+from letstalk_rt.models.face.head_motion import HeadTrajectory, steady
 from letstalk_rt.models.geometry.landmarks import (
     EYES,
     IRISES,
@@ -39,7 +39,7 @@ _CORNERS = (places((33, 133)), places((263, 362)))
 _IRIS = (places(IRISES[:5]), places(IRISES[5:]))
 
 
-class Director:
+class MotionController:
     """Changes the motion of one session as its options ask, turns its head and closes its eyes.
 
     Args:
@@ -65,9 +65,9 @@ class Director:
         self._model, self._face = model, model.face
         self._from: Tensor | None = None  # what was shown before an interrupt
         head = self._face.head if self._face is not None and options.head_motion else None
-        self._sway = Sway(head.course, seed) if head is not None else None
+        self._sway = HeadTrajectory(head.course, seed) if head is not None else None
         self.follow(features, rest)
-        self._blinks = Blinks(options.blinks_per_min, seed)
+        self._blinks = BlinkSchedule(options.blinks_per_min, seed)
 
     def follow(self, features: Any, rest: Tensor | None = None) -> None:
         """Take another portrait."""
@@ -133,7 +133,7 @@ class Director:
             self._sway.reset()
 
 
-class Blinks:
+class BlinkSchedule:
     """When the eyes close: pauses of random length, after the mean of people who talk.
 
     Args:

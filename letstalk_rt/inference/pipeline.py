@@ -16,8 +16,13 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
-from letstalk_rt.inference.autotune import Variant, apply, choose_attention, fastest
-from letstalk_rt.inference.cuda_graphs import Replay
+from letstalk_rt.inference.autotune import (
+    DecoderVariant,
+    apply_variant,
+    choose_attention,
+    fastest_variant,
+)
+from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device, choose_dtype
 from letstalk_rt.inference.frame_decoder import FrameDecoder
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
@@ -28,11 +33,11 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather, overwrite, scatter
 from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.loading import face_finder_for, load_model
-from letstalk_rt.threads import apart, limited
+from letstalk_rt.threads import in_own_thread, thread_limit
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 
 MAX_GUIDANCE = 10.0
-_PLAIN = Variant()
+_PLAIN = DecoderVariant()
 
 
 class AvatarPipeline(Pipeline[SessionState]):
@@ -60,7 +65,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        variant: Variant = _PLAIN,
+        variant: DecoderVariant = _PLAIN,
         replayed: bool = False,
     ) -> None:
         steps = model.preset.steps if steps is None else steps
@@ -78,11 +83,11 @@ class AvatarPipeline(Pipeline[SessionState]):
         self.frames_per_window: int = model.denoiser.config.window
         self.hop = self.frames_per_window * SAMPLES_PER_FRAME
         self.lookahead_frames: int = model.audio.lookahead_frames
-        apply(model, variant)
+        apply_variant(model, variant)
         if self.device.type != "cpu" and model.preset.denoiser_follows:
             model.denoiser.to(self.dtype)
         options = {"compiled": variant.compiled, "recorded": replayed}
-        self._predict = Replay(model.denoiser.predict, name="denoiser", **options)
+        self._predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
         self.frame_decoder = FrameDecoder(model, **options)
         self.parts = self.frame_decoder.parts
         self._states = StateFactory(model, steps=steps, guidance=guidance)
@@ -124,8 +129,10 @@ class AvatarPipeline(Pipeline[SessionState]):
                 raise ConfigError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
         where = choose_device(device)
-        model = apart(load_model)(preset, weights).to(where)
-        return apart(cls.on)(model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled)
+        model = in_own_thread(load_model)(preset, weights).to(where)
+        return in_own_thread(cls.on)(
+            model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled
+        )
 
     @classmethod
     def on(
@@ -210,7 +217,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         self._check(pcm, states)
         painters = self.frame_decoder.painters
         threads = painters.spared if painters and deliver else None
-        with limited(threads):
+        with thread_limit(threads):
             with clock.stage("audio"):
                 tokens = self.encode_audio(torch.from_numpy(pcm).to(self.device), states)
             with clock.stage("sample"):
@@ -308,13 +315,13 @@ class AvatarPipeline(Pipeline[SessionState]):
             )
 
 
-def _choose_variant(model: AvatarModel, dtype: str, compiled: bool | None) -> Variant:
+def _choose_variant(model: AvatarModel, dtype: str, compiled: bool | None) -> DecoderVariant:
     """Choose how the decoder runs on the model's device; see `AvatarPipeline.load`."""
     device = model.motion_scale.device
     if dtype == "auto" and device.type == "cpu":
-        variant = fastest(model)
+        variant = fastest_variant(model)
     elif dtype == "int8":
-        variant = Variant("int8")
+        variant = DecoderVariant("int8")
     else:
-        variant = Variant(str(choose_dtype(dtype, device)).removeprefix("torch."))
+        variant = DecoderVariant(str(choose_dtype(dtype, device)).removeprefix("torch."))
     return variant if compiled is None else replace(variant, compiled=compiled)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError, PortraitError
-from letstalk_rt.inference.motion_control import Director
+from letstalk_rt.inference.motion_control import MotionController
 from letstalk_rt.inference.protocol import StateOptions
-from letstalk_rt.models.audio_encoder.causal import AudioState
-from letstalk_rt.models.audio_encoder.wav2vec_encoder import SpeechState
+from letstalk_rt.models.audio_encoder.causal import AudioEncoderState
+from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderState
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import overwrite
 from letstalk_rt.models.denoiser import PortraitState
@@ -68,8 +68,8 @@ class SessionState:
         lookahead_frames: how far the pictures are behind the sound.
     """
 
-    audio: AudioState | SpeechState
-    silence: AudioState | SpeechState
+    audio: AudioEncoderState | Wav2VecEncoderState
+    silence: AudioEncoderState | Wav2VecEncoderState
     memory: MemoryBank
     cache: TemporalCache
     features: Any
@@ -77,7 +77,7 @@ class SessionState:
     compositor: Compositor
     noise: NoiseState
     size: tuple[int, int]
-    director: Director
+    director: MotionController
     times: list[float]
     lookahead_frames: int
 
@@ -134,7 +134,7 @@ class StateFactory:
             compositor=self._compositor(portrait),
             noise=NoiseState(options.seed, torch.zeros(1, *shape)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
-            director=Director(options.motion, model, features, options.seed, rest),
+            director=MotionController(options.motion, model, features, options.seed, rest),
             times=timesteps(_checked("steps", options.steps, self._steps, 1, MAX_STEPS)),
             lookahead_frames=_checked(
                 "lookahead_frames", options.lookahead_frames, lookahead, 0, lookahead
@@ -160,7 +160,7 @@ class StateFactory:
         return self._model.motion_scale.device
 
     def _describe(self, portrait: Portrait) -> Any:
-        crop, size = portrait.crop, self._model.autoencoder.picture_size
+        crop, size = portrait.crop, self._model.autoencoder.image_size
         if crop.shape != (size, size, 3) or crop.dtype != np.uint8:
             raise PortraitError(
                 f"the face crop must be ({size}, {size}, 3) uint8, "
@@ -195,9 +195,9 @@ class StateFactory:
         return motion.mean(1)
 
     @torch.inference_mode()
-    def _hear_silence(self) -> AudioState | SpeechState:
+    def _hear_silence(self) -> AudioEncoderState | Wav2VecEncoderState:
         """Make an audio state that has settled; a fresh one's zeros are no sound it ever heard."""
-        state: AudioState | SpeechState = self._model.audio.init_state(1)
+        state: AudioEncoderState | Wav2VecEncoderState = self._model.audio.init_state(1)
         self._model.audio(torch.zeros(1, SETTLE_SAMPLES, device=self._device), state)
         return state
 

@@ -56,7 +56,7 @@ class _Step(Generic[State]):
 
 
 @dataclass(slots=True)
-class Load:
+class WorkerLoad:
     """How busy the thread is.
 
     Attributes:
@@ -111,7 +111,7 @@ class ModelWorker(Generic[State]):
         executor: Executor | None = None,
     ) -> None:
         assert max_batch >= 1, max_batch
-        self.load = Load()
+        self.load = WorkerLoad()
         self.max_batch = max_batch
         self.pipeline = pipeline
         self._on_step = on_step

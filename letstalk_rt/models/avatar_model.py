@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
-from letstalk_rt.models.audio_encoder.wav2vec_encoder import SpeechEncoder, SpeechEncoderConfig
+from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder, Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder, LandmarkAutoencoder
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
@@ -101,7 +101,7 @@ class AvatarModel(nn.Module):
             raise ConfigError(
                 f"preset {self.preset.name!r} finds no faces; the embedded model does"
             )
-        side = face.autoencoder.picture_size if crop_px is None else crop_px
+        side = face.autoencoder.image_size if crop_px is None else crop_px
         return FaceFinder(face.detector, face.autoencoder, preset=self.preset.name, crop_px=side)
 
     @property
@@ -174,14 +174,14 @@ class AvatarModel(nn.Module):
 
 def _make_audio(preset: Preset) -> AudioEncoder:
     config = preset.audio
-    if not isinstance(config, SpeechEncoderConfig):
+    if not isinstance(config, Wav2VecEncoderConfig):
         return CausalAudioEncoder(config)
     if preset.denoiser.window % config.stream.block_frames:
         raise ConfigError(
             f"preset {preset.name!r}: a window of {preset.denoiser.window} frames is no whole "
             f"number of wav2vec 2.0's blocks of {config.stream.block_frames}"
         )
-    return SpeechEncoder(config)
+    return Wav2VecEncoder(config)
 
 
 def _make_autoencoder(preset: Preset) -> Autoencoder:
@@ -190,7 +190,7 @@ def _make_autoencoder(preset: Preset) -> Autoencoder:
     if isinstance(config, AutoencoderConfig):
         autoencoder = ReferenceAutoencoder(config)
     else:
-        autoencoder = DCAutoencoder.random(config.picture_size)
+        autoencoder = DCAutoencoder.random(config.image_size)
     channels, height, width = autoencoder.latent_shape
     wanted = (preset.denoiser.channels, preset.denoiser.side, preset.denoiser.side)
     if (channels, height, width) != wanted:

@@ -121,7 +121,7 @@ def face_finder_for(model: AvatarModel) -> FaceFinder:
     """
     if model.face is not None:
         return model.finder()
-    finder = load_face_finder(EMBEDDED, crop_px=model.autoencoder.picture_size)
+    finder = load_face_finder(EMBEDDED, crop_px=model.autoencoder.image_size)
     _log.info("preset %s finds faces by preset %s's detector", model.preset.name, finder.preset)
     return finder
 

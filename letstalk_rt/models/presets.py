@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import TOKENS_PER_FRAME, AudioEncoderConfig
-from letstalk_rt.models.audio_encoder.wav2vec_encoder import SpeechEncoderConfig
+from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.denoiser import DenoiserConfig
@@ -20,7 +20,7 @@ from letstalk_rt.models.denoiser import DenoiserConfig
 class DCAutoencoderConfig:
     """The paper's autoencoder, DC-AE f32c32, at one picture size."""
 
-    picture_size: int = 512
+    image_size: int = 512
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Preset:
 
     name: str
     autoencoder: AutoencoderConfig | DCAutoencoderConfig
-    audio: AudioEncoderConfig | SpeechEncoderConfig
+    audio: AudioEncoderConfig | Wav2VecEncoderConfig
     denoiser: DenoiserConfig
     steps: int
     guidance: float
@@ -56,15 +56,15 @@ class Preset:
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
     """Give the same preset with an audio encoder that waits for other sound to come."""
     audio = preset.audio
-    if isinstance(audio, SpeechEncoderConfig):
+    if isinstance(audio, Wav2VecEncoderConfig):
         return replace(preset, audio=audio.with_lookahead(lookahead_ms))
     return replace(preset, audio=replace(audio, lookahead_ms=lookahead_ms))
 
 
 def _paper_scale(
-    name: str, width: int, depth: int, audio: AudioEncoderConfig | SpeechEncoderConfig
+    name: str, width: int, depth: int, audio: AudioEncoderConfig | Wav2VecEncoderConfig
 ) -> Preset:
-    tokens = audio.tokens if isinstance(audio, SpeechEncoderConfig) else TOKENS_PER_FRAME
+    tokens = audio.tokens if isinstance(audio, Wav2VecEncoderConfig) else TOKENS_PER_FRAME
     picture = DCAutoencoderConfig()
     return Preset(
         name=name,
@@ -72,7 +72,7 @@ def _paper_scale(
         audio=audio,
         denoiser=DenoiserConfig(
             channels=32,
-            side=picture.picture_size // 32,
+            side=picture.image_size // 32,
             width=width,
             depth=depth,
             ffn_ratio=4.0,
@@ -120,8 +120,8 @@ PRESETS = {
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),
-    "b-wav2vec2": _paper_scale("b-wav2vec2", 768, 12, SpeechEncoderConfig()),
-    "l-wav2vec2": _paper_scale("l-wav2vec2", 1024, 24, SpeechEncoderConfig()),
+    "b-wav2vec2": _paper_scale("b-wav2vec2", 768, 12, Wav2VecEncoderConfig()),
+    "l-wav2vec2": _paper_scale("l-wav2vec2", 1024, 24, Wav2VecEncoderConfig()),
 }
 
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, PICTURE_SIZE, Decoded
+from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, IMAGE_SIZE, Decoded
 from letstalk_rt.models.face.eyelids import close_eyes
-from letstalk_rt.portrait.edge_fill import continue_edges
+from letstalk_rt.portrait.edge_fill import fill_edges
 from letstalk_rt.types import Portrait
 
 _AT_ONCE_PX = 2**16
@@ -67,7 +67,7 @@ class Compositor:
         # The half rounds, as the cast to uint8 cuts off.
         self._offset = self._canvas[rows, cols] * (1 - fade) + 0.5
         self._source: np.ndarray | Tensor | None = None
-        if layered and side > PICTURE_SIZE:
+        if layered and side > IMAGE_SIZE:
             fine = _refined(_cut(portrait.canvas, left, top, side))
             by_opencv = opencv and self._canvas.device.type == "cpu"
             self._source = _pixels(fine) if by_opencv else fine.to(device)
@@ -203,7 +203,7 @@ def _cut(canvas: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
     rows = np.arange(top, top + side).clip(0, height - 1)
     cols = np.arange(left, left + side).clip(0, width - 1)
     cut = canvas[rows[:, None], cols]
-    box = continue_edges(cut, (-left, -top, width - left, height - top))
+    box = fill_edges(cut, (-left, -top, width - left, height - top))
     real = np.s_[max(-top, 0) : height - top, max(-left, 0) : width - left]
     box[real] = cut[real]  # all of it: nothing has touched the canvas's edges
     return box

@@ -19,7 +19,7 @@ _INSET_PX = 2
 """The outermost pixels are left out: frames and resampling have touched them."""
 
 
-def continue_edges(rgb: np.ndarray, inside: tuple[float, float, float, float]) -> np.ndarray:
+def fill_edges(rgb: np.ndarray, inside: tuple[float, float, float, float]) -> np.ndarray:
     """Give the picture with everything outside a rectangle filled from the rectangle's edge.
 
     Args:

@@ -21,7 +21,7 @@ from letstalk_rt.errors import (
     PortraitError,
     TooManyPixelsError,
 )
-from letstalk_rt.portrait.edge_fill import continue_edges
+from letstalk_rt.portrait.edge_fill import fill_edges
 from letstalk_rt.types import Face, Portrait
 
 CROP_PX = 256
@@ -192,7 +192,7 @@ class _Framing(NamedTuple):
         across, down = size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1])
         high, wide = rgb.shape[:2]
         inside = (-x0 * across, -y0 * down, (wide - x0) * across, (high - y0) * down)
-        return continue_edges(_resample(rgb, box, size), inside)
+        return fill_edges(_resample(rgb, box, size), inside)
 
 
 def _frame(width: int, height: int, box: tuple[float, float, float], size: int) -> _Framing:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from letstalk_rt.audio.clock_drift import DriftCorrector
+from letstalk_rt.audio.clock_drift import ClockDriftCorrector
 from letstalk_rt.audio.resample import Resampler, check_pcm, check_rate
-from letstalk_rt.audio.segmenter import EndMark, Hop, Segmenter
+from letstalk_rt.audio.segmenter import Hop, SegmentBoundary, Segmenter
 from letstalk_rt.errors import SessionClosed
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.session.events import EventHub
@@ -34,7 +34,7 @@ _LATE_S = 0.5  # speech that comes so soon after it was filled up was late, not 
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StepInput:
     """A hop or an end mark that waits for the model.
 
     Attributes:
@@ -42,11 +42,11 @@ class Work:
         queued_s: since when.
     """
 
-    item: Hop | EndMark
+    item: Hop | SegmentBoundary
     queued_s: float
 
 
-class Intake:
+class AudioInput:
     """Takes speech from callers, one at a time, and holds it until the model asks.
 
     Args:
@@ -78,10 +78,10 @@ class Intake:
         self._now_s, self._wake = now_s, wake
         self._metrics, self._hub = metrics, hub
         self._resampler = Resampler(SAMPLE_RATE)
-        self._drift = DriftCorrector()
+        self._drift = ClockDriftCorrector()
         self._pushing = asyncio.Lock()
         self._room = asyncio.Event()  # for speech in _work
-        self._work: deque[Work] = deque()
+        self._work: deque[StepInput] = deque()
         self._waits_s: deque[float] = deque(maxlen=_WAITS)
         self._arrivals: deque[tuple[int, float]] = deque()  # samples taken until then, and when
         self._arriving = 0.0  # samples in calls that wait, at 16 kHz
@@ -174,7 +174,7 @@ class Intake:
         """Hops and end marks that wait."""
         return len(self._work)
 
-    def take(self) -> Work:
+    def take(self) -> StepInput:
         """Give the oldest that waits."""
         work = self._work.popleft()
         wait_s = self._now_s() - work.queued_s
@@ -184,12 +184,12 @@ class Intake:
         self._room.set()
         return work
 
-    def fill(self) -> Work:
+    def fill(self) -> StepInput:
         """Give a hop at once, with silence for what has not come."""
         if self._segmenter.in_speech:
             self._metrics.filled += 1
             self._filled_s = self._now_s()
-        return Work(self._segmenter.fill(), self._now_s())
+        return StepInput(self._segmenter.fill(), self._now_s())
 
     def note_shown(self, spoken: int) -> float | None:
         """Note that a frame with so many samples of speech is handed out.
@@ -274,9 +274,9 @@ class Intake:
         self._check_open()
         return epoch == self.epoch
 
-    def _queue(self, items: Iterable[Hop | EndMark]) -> None:
+    def _queue(self, items: Iterable[Hop | SegmentBoundary]) -> None:
         now_s, waiting = self._now_s(), len(self._work)
-        self._work.extend(Work(item, now_s) for item in items)
+        self._work.extend(StepInput(item, now_s) for item in items)
         if len(self._work) > waiting:
             self._wake()
 

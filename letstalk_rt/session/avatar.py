@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar, Unpack
 import numpy as np
 
 from letstalk_rt.audio.resample import Resampler, check_pcm
-from letstalk_rt.audio.segmenter import EndMark, Hop
+from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
 from letstalk_rt.errors import AudioFormatError, EngineError
 from letstalk_rt.inference.protocol import (
     AS_MADE,
@@ -177,7 +177,7 @@ class Avatar:
                 yield from segmenter.push(resampler.push(second))
         yield from segmenter.push(resampler.flush())
         for item in segmenter.end_segment():
-            if isinstance(item, EndMark):
+            if isinstance(item, SegmentBoundary):
                 raise AudioFormatError("the audio is empty; give at least one sample")
             yield item
 

@@ -45,19 +45,19 @@ class Event:
     message: str | None = None
 
 
-Listener = Callable[[Event], None]
+EventListener = Callable[[Event], None]
 
 
 class EventHub:
     """Gives events to all who listen. Listeners run on the event loop and must not block."""
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
+        self._listeners: list[EventListener] = []
         self._warned_s: dict[str, float] = {}
         self._closed = False
         self._ends: list[Callable[[], None]] = []
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
+    def listen(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each event from now on; returns what ends that."""
         self._listeners.append(listener)
 

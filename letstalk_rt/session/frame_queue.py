@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from letstalk_rt.audio.segmenter import Sound, silent
+from letstalk_rt.audio.segmenter import FrameAudio, silence_like
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.session.pacing import PlayoutClock
 from letstalk_rt.types import FPS, SegmentEnd
@@ -20,7 +20,7 @@ BRIDGE_S = 0.16
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class QueuedFrame:
     """A frame that waits for its reader.
 
     Attributes:
@@ -33,7 +33,7 @@ class Picture:
     """
 
     rgb: np.ndarray
-    sound: Sound
+    sound: FrameAudio
     voiced: bool
     hop_complete_s: float
     model_start_s: float
@@ -72,7 +72,7 @@ class FrameQueue:
     ) -> None:
         self.index = 0
         self._now_s, self._live, self._metrics, self._wake = now_s, live, metrics, wake
-        self._items: deque[Picture | SegmentEnd] = deque()
+        self._items: deque[QueuedFrame | SegmentEnd] = deque()
         self._frames = 0
         self._unseen = 0  # of those dropped, the ones that the model does not know of
         self._bridge_end_s = math.inf
@@ -95,23 +95,23 @@ class FrameQueue:
             return self._clock.due_s(self.index + self._frames, self._now_s())
         return math.inf if self._frames else -math.inf
 
-    def put(self, item: Picture | SegmentEnd) -> None:
+    def put(self, item: QueuedFrame | SegmentEnd) -> None:
         """Add what the model made."""
         self._items.append(item)
-        self._frames += isinstance(item, Picture)
+        self._frames += isinstance(item, QueuedFrame)
         self._wake()
 
-    def put_stale(self, picture: Picture) -> None:
+    def put_stale(self, picture: QueuedFrame) -> None:
         """Add a picture that was asked for before an interrupt: to the bridge, or to none."""
         if self._live and self.index and self.due_s < self._bridge_end_s:
             self.put(picture)
         else:
             self._note_drop()
 
-    def pop(self) -> Picture | SegmentEnd:
+    def pop(self) -> QueuedFrame | SegmentEnd:
         """Hand out the oldest."""
         item = self._items.popleft()
-        if isinstance(item, Picture):
+        if isinstance(item, QueuedFrame):
             if self._reserve_s is None:
                 self._clock.delay_s(self.index, self._now_s())
             self.index += 1
@@ -131,9 +131,9 @@ class FrameQueue:
         Args:
             segment_id: that their silence belongs to.
         """
-        pictures = [item for item in self._items if isinstance(item, Picture)]
+        pictures = [item for item in self._items if isinstance(item, QueuedFrame)]
         self._items = deque(
-            replace(p, sound=silent(p.sound, segment_id), voiced=False) for p in pictures
+            replace(p, sound=silence_like(p.sound, segment_id), voiced=False) for p in pictures
         )
         self._bridge_end_s = min(self._bridge_end_s, self._now_s() + BRIDGE_S)
         self._cut(self._bridge_end_s if self.index and self._live else -math.inf)
@@ -157,7 +157,7 @@ class FrameQueue:
     def _cut(self, until_s: float) -> None:
         """Drop the newest pictures, until the next to come is due at `until_s` or before it."""
         while self._frames and self.due_s - 1 / FPS >= until_s:
-            newest = max(n for n, item in enumerate(self._items) if isinstance(item, Picture))
+            newest = max(n for n, item in enumerate(self._items) if isinstance(item, QueuedFrame))
             del self._items[newest]
             self._frames -= 1
             self._note_drop()

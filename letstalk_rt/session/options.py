@@ -31,7 +31,7 @@ def segmenter_for(pipeline: Pipeline[Any], lookahead_frames: int | None = None) 
     return Segmenter(pipeline.hop, pipeline.frames_per_window, ahead)
 
 
-def frames_ahead(pipeline: Pipeline[Any], lookahead_ms: int | None) -> int:
+def lookahead_in_frames(pipeline: Pipeline[Any], lookahead_ms: int | None) -> int:
     """Give the look-ahead in frames.
 
     Raises:

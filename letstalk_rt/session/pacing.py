@@ -200,7 +200,7 @@ _SPARE_S = 0.02
 
 
 @dataclass(slots=True)
-class Lead:
+class LeadTime:
     """How long before its first frame is due a step must begin, as learnt from the last steps.
 
     Attributes:

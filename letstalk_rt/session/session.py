@@ -1,7 +1,7 @@
 """One live conversation: speech goes in, pictures with their sound come out.
 
-What the caller meets; speech waits in `Intake`, `Stepper` drives the model, pictures wait in
-`FrameQueue`. This room knows no torch and no transport.
+What the caller meets; speech waits in `AudioInput`, `StepScheduler` drives the model, frames wait
+in `FrameQueue`. This room knows no torch and no transport.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
 from letstalk_rt.inference.protocol import AS_MADE, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import FrameStamps, Metrics
-from letstalk_rt.session.audio_input import Intake
-from letstalk_rt.session.events import Event, EventHub, Listener
-from letstalk_rt.session.frame_queue import FrameQueue, Picture
-from letstalk_rt.session.options import frames_ahead, segmenter_for
+from letstalk_rt.session.audio_input import AudioInput
+from letstalk_rt.session.events import Event, EventHub, EventListener
+from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
+from letstalk_rt.session.options import lookahead_in_frames, segmenter_for
 from letstalk_rt.session.playback import (
     IDLE_AFTER_FRAMES,
     Playback,
@@ -27,7 +27,7 @@ from letstalk_rt.session.playback import (
     check_playback_mode,
     ms,
 )
-from letstalk_rt.session.step_scheduler import Change, Stepper
+from letstalk_rt.session.step_scheduler import PortraitChange, StepScheduler
 from letstalk_rt.types import (
     AVFrame,
     Interrupted,
@@ -100,13 +100,13 @@ class AvatarSession:
         self.metrics = Metrics()
         self._portrait, self._idle = portrait, idle
         self._readable = asyncio.Event()
-        lookahead = frames_ahead(worker.pipeline, lookahead_ms)
+        lookahead = lookahead_in_frames(worker.pipeline, lookahead_ms)
         self._options = StateOptions(seed, steps, lookahead, motion)
         self._hub = EventHub()
         quiet_frames = IDLE_AFTER_FRAMES - hold_frames(voice_activity)
         self._playback = Playback(self._hub, playback, quiet_frames)
         self._wake = asyncio.Event()  # the stepper has something to look at
-        self._intake = Intake(
+        self._intake = AudioInput(
             segmenter_for(worker.pipeline, lookahead),
             max_hops,
             idle,
@@ -116,7 +116,7 @@ class AvatarSession:
             self._hub,
         )
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
-        self._stepper = Stepper(
+        self._stepper = StepScheduler(
             worker,
             self._intake,
             self._frames,
@@ -261,11 +261,11 @@ class AvatarSession:
             ConfigError: the model cannot change faces.
         """
         self._check_open()
-        change = Change(portrait, asyncio.get_running_loop().create_future())
+        change = PortraitChange(portrait, asyncio.get_running_loop().create_future())
         self._stepper.change(change)
         await change.done
 
-    def on_event(self, listener: Listener) -> Callable[[], None]:
+    def on_event(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each `Event` from now on; returns what ends that.
 
         It runs on the event loop and must not block.
@@ -333,7 +333,7 @@ class AvatarSession:
         self._wake.set()
         return item
 
-    def _frame_of(self, picture: Picture, index: int) -> AVFrame:
+    def _frame_of(self, picture: QueuedFrame, index: int) -> AVFrame:
         sound, now_s = picture.sound, self._now_s()
         audio_in_s = self._intake.note_shown(sound.spoken)
         stamps = FrameStamps(

@@ -14,15 +14,15 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from letstalk_rt.audio.segmenter import EndMark, Hop, silent
-from letstalk_rt.audio.voice_activity import VoiceActivity, VoiceGate, make_gate
+from letstalk_rt.audio.segmenter import Hop, SegmentBoundary, silence_like
+from letstalk_rt.audio.voice_activity import VoiceActivity, VoiceActivityDetector, make_vad
 from letstalk_rt.errors import LetsTalkError, SessionClosed
 from letstalk_rt.inference.protocol import Deliver, State, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.session.audio_input import Intake, Work
-from letstalk_rt.session.frame_queue import FrameQueue, Picture
-from letstalk_rt.session.pacing import Lead
+from letstalk_rt.session.audio_input import AudioInput, StepInput
+from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
+from letstalk_rt.session.pacing import LeadTime
 from letstalk_rt.types import FPS, Portrait, SegmentEnd
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ _EARLY_S = 0.001  # timers are no finer than this
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PortraitChange:
     """A portrait that shall be shown from now on.
 
     Attributes:
@@ -64,7 +64,7 @@ class _Step:
     made_s: list[float] = field(default_factory=list)  # of each frame, from the beginning
 
 
-class Stepper(Generic[State]):
+class StepScheduler(Generic[State]):
     """Steps the model for one session.
 
     Args:
@@ -82,7 +82,7 @@ class Stepper(Generic[State]):
     def __init__(
         self,
         worker: ModelWorker[State],
-        intake: Intake,
+        intake: AudioInput,
         frames: FrameQueue,
         metrics: Metrics,
         wake: asyncio.Event,
@@ -98,10 +98,10 @@ class Stepper(Generic[State]):
         self._live, self._lookahead = live, lookahead_frames
         self._voice_activity: VoiceActivity = voice_activity
         self._window = worker.pipeline.frames_per_window
-        self._lead = Lead(FPS)
+        self._lead = LeadTime(FPS)
         self._epoch = 0  # that the model knows
         self._voiced = deque([False] * lookahead_frames)  # of the sounds heard and not shown
-        self._changes: deque[Change] = deque()
+        self._changes: deque[PortraitChange] = deque()
 
     async def run(self, portrait: Portrait, options: StateOptions) -> None:
         """Step for ever.
@@ -114,14 +114,14 @@ class Stepper(Generic[State]):
         gate = await self._open_gate()
         while True:
             work = await self._next_work()
-            if isinstance(work, Change):
+            if isinstance(work, PortraitChange):
                 await self._change(state, work)
-            elif isinstance(work.item, EndMark):
+            elif isinstance(work.item, SegmentBoundary):
                 self._frames.put(SegmentEnd(work.item.segment_id, self._intake.epoch))
             else:
                 await self._make(state, gate, work.item, work.queued_s)
 
-    def change(self, change: Change) -> None:
+    def change(self, change: PortraitChange) -> None:
         """Show another portrait from the next step on."""
         self._changes.append(change)
         self._wake.set()
@@ -134,7 +134,7 @@ class Stepper(Generic[State]):
 
     # When
 
-    async def _next_work(self) -> Work | Change:
+    async def _next_work(self) -> StepInput | PortraitChange:
         """Wait until a step is wanted, then take a hop of speech or, when idle, make one."""
         while True:
             self._wake.clear()
@@ -175,7 +175,9 @@ class Stepper(Generic[State]):
 
     # What
 
-    async def _make(self, state: State, gate: VoiceGate, hop: Hop, queued_s: float) -> None:
+    async def _make(
+        self, state: State, gate: VoiceActivityDetector, hop: Hop, queued_s: float
+    ) -> None:
         """Make the window of one hop, unless an interrupt comes before."""
         epoch = self._intake.epoch
         if epoch != self._epoch:
@@ -209,14 +211,14 @@ class Stepper(Generic[State]):
             step.made_s.append(now_s - step.started_s)
             stamps = (step.queued_s, step.started_s, now_s)
             if step.epoch != self._intake.epoch:
-                silence = silent(sound, self._intake.segment_id)
-                self._frames.put_stale(Picture(rgb, silence, False, *stamps))
+                silence = silence_like(sound, self._intake.segment_id)
+                self._frames.put_stale(QueuedFrame(rgb, silence, False, *stamps))
                 continue
-            self._frames.put(Picture(rgb, sound, step.voiced[number], *stamps))
+            self._frames.put(QueuedFrame(rgb, sound, step.voiced[number], *stamps))
             if number + 1 == hop.end_after:
                 self._frames.put(SegmentEnd(sound.segment_id, step.epoch))
 
-    async def _take_over(self, state: State, gate: VoiceGate, epoch: int) -> None:
+    async def _take_over(self, state: State, gate: VoiceActivityDetector, epoch: int) -> None:
         """Tell the model of an interrupt, and from which frame on it goes on."""
         unseen = self._frames.take_over(self._now_s() + self._lead.lead_s)
         await _done(self._worker.submit(self._pipeline.interrupt, state, unseen=unseen))
@@ -224,7 +226,9 @@ class Stepper(Generic[State]):
         self._voiced = deque([False] * self._lookahead)
         self._epoch = epoch
 
-    async def _listen_to(self, gate: VoiceGate, hop: Hop) -> tuple[np.ndarray, list[bool]]:
+    async def _listen_to(
+        self, gate: VoiceActivityDetector, hop: Hop
+    ) -> tuple[np.ndarray, list[bool]]:
         """Give what the model hears of a hop, and which of the step's frames have voice.
 
         Live, it hears nothing where there is no voice: `(hop,)`.
@@ -238,12 +242,12 @@ class Stepper(Generic[State]):
         nothing = self._live and not any(voiced)
         return np.zeros_like(hop.pcm) if nothing else hop.pcm, shown
 
-    async def _open_gate(self) -> VoiceGate:
+    async def _open_gate(self) -> VoiceActivityDetector:
         if self._voice_activity == "silero":  # loads a network
-            return await _done(self._worker.submit(make_gate, self._voice_activity))
-        return make_gate(self._voice_activity)
+            return await _done(self._worker.submit(make_vad, self._voice_activity))
+        return make_vad(self._voice_activity)
 
-    async def _change(self, state: State, change: Change) -> None:
+    async def _change(self, state: State, change: PortraitChange) -> None:
         problem: Exception | None = None
         try:
             await _done(self._worker.submit(self._pipeline.change_portrait, state, change.portrait))

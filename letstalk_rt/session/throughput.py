@@ -15,7 +15,7 @@ LIVE_FACTOR = 1.2
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """What was measured.
 
     Attributes:
@@ -53,7 +53,9 @@ class Speed:
         return self.fps >= LIVE_FACTOR * FPS
 
 
-def measure(avatar: Avatar, preset: str, *, load_s: float, seconds: float = 5.0) -> Speed:
+def measure_throughput(
+    avatar: Avatar, preset: str, *, load_s: float, seconds: float = 5.0
+) -> Throughput:
     """Run a model for some seconds.
 
     Args:
@@ -80,7 +82,7 @@ def measure(avatar: Avatar, preset: str, *, load_s: float, seconds: float = 5.0)
         taken_ms.append((time.perf_counter() - before_s) * 1000)
     budget_ms = pipeline.hop * 1000 / SAMPLE_RATE
     height, width = avatar.portrait.canvas.shape[:2]
-    return Speed(
+    return Throughput(
         preset=preset,
         device=str(pipeline.device),
         threads=torch.get_num_threads(),

@@ -31,7 +31,7 @@ _OVERFULL_S = 0.2
 _RAMP = 96
 
 
-class SoundBuffer:
+class AudioBuffer:
     """Takes pieces of mono sound, gives any number of samples; both may come from any thread.
 
     Silence comes out until `target_s` of sound is in, and again after it ran dry. Where too much is

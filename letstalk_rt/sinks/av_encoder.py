@@ -16,8 +16,8 @@ from letstalk_rt.errors import DependencyError
 from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.types import FPS
 
-PICTURE_CODEC: Final = "libx264"
-SOUND_CODEC: Final = "aac"
+VIDEO_CODEC: Final = "libx264"
+AUDIO_CODEC: Final = "aac"
 """What every player knows, in FFmpeg's words."""
 
 _AAC_RATES_HZ = (
@@ -102,9 +102,9 @@ class AVEncoder:
         if rgb is not None:
             self._write_picture(rgb)
         self.frames += 1
-        self.write_sound(pcm)
+        self.write_audio(pcm)
 
-    def write_sound(self, pcm: np.ndarray) -> None:
+    def write_audio(self, pcm: np.ndarray) -> None:
         """Add sound alone; see `write`."""
         pcm = self._to_layout(np.asarray(pcm, np.float32))
         if self._resampler is not None:
@@ -123,7 +123,7 @@ class AVEncoder:
     def _add_streams(self) -> None:
         settings = self._settings
         self._video = self._container.add_stream(
-            PICTURE_CODEC, rate=settings.fps, options=settings.x264
+            VIDEO_CODEC, rate=settings.fps, options=settings.x264
         )
         if settings.bit_rate is not None:
             self._video.bit_rate = settings.bit_rate
@@ -134,7 +134,7 @@ class AVEncoder:
         own_rate = settings.rate if settings.rate in _AAC_RATES_HZ else 48_000
         self._aac_rate = settings.aac_rate or own_rate
         layout = "stereo" if stereo else "mono"
-        self._audio = self._container.add_stream(SOUND_CODEC, rate=self._aac_rate, layout=layout)
+        self._audio = self._container.add_stream(AUDIO_CODEC, rate=self._aac_rate, layout=layout)
         self._audio.bit_rate = _STEREO_BIT_RATE if stereo else _MONO_BIT_RATE
         if self._container.format.name == "tee":  # it does not tell what the format behind it asks
             for stream in (self._video, self._audio):

@@ -55,7 +55,7 @@ def write_video(
         for index, rgb in enumerate(frames):
             sound = audio[index * rate // fps : (index + 1) * rate // fps]
             writer.write(rgb, sound)
-        writer.write_sound(audio[writer.frames * rate // fps :])
+        writer.write_audio(audio[writer.frames * rate // fps :])
         return writer.frames
 
 
@@ -195,11 +195,11 @@ class VideoWriter:
         except OSError as error:
             raise self._cannot_write(error) from error
 
-    def write_sound(self, pcm: np.ndarray) -> None:
+    def write_audio(self, pcm: np.ndarray) -> None:
         """Add sound alone; see `write`."""
         assert self._encoder is not None, "use the writer in a with block"
         try:
-            self._encoder.write_sound(pcm)
+            self._encoder.write_audio(pcm)
         except OSError as error:
             raise self._cannot_write(error) from error
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.session.events import Event, Listener
+from letstalk_rt.session.events import Event, EventListener
 from letstalk_rt.session.playout import Playout, in_epoch
 from letstalk_rt.sinks.base import Sink
 from letstalk_rt.types import AVFrame, SegmentEnd
@@ -22,7 +22,7 @@ class LiveSession(AsyncIterable[AVFrame | SegmentEnd], Protocol):
         """How many interrupts there were."""
         ...
 
-    def on_event(self, listener: Listener) -> Callable[[], None]:
+    def on_event(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each event from now on; returns what ends that."""
         ...
 

@@ -7,7 +7,7 @@ import soxr
 
 from letstalk_rt.audio.sound_devices import find_device, load_sounddevice
 from letstalk_rt.errors import ConfigError, DependencyError
-from letstalk_rt.sinks.audio_buffer import SoundBuffer
+from letstalk_rt.sinks.audio_buffer import AudioBuffer
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame
 
 MAX_DELAY_MS = 2000
@@ -37,7 +37,7 @@ class Speaker:
         self._device = device
         self._delay_s = delay_ms / 1000
         self._stream: Any = None
-        self._buffer: SoundBuffer | None = None
+        self._buffer: AudioBuffer | None = None
         self._epoch = 0
 
     @property
@@ -61,7 +61,7 @@ class Speaker:
         sounddevice = load_sounddevice()
         device = find_device("output", self._device)
         rate = int(device["default_samplerate"])
-        self._buffer = SoundBuffer(rate, BUFFER_S + self._delay_s)
+        self._buffer = AudioBuffer(rate, BUFFER_S + self._delay_s)
         self._resampler = soxr.ResampleStream(SAMPLE_RATE, rate, 1, "float32", quality="MQ")
         channels = min(2, device["max_output_channels"])
         try:

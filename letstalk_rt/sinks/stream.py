@@ -13,7 +13,7 @@ from letstalk_rt.errors import ConfigError, EngineError
 from letstalk_rt.sinks.av_encoder import EncoderSettings
 from letstalk_rt.sinks.base import ThreadedSink
 from letstalk_rt.sinks.srt import SrtTarget, load_libsrt
-from letstalk_rt.sinks.stream_connection import Line, Target
+from letstalk_rt.sinks.stream_connection import StreamConnection, StreamTarget
 from letstalk_rt.types import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class StreamPush(ThreadedSink):
         badge: bool = True,
         verify: bool = True,
         clock: Callable[[], float] = time.monotonic,
-        connect: Callable[[Target], Line] = Line,
+        connect: Callable[[StreamTarget], StreamConnection] = StreamConnection,
     ) -> None:
         super().__init__("stream")
         self.connects = 0
@@ -83,7 +83,7 @@ class StreamPush(ThreadedSink):
             key_frame_s=_KEY_FRAME_S,
         )
         self._size = (0, 0)
-        self._line: Line | None = None
+        self._line: StreamConnection | None = None
         self._stale = 0  # items queued while there was no line
         self._broken_s = self._retry_s = 0.0
         self._pause_s = _FIRST_RETRY_S
@@ -148,7 +148,7 @@ class StreamPush(ThreadedSink):
         if self._scheme == "rtmps":
             options |= _certificates() if self._verify else {"tls_verify": "0"}
         form = SCHEMES[self._scheme]
-        target = Target(self._url, form, options, self._size, self._settings, STALL_S)
+        target = StreamTarget(self._url, form, options, self._size, self._settings, STALL_S)
         self._line = self._make_line(target)
         self.connects += 1
 

@@ -27,7 +27,7 @@ _HANG_UP_S = 8.0
 
 
 @dataclass(frozen=True)
-class Target:
+class StreamTarget:
     """Where to send, and how.
 
     Attributes:
@@ -47,7 +47,7 @@ class Target:
     stall_s: float
 
 
-class Line:
+class StreamConnection:
     """A line that is up; `write` and `finish` raise `OSError` when it breaks.
 
     Args:
@@ -58,7 +58,7 @@ class Line:
         OSError: nobody listens there, or it refuses.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: StreamTarget) -> None:
         words = [sys.executable, "-m", "letstalk_rt.sinks.stream_connection"]
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -109,8 +109,8 @@ class Line:
 
 
 def _keep(source: BinaryIO, answers: BinaryIO) -> None:
-    """Connect, then send frames until told to end; the other end of `Line`."""
-    target: Target = pickle.load(source)
+    """Connect, then send frames until told to end; the other end of `StreamConnection`."""
+    target: StreamTarget = pickle.load(source)
     try:
         container, socket = _open(target)
         encoder = AVEncoder(container, target.settings)
@@ -129,7 +129,7 @@ def _keep(source: BinaryIO, answers: BinaryIO) -> None:
         socket.close()
 
 
-def _open(target: Target) -> tuple[OutputContainer, SrtSocket | None]:
+def _open(target: StreamTarget) -> tuple[OutputContainer, SrtSocket | None]:
     if target.url.startswith("srt:"):
         socket = SrtSocket(SrtTarget.parse(target.url))
         container = av.open(socket, "w", format=target.form, options=dict(target.options))
@@ -141,7 +141,7 @@ def _open(target: Target) -> tuple[OutputContainer, SrtSocket | None]:
     return container, socket
 
 
-def tee_name(target: Target) -> str:
+def tee_name(target: StreamTarget) -> str:
     """Name a server with its options as FFmpeg's tee reads it."""
     given = target.options | {"f": target.form, "rw_timeout": str(int(target.stall_s * 1e6))}
     options = ":".join(f"{name}={_quoted(value, ':]=')}" for name, value in given.items())

@@ -9,7 +9,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.metrics import Metrics
 
 
-class Listener(Protocol):
+class AudioReceiver(Protocol):
     """What is spoken to; `AvatarSession` is one."""
 
     metrics: Metrics
@@ -24,7 +24,7 @@ class Listener(Protocol):
 
 
 async def feed(
-    session: Listener,
+    session: AudioReceiver,
     source: AsyncIterable[np.ndarray],
     sample_rate: int | None = None,
     *,

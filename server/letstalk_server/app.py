@@ -17,16 +17,16 @@ from letstalk_rt.errors import PortraitError
 from letstalk_server.auth import Auth
 from letstalk_server.errors import BadRequestError, NotFoundError, ServerError
 from letstalk_server.http import pages, rest, signaling, websocket
-from letstalk_server.http.middleware import Guard
+from letstalk_server.http.middleware import SecurityMiddleware
 from letstalk_server.http.problem_details import (
     InternalError,
     MethodNotAllowedError,
     problem_details,
 )
 from letstalk_server.metrics import ServerMetrics
-from letstalk_server.session.limits import Throttle
-from letstalk_server.session.model_host import Model, Studio, load_model
-from letstalk_server.session.registry import Sessions
+from letstalk_server.session.avatar_service import AvatarService, LoadedModel, load_model
+from letstalk_server.session.limits import RateLimiter
+from letstalk_server.session.registry import SessionRegistry
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc.aiortc_transport import AiortcTransport
 
@@ -42,7 +42,9 @@ THREADS = 4
 """Of the loop's default executor: pictures for WebSockets are packed there."""
 
 
-def create_app(settings: Settings, load: Callable[[Settings], Model] = load_model) -> Starlette:
+def create_app(
+    settings: Settings, load: Callable[[Settings], LoadedModel] = load_model
+) -> Starlette:
     """Make the ASGI application.
 
     Args:
@@ -55,9 +57,9 @@ def create_app(settings: Settings, load: Callable[[Settings], Model] = load_mode
         threads = ThreadPoolExecutor(THREADS, thread_name_prefix="letstalk")
         asyncio.get_running_loop().set_default_executor(threads)
         metrics: ServerMetrics = app.state.metrics
-        studio = await Studio.open(settings, load, metrics.note_step)
+        studio = await AvatarService.open(settings, load, metrics.note_step)
         transport = AiortcTransport(settings.ice_servers, settings.bitrates, prefer=settings.codec)
-        sessions = Sessions(studio, transport, settings, metrics.note_end)
+        sessions = SessionRegistry(studio, transport, settings, metrics.note_end)
         app.state.studio, app.state.sessions = studio, sessions
         _watch(metrics, studio, sessions)
         try:
@@ -81,8 +83,8 @@ def create_app(settings: Settings, load: Callable[[Settings], Model] = load_mode
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.uploading = asyncio.Semaphore(MAX_UPLOADS)
-    app.state.upload_throttle = Throttle(UPLOADS_PER_S)
-    app.add_middleware(Guard, settings=settings)
+    app.state.upload_throttle = RateLimiter(UPLOADS_PER_S)
+    app.add_middleware(SecurityMiddleware, settings=settings)
     return app
 
 
@@ -117,7 +119,7 @@ def _refuse_method(names: set[str]) -> Callable[[Request], Response]:
     return refuse  # type: ignore[return-value]  # Starlette takes coroutine functions
 
 
-def _watch(metrics: ServerMetrics, studio: Studio, sessions: Sessions) -> None:
+def _watch(metrics: ServerMetrics, studio: AvatarService, sessions: SessionRegistry) -> None:
     began_s = time.monotonic()
     metrics.watch(
         lambda: sessions,

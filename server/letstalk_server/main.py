@@ -16,12 +16,11 @@ import cv2
 import uvicorn
 
 from letstalk_rt.errors import ConfigError, LetsTalkError
-from letstalk_rt.threads import spin_briefly
+from letstalk_rt.threads import shorten_openmp_spin
 from letstalk_server.app import create_app
 from letstalk_server.auth import SCOPES, Auth
-from letstalk_server.bitrates import Bitrates
-from letstalk_server.session.model_host import Model, load_model
-from letstalk_server.settings import IceServer, Settings
+from letstalk_server.session.avatar_service import LoadedModel, load_model
+from letstalk_server.settings import Bitrates, IceServer, Settings
 
 PING_INTERVAL_S = 2.0
 PING_TIMEOUT_S = 2.0
@@ -32,7 +31,7 @@ PAGE_SCOPES = ("sessions", "speak", "view", "avatars")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; give the exit status."""
-    spin_briefly()
+    shorten_openmp_spin()
     try:
         settings = parse(arguments)
         return serve(settings)
@@ -57,7 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     return Settings(**given)
 
 
-def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) -> int:
+def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_model) -> int:
     """Serve until interrupted. Prints one line, the address, once the page can be opened.
 
     Raises:
@@ -68,7 +67,7 @@ def serve(settings: Settings, load: Callable[[Settings], Model] = load_model) ->
     cv2.setNumThreads(1)
     failures: list[LetsTalkError] = []
 
-    def load_or_note(settings: Settings) -> Model:
+    def load_or_note(settings: Settings) -> LoadedModel:
         try:
             return load(settings)
         except LetsTalkError as error:

@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from letstalk_server.session.connection import Role
+from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.session import Session
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -105,7 +105,7 @@ class _Live(Collector):
 def _connections(running: list[Session]) -> Metric:
     family = GaugeMetricFamily("letstalk_connections_open", "Open connections", labels=["role"])
     roles = [link.role for session in running for link in session.connections]
-    for role in Role:
+    for role in ConnectionKind:
         family.add_metric([role], roles.count(role))
     return family
 

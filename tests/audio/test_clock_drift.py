@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from letstalk_rt.audio.clock_drift import DriftCorrector
+from letstalk_rt.audio.clock_drift import ClockDriftCorrector
 
 RATE = 16_000
 PIECE = 1600
@@ -11,7 +11,7 @@ PIECE = 1600
 
 def hour(ppm, seconds=3600, jitter_s=0.0, pcm=None):
     """Samples given and samples left after each piece of a source that is `ppm` too fast."""
-    rng, corrector = np.random.default_rng(0), DriftCorrector()
+    rng, corrector = np.random.default_rng(0), ClockDriftCorrector()
     pcm = np.zeros(PIECE, np.float32) if pcm is None else pcm
     given = kept = 0
     errors_s = []
@@ -33,7 +33,7 @@ def test_in_an_hour_a_clock_that_is_off_neither_gains_nor_loses(ppm, jitter_s):
 
 def test_a_true_clock_is_left_alone():
     pcm = np.random.default_rng(1).normal(size=PIECE).astype(np.float32)
-    corrector = DriftCorrector()
+    corrector = ClockDriftCorrector()
     for number in range(1, 600):
         corrector.note(PIECE, number * 0.1)
         assert corrector.correct(pcm) is pcm
@@ -46,7 +46,7 @@ def test_jitter_alone_corrects_next_to_nothing():
 
 
 def test_a_source_in_a_hurry_is_not_corrected():
-    corrector = DriftCorrector()
+    corrector = ClockDriftCorrector()
     for number in range(1, 600):
         corrector.note(PIECE, number * 0.08)
         assert len(corrector.correct(np.zeros(PIECE, np.float32))) == PIECE
@@ -55,7 +55,7 @@ def test_a_source_in_a_hurry_is_not_corrected():
 
 def test_a_pause_or_a_loss_is_no_drift():
     for pause_s in (0.3, 2.0):
-        corrector = DriftCorrector()
+        corrector = ClockDriftCorrector()
         for number in range(1, 600):
             corrector.note(PIECE, number * 0.1 + pause_s * (number > 300))
             corrector.correct(np.zeros(PIECE, np.float32))
@@ -66,7 +66,7 @@ def test_a_pause_or_a_loss_is_no_drift():
 def test_a_correction_is_made_where_the_sound_is_still():
     tone = np.sin(2 * np.pi * 200 * np.arange(PIECE) / RATE).astype(np.float32)
     for ppm, length in ((200, 640 - 1), (-200, 640 + 1)):
-        corrector = DriftCorrector()
+        corrector = ClockDriftCorrector()
         for number in range(1, 400):  # 40 s, of which nothing has been corrected yet
             corrector.note(PIECE, number * PIECE / RATE / (1 + ppm * 1e-6))
         new = corrector.correct(tone[:640])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.fakes import FRAME, HOP, LOOKAHEAD
 
-from letstalk_rt.audio.hop_buffer import Chunker
-from letstalk_rt.audio.segmenter import EndMark, Segmenter
+from letstalk_rt.audio.hop_buffer import HopBuffer
+from letstalk_rt.audio.segmenter import SegmentBoundary, Segmenter
 from letstalk_rt.errors import AudioFormatError
 
 SPLITS = [
@@ -31,28 +31,28 @@ def stream(chunker, pieces):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_pieces_equal_whole(split):
-    chunker = Chunker(6)
+    chunker = HopBuffer(6)
     hops = stream(chunker, cut(numbers(20), split))
     np.testing.assert_array_equal(hops, numbers(18).reshape(3, 6))
     assert (chunker.pending, chunker.room) == (2, 4)
 
 
 def test_the_future_does_not_change_the_past():
-    chunker = Chunker(6)
+    chunker = HopBuffer(6)
     first = chunker.push(numbers(7))[0]
     stream(chunker, [numbers(20, start=90)])
     np.testing.assert_array_equal(first, numbers(6))
 
 
 def test_a_hop_does_not_change_when_its_source_does():
-    chunker, source = Chunker(6), numbers(6)
+    chunker, source = HopBuffer(6), numbers(6)
     hop = chunker.push(source)[0]
     source[:] = 0
     np.testing.assert_array_equal(hop, numbers(6))
 
 
 def test_reset_equals_new():
-    chunker = Chunker(6)
+    chunker = HopBuffer(6)
     chunker.push(numbers(5))
     chunker.reset()
     assert chunker.pending == 0
@@ -60,14 +60,14 @@ def test_reset_equals_new():
 
 
 def test_sessions_do_not_mix():
-    one, other = Chunker(6), Chunker(6)
+    one, other = HopBuffer(6), HopBuffer(6)
     one.push(numbers(5))
     other.push(numbers(5, start=50))
     np.testing.assert_array_equal(one.push(numbers(1, start=6)), [numbers(6)])
 
 
 def test_a_long_stream_takes_no_more_memory_than_a_short_one():
-    chunker, piece = Chunker(600), numbers(590)
+    chunker, piece = HopBuffer(600), numbers(590)
     tracemalloc.start()
     try:
         stream(chunker, [piece])
@@ -87,7 +87,7 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one():
     ids=["back", "front"],
 )
 def test_what_is_missing_is_silence(front, filled):
-    chunker = Chunker(6)
+    chunker = HopBuffer(6)
     chunker.push(numbers(4))
     chunker.fill()  # leaves old samples in the buffer
     chunker.push(numbers(2))
@@ -98,7 +98,7 @@ def test_what_is_missing_is_silence(front, filled):
 @pytest.mark.parametrize("pcm", [np.zeros(4, np.int16), np.zeros((2, 2), np.float32), [0.0]])
 def test_other_arrays_are_refused(pcm):
     with pytest.raises(AudioFormatError, match="float32"):
-        Chunker(6).push(pcm)
+        HopBuffer(6).push(pcm)
 
 
 def new_segmenter():
@@ -145,17 +145,17 @@ def test_a_segment_ends_with_the_frame_of_its_last_sample(count):
 
 def test_a_segment_without_speech_ends_without_frames():
     segmenter = new_segmenter()
-    assert segmenter.end_segment() == [EndMark(0)]
+    assert segmenter.end_segment() == [SegmentBoundary(0)]
     segmenter.push(numbers(100))
     segmenter.end_segment()
-    assert segmenter.end_segment() == [EndMark(2)]
+    assert segmenter.end_segment() == [SegmentBoundary(2)]
 
 
 def test_an_end_that_comes_after_idle_needs_no_more_frames():
     segmenter = new_segmenter()
     segmenter.push(numbers(HOP))
     segmenter.fill()
-    assert segmenter.end_segment() == [EndMark(0)]
+    assert segmenter.end_segment() == [SegmentBoundary(0)]
 
 
 def test_an_end_that_comes_early_in_idle_needs_no_second_hop():

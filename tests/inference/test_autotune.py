@@ -12,12 +12,12 @@ from torch import nn
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference import autotune
 from letstalk_rt.inference.autotune import (
-    Variant,
-    apply,
-    candidates,
+    DecoderVariant,
+    apply_variant,
     choose_attention,
-    fastest,
+    fastest_variant,
     measure,
+    variant_candidates,
 )
 from letstalk_rt.models.layers import int8
 from letstalk_rt.models.layers.attention import attend
@@ -36,21 +36,21 @@ def fake_times(monkeypatch, times_ms):
 
     def measure(model, variants, **options):
         measured.append([str(v) for v in variants])
-        return {Variant.parse(name): ms for name, ms in times_ms.items()}
+        return {DecoderVariant.parse(name): ms for name, ms in times_ms.items()}
 
     monkeypatch.setattr(autotune, "measure", measure)
     return measured
 
 
 def test_every_candidate_is_run_and_timed(model):
-    taken_ms = measure(model, candidates(), runs=1)
-    assert set(taken_ms) <= set(candidates()) and Variant() in taken_ms
+    taken_ms = measure(model, variant_candidates(), runs=1)
+    assert set(taken_ms) <= set(variant_candidates()) and DecoderVariant() in taken_ms
     assert all(ms > 0 for ms in taken_ms.values())
 
 
 def test_measuring_leaves_the_model_as_it_is(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    measure(model, candidates(), runs=1)
+    measure(model, variant_candidates(), runs=1)
     after = model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
@@ -61,8 +61,8 @@ def test_a_variant_that_is_not_to_be_had_is_left_out(model):
             raise ConfigError("no")
         return lambda latents, portrait: None
 
-    taken_ms = measure(model, candidates(), runs=1, decoder=refuse)
-    assert set(taken_ms) == set(candidates()) - {Variant("bfloat16")}
+    taken_ms = measure(model, variant_candidates(), runs=1, decoder=refuse)
+    assert set(taken_ms) == set(variant_candidates()) - {DecoderVariant("bfloat16")}
 
 
 def test_the_best_run_counts(model):
@@ -70,15 +70,17 @@ def test_the_best_run_counts(model):
         return lambda latents, portrait: None
 
     clock = iter([0.0, 0.009, 1.0, 1.004, 2.0, 2.006])
-    taken_ms = measure(model, [Variant()], runs=3, now_s=lambda: next(clock), decoder=decoder)
-    assert taken_ms == {Variant(): pytest.approx(4.0)}
+    taken_ms = measure(
+        model, [DecoderVariant()], runs=3, now_s=lambda: next(clock), decoder=decoder
+    )
+    assert taken_ms == {DecoderVariant(): pytest.approx(4.0)}
 
 
 def test_the_answer_is_kept_and_not_measured_again(model, monkeypatch, tmp_path):
     measured = fake_times(monkeypatch, {"float32": 9.0, "bfloat16": 4.0})
     path = tmp_path / "new" / "tuning.json"
-    answers = {fastest(model, remembered=path) for _ in range(3)}
-    assert answers == {Variant("bfloat16")} and len(measured) == 1
+    answers = {fastest_variant(model, remembered=path) for _ in range(3)}
+    assert answers == {DecoderVariant("bfloat16")} and len(measured) == 1
     (entry,) = json.loads(path.read_text()).values()
     assert entry["window_ms"] == {"float32": 9.0, "bfloat16": 4.0}
 
@@ -94,33 +96,33 @@ def test_a_damaged_file_is_measured_over(model, monkeypatch, tmp_path, content):
     measured = fake_times(monkeypatch, {"float32": 1.0})
     path = tmp_path / "tuning.json"
     path.write_text(content.replace("KEY", autotune.machine_key(model)))
-    assert fastest(model, remembered=path) == Variant() and len(measured) == 1
+    assert fastest_variant(model, remembered=path) == DecoderVariant() and len(measured) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_no_hindrance(model, monkeypatch, tmp_path):
     fake_times(monkeypatch, {"float32": 1.0})
     (tmp_path / "file").write_text("")
-    assert fastest(model, remembered=tmp_path / "file" / "tuning.json") == Variant()
+    assert fastest_variant(model, remembered=tmp_path / "file" / "tuning.json") == DecoderVariant()
 
 
 def test_compilation_is_tried_only_when_asked_for(model, monkeypatch, tmp_path):
     measured = fake_times(monkeypatch, {"float32": 1.0})
     path = tmp_path / "tuning.json"
-    fastest(model, remembered=path)
-    fastest(model, remembered=path, thorough=True)
+    fastest_variant(model, remembered=path)
+    fastest_variant(model, remembered=path, thorough=True)
     assert not any("compiled" in name for name in measured[0])
     assert {"float32 compiled", "bfloat16 compiled"} <= set(measured[1])
 
 
 @pytest.mark.parametrize("text", ["int8", "bfloat16 compiled"])
 def test_a_variant_is_written_as_it_is_read(text):
-    assert str(Variant.parse(text)) == text
+    assert str(DecoderVariant.parse(text)) == text
 
 
 @pytest.mark.parametrize("text", ["fp4", "int8 fast"])
 def test_an_unknown_variant_is_named(text):
     with pytest.raises(ConfigError, match=f"unknown variant '{text}'"):
-        Variant.parse(text)
+        DecoderVariant.parse(text)
 
 
 class TestAttention:
@@ -201,7 +203,7 @@ class TestInt8:
     def test_the_picture_is_the_same_to_the_eye(self, monkeypatch):
         monkeypatch.setattr(int8, "WORTH_ROUNDING", 1000)
         exact, rough = make_model(), make_model()
-        apply(rough, Variant("int8"))
+        apply_variant(rough, DecoderVariant("int8"))
         picture = torch.rand(1, 3, 256, 256) * 2 - 1
         latents = 0.1 * torch.randn(1, 2, 24, 4, 4)
         shown = [
@@ -217,5 +219,5 @@ def test_half_precision_of_the_decoder_is_near(model, kind):
     latents = 0.1 * torch.randn(1, 2, 24, 4, 4)
     features = model.autoencoder.describe(picture)
     exact = model.autoencoder.decode(latents, features)
-    apply(model, Variant(kind))
+    apply_variant(model, DecoderVariant(kind))
     assert (model.autoencoder.decode(latents, features) - exact).abs().mean() < 0.02

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import EngineError
-from letstalk_rt.inference.cuda_graphs import Replay, changes
+from letstalk_rt.inference.cuda_graphs import CompiledFunction, describe_changes
 
 
 @dataclass
@@ -36,7 +36,7 @@ class FakeGraph:
         self.output.a.copy_(new.a)
 
 
-class CpuReplay(Replay):
+class CpuReplay(CompiledFunction):
     """Records calls on CPU tensors.
 
     Attributes:
@@ -59,7 +59,7 @@ def pair(size=2):
 
 
 def test_neither_compiled_nor_recorded_is_the_function_itself():
-    out = Replay(total)(torch.ones(2), pair(), weight=3.0)
+    out = CompiledFunction(total)(torch.ones(2), pair(), weight=3.0)
     assert out.a.tolist() == [3, 4]
 
 
@@ -105,11 +105,11 @@ def test_strict_raises_instead():
 
 def test_without_a_gpu_it_runs_without_a_graph(caplog):
     with caplog.at_level(logging.WARNING):
-        out = Replay(total, recorded=True)(torch.ones(2), pair())
+        out = CompiledFunction(total, recorded=True)(torch.ones(2), pair())
     assert out.a.tolist() == [1, 2]
     assert "not on a CUDA device" in caplog.text
     with pytest.raises(EngineError, match="not on a CUDA device"):
-        Replay(total, recorded=True, strict=True)(torch.ones(2), pair())
+        CompiledFunction(total, recorded=True, strict=True)(torch.ones(2), pair())
 
 
 def test_a_failed_capture_is_told_and_the_call_still_runs(caplog):
@@ -124,19 +124,19 @@ def test_a_failed_capture_is_told_and_the_call_still_runs(caplog):
 
 
 def test_changes_name_place_before_and_after():
-    look = Replay(total).look
+    look = CompiledFunction(total).look
     before = look(torch.ones(2), pair())
     after = look(torch.ones(2).half(), Pair(torch.ones(2), []))
-    assert changes(before, after) == [
+    assert describe_changes(before, after) == [
         "x: (2,) float32 cpu -> (2,) float16 cpu",
         "pair.rest[0]: (2,) float32 cpu -> absent",
     ]
-    assert changes(before, before) == []
+    assert describe_changes(before, before) == []
 
 
 @pytest.mark.slow
 def test_compiled_is_the_same_function():
-    call = Replay(total, compiled=True)
+    call = CompiledFunction(total, compiled=True)
     for size in (2, 3):
         out = call(torch.ones(size), pair(size), weight=2.0)
         assert torch.equal(out.a, total(torch.ones(size), pair(size), 2.0).a)
@@ -147,7 +147,7 @@ def test_a_real_graph_gives_the_same():
     def call(x):
         return torch.relu(x @ x.T)
 
-    graph = Replay(call, recorded=True, strict=True)
+    graph = CompiledFunction(call, recorded=True, strict=True)
     for seed in range(3):
         x = torch.randn(16, 16, generator=torch.Generator().manual_seed(seed)).cuda()
         torch.testing.assert_close(graph(x), call(x))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.fake_pipelines import GATED_HOP, GatedPipeline, NamedState
 
-from letstalk_rt.inference.worker import Load, ModelWorker, worthwhile_batch
+from letstalk_rt.inference.worker import ModelWorker, WorkerLoad, worthwhile_batch
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_joining_must_be_worth_it(seconds, best):
 
 
 def test_the_load_is_that_of_the_last_seconds():
-    load = Load()
+    load = WorkerLoad()
     assert load.ratio(100.0) == 0
     load.note(96.0, 97.0)
     load.note(99.0, 100.0)

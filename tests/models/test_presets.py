@@ -8,7 +8,7 @@ import torch
 from support.small_model import DENOISER, PRESET, make_portrait, make_speech, stir
 
 from letstalk_rt.errors import ConfigError, InputError, PortraitError
-from letstalk_rt.inference.autotune import Variant, apply
+from letstalk_rt.inference.autotune import DecoderVariant, apply_variant
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models import avatar_model
@@ -168,7 +168,7 @@ class TestPaperAutoencoder:
         )
         preset = replace(
             CACHED,
-            autoencoder=DCAutoencoderConfig(picture_size=64),
+            autoencoder=DCAutoencoderConfig(image_size=64),
             denoiser=replace(CACHED.denoiser, channels=32, side=2),
         )
         return AvatarPipeline(make(preset))
@@ -213,7 +213,7 @@ class TestPaperAutoencoder:
 
     def test_it_is_not_run_in_8_bit_integers(self, pipeline):
         with pytest.raises(ConfigError, match="int8 is for the embedded model's decoder"):
-            apply(pipeline.model, Variant("int8"))
+            apply_variant(pipeline.model, DecoderVariant("int8"))
 
     def test_a_crop_of_another_size_is_named(self, pipeline):
         with pytest.raises(PortraitError, match=r"must be \(64, 64, 3\)"):

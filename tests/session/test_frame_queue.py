@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from letstalk_rt.audio.segmenter import Sound
+from letstalk_rt.audio.segmenter import FrameAudio
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.session.frame_queue import FrameQueue, Picture
+from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
 from letstalk_rt.types import SegmentEnd
 
 RGB = np.zeros((2, 2, 3), np.uint8)
@@ -29,12 +29,12 @@ class Stage:
         found = []
         while len(self.queue):
             item = self.queue.pop()
-            found.append(isinstance(item, Picture) and bool(item.sound.pcm.any()))
+            found.append(isinstance(item, QueuedFrame) and bool(item.sound.pcm.any()))
         return found
 
 
 def picture():
-    return Picture(RGB, Sound(np.ones(640, np.float32), 3, 640), True, 0.0, 0.0, 0.0)
+    return QueuedFrame(RGB, FrameAudio(np.ones(640, np.float32), 3, 640), True, 0.0, 0.0, 0.0)
 
 
 def started(waiting, live=True):

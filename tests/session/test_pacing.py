@@ -1,6 +1,6 @@
 import pytest
 
-from letstalk_rt.session.pacing import CatchUpPolicy, HoldPolicy, LatePolicy, Lead, PlayoutClock
+from letstalk_rt.session.pacing import CatchUpPolicy, HoldPolicy, LatePolicy, LeadTime, PlayoutClock
 
 
 def test_frames_are_evenly_spaced():
@@ -70,7 +70,7 @@ def test_where_the_clock_must_not_give_way_it_does_not():
 
 
 def test_a_step_is_begun_so_that_no_frame_of_it_is_late():
-    lead = Lead(fps=25, spare_s=0.02)
+    lead = LeadTime(fps=25, spare_s=0.02)
     lead.note([0.04, 0.056, 0.083, 0.083])
     assert lead.lead_s == pytest.approx(0.06), "the first frame decides"
     lead.note([0.04, 0.13, 0.13, 0.13])
@@ -78,7 +78,7 @@ def test_a_step_is_begun_so_that_no_frame_of_it_is_late():
 
 
 def test_a_single_slow_step_in_ten_changes_nothing_and_slow_ones_are_forgotten():
-    lead = Lead(spare_s=0.02)
+    lead = LeadTime(spare_s=0.02)
     for number in range(40):
         lead.note([0.2 if number % 16 == 15 else 0.05])
     assert lead.lead_s == pytest.approx(0.07)

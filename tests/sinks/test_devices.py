@@ -13,9 +13,9 @@ import pytest
 
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.session.events import Event, Listener
+from letstalk_rt.session.events import Event, EventListener
 from letstalk_rt.sinks import speaker as speaker_room
-from letstalk_rt.sinks.audio_buffer import SoundBuffer
+from letstalk_rt.sinks.audio_buffer import AudioBuffer
 from letstalk_rt.sinks.base import ThreadedSink
 from letstalk_rt.sinks.play import play
 from letstalk_rt.sinks.speaker import Speaker
@@ -34,7 +34,7 @@ def frame(index: int = 0, level: int = 0, epoch: int = 0) -> AVFrame:
 
 class TestSoundBuffer:
     def test_it_waits_until_it_is_full_enough_then_gives_all_in_order(self) -> None:
-        buffer = SoundBuffer(RATE, 0.075)
+        buffer = AudioBuffer(RATE, 0.075)
         sound = np.arange(3 * PIECE, dtype=np.float32)
         buffer.push(sound[:PIECE])
         assert not buffer.pull(480).any()
@@ -43,7 +43,7 @@ class TestSoundBuffer:
 
     @pytest.mark.parametrize("ppm", [-300, 300])
     def test_ten_minutes_of_drift_leads_neither_to_gaps_nor_to_creep(self, ppm: int) -> None:
-        buffer = SoundBuffer(RATE, 0.075)
+        buffer = AudioBuffer(RATE, 0.075)
         owed, levels = 0.0, []
         for index in range(600 * 25):
             buffer.push(np.ones(PIECE, np.float32))
@@ -56,7 +56,7 @@ class TestSoundBuffer:
         assert max(levels) < 0.1 * RATE
 
     def test_when_it_runs_dry_it_fades_out_and_fills_again(self) -> None:
-        buffer = SoundBuffer(RATE, 0.04)
+        buffer = AudioBuffer(RATE, 0.04)
         buffer.push(np.ones(PIECE, np.float32))
         heard = np.concatenate([buffer.pull(480) for _ in range(6)])
         assert np.abs(np.diff(heard)).max() < 0.05 and heard[-1] == 0 and heard[PIECE - 1] == 1
@@ -65,14 +65,14 @@ class TestSoundBuffer:
         assert buffer.pull(10).all()
 
     def test_far_too_much_is_dropped(self) -> None:
-        buffer = SoundBuffer(RATE, 0.04)
+        buffer = AudioBuffer(RATE, 0.04)
         for _ in range(20):
             buffer.push(np.ones(PIECE, np.float32))
         assert buffer.overruns >= 1 and buffer.level < 0.35 * RATE
 
     @pytest.mark.parametrize("loud", [0.0, 0.5], ids=["in-a-pause", "in-speech"])
     def test_after_frames_that_came_all_at_once_it_catches_up(self, loud: float) -> None:
-        buffer = SoundBuffer(RATE, 0.075)
+        buffer = AudioBuffer(RATE, 0.075)
         for _ in range(2):
             buffer.push(np.full(PIECE, 0.5, np.float32))
         buffer.pull(3 * PIECE)  # the next frames are late: it runs dry
@@ -88,7 +88,7 @@ class TestSoundBuffer:
         assert buffer.overruns == 0
 
     def test_a_pause_is_not_shortened_where_nothing_is_behind(self) -> None:
-        buffer = SoundBuffer(RATE, 0.075)
+        buffer = AudioBuffer(RATE, 0.075)
         for _ in range(2):
             buffer.push(np.zeros(PIECE, np.float32))
         for _ in range(100):
@@ -97,7 +97,7 @@ class TestSoundBuffer:
         assert buffer.level == pytest.approx(0.075 * RATE, abs=0.005 * RATE)
 
     def test_clear_leaves_silence_without_a_click(self) -> None:
-        buffer = SoundBuffer(RATE, 0.04)
+        buffer = AudioBuffer(RATE, 0.04)
         buffer.push(np.ones(PIECE, np.float32))
         before = buffer.pull(100)
         buffer.clear()
@@ -283,11 +283,11 @@ class FakeSession:
 
     def __init__(self, count: int) -> None:
         self.metrics, self.epoch, self._left = Metrics(), 0, count
-        self.listeners: list[Listener] = []
+        self.listeners: list[EventListener] = []
         self.played: list[AVFrame] = []
         self.played_s: list[float] = []
 
-    def on_event(self, listener: Listener) -> Callable[[], None]:
+    def on_event(self, listener: EventListener) -> Callable[[], None]:
         self.listeners.append(listener)
         return lambda: self.listeners.remove(listener)
 

@@ -129,7 +129,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path, name: str, reas
 def test_a_missing_encoder_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(av_encoder, "PICTURE_CODEC", "libnone")
+    monkeypatch.setattr(av_encoder, "VIDEO_CODEC", "libnone")
     with pytest.raises(DependencyError, match="libnone.*PyPI"):
         write_video(tmp_path / "out.mp4", scene(), beep(16_000, 1), 16_000)
     assert not list(tmp_path.iterdir())

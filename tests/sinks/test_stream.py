@@ -26,7 +26,7 @@ from letstalk_rt.sinks import srt, stream
 from letstalk_rt.sinks.av_encoder import EncoderSettings
 from letstalk_rt.sinks.srt import SrtTarget
 from letstalk_rt.sinks.stream import StreamPush
-from letstalk_rt.sinks.stream_connection import Target, tee_name
+from letstalk_rt.sinks.stream_connection import StreamTarget, tee_name
 from letstalk_rt.types import AVFrame
 
 FLASH = 30
@@ -291,7 +291,7 @@ def test_an_unknown_certificate_is_taken_only_where_that_is_wanted(
 
 
 def test_addresses_and_options_reach_ffmpegs_tee_unharmed() -> None:
-    target = Target("rtmp://h/a/k|'\\", "flv", {"ca_file": "C:\\a]b"}, (2, 2), SETTINGS, 5.0)
+    target = StreamTarget("rtmp://h/a/k|'\\", "flv", {"ca_file": "C:\\a]b"}, (2, 2), SETTINGS, 5.0)
     name = tee_name(target)
     assert name.startswith("[ca_file=C") and name.endswith(r"rtmp://h/a/k\|\'\\")
     assert r"ca_file=C\\:\\\\a\\]b:f=flv:rw_timeout=5000000" in name
@@ -323,7 +323,7 @@ class Network:
         self.now_s, self._back_s = 0.0, back_s
         self.lines: list[Line] = []
 
-    def connect(self, target: Target) -> Any:
+    def connect(self, target: StreamTarget) -> Any:
         if self.lines and self.now_s < self._back_s:
             raise ConnectionRefusedError(111, "Connection refused")
         self.lines.append(Line())

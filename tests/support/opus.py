@@ -5,7 +5,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from letstalk_server.webrtc.audio_receive import CLOCK_HZ
+from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 
 PIECE = 960
 

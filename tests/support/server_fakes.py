@@ -24,7 +24,7 @@ from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Pipeline
 from letstalk_rt.types import Face
 from letstalk_server.app import create_app
 from letstalk_server.main import serve
-from letstalk_server.session.model_host import Model
+from letstalk_server.session.avatar_service import LoadedModel
 from letstalk_server.settings import Settings
 
 SPF = 640
@@ -125,7 +125,7 @@ def model_of(pipeline):
         folder = Path(tempfile.mkdtemp(prefix="avatars-"))
         for name, backdrop in BACKDROPS.items():
             (folder / f"{name}.jpg").write_bytes(portrait_jpeg(backdrop))
-        return Model(pipeline, {name: folder / f"{name}.jpg" for name in BACKDROPS})
+        return LoadedModel(pipeline, {name: folder / f"{name}.jpg" for name in BACKDROPS})
 
     return load
 

@@ -20,8 +20,8 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtcpSrPacket
 
 from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
-from letstalk_server.session.playout import PulledPlayout
-from letstalk_server.session.transport import Handlers, Role
+from letstalk_server.session.playout import SlotPlayout
+from letstalk_server.session.transport import Handlers, PeerRole
 from letstalk_server.webrtc.aiortc_transport import AiortcTransport
 
 SIDE = 256
@@ -50,7 +50,7 @@ class Stage:
 
     def __init__(self, side=SIDE, **options):
         self.transport = AiortcTransport(**options)
-        self.playout = PulledPlayout(flash_and_beep(0, side).rgb)
+        self.playout = SlotPlayout(flash_and_beep(0, side).rgb)
         self.media = self.transport.media(self.playout)
         self.peers, self.guests = [], []
         self._side = side
@@ -61,7 +61,7 @@ class Stage:
             await self.playout.put(flash_and_beep(index, self._side))
             index += 1
 
-    def open(self, role=Role.VIEWER, **handlers):
+    def open(self, role=PeerRole.VIEWER, **handlers):
         peer = self.transport.open(role, self.media, Handlers(**handlers))
         self.peers.append(peer)
         return peer
@@ -71,7 +71,7 @@ class Stage:
         self.guests.append(Guest(voice, **options))
         return self.guests[-1]
 
-    async def connect(self, guest, role=Role.VIEWER, **handlers):
+    async def connect(self, guest, role=PeerRole.VIEWER, **handlers):
         """Connect a `Guest` and give the server's end."""
         peer = self.open(role, **handlers)
         await guest.accept(await peer.answer(await guest.offer()))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from letstalk_rt.models.audio_encoder.lookahead import frames_ahead
+from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
 from letstalk_rt.models.audio_encoder.mel import NUM_BANDS, STEP, MelState, StreamingMel
 from letstalk_rt.models.layers.causal_conv import CausalConv1d, ConvState
 from letstalk_rt.types import SAMPLES_PER_FRAME
@@ -42,7 +42,7 @@ class AudioEncoderConfig:
 
 
 @dataclass
-class AudioState:
+class AudioEncoderState:
     """What the encoder remembers of the sound: the past inputs of each layer, in place."""
 
     mel: MelState
@@ -112,7 +112,7 @@ class CausalAudioEncoder(nn.Module):
     def __init__(self, config: AudioEncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config or AudioEncoderConfig()
-        self.lookahead_frames = frames_ahead(self.config.lookahead_ms)
+        self.lookahead_frames = lookahead_in_frames(self.config.lookahead_ms)
         width = self.config.width
         self.mel = StreamingMel()
         self.stem = CausalConv1d(NUM_BANDS, width, 3)
@@ -123,16 +123,16 @@ class CausalAudioEncoder(nn.Module):
         values = self.config.mouth_values
         self.mouth = MouthBottleneck(self.config.token_width, values) if values else None
 
-    def init_state(self, batch_size: int) -> AudioState:
+    def init_state(self, batch_size: int) -> AudioEncoderState:
         """Make the state of new sessions: silence has been heard so far."""
-        return AudioState(
+        return AudioEncoderState(
             self.mel.init_state(batch_size),
             self.stem.init_state(batch_size),
             # A ModuleList does not tell what it holds.
             [layer.conv.init_state(batch_size) for layer in self.layers],  # type: ignore[union-attr, operator]
         )
 
-    def forward(self, pcm: Tensor, state: AudioState | None = None) -> Tensor:
+    def forward(self, pcm: Tensor, state: AudioEncoderState | None = None) -> Tensor:
         """Encode the next piece of a stream, or a whole sound when `state` is None.
 
         Args:
@@ -146,7 +146,7 @@ class CausalAudioEncoder(nn.Module):
         mel = self.mel(pcm, state.mel if state else None)
         return self.encode_mel(mel, state)
 
-    def encode_mel(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
+    def encode_mel(self, mel: Tensor, state: AudioEncoderState | None = None) -> Tensor:
         """As `forward`, from log-mel `(B, 64, 4 * frames)`; training augments there."""
         tokens = self._tokens(mel, state)
         if self.mouth is None:
@@ -159,12 +159,12 @@ class CausalAudioEncoder(nn.Module):
         mouth: Tensor = self.mouth.read(self._tokens(mel, None).flatten(2))
         return mouth
 
-    def _tokens(self, mel: Tensor, state: AudioState | None) -> Tensor:
+    def _tokens(self, mel: Tensor, state: AudioEncoderState | None) -> Tensor:
         features = self.features(mel, state)
         tokens: Tensor = self.head(features.transpose(1, 2)).unflatten(1, (-1, TOKENS_PER_FRAME))
         return tokens
 
-    def features(self, mel: Tensor, state: AudioState | None = None) -> Tensor:
+    def features(self, mel: Tensor, state: AudioEncoderState | None = None) -> Tensor:
         """Give the hidden features at 100 Hz, `(B, width, steps)`, before the token head."""
         x = self.stem(mel, state.stem if state else None)
         for index, layer in enumerate(self.layers):

@@ -24,7 +24,7 @@ class AudioConfig(Protocol):
 class AudioEncoder(Network, Protocol):
     """A stream of sound to audio tokens; the weights serve any number of sessions.
 
-    `CausalAudioEncoder` and `SpeechEncoder` are two of them. Each takes only the states that it
+    `CausalAudioEncoder` and `Wav2VecEncoder` are two of them. Each takes only the states that it
     made itself.
 
     Attributes:

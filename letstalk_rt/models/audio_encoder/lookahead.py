@@ -7,7 +7,7 @@ LOOKAHEADS_MS = (0, 40, 80, 160)
 _FRAME_MS = 1000 // FPS
 
 
-def frames_ahead(lookahead_ms: int) -> int:
+def lookahead_in_frames(lookahead_ms: int) -> int:
     """Give the look-ahead in frames.
 
     Args:

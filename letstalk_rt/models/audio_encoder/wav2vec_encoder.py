@@ -23,7 +23,7 @@ from letstalk_rt.models.audio_encoder.wav2vec_stream import (
 
 
 @dataclass(frozen=True)
-class SpeechEncoderConfig:
+class Wav2VecEncoderConfig:
     """Shape of the audio path; the defaults are the paper's.
 
     Attributes:
@@ -45,13 +45,13 @@ class SpeechEncoderConfig:
         """The look-ahead of wav2vec 2.0; the projector adds `reach` frames."""
         return self.stream.lookahead_ms
 
-    def with_lookahead(self, lookahead_ms: int) -> "SpeechEncoderConfig":
+    def with_lookahead(self, lookahead_ms: int) -> "Wav2VecEncoderConfig":
         """Give the same with another look-ahead of wav2vec 2.0."""
         return replace(self, stream=replace(self.stream, lookahead_ms=lookahead_ms))
 
 
 @dataclass
-class SpeechState:
+class Wav2VecEncoderState:
     """What the audio path remembers of the sound, in place."""
 
     stream: Wav2Vec2State
@@ -63,7 +63,7 @@ class SpeechState:
         self.projector.reset()
 
 
-class SpeechEncoder(nn.Module):
+class Wav2VecEncoder(nn.Module):
     """Sound to audio tokens; the weights serve any number of sessions.
 
     Args:
@@ -81,10 +81,10 @@ class SpeechEncoder(nn.Module):
     """
 
     def __init__(
-        self, config: SpeechEncoderConfig | None = None, stream: Wav2Vec2Stream | None = None
+        self, config: Wav2VecEncoderConfig | None = None, stream: Wav2Vec2Stream | None = None
     ) -> None:
         super().__init__()
-        config = config or SpeechEncoderConfig()
+        config = config or Wav2VecEncoderConfig()
         self.stream = stream or Wav2Vec2Stream(config.stream)
         self.config = replace(config, stream=self.stream.config)
         self.projector = AudioProjector(
@@ -101,7 +101,7 @@ class SpeechEncoder(nn.Module):
         self.block_frames = self.stream.config.block_frames
 
     @classmethod
-    def load(cls, source: str | Path, config: SpeechEncoderConfig | None = None) -> Self:
+    def load(cls, source: str | Path, config: Wav2VecEncoderConfig | None = None) -> Self:
         """Read wav2vec 2.0, and begin a projector; training goes on from there.
 
         Args:
@@ -113,16 +113,16 @@ class SpeechEncoder(nn.Module):
             ConfigError: it is of another kind than wav2vec2-base.
             DependencyError: the extra `paper` is not installed.
         """
-        config = config or SpeechEncoderConfig()
+        config = config or Wav2VecEncoderConfig()
         return cls(config, Wav2Vec2Stream.load(source, config.stream)).eval()
 
-    def init_state(self, batch_size: int) -> SpeechState:
+    def init_state(self, batch_size: int) -> Wav2VecEncoderState:
         """Make the state of new sessions: nothing has been heard so far."""
-        return SpeechState(
+        return Wav2VecEncoderState(
             self.stream.init_state(batch_size), self.projector.init_state(batch_size)
         )
 
-    def forward(self, pcm: Tensor, state: SpeechState | None = None) -> Tensor:
+    def forward(self, pcm: Tensor, state: Wav2VecEncoderState | None = None) -> Tensor:
         """Encode the next piece of a stream, or a whole sound when `state` is None.
 
         Args:

@@ -30,7 +30,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from letstalk_rt.errors import ConfigError, DependencyError, WeightsError
-from letstalk_rt.models.audio_encoder.lookahead import frames_ahead
+from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Wav2Vec2Stream(nn.Module):
         super().__init__()
         self.config = config or Wav2Vec2StreamConfig()
         _check(self.config)
-        self.lookahead_frames = frames_ahead(self.config.lookahead_ms)
+        self.lookahead_frames = lookahead_in_frames(self.config.lookahead_ms)
         model = model or _random_model(self.config)
         _check_kind(model.config)
         self.convs: Any = model.feature_extractor.conv_layers

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from letstalk_rt.models.geometry.landmark_warp import nearness, warp
+from letstalk_rt.models.geometry.landmark_warp import proximity_map, warp
 
 CELLS = 8
 """Cells a side of the grid."""
@@ -95,7 +95,7 @@ def _fold(grid: Tensor) -> Tensor:
 
 def _away(points: Tensor, size: int) -> Tensor:
     """Give where landmarks are far, `(B, 1, size, size)`: 1 there, 0 in the face."""
-    return 1 - nearness(points.float(), size, _NEAR_PX)
+    return 1 - proximity_map(points.float(), size, _NEAR_PX)
 
 
 def _error(made: Tensor, true: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ ENCODER_LAYERS, DECODER_LAYERS = (2, 2, 2, 3, 3, 3), (3, 3, 3, 3, 3, 3)
 
 
 @dataclass
-class DCPortrait:
+class DCPortraitFeatures:
     """A portrait as this autoencoder knows it; its decoder is not guided.
 
     Attributes:
@@ -57,17 +57,17 @@ class DCAutoencoder(nn.Module):
         scaling_factor: latents inside times this are latents outside.
 
     Raises:
-        ConfigError: 32 does not divide `picture_size`.
+        ConfigError: 32 does not divide `image_size`.
     """
 
-    def __init__(self, inner: nn.Module, picture_size: int, scaling_factor: float) -> None:
+    def __init__(self, inner: nn.Module, image_size: int, scaling_factor: float) -> None:
         super().__init__()
-        if picture_size < COMPRESSION or picture_size % COMPRESSION:
-            raise ConfigError(f"picture_size must be a multiple of 32, got {picture_size}")
+        if image_size < COMPRESSION or image_size % COMPRESSION:
+            raise ConfigError(f"image_size must be a multiple of 32, got {image_size}")
         self.inner = inner.eval().requires_grad_(False)
-        self.picture_size = picture_size
+        self.image_size = image_size
         self.scaling_factor = scaling_factor
-        side = picture_size // COMPRESSION
+        side = image_size // COMPRESSION
         self.latent_shape = (CHANNELS, side, side)
 
     @property
@@ -79,7 +79,7 @@ class DCAutoencoder(nn.Module):
     def load(
         cls,
         source: str | Path,
-        picture_size: int = 512,
+        image_size: int = 512,
         *,
         subfolder: str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -89,7 +89,7 @@ class DCAutoencoder(nn.Module):
         Args:
             source: a folder with `config.json` and weights, or a hub id such as
                 `mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers`.
-            picture_size: side of the frames, in pixels.
+            image_size: side of the frames, in pixels.
             subfolder: of the source, where it holds several models (SANA's: `vae`).
             dtype: of the weights.
 
@@ -114,12 +114,12 @@ class DCAutoencoder(nn.Module):
                 f"the weights of {source} do not fit its config: {len(faults)} tensors differ, "
                 f"first {faults[0]!r}; download the checkpoint anew"
             )
-        return cls(inner, picture_size, float(config.get("scaling_factor", SCALING_FACTOR)))
+        return cls(inner, image_size, float(config.get("scaling_factor", SCALING_FACTOR)))
 
     @classmethod
     def random(
         cls,
-        picture_size: int = 512,
+        image_size: int = 512,
         *,
         widths: Sequence[int] = WIDTHS,
         encoder_layers: Sequence[int] = ENCODER_LAYERS,
@@ -144,9 +144,9 @@ class DCAutoencoder(nn.Module):
             downsample_block_type="Conv",
             scaling_factor=SCALING_FACTOR,
         )
-        return cls(inner, picture_size, SCALING_FACTOR)
+        return cls(inner, image_size, SCALING_FACTOR)
 
-    def encode(self, x: Tensor, portrait: DCPortrait | None = None) -> Tensor:
+    def encode(self, x: Tensor, portrait: DCPortraitFeatures | None = None) -> Tensor:
         """Encode `(B, T, 3, H, W)` in [-1, 1] to `(B, T, 32, h, w)`, unit variance.
 
         The portrait is not needed.
@@ -154,7 +154,7 @@ class DCAutoencoder(nn.Module):
         Raises:
             InputError: another shape or type, NaN, or values far out of range.
         """
-        size = self.picture_size
+        size = self.image_size
         check_tensor("frames", x, ("B", "T", 3, size, size), finite=True)
         if float(x.abs().amax()) > 2:
             raise InputError("frames must be in [-1, 1]; map bytes with x / 127.5 - 1")
@@ -163,12 +163,12 @@ class DCAutoencoder(nn.Module):
         encoded: Tensor = latents.float().unflatten(0, x.shape[:2])
         return encoded
 
-    def describe(self, picture: Tensor) -> DCPortrait:
+    def describe(self, picture: Tensor) -> DCPortraitFeatures:
         """Encode portraits `(B, 3, H, W)` in [-1, 1]; see `encode` for what it raises."""
-        check_tensor("picture", picture, ("B", 3, self.picture_size, self.picture_size))
-        return DCPortrait(picture, self.encode(picture[:, None])[:, 0])
+        check_tensor("picture", picture, ("B", 3, self.image_size, self.image_size))
+        return DCPortraitFeatures(picture, self.encode(picture[:, None])[:, 0])
 
-    def decode(self, latents: Tensor, portrait: DCPortrait | None = None) -> Tensor:
+    def decode(self, latents: Tensor, portrait: DCPortraitFeatures | None = None) -> Tensor:
         """Decode `(B, T, 32, h, w)` to `(B, T, 3, H, W)` in [-1, 1]; the portrait is not needed.
 
         Raises:
@@ -181,15 +181,15 @@ class DCAutoencoder(nn.Module):
         decoded: Tensor = frames.unflatten(0, latents.shape[:2])
         return decoded
 
-    def decode_layers(self, latents: Tensor, portrait: DCPortrait) -> Tensor:
+    def decode_layers(self, latents: Tensor, portrait: DCPortraitFeatures) -> Tensor:
         """As `decode`: these frames have one layer."""
         return self.decode(latents, portrait)
 
-    def lay_out(self, latents: Tensor, portrait: DCPortrait) -> Tensor:
+    def lay_out(self, latents: Tensor, portrait: DCPortraitFeatures) -> Tensor:
         """Return latents `(B, 32, h, w)` as they are: this decoder needs no preparation."""
         return latents
 
-    def paint(self, layout: Tensor, portrait: DCPortrait) -> Tensor:
+    def paint(self, layout: Tensor, portrait: DCPortraitFeatures) -> Tensor:
         """Decode `(B, 32, h, w)` to `(B, 3, H, W)` in [-1, 1]."""
         return self.decode(layout[None], portrait)[0]
 

@@ -39,7 +39,7 @@ class Autoencoder(Network, Protocol):
     """
 
     latent_shape: tuple[int, int, int]
-    picture_size: int
+    image_size: int
 
     @property
     def landmarks(self) -> "LandmarkAutoencoder | None":

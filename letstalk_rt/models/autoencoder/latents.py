@@ -12,7 +12,7 @@ from torch import Tensor
 
 from letstalk_rt.models.autoencoder import background_flow
 
-PICTURE_SIZE = 256
+IMAGE_SIZE = 256
 FACE_SHAPE = (16, 4, 4)
 """The first channels of a latent: the face, as the encoder sees it in the frame alone."""
 

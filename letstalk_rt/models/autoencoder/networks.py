@@ -23,7 +23,7 @@ from letstalk_rt.models.autoencoder.latents import (
 )
 from letstalk_rt.models.geometry.landmark_warp import (
     mouth_gap,
-    nearness_of,
+    proximity_maps,
     read_at,
     sampling_grid,
     warp,
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
         start = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
         style = self.style(both.flatten(1))
         flows = [F.avg_pool2d(coarse, FLOW_SIZE // size) for size in (16, 32, 64)]
-        near = nearness_of(_shown(points.device), points, 64, 4.0)
+        near = proximity_maps(_shown(points.device), points, 64, 4.0)
         gap = F.pixel_unshuffle(mouth_gap(points, FLOW_SIZE), 2)
         return Layout(
             points,

@@ -21,9 +21,9 @@ from letstalk_rt.models.autoencoder.latents import (
     FACE_SHAPE,
     FACE_SIZE,
     FLOW_SIZE,
+    IMAGE_SIZE,
     LATENT_SHAPE,
     LATENT_SIZE,
-    PICTURE_SIZE,
     Decoded,
     Layout,
     PortraitFeatures,
@@ -52,7 +52,7 @@ class ReferenceAutoencoder(nn.Module):
     """
 
     latent_shape = LATENT_SHAPE
-    picture_size = PICTURE_SIZE
+    image_size = IMAGE_SIZE
     mean_points: Tensor
 
     def __init__(self, config: AutoencoderConfig | None = None) -> None:
@@ -99,7 +99,7 @@ class ReferenceAutoencoder(nn.Module):
 
     def encode_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode`, with the heat maps' logits `(B, T, L, 32, 32)` beside the latents."""
-        assert x.ndim == 5 and x.shape[-2:] == (PICTURE_SIZE, PICTURE_SIZE), x.shape
+        assert x.ndim == 5 and x.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE), x.shape
         flat = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         faces, heat = self.encoder(flat, self.mean_points)
         latents = at_rest(faces)
@@ -147,9 +147,7 @@ class ReferenceAutoencoder(nn.Module):
 
     def describe(self, picture: Tensor) -> PortraitFeatures:
         """Do all the work that is done once per portrait, `(B, 3, 256, 256)` in [-1, 1]."""
-        assert picture.ndim == 4 and picture.shape[1:] == (3, PICTURE_SIZE, PICTURE_SIZE), (
-            picture.shape
-        )
+        assert picture.ndim == 4 and picture.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE), picture.shape
         return self.describe_encoded(picture, self.encode(picture[:, None])[:, 0])
 
     def describe_encoded(self, picture: Tensor, latent: Tensor) -> PortraitFeatures:

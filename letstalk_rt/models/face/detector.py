@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
-from letstalk_rt.models.autoencoder.latents import PICTURE_SIZE
+from letstalk_rt.models.autoencoder.latents import IMAGE_SIZE
 from letstalk_rt.models.autoencoder.networks import expected_points
 from letstalk_rt.models.geometry.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
-from letstalk_rt.threads import apart
+from letstalk_rt.threads import in_own_thread
 from letstalk_rt.types import Face
 
 DETECTOR_SIZE = 160
@@ -109,7 +109,7 @@ class FaceFinder:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    @apart
+    @in_own_thread
     @torch.inference_mode()
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
         """Find faces, largest first.
@@ -158,7 +158,7 @@ class FaceFinder:
     def landmarks(self, picture: Tensor, box: Box) -> np.ndarray:
         """Read the landmarks of a face at a box, `(L, 2)` in pixels of the picture."""
         left, top = box.x - box.side / 2, box.y - box.side / 2
-        seen = crop(picture, left, top, box.side, PICTURE_SIZE)
+        seen = crop(picture, left, top, box.side, IMAGE_SIZE)
         heat = self.autoencoder.encode_parts(seen[None])[1]
         points = expected_points(heat[0])[0].float().cpu().numpy()
         return (points + 1) / 2 * box.side + [left, top]

@@ -112,7 +112,7 @@ def _fit_course(tracks: Sequence[Tensor]) -> Tensor:
     return torch.cat([factors, (now - past @ factors).std()[None]])
 
 
-class Sway:
+class HeadTrajectory:
     """The course of one session's head; the same seed gives the same.
 
     Args:

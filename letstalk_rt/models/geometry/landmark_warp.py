@@ -146,16 +146,16 @@ def _axis_px(size: int, device: torch.device) -> Tensor:
         return ((torch.arange(size, device=device) + 0.5) / size * 2 - 1) * 128
 
 
-def nearness(points: Tensor, size: int, width_px: float) -> Tensor:
+def proximity_map(points: Tensor, size: int, width_px: float) -> Tensor:
     """Give a soft map `(B, 1, size, size)` that is 1 near points `(B, L, 2)` and 0 far from them.
 
     `width_px` is of a 256x256 picture.
     """
-    return nearness_of(points.new_ones(1, points.shape[1]), points, size, width_px)
+    return proximity_maps(points.new_ones(1, points.shape[1]), points, size, width_px)
 
 
-def nearness_of(groups: Tensor, points: Tensor, size: int, width_px: float) -> Tensor:
-    """As `nearness`, for groups of the points: `(G, L)` of 0 and 1 to `(B, G, size, size)`."""
+def proximity_maps(groups: Tensor, points: Tensor, size: int, width_px: float) -> Tensor:
+    """As `proximity_map`, for groups of the points: `(G, L)` of 0 and 1 to `(B, G, size, size)`."""
     columns, rows = _bells(points, size, (width_px,))
     grouped = (groups[:, None] * rows[:, None]).flatten(1, 2)  # (B, G size, L)
     near: Tensor = (grouped @ columns).clamp(max=1).unflatten(1, (-1, size))

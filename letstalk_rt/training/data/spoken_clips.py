@@ -13,7 +13,7 @@ KIND_WEIGHT = {"real": 1.0, "generated": 0.5}
 
 
 @dataclass(frozen=True)
-class SpokenClip:
+class AudioClip:
     """A clip as the audio encoder sees it.
 
     Attributes:
@@ -38,10 +38,10 @@ class SpokenClip:
         return self.mel.shape[1] // MEL_PER_FRAME - len(self.targets)
 
 
-def spoken(clip: Clip, lookahead_frames: int = LOOKAHEAD_FRAMES) -> SpokenClip:
+def audio_clip(clip: Clip, lookahead_frames: int = LOOKAHEAD_FRAMES) -> AudioClip:
     """Prepare a clip; its weight is that of its kind, and 0 without sound."""
     weight = KIND_WEIGHT[clip.kind] * clip.has_sound
-    return SpokenClip(
+    return AudioClip(
         clip.name,
         clip_mel(clip.pcm, lookahead_frames),
         mouth_targets(clip),

@@ -15,7 +15,7 @@ from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.training.data.dataset import Clip
-from letstalk_rt.training.data.spoken_clips import SpokenClip, spoken
+from letstalk_rt.training.data.spoken_clips import AudioClip, audio_clip
 from letstalk_rt.training.distributed import first_alone
 
 _LEAST = 1e-3  # unit of a channel that never changes
@@ -26,12 +26,12 @@ class Track:
     """A clip in latents.
 
     Attributes:
-        spoken: its sound and mouth targets.
+        audio_clip: its audio and mouth targets.
         latents: `(V, T, C, h, w)`: V versions (plain, mirrored).
         quiet: frames whose mouth is near its rest, `(T,)` bool.
     """
 
-    spoken: SpokenClip
+    audio_clip: AudioClip
     latents: Tensor
     quiet: Tensor
 
@@ -56,14 +56,14 @@ def encode_clips(
     for clip in clips:
         opening = mouth_opening(clip.points)
         quiet = torch.from_numpy(opening <= np.percentile(opening, 25) + 0.01)
-        tracks.append(Track(spoken(clip, lookahead_frames), latents[clip.name], quiet))
+        tracks.append(Track(audio_clip(clip, lookahead_frames), latents[clip.name], quiet))
     return tracks
 
 
 def _encode(autoencoder: Autoencoder, clip: Clip) -> Tensor:
     """Give the latents of a clip and of its mirror image; its first frame is the portrait."""
     pieces, portrait, device = [], None, next(autoencoder.parameters()).device
-    size = autoencoder.picture_size
+    size = autoencoder.image_size
     for start in range(0, clip.num_frames, 16):
         frames = torch.from_numpy(clip.frames[start : start + 16].copy())
         pictures = frames.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1

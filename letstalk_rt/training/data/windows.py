@@ -70,7 +70,7 @@ class WindowSource:
 
     def __init__(self, tracks: list[Track], window: int, memory: int, loss: FlowLoss) -> None:
         self.tracks, self.window, self.memory, self.loss = tracks, window, memory, loss
-        self.weights = torch.tensor([track.spoken.weight for track in tracks])
+        self.weights = torch.tensor([track.audio_clip.weight for track in tracks])
         self.chance = torch.tensor([len(t.quiet) ** 0.7 for t in tracks]) * self.weights.sqrt()
         self.quiet_mel = silence_mel()
 
@@ -118,11 +118,9 @@ class WindowSource:
 
     def _heard(self, track: Track, start: int) -> tuple[Tensor, Tensor]:
         first, stop = start - HEARD_FRAMES, start + self.window
-        mel = track.spoken.mel[
-            :,
-            MEL_PER_FRAME * max(first, 0) : MEL_PER_FRAME * (stop + track.spoken.lookahead_frames),
-        ]
-        targets = track.spoken.targets[max(first, 0) : stop]
+        audio, begin = track.audio_clip, max(first, 0)
+        heard = slice(MEL_PER_FRAME * begin, MEL_PER_FRAME * (stop + audio.lookahead_frames))
+        mel, targets = audio.mel[:, heard], audio.targets[begin:stop]
         if first < 0:
             mel = torch.cat([self.quiet_mel.expand(-1, -MEL_PER_FRAME * first), mel], 1)
             targets = F.pad(targets, (0, 0, -first, 0))

@@ -22,10 +22,10 @@ from letstalk_rt.training.evaluation.faces import (
     read_faces,
 )
 from letstalk_rt.training.evaluation.generation import (
-    Spoken,
+    GeneratedVideo,
     as_portrait,
-    follow,
-    speak,
+    generate_videos,
+    opening_correlation,
     true_track,
     wrong_sound,
 )
@@ -51,7 +51,7 @@ CLOSED = 0.05
 
 
 @dataclass(frozen=True)
-class Judges:
+class EvaluationModels:
     """What looks at the generated videos.
 
     Attributes:
@@ -66,7 +66,7 @@ class Judges:
 
 
 @dataclass
-class Findings:
+class EvaluationResult:
     """All that was measured.
 
     Attributes:
@@ -87,7 +87,10 @@ class Findings:
 
 
 def judge_clips(
-    pipeline: AvatarPipeline, judges: Judges, clips: Sequence[Clip], findings: Findings
+    pipeline: AvatarPipeline,
+    judges: EvaluationModels,
+    clips: Sequence[Clip],
+    findings: EvaluationResult,
 ) -> None:
     """Generate every clip from its first frame, with its own sound and with another clip's."""
     heard = [clip for clip in clips if clip.has_sound]
@@ -96,7 +99,7 @@ def judge_clips(
     for index, clip in enumerate(tqdm(heard, desc="clips", file=sys.stderr)):
         portrait = as_portrait(np.asarray(clip.frames[0]))
         sounds = np.stack([clip.pcm, wrong_sound(heard, index)])
-        own, wrong = speak(pipeline, judges.landmarker, [portrait] * 2, sounds)
+        own, wrong = generate_videos(pipeline, judges.landmarker, [portrait] * 2, sounds)
         findings.clips.append(_clip_row(pipeline, judges, clip, own, wrong))
         findings.sheets.append((clip.name, contact_sheet(np.asarray(clip.frames), own.frames)))
         findings.curves.append((clip.name, np.stack([true_track(clip).opening, own.track.opening])))
@@ -104,17 +107,21 @@ def judge_clips(
 
 
 def _clip_row(
-    pipeline: AvatarPipeline, judges: Judges, clip: Clip, own: Spoken, wrong: Spoken
+    pipeline: AvatarPipeline,
+    judges: EvaluationModels,
+    clip: Clip,
+    own: GeneratedVideo,
+    wrong: GeneratedVideo,
 ) -> Row:
     true, made = true_track(clip), own.track
-    corr, lag = follow(made, true)
+    corr, lag = opening_correlation(made, true)
     seams = (pipeline.frames_per_window, pipeline.lookahead_frames)
     row: Row = {
         "name": clip.name,
         "kind": "grid" if clip.is_grid else clip.kind,
         "mouth_corr": corr,
         "mouth_lag": lag,
-        "mouth_corr_shuffled": follow(wrong.track, true)[0],
+        "mouth_corr_shuffled": opening_correlation(wrong.track, true)[0],
         "mouth_range_ratio": float(made.opening.std() / max(true.opening.std(), 1e-6)),
         "lip_distance": lip_distance(made, true),
         "faces_missing": made.missing,
@@ -128,7 +135,7 @@ def _clip_row(
     return row | _pictures_row(judges, clip, own.frames) | _sync_row(judges, clip, own, wrong)
 
 
-def _pictures_row(judges: Judges, clip: Clip, frames: np.ndarray) -> Row:
+def _pictures_row(judges: EvaluationModels, clip: Clip, frames: np.ndarray) -> Row:
     portrait, chosen = np.asarray(clip.frames[0]), slice(EVERY, None, EVERY)
     made, true = frames[chosen], np.asarray(clip.frames[chosen])
     if not len(made):
@@ -140,7 +147,9 @@ def _pictures_row(judges: Judges, clip: Clip, frames: np.ndarray) -> Row:
     }
 
 
-def _sync_row(judges: Judges, clip: Clip, own: Spoken, wrong: Spoken) -> Row:
+def _sync_row(
+    judges: EvaluationModels, clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo
+) -> Row:
     if judges.towers is None:
         return {}
     videos = {"": own.track.points, "_true": clip.landmarks, "_shuffled": wrong.track.points}
@@ -183,10 +192,10 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
 
 def judge_stills(
     pipeline: AvatarPipeline,
-    judges: Judges,
+    judges: EvaluationModels,
     portraits: Sequence[tuple[str, Portrait]],
     clips: Sequence[Clip],
-    findings: Findings,
+    findings: EvaluationResult,
 ) -> None:
     """Let still portraits of people never seen speak with the sound of held-out clips."""
     voices = sorted((c for c in clips if c.has_sound), key=lambda c: -c.num_frames)
@@ -195,7 +204,7 @@ def judge_stills(
     for group in _groups(jobs, "stills"):
         sounds = [np.resize(v.pcm, STILL_FRAMES * SAMPLES_PER_FRAME) for _, _, v in group]
         shown = [as_portrait(p.crop) for _, p, _ in group]
-        made = speak(pipeline, judges.landmarker, shown, np.stack(sounds), seed=7)
+        made = generate_videos(pipeline, judges.landmarker, shown, np.stack(sounds), seed=7)
         for (name, portrait, voice), spoken in zip(group, made, strict=True):
             findings.stills.append(_still_row(pipeline, judges, name, portrait, voice, spoken))
             still = np.repeat(portrait.crop[None], len(spoken.frames), 0)
@@ -208,16 +217,16 @@ def judge_stills(
 
 def _still_row(
     pipeline: AvatarPipeline,
-    judges: Judges,
+    judges: EvaluationModels,
     name: str,
     portrait: Portrait,
     voice: Clip,
-    spoken: Spoken,
+    spoken: GeneratedVideo,
 ) -> Row:
     true, made = true_track(voice), spoken.frames[EVERY::EVERY]
     return {
         "name": name,
-        "mouth_corr": follow(spoken.track, true)[0],
+        "mouth_corr": opening_correlation(spoken.track, true)[0],
         "identity": judges.likeness(portrait.crop, made),
         "sharpness": face_sharpness(made) / face_sharpness(portrait.crop[None]),
         "seam_flicker": seam_flicker(
@@ -228,7 +237,10 @@ def _still_row(
 
 
 def judge_silence(
-    pipeline: AvatarPipeline, judges: Judges, portraits: Sequence[Portrait], findings: Findings
+    pipeline: AvatarPipeline,
+    judges: EvaluationModels,
+    portraits: Sequence[Portrait],
+    findings: EvaluationResult,
 ) -> None:
     """Feed silence to portraits with closed mouths, and compare the mouth with the portrait's.
 
@@ -240,7 +252,7 @@ def judge_silence(
     for group in _groups(portraits, "silence"):
         silence = np.zeros((len(group), SILENT_FRAMES * SAMPLES_PER_FRAME), np.float32)
         shown = [as_portrait(p.crop) for p in group]
-        made = speak(pipeline, judges.landmarker, shown, silence, seed=3)
+        made = generate_videos(pipeline, judges.landmarker, shown, silence, seed=3)
         for portrait, spoken in zip(group, made, strict=True):
             alone = read_faces(judges.landmarker, [portrait.crop])
             if alone.found.all() and float(alone.opening[0]) <= CLOSED:

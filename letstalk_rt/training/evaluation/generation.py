@@ -14,7 +14,7 @@ from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 
 @dataclass(frozen=True)
-class Spoken:
+class GeneratedVideo:
     """A generated video and the face in it.
 
     Attributes:
@@ -62,16 +62,16 @@ def generate_frames(
             index += 1
 
 
-def speak(
+def generate_videos(
     pipeline: AvatarPipeline,
     landmarker: Landmarks,
     portraits: Sequence[Portrait],
     sounds: np.ndarray,
     seed: int = 0,
-) -> list[Spoken]:
+) -> list[GeneratedVideo]:
     """Generate one video for each portrait and sound, and read the faces."""
     frames = np.stack(list(generate_frames(pipeline, portraits, sounds, seed)), 1)
-    return [Spoken(video, read_faces(landmarker, video)) for video in frames]
+    return [GeneratedVideo(video, read_faces(landmarker, video)) for video in frames]
 
 
 def true_track(clip: Clip) -> FaceTrack:
@@ -85,7 +85,7 @@ def wrong_sound(clips: Sequence[Clip], index: int) -> np.ndarray:
     return np.resize(other.pcm, clip.pcm.shape)
 
 
-def follow(made: FaceTrack, true: FaceTrack) -> tuple[float, int]:
+def opening_correlation(made: FaceTrack, true: FaceTrack) -> tuple[float, int]:
     """Give r of generated against true mouth opening, and the best lag in frames."""
     count = min(len(made.points), len(true.points))
     a, b = made.opening[:count], true.opening[:count]

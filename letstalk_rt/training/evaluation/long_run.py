@@ -12,7 +12,7 @@ from tqdm import tqdm
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.training.data.dataset import Clip
-from letstalk_rt.training.evaluation.clips import Findings, Judges, Row, mean
+from letstalk_rt.training.evaluation.clips import EvaluationModels, EvaluationResult, Row, mean
 from letstalk_rt.training.evaluation.faces import FaceTrack, blink_rate, head_range, read_faces
 from letstalk_rt.training.evaluation.generation import generate_frames, true_track
 from letstalk_rt.training.evaluation.reconstruction import sharpness
@@ -77,11 +77,11 @@ def measure_speed(
 
 def run_long(
     pipeline: AvatarPipeline,
-    judges: Judges,
+    judges: EvaluationModels,
     portrait: Portrait,
     clips: Sequence[Clip],
     seconds: int,
-    findings: Findings,
+    findings: EvaluationResult,
 ) -> None:
     """Speak for `seconds` without a pause, and give figures of each slice and their slopes."""
     seconds -= seconds % SLICE_S
@@ -111,7 +111,9 @@ class Slice:
         box: left, top, right, bottom of the face on the canvas.
     """
 
-    def __init__(self, judges: Judges, portrait: Portrait, box: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self, judges: EvaluationModels, portrait: Portrait, box: tuple[int, int, int, int]
+    ) -> None:
         self._judges, self._portrait, self._box = judges, portrait, box
         self._sharp = self._sharpness(portrait.canvas)
         self._last: np.ndarray | None = None
@@ -174,7 +176,7 @@ def slope(times_min: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     return float(line.slope), float(line.pvalue)
 
 
-def _long_figures(findings: Findings) -> dict[str, float | int | str | None]:
+def _long_figures(findings: EvaluationResult) -> dict[str, float | int | str | None]:
     """Give means and slopes over the slices.
 
     `drift` is what identity loses (negative) or wins over the whole run, as a share of its mean.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from letstalk_rt.training.evaluation.clips import Findings, Row
+from letstalk_rt.training.evaluation.clips import EvaluationResult, Row
 
 _WIDTH, _HEIGHT = 720, 150
 _COLORS = ("#1f5fa8", "#c2571a", "#3a7d34")
@@ -71,7 +71,7 @@ BARS = {
 """What the embedded model is to reach."""
 
 
-def write_report(findings: Findings, path: Path, *, pictures: bool = True) -> None:
+def write_report(findings: EvaluationResult, path: Path, *, pictures: bool = True) -> None:
     """Write the report; its pictures and plots are inside the file.
 
     Without `pictures` it shows nobody's face, and may be passed on.

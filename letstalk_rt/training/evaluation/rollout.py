@@ -91,7 +91,7 @@ def evaluate_flow(
         raise InputError(f"no clip set aside has {JUDGED_FRAMES} frames; add longer clips")
     device = model.motion_scale.device
     ahead = model.audio.lookahead_frames
-    mel = torch.stack([t.spoken.mel[:, : 4 * (JUDGED_FRAMES + ahead)] for t in tracks])
+    mel = torch.stack([t.audio_clip.mel[:, : 4 * (JUDGED_FRAMES + ahead)] for t in tracks])
     mel = mel.to(device)
     truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
     truth = truth.to(device)
@@ -108,7 +108,7 @@ def evaluate_flow(
 
     own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
     r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])
-    real = np.array([track.spoken.is_real for track in tracks])
+    real = np.array([track.audio_clip.is_real for track in tracks])
     return {
         "corr": float(r.mean()),
         "corr_real": float(r[real].mean()) if real.any() else float("nan"),

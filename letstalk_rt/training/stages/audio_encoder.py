@@ -26,7 +26,7 @@ from letstalk_rt.training.data.audio_features import (
     silence_mel,
 )
 from letstalk_rt.training.data.dataset import Clip
-from letstalk_rt.training.data.spoken_clips import SpokenClip, spoken
+from letstalk_rt.training.data.spoken_clips import AudioClip, audio_clip
 from letstalk_rt.training.loop import LoopConfig, Run
 
 MAX_SHIFT = 5
@@ -76,7 +76,7 @@ def split_people(clips: list[Clip], every: int = 6) -> tuple[list[Clip], list[Cl
     return kept, [clip for clip in clips if clip.source in aside]
 
 
-def cleaned(reader: MouthReader, clip: SpokenClip) -> SpokenClip:
+def cleaned(reader: MouthReader, clip: AudioClip) -> AudioClip:
     """Bring a clip's sound under its lips, and weigh it by how well they then agree.
 
     A reader that has seen all clips a few times cannot know one clip's faults by heart. Where its
@@ -101,14 +101,14 @@ def _moved(mel: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def read_opening(reader: MouthReader, clip: SpokenClip) -> np.ndarray:
+def read_opening(reader: MouthReader, clip: AudioClip) -> np.ndarray:
     """Give the mouth opening that the reader hears, `(T,)`."""
     mel = clip.mel[None].to(next(reader.parameters()).device)
     opening: np.ndarray = reader.eval()(mel)[0, :, 0].cpu().numpy()
     return opening
 
 
-def evaluate_reader(reader: MouthReader, clips: list[SpokenClip]) -> dict[str, float]:
+def evaluate_reader(reader: MouthReader, clips: list[AudioClip]) -> dict[str, float]:
     """Correlate the opening heard with the true one: all, real and GRID clips, and shuffled."""
     heard = [read_opening(reader, clip) for clip in clips]
     true = [clip.targets[:, 0].numpy() for clip in clips]
@@ -175,8 +175,8 @@ def train_audio(
     reader = MouthReader(encoder)
     ahead = reader.audio.lookahead_frames
     long = [clip for clip in clips if clip.has_sound and clip.num_frames > frames]
-    spoken_clips = [spoken(clip, ahead) for clip in long]
-    judges = [spoken(clip, ahead) for clip in aside if clip.has_sound]
+    spoken_clips = [audio_clip(clip, ahead) for clip in long]
+    judges = [audio_clip(clip, ahead) for clip in aside if clip.has_sound]
     weights = torch.tensor([clip.weight * len(clip.targets) for clip in spoken_clips])
     quiet = silence_mel()
     if started is not None:
@@ -222,7 +222,7 @@ def train_audio(
 
 
 @torch.no_grad()
-def calibrate(reader: MouthReader, judges: Sequence[SpokenClip]) -> None:
+def calibrate(reader: MouthReader, judges: Sequence[AudioClip]) -> None:
     """Make the mouth's values as large as true ones are, and none in silence.
 
     A reading is a mean of what may be, so it moves less than mouths do. Only where the encoder

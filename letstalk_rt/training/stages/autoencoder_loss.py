@@ -10,7 +10,7 @@ from torch.func import functional_call
 from letstalk_rt.models.autoencoder.latents import Decoded
 from letstalk_rt.models.autoencoder.networks import expected_points
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
-from letstalk_rt.models.geometry.landmark_warp import face_flow, nearness
+from letstalk_rt.models.geometry.landmark_warp import face_flow, proximity_map
 from letstalk_rt.models.geometry.landmarks import (
     EYES,
     LIPS,
@@ -173,7 +173,7 @@ def _points_loss(points: Tensor, truth: Tensor) -> Tensor:
 def _picture_losses(
     decoded: Decoded, target: Tensor, points: Tensor, weights: AutoencoderLoss
 ) -> dict[str, Tensor]:
-    mouth, eyes = nearness(points[:, LIPS], 64, 8.0), nearness(points[:, EYES], 64, 6.0)
+    mouth, eyes = proximity_map(points[:, LIPS], 64, 8.0), proximity_map(points[:, EYES], 64, 6.0)
     weight = _enlarge(1 + weights.mouth * mouth + weights.eyes * eyes)
     weight = weight / weight.mean((1, 2, 3), keepdim=True)
     free = _enlarge(torch.maximum(mouth, eyes))

@@ -225,7 +225,7 @@ _SPHINX = {
 
 
 @dataclass(frozen=True)
-class HeardTrack:
+class MelPhoneTrack:
     """A track as the encoder hears it: log-mel `(64, S)` and phones `(S,)`."""
 
     mel: Tensor
@@ -234,7 +234,7 @@ class HeardTrack:
 
 
 @first_alone
-def load_phones(root: Path, cache: Path, sentences: int = 1200) -> list[HeardTrack]:
+def load_phones(root: Path, cache: Path, sentences: int = 1200) -> list[MelPhoneTrack]:
     """Make the speech with phone times, or read it from the cache.
 
     Args:
@@ -247,13 +247,13 @@ def load_phones(root: Path, cache: Path, sentences: int = 1200) -> list[HeardTra
         cache.mkdir(parents=True, exist_ok=True)
         tracks = synthetic_tracks(english_words(), sentences) + natural_tracks(_natural(root))
         torch.save([vars(_heard(track)) for track in tracks], stored)
-    return [HeardTrack(**row) for row in torch.load(stored, weights_only=True)]
+    return [MelPhoneTrack(**row) for row in torch.load(stored, weights_only=True)]
 
 
 @torch.no_grad()
-def _heard(track: PhoneTrack) -> HeardTrack:
+def _heard(track: PhoneTrack) -> MelPhoneTrack:
     mel = StreamingMel()(torch.from_numpy(track.pcm)[None])[0]
-    return HeardTrack(mel.half(), torch.from_numpy(track.phones), track.alphabet)
+    return MelPhoneTrack(mel.half(), torch.from_numpy(track.phones), track.alphabet)
 
 
 def _natural(root: Path) -> Iterator[np.ndarray]:
@@ -288,7 +288,7 @@ class PhoneReader(nn.Module):
 
 
 def train_phones(
-    tracks: list[HeardTrack],
+    tracks: list[MelPhoneTrack],
     folder: Path,
     config: LoopConfig,
     *,
@@ -337,7 +337,7 @@ def train_phones(
 
 
 def _pieces(
-    tracks: list[HeardTrack], count: int, steps: int, generator: torch.Generator
+    tracks: list[MelPhoneTrack], count: int, steps: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([float(len(track.phones)) for track in tracks])
     mels, phones = [], []
@@ -350,7 +350,7 @@ def _pieces(
 
 
 @torch.no_grad()
-def _accuracy(reader: PhoneReader, tracks: list[HeardTrack], delay: int) -> float:
+def _accuracy(reader: PhoneReader, tracks: list[MelPhoneTrack], delay: int) -> float:
     """Give the share of 10 ms steps of speech whose phone is named rightly."""
     device, right, count = next(reader.parameters()).device, 0, 0
     for track in tracks:

@@ -28,7 +28,7 @@ _EXPOSED = "location, etag, link, accept-patch, accept-post, retry-after"
 _PREFLIGHT_S = "600"
 
 
-class Guard:
+class SecurityMiddleware:
     """ASGI middleware around everything.
 
     Args:

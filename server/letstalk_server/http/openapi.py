@@ -6,8 +6,8 @@ from typing import Any
 from letstalk_rt import __version__
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES
 from letstalk_server.http.problem_details import PROBLEM_TYPES
-from letstalk_server.http.requests import MAX_NAME_CHARS, MAX_SEED
-from letstalk_server.session.model_host import MAX_LABEL_CHARS
+from letstalk_server.http.request_reading import MAX_NAME_CHARS, MAX_SEED
+from letstalk_server.session.avatar_service import MAX_LABEL_CHARS
 
 Json = dict[str, Any]
 

@@ -16,8 +16,8 @@ from letstalk_server import metrics
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES, Caller
 from letstalk_server.errors import BadRequestError, ConsentMissingError, NotFoundError
 from letstalk_server.http import openapi
-from letstalk_server.http.requests import (
-    Parts,
+from letstalk_server.http.request_reading import (
+    AppContext,
     flag_of,
     json_answer,
     options_of,
@@ -25,7 +25,7 @@ from letstalk_server.http.requests import (
     read_json,
     text_of,
 )
-from letstalk_server.session.model_host import MAX_LABEL_CHARS, Cast, Studio
+from letstalk_server.session.avatar_service import MAX_LABEL_CHARS, AvatarEntry, AvatarService
 from letstalk_server.session.session import Session
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc import turn
@@ -62,20 +62,20 @@ def routes() -> list[BaseRoute]:
 
 async def health(request: Request) -> Response:
     """Tell that the process lives."""
-    sessions = Parts(request).sessions
+    sessions = AppContext(request).sessions
     places = sessions.admission.places
     return json_answer({"status": "ok", "sessions": len(sessions), "max_sessions": places})
 
 
 async def ready(request: Request) -> Response:
     """Tell whether a session could be opened."""
-    Parts(request).sessions.check_room()
+    AppContext(request).sessions.check_room()
     return json_answer({"status": "ready"})
 
 
 async def prometheus(request: Request) -> Response:
     """Give the metrics."""
-    parts = Parts(request)
+    parts = AppContext(request)
     parts.caller("metrics")
     return Response(parts.metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
 
@@ -87,7 +87,7 @@ async def describe(request: Request) -> Response:
 
 async def config(request: Request) -> Response:
     """Tell a page what it needs before anything else."""
-    settings = Parts(request).settings
+    settings = AppContext(request).settings
     return json_answer(
         {
             "version": __version__,
@@ -122,7 +122,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
 
 async def make_token(request: Request) -> Response:
     """Make a token for somebody, or renew the caller's own."""
-    parts = Parts(request)
+    parts = AppContext(request)
     caller = parts.caller()
     fields = await read_json(request, may_be_empty=True)
     ttl_s = fields.get("ttl_s")
@@ -166,7 +166,7 @@ def _token(
 
 async def list_avatars(request: Request) -> Response:
     """List the default avatars and the caller's own."""
-    parts = Parts(request)
+    parts = AppContext(request)
     caller = parts.caller("avatars", "sessions", "view", "speak")
     avatars = [avatar_json(cast) for cast in parts.studio.catalogue(caller.subject)]
     return json_answer({"avatars": avatars, "max_upload_bytes": parts.settings.max_upload_bytes})
@@ -174,7 +174,7 @@ async def list_avatars(request: Request) -> Response:
 
 async def upload_avatar(request: Request) -> Response:
     """Take a picture file as the request body, with no form around it."""
-    parts = Parts(request)
+    parts = AppContext(request)
     caller = parts.caller("avatars")
     if not flag_of(request, "consent", False):
         raise ConsentMissingError(
@@ -196,14 +196,14 @@ async def upload_avatar(request: Request) -> Response:
 
 async def show_avatar(request: Request) -> Response:
     """Tell about one avatar."""
-    parts = Parts(request)
+    parts = AppContext(request)
     parts.caller("avatars", "sessions", "view", "speak")
     return json_answer(avatar_json(parts.studio.find(request.path_params["name"])))
 
 
 async def delete_avatar(request: Request) -> Response:
     """Forget an upload."""
-    parts = Parts(request)
+    parts = AppContext(request)
     caller = parts.caller("avatars")
     parts.studio.delete(request.path_params["name"], caller.subject)
     return Response(status_code=204)
@@ -211,7 +211,7 @@ async def delete_avatar(request: Request) -> Response:
 
 async def show_picture(request: Request) -> Response:
     """Give a picture of an avatar. No token: the id of an upload cannot be guessed."""
-    studio: Studio = Parts(request).studio
+    studio: AvatarService = AppContext(request).studio
     cast = studio.find(request.path_params["name"])
     name = request.path_params["picture"]
     data = {"still.jpg": cast.still, "thumbnail.jpg": cast.thumbnail}.get(name)
@@ -223,7 +223,7 @@ async def show_picture(request: Request) -> Response:
     return Response(data, media_type=PICTURES[name], headers=headers)
 
 
-def avatar_json(cast: Cast) -> dict[str, Any]:
+def avatar_json(cast: AvatarEntry) -> dict[str, Any]:
     """Tell about an avatar."""
     height, width = cast.portrait.canvas.shape[:2]
     address = f"v1/avatars/{cast.id}"
@@ -248,7 +248,7 @@ def avatar_json(cast: Cast) -> dict[str, Any]:
 
 async def open_session(request: Request) -> Response:
     """Make a session; connections are then made on it."""
-    parts = Parts(request)
+    parts = AppContext(request)
     caller = parts.caller("sessions")
     fields = await read_json(request, may_be_empty=True)
     cast = parts.studio.find(text_of(fields, "avatar"), text_of(fields, "portrait"))
@@ -260,7 +260,7 @@ async def open_session(request: Request) -> Response:
 
 async def show_session(request: Request) -> Response:
     """Tell about a session, with fresh credentials."""
-    parts = Parts(request)
+    parts = AppContext(request)
     caller = parts.caller("sessions", "speak", "view")
     session = parts.sessions.find(request.path_params["name"], caller)
     return session_answer(parts, session, caller=caller)
@@ -268,14 +268,14 @@ async def show_session(request: Request) -> Response:
 
 async def end_session(request: Request) -> Response:
     """End a session."""
-    parts = Parts(request)
+    parts = AppContext(request)
     caller = parts.caller("sessions", "speak")
     await parts.sessions.close(parts.sessions.find(request.path_params["name"], caller))
     return Response(status_code=204)
 
 
 def session_answer(
-    parts: Parts, session: Session, status: int = 200, caller: Caller | None = None
+    parts: AppContext, session: Session, status: int = 200, caller: Caller | None = None
 ) -> JSONResponse:
     """Tell about a session, with tokens and TURN credentials of its own."""
     settings = parts.settings
@@ -312,7 +312,7 @@ def session_answer(
 _KINDS = ("offer", "whep", "whip", "ws")
 
 
-def _tokens(parts: Parts, session: Session, *, may_speak: bool) -> dict[str, Any]:
+def _tokens(parts: AppContext, session: Session, *, may_speak: bool) -> dict[str, Any]:
     if not parts.auth.required:
         return {"token": None, "viewer_token": None, "expires_in_s": None}
     watching, expires_s = parts.auth.mint(session.owner, ["view"], session=session.id)

@@ -24,9 +24,9 @@ from letstalk_server.http.problem_details import (
     PreconditionRequiredError,
     UnsupportedMediaTypeError,
 )
-from letstalk_server.http.requests import (
+from letstalk_server.http.request_reading import (
     NO_STORE,
-    Parts,
+    AppContext,
     content_type,
     flag_of,
     json_answer,
@@ -35,10 +35,10 @@ from letstalk_server.http.requests import (
     read_json,
     text_of,
 )
-from letstalk_server.session.connection import Options, Role
+from letstalk_server.session.connection import ConnectionKind, ServedSessionOptions
 from letstalk_server.session.session import Session
 from letstalk_server.webrtc import turn
-from letstalk_server.webrtc.peer_connection import PeerLink
+from letstalk_server.webrtc.webrtc_connection import WebRTCConnection
 
 SDP = "application/sdp"
 FRAGMENT = "application/trickle-ice-sdpfrag"
@@ -61,49 +61,49 @@ def routes() -> list[BaseRoute]:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SessionRequest:
     """Which session a connection is for: one that is there, or else a new one."""
 
     session: str | None
     avatar: str | None = None
     portrait: str | None = None
-    options: Options = Options()
+    options: ServedSessionOptions = ServedSessionOptions()
 
 
 async def offer(request: Request) -> Response:
     """Connect a browser: microphone up, avatar and data channel down."""
-    parts = Parts(request)
+    parts = AppContext(request)
     caller = parts.caller("speak")
     fields = await read_json(request)
     sdp = fields.get("sdp")
     if fields.get("type") != "offer" or not isinstance(sdp, str):
         raise BadRequestError('The body must have "type": "offer" and the SDP text in "sdp".')
-    wanted = Wanted(
+    wanted = SessionRequest(
         text_of(fields, "session") or request.query_params.get("session"),
         text_of(fields, "avatar"),
         text_of(fields, "portrait"),
         options_of(fields.get("options")),
     )
-    session, link, answer = await connect(parts, caller, Role.TALK, wanted, sdp)
+    session, link, answer = await connect(parts, caller, ConnectionKind.TALK, wanted, sdp)
     body = {"type": "answer", "sdp": answer, "session": session.id, "connection": link.id}
     return json_answer(body, 201, {"location": _address(session, link)})
 
 
 async def watch(request: Request) -> Response:
     """Connect a player: WHEP."""
-    return await _exchange(request, Role.PLAY, "view")
+    return await _exchange(request, ConnectionKind.PLAY, "view")
 
 
 async def speak(request: Request) -> Response:
     """Connect a microphone: WHIP."""
-    return await _exchange(request, Role.SPEAK, "speak")
+    return await _exchange(request, ConnectionKind.SPEAK, "speak")
 
 
 async def say_how(request: Request) -> Response:
     """Tell what WHIP and WHEP clients may do; ICE servers are for those with a token."""
     headers = {"allow": "POST, OPTIONS", "accept-post": SDP}
     answer = Response(status_code=204, headers=headers)
-    parts = Parts(request)
+    parts = AppContext(request)
     try:
         parts.caller("view", "speak")
     except (AuthenticationError, NotAllowedError):
@@ -115,7 +115,7 @@ async def say_how(request: Request) -> Response:
 async def trickle(request: Request) -> Response:
     """Take further candidates of a client."""
     parts, session, link, caller = _found(request)
-    caller.require("speak" if link.role is not Role.PLAY else "view", "speak")
+    caller.require("speak" if link.role is not ConnectionKind.PLAY else "view", "speak")
     if content_type(request) != FRAGMENT:
         raise UnsupportedMediaTypeError(f"The content type must be {FRAGMENT}.")
     condition = request.headers.get("if-match")
@@ -135,14 +135,14 @@ async def trickle(request: Request) -> Response:
 async def hang_up(request: Request) -> Response:
     """Close a connection; the session goes on, within its grace time."""
     parts, session, link, caller = _found(request)
-    caller.require("speak" if link.role is not Role.PLAY else "view", "speak")
+    caller.require("speak" if link.role is not ConnectionKind.PLAY else "view", "speak")
     await session.detach(link)
     return Response(status_code=200)
 
 
 async def connect(
-    parts: Parts, caller: Caller, role: Role, wanted: Wanted, sdp: str
-) -> tuple[Session, PeerLink, str]:
+    parts: AppContext, caller: Caller, role: ConnectionKind, wanted: SessionRequest, sdp: str
+) -> tuple[Session, WebRTCConnection, str]:
     """Put a peer connection on a session, which is made if none is named.
 
     Raises:
@@ -150,7 +150,7 @@ async def connect(
             session is one too many.
     """
     session, is_new = session_for(parts, caller, wanted)
-    link = PeerLink(session, role, may_speak="speak" in caller.scopes)
+    link = WebRTCConnection(session, role, may_speak="speak" in caller.scopes)
     try:
         answer = await link.open(sdp)
     except BaseException:
@@ -161,7 +161,7 @@ async def connect(
     return session, link, answer
 
 
-def session_for(parts: Parts, caller: Caller, wanted: Wanted) -> tuple[Session, bool]:
+def session_for(parts: AppContext, caller: Caller, wanted: SessionRequest) -> tuple[Session, bool]:
     """Find or make the session; tells whether it is new.
 
     Raises:
@@ -175,8 +175,8 @@ def session_for(parts: Parts, caller: Caller, wanted: Wanted) -> tuple[Session, 
     return parts.sessions.open(cast, caller, wanted.options, is_lasting=False), True
 
 
-async def _exchange(request: Request, role: Role, scope: str) -> Response:
-    parts = Parts(request)
+async def _exchange(request: Request, role: ConnectionKind, scope: str) -> Response:
+    parts = AppContext(request)
     caller = parts.caller(scope)
     if content_type(request) != SDP:
         raise UnsupportedMediaTypeError(f"The content type must be {SDP}.", {"accept-post": SDP})
@@ -193,24 +193,26 @@ async def _exchange(request: Request, role: Role, scope: str) -> Response:
     return response
 
 
-def wanted_of(connection: Any) -> Wanted:
+def wanted_of(connection: Any) -> SessionRequest:
     """Read from the query which session is meant."""
     query = connection.query_params
     badge = flag_of(connection, "badge", True)
-    return Wanted(query.get("session"), query.get("avatar"), None, Options(badge=badge))
+    return SessionRequest(
+        query.get("session"), query.get("avatar"), None, ServedSessionOptions(badge=badge)
+    )
 
 
-def _found(request: Request) -> tuple[Parts, Session, PeerLink, Caller]:
-    parts = Parts(request)
+def _found(request: Request) -> tuple[AppContext, Session, WebRTCConnection, Caller]:
+    parts = AppContext(request)
     caller = parts.caller()
     session = parts.sessions.find(request.path_params["name"], caller)
     link = session.connections.find(request.path_params["connection"])
-    if not isinstance(link, PeerLink):
+    if not isinstance(link, WebRTCConnection):
         raise NotFoundError("That connection is a WebSocket: close it as such.")
     return parts, session, link, caller
 
 
-def _add_links(response: Response, parts: Parts) -> None:
+def _add_links(response: Response, parts: AppContext) -> None:
     for value in turn.as_links(turn.ice_servers(parts.settings)):
         response.headers.append("link", value)
 
@@ -222,9 +224,9 @@ def _text(body: bytes) -> str:
         raise BadOfferError("The body must be SDP, which is UTF-8 text.") from None
 
 
-def _address(session: Session, link: PeerLink) -> str:
+def _address(session: Session, link: WebRTCConnection) -> str:
     return f"/v1/sessions/{session.id}/connections/{link.id}"
 
 
-def _etag(link: PeerLink) -> str:
+def _etag(link: WebRTCConnection) -> str:
     return f'"{link.id}"'

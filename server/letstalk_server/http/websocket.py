@@ -27,10 +27,10 @@ from letstalk_server.errors import (
 from letstalk_server.http import middleware
 from letstalk_server.http.binary_frames import FramePacker
 from letstalk_server.http.problem_details import problem_details
-from letstalk_server.http.requests import Parts
+from letstalk_server.http.request_reading import AppContext
 from letstalk_server.http.signaling import session_for, wanted_of
-from letstalk_server.protocol.client_messages import Wishes, wishes_of
-from letstalk_server.session.connection import End, Role
+from letstalk_server.protocol.client_messages import ConnectionConfig, config_from_query
+from letstalk_server.session.connection import ConnectionKind, EndReason
 from letstalk_server.session.playout import SLOT_S
 from letstalk_server.session.session import Session
 
@@ -45,7 +45,7 @@ MAX_CAUGHT_UP = 12
 """Slots whose sound is sent at once after a delay; the playout knows no more of the past."""
 
 
-class Code:
+class CloseCode:
     """Close codes; see `docs/protocol.md`."""
 
     NORMAL, REFUSED, TOO_LARGE, FAILED, STOPPING, BUSY = 1000, 1008, 1009, 1011, 1012, 1013
@@ -53,12 +53,12 @@ class Code:
 
 
 _CODES = {
-    MessageTooLargeError.code: Code.TOO_LARGE,
-    EngineFailedError.code: Code.FAILED,
-    NotReadyError.code: Code.STOPPING,
-    AtCapacityError.code: Code.BUSY,
-    TakenOverError.code: Code.TAKEN_OVER,
-    SessionOverError.code: Code.NORMAL,
+    MessageTooLargeError.code: CloseCode.TOO_LARGE,
+    EngineFailedError.code: CloseCode.FAILED,
+    NotReadyError.code: CloseCode.STOPPING,
+    AtCapacityError.code: CloseCode.BUSY,
+    TakenOverError.code: CloseCode.TAKEN_OVER,
+    SessionOverError.code: CloseCode.NORMAL,
 }
 """By code of the error; all others are `REFUSED`."""
 
@@ -82,25 +82,25 @@ async def converse(websocket: WebSocket) -> None:
         await websocket.accept(auth.subprotocol(websocket.headers))
     except Exception:  # the client is gone already
         if is_new:
-            session.end(End.CLOSED)
+            session.end(EndReason.CLOSED)
         return
-    Parts(websocket).metrics.connections.labels(Role.SOCKET).inc()
+    AppContext(websocket).metrics.connections.labels(ConnectionKind.SOCKET).inc()
     await link.serve()
 
 
-def _open(websocket: WebSocket) -> tuple["SocketLink", Session, bool]:
-    parts = Parts(websocket)
+def _open(websocket: WebSocket) -> tuple["WebSocketConnection", Session, bool]:
+    parts = AppContext(websocket)
     refusal = middleware.refusal_of(websocket, parts.settings)
     if refusal is not None:
         raise refusal
     caller = parts.caller("view", "speak")
     try:
-        wishes = wishes_of(websocket.query_params)
+        config = config_from_query(websocket.query_params)
     except BadMessageError as error:
         raise BadRequestError(f"The query cannot be used: {error}.") from None
     session, is_new = session_for(parts, caller, wanted_of(websocket))
     may_speak = "speak" in caller.scopes
-    return SocketLink(websocket, session, wishes, may_speak=may_speak), session, is_new
+    return WebSocketConnection(websocket, session, config, may_speak=may_speak), session, is_new
 
 
 async def _deny(websocket: WebSocket, error: ServerError) -> None:
@@ -108,10 +108,10 @@ async def _deny(websocket: WebSocket, error: ServerError) -> None:
         if "websocket.http.response" in websocket.scope.get("extensions", {}):
             await websocket.send_denial_response(problem_details(error).response())
         else:
-            await websocket.close(_CODES.get(error.code, Code.REFUSED), error.code)
+            await websocket.close(_CODES.get(error.code, CloseCode.REFUSED), error.code)
 
 
-class SocketLink:
+class WebSocketConnection:
     """One WebSocket on a session.
 
     Args:
@@ -122,12 +122,12 @@ class SocketLink:
     """
 
     def __init__(
-        self, websocket: WebSocket, session: Session, wishes: Wishes, *, may_speak: bool
+        self, websocket: WebSocket, session: Session, config: ConnectionConfig, *, may_speak: bool
     ) -> None:
         self.id = "c" + secrets.token_urlsafe(12)
-        self.role = Role.SOCKET
+        self.role = ConnectionKind.SOCKET
         self.may_speak = may_speak
-        self.wishes = wishes
+        self.config = config
         self._websocket = websocket
         self._session = session
         self._texts: deque[str] = deque()
@@ -198,7 +198,7 @@ class SocketLink:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
-                self._left_code = message.get("code") or Code.NORMAL
+                self._left_code = message.get("code") or CloseCode.NORMAL
                 return
             data = message.get("text")
             self._session.connections.receive(
@@ -227,7 +227,7 @@ class SocketLink:
         number, packer = int(playout.now() / SLOT_S), None
         while True:
             await playout.wait_until(number * SLOT_S)
-            wanted = self.wishes.frames
+            wanted = self.config.frames
             if wanted.format == "none":
                 packer = None
                 number = int(playout.now() / SLOT_S) + 1
@@ -255,9 +255,11 @@ class SocketLink:
                 while self._texts:
                     await self._websocket.send_text(self._texts.popleft())
                 if error is None:
-                    await self._websocket.close(Code.NORMAL)
+                    await self._websocket.close(CloseCode.NORMAL)
                 else:
-                    await self._websocket.close(_CODES.get(error.code, Code.REFUSED), error.code)
+                    await self._websocket.close(
+                        _CODES.get(error.code, CloseCode.REFUSED), error.code
+                    )
 
 
 def _note_failures(tasks: list[asyncio.Task[None]]) -> None:

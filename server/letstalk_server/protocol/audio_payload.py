@@ -19,7 +19,7 @@ _OPUS_SAMPLES = SAMPLES_PER_FRAME // _PACKETS_PER_FRAME
 _OPUS_TIME_BASE = Fraction(1, SAMPLE_RATE)
 
 
-class Decoder(Protocol):
+class AudioPayloadDecoder(Protocol):
     """Turns messages of one connection into samples."""
 
     def __call__(self, data: bytes) -> np.ndarray:
@@ -31,7 +31,7 @@ class Decoder(Protocol):
         ...
 
 
-def decoder(form: AudioFormat) -> Decoder:
+def make_decoder(form: AudioFormat) -> AudioPayloadDecoder:
     """Make the decoder for a format."""
     return OpusDecoder() if form.format == "opus" else PcmDecoder(form.channels)
 

@@ -44,7 +44,7 @@ class FramesFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class ConnectionConfig:
     """What a connection sends and wants; see `session.configure`."""
 
     audio: AudioFormat = AudioFormat()
@@ -81,19 +81,19 @@ class Configure:
     stats_s: int | None = None
     event_id: str | None = None
 
-    def apply(self, wishes: Wishes) -> Wishes:
+    def apply(self, config: ConnectionConfig) -> ConnectionConfig:
         """Give the wishes that then hold.
 
         Raises:
             BadMessageError: a value is out of range.
         """
         if self.audio is not None:
-            wishes = replace(wishes, audio=_audio(self.audio, wishes.audio))
+            config = replace(config, audio=_audio(self.audio, config.audio))
         if self.frames is not None:
-            wishes = replace(wishes, frames=_frames(self.frames, wishes.frames))
+            config = replace(config, frames=_frames(self.frames, config.frames))
         if self.stats_s is not None:
-            wishes = replace(wishes, stats_s=self.stats_s)
-        return wishes
+            config = replace(config, stats_s=self.stats_s)
+        return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def parse(text: object, max_bytes: int = 262_144) -> ClientMessage:
         raise
 
 
-def wishes_of(query: Mapping[str, str]) -> Wishes:
+def config_from_query(query: Mapping[str, str]) -> ConnectionConfig:
     """Read the wishes that a WebSocket's query tells.
 
     Raises:
@@ -187,7 +187,7 @@ def wishes_of(query: Mapping[str, str]) -> Wishes:
     for key in ("quality", "max_fps"):
         if key in query:
             frames[key] = _number(query[key], key)
-    return Configure(audio=audio, frames=frames).apply(Wishes())
+    return Configure(audio=audio, frames=frames).apply(ConnectionConfig())
 
 
 def _number(text: str, key: str) -> int:
@@ -263,7 +263,7 @@ def _configure(fields: dict[str, Any], event_id: str | None) -> Configure:
     if stats_s is not None:
         stats_s = _whole(stats_s, "stats_s", 0, 60)
     wanted = Configure(fields.get("audio"), fields.get("frames"), stats_s, event_id)
-    wanted.apply(Wishes())
+    wanted.apply(ConnectionConfig())
     return wanted
 
 

@@ -188,7 +188,7 @@ ServerMessage = (
 )
 
 
-class Encoder:
+class ServerMessageEncoder:
     """Turns messages of one session into JSON text and numbers them.
 
     Args:

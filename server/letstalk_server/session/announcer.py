@@ -1,7 +1,7 @@
 """What the clients of one session are told: encoded, numbered, and sent."""
 
 from letstalk_server.protocol import server_messages
-from letstalk_server.session.connection import Link
+from letstalk_server.session.connection import Connection
 from letstalk_server.session.connections import Connections
 
 
@@ -19,7 +19,7 @@ class Announcer:
     def __init__(self, session: str, connections: Connections) -> None:
         self.segment_id = 0
         self._connections = connections
-        self._encode = server_messages.Encoder(session)
+        self._encode = server_messages.ServerMessageEncoder(session)
 
     def tell(self, message: server_messages.ServerMessage, segment_id: int | None = None) -> None:
         """Send a message to all connections."""
@@ -27,7 +27,7 @@ class Announcer:
         self._connections.broadcast(self._encode(message, about))
 
     def send(
-        self, link: Link, message: server_messages.ServerMessage, re: str | None = None
+        self, link: Connection, message: server_messages.ServerMessage, re: str | None = None
     ) -> None:
         """Send a message to one connection; `re` is the `event_id` it answers."""
         link.send(self._encode(message, self.segment_id, re))

@@ -9,10 +9,10 @@ import numpy as np
 from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.session.avatar import AvatarSession
 from letstalk_rt.types import AVFrame, Interrupted
-from letstalk_server.session.connection import End, Options
-from letstalk_server.session.ending import Over
-from letstalk_server.session.model_host import Cast, Studio
-from letstalk_server.session.playout import SLOT_S, PulledPlayout, Slot
+from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
+from letstalk_server.session.connection import EndReason, ServedSessionOptions
+from letstalk_server.session.ending import SessionEnded
+from letstalk_server.session.playout import SLOT_S, PlayoutSlot, SlotPlayout
 
 _AFTER_OTHERS_S, _SELDOM_SLOTS = 0.005, 4
 """How long connections are given to ask for a slot, and how often is looked while they do."""
@@ -38,14 +38,14 @@ class AvatarRunner:
 
     def __init__(
         self,
-        studio: Studio,
-        cast: Cast,
-        options: Options,
+        studio: AvatarService,
+        cast: AvatarEntry,
+        options: ServedSessionOptions,
         *,
         has_badge: bool,
         is_live: Callable[[], bool],
         on_open: Callable[[AvatarSession], None],
-        on_slot: Callable[[Slot], None],
+        on_slot: Callable[[PlayoutSlot], None],
         on_stall: Callable[[], None],
     ) -> None:
         self.cast = cast
@@ -53,9 +53,9 @@ class AvatarRunner:
         self._on_open = on_open
         self._avatar: AvatarSession | None = None
         self._opened = asyncio.Event()
-        self._wanted: asyncio.Queue[Cast] = asyncio.Queue(1)
+        self._wanted: asyncio.Queue[AvatarEntry] = asyncio.Queue(1)
         still = self._with_badge(cast.portrait.canvas)
-        self.playout = PulledPlayout(still, is_live=is_live, on_slot=on_slot, on_stall=on_stall)
+        self.playout = SlotPlayout(still, is_live=is_live, on_slot=on_slot, on_stall=on_stall)
 
     async def run(self) -> None:
         """Carry frames from the engine to the playout.
@@ -73,7 +73,7 @@ class AvatarRunner:
             async for item in made:
                 if isinstance(item, AVFrame):
                     await self.playout.put(replace(item, rgb=self._with_badge(item.rgb)))
-        raise Over(End.FAILED)
+        raise SessionEnded(EndReason.FAILED)
 
     async def opened(self) -> AvatarSession:
         """Wait for the engine, and return it."""
@@ -99,7 +99,7 @@ class AvatarRunner:
             self.cast = cast
             on_change()
 
-    def select(self, avatar: str | None, portrait: str | None = None) -> Cast:
+    def select(self, avatar: str | None, portrait: str | None = None) -> AvatarEntry:
         """Change the portrait; of several wishes the last one counts.
 
         Raises:

@@ -7,10 +7,10 @@ from typing import Protocol
 from letstalk_rt.inference.protocol import AS_MADE
 from letstalk_rt.types import MotionOptions
 from letstalk_server.errors import ServerError
-from letstalk_server.protocol.client_messages import Wishes
+from letstalk_server.protocol.client_messages import ConnectionConfig
 
 
-class Role(StrEnum):
+class ConnectionKind(StrEnum):
     """What a connection is for; see `docs/protocol.md`."""
 
     TALK = "talk"
@@ -19,11 +19,11 @@ class Role(StrEnum):
     SOCKET = "ws"
 
 
-SINGLE = (Role.TALK, Role.SPEAK)
+SINGLE = (ConnectionKind.TALK, ConnectionKind.SPEAK)
 """Of these a session has one; a newer one takes over."""
 
 
-class End(StrEnum):
+class EndReason(StrEnum):
     """Why a session ended."""
 
     CLOSED = "closed"
@@ -36,7 +36,7 @@ class End(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ServedSessionOptions:
     """What a session may be asked for.
 
     Attributes:
@@ -50,7 +50,7 @@ class Options:
     motion: MotionOptions = AS_MADE
 
 
-class Link(Protocol):
+class Connection(Protocol):
     """One connection on a session.
 
     Attributes:
@@ -61,9 +61,9 @@ class Link(Protocol):
     """
 
     id: str
-    role: Role
+    role: ConnectionKind
     may_speak: bool
-    wishes: Wishes
+    config: ConnectionConfig
 
     def send(self, text: str) -> None:
         """Send a message; never waits, and drops it when the client does not read."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from letstalk_server.errors import AtCapacityError, NotFoundError
-from letstalk_server.session.connection import SINGLE, Link
+from letstalk_server.session.connection import SINGLE, Connection
 
 Receiver = Callable[[str | bytes], None]
 """Takes what a client says."""
@@ -13,7 +13,7 @@ Receiver = Callable[[str | bytes], None]
 
 @dataclass(slots=True)
 class _Connection:
-    link: Link
+    link: Connection
     receive: Receiver
     since_s: float
     stats_at_s: float = 0.0
@@ -40,14 +40,14 @@ class Connections:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def __iter__(self) -> Iterator[Link]:
+    def __iter__(self) -> Iterator[Connection]:
         return iter([connection.link for connection in self._connections.values()])
 
-    def with_times(self) -> list[tuple[Link, float]]:
+    def with_times(self) -> list[tuple[Connection, float]]:
         """Return the connections, and when each began."""
         return [(one.link, one.since_s) for one in self._connections.values()]
 
-    def find(self, name: str) -> Link:
+    def find(self, name: str) -> Connection:
         """Return a connection by its id.
 
         Raises:
@@ -57,7 +57,7 @@ class Connections:
             raise NotFoundError("There is no such connection, or it has ended.")
         return self._connections[name].link
 
-    def add(self, link: Link, receive: Receiver) -> list[Link]:
+    def add(self, link: Connection, receive: Receiver) -> list[Connection]:
         """Take a connection in.
 
         Returns:
@@ -75,20 +75,20 @@ class Connections:
         self.was_any = True
         return older
 
-    def remove(self, link: Link) -> bool:
+    def remove(self, link: Connection) -> bool:
         """Let a connection go; return whether it was there."""
         if self._connections.pop(link.id, None) is None:
             return False
         self.alone_since_s = self._clock()
         return True
 
-    def clear(self) -> list[Link]:
+    def clear(self) -> list[Connection]:
         """Let all connections go, and return them."""
         links = list(self)
         self._connections.clear()
         return links
 
-    def receive(self, link: Link, data: str | bytes) -> None:
+    def receive(self, link: Connection, data: str | bytes) -> None:
         """Hand over what a client says, while its connection is there."""
         if link.id in self._connections:
             self._connections[link.id].receive(data)
@@ -98,16 +98,16 @@ class Connections:
         for link in self:
             link.send(text)
 
-    def lost(self, now_s: float) -> list[Link]:
+    def lost(self, now_s: float) -> list[Connection]:
         """Return the connections whose clients are gone without a word."""
         return [link for link in self if link.is_lost(now_s)]
 
-    def take_due_stats(self, now_s: float) -> list[Link]:
+    def take_due_stats(self, now_s: float) -> list[Connection]:
         """Return the connections that want statistics now, each once in its interval."""
         due = [
             one
             for one in self._connections.values()
-            if one.link.wishes.stats_s and now_s - one.stats_at_s >= one.link.wishes.stats_s
+            if one.link.config.stats_s and now_s - one.stats_at_s >= one.link.config.stats_s
         ]
         for one in due:
             one.stats_at_s = now_s

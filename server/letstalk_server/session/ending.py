@@ -3,24 +3,24 @@
 import logging
 
 from letstalk_server.errors import EngineFailedError, NotReadyError, ServerError, SessionOverError
-from letstalk_server.session.connection import End
+from letstalk_server.session.connection import EndReason
 
 log = logging.getLogger(__name__)
 
 
-class Over(Exception):
+class SessionEnded(Exception):
     """Ends a session's task group."""
 
-    def __init__(self, reason: End) -> None:
+    def __init__(self, reason: EndReason) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-_FAREWELLS: dict[End, tuple[type[ServerError], str]] = {
-    End.TIME_OVER: (SessionOverError, "The time is over. Start a new session."),
-    End.IDLE: (SessionOverError, "Nobody spoke for long. Start a new session."),
-    End.FAILED: (EngineFailedError, "The avatar stopped. Start it again."),
-    End.STOPPING: (NotReadyError, "The server stops now. Try again in a minute."),
+_FAREWELLS: dict[EndReason, tuple[type[ServerError], str]] = {
+    EndReason.TIME_OVER: (SessionOverError, "The time is over. Start a new session."),
+    EndReason.IDLE: (SessionOverError, "Nobody spoke for long. Start a new session."),
+    EndReason.FAILED: (EngineFailedError, "The avatar stopped. Start it again."),
+    EndReason.STOPPING: (NotReadyError, "The server stops now. Try again in a minute."),
 }
 WARNINGS = {
     "ends-soon": "This session ends in {} seconds.",
@@ -28,7 +28,7 @@ WARNINGS = {
 }
 
 
-def farewell_of(reason: End) -> ServerError | None:
+def farewell_of(reason: EndReason) -> ServerError | None:
     """Return what connections are told of an end; None where it is in order."""
     if reason not in _FAREWELLS:
         return None
@@ -36,10 +36,10 @@ def farewell_of(reason: End) -> ServerError | None:
     return error(detail)
 
 
-def reason_of(overs: BaseExceptionGroup) -> End:
-    """Give the reason of the first `Over` in a group."""
+def reason_of(overs: BaseExceptionGroup) -> EndReason:
+    """Give the reason of the first `SessionEnded` in a group."""
     first = _leaves(overs)[0]
-    assert isinstance(first, Over), type(first)
+    assert isinstance(first, SessionEnded), type(first)
     return first.reason
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from letstalk_server.protocol import server_messages
-from letstalk_server.session.connection import End
+from letstalk_server.session.connection import EndReason
 from letstalk_server.session.connections import Connections
 from letstalk_server.session.ending import WARNINGS
 from letstalk_server.settings import Settings
@@ -44,11 +44,11 @@ class Lifetime:
         """Note that the session is in use."""
         self._active_s = self._clock()
 
-    def end(self) -> End | None:
+    def end(self) -> EndReason | None:
         """Return why the session must end now; None where it may go on."""
         now_s = self._clock()
         if not self._connections and now_s - self._connections.alone_since_s > self._waits_s:
-            return End.LOST
+            return EndReason.LOST
         return next((reason for _, reason, end_s in self._limits() if now_s > end_s), None)
 
     def warnings(self) -> Iterator[server_messages.Warn]:
@@ -68,8 +68,8 @@ class Lifetime:
         settings, was_any = self._settings, self._connections.was_any
         return settings.grace_s + (0 if was_any else settings.connect_timeout_s)
 
-    def _limits(self) -> Iterator[tuple[str, End, float]]:
+    def _limits(self) -> Iterator[tuple[str, EndReason, float]]:
         """Give the code of the warning, the reason and the time of each end there will be."""
-        yield "ends-soon", End.TIME_OVER, self.started_s + self._settings.max_session_s
+        yield "ends-soon", EndReason.TIME_OVER, self.started_s + self._settings.max_session_s
         if self._settings.max_idle_s:
-            yield "idle-soon", End.IDLE, self._active_s + self._settings.max_idle_s
+            yield "idle-soon", EndReason.IDLE, self._active_s + self._settings.max_idle_s

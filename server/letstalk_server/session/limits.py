@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from letstalk_server.auth import Caller
 from letstalk_server.errors import RETRY_AFTER_S, AtCapacityError, TooManyRequestsError
-from letstalk_server.session.model_host import Studio
+from letstalk_server.session.avatar_service import AvatarService
 
 HEADROOM = 0.95
 """Share of the model thread's time that sessions may fill."""
 
 
-class Rate:
+class TokenBucket:
     """A token bucket: so many per second for long, and more at once.
 
     Args:
@@ -42,7 +42,7 @@ class Rate:
         return True
 
 
-class Throttle:
+class RateLimiter:
     """How often each subject may do something that costs; operators may as often as they like.
 
     Args:
@@ -55,7 +55,7 @@ class Throttle:
 
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._clock = per_s, clock
-        self._rates: OrderedDict[str, Rate] = OrderedDict()
+        self._rates: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def check(self, caller: Caller) -> None:
         """Count one.
@@ -65,7 +65,7 @@ class Throttle:
         """
         if caller.is_operator:
             return
-        rate = self._rates.pop(caller.subject, None) or Rate(
+        rate = self._rates.pop(caller.subject, None) or TokenBucket(
             self._per_s, self._clock, burst=max(1.0, self._per_s * self.BURST_S)
         )
         self._rates[caller.subject] = rate
@@ -78,7 +78,7 @@ class Throttle:
             )
 
 
-class Admission:
+class AdmissionControl:
     """Lets in as many sessions as the model can serve without stuttering.
 
     Args:
@@ -86,7 +86,7 @@ class Admission:
         most: sessions at once, whatever was measured; `None` leaves it to the measurement.
     """
 
-    def __init__(self, studio: Studio, most: int | None) -> None:
+    def __init__(self, studio: AvatarService, most: int | None) -> None:
         self._studio = studio
         self._most = most
 

@@ -11,9 +11,9 @@ from letstalk_server.errors import (
     ServerError,
 )
 from letstalk_server.protocol import client_messages, server_messages
-from letstalk_server.protocol.audio_payload import decoder
-from letstalk_server.session.connection import End, Link, Role
-from letstalk_server.session.limits import Rate
+from letstalk_server.protocol.audio_payload import make_decoder
+from letstalk_server.session.connection import Connection, ConnectionKind, EndReason
+from letstalk_server.session.limits import TokenBucket
 
 if TYPE_CHECKING:
     from letstalk_server.session.session import Session
@@ -22,7 +22,7 @@ VIEWER_MAY = (client_messages.Ping, client_messages.Configure)
 """What a connection may send that is only allowed to watch."""
 
 
-class Reception:
+class MessageHandler:
     """Takes the messages of one connection.
 
     Args:
@@ -30,10 +30,10 @@ class Reception:
         link: who sends them.
     """
 
-    def __init__(self, session: "Session", link: Link) -> None:
+    def __init__(self, session: "Session", link: Connection) -> None:
         self._session, self._link = session, link
-        self._rate = Rate(session.settings.max_message_rate)
-        self._decode = decoder(link.wishes.audio)
+        self._rate = TokenBucket(session.settings.max_message_rate)
+        self._decode = make_decoder(link.config.audio)
 
     def take(self, data: str | bytes) -> None:
         """Obey a message; whatever is wrong with it is told to its sender."""
@@ -71,7 +71,7 @@ class Reception:
             case client_messages.Configure():
                 self._configure(message)
             case client_messages.Close():
-                session.end(End.CLOSED)
+                session.end(EndReason.CLOSED)
             case client_messages.Interrupt():
                 session.announcer.send(link, session.interrupt(), re)
             case client_messages.Select(avatar, portrait):
@@ -86,14 +86,14 @@ class Reception:
 
     def _configure(self, message: client_messages.Configure) -> None:
         link = self._link
-        wishes = message.apply(link.wishes)
-        if wishes.frames.format != "none" and link.role is not Role.SOCKET:
+        config = message.apply(link.config)
+        if config.frames.format != "none" and link.role is not ConnectionKind.SOCKET:
             raise NotCarriedError("Pictures as messages are sent on WebSockets only.")
-        if wishes.audio != link.wishes.audio:
-            self._decode = decoder(wishes.audio)
-        link.wishes = wishes
+        if config.audio != link.config.audio:
+            self._decode = make_decoder(config.audio)
+        link.config = config
         self._session.announcer.send(
-            link, server_messages.Configured(**wishes.as_json()), message.event_id
+            link, server_messages.Configured(**config.as_json()), message.event_id
         )
 
     def _hear(self, data: bytes) -> None:
@@ -104,7 +104,7 @@ class Reception:
         self._session.lifetime.touch()
         pcm = self._decode(data)
         if len(pcm):
-            self._session.speech.push(self._link.id, pcm, self._link.wishes.audio.sample_rate)
+            self._session.speech.push(self._link.id, pcm, self._link.config.audio.sample_rate)
 
     def _refuse(self, error: ServerError, re: str | None) -> None:
         self._session.announcer.send(self._link, server_messages.Fail.of(error), re)

@@ -41,7 +41,7 @@ _SILENCE = np.zeros(SAMPLES_PER_FRAME, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class PlayoutSlot:
     """What is shown in one frame's time.
 
     Attributes:
@@ -59,7 +59,7 @@ class Slot:
     frame: AVFrame | None = None
 
 
-class PulledPlayout:
+class SlotPlayout:
     """Frames in as they are made, slots out as they are due.
 
     Args:
@@ -81,7 +81,7 @@ class PulledPlayout:
         *,
         is_live: Callable[[], bool] = lambda: False,
         on_stall: Callable[[], None] = lambda: None,
-        on_slot: Callable[[Slot], None] = lambda slot: None,
+        on_slot: Callable[[PlayoutSlot], None] = lambda slot: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -93,7 +93,7 @@ class PulledPlayout:
         self._clock, self._sleep = clock, sleep
         self._frames: asyncio.Queue[tuple[AVFrame, float]] = asyncio.Queue(MAX_WAITING)
         self._came = asyncio.Event()
-        self._slots: deque[Slot] = deque(maxlen=_HISTORY)
+        self._slots: deque[PlayoutSlot] = deque(maxlen=_HISTORY)
         self._playout_clock = PlayoutClock(FPS, holds=HOLDS, catch_up=CATCH_UP)
         self._epoch = 0
         self._next = 0
@@ -152,7 +152,7 @@ class PulledPlayout:
         if self._playout_clock.resume(self._clock()):
             self._came.set()
 
-    def slot(self, number: int) -> Slot:
+    def slot(self, number: int) -> PlayoutSlot:
         """Give slot `number`, or the oldest one still known if that is long past."""
         while self._next <= number:
             self._fill()
@@ -174,7 +174,7 @@ class PulledPlayout:
             self._rgb = frame.rgb
             self._missed = 0
         pcm = _SILENCE if frame is None else frame.pcm
-        slot = Slot(self._next, self._rgb, pcm, frame is None, frame)
+        slot = PlayoutSlot(self._next, self._rgb, pcm, frame is None, frame)
         self._slots.append(slot)
         self._next += 1
         self._on_slot(slot)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 from letstalk_server.auth import Caller
 from letstalk_server.errors import NotAllowedError, NotReadyError, UnknownSessionError
-from letstalk_server.session.connection import End, Options
-from letstalk_server.session.limits import Admission, Throttle
-from letstalk_server.session.model_host import Cast, Studio
+from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
+from letstalk_server.session.connection import EndReason, ServedSessionOptions
+from letstalk_server.session.limits import AdmissionControl, RateLimiter
 from letstalk_server.session.session import Session
 from letstalk_server.session.transport import Transport
 from letstalk_server.settings import Settings
@@ -16,7 +16,7 @@ SESSIONS_PER_S = 0.5
 """How often one subject may open a session, for long."""
 
 
-class Sessions:
+class SessionRegistry:
     """Opens, finds and ends sessions.
 
     Args:
@@ -28,16 +28,16 @@ class Sessions:
 
     def __init__(
         self,
-        studio: Studio,
+        studio: AvatarService,
         transport: Transport,
         settings: Settings,
         on_end: Callable[[Session], None] = lambda session: None,
     ) -> None:
-        self.admission = Admission(studio, settings.max_sessions)
+        self.admission = AdmissionControl(studio, settings.max_sessions)
         self._studio, self._transport, self._settings = studio, transport, settings
         self._on_end = on_end
         self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
-        self._throttle = Throttle(SESSIONS_PER_S)
+        self._throttle = RateLimiter(SESSIONS_PER_S)
         self._is_stopping = False
 
     def __len__(self) -> int:
@@ -63,13 +63,13 @@ class Sessions:
         """When all places are taken, end the session that was left first."""
         left = [session for session in self if session.is_left]
         if left and len(self) >= self.admission.places:
-            left[0].end(End.LOST)
+            left[0].end(EndReason.LOST)
 
     def open(
         self,
-        cast: Cast,
+        cast: AvatarEntry,
         caller: Caller,
-        options: Options | None = None,
+        options: ServedSessionOptions | None = None,
         *,
         is_lasting: bool = True,
     ) -> Session:
@@ -119,7 +119,7 @@ class Sessions:
             raise NotAllowedError("This session is another subject's.")
         return session
 
-    async def close(self, session: Session, reason: End = End.DELETED) -> None:
+    async def close(self, session: Session, reason: EndReason = EndReason.DELETED) -> None:
         """End a session and wait until its place is free."""
         if session.id in self._running:
             _, task = self._running[session.id]
@@ -129,7 +129,7 @@ class Sessions:
     async def aclose(self) -> None:
         """End all sessions, and open no more."""
         self._is_stopping = True
-        await asyncio.gather(*[self.close(session, End.STOPPING) for session in self])
+        await asyncio.gather(*[self.close(session, EndReason.STOPPING) for session in self])
 
     def _forget(self, session: Session) -> None:
         del self._running[session.id]

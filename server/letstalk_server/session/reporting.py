@@ -7,7 +7,7 @@ from letstalk_rt.session.events import Event
 from letstalk_rt.types import Interrupted
 from letstalk_server.protocol import server_messages
 from letstalk_server.session.announcer import Announcer
-from letstalk_server.session.playout import SLOT_S, PulledPlayout, Slot
+from letstalk_server.session.playout import SLOT_S, PlayoutSlot, SlotPlayout
 
 _PASSED_ON = ("speech-late", "clipped")
 """Warnings of the engine that clients are told."""
@@ -33,7 +33,7 @@ class PlaybackReporter:
         self._avatar = avatar
         avatar.on_event(self._pass_on)
 
-    def show(self, slot: Slot) -> None:
+    def show(self, slot: PlayoutSlot) -> None:
         """Take a slot that is shown now."""
         self._slots += 1
         if slot.frame is None or self._avatar is None:
@@ -56,7 +56,7 @@ class PlaybackReporter:
             self._announcer.tell(server_messages.SegmentInterrupted(cut.played_ms, dropped_ms))
         return server_messages.WasInterrupted(cut.played_ms, dropped_ms)
 
-    def stats(self, playout: PulledPlayout) -> server_messages.Stats:
+    def stats(self, playout: SlotPlayout) -> server_messages.Stats:
         """Tell how the session does."""
         metrics = self._avatar.metrics if self._avatar is not None else None
         stages = metrics.stages_ms() if metrics is not None else {}

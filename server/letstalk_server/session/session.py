@@ -2,7 +2,7 @@
 
 A session is one `TaskGroup`: whatever ends it ends all of it, and nothing of another one. Its parts
 are `Connections`, `Announcer` (what clients are told), `Lifetime` (its limits), `AvatarRunner` (the
-engine), `PlaybackReporter` (what is shown) and `Speech` (who is heard).
+engine), `PlaybackReporter` (what is shown) and `SpeechQueue` (who is heard).
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from letstalk_server.errors import ServerError, TakenOverError, UnknownSessionEr
 from letstalk_server.protocol import server_messages
 from letstalk_server.session.announcer import Announcer
 from letstalk_server.session.avatar_runner import AvatarRunner
-from letstalk_server.session.connection import End, Link, Options
+from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
+from letstalk_server.session.connection import Connection, EndReason, ServedSessionOptions
 from letstalk_server.session.connections import Connections
-from letstalk_server.session.ending import Over, farewell_of, reason_of, report
+from letstalk_server.session.ending import SessionEnded, farewell_of, reason_of, report
 from letstalk_server.session.lifetime import Lifetime
-from letstalk_server.session.message_handler import Reception
-from letstalk_server.session.model_host import Cast, Studio
-from letstalk_server.session.playout import PulledPlayout
+from letstalk_server.session.message_handler import MessageHandler
+from letstalk_server.session.playout import SlotPlayout
 from letstalk_server.session.reporting import PlaybackReporter
-from letstalk_server.session.speech_queue import Speech
+from letstalk_server.session.speech_queue import SpeechQueue
 from letstalk_server.session.transport import Media, Transport
 from letstalk_server.settings import Settings
 
@@ -56,26 +56,26 @@ class Session:
 
     def __init__(
         self,
-        studio: Studio,
+        studio: AvatarService,
         transport: Transport,
-        cast: Cast,
+        cast: AvatarEntry,
         settings: Settings,
         *,
-        options: Options | None = None,
+        options: ServedSessionOptions | None = None,
         owner: str = "local",
         is_lasting: bool = True,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.owner = owner
-        self.options = options or Options()
+        self.options = options or ServedSessionOptions()
         self.settings = settings
         self.transport = transport
         self.overlay: Mapping[str, Any] = {}
-        self.end_reason: End | None = None
+        self.end_reason: EndReason | None = None
         self.connections = Connections(settings.max_connections)
         self.lifetime = Lifetime(settings, self.connections)
         self.announcer = Announcer(self.id, self.connections)
-        self.speech = Speech(settings.max_speech_s)
+        self.speech = SpeechQueue(settings.max_speech_s)
         self._reporter = PlaybackReporter(self.announcer, on_voice=self.lifetime.touch)
         self._runner = AvatarRunner(
             studio,
@@ -90,13 +90,13 @@ class Session:
         self.media: Media = transport.media(self.playout)
         self._is_lasting = is_lasting
         self._group = asyncio.TaskGroup()
-        self._ending: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._ending: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
 
     # Life
 
     async def run(self) -> None:
         """Animate, listen and watch until the session ends; raises nothing."""
-        reason = End.FAILED
+        reason = EndReason.FAILED
         try:
             async with self._group:
                 for work, name in (
@@ -107,18 +107,18 @@ class Session:
                     (self._watch(), "watch"),
                 ):
                     self.spawn(work, name)
-                raise Over(await self._ending)
-        except* Over as overs:
+                raise SessionEnded(await self._ending)
+        except* SessionEnded as overs:
             reason = reason_of(overs)
         except* Exception as failures:
-            reason = End.FAILED
+            reason = EndReason.FAILED
             report(failures)
         finally:
             self.end_reason = reason
             log.info("session ended: %s", reason)
             await self._say_goodbye(reason)
 
-    def end(self, reason: End) -> None:
+    def end(self, reason: EndReason) -> None:
         """Ask the session to end; returns at once, and may be called twice."""
         if not self._ending.done():
             self._ending.set_result(reason)
@@ -143,16 +143,16 @@ class Session:
                 self.announcer.send(link, self.stats())
             reason = self.lifetime.end()
             if reason is not None:
-                raise Over(reason)
+                raise SessionEnded(reason)
             for warning in self.lifetime.warnings():
                 self.announcer.tell(warning)
 
-    async def _say_goodbye(self, reason: End) -> None:
+    async def _say_goodbye(self, reason: EndReason) -> None:
         error = farewell_of(reason)
         if error is not None:
             self.announcer.tell(server_messages.Fail.of(error, fatal=True))
         self.announcer.tell(server_messages.Ended(reason))
-        if self.connections and reason is not End.LOST:
+        if self.connections and reason is not EndReason.LOST:
             await asyncio.sleep(FAREWELL_S)
         await asyncio.gather(*[link.aclose(error) for link in self.connections.clear()])
         await self.media.aclose()
@@ -169,7 +169,7 @@ class Session:
         """A connection that comes now is not the first."""
         return self.connections.was_any
 
-    async def attach(self, link: Link) -> None:
+    async def attach(self, link: Connection) -> None:
         """Take a connection in; of those that there may be one of, the older one goes.
 
         Raises:
@@ -178,14 +178,14 @@ class Session:
         """
         if self._ending.done() or self.end_reason is not None:
             raise UnknownSessionError("The session has ended meanwhile. Make another.")
-        older = self.connections.add(link, Reception(self, link).take)
+        older = self.connections.add(link, MessageHandler(self, link).take)
         self.lifetime.touch()
         for old in older:
             error = TakenOverError("The session goes on in another window or connection.")
             self.announcer.send(old, server_messages.Fail.of(error, fatal=True))
             await self.detach(old, error)
 
-    def welcome(self, link: Link, resumed: bool) -> None:
+    def welcome(self, link: Connection, resumed: bool) -> None:
         """Tell a connection that it is up."""
         ready = server_messages.Ready(
             connection=link.id,
@@ -201,25 +201,25 @@ class Session:
         self.announcer.send(link, ready)
 
     async def detach(
-        self, link: Link, error: ServerError | None = None, *, is_lost: bool = False
+        self, link: Connection, error: ServerError | None = None, *, is_lost: bool = False
     ) -> None:
         """Let a connection go, and close it."""
         if self.connections.remove(link):
             self.speech.release(link.id)
             is_taken_over = isinstance(error, TakenOverError)
             if not (self.connections or self._is_lasting or is_lost or is_taken_over):
-                self.end(End.CLOSED)
+                self.end(EndReason.CLOSED)
         await link.aclose(error)
 
     # The avatar
 
     @property
-    def cast(self) -> Cast:
+    def cast(self) -> AvatarEntry:
         """The avatar that is shown."""
         return self._runner.cast
 
     @property
-    def playout(self) -> PulledPlayout:
+    def playout(self) -> SlotPlayout:
         """The clock and what is shown by it."""
         return self._runner.playout
 

@@ -33,7 +33,7 @@ class _Piece:
     seconds: float
 
 
-class Speech:
+class SpeechQueue:
     """One queue of sound, bounded in seconds.
 
     Args:

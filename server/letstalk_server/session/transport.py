@@ -20,10 +20,10 @@ from typing import Protocol
 
 import numpy as np
 
-from letstalk_server.session.playout import PulledPlayout
+from letstalk_server.session.playout import SlotPlayout
 
 
-class Role(StrEnum):
+class PeerRole(StrEnum):
     """What a peer does."""
 
     TALKER = "talker"  # microphone up, avatar down, data channel: the page
@@ -31,7 +31,7 @@ class Role(StrEnum):
     PUBLISHER = "publisher"  # microphone up: WHIP
 
 
-class State(StrEnum):
+class PeerState(StrEnum):
     """How far a connection is. `FAILED` and `CLOSED` are final."""
 
     CONNECTING = "connecting"
@@ -82,7 +82,7 @@ class Handlers:
         message: a data channel message, text or bytes, not trusted.
     """
 
-    state: Callable[[State], None] = _nothing
+    state: Callable[[PeerState], None] = _nothing
     speaks: Callable[[], None] = _nothing
     sound: Callable[[np.ndarray], None] = _nothing
     channel: Callable[[], None] = _nothing
@@ -105,7 +105,7 @@ class Peer(Protocol):
     """One connection."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> PeerState:
         """How far it is."""
         ...
 
@@ -150,11 +150,11 @@ class Peer(Protocol):
 class Transport(Protocol):
     """Makes connections. One per server process."""
 
-    def media(self, playout: PulledPlayout) -> Media:
+    def media(self, playout: SlotPlayout) -> Media:
         """Make the media of a session."""
         ...
 
-    def open(self, role: Role, media: Media, handlers: Handlers) -> Peer:
+    def open(self, role: PeerRole, media: Media, handlers: Handlers) -> Peer:
         """Make the server's end of a connection; nothing happens before `answer`."""
         ...
 

@@ -24,15 +24,14 @@ from aiortc.codecs import CODECS, is_rtx
 from aiortc.rtcrtpparameters import RTCRtcpFeedback
 from aiortc.sdp import candidate_from_sdp
 
-from letstalk_server.bitrates import Bitrates
 from letstalk_server.errors import BadOfferError, BadRequestError, IceRestartError
-from letstalk_server.session.playout import PulledPlayout
-from letstalk_server.session.transport import Handlers, Media, PeerStats, Role, State
-from letstalk_server.settings import IceServer
-from letstalk_server.webrtc.audio_receive import CLOCK_HZ
-from letstalk_server.webrtc.encoded_tracks import SharedMedia
-from letstalk_server.webrtc.rtp_receiver import VoiceReceiver
-from letstalk_server.webrtc.rtp_sender import FeedSender
+from letstalk_server.session.playout import SlotPlayout
+from letstalk_server.session.transport import Handlers, Media, PeerRole, PeerState, PeerStats
+from letstalk_server.settings import Bitrates, IceServer
+from letstalk_server.webrtc.encoded_streams import SharedMedia
+from letstalk_server.webrtc.microphone_path import CLOCK_HZ
+from letstalk_server.webrtc.rtp_receiver import RtpReceiver
+from letstalk_server.webrtc.rtp_sender import RtpSender
 from letstalk_server.webrtc.sdp import clean_offer, parse_fragment, sections
 
 log = logging.getLogger(__name__)
@@ -45,12 +44,12 @@ MAX_UNSENT_BYTES = 65_536
 """Messages to a page that does not read them are dropped beyond this."""
 
 _DIRECTIONS = {
-    (Role.TALKER, "video"): "sendonly",
-    (Role.TALKER, "audio"): "sendrecv",
-    (Role.VIEWER, "video"): "sendonly",
-    (Role.VIEWER, "audio"): "sendonly",
-    (Role.PUBLISHER, "video"): "inactive",
-    (Role.PUBLISHER, "audio"): "recvonly",
+    (PeerRole.TALKER, "video"): "sendonly",
+    (PeerRole.TALKER, "audio"): "sendrecv",
+    (PeerRole.VIEWER, "video"): "sendonly",
+    (PeerRole.VIEWER, "audio"): "sendonly",
+    (PeerRole.PUBLISHER, "video"): "inactive",
+    (PeerRole.PUBLISHER, "audio"): "recvonly",
 }
 _CODECS = {"video": ("video/vp8", "video/rtx", "video/h264"), "audio": ("audio/opus",)}
 
@@ -86,11 +85,11 @@ class AiortcTransport:
         )
         _offer_fir()
 
-    def media(self, playout: PulledPlayout) -> SharedMedia:
+    def media(self, playout: SlotPlayout) -> SharedMedia:
         """Make the media of a session."""
         return SharedMedia(playout, self._bitrates, self._executor)
 
-    def open(self, role: Role, media: Media, handlers: Handlers) -> "AiortcPeer":
+    def open(self, role: PeerRole, media: Media, handlers: Handlers) -> "AiortcPeer":
         """Make the server's end of a connection; nothing happens before `answer`."""
         assert isinstance(media, SharedMedia), "media must come from the same transport"
         pc = RTCPeerConnection(self._configuration)
@@ -107,7 +106,7 @@ class AiortcPeer:
     def __init__(
         self,
         pc: RTCPeerConnection,
-        role: Role,
+        role: PeerRole,
         media: SharedMedia,
         handlers: Handlers,
         bitrates: Bitrates,
@@ -119,17 +118,17 @@ class AiortcPeer:
         self._handlers = handlers
         self._bitrates = bitrates
         self._codecs = codecs
-        self._senders: list[FeedSender] = []
-        self._receiver: VoiceReceiver | None = None
+        self._senders: list[RtpSender] = []
+        self._receiver: RtpReceiver | None = None
         self._channel: RTCDataChannel | None = None
         self._ufrag: str | None = None
-        self._state = State.CONNECTING
+        self._state = PeerState.CONNECTING
         self._closing = False
         pc.on("connectionstatechange", self._on_state)
         pc.on("datachannel", self._on_channel)
 
     @property
-    def state(self) -> State:
+    def state(self) -> PeerState:
         """How far the connection is."""
         return self._state
 
@@ -235,7 +234,7 @@ class AiortcPeer:
         if self._receiver is not None:
             await self._receiver.stop()
         self._pc.remove_all_listeners()
-        self._enter(State.CLOSED)
+        self._enter(PeerState.CLOSED)
 
     def _add(self, kind: str) -> None:
         """Make the transceiver of an offered section, with our sender and receiver in it."""
@@ -243,27 +242,31 @@ class AiortcPeer:
         transceiver = self._pc.addTransceiver(kind, direction)
         transceiver.setCodecPreferences(_capabilities(kind, self._codecs[kind]))
         transport = transceiver.sender.transport
-        sender = FeedSender(kind, transport, self._media, self._bitrates, self._on_media_end)
+        sender = RtpSender(kind, transport, self._media, self._bitrates, self._on_media_end)
         sender._stream_id = transceiver.sender._stream_id
         self._senders.append(sender)
         _put(transceiver, "sender", sender)
         if kind == "audio":
-            self._receiver = VoiceReceiver(transport, self._handlers.speaks, self._handlers.sound)
+            self._receiver = RtpReceiver(transport, self._handlers.speaks, self._handlers.sound)
             _put(transceiver, "receiver", self._receiver)
         transceiver.receiver._set_rtcp_ssrc(sender._ssrc)
 
-    def _enter(self, state: State) -> None:
-        if state != self._state and self._state not in (State.FAILED, State.CLOSED):
+    def _enter(self, state: PeerState) -> None:
+        if state != self._state and self._state not in (PeerState.FAILED, PeerState.CLOSED):
             self._state = state
             self._handlers.state(state)
 
     def _on_media_end(self) -> None:
         if not self._closing:
-            self._enter(State.FAILED)
+            self._enter(PeerState.FAILED)
 
     def _on_state(self) -> None:
-        known = {"connected": State.CONNECTED, "failed": State.FAILED, "closed": State.CLOSED}
-        self._enter(known.get(self._pc.connectionState, State.CONNECTING))
+        known = {
+            "connected": PeerState.CONNECTED,
+            "failed": PeerState.FAILED,
+            "closed": PeerState.CLOSED,
+        }
+        self._enter(known.get(self._pc.connectionState, PeerState.CONNECTING))
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if self._channel is not None:

@@ -1,6 +1,6 @@
 """How much video a receiver can take: its own estimate (REMB), and what it says it lost."""
 
-from letstalk_server.bitrates import Bitrates
+from letstalk_server.settings import Bitrates
 
 MUCH_LOSS = 0.1
 LITTLE_LOSS = 0.02
@@ -10,7 +10,7 @@ HEADROOM = 1.1
 times what comes in, however wide the path is."""
 
 
-class Estimate:
+class BandwidthEstimate:
     """One receiver's bandwidth.
 
     Loss above 10 % lowers it by half the loss, loss below 2 % raises it by 5 % a report: the bounds

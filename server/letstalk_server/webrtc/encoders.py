@@ -38,7 +38,7 @@ _AUDIO_TIME_BASE = Fraction(1, SAMPLE_RATE)
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedUnit:
     """One picture or piece of sound, cut into RTP payloads.
 
     Attributes:
@@ -52,10 +52,10 @@ class Encoded:
     key: bool
 
 
-class PictureEncoder(Protocol):
+class VideoEncoder(Protocol):
     """Encodes the pictures of one session."""
 
-    def encode(self, rgb: np.ndarray, number: int, *, key: bool) -> Encoded:
+    def encode(self, rgb: np.ndarray, number: int, *, key: bool) -> EncodedUnit:
         """Encode `(H, W, 3)` uint8, picture `number` of the clock; any size, even odd ones."""
         ...
 
@@ -98,7 +98,7 @@ class _Encoder:
         self._planes = _Planes()
         self._codec: VideoCodecContext | None = None
 
-    def encode(self, rgb: np.ndarray, number: int, *, key: bool) -> Encoded:
+    def encode(self, rgb: np.ndarray, number: int, *, key: bool) -> EncodedUnit:
         frame = self._planes.convert(rgb)
         codec = self._codec_for(frame)
         frame.pts, frame.time_base = number * VIDEO_TICKS, _VIDEO_TIME_BASE
@@ -106,7 +106,7 @@ class _Encoder:
         packets = codec.encode(frame)
         assert len(packets) == 1, "a live encoder gives one packet a picture"
         payloads, timestamp = self._packetizer.pack(packets[0])
-        return Encoded(payloads, timestamp, packets[0].is_keyframe)
+        return EncodedUnit(payloads, timestamp, packets[0].is_keyframe)
 
     def set_bitrate(self, bitrate: int) -> None:
         # libvpx cannot change its rate through FFmpeg; x264 does, but takes many seconds over it.
@@ -122,7 +122,7 @@ class _Encoder:
         raise NotImplementedError
 
 
-class Vp8(_Encoder):
+class Vp8Encoder(_Encoder):
     """VP8 by libvpx."""
 
     def __init__(self, bitrate: int) -> None:
@@ -153,7 +153,7 @@ class Vp8(_Encoder):
         return codec
 
 
-class H264(_Encoder):
+class H264Encoder(_Encoder):
     """H.264 constrained baseline by x264."""
 
     def __init__(self, bitrate: int) -> None:
@@ -192,16 +192,19 @@ def _context(
     return codec
 
 
-def open_encoder(name: str, bitrate: int) -> PictureEncoder:
+def open_encoder(name: str, bitrate: int) -> VideoEncoder:
     """Make the encoder of a video codec, `VP8` or `H264` as in SDP, for some bit/s at most."""
     assert name in _ENCODERS, name
     return _ENCODERS[name](bitrate)
 
 
-_ENCODERS: dict[str, type[Vp8] | type[H264]] = {"VP8": Vp8, "H264": H264}
+_ENCODERS: dict[str, type[Vp8Encoder] | type[H264Encoder]] = {
+    "VP8": Vp8Encoder,
+    "H264": H264Encoder,
+}
 
 
-class Opus:
+class RtpOpusEncoder:
     """16 kHz mono sound into Opus.
 
     Args:
@@ -223,10 +226,10 @@ class Opus:
         }
         self._codec = codec
 
-    def encode(self, piece: np.ndarray, number: int) -> Encoded:
+    def encode(self, piece: np.ndarray, number: int) -> EncodedUnit:
         """Encode `(320,)` float32 in [-1, 1], piece `number` of the clock."""
         frame = av.AudioFrame.from_ndarray(piece[None], format="flt", layout="mono")
         frame.sample_rate, frame.time_base = SAMPLE_RATE, _AUDIO_TIME_BASE
         frame.pts = number * PIECE
         payloads = [bytes(packet) for packet in self._codec.encode(frame)]
-        return Encoded(payloads, number * PIECE_TICKS, True)
+        return EncodedUnit(payloads, number * PIECE_TICKS, True)

@@ -14,26 +14,26 @@ from aiortc.rtcrtpparameters import RTCRtpReceiveParameters
 from aiortc.rtcrtpreceiver import RTCRtpReceiver, StreamStatistics
 from aiortc.rtp import AnyRtcpPacket, RtcpReceiverInfo, RtcpRrPacket, RtcpSrPacket, RtpPacket
 
-from letstalk_server.webrtc.audio_receive import CLOCK_HZ, Microphone
 from letstalk_server.webrtc.hardening import harden
+from letstalk_server.webrtc.microphone_path import CLOCK_HZ, MicrophonePath
 
 REPORT_INTERVAL_S = 1.0
 
 
-class VoiceReceiver(RTCRtpReceiver):
+class RtpReceiver(RTCRtpReceiver):
     """Receives one peer's Opus and reports its losses. It starts when the connection is up.
 
     Args:
         transport: the DTLS transport of its transceiver.
         started: called once.
-        hear: called with each piece of the voice; see `Microphone`.
+        hear: called with each piece of the voice; see `MicrophonePath`.
     """
 
     def __init__(
         self, transport: Any, started: Callable[[], None], hear: Callable[[np.ndarray], None]
     ) -> None:
         super().__init__("audio", transport)
-        self.microphone = Microphone(hear)
+        self.microphone = MicrophonePath(hear)
         self.heard_s = 0.0
         self._started = started
         self._payload_types: set[int | None] = set()

@@ -38,10 +38,15 @@ from aiortc.rtp import (
     unpack_remb_fci,
 )
 
-from letstalk_server.bitrates import Bitrates
-from letstalk_server.webrtc.bandwidth_estimate import Estimate
-from letstalk_server.webrtc.encoded_tracks import Feed, PictureFeed, SharedMedia, Subscription
-from letstalk_server.webrtc.encoders import Encoded
+from letstalk_server.settings import Bitrates
+from letstalk_server.webrtc.bandwidth_estimate import BandwidthEstimate
+from letstalk_server.webrtc.encoded_streams import (
+    EncodedStream,
+    EncodedVideo,
+    SharedMedia,
+    Subscription,
+)
+from letstalk_server.webrtc.encoders import EncodedUnit
 from letstalk_server.webrtc.hardening import harden
 
 log = logging.getLogger(__name__)
@@ -101,7 +106,7 @@ class _SentRate:
         self._octets, self._at_s = octets, now_s
 
 
-class FeedSender(RTCRtpSender):
+class RtpSender(RTCRtpSender):
     """Sends one feed to one peer. It starts when the connection is up, as aiortc's does.
 
     Args:
@@ -123,9 +128,9 @@ class FeedSender(RTCRtpSender):
         super().__init__(kind, transport)
         self._media = media
         self._ended = ended
-        self._feed: Feed | None = None
+        self._feed: EncodedStream | None = None
         self._subscription: Subscription | None = None
-        self._estimate = Estimate(bitrates)
+        self._estimate = BandwidthEstimate(bitrates)
         self._reports: asyncio.Task[None] | None = None
         self._is_stopped = False
         self._waiting: deque[tuple[int, bool, bytes]] = deque()
@@ -156,7 +161,7 @@ class FeedSender(RTCRtpSender):
     @property
     def bitrate(self) -> int:
         """Target of the video, bit/s; 0 for sound."""
-        return self._feed.bitrate if isinstance(self._feed, PictureFeed) else 0
+        return self._feed.bitrate if isinstance(self._feed, EncodedVideo) else 0
 
     @property
     def packets_sent(self) -> int:
@@ -225,7 +230,7 @@ class FeedSender(RTCRtpSender):
 
     # Media
 
-    def _deliver(self, item: Encoded) -> bool:
+    def _deliver(self, item: EncodedUnit) -> bool:
         """Send a picture or a piece of sound; False when too much waits already."""
         if len(self._waiting) > MAX_WAITING:
             return False
@@ -305,17 +310,17 @@ class FeedSender(RTCRtpSender):
 
     # Reports
 
-    async def _report(self, feed: Feed) -> None:
+    async def _report(self, feed: EncodedStream) -> None:
         while True:
             self._sent.note(self._octets, time.monotonic())
             self._report_now(feed)
             await asyncio.sleep(REPORT_INTERVAL_S * (0.5 + random.random()))
 
-    def _report_now(self, feed: Feed) -> None:
+    def _report_now(self, feed: EncodedStream) -> None:
         self._reported_held_s = feed.held_s
         self._send_reports([self._sender_report(feed), self._description()])
 
-    def _sender_report(self, feed: Feed) -> RtcpSrPacket:
+    def _sender_report(self, feed: EncodedStream) -> RtcpSrPacket:
         ntp = clock.current_ntp_time()
         self._last_report = (ntp >> 16) & 0xFFFFFFFF, time.monotonic()
         info = RtcpSenderInfo(
@@ -371,7 +376,7 @@ class FeedSender(RTCRtpSender):
     def _pass_estimate(self) -> None:
         if self._subscription is not None:
             self._subscription.lost_ratio = self._estimate.lost_ratio
-            if isinstance(self._feed, PictureFeed):
+            if isinstance(self._feed, EncodedVideo):
                 self._subscription.bitrate = self._estimate.bitrate
 
 

@@ -4,28 +4,28 @@ import re
 from dataclasses import dataclass
 
 from letstalk_server.errors import BadOfferError, BadRequestError
-from letstalk_server.session.transport import Role
+from letstalk_server.session.transport import PeerRole
 
 MAX_OFFER_CHARS = 64_000
 MAX_FRAGMENT_CHARS = 16_000
 MAX_CANDIDATES = 64
 
 _MOST = {
-    Role.TALKER: {"video": 1, "audio": 1, "application": 1},
-    Role.VIEWER: {"video": 1, "audio": 1, "application": 1},
-    Role.PUBLISHER: {"video": 1, "audio": 1, "application": 1},
+    PeerRole.TALKER: {"video": 1, "audio": 1, "application": 1},
+    PeerRole.VIEWER: {"video": 1, "audio": 1, "application": 1},
+    PeerRole.PUBLISHER: {"video": 1, "audio": 1, "application": 1},
 }
-_NEEDED = {Role.TALKER: ("video",), Role.VIEWER: (), Role.PUBLISHER: ("audio",)}
+_NEEDED = {PeerRole.TALKER: ("video",), PeerRole.VIEWER: (), PeerRole.PUBLISHER: ("audio",)}
 _WORDS = {
-    Role.TALKER: "one video section, at most one audio section and at most one data channel "
+    PeerRole.TALKER: "one video section, at most one audio section and at most one data channel "
     "section",
-    Role.VIEWER: "a video or an audio section, at most one of each",
-    Role.PUBLISHER: "one audio section",
+    PeerRole.VIEWER: "a video or an audio section, at most one of each",
+    PeerRole.PUBLISHER: "one audio section",
 }
 """What each role needs; a publisher's video is declined, for programs like OBS always offer it."""
 
 
-def clean_offer(sdp: str, role: Role) -> str:
+def clean_offer(sdp: str, role: PeerRole) -> str:
     """Check the outline of an offer and take out what would only cost time.
 
     mDNS candidates (`.local`) need multicast to resolve, which holds up the answer for seconds

@@ -11,7 +11,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models import loading
-from letstalk_rt.models.audio_encoder.wav2vec_encoder import SpeechEncoder, SpeechEncoderConfig
+from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder, Wav2VecEncoderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2StreamConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import tensors
@@ -23,7 +23,7 @@ pytest.importorskip("transformers")
 STREAM = Wav2Vec2StreamConfig(
     layers=2, width=32, heads=4, ffn=48, conv_width=8, context_frames=8, lookahead_ms=80
 )
-AUDIO = SpeechEncoderConfig(stream=STREAM, reach=1, hidden=16, tokens=3, token_width=8)
+AUDIO = Wav2VecEncoderConfig(stream=STREAM, reach=1, hidden=16, tokens=3, token_width=8)
 HEARING = replace(
     PRESET, name="hearing", audio=AUDIO, denoiser=replace(DENOISER, audio_tokens=3, audio_width=8)
 )
@@ -31,7 +31,7 @@ HEARING = replace(
 
 def make_encoder(config=AUDIO):
     torch.manual_seed(0)
-    encoder = SpeechEncoder(config)
+    encoder = Wav2VecEncoder(config)
     stir(encoder)
     return encoder.eval().requires_grad_(False)
 
@@ -108,7 +108,7 @@ class TestStream:
             conv_dim=(8,) * 7,
         )
         transformers.Wav2Vec2Model(shape).save_pretrained(tmp_path)
-        encoder = SpeechEncoder.load(tmp_path, AUDIO)
+        encoder = Wav2VecEncoder.load(tmp_path, AUDIO)
         assert encoder.config.stream.ffn == 40 and encoder.projector.config.layers == 1
         assert encoder(speech(8)).shape == (1, 8, 3, 8)
 
@@ -174,7 +174,7 @@ def test_it_is_not_trained_on_log_mel():
 def test_the_presets_have_the_published_shape():
     preset = get_preset("b-wav2vec2")
     with torch.device("meta"):
-        encoder = SpeechEncoder(preset.audio)
+        encoder = Wav2VecEncoder(preset.audio)
     assert (preset.denoiser.audio_tokens, preset.denoiser.audio_width) == (32, 768)
     assert sum(p.numel() for p in encoder.projector.parameters()) == 36_465_152
     assert encoder.lookahead_frames == 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from letstalk_rt.errors import ConfigError, DependencyError, InputError, WeightsError
-from letstalk_rt.models.autoencoder.dc_ae import SCALING_FACTOR, DCAutoencoder, DCPortrait
+from letstalk_rt.models.autoencoder.dc_ae import SCALING_FACTOR, DCAutoencoder, DCPortraitFeatures
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 
@@ -39,7 +39,7 @@ def change_config(folder, **values):
 
 class TestUse:
     def test_a_frame_becomes_32_channels_at_a_32nd_of_its_size(self, autoencoder):
-        assert autoencoder.latent_shape == (32, 2, 2) and autoencoder.picture_size == 64
+        assert autoencoder.latent_shape == (32, 2, 2) and autoencoder.image_size == 64
         latents = autoencoder.encode(frames(2, 3))
         assert latents.shape == (2, 3, 32, 2, 2)
         decoded = autoencoder.decode(latents)
@@ -67,7 +67,7 @@ class TestUse:
     def test_a_portrait_is_its_latent(self, autoencoder):
         picture = frames()[:, 0]
         portrait = autoencoder.describe(picture)
-        assert isinstance(portrait, DCPortrait)
+        assert isinstance(portrait, DCPortraitFeatures)
         torch.testing.assert_close(portrait.latent, autoencoder.encode(picture[:, None])[:, 0])
 
     def test_it_is_frozen(self, autoencoder):
@@ -76,7 +76,7 @@ class TestUse:
 
     def test_both_autoencoders_have_one_interface(self, autoencoder):
         def round_trip(a: Autoencoder) -> torch.Size:
-            picture = frames(1, 1, a.picture_size)
+            picture = frames(1, 1, a.image_size)
             portrait = a.describe(picture[:, 0])
             assert portrait.latent.shape == (1, *a.latent_shape)
             latents = a.encode(picture)
@@ -128,7 +128,7 @@ class TestLoading:
         torch.testing.assert_close(loaded.encode(x), autoencoder.encode(x))
 
     def test_a_subfolder_can_be_named(self, folder):
-        assert DCAutoencoder.load(folder.parent, 64, subfolder="dc").picture_size == 64
+        assert DCAutoencoder.load(folder.parent, 64, subfolder="dc").image_size == 64
 
     def test_a_checkpoint_keeps_its_own_scale(self, folder):
         change_config(folder, scaling_factor=0.5)

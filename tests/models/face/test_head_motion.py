@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from letstalk_rt.models.autoencoder.background_flow import SIZE
-from letstalk_rt.models.face.head_motion import HeadMotion, Sway, face_size, steady
+from letstalk_rt.models.face.head_motion import HeadMotion, HeadTrajectory, face_size, steady
 from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_POINTS
 
 
@@ -66,7 +66,7 @@ def test_hair_goes_with_the_head_as_it_did(face, fitted):
 
 
 def test_sway_is_as_wide_as_the_clips_were(face, fitted):
-    sway = Sway(fitted.course, seed=0).next(8000)
+    sway = HeadTrajectory(fitted.course, seed=0).next(8000)
     moved = (sway @ fitted.displacements(face)).view(-1, NUM_POINTS, 2)[:, 0, 0].std()
     true = torch.stack([c[:, 0, 0].std() for c in swaying_clips(face)]).median()
     assert 0.6 < moved / true < 1.6
@@ -85,41 +85,44 @@ def test_points_that_are_no_face_have_a_size_too(face):
 
 
 def test_a_head_that_was_not_fitted_rests():
-    assert not Sway(HeadMotion().course, seed=0).next(50).any()
+    assert not HeadTrajectory(HeadMotion().course, seed=0).next(50).any()
 
 
 def test_the_course_begins_at_rest_and_is_the_seeds(fitted):
-    first, again = Sway(fitted.course, 3).next(100), Sway(fitted.course, 3).next(100)
+    first, again = (
+        HeadTrajectory(fitted.course, 3).next(100),
+        HeadTrajectory(fitted.course, 3).next(100),
+    )
     assert torch.equal(first, again)
-    assert not torch.equal(first, Sway(fitted.course, 4).next(100))
+    assert not torch.equal(first, HeadTrajectory(fitted.course, 4).next(100))
     assert first[0].abs().max() < 1.0
 
 
 def test_pieces_of_any_length_give_one_course(fitted):
-    whole, pieces = Sway(fitted.course, 3), Sway(fitted.course, 3)
+    whole, pieces = HeadTrajectory(fitted.course, 3), HeadTrajectory(fitted.course, 3)
     assert torch.equal(whole.next(12), torch.cat([pieces.next(n) for n in (4, 1, 3, 4)]))
 
 
 @pytest.mark.parametrize("frames", [1, 30])
 def test_frames_taken_back_come_again(fitted, frames):
-    sway = Sway(fitted.course, 3)
+    sway = HeadTrajectory(fitted.course, 3)
     course = sway.next(60)
     sway.rewind(frames)
     assert torch.equal(sway.next(frames), course[-frames:])
-    fresh = Sway(fitted.course, 3)
+    fresh = HeadTrajectory(fitted.course, 3)
     fresh.next(60)
     assert torch.equal(sway.next(8), fresh.next(8))
 
 
 def test_taking_back_more_than_was_given_stays_at_the_begin(fitted):
-    sway = Sway(fitted.course, 3)
+    sway = HeadTrajectory(fitted.course, 3)
     first = sway.next(2)
     sway.rewind(10)
     assert torch.equal(sway.next(2), first)
 
 
 def test_reset_begins_again(fitted):
-    sway = Sway(fitted.course, 3)
+    sway = HeadTrajectory(fitted.course, 3)
     first = sway.next(8)
     sway.reset()
     assert torch.equal(sway.next(8), first)

@@ -6,7 +6,7 @@ import torch
 from support.small_model import face_points, make_model, make_portrait, make_speech
 
 from letstalk_rt.errors import ConfigError, InputError
-from letstalk_rt.inference.motion_control import BLINK, Blinks, Director
+from letstalk_rt.inference.motion_control import BLINK, BlinkSchedule, MotionController
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.face.eyelids import close_eyes, lid_lines
@@ -63,7 +63,7 @@ def moved(pipeline, features, options, displacement):
     read = pipeline.model.autoencoder.points_matrix
     latent = torch.linalg.pinv(read) @ displacement.flatten()
     motion = latent.view(1, 1, 24, 4, 4) / pipeline.model.motion_scale
-    director = Director(MotionOptions(**STILL | options), pipeline.model, features, 0)
+    director = MotionController(MotionOptions(**STILL | options), pipeline.model, features, 0)
     after = director.direct(motion) * pipeline.model.motion_scale
     before = (read @ latent).view(NUM_POINTS, 2)
     return before, (read @ after.flatten()).view(NUM_POINTS, 2)
@@ -74,7 +74,7 @@ def size(displacement):
 
 
 def test_the_defaults_change_nothing(pipeline, features):
-    director = Director(MotionOptions(), pipeline.model, features, 0)
+    director = MotionController(MotionOptions(), pipeline.model, features, 0)
     motion = torch.randn(1, 4, 24, 4, 4)
     assert torch.equal(director.direct(motion), motion)
 
@@ -93,7 +93,7 @@ def test_lips_that_rest_ajar_are_shut_as_in_the_portrait(pipeline, features):
         return ((write @ displacements.flatten()).view(24, 4, 4) / scale)[None]
 
     def shown(rest, made):
-        director = Director(MotionOptions(**STILL), model, features, 0, rest)
+        director = MotionController(MotionOptions(**STILL), model, features, 0, rest)
         latent = model.to_latents(director.direct(made[None]), features.latent)
         return model.autoencoder.points(latent)[0, 0]
 
@@ -124,7 +124,7 @@ def test_a_fitted_head_sways_unless_it_is_told_not_to(pipeline, features):
     motion = torch.zeros(1, 8, 24, 4, 4)
 
     def moved(**options):
-        director = Director(MotionOptions(**options), pipeline.model, features, 0)
+        director = MotionController(MotionOptions(**options), pipeline.model, features, 0)
         shown = pipeline.model.to_latents(director.direct(motion), features.latent)
         points = pipeline.model.autoencoder.points(shown)
         return points - pipeline.model.autoencoder.points(features.latent)
@@ -142,7 +142,7 @@ def test_without_head_motion_hair_and_shoulders_rest(pipeline, features):
     around[:, :, :16] = 0
 
     def directed(motion, **options):
-        director = Director(MotionOptions(**STILL | options), pipeline.model, features, 0)
+        director = MotionController(MotionOptions(**STILL | options), pipeline.model, features, 0)
         return director.direct(motion)
 
     assert directed(around, head_motion=False).abs().max() < 1e-5
@@ -201,7 +201,7 @@ def test_options_out_of_range_are_refused(options):
 
 @pytest.mark.parametrize("per_min", [5, 30])
 def test_blinks_come_as_often_as_wanted_and_irregularly(per_min):
-    closures = np.array(Blinks(per_min, seed=1).closures(20 * 60 * FPS))
+    closures = np.array(BlinkSchedule(per_min, seed=1).closures(20 * 60 * FPS))
     (shut,) = np.nonzero(closures == 1)
     assert len(shut) / 20 == pytest.approx(per_min, rel=0.2)
     pauses = np.diff(shut)
@@ -210,19 +210,19 @@ def test_blinks_come_as_often_as_wanted_and_irregularly(per_min):
 
 
 def test_no_blinks_where_none_are_wanted():
-    assert not any(Blinks(0, seed=1).closures(5000))
+    assert not any(BlinkSchedule(0, seed=1).closures(5000))
 
 
 def test_blinks_are_the_seeds_and_begin_anew_after_a_reset():
-    blinks = Blinks(15, seed=3)
+    blinks = BlinkSchedule(15, seed=3)
     first = blinks.closures(1000)
     blinks.reset()
-    assert blinks.closures(1000) == first == Blinks(15, seed=3).closures(1000)
-    assert Blinks(15, seed=4).closures(1000) != first
+    assert blinks.closures(1000) == first == BlinkSchedule(15, seed=3).closures(1000)
+    assert BlinkSchedule(15, seed=4).closures(1000) != first
 
 
 def test_a_blink_that_nobody_saw_is_blinked_again():
-    blinks, whole = Blinks(60, seed=0), Blinks(60, seed=0).closures(500)
+    blinks, whole = BlinkSchedule(60, seed=0), BlinkSchedule(60, seed=0).closures(500)
     seen = []
     for _ in range(100):
         seen += blinks.closures(5)[:4]

@@ -6,7 +6,7 @@ from letstalk_rt.models.geometry.landmark_warp import (
     coarse_flow,
     face_flow,
     mouth_gap,
-    nearness,
+    proximity_map,
     warp,
 )
 from letstalk_rt.models.geometry.landmarks import (
@@ -91,14 +91,14 @@ def test_a_flow_of_one_pixel_reads_the_neighbour():
 
 def test_nearness_is_one_at_its_points_and_fades():
     points = torch.tensor([[[0.5, -0.5], [-0.5, 0.5]]])
-    near = nearness(points, 64, 8.0)
+    near = proximity_map(points, 64, 8.0)
     assert near.shape == (1, 1, 64, 64)
     assert near[0, 0, 16, 48] > 0.9 and near[0, 0, 48, 16] > 0.9
     assert near[0, 0, 16, 16] < 1e-6 and near.max() <= 1
 
 
 def test_nearness_of_many_points_at_one_place_is_one():
-    assert nearness(torch.zeros(1, 9, 2), 64, 8.0).max() == 1
+    assert proximity_map(torch.zeros(1, 9, 2), 64, 8.0).max() == 1
 
 
 def face(opening: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from support.server_fakes import BACKDROPS, Painter, Peer, portrait_jpeg, proble
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_server.app import create_app
-from letstalk_server.session.model_host import Model
+from letstalk_server.session.avatar_service import LoadedModel
 from letstalk_server.settings import Settings
 
 UPLOAD = "/v1/avatars?consent=true"
@@ -77,7 +77,7 @@ async def test_added_avatars_are_offered_and_prepared_once(tmp_path):
     paths = {entry.name: entry.path for entry in library.entries() if not entry.builtin}
 
     async def offered(pipeline):
-        app = create_app(Settings(), lambda settings: Model(pipeline, paths, library))
+        app = create_app(Settings(), lambda settings: LoadedModel(pipeline, paths, library))
         async with app.router.lifespan_context(app):
             return list(app.state.studio.defaults)
 

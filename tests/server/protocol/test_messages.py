@@ -24,11 +24,10 @@ from support.browser_tools import PAINTED
 
 from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_server import main
-from letstalk_server.bitrates import Bitrates
 from letstalk_server.errors import BadMessageError
 from letstalk_server.main import page_address, parse, serve
 from letstalk_server.protocol import client_messages, server_messages
-from letstalk_server.settings import IceServer, Settings
+from letstalk_server.settings import Bitrates, IceServer, Settings
 
 DOCS = Path(__file__).parents[3] / "docs" / "protocol.md"
 
@@ -121,15 +120,15 @@ def test_long_sound_may_come_as_text():
 
 
 def test_a_part_that_is_left_out_stays_as_it_was():
-    wishes = client_messages.wishes_of({"audio": "opus", "frames": "jpeg", "max_fps": "10"})
-    assert wishes.audio == client_messages.AudioFormat("opus", 48_000, 1)
-    changed = client_messages.Configure(frames={"quality": 50}).apply(wishes)
-    assert changed.audio == wishes.audio
+    config = client_messages.config_from_query({"audio": "opus", "frames": "jpeg", "max_fps": "10"})
+    assert config.audio == client_messages.AudioFormat("opus", 48_000, 1)
+    changed = client_messages.Configure(frames={"quality": 50}).apply(config)
+    assert changed.audio == config.audio
     assert changed.frames == client_messages.FramesFormat("jpeg", 50, 10, "pcm16")
 
 
 def test_messages_to_a_client_are_flat_json_with_type_and_numbers():
-    encode = server_messages.Encoder("s1")
+    encode = server_messages.ServerMessageEncoder("s1")
     first = json.loads(encode(server_messages.Pong(), 3, "p1"))
     assert first == {
         "type": "session.pong",

@@ -7,9 +7,9 @@ import pytest
 
 from letstalk_server.errors import AtCapacityError, NotFoundError
 from letstalk_server.protocol import server_messages
-from letstalk_server.protocol.client_messages import Wishes
+from letstalk_server.protocol.client_messages import ConnectionConfig
 from letstalk_server.session.announcer import Announcer
-from letstalk_server.session.connection import End, Role
+from letstalk_server.session.connection import ConnectionKind, EndReason
 from letstalk_server.session.connections import Connections
 from letstalk_server.session.lifetime import END_WARNING_S, Lifetime
 from letstalk_server.settings import Settings
@@ -20,8 +20,8 @@ SETTINGS = Settings(max_session_s=1000, max_idle_s=300, grace_s=15, connect_time
 @dataclass
 class FakeLink:
     id: str
-    role: Role = Role.PLAY
-    wishes: Wishes = field(default_factory=Wishes)
+    role: ConnectionKind = ConnectionKind.PLAY
+    config: ConnectionConfig = field(default_factory=ConnectionConfig)
     lost_s: float = 1e9
     sent: list = field(default_factory=list)
 
@@ -54,14 +54,14 @@ def test_a_session_nobody_comes_to_is_lost_after_both_waits_and_a_left_one_after
     stage.now_s += 25
     assert stage.lifetime.end() is None
     stage.now_s += 0.1
-    assert stage.lifetime.end() is End.LOST
+    assert stage.lifetime.end() is EndReason.LOST
     link, _ = stage.join("a")
     assert stage.lifetime.end() is None
     assert stage.connections.remove(link) and not stage.connections.remove(link)
     stage.now_s += 15
     assert stage.lifetime.end() is None
     stage.now_s += 0.1
-    assert stage.lifetime.end() is End.LOST
+    assert stage.lifetime.end() is EndReason.LOST
 
 
 def test_silence_is_warned_of_and_ends_a_session_unless_it_is_used():
@@ -79,7 +79,7 @@ def test_silence_is_warned_of_and_ends_a_session_unless_it_is_used():
     stage.now_s += 10
     assert stage.lifetime.end() is None
     stage.now_s += 0.1
-    assert stage.lifetime.end() is End.IDLE
+    assert stage.lifetime.end() is EndReason.IDLE
 
 
 def test_the_longest_time_ends_a_session_however_busy_it_is():
@@ -90,16 +90,17 @@ def test_the_longest_time_ends_a_session_however_busy_it_is():
     assert stage.warned() == [("ends-soon", 40)]
     assert stage.lifetime.ends_in_s == 40
     stage.now_s += 41
-    assert stage.lifetime.end() is End.TIME_OVER and stage.lifetime.ends_in_s == 0
+    assert stage.lifetime.end() is EndReason.TIME_OVER and stage.lifetime.ends_in_s == 0
 
 
 @pytest.mark.parametrize(
-    "role, gives_way", [(Role.TALK, True), (Role.SPEAK, True), (Role.PLAY, False)]
+    "role, gives_way",
+    [(ConnectionKind.TALK, True), (ConnectionKind.SPEAK, True), (ConnectionKind.PLAY, False)],
 )
 def test_of_some_roles_there_is_one_and_the_older_gives_way(role, gives_way):
     stage = Stage()
     old, _ = stage.join("old", role=role)
-    stage.join("socket", role=Role.SOCKET)
+    stage.join("socket", role=ConnectionKind.SOCKET)
     _, older = stage.join("new", role=role)
     assert older == ([old] if gives_way else [])
 
@@ -127,7 +128,7 @@ def test_a_connection_is_found_heard_and_timed_while_it_is_there():
 def test_lost_connections_and_those_that_want_statistics_are_told_apart():
     stage = Stage()
     lost, _ = stage.join("lost", lost_s=101.0)
-    curious, _ = stage.join("curious", wishes=Wishes(stats_s=2))
+    curious, _ = stage.join("curious", config=ConnectionConfig(stats_s=2))
     assert stage.connections.lost(102.0) == [lost]
     assert stage.connections.take_due_stats(102.0) == [curious]
     assert stage.connections.take_due_stats(103.9) == []

@@ -15,7 +15,7 @@ from letstalk_server.session.playout import (
     RESERVE,
     SLOT_S,
     STALL_SLOTS,
-    PulledPlayout,
+    SlotPlayout,
 )
 
 STILL = np.full((6, 8, 3), 9, np.uint8)
@@ -28,7 +28,7 @@ def frame(index, level=0.0, epoch=0):
 
 
 def playout_at(clock, **options):
-    return PulledPlayout(STILL, clock=clock, sleep=clock.sleep, **options)
+    return SlotPlayout(STILL, clock=clock, sleep=clock.sleep, **options)
 
 
 def shade(slot):
@@ -105,7 +105,7 @@ class Show:
 
     def __init__(self, level=0.0, live=True):
         clock = asyncio.get_running_loop().time
-        self.playout = PulledPlayout(STILL, is_live=lambda: live, clock=clock)
+        self.playout = SlotPlayout(STILL, is_live=lambda: live, clock=clock)
         self.level, self.index = level, 0
         self.wait_s = []
         """How long each shown frame has waited."""
@@ -187,7 +187,7 @@ def test_a_frame_that_is_a_little_late_stops_the_clock_and_a_missing_one_does_no
 
 def test_who_stops_waiting_does_not_stop_the_clock_for_good():
     async def scene():
-        playout = PulledPlayout(STILL, clock=asyncio.get_running_loop().time)
+        playout = SlotPlayout(STILL, clock=asyncio.get_running_loop().time)
         playout.now()
         for index in range(RESERVE):
             await playout.put(frame(index))

@@ -20,13 +20,13 @@ from support.server_fakes import (
 
 from letstalk_server.auth import LOCAL, Caller
 from letstalk_server.errors import AtCapacityError, TooManyRequestsError, UnknownSessionError
-from letstalk_server.session.connection import End, Role
-from letstalk_server.session.limits import Admission, Throttle
-from letstalk_server.session.model_host import Speed, Studio
+from letstalk_server.session.avatar_service import AvatarService, StepCost
+from letstalk_server.session.connection import ConnectionKind, EndReason
+from letstalk_server.session.limits import AdmissionControl, RateLimiter
 from letstalk_server.session.session import WATCH_INTERVAL_S
-from letstalk_server.session.transport import State
+from letstalk_server.session.transport import PeerState
 from letstalk_server.settings import Settings
-from letstalk_server.webrtc.peer_connection import PeerLink
+from letstalk_server.webrtc.webrtc_connection import WebRTCConnection
 
 RECVONLY = {"content-type": "application/sdp"}
 
@@ -226,27 +226,27 @@ class Busy:
     """A studio whose model is as fast and as busy as it is told."""
 
     def __init__(self, share, busy=0.0):
-        self.speed, self.busy, self.worker = Speed(share * 0.16, 0.16), busy, self
+        self.speed, self.busy, self.worker = StepCost(share * 0.16, 0.16), busy, self
 
     def busy_ratio(self):
         return self.busy
 
 
 def test_as_many_are_let_in_as_the_model_can_serve():
-    assert Admission(Busy(0.4), None).places == 2
-    assert Admission(Busy(1.7), None).places == 1, "one is always served"
-    assert Admission(Busy(0.4), 7).places == 7, "the operator knows better"
-    Admission(Busy(0.4), None).check(1)
+    assert AdmissionControl(Busy(0.4), None).places == 2
+    assert AdmissionControl(Busy(1.7), None).places == 1, "one is always served"
+    assert AdmissionControl(Busy(0.4), 7).places == 7, "the operator knows better"
+    AdmissionControl(Busy(0.4), None).check(1)
     with pytest.raises(AtCapacityError):
-        Admission(Busy(0.4), None).check(2)
+        AdmissionControl(Busy(0.4), None).check(2)
     with pytest.raises(AtCapacityError, match="stutter"):
-        Admission(Busy(0.2, busy=0.9), None).check(2)
-    Admission(Busy(0.2, busy=0.9), None).check(0)
+        AdmissionControl(Busy(0.2, busy=0.9), None).check(2)
+    AdmissionControl(Busy(0.2, busy=0.9), None).check(0)
 
 
 def test_what_costs_may_not_be_done_all_the_time():
     now_s = 100.0
-    throttle = Throttle(0.5, lambda: now_s)
+    throttle = RateLimiter(0.5, lambda: now_s)
     ann, bob = (Caller(name, frozenset()) for name in ("ann", "bob"))
     for _ in range(5):
         throttle.check(ann)
@@ -263,14 +263,14 @@ def test_what_costs_may_not_be_done_all_the_time():
 class QuietTransport:
     """Gives peers that are whatever the test says."""
 
-    state, heard_s = State.CONNECTING, 0.0
+    state, heard_s = PeerState.CONNECTING, 0.0
 
     def open(self, role, media, handlers):
         self.handlers = handlers
         return self
 
 
-@pytest.mark.parametrize("role", [Role.TALK, Role.PLAY, Role.SPEAK])
+@pytest.mark.parametrize("role", [ConnectionKind.TALK, ConnectionKind.PLAY, ConnectionKind.SPEAK])
 async def test_a_silent_peer_is_noticed_within_five_seconds(role):
     settings, peer = Settings(), QuietTransport()
     session = SimpleNamespace(
@@ -281,11 +281,11 @@ async def test_a_silent_peer_is_noticed_within_five_seconds(role):
         spawn=lambda work, name: work.close(),
         welcome=lambda link, resumed: None,
     )
-    link, began_s = PeerLink(session, role, may_speak=True), time.monotonic()
+    link, began_s = WebRTCConnection(session, role, may_speak=True), time.monotonic()
     assert not link.is_lost(began_s + settings.connect_timeout_s - 1)
     assert link.is_lost(began_s + settings.connect_timeout_s + 1), "it never came"
-    peer.state = State.CONNECTED
-    if role is Role.TALK:
+    peer.state = PeerState.CONNECTED
+    if role is ConnectionKind.TALK:
         peer.handlers.channel()
         peer.handlers.message('{"type": "session.ping"}')
     else:
@@ -301,8 +301,8 @@ async def test_a_session_that_has_ended_takes_no_more_connections():
         (session,) = app.state.sessions
         peer = Peer()
         offer = await peer.offer()
-        link = PeerLink(session, Role.TALK, may_speak=True)
-        session.end(End.DELETED)
+        link = WebRTCConnection(session, ConnectionKind.TALK, may_speak=True)
+        session.end(EndReason.DELETED)
         with pytest.raises(UnknownSessionError):
             await link.open(offer["sdp"])
         await peer.close()
@@ -334,7 +334,7 @@ async def test_logs_hold_nothing_of_anybody(caplog):
 
 
 async def test_the_last_step_of_the_model_is_waited_for():
-    studio = await Studio.open(Settings(), model_of(Painter()))
+    studio = await AvatarService.open(Settings(), model_of(Painter()))
     began, may_end = threading.Event(), threading.Event()
     threads = []
 

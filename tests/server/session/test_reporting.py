@@ -12,7 +12,7 @@ from letstalk_rt.session.events import Event
 from letstalk_rt.session.session import AvatarSession
 from letstalk_rt.types import AVFrame, Interrupted
 from letstalk_server.protocol import server_messages
-from letstalk_server.session.playout import SLOT_S, PulledPlayout, Slot
+from letstalk_server.session.playout import SLOT_S, PlayoutSlot, SlotPlayout
 from letstalk_server.session.reporting import PlaybackReporter
 
 RGB, PCM = np.zeros((2, 2, 3), np.uint8), np.zeros(640, np.float32)
@@ -67,11 +67,11 @@ def reporter(announcer, engine, voices):
 
 def slot(number, segment_id=0, voiced=False):
     frame = AVFrame(RGB, PCM, number, segment_id, 0, spoken=640 * voiced, voiced=voiced)
-    return Slot(number, RGB, PCM, False, frame)
+    return PlayoutSlot(number, RGB, PCM, False, frame)
 
 
 def repeated(number):
-    return Slot(number, RGB, PCM, True)
+    return PlayoutSlot(number, RGB, PCM, True)
 
 
 def test_frames_are_reported_and_repeats_are_not(reporter, engine, voices):
@@ -137,7 +137,7 @@ def test_only_some_warnings_of_the_engine_are_for_clients(reporter, announcer, e
 def test_statistics_are_of_the_engine_and_of_the_slots(reporter, engine):
     engine.metrics.drops = 3
     now_s = 0.0
-    playout = PulledPlayout(RGB, clock=lambda: now_s, on_slot=reporter.show)
+    playout = SlotPlayout(RGB, clock=lambda: now_s, on_slot=reporter.show)
     playout.now()
     playout.slot(49)
     now_s = 2.0
@@ -155,9 +155,7 @@ class Show:
         self.reporter = PlaybackReporter(announcer)
         self.reporter.follow(self.session)
         self.delays_s = []
-        self.playout = PulledPlayout(
-            RGB, is_live=lambda: True, on_slot=self._show, clock=self.clock
-        )
+        self.playout = SlotPlayout(RGB, is_live=lambda: True, on_slot=self._show, clock=self.clock)
 
     def _show(self, slot):
         self.reporter.show(slot)

@@ -7,10 +7,10 @@ import pytest
 
 from letstalk_rt.types import SAMPLES_PER_FRAME
 from letstalk_server.errors import BadAudioError, FloorTakenError, SpeechOverflowError
-from letstalk_server.protocol.audio_payload import OpusEncoder, decoder
+from letstalk_server.protocol.audio_payload import OpusEncoder, make_decoder
 from letstalk_server.protocol.client_messages import AudioFormat
-from letstalk_server.session.limits import Rate
-from letstalk_server.session.speech_queue import FLOOR_S, Speech
+from letstalk_server.session.limits import TokenBucket
+from letstalk_server.session.speech_queue import FLOOR_S, SpeechQueue
 
 RATE = 16_000
 
@@ -47,7 +47,7 @@ class Clock:
 async def feeding():
     """Speech that is carried to a listener."""
     listener, clock = Listener(), Clock()
-    speech = Speech(3.0, clock)
+    speech = SpeechQueue(3.0, clock)
 
     async def find():
         return listener
@@ -151,14 +151,14 @@ async def test_an_interrupt_forgets_what_waits(feeding):
 
 def test_a_rate_allows_a_burst_and_then_so_many_a_second():
     clock = Clock()
-    rate = Rate(10, clock)
+    rate = TokenBucket(10, clock)
     assert sum(rate.allows() for _ in range(100)) == 20
     clock.s += 0.5
     assert sum(rate.allows() for _ in range(100)) == 5
 
 
 def test_opus_of_ours_is_read_by_us():
-    encode, decode = OpusEncoder(), decoder(AudioFormat("opus", 48_000))
+    encode, decode = OpusEncoder(), make_decoder(AudioFormat("opus", 48_000))
     tone = np.sin(np.arange(SAMPLES_PER_FRAME * 10) * 2 * np.pi * 300 / RATE).astype(np.float32) / 2
     packets = [packet for piece in np.split(tone, 10) for packet in encode(piece)]
     heard = np.concatenate([decode(packet) for packet in packets])
@@ -167,8 +167,8 @@ def test_opus_of_ours_is_read_by_us():
 
 
 def test_pcm_must_be_whole_samples():
-    assert decoder(AudioFormat())(b"\x01\x00\xff\xff").tolist() == [1, -1]
-    assert decoder(AudioFormat(channels=2))(bytes(8)).shape == (2, 2)
+    assert make_decoder(AudioFormat())(b"\x01\x00\xff\xff").tolist() == [1, -1]
+    assert make_decoder(AudioFormat(channels=2))(bytes(8)).shape == (2, 2)
     for form, data in ((AudioFormat(), b"\x00"), (AudioFormat(channels=2), bytes(6))):
         with pytest.raises(BadAudioError):
-            decoder(form)(data)
+            make_decoder(form)(data)

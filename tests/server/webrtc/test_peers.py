@@ -30,7 +30,7 @@ from support.opus import opus_packets
 from support.server_fakes import Peer, Voice, serving, tone
 from support.transport_stage import staged
 
-from letstalk_server.session.transport import Role
+from letstalk_server.session.transport import PeerRole
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc import turn
 
@@ -147,7 +147,7 @@ async def test_a_session_goes_through_a_turn_server_alone():
             kinds = set(re.findall(r"a=candidate.* typ (\w+)", offer))
             assert kinds == {"relay"}
             sounds = asyncio.Queue()
-            peer = stage.open(Role.TALKER, sound=sounds.put_nowait)
+            peer = stage.open(PeerRole.TALKER, sound=sounds.put_nowait)
             await guest.accept(await peer.answer(offer))
             await guest.until(lambda: len(guest.video) > 25 and len(guest.audio) > 25)
             async with asyncio.timeout(20):

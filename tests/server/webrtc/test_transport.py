@@ -16,10 +16,10 @@ from support.server_fakes import Voice, tone
 from support.transport_stage import Path, SenderClock, skews_ms, staged
 
 from letstalk_rt.types import SAMPLE_RATE
-from letstalk_server.bitrates import Bitrates
 from letstalk_server.errors import BadOfferError, BadRequestError, IceRestartError
-from letstalk_server.session.transport import Role, State
-from letstalk_server.webrtc.encoders import PIECE, Encoded
+from letstalk_server.session.transport import PeerRole, PeerState
+from letstalk_server.settings import Bitrates
+from letstalk_server.webrtc.encoders import PIECE, EncodedUnit
 from letstalk_server.webrtc.rtp_sender import BURST, MAX_WAITING
 
 
@@ -44,7 +44,7 @@ async def test_a_viewer_sees_and_hears_in_step(codec):
         assert abs(np.median(skews)) < 5, skews
         assert peer.stats().codec == codec
         assert time.monotonic() - peer.heard_s < 5
-    assert states == [State.CONNECTED, State.CLOSED]
+    assert states == [PeerState.CONNECTED, PeerState.CLOSED]
 
 
 async def test_late_pictures_are_still_reported_in_step():
@@ -79,7 +79,7 @@ async def test_a_publisher_is_heard_and_sees_nothing():
     sounds = asyncio.Queue()
     async with staged() as stage:
         guest = stage.guest(Voice(tone(1.0)), video=False)
-        peer = await stage.connect(guest, Role.PUBLISHER, sound=sounds.put_nowait)
+        peer = await stage.connect(guest, PeerRole.PUBLISHER, sound=sounds.put_nowait)
         async with asyncio.timeout(20):
             pieces = [await sounds.get() for _ in range(40)]
         pcm = np.concatenate(pieces)
@@ -94,7 +94,7 @@ async def test_a_publishers_video_is_declined():
     async with staged() as stage:
         guest = stage.guest(Voice(tone(1.0)))
         sounds = asyncio.Queue()
-        peer = await stage.connect(guest, Role.PUBLISHER, sound=sounds.put_nowait)
+        peer = await stage.connect(guest, PeerRole.PUBLISHER, sound=sounds.put_nowait)
         async with asyncio.timeout(20):
             await sounds.get()
         assert "a=inactive" in guest.answer.split("m=video")[1]
@@ -152,14 +152,14 @@ async def test_loss_delay_reordering_and_an_outage_are_survived_in_step():
         guest.forget()
         await guest.until(lambda: len(guest.video) > 25 and len(skews_ms(guest, clocks)) >= 5)
         assert np.abs(np.median(skews_ms(guest, clocks))) < 40
-        assert peer.state is State.CONNECTED
+        assert peer.state is PeerState.CONNECTED
 
 
 async def test_a_voice_over_a_bad_path_keeps_its_time():
     sounds = asyncio.Queue()
     async with staged() as stage:
         guest = stage.guest(Voice(tone(1.0)), video=False)
-        peer = stage.open(Role.PUBLISHER, sound=sounds.put_nowait)
+        peer = stage.open(PeerRole.PUBLISHER, sound=sounds.put_nowait)
         answer = await peer.answer(await guest.offer())
         Path(guest.pc, loss=0.05, delay_s=0.03, jitter_s=0.03, seed=3)
         await guest.accept(answer)
@@ -189,7 +189,7 @@ async def test_a_large_picture_leaves_in_bursts_and_what_comes_too_soon_after_it
         await guest.until(lambda: len(guest.video) > 5)
         sender = stage.peers[0]._senders[1]
         small, large = (
-            Encoded([b"\x10" + bytes(99)] * count, 90_000, True)
+            EncodedUnit([b"\x10" + bytes(99)] * count, 90_000, True)
             for count in (MAX_WAITING - BURST, 2 * MAX_WAITING)
         )
         before = peer.stats().packets_sent
@@ -210,7 +210,7 @@ OFFERS = {
 }
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("role", list(PeerRole))
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS.keys())
 async def test_offers_that_cannot_be_used_are_refused_in_words(role, offer):
     async with staged() as stage:
@@ -218,7 +218,7 @@ async def test_offers_that_cannot_be_used_are_refused_in_words(role, offer):
         with pytest.raises(BadOfferError):
             await peer.answer(offer)
         await peer.aclose()
-        assert peer.state is State.CLOSED
+        assert peer.state is PeerState.CLOSED
 
 
 async def test_candidates_may_come_later_and_bad_ones_are_refused():

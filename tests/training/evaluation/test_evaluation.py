@@ -17,7 +17,7 @@ from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.training.data.dataset import Clip, load_clips
 from letstalk_rt.training.evaluation import clips as judging
 from letstalk_rt.training.evaluation import long_run
-from letstalk_rt.training.evaluation.clips import Findings, Judges, judge_clips
+from letstalk_rt.training.evaluation.clips import EvaluationModels, EvaluationResult, judge_clips
 from letstalk_rt.training.evaluation.faces import (
     FaceTrack,
     aligned_mouth,
@@ -186,7 +186,7 @@ class TestReport:
         assert drawn.count("M") == 2 and "nan" not in drawn
 
     def test_the_file_holds_all_it_shows(self, tmp_path):
-        findings = Findings(figures={"psnr": 31.0, "fps": 20.0, "drift": None})
+        findings = EvaluationResult(figures={"psnr": 31.0, "fps": 20.0, "drift": None})
         findings.sheets.append(("<b>", np.zeros((8, 8, 3), np.uint8)))
         findings.curves.append(("one", np.zeros((2, 5))))
         findings.slices.append({"start_s": 0.0, "identity": 0.9})
@@ -230,7 +230,7 @@ def findings(clips, towers):
 
 
 def judge_all(clips, towers):
-    judges = Judges(SeesAFace(), lambda portrait, frames: 0.8, towers)
+    judges = EvaluationModels(SeesAFace(), lambda portrait, frames: 0.8, towers)
     stills = [(f"still-{seed}", make_portrait(seed)) for seed in range(2)]
     return command.evaluate(AvatarPipeline(make_model()), judges, clips, stills, long_s=3)
 
@@ -259,7 +259,12 @@ class TestWhole:
     def test_without_any_sound_it_is_said(self, clips):
         mute = [replace(clips[0], has_sound=False)]
         with pytest.raises(InputError, match="no clip to evaluate has sound"):
-            judge_clips(AvatarPipeline(make_model()), Judges(SeesAFace(), len), mute, Findings())
+            judge_clips(
+                AvatarPipeline(make_model()),
+                EvaluationModels(SeesAFace(), len),
+                mute,
+                EvaluationResult(),
+            )
 
     def test_contact_sheets_are_written(self, findings, tmp_path: Path):
         command.save_samples(findings, tmp_path)

@@ -180,10 +180,10 @@ class TestMeanFlow:
 
 def tracks(count=2, frames=80):
     torch.manual_seed(3)
-    spoken = pytest.importorskip("letstalk_rt.training.data.spoken_clips").SpokenClip
+    clip_type = pytest.importorskip("letstalk_rt.training.data.spoken_clips").AudioClip
     made = []
     for index in range(count):
-        clip = spoken.__new__(spoken)
+        clip = clip_type.__new__(clip_type)
         values = {
             "name": f"clip{index}",
             "mel": torch.rand(64, 4 * (frames + 2)),

@@ -10,7 +10,7 @@ from letstalk_rt.models.audio_encoder.mel import STEP
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.phones import (
     SILENCE,
-    HeardTrack,
+    MelPhoneTrack,
     english_words,
     natural_tracks,
     synthetic_tracks,
@@ -63,7 +63,7 @@ def test_the_encoder_learns_phones_of_two_alphabets(tmp_path):
         phones = torch.randint(2, (40,), generator=generator).repeat_interleave(10)
         mel = torch.full((64, 400), -0.5)
         mel[:32, :] += phones * 1.5
-        return HeardTrack(mel.half(), phones, alphabet)
+        return MelPhoneTrack(mel.half(), phones, alphabet)
 
     tracks = [track(name) for _ in range(6) for name in ("espeak", "sphinx")]
     config = LoopConfig(

@@ -39,7 +39,7 @@ from letstalk_rt.training.data.audio_features import (
 )
 from letstalk_rt.training.data.dataset import affine_augment, color_augment, load_clips, load_stills
 from letstalk_rt.training.data.pairs import PairSource
-from letstalk_rt.training.data.spoken_clips import spoken
+from letstalk_rt.training.data.spoken_clips import audio_clip
 from letstalk_rt.training.data.tracks import encode_clips, fit_scales
 from letstalk_rt.training.data.windows import HEARD_FRAMES, FlowLoss, WindowSource
 from letstalk_rt.training.evaluation import reconstruction, rollout
@@ -568,9 +568,9 @@ class TestFlowLoss:
             assert batch.filled[item].tolist() == [False] * (6 - known) + [True] * known
             before = tracks[track].latents[version, start - known : start]
             assert torch.equal(batch.memory[item, 6 - known :], before)
-            heard = tracks[track].spoken.mel[:, 4 * start : 4 * (start + 4 + LOOKAHEAD_FRAMES)]
+            heard = tracks[track].audio_clip.mel[:, 4 * start : 4 * (start + 4 + LOOKAHEAD_FRAMES)]
             assert torch.equal(batch.mel[item][:, 4 * HEARD_FRAMES :], heard)
-            told = tracks[track].spoken.targets[start : start + 4]
+            told = tracks[track].audio_clip.targets[start : start + 4]
             assert torch.equal(batch.targets[item, HEARD_FRAMES:], told)
 
     def test_an_item_hears_all_that_the_encoder_remembers(self):
@@ -661,7 +661,7 @@ class TestFlowLoss:
         assert changed == {"mouth.show.weight", "mouth.show.bias"}
 
     def test_whole_sounds_are_generated_window_by_window(self, model, tracks):
-        sounds = torch.stack([track.spoken.mel for track in tracks])
+        sounds = torch.stack([track.audio_clip.mel for track in tracks])
         portraits = torch.stack([track.latents[0, 0] for track in tracks])
         made = generate(model.eval(), sounds, portraits, steps=1)
         assert made.shape == (2, FRAMES, 24, 4, 4) and made.isfinite().all()
@@ -770,7 +770,7 @@ class TestCommand:
 @pytest.mark.parametrize("lookahead_ms, ahead", [(0, 0), (40, 1), (160, 4)])
 def test_training_follows_the_look_ahead(lookahead_ms, ahead, root, cache):
     clip = load_clips(root, cache, "train")[0]
-    heard = spoken(clip, ahead)
+    heard = audio_clip(clip, ahead)
     assert heard.lookahead_frames == ahead
     reader = MouthReader(replace(PRESET.audio, lookahead_ms=lookahead_ms))
     assert reader(heard.mel[None]).shape[1] == clip.num_frames
@@ -780,7 +780,7 @@ def test_a_bottleneck_reads_the_mouth_itself(root, cache):
     clip = load_clips(root, cache, "train")[0]
     reader = MouthReader(replace(PRESET.audio, mouth_values=NUM_MOUTH_TARGETS)).eval()
     assert reader.head is None
-    mel = spoken(clip).mel[None]
+    mel = audio_clip(clip).mel[None]
     ahead = reader.audio.lookahead_frames
     assert torch.equal(reader(mel), reader.audio.read_mouth(mel)[:, ahead:])
 
@@ -794,7 +794,7 @@ class TestCalibration:
 
     def test_readings_become_as_large_as_mouths(self, clips):
         reader = self.reader(mouth_values=NUM_MOUTH_TARGETS)
-        real = [spoken(clip) for clip in clips if clip.kind == "real"]
+        real = [audio_clip(clip) for clip in clips if clip.kind == "real"]
         judge = replace(real[0], targets=2 * read_all(reader, real[0]))
         before = read_all(reader, judge)
         calibrate(reader, [judge])
@@ -806,7 +806,7 @@ class TestCalibration:
 
     def test_silence_is_a_mouth_at_rest(self, clips):
         reader = self.reader(mouth_values=NUM_MOUTH_TARGETS)
-        calibrate(reader, [spoken(clips[0])])
+        calibrate(reader, [audio_clip(clips[0])])
         quiet = silence_mel().expand(-1, 4 * 40)[None]
         with torch.no_grad():
             assert reader.audio.read_mouth(quiet)[0, -1].abs().max() < 1e-5
@@ -814,7 +814,7 @@ class TestCalibration:
     def test_a_reader_that_ships_no_values_is_left_alone(self, clips):
         reader = self.reader()
         before = {name: value.clone() for name, value in reader.state_dict().items()}
-        calibrate(reader, [spoken(clips[0])])
+        calibrate(reader, [audio_clip(clips[0])])
         assert all(torch.equal(before[name], value) for name, value in reader.state_dict().items())
 
 

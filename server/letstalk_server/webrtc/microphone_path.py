@@ -31,13 +31,13 @@ _SCALE = np.float32(1 / 32_768)
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class AudioGap:
     """Sound that was lost, in samples; 0 where the stream starts anew."""
 
     samples: int
 
 
-class Reorder:
+class ReorderBuffer:
     """Puts packets in order and tells where some are missing. Arithmetic only."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Reorder:
         self.late = 0
         self.lost = 0
 
-    def push(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | Gap]:
+    def push(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | AudioGap]:
         """Take a packet with 16-bit number and 32-bit time; give what may be played now."""
         if self._next is None:
             self._next, self._next_timestamp = sequence, timestamp
@@ -63,14 +63,14 @@ class Reorder:
             ready += self._skip_missing()
         return ready
 
-    def _start_anew(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | Gap]:
+    def _start_anew(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | AudioGap]:
         self._held.clear()
         self._next = sequence
         self._held[sequence] = timestamp, payload
-        return [Gap(0), *self._in_order()]
+        return [AudioGap(0), *self._in_order()]
 
-    def _in_order(self) -> list[bytes | Gap]:
-        ready: list[bytes | Gap] = []
+    def _in_order(self) -> list[bytes | AudioGap]:
+        ready: list[bytes | AudioGap] = []
         assert self._next is not None
         while self._next in self._held:
             timestamp, payload = self._held.pop(self._next)
@@ -80,16 +80,16 @@ class Reorder:
             ready.append(payload)
         return ready
 
-    def _skip_missing(self) -> list[bytes | Gap]:
+    def _skip_missing(self) -> list[bytes | AudioGap]:
         assert self._next is not None
         expected = self._next
         self._next = min(self._held, key=lambda number: _signed(number - expected, 16))
         self.lost += _signed(self._next - expected, 16)
         samples = _signed(self._held[self._next][0] - self._next_timestamp, 32)
-        return [Gap(samples if 0 < samples <= MAX_GAP else 0), *self._in_order()]
+        return [AudioGap(samples if 0 < samples <= MAX_GAP else 0), *self._in_order()]
 
 
-class Concealer:
+class LossConcealer:
     """Fills gaps without a click: the sound before fades out mirrored, the one after fades in."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Downsampler:
         return mixed
 
 
-class Microphone:
+class MicrophonePath:
     """One peer's voice. `push` never waits.
 
     Args:
@@ -164,20 +164,20 @@ class Microphone:
     def __init__(self, hear: Callable[[np.ndarray], None]) -> None:
         self.concealed = 0
         self._hear = hear
-        self._reorder = Reorder()
-        self._concealer = Concealer()
+        self._reorder = ReorderBuffer()
+        self._concealer = LossConcealer()
         self._decoder = _open_decoder()
         self._downsample = Downsampler(CLOCK_HZ // SAMPLE_RATE)
 
     def push(self, sequence: int, timestamp: int, payload: bytes) -> None:
         """Take one RTP packet of Opus as it comes."""
         for item in self._reorder.push(sequence, timestamp, payload):
-            sound = self._fill(item) if isinstance(item, Gap) else self._decode(item)
+            sound = self._fill(item) if isinstance(item, AudioGap) else self._decode(item)
             pcm = self._downsample(sound)
             if pcm.size:
                 self._hear(np.clip(pcm, -1.0, 1.0))  # a filter overshoots; nobody spoke too loud
 
-    def _fill(self, gap: Gap) -> np.ndarray:
+    def _fill(self, gap: AudioGap) -> np.ndarray:
         self.concealed += gap.samples
         return self._concealer.gap(gap.samples)
 
@@ -187,7 +187,7 @@ class Microphone:
         except av.FFmpegError:
             frames = []  # damaged or hostile; the stream goes on
         if not frames:
-            return self._fill(Gap(CLOCK_HZ // 50))
+            return self._fill(AudioGap(CLOCK_HZ // 50))
         # Planes are padded; `to_ndarray` would copy them once more.
         samples = [np.frombuffer(memoryview(f.planes[0]), np.int16, f.samples) for f in frames]
         return self._concealer.sound(np.concatenate(samples) * _SCALE)

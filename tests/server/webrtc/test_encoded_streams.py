@@ -10,10 +10,16 @@ from support.fakes import FakeClock
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
-from letstalk_server.bitrates import Bitrates
-from letstalk_server.session.playout import PulledPlayout
-from letstalk_server.webrtc.bandwidth_estimate import Estimate
-from letstalk_server.webrtc.encoded_tracks import CUT, PictureFeed, SharedMedia, VoiceFeed, is_cut
+from letstalk_server.session.playout import SlotPlayout
+from letstalk_server.settings import Bitrates
+from letstalk_server.webrtc.bandwidth_estimate import BandwidthEstimate
+from letstalk_server.webrtc.encoded_streams import (
+    CUT,
+    EncodedAudio,
+    EncodedVideo,
+    SharedMedia,
+    is_cut,
+)
 from letstalk_server.webrtc.encoders import PIECE_TICKS, VIDEO_TICKS, open_encoder
 
 SIDE = 64
@@ -49,7 +55,7 @@ def executor():
 
 
 def playout_at(clock):
-    return PulledPlayout(STILL, clock=clock, sleep=clock.sleep)
+    return SlotPlayout(STILL, clock=clock, sleep=clock.sleep)
 
 
 class Viewer:
@@ -138,7 +144,7 @@ def test_the_bitrate_is_kept_and_followed(codec):
 
 async def test_several_viewers_share_one_encoding_and_a_late_one_gets_a_key_frame(executor):
     clock = SteppedClock()
-    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
     first = Viewer(feed)
     (alone,) = await run_for(clock, 1, first)
     second = Viewer(feed)
@@ -155,14 +161,14 @@ async def test_several_viewers_share_one_encoding_and_a_late_one_gets_a_key_fram
 async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
     clock = SteppedClock()
     playout = playout_at(clock)
-    pictures = PictureFeed(playout, "VP8", BITRATES, executor, clock)
+    pictures = EncodedVideo(playout, "VP8", BITRATES, executor, clock)
     (seen,) = await run_for(clock, 0.5, Viewer(pictures))
     steps = np.diff([item.timestamp for item in seen])
     assert (steps > 0).all() and (steps % VIDEO_TICKS == 0).all()
     present_s = pictures.present() / 90_000
     assert present_s == pytest.approx(playout.now(), abs=1e-4)
     await pictures.aclose()
-    voice = VoiceFeed(playout)
+    voice = EncodedAudio(playout)
     (heard,) = await run_for(clock, 0.5, Viewer(voice))
     assert (np.diff([item.timestamp for item in heard]) == PIECE_TICKS).all()
     assert 0 < voice.present() / 48_000 - playout.now() < 0.01  # Opus delays it
@@ -171,7 +177,7 @@ async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
 
 async def test_a_sender_that_does_not_take_misses_pictures_and_goes_on_with_a_key_frame(executor):
     clock = SteppedClock()
-    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
     slow, quick = Viewer(feed), Viewer(feed)
     await run_for(clock, 0.5, slow)
     slow.behind = True
@@ -185,7 +191,7 @@ async def test_a_sender_that_does_not_take_misses_pictures_and_goes_on_with_a_ke
 
 async def test_a_viewer_that_fails_is_left_alone_and_the_others_go_on(executor, caplog):
     clock = SteppedClock()
-    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
     failing, sound = Viewer(feed), Viewer(feed)
 
     def fail(item):
@@ -200,7 +206,7 @@ async def test_a_viewer_that_fails_is_left_alone_and_the_others_go_on(executor, 
 
 async def test_key_frames_come_when_asked_for_but_not_in_a_flood(executor):
     clock = SteppedClock()
-    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
     viewer = Viewer(feed)
     await run_for(clock, 0.5, viewer)
     keys = 0
@@ -222,7 +228,7 @@ def test_pictures_that_differ_by_more_than_the_bound_are_of_two_scenes(change, e
 async def test_each_slot_is_spoken_in_two_pieces_one_after_the_other():
     clock = SteppedClock()
     playout = playout_at(clock)
-    voice = VoiceFeed(playout)
+    voice = EncodedAudio(playout)
     sound = np.linspace(0, 0.5, SAMPLES_PER_FRAME, dtype=np.float32)
     for index in range(3):
         await playout.put(AVFrame(STILL, sound + np.float32(index / 10), index, 0, 0))
@@ -234,7 +240,7 @@ async def test_each_slot_is_spoken_in_two_pieces_one_after_the_other():
 async def test_another_scene_begins_with_a_key_frame(executor):
     clock = SteppedClock()
     playout = playout_at(clock)
-    feed = PictureFeed(playout, "VP8", BITRATES, executor, clock)
+    feed = EncodedVideo(playout, "VP8", BITRATES, executor, clock)
     viewer = Viewer(feed)
     await run_for(clock, 0.4, viewer)
     silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
@@ -246,7 +252,7 @@ async def test_another_scene_begins_with_a_key_frame(executor):
 
 async def test_the_bitrate_follows_the_weakest_viewer_within_its_bounds(executor):
     clock = SteppedClock()
-    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
     strong, weak = Viewer(feed), Viewer(feed)
     strong.subscription.bitrate, weak.subscription.bitrate = 5_000_000, 500_000
     await run_for(clock, 0.5, strong, weak)
@@ -262,7 +268,7 @@ async def test_the_bitrate_follows_the_weakest_viewer_within_its_bounds(executor
 
 async def test_a_late_picture_gives_way_to_the_present_one_and_no_burst_follows(executor):
     clock = SteppedClock()
-    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
     viewer = Viewer(feed)
     await run_for(clock, 0.2, viewer)
     clock.now_s += 1.01
@@ -277,7 +283,7 @@ async def test_a_late_picture_gives_way_to_the_present_one_and_no_burst_follows(
 @pytest.mark.parametrize("late_s, skipped", [(0.1, False), (5.0, True)])
 async def test_late_sound_is_caught_up_when_little_and_skipped_when_much(late_s, skipped):
     clock = SteppedClock()
-    feed = VoiceFeed(playout_at(clock))
+    feed = EncodedAudio(playout_at(clock))
     viewer = Viewer(feed)
     (first,) = await run_for(clock, 0.1, viewer)
     clock.now_s += late_s
@@ -290,7 +296,7 @@ async def test_late_sound_is_caught_up_when_little_and_skipped_when_much(late_s,
 async def test_the_voice_is_sent_redundantly_while_a_viewer_misses_packets():
     clock = SteppedClock()
     playout = playout_at(clock)
-    feed = VoiceFeed(playout)
+    feed = EncodedAudio(playout)
     fine, poor = Viewer(feed), Viewer(feed)
 
     async def speak(seconds):
@@ -313,7 +319,7 @@ async def test_the_voice_is_sent_redundantly_while_a_viewer_misses_packets():
 
 async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
     clock = SteppedClock()
-    feed = PictureFeed(playout_at(clock), "VP8", BITRATES, executor, clock)
+    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
 
     def fail(rgb, number, *, key):
         raise ValueError("what somebody said")
@@ -328,7 +334,7 @@ async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
 
 
 async def test_media_makes_one_feed_for_each_codec_and_stops_all(executor):
-    media = SharedMedia(PulledPlayout(STILL), BITRATES, executor)
+    media = SharedMedia(SlotPlayout(STILL), BITRATES, executor)
     assert media.picture("VP8") is media.picture("VP8") is not media.picture("H264")
     assert media.voice() is media.voice()
     viewers = [Viewer(media.voice()), Viewer(media.picture("VP8"))]
@@ -338,7 +344,7 @@ async def test_media_makes_one_feed_for_each_codec_and_stops_all(executor):
 
 
 def test_estimates_fall_with_loss_rise_without_and_stay_under_the_receivers_own():
-    estimate = Estimate(BITRATES)
+    estimate = BandwidthEstimate(BITRATES)
     assert estimate.bitrate == BITRATES.start
     estimate.note_loss(0.4)
     assert estimate.bitrate == 800_000

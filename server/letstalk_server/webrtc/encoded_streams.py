@@ -15,16 +15,16 @@ import cv2
 import numpy as np
 
 from letstalk_rt.types import FPS
-from letstalk_server.bitrates import Bitrates
-from letstalk_server.session.playout import SLOT_S, PulledPlayout
+from letstalk_server.session.playout import SLOT_S, SlotPlayout
+from letstalk_server.settings import Bitrates
 from letstalk_server.webrtc.encoders import (
     AUDIO_CLOCK_HZ,
     OPUS_DELAY_TICKS,
     PIECE,
     PIECES_PER_S,
     VIDEO_CLOCK_HZ,
-    Encoded,
-    Opus,
+    EncodedUnit,
+    RtpOpusEncoder,
     open_encoder,
 )
 
@@ -50,7 +50,7 @@ LOSSY, CALM = 0.005, 0.001
 CUT = 20
 """Mean difference of two pictures, of 255, from which on the second one is another scene."""
 
-Timestamp = int
+RtpTimestamp = int
 
 
 class Subscription:
@@ -63,7 +63,10 @@ class Subscription:
     """
 
     def __init__(
-        self, feed: "Feed", deliver: Callable[[Encoded], bool], ended: Callable[[], None]
+        self,
+        feed: "EncodedStream",
+        deliver: Callable[[EncodedUnit], bool],
+        ended: Callable[[], None],
     ) -> None:
         self._feed = feed
         self._deliver = deliver
@@ -74,7 +77,7 @@ class Subscription:
         self.lost_ratio = 0.0
         """Share of the packets that this receiver missed of late."""
 
-    def offer(self, item: Encoded) -> None:
+    def offer(self, item: EncodedUnit) -> None:
         """Deliver an item; after one that was not taken, none before the next key frame."""
         if self._needs_key and not item.key:
             return
@@ -83,7 +86,7 @@ class Subscription:
             self._feed.ask_key_frame()
 
 
-class Feed:
+class EncodedStream:
     """One encoded stream. Subclasses say what one turn makes.
 
     Args:
@@ -93,7 +96,7 @@ class Feed:
         codec: its name in SDP.
     """
 
-    def __init__(self, playout: PulledPlayout, clock_hz: int, delay_ticks: int, codec: str) -> None:
+    def __init__(self, playout: SlotPlayout, clock_hz: int, delay_ticks: int, codec: str) -> None:
         self.clock_hz = clock_hz
         self.codec = codec
         self._playout = playout
@@ -103,7 +106,7 @@ class Feed:
         self._closed = False
 
     def subscribe(
-        self, deliver: Callable[[Encoded], bool], ended: Callable[[], None] = lambda: None
+        self, deliver: Callable[[EncodedUnit], bool], ended: Callable[[], None] = lambda: None
     ) -> Subscription:
         """Begin to receive, from the next picture or piece on; see `Subscription`."""
         subscription = Subscription(self, deliver, ended)
@@ -132,7 +135,7 @@ class Feed:
     def ask_key_frame(self) -> None:
         """Make one of the next pictures a key frame."""
 
-    def present(self) -> Timestamp:
+    def present(self) -> RtpTimestamp:
         """Give the timestamp of what is to be seen or heard at this very moment."""
         return round(self._playout.now() * self.clock_hz) + self._delay_ticks
 
@@ -159,7 +162,7 @@ class Feed:
     async def _serve(self) -> None:
         raise NotImplementedError
 
-    def _hand_out(self, item: Encoded) -> None:
+    def _hand_out(self, item: EncodedUnit) -> None:
         for subscription in list(self._subscriptions):
             try:
                 subscription.offer(item)
@@ -175,7 +178,7 @@ class Feed:
             subscription.ended()
 
 
-class PictureFeed(Feed):
+class EncodedVideo(EncodedStream):
     """The avatar's picture, 25 fps.
 
     Args:
@@ -188,7 +191,7 @@ class PictureFeed(Feed):
 
     def __init__(
         self,
-        playout: PulledPlayout,
+        playout: SlotPlayout,
         codec: str,
         bitrates: Bitrates,
         executor: Executor,
@@ -220,7 +223,7 @@ class PictureFeed(Feed):
             encoded = await loop.run_in_executor(self._executor, self._encode, rgb, number, key)
             self._hand_out(encoded)
 
-    def _encode(self, rgb: np.ndarray, number: int, key: bool) -> Encoded:
+    def _encode(self, rgb: np.ndarray, number: int, key: bool) -> EncodedUnit:
         # Cancelled work still runs to its end in the thread, while a new viewer may have come.
         with self._encoding:
             return self._encoder.encode(rgb, number, key=key)
@@ -262,16 +265,16 @@ def is_cut(last: np.ndarray | None, rgb: np.ndarray) -> bool:
     return cv2.norm(rows, before, cv2.NORM_L1) > CUT * rows.size
 
 
-class VoiceFeed(Feed):
+class EncodedAudio(EncodedStream):
     """The avatar's voice, Opus packets of 20 ms.
 
     Args:
         playout: the session's clock and slots.
     """
 
-    def __init__(self, playout: PulledPlayout) -> None:
+    def __init__(self, playout: SlotPlayout) -> None:
         super().__init__(playout, AUDIO_CLOCK_HZ, OPUS_DELAY_TICKS, "opus")
-        self._opus = Opus()
+        self._opus = RtpOpusEncoder()
         self._is_redundant = False
 
     async def _serve(self) -> None:
@@ -291,7 +294,7 @@ class VoiceFeed(Feed):
         lost = max((s.lost_ratio for s in self._subscriptions), default=0.0)
         wanted = lost > (CALM if self._is_redundant else LOSSY)
         if wanted != self._is_redundant:
-            self._is_redundant, self._opus = wanted, Opus(redundant=wanted)
+            self._is_redundant, self._opus = wanted, RtpOpusEncoder(redundant=wanted)
 
     def _piece(self, number: int) -> np.ndarray:
         """Give piece `number`, `(320,)` float32."""
@@ -309,25 +312,25 @@ class SharedMedia:
         executor: where pictures are encoded.
     """
 
-    def __init__(self, playout: PulledPlayout, bitrates: Bitrates, executor: Executor) -> None:
+    def __init__(self, playout: SlotPlayout, bitrates: Bitrates, executor: Executor) -> None:
         self._playout = playout
         self._bitrates = bitrates
         self._executor = executor
-        self._pictures: dict[str, PictureFeed] = {}
-        self._voice: VoiceFeed | None = None
+        self._pictures: dict[str, EncodedVideo] = {}
+        self._voice: EncodedAudio | None = None
 
-    def picture(self, codec: str) -> PictureFeed:
+    def picture(self, codec: str) -> EncodedVideo:
         """Give the one feed of a video codec."""
         if codec not in self._pictures:
-            self._pictures[codec] = PictureFeed(
+            self._pictures[codec] = EncodedVideo(
                 self._playout, codec, self._bitrates, self._executor
             )
         return self._pictures[codec]
 
-    def voice(self) -> VoiceFeed:
+    def voice(self) -> EncodedAudio:
         """Give the one feed of the voice."""
         if self._voice is None:
-            self._voice = VoiceFeed(self._playout)
+            self._voice = EncodedAudio(self._playout)
         return self._voice
 
     def show_anew(self) -> None:
@@ -337,6 +340,6 @@ class SharedMedia:
 
     async def aclose(self) -> None:
         """Stop encoding. Safe to call twice."""
-        feeds: list[Feed] = list(self._pictures.values())
+        feeds: list[EncodedStream] = list(self._pictures.values())
         for feed in feeds if self._voice is None else [*feeds, self._voice]:
             await feed.aclose()

@@ -14,9 +14,9 @@ from letstalk_server.auth import Auth, Caller
 from letstalk_server.errors import BadRequestError
 from letstalk_server.http.problem_details import ContentTooLargeError
 from letstalk_server.metrics import ServerMetrics
-from letstalk_server.session.connection import Options
-from letstalk_server.session.model_host import Studio
-from letstalk_server.session.registry import Sessions
+from letstalk_server.session.avatar_service import AvatarService
+from letstalk_server.session.connection import ServedSessionOptions
+from letstalk_server.session.registry import SessionRegistry
 from letstalk_server.settings import Settings
 
 MAX_JSON_BYTES = 100_000
@@ -26,7 +26,7 @@ MAX_SEED = 2**31 - 1
 NO_STORE = {"cache-control": "no-store"}
 
 
-class Parts:
+class AppContext:
     """The parts of the application, as handlers ask for them.
 
     Args:
@@ -43,14 +43,14 @@ class Parts:
         return cast(Settings, self._state.settings)
 
     @property
-    def studio(self) -> Studio:
+    def studio(self) -> AvatarService:
         """The model and the portraits."""
-        return cast(Studio, self._state.studio)
+        return cast(AvatarService, self._state.studio)
 
     @property
-    def sessions(self) -> Sessions:
+    def sessions(self) -> SessionRegistry:
         """All sessions."""
-        return cast(Sessions, self._state.sessions)
+        return cast(SessionRegistry, self._state.sessions)
 
     @property
     def auth(self) -> Auth:
@@ -131,14 +131,14 @@ def text_of(fields: dict[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> st
     return value
 
 
-def options_of(fields: object) -> Options:
+def options_of(fields: object) -> ServedSessionOptions:
     """Read the options of a session.
 
     Raises:
         BadRequestError: one of them is of the wrong kind.
     """
     if fields is None:
-        return Options()
+        return ServedSessionOptions()
     if not isinstance(fields, dict):
         raise BadRequestError('"options" must be an object.')
     badge, seed = fields.get("badge", True), fields.get("seed", 0)
@@ -146,7 +146,7 @@ def options_of(fields: object) -> Options:
         raise BadRequestError('"badge" must be true or false.')
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
         raise BadRequestError(f'"seed" must be a whole number, 0 to {MAX_SEED}.')
-    return Options(badge, seed, _motion_of(fields.get("motion")))
+    return ServedSessionOptions(badge, seed, _motion_of(fields.get("motion")))
 
 
 def _motion_of(fields: object) -> MotionOptions:

@@ -47,7 +47,7 @@ class PortraitPipeline(Pipeline[State], Protocol[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class LoadedModel:
     """What the studio is made from.
 
     Attributes:
@@ -62,7 +62,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class AvatarEntry:
     """A portrait that is ready, with its pictures for the page.
 
     Attributes:
@@ -89,7 +89,7 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class StepCost:
     """How fast the model is here.
 
     Attributes:
@@ -106,34 +106,34 @@ class Speed:
         return self.step_s / self.window_s
 
 
-def load_model(settings: Settings) -> Model:
+def load_model(settings: Settings) -> LoadedModel:
     """Load the real model. Slow and blocking."""
     from letstalk_rt.inference.pipeline import AvatarPipeline
 
     pipeline = AvatarPipeline.load(settings.preset, threads=settings.threads)
     library = AvatarLibrary()
     entries = sorted(library.entries(), key=lambda entry: not entry.builtin)
-    return Model(pipeline, {entry.name: entry.path for entry in entries}, library)
+    return LoadedModel(pipeline, {entry.name: entry.path for entry in entries}, library)
 
 
-class Studio:
+class AvatarService:
     """Prepares portraits and makes avatars of them. Use `open`."""
 
-    def __init__(self, model: Model, worker: ModelWorker[Any], settings: Settings) -> None:
+    def __init__(self, model: LoadedModel, worker: ModelWorker[Any], settings: Settings) -> None:
         self.worker = worker
-        self.speed = Speed(0.0, model.pipeline.frames_per_window / FPS)
+        self.speed = StepCost(0.0, model.pipeline.frames_per_window / FPS)
         self._model = model
         self._settings = settings
-        self._uploads: OrderedDict[str, Cast] = OrderedDict()
+        self._uploads: OrderedDict[str, AvatarEntry] = OrderedDict()
         self._mattes: dict[str, asyncio.Future[bytes]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="pictures")
-        self.defaults: dict[str, Cast] = {}
+        self.defaults: dict[str, AvatarEntry] = {}
 
     @classmethod
     async def open(
         cls,
         settings: Settings,
-        load: Callable[[Settings], Model] = load_model,
+        load: Callable[[Settings], LoadedModel] = load_model,
         on_step: Callable[[float, int], None] = lambda seconds, count: None,
     ) -> Self:
         """Load the model, prepare the default avatars and measure how fast the model is.
@@ -165,12 +165,12 @@ class Studio:
         self._reader.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.worker.shutdown, wait=True, cancel_futures=True)
 
-    def catalogue(self, subject: str) -> Iterator[Cast]:
+    def catalogue(self, subject: str) -> Iterator[AvatarEntry]:
         """Give the default avatars and the subject's own."""
         yield from self.defaults.values()
         yield from (cast for cast in self._uploads.values() if cast.owner == subject)
 
-    async def upload(self, data: bytes, subject: str = "local", label: str = "") -> Cast:
+    async def upload(self, data: bytes, subject: str = "local", label: str = "") -> AvatarEntry:
         """Prepare a portrait and keep it.
 
         Raises:
@@ -199,7 +199,7 @@ class Studio:
         del self._uploads[name]
         self._mattes.pop(name, None)
 
-    async def matte(self, cast: Cast) -> bytes:
+    async def matte(self, cast: AvatarEntry) -> bytes:
         """Give where the person is: 8-bit grey PNG of the canvas' size, white is the person.
 
         It is made when it is first asked for, for few ask.
@@ -209,7 +209,7 @@ class Studio:
             self._mattes[cast.id] = loop.run_in_executor(self._reader, _matte, cast.portrait)
         return await asyncio.shield(self._mattes[cast.id])
 
-    def find(self, avatar: str | None = None, portrait: str | None = None) -> Cast:
+    def find(self, avatar: str | None = None, portrait: str | None = None) -> AvatarEntry:
         """Give an avatar by its id, or the first one for none.
 
         Args:
@@ -235,7 +235,7 @@ class Studio:
             raise UnknownAvatarError(f"Unknown avatar. Choose one of: {known}.")
         return self.defaults[name]
 
-    def avatar(self, cast: Cast) -> Avatar:
+    def avatar(self, cast: AvatarEntry) -> Avatar:
         """Make an avatar that shares the model and its thread with all others."""
         return Avatar.from_pipeline(self._model.pipeline, cast.portrait, worker=self.worker)
 
@@ -252,11 +252,11 @@ class Studio:
         seconds = await asyncio.wrap_future(future)
         self.worker.max_batch = worthwhile_batch(seconds)
         best_s = seconds[self.worker.max_batch] / self.worker.max_batch
-        self.speed = Speed(best_s, self.speed.window_s)
+        self.speed = StepCost(best_s, self.speed.window_s)
 
     async def _prepare(
         self, source: bytes | Path, name: str, label: str, owner: str | None
-    ) -> Cast:
+    ) -> AvatarEntry:
         loop = asyncio.get_running_loop()
         finder, size = self._model.pipeline.finder, self._settings.size
         library = self._model.library
@@ -269,7 +269,7 @@ class Studio:
             call = partial(_frame, rgb, finder, size=size)
         portrait = await asyncio.wrap_future(self.worker.submit(call))
         pictures = await loop.run_in_executor(self._reader, _pictures, portrait)
-        return Cast(name, label, owner, portrait, *pictures)
+        return AvatarEntry(name, label, owner, portrait, *pictures)
 
 
 def label_of(name: str) -> str:

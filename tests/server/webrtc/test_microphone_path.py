@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from support.opus import PIECE, opus_packets
 
 from letstalk_rt.types import SAMPLE_RATE
-from letstalk_server.webrtc.audio_receive import (
+from letstalk_server.webrtc.microphone_path import (
     CLOCK_HZ,
     FADE,
     MAX_GAP,
-    Concealer,
+    AudioGap,
     Downsampler,
-    Gap,
-    Microphone,
-    Reorder,
+    LossConcealer,
+    MicrophonePath,
+    ReorderBuffer,
 )
 
 HEARD = PIECE * SAMPLE_RATE // CLOCK_HZ
@@ -27,38 +27,38 @@ def push(reorder, *numbers, first_time=0):
     for number in numbers:
         time = (first_time + number * PIECE) & 0xFFFFFFFF
         given += reorder.push(number & 0xFFFF, time, bytes([number & 0xFF]))
-    return [item.samples if isinstance(item, Gap) else item[0] for item in given]
+    return [item.samples if isinstance(item, AudioGap) else item[0] for item in given]
 
 
 def test_packets_in_order_pass_at_once():
-    reorder = Reorder()
+    reorder = ReorderBuffer()
     for number in range(10):
         assert push(reorder, number) == [number]
 
 
 def test_swapped_packets_are_put_in_order_and_late_ones_dropped():
-    reorder = Reorder()
+    reorder = ReorderBuffer()
     assert push(reorder, 0, 2) == [0]
     assert push(reorder, 1) == [1, 2]
     assert push(reorder, 1) == [] and reorder.late == 1
 
 
 def test_a_lost_packet_is_given_up_after_three_others_and_its_length_is_told():
-    reorder = Reorder()
+    reorder = ReorderBuffer()
     assert push(reorder, 0, 2, 3) == [0]
     assert push(reorder, 4) == [PIECE, 2, 3, 4]
     assert reorder.lost == 1
 
 
 def test_numbers_and_times_wrap_around():
-    reorder = Reorder()
+    reorder = ReorderBuffer()
     numbers = range(65_534, 65_540)
     shown = push(reorder, *numbers, first_time=2**32 - 65_536 * PIECE)
     assert shown == [number & 0xFF for number in numbers]
 
 
 def test_an_outage_is_not_filled_with_silence_that_nobody_waits_for():
-    reorder = Reorder()
+    reorder = ReorderBuffer()
     push(reorder, 0)
     far = MAX_GAP // PIECE + 5
     assert push(reorder, far, far + 1, far + 2) == [0, far, far + 1, far + 2]
@@ -68,17 +68,17 @@ def test_an_outage_is_not_filled_with_silence_that_nobody_waits_for():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 65_535), st.integers(0, 2**32 - 1)), max_size=200))
 def test_any_numbers_give_each_packet_at_most_once_and_hold_little(packets):
-    reorder, given = Reorder(), []
+    reorder, given = ReorderBuffer(), []
     for count, (sequence, timestamp) in enumerate(packets):
         given += reorder.push(sequence, timestamp, count.to_bytes(2, "big"))
         assert len(reorder._held) < 3
-    payloads = [item for item in given if not isinstance(item, Gap)]
+    payloads = [item for item in given if not isinstance(item, AudioGap)]
     assert len(payloads) == len(set(payloads))
-    assert all(0 <= item.samples <= MAX_GAP for item in given if isinstance(item, Gap))
+    assert all(0 <= item.samples <= MAX_GAP for item in given if isinstance(item, AudioGap))
 
 
 def test_a_gap_begins_and_ends_without_a_click():
-    concealer = Concealer()
+    concealer = LossConcealer()
     t = np.arange(3 * PIECE) / CLOCK_HZ
     tone = np.sin(2 * np.pi * 440 * t).astype(np.float32)
     sound = np.concatenate(
@@ -97,7 +97,7 @@ def test_a_gap_begins_and_ends_without_a_click():
 def listen():
     """Give a microphone and what it hears."""
     pieces = [np.zeros(0, np.float32)]
-    return Microphone(pieces.append), pieces
+    return MicrophonePath(pieces.append), pieces
 
 
 def test_a_lossy_voice_keeps_its_length_and_most_of_its_sound():

@@ -11,11 +11,11 @@ import numpy as np
 
 from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.errors import ServerError
-from letstalk_server.protocol.client_messages import Wishes
-from letstalk_server.session.connection import Role
+from letstalk_server.protocol.client_messages import ConnectionConfig
+from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.session import Session
-from letstalk_server.session.transport import Handlers, State
-from letstalk_server.session.transport import Role as PeerRole
+from letstalk_server.session.transport import Handlers, PeerState
+from letstalk_server.session.transport import PeerRole as PeerRole
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,13 @@ MAX_MESSAGES_WAITING = 256
 """Messages of one peer that wait to be obeyed; more are dropped, for it floods us."""
 
 _PEER_ROLES = {
-    Role.TALK: PeerRole.TALKER,
-    Role.PLAY: PeerRole.VIEWER,
-    Role.SPEAK: PeerRole.PUBLISHER,
+    ConnectionKind.TALK: PeerRole.TALKER,
+    ConnectionKind.PLAY: PeerRole.VIEWER,
+    ConnectionKind.SPEAK: PeerRole.PUBLISHER,
 }
 
 
-class PeerLink:
+class WebRTCConnection:
     """One peer connection; `open` answers its offer.
 
     Args:
@@ -39,11 +39,11 @@ class PeerLink:
         may_speak: whether its messages may do more than watch.
     """
 
-    def __init__(self, session: Session, role: Role, *, may_speak: bool) -> None:
+    def __init__(self, session: Session, role: ConnectionKind, *, may_speak: bool) -> None:
         self.id = "c" + secrets.token_urlsafe(12)
         self.role = role
         self.may_speak = may_speak
-        self.wishes = Wishes()
+        self.config = ConnectionConfig()
         self._session = session
         self._resumed = session.is_resumed
         self._opened_s = self._heard_s = time.monotonic()
@@ -99,9 +99,9 @@ class PeerLink:
     def is_lost(self, now_s: float) -> bool:
         """Tell whether the peer never came, or is gone without a word."""
         settings = self._session.settings
-        if self._peer.state is State.CONNECTING:
+        if self._peer.state is PeerState.CONNECTING:
             return now_s - self._opened_s > settings.connect_timeout_s
-        if self.role is Role.TALK and self._has_channel:
+        if self.role is ConnectionKind.TALK and self._has_channel:
             return now_s - self._heard_s > settings.heartbeat_timeout_s
         heard_s = max(self._peer.heard_s, self._heard_s)
         return now_s - heard_s > settings.report_timeout_s
@@ -122,11 +122,11 @@ class PeerLink:
             # aiortc trips over connections that were only half set up; the rest must still end.
             log.warning("a peer connection did not close in order (%s)", type(error).__name__)
 
-    def _on_state(self, state: State) -> None:
-        if state is State.CONNECTED:
+    def _on_state(self, state: PeerState) -> None:
+        if state is PeerState.CONNECTED:
             self._heard_s = time.monotonic()
-        elif state in (State.FAILED, State.CLOSED) and self._closing is None:
-            is_lost = state is State.FAILED
+        elif state in (PeerState.FAILED, PeerState.CLOSED) and self._closing is None:
+            is_lost = state is PeerState.FAILED
             self._session.spawn(self._session.detach(self, is_lost=is_lost), "peer-left")
 
     def _on_microphone(self) -> None:
