@@ -139,10 +139,11 @@ def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, float]:
 
     pcm = speech(pipeline.hop / SAMPLE_RATE)[None]
     decoder = pipeline.frame_decoder
-    painters, decoder.painters = decoder.painters, None  # what other threads do is not counted
+    # The counter does not see operations in other threads, so decode in this one.
+    decode_pool, decoder.decode_pool = decoder.decode_pool, None
     with FlopCounterMode(display=False) as counter:
         pipeline.step(pcm, [state])
-    decoder.painters = painters
+    decoder.decode_pool = decode_pool
     names = ("audio", "memory", "cache", "features", "portrait")
     held = sum(t.nbytes for name in names for t in tensors(getattr(state, name)))
     count = {

@@ -133,7 +133,7 @@ class Metrics:
         return {name: getattr(self, name) for name in names}
 
 
-class Stages(Protocol):
+class StageTimer(Protocol):
     """Is told when the stages of a step begin and end: `with clock.stage("decode"): ...`."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:

@@ -54,14 +54,14 @@ class DecodePool:
         most: how many are of use.
 
     Attributes:
-        spared: threads for what is computed before the frames: one core is left to others.
+        model_threads: threads for what is computed before the frames: one core is left to others.
     """
 
     def __init__(self, most: int) -> None:
         import torch
 
         cores = torch.get_num_threads()
-        self.spared = max(1, cores - 1)
+        self.model_threads = max(1, cores - 1)
         count = min(most, cores)
         self._each = max(1, cores // count)
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="letstalk-painter")

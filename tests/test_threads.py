@@ -69,24 +69,24 @@ def test_threads_are_limited_for_a_while_only():
 
 
 @pytest.mark.parametrize(
-    "cores, painters, each, spared", [(1, 1, 1, 1), (2, 2, 1, 1), (6, 4, 1, 5), (8, 4, 2, 7)]
+    "cores, workers, each, model_threads", [(1, 1, 1, 1), (2, 2, 1, 1), (6, 4, 1, 5), (8, 4, 2, 7)]
 )
-def test_painters_share_the_cores(cores, painters, each, spared):
+def test_pool_threads_share_the_cores(cores, workers, each, model_threads):
     before = torch.get_num_threads()
     with thread_limit(cores):
         pool = DecodePool(4)
-    assert pool.spared == spared
-    together = threading.Barrier(painters)
+    assert pool.model_threads == model_threads
+    together = threading.Barrier(workers)
 
     def count():
         together.wait(10)  # all of them at once
         return torch.get_num_threads()
 
-    assert {job.result() for job in [pool.submit(count) for _ in range(painters)]} == {each}
+    assert {job.result() for job in [pool.submit(count) for _ in range(workers)]} == {each}
     assert torch.get_num_threads() == before
 
 
-def test_painters_raise_what_was_raised():
+def test_an_error_in_a_pool_thread_is_raised():
     job = DecodePool(2).submit(int, "four")
     with pytest.raises(ValueError, match="four"):
         job.result()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.session_state import SessionState
-from letstalk_rt.metrics import Stages
+from letstalk_rt.metrics import StageTimer
 from letstalk_rt.models.autoencoder.latents import Decoded
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
@@ -33,7 +33,7 @@ class FrameDecoder:
         parts: in how many frames each a window is handed over. On a CPU frame by frame, for the
             first is due while the last is still painted; a GPU paints all at once, and code that is
             compiled would be so again for each part's shape.
-        painters: threads that paint the parts side by side, where there are any.
+        decode_pool: threads that paint the parts side by side, where there are any.
     """
 
     def __init__(self, model: AvatarModel, *, compiled: bool, recorded: bool) -> None:
@@ -41,7 +41,7 @@ class FrameDecoder:
         window: int = model.denoiser.config.window
         whole = self._device.type != "cpu" or compiled
         self.parts: Sequence[int] = (window,) if whole else (1,) * window
-        self.painters = None if whole else DecodePool(window)
+        self.decode_pool = None if whole else DecodePool(window)
         self._lays_out = not whole
         self._decode = CompiledFunction(
             self._decoder(), name="decoder", compiled=compiled, recorded=recorded
@@ -60,9 +60,9 @@ class FrameDecoder:
     def paint(
         self,
         sketches: Sequence[Any],
-        closures: Sequence[Sequence[float]],
+        eye_closures: Sequence[Sequence[float]],
         states: Sequence[SessionState],
-        clock: Stages,
+        clock: StageTimer,
     ) -> Generator[np.ndarray, None, None]:
         """Give the parts of a window in order, `(B, n, H, W, 3)` uint8, each as soon as it is made.
 
@@ -70,7 +70,7 @@ class FrameDecoder:
 
         Args:
             sketches: B things that `lay_out` made.
-            closures: how far the eyes of each session are closed, for each frame.
+            eye_closures: how far the eyes of each session are closed, for each frame.
             states: of B sessions.
             clock: is told of the stages decode and composite of each part.
         """
@@ -78,25 +78,25 @@ class FrameDecoder:
         for count in self.parts:
             here = slice(first, first + count)
             first += count
-            drawn, eyes = [one[here] for one in sketches], [one[here] for one in closures]
+            drawn, eyes = [one[here] for one in sketches], [one[here] for one in eye_closures]
             jobs.append(partial(self._paint_part, drawn, eyes, states, clock))
-        if self.painters is None:
+        if self.decode_pool is None:
             return (job() for job in jobs)
-        return _in_order([self.painters.submit(job) for job in jobs])
+        return _in_order([self.decode_pool.submit(job) for job in jobs])
 
     @torch.inference_mode()
     def _paint_part(
         self,
         sketches: Sequence[Any],
-        closures: Sequence[Sequence[float]],
+        eye_closures: Sequence[Sequence[float]],
         states: Sequence[SessionState],
-        clock: Stages,
+        clock: StageTimer,
     ) -> np.ndarray:
         """Give the pictures of n frames of each session: `(B, n, H, W, 3)` uint8."""
         with clock.stage("decode"):
             frames = self._decoded(sketches, states)
         with clock.stage("composite"):
-            each = zip(states, frames, closures, strict=True)
+            each = zip(states, frames, eye_closures, strict=True)
             return np.stack([_composed(*one) for one in each])
 
     def _decoded(
@@ -125,12 +125,12 @@ class FrameDecoder:
 
 
 def _composed(
-    state: SessionState, frames: Tensor | Decoded, closures: Sequence[float]
+    state: SessionState, frames: Tensor | Decoded, eye_closures: Sequence[float]
 ) -> np.ndarray:
     """Put the frames of one session into its portrait: `(n, H, W, 3)` uint8."""
     if isinstance(frames, Tensor):
         return state.compositor.compose(frames)  # such a model blinks by itself
-    return state.compositor.compose_layers(frames, closures)
+    return state.compositor.compose_layers(frames, eye_closures)
 
 
 def _in_order(jobs: "Sequence[Future[np.ndarray]]") -> Generator[np.ndarray, None, None]:

@@ -66,10 +66,10 @@ class MotionController:
         self._from: Tensor | None = None  # what was shown before an interrupt
         head = self._face.head if self._face is not None and options.head_motion else None
         self._sway = HeadTrajectory(head.course, seed) if head is not None else None
-        self.follow(features, rest)
+        self.set_portrait(features, rest)
         self._blinks = BlinkSchedule(options.blinks_per_min, seed)
 
-    def follow(self, features: Any, rest: Tensor | None = None) -> None:
+    def set_portrait(self, features: Any, rest: Tensor | None = None) -> None:
         """Take another portrait."""
         face, options = self._face, self.options
         as_made = (options.expressiveness, options.head_motion, options.gaze_at_camera)
@@ -91,7 +91,7 @@ class MotionController:
         if changes:
             self.matrix = _matrix(options, face, scale, points)
 
-    def direct(self, motion: Tensor) -> Tensor:
+    def apply(self, motion: Tensor) -> Tensor:
         """Change motion `(1, N, C, h, w)`."""
         if self._from is not None:
             motion = self._ease(motion, self._from)
@@ -105,9 +105,9 @@ class MotionController:
             motion = motion + turned.view(motion.shape)
         return motion
 
-    def closures(self, frames: int) -> Sequence[float]:
+    def eye_closures(self, frames: int) -> Sequence[float]:
         """Give how far the eyes are closed in each of the next frames, in [0, 1]."""
-        return self._blinks.closures(frames)
+        return self._blinks.eye_closures(frames)
 
     def rewind(self, frames: int) -> None:
         """Take the last frames back: nobody saw them."""
@@ -154,7 +154,7 @@ class BlinkSchedule:
         self._frame = 0
         self._start = self._pause() if self._per_min else 0
 
-    def closures(self, frames: int) -> Sequence[float]:
+    def eye_closures(self, frames: int) -> Sequence[float]:
         """Give how far the eyes are closed in each of the next frames."""
         return [self._next() for _ in range(frames)]
 

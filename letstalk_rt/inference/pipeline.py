@@ -28,7 +28,7 @@ from letstalk_rt.inference.frame_decoder import FrameDecoder
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
 from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
-from letstalk_rt.metrics import NoClock, Stages
+from letstalk_rt.metrics import NoClock, StageTimer
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather, overwrite, scatter
 from letstalk_rt.models.face.detector import FaceFinder
@@ -193,7 +193,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         states: Sequence[SessionState],
         deliver: Deliver | None = None,
         *,
-        clock: Stages = NoClock(),  # noqa: B008 (it has no state)
+        clock: StageTimer = NoClock(),  # noqa: B008 (it has no state)
     ) -> np.ndarray:
         """Hear one hop and show one window, in each of B sessions.
 
@@ -215,8 +215,8 @@ class AvatarPipeline(Pipeline[SessionState]):
             AudioFormatError: `pcm` has the wrong shape or dtype, or holds NaN; nothing has changed.
         """
         self._check(pcm, states)
-        painters = self.frame_decoder.painters
-        threads = painters.spared if painters and deliver else None
+        decode_pool = self.frame_decoder.decode_pool
+        threads = decode_pool.model_threads if decode_pool and deliver else None
         with thread_limit(threads):
             with clock.stage("audio"):
                 tokens = self.encode_audio(torch.from_numpy(pcm).to(self.device), states)
@@ -224,9 +224,9 @@ class AvatarPipeline(Pipeline[SessionState]):
                 latents = self._sample(tokens, states)
             with clock.stage("layout"):
                 sketches = self.frame_decoder.lay_out(latents, states)
-        closures = [state.director.closures(latents.shape[1]) for state in states]
+        eye_closures = [state.motion_control.eye_closures(latents.shape[1]) for state in states]
         shown = []
-        painting = self.frame_decoder.paint(sketches, closures, states, clock)
+        painting = self.frame_decoder.paint(sketches, eye_closures, states, clock)
         with clock.stage("paint"), closing(painting):
             for part in painting:
                 if deliver is not None:
@@ -246,8 +246,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         overwrite(state.audio, state.silence)
         state.memory.rewind(unseen)
         state.cache.rewind(unseen)
-        state.director.rewind(unseen)
-        state.director.ease_from(state.memory.latents[:, -1])
+        state.motion_control.rewind(unseen)
+        state.motion_control.ease_from(state.memory.latents[:, -1])
 
     @torch.inference_mode()
     def encode_audio(self, pcm: Tensor, states: Sequence[SessionState]) -> Tensor:
@@ -290,7 +290,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         scatter(memory, [state.memory for state in states])
         scatter(kept, [state.cache for state in states])
         motion = torch.cat(
-            [s.director.direct(m[None]) for s, m in zip(states, motion, strict=True)]
+            [s.motion_control.apply(m[None]) for s, m in zip(states, motion, strict=True)]
         )
         portraits = torch.cat([state.features.latent for state in states])
         return self.model.to_latents(motion, portraits)

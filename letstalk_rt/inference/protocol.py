@@ -9,7 +9,7 @@ import numpy as np
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import MotionOptions, Portrait
 
-AS_MADE = MotionOptions()
+DEFAULT_MOTION = MotionOptions()
 Deliver = Callable[[np.ndarray], None]
 """Takes a part of a window, uint8, in the thread of the model."""
 
@@ -36,7 +36,7 @@ class StateOptions:
     seed: int = 0
     steps: int | None = None
     lookahead_frames: int | None = None
-    motion: MotionOptions = AS_MADE
+    motion: MotionOptions = DEFAULT_MOTION
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:

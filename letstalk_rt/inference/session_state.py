@@ -63,7 +63,7 @@ class SessionState:
         compositor: puts the face back into the portrait.
         noise: source of the session's chance.
         size: height and width of its pictures.
-        director: changes the motion that is shown, and blinks.
+        motion_control: changes the motion that is shown, and blinks.
         times: of the sampler.
         lookahead_frames: how far the pictures are behind the sound.
     """
@@ -77,7 +77,7 @@ class SessionState:
     compositor: Compositor
     noise: NoiseState
     size: tuple[int, int]
-    director: MotionController
+    motion_control: MotionController
     times: list[float]
     lookahead_frames: int
 
@@ -93,7 +93,7 @@ class SessionState:
         self.memory.reset()
         self.cache.reset()
         self.noise.reset()
-        self.director.reset()
+        self.motion_control.reset()
 
 
 class StateFactory:
@@ -134,7 +134,7 @@ class StateFactory:
             compositor=self._compositor(portrait),
             noise=NoiseState(options.seed, torch.zeros(1, *shape)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
-            director=MotionController(options.motion, model, features, options.seed, rest),
+            motion_control=MotionController(options.motion, model, features, options.seed, rest),
             times=timesteps(_checked("steps", options.steps, self._steps, 1, MAX_STEPS)),
             lookahead_frames=_checked(
                 "lookahead_frames", options.lookahead_frames, lookahead, 0, lookahead
@@ -152,7 +152,7 @@ class StateFactory:
         state.compositor = self._compositor(portrait)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
-        state.director.follow(features, self._rest(state.portrait))
+        state.motion_control.set_portrait(features, self._rest(state.portrait))
         state.features = features
 
     @property

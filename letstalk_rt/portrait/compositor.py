@@ -97,30 +97,30 @@ class Compositor:
         return shown.cpu().numpy()
 
     @torch.inference_mode()
-    def compose_layers(self, frames: Decoded, closures: Sequence[float] = ()) -> np.ndarray:
+    def compose_layers(self, frames: Decoded, eye_closures: Sequence[float] = ()) -> np.ndarray:
         """Show the canvas with each of these faces, at the canvas's own sharpness.
 
         Args:
             frames: N of them.
-            closures: how far the eyes of each frame are to be closed; see `close_eyes`.
+            eye_closures: how far the eyes of each frame are to be closed; see `close_eyes`.
 
         Returns:
             `(N, H, W, 3)` uint8, new memory.
         """
-        closures = closures or [0.0] * len(frames.flow)
+        eye_closures = eye_closures or [0.0] * len(frames.flow)
         if self._source is None:
             pictures = frames.picture.clamp(-1, 1)
-            close_eyes(pictures, frames.points, closures)
+            close_eyes(pictures, frames.points, eye_closures)
             return self.compose(pictures)
         read: _CpuReader | _Reader
         if isinstance(self._source, np.ndarray):
             read = _CpuReader(self._source, frames, self._moving)
         else:
             read = _Reader(self._source, frames, self._moving)
-        shown = self._canvas.expand(len(closures), -1, -1, -1).clone()
-        if any(closures):
+        shown = self._canvas.expand(len(eye_closures), -1, -1, -1).clone()
+        if any(eye_closures):
             faces = read(slice(0, self._side)).float()
-            close_eyes(faces, frames.points, closures, black=0)
+            close_eyes(faces, frames.points, eye_closures, black=0)
             self._lay(shown, faces[:, :, self._box_rows], self._box_rows)
         else:
             height = max(1, _AT_ONCE_PX // self._side)

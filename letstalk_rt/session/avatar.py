@@ -22,7 +22,7 @@ from letstalk_rt.audio.resample import Resampler, check_pcm
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
 from letstalk_rt.errors import AudioFormatError, EngineError
 from letstalk_rt.inference.protocol import (
-    AS_MADE,
+    DEFAULT_MOTION,
     Pipeline,
     State,
     StateOptions,
@@ -127,7 +127,7 @@ class Avatar:
         *,
         seed: int = 0,
         steps: int | None = None,
-        motion: MotionOptions = AS_MADE,
+        motion: MotionOptions = DEFAULT_MOTION,
     ) -> Iterator[AVFrame]:
         """Make the frames of one whole utterance, as fast as the machine can.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from letstalk_rt.audio.voice_activity import VoiceActivity, check_voice_activity, hold_frames
 from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
-from letstalk_rt.inference.protocol import AS_MADE, StateOptions
+from letstalk_rt.inference.protocol import DEFAULT_MOTION, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import FrameStamps, Metrics
 from letstalk_rt.session.audio_input import AudioInput
@@ -89,7 +89,7 @@ class AvatarSession:
         max_hops: int = 4,
         steps: int | None = None,
         lookahead_ms: int | None = None,
-        motion: MotionOptions = AS_MADE,
+        motion: MotionOptions = DEFAULT_MOTION,
         voice_activity: VoiceActivity = "energy",
         playback: PlaybackMode = "on_read",
     ) -> None:

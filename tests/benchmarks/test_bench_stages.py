@@ -14,7 +14,7 @@ from support.fake_pipelines import StillPipeline
 from support.small_model import make_model, make_portrait
 
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.metrics import StageClock, Stages
+from letstalk_rt.metrics import StageClock, StageTimer
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "bench_stages.py"
 
@@ -70,7 +70,7 @@ def test_fps_is_that_of_one_session_and_the_warm_up_does_not_count(bench: Module
     time = Time()
 
     class Slow(StillPipeline):
-        def step(self, pcm: np.ndarray, states: Any, *rest: Any, clock: Stages) -> np.ndarray:
+        def step(self, pcm: np.ndarray, states: Any, *rest: Any, clock: StageTimer) -> np.ndarray:
             self.batches.append(pcm.shape)
             time.now += 9.0 if len(self.batches) <= bench.WARM_UP_WINDOWS else 0.1
             return np.zeros(0)
@@ -89,7 +89,7 @@ def test_the_work_of_all_threads_is_counted(bench: ModuleType) -> None:
     weights = sum(p.numel() for p in decoder.blocks[2].parameters() if p.ndim == 4)
     painting = 2 * 4 * 64**2 * weights / 1e9  # of its last blocks alone, for four frames
     assert bench.work(pipeline, state)["gflop_per_window"] > painting
-    assert pipeline.frame_decoder.painters is not None
+    assert pipeline.frame_decoder.decode_pool is not None
 
 
 def test_batches_are_measured_one_after_the_other(

@@ -288,10 +288,10 @@ class WatchedCompositor:
         self._inner, self._before = inner, before
         self.calls = self.done = 0
 
-    def compose_layers(self, frames: Decoded, closures: Sequence[float]) -> np.ndarray:
+    def compose_layers(self, frames: Decoded, eye_closures: Sequence[float]) -> np.ndarray:
         self.calls += 1
         self._before(self.calls)
-        composed = self._inner.compose_layers(frames, closures)
+        composed = self._inner.compose_layers(frames, eye_closures)
         self.done += 1
         return composed
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
-from letstalk_rt.metrics import NoClock, Stages
+from letstalk_rt.metrics import NoClock, StageTimer
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.types import Portrait
 from support.faces import SkinFinder
@@ -91,7 +91,7 @@ class StillPipeline(Pipeline[Compositor]):
         states: Sequence[Compositor],
         deliver: Deliver | None = None,
         *,
-        clock: Stages = NoClock(),  # noqa: B008 (it has no state)
+        clock: StageTimer = NoClock(),  # noqa: B008 (it has no state)
     ) -> np.ndarray:
         assert pcm.dtype == np.float32
         self.batches.append(pcm.shape)

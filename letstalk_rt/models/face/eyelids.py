@@ -30,19 +30,19 @@ _LASH_DARKNESS = 0.45
 
 
 def close_eyes(
-    pictures: Tensor, points: Tensor, closures: Sequence[float], *, black: float = -1.0
+    pictures: Tensor, points: Tensor, eye_closures: Sequence[float], *, black: float = -1.0
 ) -> None:
     """Close the eyes of some frames, in place.
 
     Args:
         pictures: `(N, 3, H, W)` in [-1, 1], or what range begins with `black`.
         points: landmarks of each frame, `(N, L, 2)` in [-1, 1].
-        closures: of each frame: 0 leaves the eyes as they are, 1 closes them.
+        eye_closures: of each frame: 0 leaves the eyes as they are, 1 closes them.
         black: the value that black has.
     """
-    assert len(closures) == len(pictures) == len(points), (len(closures), len(pictures))
+    assert len(eye_closures) == len(pictures) == len(points), (len(eye_closures), len(pictures))
     size = pictures.shape[-1]
-    for picture, at, closure in zip(pictures, points, closures, strict=True):
+    for picture, at, closure in zip(pictures, points, eye_closures, strict=True):
         if closure > 0:
             _close(picture, ((at.float().cpu().numpy() + 1) * size - 1) / 2, closure, black)
 

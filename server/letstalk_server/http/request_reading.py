@@ -8,7 +8,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.inference.protocol import AS_MADE
+from letstalk_rt.inference.protocol import DEFAULT_MOTION
 from letstalk_rt.types import MotionOptions
 from letstalk_server.auth import Auth, Caller
 from letstalk_server.errors import BadRequestError
@@ -151,7 +151,7 @@ def options_of(fields: object) -> ServedSessionOptions:
 
 def _motion_of(fields: object) -> MotionOptions:
     if fields is None:
-        return AS_MADE
+        return DEFAULT_MOTION
     numbers, flags = {"expressiveness", "blinks_per_min"}, {"head_motion", "gaze_at_camera"}
     if not isinstance(fields, dict) or not set(fields) <= flags | numbers:
         raise BadRequestError(f'"motion" may have {sorted(flags | numbers)}.')

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from letstalk_rt.inference.protocol import AS_MADE
+from letstalk_rt.inference.protocol import DEFAULT_MOTION
 from letstalk_rt.types import MotionOptions
 from letstalk_server.errors import ServerError
 from letstalk_server.protocol.client_messages import ConnectionConfig
@@ -47,7 +47,7 @@ class ServedSessionOptions:
 
     badge: bool = True
     seed: int = 0
-    motion: MotionOptions = AS_MADE
+    motion: MotionOptions = DEFAULT_MOTION
 
 
 class Connection(Protocol):

@@ -59,12 +59,12 @@ def glance():
 
 
 def moved(pipeline, features, options, displacement):
-    """Landmark displacements, `(L, 2)`, as a director leaves them."""
+    """Landmark displacements, `(L, 2)`, as motion control leaves them."""
     read = pipeline.model.autoencoder.points_matrix
     latent = torch.linalg.pinv(read) @ displacement.flatten()
     motion = latent.view(1, 1, 24, 4, 4) / pipeline.model.motion_scale
-    director = MotionController(MotionOptions(**STILL | options), pipeline.model, features, 0)
-    after = director.direct(motion) * pipeline.model.motion_scale
+    motion_control = MotionController(MotionOptions(**STILL | options), pipeline.model, features, 0)
+    after = motion_control.apply(motion) * pipeline.model.motion_scale
     before = (read @ latent).view(NUM_POINTS, 2)
     return before, (read @ after.flatten()).view(NUM_POINTS, 2)
 
@@ -74,9 +74,9 @@ def size(displacement):
 
 
 def test_the_defaults_change_nothing(pipeline, features):
-    director = MotionController(MotionOptions(), pipeline.model, features, 0)
+    motion_control = MotionController(MotionOptions(), pipeline.model, features, 0)
     motion = torch.randn(1, 4, 24, 4, 4)
-    assert torch.equal(director.direct(motion), motion)
+    assert torch.equal(motion_control.apply(motion), motion)
 
 
 def test_lips_that_rest_ajar_are_shut_as_in_the_portrait(pipeline, features):
@@ -93,8 +93,8 @@ def test_lips_that_rest_ajar_are_shut_as_in_the_portrait(pipeline, features):
         return ((write @ displacements.flatten()).view(24, 4, 4) / scale)[None]
 
     def shown(rest, made):
-        director = MotionController(MotionOptions(**STILL), model, features, 0, rest)
-        latent = model.to_latents(director.direct(made[None]), features.latent)
+        motion_control = MotionController(MotionOptions(**STILL), model, features, 0, rest)
+        latent = model.to_latents(motion_control.apply(made[None]), features.latent)
         return model.autoencoder.points(latent)[0, 0]
 
     rest, still = motion(ajar), torch.zeros(1, 24, 4, 4)
@@ -124,8 +124,8 @@ def test_a_fitted_head_sways_unless_it_is_told_not_to(pipeline, features):
     motion = torch.zeros(1, 8, 24, 4, 4)
 
     def moved(**options):
-        director = MotionController(MotionOptions(**options), pipeline.model, features, 0)
-        shown = pipeline.model.to_latents(director.direct(motion), features.latent)
+        motion_control = MotionController(MotionOptions(**options), pipeline.model, features, 0)
+        shown = pipeline.model.to_latents(motion_control.apply(motion), features.latent)
         points = pipeline.model.autoencoder.points(shown)
         return points - pipeline.model.autoencoder.points(features.latent)
 
@@ -142,8 +142,10 @@ def test_without_head_motion_hair_and_shoulders_rest(pipeline, features):
     around[:, :, :16] = 0
 
     def directed(motion, **options):
-        director = MotionController(MotionOptions(**STILL | options), pipeline.model, features, 0)
-        return director.direct(motion)
+        motion_control = MotionController(
+            MotionOptions(**STILL | options), pipeline.model, features, 0
+        )
+        return motion_control.apply(motion)
 
     assert directed(around, head_motion=False).abs().max() < 1e-5
     smaller = directed(around, head_motion=True, expressiveness=0.5)
@@ -201,8 +203,8 @@ def test_options_out_of_range_are_refused(options):
 
 @pytest.mark.parametrize("per_min", [5, 30])
 def test_blinks_come_as_often_as_wanted_and_irregularly(per_min):
-    closures = np.array(BlinkSchedule(per_min, seed=1).closures(20 * 60 * FPS))
-    (shut,) = np.nonzero(closures == 1)
+    eye_closures = np.array(BlinkSchedule(per_min, seed=1).eye_closures(20 * 60 * FPS))
+    (shut,) = np.nonzero(eye_closures == 1)
     assert len(shut) / 20 == pytest.approx(per_min, rel=0.2)
     pauses = np.diff(shut)
     assert pauses.std() > 0.3 * pauses.mean()
@@ -210,22 +212,22 @@ def test_blinks_come_as_often_as_wanted_and_irregularly(per_min):
 
 
 def test_no_blinks_where_none_are_wanted():
-    assert not any(BlinkSchedule(0, seed=1).closures(5000))
+    assert not any(BlinkSchedule(0, seed=1).eye_closures(5000))
 
 
 def test_blinks_are_the_seeds_and_begin_anew_after_a_reset():
     blinks = BlinkSchedule(15, seed=3)
-    first = blinks.closures(1000)
+    first = blinks.eye_closures(1000)
     blinks.reset()
-    assert blinks.closures(1000) == first == BlinkSchedule(15, seed=3).closures(1000)
-    assert BlinkSchedule(15, seed=4).closures(1000) != first
+    assert blinks.eye_closures(1000) == first == BlinkSchedule(15, seed=3).eye_closures(1000)
+    assert BlinkSchedule(15, seed=4).eye_closures(1000) != first
 
 
 def test_a_blink_that_nobody_saw_is_blinked_again():
-    blinks, whole = BlinkSchedule(60, seed=0), BlinkSchedule(60, seed=0).closures(500)
+    blinks, whole = BlinkSchedule(60, seed=0), BlinkSchedule(60, seed=0).eye_closures(500)
     seen = []
     for _ in range(100):
-        seen += blinks.closures(5)[:4]
+        seen += blinks.eye_closures(5)[:4]
         blinks.rewind(1)
     assert seen == whole[:400]
 
@@ -299,7 +301,7 @@ def test_after_an_interrupt_the_motion_goes_on_from_the_last_frame_that_was_seen
     pipeline.interrupt(state, unseen=3)
     torch.testing.assert_close(state.memory.latents[:, -1], seen)
     new = torch.ones(1, 4, 24, 4, 4)
-    eased, after = state.director.direct(new), state.director.direct(new)
+    eased, after = state.motion_control.apply(new), state.motion_control.apply(new)
     torch.testing.assert_close(after - eased, torch.cat([(1 - seen) / 2, 0 * new[0, 1:]])[None])
 
 
