@@ -52,7 +52,7 @@ class ClockDriftCorrector:
         self._owed = 0.0  # samples that the source gave too many; below 0, too few
         self._since_slip = 0
 
-    def note(self, samples: float, now_s: float) -> None:
+    def observe(self, samples: float, now_s: float) -> None:
         """Note that a piece arrived.
 
         Args:
@@ -74,7 +74,7 @@ class ClockDriftCorrector:
         if now_s >= self._block_end_s:
             self._end_block(now_s)
 
-    def note_held_up(self, now_s: float) -> None:
+    def observe_wait(self, now_s: float) -> None:
         """Note that the source was made to wait until now: that is no pause of its own."""
         self._last_s = now_s
 

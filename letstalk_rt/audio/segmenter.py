@@ -40,12 +40,12 @@ class Hop:
 
     Attributes:
         pcm: `(hop,)` float32, what the model hears.
-        sounds: the sound of each frame that the step makes, so older than `pcm`.
+        frame_audio: the sound of each frame that the step makes, so older than `pcm`.
         end_after: a segment ends after this many frames of the step; None if none does.
     """
 
     pcm: np.ndarray
-    sounds: tuple[FrameAudio, ...]
+    frame_audio: tuple[FrameAudio, ...]
     end_after: int | None
 
 
@@ -146,8 +146,8 @@ class Segmenter:
         else:
             self._silent_frames += self._frames
         self._delayed.extend(self._cut(pcm, start, stop, ending))
-        sounds = tuple(self._delayed.popleft() for _ in range(self._frames))
-        return Hop(pcm, sounds, end_after)
+        frame_audio = tuple(self._delayed.popleft() for _ in range(self._frames))
+        return Hop(pcm, frame_audio, end_after)
 
     def _cut(self, pcm: np.ndarray, start: int, stop: int, ending: bool) -> Iterable[FrameAudio]:
         for first in range(0, self._hop, self._samples):

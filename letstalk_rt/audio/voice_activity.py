@@ -25,9 +25,9 @@ class VoiceActivityDetector(Protocol):
     """Judges one stream of sound."""
 
     blocking: bool
-    """`hear` takes more than a millisecond: it must not run on an event loop."""
+    """`detect` takes more than a millisecond: it must not run on an event loop."""
 
-    def hear(self, pcm: np.ndarray) -> list[bool]:
+    def detect(self, pcm: np.ndarray) -> list[bool]:
         """Say for each frame of `(n * 640,)` float32 whether there is voice in it."""
         ...
 
@@ -41,7 +41,7 @@ class AlwaysActive:
 
     blocking = False
 
-    def hear(self, pcm: np.ndarray) -> list[bool]:
+    def detect(self, pcm: np.ndarray) -> list[bool]:
         """See `VoiceActivityDetector`."""
         return [bool(frame.any()) for frame in pcm.reshape(-1, SAMPLES_PER_FRAME)]
 
@@ -61,7 +61,7 @@ class EnergyVad:
     def __init__(self) -> None:
         self.reset()
 
-    def hear(self, pcm: np.ndarray) -> list[bool]:
+    def detect(self, pcm: np.ndarray) -> list[bool]:
         """See `VoiceActivityDetector`."""
         blocks = pcm.reshape(-1, SAMPLES_PER_FRAME // _BLOCK, _BLOCK)
         levels = 10 * np.log10(np.square(blocks).mean(2) + 1e-10)
@@ -108,7 +108,7 @@ class SileroVad:
         self._left = np.zeros(0, np.float32)
         self._hold = 0
 
-    def hear(self, pcm: np.ndarray) -> list[bool]:
+    def detect(self, pcm: np.ndarray) -> list[bool]:
         """See `VoiceActivityDetector`."""
         voiced = self._judge(pcm)
         flags = []

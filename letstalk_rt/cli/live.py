@@ -248,7 +248,7 @@ def _window(options: argparse.Namespace) -> "PreviewWindow":
 
 def _check_microphone(device: str | None) -> None:
     """Say what is wrong with the microphone before the model is loaded."""
-    from letstalk_rt.audio.sound_devices import find_device
+    from letstalk_rt.audio.audio_devices import find_device
 
     find_device("input", device)
 

@@ -148,7 +148,7 @@ def _loudspeaker() -> MachineCheck:
 
 
 def _sound(name: str, kind: Literal["input", "output"]) -> MachineCheck:
-    from letstalk_rt.audio.sound_devices import find_device, list_devices
+    from letstalk_rt.audio.audio_devices import find_device, list_devices
 
     try:
         default = find_device(kind)

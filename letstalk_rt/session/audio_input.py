@@ -112,7 +112,7 @@ class AudioInput:
                         pcm = pcm[len(piece) :]
         finally:  # an interrupt has cleared the account
             if epoch == self.epoch:
-                self._drift.note_held_up(self._now_s())
+                self._drift.observe_wait(self._now_s())
                 self._arriving -= len(pcm) * scale
 
     async def end_segment(self) -> None:
@@ -218,7 +218,7 @@ class AudioInput:
         self._expected_s = max(self._expected_s, now_s + duration_s)
 
     def _note_arrival(self, samples: float, now_s: float) -> None:
-        self._drift.note(samples, now_s)
+        self._drift.observe(samples, now_s)
         if now_s - self._filled_s < _LATE_S:
             self._hub.warn(
                 "speech-late",

@@ -185,7 +185,7 @@ class Avatar:
         state = _result(self._worker.submit(self.pipeline.init_state, self.portrait, options))
         index = -self.pipeline.lookahead_frames  # the first frames show what was before the sound
         for hop, frames in self._windows(hops, state):
-            for rgb, sound in zip(frames[: hop.end_after], hop.sounds, strict=False):
+            for rgb, sound in zip(frames[: hop.end_after], hop.frame_audio, strict=False):
                 if index >= 0:
                     yield AVFrame(
                         rgb,

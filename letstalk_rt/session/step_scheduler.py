@@ -207,7 +207,7 @@ class StepScheduler(Generic[State]):
         now_s, hop = self._now_s(), step.hop
         for rgb in frames:
             number = len(step.made_s)
-            sound = hop.sounds[number]
+            sound = hop.frame_audio[number]
             step.made_s.append(now_s - step.started_s)
             stamps = (step.queued_s, step.started_s, now_s)
             if step.epoch != self._intake.epoch:
@@ -234,11 +234,11 @@ class StepScheduler(Generic[State]):
         Live, it hears nothing where there is no voice: `(hop,)`.
         """
         if gate.blocking:
-            voiced = await _done(self._worker.submit(gate.hear, hop.pcm))
+            voiced = await _done(self._worker.submit(gate.detect, hop.pcm))
         else:
-            voiced = gate.hear(hop.pcm)
+            voiced = gate.detect(hop.pcm)
         self._voiced.extend(voiced)
-        shown = [self._voiced.popleft() for _ in hop.sounds]
+        shown = [self._voiced.popleft() for _ in hop.frame_audio]
         nothing = self._live and not any(voiced)
         return np.zeros_like(hop.pcm) if nothing else hop.pcm, shown
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from letstalk_rt.audio.sound_devices import find_device, load_sounddevice
+from letstalk_rt.audio.audio_devices import find_device, load_sounddevice
 from letstalk_rt.errors import ConfigError, DependencyError
 from letstalk_rt.sinks.audio_buffer import AudioBuffer
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame

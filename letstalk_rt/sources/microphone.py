@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from letstalk_rt.audio.audio_devices import find_device, load_sounddevice
 from letstalk_rt.audio.resample import check_rate
-from letstalk_rt.audio.sound_devices import find_device, load_sounddevice
 from letstalk_rt.errors import DependencyError
 
 BLOCK_MS = 10

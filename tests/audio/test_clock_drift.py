@@ -17,7 +17,7 @@ def hour(ppm, seconds=3600, jitter_s=0.0, pcm=None):
     errors_s = []
     for number in range(1, int(seconds * RATE / PIECE)):
         true_s = number * PIECE / RATE / (1 + ppm * 1e-6)
-        corrector.note(PIECE, true_s + rng.uniform(0, jitter_s))
+        corrector.observe(PIECE, true_s + rng.uniform(0, jitter_s))
         given, kept = given + PIECE, kept + len(corrector.correct(pcm))
         errors_s.append(kept / RATE - true_s)
     return np.array(errors_s), corrector
@@ -35,7 +35,7 @@ def test_a_true_clock_is_left_alone():
     pcm = np.random.default_rng(1).normal(size=PIECE).astype(np.float32)
     corrector = ClockDriftCorrector()
     for number in range(1, 600):
-        corrector.note(PIECE, number * 0.1)
+        corrector.observe(PIECE, number * 0.1)
         assert corrector.correct(pcm) is pcm
     assert corrector.corrected == 0
 
@@ -48,7 +48,7 @@ def test_jitter_alone_corrects_next_to_nothing():
 def test_a_source_in_a_hurry_is_not_corrected():
     corrector = ClockDriftCorrector()
     for number in range(1, 600):
-        corrector.note(PIECE, number * 0.08)
+        corrector.observe(PIECE, number * 0.08)
         assert len(corrector.correct(np.zeros(PIECE, np.float32))) == PIECE
     assert not corrector.live
 
@@ -57,7 +57,7 @@ def test_a_pause_or_a_loss_is_no_drift():
     for pause_s in (0.3, 2.0):
         corrector = ClockDriftCorrector()
         for number in range(1, 600):
-            corrector.note(PIECE, number * 0.1 + pause_s * (number > 300))
+            corrector.observe(PIECE, number * 0.1 + pause_s * (number > 300))
             corrector.correct(np.zeros(PIECE, np.float32))
         assert corrector.corrected == 0
         assert corrector.live
@@ -68,7 +68,7 @@ def test_a_correction_is_made_where_the_sound_is_still():
     for ppm, length in ((200, 640 - 1), (-200, 640 + 1)):
         corrector = ClockDriftCorrector()
         for number in range(1, 400):  # 40 s, of which nothing has been corrected yet
-            corrector.note(PIECE, number * PIECE / RATE / (1 + ppm * 1e-6))
+            corrector.observe(PIECE, number * PIECE / RATE / (1 + ppm * 1e-6))
         new = corrector.correct(tone[:640])
         assert len(new) == length
         assert np.abs(np.diff(new)).max() <= np.abs(np.diff(tone)).max() * 1.01

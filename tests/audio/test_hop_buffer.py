@@ -106,7 +106,7 @@ def new_segmenter():
 
 
 def sound_of(hops):
-    return np.concatenate([sound.pcm for hop in hops for sound in hop.sounds])
+    return np.concatenate([sound.pcm for hop in hops for sound in hop.frame_audio])
 
 
 def shown_until_end(items):
@@ -115,7 +115,7 @@ def shown_until_end(items):
     for hop in items:
         if hop.end_after is not None:
             ends.append(len(sounds) + hop.end_after)
-        sounds += hop.sounds
+        sounds += hop.frame_audio
     assert len(ends) == 1, ends
     return sounds[: ends[0]], sounds[ends[0] :]
 
@@ -171,9 +171,9 @@ def test_the_next_segment_begins_on_a_hop_with_its_own_number():
     first = segmenter.push(numbers(100)) + segmenter.end_segment()
     second = segmenter.push(numbers(HOP, start=500)) + segmenter.end_segment()
     assert second[0].pcm[0] == 500
-    ids = [sound.segment_id for hop in first + second for sound in hop.sounds]
+    ids = [sound.segment_id for hop in first + second for sound in hop.frame_audio]
     assert ids == sorted(ids)
-    spoken = {sound.segment_id for hop in second for sound in hop.sounds if sound.spoken}
+    spoken = {sound.segment_id for hop in second for sound in hop.frame_audio if sound.spoken}
     assert spoken == {1}
 
 
@@ -185,7 +185,7 @@ def test_silence_goes_before_speech_that_begins():
     np.testing.assert_array_equal(hop.pcm, np.pad(numbers(100), (HOP - 100, 0)))
     assert segmenter.in_speech
     follow = segmenter.fill()
-    assert sum(sound.spoken for sound in hop.sounds + follow.sounds) == 100
+    assert sum(sound.spoken for sound in hop.frame_audio + follow.frame_audio) == 100
 
 
 def test_silence_goes_after_speech_that_stopped_coming():
@@ -211,7 +211,7 @@ def test_an_interrupt_leaves_no_old_sound():
     hops = segmenter.push(numbers(HOP, start=5000))
     np.testing.assert_array_equal(hops[0].pcm, numbers(HOP, start=5000))
     assert not sound_of(hops)[: LOOKAHEAD * FRAME].any()
-    assert {sound.segment_id for sound in hops[0].sounds} == {1}
+    assert {sound.segment_id for sound in hops[0].frame_audio} == {1}
 
 
 def test_an_interrupt_before_any_speech_begins_no_segment():

@@ -17,7 +17,7 @@ def noise(seconds, db, seed=0):
 
 def flags(gate, pcm):
     pcm = pcm[: len(pcm) // HOP * HOP]
-    return np.array([flag for hop in pcm.reshape(-1, HOP) for flag in gate.hear(hop)])
+    return np.array([flag for hop in pcm.reshape(-1, HOP) for flag in gate.detect(hop)])
 
 
 def test_a_quiet_room_is_silence_and_a_voice_in_it_is_heard_at_once():
@@ -66,4 +66,4 @@ def test_silero_does_not_take_noise_for_voice_and_leaves_the_threads_alone():
     assert torch.get_num_threads() == threads
     assert not flags(gate, noise(2, -25)).any()
     gate.reset()
-    assert len(gate.hear(np.zeros(HOP, np.float32))) == 4
+    assert len(gate.detect(np.zeros(HOP, np.float32))) == 4

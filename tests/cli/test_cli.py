@@ -190,8 +190,8 @@ def test_a_module_of_ours_that_is_missing_is_no_missing_extra(
 def test_version_and_help_load_no_torch() -> None:
     for word in ("--version", "--help"):
         code = (
-            "import sys\nfrom letstalk_rt import cli\n"
-            f"try: cli.main([{word!r}])\nexcept SystemExit: pass\n"
+            "import sys\nfrom letstalk_rt.cli.main import main\n"
+            f"try: main([{word!r}])\nexcept SystemExit: pass\n"
             "assert not {'torch', 'av', 'PIL'} & set(sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
