@@ -35,10 +35,10 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import regularize
-from letstalk_rt.models.paper.denoiser import FaithfulDenoiser, count_parameters, first_memory
+from letstalk_rt.models.paper.denoiser import PaperDenoiser, count_parameters, first_memory
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.models.paper.fusion import Fusion
-from letstalk_rt.models.paper.presets import FaithfulConfig, get_faithful_preset
+from letstalk_rt.models.paper.presets import PaperConfig, get_paper_preset
 from letstalk_rt.training.data.audio_features import correlation, mel_encoder
 from letstalk_rt.training.data.dataset import load_clips
 from letstalk_rt.training.data.tracks import Track, encode_clips
@@ -56,7 +56,7 @@ ABLATION = [
 ]
 """Portrait and audio schemes of the paper's two ablations."""
 
-TINY = FaithfulConfig(
+TINY = PaperConfig(
     channels=FACE_SHAPE[0],
     side=4,
     width=96,
@@ -76,12 +76,12 @@ FACE = slice(FACE_SHAPE[0])
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def base_config(preset: str) -> FaithfulConfig:
+def base_config(preset: str) -> PaperConfig:
     """Give the shape that a preset name stands for; `tiny` is that of `effect`."""
-    return TINY if preset == "tiny" else get_faithful_preset(preset).denoiser
+    return TINY if preset == "tiny" else get_paper_preset(preset).denoiser
 
 
-def inputs(config: FaithfulConfig, device: torch.device) -> Inputs:
+def inputs(config: PaperConfig, device: torch.device) -> Inputs:
     """Make one clip's arguments."""
     latent = config.latent_shape
     return (
@@ -93,20 +93,20 @@ def inputs(config: FaithfulConfig, device: torch.device) -> Inputs:
     )
 
 
-def count(config: FaithfulConfig) -> dict[str, float]:
+def count(config: PaperConfig) -> dict[str, float]:
     """Count parameters and FLOPs of a step on one clip, without making weights."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        denoiser = FaithfulDenoiser(config)
+        denoiser = PaperDenoiser(config)
         denoiser(*inputs(config, torch.device("meta")))
     return {"parameters": count_parameters(denoiser), "flop": counter.get_total_flops()}
 
 
 @torch.inference_mode()
-def step_ms(config: FaithfulConfig, device: torch.device, repeats: int) -> float:
+def step_ms(config: PaperConfig, device: torch.device, repeats: int) -> float:
     """Time one denoiser call on one clip, in milliseconds: the median after two for warm-up."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
-        denoiser = FaithfulDenoiser(config).eval()
+        denoiser = PaperDenoiser(config).eval()
     given, taken_ms = inputs(config, device), []
     for _ in range(repeats + 2):
         _synchronize(device)
@@ -168,7 +168,7 @@ def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[Sp
 
 
 def draw(
-    clips: Sequence[Spoken], config: FaithfulConfig, size: int, generator: torch.Generator
+    clips: Sequence[Spoken], config: PaperConfig, size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw clips, audio tokens, portraits and memories of a batch."""
     chance = torch.tensor([len(c.latents) * max(c.weight, 0.05) for c in clips])
@@ -189,15 +189,15 @@ def draw(
 
 
 def train(
-    config: FaithfulConfig, clips: Sequence[Spoken], seconds: float, batch: int
-) -> tuple[FaithfulDenoiser, int]:
+    config: PaperConfig, clips: Sequence[Spoken], seconds: float, batch: int
+) -> tuple[PaperDenoiser, int]:
     """Train for some seconds of processor time; gives the denoiser and its number of steps.
 
     Processor time, because equal shares of a busy machine are not equal work.
     """
     torch.manual_seed(0)
     generator, chain = torch.Generator().manual_seed(0), Diffusion()
-    denoiser, steps = FaithfulDenoiser(config), 0
+    denoiser, steps = PaperDenoiser(config), 0
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=2e-3, weight_decay=0.0)
     started_s = time.process_time()
     while (share := (time.process_time() - started_s) / seconds) < 1:
@@ -213,7 +213,7 @@ def train(
 
 
 def diffusion_loss(
-    denoiser: FaithfulDenoiser,
+    denoiser: PaperDenoiser,
     chain: Diffusion,
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
     generator: torch.Generator,
@@ -232,7 +232,7 @@ def diffusion_loss(
 
 @torch.no_grad()
 def judge(
-    model: AvatarModel, denoiser: FaithfulDenoiser, clips: Sequence[Spoken], length: int, steps: int
+    model: AvatarModel, denoiser: PaperDenoiser, clips: Sequence[Spoken], length: int, steps: int
 ) -> dict[str, float]:
     """Judge a denoiser on people it never saw."""
     config, generator = denoiser.config, torch.Generator().manual_seed(1)
@@ -258,7 +258,7 @@ def judge(
 
 
 def generate(
-    denoiser: FaithfulDenoiser,
+    denoiser: PaperDenoiser,
     tokens: Tensor,
     portrait: Tensor,
     steps: int,

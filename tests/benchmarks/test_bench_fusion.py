@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.small_faithful import CONFIG
+from support.small_paper_model import CONFIG
 from torch import nn
 
 from letstalk_rt.errors import InputError
@@ -66,7 +66,7 @@ def test_training_lowers_the_error(bench: ModuleType) -> None:
     assert steps > 3
     chance = torch.Generator().manual_seed(0)
     batch = bench.draw(clips, CONFIG, 16, chance)
-    untrained = bench.FaithfulDenoiser(CONFIG)
+    untrained = bench.PaperDenoiser(CONFIG)
     errors = [
         bench.diffusion_loss(d, bench.Diffusion(), batch, torch.Generator().manual_seed(1))["noise"]
         for d in (denoiser, untrained)
@@ -89,7 +89,7 @@ def test_a_batch_begins_with_the_portrait_where_there_is_no_past(bench: ModuleTy
 
 
 def test_a_denoiser_is_judged_by_lips_portrait_and_motion(bench: ModuleType) -> None:
-    figures = bench.judge(Model(), bench.FaithfulDenoiser(CONFIG).eval(), spoken(bench, 3), 8, 2)
+    figures = bench.judge(Model(), bench.PaperDenoiser(CONFIG).eval(), spoken(bench, 3), 8, 2)
     assert figures["judged_clips"] == 3
     assert np.isfinite(list(figures.values())).all()
     assert -1 <= figures["lips_r"] <= 1 and figures["motion_ratio"] > 0

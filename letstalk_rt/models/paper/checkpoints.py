@@ -1,4 +1,4 @@
-"""Checkpoints of the faithful model: denoiser and audio projector in one safetensors file."""
+"""Checkpoints of the model as published: denoiser and audio projector in one safetensors file."""
 
 from pathlib import Path
 
@@ -7,23 +7,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from letstalk_rt.errors import WeightsError
-from letstalk_rt.models.paper.denoiser import FaithfulModel
-from letstalk_rt.models.paper.presets import FaithfulPreset
+from letstalk_rt.models.paper.denoiser import PaperModel
+from letstalk_rt.models.paper.presets import PaperPreset
 
 _FORMAT = "letstalk_rt faithful 1"
 
 
-def save_faithful(model: FaithfulModel, path: Path) -> None:
+def save_paper_model(model: PaperModel, path: Path) -> None:
     """Write all weights, in their own precision."""
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     save_file(tensors, path, {"format": _FORMAT, "preset": model.preset.name})
 
 
-def load_faithful(preset: FaithfulPreset, path: Path) -> FaithfulModel:
+def load_paper_model(preset: PaperPreset, path: Path) -> PaperModel:
     """Read a model, ready for inference on the CPU.
 
     Args:
-        preset: its shapes, as from `get_faithful_preset`.
+        preset: its shapes, as from `get_paper_preset`.
         path: of the file.
 
     Raises:
@@ -43,7 +43,7 @@ def load_faithful(preset: FaithfulPreset, path: Path) -> FaithfulModel:
     if header.get("format") != _FORMAT or header.get("preset") != preset.name:
         holds = f"{header.get('format', 'an unknown format')}, {header.get('preset', 'no preset')}"
         raise WeightsError(f"{path.name} holds {holds}; wanted {_FORMAT}, {preset.name}")
-    model = FaithfulModel(preset).to(next(iter(stored.values()), torch.empty(0)).dtype)
+    model = PaperModel(preset).to(next(iter(stored.values()), torch.empty(0)).dtype)
     wanted = model.state_dict()
     if faults := sorted(wanted.keys() ^ stored.keys()):
         raise WeightsError(

@@ -61,8 +61,8 @@ from letstalk_rt.models.paper.fusion import (
 )
 from letstalk_rt.models.paper.presets import (
     LINEAR_HEAD_WIDTH,
-    FaithfulConfig,
-    FaithfulPreset,
+    PaperConfig,
+    PaperPreset,
 )
 
 
@@ -86,10 +86,10 @@ class ClipAttention(nn.Module):
         return out
 
 
-class FaithfulBlock(nn.Module):
+class PaperBlock(nn.Module):
     """One block; see the module docstring for its order."""
 
-    def __init__(self, config: FaithfulConfig) -> None:
+    def __init__(self, config: PaperConfig) -> None:
         super().__init__()
         width, heads = config.width, config.heads
         self.side = config.side
@@ -144,7 +144,7 @@ class FaithfulBlock(nn.Module):
         return x + gate * first, portrait, audio
 
 
-class FaithfulDenoiser(nn.Module):
+class PaperDenoiser(nn.Module):
     """Predicts noise and variance of a clip of latents.
 
     Args:
@@ -157,7 +157,7 @@ class FaithfulDenoiser(nn.Module):
     positions: Tensor
     frame_positions: Tensor
 
-    def __init__(self, config: FaithfulConfig) -> None:
+    def __init__(self, config: PaperConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
@@ -170,7 +170,7 @@ class FaithfulDenoiser(nn.Module):
         self.embed_audio: nn.Module = nn.Identity()
         if config.audio_fusion is Fusion.SYMBIOTIC:
             self.embed_audio = nn.Linear(config.audio_width, width)
-        self.blocks = nn.ModuleList(FaithfulBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(PaperBlock(config) for _ in range(config.depth))
         self.norm = plain_norm(width)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.head = nn.Linear(width, 2 * config.channels)
@@ -257,7 +257,7 @@ class FaithfulDenoiser(nn.Module):
 
 
 def guided(
-    denoiser: FaithfulDenoiser,
+    denoiser: PaperDenoiser,
     x: Tensor,
     t: Tensor,
     tokens: Tensor,
@@ -268,7 +268,7 @@ def guided(
     """Predict noise with the part that speech decides made `guidance` times as large.
 
     At 1 this is one call of the denoiser; otherwise one call with twice the items, the second half
-    with zeros for speech, as `training.faithful` drops it. The variance is that of the first half.
+    with zeros for speech, as in training. The variance is that of the first half.
 
     Source: classifier-free guidance, arXiv:2207.12598.
     """
@@ -283,7 +283,7 @@ def guided(
     return torch.cat([without + guidance * (noise - without), variance], 2)
 
 
-class FaithfulModel(nn.Module):
+class PaperModel(nn.Module):
     """Denoiser and audio projector, which are trained, averaged and stored together.
 
     Args:
@@ -293,14 +293,14 @@ class FaithfulModel(nn.Module):
         ConfigError: the projector's tokens are not those that the denoiser reads.
     """
 
-    def __init__(self, preset: FaithfulPreset) -> None:
+    def __init__(self, preset: PaperPreset) -> None:
         super().__init__()
         made = preset.projector.tokens, preset.projector.token_width
         read = preset.denoiser.audio_tokens, preset.denoiser.audio_width
         if made != read:
             raise ConfigError(f"the audio projector makes tokens {made}, the denoiser reads {read}")
         self.preset = preset
-        self.denoiser = FaithfulDenoiser(preset.denoiser)
+        self.denoiser = PaperDenoiser(preset.denoiser)
         self.projector = AudioProjector(preset.projector)
 
     @torch.no_grad()

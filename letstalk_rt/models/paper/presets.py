@@ -1,4 +1,4 @@
-"""Shapes of the faithful model, and its published sizes; `faithful` derives their counts."""
+"""Shapes of the model as published, in its four sizes; `paper.denoiser` derives their counts."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ LINEAR_HEAD_WIDTH = 32
 
 
 @dataclass(frozen=True)
-class FaithfulConfig:
-    """Shape of a faithful denoiser.
+class PaperConfig:
+    """Shape of a `PaperDenoiser`.
 
     Attributes:
         channels: `C` of the latents.
@@ -45,7 +45,7 @@ class FaithfulConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not isinstance(value, str) and value <= 0:
-                raise ConfigError(f"{name} of a faithful denoiser must be positive, got {value}")
+                raise ConfigError(f"{name} of the denoiser must be positive, got {value}")
         if self.width % LINEAR_HEAD_WIDTH or self.width % self.heads:
             raise ConfigError(f"width {self.width} is no multiple of 32 and of {self.heads} heads")
         for name in ("portrait_fusion", "audio_fusion"):
@@ -58,18 +58,18 @@ class FaithfulConfig:
 
 
 @dataclass(frozen=True)
-class FaithfulPreset:
+class PaperPreset:
     """A denoiser, its audio projector and how it is sampled."""
 
     name: str
-    denoiser: FaithfulConfig
+    denoiser: PaperConfig
     projector: AudioProjectorConfig
     steps: int = PUBLISHED_STEPS
 
 
-def _published(name: str, depth: int, width: int, heads: int) -> FaithfulPreset:
+def _published(name: str, depth: int, width: int, heads: int) -> PaperPreset:
     projector = PUBLISHED_PROJECTOR
-    config = FaithfulConfig(
+    config = PaperConfig(
         channels=32,
         side=16,
         width=width,
@@ -81,10 +81,10 @@ def _published(name: str, depth: int, width: int, heads: int) -> FaithfulPreset:
         frames=16,
         memory=2,
     )
-    return FaithfulPreset(name, config, projector)
+    return PaperPreset(name, config, projector)
 
 
-FAITHFUL_PRESETS = {
+PAPER_PRESETS = {
     preset.name: preset
     for preset in (
         _published("s", 12, 384, 6),
@@ -95,16 +95,16 @@ FAITHFUL_PRESETS = {
 }
 
 
-def get_faithful_preset(name: str) -> FaithfulPreset:
+def get_paper_preset(name: str) -> PaperPreset:
     """Look a published size up.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in FAITHFUL_PRESETS:
-        known = ", ".join(FAITHFUL_PRESETS)
+    if name not in PAPER_PRESETS:
+        known = ", ".join(PAPER_PRESETS)
         raise ConfigError(
-            f"unknown faithful preset {name!r}; known: {known} "
+            f"the published model has no preset {name!r}; known: {known} "
             "(streaming presets are in letstalk_rt.models.presets)"
         )
-    return FAITHFUL_PRESETS[name]
+    return PAPER_PRESETS[name]

@@ -1,4 +1,4 @@
-"""Trains the faithful model as published, without the faults of the published training.
+"""Training of LetsTalk as published, without the faults of the published code.
 
 Denoiser and audio projector are one module here, so the optimiser and the average have both. The
 memory is noised by the first 50 of 1000 steps and loses a quarter of its places, drawn for each
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.memory import regularize
-from letstalk_rt.models.paper.denoiser import FaithfulModel
+from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.training.loop import LoopConfig, Run
 
@@ -34,7 +34,7 @@ PUBLISHED_LOOP = LoopConfig(
 
 
 @dataclass(frozen=True)
-class FaithfulBatch:
+class PaperBatch:
     """Items of training; latents have unit variance.
 
     Attributes:
@@ -49,9 +49,9 @@ class FaithfulBatch:
     clip: Tensor
     memory: Tensor
 
-    def to(self, device: torch.device) -> "FaithfulBatch":
+    def to(self, device: torch.device) -> "PaperBatch":
         """Give the same items on a device."""
-        return FaithfulBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return PaperBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 def noisy_pictures(pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -64,10 +64,10 @@ def noisy_pictures(pictures: Tensor, generator: torch.Generator | None = None) -
     return pictures + sigma * torch.randn(pictures.shape, generator=generator).to(pictures)
 
 
-def faithful_loss(
-    model: FaithfulModel,
+def paper_loss(
+    model: PaperModel,
     diffusion: Diffusion,
-    batch: FaithfulBatch,
+    batch: PaperBatch,
     generator: torch.Generator,
     *,
     drop_speech: float = 0.0,
@@ -107,14 +107,14 @@ def faithful_loss(
     return parts["noise"] + parts["variance"], seen
 
 
-def train_faithful(
-    model: FaithfulModel,
-    draw: Callable[[torch.Generator], FaithfulBatch],
+def train_paper_model(
+    model: PaperModel,
+    draw: Callable[[torch.Generator], PaperBatch],
     folder: Path,
     config: LoopConfig = PUBLISHED_LOOP,
     *,
     drop_speech: float = 0.0,
-) -> FaithfulModel:
+) -> PaperModel:
     """Train a model, or go on, and give the average of its weights.
 
     Args:
@@ -122,7 +122,7 @@ def train_faithful(
         draw: makes a batch from a source of chance.
         folder: of the run.
         config: schedule.
-        drop_speech: see `faithful_loss`.
+        drop_speech: see `paper_loss`.
 
     Raises:
         InputError: `drop_speech` is no share, or a batch cannot be used.
@@ -133,8 +133,8 @@ def train_faithful(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = draw(run.generator).to(run.device)
-        return faithful_loss(model, diffusion, batch, run.generator, drop_speech=drop_speech)
+        return paper_loss(model, diffusion, batch, run.generator, drop_speech=drop_speech)
 
     averaged = run.train(loss)
-    assert isinstance(averaged, FaithfulModel)
+    assert isinstance(averaged, PaperModel)
     return averaged

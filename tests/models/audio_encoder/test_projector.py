@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.small_faithful import PROJECTOR
+from support.small_paper_model import PROJECTOR
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.audio_encoder.projector import AudioProjector

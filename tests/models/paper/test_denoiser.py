@@ -6,31 +6,31 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support.small_faithful import (
+from support.small_paper_model import (
     CONFIG,
     PROJECTOR,
     arguments,
     make_batch,
-    make_faithful,
+    make_paper_model,
     make_preset,
 )
 
 from letstalk_rt.errors import ConfigError, InputError, WeightsError
 from letstalk_rt.models.audio_encoder.projector import PUBLISHED_PROJECTOR
 from letstalk_rt.models.paper import denoiser as module
-from letstalk_rt.models.paper.checkpoints import load_faithful, save_faithful
+from letstalk_rt.models.paper.checkpoints import load_paper_model, save_paper_model
 from letstalk_rt.models.paper.denoiser import (
-    FaithfulModel,
+    PaperModel,
     count_parameters,
     first_memory,
     guided,
 )
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.models.paper.presets import (
-    FAITHFUL_PRESETS,
-    FaithfulConfig,
-    FaithfulPreset,
-    get_faithful_preset,
+    PAPER_PRESETS,
+    PaperConfig,
+    PaperPreset,
+    get_paper_preset,
 )
 
 COUNTS = {"s": 59_446_720, "b": 222_407_488, "l": 773_600_320, "xl": 1_134_868_672}
@@ -40,9 +40,9 @@ PUBLISHED_MILLIONS = {"s": 59.4, "b": 222.4, "l": 773.6, "xl": 1134.9}
 class TestSizes:
     @pytest.mark.parametrize("name", sorted(COUNTS))
     def test_a_preset_has_the_published_count(self, name):
-        preset = get_faithful_preset(name)
+        preset = get_paper_preset(name)
         with torch.device("meta"):
-            model = FaithfulModel(preset)
+            model = PaperModel(preset)
         d, depth = preset.denoiser.width, preset.denoiser.depth
         derived = depth * (29 * d**2 + 1639 * d) + 3 * d**2 + 357 * d + 64
         assert count_parameters(model.denoiser) == derived == COUNTS[name]
@@ -52,7 +52,7 @@ class TestSizes:
 
     def test_each_part_of_a_block_has_the_derived_count(self):
         with torch.device("meta"):
-            block = FaithfulModel(get_faithful_preset("b")).denoiser.blocks[0]
+            block = PaperModel(get_paper_preset("b")).denoiser.blocks[0]
         d = 768
         assert {name: count_parameters(part) for name, part in block.named_children()} == {
             "time": 5 * d**2 + 7 * d,
@@ -68,10 +68,10 @@ class TestSizes:
     def test_a_step_of_b_costs_what_was_counted(self):
         from torch.utils.flop_counter import FlopCounterMode
 
-        config = get_faithful_preset("b").denoiser
+        config = get_paper_preset("b").denoiser
         latent = config.latent_shape
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            FaithfulModel(get_faithful_preset("b")).denoiser(
+            PaperModel(get_paper_preset("b")).denoiser(
                 torch.empty(1, 16, *latent),
                 torch.empty(1),
                 torch.empty(1, 16, 32, 768),
@@ -81,14 +81,14 @@ class TestSizes:
         assert round(counter.get_total_flops() / 1e12, 2) == 1.64
 
     def test_the_published_shape_is_this(self):
-        config = get_faithful_preset("l").denoiser
+        config = get_paper_preset("l").denoiser
         assert (config.frames, config.memory, config.latent_shape) == (16, 2, (32, 16, 16))
         assert (config.portrait_fusion, config.audio_fusion) == ("symbiotic", "direct")
-        assert get_faithful_preset("l").steps == 250
+        assert get_paper_preset("l").steps == 250
 
     def test_an_unknown_preset_is_told(self):
         with pytest.raises(ConfigError, match="'tiny'; known: s, b, l, xl"):
-            get_faithful_preset("tiny")
+            get_paper_preset("tiny")
 
     @pytest.mark.parametrize(
         "changes, message",
@@ -105,13 +105,13 @@ class TestSizes:
 
     def test_projector_and_denoiser_must_fit(self):
         with pytest.raises(ConfigError, match="audio projector"):
-            FaithfulModel(FaithfulPreset("odd", CONFIG, PUBLISHED_PROJECTOR))
+            PaperModel(PaperPreset("odd", CONFIG, PUBLISHED_PROJECTOR))
 
 
 class TestDenoiser:
     @pytest.fixture
     def denoiser(self):
-        return make_faithful().denoiser
+        return make_paper_model().denoiser
 
     def test_it_gives_noise_and_variance_of_each_frame(self, denoiser):
         assert denoiser(**arguments()).shape == (2, 4, 8, 4, 4)
@@ -139,7 +139,7 @@ class TestDenoiser:
         assert (moved > 1e-5).all()
 
     def test_speech_of_a_frame_reaches_other_frames_through_time_alone(self):
-        model = make_faithful(depth=1).denoiser
+        model = make_paper_model(depth=1).denoiser
         given = arguments()
         before = model(**given)
         given["tokens"] = given["tokens"].clone()
@@ -149,12 +149,12 @@ class TestDenoiser:
 
     def test_an_untrained_model_predicts_nothing(self):
         torch.manual_seed(0)
-        assert not FaithfulModel(make_preset()).denoiser(**arguments()).any()
+        assert not PaperModel(make_preset()).denoiser(**arguments()).any()
 
     def test_recomputing_changes_no_gradient(self):
         grads = []
         for recompute in (False, True):
-            denoiser = make_faithful().denoiser.requires_grad_()
+            denoiser = make_paper_model().denoiser.requires_grad_()
             denoiser.recompute = recompute
             denoiser(**arguments()).square().mean().backward()
             grads.append([p.grad.clone() for p in denoiser.parameters()])
@@ -171,7 +171,7 @@ class TestDenoiser:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_comes_out_near(self, denoiser, dtype):
         given = arguments()
-        found, wanted = make_faithful().denoiser.to(dtype)(**given), denoiser(**given)
+        found, wanted = make_paper_model().denoiser.to(dtype)(**given), denoiser(**given)
         assert found.dtype == dtype
         assert F.cosine_similarity(found.float().flatten(), wanted.flatten(), 0) > 0.99
 
@@ -191,11 +191,11 @@ class TestDenoiser:
 
 class TestGuidance:
     def test_at_one_it_is_the_plain_prediction(self):
-        denoiser = make_faithful().denoiser
+        denoiser = make_paper_model().denoiser
         assert torch.equal(guided(denoiser, **arguments(), guidance=1), denoiser(**arguments()))
 
     def test_it_moves_all_channels_of_the_noise_away_from_silence(self):
-        denoiser, given = make_faithful().denoiser, arguments()
+        denoiser, given = make_paper_model().denoiser, arguments()
         heard = denoiser(**given)
         silent = denoiser(**(given | {"tokens": torch.zeros_like(given["tokens"])}))
         found = guided(denoiser, **given, guidance=3)
@@ -210,7 +210,7 @@ class TestGenerate:
         return torch.randn(1, frames, PROJECTOR.layers, PROJECTOR.feature_width)
 
     def test_each_clip_is_handed_out_before_the_next_is_sampled(self):
-        model, calls = make_faithful(), []
+        model, calls = make_paper_model(), []
         model.denoiser.register_forward_hook(lambda *_: calls.append(1))
         clips = model.generate(self.features(), make_batch(1).portrait)
         assert next(clips).shape == (1, 4, 4, 4, 4)
@@ -220,7 +220,7 @@ class TestGenerate:
         assert next(clips, None) is None
 
     def test_memory_is_the_portrait_and_then_the_clip_before(self):
-        model, seen = make_faithful(), []
+        model, seen = make_paper_model(), []
         model.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[4]))
         portrait = make_batch(1).portrait
         first, _ = model.generate(self.features(), portrait)
@@ -229,7 +229,7 @@ class TestGenerate:
 
     @pytest.mark.parametrize("deterministic", [False, True])
     def test_the_same_seed_gives_the_same_video(self, deterministic):
-        model, features = make_faithful(), self.features(4)
+        model, features = make_paper_model(), self.features(4)
         videos = [
             next(
                 model.generate(
@@ -245,51 +245,51 @@ class TestGenerate:
         assert torch.equal(*videos)
 
     def test_a_model_in_half_precision_generates_in_full(self):
-        model = make_faithful().to(torch.bfloat16)
+        model = make_paper_model().to(torch.bfloat16)
         clip = next(model.generate(self.features(4), make_batch(1).portrait))
         assert clip.dtype == torch.float32 and clip.isfinite().all()
 
     @pytest.mark.parametrize("frames", [0, 6])
     def test_a_length_that_is_no_multiple_of_the_clip_is_refused(self, frames):
         with pytest.raises(InputError, match="multiple of 4"):
-            next(make_faithful().generate(self.features(frames), make_batch(1).portrait))
+            next(make_paper_model().generate(self.features(frames), make_batch(1).portrait))
 
     def test_nan_is_refused(self):
         portrait = make_batch(1).portrait
         portrait[0, 1, 2, 3] = float("nan")
         with pytest.raises(InputError, match="portrait holds NaN"):
-            next(make_faithful().generate(self.features(), portrait))
+            next(make_paper_model().generate(self.features(), portrait))
 
 
 class TestCheckpoint:
     def test_weights_come_back(self, tmp_path):
-        model = make_faithful()
-        save_faithful(model, tmp_path / "w.safetensors")
-        loaded = load_faithful(model.preset, tmp_path / "w.safetensors")
+        model = make_paper_model()
+        save_paper_model(model, tmp_path / "w.safetensors")
+        loaded = load_paper_model(model.preset, tmp_path / "w.safetensors")
         assert not loaded.training
         for name, value in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value)
 
     def test_another_model_is_refused(self, tmp_path):
         path = tmp_path / "w.safetensors"
-        save_faithful(make_faithful(), path)
+        save_paper_model(make_paper_model(), path)
         preset = make_preset()
         with pytest.raises(WeightsError, match="wanted letstalk_rt faithful 1, b"):
-            load_faithful(get_faithful_preset("b"), path)
+            load_paper_model(get_paper_preset("b"), path)
         with pytest.raises(WeightsError, match="tensors differ, first 'denoiser.blocks"):
-            load_faithful(make_preset(depth=3), path)
+            load_paper_model(make_preset(depth=3), path)
         with pytest.raises(WeightsError, match="has shape"):
-            load_faithful(make_preset(ffn_ratio=3.0), path)
+            load_paper_model(make_preset(ffn_ratio=3.0), path)
         path.write_bytes(b"nonsense")
         with pytest.raises(WeightsError, match="not a safetensors file"):
-            load_faithful(preset, path)
+            load_paper_model(preset, path)
         with pytest.raises(WeightsError, match="no weights"):
-            load_faithful(preset, tmp_path / "none.safetensors")
+            load_paper_model(preset, tmp_path / "none.safetensors")
 
 
 def test_every_preset_says_every_shape():
-    assert set(FAITHFUL_PRESETS) == set(COUNTS)
-    assert {f.name for f in fields(FaithfulConfig)} >= {"channels", "side", "width", "depth"}
+    assert set(PAPER_PRESETS) == set(COUNTS)
+    assert {f.name for f in fields(PaperConfig)} >= {"channels", "side", "width", "depth"}
 
 
 def test_the_page_shows_the_counts_and_costs():

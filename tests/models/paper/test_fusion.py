@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from support.small_faithful import arguments, make_faithful
 from support.small_model import stir
+from support.small_paper_model import arguments, make_paper_model
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.layers.attention import LinearAttention
@@ -19,7 +19,7 @@ from letstalk_rt.models.paper.fusion import (
 
 
 def count(portrait, audio):
-    model = make_faithful(portrait_fusion=portrait, audio_fusion=audio)
+    model = make_paper_model(portrait_fusion=portrait, audio_fusion=audio)
     return count_parameters(model.denoiser.requires_grad_())
 
 
@@ -34,7 +34,7 @@ class TestSchemes:
         ],
     )
     def test_under_every_scheme_both_conditions_have_their_say(self, portrait, audio):
-        denoiser = make_faithful(portrait_fusion=portrait, audio_fusion=audio).denoiser
+        denoiser = make_paper_model(portrait_fusion=portrait, audio_fusion=audio).denoiser
         given = arguments()
         before = denoiser(**given)
         assert before.shape == (2, 4, 8, 4, 4)
@@ -43,8 +43,8 @@ class TestSchemes:
             assert (changed - before).abs().amax() > 1e-5, name
 
     def test_the_default_is_the_published_pair(self):
-        denoiser = make_faithful().denoiser
-        named = make_faithful(portrait_fusion="symbiotic", audio_fusion="direct").denoiser
+        denoiser = make_paper_model().denoiser
+        named = make_paper_model(portrait_fusion="symbiotic", audio_fusion="direct").denoiser
         assert torch.equal(denoiser(**arguments()), named(**arguments()))
 
     def test_symbiotic_costs_no_weights_in_the_blocks(self):
@@ -66,7 +66,7 @@ class TestSchemes:
 
 def block_of(**changes):
     """One block with the tokens that enter it."""
-    denoiser = make_faithful(depth=1, **changes).denoiser
+    denoiser = make_paper_model(depth=1, **changes).denoiser
     torch.manual_seed(1)
     seen = torch.randn(1, 1, 16, 64)
     if denoiser.config.portrait_fusion is Fusion.SYMBIOTIC:

@@ -1,21 +1,21 @@
-"""Training the faithful model: everything learns, memory is corrupted, a clip can be learnt."""
+"""Training of LetsTalk as published: all parts learn, memory is corrupted, a clip can be learnt."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from support.small_faithful import make_batch, make_faithful, make_preset
+from support.small_paper_model import make_batch, make_paper_model, make_preset
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.paper.denoiser import FaithfulModel, first_memory
+from letstalk_rt.models.paper.denoiser import PaperModel, first_memory
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.paper import (
     PUBLISHED_LOOP,
-    FaithfulBatch,
-    faithful_loss,
+    PaperBatch,
     noisy_pictures,
-    train_faithful,
+    paper_loss,
+    train_paper_model,
 )
 
 
@@ -25,19 +25,19 @@ def chance(seed=0):
 
 def test_every_parameter_is_trained_and_averaged(tmp_path):
     torch.manual_seed(0)
-    model = FaithfulModel(make_preset())
+    model = PaperModel(make_preset())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = LoopConfig(steps=4, warm_up=1, weight_decay=0.0, ema=0.5)
-    averaged = train_faithful(model, lambda _: make_batch(), tmp_path, config)
+    averaged = train_paper_model(model, lambda _: make_batch(), tmp_path, config)
     for name, value in averaged.state_dict().items():
         assert not torch.equal(value, before[name]), name
     assert any(name.startswith("projector.") for name in before)
 
 
 def test_memory_is_noised_and_dropped_anew_for_each_item():
-    model, batch, seen = make_faithful(), make_batch(64), []
+    model, batch, seen = make_paper_model(), make_batch(64), []
     model.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[4]))
-    faithful_loss(model, Diffusion(), batch, chance())
+    paper_loss(model, Diffusion(), batch, chance())
     memory = seen[0]
     dropped = (memory == 0).all(2).all(1)  # (B, h, w): shared by frames and channels
     assert 0.15 < dropped.float().mean() < 0.35
@@ -47,10 +47,10 @@ def test_memory_is_noised_and_dropped_anew_for_each_item():
 
 
 def test_speech_is_dropped_only_when_asked():
-    model, batch, seen = make_faithful(), make_batch(64), []
+    model, batch, seen = make_paper_model(), make_batch(64), []
     model.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
     for share in (0.0, 0.5):
-        faithful_loss(model, Diffusion(), batch, chance(), drop_speech=share)
+        paper_loss(model, Diffusion(), batch, chance(), drop_speech=share)
     silent = [(tokens == 0).flatten(1).all(1).float().mean() for tokens in seen]
     assert silent[0] == 0 and 0.3 < silent[1] < 0.7
 
@@ -73,30 +73,30 @@ def test_nan_is_refused(name):
     batch = make_batch()
     getattr(batch, name).view(-1)[3] = float("nan")
     with pytest.raises(InputError, match="holds NaN"):
-        faithful_loss(make_faithful(), Diffusion(), batch, chance())
+        paper_loss(make_paper_model(), Diffusion(), batch, chance())
 
 
 def test_a_share_out_of_range_is_refused(tmp_path):
     with pytest.raises(InputError, match="drop_speech"):
-        train_faithful(make_faithful(), lambda _: make_batch(), tmp_path, drop_speech=1.0)
+        train_paper_model(make_paper_model(), lambda _: make_batch(), tmp_path, drop_speech=1.0)
 
 
 def test_a_clip_that_is_learnt_comes_back_through_the_published_sampler(tmp_path):
     """Training and sampling fit together: one clip, noise and variance, 250 steps of DDPM."""
     torch.manual_seed(0)
-    model = FaithfulModel(make_preset(side=2))
+    model = PaperModel(make_preset(side=2))
     one = make_batch(1)
     portrait, clip = one.portrait[..., :2, :2], one.clip[..., :2, :2]
     one = replace(one, portrait=portrait, clip=clip, memory=first_memory(portrait, 2))
 
-    def same_clip(_: torch.Generator) -> FaithfulBatch:
+    def same_clip(_: torch.Generator) -> PaperBatch:
         parts = (one.features, one.portrait, one.clip, one.memory)
-        return FaithfulBatch(*(part.expand(16, *part.shape[1:]) for part in parts))
+        return PaperBatch(*(part.expand(16, *part.shape[1:]) for part in parts))
 
     config = LoopConfig(
         steps=250, learning_rate=3e-3, warm_up=20, final_rate=0.0, weight_decay=0.0, ema=0.95
     )
-    learnt = train_faithful(model, same_clip, tmp_path, config)
+    learnt = train_paper_model(model, same_clip, tmp_path, config)
     video = next(
         learnt.generate(one.features, portrait, diffusion=Diffusion(250), generator=chance())
     )

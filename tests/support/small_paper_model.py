@@ -1,19 +1,19 @@
-"""A small faithful model: the real code, quick."""
+"""A small model of the published architecture: the real code, quick."""
 
 from dataclasses import replace
 
 import torch
 
 from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
-from letstalk_rt.models.paper.denoiser import FaithfulModel
-from letstalk_rt.models.paper.presets import FaithfulConfig, FaithfulPreset
-from letstalk_rt.training.stages.paper import FaithfulBatch
+from letstalk_rt.models.paper.denoiser import PaperModel
+from letstalk_rt.models.paper.presets import PaperConfig, PaperPreset
+from letstalk_rt.training.stages.paper import PaperBatch
 from support.small_model import stir
 
 PROJECTOR = AudioProjectorConfig(
     reach=2, layers=2, feature_width=8, hidden=32, tokens=3, token_width=16
 )
-CONFIG = FaithfulConfig(
+CONFIG = PaperConfig(
     channels=4,
     side=4,
     width=64,
@@ -27,20 +27,20 @@ CONFIG = FaithfulConfig(
 )
 
 
-def make_preset(**changes: object) -> FaithfulPreset:
+def make_preset(**changes: object) -> PaperPreset:
     """Give the preset, with other values for some fields of its denoiser."""
-    return FaithfulPreset("small", replace(CONFIG, **changes), PROJECTOR, steps=6)
+    return PaperPreset("small", replace(CONFIG, **changes), PROJECTOR, steps=6)
 
 
-def make_faithful(seed: int = 0, **changes: object) -> FaithfulModel:
+def make_paper_model(seed: int = 0, **changes: object) -> PaperModel:
     """Make the model with random weights, none of them zero, in eval mode."""
     torch.manual_seed(seed)
-    model = FaithfulModel(make_preset(**changes))
+    model = PaperModel(make_preset(**changes))
     stir(model)
     return model.eval().requires_grad_(False)
 
 
-def make_batch(count: int = 2, seed: int = 0) -> FaithfulBatch:
+def make_batch(count: int = 2, seed: int = 0) -> PaperBatch:
     """Make items of noise."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -48,7 +48,7 @@ def make_batch(count: int = 2, seed: int = 0) -> FaithfulBatch:
         return torch.randn(count, *shape, generator=generator)
 
     latent = CONFIG.latent_shape
-    return FaithfulBatch(
+    return PaperBatch(
         features=normal(CONFIG.frames, PROJECTOR.layers, PROJECTOR.feature_width),
         portrait=normal(*latent),
         clip=normal(CONFIG.frames, *latent),
