@@ -1,7 +1,7 @@
-"""One portrait and live speech become live video of that person talking.
+"""Real-time talking avatars: one portrait and live speech become live video.
 
-The names below are loaded when they are first used, so `import letstalk_rt` costs nothing: no
-torch, no model, no file is touched.
+The public names are loaded on first use, so `import letstalk_rt` imports neither torch nor a model
+and reads no files.
 """
 
 from importlib import import_module
@@ -63,7 +63,7 @@ _MODULES = {
     "MotionOptions": "types",
     "SegmentEnd": "types",
 }
-"""Where the public names live; all others are errors."""
+"""Modules of the public names; all others are in `errors`."""
 
 
 def __getattr__(name: str) -> Any:

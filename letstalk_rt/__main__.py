@@ -1,4 +1,4 @@
-"""`python -m letstalk_rt`: the command `letstalk`."""
+"""Run the command `letstalk` with `python -m letstalk_rt`."""
 
 import sys
 

@@ -1,18 +1,18 @@
-"""Every error a caller can see.
+"""All exceptions that this package raises for its callers.
 
 LetsTalkError
 |-- ConfigError        a setting is unknown or out of range   (also a ValueError)
-|-- WeightsError       a checkpoint is missing, damaged or does not fit the config
-|-- DependencyError    an optional package or a system part is missing (says what to install)
+|-- WeightsError       a checkpoint is missing, damaged or does not match the configuration
+|-- DependencyError    an optional package or a system component is missing
 |-- InputError         the caller's data cannot be used       (also a ValueError)
 |   |-- AudioFormatError
 |   `-- PortraitError
-|       |-- NotAnImageError     the file is empty, or of no format that is read
+|       |-- NotAnImageError     the file is empty or not in a supported format
 |       |-- ImageDamagedError   the file is damaged or incomplete
-|       |-- TooManyPixelsError  the picture is larger than was allowed
+|       |-- TooManyPixelsError  the image has more pixels than allowed
 |       `-- NoFaceError         no face was found
-|-- SessionClosed      the session ended; open another
-|-- AtCapacity         no free slot now; try again later
+|-- SessionClosed      the session is closed; open another
+|-- AtCapacity         no capacity for another session now; try again later
 `-- EngineError        a step failed; the cause is chained
 """
 
@@ -26,11 +26,11 @@ class ConfigError(LetsTalkError, ValueError):
 
 
 class WeightsError(LetsTalkError):
-    """A checkpoint is missing, damaged or does not fit the config."""
+    """A checkpoint is missing, damaged or does not match the configuration."""
 
 
 class DependencyError(LetsTalkError):
-    """An optional package or a system part is missing."""
+    """An optional package or a system component is missing; the message says what to install."""
 
 
 class InputError(LetsTalkError, ValueError):
@@ -46,27 +46,27 @@ class PortraitError(InputError):
 
 
 class NotAnImageError(PortraitError):
-    """The file is empty, or of no picture format that is read."""
+    """The file is empty or not in a supported image format."""
 
 
 class ImageDamagedError(PortraitError):
-    """The picture file is damaged or incomplete."""
+    """The image file is damaged or incomplete."""
 
 
 class TooManyPixelsError(PortraitError):
-    """The picture is larger than was allowed."""
+    """The image has more pixels than allowed."""
 
 
 class NoFaceError(PortraitError):
-    """No face was found in the picture."""
+    """No face was found in the image."""
 
 
 class SessionClosed(LetsTalkError):
-    """The session ended; open another."""
+    """The session is closed; open another."""
 
 
 class AtCapacity(LetsTalkError):
-    """No free slot now; try again later."""
+    """There is no capacity for another session now; try again later."""
 
 
 class EngineError(LetsTalkError):

@@ -1,4 +1,4 @@
-"""What a session measures of itself: how long each stage takes, and what went wrong how often."""
+"""Metrics of a session: how long each stage takes, and counters of what went wrong."""
 
 import math
 import time
@@ -19,7 +19,7 @@ class Percentiles:
 
 
 def percentiles(values_ms: Iterable[float]) -> Percentiles:
-    """Give p50, p95 and p99 by nearest rank: each is a value that occurred; NaN when none did."""
+    """Return p50, p95 and p99 by nearest rank, so each is one of `values_ms`; NaN for no values."""
     ordered = sorted(values_ms)
     if not ordered:
         return Percentiles(math.nan, math.nan, math.nan)
@@ -29,14 +29,14 @@ def percentiles(values_ms: Iterable[float]) -> Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class FrameStamps:
-    """When a frame and its sound passed each point; monotonic seconds of the event loop.
+    """When a frame and its audio passed each stage, in monotonic seconds of the event loop.
 
     Attributes:
-        audio_in_s: the last of its speech was pushed; None where it has none.
-        hop_complete_s: the hop that the model heard for it was full.
-        model_start_s: the step was asked for.
-        model_end_s: the frame was made.
-        released_s: it was handed to the reader.
+        audio_in_s: when the last of its speech was pushed; None if it has no speech.
+        hop_complete_s: when the hop that it was generated from was complete.
+        model_start_s: when the step was requested.
+        model_end_s: when the frame was generated.
+        released_s: when it was handed to the reader.
     """
 
     audio_in_s: float | None
@@ -48,28 +48,28 @@ class FrameStamps:
 
 @dataclass(slots=True)
 class Metrics:
-    """Stamps and counters of one session. Memory is bounded, however long it lasts.
+    """Stage durations and counters of one session, in bounded memory.
 
-    Stages of the engine, of each frame unless said otherwise: `hop`, its speech waits until the hop
-    is full; `queue`, a hop waits for the model; `step`, the model works on a hop, its turn among
-    the sessions included; `wait`, a frame waits for its reader; `engine`, from its speech to the
-    reader in all. Of the playout: `playout`, it waits until it is due; `live`, from its speech to
-    the sink in all.
+    Stages of the engine, measured per frame unless noted otherwise: `hop`, from pushed speech to
+    the completed hop; `queue`, a hop waits for the model; `step`, the model processes a hop,
+    including the wait for other sessions; `wait`, a frame waits for the reader; `engine`, from
+    pushed speech to the reader in total. Stages of playout: `playout`, a frame waits until it is
+    due; `live`, from pushed speech to the sink in total.
 
     Attributes:
-        frames: frames handed out.
-        steps: windows made.
-        missed: windows that took longer than they last.
+        frames: frames handed to the reader.
+        steps: windows generated.
+        missed: windows that took longer to compute than they play.
         stalls: how often the playout clock was moved.
-        repeats: how often a picture was shown again because the next was late.
-        drops: frames made and never shown, because of an interrupt.
-        filled: hops in the midst of speech that were filled up, because it came late.
-        corrected: samples doubled or left out, because the source's clock is off.
-        skipped: quiet samples left out, to catch up after a stall.
-        overflows: how often the source lost sound, see `sources.feed`.
-        media_s: how long the windows made last.
-        model_s: how long the model took for them.
-        keep: how many of the latest durations each stage remembers.
+        repeats: how often a frame was repeated because the next one was late.
+        drops: frames generated but never shown, because of an interrupt.
+        filled: hops within speech that were completed with silence, because speech was late.
+        corrected: samples duplicated or left out to correct clock drift of the source.
+        skipped: quiet samples left out to catch up after a stall.
+        overflows: how often the source lost audio; see `sources.feed`.
+        media_s: playing time of all windows.
+        model_s: computing time of all windows.
+        keep: how many of the latest durations are kept per stage.
     """
 
     stalls: int = 0
@@ -89,11 +89,11 @@ class Metrics:
 
     @property
     def real_time_factor(self) -> float:
-        """Media time over compute time; above 1 keeps up. NaN before the first window."""
+        """Media time over compute time; above 1 is fast enough. NaN before the first window."""
         return self.media_s / self.model_s if self.model_s else math.nan
 
     def stamp(self, stage: str, duration_s: float) -> None:
-        """Record that `stage` took `duration_s` once."""
+        """Record one duration of `stage`."""
         if stage not in self._stages_ms:
             self._stages_ms[stage] = deque(maxlen=self.keep)
         self._stages_ms[stage].append(duration_s * 1000)
@@ -107,7 +107,7 @@ class Metrics:
         self.stamp("step", took_s)
 
     def stamp_frame(self, stamps: FrameStamps) -> None:
-        """Record a frame that is handed out."""
+        """Record a frame that is handed to the reader."""
         self.frames += 1
         self.stamp("wait", stamps.released_s - stamps.model_end_s)
         if stamps.audio_in_s is not None:
@@ -121,11 +121,11 @@ class Metrics:
             self.stamp("live", shown_s - stamps.audio_in_s)
 
     def stages_ms(self) -> dict[str, Percentiles]:
-        """Give the percentiles of each stage seen so far."""
+        """Return the percentiles of each stage recorded so far."""
         return {stage: percentiles(values) for stage, values in self._stages_ms.items()}
 
     def counts(self) -> dict[str, int]:
-        """Give all counters by name."""
+        """Return all counters by name."""
         names = (
             "frames", "steps", "missed", "stalls", "repeats", "drops", "filled", "corrected",
             "skipped", "overflows",
@@ -134,27 +134,27 @@ class Metrics:
 
 
 class StageTimer(Protocol):
-    """Is told when the stages of a step begin and end: `with clock.stage("decode"): ...`."""
+    """Interface for timing the stages of a step: `with clock.stage("decode"): ...`."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Give the context that stage `name` runs in."""
+        """Return a context manager that encloses stage `name`."""
         ...
 
 
 class NoClock:
-    """Measures nothing and costs nothing: what a step uses when nobody asks."""
+    """A `StageTimer` that measures nothing."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Give a context that does nothing."""
+        """Return a context manager that does nothing."""
         return _NOTHING
 
 
 class StageClock:
-    """Measures how long each stage of a step takes; keeps every value, so for benchmarks only.
+    """A `StageTimer` that keeps every duration; for benchmarks only, as its memory is not bounded.
 
     Args:
         synchronize: called before each reading of the clock, e.g. `torch.cuda.synchronize`, so that
-            work a device still does is counted where it was ordered.
+            asynchronous work of a device counts in the stage that launched it.
     """
 
     def __init__(self, synchronize: Callable[[], object] | None = None) -> None:
@@ -163,7 +163,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure one run of stage `name`."""
+        """Measure the enclosed block as stage `name`."""
         started_s = self._now_s()
         try:
             yield
@@ -172,11 +172,11 @@ class StageClock:
             self._stages_ms.setdefault(name, []).append(taken_ms)
 
     def reset(self) -> None:
-        """Forget what was measured, e.g. after the warm-up."""
+        """Discard all measurements, e.g. after the warm-up."""
         self._stages_ms.clear()
 
     def stages_ms(self) -> dict[str, Percentiles]:
-        """Give the percentiles of each stage, in the order in which they first ran."""
+        """Return the percentiles of each stage, in the order of their first runs."""
         return {name: percentiles(values) for name, values in self._stages_ms.items()}
 
     def _now_s(self) -> float:

@@ -1,9 +1,10 @@
-"""Work in a thread of its own, so that the model's thread has the processor's cores for itself.
+"""Helpers that keep torch's threads from competing for the CPU's cores.
 
-GNU OpenMP, by which torch computes in parallel, keeps a team of threads for every thread that ever
-computed, for as long as that one lives. With two teams there are more threads than cores, so teams
-no longer wait for work but are woken for it, hundreds of times a window. On two cores a window of
-the embedded model takes 64 ms where only one thread ever computed, 117 ms where a second one did.
+GNU OpenMP, which torch uses for parallel computation, keeps a team of threads for every thread that
+has ever computed, for as long as that thread lives. With two teams there are more threads than
+cores, so idle teams sleep instead of spinning and must be woken hundreds of times per window. On
+two cores a window of the embedded model takes 64 ms if only one thread has ever computed, and
+117 ms if a second one has.
 """
 
 import functools
@@ -17,44 +18,44 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _SPINS = "20000"
-"""About 0.2 ms."""
+"""Iterations; about 0.2 ms."""
 
 
 def shorten_openmp_spin() -> None:
-    """Let OpenMP's teams spin for 0.2 ms before they sleep, not for 3; before torch is loaded.
+    """Make OpenMP threads spin for 0.2 ms before they sleep, instead of 3; call before torch loads.
 
-    On an idle machine that is as fast. Beside other work, a thread that spins for long uses up the
-    time it is given and then lacks it: with two busy processes on two cores, steps took 226 ms
-    (p95 357) before and 212 (218) after. A setting of the user's own stays.
+    On an idle machine this is as fast. On a busy one, a thread that spins for long uses up its time
+    slice and then has none left for work: with two busy processes on two cores, steps took 226 ms
+    (p95 357) before and 212 (218) after. If the user has set `GOMP_SPINCOUNT`, it is kept.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def in_own_thread(call: Callable[P, T]) -> Callable[P, T]:
-    """Make a function run in a thread that ends with it, and its team of threads too."""
+    """Wrap a function to run in a new thread, which ends, with its OpenMP team, when it returns."""
 
     @functools.wraps(call)
     def run(*args: P.args, **named: P.kwargs) -> T:
-        with ThreadPoolExecutor(1, thread_name_prefix="letstalk-apart") as own:
+        with ThreadPoolExecutor(1, thread_name_prefix="letstalk-own") as own:
             return own.submit(call, *args, **named).result()
 
     return run
 
 
 class DecodePool:
-    """Threads that paint the frames of a live window side by side, each by itself.
+    """A pool of threads that decode the frames of a live window in parallel, one frame per thread.
 
-    Threads that compute one thing together wait for each other hundreds of times a window, so
-    whatever takes a core for a moment (a browser, an encoder) stops them all. Beside Chromium on
-    two cores such a window took 170 to 220 ms; painted side by side, 130 to 155 (docs/log.md).
+    Threads that share one computation synchronize hundreds of times per window, so any process that
+    takes a core for a moment (a browser, an encoder) delays them all. With Chromium running on two
+    cores, such a window took 170 to 220 ms; with one frame per thread, 130 to 155 (docs/log.md).
 
-    They are made at the first call and end with this object.
+    The threads start at the first call and end with this object.
 
     Args:
-        most: how many are of use.
+        most: the largest useful number of threads.
 
     Attributes:
-        model_threads: threads for what is computed before the frames: one core is left to others.
+        model_threads: threads for the computation before decoding; it leaves one core free.
     """
 
     def __init__(self, most: int) -> None:
@@ -64,10 +65,10 @@ class DecodePool:
         self.model_threads = max(1, cores - 1)
         count = min(most, cores)
         self._each = max(1, cores // count)
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="letstalk-painter")
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="letstalk-decoder")
 
     def submit(self, call: Callable[P, T], *args: P.args, **named: P.kwargs) -> "Future[T]":
-        """Run a call in the next free thread."""
+        """Run a call in the next free thread and return its future."""
         return self._pool.submit(self._run, functools.partial(call, *args, **named))
 
     def _run(self, call: Callable[[], T]) -> T:
@@ -77,7 +78,7 @@ class DecodePool:
 
 @contextmanager
 def thread_limit(threads: int | None) -> Iterator[None]:
-    """Let torch compute with so many threads in this thread, for a while; as before when None."""
+    """Limit the threads that torch uses for calls from this thread; None changes nothing."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""Values that cross from one room to the next: frozen, small, without behaviour.
+"""Data types shared by all packages: small, frozen, without behaviour.
 
-Time is counted, not measured: audio in samples, video in frames. Seconds appear only in
-`pacing.py` and in metrics.
+Time is counted in integers: audio in samples, video in frames. Seconds appear only in
+`session/pacing.py` and in metrics.
 """
 
 import math
@@ -13,7 +13,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.metrics import FrameStamps
 
 SAMPLE_RATE = 16_000
-"""Rate of all audio inside, in Hz."""
+"""Sample rate of all audio inside the package, in Hz."""
 
 FPS = 25
 """Frames per second of all video."""
@@ -23,12 +23,12 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One face found in a picture.
+    """One face found in an image.
 
     Attributes:
-        landmarks: `(L, 2)` float32, x and y in pixels of that picture.
+        landmarks: `(L, 2)` float32, x and y in pixels of that image.
         score: confidence in [0, 1].
-        yaw: turn of the head in [-1, 1]; 0 looks at the camera.
+        yaw: rotation of the head in [-1, 1]; 0 faces the camera.
     """
 
     landmarks: np.ndarray
@@ -38,13 +38,13 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Portrait:
-    """A still picture prepared for animation.
+    """An image prepared for animation.
 
     Attributes:
-        canvas: `(H, W, 3)` uint8 RGB: the picture that is shown, at output size.
+        canvas: `(H, W, 3)` uint8 RGB: the image that is shown, at output size.
         crop: `(256, 256, 3)` uint8 RGB: the aligned face crop that the model animates.
         box: left, top and side of that crop in canvas pixels; it may reach beyond the canvas.
-        warnings: what the caller should know, e.g. that the largest of several faces was taken.
+        warnings: messages for the user, e.g. that the largest of several faces was used.
     """
 
     canvas: np.ndarray
@@ -55,14 +55,15 @@ class Portrait:
 
 @dataclass(frozen=True, slots=True)
 class MotionOptions:
-    """How a session's face moves. The defaults leave the lips as the model makes them.
+    """How the face of a session moves. The defaults leave the lips as the model generates them.
 
     Attributes:
-        expressiveness: size of lip and face movement, from 0 to 2; 1 is as the model makes it.
-        head_motion: whether the head moves: as the model makes it, and as heads of people who talk
-            sway, drawn anew for each session.
-        blinks_per_min: blinks added to the model's own, from 0 to 60.
-        gaze_at_camera: the eyes stay on what they look at in the portrait.
+        expressiveness: scale of lip and face movement, from 0 to 2; 1 as the model generates it.
+        head_motion: whether the head moves, both by the model and by a random process that imitates
+            how people move their heads while talking.
+        blinks_per_min: mean number of blinks per minute that are added to the model's own, from 0
+            to 60.
+        gaze_at_camera: keep the gaze where it is in the portrait.
 
     Raises:
         ConfigError: a value is out of range.
@@ -85,18 +86,18 @@ def _check_range(name: str, value: float, most: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AVFrame:
-    """One picture and the speech that belongs to it, so that the two cannot drift apart.
+    """One video frame with its 40 ms of audio, so that the two cannot drift apart.
 
     Attributes:
         rgb: `(H, W, 3)` uint8.
         pcm: `(640,)` float32 in [-1, 1], 16 kHz mono.
-        index: frame number of the session, without gaps; due at `index / 25` s.
-        segment_id: the segment its sound belongs to; counts from 0.
-        epoch: how many interrupts came before it.
-        stamps: when it passed each stage; None where nobody measured.
-        spoken: how many of the samples are speech that was pushed; the others are filling.
-        voiced: there is voice in it, as voice activity detection says; where there is none, all
-            pushed speech counts as voice.
+        index: frame number within the session, from 0 without gaps; due at `index / 25` s.
+        segment_id: the segment that its audio belongs to; counts from 0.
+        epoch: the number of interrupts before it.
+        stamps: when it passed each stage; None if that was not measured.
+        spoken: how many of the samples are pushed speech; the others are padding.
+        voiced: whether voice activity was detected in its audio; without detection, whether it
+            holds pushed speech.
     """
 
     rgb: np.ndarray
@@ -111,7 +112,7 @@ class AVFrame:
 
 @dataclass(frozen=True, slots=True)
 class SegmentEnd:
-    """All frames of segment `segment_id` came before this point."""
+    """The end of segment `segment_id`: all its frames came before."""
 
     segment_id: int
     epoch: int
@@ -123,7 +124,7 @@ class Interrupted:
 
     Attributes:
         played_ms: how much of the segment had been played.
-        dropped_ms: speech that was waiting and is gone.
+        dropped_ms: how much pushed speech had not been played and was dropped.
     """
 
     played_ms: int

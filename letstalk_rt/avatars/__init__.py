@@ -1,10 +1,10 @@
-"""The portraits that come with the package."""
+"""The default portraits that ship with the package."""
 
 from importlib.resources import files
 from pathlib import Path
 
 
 def list_avatars() -> dict[str, Path]:
-    """Give the picture file of each default avatar, by name, in alphabetical order."""
-    pictures = sorted(Path(str(item)) for item in files(__name__).iterdir())
-    return {path.stem: path for path in pictures if path.suffix == ".jpg"}
+    """Return the image file of each default avatar by name, in alphabetical order."""
+    images = sorted(Path(str(item)) for item in files(__name__).iterdir())
+    return {path.stem: path for path in images if path.suffix == ".jpg"}

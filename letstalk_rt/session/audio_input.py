@@ -80,12 +80,12 @@ class AudioInput:
         self._resampler = Resampler(SAMPLE_RATE)
         self._drift = ClockDriftCorrector()
         self._pushing = asyncio.Lock()
-        self._room = asyncio.Event()  # for speech in _work
+        self._space = asyncio.Event()  # for speech in _work
         self._work: deque[StepInput] = deque()
         self._waits_s: deque[float] = deque(maxlen=_WAITS)
         self._arrivals: deque[tuple[int, float]] = deque()  # samples taken until then, and when
         self._arriving = 0.0  # samples in calls that wait, at 16 kHz
-        self._taken = self._given_out = 0  # samples, since the last interrupt
+        self._taken = self._handed_out = 0  # samples, since the last interrupt
         self._filled_s = -math.inf  # when speech was filled up last
         self._closed: Callable[[], SessionClosed] | None = None
 
@@ -94,10 +94,10 @@ class AudioInput:
     async def push(self, pcm: np.ndarray, sample_rate: int) -> None:
         """Take speech; see `AvatarSession.push_audio`."""
         check_rate(sample_rate)
-        await _check_in_pieces(pcm)
+        await _check_pcm_in_slices(pcm)
         self._check_open()
         epoch, scale, now_s = self.epoch, SAMPLE_RATE / sample_rate, self._now_s()
-        self._expect(now_s, len(pcm) / sample_rate)
+        self._note_expected(now_s, len(pcm) / sample_rate)
         if self._live and len(pcm):
             self._note_arrival(len(pcm) * scale, now_s)
         self._arriving += len(pcm) * scale
@@ -106,7 +106,7 @@ class AudioInput:
                 while len(pcm) and epoch == self.epoch:
                     piece = pcm[: int(sample_rate * _SLICE_S)]
                     samples = await self._resample(piece, sample_rate, epoch)
-                    await self._feed(self._in_step(samples), epoch, now_s)
+                    await self._feed(self._correct_drift(samples), epoch, now_s)
                     if epoch == self.epoch:
                         self._arriving -= len(piece) * scale
                         pcm = pcm[len(piece) :]
@@ -121,7 +121,7 @@ class AudioInput:
         epoch = self.epoch
         async with self._pushing:
             await self._feed(self._resampler.flush(), epoch, self._now_s())
-            if await self._has_room(epoch):
+            if await self._wait_for_space(epoch):
                 self._queue(self._segmenter.end_segment())
 
     def interrupt(self) -> None:
@@ -132,19 +132,19 @@ class AudioInput:
         self._drift.reset()
         self._waits_s.clear()
         self._arrivals.clear()
-        self._arriving, self._taken, self._given_out = 0.0, 0, 0
+        self._arriving, self._taken, self._handed_out = 0.0, 0, 0
         self._expected_s = -math.inf
         self.drop_waiting()
 
     def close(self, closed: Callable[[], SessionClosed]) -> None:
         """Refuse all that comes with an error that `closed` makes, and wake those that wait."""
         self._closed = closed
-        self._room.set()
+        self._space.set()
 
     # For the model's side
 
     @property
-    def over_s(self) -> float:
+    def speech_end_s(self) -> float:
         """When speech that has not gone on is taken to be over.
 
         A live source that gave sound of some length gives more after that time, or as much later as
@@ -157,7 +157,7 @@ class AudioInput:
     @property
     def backlog(self) -> float:
         """Samples that were given and not handed out yet."""
-        return self._taken - self._given_out + self._arriving
+        return self._taken - self._handed_out + self._arriving
 
     @property
     def in_speech(self) -> bool:
@@ -181,7 +181,7 @@ class AudioInput:
         if isinstance(work.item, Hop):
             self._metrics.stamp("queue", wait_s)
             self._waits_s.append(wait_s)
-        self._room.set()
+        self._space.set()
         return work
 
     def fill(self) -> StepInput:
@@ -191,7 +191,7 @@ class AudioInput:
             self._filled_s = self._now_s()
         return StepInput(self._segmenter.fill(), self._now_s())
 
-    def note_shown(self, spoken: int) -> float | None:
+    def note_handed_out(self, spoken: int) -> float | None:
         """Note that a frame with so many samples of speech is handed out.
 
         Returns:
@@ -199,20 +199,20 @@ class AudioInput:
         """
         if not spoken:
             return None
-        self._given_out += spoken
-        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._given_out:
+        self._handed_out += spoken
+        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._handed_out:
             self._arrivals.popleft()
         return self._arrivals[0][1] if self._arrivals else None
 
     def drop_waiting(self) -> None:
         """Drop the hops that wait."""
         self._work.clear()
-        self._room.set()
+        self._space.set()
         self._wake()
 
     # Within
 
-    def _expect(self, now_s: float, duration_s: float) -> None:
+    def _note_expected(self, now_s: float, duration_s: float) -> None:
         if self.in_speech:
             self._delays_s.append(max(0.0, now_s - self._expected_s))
         self._expected_s = max(self._expected_s, now_s + duration_s)
@@ -240,15 +240,15 @@ class AudioInput:
             )
         return self._resampler.push(piece)
 
-    def _in_step(self, samples: np.ndarray) -> np.ndarray:
+    def _correct_drift(self, samples: np.ndarray) -> np.ndarray:
         """Correct the drift of a live source, and leave out pauses when speech is late for good."""
         if not (self._live and self._drift.live and samples.size):
             return samples
-        corrected = self._drift.correct(self._caught_up(samples))
+        corrected = self._drift.correct(self._catch_up(samples))
         self._metrics.corrected = self._drift.corrected
         return corrected
 
-    def _caught_up(self, samples: np.ndarray) -> np.ndarray:
+    def _catch_up(self, samples: np.ndarray) -> np.ndarray:
         """Leave out of a pause what all hops of the last two seconds waited for nothing."""
         waited_s = min(self._waits_s) if len(self._waits_s) == _WAITS else 0.0
         if waited_s <= _TOO_LONG_S or np.square(samples).mean() >= _QUIET_RMS**2:
@@ -261,16 +261,16 @@ class AudioInput:
 
     async def _feed(self, samples: np.ndarray, epoch: int, arrived_s: float) -> None:
         """Queue a slice of 16 kHz speech, once there is room for a hop."""
-        if samples.size and await self._has_room(epoch):
+        if samples.size and await self._wait_for_space(epoch):
             self._taken += samples.size
             self._arrivals.append((self._taken, arrived_s))
             self._queue(self._segmenter.push(samples))
 
-    async def _has_room(self, epoch: int) -> bool:
+    async def _wait_for_space(self, epoch: int) -> bool:
         """Wait until a hop may be queued; False when an interrupt came first."""
         while epoch == self.epoch and len(self._work) >= self._max_hops and not self._closed:
-            self._room.clear()
-            await self._room.wait()
+            self._space.clear()
+            await self._space.wait()
         self._check_open()
         return epoch == self.epoch
 
@@ -285,7 +285,7 @@ class AudioInput:
             raise self._closed()
 
 
-async def _check_in_pieces(pcm: np.ndarray) -> None:
+async def _check_pcm_in_slices(pcm: np.ndarray) -> None:
     """Check sound as `check_pcm` does, and let the event loop go on while a long one is read."""
     if not isinstance(pcm, np.ndarray) or pcm.ndim == 0:
         check_pcm(pcm)

@@ -153,9 +153,9 @@ class Avatar:
         """
         options = StateOptions(seed, steps, motion=motion)
         if isinstance(audio, str | os.PathLike):
-            audio, sample_rate = _read(audio)
-        pieces = [audio] if isinstance(audio, np.ndarray) else audio
-        return self._render(self._hops(pieces, Resampler(sample_rate)), options)
+            audio, sample_rate = _read_file(audio)
+        chunks = [audio] if isinstance(audio, np.ndarray) else audio
+        return self._render(self._hops(chunks, Resampler(sample_rate)), options)
 
     def close(self) -> None:
         """Let the model thread end. Safe to call twice; sessions must be closed before."""
@@ -168,12 +168,12 @@ class Avatar:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _hops(self, pieces: Iterable[np.ndarray], resampler: Resampler) -> Iterator[Hop]:
+    def _hops(self, chunks: Iterable[np.ndarray], resampler: Resampler) -> Iterator[Hop]:
         segmenter = segmenter_for(self.pipeline)
-        for piece in pieces:
-            check_pcm(piece)
-            for start in range(0, len(piece), resampler.sample_rate):
-                second = piece[start : start + resampler.sample_rate]
+        for chunk in chunks:
+            check_pcm(chunk)
+            for start in range(0, len(chunk), resampler.sample_rate):
+                second = chunk[start : start + resampler.sample_rate]
                 yield from segmenter.push(resampler.push(second))
         yield from segmenter.push(resampler.flush())
         for item in segmenter.end_segment():
@@ -185,16 +185,16 @@ class Avatar:
         state = _result(self._worker.submit(self.pipeline.init_state, self.portrait, options))
         index = -self.pipeline.lookahead_frames  # the first frames show what was before the sound
         for hop, frames in self._windows(hops, state):
-            for rgb, sound in zip(frames[: hop.end_after], hop.frame_audio, strict=False):
+            for rgb, audio in zip(frames[: hop.end_after], hop.frame_audio, strict=False):
                 if index >= 0:
                     yield AVFrame(
                         rgb,
-                        sound.pcm,
+                        audio.pcm,
                         index,
-                        sound.segment_id,
+                        audio.segment_id,
                         epoch=0,
-                        spoken=sound.spoken,
-                        voiced=sound.spoken > 0,
+                        spoken=audio.spoken,
+                        voiced=audio.spoken > 0,
                     )
                 index += 1
 
@@ -210,7 +210,7 @@ class Avatar:
             yield ahead[0], _result(ahead[1])
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+def _read_file(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
     from letstalk_rt.audio.files import read_audio
 
     samples, sample_rate = read_audio(Path(path))

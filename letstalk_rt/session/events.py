@@ -55,7 +55,7 @@ class EventHub:
         self._listeners: list[EventListener] = []
         self._warned_s: dict[str, float] = {}
         self._closed = False
-        self._ends: list[Callable[[], None]] = []
+        self._wakers: list[Callable[[], None]] = []
 
     def listen(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each event from now on; returns what ends that."""
@@ -87,28 +87,28 @@ class EventHub:
         Of a reader who does not read, the oldest are dropped.
         """
         waiting: deque[Event] = deque(maxlen=MAX_WAITING)
-        news = asyncio.Event()
+        arrived = asyncio.Event()
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             waiting.append(event)
-            news.set()
+            arrived.set()
 
-        stop = self.listen(hear)
-        self._ends.append(news.set)
+        stop = self.listen(on_event)
+        self._wakers.append(arrived.set)
         try:
             while True:
                 while waiting:
                     yield waiting.popleft()
                 if self._closed:
                     return
-                news.clear()
-                await news.wait()
+                arrived.clear()
+                await arrived.wait()
         finally:
             stop()
-            self._ends.remove(news.set)
+            self._wakers.remove(arrived.set)
 
     def close(self) -> None:
         """End all streams, once they have given what they hold."""
         self._closed = True
-        for end in self._ends:
-            end()
+        for wake in self._wakers:
+            wake()

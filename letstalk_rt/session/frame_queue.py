@@ -25,7 +25,7 @@ class QueuedFrame:
 
     Attributes:
         rgb: `(H, W, 3)` uint8.
-        sound: that belongs to it.
+        audio: that belongs to it.
         voiced: there is voice in that.
         hop_complete_s: the hop that the model heard for it was full.
         model_start_s: its step was asked for.
@@ -33,7 +33,7 @@ class QueuedFrame:
     """
 
     rgb: np.ndarray
-    sound: FrameAudio
+    audio: FrameAudio
     voiced: bool
     hop_complete_s: float
     model_start_s: float
@@ -51,7 +51,7 @@ class FrameQueue:
 
     After an interrupt the pictures that wait go on without their sound until the model's next step
     can take over: a face that freezes looks worse than lips that stop a moment later. `interrupt`
-    begins such a bridge, and `take_over` cuts it where the step will join.
+    begins such a bridge, and `end_bridge` cuts it where the step will join.
 
     Args:
         now_s: monotonic seconds.
@@ -101,10 +101,10 @@ class FrameQueue:
         self._frames += isinstance(item, QueuedFrame)
         self._wake()
 
-    def put_stale(self, picture: QueuedFrame) -> None:
+    def put_stale(self, frame: QueuedFrame) -> None:
         """Add a picture that was asked for before an interrupt: to the bridge, or to none."""
         if self._live and self.index and self.due_s < self._bridge_end_s:
-            self.put(picture)
+            self.put(frame)
         else:
             self._note_drop()
 
@@ -131,14 +131,15 @@ class FrameQueue:
         Args:
             segment_id: that their silence belongs to.
         """
-        pictures = [item for item in self._items if isinstance(item, QueuedFrame)]
+        frames = [item for item in self._items if isinstance(item, QueuedFrame)]
         self._items = deque(
-            replace(p, sound=silence_like(p.sound, segment_id), voiced=False) for p in pictures
+            replace(frame, audio=silence_like(frame.audio, segment_id), voiced=False)
+            for frame in frames
         )
         self._bridge_end_s = min(self._bridge_end_s, self._now_s() + BRIDGE_S)
         self._cut(self._bridge_end_s if self.index and self._live else -math.inf)
 
-    def take_over(self, at_s: float) -> int:
+    def end_bridge(self, at_s: float) -> int:
         """End the bridge: a step is about to begin whose first frame will be there at `at_s`.
 
         Returns:

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
-_UNSEEN_S = 0.005
+_TOLERANCE_S = 0.005
 """Nobody sees so short a delay, and timers are hardly finer."""
 
 _MEMORY_S = 5.0
@@ -112,7 +112,7 @@ class PlayoutClock:
 
     def _note_lag(self, number: int, lag_s: float) -> None:
         """Give way when frames keep beginning to be late."""
-        begins = lag_s > self._lag_s + _UNSEEN_S
+        begins = lag_s > self._lag_s + _TOLERANCE_S
         self._index, self._lag_s = number, max(0.0, lag_s)
         if not begins:
             return
@@ -194,8 +194,8 @@ class PlayoutClock:
         return self._start_s + (number - index) / self.fps - latest_s - self.catch_up.margin_s
 
 
-_LEARNT = 32  # steps: five seconds
-_OFTEN = 0.9
+_HISTORY = 32  # steps: five seconds
+_QUANTILE = 0.9
 _SPARE_S = 0.02
 
 
@@ -210,7 +210,7 @@ class LeadTime:
 
     fps: float = 25
     spare_s: float = _SPARE_S
-    _needed_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LEARNT))
+    _needed_s: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
 
     def note(self, made_s: list[float]) -> None:
         """Record a step: when each of its frames was there, from its beginning."""
@@ -221,5 +221,5 @@ class LeadTime:
         """Seconds that the next step is given until its first frame is due."""
         if not self._needed_s:
             return self.spare_s
-        rank = math.ceil(_OFTEN * len(self._needed_s)) - 1
+        rank = math.ceil(_QUANTILE * len(self._needed_s)) - 1
         return max(0.0, sorted(self._needed_s)[rank]) + self.spare_s

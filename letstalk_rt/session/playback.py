@@ -40,7 +40,7 @@ def check_playback_mode(mode: str) -> None:
         raise ConfigError(f"playback must be 'on_read' or 'reported', got {mode!r}")
 
 
-def ms(samples: float) -> int:
+def to_ms(samples: float) -> int:
     """Return the duration of so many samples in milliseconds."""
     return round(samples * 1000 / SAMPLE_RATE)
 
@@ -63,18 +63,18 @@ class AvatarState:
         """Take the next frame that is played."""
         self._quiet = 0 if voiced else self._quiet + 1
         if voiced:
-            self._become("speaking")
+            self._set("speaking")
         elif self.name == "speaking" and self._quiet >= self._quiet_frames:
-            self._become("idle")
+            self._set("idle")
 
     def listen(self, listening: bool) -> None:
         """Take note that somebody else has the word, or has it no more."""
         if listening:
-            self._become("listening")
+            self._set("listening")
         elif self.name == "listening":
-            self._become("idle")
+            self._set("idle")
 
-    def _become(self, name: State) -> None:
+    def _set(self, name: State) -> None:
         if name != self.name:
             self.name = name
             self._hub.emit(Event(_STATE_EVENTS[name]))
@@ -121,7 +121,7 @@ class Playback:
     @property
     def played_ms(self) -> int:
         """How much of the segment that plays was played."""
-        return ms(self._played)
+        return to_ms(self._played)
 
     def hand_out(self, item: AVFrame | SegmentEnd) -> None:
         """Take what the reader gets now.
@@ -160,7 +160,7 @@ class Playback:
             next_segment: that speech belonged to of which nothing was handed out.
             unread: samples of speech that were not handed out.
         """
-        result = Interrupted(self.played_ms, ms(self.unplayed + unread))
+        result = Interrupted(self.played_ms, to_ms(self.unplayed + unread))
         if self._segment is not None or result.dropped_ms:
             segment_id = self._current_segment(next_segment)
             cut = (segment_id, result.played_ms, result.dropped_ms)
@@ -199,4 +199,4 @@ class Playback:
             segment_id = self._waiting.popleft().segment_id
             played = self._played if self._segment == segment_id else 0
             self._segment, self._played = None, 0
-            self._hub.emit(Event("segment.finished", segment_id, ms(played)))
+            self._hub.emit(Event("segment.finished", segment_id, to_ms(played)))

@@ -16,7 +16,7 @@ from letstalk_rt.session.pacing import PlayoutClock
 from letstalk_rt.types import AVFrame, SegmentEnd
 
 Item = AVFrame | SegmentEnd
-_UNSEEN_S = 0.005
+_TOLERANCE_S = 0.005
 """A frame that comes so little late is shown late; nothing is repeated for it."""
 
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
@@ -95,26 +95,26 @@ class Playout:
 
     async def _next(self, reader: AsyncIterator[Item]) -> Item | None:
         """Wait for the next item; None is the end."""
-        coming = asyncio.ensure_future(_take(reader))
+        coming = asyncio.ensure_future(_next_or_none(reader))
         try:
             await asyncio.sleep(0)  # what is there already needs no bridge
             if self._last is not None and not coming.done():
                 await self._bridge(coming, self._last)
             return await coming
         finally:
-            await _stop(coming)
+            await _cancel(coming)
 
     async def _bridge(self, coming: "asyncio.Future[Item | None]", last: AVFrame) -> None:
         """Until the next item is there, show the last picture again at each turn it misses."""
         while not coming.done():
             turn_s = self._shown_s + 1 / self.playout_clock.fps
-            wait_s = max(0.0, turn_s + _UNSEEN_S - self._clock())
+            wait_s = max(0.0, turn_s + _TOLERANCE_S - self._clock())
             waiting = asyncio.ensure_future(self._sleep(wait_s))
             both: set[asyncio.Future[Any]] = {coming, waiting}
             try:
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                await _stop(waiting)
+                await _cancel(waiting)
             if not coming.done():
                 self._shown_s = turn_s
                 self.metrics.repeats += 1
@@ -131,14 +131,14 @@ def in_epoch(frame: AVFrame, epoch: int) -> AVFrame:
     return replace(frame, pcm=silence, epoch=epoch, stamps=stamps, spoken=0, voiced=False)
 
 
-async def _take(reader: AsyncIterator[Item]) -> Item | None:
+async def _next_or_none(reader: AsyncIterator[Item]) -> Item | None:
     try:
         return await anext(reader)
     except StopAsyncIteration:
         return None
 
 
-async def _stop(task: "asyncio.Future[Any]") -> None:
+async def _cancel(task: "asyncio.Future[Any]") -> None:
     """End a task of ours and leave nothing of it on the loop."""
     if not task.done():
         task.cancel()

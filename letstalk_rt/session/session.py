@@ -25,7 +25,7 @@ from letstalk_rt.session.playback import (
     Playback,
     PlaybackMode,
     check_playback_mode,
-    ms,
+    to_ms,
 )
 from letstalk_rt.session.step_scheduler import PortraitChange, StepScheduler
 from letstalk_rt.types import (
@@ -106,7 +106,7 @@ class AvatarSession:
         quiet_frames = IDLE_AFTER_FRAMES - hold_frames(voice_activity)
         self._playback = Playback(self._hub, playback, quiet_frames)
         self._wake = asyncio.Event()  # the stepper has something to look at
-        self._intake = AudioInput(
+        self._audio_input = AudioInput(
             segmenter_for(worker.pipeline, lookahead),
             max_hops,
             idle,
@@ -116,9 +116,9 @@ class AvatarSession:
             self._hub,
         )
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
-        self._stepper = StepScheduler(
+        self._scheduler = StepScheduler(
             worker,
-            self._intake,
+            self._audio_input,
             self._frames,
             self.metrics,
             self._wake,
@@ -159,7 +159,7 @@ class AvatarSession:
     @property
     def epoch(self) -> int:
         """How many interrupts there were; a frame of an older epoch must not be shown."""
-        return self._intake.epoch
+        return self._audio_input.epoch
 
     @property
     def closed(self) -> bool:
@@ -169,7 +169,7 @@ class AvatarSession:
     @property
     def backlog_ms(self) -> int:
         """Speech that was given and not played yet."""
-        return ms(self._intake.backlog + self._playback.unplayed)
+        return to_ms(self._audio_input.backlog + self._playback.unplayed)
 
     @property
     def state(self) -> str:
@@ -193,7 +193,7 @@ class AvatarSession:
             SessionClosed: the session is not open, or has ended.
         """
         self._check_open()
-        await self._intake.push(pcm, sample_rate)
+        await self._audio_input.push(pcm, sample_rate)
 
     async def end_segment(self) -> None:
         """Mark the end of an utterance: its last sound is shown, then comes its `SegmentEnd`.
@@ -206,7 +206,7 @@ class AvatarSession:
             SessionClosed: the session is not open, or has ended.
         """
         self._check_open()
-        await self._intake.end_segment()
+        await self._audio_input.end_segment()
 
     def interrupt(self) -> Interrupted:
         """Drop all speech that was not played. Returns at once.
@@ -220,9 +220,9 @@ class AvatarSession:
         """
         if self._closed:
             return Interrupted(self._playback.played_ms, self.backlog_ms)
-        segment_id, unread = self._intake.segment_id, self._intake.backlog
-        self._intake.interrupt()
-        self._frames.interrupt(self._intake.segment_id)
+        segment_id, unread = self._audio_input.segment_id, self._audio_input.backlog
+        self._audio_input.interrupt()
+        self._frames.interrupt(self._audio_input.segment_id)
         self._wake.set()
         return self._playback.interrupt(segment_id, unread)
 
@@ -262,7 +262,7 @@ class AvatarSession:
         """
         self._check_open()
         change = PortraitChange(portrait, asyncio.get_running_loop().create_future())
-        self._stepper.change(change)
+        self._scheduler.change(change)
         await change.done
 
     def on_event(self, listener: EventListener) -> Callable[[], None]:
@@ -283,7 +283,7 @@ class AvatarSession:
         """End the session and drop what waits. Safe to call twice, and before opening."""
         self._end()
         if self._failure is None:
-            self._intake.drop_waiting()
+            self._audio_input.drop_waiting()
             self._frames.clear()
         if self._task is not None:
             self._task.cancel()
@@ -291,7 +291,7 @@ class AvatarSession:
 
     async def _run(self) -> None:
         try:
-            await self._stepper.run(self._portrait, self._options)
+            await self._scheduler.run(self._portrait, self._options)
         except Exception as error:  # kept for the reader, who raises it
             logger.error("a step failed", extra={"error": type(error).__name__})
             self._failure = error
@@ -333,29 +333,29 @@ class AvatarSession:
         self._wake.set()
         return item
 
-    def _frame_of(self, picture: QueuedFrame, index: int) -> AVFrame:
-        sound, now_s = picture.sound, self._now_s()
-        audio_in_s = self._intake.note_shown(sound.spoken)
+    def _frame_of(self, frame: QueuedFrame, index: int) -> AVFrame:
+        audio, now_s = frame.audio, self._now_s()
+        audio_in_s = self._audio_input.note_handed_out(audio.spoken)
         stamps = FrameStamps(
-            audio_in_s, picture.hop_complete_s, picture.model_start_s, picture.made_s, now_s
+            audio_in_s, frame.hop_complete_s, frame.model_start_s, frame.made_s, now_s
         )
         self.metrics.stamp_frame(stamps)
         return AVFrame(
-            picture.rgb,
-            sound.pcm,
+            frame.rgb,
+            audio.pcm,
             index,
-            sound.segment_id,
+            audio.segment_id,
             self.epoch,
             stamps,
-            spoken=sound.spoken,
-            voiced=picture.voiced,
+            spoken=audio.spoken,
+            voiced=frame.voiced,
         )
 
     def _end(self) -> None:
         self._closed = True
-        self._intake.close(self._closed_error)
+        self._audio_input.close(self._closed_error)
         self._readable.set()
-        self._stepper.refuse_changes(self._closed_error())
+        self._scheduler.refuse_changes(self._closed_error())
         self._hub.close()
 
     def _check_open(self) -> None:

@@ -42,14 +42,14 @@ class PortraitChange:
     portrait: Portrait
     done: "asyncio.Future[None]"
 
-    def finish(self, problem: Exception | None) -> None:
+    def finish(self, error: Exception | None) -> None:
         """Tell the caller, if he still waits."""
         if self.done.done():
             return
-        if problem is None:
+        if error is None:
             self.done.set_result(None)
         else:
-            self.done.set_exception(problem)
+            self.done.set_exception(error)
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class StepScheduler(Generic[State]):
 
     Args:
         worker: runs the model.
-        intake: where speech waits.
+        audio_input: where speech waits.
         frames: where pictures go.
         metrics: is told how long steps take.
         wake: set by others when there may be something to do.
@@ -82,7 +82,7 @@ class StepScheduler(Generic[State]):
     def __init__(
         self,
         worker: ModelWorker[State],
-        intake: AudioInput,
+        audio_input: AudioInput,
         frames: FrameQueue,
         metrics: Metrics,
         wake: asyncio.Event,
@@ -93,7 +93,7 @@ class StepScheduler(Generic[State]):
         voice_activity: VoiceActivity,
     ) -> None:
         self._worker, self._pipeline = worker, worker.pipeline
-        self._intake, self._frames, self._metrics = intake, frames, metrics
+        self._audio_input, self._frames, self._metrics = audio_input, frames, metrics
         self._wake, self._now_s = wake, now_s
         self._live, self._lookahead = live, lookahead_frames
         self._voice_activity: VoiceActivity = voice_activity
@@ -110,16 +110,16 @@ class StepScheduler(Generic[State]):
             portrait: the face.
             options: of the session's state.
         """
-        state = await _done(self._worker.submit(self._pipeline.init_state, portrait, options))
-        gate = await self._open_gate()
+        state = await _await(self._worker.submit(self._pipeline.init_state, portrait, options))
+        detector = await self._create_detector()
         while True:
             work = await self._next_work()
             if isinstance(work, PortraitChange):
                 await self._change(state, work)
             elif isinstance(work.item, SegmentBoundary):
-                self._frames.put(SegmentEnd(work.item.segment_id, self._intake.epoch))
+                self._frames.put(SegmentEnd(work.item.segment_id, self._audio_input.epoch))
             else:
-                await self._make(state, gate, work.item, work.queued_s)
+                await self._run_step(state, detector, work.item, work.queued_s)
 
     def change(self, change: PortraitChange) -> None:
         """Show another portrait from the next step on."""
@@ -142,11 +142,11 @@ class StepScheduler(Generic[State]):
                 return self._changes.popleft()
             wait_s = self._step_wait_s()
             if wait_s <= _EARLY_S:
-                if self._intake.waiting:
-                    return self._intake.take()
+                if self._audio_input.waiting:
+                    return self._audio_input.take()
                 wait_s = self._speech_wait_s()
                 if wait_s <= _EARLY_S:
-                    return self._intake.fill()
+                    return self._audio_input.fill()
             try:
                 async with asyncio.timeout(None if wait_s == math.inf else wait_s):
                     await self._wake.wait()
@@ -159,7 +159,7 @@ class StepScheduler(Generic[State]):
         Live, it begins as late as lets the reader never wait, for new speech stands behind the
         frames that are made; after an interrupt at once.
         """
-        if self._live and self._intake.epoch != self._epoch:
+        if self._live and self._audio_input.epoch != self._epoch:
             return 0.0
         if self._frames.frames > self._window:
             return math.inf
@@ -171,22 +171,24 @@ class StepScheduler(Generic[State]):
         """Seconds until silence takes the place of speech; for ever when not live."""
         if not self._live:
             return math.inf
-        return self._intake.over_s - self._now_s() if self._intake.in_speech else 0.0
+        return (
+            self._audio_input.speech_end_s - self._now_s() if self._audio_input.in_speech else 0.0
+        )
 
     # What
 
-    async def _make(
-        self, state: State, gate: VoiceActivityDetector, hop: Hop, queued_s: float
+    async def _run_step(
+        self, state: State, detector: VoiceActivityDetector, hop: Hop, queued_s: float
     ) -> None:
         """Make the window of one hop, unless an interrupt comes before."""
-        epoch = self._intake.epoch
+        epoch = self._audio_input.epoch
         if epoch != self._epoch:
-            await self._take_over(state, gate, epoch)
-        heard, voiced = await self._listen_to(gate, hop)
-        if epoch != self._intake.epoch:
+            await self._resume_after_interrupt(state, detector, epoch)
+        heard, voiced = await self._detect_voice(detector, hop)
+        if epoch != self._audio_input.epoch:
             return
         step = _Step(hop, epoch, voiced, queued_s, self._now_s())
-        await _done(self._worker.step(heard, state, self._deliver(step)))
+        await _await(self._worker.step(heard, state, self._deliver(step)))
         assert len(step.made_s) == self._window, len(step.made_s)
         self._lead.note(step.made_s)
         self._metrics.stamp_step(self._now_s() - step.started_s, self._window / FPS)
@@ -207,58 +209,62 @@ class StepScheduler(Generic[State]):
         now_s, hop = self._now_s(), step.hop
         for rgb in frames:
             number = len(step.made_s)
-            sound = hop.frame_audio[number]
+            audio = hop.frame_audio[number]
             step.made_s.append(now_s - step.started_s)
             stamps = (step.queued_s, step.started_s, now_s)
-            if step.epoch != self._intake.epoch:
-                silence = silence_like(sound, self._intake.segment_id)
+            if step.epoch != self._audio_input.epoch:
+                silence = silence_like(audio, self._audio_input.segment_id)
                 self._frames.put_stale(QueuedFrame(rgb, silence, False, *stamps))
                 continue
-            self._frames.put(QueuedFrame(rgb, sound, step.voiced[number], *stamps))
+            self._frames.put(QueuedFrame(rgb, audio, step.voiced[number], *stamps))
             if number + 1 == hop.end_after:
-                self._frames.put(SegmentEnd(sound.segment_id, step.epoch))
+                self._frames.put(SegmentEnd(audio.segment_id, step.epoch))
 
-    async def _take_over(self, state: State, gate: VoiceActivityDetector, epoch: int) -> None:
+    async def _resume_after_interrupt(
+        self, state: State, detector: VoiceActivityDetector, epoch: int
+    ) -> None:
         """Tell the model of an interrupt, and from which frame on it goes on."""
-        unseen = self._frames.take_over(self._now_s() + self._lead.lead_s)
-        await _done(self._worker.submit(self._pipeline.interrupt, state, unseen=unseen))
-        gate.reset()
+        unseen = self._frames.end_bridge(self._now_s() + self._lead.lead_s)
+        await _await(self._worker.submit(self._pipeline.interrupt, state, unseen=unseen))
+        detector.reset()
         self._voiced = deque([False] * self._lookahead)
         self._epoch = epoch
 
-    async def _listen_to(
-        self, gate: VoiceActivityDetector, hop: Hop
+    async def _detect_voice(
+        self, detector: VoiceActivityDetector, hop: Hop
     ) -> tuple[np.ndarray, list[bool]]:
         """Give what the model hears of a hop, and which of the step's frames have voice.
 
         Live, it hears nothing where there is no voice: `(hop,)`.
         """
-        if gate.blocking:
-            voiced = await _done(self._worker.submit(gate.detect, hop.pcm))
+        if detector.blocking:
+            voiced = await _await(self._worker.submit(detector.detect, hop.pcm))
         else:
-            voiced = gate.detect(hop.pcm)
+            voiced = detector.detect(hop.pcm)
         self._voiced.extend(voiced)
         shown = [self._voiced.popleft() for _ in hop.frame_audio]
         nothing = self._live and not any(voiced)
         return np.zeros_like(hop.pcm) if nothing else hop.pcm, shown
 
-    async def _open_gate(self) -> VoiceActivityDetector:
+    async def _create_detector(self) -> VoiceActivityDetector:
         if self._voice_activity == "silero":  # loads a network
-            return await _done(self._worker.submit(make_vad, self._voice_activity))
+            return await _await(self._worker.submit(make_vad, self._voice_activity))
         return make_vad(self._voice_activity)
 
     async def _change(self, state: State, change: PortraitChange) -> None:
-        problem: Exception | None = None
+        refusal: Exception | None = None
         try:
-            await _done(self._worker.submit(self._pipeline.change_portrait, state, change.portrait))
+            await _await(
+                self._worker.submit(self._pipeline.change_portrait, state, change.portrait)
+            )
         except LetsTalkError as error:  # the caller's mistake: the old face goes on
-            problem = error
+            refusal = error
         except BaseException:
             change.finish(SessionClosed("the session ended before it took the portrait"))
             raise
-        change.finish(problem)
+        change.finish(refusal)
 
 
-async def _done(future: "Future[T]") -> T:
+async def _await(future: "Future[T]") -> T:
     """Wait for a call of the model."""
     return await asyncio.wrap_future(future)

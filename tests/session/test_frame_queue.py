@@ -29,7 +29,7 @@ class Stage:
         found = []
         while len(self.queue):
             item = self.queue.pop()
-            found.append(isinstance(item, QueuedFrame) and bool(item.sound.pcm.any()))
+            found.append(isinstance(item, QueuedFrame) and bool(item.audio.pcm.any()))
         return found
 
 
@@ -85,16 +85,16 @@ def test_an_interrupt_takes_all_sound_and_keeps_pictures_for_a_moment():
     assert stage.queue.frames == 3, "those due within 160 ms"
     assert stage.metrics.drops == 5
     item = stage.queue.pop()
-    assert item.sound.segment_id == 4 and item.sound.spoken == 0 and not item.voiced
+    assert item.audio.segment_id == 4 and item.audio.spoken == 0 and not item.voiced
     assert stage.levels() == [False] * 2
 
 
 def test_the_bridge_is_cut_where_the_model_takes_over_and_it_is_told_what_nobody_saw():
     stage = started(waiting=4)
     stage.queue.interrupt(4)
-    assert stage.queue.take_over(10.1) == 2
+    assert stage.queue.end_bridge(10.1) == 2
     assert stage.queue.frames == 2, "shown at 10.04 and 10.08; the next is due at 10.12"
-    assert stage.queue.take_over(10.1) == 0
+    assert stage.queue.end_bridge(10.1) == 0
 
 
 def test_pictures_still_in_the_making_join_the_bridge_until_its_end():
@@ -104,7 +104,7 @@ def test_pictures_still_in_the_making_join_the_bridge_until_its_end():
     for _ in range(6):
         stage.queue.put_stale(picture())
     assert stage.queue.frames == 3
-    assert stage.queue.take_over(10.0) == 7
+    assert stage.queue.end_bridge(10.0) == 7
 
 
 def test_a_second_interrupt_does_not_prolong_the_bridge():
@@ -121,7 +121,7 @@ def test_the_end_of_a_later_segment_is_kept_when_the_bridge_is_cut():
     stage.queue.interrupt(4)
     end = SegmentEnd(4, 1)
     stage.queue.put(end)
-    stage.queue.take_over(10.0)
+    stage.queue.end_bridge(10.0)
     assert stage.queue.pop() is end and not len(stage.queue)
 
 
@@ -130,4 +130,4 @@ def test_without_a_reader_in_real_time_there_is_no_bridge(stage):
     stage.put(3)
     stage.queue.interrupt(4)
     stage.queue.put_stale(picture())
-    assert stage.queue.frames == 0 and stage.queue.take_over(math.inf) == 4
+    assert stage.queue.frames == 0 and stage.queue.end_bridge(math.inf) == 4
