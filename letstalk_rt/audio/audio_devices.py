@@ -1,4 +1,4 @@
-"""Finding sound devices. PortAudio is loaded when it is first asked for."""
+"""Finding audio devices with PortAudio, which is loaded on first use."""
 
 import sys
 from typing import Any, Literal
@@ -12,41 +12,41 @@ def load_sounddevice() -> Any:
     """Import `sounddevice`.
 
     Raises:
-        DependencyError: it, or the PortAudio library below it, is not installed.
+        DependencyError: the package or the PortAudio library is not installed.
     """
     try:
         import sounddevice
     except ImportError as error:
         raise DependencyError(
-            "Sound devices need the package 'sounddevice'; install it with: "
+            "Audio devices need the package 'sounddevice'; install it with: "
             "pip install 'letstalk-rt[mic]'."
         ) from error
     except OSError as error:
         raise DependencyError(
-            "Sound devices need the PortAudio library, which is not installed. "
-            f"Install it with: {_portaudio()}."
+            "Audio devices need the PortAudio library, which is not installed. "
+            f"Install it with: {_portaudio_package()}."
         ) from error
     return sounddevice
 
 
 def find_device(kind: DeviceKind, wanted: str | int | None = None) -> dict[str, Any]:
-    """Give a device by number, by a part of its name, or the default one.
+    """Return the device with this number, the one with this part of a name, or the default.
 
     Args:
         kind: `input` for microphones, `output` for loudspeakers.
-        wanted: number or part of the name, as `letstalk doctor` lists them; None is the default.
+        wanted: number or part of the name, as `letstalk doctor` lists them; None for the default.
 
     Returns:
-        What PortAudio says of it: `index`, `name`, `default_samplerate` and more.
+        PortAudio's description: `index`, `name`, `default_samplerate` and more.
 
     Raises:
-        ConfigError: no such device, or several.
-        DependencyError: there is no device of this kind, or no PortAudio.
+        ConfigError: no device matches, or several do.
+        DependencyError: there is no device of this kind, or PortAudio is not installed.
     """
     sounddevice = load_sounddevice()
     if not list_devices(kind):
         raise DependencyError(
-            f"This machine has no sound {kind} device. Connect one"
+            f"This machine has no audio {kind} device. Connect one"
             + (", or start PulseAudio or PipeWire." if sys.platform == "linux" else ".")
         )
     number = int(wanted) if isinstance(wanted, str) and wanted.isdigit() else wanted
@@ -55,13 +55,13 @@ def find_device(kind: DeviceKind, wanted: str | int | None = None) -> dict[str, 
     except (ValueError, sounddevice.PortAudioError) as error:
         names = "; ".join(f"{d['index']} {d['name']}" for d in list_devices(kind))
         raise ConfigError(
-            f"No single sound {kind} device fits {wanted!r}. Name one of: {names}."
+            f"{wanted!r} does not match exactly one audio {kind} device. Choose one of: {names}."
         ) from error
     return found
 
 
 def list_devices(kind: DeviceKind) -> list[dict[str, Any]]:
-    """Give all devices of a kind.
+    """Return all devices of a kind.
 
     Raises:
         DependencyError: `sounddevice` or PortAudio is not installed.
@@ -69,7 +69,7 @@ def list_devices(kind: DeviceKind) -> list[dict[str, Any]]:
     return [d for d in load_sounddevice().query_devices() if d[f"max_{kind}_channels"] > 0]
 
 
-def _portaudio() -> str:
+def _portaudio_package() -> str:
     if sys.platform == "darwin":
         return "brew install portaudio"
     return "apt install libportaudio2 (Debian, Ubuntu) or dnf install portaudio (Fedora)"

@@ -1,9 +1,8 @@
-"""Keeps a live source in step with the machine's clock, so that delay neither creeps nor runs out.
+"""Correction of clock drift, so that a live source neither builds up delay nor runs dry.
 
-A microphone's crystal is some 100 ppm off. Its pieces are timed as they arrive; what it gives too
-much in the long run is left out sample by sample, and what is missing is doubled, each at the place
-where it is heard least. Whatever does not come at the pace of time (speech synthesis in a hurry)
-is left alone.
+A microphone's crystal is some 100 ppm off. The arrival times of its chunks show the drift; single
+samples are removed or duplicated to correct it, where this is least audible. A source that does not
+deliver in real time (speech synthesis, a file) is not corrected.
 """
 
 import math
@@ -13,27 +12,27 @@ import numpy as np
 from letstalk_rt.types import SAMPLE_RATE
 
 BLOCK_S = 5.0
-"""The earliest arrival of so many seconds is what counts: jitter only ever delays."""
+"""Length of a block. Its earliest arrival is measured, because jitter only ever delays."""
 
 MAX_DRIFT = 0.0015
-"""Faster changes are no drift: the source paused, or lost something."""
+"""Largest change that counts as drift; beyond it the source paused or lost audio."""
 
 AHEAD_S = 0.2
-"""A source that has given so much more than time has passed is not a live one."""
+"""A source that is further ahead of real time than this is not live."""
 
 PAUSE_S = 0.5
-"""After such a pause a source is timed anew."""
+"""Measurement restarts after a longer pause."""
 
-_TOLERATED = 40  # samples: what jitter alone may look like
-_SLIP_EVERY = 640  # samples between two corrections: at most 1560 ppm
+_TOLERANCE = 40  # samples; jitter alone may look like this much drift
+_CORRECTION_INTERVAL = 640  # samples between two corrections: at most 1560 ppm
 
 
 class ClockDriftCorrector:
-    """Times one source and corrects its samples.
+    """Measures the drift of one source and corrects its samples.
 
     Attributes:
-        live: the source has not been ahead of time so far.
-        corrected: samples doubled and left out so far.
+        live: whether the source has never been ahead of real time.
+        corrected: number of samples duplicated and removed so far.
     """
 
     def __init__(self) -> None:
@@ -41,33 +40,33 @@ class ClockDriftCorrector:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the source; the next one may be another."""
+        """Forget the source; `corrected` is kept."""
         self.live = True
-        self._given = 0.0
+        self._received = 0.0
         self._last_s: float | None = None
-        self._reference_s = 0.0  # how early pieces came in the block before
+        self._reference_s = 0.0  # earliest arrival in the previous block
         self._earliest_s = math.inf
         self._blocks = 0
         self._block_end_s = 0.0
-        self._owed = 0.0  # samples that the source gave too many; below 0, too few
-        self._since_slip = 0
+        self._excess = 0.0  # samples that the source delivered too many; below 0, too few
+        self._since_correction = 0
 
     def observe(self, samples: float, now_s: float) -> None:
-        """Note that a piece arrived.
+        """Record the arrival of a chunk.
 
         Args:
-            samples: its length at 16 kHz.
+            samples: length of the chunk at 16 kHz.
             now_s: monotonic time.
         """
         if self._last_s is not None and now_s - self._last_s > PAUSE_S:
             self.reset()
-        self._given += samples
-        arrival_s = now_s - self._given / SAMPLE_RATE
+        self._received += samples
+        arrival_s = now_s - self._received / SAMPLE_RATE
         if self._last_s is None:
             self._reference_s, self._block_end_s = arrival_s, now_s + BLOCK_S
         self._last_s = now_s
         if samples > PAUSE_S * SAMPLE_RATE:
-            self.live = False  # a recording: no microphone gives that much at once
+            self.live = False  # no microphone delivers so much at once
         self._earliest_s = min(self._earliest_s, arrival_s)
         if self._reference_s - arrival_s > AHEAD_S:
             self.live = False
@@ -75,32 +74,36 @@ class ClockDriftCorrector:
             self._end_block(now_s)
 
     def observe_wait(self, now_s: float) -> None:
-        """Note that the source was made to wait until now: that is no pause of its own."""
+        """Record that the source was blocked until now, so that this does not count as a pause."""
         self._last_s = now_s
 
     def correct(self, pcm: np.ndarray) -> np.ndarray:
-        """Leave out or double a sample where one is due; takes and gives `(n,)` float32."""
-        if len(pcm) > _SLIP_EVERY and abs(self._owed) > _TOLERATED:
-            pieces = np.split(pcm, range(_SLIP_EVERY, len(pcm), _SLIP_EVERY))
-            return np.concatenate([self.correct(piece) for piece in pieces])
-        self._since_slip += len(pcm)
-        due = self.live and abs(self._owed) > _TOLERATED and self._since_slip >= _SLIP_EVERY
+        """Return `pcm`, `(n,)` float32, with samples removed or duplicated where that is due."""
+        if len(pcm) > _CORRECTION_INTERVAL and abs(self._excess) > _TOLERANCE:
+            parts = np.split(pcm, range(_CORRECTION_INTERVAL, len(pcm), _CORRECTION_INTERVAL))
+            return np.concatenate([self.correct(part) for part in parts])
+        self._since_correction += len(pcm)
+        due = (
+            self.live
+            and abs(self._excess) > _TOLERANCE
+            and self._since_correction >= _CORRECTION_INTERVAL
+        )
         if not due or len(pcm) < 3:
             return pcm
-        self._since_slip = 0
+        self._since_correction = 0
         self.corrected += 1
         change = np.abs(pcm[2:] - pcm[:-2])
-        place = 1 + int(change.argmin())  # between its neighbours there is no step
-        if self._owed > 0:
-            self._owed -= 1
-            return np.delete(pcm, place)
-        self._owed += 1
-        return np.insert(pcm, place, pcm[place])
+        position = 1 + int(change.argmin())  # where its neighbours differ least
+        if self._excess > 0:
+            self._excess -= 1
+            return np.delete(pcm, position)
+        self._excess += 1
+        return np.insert(pcm, position, pcm[position])
 
     def _end_block(self, now_s: float) -> None:
         change_s = self._reference_s - self._earliest_s
         if self._blocks and abs(change_s) <= MAX_DRIFT * BLOCK_S:
-            self._owed += change_s * SAMPLE_RATE
+            self._excess += change_s * SAMPLE_RATE
         self._blocks += 1
         self._reference_s, self._earliest_s = self._earliest_s, math.inf
         self._block_end_s = now_s + BLOCK_S

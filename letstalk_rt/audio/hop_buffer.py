@@ -1,4 +1,4 @@
-"""Cuts a stream of samples of any piece size into hops of one size. Knows no rates, no segments."""
+"""Collects chunks of any length into hops of fixed length."""
 
 import numpy as np
 
@@ -6,76 +6,76 @@ from letstalk_rt.errors import AudioFormatError
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 HOP = 4 * SAMPLES_PER_FRAME
-"""Samples taken by one step: 160 ms at 16 kHz."""
+"""Samples consumed by one step: 160 ms at 16 kHz."""
 
 
 class HopBuffer:
-    """Holds the samples that do not fill a hop yet.
+    """A buffer of samples that do not fill a hop yet.
 
-    Its buffer is allocated once. The hops given out are copies and belong to the taker.
+    It is allocated once. The hops that it returns are copies and belong to the caller.
 
     Args:
-        hop: samples in a hop.
+        hop: number of samples in a hop.
     """
 
     def __init__(self, hop: int = HOP) -> None:
         assert hop > 0, hop
-        self._held = np.zeros(hop, np.float32)
+        self._buffer = np.zeros(hop, np.float32)
         self._count = 0
 
     @property
     def pending(self) -> int:
-        """Samples that wait for the hop to fill; less than a hop."""
+        """Number of buffered samples; less than a hop."""
         return self._count
 
     @property
-    def room(self) -> int:
-        """Samples that are missing to the next hop; at least 1."""
-        return self._held.size - self._count
+    def missing(self) -> int:
+        """Number of samples that the next hop still needs; at least 1."""
+        return self._buffer.size - self._count
 
     def push(self, pcm: np.ndarray) -> list[np.ndarray]:
-        """Take samples and give the hops that are now full.
+        """Append samples and return the hops that are now full.
 
         Args:
-            pcm: `(n,)` float32, any `n`, 0 included.
+            pcm: `(n,)` float32; `n` may be 0.
 
         Returns:
-            Hops, each `(hop,)` float32, oldest first.
+            The hops, each `(hop,)` float32, oldest first.
 
         Raises:
             AudioFormatError: `pcm` is not `(n,)` float32.
         """
         if not isinstance(pcm, np.ndarray) or pcm.ndim != 1 or pcm.dtype != np.float32:
             raise AudioFormatError(
-                f"a hop is cut from (n,) float32, got {_describe(pcm)}; pass it through Resampler"
+                f"samples must be (n,) float32, got {_describe(pcm)}; convert them with Resampler"
             )
         hops = []
         while pcm.size:
-            piece, pcm = pcm[: self.room], pcm[self.room :]
-            self._held[self._count : self._count + piece.size] = piece
-            self._count += piece.size
-            if self._count == self._held.size:
-                hops.append(self._held.copy())
+            part, pcm = pcm[: self.missing], pcm[self.missing :]
+            self._buffer[self._count : self._count + part.size] = part
+            self._count += part.size
+            if self._count == self._buffer.size:
+                hops.append(self._buffer.copy())
                 self._count = 0
         return hops
 
     def fill(self, *, front: bool = False) -> np.ndarray:
-        """Give the hop that is not full, with silence for what is missing.
+        """Return the buffered samples as a hop, padded with silence.
 
         Args:
-            front: put the silence before the samples, not after them.
+            front: put the silence before the samples instead of after them.
 
         Returns:
-            `(hop,)` float32; all silence when nothing was pending.
+            `(hop,)` float32; all silence if nothing was pending.
         """
-        hop = np.zeros_like(self._held)
-        start = self.room if front else 0
-        hop[start : start + self._count] = self._held[: self._count]
+        hop = np.zeros_like(self._buffer)
+        start = self.missing if front else 0
+        hop[start : start + self._count] = self._buffer[: self._count]
         self._count = 0
         return hop
 
     def reset(self) -> None:
-        """Forget what is pending."""
+        """Drop the pending samples."""
         self._count = 0
 
 

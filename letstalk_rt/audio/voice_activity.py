@@ -1,4 +1,4 @@
-"""Tells voice from silence, frame by frame: by level, or by the Silero network where installed."""
+"""Voice activity detection per frame: by level, or by the Silero network."""
 
 import warnings
 from typing import Any, Literal, Protocol
@@ -11,33 +11,32 @@ from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 VoiceActivity = Literal["energy", "silero", "off"]
 
 _BLOCK = SAMPLE_RATE // 100
-_QUIETEST_DB, _LOUDEST_DB = -55.0, -36.0
-"""The level that counts as voice is never below and never above these."""
+_MIN_THRESHOLD_DB, _MAX_THRESHOLD_DB = -55.0, -36.0
 
 _ABOVE_NOISE_DB = 9.0
-_RISE_DB = 0.02  # of the noise floor in each block: 2 dB a second
-_HOLD_FRAMES = 8  # 320 ms: the pauses within words and the ends of sentences
+_RISE_DB = 0.02  # rise of the noise floor per block: 2 dB per second
+_HOLD_FRAMES = 8  # 320 ms: covers pauses within words and the ends of sentences
 _SILERO_SAMPLES = 512
-_SILERO_VOICE = 0.5
+_SILERO_THRESHOLD = 0.5
 
 
 class VoiceActivityDetector(Protocol):
-    """Judges one stream of sound."""
+    """A detector of voice in one audio stream."""
 
     blocking: bool
-    """`detect` takes more than a millisecond: it must not run on an event loop."""
+    """Whether `detect` takes more than a millisecond and must not run on an event loop."""
 
     def detect(self, pcm: np.ndarray) -> list[bool]:
-        """Say for each frame of `(n * 640,)` float32 whether there is voice in it."""
+        """Return for each frame of `(n * 640,)` float32 whether it contains voice."""
         ...
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Return to the initial state."""
         ...
 
 
 class AlwaysActive:
-    """Takes every sound for voice, and digital silence for none."""
+    """A detector that treats all audio except digital silence as voice."""
 
     blocking = False
 
@@ -50,10 +49,10 @@ class AlwaysActive:
 
 
 class EnergyVad:
-    """Hears voice where the level is well above the noise of the room.
+    """A detector of levels well above the background noise.
 
-    The noise is the lowest level of late; sound above -36 dB of full scale is voice in any case, so
-    a long vowel is not taken for noise. Voice lasts 320 ms longer than it is heard.
+    The noise floor is the lowest recent level. Audio above -36 dBFS always counts as voice, so that
+    a long vowel is not taken for noise. The flag stays set for 320 ms after voice ends.
     """
 
     blocking = False
@@ -65,15 +64,15 @@ class EnergyVad:
         """See `VoiceActivityDetector`."""
         blocks = pcm.reshape(-1, SAMPLES_PER_FRAME // _BLOCK, _BLOCK)
         levels = 10 * np.log10(np.square(blocks).mean(2) + 1e-10)
-        return [self._hear_frame(frame) for frame in levels.tolist()]
+        return [self._detect_frame(frame) for frame in levels.tolist()]
 
     def reset(self) -> None:
         """See `VoiceActivityDetector`."""
-        self._floor_db = _QUIETEST_DB
+        self._floor_db = _MIN_THRESHOLD_DB
         self._hold = 0
 
-    def _hear_frame(self, levels_db: list[float]) -> bool:
-        threshold = min(max(self._floor_db + _ABOVE_NOISE_DB, _QUIETEST_DB), _LOUDEST_DB)
+    def _detect_frame(self, levels_db: list[float]) -> bool:
+        threshold = min(max(self._floor_db + _ABOVE_NOISE_DB, _MIN_THRESHOLD_DB), _MAX_THRESHOLD_DB)
         for level in levels_db:
             self._floor_db = max(min(self._floor_db + _RISE_DB, level), -100.0)
         self._hold = _HOLD_FRAMES if max(levels_db) > threshold else max(0, self._hold - 1)
@@ -81,7 +80,7 @@ class EnergyVad:
 
 
 class SileroVad:
-    """Hears voice by the Silero network: noise, music and keyboards do not move the lips.
+    """A detector by the Silero network, which also rejects music and keyboard noise.
 
     Raises:
         DependencyError: the package `silero-vad` is not installed.
@@ -94,7 +93,7 @@ class SileroVad:
 
         threads = torch.get_num_threads()
         try:
-            import silero_vad  # sets the threads of the whole process to one
+            import silero_vad  # sets the thread count of the whole process to one
         except ImportError as error:
             raise DependencyError(
                 "voice_activity='silero' needs the package 'silero-vad'; "
@@ -103,60 +102,60 @@ class SileroVad:
         finally:
             torch.set_num_threads(threads)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the TorchScript it comes as
+            warnings.simplefilter("ignore", DeprecationWarning)  # raised by TorchScript
             self._model: Any = silero_vad.load_silero_vad()
-        self._left = np.zeros(0, np.float32)
+        self._remainder = np.zeros(0, np.float32)
         self._hold = 0
 
     def detect(self, pcm: np.ndarray) -> list[bool]:
         """See `VoiceActivityDetector`."""
-        voiced = self._judge(pcm)
+        voiced = self._classify(pcm)
         flags = []
         for frame in range(len(pcm) // SAMPLES_PER_FRAME):
             middle = (frame + 0.5) * SAMPLES_PER_FRAME / len(pcm)
-            heard = voiced[min(len(voiced) - 1, int(middle * len(voiced)))] if voiced else False
-            self._hold = _HOLD_FRAMES if heard else max(0, self._hold - 1)
+            active = voiced[min(len(voiced) - 1, int(middle * len(voiced)))] if voiced else False
+            self._hold = _HOLD_FRAMES if active else max(0, self._hold - 1)
             flags.append(self._hold > 0)
         return flags
 
     def reset(self) -> None:
         """See `VoiceActivityDetector`."""
         self._model.reset_states()
-        self._left = np.zeros(0, np.float32)
+        self._remainder = np.zeros(0, np.float32)
         self._hold = 0
 
-    def _judge(self, pcm: np.ndarray) -> list[bool]:
+    def _classify(self, pcm: np.ndarray) -> list[bool]:
         import torch
 
-        sound = np.concatenate([self._left, pcm])
-        count = len(sound) // _SILERO_SAMPLES
-        pieces = torch.from_numpy(sound[: count * _SILERO_SAMPLES].reshape(count, -1))
-        self._left = sound[count * _SILERO_SAMPLES :]
+        audio = np.concatenate([self._remainder, pcm])
+        count = len(audio) // _SILERO_SAMPLES
+        blocks = torch.from_numpy(audio[: count * _SILERO_SAMPLES].reshape(count, -1))
+        self._remainder = audio[count * _SILERO_SAMPLES :]
         with torch.inference_mode():
-            return [self._model(piece, SAMPLE_RATE).item() >= _SILERO_VOICE for piece in pieces]
+            return [self._model(block, SAMPLE_RATE).item() >= _SILERO_THRESHOLD for block in blocks]
 
 
 def hold_frames(name: VoiceActivity) -> int:
-    """Return how many frames voice lasts longer than it is heard."""
+    """Return for how many frames the flag stays set after voice ends."""
     return 0 if name == "off" else _HOLD_FRAMES
 
 
 def check_voice_activity(name: str) -> None:
-    """Refuse an unknown name.
+    """Check the name of a detector.
 
     Raises:
-        ConfigError: it is none of `energy`, `silero` and `off`.
+        ConfigError: the name is not `energy`, `silero` or `off`.
     """
     if name not in ("energy", "silero", "off"):
         raise ConfigError(f"voice_activity must be 'energy', 'silero' or 'off', got {name!r}")
 
 
 def make_vad(name: VoiceActivity) -> VoiceActivityDetector:
-    """Make a gate for one stream. `silero` loads a network: not for an event loop."""
+    """Create a detector for one stream; for `silero` this loads a network, so it blocks."""
     check_voice_activity(name)
-    gates: dict[str, type[VoiceActivityDetector]] = {
+    detectors: dict[str, type[VoiceActivityDetector]] = {
         "energy": EnergyVad,
         "silero": SileroVad,
         "off": AlwaysActive,
     }
-    return gates[name]()
+    return detectors[name]()

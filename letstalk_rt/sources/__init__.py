@@ -1,4 +1,4 @@
-"""Where speech comes from: a microphone, a file, anything that gives PCM."""
+"""Sources of speech: a microphone, an audio file, any iterator of PCM."""
 
 from letstalk_rt.sources.feed import feed
 from letstalk_rt.sources.file import FileSource

@@ -1,4 +1,4 @@
-"""Carries the sound of a source to a session."""
+"""Feeds a session from a source."""
 
 from collections.abc import AsyncIterable
 from typing import Any, Protocol
@@ -10,16 +10,16 @@ from letstalk_rt.metrics import Metrics
 
 
 class AudioReceiver(Protocol):
-    """What is spoken to; `AvatarSession` is one."""
+    """A receiver of speech, such as `AvatarSession`."""
 
     metrics: Metrics
 
     async def push_audio(self, pcm: np.ndarray, sample_rate: int) -> None:
-        """Take a piece of speech."""
+        """Push a chunk of speech."""
         ...
 
     async def end_segment(self) -> None:
-        """The utterance is over."""
+        """Mark the end of the utterance."""
         ...
 
 
@@ -30,32 +30,34 @@ async def feed(
     *,
     end_segment: bool = True,
 ) -> float:
-    """Push all that a source gives, until it ends. Run it in a task beside the one that reads.
+    """Push all audio of a source until it ends. Run it in a task beside the one that reads frames.
 
-    The session sets the pace: a source in a hurry waits, and a live one drops what it cannot hold
-    and counts it, see `Metrics.overflows`.
+    The session sets the pace: a non-live source waits, and a live one drops what it cannot buffer
+    and counts it in `Metrics.overflows`.
 
     Args:
         session: an open session.
-        source: gives arrays as `push_audio` takes them: a `Microphone`, a `FileSource`, any async
-            iterator of PCM.
-        sample_rate: of the source, in Hz; the source's own `sample_rate` when None.
+        source: an async iterator of arrays as `push_audio` accepts them: a `Microphone`, a
+            `FileSource`, or any other.
+        sample_rate: sample rate of the source in Hz; None reads `source.sample_rate`.
         end_segment: end the segment when the source ends.
 
     Returns:
-        Seconds of sound that were pushed.
+        Seconds of audio that were pushed.
 
     Raises:
         ConfigError: the sample rate is not known.
-        AudioFormatError: the source gave what is no sound.
+        AudioFormatError: the source yielded something that is not audio.
         SessionClosed: the session ended; close the source.
     """
     rate = getattr(source, "sample_rate", None) if sample_rate is None else sample_rate
     if rate is None:
-        raise ConfigError("the source does not say its sample rate; give feed(..., sample_rate)")
+        raise ConfigError(
+            "the source has no sample_rate; pass it: feed(session, source, sample_rate)"
+        )
     pushed_s = 0.0
     async for pcm in source:
-        _note_overflows(session.metrics, source)
+        _copy_overflows(session.metrics, source)
         await session.push_audio(pcm, rate)
         pushed_s += len(pcm) / rate
     if end_segment:
@@ -63,5 +65,5 @@ async def feed(
     return pushed_s
 
 
-def _note_overflows(metrics: Metrics, source: Any) -> None:
+def _copy_overflows(metrics: Metrics, source: Any) -> None:
     metrics.overflows = getattr(source, "overflows", 0)

@@ -1,4 +1,4 @@
-"""A sound file that comes as a microphone does: piece by piece, at the pace of time."""
+"""An audio file as a source."""
 
 import asyncio
 import os
@@ -13,16 +13,16 @@ MIN_BLOCK_MS, MAX_BLOCK_MS = 5, 500
 
 
 class FileSource:
-    """A sound file, paced in real time.
+    """An audio file, read chunk by chunk in real time, as a microphone would deliver it.
 
     Args:
-        path: wav, flac, mp3, m4a, ogg or mp4.
-        block_ms: length of the pieces, from 5 to 500.
-        paced: False gives the pieces as fast as they are taken.
-        loop: begin again at the end, for ever.
+        path: a wav, flac, mp3, m4a, ogg or mp4 file.
+        block_ms: length of a chunk, from 5 to 500.
+        paced: False yields chunks as fast as they are consumed.
+        loop: restart at the end, without limit.
 
     Attributes:
-        sample_rate: of the file, in Hz.
+        sample_rate: sample rate of the chunks in Hz.
 
     Raises:
         AudioFormatError: the file cannot be read.
@@ -46,8 +46,8 @@ class FileSource:
         samples, rate = read_audio(Path(path))
         if samples.ndim == 2:  # a file may have six channels
             samples = samples.mean(axis=1, dtype=np.float32)
-        if rate % 100:  # live sound comes in whole samples per 10 ms
-            samples, rate = _at_48khz(samples, rate), 48_000
+        if rate % 100:  # live audio has whole samples per 10 ms
+            samples, rate = _resample_to_48khz(samples, rate), 48_000
         self.sample_rate = rate
         self._samples = samples
         self._block = rate * block_ms // 1000
@@ -55,26 +55,26 @@ class FileSource:
 
     @property
     def seconds(self) -> float:
-        """How long the file is."""
+        """Length of the file in seconds."""
         return len(self._samples) / self.sample_rate
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
-        """Give each piece once its last sample would have been spoken."""
+        """Yield each chunk, `(n,)` float32, when its last sample would have been recorded."""
         clock = asyncio.get_running_loop()
-        started_s, given = clock.time(), 0
+        started_s, yielded = clock.time(), 0
         while True:
             for start in range(0, len(self._samples), self._block):
-                piece = self._samples[start : start + self._block]
-                given += len(piece)
+                chunk = self._samples[start : start + self._block]
+                yielded += len(chunk)
                 if self._paced:
-                    due_s = started_s + given / self.sample_rate
+                    due_s = started_s + yielded / self.sample_rate
                     await asyncio.sleep(max(0.0, due_s - clock.time()))
-                yield piece
+                yield chunk
             if not (self._loop and len(self._samples)):
                 return
 
 
-def _at_48khz(samples: np.ndarray, rate: int) -> np.ndarray:
+def _resample_to_48khz(samples: np.ndarray, rate: int) -> np.ndarray:
     import soxr
 
     converted: np.ndarray = soxr.resample(samples, rate, 48_000)

@@ -1,4 +1,4 @@
-"""The microphone of this machine."""
+"""A local microphone as a source."""
 
 import asyncio
 from collections import deque
@@ -11,23 +11,23 @@ from letstalk_rt.audio.resample import check_rate
 from letstalk_rt.errors import DependencyError
 
 BLOCK_MS = 10
-MAX_WAITING = 50
-"""Blocks that are kept for a reader who is late: half a second. Then the oldest are dropped."""
+MAX_BUFFERED = 50
+"""Blocks that are buffered, half a second; beyond that, the oldest are dropped."""
 
 
 class Microphone:
-    """Sound as it is spoken, in blocks of 10 ms; `async with` opens and closes the device.
+    """A microphone, read in blocks of 10 ms. `async with` opens and closes the device.
 
         async with Microphone() as microphone:
             await feed(session, microphone)
 
     Args:
-        device: number or part of the name of an input device; None is the default.
-        sample_rate: in Hz; the device's own when None.
+        device: number or part of the name of an input device; None for the default.
+        sample_rate: in Hz; None for the device's own rate.
 
     Attributes:
-        sample_rate: in Hz, known once it is open.
-        overflows: how often sound was lost, because the machine or the reader was too slow.
+        sample_rate: in Hz; 0 until the device is open.
+        overflows: how often audio was lost because the machine or the consumer was too slow.
 
     Raises:
         AudioFormatError: `sample_rate` is not a multiple of 100 from 8000 to 192000.
@@ -41,16 +41,16 @@ class Microphone:
         self._device = device
         self._stream: Any = None
         self._blocks: deque[np.ndarray] = deque()
-        self._news = asyncio.Event()
-        self._over = False  # the device stopped by itself, or was closed
+        self._changed = asyncio.Event()
+        self._stopped = False  # the device was unplugged, or closed
         self._closed = False
 
     async def __aenter__(self) -> Self:
         """Open the device.
 
         Raises:
-            ConfigError: no such device.
-            DependencyError: the device cannot be opened, or PortAudio is missing.
+            ConfigError: no device matches.
+            DependencyError: the device cannot be opened, or PortAudio is not installed.
         """
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._open)
@@ -66,32 +66,34 @@ class Microphone:
         """Wait for the next block, `(n,)` int16.
 
         Raises:
-            DependencyError: the device is gone.
+            DependencyError: the device was disconnected.
             StopAsyncIteration: the microphone was closed.
         """
         while not self._blocks:
             if self._closed:
                 raise StopAsyncIteration
-            if self._over:
-                raise DependencyError("The microphone is gone. Connect it and start again.")
-            self._news.clear()
-            await self._news.wait()
+            if self._stopped:
+                raise DependencyError(
+                    "The microphone was disconnected. Connect it and start again."
+                )
+            self._changed.clear()
+            await self._changed.wait()
         return self._blocks.popleft()
 
     async def aclose(self) -> None:
-        """Close the device. Safe to call twice, and before opening."""
+        """Close the device. It may be called twice, and before opening."""
         self._closed = True
         stream, self._stream = self._stream, None
         if stream is not None:
             await asyncio.to_thread(stream.close)
-        self._news.set()
+        self._changed.set()
 
     def _open(self) -> None:
         sounddevice = load_sounddevice()
         device = find_device("input", self._device)
         if not self.sample_rate:
-            own = int(device["default_samplerate"])
-            self.sample_rate = own if own % 100 == 0 else 48_000
+            default = int(device["default_samplerate"])
+            self.sample_rate = default if default % 100 == 0 else 48_000
         try:
             stream = sounddevice.InputStream(
                 samplerate=self.sample_rate,
@@ -100,41 +102,41 @@ class Microphone:
                 dtype="int16",
                 device=device["index"],
                 latency="low",
-                callback=self._hear,
-                finished_callback=self._finish,
+                callback=self._on_block,
+                finished_callback=self._on_finished,
             )
             stream.start()
         except sounddevice.PortAudioError as error:
             raise DependencyError(
                 f"The microphone {device['name']!r} cannot be opened at {self.sample_rate} Hz. "
-                "Close the program that uses it, name another device or another rate."
+                "Close the program that uses it, or choose another device or sample rate."
             ) from error
         self._stream = stream
 
-    # In PortAudio's thread
+    # Called in PortAudio's thread
 
-    def _hear(self, data: np.ndarray, frames: int, time: Any, status: Any) -> None:
-        self._tell(self._take, data[:, 0].copy(), bool(status.input_overflow))
+    def _on_block(self, data: np.ndarray, frames: int, time: Any, status: Any) -> None:
+        self._call_on_loop(self._append, data[:, 0].copy(), bool(status.input_overflow))
 
-    def _finish(self) -> None:
-        self._tell(self._note_end)
+    def _on_finished(self) -> None:
+        self._call_on_loop(self._mark_stopped)
 
-    def _tell(self, call: Any, *args: Any) -> None:
+    def _call_on_loop(self, call: Any, *args: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(call, *args)
         except RuntimeError:
-            return  # the event loop has ended; nobody listens any more
+            return  # the event loop is closed
 
-    # On the event loop
+    # Called on the event loop
 
-    def _take(self, block: np.ndarray, lost: bool) -> None:
+    def _append(self, block: np.ndarray, lost: bool) -> None:
         self.overflows += lost
-        if len(self._blocks) == MAX_WAITING:
+        if len(self._blocks) == MAX_BUFFERED:
             self._blocks.popleft()
             self.overflows += 1
         self._blocks.append(block)
-        self._news.set()
+        self._changed.set()
 
-    def _note_end(self) -> None:
-        self._over = True
-        self._news.set()
+    def _mark_stopped(self) -> None:
+        self._stopped = True
+        self._changed.set()

@@ -1,4 +1,4 @@
-"""Speech is read from what people have, and refused with a reason where it cannot be used."""
+"""Audio files are read in the usual formats, and refused with a reason if they are unusable."""
 
 from pathlib import Path
 
@@ -24,15 +24,15 @@ def tone(seconds: float = 1.5) -> np.ndarray:
     return (0.4 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * RATE)) / RATE)).astype("f4")
 
 
-def write(path: Path, planes: np.ndarray, codec: str, *, picture: bool = False) -> Path:
+def write(path: Path, planes: np.ndarray, codec: str, *, with_video: bool = False) -> Path:
     layout = "mono" if len(planes) == 1 else "stereo"
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-        if picture:
+        if with_video:
             video = container.add_stream("libx264", rate=25, width=64, height=64)
         stream = container.add_stream(codec, rate=RATE, layout=layout)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes), "fltp", layout)
         frame.sample_rate, frame.pts = RATE, 0
-        if picture:
+        if with_video:
             still = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")
             container.mux([*video.encode(still), *video.encode(None)])
         container.mux([*stream.encode(frame), *stream.encode(None)])
@@ -40,25 +40,25 @@ def write(path: Path, planes: np.ndarray, codec: str, *, picture: bool = False) 
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_a_tone_comes_back_at_its_own_rate_and_in_stereo(tmp_path: Path, name: str) -> None:
-    sound = tone()
-    path = write(tmp_path / name, np.stack([sound, 0 * sound]), CODECS[name])
+def test_a_tone_is_read_at_its_own_rate_and_in_stereo(tmp_path: Path, name: str) -> None:
+    audio = tone()
+    path = write(tmp_path / name, np.stack([audio, 0 * audio]), CODECS[name])
     samples, rate = read_audio(path)
     assert rate == RATE and samples.dtype == np.float32
-    assert samples.shape[1] == 2 and abs(len(samples) - len(sound)) < 0.05 * RATE
+    assert samples.shape[1] == 2 and abs(len(samples) - len(audio)) < 0.05 * RATE
     left, right = samples[RATE // 2 : RATE].T
     assert abs(np.sqrt(np.mean(left**2)) - 0.4 / np.sqrt(2)) < 0.02
     assert np.abs(right).max() < 0.05
 
 
 def test_mono_has_one_axis_and_pcm_is_exact(tmp_path: Path) -> None:
-    sound = tone()
-    samples, _ = read_audio(write(tmp_path / "mono.wav", sound[None], "pcm_f32le"))
-    assert np.array_equal(samples, sound)
+    audio = tone()
+    samples, _ = read_audio(write(tmp_path / "mono.wav", audio[None], "pcm_f32le"))
+    assert np.array_equal(samples, audio)
 
 
-def test_the_sound_of_a_video_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "clip.mp4", tone()[None], "aac", picture=True)
+def test_the_audio_of_a_video_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", tone()[None], "aac", with_video=True)
     assert len(read_audio(path)[0]) > RATE
 
 
@@ -68,10 +68,10 @@ def test_float_samples_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["speech.wav", "speech.flac", "speech.m4a"])
-def test_a_file_cut_in_half_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, tone()[None], CODECS[name])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(AudioFormatError, match="cut short|damaged"):
+    with pytest.raises(AudioFormatError, match="truncated|damaged"):
         read_audio(path)
 
 
@@ -84,14 +84,14 @@ def test_a_wav_from_a_pipe_with_unknown_length_is_read(tmp_path: Path) -> None:
     assert len(read_audio(path)[0]) == len(tone())
 
 
-def test_nan_is_named_with_its_place(tmp_path: Path) -> None:
-    sound = tone()
-    sound[1234] = np.nan
+def test_the_position_of_nan_is_named(tmp_path: Path) -> None:
+    audio = tone()
+    audio[1234] = np.nan
     with pytest.raises(AudioFormatError, match="sample 1234 is NaN"):
-        read_audio(write(tmp_path / "nan.wav", sound[None], "pcm_f32le"))
+        read_audio(write(tmp_path / "nan.wav", audio[None], "pcm_f32le"))
 
 
-def test_a_video_without_sound_is_refused(tmp_path: Path) -> None:
+def test_a_video_without_audio_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "silent.mp4"
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25, width=64, height=64)
@@ -110,11 +110,11 @@ def test_an_empty_track_is_refused(tmp_path: Path) -> None:
         read_audio(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, this is no sound" * 50, bytes(5000)])
-def test_what_is_no_sound_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"hello, this is not audio" * 50, bytes(5000)])
+def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "speech.wav"
     path.write_bytes(content)
-    with pytest.raises(AudioFormatError, match="no sound or video file"):
+    with pytest.raises(AudioFormatError, match="not an audio or video file"):
         read_audio(path)
 
 

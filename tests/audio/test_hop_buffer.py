@@ -1,4 +1,4 @@
-"""Chunker and segmenter: which samples are heard by which step, and shown with which frame."""
+"""Hop buffer and segmenter: which samples go into which step, and with which frame."""
 
 import tracemalloc
 
@@ -25,38 +25,38 @@ def cut(pcm, split):
     return np.split(pcm, np.cumsum(split)[:-1])
 
 
-def stream(chunker, pieces):
-    return [hop for piece in pieces for hop in chunker.push(piece)]
+def stream(buffer, chunks):
+    return [hop for chunk in chunks for hop in buffer.push(chunk)]
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_pieces_equal_whole(split):
-    chunker = HopBuffer(6)
-    hops = stream(chunker, cut(numbers(20), split))
+def test_chunks_equal_whole(split):
+    buffer = HopBuffer(6)
+    hops = stream(buffer, cut(numbers(20), split))
     np.testing.assert_array_equal(hops, numbers(18).reshape(3, 6))
-    assert (chunker.pending, chunker.room) == (2, 4)
+    assert (buffer.pending, buffer.missing) == (2, 4)
 
 
 def test_the_future_does_not_change_the_past():
-    chunker = HopBuffer(6)
-    first = chunker.push(numbers(7))[0]
-    stream(chunker, [numbers(20, start=90)])
+    buffer = HopBuffer(6)
+    first = buffer.push(numbers(7))[0]
+    stream(buffer, [numbers(20, start=90)])
     np.testing.assert_array_equal(first, numbers(6))
 
 
 def test_a_hop_does_not_change_when_its_source_does():
-    chunker, source = HopBuffer(6), numbers(6)
-    hop = chunker.push(source)[0]
+    buffer, source = HopBuffer(6), numbers(6)
+    hop = buffer.push(source)[0]
     source[:] = 0
     np.testing.assert_array_equal(hop, numbers(6))
 
 
 def test_reset_equals_new():
-    chunker = HopBuffer(6)
-    chunker.push(numbers(5))
-    chunker.reset()
-    assert chunker.pending == 0
-    np.testing.assert_array_equal(chunker.push(numbers(6)), [numbers(6)])
+    buffer = HopBuffer(6)
+    buffer.push(numbers(5))
+    buffer.reset()
+    assert buffer.pending == 0
+    np.testing.assert_array_equal(buffer.push(numbers(6)), [numbers(6)])
 
 
 def test_sessions_do_not_mix():
@@ -67,16 +67,16 @@ def test_sessions_do_not_mix():
 
 
 def test_a_long_stream_takes_no_more_memory_than_a_short_one():
-    chunker, piece = HopBuffer(600), numbers(590)
+    buffer, chunk = HopBuffer(600), numbers(590)
     tracemalloc.start()
     try:
-        stream(chunker, [piece])
+        stream(buffer, [chunk])
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(100):
-            chunker.push(piece)
-            chunker.fill()
-            chunker.reset()
-        assert tracemalloc.get_traced_memory()[0] < before + piece.nbytes
+            buffer.push(chunk)
+            buffer.fill()
+            buffer.reset()
+        assert tracemalloc.get_traced_memory()[0] < before + chunk.nbytes
     finally:
         tracemalloc.stop()
 
@@ -86,13 +86,13 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one():
     [(False, [1, 2, 0, 0, 0, 0]), (True, [0, 0, 0, 0, 1, 2])],
     ids=["back", "front"],
 )
-def test_what_is_missing_is_silence(front, filled):
-    chunker = HopBuffer(6)
-    chunker.push(numbers(4))
-    chunker.fill()  # leaves old samples in the buffer
-    chunker.push(numbers(2))
-    np.testing.assert_array_equal(chunker.fill(front=front), filled)
-    assert chunker.pending == 0
+def test_a_hop_is_padded_with_silence(front, filled):
+    buffer = HopBuffer(6)
+    buffer.push(numbers(4))
+    buffer.fill()  # leaves old samples in the buffer
+    buffer.push(numbers(2))
+    np.testing.assert_array_equal(buffer.fill(front=front), filled)
+    assert buffer.pending == 0
 
 
 @pytest.mark.parametrize("pcm", [np.zeros(4, np.int16), np.zeros((2, 2), np.float32), [0.0]])
@@ -105,27 +105,27 @@ def new_segmenter():
     return Segmenter(HOP, HOP // FRAME, LOOKAHEAD)
 
 
-def sound_of(hops):
-    return np.concatenate([sound.pcm for hop in hops for sound in hop.frame_audio])
+def audio_of(hops):
+    return np.concatenate([audio.pcm for hop in hops for audio in hop.frame_audio])
 
 
 def shown_until_end(items):
-    """Sounds up to the end mark, and those after it."""
-    sounds, ends = [], []
+    """Return the frame audio up to the end mark, and that after it."""
+    audio, ends = [], []
     for hop in items:
         if hop.end_after is not None:
-            ends.append(len(sounds) + hop.end_after)
-        sounds += hop.frame_audio
+            ends.append(len(audio) + hop.end_after)
+        audio += hop.frame_audio
     assert len(ends) == 1, ends
-    return sounds[: ends[0]], sounds[ends[0] :]
+    return audio[: ends[0]], audio[ends[0] :]
 
 
-def test_sound_is_delayed_by_the_look_ahead():
+def test_audio_is_delayed_by_the_look_ahead():
     speech = numbers(2 * HOP)
     hops = new_segmenter().push(speech)
     np.testing.assert_array_equal(np.concatenate([hop.pcm for hop in hops]), speech)
     delay = LOOKAHEAD * FRAME
-    np.testing.assert_array_equal(sound_of(hops), np.pad(speech, (delay, 0))[: speech.size])
+    np.testing.assert_array_equal(audio_of(hops), np.pad(speech, (delay, 0))[: speech.size])
 
 
 @pytest.mark.parametrize("count", [1, 2 * FRAME, 2 * FRAME + 1, HOP, HOP + 1])
@@ -134,13 +134,13 @@ def test_a_segment_ends_with_the_frame_of_its_last_sample(count):
     items = segmenter.push(speech) + segmenter.end_segment()
     before, after = shown_until_end(items)
     assert len(before) == LOOKAHEAD + -(-count // FRAME)
-    shown = np.concatenate([sound.pcm for sound in before])
+    shown = np.concatenate([audio.pcm for audio in before])
     np.testing.assert_array_equal(shown[LOOKAHEAD * FRAME :][:count], speech)
-    assert sum(sound.spoken for sound in before) == count
-    assert {sound.segment_id for sound in before} == {0}
-    assert {sound.segment_id for sound in after} <= {1}
-    assert len(after) < HOP // FRAME, "a hop too many"
-    assert all(sound.spoken == 0 and not sound.pcm.any() for sound in after)
+    assert sum(audio.spoken for audio in before) == count
+    assert {audio.segment_id for audio in before} == {0}
+    assert {audio.segment_id for audio in after} <= {1}
+    assert len(after) < HOP // FRAME, "one hop too many"
+    assert all(audio.spoken == 0 and not audio.pcm.any() for audio in after)
 
 
 def test_a_segment_without_speech_ends_without_frames():
@@ -151,14 +151,14 @@ def test_a_segment_without_speech_ends_without_frames():
     assert segmenter.end_segment() == [SegmentBoundary(2)]
 
 
-def test_an_end_that_comes_after_idle_needs_no_more_frames():
+def test_an_end_after_idle_needs_no_more_frames():
     segmenter = new_segmenter()
     segmenter.push(numbers(HOP))
     segmenter.fill()
     assert segmenter.end_segment() == [SegmentBoundary(0)]
 
 
-def test_an_end_that_comes_early_in_idle_needs_no_second_hop():
+def test_an_end_early_in_idle_needs_no_second_hop():
     segmenter = new_segmenter()
     segmenter.push(numbers(HOP + 3 * FRAME))
     segmenter.fill()  # speech, then one frame of silence: one frame of look-ahead is missing
@@ -171,9 +171,9 @@ def test_the_next_segment_begins_on_a_hop_with_its_own_number():
     first = segmenter.push(numbers(100)) + segmenter.end_segment()
     second = segmenter.push(numbers(HOP, start=500)) + segmenter.end_segment()
     assert second[0].pcm[0] == 500
-    ids = [sound.segment_id for hop in first + second for sound in hop.frame_audio]
+    ids = [audio.segment_id for hop in first + second for audio in hop.frame_audio]
     assert ids == sorted(ids)
-    spoken = {sound.segment_id for hop in second for sound in hop.frame_audio if sound.spoken}
+    spoken = {audio.segment_id for hop in second for audio in hop.frame_audio if audio.spoken}
     assert spoken == {1}
 
 
@@ -185,10 +185,10 @@ def test_silence_goes_before_speech_that_begins():
     np.testing.assert_array_equal(hop.pcm, np.pad(numbers(100), (HOP - 100, 0)))
     assert segmenter.in_speech
     follow = segmenter.fill()
-    assert sum(sound.spoken for sound in hop.frame_audio + follow.frame_audio) == 100
+    assert sum(audio.spoken for audio in hop.frame_audio + follow.frame_audio) == 100
 
 
-def test_silence_goes_after_speech_that_stopped_coming():
+def test_silence_goes_after_speech_that_stopped_arriving():
     segmenter = new_segmenter()
     segmenter.push(numbers(HOP + 100))
     hop = segmenter.fill()
@@ -204,14 +204,14 @@ def test_after_an_end_no_speech_is_expected():
     assert not segmenter.in_speech
 
 
-def test_an_interrupt_leaves_no_old_sound():
+def test_an_interrupt_leaves_no_old_audio():
     segmenter = new_segmenter()
     segmenter.push(numbers(HOP + 100))
     segmenter.interrupt()
     hops = segmenter.push(numbers(HOP, start=5000))
     np.testing.assert_array_equal(hops[0].pcm, numbers(HOP, start=5000))
-    assert not sound_of(hops)[: LOOKAHEAD * FRAME].any()
-    assert {sound.segment_id for sound in hops[0].frame_audio} == {1}
+    assert not audio_of(hops)[: LOOKAHEAD * FRAME].any()
+    assert {audio.segment_id for audio in hops[0].frame_audio} == {1}
 
 
 def test_an_interrupt_before_any_speech_begins_no_segment():

@@ -5,10 +5,10 @@ from letstalk_rt.audio.resample import Resampler, check_pcm, check_rate, to_mono
 from letstalk_rt.errors import AudioFormatError
 
 RATES = [8_000, 16_000, 44_100, 48_000, 192_000]
-"""Doubled, left alone, not a whole ratio, that of WebRTC, and the largest."""
+"""Doubled, unchanged, not an integer ratio, the rate of WebRTC, and the largest."""
 
 PATHS = [16_000, 44_100]
-"""One for each way through the resampler: without and with the engine."""
+"""One rate for each path through the resampler: without and with the engine."""
 
 
 def tone(rate, seconds=1.0, hz=440.0):
@@ -19,12 +19,12 @@ def noise(rate, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, rate // 2).astype(np.float32)
 
 
-def stream(resampler, pieces):
-    return np.concatenate([*(resampler.push(piece) for piece in pieces), resampler.flush()])
+def stream(resampler, chunks):
+    return np.concatenate([*(resampler.push(chunk) for chunk in chunks), resampler.flush()])
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_a_tone_keeps_its_pitch_place_and_strength(rate):
+def test_a_tone_keeps_its_pitch_position_and_level(rate):
     out = stream(Resampler(rate), [tone(rate)])
     assert out.dtype == np.float32
     assert out.size == 16_000
@@ -35,17 +35,17 @@ def test_a_tone_keeps_its_pitch_place_and_strength(rate):
 
 
 @pytest.mark.parametrize("rate", [24_000, 44_100])
-def test_what_16_khz_cannot_carry_is_removed(rate):
+def test_frequencies_above_8_khz_are_removed(rate):
     out = stream(Resampler(rate), [tone(rate, hz=10_000)])
     assert np.abs(out[1000:15_000]).max() < 1e-4
 
 
 @pytest.mark.parametrize("rate", [8_000, *PATHS])
 @pytest.mark.parametrize("size", [1, 999], ids=lambda size: f"by{size}")
-def test_pieces_equal_whole(rate, size):
+def test_chunks_equal_whole(rate, size):
     x = noise(rate)[:8000]
-    pieces = np.split(x, range(size, x.size, size))
-    np.testing.assert_array_equal(stream(Resampler(rate), pieces), stream(Resampler(rate), [x]))
+    chunks = np.split(x, range(size, x.size, size))
+    np.testing.assert_array_equal(stream(Resampler(rate), chunks), stream(Resampler(rate), [x]))
 
 
 @pytest.mark.parametrize("rate", PATHS)
@@ -73,30 +73,30 @@ def test_reset_equals_new(rate, end):
 @pytest.mark.parametrize("rate", PATHS)
 def test_sessions_do_not_mix(rate):
     one, other, out = Resampler(rate), Resampler(rate), []
-    for piece in np.split(noise(rate), 5):
-        out.append(one.push(piece))
-        other.push(piece[::-1].copy())
+    for chunk in np.split(noise(rate), 5):
+        out.append(one.push(chunk))
+        other.push(chunk[::-1].copy())
     np.testing.assert_array_equal(
         np.concatenate([*out, one.flush()]), stream(Resampler(rate), [noise(rate)])
     )
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_delay_is_short_and_steady(rate):
-    resampler, given = Resampler(rate), 0
+def test_the_delay_is_short_and_constant(rate):
+    resampler, produced = Resampler(rate), 0
     held = []
-    for piece in np.split(tone(rate), 50):
-        given += resampler.push(piece).size
-        held.append((len(held) + 1) * 320 - given)
+    for chunk in np.split(tone(rate), 50):
+        produced += resampler.push(chunk).size
+        held.append((len(held) + 1) * 320 - produced)
     assert max(held[5:]) - min(held[5:]) <= 2
     assert max(held[5:]) <= 480 + 2, "30 ms"
 
 
-def test_no_sample_is_lost_or_won_in_a_long_call():
-    resampler, given = Resampler(44_100), 0
+def test_no_sample_is_lost_or_added_in_a_long_call():
+    resampler, produced = Resampler(44_100), 0
     for _ in range(600):
-        given += resampler.push(np.zeros(44_100, np.float32)).size
-    assert given + resampler.flush().size == 600 * 16_000
+        produced += resampler.push(np.zeros(44_100, np.float32)).size
+    assert produced + resampler.flush().size == 600 * 16_000
 
 
 @pytest.mark.parametrize(
@@ -119,16 +119,16 @@ def test_the_number_of_samples_is_exact(rate, count):
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_no_more_than_is_due_comes_before_the_end(rate):
-    resampler, taken, given = Resampler(rate), 0, 0
+def test_no_more_than_is_due_is_returned_before_the_end(rate):
+    resampler, consumed, produced = Resampler(rate), 0, 0
     for size in [1, 1, 7, rate // 100, 3, rate // 50] * 3:
-        given += resampler.push(noise(rate)[:size]).size
-        taken += size
-        assert given <= taken * 16_000 / rate + 0.5
+        produced += resampler.push(noise(rate)[:size]).size
+        consumed += size
+        assert produced <= consumed * 16_000 / rate + 0.5
 
 
 @pytest.mark.parametrize("rate", PATHS)
-def test_an_empty_piece_changes_nothing(rate):
+def test_an_empty_chunk_changes_nothing(rate):
     x = noise(rate)
     empty = np.zeros(0, np.float32)
     resampler = Resampler(rate)
@@ -150,7 +150,7 @@ def test_channels_are_averaged(dtype, scale):
 
 
 @pytest.mark.parametrize("rate", PATHS)
-def test_what_is_too_loud_is_clipped(rate):
+def test_audio_beyond_full_scale_is_clipped(rate):
     loud = np.sign(tone(rate)) * np.float32(3)
     out = stream(Resampler(rate), [loud])
     assert np.abs(out).max() == 1
@@ -174,7 +174,7 @@ def test_opposite_infinities_do_not_cancel():
         check_pcm(np.array([np.inf, -np.inf], np.float32))
 
 
-def test_large_finite_values_are_not_taken_for_infinity():
+def test_large_finite_values_are_not_treated_as_infinity():
     check_pcm(np.full(10, 3e38, np.float32))
 
 
@@ -195,7 +195,7 @@ def test_other_audio_is_refused_with_what_was_expected(pcm, message):
 
 
 @pytest.mark.parametrize("rate", [8_000, 192_000, np.int64(48_000)])
-def test_rates_of_live_audio_are_taken(rate):
+def test_rates_of_live_audio_are_accepted(rate):
     check_rate(rate)
 
 

@@ -90,7 +90,7 @@ def test_warnings_of_the_portrait_are_told(
     [
         ({"portrait": "nobody.png"}, "nobody.png: No such file"),
         ({"portrait": "wall.png"}, "No face"),
-        ({"audio": "text.png"}, "no sound or video file"),
+        ({"audio": "text.png"}, "not an audio or video file"),
         ({"output": "missing/out.mp4"}, "No such file"),
         ({"output": "out.gif"}, "ends in '.gif'"),
         ({"--size": "5000"}, "256 to 1080"),

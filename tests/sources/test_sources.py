@@ -1,4 +1,4 @@
-"""Microphone (with PortAudio played by a fake), files at the pace of time, and iterators."""
+"""Sources: the microphone (with a fake PortAudio), files in real time, and iterators."""
 
 import asyncio
 import sys
@@ -13,27 +13,27 @@ from letstalk_rt.errors import AudioFormatError, ConfigError, DependencyError, S
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.sources.feed import feed
 from letstalk_rt.sources.file import FileSource
-from letstalk_rt.sources.microphone import MAX_WAITING, Microphone
+from letstalk_rt.sources.microphone import MAX_BUFFERED, Microphone
 
 
-class Ear:
-    """A session that notes what it is given and when."""
+class FakeSession:
+    """A session that records what was pushed and when."""
 
     def __init__(self):
-        self.metrics, self.heard, self.times_s, self.ends = Metrics(), [], [], 0
+        self.metrics, self.chunks, self.times_s, self.ends = Metrics(), [], [], 0
 
     async def push_audio(self, pcm, sample_rate):
-        self.heard.append((pcm, sample_rate))
+        self.chunks.append((pcm, sample_rate))
         self.times_s.append(asyncio.get_running_loop().time())
 
     async def end_segment(self):
         self.ends += 1
 
-    def sound(self):
-        return np.concatenate([pcm for pcm, _ in self.heard])
+    def pushed(self):
+        return np.concatenate([pcm for pcm, _ in self.chunks])
 
 
-async def pieces(count, samples=160):
+async def chunks(count, samples=160):
     for number in range(count):
         yield np.full(samples, number, np.int16)
 
@@ -47,26 +47,26 @@ def write_wav(path, samples, rate, channels=1):
     return path
 
 
-# Anything that gives PCM
+# Iterators
 
 
-def test_an_iterator_is_fed_whole_and_ends_the_segment():
+def test_an_iterator_is_pushed_and_ends_the_segment():
     async def body():
-        ear = Ear()
-        assert await feed(ear, pieces(5), 16_000) == pytest.approx(0.05)
-        assert [rate for _, rate in ear.heard] == [16_000] * 5
-        assert ear.sound()[::160].tolist() == [0, 1, 2, 3, 4]
-        assert ear.ends == 1
-        await feed(ear, pieces(1), 16_000, end_segment=False)
-        assert ear.ends == 1
+        session = FakeSession()
+        assert await feed(session, chunks(5), 16_000) == pytest.approx(0.05)
+        assert [rate for _, rate in session.chunks] == [16_000] * 5
+        assert session.pushed()[::160].tolist() == [0, 1, 2, 3, 4]
+        assert session.ends == 1
+        await feed(session, chunks(1), 16_000, end_segment=False)
+        assert session.ends == 1
 
     run(body())
 
 
-def test_a_source_that_does_not_say_its_rate_is_refused():
+def test_a_source_without_a_sample_rate_is_refused():
     async def body():
-        with pytest.raises(ConfigError, match="sample rate"):
-            await feed(Ear(), pieces(1))
+        with pytest.raises(ConfigError, match="sample_rate"):
+            await feed(FakeSession(), chunks(1))
 
     run(body())
 
@@ -75,48 +75,48 @@ def test_a_source_that_does_not_say_its_rate_is_refused():
 
 
 @pytest.mark.parametrize("block_ms", [10, 40])
-def test_a_file_comes_at_the_pace_of_time(tmp_path, block_ms):
+def test_a_file_is_paced_in_real_time(tmp_path, block_ms):
     samples = np.arange(8_000) % 1000
     path = write_wav(tmp_path / "a.wav", samples, 16_000)
 
     async def body():
-        ear, source = Ear(), FileSource(path, block_ms=block_ms)
-        assert await feed(ear, source) == pytest.approx(0.5) == source.seconds
-        np.testing.assert_allclose(ear.sound() * 32768, samples, atol=0.5)
-        expected = np.minimum(np.arange(1, len(ear.times_s) + 1) * block_ms / 1000, 0.5)
-        np.testing.assert_allclose(ear.times_s, expected, atol=1e-6)
+        session, source = FakeSession(), FileSource(path, block_ms=block_ms)
+        assert await feed(session, source) == pytest.approx(0.5) == source.seconds
+        np.testing.assert_allclose(session.pushed() * 32768, samples, atol=0.5)
+        expected = np.minimum(np.arange(1, len(session.times_s) + 1) * block_ms / 1000, 0.5)
+        np.testing.assert_allclose(session.times_s, expected, atol=1e-6)
 
     run(body())
 
 
-def test_a_file_in_a_hurry_takes_no_time(tmp_path):
+def test_an_unpaced_file_does_not_wait(tmp_path):
     path = write_wav(tmp_path / "a.wav", np.zeros(16_000), 16_000)
 
     async def body():
-        ear = Ear()
-        await feed(ear, FileSource(path, paced=False))
-        assert ear.times_s[-1] == 0
+        session = FakeSession()
+        await feed(session, FileSource(path, paced=False))
+        assert session.times_s[-1] == 0
 
     run(body())
 
 
-def test_odd_rates_and_many_channels_become_what_a_session_takes(tmp_path):
+def test_unusual_rates_and_channels_are_converted(tmp_path):
     path = write_wav(tmp_path / "a.wav", np.full((11_025, 6), 8192), 11_025, channels=6)
     source = FileSource(path, paced=False)
     assert source.sample_rate == 48_000
     assert source.seconds == pytest.approx(1, abs=0.001)
 
 
-def test_a_loop_begins_again(tmp_path):
+def test_a_loop_restarts(tmp_path):
     path = write_wav(tmp_path / "a.wav", np.arange(1600), 16_000)
 
     async def body():
-        ear = Ear()
+        session = FakeSession()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.0):
-                await feed(ear, FileSource(path, loop=True))
-        assert 15_000 < len(ear.sound()) <= 16_000
-        assert ear.ends == 0
+                await feed(session, FileSource(path, loop=True))
+        assert 15_000 < len(session.pushed()) <= 16_000
+        assert session.ends == 0
 
     run(body())
 
@@ -133,7 +133,7 @@ def test_bad_files_and_blocks_are_refused(tmp_path):
 
 
 class FakePortAudio(types.ModuleType):
-    """`sounddevice` with one microphone, whose blocks the test gives."""
+    """`sounddevice` with one microphone, whose blocks come from the test."""
 
     class PortAudioError(Exception):
         pass
@@ -158,7 +158,7 @@ class FakePortAudio(types.ModuleType):
                 self.closed = True
                 self.options["finished_callback"]()
 
-            def give(self, level, overflow=False):
+            def deliver(self, level, overflow=False):
                 data = np.full((self.options["blocksize"], 1), level, np.int16)
                 status = types.SimpleNamespace(input_overflow=overflow)
                 self.options["callback"](data, len(data), None, status)
@@ -188,12 +188,12 @@ def portaudio(monkeypatch):
     return fake
 
 
-def test_a_microphone_gives_blocks_of_10_ms_at_its_own_rate(portaudio):
+def test_a_microphone_yields_blocks_of_10_ms_at_its_own_rate(portaudio):
     async def body():
         async with Microphone() as microphone:
             assert microphone.sample_rate == 44_100
-            portaudio.stream.give(7)
-            portaudio.stream.give(8)
+            portaudio.stream.deliver(7)
+            portaudio.stream.deliver(8)
             first, second = await anext(microphone), await anext(microphone)
         assert first.shape == (441,) and first.dtype == np.int16
         assert (first[0], second[0]) == (7, 8)
@@ -215,35 +215,35 @@ def test_the_device_and_the_rate_can_be_chosen(portaudio):
     run_real(body())
 
 
-def test_lost_sound_is_counted_and_told_to_the_session(portaudio):
+def test_lost_audio_is_counted_in_the_metrics_of_the_session(portaudio):
     async def body():
-        ear = Ear()
+        session = FakeSession()
         async with Microphone() as microphone:
-            portaudio.stream.give(0, overflow=True)
-            for level in range(1, MAX_WAITING + 5):
-                portaudio.stream.give(level)
-            await asyncio.sleep(0)  # the loop takes the blocks
-            feeding = asyncio.create_task(feed(ear, microphone))
-            await asyncio.sleep(0)  # the task takes what waits
+            portaudio.stream.deliver(0, overflow=True)
+            for level in range(1, MAX_BUFFERED + 5):
+                portaudio.stream.deliver(level)
+            await asyncio.sleep(0)  # the loop queues the blocks
+            feeding = asyncio.create_task(feed(session, microphone))
+            await asyncio.sleep(0)  # the task reads the queue
         await feeding
         assert microphone.overflows == 1 + 5
-        assert ear.metrics.overflows == 6
-        assert ear.sound()[::441].tolist() == list(range(5, MAX_WAITING + 5))
+        assert session.metrics.overflows == 6
+        assert session.pushed()[::441].tolist() == list(range(5, MAX_BUFFERED + 5))
 
     run_real(body())
 
 
-def test_a_microphone_that_is_unplugged_says_so(portaudio):
+def test_an_unplugged_microphone_raises(portaudio):
     async def body():
         async with Microphone() as microphone:
             portaudio.stream.options["finished_callback"]()
-            with pytest.raises(DependencyError, match="gone"):
+            with pytest.raises(DependencyError, match="disconnected"):
                 await anext(microphone)
 
     run_real(body())
 
 
-def test_what_cannot_be_opened_says_what_to_do(portaudio):
+def test_a_device_that_cannot_be_opened_raises(portaudio):
     async def body():
         with pytest.raises(ConfigError, match="Desk"):
             async with Microphone("Attic"):
@@ -259,13 +259,13 @@ def test_what_cannot_be_opened_says_what_to_do(portaudio):
 
 
 def test_feeding_ends_with_the_session(portaudio):
-    class Closed(Ear):
+    class Closed(FakeSession):
         async def push_audio(self, pcm, sample_rate):
             raise SessionClosed("the session was closed; open another")
 
     async def body():
         async with Microphone() as microphone:
-            portaudio.stream.give(1)
+            portaudio.stream.deliver(1)
             with pytest.raises(SessionClosed):
                 await feed(Closed(), microphone)
 
