@@ -12,7 +12,7 @@ Rooms, from the outside in:
 `avatar_runner` (the engine), `reporting` (what is shown, told to the engine and to clients),
 `reception` (a connection's messages), `links` (a WebRTC connection), `speech` (who is heard),
 `endings`, `sound`, `frames` (in messages)
-`studio` (the model and the portraits), `playout` (the one clock)
+`avatar_service` (the model and the portraits), `playout` (the one clock)
 `transport` (what is needed of a WebRTC stack) and what implements it: `aiortc_transport`, `offers`,
 `bitrates`, `feeds`, `encoders`, `sender`, `estimate`, `receiver`, `microphone`, `hardening`
 """

@@ -57,17 +57,17 @@ def create_app(
         threads = ThreadPoolExecutor(THREADS, thread_name_prefix="letstalk")
         asyncio.get_running_loop().set_default_executor(threads)
         metrics: ServerMetrics = app.state.metrics
-        studio = await AvatarService.open(settings, load, metrics.note_step)
+        avatar_service = await AvatarService.open(settings, load, metrics.record_step)
         transport = AiortcTransport(settings.ice_servers, settings.bitrates, prefer=settings.codec)
-        sessions = SessionRegistry(studio, transport, settings, metrics.note_end)
-        app.state.studio, app.state.sessions = studio, sessions
-        _watch(metrics, studio, sessions)
+        sessions = SessionRegistry(avatar_service, transport, settings, metrics.record_session_end)
+        app.state.avatar_service, app.state.sessions = avatar_service, sessions
+        _register_gauges(metrics, avatar_service, sessions)
         try:
             yield
         finally:
             await sessions.aclose()
             transport.close()
-            await studio.aclose()
+            await avatar_service.aclose()
 
     app = Starlette(
         lifespan=lifespan,
@@ -76,42 +76,43 @@ def create_app(
             ServerError: _on_error,
             PortraitError: _on_error,
             HTTPException: _on_http_error,
-            Exception: _on_bug,
+            Exception: _on_unexpected_error,
         },
     )
     app.state.settings = settings
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.uploading = asyncio.Semaphore(MAX_UPLOADS)
-    app.state.upload_throttle = RateLimiter(UPLOADS_PER_S)
+    app.state.upload_limiter = RateLimiter(UPLOADS_PER_S)
     app.add_middleware(SecurityMiddleware, settings=settings)
     return app
 
 
 def _routes() -> list[BaseRoute]:
     found = [*rest.routes(), *signaling.routes(), *websocket.routes()]
-    return [*found, *_refusals(found), *pages.routes()]
+    return [*found, *_method_not_allowed_routes(found), *pages.routes()]
 
 
-def _refusals(routes: list[BaseRoute]) -> list[BaseRoute]:
+def _method_not_allowed_routes(routes: list[BaseRoute]) -> list[BaseRoute]:
     """Give, for each address, a route that says which methods it takes."""
     methods: dict[str, set[str]] = {}
     for route in routes:
         if isinstance(route, Route):
             methods.setdefault(route.path, set()).update(route.methods or ())
     return [
-        Route(path, _refuse_method(names), methods=_ALL_METHODS) for path, names in methods.items()
+        Route(path, _method_not_allowed(names), methods=_ALL_METHODS)
+        for path, names in methods.items()
     ]
 
 
 _ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"]
 
 
-def _refuse_method(names: set[str]) -> Callable[[Request], Response]:
+def _method_not_allowed(names: set[str]) -> Callable[[Request], Response]:
     allowed = ", ".join(sorted(names))
 
     async def refuse(request: Request) -> Response:
-        return _answer(
+        return _problem_response(
             request,
             MethodNotAllowedError(f"This address takes {allowed}.", {"allow": allowed}),
         )
@@ -119,16 +120,21 @@ def _refuse_method(names: set[str]) -> Callable[[Request], Response]:
     return refuse  # type: ignore[return-value]  # Starlette takes coroutine functions
 
 
-def _watch(metrics: ServerMetrics, studio: AvatarService, sessions: SessionRegistry) -> None:
+def _register_gauges(
+    metrics: ServerMetrics, avatar_service: AvatarService, sessions: SessionRegistry
+) -> None:
     began_s = time.monotonic()
-    metrics.watch(
+    metrics.register_gauges(
         lambda: sessions,
         {
-            "places": ("Sessions that fit", lambda: float(sessions.admission.places)),
-            "model_busy_ratio": ("Share of its time the model works", studio.worker.busy_ratio),
+            "places": ("Sessions that fit", lambda: float(sessions.admission.capacity)),
+            "model_busy_ratio": (
+                "Share of its time the model works",
+                avatar_service.worker.busy_ratio,
+            ),
             "model_step_share": (
                 "Share of the model's time that one session takes",
-                lambda: studio.speed.share,
+                lambda: avatar_service.step_cost.share,
             ),
             "uptime_seconds": ("Since the start", lambda: time.monotonic() - began_s),
         },
@@ -137,22 +143,22 @@ def _watch(metrics: ServerMetrics, studio: AvatarService, sessions: SessionRegis
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServerError | PortraitError), type(error)
-    return _answer(request, error)
+    return _problem_response(request, error)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known: dict[int, type[ServerError]] = {404: NotFoundError, 405: MethodNotAllowedError}
     refusal = known.get(error.status_code, BadRequestError)
-    return _answer(request, refusal("Check the address and the method of the request."))
+    return _problem_response(request, refusal("Check the address and the method of the request."))
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
+async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     log.error("a request failed (%s)", type(error).__name__)
-    return _answer(request, InternalError("Try again; the server's log has the cause."))
+    return _problem_response(request, InternalError("Try again; the server's log has the cause."))
 
 
-def _answer(request: Request, error: ServerError | PortraitError) -> Response:
+def _problem_response(request: Request, error: ServerError | PortraitError) -> Response:
     problem = problem_details(error)
     request.app.state.metrics.problems.labels(problem.problem_type.code).inc()
     return problem.response()

@@ -84,7 +84,7 @@ class Auth:
         self._ttl_s = settings.token_ttl_s
         self._now = now
 
-    def caller(self, headers: Mapping[str, str]) -> Caller:
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Tell who sent a request.
 
         Raises:
@@ -104,7 +104,7 @@ class Auth:
             return OPERATOR
         return self._read(token)
 
-    def mint(
+    def issue(
         self,
         subject: str,
         scopes: Iterable[str],
@@ -137,7 +137,7 @@ class Auth:
         """
         if self._now() >= caller.login_s + MAX_LOGIN_S:
             raise TokenExpiredError("This token was renewed for 12 hours. Ask for a new one.")
-        return self.mint(
+        return self.issue(
             caller.subject,
             caller.scopes,
             ttl_s=ttl_s,

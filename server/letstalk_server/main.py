@@ -131,8 +131,8 @@ def without_words(record: logging.LogRecord) -> bool:
     """
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
-        places = traceback.extract_tb(error.__traceback__)[-8:]
-        path = " < ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(places))
+        frames = traceback.extract_tb(error.__traceback__)[-8:]
+        path = " < ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(frames))
         record.msg, record.args = f"{type(error).__name__} at {path}", ()
         record.exc_info = record.exc_text = None
     return True
@@ -173,7 +173,7 @@ def page_address(settings: Settings, port: int, auth: Auth) -> str:
         if settings.api_key is None:
             return f"{address} (nobody can get a token: LETSTALK_API_KEY is not set)"
         return f"{address} (tokens are asked for: see POST /v1/tokens in docs/protocol.md)"
-    token, _ = auth.mint("operator", PAGE_SCOPES, ttl_s=3600)
+    token, _ = auth.issue("operator", PAGE_SCOPES, ttl_s=3600)
     return f"{address}#token={token}"
 
 

@@ -50,12 +50,12 @@ class ServerMetrics:
             registry=self.registry,
         )
 
-    def note_step(self, seconds: float, count: int) -> None:
+    def record_step(self, seconds: float, count: int) -> None:
         """Record a call of the model; safe to call from its thread."""
         self.step_seconds.observe(seconds)
         self.step_sessions.inc(count)
 
-    def note_end(self, session: Session) -> None:
+    def record_session_end(self, session: Session) -> None:
         """Record what a session that ended was like."""
         self.sessions_ended.labels(session.end_reason or "failed").inc()
         stats = session.stats()
@@ -63,7 +63,7 @@ class ServerMetrics:
         self.frames.labels("repeated").inc(stats.repeats)
         self.stalls.inc(stats.stalls)
 
-    def watch(
+    def register_gauges(
         self,
         sessions: Callable[[], Iterable[Session]],
         gauges: dict[str, tuple[str, Callable[[], float]]],
@@ -74,14 +74,14 @@ class ServerMetrics:
             sessions: all that run.
             gauges: by name, a word of explanation and where the value comes from.
         """
-        self.registry.register(_Live(sessions, gauges))
+        self.registry.register(_LiveCollector(sessions, gauges))
 
     def text(self) -> bytes:
         """Give everything in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class _Live(Collector):
+class _LiveCollector(Collector):
     """What is read off the running sessions when somebody asks."""
 
     def __init__(
@@ -93,8 +93,8 @@ class _Live(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Give the present values."""
-        for name, (words, value) in self._gauges.items():
-            yield GaugeMetricFamily(f"letstalk_{name}", words, value())
+        for name, (description, value) in self._gauges.items():
+            yield GaugeMetricFamily(f"letstalk_{name}", description, value())
         running = list(self._sessions())
         yield GaugeMetricFamily("letstalk_sessions", "Sessions that run", len(running))
         yield _connections(running)
@@ -104,9 +104,9 @@ class _Live(Collector):
 
 def _connections(running: list[Session]) -> Metric:
     family = GaugeMetricFamily("letstalk_connections_open", "Open connections", labels=["role"])
-    roles = [link.role for session in running for link in session.connections]
-    for role in ConnectionKind:
-        family.add_metric([role], roles.count(role))
+    kinds = [connection.kind for session in running for connection in session.connections]
+    for kind in ConnectionKind:
+        family.add_metric([kind], kinds.count(kind))
     return family
 
 
@@ -119,11 +119,11 @@ def _sums(running: list[Session]) -> Iterator[Metric]:
         "live_backlog_ms": ("Speech that waits in running sessions", [s.backlog_ms for s in stats]),
         "video_bits_per_second": (
             "Target bit rate of all connections",
-            [getattr(link, "sends_bits_s", 0) for one in running for link in one.connections],
+            [connection.video_bitrate for one in running for connection in one.connections],
         ),
     }
-    for name, (words, parts) in values.items():
-        yield GaugeMetricFamily(f"letstalk_{name}", words, sum(parts))
+    for name, (description, parts) in values.items():
+        yield GaugeMetricFamily(f"letstalk_{name}", description, sum(parts))
 
 
 def _stages(running: list[Session]) -> Metric:

@@ -3,7 +3,6 @@
 import io
 import json
 import socket
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -115,7 +114,7 @@ def place():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield [sys.executable, PAINTED[1], str(port)]
+    yield [*PAINTED[:-1], str(port)]
 
 
 def test_the_page_comes_back_with_the_server(browser):

@@ -49,12 +49,12 @@ class Now:
 def test_a_token_tells_who_it_is_for_until_it_ends():
     now = Now()
     auth = Auth(LOCKED, now)
-    token, expires_s = auth.mint("ann", ["view", "speak"], ttl_s=60, session="s1")
-    caller = auth.caller(bearer(token))
+    token, expires_s = auth.issue("ann", ["view", "speak"], ttl_s=60, session="s1")
+    caller = auth.authenticate(bearer(token))
     assert (caller.subject, caller.scopes, caller.session) == ("ann", {"view", "speak"}, "s1")
     assert expires_s == 60 and not caller.is_operator
     now.s += 66
-    assert code_of(lambda: auth.caller(bearer(token))) == "token-expired"
+    assert code_of(lambda: auth.authenticate(bearer(token))) == "token-expired"
 
 
 @pytest.mark.parametrize(
@@ -72,22 +72,22 @@ def test_a_token_tells_who_it_is_for_until_it_ends():
 )
 def test_forged_tokens_are_refused(forge):
     auth = Auth(LOCKED)
-    token, _ = auth.mint("ann", SCOPES)
-    assert code_of(lambda: auth.caller(bearer(forge(token)))) == "token-invalid"
+    token, _ = auth.issue("ann", SCOPES)
+    assert code_of(lambda: auth.authenticate(bearer(forge(token)))) == "token-invalid"
 
 
 def test_tokens_of_another_start_are_not_of_this_one():
-    token, _ = Auth(Settings(auth="on")).mint("ann", SCOPES)
-    assert code_of(lambda: Auth(Settings(auth="on")).caller(bearer(token))) == "token-invalid"
+    token, _ = Auth(Settings(auth="on")).issue("ann", SCOPES)
+    assert code_of(lambda: Auth(Settings(auth="on")).authenticate(bearer(token))) == "token-invalid"
 
 
 def test_a_token_is_renewed_for_half_a_day_and_no_more():
     now = Now()
     auth = Auth(LOCKED, now)
-    token, _ = auth.mint("ann", ["view"])
+    token, _ = auth.issue("ann", ["view"])
     began_s = now.s
     while now.s < began_s + MAX_LOGIN_S - 500:
-        caller = auth.caller(bearer(token))
+        caller = auth.authenticate(bearer(token))
         assert caller.scopes == {"view"} and caller.login_s == began_s
         token, expires_s = auth.renew(caller)
         now.s += 500

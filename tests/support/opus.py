@@ -7,7 +7,7 @@ import numpy as np
 
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 
-PIECE = 960
+PACKET_SAMPLES = 960
 
 
 def opus_packets(seconds=1.0, hz=440, shape=lambda wave: 12_000 * wave):
@@ -17,8 +17,8 @@ def opus_packets(seconds=1.0, hz=440, shape=lambda wave: 12_000 * wave):
     t = np.arange(int(seconds * CLOCK_HZ)) / CLOCK_HZ
     pcm = shape(np.sin(2 * np.pi * hz * t)).astype(np.int16)
     packets = []
-    for start in range(0, pcm.size, PIECE):
-        piece = pcm[None, start : start + PIECE]
+    for start in range(0, pcm.size, PACKET_SAMPLES):
+        piece = pcm[None, start : start + PACKET_SAMPLES]
         frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
         frame.sample_rate, frame.pts = CLOCK_HZ, start
         packets += [bytes(packet) for packet in encoder.encode(frame)]

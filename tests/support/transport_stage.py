@@ -228,8 +228,8 @@ def skews_ms(guest, clocks):
     if not all(clocks.values()) or not guest.onsets.beeps:
         return []
     sights = [clocks["video"].wall_s(pts) for pts in guest.onsets.flashes]
-    sounds = np.array([clocks["audio"].wall_s(pts) for pts in guest.onsets.beeps])
-    skews = [float(sounds[np.abs(sounds - at).argmin()] - at) * 1000 for at in sights]
+    chunks = np.array([clocks["audio"].wall_s(pts) for pts in guest.onsets.beeps])
+    skews = [float(chunks[np.abs(chunks - at).argmin()] - at) * 1000 for at in sights]
     return [skew for skew in skews if abs(skew) < 250]  # the beep of a lost one is far off
 
 
@@ -244,7 +244,7 @@ class Path:
     """
 
     def __init__(self, pc, loss=0.0, delay_s=0.0, jitter_s=0.0, seed=0):
-        self.is_cut = False
+        self.is_scene_change = False
         self.lost = 0
         self._loss, self._delay_s, self._jitter_s = loss, delay_s, jitter_s
         self._random = random.Random(seed)
@@ -254,7 +254,7 @@ class Path:
         self._ice._send = self._send
 
     async def _send(self, data):
-        if self.is_cut or self._random.random() < self._loss:
+        if self.is_scene_change or self._random.random() < self._loss:
             self.lost += 1
             return
         wait_s = self._delay_s + self._random.random() * self._jitter_s

@@ -21,7 +21,7 @@ HEADER = struct.Struct("<BBHIIHHII")
 REPEATED, BADGE = 1, 2
 
 
-class PayloadKind(IntEnum):
+class PayloadType(IntEnum):
     """What a binary message holds."""
 
     JPEG = 1
@@ -43,25 +43,25 @@ class FramePacker:
         self._flags = BADGE if has_badge else 0
         self._opus = OpusEncoder() if wanted.sound == "opus" else None
 
-    def picture(self, slot: PlayoutSlot) -> bytes:
+    def frame(self, slot: PlayoutSlot) -> bytes:
         """Give the message with a slot's picture. Takes a few ms: call it in a thread."""
         is_jpeg = self.wanted.format == "jpeg"
         data = jpeg(slot.rgb, self.wanted.quality) if is_jpeg else slot.rgb.tobytes()
         height, width = slot.rgb.shape[:2]
         flags = self._flags | (REPEATED if slot.repeated else 0)
-        kind = PayloadKind.JPEG if is_jpeg else PayloadKind.RGB
+        kind = PayloadType.JPEG if is_jpeg else PayloadType.RGB
         return _header(kind, slot, width, height, 0, flags) + data
 
-    def sound(self, slot: PlayoutSlot) -> Iterator[bytes]:
+    def audio_messages(self, slot: PlayoutSlot) -> Iterator[bytes]:
         """Give the messages with a slot's sound."""
         flags = REPEATED if slot.repeated else 0
         if self._opus is not None:
             for packet in self._opus(slot.pcm):
                 samples = SAMPLES_PER_FRAME // 2
-                yield _header(PayloadKind.OPUS, slot, samples, 1, SAMPLE_RATE, flags) + packet
+                yield _header(PayloadType.OPUS, slot, samples, 1, SAMPLE_RATE, flags) + packet
         elif self.wanted.sound == "pcm16":
             data = to_int16(slot.pcm).astype("<i2").tobytes()
-            yield _header(PayloadKind.PCM16, slot, SAMPLES_PER_FRAME, 1, SAMPLE_RATE, flags) + data
+            yield _header(PayloadType.PCM16, slot, SAMPLES_PER_FRAME, 1, SAMPLE_RATE, flags) + data
 
 
 def jpeg(rgb: np.ndarray, quality: int) -> bytes:
@@ -72,7 +72,7 @@ def jpeg(rgb: np.ndarray, quality: int) -> bytes:
 
 
 def _header(
-    kind: PayloadKind, slot: PlayoutSlot, width: int, height: int, rate: int, flags: int
+    kind: PayloadType, slot: PlayoutSlot, width: int, height: int, rate: int, flags: int
 ) -> bytes:
     frame = slot.frame
     segment_id, epoch = (frame.segment_id, frame.epoch) if frame is not None else (0, 0)

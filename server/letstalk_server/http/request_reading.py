@@ -43,9 +43,9 @@ class AppContext:
         return cast(Settings, self._state.settings)
 
     @property
-    def studio(self) -> AvatarService:
+    def avatar_service(self) -> AvatarService:
         """The model and the portraits."""
-        return cast(AvatarService, self._state.studio)
+        return cast(AvatarService, self._state.avatar_service)
 
     @property
     def sessions(self) -> SessionRegistry:
@@ -62,14 +62,14 @@ class AppContext:
         """What is counted."""
         return cast(ServerMetrics, self._state.metrics)
 
-    def caller(self, *scopes: str) -> Caller:
+    def authorize(self, *scopes: str) -> Caller:
         """Tell who asks.
 
         Raises:
             AuthenticationError: the token is no good.
             NotAllowedError: it allows none of the scopes.
         """
-        caller = self.auth.caller(self._connection.headers)
+        caller = self.auth.authenticate(self._connection.headers)
         if scopes:
             caller.require(*scopes)
         return caller
@@ -119,7 +119,7 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def text_of(fields: dict[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> str | None:
+def text_field(fields: dict[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> str | None:
     """Give an optional text of a JSON object.
 
     Raises:
@@ -131,7 +131,7 @@ def text_of(fields: dict[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> st
     return value
 
 
-def options_of(fields: object) -> ServedSessionOptions:
+def parse_options(fields: object) -> ServedSessionOptions:
     """Read the options of a session.
 
     Raises:
@@ -164,7 +164,7 @@ def _motion_of(fields: object) -> MotionOptions:
         raise BadRequestError(f'"motion" cannot be used: {error}.') from None
 
 
-def flag_of(connection: HTTPConnection, key: str, default: bool) -> bool:
+def query_flag(connection: HTTPConnection, key: str, default: bool) -> bool:
     """Read true or false from the query.
 
     Raises:
@@ -177,7 +177,7 @@ def flag_of(connection: HTTPConnection, key: str, default: bool) -> bool:
     return known[text]
 
 
-def json_answer(
+def json_response(
     body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """Give a JSON response that nobody keeps."""

@@ -18,12 +18,12 @@ from letstalk_server.errors import BadRequestError, ConsentMissingError, NotFoun
 from letstalk_server.http import openapi
 from letstalk_server.http.request_reading import (
     AppContext,
-    flag_of,
-    json_answer,
-    options_of,
+    json_response,
+    parse_options,
+    query_flag,
     read_body,
     read_json,
-    text_of,
+    text_field,
 )
 from letstalk_server.session.avatar_service import MAX_LABEL_CHARS, AvatarEntry, AvatarService
 from letstalk_server.session.session import Session
@@ -33,7 +33,7 @@ from letstalk_server.webrtc import turn
 CONSENT = (
     "I show myself in this picture, or the person in it has agreed to be shown as a talking avatar."
 )
-PICTURES = {"still.jpg": "image/jpeg", "thumbnail.jpg": "image/jpeg", "matte.png": "image/png"}
+IMAGE_TYPES = {"still.jpg": "image/jpeg", "thumbnail.jpg": "image/jpeg", "matte.png": "image/png"}
 MIN_TTL_S = 10
 
 
@@ -45,15 +45,15 @@ def routes() -> list[BaseRoute]:
         Route("/metrics", prometheus),
         Route("/openapi.json", describe),
         Route("/v1/config", config),
-        Route("/v1/tokens", make_token, methods=["POST"]),
+        Route("/v1/tokens", create_token, methods=["POST"]),
         Route("/v1/avatars", list_avatars),
         Route("/v1/avatars", upload_avatar, methods=["POST"]),
         Route("/v1/avatars/{name}", show_avatar),
         Route("/v1/avatars/{name}", delete_avatar, methods=["DELETE"]),
-        Route("/v1/avatars/{name}/{picture}", show_picture),
-        Route("/v1/sessions", open_session, methods=["POST"]),
+        Route("/v1/avatars/{name}/{picture}", show_image),
+        Route("/v1/sessions", create_session, methods=["POST"]),
         Route("/v1/sessions/{name}", show_session),
-        Route("/v1/sessions/{name}", end_session, methods=["DELETE"]),
+        Route("/v1/sessions/{name}", delete_session, methods=["DELETE"]),
     ]
 
 
@@ -63,21 +63,21 @@ def routes() -> list[BaseRoute]:
 async def health(request: Request) -> Response:
     """Tell that the process lives."""
     sessions = AppContext(request).sessions
-    places = sessions.admission.places
-    return json_answer({"status": "ok", "sessions": len(sessions), "max_sessions": places})
+    capacity = sessions.admission.capacity
+    return json_response({"status": "ok", "sessions": len(sessions), "max_sessions": capacity})
 
 
 async def ready(request: Request) -> Response:
     """Tell whether a session could be opened."""
-    AppContext(request).sessions.check_room()
-    return json_answer({"status": "ready"})
+    AppContext(request).sessions.check_capacity()
+    return json_response({"status": "ready"})
 
 
 async def prometheus(request: Request) -> Response:
     """Give the metrics."""
-    parts = AppContext(request)
-    parts.caller("metrics")
-    return Response(parts.metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
+    context = AppContext(request)
+    context.authorize("metrics")
+    return Response(context.metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
 
 
 async def describe(request: Request) -> Response:
@@ -88,7 +88,7 @@ async def describe(request: Request) -> Response:
 async def config(request: Request) -> Response:
     """Tell a page what it needs before anything else."""
     settings = AppContext(request).settings
-    return json_answer(
+    return json_response(
         {
             "version": __version__,
             "auth": settings.auth_required,
@@ -120,10 +120,10 @@ def _limits(settings: Settings) -> dict[str, Any]:
 # Tokens
 
 
-async def make_token(request: Request) -> Response:
+async def create_token(request: Request) -> Response:
     """Make a token for somebody, or renew the caller's own."""
-    parts = AppContext(request)
-    caller = parts.caller()
+    context = AppContext(request)
+    caller = context.authorize()
     fields = await read_json(request, may_be_empty=True)
     ttl_s = fields.get("ttl_s")
     if ttl_s is not None and (
@@ -131,12 +131,12 @@ async def make_token(request: Request) -> Response:
     ):
         raise BadRequestError(f'"ttl_s" must be a whole number, {MIN_TTL_S} to {MAX_TTL_S}.')
     if not caller.is_operator:
-        token, expires_s = parts.auth.renew(caller, ttl_s)
+        token, expires_s = context.auth.renew(caller, ttl_s)
         return _token(token, expires_s, caller.subject, caller.scopes, caller.session)
-    subject = text_of(fields, "subject", MAX_SUBJECT_CHARS) or caller.subject
-    session = text_of(fields, "session")
+    subject = text_field(fields, "subject", MAX_SUBJECT_CHARS) or caller.subject
+    session = text_field(fields, "session")
     scopes = _scopes(fields)
-    token, expires_s = parts.auth.mint(subject, scopes, ttl_s=ttl_s, session=session)
+    token, expires_s = context.auth.issue(subject, scopes, ttl_s=ttl_s, session=session)
     return _token(token, expires_s, subject, scopes, session)
 
 
@@ -158,7 +158,7 @@ def _token(
         "scopes": sorted(scopes),
         "session": session,
     }
-    return json_answer(body, 201)
+    return json_response(body, 201)
 
 
 # Avatars
@@ -166,126 +166,130 @@ def _token(
 
 async def list_avatars(request: Request) -> Response:
     """List the default avatars and the caller's own."""
-    parts = AppContext(request)
-    caller = parts.caller("avatars", "sessions", "view", "speak")
-    avatars = [avatar_json(cast) for cast in parts.studio.catalogue(caller.subject)]
-    return json_answer({"avatars": avatars, "max_upload_bytes": parts.settings.max_upload_bytes})
+    context = AppContext(request)
+    caller = context.authorize("avatars", "sessions", "view", "speak")
+    avatars = [avatar_json(entry) for entry in context.avatar_service.list_avatars(caller.subject)]
+    return json_response(
+        {"avatars": avatars, "max_upload_bytes": context.settings.max_upload_bytes}
+    )
 
 
 async def upload_avatar(request: Request) -> Response:
     """Take a picture file as the request body, with no form around it."""
-    parts = AppContext(request)
-    caller = parts.caller("avatars")
-    if not flag_of(request, "consent", False):
+    context = AppContext(request)
+    caller = context.authorize("avatars")
+    if not query_flag(request, "consent", False):
         raise ConsentMissingError(
             f"Whoever uploads a portrait must confirm: {CONSENT} Send consent=true in the query."
         )
-    request.app.state.upload_throttle.check(caller)
+    request.app.state.upload_limiter.check(caller)
     label = request.query_params.get("label", "")
     if len(label) > MAX_LABEL_CHARS:
         raise BadRequestError(f"label may have {MAX_LABEL_CHARS} characters.")
     uploading: asyncio.Semaphore = request.app.state.uploading
     async with uploading:
-        data = await read_body(request, parts.settings.max_upload_bytes)
+        data = await read_body(request, context.settings.max_upload_bytes)
         if not data:
             raise NotAnImageError("The file is empty. Choose a JPEG, PNG or WebP picture.")
-        cast = await parts.studio.upload(data, caller.subject, label)
-    parts.metrics.uploads.inc()
-    return json_answer(avatar_json(cast), 201, {"location": f"/v1/avatars/{cast.id}"})
+        entry = await context.avatar_service.upload(data, caller.subject, label)
+    context.metrics.uploads.inc()
+    return json_response(avatar_json(entry), 201, {"location": f"/v1/avatars/{entry.id}"})
 
 
 async def show_avatar(request: Request) -> Response:
     """Tell about one avatar."""
-    parts = AppContext(request)
-    parts.caller("avatars", "sessions", "view", "speak")
-    return json_answer(avatar_json(parts.studio.find(request.path_params["name"])))
+    context = AppContext(request)
+    context.authorize("avatars", "sessions", "view", "speak")
+    return json_response(avatar_json(context.avatar_service.find(request.path_params["name"])))
 
 
 async def delete_avatar(request: Request) -> Response:
     """Forget an upload."""
-    parts = AppContext(request)
-    caller = parts.caller("avatars")
-    parts.studio.delete(request.path_params["name"], caller.subject)
+    context = AppContext(request)
+    caller = context.authorize("avatars")
+    context.avatar_service.delete(request.path_params["name"], caller.subject)
     return Response(status_code=204)
 
 
-async def show_picture(request: Request) -> Response:
+async def show_image(request: Request) -> Response:
     """Give a picture of an avatar. No token: the id of an upload cannot be guessed."""
-    studio: AvatarService = AppContext(request).studio
-    cast = studio.find(request.path_params["name"])
+    avatar_service: AvatarService = AppContext(request).avatar_service
+    entry = avatar_service.find(request.path_params["name"])
     name = request.path_params["picture"]
-    data = {"still.jpg": cast.still, "thumbnail.jpg": cast.thumbnail}.get(name)
+    data = {"still.jpg": entry.still, "thumbnail.jpg": entry.thumbnail}.get(name)
     if name == "matte.png":
-        data = await studio.matte(cast)
+        data = await avatar_service.matte(entry)
     if data is None:
         raise NotFoundError("There is no such picture.")
     headers = {"cache-control": "private, no-cache"}
-    return Response(data, media_type=PICTURES[name], headers=headers)
+    return Response(data, media_type=IMAGE_TYPES[name], headers=headers)
 
 
-def avatar_json(cast: AvatarEntry) -> dict[str, Any]:
+def avatar_json(entry: AvatarEntry) -> dict[str, Any]:
     """Tell about an avatar."""
-    height, width = cast.portrait.canvas.shape[:2]
-    address = f"v1/avatars/{cast.id}"
+    height, width = entry.portrait.canvas.shape[:2]
+    address = f"v1/avatars/{entry.id}"
     return {
-        "id": cast.id,
-        "name": cast.id,
-        "portrait": None if cast.owner is None else cast.id,
-        "label": cast.label,
-        "default": cast.owner is None,
+        "id": entry.id,
+        "name": entry.id,
+        "portrait": None if entry.owner is None else entry.id,
+        "label": entry.label,
+        "default": entry.owner is None,
         "still": f"{address}/still.jpg",
         "thumbnail": f"{address}/thumbnail.jpg",
         "matte": f"{address}/matte.png",
         "width": width,
         "height": height,
-        "face": [round(value) for value in cast.portrait.box],
-        "warnings": list(cast.portrait.warnings),
+        "face": [round(value) for value in entry.portrait.box],
+        "warnings": list(entry.portrait.warnings),
     }
 
 
 # Sessions
 
 
-async def open_session(request: Request) -> Response:
+async def create_session(request: Request) -> Response:
     """Make a session; connections are then made on it."""
-    parts = AppContext(request)
-    caller = parts.caller("sessions")
+    context = AppContext(request)
+    caller = context.authorize("sessions")
     fields = await read_json(request, may_be_empty=True)
-    cast = parts.studio.find(text_of(fields, "avatar"), text_of(fields, "portrait"))
-    session = parts.sessions.open(cast, caller, options_of(fields.get("options")))
-    answer = session_answer(parts, session, 201)
+    entry = context.avatar_service.find(
+        text_field(fields, "avatar"), text_field(fields, "portrait")
+    )
+    session = context.sessions.open(entry, caller, parse_options(fields.get("options")))
+    answer = session_response(context, session, 201)
     answer.headers["location"] = f"/v1/sessions/{session.id}"
     return answer
 
 
 async def show_session(request: Request) -> Response:
     """Tell about a session, with fresh credentials."""
-    parts = AppContext(request)
-    caller = parts.caller("sessions", "speak", "view")
-    session = parts.sessions.find(request.path_params["name"], caller)
-    return session_answer(parts, session, caller=caller)
+    context = AppContext(request)
+    caller = context.authorize("sessions", "speak", "view")
+    session = context.sessions.find(request.path_params["name"], caller)
+    return session_response(context, session, caller=caller)
 
 
-async def end_session(request: Request) -> Response:
+async def delete_session(request: Request) -> Response:
     """End a session."""
-    parts = AppContext(request)
-    caller = parts.caller("sessions", "speak")
-    await parts.sessions.close(parts.sessions.find(request.path_params["name"], caller))
+    context = AppContext(request)
+    caller = context.authorize("sessions", "speak")
+    await context.sessions.close(context.sessions.find(request.path_params["name"], caller))
     return Response(status_code=204)
 
 
-def session_answer(
-    parts: AppContext, session: Session, status: int = 200, caller: Caller | None = None
+def session_response(
+    context: AppContext, session: Session, status: int = 200, caller: Caller | None = None
 ) -> JSONResponse:
     """Tell about a session, with tokens and TURN credentials of its own."""
-    settings = parts.settings
+    settings = context.settings
     servers = turn.ice_servers(settings)
     now = time.monotonic()
     may_speak = caller is None or "speak" in caller.scopes
     body = {
         "session": session.id,
-        "avatar": session.cast.id,
-        **_tokens(parts, session, may_speak=may_speak),
+        "avatar": session.avatar_entry.id,
+        **_tokens(context, session, may_speak=may_speak),
         "ice_servers": turn.as_json(servers),
         "urls": {kind: f"v1/{kind}?session={session.id}" for kind in _KINDS},
         "video": session.video,
@@ -295,15 +299,15 @@ def session_answer(
         "max_session_s": settings.max_session_s,
         "max_idle_s": settings.max_idle_s,
         "disclosure": session.disclosure,
-        "warnings": list(session.cast.portrait.warnings),
+        "warnings": list(session.avatar_entry.portrait.warnings),
         "connections": [
-            {"id": link.id, "kind": link.role, "age_s": round(now - since_s, 1)}
+            {"id": link.id, "kind": link.kind, "age_s": round(now - since_s, 1)}
             for link, since_s in session.connections.with_times()
         ],
         "age_s": round(now - session.lifetime.started_s, 1),
         "ends_in_s": round(session.lifetime.ends_in_s, 1),
     }
-    answer = json_answer(body, status)
+    answer = json_response(body, status)
     for link in turn.as_links(servers):
         answer.headers.append("link", link)
     return answer
@@ -312,11 +316,11 @@ def session_answer(
 _KINDS = ("offer", "whep", "whip", "ws")
 
 
-def _tokens(parts: AppContext, session: Session, *, may_speak: bool) -> dict[str, Any]:
-    if not parts.auth.required:
+def _tokens(context: AppContext, session: Session, *, may_speak: bool) -> dict[str, Any]:
+    if not context.auth.required:
         return {"token": None, "viewer_token": None, "expires_in_s": None}
-    watching, expires_s = parts.auth.mint(session.owner, ["view"], session=session.id)
+    watching, expires_s = context.auth.issue(session.owner, ["view"], session=session.id)
     speaking = watching
     if may_speak:
-        speaking, _ = parts.auth.mint(session.owner, ["speak", "view"], session=session.id)
+        speaking, _ = context.auth.issue(session.owner, ["speak", "view"], session=session.id)
     return {"token": speaking, "viewer_token": watching, "expires_in_s": expires_s}

@@ -28,12 +28,12 @@ from letstalk_server.http.request_reading import (
     NO_STORE,
     AppContext,
     content_type,
-    flag_of,
-    json_answer,
-    options_of,
+    json_response,
+    parse_options,
+    query_flag,
     read_body,
     read_json,
-    text_of,
+    text_field,
 )
 from letstalk_server.session.connection import ConnectionKind, ServedSessionOptions
 from letstalk_server.session.session import Session
@@ -51,12 +51,12 @@ def routes() -> list[BaseRoute]:
     connection = "/v1/sessions/{name}/connections/{connection}"
     return [
         Route("/v1/offer", offer, methods=["POST"]),
-        Route("/v1/whep", watch, methods=["POST"]),
-        Route("/v1/whip", speak, methods=["POST"]),
-        Route("/v1/whep", say_how, methods=["OPTIONS"]),
-        Route("/v1/whip", say_how, methods=["OPTIONS"]),
+        Route("/v1/whep", whep, methods=["POST"]),
+        Route("/v1/whip", whip, methods=["POST"]),
+        Route("/v1/whep", describe_methods, methods=["OPTIONS"]),
+        Route("/v1/whip", describe_methods, methods=["OPTIONS"]),
         Route(connection, trickle, methods=["PATCH"]),
-        Route(connection, hang_up, methods=["DELETE"]),
+        Route(connection, close_connection, methods=["DELETE"]),
     ]
 
 
@@ -72,50 +72,52 @@ class SessionRequest:
 
 async def offer(request: Request) -> Response:
     """Connect a browser: microphone up, avatar and data channel down."""
-    parts = AppContext(request)
-    caller = parts.caller("speak")
+    context = AppContext(request)
+    caller = context.authorize("speak")
     fields = await read_json(request)
     sdp = fields.get("sdp")
     if fields.get("type") != "offer" or not isinstance(sdp, str):
         raise BadRequestError('The body must have "type": "offer" and the SDP text in "sdp".')
-    wanted = SessionRequest(
-        text_of(fields, "session") or request.query_params.get("session"),
-        text_of(fields, "avatar"),
-        text_of(fields, "portrait"),
-        options_of(fields.get("options")),
+    session_request = SessionRequest(
+        text_field(fields, "session") or request.query_params.get("session"),
+        text_field(fields, "avatar"),
+        text_field(fields, "portrait"),
+        parse_options(fields.get("options")),
     )
-    session, link, answer = await connect(parts, caller, ConnectionKind.TALK, wanted, sdp)
-    body = {"type": "answer", "sdp": answer, "session": session.id, "connection": link.id}
-    return json_answer(body, 201, {"location": _address(session, link)})
+    session, connection, answer = await connect(
+        context, caller, ConnectionKind.TALK, session_request, sdp
+    )
+    body = {"type": "answer", "sdp": answer, "session": session.id, "connection": connection.id}
+    return json_response(body, 201, {"location": _address(session, connection)})
 
 
-async def watch(request: Request) -> Response:
+async def whep(request: Request) -> Response:
     """Connect a player: WHEP."""
-    return await _exchange(request, ConnectionKind.PLAY, "view")
+    return await _answer_offer(request, ConnectionKind.PLAY, "view")
 
 
-async def speak(request: Request) -> Response:
+async def whip(request: Request) -> Response:
     """Connect a microphone: WHIP."""
-    return await _exchange(request, ConnectionKind.SPEAK, "speak")
+    return await _answer_offer(request, ConnectionKind.SPEAK, "speak")
 
 
-async def say_how(request: Request) -> Response:
+async def describe_methods(request: Request) -> Response:
     """Tell what WHIP and WHEP clients may do; ICE servers are for those with a token."""
     headers = {"allow": "POST, OPTIONS", "accept-post": SDP}
     answer = Response(status_code=204, headers=headers)
-    parts = AppContext(request)
+    context = AppContext(request)
     try:
-        parts.caller("view", "speak")
+        context.authorize("view", "speak")
     except (AuthenticationError, NotAllowedError):
         return answer
-    _add_links(answer, parts)
+    _add_links(answer, context)
     return answer
 
 
 async def trickle(request: Request) -> Response:
     """Take further candidates of a client."""
-    parts, session, link, caller = _found(request)
-    caller.require("speak" if link.role is not ConnectionKind.PLAY else "view", "speak")
+    context, session, connection, caller = _find_connection(request)
+    caller.require("speak" if connection.kind is not ConnectionKind.PLAY else "view", "speak")
     if content_type(request) != FRAGMENT:
         raise UnsupportedMediaTypeError(f"The content type must be {FRAGMENT}.")
     condition = request.headers.get("if-match")
@@ -125,23 +127,27 @@ async def trickle(request: Request) -> Response:
         raise IceRestartError(
             "ICE is not restarted. Open a new connection on the same session instead."
         )
-    if condition.strip() != _etag(link):
+    if condition.strip() != _etag(connection):
         raise PreconditionFailedError("If-Match is not the ETag of this connection.")
     body = await read_body(request, MAX_FRAGMENT_BYTES)
-    await link.trickle(_text(body))
+    await connection.trickle(_decode_sdp(body))
     return Response(status_code=204)  # without an ETag: the ICE session is the same
 
 
-async def hang_up(request: Request) -> Response:
+async def close_connection(request: Request) -> Response:
     """Close a connection; the session goes on, within its grace time."""
-    parts, session, link, caller = _found(request)
-    caller.require("speak" if link.role is not ConnectionKind.PLAY else "view", "speak")
-    await session.detach(link)
+    context, session, connection, caller = _find_connection(request)
+    caller.require("speak" if connection.kind is not ConnectionKind.PLAY else "view", "speak")
+    await session.detach(connection)
     return Response(status_code=200)
 
 
 async def connect(
-    parts: AppContext, caller: Caller, role: ConnectionKind, wanted: SessionRequest, sdp: str
+    context: AppContext,
+    caller: Caller,
+    kind: ConnectionKind,
+    session_request: SessionRequest,
+    sdp: str,
 ) -> tuple[Session, WebRTCConnection, str]:
     """Put a peer connection on a session, which is made if none is named.
 
@@ -149,84 +155,88 @@ async def connect(
         ServerError: the session, the avatar or the offer is not what it should be, or a new
             session is one too many.
     """
-    session, is_new = session_for(parts, caller, wanted)
-    link = WebRTCConnection(session, role, may_speak="speak" in caller.scopes)
+    session, is_new = session_for(context, caller, session_request)
+    connection = WebRTCConnection(session, kind, may_speak="speak" in caller.scopes)
     try:
-        answer = await link.open(sdp)
+        answer = await connection.open(sdp)
     except BaseException:
         if is_new:
-            await parts.sessions.close(session)
+            await context.sessions.close(session)
         raise
-    parts.metrics.connections.labels(role).inc()
-    return session, link, answer
+    context.metrics.connections.labels(kind).inc()
+    return session, connection, answer
 
 
-def session_for(parts: AppContext, caller: Caller, wanted: SessionRequest) -> tuple[Session, bool]:
+def session_for(
+    context: AppContext, caller: Caller, session_request: SessionRequest
+) -> tuple[Session, bool]:
     """Find or make the session; tells whether it is new.
 
     Raises:
         ServerError: it is not there, or not the caller's, or may not be made.
     """
-    name = wanted.session or caller.session
+    name = session_request.session or caller.session
     if name is not None:
-        return parts.sessions.find(name, caller), False
+        return context.sessions.find(name, caller), False
     caller.require("sessions")
-    cast = parts.studio.find(wanted.avatar, wanted.portrait)
-    return parts.sessions.open(cast, caller, wanted.options, is_lasting=False), True
+    entry = context.avatar_service.find(session_request.avatar, session_request.portrait)
+    return context.sessions.open(entry, caller, session_request.options, is_lasting=False), True
 
 
-async def _exchange(request: Request, role: ConnectionKind, scope: str) -> Response:
-    parts = AppContext(request)
-    caller = parts.caller(scope)
+async def _answer_offer(request: Request, kind: ConnectionKind, scope: str) -> Response:
+    context = AppContext(request)
+    caller = context.authorize(scope)
     if content_type(request) != SDP:
         raise UnsupportedMediaTypeError(f"The content type must be {SDP}.", {"accept-post": SDP})
-    sdp = _text(await read_body(request, MAX_SDP_BYTES))
-    session, link, answer = await connect(parts, caller, role, wanted_of(request), sdp)
+    sdp = _decode_sdp(await read_body(request, MAX_SDP_BYTES))
+    session, connection, answer = await connect(
+        context, caller, kind, session_request_of(request), sdp
+    )
     headers = NO_STORE | {
-        "location": _address(session, link),
-        "etag": _etag(link),
+        "location": _address(session, connection),
+        "etag": _etag(connection),
         "accept-patch": FRAGMENT,
     }
     response = Response(answer, status_code=201, headers=headers, media_type=None)
     response.headers["content-type"] = SDP
-    _add_links(response, parts)
+    _add_links(response, context)
     return response
 
 
-def wanted_of(connection: Any) -> SessionRequest:
+def session_request_of(connection: Any) -> SessionRequest:
     """Read from the query which session is meant."""
     query = connection.query_params
-    badge = flag_of(connection, "badge", True)
+    badge = query_flag(connection, "badge", True)
     return SessionRequest(
         query.get("session"), query.get("avatar"), None, ServedSessionOptions(badge=badge)
     )
 
 
-def _found(request: Request) -> tuple[AppContext, Session, WebRTCConnection, Caller]:
-    parts = AppContext(request)
-    caller = parts.caller()
-    session = parts.sessions.find(request.path_params["name"], caller)
-    link = session.connections.find(request.path_params["connection"])
-    if not isinstance(link, WebRTCConnection):
+def _find_connection(request: Request) -> tuple[AppContext, Session, WebRTCConnection, Caller]:
+    context = AppContext(request)
+    caller = context.authorize()
+    session = context.sessions.find(request.path_params["name"], caller)
+    connection = session.connections.find(request.path_params["connection"])
+    if not isinstance(connection, WebRTCConnection):
         raise NotFoundError("That connection is a WebSocket: close it as such.")
-    return parts, session, link, caller
+    return context, session, connection, caller
 
 
-def _add_links(response: Response, parts: AppContext) -> None:
-    for value in turn.as_links(turn.ice_servers(parts.settings)):
+def _add_links(response: Response, context: AppContext) -> None:
+    for value in turn.as_links(turn.ice_servers(context.settings)):
         response.headers.append("link", value)
 
 
-def _text(body: bytes) -> str:
+def _decode_sdp(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError:
         raise BadOfferError("The body must be SDP, which is UTF-8 text.") from None
 
 
-def _address(session: Session, link: WebRTCConnection) -> str:
-    return f"/v1/sessions/{session.id}/connections/{link.id}"
+def _address(session: Session, connection: WebRTCConnection) -> str:
+    return f"/v1/sessions/{session.id}/connections/{connection.id}"
 
 
-def _etag(link: WebRTCConnection) -> str:
-    return f'"{link.id}"'
+def _etag(connection: WebRTCConnection) -> str:
+    return f'"{connection.id}"'

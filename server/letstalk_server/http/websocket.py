@@ -28,7 +28,7 @@ from letstalk_server.http import middleware
 from letstalk_server.http.binary_frames import FramePacker
 from letstalk_server.http.problem_details import problem_details
 from letstalk_server.http.request_reading import AppContext
-from letstalk_server.http.signaling import session_for, wanted_of
+from letstalk_server.http.signaling import session_for, session_request_of
 from letstalk_server.protocol.client_messages import ConnectionConfig, config_from_query
 from letstalk_server.session.connection import ConnectionKind, EndReason
 from letstalk_server.session.playout import SLOT_S
@@ -37,7 +37,7 @@ from letstalk_server.session.session import Session
 log = logging.getLogger(__name__)
 
 MAX_TEXTS_WAITING = 256
-MAX_SOUND_WAITING = 2 * FPS
+MAX_AUDIO_WAITING = 2 * FPS
 """Messages of sound that wait for a client that reads slowly: a second's worth of Opus."""
 
 CLOSE_TIMEOUT_S = 2.0
@@ -74,9 +74,9 @@ def routes() -> list[BaseRoute]:
 async def converse(websocket: WebSocket) -> None:
     """Serve one WebSocket, from its handshake to its end."""
     try:
-        link, session, is_new = _open(websocket)
+        connection, session, is_new = _open(websocket)
     except ServerError as error:
-        await _deny(websocket, error)
+        await _reject(websocket, error)
         return
     try:
         await websocket.accept(auth.subprotocol(websocket.headers))
@@ -85,25 +85,25 @@ async def converse(websocket: WebSocket) -> None:
             session.end(EndReason.CLOSED)
         return
     AppContext(websocket).metrics.connections.labels(ConnectionKind.SOCKET).inc()
-    await link.serve()
+    await connection.serve()
 
 
 def _open(websocket: WebSocket) -> tuple["WebSocketConnection", Session, bool]:
-    parts = AppContext(websocket)
-    refusal = middleware.refusal_of(websocket, parts.settings)
+    context = AppContext(websocket)
+    refusal = middleware.refusal_of(websocket, context.settings)
     if refusal is not None:
         raise refusal
-    caller = parts.caller("view", "speak")
+    caller = context.authorize("view", "speak")
     try:
         config = config_from_query(websocket.query_params)
     except BadMessageError as error:
         raise BadRequestError(f"The query cannot be used: {error}.") from None
-    session, is_new = session_for(parts, caller, wanted_of(websocket))
+    session, is_new = session_for(context, caller, session_request_of(websocket))
     may_speak = "speak" in caller.scopes
     return WebSocketConnection(websocket, session, config, may_speak=may_speak), session, is_new
 
 
-async def _deny(websocket: WebSocket, error: ServerError) -> None:
+async def _reject(websocket: WebSocket, error: ServerError) -> None:
     with contextlib.suppress(RuntimeError, WebSocketDisconnect):
         if "websocket.http.response" in websocket.scope.get("extensions", {}):
             await websocket.send_denial_response(problem_details(error).response())
@@ -125,20 +125,21 @@ class WebSocketConnection:
         self, websocket: WebSocket, session: Session, config: ConnectionConfig, *, may_speak: bool
     ) -> None:
         self.id = "c" + secrets.token_urlsafe(12)
-        self.role = ConnectionKind.SOCKET
+        self.kind = ConnectionKind.SOCKET
+        self.video_bitrate = 0
         self.may_speak = may_speak
         self.config = config
         self._websocket = websocket
         self._session = session
         self._texts: deque[str] = deque()
-        self._sounds: deque[bytes] = deque(maxlen=MAX_SOUND_WAITING)
-        self._picture: bytes | None = None
+        self._audio_messages: deque[bytes] = deque(maxlen=MAX_AUDIO_WAITING)
+        self._frame: bytes | None = None
         self._changed = asyncio.Event()
         self._closing: asyncio.Future[ServerError | None] = (
             asyncio.get_running_loop().create_future()
         )
         self._closed = asyncio.Event()
-        self._left_code = _BROKEN[0]
+        self._disconnect_code = _BROKEN[0]
 
     async def serve(self) -> None:
         """Talk with the client until it or the session ends."""
@@ -147,27 +148,27 @@ class WebSocketConnection:
         try:
             await session.attach(self)
         except ServerError as error:
-            await self._hang_up(error)
+            await self._close_socket(error)
             return
-        session.welcome(self, resumed)
+        session.send_ready(self, resumed)
         tasks = [
             asyncio.create_task(work, name=f"session-socket-{name}")
             for name, work in (
                 ("listen", self._listen()),
                 ("write", self._write()),
-                ("frames", self._show()),
+                ("frames", self._send_frames()),
             )
         ]
         waiting: set[asyncio.Future[Any]] = {*tasks, self._closing}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._hang_up(self._closing.result() if self._closing.done() else None)
+            await self._close_socket(self._closing.result() if self._closing.done() else None)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
             self._closed.set()
-            _note_failures(tasks)
+            _log_failures(tasks)
             await session.detach(self, is_lost=self._is_broken)
 
     def send(self, text: str) -> None:
@@ -192,36 +193,36 @@ class WebSocketConnection:
     @property
     def _is_broken(self) -> bool:
         """The connection broke; nobody closed it."""
-        return not self._closing.done() and self._left_code in _BROKEN
+        return not self._closing.done() and self._disconnect_code in _BROKEN
 
     async def _listen(self) -> None:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
-                self._left_code = message.get("code") or CloseCode.NORMAL
+                self._disconnect_code = message.get("code") or CloseCode.NORMAL
                 return
             data = message.get("text")
             self._session.connections.receive(
                 self, message.get("bytes") or b"" if data is None else data
             )
             if data is None:
-                await self._session.speech.has_room()
+                await self._session.speech.wait_for_space()
 
     async def _write(self) -> None:
         """Send what waits: messages first, then the newest picture, then sound."""
         while True:
             while self._texts:
                 await self._websocket.send_text(self._texts.popleft())
-            if self._picture is not None:
-                picture, self._picture = self._picture, None
-                await self._websocket.send_bytes(picture)
-            elif self._sounds:
-                await self._websocket.send_bytes(self._sounds.popleft())
+            if self._frame is not None:
+                frame, self._frame = self._frame, None
+                await self._websocket.send_bytes(frame)
+            elif self._audio_messages:
+                await self._websocket.send_bytes(self._audio_messages.popleft())
             else:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def _show(self) -> None:
+    async def _send_frames(self) -> None:
         """Pack each slot when it is due, for those who want to see it."""
         playout = self._session.playout
         number, packer = int(playout.now() / SLOT_S), None
@@ -239,15 +240,15 @@ class WebSocketConnection:
             number = max(number + 1, present - MAX_CAUGHT_UP)
 
     async def _pack(self, packer: FramePacker, number: int) -> None:
-        slot = self._session.playout.slot(number)
+        slot = self._session.playout.read_slot(number)
         is_wanted = (number * packer.wanted.max_fps) % FPS < packer.wanted.max_fps
         if is_wanted:
-            call = partial(packer.picture, slot)
-            self._picture = await asyncio.get_running_loop().run_in_executor(None, call)
-        self._sounds.extend(packer.sound(slot))
+            call = partial(packer.frame, slot)
+            self._frame = await asyncio.get_running_loop().run_in_executor(None, call)
+        self._audio_messages.extend(packer.audio_messages(slot))
         self._changed.set()
 
-    async def _hang_up(self, error: ServerError | None) -> None:
+    async def _close_socket(self, error: ServerError | None) -> None:
         if self._websocket.client_state is not WebSocketState.CONNECTED:
             return
         with contextlib.suppress(Exception):  # it may go while we say goodbye
@@ -262,7 +263,7 @@ class WebSocketConnection:
                     )
 
 
-def _note_failures(tasks: list[asyncio.Task[None]]) -> None:
+def _log_failures(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, WebSocketDisconnect | OSError):

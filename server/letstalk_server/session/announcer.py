@@ -21,13 +21,15 @@ class Announcer:
         self._connections = connections
         self._encode = server_messages.ServerMessageEncoder(session)
 
-    def tell(self, message: server_messages.ServerMessage, segment_id: int | None = None) -> None:
+    def broadcast(
+        self, message: server_messages.ServerMessage, segment_id: int | None = None
+    ) -> None:
         """Send a message to all connections."""
         about = self.segment_id if segment_id is None else segment_id
         self._connections.broadcast(self._encode(message, about))
 
     def send(
-        self, link: Connection, message: server_messages.ServerMessage, re: str | None = None
+        self, connection: Connection, message: server_messages.ServerMessage, re: str | None = None
     ) -> None:
         """Send a message to one connection; `re` is the `event_id` it answers."""
-        link.send(self._encode(message, self.segment_id, re))
+        connection.send(self._encode(message, self.segment_id, re))

@@ -22,8 +22,8 @@ class AvatarRunner:
     """The avatar of one session.
 
     Args:
-        studio: makes the avatars.
-        cast: the avatar to begin with.
+        avatar_service: makes the avatars.
+        entry: the avatar to begin with.
         options: what was asked for.
         has_badge: the frames carry the visible badge.
         is_live: whether frames are made of speech as it is spoken.
@@ -32,14 +32,14 @@ class AvatarRunner:
         on_stall: called when no frame came for long.
 
     Attributes:
-        cast: the avatar that is shown.
+        entry: the avatar that is shown.
         playout: where its frames go.
     """
 
     def __init__(
         self,
-        studio: AvatarService,
-        cast: AvatarEntry,
+        avatar_service: AvatarService,
+        entry: AvatarEntry,
         options: ServedSessionOptions,
         *,
         has_badge: bool,
@@ -48,13 +48,13 @@ class AvatarRunner:
         on_slot: Callable[[PlayoutSlot], None],
         on_stall: Callable[[], None],
     ) -> None:
-        self.cast = cast
-        self._studio, self._options, self._has_badge = studio, options, has_badge
+        self.avatar_entry = entry
+        self._avatar_service, self._options, self._has_badge = avatar_service, options, has_badge
         self._on_open = on_open
         self._avatar: AvatarSession | None = None
         self._opened = asyncio.Event()
-        self._wanted: asyncio.Queue[AvatarEntry] = asyncio.Queue(1)
-        still = self._with_badge(cast.portrait.canvas)
+        self._selections: asyncio.Queue[AvatarEntry] = asyncio.Queue(1)
+        still = self._with_badge(entry.portrait.canvas)
         self.playout = SlotPlayout(still, is_live=is_live, on_slot=on_slot, on_stall=on_stall)
 
     async def run(self) -> None:
@@ -64,13 +64,13 @@ class AvatarRunner:
             Over: the engine has ended of itself.
         """
         options = self._options
-        made = self._studio.avatar(self.cast).session(
+        session = self._avatar_service.avatar(self.avatar_entry).session(
             seed=options.seed, motion=options.motion, playback="reported"
         )
-        async with made as self._avatar:
-            self._on_open(made)
+        async with session as self._avatar:
+            self._on_open(session)
             self._opened.set()
-            async for item in made:
+            async for item in session:
                 if isinstance(item, AVFrame):
                     await self.playout.put(replace(item, rgb=self._with_badge(item.rgb)))
         raise SessionEnded(EndReason.FAILED)
@@ -81,22 +81,22 @@ class AvatarRunner:
         assert self._avatar is not None
         return self._avatar
 
-    async def keep_time(self) -> None:
+    async def fill_due_slots(self) -> None:
         """Fill each slot when it is due where no connection asks for it; else look now and then."""
         number = 0
         while True:
             await self.playout.wait_until(number * SLOT_S + _AFTER_OTHERS_S)
             step = _SELDOM_SLOTS if self.playout.is_filled(number) else 1
-            self.playout.slot(number)
+            self.playout.read_slot(number)
             number = max(number + step, int(self.playout.now() / SLOT_S))
 
     async def change_portraits(self, on_change: Callable[[], None]) -> None:
         """Show the avatars that are asked for; tracks, voice and movement go on."""
         avatar = await self.opened()
         while True:
-            cast = await self._wanted.get()
-            await avatar.change_portrait(cast.portrait)
-            self.cast = cast
+            entry = await self._selections.get()
+            await avatar.change_portrait(entry.portrait)
+            self.avatar_entry = entry
             on_change()
 
     def select(self, avatar: str | None, portrait: str | None = None) -> AvatarEntry:
@@ -106,11 +106,11 @@ class AvatarRunner:
             UnknownAvatarError: there is no avatar of that id.
             UnknownPortraitError: there is no upload of that id.
         """
-        cast = self._studio.find(avatar, portrait)
-        if self._wanted.full():
-            self._wanted.get_nowait()
-        self._wanted.put_nowait(cast)
-        return cast
+        entry = self._avatar_service.find(avatar, portrait)
+        if self._selections.full():
+            self._selections.get_nowait()
+        self._selections.put_nowait(entry)
+        return entry
 
     def interrupt(self) -> Interrupted:
         """Drop the speech that was not shown, and silence the frames that wait."""

@@ -121,12 +121,12 @@ class AvatarService:
 
     def __init__(self, model: LoadedModel, worker: ModelWorker[Any], settings: Settings) -> None:
         self.worker = worker
-        self.speed = StepCost(0.0, model.pipeline.frames_per_window / FPS)
+        self.step_cost = StepCost(0.0, model.pipeline.frames_per_window / FPS)
         self._model = model
         self._settings = settings
         self._uploads: OrderedDict[str, AvatarEntry] = OrderedDict()
         self._mattes: dict[str, asyncio.Future[bytes]] = {}
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._image_executor = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self.defaults: dict[str, AvatarEntry] = {}
 
     @classmethod
@@ -147,28 +147,28 @@ class AvatarService:
             model = await asyncio.get_running_loop().run_in_executor(loader, load, settings)
         worker = ModelWorker(model.pipeline, on_step=on_step)
         try:
-            studio = cls(model, worker, settings)
+            avatar_service = cls(model, worker, settings)
             for name, path in model.avatars.items():
-                await studio._add_default(name, path)
-            await studio._measure()
+                await avatar_service._add_default(name, path)
+            await avatar_service._measure()
         except BaseException:
             worker.shutdown(wait=False, cancel_futures=True)
             raise
-        assert studio.defaults, "the package ships at least one default avatar"
-        return studio
+        assert avatar_service.defaults, "the package ships at least one default avatar"
+        return avatar_service
 
     async def aclose(self) -> None:
         """Give the threads back; call when all sessions are closed.
 
         Waits for the model's present step: an interpreter that ends under it is aborted.
         """
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._image_executor.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.worker.shutdown, wait=True, cancel_futures=True)
 
-    def catalogue(self, subject: str) -> Iterator[AvatarEntry]:
+    def list_avatars(self, subject: str) -> Iterator[AvatarEntry]:
         """Give the default avatars and the subject's own."""
         yield from self.defaults.values()
-        yield from (cast for cast in self._uploads.values() if cast.owner == subject)
+        yield from (entry for entry in self._uploads.values() if entry.owner == subject)
 
     async def upload(self, data: bytes, subject: str = "local", label: str = "") -> AvatarEntry:
         """Prepare a portrait and keep it.
@@ -177,12 +177,12 @@ class AvatarService:
             PortraitError: the file is no picture, damaged, or shows no usable face.
         """
         name = secrets.token_urlsafe(16)
-        cast = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
-        self._uploads[name] = cast
+        entry = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
+        self._uploads[name] = entry
         if len(self._uploads) > self._settings.max_portraits:
             oldest, _ = self._uploads.popitem(last=False)
             self._mattes.pop(oldest, None)
-        return cast
+        return entry
 
     def delete(self, name: str, subject: str) -> None:
         """Forget an upload.
@@ -193,21 +193,23 @@ class AvatarService:
         """
         if name in self.defaults:
             raise DefaultAvatarError("Default avatars come with the server and cannot go.")
-        cast = self._uploads.get(name)
-        if cast is None or cast.owner != subject:
+        entry = self._uploads.get(name)
+        if entry is None or entry.owner != subject:
             raise UnknownAvatarError("There is no avatar of yours with that id.")
         del self._uploads[name]
         self._mattes.pop(name, None)
 
-    async def matte(self, cast: AvatarEntry) -> bytes:
+    async def matte(self, entry: AvatarEntry) -> bytes:
         """Give where the person is: 8-bit grey PNG of the canvas' size, white is the person.
 
         It is made when it is first asked for, for few ask.
         """
-        if cast.id not in self._mattes:
+        if entry.id not in self._mattes:
             loop = asyncio.get_running_loop()
-            self._mattes[cast.id] = loop.run_in_executor(self._reader, _matte, cast.portrait)
-        return await asyncio.shield(self._mattes[cast.id])
+            self._mattes[entry.id] = loop.run_in_executor(
+                self._image_executor, _matte, entry.portrait
+            )
+        return await asyncio.shield(self._mattes[entry.id])
 
     def find(self, avatar: str | None = None, portrait: str | None = None) -> AvatarEntry:
         """Give an avatar by its id, or the first one for none.
@@ -235,9 +237,9 @@ class AvatarService:
             raise UnknownAvatarError(f"Unknown avatar. Choose one of: {known}.")
         return self.defaults[name]
 
-    def avatar(self, cast: AvatarEntry) -> Avatar:
+    def avatar(self, entry: AvatarEntry) -> Avatar:
         """Make an avatar that shares the model and its thread with all others."""
-        return Avatar.from_pipeline(self._model.pipeline, cast.portrait, worker=self.worker)
+        return Avatar.from_pipeline(self._model.pipeline, entry.portrait, worker=self.worker)
 
     async def _add_default(self, name: str, path: Path) -> None:
         try:
@@ -252,7 +254,7 @@ class AvatarService:
         seconds = await asyncio.wrap_future(future)
         self.worker.max_batch = worthwhile_batch(seconds)
         best_s = seconds[self.worker.max_batch] / self.worker.max_batch
-        self.speed = StepCost(best_s, self.speed.window_s)
+        self.step_cost = StepCost(best_s, self.step_cost.window_s)
 
     async def _prepare(
         self, source: bytes | Path, name: str, label: str, owner: str | None
@@ -265,11 +267,11 @@ class AvatarService:
         else:
             is_upload = isinstance(source, bytes)
             max_pixels = self._settings.max_upload_pixels if is_upload else None
-            rgb = await loop.run_in_executor(self._reader, _read, source, max_pixels)
-            call = partial(_frame, rgb, finder, size=size)
+            rgb = await loop.run_in_executor(self._image_executor, _read_image, source, max_pixels)
+            call = partial(_prepare_portrait, rgb, finder, size=size)
         portrait = await asyncio.wrap_future(self.worker.submit(call))
-        pictures = await loop.run_in_executor(self._reader, _pictures, portrait)
-        return AvatarEntry(name, label, owner, portrait, *pictures)
+        images = await loop.run_in_executor(self._image_executor, _encode_images, portrait)
+        return AvatarEntry(name, label, owner, portrait, *images)
 
 
 def label_of(name: str) -> str:
@@ -277,19 +279,19 @@ def label_of(name: str) -> str:
     return name.replace("_", " ").replace("-", " ").title()
 
 
-def _read(source: bytes | Path, max_pixels: int | None) -> np.ndarray:
+def _read_image(source: bytes | Path, max_pixels: int | None) -> np.ndarray:
     from letstalk_rt.portrait.image import read_image
 
     return read_image(source, max_pixels=max_pixels)
 
 
-def _frame(rgb: np.ndarray, finder: Any, *, size: int) -> Portrait:
+def _prepare_portrait(rgb: np.ndarray, finder: Any, *, size: int) -> Portrait:
     from letstalk_rt.portrait.image import prepare_portrait
 
     return prepare_portrait(rgb, finder, size=size)
 
 
-def _pictures(portrait: Portrait) -> tuple[bytes, bytes]:
+def _encode_images(portrait: Portrait) -> tuple[bytes, bytes]:
     return _jpeg(portrait.canvas), _jpeg(portrait.crop, THUMBNAIL_PX)
 
 

@@ -19,7 +19,7 @@ class ConnectionKind(StrEnum):
     SOCKET = "ws"
 
 
-SINGLE = (ConnectionKind.TALK, ConnectionKind.SPEAK)
+EXCLUSIVE_KINDS = (ConnectionKind.TALK, ConnectionKind.SPEAK)
 """Of these a session has one; a newer one takes over."""
 
 
@@ -55,15 +55,19 @@ class Connection(Protocol):
 
     Attributes:
         id: its name in addresses.
-        role: what it is for.
+        kind: what it is for.
+        video_bitrate: target of the WebRTC video, bit/s; 0 without one.
         may_speak: whether it may send more than watch.
         wishes: what it sends and wants.
     """
 
     id: str
-    role: ConnectionKind
+    kind: ConnectionKind
     may_speak: bool
     config: ConnectionConfig
+
+    @property
+    def video_bitrate(self) -> int: ...
 
     def send(self, text: str) -> None:
         """Send a message; never waits, and drops it when the client does not read."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from letstalk_server.errors import AtCapacityError, NotFoundError
-from letstalk_server.session.connection import SINGLE, Connection
+from letstalk_server.session.connection import EXCLUSIVE_KINDS, Connection
 
 Receiver = Callable[[str | bytes], None]
 """Takes what a client says."""
@@ -27,13 +27,13 @@ class Connections:
         clock: monotonic time, s.
 
     Attributes:
-        was_any: there was a connection before, or there is one.
-        alone_since_s: when the last of them went; the beginning, where none has come.
+        had_connections: there was a connection before, or there is one.
+        empty_since_s: when the last of them went; the beginning, where none has come.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.was_any = False
-        self.alone_since_s = clock()
+        self.had_connections = False
+        self.empty_since_s = clock()
         self._most, self._clock = most, clock
         self._connections: dict[str, _Connection] = {}
 
@@ -70,16 +70,16 @@ class Connections:
             raise AtCapacityError(
                 f"This session has {len(self._connections)} connections already. Close one of them."
             )
-        older = [one for one in self if link.role in SINGLE and one.role == link.role]
+        older = [one for one in self if link.kind in EXCLUSIVE_KINDS and one.kind == link.kind]
         self._connections[link.id] = _Connection(link, receive, self._clock())
-        self.was_any = True
+        self.had_connections = True
         return older
 
     def remove(self, link: Connection) -> bool:
         """Let a connection go; return whether it was there."""
         if self._connections.pop(link.id, None) is None:
             return False
-        self.alone_since_s = self._clock()
+        self.empty_since_s = self._clock()
         return True
 
     def clear(self) -> list[Connection]:

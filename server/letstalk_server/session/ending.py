@@ -16,7 +16,7 @@ class SessionEnded(Exception):
         self.reason = reason
 
 
-_FAREWELLS: dict[EndReason, tuple[type[ServerError], str]] = {
+_CLOSING_ERRORS: dict[EndReason, tuple[type[ServerError], str]] = {
     EndReason.TIME_OVER: (SessionOverError, "The time is over. Start a new session."),
     EndReason.IDLE: (SessionOverError, "Nobody spoke for long. Start a new session."),
     EndReason.FAILED: (EngineFailedError, "The avatar stopped. Start it again."),
@@ -28,22 +28,22 @@ WARNINGS = {
 }
 
 
-def farewell_of(reason: EndReason) -> ServerError | None:
+def closing_error(reason: EndReason) -> ServerError | None:
     """Return what connections are told of an end; None where it is in order."""
-    if reason not in _FAREWELLS:
+    if reason not in _CLOSING_ERRORS:
         return None
-    error, detail = _FAREWELLS[reason]
+    error, detail = _CLOSING_ERRORS[reason]
     return error(detail)
 
 
-def reason_of(overs: BaseExceptionGroup) -> EndReason:
+def end_reason_of(overs: BaseExceptionGroup) -> EndReason:
     """Give the reason of the first `SessionEnded` in a group."""
     first = _leaves(overs)[0]
     assert isinstance(first, SessionEnded), type(first)
     return first.reason
 
 
-def report(failures: BaseExceptionGroup) -> None:
+def log_failures(failures: BaseExceptionGroup) -> None:
     """Log what a session failed of."""
     # Only types: the text of an error may hold what a user said or sent.
     names = sorted({type(error).__name__ for error in _leaves(failures)})

@@ -47,7 +47,7 @@ class Lifetime:
     def end(self) -> EndReason | None:
         """Return why the session must end now; None where it may go on."""
         now_s = self._clock()
-        if not self._connections and now_s - self._connections.alone_since_s > self._waits_s:
+        if not self._connections and now_s - self._connections.empty_since_s > self._waits_s:
             return EndReason.LOST
         return next((reason for _, reason, end_s in self._limits() if now_s > end_s), None)
 
@@ -65,8 +65,8 @@ class Lifetime:
     @property
     def _waits_s(self) -> float:
         """How long the session waits for a connection."""
-        settings, was_any = self._settings, self._connections.was_any
-        return settings.grace_s + (0 if was_any else settings.connect_timeout_s)
+        settings, had_connections = self._settings, self._connections.had_connections
+        return settings.grace_s + (0 if had_connections else settings.connect_timeout_s)
 
     def _limits(self) -> Iterator[tuple[str, EndReason, float]]:
         """Give the code of the warning, the reason and the time of each end there will be."""

@@ -31,7 +31,7 @@ class TokenBucket:
         self._most = max(1.0, 2 * per_s) if burst is None else burst
         self._left, self._at_s = self._most, clock()
 
-    def allows(self) -> bool:
+    def take(self) -> bool:
         """Count one; tells whether it is within the rate."""
         now = self._clock()
         self._left = min(self._most, self._left + (now - self._at_s) * self._per_s)
@@ -71,7 +71,7 @@ class RateLimiter:
         self._rates[caller.subject] = rate
         if len(self._rates) > self.MAX_SUBJECTS:
             self._rates.popitem(last=False)
-        if not rate.allows():
+        if not rate.take():
             wait_s = max(1, round(1 / self._per_s))
             raise TooManyRequestsError(
                 f"That was too often. Try again in {wait_s} seconds.", wait_s
@@ -82,18 +82,18 @@ class AdmissionControl:
     """Lets in as many sessions as the model can serve without stuttering.
 
     Args:
-        studio: knows how fast the model is, and how busy.
+        avatar_service: knows how fast the model is, and how busy.
         most: sessions at once, whatever was measured; `None` leaves it to the measurement.
     """
 
-    def __init__(self, studio: AvatarService, most: int | None) -> None:
-        self._studio = studio
+    def __init__(self, avatar_service: AvatarService, most: int | None) -> None:
+        self._avatar_service = avatar_service
         self._most = most
 
     @property
-    def places(self) -> int:
+    def capacity(self) -> int:
         """How many sessions fit."""
-        share = self._studio.speed.share
+        share = self._avatar_service.step_cost.share
         measured = max(1, int(HEADROOM / share)) if share > 0 else 1024
         return measured if self._most is None else self._most
 
@@ -106,11 +106,11 @@ class AdmissionControl:
         Raises:
             AtCapacityError: it would be too many.
         """
-        if sessions >= self.places:
+        if sessions >= self.capacity:
             raise AtCapacityError(
-                f"All {self.places} places are taken. Try again in {RETRY_AFTER_S} seconds."
+                f"All {self.capacity} places are taken. Try again in {RETRY_AFTER_S} seconds."
             )
-        busy = self._studio.worker.busy_ratio() + self._studio.speed.share
+        busy = self._avatar_service.worker.busy_ratio() + self._avatar_service.step_cost.share
         if sessions and self._most is None and busy > HEADROOM:
             raise AtCapacityError(
                 "The model is busy: a further session would make the others stutter. Try again "

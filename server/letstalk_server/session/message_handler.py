@@ -18,7 +18,7 @@ from letstalk_server.session.limits import TokenBucket
 if TYPE_CHECKING:
     from letstalk_server.session.session import Session
 
-VIEWER_MAY = (client_messages.Ping, client_messages.Configure)
+VIEWER_MESSAGES = (client_messages.Ping, client_messages.Configure)
 """What a connection may send that is only allowed to watch."""
 
 
@@ -27,76 +27,76 @@ class MessageHandler:
 
     Args:
         session: what they are for.
-        link: who sends them.
+        connection: who sends them.
     """
 
-    def __init__(self, session: "Session", link: Connection) -> None:
-        self._session, self._link = session, link
+    def __init__(self, session: "Session", connection: Connection) -> None:
+        self._session, self._connection = session, connection
         self._rate = TokenBucket(session.settings.max_message_rate)
-        self._decode = make_decoder(link.config.audio)
+        self._decode = make_decoder(connection.config.audio)
 
-    def take(self, data: str | bytes) -> None:
+    def handle(self, data: str | bytes) -> None:
         """Obey a message; whatever is wrong with it is told to its sender."""
         re: str | None = None
         try:
-            if not self._rate.allows():
+            if not self._rate.take():
                 raise MessageRateError("Send fewer messages per second.")
             if isinstance(data, bytes):
-                self._hear(data)
+                self._push_audio(data)
                 return
             message = client_messages.parse(data, self._session.settings.max_message_bytes)
             re = message.event_id
             self._check_rights(message)
-            self._obey(message)
+            self._dispatch(message)
         except BadMessageError as error:
-            self._refuse(error, error.re or re)
+            self._send_error(error, error.re or re)
         except ServerError as error:
-            self._refuse(error, re)
+            self._send_error(error, re)
 
     def _check_rights(self, message: client_messages.ClientMessage) -> None:
         if not isinstance(message, client_messages.Ping):
             self._session.lifetime.touch()
-        if not isinstance(message, VIEWER_MAY):
+        if not isinstance(message, VIEWER_MESSAGES):
             self._check_may_speak()
 
     def _check_may_speak(self) -> None:
-        if not self._link.may_speak:
+        if not self._connection.may_speak:
             raise NotAllowedError("This connection may only watch: its token lacks speak.")
 
-    def _obey(self, message: client_messages.ClientMessage) -> None:
-        session, link, re = self._session, self._link, message.event_id
+    def _dispatch(self, message: client_messages.ClientMessage) -> None:
+        session, connection, re = self._session, self._connection, message.event_id
         match message:
             case client_messages.Ping():
-                session.announcer.send(link, server_messages.Pong(), re)
+                session.announcer.send(connection, server_messages.Pong(), re)
             case client_messages.Configure():
                 self._configure(message)
             case client_messages.Close():
                 session.end(EndReason.CLOSED)
             case client_messages.Interrupt():
-                session.announcer.send(link, session.interrupt(), re)
+                session.announcer.send(connection, session.interrupt(), re)
             case client_messages.Select(avatar, portrait):
                 session.select(avatar, portrait)
             case client_messages.Append(audio):
-                self._hear(audio)
+                self._push_audio(audio)
             case client_messages.EndSegment():
-                session.speech.end_segment(link.id)
+                session.speech.end_segment(connection.id)
             case client_messages.Overlay(overlay):
                 session.overlay = overlay
-                session.announcer.tell(server_messages.OverlayUpdated(overlay))
+                session.announcer.broadcast(server_messages.OverlayUpdated(overlay))
 
     def _configure(self, message: client_messages.Configure) -> None:
-        link = self._link
-        config = message.apply(link.config)
-        if config.frames.format != "none" and link.role is not ConnectionKind.SOCKET:
+        connection = self._connection
+        config = message.apply(connection.config)
+        if config.frames.format != "none" and connection.kind is not ConnectionKind.SOCKET:
             raise NotCarriedError("Pictures as messages are sent on WebSockets only.")
-        if config.audio != link.config.audio:
+        if config.audio != connection.config.audio:
             self._decode = make_decoder(config.audio)
-        link.config = config
+        connection.config = config
         self._session.announcer.send(
-            link, server_messages.Configured(**config.as_json()), message.event_id
+            connection, server_messages.Configured(**config.as_json()), message.event_id
         )
 
-    def _hear(self, data: bytes) -> None:
+    def _push_audio(self, data: bytes) -> None:
         self._check_may_speak()
         most = self._session.settings.max_message_bytes
         if len(data) > most:
@@ -104,7 +104,9 @@ class MessageHandler:
         self._session.lifetime.touch()
         pcm = self._decode(data)
         if len(pcm):
-            self._session.speech.push(self._link.id, pcm, self._link.config.audio.sample_rate)
+            self._session.speech.push(
+                self._connection.id, pcm, self._connection.config.audio.sample_rate
+            )
 
-    def _refuse(self, error: ServerError, re: str | None) -> None:
-        self._session.announcer.send(self._link, server_messages.Fail.of(error), re)
+    def _send_error(self, error: ServerError, re: str | None) -> None:
+        self._session.announcer.send(self._connection, server_messages.Fail.of(error), re)

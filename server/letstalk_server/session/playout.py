@@ -23,10 +23,10 @@ from letstalk_rt.session.playout import in_epoch
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, AVFrame
 
 SLOT_S = 1 / FPS
-MAX_WAITING = 4
+MAX_QUEUED_FRAMES = 4
 """Frames that wait here, one window: what is shown can be at most so much older than made."""
 
-RESERVE, RESERVE_S = 3, 0.2
+START_FRAMES, START_WAIT_S = 3, 0.2
 """Frames that must wait before the first is shown, or how long it waits for them: the first steps
 of a session are slower than the later ones, and a receiver long remembers what came late."""
 
@@ -91,20 +91,20 @@ class SlotPlayout:
         self._is_live = is_live
         self._on_stall, self._on_slot = on_stall, on_slot
         self._clock, self._sleep = clock, sleep
-        self._frames: asyncio.Queue[tuple[AVFrame, float]] = asyncio.Queue(MAX_WAITING)
-        self._came = asyncio.Event()
+        self._frames: asyncio.Queue[tuple[AVFrame, float]] = asyncio.Queue(MAX_QUEUED_FRAMES)
+        self._arrived = asyncio.Event()
         self._slots: deque[PlayoutSlot] = deque(maxlen=_HISTORY)
         self._playout_clock = PlayoutClock(FPS, holds=HOLDS, catch_up=CATCH_UP)
         self._epoch = 0
         self._next = 0
         self._missed = STALL_SLOTS  # what has not begun does not stall
-        self._begun, self._first_s = False, math.inf
+        self._started, self._first_s = False, math.inf
 
     async def put(self, frame: AVFrame) -> None:
         """Queue a frame; waits while a whole window is waiting already."""
-        came_s = self._clock()
-        self._go_on()
-        await self._frames.put((frame, came_s))
+        arrived_s = self._clock()
+        self._resume()
+        await self._frames.put((frame, arrived_s))
 
     def silence(self, epoch: int) -> None:
         """Take the sound of all frames older than `epoch` that are not shown yet.
@@ -114,7 +114,7 @@ class SlotPlayout:
         self._epoch = epoch
         self._playout_clock.forget_arrivals()
         self._missed = max(1, self._missed)  # the clock does not wait now: silence comes at once
-        self._go_on()
+        self._resume()
 
     def now(self) -> float:
         """Return the seconds since the clock started; the first call starts it."""
@@ -138,21 +138,21 @@ class SlotPlayout:
     async def _hold(self) -> None:
         """Let the clock stand still until a frame comes, or it is too late for it."""
         self._playout_clock.hold(self._clock())
-        self._came.clear()
+        self._arrived.clear()
         try:
             async with asyncio.timeout(HOLDS.max_s):
-                await self._came.wait()
+                await self._arrived.wait()
         except TimeoutError:
             pass
         finally:
-            self._go_on()
+            self._resume()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         """Let the clock go on from where it stood."""
         if self._playout_clock.resume(self._clock()):
-            self._came.set()
+            self._arrived.set()
 
-    def slot(self, number: int) -> PlayoutSlot:
+    def read_slot(self, number: int) -> PlayoutSlot:
         """Give slot `number`, or the oldest one still known if that is long past."""
         while self._next <= number:
             self._fill()
@@ -180,32 +180,32 @@ class SlotPlayout:
         self._on_slot(slot)
 
     def _take(self) -> AVFrame | None:
-        if self._frames.empty() or not self._may_begin():
+        if self._frames.empty() or not self._may_start():
             return None
-        frame, came_s = self._frames.get_nowait()
-        frame = self._catch_up(frame, came_s)
+        frame, arrived_s = self._frames.get_nowait()
+        frame = self._catch_up(frame, arrived_s)
         return in_epoch(frame, max(self._epoch, frame.epoch))
 
-    def _may_begin(self) -> bool:
+    def _may_start(self) -> bool:
         """Tell whether frames are shown already, or enough of them wait to begin."""
-        if not self._begun:
+        if not self._started:
             now_s = self._clock()
             self._first_s = min(self._first_s, now_s)
-            enough = self._frames.qsize() >= RESERVE
-            self._begun = enough or now_s - self._first_s >= RESERVE_S
-        return self._begun
+            enough = self._frames.qsize() >= START_FRAMES
+            self._started = enough or now_s - self._first_s >= START_WAIT_S
+        return self._started
 
-    def _catch_up(self, frame: AVFrame, came_s: float) -> AVFrame:
+    def _catch_up(self, frame: AVFrame, arrived_s: float) -> AVFrame:
         """Return the frame, or the one after it: live frames must not wait for nothing."""
         clock = self._playout_clock
         clock.elapsed_s(self._clock())  # a clock that was never read starts now
-        clock.note_arrival(frame.index, came_s)
+        clock.note_arrival(frame.index, arrived_s)
         if not self._is_live():
             return frame
         is_spare = not (frame.voiced or self._frames.empty())
         if is_spare and clock.may_skip(frame.index, self._next):
             self.skips += 1
-            frame, came_s = self._frames.get_nowait()
-            clock.note_arrival(frame.index, came_s)
+            frame, arrived_s = self._frames.get_nowait()
+            clock.note_arrival(frame.index, arrived_s)
         clock.run_fast(frame.index, self._next)
         return frame

@@ -20,7 +20,7 @@ class SessionRegistry:
     """Opens, finds and ends sessions.
 
     Args:
-        studio: makes the avatars.
+        avatar_service: makes the avatars.
         transport: makes the connections.
         settings: capacity and time limits.
         on_end: called with each session that has ended.
@@ -28,16 +28,16 @@ class SessionRegistry:
 
     def __init__(
         self,
-        studio: AvatarService,
+        avatar_service: AvatarService,
         transport: Transport,
         settings: Settings,
         on_end: Callable[[Session], None] = lambda session: None,
     ) -> None:
-        self.admission = AdmissionControl(studio, settings.max_sessions)
-        self._studio, self._transport, self._settings = studio, transport, settings
+        self.admission = AdmissionControl(avatar_service, settings.max_sessions)
+        self._avatar_service, self._transport, self._settings = avatar_service, transport, settings
         self._on_end = on_end
         self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
-        self._throttle = RateLimiter(SESSIONS_PER_S)
+        self._rate_limiter = RateLimiter(SESSIONS_PER_S)
         self._is_stopping = False
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class SessionRegistry:
     def __iter__(self) -> Iterator[Session]:
         return iter([session for session, _ in self._running.values()])
 
-    def check_room(self) -> None:
+    def check_capacity(self) -> None:
         """Check that one more session could be opened.
 
         Who has left and may still come back holds no place against who comes now.
@@ -57,17 +57,17 @@ class SessionRegistry:
         """
         if self._is_stopping:
             raise NotReadyError("The server stops now. Try again in a minute.")
-        self.admission.check(sum(not session.is_left for session in self))
+        self.admission.check(sum(not session.is_abandoned for session in self))
 
-    def _make_room(self) -> None:
+    def _free_capacity(self) -> None:
         """When all places are taken, end the session that was left first."""
-        left = [session for session in self if session.is_left]
-        if left and len(self) >= self.admission.places:
+        left = [session for session in self if session.is_abandoned]
+        if left and len(self) >= self.admission.capacity:
             left[0].end(EndReason.LOST)
 
     def open(
         self,
-        cast: AvatarEntry,
+        entry: AvatarEntry,
         caller: Caller,
         options: ServedSessionOptions | None = None,
         *,
@@ -76,7 +76,7 @@ class SessionRegistry:
         """Begin a session.
 
         Args:
-            cast: the avatar it begins with.
+            entry: the avatar it begins with.
             caller: whose it is.
             options: what was asked for.
             is_lasting: see `Session`.
@@ -86,13 +86,13 @@ class SessionRegistry:
             NotReadyError: the server is stopping.
             TooManyRequestsError: the caller was here too often.
         """
-        self._throttle.check(caller)
-        self.check_room()
-        self._make_room()
+        self._rate_limiter.check(caller)
+        self.check_capacity()
+        self._free_capacity()
         session = Session(
-            self._studio,
+            self._avatar_service,
             self._transport,
-            cast,
+            entry,
             self._settings,
             options=options,
             owner=caller.subject,

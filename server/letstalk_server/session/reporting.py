@@ -26,7 +26,7 @@ class PlaybackReporter:
         self._on_voice = on_voice
         self._avatar: AvatarSession | None = None
         self._slots = 0
-        self._told_speaking = False
+        self._announced_speaking = False
 
     def follow(self, avatar: AvatarSession) -> None:
         """Report to this engine from now on, and pass on what it says."""
@@ -40,11 +40,13 @@ class PlaybackReporter:
             return
         self._announcer.segment_id = slot.frame.segment_id
         self._avatar.notify_played(slot.frame)
-        self._tell_speaking(self._avatar.state == "speaking")
+        self._announce_speaking(self._avatar.state == "speaking")
         if slot.frame.voiced:
             self._on_voice()
 
-    def tell_interrupt(self, cut: Interrupted, waiting_ms: int) -> server_messages.WasInterrupted:
+    def announce_interrupt(
+        self, cut: Interrupted, waiting_ms: int
+    ) -> server_messages.WasInterrupted:
         """Tell all of an interrupt that cut something off.
 
         Args:
@@ -53,7 +55,7 @@ class PlaybackReporter:
         """
         dropped_ms = cut.dropped_ms + waiting_ms
         if cut.played_ms or dropped_ms:
-            self._announcer.tell(server_messages.SegmentInterrupted(cut.played_ms, dropped_ms))
+            self._announcer.broadcast(server_messages.SegmentInterrupted(cut.played_ms, dropped_ms))
         return server_messages.WasInterrupted(cut.played_ms, dropped_ms)
 
     def stats(self, playout: SlotPlayout) -> server_messages.Stats:
@@ -75,23 +77,25 @@ class PlaybackReporter:
             },
         )
 
-    def _tell_speaking(self, speaking: bool) -> None:
+    def _announce_speaking(self, speaking: bool) -> None:
         """Tell when the avatar begins to speak and when it falls silent, by an interrupt too."""
-        if speaking != self._told_speaking:
-            self._told_speaking = speaking
-            self._announcer.tell(server_messages.Speaking() if speaking else server_messages.Idle())
+        if speaking != self._announced_speaking:
+            self._announced_speaking = speaking
+            self._announcer.broadcast(
+                server_messages.Speaking() if speaking else server_messages.Idle()
+            )
 
     def _pass_on(self, event: Event) -> None:
         match event.type:
             case "segment.started":
-                self._announcer.tell(server_messages.Started(), event.segment_id)
+                self._announcer.broadcast(server_messages.Started(), event.segment_id)
             case "segment.finished":
-                self._announcer.tell(
+                self._announcer.broadcast(
                     server_messages.Finished(event.played_ms or 0), event.segment_id
                 )
             case "avatar.listening":
-                self._announcer.tell(server_messages.Listening())
+                self._announcer.broadcast(server_messages.Listening())
             case "session.warning" if event.code in _PASSED_ON:
-                self._announcer.tell(server_messages.Warn(event.code, event.message or ""))
+                self._announcer.broadcast(server_messages.Warn(event.code, event.message or ""))
             case _:  # speaking and idle follow the state, interrupts have an answer of their own
                 pass

@@ -21,7 +21,7 @@ from letstalk_server.session.avatar_runner import AvatarRunner
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import Connection, EndReason, ServedSessionOptions
 from letstalk_server.session.connections import Connections
-from letstalk_server.session.ending import SessionEnded, farewell_of, reason_of, report
+from letstalk_server.session.ending import SessionEnded, closing_error, end_reason_of, log_failures
 from letstalk_server.session.lifetime import Lifetime
 from letstalk_server.session.message_handler import MessageHandler
 from letstalk_server.session.playout import SlotPlayout
@@ -33,7 +33,7 @@ from letstalk_server.settings import Settings
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 0.5
-FAREWELL_S = 0.3
+LAST_MESSAGE_S = 0.3
 """Time for a last message to leave before the connections close."""
 
 _STALLED = server_messages.Warn(
@@ -45,9 +45,9 @@ class Session:
     """Use it through `Sessions`.
 
     Args:
-        studio: makes the avatars.
+        avatar_service: makes the avatars.
         transport: makes the media.
-        cast: the avatar to begin with.
+        entry: the avatar to begin with.
         settings: time limits.
         options: what was asked for.
         owner: the subject that made it.
@@ -56,9 +56,9 @@ class Session:
 
     def __init__(
         self,
-        studio: AvatarService,
+        avatar_service: AvatarService,
         transport: Transport,
-        cast: AvatarEntry,
+        entry: AvatarEntry,
         settings: Settings,
         *,
         options: ServedSessionOptions | None = None,
@@ -78,14 +78,14 @@ class Session:
         self.speech = SpeechQueue(settings.max_speech_s)
         self._reporter = PlaybackReporter(self.announcer, on_voice=self.lifetime.touch)
         self._runner = AvatarRunner(
-            studio,
-            cast,
+            avatar_service,
+            entry,
             self.options,
             has_badge=self.has_badge,
             is_live=self.speech.is_live,
             on_open=self._reporter.follow,
             on_slot=self._reporter.show,
-            on_stall=lambda: self.announcer.tell(_STALLED),
+            on_stall=lambda: self.announcer.broadcast(_STALLED),
         )
         self.media: Media = transport.media(self.playout)
         self._is_lasting = is_lasting
@@ -101,22 +101,22 @@ class Session:
             async with self._group:
                 for work, name in (
                     (self._runner.run(), "engine"),
-                    (self._runner.change_portraits(self.media.show_anew), "faces"),
-                    (self.speech.feed(self._runner.opened), "speech"),
-                    (self._runner.keep_time(), "clock"),
+                    (self._runner.change_portraits(self.media.request_key_frame), "faces"),
+                    (self.speech.run(self._runner.opened), "speech"),
+                    (self._runner.fill_due_slots(), "clock"),
                     (self._watch(), "watch"),
                 ):
                     self.spawn(work, name)
                 raise SessionEnded(await self._ending)
         except* SessionEnded as overs:
-            reason = reason_of(overs)
+            reason = end_reason_of(overs)
         except* Exception as failures:
             reason = EndReason.FAILED
-            report(failures)
+            log_failures(failures)
         finally:
             self.end_reason = reason
             log.info("session ended: %s", reason)
-            await self._say_goodbye(reason)
+            await self._close_connections(reason)
 
     def end(self, reason: EndReason) -> None:
         """Ask the session to end; returns at once, and may be called twice."""
@@ -136,40 +136,40 @@ class Session:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             now_s = time.monotonic()
-            for link in self.connections.lost(now_s):
-                log.info("a connection was lost (%s)", link.role)
-                self.spawn(self.detach(link, is_lost=True), "lost")
-            for link in self.connections.take_due_stats(now_s):
-                self.announcer.send(link, self.stats())
+            for connection in self.connections.lost(now_s):
+                log.info("a connection was lost (%s)", connection.kind)
+                self.spawn(self.detach(connection, is_lost=True), "lost")
+            for connection in self.connections.take_due_stats(now_s):
+                self.announcer.send(connection, self.stats())
             reason = self.lifetime.end()
             if reason is not None:
                 raise SessionEnded(reason)
             for warning in self.lifetime.warnings():
-                self.announcer.tell(warning)
+                self.announcer.broadcast(warning)
 
-    async def _say_goodbye(self, reason: EndReason) -> None:
-        error = farewell_of(reason)
+    async def _close_connections(self, reason: EndReason) -> None:
+        error = closing_error(reason)
         if error is not None:
-            self.announcer.tell(server_messages.Fail.of(error, fatal=True))
-        self.announcer.tell(server_messages.Ended(reason))
+            self.announcer.broadcast(server_messages.Fail.of(error, fatal=True))
+        self.announcer.broadcast(server_messages.Ended(reason))
         if self.connections and reason is not EndReason.LOST:
-            await asyncio.sleep(FAREWELL_S)
-        await asyncio.gather(*[link.aclose(error) for link in self.connections.clear()])
+            await asyncio.sleep(LAST_MESSAGE_S)
+        await asyncio.gather(*[connection.aclose(error) for connection in self.connections.clear()])
         await self.media.aclose()
 
     # Connections
 
     @property
-    def is_left(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Whether all who were connected have gone; one of them may come back."""
         return self.is_resumed and not self.connections
 
     @property
     def is_resumed(self) -> bool:
         """A connection that comes now is not the first."""
-        return self.connections.was_any
+        return self.connections.had_connections
 
-    async def attach(self, link: Connection) -> None:
+    async def attach(self, connection: Connection) -> None:
         """Take a connection in; of those that there may be one of, the older one goes.
 
         Raises:
@@ -178,45 +178,45 @@ class Session:
         """
         if self._ending.done() or self.end_reason is not None:
             raise UnknownSessionError("The session has ended meanwhile. Make another.")
-        older = self.connections.add(link, MessageHandler(self, link).take)
+        older = self.connections.add(connection, MessageHandler(self, connection).handle)
         self.lifetime.touch()
         for old in older:
             error = TakenOverError("The session goes on in another window or connection.")
             self.announcer.send(old, server_messages.Fail.of(error, fatal=True))
             await self.detach(old, error)
 
-    def welcome(self, link: Connection, resumed: bool) -> None:
+    def send_ready(self, connection: Connection, resumed: bool) -> None:
         """Tell a connection that it is up."""
         ready = server_messages.Ready(
-            connection=link.id,
-            avatar=self.cast.id,
+            connection=connection.id,
+            avatar=self.avatar_entry.id,
             resumed=resumed,
             video=self.video,
             heartbeat_s=self.settings.heartbeat_timeout_s,
             grace_s=self.settings.grace_s,
             disclosure=self.disclosure,
             overlay=self.overlay,
-            warnings=self.cast.portrait.warnings,
+            warnings=self.avatar_entry.portrait.warnings,
         )
-        self.announcer.send(link, ready)
+        self.announcer.send(connection, ready)
 
     async def detach(
-        self, link: Connection, error: ServerError | None = None, *, is_lost: bool = False
+        self, connection: Connection, error: ServerError | None = None, *, is_lost: bool = False
     ) -> None:
         """Let a connection go, and close it."""
-        if self.connections.remove(link):
-            self.speech.release(link.id)
+        if self.connections.remove(connection):
+            self.speech.release(connection.id)
             is_taken_over = isinstance(error, TakenOverError)
             if not (self.connections or self._is_lasting or is_lost or is_taken_over):
                 self.end(EndReason.CLOSED)
-        await link.aclose(error)
+        await connection.aclose(error)
 
     # The avatar
 
     @property
-    def cast(self) -> AvatarEntry:
+    def avatar_entry(self) -> AvatarEntry:
         """The avatar that is shown."""
-        return self._runner.cast
+        return self._runner.avatar_entry
 
     @property
     def playout(self) -> SlotPlayout:
@@ -226,7 +226,7 @@ class Session:
     @property
     def video(self) -> dict[str, int]:
         """Size and rate of the pictures."""
-        width, height = self.cast.size
+        width, height = self.avatar_entry.size
         return {"width": width, "height": height, "fps": FPS}
 
     @property
@@ -247,13 +247,13 @@ class Session:
             UnknownAvatarError: there is no avatar of that id.
             UnknownPortraitError: there is no upload of that id.
         """
-        cast = self._runner.select(avatar, portrait)
-        self.announcer.tell(server_messages.Selected(cast.id, cast.portrait.warnings))
+        entry = self._runner.select(avatar, portrait)
+        self.announcer.broadcast(server_messages.Selected(entry.id, entry.portrait.warnings))
 
     def interrupt(self) -> server_messages.WasInterrupted:
         """Drop all speech that was not shown; return how much of the segment was."""
         waiting_ms = round(1000 * self.speech.clear())
-        return self._reporter.tell_interrupt(self._runner.interrupt(), waiting_ms)
+        return self._reporter.announce_interrupt(self._runner.interrupt(), waiting_ms)
 
     def stats(self) -> server_messages.Stats:
         """Return how the session does."""

@@ -17,13 +17,13 @@ from letstalk_rt.session.avatar import AvatarSession
 from letstalk_server.errors import FloorTakenError, SpeechOverflowError
 
 FLOOR_S = 1.0
-MAX_HEARD_S = 0.5
+MAX_MICROPHONE_S = 0.5
 LIVE_S = 0.5
 """So long after its last piece a microphone counts as heard."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Chunk:
     """Sound that waits; without samples it is the end of a segment."""
 
     source: str
@@ -45,15 +45,15 @@ class SpeechQueue:
         self.dropped_s = 0.0
         self._max_s = max_s
         self._clock = clock
-        self._pieces: deque[_Piece] = deque()
+        self._chunks: deque[_Chunk] = deque()
         self._microphones: list[str] = []
         self._pushed_s = 0.0
-        self._live_s = 0.0
+        self._microphone_s = 0.0
         self._floor: str | None = None
         self._floor_until_s = 0.0
         self._live_until_s = 0.0
         self._changed = asyncio.Event()
-        self._room = asyncio.Event()
+        self._has_space = asyncio.Event()
 
     def is_live(self) -> bool:
         """Tell whether the avatar hears a microphone now."""
@@ -63,7 +63,7 @@ class SpeechQueue:
         """Hear this connection's microphone from now on, and no other."""
         self._microphones.append(source)
 
-    def hear(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
+    def push_microphone(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
         """Take a piece of a microphone, if that is the one that is heard.
 
         Args:
@@ -74,12 +74,12 @@ class SpeechQueue:
         if self._microphones[-1:] != [source] or self._is_taken():
             return
         seconds = len(pcm) / sample_rate
-        self._live_s += seconds
-        self._add(_Piece(source, True, pcm, sample_rate, seconds))
-        while self._live_s > MAX_HEARD_S:
-            oldest = next(piece for piece in self._pieces if piece.is_live)
-            self._pieces.remove(oldest)
-            self._live_s -= oldest.seconds
+        self._microphone_s += seconds
+        self._add(_Chunk(source, True, pcm, sample_rate, seconds))
+        while self._microphone_s > MAX_MICROPHONE_S:
+            oldest = next(chunk for chunk in self._chunks if chunk.is_live)
+            self._chunks.remove(oldest)
+            self._microphone_s -= oldest.seconds
             self.dropped_s += oldest.seconds
 
     def push(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
@@ -101,7 +101,7 @@ class SpeechQueue:
                 f"More than {self._max_s:.0f} s of speech would wait. Send it later."
             )
         self._pushed_s += seconds
-        self._add(_Piece(source, False, pcm, sample_rate, seconds))
+        self._add(_Chunk(source, False, pcm, sample_rate, seconds))
 
     def end_segment(self, source: str) -> None:
         """Mark the end of the utterance, after the sound that waits.
@@ -111,14 +111,14 @@ class SpeechQueue:
         """
         self._take_floor(source)
         self._floor_until_s = 0.0
-        self._add(_Piece(source, False, None, 1, 0.0))
+        self._add(_Chunk(source, False, None, 1, 0.0))
 
     def clear(self) -> float:
         """Forget what waits; gives its duration in seconds."""
-        waiting_s = sum(piece.seconds for piece in self._pieces)  # the rest is with the avatar
-        self._pieces.clear()
-        self._pushed_s = self._live_s = self._floor_until_s = 0.0
-        self._room.set()
+        waiting_s = sum(chunk.seconds for chunk in self._chunks)  # the rest is with the avatar
+        self._chunks.clear()
+        self._pushed_s = self._microphone_s = self._floor_until_s = 0.0
+        self._has_space.set()
         return waiting_s
 
     def release(self, source: str) -> None:
@@ -128,39 +128,39 @@ class SpeechQueue:
         if source in self._microphones:
             self._microphones.remove(source)
 
-    async def has_room(self) -> None:
+    async def wait_for_space(self) -> None:
         """Wait until less than the bound of pushed sound waits."""
         while self._pushed_s >= self._max_s:
-            self._room.clear()
-            await self._room.wait()
+            self._has_space.clear()
+            await self._has_space.wait()
 
-    async def feed(self, listener: Callable[[], Awaitable[AvatarSession]]) -> None:
+    async def run(self, listener: Callable[[], Awaitable[AvatarSession]]) -> None:
         """Carry the sound to the avatar, whichever it is at the time; runs until cancelled."""
         while True:
-            while not self._pieces:
+            while not self._chunks:
                 self._changed.clear()
                 await self._changed.wait()
-            piece = self._pieces.popleft()
-            if piece.is_live:
-                self._live_s -= piece.seconds
+            chunk = self._chunks.popleft()
+            if chunk.is_live:
+                self._microphone_s -= chunk.seconds
             try:
-                await self._say(piece, await listener())
+                await self._forward(chunk, await listener())
             except SessionClosed:
                 continue  # between two avatars; a failure is raised where frames are read
             finally:
-                if not piece.is_live:
-                    self._pushed_s = max(0.0, self._pushed_s - piece.seconds)
-                    self._room.set()
+                if not chunk.is_live:
+                    self._pushed_s = max(0.0, self._pushed_s - chunk.seconds)
+                    self._has_space.set()
 
-    async def _say(self, piece: _Piece, avatar: AvatarSession) -> None:
-        self._live_until_s = self._clock() + LIVE_S if piece.is_live else 0.0
-        if piece.pcm is None:
+    async def _forward(self, chunk: _Chunk, avatar: AvatarSession) -> None:
+        self._live_until_s = self._clock() + LIVE_S if chunk.is_live else 0.0
+        if chunk.pcm is None:
             await avatar.end_segment()
         else:
-            await avatar.push_audio(piece.pcm, piece.sample_rate)
+            await avatar.push_audio(chunk.pcm, chunk.sample_rate)
 
-    def _add(self, piece: _Piece) -> None:
-        self._pieces.append(piece)
+    def _add(self, chunk: _Chunk) -> None:
+        self._chunks.append(chunk)
         self._changed.set()
 
     def _take_floor(self, source: str) -> None:

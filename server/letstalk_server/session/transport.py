@@ -75,16 +75,16 @@ class Handlers:
 
     Attributes:
         state: the connection changed; called once with each state.
-        speaks: called once, when the peer's microphone track is there.
-        sound: called with each piece of its voice, `(n,)` float32 in [-1, 1] at 16 kHz, in order
+        microphone: called once, when the peer's microphone track is there.
+        audio: called with each piece of its voice, `(n,)` float32 in [-1, 1] at 16 kHz, in order
             and without gaps.
         channel: the data channel is open; `peer.send` works from now on.
         message: a data channel message, text or bytes, not trusted.
     """
 
     state: Callable[[PeerState], None] = _nothing
-    speaks: Callable[[], None] = _nothing
-    sound: Callable[[np.ndarray], None] = _nothing
+    microphone: Callable[[], None] = _nothing
+    audio: Callable[[np.ndarray], None] = _nothing
     channel: Callable[[], None] = _nothing
     message: Callable[[object], None] = _nothing
 
@@ -92,7 +92,7 @@ class Handlers:
 class Media(Protocol):
     """The picture and the voice of one session, encoded once for all its peers."""
 
-    def show_anew(self) -> None:
+    def request_key_frame(self) -> None:
         """Make the next picture a key frame; call when the avatar was swapped."""
         ...
 
@@ -110,7 +110,7 @@ class Peer(Protocol):
         ...
 
     @property
-    def heard_s(self) -> float:
+    def last_received_s(self) -> float:
         """When anything last came from the peer, `time.monotonic`; 0 before that.
 
         A receiver reports about once a second, so 5 s of silence mean that it is gone.

@@ -32,7 +32,7 @@ from letstalk_server.webrtc.encoded_streams import SharedMedia
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 from letstalk_server.webrtc.rtp_receiver import RtpReceiver
 from letstalk_server.webrtc.rtp_sender import RtpSender
-from letstalk_server.webrtc.sdp import clean_offer, parse_fragment, sections
+from letstalk_server.webrtc.sdp import clean_offer, media_kinds, parse_fragment
 
 log = logging.getLogger(__name__)
 
@@ -133,12 +133,12 @@ class AiortcPeer:
         return self._state
 
     @property
-    def heard_s(self) -> float:
+    def last_received_s(self) -> float:
         """When anything last came from the peer, `time.monotonic`; 0 before that."""
-        heard_s = [sender.heard_s for sender in self._senders]
+        last_received_s = [sender.last_received_s for sender in self._senders]
         if self._receiver is not None:
-            heard_s.append(self._receiver.heard_s)
-        return max(heard_s, default=0.0)
+            last_received_s.append(self._receiver.last_received_s)
+        return max(last_received_s, default=0.0)
 
     async def answer(self, offer: str) -> str:
         """Accept an SDP offer and give the answer, candidates included; call it once.
@@ -148,7 +148,7 @@ class AiortcPeer:
         """
         sdp = clean_offer(offer, self._role)
         try:
-            for kind in sections(sdp):
+            for kind in media_kinds(sdp):
                 if kind != "application":
                     self._add(kind)
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
@@ -200,7 +200,7 @@ class AiortcPeer:
     def stats(self) -> PeerStats:
         """Give what is known of the connection."""
         video = next((sender for sender in self._senders if sender.kind == "video"), None)
-        heard = 0 if self._receiver is None else self._receiver.microphone.concealed
+        heard = 0 if self._receiver is None else self._receiver.microphone.concealed_samples
         sent = sum(sender.packets_sent for sender in self._senders)
         resent = sum(sender.resent for sender in self._senders)
         concealed_ms = heard * 1000 // CLOCK_HZ
@@ -247,7 +247,7 @@ class AiortcPeer:
         self._senders.append(sender)
         _put(transceiver, "sender", sender)
         if kind == "audio":
-            self._receiver = RtpReceiver(transport, self._handlers.speaks, self._handlers.sound)
+            self._receiver = RtpReceiver(transport, self._handlers.microphone, self._handlers.audio)
             _put(transceiver, "receiver", self._receiver)
         transceiver.receiver._set_rtcp_ssrc(sender._ssrc)
 

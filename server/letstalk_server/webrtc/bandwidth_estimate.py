@@ -34,7 +34,7 @@ class BandwidthEstimate:
         wanted = self._by_loss if self._ceiling is None else min(self._by_loss, self._ceiling)
         return round(self._bound(wanted))
 
-    def note_remb(self, bitrate: int, sent: float) -> None:
+    def update_remb(self, bitrate: int, sent: float) -> None:
         """Take the receiver's estimate, bit/s, and how much was sent of late."""
         # At less than the minimum, what is sent cannot be lowered anyhow.
         if sent > self._bitrates.minimum and bitrate < HEADROOM * sent:
@@ -42,7 +42,7 @@ class BandwidthEstimate:
         elif self._ceiling is not None:
             self._ceiling = max(self._ceiling, bitrate)
 
-    def note_loss(self, ratio: float) -> None:
+    def update_loss(self, ratio: float) -> None:
         """Take the share of packets, 0 to 1, that were lost since the last report."""
         self.lost_ratio = SMOOTHING * self.lost_ratio + (1 - SMOOTHING) * ratio
         if ratio > MUCH_LOSS:

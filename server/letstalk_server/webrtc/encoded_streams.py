@@ -20,8 +20,8 @@ from letstalk_server.settings import Bitrates
 from letstalk_server.webrtc.encoders import (
     AUDIO_CLOCK_HZ,
     OPUS_DELAY_TICKS,
-    PIECE,
-    PIECES_PER_S,
+    PACKET_SAMPLES,
+    PACKETS_PER_S,
     VIDEO_CLOCK_HZ,
     EncodedUnit,
     RtpOpusEncoder,
@@ -30,8 +30,8 @@ from letstalk_server.webrtc.encoders import (
 
 log = logging.getLogger(__name__)
 
-PIECES_PER_SLOT = PIECES_PER_S // FPS
-PIECE_S = 1 / PIECES_PER_S
+PACKETS_PER_SLOT = PACKETS_PER_S // FPS
+PACKET_S = 1 / PACKETS_PER_S
 MAX_LATE_S = 0.2
 """Sound later than this is skipped; less is sent at once to catch up."""
 
@@ -44,10 +44,10 @@ FALL_INTERVAL_S, RISE_INTERVAL_S = 1.0, 5.0
 FALL_STEP, RISE_STEP = 1 / 1.2, 1.5
 """Nor for less than these factors."""
 
-LOSSY, CALM = 0.005, 0.001
+FEC_ON_LOSS, FEC_OFF_LOSS = 0.005, 0.001
 """Share of lost packets from which on the voice is sent redundantly, and up to which no longer."""
 
-CUT = 20
+SCENE_CHANGE = 20
 """Mean difference of two pictures, of 255, from which on the second one is another scene."""
 
 RtpTimestamp = int
@@ -57,33 +57,33 @@ class Subscription:
     """What one sender gets of a feed.
 
     Args:
-        feed: where it comes from.
+        stream: where it comes from.
         deliver: called with each item; False from a sender that is behind and cannot take it.
-        ended: called once, when the feed has ended of itself.
+        on_end: called once, when the feed has ended of itself.
     """
 
     def __init__(
         self,
-        feed: "EncodedStream",
+        stream: "EncodedStream",
         deliver: Callable[[EncodedUnit], bool],
-        ended: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
-        self._feed = feed
+        self._stream = stream
         self._deliver = deliver
-        self._needs_key = True
-        self.ended = ended
+        self._needs_key_frame = True
+        self.on_end = on_end
         self.bitrate: int | None = None
         """What this receiver can take, bit/s; `None` as long as nothing is known."""
         self.lost_ratio = 0.0
         """Share of the packets that this receiver missed of late."""
 
-    def offer(self, item: EncodedUnit) -> None:
+    def push(self, unit: EncodedUnit) -> None:
         """Deliver an item; after one that was not taken, none before the next key frame."""
-        if self._needs_key and not item.key:
+        if self._needs_key_frame and not unit.key_frame:
             return
-        self._needs_key = not self._deliver(item)
-        if self._needs_key:
-            self._feed.ask_key_frame()
+        self._needs_key_frame = not self._deliver(unit)
+        if self._needs_key_frame:
+            self._stream.request_key_frame()
 
 
 class EncodedStream:
@@ -106,15 +106,15 @@ class EncodedStream:
         self._closed = False
 
     def subscribe(
-        self, deliver: Callable[[EncodedUnit], bool], ended: Callable[[], None] = lambda: None
+        self, deliver: Callable[[EncodedUnit], bool], on_end: Callable[[], None] = lambda: None
     ) -> Subscription:
         """Begin to receive, from the next picture or piece on; see `Subscription`."""
-        subscription = Subscription(self, deliver, ended)
+        subscription = Subscription(self, deliver, on_end)
         if self._closed:
-            ended()
+            on_end()
             return subscription
         self._subscriptions.append(subscription)
-        self.ask_key_frame()
+        self.request_key_frame()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"feed-{self.codec}")
         return subscription
@@ -132,10 +132,10 @@ class EncodedStream:
         self._end()
         await self._stop()
 
-    def ask_key_frame(self) -> None:
+    def request_key_frame(self) -> None:
         """Make one of the next pictures a key frame."""
 
-    def present(self) -> RtpTimestamp:
+    def current_timestamp(self) -> RtpTimestamp:
         """Give the timestamp of what is to be seen or heard at this very moment."""
         return round(self._playout.now() * self.clock_hz) + self._delay_ticks
 
@@ -162,20 +162,20 @@ class EncodedStream:
     async def _serve(self) -> None:
         raise NotImplementedError
 
-    def _hand_out(self, item: EncodedUnit) -> None:
+    def _distribute(self, unit: EncodedUnit) -> None:
         for subscription in list(self._subscriptions):
             try:
-                subscription.offer(item)
+                subscription.push(unit)
             except Exception as error:
                 # What one connection trips over is its own affair: the others go on.
                 log.error("sending %s failed (%s)", self.codec, type(error).__name__)
                 self._subscriptions.remove(subscription)
-                subscription.ended()
+                subscription.on_end()
 
     def _end(self) -> None:
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
-            subscription.ended()
+            subscription.on_end()
 
 
 class EncodedVideo(EncodedStream):
@@ -204,12 +204,12 @@ class EncodedVideo(EncodedStream):
         self._clock = clock
         self._encoder = open_encoder(codec, bitrates.start)
         self._encoding = threading.Lock()
-        self._key_wanted = True
-        self._key_s = self._rate_s = -60.0
+        self._key_frame_requested = True
+        self._key_frame_at_s = self._bitrate_set_at_s = -60.0
         self._last: np.ndarray | None = None
 
-    def ask_key_frame(self) -> None:
-        self._key_wanted = True
+    def request_key_frame(self) -> None:
+        self._key_frame_requested = True
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -218,25 +218,27 @@ class EncodedVideo(EncodedStream):
             # One that is late gives way to the present one.
             number = max(number + 1, int(self._playout.now() / SLOT_S))
             await self._playout.wait_until(number * SLOT_S)
-            rgb = self._playout.slot(number).rgb
-            key = self._begin_picture(rgb)
-            encoded = await loop.run_in_executor(self._executor, self._encode, rgb, number, key)
-            self._hand_out(encoded)
+            rgb = self._playout.read_slot(number).rgb
+            key_frame = self._begin_frame(rgb)
+            encoded = await loop.run_in_executor(
+                self._executor, self._encode, rgb, number, key_frame
+            )
+            self._distribute(encoded)
 
-    def _encode(self, rgb: np.ndarray, number: int, key: bool) -> EncodedUnit:
+    def _encode(self, rgb: np.ndarray, number: int, key_frame: bool) -> EncodedUnit:
         # Cancelled work still runs to its end in the thread, while a new viewer may have come.
         with self._encoding:
-            return self._encoder.encode(rgb, number, key=key)
+            return self._encoder.encode(rgb, number, key_frame=key_frame)
 
-    def _begin_picture(self, rgb: np.ndarray) -> bool:
+    def _begin_frame(self, rgb: np.ndarray) -> bool:
         """Follow the receivers' bitrate; tell whether this picture is to be a key frame."""
         now_s = self._clock()
         last, self._last = self._last, rgb
-        needed = self._adapt(now_s) or is_cut(last, rgb)
-        may_be = self._key_wanted and now_s - self._key_s >= KEY_FRAME_INTERVAL_S
+        needed = self._adapt(now_s) or is_scene_change(last, rgb)
+        may_be = self._key_frame_requested and now_s - self._key_frame_at_s >= KEY_FRAME_INTERVAL_S
         if not needed and not may_be:
             return False
-        self._key_wanted, self._key_s = False, now_s
+        self._key_frame_requested, self._key_frame_at_s = False, now_s
         return True
 
     def _adapt(self, now_s: float) -> bool:
@@ -246,23 +248,23 @@ class EncodedVideo(EncodedStream):
             return False
         # One picture for all: the weakest receiver decides.
         wanted = min(max(min(known), self._bitrates.minimum), self._bitrates.maximum)
-        change, since_s = wanted / self.bitrate, now_s - self._rate_s
+        change, since_s = wanted / self.bitrate, now_s - self._bitrate_set_at_s
         falls = change <= FALL_STEP and since_s >= FALL_INTERVAL_S
         rises = change >= RISE_STEP and since_s >= RISE_INTERVAL_S
         if falls or rises:
-            self.bitrate, self._rate_s = wanted, now_s
+            self.bitrate, self._bitrate_set_at_s = wanted, now_s
             self._encoder.set_bitrate(wanted)
         return falls or rises
 
 
-def is_cut(last: np.ndarray | None, rgb: np.ndarray) -> bool:
+def is_scene_change(last: np.ndarray | None, rgb: np.ndarray) -> bool:
     """Tell whether a picture, `(H, W, 3)` uint8, is of another scene than the one before."""
     if last is None or last.shape != rgb.shape:
         return True
     if last is rgb:
         return False
     rows, before = rgb[::16], last[::16]
-    return cv2.norm(rows, before, cv2.NORM_L1) > CUT * rows.size
+    return cv2.norm(rows, before, cv2.NORM_L1) > SCENE_CHANGE * rows.size
 
 
 class EncodedAudio(EncodedStream):
@@ -275,32 +277,34 @@ class EncodedAudio(EncodedStream):
     def __init__(self, playout: SlotPlayout) -> None:
         super().__init__(playout, AUDIO_CLOCK_HZ, OPUS_DELAY_TICKS, "opus")
         self._opus = RtpOpusEncoder()
-        self._is_redundant = False
+        self._uses_fec = False
 
     async def _serve(self) -> None:
-        number = int(self._playout.now() / PIECE_S)
+        number = int(self._playout.now() / PACKET_S)
         while True:
-            present = int(self._playout.now() / PIECE_S)
-            if (present - number) * PIECE_S > MAX_LATE_S:
+            present = int(self._playout.now() / PACKET_S)
+            if (present - number) * PACKET_S > MAX_LATE_S:
                 number = present
-            await self._playout.wait_until(number * PIECE_S)
+            await self._playout.wait_until(number * PACKET_S)
             self._adapt()
             # Opus takes 0.1 ms for a piece, less than a change of threads would.
-            self._hand_out(self._opus.encode(self._piece(number), number))
+            self._distribute(self._opus.encode(self._packet_pcm(number), number))
             number += 1
 
     def _adapt(self) -> None:
         """Send the voice redundantly while a receiver misses packets."""
         lost = max((s.lost_ratio for s in self._subscriptions), default=0.0)
-        wanted = lost > (CALM if self._is_redundant else LOSSY)
-        if wanted != self._is_redundant:
-            self._is_redundant, self._opus = wanted, RtpOpusEncoder(redundant=wanted)
+        wanted = lost > (FEC_OFF_LOSS if self._uses_fec else FEC_ON_LOSS)
+        if wanted != self._uses_fec:
+            self._uses_fec, self._opus = wanted, RtpOpusEncoder(fec=wanted)
 
-    def _piece(self, number: int) -> np.ndarray:
+    def _packet_pcm(self, number: int) -> np.ndarray:
         """Give piece `number`, `(320,)` float32."""
-        slot, part = divmod(number, PIECES_PER_SLOT)
-        piece: np.ndarray = self._playout.slot(slot).pcm[part * PIECE : (part + 1) * PIECE]
-        return piece
+        slot, part = divmod(number, PACKETS_PER_SLOT)
+        pcm: np.ndarray = self._playout.read_slot(slot).pcm[
+            part * PACKET_SAMPLES : (part + 1) * PACKET_SAMPLES
+        ]
+        return pcm
 
 
 class SharedMedia:
@@ -316,30 +320,30 @@ class SharedMedia:
         self._playout = playout
         self._bitrates = bitrates
         self._executor = executor
-        self._pictures: dict[str, EncodedVideo] = {}
-        self._voice: EncodedAudio | None = None
+        self._video_streams: dict[str, EncodedVideo] = {}
+        self._audio_stream: EncodedAudio | None = None
 
-    def picture(self, codec: str) -> EncodedVideo:
+    def video(self, codec: str) -> EncodedVideo:
         """Give the one feed of a video codec."""
-        if codec not in self._pictures:
-            self._pictures[codec] = EncodedVideo(
+        if codec not in self._video_streams:
+            self._video_streams[codec] = EncodedVideo(
                 self._playout, codec, self._bitrates, self._executor
             )
-        return self._pictures[codec]
+        return self._video_streams[codec]
 
-    def voice(self) -> EncodedAudio:
+    def audio(self) -> EncodedAudio:
         """Give the one feed of the voice."""
-        if self._voice is None:
-            self._voice = EncodedAudio(self._playout)
-        return self._voice
+        if self._audio_stream is None:
+            self._audio_stream = EncodedAudio(self._playout)
+        return self._audio_stream
 
-    def show_anew(self) -> None:
+    def request_key_frame(self) -> None:
         """Make the next picture a key frame for everybody."""
-        for feed in self._pictures.values():
-            feed.ask_key_frame()
+        for stream in self._video_streams.values():
+            stream.request_key_frame()
 
     async def aclose(self) -> None:
         """Stop encoding. Safe to call twice."""
-        feeds: list[EncodedStream] = list(self._pictures.values())
-        for feed in feeds if self._voice is None else [*feeds, self._voice]:
-            await feed.aclose()
+        streams: list[EncodedStream] = list(self._video_streams.values())
+        for stream in streams if self._audio_stream is None else [*streams, self._audio_stream]:
+            await stream.aclose()

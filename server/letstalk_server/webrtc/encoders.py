@@ -24,11 +24,11 @@ VIDEO_TICKS = VIDEO_CLOCK_HZ // FPS
 AUDIO_CLOCK_HZ = 48_000
 """Of Opus in RTP, whatever the rate of the sound."""
 
-PIECES_PER_S = 50
-PIECE = SAMPLE_RATE // PIECES_PER_S
+PACKETS_PER_S = 50
+PACKET_SAMPLES = SAMPLE_RATE // PACKETS_PER_S
 """Samples of one Opus packet, 20 ms."""
 
-PIECE_TICKS = AUDIO_CLOCK_HZ // PIECES_PER_S
+PACKET_TICKS = AUDIO_CLOCK_HZ // PACKETS_PER_S
 OPUS_BITRATE = 48_000
 OPUS_DELAY_TICKS = 312
 """By how much Opus shifts the sound, 6.5 ms."""
@@ -44,18 +44,18 @@ class EncodedUnit:
     Attributes:
         payloads: of one packet each.
         timestamp: in ticks of the codec's clock.
-        key: can be decoded without what came before.
+        key_frame: can be decoded without what came before.
     """
 
     payloads: list[bytes]
     timestamp: int
-    key: bool
+    key_frame: bool
 
 
 class VideoEncoder(Protocol):
     """Encodes the pictures of one session."""
 
-    def encode(self, rgb: np.ndarray, number: int, *, key: bool) -> EncodedUnit:
+    def encode(self, rgb: np.ndarray, number: int, *, key_frame: bool) -> EncodedUnit:
         """Encode `(H, W, 3)` uint8, picture `number` of the clock; any size, even odd ones."""
         ...
 
@@ -64,7 +64,7 @@ class VideoEncoder(Protocol):
         ...
 
 
-class _Planes:
+class _YuvConverter:
     """RGB to planar YUV, in place. A picture that is shown again is not converted again."""
 
     def __init__(self) -> None:
@@ -89,20 +89,20 @@ class _Planes:
         return frame
 
 
-class _Encoder:
+class _PyAvVideoEncoder:
     """What the two video codecs have in common."""
 
     def __init__(self, bitrate: int, packetizer: Vp8Packetizer | H264Packetizer) -> None:
         self._bitrate = bitrate
         self._packetizer = packetizer
-        self._planes = _Planes()
+        self._yuv_converter = _YuvConverter()
         self._codec: VideoCodecContext | None = None
 
-    def encode(self, rgb: np.ndarray, number: int, *, key: bool) -> EncodedUnit:
-        frame = self._planes.convert(rgb)
+    def encode(self, rgb: np.ndarray, number: int, *, key_frame: bool) -> EncodedUnit:
+        frame = self._yuv_converter.convert(rgb)
         codec = self._codec_for(frame)
         frame.pts, frame.time_base = number * VIDEO_TICKS, _VIDEO_TIME_BASE
-        frame.pict_type = PictureType.I if key else PictureType.NONE
+        frame.pict_type = PictureType.I if key_frame else PictureType.NONE
         packets = codec.encode(frame)
         assert len(packets) == 1, "a live encoder gives one packet a picture"
         payloads, timestamp = self._packetizer.pack(packets[0])
@@ -122,7 +122,7 @@ class _Encoder:
         raise NotImplementedError
 
 
-class Vp8Encoder(_Encoder):
+class Vp8Encoder(_PyAvVideoEncoder):
     """VP8 by libvpx."""
 
     def __init__(self, bitrate: int) -> None:
@@ -153,7 +153,7 @@ class Vp8Encoder(_Encoder):
         return codec
 
 
-class H264Encoder(_Encoder):
+class H264Encoder(_PyAvVideoEncoder):
     """H.264 constrained baseline by x264."""
 
     def __init__(self, bitrate: int) -> None:
@@ -208,11 +208,11 @@ class RtpOpusEncoder:
     """16 kHz mono sound into Opus.
 
     Args:
-        redundant: against single losses, each packet also holds the one before, at half the
+        fec: against single losses, each packet also holds the one before, at half the
             quality. It takes twice the time.
     """
 
-    def __init__(self, *, redundant: bool = False) -> None:
+    def __init__(self, *, fec: bool = False) -> None:
         codec = av.CodecContext.create("libopus", "w")
         assert isinstance(codec, av.AudioCodecContext), codec
         codec.bit_rate = OPUS_BITRATE
@@ -221,15 +221,15 @@ class RtpOpusEncoder:
         codec.options = {
             "application": "audio",
             "compression_level": "0",  # 10 takes three times as long; bits are cheaper here
-            "fec": str(int(redundant)),
-            "packet_loss": "10" if redundant else "0",
+            "fec": str(int(fec)),
+            "packet_loss": "10" if fec else "0",
         }
         self._codec = codec
 
-    def encode(self, piece: np.ndarray, number: int) -> EncodedUnit:
+    def encode(self, pcm: np.ndarray, number: int) -> EncodedUnit:
         """Encode `(320,)` float32 in [-1, 1], piece `number` of the clock."""
-        frame = av.AudioFrame.from_ndarray(piece[None], format="flt", layout="mono")
+        frame = av.AudioFrame.from_ndarray(pcm[None], format="flt", layout="mono")
         frame.sample_rate, frame.time_base = SAMPLE_RATE, _AUDIO_TIME_BASE
-        frame.pts = number * PIECE
+        frame.pts = number * PACKET_SAMPLES
         payloads = [bytes(packet) for packet in self._codec.encode(frame)]
-        return EncodedUnit(payloads, number * PIECE_TICKS, True)
+        return EncodedUnit(payloads, number * PACKET_TICKS, True)

@@ -15,16 +15,16 @@ from letstalk_rt.types import SAMPLE_RATE
 CLOCK_HZ = 48_000
 """Of Opus in RTP, and the rate at which it is decoded."""
 
-MAX_HELD = 3
+MAX_HELD_PACKETS = 3
 """Packets that wait for a missing one before it is given up for lost."""
 
-MAX_GAP = CLOCK_HZ // 2
+MAX_GAP_TICKS = CLOCK_HZ // 2
 """Ticks of silence put in for lost sound; a longer gap is an outage, and time has gone on."""
 
-MAX_JUMP = 100
+MAX_SEQUENCE_JUMP = 100
 """Packets by which numbers may leap before the stream counts as a new one."""
 
-FADE = CLOCK_HZ // 200
+FADE_SAMPLES = CLOCK_HZ // 200
 """Samples of a fade, 5 ms."""
 
 _SCALE = np.float32(1 / 32_768)
@@ -51,15 +51,15 @@ class ReorderBuffer:
         """Take a packet with 16-bit number and 32-bit time; give what may be played now."""
         if self._next is None:
             self._next, self._next_timestamp = sequence, timestamp
-        ahead = _signed(sequence - self._next, 16)
-        if abs(ahead) > MAX_JUMP:
+        ahead = _signed_difference(sequence - self._next, 16)
+        if abs(ahead) > MAX_SEQUENCE_JUMP:
             return self._start_anew(sequence, timestamp, payload)
         if ahead < 0:
             self.late += 1
             return []
         self._held[sequence] = timestamp, payload
         ready = self._in_order()
-        if len(self._held) >= MAX_HELD:
+        if len(self._held) >= MAX_HELD_PACKETS:
             ready += self._skip_missing()
         return ready
 
@@ -83,36 +83,36 @@ class ReorderBuffer:
     def _skip_missing(self) -> list[bytes | AudioGap]:
         assert self._next is not None
         expected = self._next
-        self._next = min(self._held, key=lambda number: _signed(number - expected, 16))
-        self.lost += _signed(self._next - expected, 16)
-        samples = _signed(self._held[self._next][0] - self._next_timestamp, 32)
-        return [AudioGap(samples if 0 < samples <= MAX_GAP else 0), *self._in_order()]
+        self._next = min(self._held, key=lambda number: _signed_difference(number - expected, 16))
+        self.lost += _signed_difference(self._next - expected, 16)
+        samples = _signed_difference(self._held[self._next][0] - self._next_timestamp, 32)
+        return [AudioGap(samples if 0 < samples <= MAX_GAP_TICKS else 0), *self._in_order()]
 
 
 class LossConcealer:
     """Fills gaps without a click: the sound before fades out mirrored, the one after fades in."""
 
     def __init__(self) -> None:
-        self._tail = np.zeros(FADE, np.float32)
+        self._tail = np.zeros(FADE_SAMPLES, np.float32)
         self._fade_in = False
 
-    def sound(self, pcm: np.ndarray) -> np.ndarray:
+    def pass_through(self, pcm: np.ndarray) -> np.ndarray:
         """Pass on `(n,)` float32 of the stream."""
         if self._fade_in and pcm.size:
             pcm = pcm.copy()
-            count = min(FADE, pcm.size)
+            count = min(FADE_SAMPLES, pcm.size)
             pcm[:count] *= np.linspace(0, 1, count, endpoint=False, dtype=np.float32)
             self._fade_in = False
-        self._tail = np.concatenate([self._tail, pcm])[-FADE:]
+        self._tail = np.concatenate([self._tail, pcm])[-FADE_SAMPLES:]
         return pcm
 
-    def gap(self, samples: int) -> np.ndarray:
+    def conceal(self, samples: int) -> np.ndarray:
         """Give `(samples,)` float32 in the place of what is missing."""
         filling = np.zeros(samples, np.float32)
-        count = min(FADE, samples)
-        fade_out = np.linspace(1, 0, FADE, endpoint=False, dtype=np.float32)
+        count = min(FADE_SAMPLES, samples)
+        fade_out = np.linspace(1, 0, FADE_SAMPLES, endpoint=False, dtype=np.float32)
         filling[:count] = (self._tail[::-1] * fade_out)[:count]
-        self._tail = np.zeros(FADE, np.float32)
+        self._tail = np.zeros(FADE_SAMPLES, np.float32)
         self._fade_in = True
         return filling
 
@@ -155,15 +155,15 @@ class MicrophonePath:
     """One peer's voice. `push` never waits.
 
     Args:
-        hear: called with each piece, `(n,)` float32 in [-1, 1] at 16 kHz, in order, without gaps.
+        on_audio: called with each chunk, `(n,)` float32 in [-1, 1] at 16 kHz, in order and gapless.
 
     Attributes:
-        concealed: samples put in for lost ones, at 48 kHz.
+        concealed_samples: samples put in for lost ones, at 48 kHz.
     """
 
-    def __init__(self, hear: Callable[[np.ndarray], None]) -> None:
-        self.concealed = 0
-        self._hear = hear
+    def __init__(self, on_audio: Callable[[np.ndarray], None]) -> None:
+        self.concealed_samples = 0
+        self._on_audio = on_audio
         self._reorder = ReorderBuffer()
         self._concealer = LossConcealer()
         self._decoder = _open_decoder()
@@ -175,11 +175,13 @@ class MicrophonePath:
             sound = self._fill(item) if isinstance(item, AudioGap) else self._decode(item)
             pcm = self._downsample(sound)
             if pcm.size:
-                self._hear(np.clip(pcm, -1.0, 1.0))  # a filter overshoots; nobody spoke too loud
+                self._on_audio(
+                    np.clip(pcm, -1.0, 1.0)
+                )  # a filter overshoots; nobody spoke too loud
 
     def _fill(self, gap: AudioGap) -> np.ndarray:
-        self.concealed += gap.samples
-        return self._concealer.gap(gap.samples)
+        self.concealed_samples += gap.samples
+        return self._concealer.conceal(gap.samples)
 
     def _decode(self, payload: bytes) -> np.ndarray:
         try:
@@ -190,7 +192,7 @@ class MicrophonePath:
             return self._fill(AudioGap(CLOCK_HZ // 50))
         # Planes are padded; `to_ndarray` would copy them once more.
         samples = [np.frombuffer(memoryview(f.planes[0]), np.int16, f.samples) for f in frames]
-        return self._concealer.sound(np.concatenate(samples) * _SCALE)
+        return self._concealer.pass_through(np.concatenate(samples) * _SCALE)
 
 
 def _open_decoder() -> av.AudioCodecContext:
@@ -201,7 +203,7 @@ def _open_decoder() -> av.AudioCodecContext:
     return decoder
 
 
-def _signed(difference: int, bits: int) -> int:
+def _signed_difference(difference: int, bits: int) -> int:
     """Read a difference of counters that wrap around."""
     half = 1 << (bits - 1)
     return (difference + half) % (1 << bits) - half

@@ -25,17 +25,17 @@ class RtpReceiver(RTCRtpReceiver):
 
     Args:
         transport: the DTLS transport of its transceiver.
-        started: called once.
-        hear: called with each piece of the voice; see `MicrophonePath`.
+        on_start: called once.
+        on_audio: called with each piece of the voice; see `MicrophonePath`.
     """
 
     def __init__(
-        self, transport: Any, started: Callable[[], None], hear: Callable[[np.ndarray], None]
+        self, transport: Any, on_start: Callable[[], None], on_audio: Callable[[np.ndarray], None]
     ) -> None:
         super().__init__("audio", transport)
-        self.microphone = MicrophonePath(hear)
-        self.heard_s = 0.0
-        self._started = started
+        self.microphone = MicrophonePath(on_audio)
+        self.last_received_s = 0.0
+        self._on_start = on_start
         self._payload_types: set[int | None] = set()
         self._source: int | None = None
         self._statistics = StreamStatistics(CLOCK_HZ)
@@ -51,7 +51,7 @@ class RtpReceiver(RTCRtpReceiver):
         harden(self.transport)
         self.transport._register_rtp_receiver(self, parameters)
         self._reporting = asyncio.create_task(self._report(), name="receiver-reports")
-        self._started()
+        self._on_start()
 
     async def stop(self) -> None:
         """Stop for good. Safe to call twice."""
@@ -68,7 +68,7 @@ class RtpReceiver(RTCRtpReceiver):
         """Nothing here waits for the peer."""
 
     async def _handle_rtp_packet(self, packet: RtpPacket, arrival_time_ms: int) -> None:
-        self.heard_s = time.monotonic()
+        self.last_received_s = time.monotonic()
         if not self._enabled or packet.payload_type not in self._payload_types:
             return
         if packet.ssrc != self._source:
@@ -77,7 +77,7 @@ class RtpReceiver(RTCRtpReceiver):
         self.microphone.push(packet.sequence_number, packet.timestamp, packet.payload)
 
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
-        self.heard_s = time.monotonic()
+        self.last_received_s = time.monotonic()
         if isinstance(packet, RtcpSrPacket):
             middle = (packet.sender_info.ntp_timestamp >> 16) & 0xFFFFFFFF
             self._sender_report = middle, time.monotonic()
@@ -87,13 +87,13 @@ class RtpReceiver(RTCRtpReceiver):
             await asyncio.sleep(REPORT_INTERVAL_S * (0.5 + random.random()))
             if self._own_ssrc is None or self._source is None:
                 continue
-            report = RtcpRrPacket(ssrc=self._own_ssrc, reports=[self._reception(self._source)])
+            report = RtcpRrPacket(ssrc=self._own_ssrc, reports=[self._report_block(self._source)])
             try:
                 await self.transport._send_rtp(bytes(report))
             except ConnectionError:
                 return
 
-    def _reception(self, source: int) -> RtcpReceiverInfo:
+    def _report_block(self, source: int) -> RtcpReceiverInfo:
         seen, since = 0, 0
         if self._sender_report is not None:
             seen = self._sender_report[0]

@@ -57,14 +57,14 @@ SEND_TIME = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 HISTORY = 256
 """Packets kept for retransmission, some 2 s of video: an older one would come too late."""
 
-RESENDS_PER_S = 200
+RETRANSMISSIONS_PER_S = 200
 """More than this are not answered: a flood of requests must not make a flood of packets."""
 
 BURST = 8
 """Packets sent in one go; after that a pause, so that a key frame does not overrun a queue."""
 
 BURST_PAUSE_S = 0.002
-MAX_WAITING = 64
+MAX_PENDING = 64
 """Packets that may wait for their burst when a picture comes; with more the peer misses it."""
 
 REPORT_INTERVAL_S = 0.5
@@ -78,14 +78,14 @@ _ONE_BYTE = 0xBEDE
 """Header extensions in the short form, RFC 8285."""
 
 
-class _Resends:
+class _RetransmissionLimit:
     """How many retransmissions are allowed at the moment."""
 
     def __init__(self) -> None:
-        self._times_s: deque[float] = deque(maxlen=RESENDS_PER_S)
+        self._times_s: deque[float] = deque(maxlen=RETRANSMISSIONS_PER_S)
 
     def allow(self, now_s: float) -> bool:
-        if len(self._times_s) == RESENDS_PER_S and now_s - self._times_s[0] < 1:
+        if len(self._times_s) == RETRANSMISSIONS_PER_S and now_s - self._times_s[0] < 1:
             return False
         self._times_s.append(now_s)
         return True
@@ -114,7 +114,7 @@ class RtpSender(RTCRtpSender):
         transport: the DTLS transport of its transceiver.
         media: where the feed comes from; the codec that was negotiated decides which.
         bitrates: bounds of the estimate.
-        ended: called when the feed ends of itself, because its encoder failed.
+        on_stream_end: called when the feed ends of itself, because its encoder failed.
     """
 
     def __init__(
@@ -123,17 +123,17 @@ class RtpSender(RTCRtpSender):
         transport: Any,
         media: SharedMedia,
         bitrates: Bitrates,
-        ended: Callable[[], None],
+        on_stream_end: Callable[[], None],
     ) -> None:
         super().__init__(kind, transport)
         self._media = media
-        self._ended = ended
-        self._feed: EncodedStream | None = None
+        self._on_stream_end = on_stream_end
+        self._stream: EncodedStream | None = None
         self._subscription: Subscription | None = None
         self._estimate = BandwidthEstimate(bitrates)
         self._reports: asyncio.Task[None] | None = None
         self._is_stopped = False
-        self._waiting: deque[tuple[int, bool, bytes]] = deque()
+        self._pending: deque[tuple[int, bool, bytes]] = deque()
         self._pause: asyncio.TimerHandle | None = None
         self._origin = random.getrandbits(32)
         self._sequence = random_sequence_number()
@@ -144,24 +144,24 @@ class RtpSender(RTCRtpSender):
         self._send_time_at = 0
         self._cname = ""
         self._history: dict[int, tuple[int, int, bool, bytes]] = {}
-        self._resends = _Resends()
+        self._retransmission_limit = _RetransmissionLimit()
         self._packets = self._octets = 0
         self._sent = _SentRate()
         self._last_report: tuple[int, float] | None = None
         self._reported_held_s = 0.0
         self.resent = 0
         self.key_frames_asked = 0
-        self.heard_s = 0.0
+        self.last_received_s = 0.0
 
     @property
     def codec(self) -> str | None:
         """Name of the codec sent; `None` before the start."""
-        return None if self._feed is None else self._feed.codec
+        return None if self._stream is None else self._stream.codec
 
     @property
     def bitrate(self) -> int:
         """Target of the video, bit/s; 0 for sound."""
-        return self._feed.bitrate if isinstance(self._feed, EncodedVideo) else 0
+        return self._stream.bitrate if isinstance(self._stream, EncodedVideo) else 0
 
     @property
     def packets_sent(self) -> int:
@@ -182,16 +182,16 @@ class RtpSender(RTCRtpSender):
         """Start; called by the peer connection when media may flow."""
         if self._reports is not None:
             return
-        self._learn(parameters)
+        self._apply_parameters(parameters)
         harden(self.transport)
         self.transport._register_rtp_sender(self, parameters)
         if self.kind == "video":
             # A FIR names its stream inside (RFC 5104), not where aiortc's router looks.
             self.transport._rtp_router.senders.setdefault(0, self)
         name = parameters.codecs[0].name
-        self._feed = self._media.picture(name) if self.kind == "video" else self._media.voice()
-        self._reports = asyncio.create_task(self._report(self._feed), name="sender-reports")
-        self._subscription = self._feed.subscribe(self._deliver, self._ended)
+        self._stream = self._media.video(name) if self.kind == "video" else self._media.audio()
+        self._reports = asyncio.create_task(self._report(self._stream), name="sender-reports")
+        self._subscription = self._stream.subscribe(self._deliver, self._on_stream_end)
 
     async def stop(self) -> None:
         """Stop for good. Safe to call twice."""
@@ -201,13 +201,13 @@ class RtpSender(RTCRtpSender):
         self.transport._unregister_rtp_sender(self)
         self._reports.cancel()
         await asyncio.wait([self._reports])
-        if self._feed is not None and self._subscription is not None:
-            await self._feed.unsubscribe(self._subscription)
+        if self._stream is not None and self._subscription is not None:
+            await self._stream.unsubscribe(self._subscription)
         if self._pause is not None:
             self._pause.cancel()
         self._send_reports([RtcpByePacket(sources=[self._ssrc])])
 
-    def _learn(self, parameters: RTCRtpSendParameters) -> None:
+    def _apply_parameters(self, parameters: RTCRtpSendParameters) -> None:
         codec = parameters.codecs[0]
         assert codec.payloadType is not None
         self._payload_type = codec.payloadType
@@ -230,16 +230,16 @@ class RtpSender(RTCRtpSender):
 
     # Media
 
-    def _deliver(self, item: EncodedUnit) -> bool:
+    def _deliver(self, unit: EncodedUnit) -> bool:
         """Send a picture or a piece of sound; False when too much waits already."""
-        if len(self._waiting) > MAX_WAITING:
+        if len(self._pending) > MAX_PENDING:
             return False
         if self._enabled:
-            timestamp = (self._origin + item.timestamp) & 0xFFFFFFFF
-            ends = [False] * (len(item.payloads) - 1) + [self.kind == "video"]
-            self._waiting.extend(
+            timestamp = (self._origin + unit.timestamp) & 0xFFFFFFFF
+            ends = [False] * (len(unit.payloads) - 1) + [self.kind == "video"]
+            self._pending.extend(
                 (timestamp, marker, payload)
-                for marker, payload in zip(ends, item.payloads, strict=True)
+                for marker, payload in zip(ends, unit.payloads, strict=True)
             )
             if self._pause is None:
                 self._send_burst()
@@ -248,13 +248,13 @@ class RtpSender(RTCRtpSender):
     def _send_burst(self) -> None:
         """Send what waits, with a pause after each burst."""
         self._pause = None
-        for _ in range(min(BURST, len(self._waiting))):
-            self._send_packet(*self._waiting.popleft())
-        if self._waiting:
+        for _ in range(min(BURST, len(self._pending))):
+            self._send_packet(*self._pending.popleft())
+        if self._pending:
             loop = asyncio.get_running_loop()
             self._pause = loop.call_later(BURST_PAUSE_S, self._send_burst)
-        elif self._feed is not None and self._feed.held_s - self._reported_held_s > MOVED_S:
-            self._report_now(self._feed)
+        elif self._stream is not None and self._stream.held_s - self._reported_held_s > MOVED_S:
+            self._report_now(self._stream)
 
     def _send_packet(self, timestamp: int, marker: bool, payload: bytes) -> None:
         sequence = self._sequence
@@ -281,10 +281,10 @@ class RtpSender(RTCRtpSender):
     def _resend(self, sequence: int) -> None:
         kept = self._history.get(sequence % HISTORY)
         if kept is None or kept[0] != sequence:
-            if self._feed is not None:
-                self._feed.ask_key_frame()  # what hangs on that packet cannot be shown any more
+            if self._stream is not None:
+                self._stream.request_key_frame()
             return
-        if not self._resends.allow(time.monotonic()):
+        if not self._retransmission_limit.allow(time.monotonic()):
             return
         _, timestamp, marker, payload = kept
         self.resent += 1
@@ -310,22 +310,22 @@ class RtpSender(RTCRtpSender):
 
     # Reports
 
-    async def _report(self, feed: EncodedStream) -> None:
+    async def _report(self, stream: EncodedStream) -> None:
         while True:
             self._sent.note(self._octets, time.monotonic())
-            self._report_now(feed)
+            self._report_now(stream)
             await asyncio.sleep(REPORT_INTERVAL_S * (0.5 + random.random()))
 
-    def _report_now(self, feed: EncodedStream) -> None:
-        self._reported_held_s = feed.held_s
-        self._send_reports([self._sender_report(feed), self._description()])
+    def _report_now(self, stream: EncodedStream) -> None:
+        self._reported_held_s = stream.held_s
+        self._send_reports([self._sender_report(stream), self._description()])
 
-    def _sender_report(self, feed: EncodedStream) -> RtcpSrPacket:
+    def _sender_report(self, stream: EncodedStream) -> RtcpSrPacket:
         ntp = clock.current_ntp_time()
         self._last_report = (ntp >> 16) & 0xFFFFFFFF, time.monotonic()
         info = RtcpSenderInfo(
             ntp_timestamp=ntp,
-            rtp_timestamp=(self._origin + feed.present()) & 0xFFFFFFFF,
+            rtp_timestamp=(self._origin + stream.current_timestamp()) & 0xFFFFFFFF,
             packet_count=self._packets & 0xFFFFFFFF,
             octet_count=self._octets & 0xFFFFFFFF,
         )
@@ -339,7 +339,7 @@ class RtpSender(RTCRtpSender):
         self._send_bytes(b"".join(bytes(packet) for packet in packets))
 
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
-        self.heard_s = time.monotonic()
+        self.last_received_s = time.monotonic()
         if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
             for report in packet.reports:
                 if report.ssrc == self._ssrc:
@@ -354,7 +354,7 @@ class RtpSender(RTCRtpSender):
         if self._last_report is not None and self._last_report[0] == report:
             round_trip_s = time.monotonic() - self._last_report[1] - delay / 65_536
             self._estimate.note_round_trip(max(0.0, round_trip_s))
-        self._estimate.note_loss(lost_ratio)
+        self._estimate.update_loss(lost_ratio)
         self._pass_estimate()
 
     def _note_feedback(self, packet: RtcpPsfbPacket) -> None:
@@ -362,21 +362,21 @@ class RtpSender(RTCRtpSender):
             packet.fmt == RTCP_PSFB_FIR and self._ssrc.to_bytes(4, "big") in _names(packet.fci)
         ):
             self.key_frames_asked += 1
-            if self._feed is not None:
-                self._feed.ask_key_frame()
+            if self._stream is not None:
+                self._stream.request_key_frame()
         elif packet.fmt == RTCP_PSFB_APP:
             try:
                 bitrate, ssrcs = unpack_remb_fci(packet.fci)
             except (ValueError, IndexError, struct.error):
                 return  # some other message of this family, or a damaged one
             if self._ssrc in ssrcs:
-                self._estimate.note_remb(bitrate, self._sent.bit_s)
+                self._estimate.update_remb(bitrate, self._sent.bit_s)
                 self._pass_estimate()
 
     def _pass_estimate(self) -> None:
         if self._subscription is not None:
             self._subscription.lost_ratio = self._estimate.lost_ratio
-            if isinstance(self._feed, EncodedVideo):
+            if isinstance(self._stream, EncodedVideo):
                 self._subscription.bitrate = self._estimate.bitrate
 
 

@@ -40,7 +40,7 @@ def clean_offer(sdp: str, role: PeerRole) -> str:
             f"The offer has {len(sdp)} characters; at most {MAX_OFFER_CHARS} are read."
         )
     lines = _lines(sdp)
-    kinds = sections(sdp)
+    kinds = media_kinds(sdp)
     if (
         any(kinds.count(kind) > _MOST[role].get(kind, 0) for kind in kinds)
         or any(kind not in kinds for kind in _NEEDED[role])
@@ -56,7 +56,7 @@ def clean_offer(sdp: str, role: PeerRole) -> str:
     return "\r\n".join(line for line in lines if not _SLOW_LINE.match(line))
 
 
-def sections(sdp: str) -> list[str]:
+def media_kinds(sdp: str) -> list[str]:
     """Give the kind of each media section: `audio`, `video`, `application` or something else."""
     return [line[2:].split(" ")[0] for line in _lines(sdp) if line.startswith("m=")]
 

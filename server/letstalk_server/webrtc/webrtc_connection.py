@@ -35,29 +35,29 @@ class WebRTCConnection:
 
     Args:
         session: what it is for.
-        role: what it does.
+        kind: what it does.
         may_speak: whether its messages may do more than watch.
     """
 
-    def __init__(self, session: Session, role: ConnectionKind, *, may_speak: bool) -> None:
+    def __init__(self, session: Session, kind: ConnectionKind, *, may_speak: bool) -> None:
         self.id = "c" + secrets.token_urlsafe(12)
-        self.role = role
+        self.kind = kind
         self.may_speak = may_speak
         self.config = ConnectionConfig()
         self._session = session
         self._resumed = session.is_resumed
-        self._opened_s = self._heard_s = time.monotonic()
+        self._opened_s = self._last_received_s = time.monotonic()
         self._has_channel = False
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_MESSAGES_WAITING)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
         self._peer = session.transport.open(
-            _PEER_ROLES[role],
+            _PEER_ROLES[kind],
             session.media,
             Handlers(
                 state=self._on_state,
-                speaks=self._on_microphone,
-                sound=self._on_sound,
+                microphone=self._on_microphone,
+                audio=self._on_audio,
                 channel=self._on_channel,
                 message=self._on_message,
             ),
@@ -87,7 +87,7 @@ class WebRTCConnection:
         await self._peer.trickle(fragment)
 
     @property
-    def sends_bits_s(self) -> int:
+    def video_bitrate(self) -> int:
         """Target of the video's bit rate."""
         return self._peer.stats().bitrate
 
@@ -101,10 +101,10 @@ class WebRTCConnection:
         settings = self._session.settings
         if self._peer.state is PeerState.CONNECTING:
             return now_s - self._opened_s > settings.connect_timeout_s
-        if self.role is ConnectionKind.TALK and self._has_channel:
-            return now_s - self._heard_s > settings.heartbeat_timeout_s
-        heard_s = max(self._peer.heard_s, self._heard_s)
-        return now_s - heard_s > settings.report_timeout_s
+        if self.kind is ConnectionKind.TALK and self._has_channel:
+            return now_s - self._last_received_s > settings.heartbeat_timeout_s
+        last_received_s = max(self._peer.last_received_s, self._last_received_s)
+        return now_s - last_received_s > settings.report_timeout_s
 
     async def aclose(self, error: ServerError | None = None) -> None:
         """Close the peer connection. Safe to call twice."""
@@ -124,7 +124,7 @@ class WebRTCConnection:
 
     def _on_state(self, state: PeerState) -> None:
         if state is PeerState.CONNECTED:
-            self._heard_s = time.monotonic()
+            self._last_received_s = time.monotonic()
         elif state in (PeerState.FAILED, PeerState.CLOSED) and self._closing is None:
             is_lost = state is PeerState.FAILED
             self._session.spawn(self._session.detach(self, is_lost=is_lost), "peer-left")
@@ -133,21 +133,21 @@ class WebRTCConnection:
         if self.may_speak:
             self._session.speech.add_microphone(self.id)
 
-    def _on_sound(self, pcm: np.ndarray) -> None:
-        self._session.speech.hear(self.id, pcm, SAMPLE_RATE)
+    def _on_audio(self, pcm: np.ndarray) -> None:
+        self._session.speech.push_microphone(self.id, pcm, SAMPLE_RATE)
 
     def _on_channel(self) -> None:
         self._has_channel = True
-        self._heard_s = time.monotonic()
-        self._start(self._obey(), "messages")
-        self._session.welcome(self, self._resumed)
+        self._last_received_s = time.monotonic()
+        self._start(self._handle_messages(), "messages")
+        self._session.send_ready(self, self._resumed)
 
     def _on_message(self, data: object) -> None:
-        self._heard_s = time.monotonic()
+        self._last_received_s = time.monotonic()
         if isinstance(data, str | bytes) and not self._messages.full():
             self._messages.put_nowait(data)
 
-    async def _obey(self) -> None:
+    async def _handle_messages(self) -> None:
         while True:
             self._session.connections.receive(self, await self._messages.get())
 

@@ -79,7 +79,7 @@ async def test_added_avatars_are_offered_and_prepared_once(tmp_path):
     async def offered(pipeline):
         app = create_app(Settings(), lambda settings: LoadedModel(pipeline, paths, library))
         async with app.router.lifespan_context(app):
-            return list(app.state.studio.defaults)
+            return list(app.state.avatar_service.defaults)
 
     first, second = Painter(), Painter()
     assert await offered(first) == ["ann"], "a picture without a face is left out"

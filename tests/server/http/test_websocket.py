@@ -18,7 +18,7 @@ from support.live_server import join, live, speech
 from support.server_fakes import BACKDROPS
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from letstalk_server.http.binary_frames import BADGE, PayloadKind
+from letstalk_server.http.binary_frames import BADGE, PayloadType
 from letstalk_server.protocol.audio_payload import to_int16
 from letstalk_server.settings import Settings
 
@@ -61,10 +61,10 @@ async def test_pictures_come_with_their_sound(address):
     await client.hear("session.ready")
     await client.send(speech(1.0))
     await client.until(
-        lambda: any(np.frombuffer(p[-1], "<i2").any() for p in client.kinds(PayloadKind.PCM16))
+        lambda: any(np.frombuffer(p[-1], "<i2").any() for p in client.kinds(PayloadType.PCM16))
     )
-    await client.until(lambda: len(client.kinds(PayloadKind.JPEG)) > 20)
-    pictures, sounds = client.kinds(PayloadKind.JPEG), client.kinds(PayloadKind.PCM16)
+    await client.until(lambda: len(client.kinds(PayloadType.JPEG)) > 20)
+    pictures, sounds = client.kinds(PayloadType.JPEG), client.kinds(PayloadType.PCM16)
     numbers = [packet[4] for packet in pictures]
     assert numbers == sorted(set(numbers))
     heard = [packet[4] for packet in sounds]
@@ -86,14 +86,14 @@ async def test_opus_up_and_raw_pictures_with_opus_down(address):
         await client.send(packet)
     await client.hear("avatar.speaking")
     await client.until(
-        lambda: len(client.kinds(PayloadKind.RGB)) > 2 and len(client.kinds(PayloadKind.OPUS)) > 40
+        lambda: len(client.kinds(PayloadType.RGB)) > 2 and len(client.kinds(PayloadType.OPUS)) > 40
     )
-    picture = client.kinds(PayloadKind.RGB)[-1]
+    picture = client.kinds(PayloadType.RGB)[-1]
     assert len(picture[-1]) == 3 * picture[5] * picture[6]
-    steps = np.diff([packet[4] for packet in client.kinds(PayloadKind.RGB)])
+    steps = np.diff([packet[4] for packet in client.kinds(PayloadType.RGB)])
     assert steps.min() >= 5
     decoder = av.CodecContext.create("opus", "r")
-    frames = [f for p in client.kinds(PayloadKind.OPUS) for f in decoder.decode(av.Packet(p[-1]))]
+    frames = [f for p in client.kinds(PayloadType.OPUS) for f in decoder.decode(av.Packet(p[-1]))]
     assert frames and frames[0].sample_rate == 48_000
     await client.send(b"")
     assert (await client.hear("session.error"))["code"] == "bad-audio"
@@ -134,12 +134,12 @@ async def test_what_a_connection_wants_may_change(address):
     stats = await client.hear("session.stats")
     assert stats["frames"] > 0 and "step" in stats["stages_ms"]
     await client.send({"type": "session.configure", "frames": {"format": "jpeg"}})
-    await client.until(lambda: client.kinds(PayloadKind.JPEG))
+    await client.until(lambda: client.kinds(PayloadType.JPEG))
     await client.send({"type": "avatar.select", "avatar": "blue"})
     assert (await client.hear("avatar.selected"))["avatar"] == "blue"
 
     def is_blue():
-        image = Image.open(io.BytesIO(client.kinds(PayloadKind.JPEG)[-1][-1]))
+        image = Image.open(io.BytesIO(client.kinds(PayloadType.JPEG)[-1][-1]))
         return np.abs(np.array(image)[8:24, 8:24].mean((0, 1)) - BACKDROPS["blue"]).max() < 20
 
     await client.until(is_blue)

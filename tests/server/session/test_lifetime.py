@@ -18,9 +18,9 @@ SETTINGS = Settings(max_session_s=1000, max_idle_s=300, grace_s=15, connect_time
 
 
 @dataclass
-class FakeLink:
+class FakeConnection:
     id: str
-    role: ConnectionKind = ConnectionKind.PLAY
+    kind: ConnectionKind = ConnectionKind.PLAY
     config: ConnectionConfig = field(default_factory=ConnectionConfig)
     lost_s: float = 1e9
     sent: list = field(default_factory=list)
@@ -42,8 +42,8 @@ class Stage:
         self.received = []
 
     def join(self, name, **options):
-        link = FakeLink(name, **options)
-        return link, self.connections.add(link, self.received.append)
+        connection = FakeConnection(name, **options)
+        return connection, self.connections.add(connection, self.received.append)
 
     def warned(self):
         return [(warning.code, warning.ends_in_s) for warning in self.lifetime.warnings()]
@@ -55,9 +55,9 @@ def test_a_session_nobody_comes_to_is_lost_after_both_waits_and_a_left_one_after
     assert stage.lifetime.end() is None
     stage.now_s += 0.1
     assert stage.lifetime.end() is EndReason.LOST
-    link, _ = stage.join("a")
+    connection, _ = stage.join("a")
     assert stage.lifetime.end() is None
-    assert stage.connections.remove(link) and not stage.connections.remove(link)
+    assert stage.connections.remove(connection) and not stage.connections.remove(connection)
     stage.now_s += 15
     assert stage.lifetime.end() is None
     stage.now_s += 0.1
@@ -94,14 +94,14 @@ def test_the_longest_time_ends_a_session_however_busy_it_is():
 
 
 @pytest.mark.parametrize(
-    "role, gives_way",
+    "kind, gives_way",
     [(ConnectionKind.TALK, True), (ConnectionKind.SPEAK, True), (ConnectionKind.PLAY, False)],
 )
-def test_of_some_roles_there_is_one_and_the_older_gives_way(role, gives_way):
+def test_of_some_roles_there_is_one_and_the_older_gives_way(kind, gives_way):
     stage = Stage()
-    old, _ = stage.join("old", role=role)
-    stage.join("socket", role=ConnectionKind.SOCKET)
-    _, older = stage.join("new", role=role)
+    old, _ = stage.join("old", kind=kind)
+    stage.join("socket", kind=ConnectionKind.SOCKET)
+    _, older = stage.join("new", kind=kind)
     assert older == ([old] if gives_way else [])
 
 
@@ -114,12 +114,12 @@ def test_there_are_at_most_so_many_connections():
 
 def test_a_connection_is_found_heard_and_timed_while_it_is_there():
     stage = Stage()
-    link, _ = stage.join("a")
-    assert stage.connections.find("a") is link
-    assert stage.connections.with_times() == [(link, 100.0)]
-    stage.connections.receive(link, "hello")
-    assert stage.connections.clear() == [link] and not stage.connections
-    stage.connections.receive(link, "too late")
+    connection, _ = stage.join("a")
+    assert stage.connections.find("a") is connection
+    assert stage.connections.with_times() == [(connection, 100.0)]
+    stage.connections.receive(connection, "hello")
+    assert stage.connections.clear() == [connection] and not stage.connections
+    stage.connections.receive(connection, "too late")
     assert stage.received == ["hello"]
     with pytest.raises(NotFoundError):
         stage.connections.find("a")
@@ -140,8 +140,8 @@ def test_messages_are_about_the_segment_on_the_screen_unless_said_otherwise():
     (one, _), (other, _) = stage.join("one"), stage.join("other")
     announcer = Announcer("s", stage.connections)
     announcer.segment_id = 4
-    announcer.tell(server_messages.Idle())
-    announcer.tell(server_messages.Finished(80), 3)
+    announcer.broadcast(server_messages.Idle())
+    announcer.broadcast(server_messages.Finished(80), 3)
     announcer.send(one, server_messages.Pong(), "p1")
     assert [message["segment_id"] for message in one.sent] == [4, 3, 4]
     assert one.sent[:2] == other.sent and one.sent[2]["re"] == "p1"

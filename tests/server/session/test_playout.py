@@ -11,10 +11,10 @@ from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
 from letstalk_server.session.playout import (
     CATCH_UP,
     HOLDS,
-    MAX_WAITING,
-    RESERVE,
+    MAX_QUEUED_FRAMES,
     SLOT_S,
     STALL_SLOTS,
+    START_FRAMES,
     SlotPlayout,
 )
 
@@ -37,11 +37,11 @@ def shade(slot):
 
 async def test_a_missing_frame_repeats_the_last_picture_in_silence():
     playout = playout_at(FakeClock())
-    assert shade(playout.slot(0)) == 9  # the still, before anything came
-    for index in range(RESERVE):
+    assert shade(playout.read_slot(0)) == 9  # the still, before anything came
+    for index in range(START_FRAMES):
         await playout.put(frame(5 + index, level=0.5))
-    assert [shade(playout.slot(1 + index)) for index in range(RESERVE)] == [15, 16, 17]
-    missed = playout.slot(1 + RESERVE)
+    assert [shade(playout.read_slot(1 + index)) for index in range(START_FRAMES)] == [15, 16, 17]
+    missed = playout.read_slot(1 + START_FRAMES)
     assert shade(missed) == 17 and missed.repeated and not missed.pcm.any()
     assert playout.repeats == 2
 
@@ -53,48 +53,48 @@ async def test_the_first_frames_wait_for_a_reserve_but_not_for_ever():
     shown = []
     for number in range(8):
         await playout.wait_until(number * SLOT_S)
-        shown.append(shade(playout.slot(number)))
+        shown.append(shade(playout.read_slot(number)))
     assert shown == [9] * 5 + [10] * 3  # RESERVE_S are five slots
     playout = playout_at(FakeClock())
-    for index in range(RESERVE):
-        assert shade(playout.slot(index)) == 9
+    for index in range(START_FRAMES):
+        assert shade(playout.read_slot(index)) == 9
         await playout.put(frame(index))
-    assert shade(playout.slot(RESERVE)) == 10
+    assert shade(playout.read_slot(START_FRAMES)) == 10
 
 
 async def test_a_slot_asked_for_twice_is_the_same_and_late_questions_are_answered():
     playout = playout_at(FakeClock())
     for index in range(4):
         await playout.put(frame(index))
-    first = [playout.slot(number) for number in range(4)]
-    assert [playout.slot(number) for number in range(4)] == first
-    playout.slot(500)
-    assert playout.slot(0).number > 400  # history is bounded; the oldest known stands in
+    first = [playout.read_slot(number) for number in range(4)]
+    assert [playout.read_slot(number) for number in range(4)] == first
+    playout.read_slot(500)
+    assert playout.read_slot(0).number > 400  # history is bounded; the oldest known stands in
 
 
 async def test_a_full_window_makes_the_engine_wait():
     playout = playout_at(FakeClock())
-    for index in range(MAX_WAITING):
+    for index in range(MAX_QUEUED_FRAMES):
         await playout.put(frame(index))
-    waiting = asyncio.create_task(playout.put(frame(MAX_WAITING)))
+    waiting = asyncio.create_task(playout.put(frame(MAX_QUEUED_FRAMES)))
     await asyncio.sleep(0)
     assert not waiting.done()
-    playout.slot(0)
+    playout.read_slot(0)
     await waiting
 
 
 async def test_an_interrupt_silences_what_waits_and_what_is_on_its_way():
     playout = playout_at(FakeClock())
-    for index in range(MAX_WAITING):
+    for index in range(MAX_QUEUED_FRAMES):
         await playout.put(frame(index, level=0.5))
     on_its_way = asyncio.create_task(playout.put(frame(50, level=0.5)))
     await asyncio.sleep(0)
     playout.silence(epoch=1)
-    shown = [playout.slot(0)]
+    shown = [playout.read_slot(0)]
     await on_its_way
-    shown += [playout.slot(number) for number in range(1, MAX_WAITING + 1)]
+    shown += [playout.read_slot(number) for number in range(1, MAX_QUEUED_FRAMES + 1)]
     await playout.put(frame(60, level=0.5, epoch=1))
-    shown.append(playout.slot(MAX_WAITING + 1))
+    shown.append(playout.read_slot(MAX_QUEUED_FRAMES + 1))
     assert not any(slot.repeated for slot in shown)  # the pictures lead over
     assert [slot.frame.epoch for slot in shown] == [1] * len(shown)
     assert not any(slot.pcm.any() for slot in shown[:-1]) and shown[-1].pcm.any()
@@ -130,7 +130,7 @@ class Show:
     async def _show(self):
         while True:
             await self.playout.wait_until(self._number * SLOT_S)
-            slot = self.playout.slot(self._number)
+            slot = self.playout.read_slot(self._number)
             if slot.frame is not None:
                 self.wait_s.append(self._now_s() - self._came_s[slot.frame.index])
             self._number += 1
@@ -189,14 +189,14 @@ def test_who_stops_waiting_does_not_stop_the_clock_for_good():
     async def scene():
         playout = SlotPlayout(STILL, clock=asyncio.get_running_loop().time)
         playout.now()
-        for index in range(RESERVE):
+        for index in range(START_FRAMES):
             await playout.put(frame(index))
-        playout.slot(RESERVE - 1)
-        waiting = asyncio.create_task(playout.wait_until(RESERVE * SLOT_S))
-        await asyncio.sleep(RESERVE * SLOT_S + 0.01)
+        playout.read_slot(START_FRAMES - 1)
+        waiting = asyncio.create_task(playout.wait_until(START_FRAMES * SLOT_S))
+        await asyncio.sleep(START_FRAMES * SLOT_S + 0.01)
         waiting.cancel()
         await asyncio.wait([waiting])
-        await playout.wait_until(2 * RESERVE * SLOT_S)
+        await playout.wait_until(2 * START_FRAMES * SLOT_S)
         assert playout.held_s == pytest.approx(0.01 + HOLDS.max_s)
 
     virtual_time.run(scene())
@@ -208,14 +208,14 @@ async def test_a_stall_is_told_once_and_slots_when_they_are_filled():
         FakeClock(), on_slot=slots.append, on_stall=lambda: stalls.append(len(slots))
     )
     number = 2 * STALL_SLOTS
-    playout.slot(number - 1)
+    playout.read_slot(number - 1)
     assert not stalls, "a model that starts is not behind"
     for index in range(20):
         await playout.put(frame(index))
-        playout.slot(number)
-        playout.slot(number)
+        playout.read_slot(number)
+        playout.read_slot(number)
         number += 1
-    playout.slot(number + 2 * STALL_SLOTS)
+    playout.read_slot(number + 2 * STALL_SLOTS)
     assert [slot.number for slot in slots] == list(range(number + 2 * STALL_SLOTS + 1))
-    waiting = RESERVE - 1  # frames
+    waiting = START_FRAMES - 1  # frames
     assert stalls == [number + waiting + STALL_SLOTS - 1]

@@ -126,7 +126,7 @@ async def test_who_has_left_gives_way_to_who_comes_when_all_places_are_taken():
         gone = await Peer().join(client)
         (first,) = app.state.sessions
         await gone.close()
-        await wait_for(lambda: first.is_left)
+        await wait_for(lambda: first.is_abandoned)
         here = await Peer().join(client)
         await wait_for(lambda: len(app.state.sessions) == 1)
         assert first.id not in {session.id for session in app.state.sessions}
@@ -226,16 +226,16 @@ class Busy:
     """A studio whose model is as fast and as busy as it is told."""
 
     def __init__(self, share, busy=0.0):
-        self.speed, self.busy, self.worker = StepCost(share * 0.16, 0.16), busy, self
+        self.step_cost, self.busy, self.worker = StepCost(share * 0.16, 0.16), busy, self
 
     def busy_ratio(self):
         return self.busy
 
 
 def test_as_many_are_let_in_as_the_model_can_serve():
-    assert AdmissionControl(Busy(0.4), None).places == 2
-    assert AdmissionControl(Busy(1.7), None).places == 1, "one is always served"
-    assert AdmissionControl(Busy(0.4), 7).places == 7, "the operator knows better"
+    assert AdmissionControl(Busy(0.4), None).capacity == 2
+    assert AdmissionControl(Busy(1.7), None).capacity == 1, "one is always served"
+    assert AdmissionControl(Busy(0.4), 7).capacity == 7, "the operator knows better"
     AdmissionControl(Busy(0.4), None).check(1)
     with pytest.raises(AtCapacityError):
         AdmissionControl(Busy(0.4), None).check(2)
@@ -246,32 +246,32 @@ def test_as_many_are_let_in_as_the_model_can_serve():
 
 def test_what_costs_may_not_be_done_all_the_time():
     now_s = 100.0
-    throttle = RateLimiter(0.5, lambda: now_s)
+    limiter = RateLimiter(0.5, lambda: now_s)
     ann, bob = (Caller(name, frozenset()) for name in ("ann", "bob"))
     for _ in range(5):
-        throttle.check(ann)
+        limiter.check(ann)
     with pytest.raises(TooManyRequestsError) as refused:
-        throttle.check(ann)
+        limiter.check(ann)
     assert refused.value.retry_after_s == 2
-    throttle.check(bob)
+    limiter.check(bob)
     now_s += 2.1
-    throttle.check(ann)
+    limiter.check(ann)
     for _ in range(100):
-        throttle.check(LOCAL)
+        limiter.check(LOCAL)
 
 
 class QuietTransport:
     """Gives peers that are whatever the test says."""
 
-    state, heard_s = PeerState.CONNECTING, 0.0
+    state, last_received_s = PeerState.CONNECTING, 0.0
 
-    def open(self, role, media, handlers):
+    def open(self, kind, media, handlers):
         self.handlers = handlers
         return self
 
 
-@pytest.mark.parametrize("role", [ConnectionKind.TALK, ConnectionKind.PLAY, ConnectionKind.SPEAK])
-async def test_a_silent_peer_is_noticed_within_five_seconds(role):
+@pytest.mark.parametrize("kind", [ConnectionKind.TALK, ConnectionKind.PLAY, ConnectionKind.SPEAK])
+async def test_a_silent_peer_is_noticed_within_five_seconds(kind):
     settings, peer = Settings(), QuietTransport()
     session = SimpleNamespace(
         transport=peer,
@@ -279,20 +279,20 @@ async def test_a_silent_peer_is_noticed_within_five_seconds(role):
         media=None,
         is_resumed=False,
         spawn=lambda work, name: work.close(),
-        welcome=lambda link, resumed: None,
+        send_ready=lambda connection, resumed: None,
     )
-    link, began_s = WebRTCConnection(session, role, may_speak=True), time.monotonic()
-    assert not link.is_lost(began_s + settings.connect_timeout_s - 1)
-    assert link.is_lost(began_s + settings.connect_timeout_s + 1), "it never came"
+    connection, began_s = WebRTCConnection(session, kind, may_speak=True), time.monotonic()
+    assert not connection.is_lost(began_s + settings.connect_timeout_s - 1)
+    assert connection.is_lost(began_s + settings.connect_timeout_s + 1), "it never came"
     peer.state = PeerState.CONNECTED
-    if role is ConnectionKind.TALK:
+    if kind is ConnectionKind.TALK:
         peer.handlers.channel()
         peer.handlers.message('{"type": "session.ping"}')
     else:
-        peer.heard_s = time.monotonic()
-    heard_s = time.monotonic()
-    assert not link.is_lost(heard_s + 3)
-    assert link.is_lost(heard_s + 5 - WATCH_INTERVAL_S)
+        peer.last_received_s = time.monotonic()
+    last_received_s = time.monotonic()
+    assert not connection.is_lost(last_received_s + 3)
+    assert connection.is_lost(last_received_s + 5 - WATCH_INTERVAL_S)
 
 
 async def test_a_session_that_has_ended_takes_no_more_connections():
@@ -301,17 +301,17 @@ async def test_a_session_that_has_ended_takes_no_more_connections():
         (session,) = app.state.sessions
         peer = Peer()
         offer = await peer.offer()
-        link = WebRTCConnection(session, ConnectionKind.TALK, may_speak=True)
+        connection = WebRTCConnection(session, ConnectionKind.TALK, may_speak=True)
         session.end(EndReason.DELETED)
         with pytest.raises(UnknownSessionError):
-            await link.open(offer["sdp"])
+            await connection.open(offer["sdp"])
         await peer.close()
 
 
 async def test_two_sessions_of_one_size_share_the_models_calls():
     async with serving(pipeline=Painter()) as (app, client):
         names = [(await client.post("/v1/sessions")).json()["session"] for _ in range(2)]
-        worker = app.state.studio.worker
+        worker = app.state.avatar_service.worker
         await wait_for(lambda: worker.load.steps > 8)
         assert 0 < worker.busy_ratio() <= 1 and len(set(names)) == 2
         text = (await client.get("/metrics")).text
@@ -334,7 +334,7 @@ async def test_logs_hold_nothing_of_anybody(caplog):
 
 
 async def test_the_last_step_of_the_model_is_waited_for():
-    studio = await AvatarService.open(Settings(), model_of(Painter()))
+    avatar_service = await AvatarService.open(Settings(), model_of(Painter()))
     began, may_end = threading.Event(), threading.Event()
     threads = []
 
@@ -343,9 +343,9 @@ async def test_the_last_step_of_the_model_is_waited_for():
         began.set()
         may_end.wait()
 
-    studio.worker.submit(call)
+    avatar_service.worker.submit(call)
     await asyncio.to_thread(began.wait)  # a call that waits in the queue would be dropped
-    closing = asyncio.create_task(studio.aclose())
+    closing = asyncio.create_task(avatar_service.aclose())
     for _ in range(10):
         await asyncio.sleep(0)
     assert not closing.done()

@@ -39,7 +39,7 @@ class Announced:
     def __init__(self):
         self.segment_id, self.told = 0, []
 
-    def tell(self, message, segment_id=None):
+    def broadcast(self, message, segment_id=None):
         self.told.append((message, self.segment_id if segment_id is None else segment_id))
 
 
@@ -123,7 +123,7 @@ def test_speaking_is_told_after_the_start_and_its_end_once_after_an_interrupt(
     ],
 )
 def test_an_interrupt_is_told_to_all_if_it_cut_anything(reporter, announcer, cut, waiting_ms, told):
-    answer = reporter.tell_interrupt(cut, waiting_ms)
+    answer = reporter.announce_interrupt(cut, waiting_ms)
     assert answer == server_messages.WasInterrupted(cut.played_ms, cut.dropped_ms + waiting_ms)
     assert [message for message, _ in announcer.told] == told
 
@@ -139,7 +139,7 @@ def test_statistics_are_of_the_engine_and_of_the_slots(reporter, engine):
     now_s = 0.0
     playout = SlotPlayout(RGB, clock=lambda: now_s, on_slot=reporter.show)
     playout.now()
-    playout.slot(49)
+    playout.read_slot(49)
     now_s = 2.0
     stats = reporter.stats(playout)
     assert (stats.frames, stats.repeats, stats.fps) == (50, 50, 0.0)
@@ -178,7 +178,7 @@ class Show:
         number = 0
         while True:
             await self.playout.wait_until(number * SLOT_S)
-            self.playout.slot(number)
+            self.playout.read_slot(number)
             number += 1
 
 
@@ -226,7 +226,7 @@ def test_played_and_dropped_are_all_that_was_said(announcer):
         )
         await asyncio.sleep(1)
         shown = len(show.delays_s)
-        answer = show.reporter.tell_interrupt(show.session.interrupt(), 0)
+        answer = show.reporter.announce_interrupt(show.session.interrupt(), 0)
         show.playout.silence(show.session.epoch)
         await said
         assert answer.played_ms == pytest.approx(40 * shown, abs=40)

@@ -44,7 +44,7 @@ class Clock:
 
 
 @pytest.fixture
-async def feeding():
+async def running():
     """Speech that is carried to a listener."""
     listener, clock = Listener(), Clock()
     speech = SpeechQueue(3.0, clock)
@@ -52,7 +52,7 @@ async def feeding():
     async def find():
         return listener
 
-    task = asyncio.create_task(speech.feed(find))
+    task = asyncio.create_task(speech.run(find))
     yield speech, listener, clock
     task.cancel()
     await asyncio.wait([task])
@@ -63,8 +63,8 @@ async def settle():
         await asyncio.sleep(0)
 
 
-async def test_utterances_are_carried_in_order_with_their_end(feeding):
-    speech, listener, _ = feeding
+async def test_utterances_are_carried_in_order_with_their_end(running):
+    speech, listener, _ = running
     speech.push("a", sound(0.1), RATE)
     speech.push("a", sound(0.2), RATE)
     speech.end_segment("a")
@@ -72,35 +72,35 @@ async def test_utterances_are_carried_in_order_with_their_end(feeding):
     assert listener.heard == [(1600, RATE), (3200, RATE), "end"]
 
 
-async def test_pushed_sound_goes_before_microphones(feeding):
-    speech, listener, clock = feeding
+async def test_pushed_sound_goes_before_microphones(running):
+    speech, listener, clock = running
     speech.add_microphone("mic")
-    speech.hear("mic", sound(0.02), RATE)
+    speech.push_microphone("mic", sound(0.02), RATE)
     await settle()
     speech.push("agent", sound(0.1), RATE)
-    speech.hear("mic", sound(0.02), RATE)
+    speech.push_microphone("mic", sound(0.02), RATE)
     await settle()
     assert listener.heard == [(320, RATE), (1600, RATE)]
     clock.s += FLOOR_S + 0.1
-    speech.hear("mic", sound(0.02), RATE)
+    speech.push_microphone("mic", sound(0.02), RATE)
     await settle()
     assert listener.heard[-1] == (320, RATE)
 
 
-async def test_the_newest_microphone_is_heard_and_the_older_one_when_it_goes(feeding):
-    speech, listener, _ = feeding
+async def test_the_newest_microphone_is_heard_and_the_older_one_when_it_goes(running):
+    speech, listener, _ = running
     speech.add_microphone("old")
     speech.add_microphone("new")
-    speech.hear("old", sound(0.01), RATE)
-    speech.hear("new", sound(0.02), RATE)
+    speech.push_microphone("old", sound(0.01), RATE)
+    speech.push_microphone("new", sound(0.02), RATE)
     speech.release("new")
-    speech.hear("old", sound(0.03), RATE)
+    speech.push_microphone("old", sound(0.03), RATE)
     await settle()
     assert [size for size, _ in listener.heard] == [320, 480]
 
 
-async def test_one_speaker_at_a_time_until_it_is_done(feeding):
-    speech, _, clock = feeding
+async def test_one_speaker_at_a_time_until_it_is_done(running):
+    speech, _, clock = running
     speech.push("a", sound(0.1), RATE)
     with pytest.raises(FloorTakenError):
         speech.push("b", sound(0.1), RATE)
@@ -112,32 +112,32 @@ async def test_one_speaker_at_a_time_until_it_is_done(feeding):
     speech.push("a", sound(0.1), RATE)
 
 
-async def test_what_waits_is_bounded(feeding):
-    speech, listener, _ = feeding
+async def test_what_waits_is_bounded(running):
+    speech, listener, _ = running
     listener.may_go_on.clear()
     speech.push("a", sound(2.0), RATE)
     speech.push("a", sound(1.0), RATE)
     with pytest.raises(SpeechOverflowError):
         speech.push("a", sound(0.1), RATE)
-    waiting = asyncio.create_task(speech.has_room())
+    waiting = asyncio.create_task(speech.wait_for_space())
     await settle()
     assert not waiting.done()
     listener.may_go_on.set()
     await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_microphone_nobody_hears_keeps_the_newest_half_second(feeding):
-    speech, listener, _ = feeding
+async def test_a_microphone_nobody_hears_keeps_the_newest_half_second(running):
+    speech, listener, _ = running
     listener.may_go_on.clear()
     speech.add_microphone("mic")
     for _ in range(100):
-        speech.hear("mic", sound(0.02), RATE)
+        speech.push_microphone("mic", sound(0.02), RATE)
         await asyncio.sleep(0)
     assert speech.dropped_s == pytest.approx(2.0 - 0.5 - 0.02, abs=0.05)
 
 
-async def test_an_interrupt_forgets_what_waits(feeding):
-    speech, listener, _ = feeding
+async def test_an_interrupt_forgets_what_waits(running):
+    speech, listener, _ = running
     listener.may_go_on.clear()
     speech.push("a", sound(1.0), RATE)
     await settle()
@@ -152,9 +152,9 @@ async def test_an_interrupt_forgets_what_waits(feeding):
 def test_a_rate_allows_a_burst_and_then_so_many_a_second():
     clock = Clock()
     rate = TokenBucket(10, clock)
-    assert sum(rate.allows() for _ in range(100)) == 20
+    assert sum(rate.take() for _ in range(100)) == 20
     clock.s += 0.5
-    assert sum(rate.allows() for _ in range(100)) == 5
+    assert sum(rate.take() for _ in range(100)) == 5
 
 
 def test_opus_of_ours_is_read_by_us():

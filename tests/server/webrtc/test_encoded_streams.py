@@ -14,13 +14,13 @@ from letstalk_server.session.playout import SlotPlayout
 from letstalk_server.settings import Bitrates
 from letstalk_server.webrtc.bandwidth_estimate import BandwidthEstimate
 from letstalk_server.webrtc.encoded_streams import (
-    CUT,
+    SCENE_CHANGE,
     EncodedAudio,
     EncodedVideo,
     SharedMedia,
-    is_cut,
+    is_scene_change,
 )
-from letstalk_server.webrtc.encoders import PIECE_TICKS, VIDEO_TICKS, open_encoder
+from letstalk_server.webrtc.encoders import PACKET_TICKS, VIDEO_TICKS, open_encoder
 
 SIDE = 64
 STILL = np.full((SIDE, SIDE, 3), 9, np.uint8)
@@ -61,14 +61,14 @@ def playout_at(clock):
 class Viewer:
     """Subscribes to a feed and keeps what it gets, as long as it is not `behind`."""
 
-    def __init__(self, feed):
-        self.items, self.ends, self.behind = [], 0, False
+    def __init__(self, stream):
+        self.units, self.ends, self.behind = [], 0, False
         self.ended = asyncio.Event()
-        self.subscription = feed.subscribe(self._deliver, self._end)
+        self.subscription = stream.subscribe(self._deliver, self._end)
 
-    def _deliver(self, item):
+    def _deliver(self, unit):
         if not self.behind:
-            self.items.append(item)
+            self.units.append(unit)
         return not self.behind
 
     def _end(self):
@@ -78,7 +78,7 @@ class Viewer:
 
 async def run_for(clock, seconds, *viewers):
     """Let the feed work so long in its own time; give what each viewer got meanwhile."""
-    before = [len(viewer.items) for viewer in viewers]
+    before = [len(viewer.units) for viewer in viewers]
     clock.stop_s = clock.now_s + seconds
     clock.stands_still.clear()
     clock.goes_on.set()
@@ -86,12 +86,12 @@ async def run_for(clock, seconds, *viewers):
         await clock.stands_still.wait()
     for _ in range(3):
         await asyncio.sleep(0)
-    return [viewer.items[count:] for viewer, count in zip(viewers, before, strict=True)]
+    return [viewer.units[count:] for viewer, count in zip(viewers, before, strict=True)]
 
 
-def depayload_vp8(item):
+def depayload_vp8(unit):
     """Join the payloads of a picture: 4 bytes of descriptor in front of each."""
-    return b"".join(payload[4:] for payload in item.payloads)
+    return b"".join(payload[4:] for payload in unit.payloads)
 
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
@@ -101,16 +101,16 @@ def test_pictures_come_back_as_they_were_and_sizes_may_change(codec):
     for height, width in [(64, 48), (81, 63), (96, 96)]:
         ramp = np.linspace(20, 230, width).astype(np.uint8)
         rgb = np.broadcast_to(np.stack([ramp, 128 - ramp // 4, ramp // 2], 1), (height, width, 3))
-        items = [encoder.encode(rgb, number + count, key=False) for count in range(3)]
+        units = [encoder.encode(rgb, number + count, key_frame=False) for count in range(3)]
         number += 3
-        assert [item.key for item in items] == [True, False, False]
-        assert [item.timestamp for item in items] == [
+        assert [unit.key_frame for unit in units] == [True, False, False]
+        assert [unit.timestamp for unit in units] == [
             (number - 3 + count) * VIDEO_TICKS for count in range(3)
         ]
         if codec == "VP8":
             decoder = av.CodecContext.create("vp8", "r")
             shown = [
-                frame for item in items for frame in decoder.decode(av.Packet(depayload_vp8(item)))
+                frame for unit in units for frame in decoder.decode(av.Packet(depayload_vp8(unit)))
             ][-1]
             assert (shown.width, shown.height) == (width & ~1, height & ~1)
             seen = shown.to_ndarray(format="rgb24").astype(int)
@@ -123,8 +123,8 @@ def test_a_face_that_hardly_moves_takes_less_than_it_may(codec):
     y, x = np.mgrid[:256, :256]
     smooth = (128 + 100 * np.sin(x / 20) * np.cos(y / 30)).astype(np.uint8)[..., None]
     pictures = [np.roll(smooth, i, 1).repeat(3, 2) for i in range(50)]
-    items = [encoder.encode(picture, n, key=False) for n, picture in enumerate(pictures)]
-    assert sum(len(p) for item in items[25:] for p in item.payloads) * 8 < 500_000
+    units = [encoder.encode(picture, n, key_frame=False) for n, picture in enumerate(pictures)]
+    assert sum(len(p) for unit in units[25:] for p in unit.payloads) * 8 < 500_000
 
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
@@ -133,8 +133,10 @@ def test_the_bitrate_is_kept_and_followed(codec):
     pictures = [np.roll(noise(1, (256, 256, 3)) // 2 + 60, 2 * i, 1) for i in range(25)]
 
     def bits_per_s(count=75):
-        items = [encoder.encode(pictures[i % 25], next(numbers), key=False) for i in range(count)]
-        return sum(len(p) for item in items[25:] for p in item.payloads) * 8 * 25 / (count - 25)
+        units = [
+            encoder.encode(pictures[i % 25], next(numbers), key_frame=False) for i in range(count)
+        ]
+        return sum(len(p) for unit in units[25:] for p in unit.payloads) * 8 * 25 / (count - 25)
 
     numbers = iter(range(10_000))
     assert 0.6 * 800_000 < bits_per_s() < 1.3 * 800_000
@@ -144,18 +146,18 @@ def test_the_bitrate_is_kept_and_followed(codec):
 
 async def test_several_viewers_share_one_encoding_and_a_late_one_gets_a_key_frame(executor):
     clock = SteppedClock()
-    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
-    first = Viewer(feed)
+    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
+    first = Viewer(stream)
     (alone,) = await run_for(clock, 1, first)
-    second = Viewer(feed)
+    second = Viewer(stream)
     with_first, with_second = await run_for(clock, 1, first, second)
-    assert alone[0].key and not any(item.key for item in alone[1:])
-    assert with_second[0].key
-    shared = {id(item) for item in with_first} & {id(item) for item in with_second}
+    assert alone[0].key_frame and not any(unit.key_frame for unit in alone[1:])
+    assert with_second[0].key_frame
+    shared = {id(unit) for unit in with_first} & {id(unit) for unit in with_second}
     assert len(shared) == len(with_second)
-    await feed.unsubscribe(first.subscription)
-    await feed.unsubscribe(second.subscription)
-    assert feed._task is None
+    await stream.unsubscribe(first.subscription)
+    await stream.unsubscribe(second.subscription)
+    assert stream._task is None
 
 
 async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
@@ -163,66 +165,68 @@ async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
     playout = playout_at(clock)
     pictures = EncodedVideo(playout, "VP8", BITRATES, executor, clock)
     (seen,) = await run_for(clock, 0.5, Viewer(pictures))
-    steps = np.diff([item.timestamp for item in seen])
+    steps = np.diff([unit.timestamp for unit in seen])
     assert (steps > 0).all() and (steps % VIDEO_TICKS == 0).all()
-    present_s = pictures.present() / 90_000
+    present_s = pictures.current_timestamp() / 90_000
     assert present_s == pytest.approx(playout.now(), abs=1e-4)
     await pictures.aclose()
     voice = EncodedAudio(playout)
     (heard,) = await run_for(clock, 0.5, Viewer(voice))
-    assert (np.diff([item.timestamp for item in heard]) == PIECE_TICKS).all()
-    assert 0 < voice.present() / 48_000 - playout.now() < 0.01  # Opus delays it
+    assert (np.diff([unit.timestamp for unit in heard]) == PACKET_TICKS).all()
+    assert 0 < voice.current_timestamp() / 48_000 - playout.now() < 0.01  # Opus delays it
     await voice.aclose()
 
 
 async def test_a_sender_that_does_not_take_misses_pictures_and_goes_on_with_a_key_frame(executor):
     clock = SteppedClock()
-    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
-    slow, quick = Viewer(feed), Viewer(feed)
+    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
+    slow, quick = Viewer(stream), Viewer(stream)
     await run_for(clock, 0.5, slow)
     slow.behind = True
     (seen,) = await run_for(clock, 0.5, quick)
     assert len(seen) > 5
     slow.behind = False
     after, seen = await run_for(clock, 1, slow, quick)
-    assert after[0].key and after == seen[-len(after) :]
-    await feed.aclose()
+    assert after[0].key_frame and after == seen[-len(after) :]
+    await stream.aclose()
 
 
 async def test_a_viewer_that_fails_is_left_alone_and_the_others_go_on(executor, caplog):
     clock = SteppedClock()
-    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
-    failing, sound = Viewer(feed), Viewer(feed)
+    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
+    failing, sound = Viewer(stream), Viewer(stream)
 
-    def fail(item):
+    def fail(unit):
         raise AttributeError("what somebody said")
 
     failing.subscription._deliver = fail
-    (items,) = await run_for(clock, 0.5, sound)
-    assert len(items) > 5 and (failing.ends, sound.ends) == (1, 0)
+    (units,) = await run_for(clock, 0.5, sound)
+    assert len(units) > 5 and (failing.ends, sound.ends) == (1, 0)
     assert "AttributeError" in caplog.text and "somebody" not in caplog.text
-    await feed.aclose()
+    await stream.aclose()
 
 
 async def test_key_frames_come_when_asked_for_but_not_in_a_flood(executor):
     clock = SteppedClock()
-    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
-    viewer = Viewer(feed)
+    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
+    viewer = Viewer(stream)
     await run_for(clock, 0.5, viewer)
     keys = 0
     for _ in range(20):
-        feed.ask_key_frame()
-        (items,) = await run_for(clock, 0.08, viewer)
-        keys += sum(item.key for item in items)
+        stream.request_key_frame()
+        (units,) = await run_for(clock, 0.08, viewer)
+        keys += sum(unit.key_frame for unit in units)
     assert 1 <= keys <= 6
-    await feed.aclose()
+    await stream.aclose()
 
 
-@pytest.mark.parametrize("change, expected", [(0, False), (CUT - 1, False), (CUT + 1, True)])
+@pytest.mark.parametrize(
+    "change, expected", [(0, False), (SCENE_CHANGE - 1, False), (SCENE_CHANGE + 1, True)]
+)
 def test_pictures_that_differ_by_more_than_the_bound_are_of_two_scenes(change, expected):
     before = noise() // 2
-    assert is_cut(before, before + np.uint8(change)) == expected
-    assert is_cut(before, before[:32]) and is_cut(None, before)
+    assert is_scene_change(before, before + np.uint8(change)) == expected
+    assert is_scene_change(before, before[:32]) and is_scene_change(None, before)
 
 
 async def test_each_slot_is_spoken_in_two_pieces_one_after_the_other():
@@ -232,7 +236,7 @@ async def test_each_slot_is_spoken_in_two_pieces_one_after_the_other():
     sound = np.linspace(0, 0.5, SAMPLES_PER_FRAME, dtype=np.float32)
     for index in range(3):
         await playout.put(AVFrame(STILL, sound + np.float32(index / 10), index, 0, 0))
-    pieces = np.concatenate([voice._piece(number) for number in range(6)])
+    pieces = np.concatenate([voice._packet_pcm(number) for number in range(6)])
     wanted = np.concatenate([sound + np.float32(index / 10) for index in range(3)])
     np.testing.assert_array_equal(pieces, wanted)
 
@@ -240,104 +244,104 @@ async def test_each_slot_is_spoken_in_two_pieces_one_after_the_other():
 async def test_another_scene_begins_with_a_key_frame(executor):
     clock = SteppedClock()
     playout = playout_at(clock)
-    feed = EncodedVideo(playout, "VP8", BITRATES, executor, clock)
-    viewer = Viewer(feed)
+    stream = EncodedVideo(playout, "VP8", BITRATES, executor, clock)
+    viewer = Viewer(stream)
     await run_for(clock, 0.4, viewer)
     silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
     await playout.put(AVFrame(np.full_like(STILL, 200), silence, 0, 0, 0))
-    (items,) = await run_for(clock, 0.4, viewer)
-    assert sum(item.key for item in items) == 1
-    await feed.aclose()
+    (units,) = await run_for(clock, 0.4, viewer)
+    assert sum(unit.key_frame for unit in units) == 1
+    await stream.aclose()
 
 
 async def test_the_bitrate_follows_the_weakest_viewer_within_its_bounds(executor):
     clock = SteppedClock()
-    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
-    strong, weak = Viewer(feed), Viewer(feed)
+    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
+    strong, weak = Viewer(stream), Viewer(stream)
     strong.subscription.bitrate, weak.subscription.bitrate = 5_000_000, 500_000
     await run_for(clock, 0.5, strong, weak)
-    assert feed.bitrate == 500_000
+    assert stream.bitrate == 500_000
     weak.subscription.bitrate = 1_000
     await run_for(clock, 3, strong, weak)
-    assert feed.bitrate == BITRATES.minimum
-    await feed.unsubscribe(weak.subscription)
+    assert stream.bitrate == BITRATES.minimum
+    await stream.unsubscribe(weak.subscription)
     await run_for(clock, 8, strong)
-    assert feed.bitrate == BITRATES.maximum
-    await feed.aclose()
+    assert stream.bitrate == BITRATES.maximum
+    await stream.aclose()
 
 
 async def test_a_late_picture_gives_way_to_the_present_one_and_no_burst_follows(executor):
     clock = SteppedClock()
-    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
-    viewer = Viewer(feed)
+    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
+    viewer = Viewer(stream)
     await run_for(clock, 0.2, viewer)
     clock.now_s += 1.01
-    (items,) = await run_for(clock, 0.2, viewer)
-    numbers = [item.timestamp // VIDEO_TICKS for item in items]
+    (units,) = await run_for(clock, 0.2, viewer)
+    numbers = [unit.timestamp // VIDEO_TICKS for unit in units]
     late = int(np.argmax(np.diff(numbers)))
     assert np.diff(numbers)[late] >= 24
     assert (np.diff(numbers)[late + 1 :] == 1).all()
-    await feed.aclose()
+    await stream.aclose()
 
 
 @pytest.mark.parametrize("late_s, skipped", [(0.1, False), (5.0, True)])
 async def test_late_sound_is_caught_up_when_little_and_skipped_when_much(late_s, skipped):
     clock = SteppedClock()
-    feed = EncodedAudio(playout_at(clock))
-    viewer = Viewer(feed)
+    stream = EncodedAudio(playout_at(clock))
+    viewer = Viewer(stream)
     (first,) = await run_for(clock, 0.1, viewer)
     clock.now_s += late_s
-    (items,) = await run_for(clock, 0.1, viewer)
-    steps = np.diff([item.timestamp // PIECE_TICKS for item in first + items])
+    (units,) = await run_for(clock, 0.1, viewer)
+    steps = np.diff([unit.timestamp // PACKET_TICKS for unit in first + units])
     assert (steps.max() > 200) == skipped and np.median(steps) == 1
-    await feed.aclose()
+    await stream.aclose()
 
 
 async def test_the_voice_is_sent_redundantly_while_a_viewer_misses_packets():
     clock = SteppedClock()
     playout = playout_at(clock)
-    feed = EncodedAudio(playout)
-    fine, poor = Viewer(feed), Viewer(feed)
+    stream = EncodedAudio(playout)
+    fine, poor = Viewer(stream), Viewer(stream)
 
     async def speak(seconds):
         """Give which pieces hold another one: Opus does that in its SILK modes, 0 to 15."""
         for index in range(4):
             voice = 0.3 * np.sin(np.arange(SAMPLES_PER_FRAME) / 9).astype(np.float32)
             await playout.put(AVFrame(STILL, voice, index, 0, 0))
-        (items,) = await run_for(clock, seconds, fine)
-        return [item.payloads[0][0] >> 3 < 16 for item in items]
+        (units,) = await run_for(clock, seconds, fine)
+        return [unit.payloads[0][0] >> 3 < 16 for unit in units]
 
     assert not any(await speak(0.2))
     poor.subscription.lost_ratio = 0.05
     assert all(await speak(0.2))
     poor.subscription.lost_ratio = 0.003  # may yet be lossy
     assert all(await speak(0.2))
-    await feed.unsubscribe(poor.subscription)
+    await stream.unsubscribe(poor.subscription)
     assert not any(await speak(0.2))
-    await feed.aclose()
+    await stream.aclose()
 
 
 async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
     clock = SteppedClock()
-    feed = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
+    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
 
-    def fail(rgb, number, *, key):
+    def fail(rgb, number, *, key_frame):
         raise ValueError("what somebody said")
 
-    feed._encoder.encode = fail
+    stream._encoder.encode = fail
     clock.stop_s = 1.0
-    one, other = Viewer(feed), Viewer(feed)
+    one, other = Viewer(stream), Viewer(stream)
     async with asyncio.timeout(10):
         await one.ended.wait()
-    assert (one.ends, other.ends, Viewer(feed).ends) == (1, 1, 1)
+    assert (one.ends, other.ends, Viewer(stream).ends) == (1, 1, 1)
     assert "ValueError" in caplog.text and "somebody" not in caplog.text
 
 
 async def test_media_makes_one_feed_for_each_codec_and_stops_all(executor):
     media = SharedMedia(SlotPlayout(STILL), BITRATES, executor)
-    assert media.picture("VP8") is media.picture("VP8") is not media.picture("H264")
-    assert media.voice() is media.voice()
-    viewers = [Viewer(media.voice()), Viewer(media.picture("VP8"))]
+    assert media.video("VP8") is media.video("VP8") is not media.video("H264")
+    assert media.audio() is media.audio()
+    viewers = [Viewer(media.audio()), Viewer(media.video("VP8"))]
     await media.aclose()
     await media.aclose()
     assert [viewer.ends for viewer in viewers] == [1, 1]
@@ -346,23 +350,23 @@ async def test_media_makes_one_feed_for_each_codec_and_stops_all(executor):
 def test_estimates_fall_with_loss_rise_without_and_stay_under_the_receivers_own():
     estimate = BandwidthEstimate(BITRATES)
     assert estimate.bitrate == BITRATES.start
-    estimate.note_loss(0.4)
+    estimate.update_loss(0.4)
     assert estimate.bitrate == 800_000
     for _ in range(200):
-        estimate.note_loss(0.0)
+        estimate.update_loss(0.0)
     assert estimate.bitrate == BITRATES.maximum
-    estimate.note_remb(400_000, sent=250_000)  # it only says that little came
+    estimate.update_remb(400_000, sent=250_000)  # it only says that little came
     assert estimate.bitrate == BITRATES.maximum
-    estimate.note_remb(90_000, sent=150_000)  # too little to tell
+    estimate.update_remb(90_000, sent=150_000)  # too little to tell
     assert estimate.bitrate == BITRATES.maximum
-    estimate.note_remb(700_000, sent=1_500_000)
+    estimate.update_remb(700_000, sent=1_500_000)
     assert estimate.bitrate == 700_000
-    estimate.note_remb(300_000, sent=200_000)
+    estimate.update_remb(300_000, sent=200_000)
     assert estimate.bitrate == 700_000
-    estimate.note_remb(900_000, sent=700_000)
+    estimate.update_remb(900_000, sent=700_000)
     assert estimate.bitrate == 900_000
     for ratio in (1.0,) * 50:
-        estimate.note_loss(ratio)
+        estimate.update_loss(ratio)
     assert estimate.bitrate == BITRATES.minimum
 
 

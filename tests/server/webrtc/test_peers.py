@@ -92,9 +92,9 @@ def test_another_webrtc_stack_plays_and_speaks(tmp_path):
     assert all((frame.width, frame.height) == (512, 512) for _, frame in pictures)
     steps = np.diff([time for time, _ in pictures])
     assert (steps % 3600 == 0).all() and np.median(steps) == 3600
-    sound = np.concatenate(decode_opus(got["audio"]))
-    spectrum = np.abs(np.fft.rfft(sound))
-    assert np.argmax(spectrum) * 48_000 / sound.size == pytest.approx(440, abs=5)
+    audio = np.concatenate(decode_opus(got["audio"]))
+    spectrum = np.abs(np.fft.rfft(audio))
+    assert np.argmax(spectrum) * 48_000 / audio.size == pytest.approx(440, abs=5)
     grey = np.stack([frame.to_ndarray(format="gray").astype(float) for _, frame in pictures])
     assert grey.std(0).max() > 20, "the mouth never moved"
     assert got["deleted"] == [200, 200] or set(got["deleted"]) <= {200, 204}
@@ -146,12 +146,12 @@ async def test_a_session_goes_through_a_turn_server_alone():
             offer = await guest.offer()
             kinds = set(re.findall(r"a=candidate.* typ (\w+)", offer))
             assert kinds == {"relay"}
-            sounds = asyncio.Queue()
-            peer = stage.open(PeerRole.TALKER, sound=sounds.put_nowait)
+            chunks = asyncio.Queue()
+            peer = stage.open(PeerRole.TALKER, audio=chunks.put_nowait)
             await guest.accept(await peer.answer(offer))
             await guest.until(lambda: len(guest.video) > 25 and len(guest.audio) > 25)
             async with asyncio.timeout(20):
-                assert (await sounds.get()).size == 320  # 20 ms at the engine's rate
+                assert (await chunks.get()).size == 320  # 20 ms at the engine's rate
 
 
 def held():

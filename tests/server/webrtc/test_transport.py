@@ -19,8 +19,8 @@ from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.errors import BadOfferError, BadRequestError, IceRestartError
 from letstalk_server.session.transport import PeerRole, PeerState
 from letstalk_server.settings import Bitrates
-from letstalk_server.webrtc.encoders import PIECE, EncodedUnit
-from letstalk_server.webrtc.rtp_sender import BURST, MAX_WAITING
+from letstalk_server.webrtc.encoders import PACKET_SAMPLES, EncodedUnit
+from letstalk_server.webrtc.rtp_sender import BURST, MAX_PENDING
 
 
 @pytest.fixture(autouse=True)
@@ -43,16 +43,16 @@ async def test_a_viewer_sees_and_hears_in_step(codec):
         skews = skews_ms(guest, clocks)
         assert abs(np.median(skews)) < 5, skews
         assert peer.stats().codec == codec
-        assert time.monotonic() - peer.heard_s < 5
+        assert time.monotonic() - peer.last_received_s < 5
     assert states == [PeerState.CONNECTED, PeerState.CLOSED]
 
 
 async def test_late_pictures_are_still_reported_in_step():
     """Sender reports tell the session's time, not when a slow encoder let a packet go."""
     async with staged() as stage:
-        feed = stage.media.picture("VP8")
-        encode = feed._encode
-        feed._encode = lambda *picture: (time.sleep(0.1), encode(*picture))[1]
+        stream = stage.media.video("VP8")
+        encode = stream._encode
+        stream._encode = lambda *picture: (time.sleep(0.1), encode(*picture))[1]
         guest = stage.guest(codec="VP8")
         clocks = {kind: SenderClock(guest, kind) for kind in ("audio", "video")}
         await stage.connect(guest)
@@ -67,8 +67,8 @@ async def test_several_viewers_cost_one_encoder_and_one_leaving_harms_nobody():
         peers = [await stage.connect(guest) for guest in guests]
         for guest in guests:
             await guest.until(lambda guest=guest: len(guest.video) > 5)
-        assert len(stage.media._pictures) == 1
-        assert len(stage.media.picture("VP8")._subscriptions) == 3
+        assert len(stage.media._video_streams) == 1
+        assert len(stage.media.video("VP8")._subscriptions) == 3
         await guests[0].close()
         await peers[0].aclose()
         count = len(guests[1].video)
@@ -76,14 +76,14 @@ async def test_several_viewers_cost_one_encoder_and_one_leaving_harms_nobody():
 
 
 async def test_a_publisher_is_heard_and_sees_nothing():
-    sounds = asyncio.Queue()
+    chunks = asyncio.Queue()
     async with staged() as stage:
         guest = stage.guest(Voice(tone(1.0)), video=False)
-        peer = await stage.connect(guest, PeerRole.PUBLISHER, sound=sounds.put_nowait)
+        peer = await stage.connect(guest, PeerRole.PUBLISHER, audio=chunks.put_nowait)
         async with asyncio.timeout(20):
-            pieces = [await sounds.get() for _ in range(40)]
-        pcm = np.concatenate(pieces)
-        assert pcm.size == 40 * PIECE
+            chunks_heard = [await chunks.get() for _ in range(40)]
+        pcm = np.concatenate(chunks_heard)
+        assert pcm.size == 40 * PACKET_SAMPLES
         spectrum = np.abs(np.fft.rfft(pcm[-SAMPLE_RATE // 5 :]))
         assert np.argmax(spectrum) * 5 == pytest.approx(220, abs=10)
         assert "m=video" not in guest.answer and not guest.audio
@@ -93,10 +93,10 @@ async def test_a_publisher_is_heard_and_sees_nothing():
 async def test_a_publishers_video_is_declined():
     async with staged() as stage:
         guest = stage.guest(Voice(tone(1.0)))
-        sounds = asyncio.Queue()
-        peer = await stage.connect(guest, PeerRole.PUBLISHER, sound=sounds.put_nowait)
+        chunks = asyncio.Queue()
+        peer = await stage.connect(guest, PeerRole.PUBLISHER, audio=chunks.put_nowait)
         async with asyncio.timeout(20):
-            await sounds.get()
+            await chunks.get()
         assert "a=inactive" in guest.answer.split("m=video")[1]
         assert not guest.video and peer.stats().codec is None
 
@@ -146,9 +146,9 @@ async def test_loss_delay_reordering_and_an_outage_are_survived_in_step():
         assert np.abs(np.median(skews_ms(guest, clocks))) < 40
         assert down.lost and peer.stats().packets_resent
 
-        down.is_cut = up.is_cut = True
+        down.is_scene_change = up.is_scene_change = True
         await asyncio.sleep(3)
-        down.is_cut = up.is_cut = False
+        down.is_scene_change = up.is_scene_change = False
         guest.forget()
         await guest.until(lambda: len(guest.video) > 25 and len(skews_ms(guest, clocks)) >= 5)
         assert np.abs(np.median(skews_ms(guest, clocks))) < 40
@@ -156,17 +156,17 @@ async def test_loss_delay_reordering_and_an_outage_are_survived_in_step():
 
 
 async def test_a_voice_over_a_bad_path_keeps_its_time():
-    sounds = asyncio.Queue()
+    chunks = asyncio.Queue()
     async with staged() as stage:
         guest = stage.guest(Voice(tone(1.0)), video=False)
-        peer = stage.open(PeerRole.PUBLISHER, sound=sounds.put_nowait)
+        peer = stage.open(PeerRole.PUBLISHER, audio=chunks.put_nowait)
         answer = await peer.answer(await guest.offer())
         Path(guest.pc, loss=0.05, delay_s=0.03, jitter_s=0.03, seed=3)
         await guest.accept(answer)
         async with asyncio.timeout(20):
-            pieces = [await sounds.get() for _ in range(120)]
+            chunks_heard = [await chunks.get() for _ in range(120)]
         assert peer.stats().concealed_ms > 0
-        assert np.concatenate(pieces).size == 120 * PIECE
+        assert np.concatenate(chunks_heard).size == 120 * PACKET_SAMPLES
 
 
 async def test_a_flood_of_retransmission_requests_is_bounded():
@@ -190,13 +190,13 @@ async def test_a_large_picture_leaves_in_bursts_and_what_comes_too_soon_after_it
         sender = stage.peers[0]._senders[1]
         small, large = (
             EncodedUnit([b"\x10" + bytes(99)] * count, 90_000, True)
-            for count in (MAX_WAITING - BURST, 2 * MAX_WAITING)
+            for count in (MAX_PENDING - BURST, 2 * MAX_PENDING)
         )
         before = peer.stats().packets_sent
         assert sender._deliver(small) and sender._deliver(small)
         assert peer.stats().packets_sent == before + BURST  # the second waits for the first
         assert sender._deliver(large) is False
-        await guest.until(lambda: not sender._waiting)
+        await guest.until(lambda: not sender._pending)
         assert sender._deliver(large)
 
 

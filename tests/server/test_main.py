@@ -1,0 +1,163 @@
+"""Settings from the command line and the environment; how the server starts and what it logs."""
+
+import logging
+import signal
+import ssl
+import subprocess
+import sys
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from support.browser_tools import PAINTED
+
+from letstalk_rt.errors import ConfigError, WeightsError
+from letstalk_server import main
+from letstalk_server.main import page_address, parse, serve
+from letstalk_server.settings import Bitrates, IceServer, Settings
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_settings_come_from_the_command_line_then_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("LETSTALK_PORT", "9001")
+    monkeypatch.setenv("LETSTALK_MAX_SESSIONS", "5")
+    monkeypatch.setenv("LETSTALK_TURN_SECRET_FILE", str(tmp_path / "turn"))
+    (tmp_path / "turn").write_text("coturn knows it\n")
+    settings = parse(
+        ["--port", "9002", "--ice-server", "turn:t.example:3478,me,secret"]
+        + ["--turn-url", "turn:t.example", "--bitrate", "600000,300000,900000"]
+        + ["--allow-origin", "https://app.example", "--max-idle-s", "0"]
+    )
+    assert settings.port == 9002 and settings.max_sessions == 5
+    assert settings.ice_servers == (IceServer("turn:t.example:3478", "me", "secret"),)
+    assert settings.turn_secret == "coturn knows it" and settings.turn_urls == ("turn:t.example",)
+    assert settings.bitrates == Bitrates(600_000, 300_000, 900_000)
+    assert settings.allow_origins == ("https://app.example",) and settings.max_idle_s == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port": 70_000},
+        {"max_sessions": 0},
+        {"size": 4},
+        {"threads": 0},
+        {"tls_cert": "c.pem"},
+        {"turn_urls": ("turn:x",)},
+        {"secret": "short"},
+        {"auth": "maybe"},
+        {"allow_origins": ("app.example",)},
+        {"allow_origins": ("*",)},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError):
+        Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("host", "needs_tokens"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("a.b", True)],
+)
+def test_tokens_are_asked_for_beyond_loopback(host, needs_tokens):
+    assert Settings(host=host).auth_required is needs_tokens
+    assert not Settings(host=host, auth="off").auth_required
+
+
+def test_secrets_are_not_shown():
+    settings = Settings(
+        api_key="a" * 32, secret="b" * 32, turn_urls=("turn:t",), turn_secret="cccc"
+    )
+    shown = repr(settings)
+    assert "aaaa" not in shown and "bbbb" not in shown and "cccc" not in shown
+    assert "pass" not in repr(IceServer("turn:t", "me", "pass"))
+
+
+def test_the_address_holds_a_token_only_on_a_terminal(monkeypatch):
+    from letstalk_server.auth import Auth
+
+    settings = Settings(host="0.0.0.0")
+    auth = Auth(settings)
+    assert "#token=" not in page_address(settings, 8080, auth)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    address = page_address(settings, 8080, auth)
+    assert address.startswith("http://localhost:8080/#token=")
+    assert page_address(Settings(), 8080, Auth(Settings())) == "http://localhost:8080/"
+
+
+def test_logged_errors_lose_their_words_and_keep_their_place():
+    def fail():
+        raise ValueError("a=candidate:1 1 udp 1 192.0.2.1 9 typ host")
+
+    try:
+        fail()
+    except ValueError:
+        record = logging.LogRecord("uvicorn.error", 40, "", 0, "failed %s", ("x",), sys.exc_info())
+    assert main.without_words(record)
+    shown = logging.Formatter().format(record)
+    assert "ValueError" in shown and Path(__file__).name in shown
+    assert "192.0.2.1" not in shown and "candidate" not in shown
+    plain = logging.LogRecord("uvicorn.error", 20, "", 0, "hello %s", ("you",), None)
+    assert main.without_words(plain) and plain.getMessage() == "hello you"
+
+
+def test_a_model_that_cannot_be_loaded_is_one_clear_line(capsys, monkeypatch):
+    def load(settings):
+        raise WeightsError("the weights are damaged; install the package again")
+
+    monkeypatch.setattr(main, "serve", lambda settings: serve(settings, load))
+    assert main.main(["--port", "0"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "error: the weights are damaged; install the package again\n"
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_that_cannot_be_used_is_one_clear_line(capsys, tmp_path, content):
+    path = tmp_path / "site.pem"
+    if content is not None:
+        path.write_text(content)
+    assert main.main(["--port", "0", "--tls-cert", str(path), "--tls-key", str(path)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: the TLS certificate") and shown.count("\n") == 1
+
+
+def self_signed(folder):
+    """Write a certificate for localhost and its key; give both paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert, secret = folder / "cert.pem", folder / "key.pem"
+    pem = serialization.Encoding.PEM
+    cert.write_bytes(certificate.public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    secret.write_bytes(key.private_bytes(pem, *plain))
+    return cert, secret
+
+
+def test_the_page_is_served_over_https_with_a_certificate(tmp_path):
+    cert, key = self_signed(tmp_path)
+    command = [*PAINTED, f"tls_cert={cert}", f"tls_key={key}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TESTS) as process:
+        try:
+            address = process.stdout.readline().split()[-1]
+            assert address.startswith("https://localhost:")
+            context = ssl.create_default_context(cafile=cert)
+            with urllib.request.urlopen(address, context=context) as answer:
+                assert answer.status == 200 and b"<video" in answer.read()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
