@@ -34,7 +34,7 @@ from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.loading import load_model
-from letstalk_rt.models.memory import regularize
+from letstalk_rt.models.memory import regularize_memory
 from letstalk_rt.models.paper.denoiser import PaperDenoiser, count_parameters, first_memory
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.models.paper.fusion import Fusion
@@ -222,7 +222,7 @@ def diffusion_loss(
     latents, tokens, portrait, memory = batch
     index = torch.randint(chain.num_steps, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    memory = regularize(memory, generator, diffusion=True)
+    memory = regularize_memory(memory, generator, diffusion=True)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         return denoiser(x, t, tokens, portrait, memory)
@@ -281,7 +281,9 @@ def generate(
 def _openings(model: AvatarModel, latents: Tensor) -> np.ndarray:
     landmarks = model.autoencoder.landmarks
     assert landmarks is not None, "only a model with landmarks tells how wide mouths are open"
-    points = landmarks.points(latents * model.latent_scale[FACE] + model.latent_mean[FACE])
+    points = landmarks.decode_landmarks(
+        latents * model.latent_scale[FACE] + model.latent_mean[FACE]
+    )
     return mouth_opening(points.numpy())
 
 

@@ -152,7 +152,7 @@ def measure(
     """
     autoencoder = model.autoencoder
     size, shape = autoencoder.image_size, autoencoder.latent_shape
-    portrait = autoencoder.describe(torch.zeros(1, 3, size, size))
+    portrait = autoencoder.encode_portrait(torch.zeros(1, 3, size, size))
     latents = 0.1 * torch.randn(1, model.denoiser.config.window, *shape)
     decoders: dict[DecoderVariant, Callable[..., Any]] = {}
     for variant in variants:

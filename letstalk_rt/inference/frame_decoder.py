@@ -15,7 +15,7 @@ from torch import Tensor
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.session_state import SessionState
 from letstalk_rt.metrics import StageTimer
-from letstalk_rt.models.autoencoder.latents import Decoded
+from letstalk_rt.models.autoencoder.latents import DecodedLayers
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
 from letstalk_rt.threads import DecodePool
@@ -55,7 +55,9 @@ class FrameDecoder:
         if not self._lays_out:
             return list(latents)
         pairs = zip(latents, states, strict=True)
-        return [self._model.autoencoder.lay_out(x, s.features.repeat(len(x))) for x, s in pairs]
+        return [
+            self._model.autoencoder.prepare_decoder(x, s.features.repeat(len(x))) for x, s in pairs
+        ]
 
     def paint(
         self,
@@ -101,7 +103,7 @@ class FrameDecoder:
 
     def _decoded(
         self, sketches: Sequence[Any], states: Sequence[SessionState]
-    ) -> Sequence[Tensor | Decoded]:
+    ) -> Sequence[Tensor | DecodedLayers]:
         """Decode the frames of each session.
 
         A processor decodes one session after the other: the maps of several do not stay in its
@@ -117,7 +119,7 @@ class FrameDecoder:
 
     def _decoder(self) -> Callable[..., Any]:
         autoencoder = self._model.autoencoder
-        return autoencoder.paint if self._lays_out else autoencoder.decode_layers
+        return autoencoder.run_decoder if self._lays_out else autoencoder.decode_layers
 
     @property
     def _device(self) -> torch.device:
@@ -125,7 +127,7 @@ class FrameDecoder:
 
 
 def _composed(
-    state: SessionState, frames: Tensor | Decoded, eye_closures: Sequence[float]
+    state: SessionState, frames: Tensor | DecodedLayers, eye_closures: Sequence[float]
 ) -> np.ndarray:
     """Put the frames of one session into its portrait: `(n, H, W, 3)` uint8."""
     if isinstance(frames, Tensor):

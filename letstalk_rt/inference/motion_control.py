@@ -13,15 +13,15 @@ from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
-from letstalk_rt.models.avatar_model import AvatarModel, FaceParts
-from letstalk_rt.models.face.head_motion import HeadTrajectory, steady
+from letstalk_rt.models.avatar_model import AvatarModel, FaceModules
+from letstalk_rt.models.face.head_motion import HeadTrajectory, rigid_landmarks
 from letstalk_rt.models.geometry.landmarks import (
     EYES,
     IRISES,
     LIPS,
-    NUM_POINTS,
+    NUM_LANDMARKS,
+    landmark_indices,
     mouth_opening,
-    places,
 )
 from letstalk_rt.types import FPS, MotionOptions
 
@@ -35,8 +35,8 @@ _RIDGE = 1e-3  # of the largest singular value: directions that hold no landmark
 _LEAST_PAUSE_S = 0.8
 _SPREAD = 0.5  # of the logarithm of the pauses between blinks
 _REWIND = 32  # frames an interrupt may take back
-_CORNERS = (places((33, 133)), places((263, 362)))
-_IRIS = (places(IRISES[:5]), places(IRISES[5:]))
+_CORNERS = (landmark_indices((33, 133)), landmark_indices((263, 362)))
+_IRIS = (landmark_indices(IRISES[:5]), landmark_indices(IRISES[5:]))
 
 
 class MotionController:
@@ -178,26 +178,26 @@ class BlinkSchedule:
         return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
 
 
-def _ajar(face: FaceParts, scale: Tensor, portrait: Tensor, rest: Tensor) -> Tensor | None:
+def _ajar(face: FaceModules, scale: Tensor, portrait: Tensor, rest: Tensor) -> Tensor | None:
     """Give the motion by which lips at rest `(1, C, h, w)` are wider open than in the portrait.
 
     Taken off all motion, it makes silence a mouth as shut as the portrait's. None where the
     portrait's is as wide open.
     """
     portrait = portrait.float()
-    read = face.autoencoder.points_matrix
+    read = face.autoencoder.landmark_matrix
     moved = read @ (rest[0].float().flatten() * scale)
-    shown = portrait + moved.view(NUM_POINTS, 2)
+    shown = portrait + moved.view(NUM_LANDMARKS, 2)
     if mouth_opening(shown.cpu().numpy()) <= mouth_opening(portrait.cpu().numpy()):
         return None
-    same = torch.eye(2 * NUM_POINTS, device=read.device)
+    same = torch.eye(2 * NUM_LANDMARKS, device=read.device)
     lips = _pick(LIPS, read.device) @ (same - _rigid(portrait)) @ moved
     return (_undo(read) @ lips / scale).view(rest.shape)
 
 
-def _turns(face: FaceParts, scale: Tensor, portrait: Tensor) -> Tensor:
+def _turns(face: FaceModules, scale: Tensor, portrait: Tensor) -> Tensor:
     """Give the movements of the head as motion, `(K, 384)`, for landmarks `(L, 2)`."""
-    write = _undo(face.autoencoder.points_matrix)
+    write = _undo(face.autoencoder.landmark_matrix)
     moved = face.head.displacements(portrait.float()) @ write.T
     moved[:, FACE_SIZE:] += face.head.surroundings(portrait.float())
     return moved / scale
@@ -207,15 +207,15 @@ def _flat_scale(model: AvatarModel) -> Tensor:
     return model.motion_scale.float().expand(-1, 4, 4).flatten()
 
 
-def _matrix(options: MotionOptions, face: FaceParts, scale: Tensor, portrait: Tensor) -> Tensor:
+def _matrix(options: MotionOptions, face: FaceModules, scale: Tensor, portrait: Tensor) -> Tensor:
     """Give the matrix on flat motion, `(384, 384)`, for the portrait's landmarks `(L, 2)`."""
-    read = face.autoencoder.points_matrix
+    read = face.autoencoder.landmark_matrix
     write = _undo(read)
     rigid = _rigid(portrait.float())
-    same = torch.eye(2 * NUM_POINTS, device=read.device)
+    same = torch.eye(2 * NUM_LANDMARKS, device=read.device)
     around = torch.diag((torch.arange(LATENT_SIZE, device=read.device) >= FACE_SIZE).float())
     head = write @ rigid @ read + around  # hair and shoulders go with it
-    lids = write @ _pick(EYES + places(IRISES), read.device) @ (same - rigid) @ read
+    lids = write @ _pick(EYES + landmark_indices(IRISES), read.device) @ (same - rigid) @ read
     rest = torch.eye(LATENT_SIZE, device=read.device) - head - lids
     change = lids + options.expressiveness * rest
     if options.head_motion:
@@ -240,25 +240,25 @@ def _rigid(points: Tensor) -> Tensor:
     It is the affine map that fits the upper face best, without lids and lips: turns of the head
     show as one, and speech does not move those landmarks.
     """
-    base = points.new_zeros(NUM_POINTS, 2, 6)
+    base = points.new_zeros(NUM_LANDMARKS, 2, 6)
     base[:, 0, 0:2], base[:, 0, 2] = points, 1
     base[:, 1, 3:5], base[:, 1, 5] = points, 1
     base = base.flatten(0, 1)
-    fit = base * steady(points).repeat_interleave(2)[:, None]
+    fit = base * rigid_landmarks(points).repeat_interleave(2)[:, None]
     rigid: Tensor = base @ torch.linalg.pinv(fit)
     return rigid
 
 
 def _pick(points: Sequence[int], device: torch.device) -> Tensor:
     """Give the matrix that keeps the displacements of some landmarks: `(2L, 2L)`."""
-    kept = torch.zeros(NUM_POINTS, device=device)
+    kept = torch.zeros(NUM_LANDMARKS, device=device)
     kept[list(points)] = 1
     return torch.diag(kept.repeat_interleave(2))
 
 
 def _held_gaze(device: torch.device) -> Tensor:
     """Give what must be added to displacements so that each iris moves as its eye does."""
-    change = torch.zeros(NUM_POINTS, 2, NUM_POINTS, 2, device=device)
+    change = torch.zeros(NUM_LANDMARKS, 2, NUM_LANDMARKS, 2, device=device)
     for iris, corners in zip(_IRIS, _CORNERS, strict=True):
         for axis in range(2):
             for point in iris:

@@ -273,7 +273,11 @@ class AvatarPipeline(Pipeline[SessionState]):
         denoiser = self.model.denoiser
         memory = gather([state.memory for state in states])
         kept = gather([state.cache for state in states])
-        cache = kept if denoiser.config.cached else denoiser.recall(memory.latents, memory.filled)
+        cache = (
+            kept
+            if denoiser.config.cached
+            else denoiser.encode_memory(memory.latents, memory.filled)
+        )
         portrait = gather([state.portrait for state in states])
         motion = self.model.sample_window(
             self._draw(states).to(self.device),
@@ -286,7 +290,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         )
         motion = ease_seam(motion, memory, self.model.preset.seam)
         memory.write(motion)
-        denoiser.remember(motion, kept)
+        denoiser.update_cache(motion, kept)
         scatter(memory, [state.memory for state in states])
         scatter(kept, [state.cache for state in states])
         motion = torch.cat(

@@ -167,7 +167,7 @@ class StateFactory:
                 f"got {crop.shape} {crop.dtype}; make it with prepare_portrait"
             )
         picture = torch.from_numpy(crop.copy()).to(self._device).permute(2, 0, 1)[None]
-        return self._model.autoencoder.describe(picture.float() / 127.5 - 1)
+        return self._model.autoencoder.encode_portrait(picture.float() / 127.5 - 1)
 
     def _compositor(self, portrait: Portrait) -> Compositor:
         return Compositor(portrait, self._device, layered=self._model.face is not None)
@@ -189,7 +189,7 @@ class StateFactory:
         noise = torch.zeros(1, window, *shape, device=self._device)
         times = timesteps(self._steps)
         for _ in range(REST_WINDOWS):
-            cache = model.denoiser.recall(memory.latents, memory.filled)
+            cache = model.denoiser.encode_memory(memory.latents, memory.filled)
             motion = model.sample_window(noise, tokens, portrait, cache, times, self._guidance)
             memory.write(motion)
         return motion.mean(1)

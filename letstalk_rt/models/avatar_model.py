@@ -18,7 +18,7 @@ from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder, LandmarkAutoencoder
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
-from letstalk_rt.models.denoiser import Denoiser, PortraitState, guided
+from letstalk_rt.models.denoiser import Denoiser, PortraitState, guided_velocity
 from letstalk_rt.models.face.detector import FaceDetector, FaceFinder
 from letstalk_rt.models.face.head_motion import HeadMotion
 from letstalk_rt.models.memory import TemporalCache
@@ -27,7 +27,7 @@ from letstalk_rt.models.sampler import sample, sample_mean
 
 
 @dataclass(frozen=True)
-class FaceParts:
+class FaceModules:
     """What a model has whose latents carry landmarks.
 
     Attributes:
@@ -80,14 +80,14 @@ class AvatarModel(nn.Module):
         self.register_buffer("folded_guidance", torch.ones(()))
 
     @property
-    def face(self) -> FaceParts | None:
+    def face(self) -> FaceModules | None:
         """The parts that know the face's landmarks; None where latents do not carry them."""
         landmarks = self.autoencoder.landmarks
         if landmarks is None or self.detector is None or self.head is None:
             return None
-        return FaceParts(landmarks, self.detector, self.head)
+        return FaceModules(landmarks, self.detector, self.head)
 
-    def finder(self, crop_px: int | None = None) -> FaceFinder:
+    def face_finder(self, crop_px: int | None = None) -> FaceFinder:
         """Return what finds faces in pictures.
 
         Args:
@@ -105,7 +105,7 @@ class AvatarModel(nn.Module):
         return FaceFinder(face.detector, face.autoencoder, preset=self.preset.name, crop_px=side)
 
     @property
-    def folded_weight(self) -> float:
+    def distilled_guidance(self) -> float:
         """The guidance at which one call of the denoiser is enough."""
         return float(self.folded_guidance)
 
@@ -129,18 +129,18 @@ class AvatarModel(nn.Module):
             cache: keys and values of memory.
             times: as from `timesteps`.
             guidance: weight of the sound against none.
-            predict: see `guided`.
+            predict: see `guided_velocity`.
 
         Returns:
             As `noise`.
         """
-        weight = guidance / self.folded_weight
-        noise = self.of_faces(noise)
+        weight = guidance / self.distilled_guidance
+        noise = self.without_background_noise(noise)
 
         def velocity(x: Tensor, t: float, end: float | None = None) -> Tensor:
             at = x.new_full(x.shape[:2], t)
             to = None if end is None else torch.full_like(at, end)
-            return guided(
+            return guided_velocity(
                 self.denoiser, x, at, tokens, portrait, cache, weight, end=to, predict=predict
             )
 
@@ -148,12 +148,12 @@ class AvatarModel(nn.Module):
             return sample_mean(velocity, noise, times)
         return sample(velocity, noise, times)
 
-    def of_faces(self, noise: Tensor) -> Tensor:
+    def without_background_noise(self, noise: Tensor) -> Tensor:
         """Give noise `(B, N, C, h, w)` without that of surroundings, where latents tell of them.
 
         They follow the face: what of their motion it does not decide is left out, not drawn.
         """
-        return self.autoencoder.at_rest(noise)
+        return self.autoencoder.without_background_flow(noise)
 
     def to_motion(self, latents: Tensor, portrait: Tensor) -> Tensor:
         """Turn latents `(B, T, C, h, w)` into motion relative to portraits `(B, C, h, w)`."""
@@ -169,7 +169,7 @@ class AvatarModel(nn.Module):
         Where latents tell how surroundings moved, a portrait's are at rest.
         """
         scaled = (portrait - self.latent_mean) / self.latent_scale
-        return self.autoencoder.at_rest(scaled)
+        return self.autoencoder.without_background_flow(scaled)
 
 
 def _make_audio(preset: Preset) -> AudioEncoder:

@@ -130,7 +130,7 @@ class Block(nn.Module):
         mixed, state = self.space(seen)
         return tokens + gate[:, None] * mixed, state
 
-    def remember(
+    def encode_memory(
         self, x: Tensor, past: KeysValues | None, mask: Tensor, places: Tensor | None
     ) -> tuple[Tensor, KeysValues]:
         """Move memory `(B, T, P, D)` on, and give the keys and values that later frames will read.
@@ -231,15 +231,15 @@ class Denoiser(nn.Module):
         if not self.config.cached:
             return TemporalCache.empty(len(anchor), 1 + count, anchor.device)
         filled = torch.ones(len(anchor), 1, dtype=torch.bool, device=anchor.device)
-        return self._remember(anchor[:, None], filled, None).padded(count)
+        return self._encode_memory_block(anchor[:, None], filled, None).padded(count)
 
-    def remember(self, latents: Tensor, cache: TemporalCache) -> None:
+    def update_cache(self, latents: Tensor, cache: TemporalCache) -> None:
         """Write clean latents `(B, N, C, h, w)` of a window to a cache that is kept, in place."""
         if self.config.cached:
             filled = cache.filled.new_ones(latents.shape[:2])
-            cache.write(self._remember(latents, filled, cache))
+            cache.write(self._encode_memory_block(latents, filled, cache))
 
-    def recall(self, memory: Tensor, filled: Tensor) -> TemporalCache:
+    def encode_memory(self, memory: Tensor, filled: Tensor) -> TemporalCache:
         """Compute keys and values of memory from its latents, as if it had been written just now.
 
         Args:
@@ -250,11 +250,13 @@ class Denoiser(nn.Module):
         slots, side = 1 + config.memory, config.side
         check_tensor("memory", memory, ("B", slots, config.channels, side, side))
         if not config.cached:
-            return self._recall_slots(memory, filled)
-        cache = self._remember(memory[:, :1], filled[:, :1], None)
+            return self._encode_memory_slots(memory, filled)
+        cache = self._encode_memory_block(memory[:, :1], filled[:, :1], None)
         for start in range(1, slots, config.window):
             part = slice(start, start + config.window)
-            cache = cache.extended(self._remember(memory[:, part], filled[:, part], cache))
+            cache = cache.extended(
+                self._encode_memory_block(memory[:, part], filled[:, part], cache)
+            )
         return cache
 
     def forward(
@@ -284,7 +286,7 @@ class Denoiser(nn.Module):
         Returns:
             As `x`.
         """
-        cache = self.recall(memory, filled)
+        cache = self.encode_memory(memory, filled)
         return self.predict(x, t, tokens, portrait, cache, end=end, guidance=guidance)
 
     def predict(
@@ -305,7 +307,7 @@ class Denoiser(nn.Module):
             t: its timesteps.
             tokens: audio tokens.
             portrait: from `portrait_state`.
-            cache: from `recall`, or kept by `remember`.
+            cache: from `encode_memory`, or kept by `update_cache`.
             end: time at which the step ends, `(B, N)`, at most `t`: what is predicted is then the
                 mean velocity between the two. `t` when None. Needs `second_time`.
             guidance: weight of the sound, `(B,)`; 1 when None. Needs `guidance_input`.
@@ -351,17 +353,17 @@ class Denoiser(nn.Module):
             raise ConfigError("this denoiser takes no guidance; set guidance_input in its preset")
         return c
 
-    def _recall_slots(self, memory: Tensor, filled: Tensor) -> TemporalCache:
+    def _encode_memory_slots(self, memory: Tensor, filled: Tensor) -> TemporalCache:
         """Read all of memory at once; every slot has its own place."""
         h = self._embed_memory(memory) + self.slots[: memory.shape[1], None]
         mask, layers = filled[:, None], []
         for block in self.blocks:
             assert isinstance(block, Block)
-            h, kept = block.remember(h, None, mask, None)
+            h, kept = block.encode_memory(h, None, mask, None)
             layers.append(kept)
         return TemporalCache(layers, filled)
 
-    def _remember(
+    def _encode_memory_block(
         self, latents: Tensor, filled: Tensor, cache: TemporalCache | None
     ) -> TemporalCache:
         """Give keys and values of a block of memory, or of the anchor when there is no cache."""
@@ -376,7 +378,7 @@ class Denoiser(nn.Module):
         layers = []
         for block, older in zip(self.blocks, past, strict=True):
             assert isinstance(block, Block)
-            h, kept = block.remember(h, older, mask[:, None], places)
+            h, kept = block.encode_memory(h, older, mask[:, None], places)
             layers.append(kept)
         return TemporalCache(layers, filled)
 
@@ -397,7 +399,7 @@ class Denoiser(nn.Module):
         return torch.cat([moving.new_zeros(1), moving])
 
 
-def guided(
+def guided_velocity(
     denoiser: Denoiser,
     x: Tensor,
     t: Tensor,
@@ -428,7 +430,7 @@ def guided(
     Source: classifier-free guidance, arXiv:2207.12598; as an input, arXiv:2210.03142.
     """
     if isinstance(memory, MemoryBank):
-        memory = denoiser.recall(memory.latents, memory.filled)
+        memory = denoiser.encode_memory(memory.latents, memory.filled)
     predict = predict or denoiser.predict
     if denoiser.config.guidance_input:
         weight = t.new_full(t.shape[:1], guidance)

@@ -110,7 +110,7 @@ def load_face_finder(preset: str = EMBEDDED, *, crop_px: int | None = None) -> F
         ConfigError: the preset is unknown, or its model has no face detector.
         WeightsError: the weights are missing or damaged.
     """
-    return load_model(preset).finder(crop_px)
+    return load_model(preset).face_finder(crop_px)
 
 
 def face_finder_for(model: AvatarModel) -> FaceFinder:
@@ -120,7 +120,7 @@ def face_finder_for(model: AvatarModel) -> FaceFinder:
         WeightsError: the embedded model's weights are missing or damaged.
     """
     if model.face is not None:
-        return model.finder()
+        return model.face_finder()
     finder = load_face_finder(EMBEDDED, crop_px=model.autoencoder.image_size)
     _log.info("preset %s finds faces by preset %s's detector", model.preset.name, finder.preset)
     return finder

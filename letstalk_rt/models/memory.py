@@ -150,7 +150,7 @@ def diffusion_sigma(step: Tensor) -> Tensor:
     return (1 - kept[step]).sqrt().float()
 
 
-def regularize(
+def regularize_memory(
     latents: Tensor,
     generator: torch.Generator | None = None,
     *,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, IMAGE_SIZE, Decoded
+from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, IMAGE_SIZE, DecodedLayers
 from letstalk_rt.models.face.eyelids import close_eyes
 from letstalk_rt.portrait.edge_fill import fill_edges
 from letstalk_rt.types import Portrait
@@ -97,7 +97,9 @@ class Compositor:
         return shown.cpu().numpy()
 
     @torch.inference_mode()
-    def compose_layers(self, frames: Decoded, eye_closures: Sequence[float] = ()) -> np.ndarray:
+    def compose_layers(
+        self, frames: DecodedLayers, eye_closures: Sequence[float] = ()
+    ) -> np.ndarray:
         """Show the canvas with each of these faces, at the canvas's own sharpness.
 
         Args:
@@ -109,7 +111,7 @@ class Compositor:
         """
         eye_closures = eye_closures or [0.0] * len(frames.flow)
         if self._source is None:
-            pictures = frames.picture.clamp(-1, 1)
+            pictures = frames.frames.clamp(-1, 1)
             close_eyes(pictures, frames.points, eye_closures)
             return self.compose(pictures)
         read: _CpuReader | _Reader
@@ -140,7 +142,7 @@ class Compositor:
 class _CpuReader:
     """Puts rows of N faces together from their layers, at the size of the box."""
 
-    def __init__(self, source: np.ndarray, frames: Decoded, moving: Tensor) -> None:
+    def __init__(self, source: np.ndarray, frames: DecodedLayers, moving: Tensor) -> None:
         self._source = source
         side = (len(source) + 1) // 2
         painted = _enlarge(_painted(frames), side).permute(0, 2, 3, 1)
@@ -170,7 +172,7 @@ class _CpuReader:
 class _Reader:
     """As `_CpuReader`, on any device."""
 
-    def __init__(self, source: Tensor, frames: Decoded, moving: Tensor) -> None:
+    def __init__(self, source: Tensor, frames: DecodedLayers, moving: Tensor) -> None:
         side = (source.shape[-1] + 1) // 2
         self._source = source.expand(len(frames.flow), -1, -1, -1)
         self._painted = _enlarge(_painted(frames), side)
@@ -220,7 +222,7 @@ def _refined(pixels: np.ndarray) -> Tensor:
     return picture.clamp_(0, 255)
 
 
-def _painted(frames: Decoded) -> Tensor:
+def _painted(frames: DecodedLayers) -> Tensor:
     """Give half of what painting changes, as uint8 around 128: `(N, 3, 256, 256)`."""
     return (frames.residual * (255 / 4) + 128.5).clamp_(0, 255).to(torch.uint8)
 

@@ -38,7 +38,7 @@ class Model:
         self.autoencoder = self.landmarks = self
         self.read = nn.Linear(64, 142 * 2, bias=False).requires_grad_(False)
 
-    def points(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_landmarks(self, latents: torch.Tensor) -> torch.Tensor:
         return self.read(latents.flatten(-3)).unflatten(-1, (-1, 2))
 
 

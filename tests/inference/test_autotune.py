@@ -207,7 +207,8 @@ class TestInt8:
         picture = torch.rand(1, 3, 256, 256) * 2 - 1
         latents = 0.1 * torch.randn(1, 2, 24, 4, 4)
         shown = [
-            m.autoencoder.decode(latents, m.autoencoder.describe(picture)) for m in (exact, rough)
+            m.autoencoder.decode(latents, m.autoencoder.encode_portrait(picture))
+            for m in (exact, rough)
         ]
         error = (shown[0] - shown[1]).pow(2).mean() / 4
         assert error < 10**-3.5  # 35 dB
@@ -217,7 +218,7 @@ class TestInt8:
 def test_half_precision_of_the_decoder_is_near(model, kind):
     picture = torch.rand(1, 3, 256, 256) * 2 - 1
     latents = 0.1 * torch.randn(1, 2, 24, 4, 4)
-    features = model.autoencoder.describe(picture)
+    features = model.autoencoder.encode_portrait(picture)
     exact = model.autoencoder.decode(latents, features)
     apply_variant(model, DecoderVariant(kind))
     assert (model.autoencoder.decode(latents, features) - exact).abs().mean() < 0.02

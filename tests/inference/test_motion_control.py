@@ -16,9 +16,9 @@ from letstalk_rt.models.geometry.landmarks import (
     IRISES,
     LIPS,
     LOWER_LIP,
-    NUM_POINTS,
+    NUM_LANDMARKS,
     UPPER_LIP,
-    places,
+    landmark_indices,
 )
 from letstalk_rt.types import FPS, MotionOptions
 
@@ -36,9 +36,9 @@ def features(pipeline):
     points = face_points()
     axes = torch.eye(2)
     affine = [(points[:, i, None] * axes[j]) for i in range(2) for j in range(2)]
-    affine += [axes[j].expand(NUM_POINTS, 2) for j in range(2)]
+    affine += [axes[j].expand(NUM_LANDMARKS, 2) for j in range(2)]
     known = torch.stack([*affine, smile(points), glance()]).flatten(1)
-    rest = torch.randn(256 - len(known), 2 * NUM_POINTS)
+    rest = torch.randn(256 - len(known), 2 * NUM_LANDMARKS)
     read = torch.linalg.qr(torch.cat([known, rest]).T).Q
     pipeline.model.autoencoder.read_points.weight.copy_(read)
     features = pipeline.init_state(make_portrait()).features
@@ -47,26 +47,26 @@ def features(pipeline):
 
 
 def smile(points):
-    change = torch.zeros(NUM_POINTS, 2)
+    change = torch.zeros(NUM_LANDMARKS, 2)
     change[LIPS, 1] = 0.05 * points[LIPS, 0].abs()
     return change
 
 
 def glance():
-    change = torch.zeros(NUM_POINTS, 2)
-    change[places(IRISES), 0] = 0.04
+    change = torch.zeros(NUM_LANDMARKS, 2)
+    change[landmark_indices(IRISES), 0] = 0.04
     return change
 
 
 def moved(pipeline, features, options, displacement):
     """Landmark displacements, `(L, 2)`, as motion control leaves them."""
-    read = pipeline.model.autoencoder.points_matrix
+    read = pipeline.model.autoencoder.landmark_matrix
     latent = torch.linalg.pinv(read) @ displacement.flatten()
     motion = latent.view(1, 1, 24, 4, 4) / pipeline.model.motion_scale
     motion_control = MotionController(MotionOptions(**STILL | options), pipeline.model, features, 0)
     after = motion_control.apply(motion) * pipeline.model.motion_scale
-    before = (read @ latent).view(NUM_POINTS, 2)
-    return before, (read @ after.flatten()).view(NUM_POINTS, 2)
+    before = (read @ latent).view(NUM_LANDMARKS, 2)
+    return before, (read @ after.flatten()).view(NUM_LANDMARKS, 2)
 
 
 def size(displacement):
@@ -84,10 +84,10 @@ def test_lips_that_rest_ajar_are_shut_as_in_the_portrait(pipeline, features):
     points = features.points[0]
     upper, lower = points[UPPER_LIP], points[LOWER_LIP]
     apart = (upper - lower) / (upper - lower).norm()
-    ajar = torch.zeros(NUM_POINTS, 2)
+    ajar = torch.zeros(NUM_LANDMARKS, 2)
     ajar[UPPER_LIP], ajar[LOWER_LIP] = 0.1 * apart, -0.1 * apart
     scale = model.motion_scale.expand(-1, 4, 4)
-    write = torch.linalg.pinv(model.autoencoder.points_matrix)
+    write = torch.linalg.pinv(model.autoencoder.landmark_matrix)
 
     def motion(displacements):
         return ((write @ displacements.flatten()).view(24, 4, 4) / scale)[None]
@@ -95,11 +95,11 @@ def test_lips_that_rest_ajar_are_shut_as_in_the_portrait(pipeline, features):
     def shown(rest, made):
         motion_control = MotionController(MotionOptions(**STILL), model, features, 0, rest)
         latent = model.to_latents(motion_control.apply(made[None]), features.latent)
-        return model.autoencoder.points(latent)[0, 0]
+        return model.autoencoder.decode_landmarks(latent)[0, 0]
 
     rest, still = motion(ajar), torch.zeros(1, 24, 4, 4)
-    portrait = model.autoencoder.points(features.latent)[0]
-    opened = model.autoencoder.points(model.to_latents(rest[None], features.latent))[0, 0]
+    portrait = model.autoencoder.decode_landmarks(features.latent)[0]
+    opened = model.autoencoder.decode_landmarks(model.to_latents(rest[None], features.latent))[0, 0]
     gap = [UPPER_LIP, LOWER_LIP]
     left = (shown(rest, rest) - portrait)[gap].norm()
     assert left < 0.3 * (opened - portrait)[gap].norm()
@@ -112,7 +112,7 @@ def fitted_head(pipeline):
     """The model's head goes sideways for the time of a test."""
     head = pipeline.model.head
     unfitted = head.movements, head.course
-    head.movements = torch.zeros(MOVEMENTS, NUM_POINTS, 2)
+    head.movements = torch.zeros(MOVEMENTS, NUM_LANDMARKS, 2)
     head.movements[0, :, 0] = 0.1
     head.course = torch.tensor([[1.5, -0.56, 0.2]]).repeat(MOVEMENTS, 1)
     yield
@@ -126,12 +126,12 @@ def test_a_fitted_head_sways_unless_it_is_told_not_to(pipeline, features):
     def moved(**options):
         motion_control = MotionController(MotionOptions(**options), pipeline.model, features, 0)
         shown = pipeline.model.to_latents(motion_control.apply(motion), features.latent)
-        points = pipeline.model.autoencoder.points(shown)
-        return points - pipeline.model.autoencoder.points(features.latent)
+        points = pipeline.model.autoencoder.decode_landmarks(shown)
+        return points - pipeline.model.autoencoder.decode_landmarks(features.latent)
 
     sway = moved()[0]
     assert sway[-1, :, 0].abs().mean() > 0.01
-    assert torch.allclose(sway[..., 0], sway[:, :1, 0].expand(8, NUM_POINTS), atol=1e-3)
+    assert torch.allclose(sway[..., 0], sway[:, :1, 0].expand(8, NUM_LANDMARKS), atol=1e-3)
     assert sway[..., 1].abs().max() < 1e-3
     assert not moved(head_motion=False).abs().max() > 1e-5
 
@@ -165,15 +165,15 @@ def test_expressiveness_scales_lips_and_leaves_the_head(pipeline, features):
     for factor in (0.0, 0.5, 1.5):
         before, after = moved(pipeline, features, {"expressiveness": factor}, smile(points))
         assert size(after[LIPS]) == pytest.approx(factor * size(before[LIPS]), abs=0.004)
-    shift = torch.zeros(NUM_POINTS, 2) + torch.tensor([0.1, 0.0])
+    shift = torch.zeros(NUM_LANDMARKS, 2) + torch.tensor([0.1, 0.0])
     before, after = moved(pipeline, features, {"expressiveness": 0.0}, shift)
     assert size(after - before) < 0.15 * size(before)
 
 
 def test_gaze_at_camera_holds_the_iris_in_its_eye(pipeline, features):
-    irises = places(IRISES)
+    irises = landmark_indices(IRISES)
     before, after = moved(pipeline, features, {"gaze_at_camera": True}, glance())
-    rest = [point for point in range(NUM_POINTS) if point not in EYES + irises]
+    rest = [point for point in range(NUM_LANDMARKS) if point not in EYES + irises]
     assert size(after[irises]) < 0.5 * size(before[irises])
     assert size(after[rest] - before[rest]) < 0.01
 
@@ -248,7 +248,7 @@ def test_a_closed_eye_shows_skin_and_the_rest_stays():
     picture = eyes_picture(points)
     closed = picture.clone()[None]
     close_eyes(closed, points[None], [1.0])
-    at = ((points[places(IRISES)] + 1) * 127.5).round().long()
+    at = ((points[landmark_indices(IRISES)] + 1) * 127.5).round().long()
     for x, y in at.tolist():
         assert picture[:, y, x].min() == 1
         assert closed[0, :, y, x].max() < 0.2

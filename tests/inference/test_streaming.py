@@ -17,7 +17,7 @@ from letstalk_rt.inference.session_state import SETTLE_SAMPLES, SessionState
 from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
 from letstalk_rt.models.audio_encoder.mel import StreamingMel
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream, Wav2Vec2StreamConfig
-from letstalk_rt.models.autoencoder.reference import Decoded
+from letstalk_rt.models.autoencoder.reference import DecodedLayers
 from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.layers.causal_conv import CausalConv1d
 from letstalk_rt.models.memory import MemoryBank
@@ -288,7 +288,7 @@ class WatchedCompositor:
         self._inner, self._before = inner, before
         self.calls = self.done = 0
 
-    def compose_layers(self, frames: Decoded, eye_closures: Sequence[float]) -> np.ndarray:
+    def compose_layers(self, frames: DecodedLayers, eye_closures: Sequence[float]) -> np.ndarray:
         self.calls += 1
         self._before(self.calls)
         composed = self._inner.compose_layers(frames, eye_closures)
@@ -363,7 +363,7 @@ class TestPipeline:
                 at = torch.full((1, 4), t)
                 return model.denoiser(x, at, window, state.portrait, bank.latents, bank.filled)
 
-            noise = model.of_faces(chance.draw(4, 0.5, 1.0))
+            noise = model.without_background_noise(chance.draw(4, 0.5, 1.0))
             motions.append(sample(velocity, noise, timesteps(2)))
             bank.write(motions[-1])
         latents = model.to_latents(torch.cat(motions, 1), state.features.latent)

@@ -9,7 +9,7 @@ from torch import nn
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.batch_state import gather, tensors
-from letstalk_rt.models.denoiser import Denoiser, guided
+from letstalk_rt.models.denoiser import Denoiser, guided_velocity
 from letstalk_rt.models.memory import MemoryBank
 
 SLOTS, WINDOW = 1 + DENOISER.memory, DENOISER.window
@@ -69,7 +69,9 @@ class TestBeginning:
         denoiser = Denoiser(DENOISER)
         block, x = denoiser.blocks[0], torch.randn(1, WINDOW, 16, 32)
         mask = torch.ones(1, 1, SLOTS + WINDOW, dtype=torch.bool)
-        memory, kept = block.remember(torch.randn(1, SLOTS, 16, 32), None, mask[..., :SLOTS], None)
+        memory, kept = block.encode_memory(
+            torch.randn(1, SLOTS, 16, 32), None, mask[..., :SLOTS], None
+        )
         state = denoiser.portrait_state(torch.randn(1, 24, 4, 4)).layers[0]
         tokens = torch.randn(1, WINDOW, 4, 8)
         out = block(x, kept, mask, None, tokens, torch.randn(1, WINDOW, 32), state)
@@ -111,7 +113,7 @@ class TestMemory:
 
     def test_memory_is_computed_once_for_all_steps(self, denoiser, inputs):
         state = denoiser.portrait_state(inputs["latent"])
-        cache = denoiser.recall(inputs["memory"], inputs["filled"])
+        cache = denoiser.encode_memory(inputs["memory"], inputs["filled"])
         x, t, tokens = inputs["x"], inputs["t"], inputs["tokens"]
         torch.testing.assert_close(
             denoiser.predict(x, t, tokens, state, cache), run(denoiser, **inputs)
@@ -219,7 +221,7 @@ class TestGuidance:
         bank = MemoryBank(inputs["memory"], inputs["filled"])
         state = denoiser.portrait_state(inputs["latent"])
         x, t, tokens = inputs["x"], inputs["t"], inputs["tokens"]
-        return lambda weight: guided(denoiser, x, t, tokens, state, bank, weight)
+        return lambda weight: guided_velocity(denoiser, x, t, tokens, state, bank, weight)
 
     def test_weight_one_is_the_denoiser_itself(self, denoiser, inputs, predict):
         torch.testing.assert_close(predict(1), run(denoiser, **inputs))
@@ -232,16 +234,18 @@ class TestGuidance:
         torch.testing.assert_close(predict(3) - predict(0), 3 * (predict(1) - predict(0)))
 
     def test_memory_may_be_given_as_kept_keys(self, denoiser, inputs, predict):
-        cache = denoiser.recall(inputs["memory"], inputs["filled"])
+        cache = denoiser.encode_memory(inputs["memory"], inputs["filled"])
         state = denoiser.portrait_state(inputs["latent"])
         x, t, tokens = inputs["x"], inputs["t"], inputs["tokens"]
-        torch.testing.assert_close(guided(denoiser, x, t, tokens, state, cache, 3), predict(3))
+        torch.testing.assert_close(
+            guided_velocity(denoiser, x, t, tokens, state, cache, 3), predict(3)
+        )
 
     def test_guidance_as_an_input_costs_no_second_call(self, inputs, monkeypatch):
         denoiser = Denoiser(replace(DENOISER, guidance_input=True)).eval().requires_grad_(False)
         stir(denoiser)
         state = denoiser.portrait_state(inputs["latent"])
-        cache = denoiser.recall(inputs["memory"], inputs["filled"])
+        cache = denoiser.encode_memory(inputs["memory"], inputs["filled"])
         items, predict = [], denoiser.predict
         monkeypatch.setattr(
             denoiser,
@@ -249,7 +253,9 @@ class TestGuidance:
             lambda x, *rest, **more: items.append(len(x)) or predict(x, *rest, **more),
         )
         x, t, tokens = inputs["x"], inputs["t"], inputs["tokens"]
-        weak, strong = (guided(denoiser, x, t, tokens, state, cache, w) for w in (1.0, 3.0))
+        weak, strong = (
+            guided_velocity(denoiser, x, t, tokens, state, cache, w) for w in (1.0, 3.0)
+        )
         assert items == [2, 2]
         assert not torch.allclose(weak, strong)
 
@@ -277,7 +283,7 @@ class TestCached:
     def kept(self, denoiser, windows):
         cache = denoiser.init_cache(torch.zeros(2, 24, 4, 4))
         for window in windows:
-            denoiser.remember(window, cache)
+            denoiser.update_cache(window, cache)
         return cache
 
     def inputs(self, denoiser):
@@ -301,7 +307,7 @@ class TestCached:
         cache = self.kept(denoiser, windows[:1])
         before = [part.data_ptr() for part in tensors(cache)]
         for window in windows:
-            denoiser.remember(window, cache)
+            denoiser.update_cache(window, cache)
         assert [part.data_ptr() for part in tensors(cache)] == before
         assert cache.layers[0].keys.shape == (2, 16, 2, 1 + CACHED.memory, 16)
 
@@ -339,7 +345,7 @@ class TestCached:
             one = slice(i, i + 1)
             cache = denoiser.init_cache(torch.zeros(1, 24, 4, 4))
             for window in windows[:3]:
-                denoiser.remember(window[one], cache)
+                denoiser.update_cache(window[one], cache)
             state = denoiser.portrait_state(latent[one])
             alone = denoiser.predict(x[one], t[one], tokens[one], state, cache)
             torch.testing.assert_close(both[one], alone, atol=1e-5, rtol=1e-4)

@@ -11,7 +11,7 @@ from letstalk_rt.models.memory import (
     MemoryBank,
     TemporalCache,
     diffusion_sigma,
-    regularize,
+    regularize_memory,
 )
 
 
@@ -81,7 +81,7 @@ def test_the_published_noise_levels_are_these(step, sigma):
 
 def test_published_noise_is_that_of_the_first_fifty_steps():
     """On zeros only `sigma * noise` is left, so its spread is sigma: one of the fifty."""
-    made = regularize(
+    made = regularize_memory(
         torch.zeros(400, 4, 16, 8, 8),
         torch.Generator().manual_seed(0),
         drop=0.0,
@@ -96,7 +96,7 @@ def test_published_noise_is_that_of_the_first_fifty_steps():
 
 
 def test_published_noise_keeps_the_variance():
-    made = regularize(
+    made = regularize_memory(
         torch.full((50, 4, 8, 8, 8), 100.0), torch.Generator().manual_seed(0), drop=0.0,
         diffusion=True,
     ).flatten(1)  # fmt: skip
@@ -113,7 +113,7 @@ def test_the_largest_noise_is_that_of_step_49():
 
 def test_noise_is_between_none_and_the_largest_and_drawn_per_item():
     """On zeros only `t * noise` is left, so its spread is the time."""
-    made = regularize(
+    made = regularize_memory(
         torch.zeros(300, 4, 8, 4, 4), torch.Generator().manual_seed(0), drop=0.0
     ).flatten(1)
     times = made.std(1)
@@ -124,14 +124,14 @@ def test_noise_is_between_none_and_the_largest_and_drawn_per_item():
 
 def test_the_signal_falls_as_the_noise_rises():
     """`(1 - t) * 100 + t * noise`: mean and spread tell the same time."""
-    made = regularize(
+    made = regularize_memory(
         torch.full((50, 4, 8, 8, 8), 100.0), torch.Generator().manual_seed(0), drop=0.0
     ).flatten(1)
     torch.testing.assert_close(1 - made.mean(1) / 100, made.std(1), atol=0.01, rtol=0)
 
 
 def test_a_quarter_of_the_places_is_dropped_per_item_and_for_all_frames_alike():
-    made = regularize(torch.ones(200, 3, 2, 4, 4), torch.Generator().manual_seed(0))
+    made = regularize_memory(torch.ones(200, 3, 2, 4, 4), torch.Generator().manual_seed(0))
     gone = made == 0
     assert torch.equal(gone, gone[:, :1, :1].expand_as(gone))
     masks = gone[:, 0, 0].flatten(1)
@@ -142,12 +142,12 @@ def test_a_quarter_of_the_places_is_dropped_per_item_and_for_all_frames_alike():
 
 def test_without_noise_and_drop_nothing_changes():
     latents = torch.randn(2, 3, 4, 2, 2)
-    assert torch.equal(regularize(latents, max_noise=0.0, drop=0.0), latents)
+    assert torch.equal(regularize_memory(latents, max_noise=0.0, drop=0.0), latents)
 
 
 def test_the_generator_decides():
     latents = torch.ones(2, 3, 4, 2, 2)
-    one, same = (regularize(latents, torch.Generator().manual_seed(4)) for _ in range(2))
+    one, same = (regularize_memory(latents, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(one, same)
     assert torch.equal(latents, torch.ones(2, 3, 4, 2, 2))
 

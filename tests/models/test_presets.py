@@ -204,7 +204,7 @@ class TestPaperAutoencoder:
         assert pipeline.model.face is None
         assert (pipeline.finder.preset, pipeline.finder.crop_px) == ("tiny", 64)
         with pytest.raises(ConfigError, match="finds no faces"):
-            pipeline.model.finder()
+            pipeline.model.face_finder()
 
     def test_whose_face_finder_is_loaded_is_logged(self, pipeline, caplog):
         caplog.set_level("INFO", "letstalk_rt")

@@ -8,8 +8,8 @@ from support.faces import SkinFinder, draw
 from support.small_model import face_points
 
 from letstalk_rt.avatars import list_avatars
-from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, Decoded
-from letstalk_rt.models.geometry.landmarks import EYES, NUM_POINTS
+from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, DecodedLayers
+from letstalk_rt.models.geometry.landmarks import EYES, NUM_LANDMARKS
 from letstalk_rt.models.loading import load_model, packaged_weights
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.portrait.image import prepare_portrait
@@ -76,18 +76,18 @@ class TestCompositor:
         assert np.array_equal(first, kept) and np.array_equal(portrait.canvas, before)
 
 
-def at_rest(count: int = 1) -> Decoded:
+def at_rest(count: int = 1) -> DecodedLayers:
     """Give layers that leave the portrait as it is."""
-    return Decoded(
+    return DecodedLayers(
         warped=torch.zeros(count, 3, 256, 256),
         mask=torch.ones(count, 1, 256, 256),
         change=torch.zeros(count, 3, 256, 256),
         flow=torch.zeros(count, 2, FLOW_SIZE, FLOW_SIZE),
-        points=torch.zeros(count, NUM_POINTS, 2),
+        points=torch.zeros(count, NUM_LANDMARKS, 2),
     )
 
 
-def anything(count: int) -> Decoded:
+def anything(count: int) -> DecodedLayers:
     generator = torch.Generator().manual_seed(0)
     frames = at_rest(count)
     frames.flow = 0.1 * torch.randn(frames.flow.shape, generator=generator)
@@ -185,7 +185,7 @@ class TestLayers:
         portrait = portrait_with((50.0, 20.0, 220.0))
         frames = anything(2)
         layered = Compositor(portrait, layered=True).compose_layers(frames)
-        assert np.array_equal(layered, Compositor(portrait).compose(frames.picture))
+        assert np.array_equal(layered, Compositor(portrait).compose(frames.frames))
 
     @pytest.mark.parametrize("side", [220, 340])
     def test_eyes_close_at_any_size_and_nothing_else_changes(self, side: int) -> None:
@@ -207,13 +207,13 @@ def test_a_face_at_rest_is_almost_the_photograph(size: int) -> None:
     model = load_model("tiny")
     shares = []
     for path in list_avatars().values():
-        portrait = prepare_portrait(path, model.finder(), size=size)
+        portrait = prepare_portrait(path, model.face_finder(), size=size)
         crop = torch.from_numpy(portrait.crop.copy()).permute(2, 0, 1)[None] / 127.5 - 1
         with torch.inference_mode():
-            features = model.autoencoder.describe(crop)
+            features = model.autoencoder.encode_portrait(crop)
             frames = model.autoencoder.decode_layers(features.latent[:, None], features)[0]
         layers = Compositor(portrait, layered=True).compose_layers(frames)[0]
-        picture = Compositor(portrait).compose(frames.picture)[0]
+        picture = Compositor(portrait).compose(frames.frames)[0]
         error = ((layers.astype(float) - portrait.canvas) ** 2).mean()
         assert 10 * np.log10(255**2 / error) > 36
         shares.append(error / ((picture.astype(float) - portrait.canvas) ** 2).mean())

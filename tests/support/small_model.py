@@ -9,7 +9,7 @@ from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import DenoiserConfig
-from letstalk_rt.models.geometry.landmarks import IRISES, LIPS, NUM_POINTS, places
+from letstalk_rt.models.geometry.landmarks import IRISES, LIPS, NUM_LANDMARKS, landmark_indices
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.types import Portrait
 
@@ -77,19 +77,23 @@ def make_speech(seconds: float, seed: int = 0) -> np.ndarray:
 
 def face_points() -> torch.Tensor:
     """Landmarks of a drawn face: eyes above, lips below, the rest around them."""
-    points = torch.from_numpy(np.random.default_rng(0).uniform(-0.6, 0.6, (NUM_POINTS, 2))).float()
+    points = torch.from_numpy(
+        np.random.default_rng(0).uniform(-0.6, 0.6, (NUM_LANDMARKS, 2))
+    ).float()
     angle = torch.linspace(0, 2 * torch.pi, len(LIPS) + 1)[:-1]
     points[LIPS] = torch.stack([0.2 * angle.cos(), 0.55 + 0.05 * angle.sin()], 1)
     for corner, other, side in ((33, 133, -1), (263, 362, 1)):
-        points[places((corner, other))] = torch.tensor([[side * 0.35, -0.1], [side * 0.15, -0.1]])
+        points[landmark_indices((corner, other))] = torch.tensor(
+            [[side * 0.35, -0.1], [side * 0.15, -0.1]]
+        )
     for upper, lower, side in (
         ((246, 161, 160, 159, 158, 157, 173), (7, 163, 144, 145, 153, 154, 155), -1),
         ((466, 388, 387, 386, 385, 384, 398), (249, 390, 373, 374, 380, 381, 382), 1),
     ):
         x = side * torch.linspace(0.33, 0.17, 7)
         height = 0.05 * torch.sin(torch.linspace(0.3, np.pi - 0.3, 7))
-        points[places(upper)] = torch.stack([x, -0.1 - height], 1)
-        points[places(lower)] = torch.stack([x, -0.1 + height], 1)
-    points[places(IRISES[:5])] = torch.tensor([-0.25, -0.1])
-    points[places(IRISES[5:])] = torch.tensor([0.25, -0.1])
+        points[landmark_indices(upper)] = torch.stack([x, -0.1 - height], 1)
+        points[landmark_indices(lower)] = torch.stack([x, -0.1 + height], 1)
+    points[landmark_indices(IRISES[:5])] = torch.tensor([-0.25, -0.1])
+    points[landmark_indices(IRISES[5:])] = torch.tensor([0.25, -0.1])
     return points

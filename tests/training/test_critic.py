@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_POINTS
+from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_LANDMARKS
 from letstalk_rt.training.critic import CUT_SIZE, Critic, cuts
 
 
 @pytest.fixture
 def points():
-    points = torch.zeros(2, NUM_POINTS, 2)
+    points = torch.zeros(2, NUM_LANDMARKS, 2)
     turn = torch.linspace(0, 6.28, len(LIPS))
     points[:, LIPS] = torch.stack([0.2 * turn.cos(), 0.4 + 0.08 * turn.sin()], -1)
     turn = torch.linspace(0, 6.28, len(EYES))

@@ -33,7 +33,7 @@ _NEAR_PX = 12.0
 """Nearer than about this to a landmark, the landmarks know better."""
 
 
-def surrounding_flow(latent: Tensor, points: Tensor, size: int = 128) -> Tensor:
+def flow_from_latent(latent: Tensor, points: Tensor, size: int = 128) -> Tensor:
     """Give the flow that the surroundings add to the landmarks' own.
 
     Args:
@@ -61,7 +61,7 @@ def _rise(size: int, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def measure_surroundings(
+def measure_background_flow(
     frames: Tensor, pictures: Tensor, points: Tensor, coarse: Tensor
 ) -> Tensor:
     """Measure how the surroundings of frames differ from their portraits', as a part of the latent.
@@ -84,7 +84,7 @@ def measure_surroundings(
     share = F.adaptive_avg_pool2d(away, CELLS)
     grid = F.adaptive_avg_pool2d(flow * away, CELLS) / (share + 1e-2)
     latent = _fold(grid)
-    better = warp(pictures.float(), coarse + surrounding_flow(latent, points, coarse.shape[-1]))
+    better = warp(pictures.float(), coarse + flow_from_latent(latent, points, coarse.shape[-1]))
     helps = _error(better, frames) < _error(moved, frames)
     return _fold(grid * helps)
 

@@ -34,11 +34,11 @@ class DCPortraitFeatures:
     """A portrait as this autoencoder knows it; its decoder is not guided.
 
     Attributes:
-        picture: `(B, 3, H, W)` in [-1, 1].
+        image: `(B, 3, H, W)` in [-1, 1].
         latent: `(B, 32, h, w)`.
     """
 
-    picture: Tensor
+    image: Tensor
     latent: Tensor
 
     def repeat(self, times: int) -> Self:
@@ -163,7 +163,7 @@ class DCAutoencoder(nn.Module):
         encoded: Tensor = latents.float().unflatten(0, x.shape[:2])
         return encoded
 
-    def describe(self, picture: Tensor) -> DCPortraitFeatures:
+    def encode_portrait(self, picture: Tensor) -> DCPortraitFeatures:
         """Encode portraits `(B, 3, H, W)` in [-1, 1]; see `encode` for what it raises."""
         check_tensor("picture", picture, ("B", 3, self.image_size, self.image_size))
         return DCPortraitFeatures(picture, self.encode(picture[:, None])[:, 0])
@@ -185,15 +185,15 @@ class DCAutoencoder(nn.Module):
         """As `decode`: these frames have one layer."""
         return self.decode(latents, portrait)
 
-    def lay_out(self, latents: Tensor, portrait: DCPortraitFeatures) -> Tensor:
+    def prepare_decoder(self, latents: Tensor, portrait: DCPortraitFeatures) -> Tensor:
         """Return latents `(B, 32, h, w)` as they are: this decoder needs no preparation."""
         return latents
 
-    def paint(self, layout: Tensor, portrait: DCPortraitFeatures) -> Tensor:
+    def run_decoder(self, layout: Tensor, portrait: DCPortraitFeatures) -> Tensor:
         """Decode `(B, 32, h, w)` to `(B, 3, H, W)` in [-1, 1]."""
         return self.decode(layout[None], portrait)[0]
 
-    def at_rest(self, latents: Tensor) -> Tensor:
+    def without_background_flow(self, latents: Tensor) -> Tensor:
         """Return latents as they are: they do not tell the face from what is around it."""
         return latents
 

@@ -6,14 +6,14 @@ from typing import Any, Protocol, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from letstalk_rt.models.autoencoder.latents import Decoded, Layout, PortraitFeatures
+from letstalk_rt.models.autoencoder.latents import DecodedLayers, DecoderInputs, PortraitFeatures
 from letstalk_rt.models.layers.network import Network
 
-Frames: TypeAlias = Tensor | Decoded
+Frames: TypeAlias = Tensor | DecodedLayers
 """Decoded frames: `(..., 3, H, W)` in [-1, 1], or the layers that they are made of."""
 
 
-class PortraitDescription(Protocol):
+class EncodedPortrait(Protocol):
     """What an autoencoder knows of B portraits; only the one that made it can read all of it.
 
     Attributes:
@@ -49,12 +49,12 @@ class Autoencoder(Network, Protocol):
     def encode(self, x: Tensor, portrait: Any = None) -> Tensor:
         """Encode `(B, T, 3, H, W)` in [-1, 1] to `(B, T, C, h, w)`.
 
-        `portrait` is what `describe` returned for one portrait per item, where there is one to
-        compare the frames with.
+        `portrait` is what `encode_portrait` returned for one portrait per item; None where there is
+        no portrait to compare the frames with.
         """
         ...
 
-    def describe(self, picture: Tensor) -> PortraitDescription:
+    def encode_portrait(self, picture: Tensor) -> EncodedPortrait:
         """Do the work that is done once per portrait, `(B, 3, H, W)` in [-1, 1]."""
         ...
 
@@ -66,19 +66,19 @@ class Autoencoder(Network, Protocol):
         """As `decode`, to what frames are composited from."""
         ...
 
-    def lay_out(self, latents: Tensor, portrait: Any) -> Any:
-        """Prepare to `paint` latents `(B, C, h, w)`, one portrait per latent.
+    def prepare_decoder(self, latents: Tensor, portrait: Any) -> Any:
+        """Prepare to decode latents `(B, C, h, w)`, one portrait per latent.
 
         Here is done what costs the same for one frame as for many. Slices of the result are the
         layouts of some of the frames.
         """
         ...
 
-    def paint(self, layout: Any, portrait: Any) -> Frames:
+    def run_decoder(self, layout: Any, portrait: Any) -> Frames:
         """Decode B frames that are laid out, one portrait per frame."""
         ...
 
-    def at_rest(self, latents: Tensor) -> Tensor:
+    def without_background_flow(self, latents: Tensor) -> Tensor:
         """Return latents `(..., C, h, w)`, or noise, in which what is around the face rests.
 
         Where latents do not tell the two apart, they are returned as they are.
@@ -104,30 +104,30 @@ class LandmarkAutoencoder(Autoencoder, Protocol):
     mean_points: Tensor
 
     @property
-    def points_matrix(self) -> Tensor:
+    def landmark_matrix(self) -> Tensor:
         """The linear read-out of landmarks from a whole flat latent, `(2 L, C h w)`."""
         ...
 
-    def points(self, latents: Tensor) -> Tensor:
+    def decode_landmarks(self, latents: Tensor) -> Tensor:
         """Read the landmarks off latents `(..., C, h, w)`: `(..., L, 2)` in [-1, 1]."""
         ...
 
-    def encode_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_with_heatmaps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode`, with the logits of the landmarks' heat maps, `(B, T, L, s, s)`."""
         ...
 
-    def describe(self, picture: Tensor) -> PortraitFeatures:
+    def encode_portrait(self, picture: Tensor) -> PortraitFeatures:
         """Do the work that is done once per portrait, `(B, 3, H, W)` in [-1, 1]."""
         ...
 
-    def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> Decoded:
+    def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> DecodedLayers:
         """Decode `(B, T, C, h, w)` to the layers of B times T frames, one portrait per item."""
         ...
 
-    def lay_out(self, latents: Tensor, portrait: PortraitFeatures) -> Layout:
-        """Prepare to `paint` latents `(B, C, h, w)`, one portrait per latent."""
+    def prepare_decoder(self, latents: Tensor, portrait: PortraitFeatures) -> DecoderInputs:
+        """Prepare to decode latents `(B, C, h, w)`, one portrait per latent."""
         ...
 
-    def paint(self, layout: Layout, portrait: PortraitFeatures) -> Decoded:
+    def run_decoder(self, layout: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
         """Decode B frames that are laid out, one portrait per frame."""
         ...

@@ -28,13 +28,13 @@ class PortraitFeatures:
     """What the decoder needs of a portrait; made once, then only read.
 
     Attributes:
-        picture: `(B, 3, 256, 256)` in [-1, 1].
+        image: `(B, 3, 256, 256)` in [-1, 1].
         latent: `(B, C, h, w)`.
         points: landmarks as read off the latent, `(B, L, 2)` in [-1, 1].
         features: three maps, at 16, 32 and 64 cells a side.
     """
 
-    picture: Tensor
+    image: Tensor
     latent: Tensor
     points: Tensor
     features: tuple[Tensor, ...]
@@ -48,7 +48,7 @@ class PortraitFeatures:
             return part[:, None].expand(-1, times, *part.shape[1:]).flatten(0, 1)
 
         return PortraitFeatures(
-            repeated(self.picture),
+            repeated(self.image),
             repeated(self.latent),
             repeated(self.points),
             tuple(repeated(f) for f in self.features),
@@ -56,7 +56,7 @@ class PortraitFeatures:
 
 
 @dataclass
-class Layout:
+class DecoderInputs:
     """Where everything is to be in B frames, before anything is painted.
 
     It is many small sums, which cost the same for one frame as for a window of them.
@@ -82,17 +82,17 @@ class Layout:
     def __len__(self) -> int:
         return len(self.points)
 
-    def __getitem__(self, frames: slice) -> "Layout":
+    def __getitem__(self, frames: slice) -> "DecoderInputs":
         """Take some of the frames."""
 
         def part(value: Any) -> Any:
             return tuple(map(part, value)) if isinstance(value, tuple) else value[frames]
 
-        return Layout(*(part(getattr(self, field.name)) for field in fields(self)))
+        return DecoderInputs(*(part(getattr(self, field.name)) for field in fields(self)))
 
 
 @dataclass
-class Decoded:
+class DecodedLayers:
     """Decoded frames, in the layers they are made of; `...` is `B`, or `B, T`.
 
     The picture is `warped + residual`. Flow and residual make it at any other size as well, from
@@ -113,38 +113,33 @@ class Decoded:
     points: Tensor
 
     @property
-    def painted(self) -> Tensor:
-        """What the network painted, `(..., 3, 256, 256)`."""
-        return self.warped + self.change
-
-    @property
     def residual(self) -> Tensor:
         """What the painting changes, `(..., 3, 256, 256)`."""
         return self.mask * self.change
 
     @property
-    def picture(self) -> Tensor:
+    def frames(self) -> Tensor:
         """The whole, `(..., 3, 256, 256)`."""
         return self.warped + self.residual
 
-    def __getitem__(self, index: Any) -> "Decoded":
+    def __getitem__(self, index: Any) -> "DecodedLayers":
         """Take some of the frames, or of the items."""
         return self.map(lambda layer: layer[index])
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Decoded":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "DecodedLayers":
         """Change each layer in the same way."""
-        return Decoded(*(change(getattr(self, field.name)) for field in fields(self)))
+        return DecodedLayers(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 def face_part(latents: Tensor) -> Tensor:
     return latents[:, : FACE_SHAPE[0]]
 
 
-def at_rest(latents: Tensor) -> Tensor:
+def without_background_flow(latents: Tensor) -> Tensor:
     """Give latents `(..., 24, 4, 4)`, or faces alone, with surroundings at rest as a portrait's."""
     faces = latents[..., : FACE_SHAPE[0], :, :]
     return F.pad(faces, (0, 0, 0, 0, 0, background_flow.CHANNELS))
 
 
-def surrounding_part(latents: Tensor) -> Tensor:
+def background_part(latents: Tensor) -> Tensor:
     return latents[:, FACE_SHAPE[0] :]

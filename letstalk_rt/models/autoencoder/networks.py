@@ -16,8 +16,8 @@ from letstalk_rt.models.autoencoder.latents import (
     FACE_SHAPE,
     FACE_SIZE,
     FLOW_SIZE,
-    Decoded,
-    Layout,
+    DecodedLayers,
+    DecoderInputs,
     PortraitFeatures,
     face_part,
 )
@@ -33,7 +33,7 @@ from letstalk_rt.models.geometry.landmarks import (
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
     LIPS,
-    NUM_POINTS,
+    NUM_LANDMARKS,
 )
 
 _SHOWN = (LIPS, INNER_UPPER_LIP, INNER_LOWER_LIP, EYES)
@@ -73,9 +73,9 @@ class Encoder(nn.Module):
         self.lateral8 = nn.Conv2d(w8, w32, 1)
         self.lateral16 = nn.Conv2d(w16, w32, 1)
         self.back16, self.back32 = NormBlock(w32), NormBlock(w32)
-        self.heat = nn.Sequential(nn.GroupNorm(8, w32), nn.SiLU(), nn.Conv2d(w32, NUM_POINTS, 1))
-        self.heat_prior = nn.Parameter(torch.zeros(NUM_POINTS, 32, 32))
-        self.write_points = nn.Linear(2 * NUM_POINTS, FACE_SIZE, bias=False)
+        self.heat = nn.Sequential(nn.GroupNorm(8, w32), nn.SiLU(), nn.Conv2d(w32, NUM_LANDMARKS, 1))
+        self.heat_prior = nn.Parameter(torch.zeros(NUM_LANDMARKS, 32, 32))
+        self.write_points = nn.Linear(2 * NUM_LANDMARKS, FACE_SIZE, bias=False)
 
     def forward(self, x: Tensor, mean_points: Tensor) -> tuple[Tensor, Tensor]:
         """Map `(B, 3, 256, 256)` in [-1, 1] to faces `(B, 16, 4, 4)`, heat `(B, L, 32, 32)`."""
@@ -85,13 +85,13 @@ class Encoder(nn.Module):
         up16 = self.back16(F.interpolate(self.lateral8(at8), scale_factor=2) + self.lateral16(at16))
         up32 = self.back32(F.interpolate(up16, scale_factor=2) + at32)
         heat = self.heat(up32).float() + self.heat_prior
-        points = expected_points(heat)
+        points = soft_argmax(heat)
         moved = F.linear((points - mean_points).flatten(1), self.write_points.weight.float())
         rest = self.head(self.at4(at8)).float()
         return rest + moved.view(-1, *FACE_SHAPE), heat
 
 
-def expected_points(heat: Tensor) -> Tensor:
+def soft_argmax(heat: Tensor) -> Tensor:
     """Give the mean place of each heat map: `(B, L, h, w)` logits to `(B, L, 2)` in [-1, 1]."""
     share = torch.softmax(heat.flatten(2), -1).unflatten(-1, heat.shape[-2:])
     axis_x = (torch.arange(heat.shape[-1], device=heat.device) + 0.5) / heat.shape[-1] * 2 - 1
@@ -156,9 +156,9 @@ class Decoder(nn.Module):
         for parameter in self.flow_head.parameters():
             nn.init.zeros_(parameter)
 
-    def lay_out(
+    def prepare(
         self, latent: Tensor, points: Tensor, portrait_latent: Tensor, coarse: Tensor
-    ) -> Layout:
+    ) -> DecoderInputs:
         """Prepare to decode `(B, C, h, w)`, whose landmarks are `points`, along the coarse flow."""
         both = torch.cat([face_part(latent), face_part(portrait_latent)], 1).to(
             self.spread.weight.dtype
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
         flows = [F.avg_pool2d(coarse, FLOW_SIZE // size) for size in (16, 32, 64)]
         near = proximity_maps(_shown(points.device), points, 64, 4.0)
         gap = F.pixel_unshuffle(mouth_gap(points, FLOW_SIZE), 2)
-        return Layout(
+        return DecoderInputs(
             points,
             coarse,
             tuple(sampling_grid(flow) for flow in flows),
@@ -182,7 +182,7 @@ class Decoder(nn.Module):
             ),
         )
 
-    def forward(self, layout: Layout, portrait: PortraitFeatures) -> Decoded:
+    def forward(self, layout: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
         """Paint B frames; one portrait item for each."""
         x, styles = layout.start, iter(layout.styles)
         for level, grid in enumerate(layout.grids):
@@ -197,18 +197,18 @@ class Decoder(nn.Module):
                 x = self.ups[level](x)
         change = 0.1 * self.flow_head(F.silu(x)).float()
         flow = layout.flow + F.interpolate(change, scale_factor=2.0, mode="bilinear")
-        warped = warp(portrait.picture.float(), flow, "bicubic")
+        warped = warp(portrait.image.float(), flow, "bicubic")
         seen = _packed(F.pixel_unshuffle(warped, 4), x.dtype)
         out = self.paint(torch.cat([x, seen, layout.gap], 1)).float()
         out = F.pixel_shuffle(out, 4)
-        return Decoded(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, layout.points)
+        return DecodedLayers(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, layout.points)
 
 
 @functools.cache
 def _shown(device: torch.device) -> Tensor:
     """Give the groups of landmarks that are shown, `(G, L)` of 0 and 1."""
     with torch.inference_mode(False):
-        groups = torch.zeros(len(_SHOWN), NUM_POINTS)
+        groups = torch.zeros(len(_SHOWN), NUM_LANDMARKS)
         for group, members in zip(groups, _SHOWN, strict=True):
             group[members] = 1
         return groups.to(device)

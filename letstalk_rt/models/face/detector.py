@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.autoencoder.latents import IMAGE_SIZE
-from letstalk_rt.models.autoencoder.networks import expected_points
+from letstalk_rt.models.autoencoder.networks import soft_argmax
 from letstalk_rt.models.geometry.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
 from letstalk_rt.threads import in_own_thread
 from letstalk_rt.types import Face
@@ -137,14 +137,14 @@ class FaceFinder:
             side = pad * max(height, width)
             left, top = (width - side) / 2, (height - side) / 2
             small = crop(picture, left, top, side, DETECTOR_SIZE)
-            boxes += peaks(self.detector(small)[0].float(), left, top, side)
+            boxes += find_peaks(self.detector(small)[0].float(), left, top, side)
         return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
 
     def _look(self, picture: Tensor, box: Box) -> Face | None:
         """Find the landmarks at a box; None where no face is."""
         placed = self.landmarks(picture, box)
         for _ in range(_LOOKS - 1):
-            box = crop_of(placed, box.score)
+            box = face_crop_box(placed, box.score)
             if not 8 <= box.side <= 8 * max(picture.shape[-2:]):
                 return None
             placed = self.landmarks(picture, box)
@@ -159,8 +159,8 @@ class FaceFinder:
         """Read the landmarks of a face at a box, `(L, 2)` in pixels of the picture."""
         left, top = box.x - box.side / 2, box.y - box.side / 2
         seen = crop(picture, left, top, box.side, IMAGE_SIZE)
-        heat = self.autoencoder.encode_parts(seen[None])[1]
-        points = expected_points(heat[0])[0].float().cpu().numpy()
+        heat = self.autoencoder.encode_with_heatmaps(seen[None])[1]
+        points = soft_argmax(heat[0])[0].float().cpu().numpy()
         return (points + 1) / 2 * box.side + [left, top]
 
 
@@ -188,7 +188,7 @@ def head_yaw(points: np.ndarray) -> float:
     return float(np.clip(2 * (2 * (inner - low) / max(high - low, 1e-6) - 1), -1, 1))
 
 
-def crop_of(points: np.ndarray, score: float) -> Box:
+def face_crop_box(points: np.ndarray, score: float) -> Box:
     """Frame landmarks `(L, 2)` as the face crops that the model was trained on are framed."""
     low, high = points.min(0), points.max(0)
     side = float(high[1] - low[1]) / FACE_SHARE
@@ -196,7 +196,7 @@ def crop_of(points: np.ndarray, score: float) -> Box:
     return Box(float(middle[0]), float(middle[1] - 0.06 * side), side, score)
 
 
-def peaks(out: Tensor, left: float, top: float, side: float) -> list[Box]:
+def find_peaks(out: Tensor, left: float, top: float, side: float) -> list[Box]:
     """Give the faces that a detector's output `(4, 20, 20)` marks.
 
     Args:

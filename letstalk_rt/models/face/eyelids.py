@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.models.geometry.landmarks import places
+from letstalk_rt.models.geometry.landmarks import landmark_indices
 
 _UPPER = (
-    places((33, 246, 161, 160, 159, 158, 157, 173, 133)),
-    places((362, 398, 384, 385, 386, 387, 388, 466, 263)),
+    landmark_indices((33, 246, 161, 160, 159, 158, 157, 173, 133)),
+    landmark_indices((362, 398, 384, 385, 386, 387, 388, 466, 263)),
 )
 _LOWER = (
-    places((33, 7, 163, 144, 145, 153, 154, 155, 133)),
-    places((362, 382, 381, 380, 374, 373, 390, 249, 263)),
+    landmark_indices((33, 7, 163, 144, 145, 153, 154, 155, 133)),
+    landmark_indices((362, 382, 381, 380, 374, 373, 390, 249, 263)),
 )
 _CREASE = 1.3  # of the eye's height: how far above it the skin begins to move
 # In pixels of a 256x256 picture:

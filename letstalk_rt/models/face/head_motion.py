@@ -13,26 +13,32 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.background_flow import SIZE as SURROUNDINGS
-from letstalk_rt.models.geometry.landmarks import EYES, IRISES, LIPS, NUM_POINTS, places
+from letstalk_rt.models.geometry.landmarks import (
+    EYES,
+    IRISES,
+    LIPS,
+    NUM_LANDMARKS,
+    landmark_indices,
+)
 
 MOVEMENTS = 4
 _KEPT = 34
 """Frames that are remembered: as many as an interrupt may take back, and two to go on from."""
 
 
-def steady(points: Tensor) -> Tensor:
+def rigid_landmarks(points: Tensor) -> Tensor:
     """Say which of the landmarks `(L, 2)` speech leaves alone: the upper face's, without lids.
 
     Where nearly all are below the lips, the points are no face's, and all of them count.
     """
     mask = points[:, 1] <= points[LIPS, 1].min()
-    mask[EYES + places(IRISES) + LIPS] = False
+    mask[EYES + landmark_indices(IRISES) + LIPS] = False
     return mask if mask.sum() > 2 else torch.ones_like(mask)
 
 
 def face_size(points: Tensor) -> Tensor:
     """Give the size of a face `(L, 2)`: the spread of the landmarks that speech leaves alone."""
-    fixed = points[steady(points)]
+    fixed = points[rigid_landmarks(points)]
     return (fixed - fixed.mean(0)).pow(2).sum(1).mean().sqrt()
 
 
@@ -52,7 +58,7 @@ class HeadMotion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("movements", torch.zeros(MOVEMENTS, NUM_POINTS, 2))
+        self.register_buffer("movements", torch.zeros(MOVEMENTS, NUM_LANDMARKS, 2))
         self.register_buffer("followed", torch.zeros(MOVEMENTS, SURROUNDINGS))
         self.register_buffer("course", torch.zeros(MOVEMENTS, 3))
 
@@ -75,7 +81,7 @@ class HeadMotion(nn.Module):
         How far heads move is that of the middle clip, so that few who shake theirs do not count.
         """
         moved = [_in_faces(points) for points in clips]
-        mask = steady(torch.stack([points.mean(0) for points in clips]).mean(0))
+        mask = rigid_landmarks(torch.stack([points.mean(0) for points in clips]).mean(0))
         spread = torch.stack([m[:, mask].pow(2).mean().sqrt() for m in moved])
         usual = spread.median()
         moved = [

@@ -14,7 +14,7 @@ from letstalk_rt.models.geometry.landmarks import (
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
     LOWER_LIP_ONLY,
-    NUM_POINTS,
+    NUM_LANDMARKS,
     UPPER_LIP_ONLY,
 )
 
@@ -104,7 +104,7 @@ def _sides(device: torch.device) -> Tensor:
     what is below.
     """
     with torch.inference_mode(False):
-        sides = torch.ones(2, NUM_POINTS)
+        sides = torch.ones(2, NUM_LANDMARKS)
         sides[0, LOWER_LIP_ONLY] = 0
         sides[1, UPPER_LIP_ONLY] = 0
         return sides.to(device)

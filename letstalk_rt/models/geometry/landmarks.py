@@ -22,27 +22,27 @@ _NAMED = frozenset(LIPS_OUTER + LIPS_INNER + RIGHT_EYE + LEFT_EYE + IRISES + OVA
 SUBSET = tuple(sorted(_NAMED | set(range(0, 468, 10))))
 """Mesh indices of the points the model works with, ascending."""
 
-NUM_POINTS = len(SUBSET)
+NUM_LANDMARKS = len(SUBSET)
 _PLACE = {mesh_index: place for place, mesh_index in enumerate(SUBSET)}
 
 
-def places(mesh_indices: tuple[int, ...]) -> list[int]:
+def landmark_indices(mesh_indices: tuple[int, ...]) -> list[int]:
     """Give where the points with these mesh indices stand in `SUBSET`."""
     return [_PLACE[i] for i in mesh_indices]
 
 
-LIPS = places(LIPS_OUTER + LIPS_INNER)
-INNER_UPPER_LIP = places((191, 80, 81, 82, 13, 312, 311, 310, 415))
-INNER_LOWER_LIP = places((95, 88, 178, 87, 14, 317, 402, 318, 324))
-UPPER_LIP_ONLY = places((409, 270, 269, 267, 0, 37, 39, 40, 185)) + INNER_UPPER_LIP
-LOWER_LIP_ONLY = places((146, 91, 181, 84, 17, 314, 405, 321, 375)) + INNER_LOWER_LIP
+LIPS = landmark_indices(LIPS_OUTER + LIPS_INNER)
+INNER_UPPER_LIP = landmark_indices((191, 80, 81, 82, 13, 312, 311, 310, 415))
+INNER_LOWER_LIP = landmark_indices((95, 88, 178, 87, 14, 317, 402, 318, 324))
+UPPER_LIP_ONLY = landmark_indices((409, 270, 269, 267, 0, 37, 39, 40, 185)) + INNER_UPPER_LIP
+LOWER_LIP_ONLY = landmark_indices((146, 91, 181, 84, 17, 314, 405, 321, 375)) + INNER_LOWER_LIP
 """Lips without the corners of the mouth, which move with both."""
 
-INNER_CORNERS = places((78, 308))
-EYES = places(RIGHT_EYE + LEFT_EYE)
-UPPER_LIP, LOWER_LIP, MOUTH_LEFT, MOUTH_RIGHT = places((13, 14, 61, 291))
-RIGHT_LID = places((159, 145, 33, 133))
-LEFT_LID = places((386, 374, 263, 362))
+INNER_CORNERS = landmark_indices((78, 308))
+EYES = landmark_indices(RIGHT_EYE + LEFT_EYE)
+UPPER_LIP, LOWER_LIP, MOUTH_LEFT, MOUTH_RIGHT = landmark_indices((13, 14, 61, 291))
+RIGHT_LID = landmark_indices((159, 145, 33, 133))
+LEFT_LID = landmark_indices((386, 374, 263, 362))
 
 
 def mouth_opening(points: np.ndarray) -> np.ndarray:

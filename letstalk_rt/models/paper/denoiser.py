@@ -256,7 +256,7 @@ class PaperDenoiser(nn.Module):
         check_tensor("memory", memory, (batch, config.memory, *latent), finite=finite)
 
 
-def guided(
+def guided_prediction(
     denoiser: PaperDenoiser,
     x: Tensor,
     t: Tensor,
@@ -351,7 +351,7 @@ class PaperModel(nn.Module):
             def predict(
                 x: Tensor, t: Tensor, tokens: Tensor = tokens, memory: Tensor = memory
             ) -> Tensor:
-                return guided(self.denoiser, x, t, tokens, portrait, memory, guidance)
+                return guided_prediction(self.denoiser, x, t, tokens, portrait, memory, guidance)
 
             clip = sampler(predict, noise, generator)
             memory = clip[:, -config.memory :]

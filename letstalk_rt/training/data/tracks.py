@@ -72,7 +72,7 @@ def _encode(autoencoder: Autoencoder, clip: Clip) -> Tensor:
         both = torch.stack([pictures, pictures.flip(-1)]).clamp(-1, 1)
         with torch.autocast(device.type, torch.bfloat16):
             if portrait is None:
-                portrait = autoencoder.describe(both[:, 0])
+                portrait = autoencoder.encode_portrait(both[:, 0])
             pieces.append(autoencoder.encode(both, portrait).float().cpu())
     return torch.cat(pieces, 1)
 
@@ -90,4 +90,4 @@ def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
     if (face := model.face) is not None:
         plain = [track.latents[0] for track in tracks]
         around = [latents[:, FACE_SHAPE[0] :].flatten(1) for latents in plain]
-        face.head.fit([face.autoencoder.points(latents) for latents in plain], around)
+        face.head.fit([face.autoencoder.decode_landmarks(latents) for latents in plain], around)

@@ -51,7 +51,7 @@ def reconstruct(
 ) -> Tensor:
     """Rebuild frames of a clip from their latents and one frame: `(T, 3, 256, 256)`."""
     device = next(model.parameters()).device
-    portrait = model.describe(frames_tensor(clip, [portrait_index]).to(device))
+    portrait = model.encode_portrait(frames_tensor(clip, [portrait_index]).to(device))
     pieces = []
     for chunk in torch.tensor(indices).split(8):
         with torch.autocast(device.type, torch.bfloat16):
@@ -125,10 +125,10 @@ def save_samples(model: ReferenceAutoencoder, clips: list[Clip], stem: Path) -> 
     device = model.mean_points.device
     for clip in clips:
         pair = frames_tensor(clip, [0, int(clip.num_frames * 0.6)]).to(device)
-        portrait = model.describe(pair[:1])
-        parts = model.decode_parts(model.encode(pair[None, 1:], portrait)[0], portrait)
+        portrait = model.encode_portrait(pair[:1])
+        parts = model.decode_latents(model.encode(pair[None, 1:], portrait)[0], portrait)
         mask = parts.mask.expand(-1, 3, -1, -1) * 2 - 1
-        rows.append(torch.cat([pair[:1], pair[1:], parts.picture, parts.warped, mask], 3))
+        rows.append(torch.cat([pair[:1], pair[1:], parts.frames, parts.warped, mask], 3))
         if clip.num_frames >= SAMPLE_FRAMES and len(columns) < SAMPLE_CLIPS:
             shown = list(range(SAMPLE_FRAMES))
             columns.append(

@@ -67,7 +67,7 @@ def generate(
             noise.to(portrait.device),
             window,
             state,
-            model.denoiser.recall(bank.latents, bank.filled),
+            model.denoiser.encode_memory(bank.latents, bank.filled),
             times,
             guidance,
         )
@@ -100,11 +100,11 @@ def evaluate_flow(
         made = generate(model, mel, truth[:, 0], steps=steps, guidance=guidance)
         error = (made - truth) / model.motion_scale
         return {"error": float(error.pow(2).mean())}
-    true = mouth_opening(landmarks.points(truth).cpu().numpy())
+    true = mouth_opening(landmarks.decode_landmarks(truth).cpu().numpy())
 
     def openings(sound: Tensor) -> np.ndarray:
         made = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
-        return mouth_opening(landmarks.points(made).cpu().numpy())
+        return mouth_opening(landmarks.decode_landmarks(made).cpu().numpy())
 
     own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
     r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])
@@ -134,7 +134,7 @@ def save_sample(model: AvatarModel, clip: Clip, path: Path, frames: int = 100) -
     count *= model.denoiser.config.window
     device = model.motion_scale.device
     true = frames_tensor(clip, list(range(count)))
-    features = model.autoencoder.describe(true[:1].to(device))
+    features = model.autoencoder.encode_portrait(true[:1].to(device))
     ahead = model.audio.lookahead_frames
     mel = clip_mel(clip.pcm, ahead)[None, :, : MEL_PER_FRAME * (count + ahead)].to(device)
     preset = model.preset

@@ -41,8 +41,8 @@ def fit_landmarks(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         frames, points = (part.to(run.device) for part in source.draw(run.generator))
         with torch.autocast(frames.device.type, torch.bfloat16):
-            latents, heat = model.encode_parts(frames)
-        read = model.points(latents + 0.1 * torch.randn_like(latents))
+            latents, heat = model.encode_with_heatmaps(frames)
+        read = model.decode_landmarks(latents + 0.1 * torch.randn_like(latents))
         error = (read - points).abs().mean()
         return heat_loss(heat.flatten(0, 1), points.flatten(0, 1)) + 20 * error, {
             "points": float(error.detach())
@@ -86,7 +86,7 @@ def train_autoencoder(
     model = ReferenceAutoencoder()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if started is None:
-        model.expect_points(source.mean_points())
+        model.set_mean_landmarks(source.mean_points())
         fit_landmarks(model, source, folder / "landmarks", device=config.device)
     else:
         model.load_state_dict(started)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from letstalk_rt.models.autoencoder.latents import Decoded
-from letstalk_rt.models.autoencoder.networks import expected_points
+from letstalk_rt.models.autoencoder.latents import DecodedLayers
+from letstalk_rt.models.autoencoder.networks import soft_argmax
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.geometry.landmark_warp import face_flow, proximity_map
 from letstalk_rt.models.geometry.landmarks import (
@@ -17,7 +17,7 @@ from letstalk_rt.models.geometry.landmarks import (
     LOWER_LIP,
     MOUTH_LEFT,
     MOUTH_RIGHT,
-    NUM_POINTS,
+    NUM_LANDMARKS,
     UPPER_LIP,
 )
 from letstalk_rt.training.critic import Critic, cuts
@@ -80,7 +80,7 @@ def heat_loss(heat: Tensor, points: Tensor) -> Tensor:
         share = (x_share if dx else 1 - x_share) * (y_share if dy else 1 - y_share)
         index = (low[..., 1] + dy) * size + low[..., 0] + dx
         total = total - (share * logs.gather(2, index[..., None])[..., 0]).mean()
-    return total + 20 * (expected_points(heat) - points).abs().mean()
+    return total + 20 * (soft_argmax(heat) - points).abs().mean()
 
 
 def mouth_spans(points: Tensor) -> Tensor:
@@ -119,23 +119,25 @@ def autoencoder_loss(
     """
     source, target = frames.unbind(1)
     with torch.autocast(frames.device.type, torch.bfloat16):
-        latents, heat = model.encode_parts(frames)
-        portrait = model.describe_encoded(source, latents[:, 0])
+        latents, heat = model.encode_with_heatmaps(frames)
+        portrait = model.portrait_features(source, latents[:, 0])
         coarse = None
         if maturity < 1:
-            read = face_flow(portrait.points.float(), model.points(latents[:, 1]))
+            read = face_flow(portrait.points.float(), model.decode_landmarks(latents[:, 1]))
             known = face_flow(points[:, 0], points[:, 1])
             lot = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
             coarse = lot * known + (1 - lot) * read
-        latent = model.with_surroundings(latents[:, 1], target, portrait, coarse)
+        latent = model.with_background_flow(latents[:, 1], target, portrait, coarse)
         noisy = latent + maturity * weights.latent_noise * torch.randn_like(latent)
-        decoded = model.decode_parts(noisy, portrait, coarse)
-        seen = points_seen(model, decoded.picture)
+        decoded = model.decode_latents(noisy, portrait, coarse)
+        seen = points_seen(model, decoded.frames)
     parts = _picture_losses(decoded, target, points[:, 1], weights)
-    parts["points"] = _points_loss(model.points(latents).flatten(0, 1), points.flatten(0, 1))
+    parts["points"] = _points_loss(
+        model.decode_landmarks(latents).flatten(0, 1), points.flatten(0, 1)
+    )
     parts["seen"] = maturity * _points_loss(seen, points[:, 1])
     if critic is not None:
-        made, true = cuts(decoded.picture, points[:, 1]), cuts(target, points[:, 1])
+        made, true = cuts(decoded.frames, points[:, 1]), cuts(target, points[:, 1])
         told_apart = critic.learn(made, true)
         parts["real"], parts["features"] = critic.judge(made, true)
     truth = points.flatten(0, 1)
@@ -158,12 +160,12 @@ def points_seen(model: ReferenceAutoencoder, pictures: Tensor) -> Tensor:
     fixed = {name: value.detach() for name, value in model.encoder.named_parameters()}
     flat = pictures.contiguous(memory_format=torch.channels_last)
     _, heat = functional_call(model.encoder, fixed, (flat, model.mean_points))
-    return expected_points(heat)
+    return soft_argmax(heat)
 
 
 def _points_loss(points: Tensor, truth: Tensor) -> Tensor:
     """Compare landmarks `(B, L, 2)`: lips and eyes count more, and the mouth's opening again."""
-    weight = torch.ones(NUM_POINTS, device=points.device)
+    weight = torch.ones(NUM_LANDMARKS, device=points.device)
     weight[LIPS] = 3.0
     weight[EYES] = 2.0
     error = ((points - truth).abs().mean(-1) * weight).mean()
@@ -171,20 +173,20 @@ def _points_loss(points: Tensor, truth: Tensor) -> Tensor:
 
 
 def _picture_losses(
-    decoded: Decoded, target: Tensor, points: Tensor, weights: AutoencoderLoss
+    decoded: DecodedLayers, target: Tensor, points: Tensor, weights: AutoencoderLoss
 ) -> dict[str, Tensor]:
     mouth, eyes = proximity_map(points[:, LIPS], 64, 8.0), proximity_map(points[:, EYES], 64, 6.0)
     weight = _enlarge(1 + weights.mouth * mouth + weights.eyes * eyes)
     weight = weight / weight.mean((1, 2, 3), keepdim=True)
     free = _enlarge(torch.maximum(mouth, eyes))
-    error = decoded.picture - target
+    error = decoded.frames - target
     return {
         "picture": (error.abs() * weight).mean(),
         "square": (error**2 * weight).mean(),
         # A critic looks at texture and lets colours go astray: they are held where they are wide.
         "colour": (F.avg_pool2d(error, 8).abs() * F.avg_pool2d(weight, 8)).mean(),
         "warp": (decoded.warped - target).abs().mean(),
-        "gradient": gradient_loss(decoded.picture, target, weight),
+        "gradient": gradient_loss(decoded.frames, target, weight),
         "mask": (decoded.mask * (1 - free)).mean(),
         "flow": sum(
             (decoded.flow.diff(dim=a).abs().mean() for a in (2, 3)), decoded.flow.new_zeros(())

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import Denoiser, PortraitState
-from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize
+from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize_memory
 from letstalk_rt.models.sampler import timesteps
 from letstalk_rt.training.data.audio_features import augment_mel, mel_encoder
 from letstalk_rt.training.data.tracks import Track
@@ -107,7 +107,9 @@ class DistillTrainer(nn.Module):
         data, spoken = data[:, last], spoken[:, last]
         silent = _rand(len(data), generator) < self.weights.no_audio
         heard = torch.where(silent[:, None, None, None], self.denoiser.no_audio, spoken)
-        noise = model.of_faces(torch.randn(data.shape, generator=generator, device=data.device))
+        noise = model.without_background_noise(
+            torch.randn(data.shape, generator=generator, device=data.device)
+        )
         t, end = draw_times(self.weights, len(data), shape.window, generator)
         time = t[..., None, None, None]
         x = (1 - time) * data + time * noise
@@ -119,7 +121,7 @@ class DistillTrainer(nn.Module):
             t,
             heard,
             self.denoiser.portrait_state(model.normalized_portrait(batch.portrait)),
-            self.denoiser.recall(*own),
+            self.denoiser.encode_memory(*own),
             weight,
         )
         # One step shows the data straight away: there the recording is an anchor too.
@@ -172,21 +174,23 @@ class DistillTrainer(nn.Module):
         for start in range(0, windows * count, count):
             part = slice(start, start + count)
             noise = torch.randn(data[:, part].shape, generator=generator, device=data.device)
-            cache = self.denoiser.recall(own.latents, own.filled)
+            cache = self.denoiser.encode_memory(own.latents, own.filled)
             made = model.sample_window(
                 noise, spoken[:, part], portrait, cache, times, self._shown_guidance(model)
             )
             own.write(made)
             true.write(data[:, part])
         self.denoiser.train()
-        noised = regularize(own.latents[:, 1:], generator) * own.filled[:, 1:, None, None, None]
+        noised = (
+            regularize_memory(own.latents[:, 1:], generator) * own.filled[:, 1:, None, None, None]
+        )
         own.latents[:, 1:] = noised
         return (true.latents, true.filled), (own.latents, own.filled)
 
     def _shown_guidance(self, model: AvatarModel) -> float:
         """Give the guidance at which the student's own output is made: one call each."""
         asked = self.denoiser.config.guidance_input
-        return model.preset.guidance if asked else model.folded_weight
+        return model.preset.guidance if asked else model.distilled_guidance
 
     def _weights(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw how strong guidance shall be, `(B,)`."""
@@ -216,7 +220,7 @@ class DistillTrainer(nn.Module):
         (teacher,) = self._teacher
         x, t, spoken = seen
         portrait = teacher.portrait_state(model.normalized_portrait(batch.portrait))
-        cache = teacher.recall(*memory)
+        cache = teacher.encode_memory(*memory)
         heard = teacher.predict(x, t, spoken, portrait, cache)
         unheard = teacher.predict(x, t, teacher.no_audio.expand_as(spoken), portrait, cache)
         return unheard + pull[:, None, None, None, None] * (heard - unheard)

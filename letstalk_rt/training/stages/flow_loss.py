@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import LIPS
-from letstalk_rt.models.memory import regularize
+from letstalk_rt.models.memory import regularize_memory
 from letstalk_rt.training.data.audio_features import NUM_MOUTH_TARGETS, mel_encoder
 from letstalk_rt.training.data.windows import Batch, FlowLoss
 from letstalk_rt.training.stages.autoencoder_loss import mouth_spans
@@ -57,7 +57,7 @@ class FlowTrainer(nn.Module):
             t = torch.sigmoid(randn(count, 1)).expand(count, frames)
             alone = rand(count, 1) < 0.3
             t = torch.where(alone, torch.ones_like(t), t)  # one-step use starts from noise alone
-            noise = model.of_faces(randn(*data.shape))
+            noise = model.without_background_noise(randn(*data.shape))
             time = t[..., None, None, None]
             noisy = (1 - time) * data + time * noise
             memory, filled = self._memory(model, batch, generator)
@@ -112,8 +112,8 @@ class FlowTrainer(nn.Module):
         amount = self.weights.drift * rand(count, 1, 1, 1, 1)
         motion = motion + amount * randn(*motion[:, :1].shape)
         heavy = rand(count, 1, 1, 1, 1) < self.weights.heavy_noise
-        noisy = regularize(motion, generator, max_noise=0.8)
-        motion = torch.where(heavy, noisy, regularize(motion, generator))
+        noisy = regularize_memory(motion, generator, max_noise=0.8)
+        motion = torch.where(heavy, noisy, regularize_memory(motion, generator))
         motion = motion * batch.filled[..., None, None, None]
         anchor = torch.zeros_like(motion[:, :1])  # the portrait's own motion is none
         filled = torch.cat([torch.ones_like(batch.filled[:, :1]), batch.filled], 1)
@@ -130,8 +130,8 @@ class FlowTrainer(nn.Module):
         landmarks = model.autoencoder.landmarks
         if landmarks is None:
             return {"lips": made.new_zeros(()), "change": made.new_zeros(())}
-        points = landmarks.points(model.to_latents(made, batch.portrait))
-        true = landmarks.points(batch.window)
+        points = landmarks.decode_landmarks(model.to_latents(made, batch.portrait))
+        true = landmarks.decode_landmarks(batch.window)
         lips = points[:, :, LIPS] - points[:, :, LIPS].mean(2, keepdim=True)
         true_lips = true[:, :, LIPS] - true[:, :, LIPS].mean(2, keepdim=True)
         shape = _weighted((lips - true_lips) ** 2, trust)

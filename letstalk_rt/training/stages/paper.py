@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.memory import regularize
+from letstalk_rt.models.memory import regularize_memory
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.training.loop import LoopConfig, Run
@@ -94,7 +94,7 @@ def paper_loss(
     )
     dropped = torch.rand(count, 1, 1, 1, generator=generator, device=where) < drop_speech
     tokens = tokens.masked_fill(dropped.to(device), 0.0)
-    memory = regularize(batch.memory, generator, diffusion=True)
+    memory = regularize_memory(batch.memory, generator, diffusion=True)
     noise = torch.randn(clip.shape, generator=generator, device=where).to(device)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:

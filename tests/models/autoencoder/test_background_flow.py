@@ -8,8 +8,8 @@ from support.small_model import face_points
 from letstalk_rt.models.autoencoder.background_flow import (
     CHANNELS,
     GAIN,
-    measure_surroundings,
-    surrounding_flow,
+    flow_from_latent,
+    measure_background_flow,
 )
 from letstalk_rt.models.geometry.landmark_warp import warp
 
@@ -34,9 +34,9 @@ def moved_by(picture, x, y):
 def test_a_move_of_all_is_found_where_no_landmark_is(picture, points):
     still = torch.zeros(1, 2, 128, 128)
     frame = moved_by(picture, 0.03, -0.02)
-    latent = measure_surroundings(frame, picture, points, still)
+    latent = measure_background_flow(frame, picture, points, still)
     assert latent.shape == (1, CHANNELS, 4, 4)
-    flow = surrounding_flow(latent, points)
+    flow = flow_from_latent(latent, points)
     corner = flow[0, :, 16:32, 16:32].mean((1, 2))
     torch.testing.assert_close(corner, torch.tensor([0.03, -0.02]), atol=0.006, rtol=0)
     near = (points[0, 0] * 64 + 64).long()
@@ -48,22 +48,22 @@ def test_a_move_of_all_is_found_where_no_landmark_is(picture, points):
 def test_landmarks_own_flow_is_not_measured_again(picture, points):
     flow = torch.tensor([0.03, -0.02]).view(1, 2, 1, 1).expand(1, 2, 128, 128)
     frame = moved_by(picture, 0.03, -0.02)
-    assert measure_surroundings(frame, picture, points, flow).abs().max() < 0.05 * GAIN
+    assert measure_background_flow(frame, picture, points, flow).abs().max() < 0.05 * GAIN
 
 
 def test_what_only_appears_does_not_move(picture, points):
     frame = picture.clone()
     frame[..., :64, :64] = torch.rand(1, 3, 64, 64) * 2 - 1
     still = torch.zeros(1, 2, 128, 128)
-    latent = measure_surroundings(frame, picture, points, still)
-    moved = warp(picture, surrounding_flow(latent, points))
+    latent = measure_background_flow(frame, picture, points, still)
+    moved = warp(picture, flow_from_latent(latent, points))
     assert (moved - frame).square().mean() <= 1.02 * (picture - frame).square().mean()
 
 
 def test_items_are_measured_apart(picture, points):
     still = torch.zeros(2, 2, 128, 128)
     frames = torch.cat([picture, moved_by(picture, 0.03, 0.0)])
-    together = measure_surroundings(
+    together = measure_background_flow(
         frames, picture.expand(2, -1, -1, -1), points.expand(2, -1, -1), still
     )
     assert not together[0].any() and together[1].any()

@@ -54,9 +54,12 @@ class TestUse:
         torch.testing.assert_close(autoencoder.decode(latents)[0], wanted, atol=1e-5, rtol=1e-4)
 
     def test_frames_painted_one_by_one_are_those_of_the_window(self, autoencoder):
-        latents, portrait = autoencoder.encode(frames()), autoencoder.describe(frames()[:, 0])
-        layout = autoencoder.lay_out(latents[0], portrait.repeat(2))
-        singly = [autoencoder.paint(layout[i : i + 1], portrait) for i in range(2)]
+        latents, portrait = (
+            autoencoder.encode(frames()),
+            autoencoder.encode_portrait(frames()[:, 0]),
+        )
+        layout = autoencoder.prepare_decoder(latents[0], portrait.repeat(2))
+        singly = [autoencoder.run_decoder(layout[i : i + 1], portrait) for i in range(2)]
         whole = autoencoder.decode_layers(latents, portrait)[0]
         torch.testing.assert_close(torch.cat(singly), whole, atol=1e-5, rtol=1e-4)
 
@@ -66,7 +69,7 @@ class TestUse:
 
     def test_a_portrait_is_its_latent(self, autoencoder):
         picture = frames()[:, 0]
-        portrait = autoencoder.describe(picture)
+        portrait = autoencoder.encode_portrait(picture)
         assert isinstance(portrait, DCPortraitFeatures)
         torch.testing.assert_close(portrait.latent, autoencoder.encode(picture[:, None])[:, 0])
 
@@ -77,7 +80,7 @@ class TestUse:
     def test_both_autoencoders_have_one_interface(self, autoencoder):
         def round_trip(a: Autoencoder) -> torch.Size:
             picture = frames(1, 1, a.image_size)
-            portrait = a.describe(picture[:, 0])
+            portrait = a.encode_portrait(picture[:, 0])
             assert portrait.latent.shape == (1, *a.latent_shape)
             latents = a.encode(picture)
             assert latents.shape == (1, 1, *a.latent_shape)

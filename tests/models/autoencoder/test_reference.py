@@ -11,12 +11,12 @@ from letstalk_rt.models.autoencoder.latents import (
     FACE_SIZE,
     FLOW_SIZE,
     LATENT_SHAPE,
-    at_rest,
+    without_background_flow,
 )
-from letstalk_rt.models.autoencoder.networks import expected_points
+from letstalk_rt.models.autoencoder.networks import soft_argmax
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.geometry import landmarks
-from letstalk_rt.models.geometry.landmarks import MESH_POINTS, NUM_POINTS, SUBSET, mouth_opening
+from letstalk_rt.models.geometry.landmarks import MESH_POINTS, NUM_LANDMARKS, SUBSET, mouth_opening
 
 
 def pictures(*shape):
@@ -46,37 +46,37 @@ class TestShapes:
         x = pictures(2, 3)
         latents = model.encode(x)
         assert latents.shape == (2, 3, *LATENT_SHAPE)
-        out = model.decode(latents, model.describe(x[:, 0]))
+        out = model.decode(latents, model.encode_portrait(x[:, 0]))
         assert out.shape == x.shape
         assert out.isfinite().all() and out.abs().max() <= 1
 
     def test_a_portrait_has_features_of_three_sizes(self, model):
-        portrait = model.describe(pictures(2))
+        portrait = model.encode_portrait(pictures(2))
         assert [f.shape for f in portrait.features] == [(2, 8, s, s) for s in (16, 32, 64)]
-        assert portrait.points.shape == (2, NUM_POINTS, 2)
+        assert portrait.points.shape == (2, NUM_LANDMARKS, 2)
         assert portrait.latent.shape == (2, *LATENT_SHAPE)
 
     def test_the_parts_of_a_frame(self, model):
-        portrait = model.describe(pictures(1))
-        parts = model.decode_parts(torch.randn(1, *LATENT_SHAPE), portrait)
+        portrait = model.encode_portrait(pictures(1))
+        parts = model.decode_latents(torch.randn(1, *LATENT_SHAPE), portrait)
         assert parts.mask.shape == (1, 1, 256, 256)
         assert parts.mask.min() >= 0 and parts.mask.max() <= 1
         assert parts.flow.shape == (1, 2, FLOW_SIZE, FLOW_SIZE)
-        blend = parts.warped + parts.mask * (parts.painted - parts.warped)
-        torch.testing.assert_close(parts.picture, blend, atol=1e-5, rtol=1e-4)
+        blend = (1 - parts.mask) * parts.warped + parts.mask * (parts.warped + parts.change)
+        torch.testing.assert_close(parts.frames, blend, atol=1e-5, rtol=1e-4)
 
     def test_layers_make_the_decoded_picture(self, model):
-        portraits, latents = model.describe(pictures(2)), torch.randn(2, 3, *LATENT_SHAPE)
+        portraits, latents = model.encode_portrait(pictures(2)), torch.randn(2, 3, *LATENT_SHAPE)
         layers = model.decode_layers(latents, portraits)
         assert layers.flow.shape == (2, 3, 2, FLOW_SIZE, FLOW_SIZE)
         assert layers[1].mask.shape == (3, 1, 256, 256)
-        assert torch.equal(layers.picture.clamp(-1, 1), model.decode(latents, portraits))
+        assert torch.equal(layers.frames.clamp(-1, 1), model.decode(latents, portraits))
 
     def test_pictures_of_another_size_are_refused(self, model):
         with pytest.raises(AssertionError):
             model.encode(torch.zeros(1, 1, 3, 128, 128))
         with pytest.raises(AssertionError):
-            model.describe(torch.zeros(1, 3, 128, 128))
+            model.encode_portrait(torch.zeros(1, 3, 128, 128))
 
 
 class TestItems:
@@ -90,16 +90,19 @@ class TestItems:
 
     def test_each_item_is_decoded_with_its_own_portrait(self, model):
         portraits, latents = pictures(2), torch.randn(2, 3, *LATENT_SHAPE)
-        together = model.decode(latents, model.describe(portraits))
+        together = model.decode(latents, model.encode_portrait(portraits))
         for item in range(2):
-            portrait = model.describe(portraits[item : item + 1])
+            portrait = model.encode_portrait(portraits[item : item + 1])
             for frame in range(3):
                 alone = model.decode(latents[item : item + 1, frame : frame + 1], portrait)[0, 0]
                 torch.testing.assert_close(together[item, frame], alone, atol=2e-3, rtol=1e-3)
 
     def test_describing_does_not_depend_on_who_encoded(self, model):
         x = pictures(1)
-        known, own = model.describe_encoded(x, model.encode(x[:, None])[:, 0]), model.describe(x)
+        known, own = (
+            model.portrait_features(x, model.encode(x[:, None])[:, 0]),
+            model.encode_portrait(x),
+        )
         assert torch.equal(known.points, own.points)
         assert torch.equal(known.features[2], own.features[2])
 
@@ -107,18 +110,18 @@ class TestItems:
 class TestWarp:
     def test_the_portraits_own_latent_reads_the_portrait(self, new):
         x = pictures(1)
-        portrait = new.describe(x)
-        parts = new.decode_parts(portrait.latent, portrait)
+        portrait = new.encode_portrait(x)
+        parts = new.decode_latents(portrait.latent, portrait)
         assert not parts.flow.any()
         torch.testing.assert_close(parts.warped, x, atol=1e-4, rtol=0)
 
     def test_moved_landmarks_move_the_picture(self, new):
         x = pictures(1)
-        portrait = new.describe(x)
+        portrait = new.encode_portrait(x)
         # Landmarks all over the picture, wanted a little to the right of where they were.
-        portrait.points = torch.rand(1, NUM_POINTS, 2) - 0.5
+        portrait.points = torch.rand(1, NUM_LANDMARKS, 2) - 0.5
         new.mean_points.copy_(portrait.points[0] + torch.tensor([2 / 64, 0]))
-        parts = new.decode_parts(torch.zeros(1, *LATENT_SHAPE), portrait)
+        parts = new.decode_latents(torch.zeros(1, *LATENT_SHAPE), portrait)
         shown, wanted = parts.warped[0, :, 100:156, 100:156], x[0, :, 100:156, 96:152]
         assert (shown - wanted).abs().mean() < 0.3 * (
             x[0, :, 100:156, 100:156] - wanted
@@ -126,42 +129,44 @@ class TestWarp:
 
     def test_a_given_flow_is_followed(self, new):
         x = pictures(1)
-        portrait = new.describe(x)
+        portrait = new.encode_portrait(x)
         flow = torch.zeros(1, 2, FLOW_SIZE, FLOW_SIZE)
         flow[:, 0] = 2 / 256
-        parts = new.decode_parts(at_rest(torch.randn(1, *LATENT_SHAPE)), portrait, flow)
+        parts = new.decode_latents(
+            without_background_flow(torch.randn(1, *LATENT_SHAPE)), portrait, flow
+        )
         torch.testing.assert_close(parts.warped[..., :-1], x[..., 1:], atol=1e-4, rtol=0)
 
 
 class TestLandmarksInTheLatent:
     def test_the_read_out_is_linear(self, model):
         a, b = torch.randn(2, *LATENT_SHAPE).unbind(0)
-        moved = model.points(0.3 * a - 2 * b) - model.mean_points
-        parts = 0.3 * (model.points(a) - model.mean_points) - 2 * (
-            model.points(b) - model.mean_points
+        moved = model.decode_landmarks(0.3 * a - 2 * b) - model.mean_points
+        parts = 0.3 * (model.decode_landmarks(a) - model.mean_points) - 2 * (
+            model.decode_landmarks(b) - model.mean_points
         )
         torch.testing.assert_close(moved, parts, atol=1e-5, rtol=1e-4)
 
     def test_a_latent_of_zeros_is_the_mean_face(self, model):
-        assert torch.equal(model.points(torch.zeros(LATENT_SHAPE)), model.mean_points)
+        assert torch.equal(model.decode_landmarks(torch.zeros(LATENT_SHAPE)), model.mean_points)
 
     def test_any_number_of_axes_may_lead(self, model):
         latents = torch.randn(2, 3, *LATENT_SHAPE)
-        whole = model.points(latents)
-        assert whole.shape == (2, 3, NUM_POINTS, 2)
-        torch.testing.assert_close(whole[1, 2], model.points(latents[1, 2]))
+        whole = model.decode_landmarks(latents)
+        assert whole.shape == (2, 3, NUM_LANDMARKS, 2)
+        torch.testing.assert_close(whole[1, 2], model.decode_landmarks(latents[1, 2]))
 
     def test_reading_begins_as_what_undoes_the_writing(self, new):
         latent = torch.randn(LATENT_SHAPE)
-        moved = (new.points(latent) - new.mean_points).flatten()
+        moved = (new.decode_landmarks(latent) - new.mean_points).flatten()
         again = new.encoder.write_points(moved)
         torch.testing.assert_close(again, latent.flatten()[:FACE_SIZE], atol=1e-4, rtol=1e-4)
 
     def test_the_encoder_adds_its_landmarks_to_the_latent(self, model):
         x = pictures(1, 1)
-        latents, heat = model.encode_parts(x)
-        assert heat.shape == (1, 1, NUM_POINTS, 32, 32)
-        found = expected_points(heat[0])[0]
+        latents, heat = model.encode_with_heatmaps(x)
+        assert heat.shape == (1, 1, NUM_LANDMARKS, 32, 32)
+        found = soft_argmax(heat[0])[0]
         written = model.encoder.write_points((found - model.mean_points).flatten())
         model.encoder.write_points.weight.zero_()
         rest = model.encode(x).flatten()
@@ -173,32 +178,35 @@ class TestSurroundings:
     def test_a_frame_alone_has_none(self, model):
         x = pictures(2, 1)
         assert not model.encode(x)[:, :, FACE_SHAPE[0] :].any()
-        assert not model.describe(x[:, 0]).latent[:, FACE_SHAPE[0] :].any()
+        assert not model.encode_portrait(x[:, 0]).latent[:, FACE_SHAPE[0] :].any()
 
     def test_a_portrait_beside_itself_is_at_rest(self, model):
         x = pictures(2, 1)
-        torch.testing.assert_close(model.encode(x, model.describe(x[:, 0])), model.encode(x))
+        torch.testing.assert_close(model.encode(x, model.encode_portrait(x[:, 0])), model.encode(x))
 
     def test_the_face_is_the_same_with_and_without(self, model):
         x = pictures(1, 3)
-        alone, beside = model.encode(x), model.encode(x, model.describe(x[:, 0]))
+        alone, beside = model.encode(x), model.encode(x, model.encode_portrait(x[:, 0]))
         face = slice(FACE_SHAPE[0])
         assert torch.equal(alone[:, :, face], beside[:, :, face])
         assert beside[:, 1:, FACE_SHAPE[0] :].any()
 
     def test_they_move_the_picture(self, model):
-        portrait = model.describe(pictures(1))
+        portrait = model.encode_portrait(pictures(1))
         latent = portrait.latent.clone()
         latent[:, FACE_SHAPE[0] :] = 1.0
-        still, moved = (model.decode_parts(z, portrait).flow for z in (portrait.latent, latent))
+        still, moved = (model.decode_latents(z, portrait).flow for z in (portrait.latent, latent))
         assert (moved - still).abs().max() > 0.01
 
     def test_landmarks_do_not_see_them(self, model):
         latents = torch.randn(2, *LATENT_SHAPE)
-        assert torch.equal(model.points(latents), model.points(at_rest(latents)))
-        read = latents.flatten(1) @ model.points_matrix.T
+        assert torch.equal(
+            model.decode_landmarks(latents),
+            model.decode_landmarks(without_background_flow(latents)),
+        )
+        read = latents.flatten(1) @ model.landmark_matrix.T
         torch.testing.assert_close(
-            read.view(2, NUM_POINTS, 2) + model.mean_points, model.points(latents)
+            read.view(2, NUM_LANDMARKS, 2) + model.mean_points, model.decode_landmarks(latents)
         )
 
 
@@ -206,26 +214,26 @@ class TestExpectedPoints:
     def test_one_cell_is_its_middle(self):
         heat = torch.full((1, 1, 4, 8), -50.0)
         heat[0, 0, 1, 6] = 50.0
-        torch.testing.assert_close(expected_points(heat), torch.tensor([[[0.625, -0.25]]]))
+        torch.testing.assert_close(soft_argmax(heat), torch.tensor([[[0.625, -0.25]]]))
 
     def test_two_cells_are_met_in_between(self):
         heat = torch.full((1, 1, 4, 4), -50.0)
         heat[0, 0, 0, 0] = heat[0, 0, 0, 3] = 50.0
-        torch.testing.assert_close(expected_points(heat), torch.tensor([[[0.0, -0.75]]]))
+        torch.testing.assert_close(soft_argmax(heat), torch.tensor([[[0.0, -0.75]]]))
 
     def test_shares_follow_the_logits(self):
         heat = torch.full((1, 1, 1, 2), 0.0)
         heat[0, 0, 0, 1] = np.log(3)
-        torch.testing.assert_close(expected_points(heat), torch.tensor([[[0.25, 0.0]]]))
+        torch.testing.assert_close(soft_argmax(heat), torch.tensor([[[0.25, 0.0]]]))
 
     def test_a_flat_map_is_the_middle(self):
-        assert expected_points(torch.zeros(2, 3, 32, 32)).abs().max() < 1e-6
+        assert soft_argmax(torch.zeros(2, 3, 32, 32)).abs().max() < 1e-6
 
     def test_an_untrained_model_expects_the_mean_face(self, new):
-        mean = torch.rand(NUM_POINTS, 2) - 0.5
-        new.expect_points(mean)
+        mean = torch.rand(NUM_LANDMARKS, 2) - 0.5
+        new.set_mean_landmarks(mean)
         assert torch.equal(new.mean_points, mean)
-        found = expected_points(new.encoder.heat_prior[None])[0]
+        found = soft_argmax(new.encoder.heat_prior[None])[0]
         torch.testing.assert_close(found, mean, atol=0.01, rtol=0)
 
 
@@ -253,7 +261,7 @@ class TestParts:
 
 def test_a_decoder_in_half_precision_shows_the_same(model):
     x, latents = pictures(1), torch.randn(1, 2, *LATENT_SHAPE)
-    portrait = model.describe(x)
+    portrait = model.encode_portrait(x)
     exact = model.decode(latents, portrait)
     model.decoder.to(torch.bfloat16)
     rough = model.decode(latents, portrait)
@@ -264,17 +272,17 @@ def test_a_decoder_in_half_precision_shows_the_same(model):
 class TestLandmarks:
     def test_the_subset_is_ascending_and_names_lips_and_eyes(self):
         assert list(SUBSET) == sorted(set(SUBSET)) and max(SUBSET) < MESH_POINTS
-        assert NUM_POINTS == len(SUBSET)
+        assert NUM_LANDMARKS == len(SUBSET)
         assert [SUBSET[i] for i in landmarks.LIPS] == list(
             landmarks.LIPS_OUTER + landmarks.LIPS_INNER
         )
         assert SUBSET[landmarks.UPPER_LIP] == 13 and SUBSET[landmarks.LOWER_LIP] == 14
 
     def test_mouth_opening_is_gap_over_width(self):
-        points = np.zeros((2, NUM_POINTS, 2))
+        points = np.zeros((2, NUM_LANDMARKS, 2))
         points[:, landmarks.MOUTH_RIGHT] = [4.0, 0.0]
         points[1, landmarks.LOWER_LIP] = [0.0, 2.0]
         assert mouth_opening(points).tolist() == [0.0, 0.5]
 
     def test_a_mouth_without_width_gives_no_nan(self):
-        assert np.isfinite(mouth_opening(np.zeros((1, NUM_POINTS, 2)))).all()
+        assert np.isfinite(mouth_opening(np.zeros((1, NUM_LANDMARKS, 2)))).all()

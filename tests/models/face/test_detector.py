@@ -13,15 +13,15 @@ from letstalk_rt.models.face.detector import (
     FaceDetector,
     FaceFinder,
     crop,
-    crop_of,
+    face_crop_box,
+    find_peaks,
     head_yaw,
-    peaks,
 )
 from letstalk_rt.models.geometry.landmarks import (
     LEFT_LID,
     MOUTH_LEFT,
     MOUTH_RIGHT,
-    NUM_POINTS,
+    NUM_LANDMARKS,
     RIGHT_LID,
 )
 from letstalk_rt.models.loading import load_face_finder, packaged_weights
@@ -65,45 +65,45 @@ class TestCrop:
         assert crop(stripes, 0, 0, 256, 64)[..., 2:-2].abs().max() < 1e-6
 
 
-def logits(*peaks):
-    """A detector's output with peaks of (row, column, logit, dx, dy, log side)."""
+def logits(*find_peaks):
+    """A detector's output with find_peaks of (row, column, logit, dx, dy, log side)."""
     out = torch.full((4, 20, 20), -8.0)
     out[1:] = 0
-    for row, column, *values in peaks:
+    for row, column, *values in find_peaks:
         out[:, row, column] = torch.tensor(values)
     return out
 
 
 class TestPeaks:
     def test_a_peak_is_placed_in_the_picture(self):
-        (box,) = peaks(logits((5, 7, 4.0, 0.25, -0.25, 0.0)), 10.0, -20.0, 320.0)
+        (box,) = find_peaks(logits((5, 7, 4.0, 0.25, -0.25, 0.0)), 10.0, -20.0, 320.0)
         assert (box.x, box.y) == (10 + 7.75 * 16, -20 + 5.25 * 16)
         assert box.side == pytest.approx(128)
         assert box.score == pytest.approx(torch.sigmoid(torch.tensor(4.0)).item())
 
     def test_the_size_is_a_logarithm_and_bounded(self):
         sides = [
-            peaks(logits((5, 5, 4.0, 0, 0, value)), 0, 0, 160)[0].side
+            find_peaks(logits((5, 5, 4.0, 0, 0, value)), 0, 0, 160)[0].side
             for value in (np.log(2), 99.0, -99.0)
         ]
         assert sides == pytest.approx([128, 64 * np.exp(3), 64 * np.exp(-3)])
 
     def test_only_the_highest_of_neighbours_counts(self):
-        found = peaks(logits((5, 5, 3.0, 0, 0, 0), (5, 6, 4.0, 0, 0, 0)), 0, 0, 160)
+        found = find_peaks(logits((5, 5, 3.0, 0, 0, 0), (5, 6, 4.0, 0, 0, 0)), 0, 0, 160)
         assert [box.x for box in found] == [52.0]
 
     def test_distant_peaks_both_count_and_weak_ones_do_not(self):
         out = logits((2, 2, 3.0, 0, 0, 0), (2, 9, 2.0, 0, 0, 0), (15, 4, -2.0, 0, 0, 0))
-        assert sorted(box.x for box in peaks(out, 0, 0, 160)) == [20.0, 76.0]
+        assert sorted(box.x for box in find_peaks(out, 0, 0, 160)) == [20.0, 76.0]
 
     def test_an_empty_map_has_none(self):
-        assert peaks(logits(), 0, 0, 160) == []
+        assert find_peaks(logits(), 0, 0, 160) == []
 
 
 def drawn_face(inner=0.0):
     """Landmarks of a head 2 wide and 2 high whose eyes and mouth are moved by `inner`."""
-    points = np.zeros((NUM_POINTS, 2))
-    angles = np.linspace(0, 2 * np.pi, NUM_POINTS)
+    points = np.zeros((NUM_LANDMARKS, 2))
+    angles = np.linspace(0, 2 * np.pi, NUM_LANDMARKS)
     points[:, 0], points[:, 1] = np.cos(angles), np.sin(angles)
     points[RIGHT_LID], points[LEFT_LID] = [-0.4 + inner, -0.3], [0.4 + inner, -0.3]
     points[MOUTH_LEFT], points[MOUTH_RIGHT] = [-0.3 + inner, 0.4], [0.3 + inner, 0.4]
@@ -123,11 +123,11 @@ class TestYaw:
         assert head_yaw(drawn_face(0.3)) == pytest.approx(-head_yaw(drawn_face(-0.3)))
 
     def test_a_face_without_width_gives_a_number(self):
-        assert -1 <= head_yaw(np.zeros((NUM_POINTS, 2))) <= 1
+        assert -1 <= head_yaw(np.zeros((NUM_LANDMARKS, 2))) <= 1
 
 
 def test_the_next_look_is_framed_as_in_training():
-    box = crop_of(drawn_face() * 50 + [300, 200], 0.9)
+    box = face_crop_box(drawn_face() * 50 + [300, 200], 0.9)
     assert 100 / box.side == pytest.approx(FACE_SHARE, rel=1e-3)
     assert box.x == pytest.approx(300)
     # The middle of the landmarks lies 0.56 of the side below the top.
@@ -141,11 +141,11 @@ class Imagined(FaceFinder):
     def __init__(self, faces, ghosts=()):
         self.faces, self.ghosts = faces, ghosts
         autoencoder = torch.nn.Module()
-        autoencoder.mean_points = torch.zeros(NUM_POINTS, 2)
+        autoencoder.mean_points = torch.zeros(NUM_LANDMARKS, 2)
         super().__init__(FaceDetector(), autoencoder, preset="none", crop_px=256)
 
     def detect(self, picture):
-        return [crop_of(face, 0.9) for face in self.faces] + list(self.ghosts)
+        return [face_crop_box(face, 0.9) for face in self.faces] + list(self.ghosts)
 
     def landmarks(self, picture, box):
         for face in self.faces:
@@ -174,7 +174,7 @@ class TestLooks:
 
     def test_what_stays_where_it_is_is_a_face(self):
         (face,) = Imagined([drawn_face(0.1) * 60 + [300, 200]]).find_faces(self.BLANK)
-        assert face.landmarks.dtype == np.float32 and face.landmarks.shape == (NUM_POINTS, 2)
+        assert face.landmarks.dtype == np.float32 and face.landmarks.shape == (NUM_LANDMARKS, 2)
         assert (face.score, face.yaw) == (0.9, pytest.approx(0.2, abs=1e-6))
 
     def test_what_moves_with_the_look_is_none(self):

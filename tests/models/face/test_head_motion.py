@@ -5,13 +5,20 @@ import pytest
 import torch
 
 from letstalk_rt.models.autoencoder.background_flow import SIZE
-from letstalk_rt.models.face.head_motion import HeadMotion, HeadTrajectory, face_size, steady
-from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_POINTS
+from letstalk_rt.models.face.head_motion import (
+    HeadMotion,
+    HeadTrajectory,
+    face_size,
+    rigid_landmarks,
+)
+from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_LANDMARKS
 
 
 @pytest.fixture(scope="module")
 def face():
-    points = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.3, (NUM_POINTS, 2))).float()
+    points = torch.from_numpy(
+        np.random.default_rng(0).uniform(-0.5, 0.3, (NUM_LANDMARKS, 2))
+    ).float()
     points[LIPS, 1] = 0.4 + 0.05 * torch.rand(len(LIPS), generator=torch.Generator().manual_seed(0))
     return points
 
@@ -46,13 +53,13 @@ def fitted(face):
 def test_lids_lips_and_chin_are_not_steady(face):
     low = face.clone()
     low[0] = torch.tensor([0.0, 0.9])
-    mask = steady(low)
+    mask = rigid_landmarks(low)
     assert not mask[LIPS].any() and not mask[EYES].any() and not mask[0]
     assert mask.sum() > 20
 
 
 def test_the_main_movement_is_found_with_its_course(face, fitted):
-    main = fitted.displacements(face)[-1].view(NUM_POINTS, 2)
+    main = fitted.displacements(face)[-1].view(NUM_LANDMARKS, 2)
     assert main[:, 0].abs().min() > 3 * main[:, 1].abs().max()  # sideways, all points alike
     assert torch.allclose(main, main[:1].expand_as(main), atol=0.1 * float(main.abs().max()))
     near, far, _ = fitted.course[-1].tolist()
@@ -67,7 +74,7 @@ def test_hair_goes_with_the_head_as_it_did(face, fitted):
 
 def test_sway_is_as_wide_as_the_clips_were(face, fitted):
     sway = HeadTrajectory(fitted.course, seed=0).next(8000)
-    moved = (sway @ fitted.displacements(face)).view(-1, NUM_POINTS, 2)[:, 0, 0].std()
+    moved = (sway @ fitted.displacements(face)).view(-1, NUM_LANDMARKS, 2)[:, 0, 0].std()
     true = torch.stack([c[:, 0, 0].std() for c in swaying_clips(face)]).median()
     assert 0.6 < moved / true < 1.6
 
@@ -80,7 +87,7 @@ def test_movements_are_in_sizes_of_the_face(face, fitted):
 
 def test_points_that_are_no_face_have_a_size_too(face):
     upside_down = -face
-    assert steady(upside_down).all()
+    assert rigid_landmarks(upside_down).all()
     assert torch.isfinite(face_size(upside_down))
 
 

@@ -13,9 +13,9 @@ from letstalk_rt.models.geometry.landmarks import (
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
     LOWER_LIP_ONLY,
-    NUM_POINTS,
+    NUM_LANDMARKS,
     UPPER_LIP_ONLY,
-    places,
+    landmark_indices,
 )
 
 
@@ -104,9 +104,9 @@ def test_nearness_of_many_points_at_one_place_is_one():
 def face(opening: float) -> torch.Tensor:
     """A face whose mouth, at (0, 0.3), is open by so much; the lips are ellipses around it."""
     torch.manual_seed(0)
-    points = 1.2 * torch.rand(NUM_POINTS, 2) - 0.6
+    points = 1.2 * torch.rand(NUM_LANDMARKS, 2) - 0.6
     points[points[:, 1] > 0.1, 1] -= 0.6
-    corners = places((61, 78, 308, 291))
+    corners = landmark_indices((61, 78, 308, 291))
     points[corners] = torch.tensor([[-0.22, 0.3], [-0.2, 0.3], [0.2, 0.3], [0.22, 0.3]])
     for lip, inner, way in (
         (UPPER_LIP_ONLY, INNER_UPPER_LIP, -1),

@@ -23,7 +23,7 @@ from letstalk_rt.models.paper.denoiser import (
     PaperModel,
     count_parameters,
     first_memory,
-    guided,
+    guided_prediction,
 )
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.models.paper.presets import (
@@ -192,13 +192,15 @@ class TestDenoiser:
 class TestGuidance:
     def test_at_one_it_is_the_plain_prediction(self):
         denoiser = make_paper_model().denoiser
-        assert torch.equal(guided(denoiser, **arguments(), guidance=1), denoiser(**arguments()))
+        assert torch.equal(
+            guided_prediction(denoiser, **arguments(), guidance=1), denoiser(**arguments())
+        )
 
     def test_it_moves_all_channels_of_the_noise_away_from_silence(self):
         denoiser, given = make_paper_model().denoiser, arguments()
         heard = denoiser(**given)
         silent = denoiser(**(given | {"tokens": torch.zeros_like(given["tokens"])}))
-        found = guided(denoiser, **given, guidance=3)
+        found = guided_prediction(denoiser, **given, guidance=3)
         noise, variance = found.chunk(2, 2)
         wanted = silent[:, :, :4] + 3 * (heard[:, :, :4] - silent[:, :, :4])
         torch.testing.assert_close(noise, wanted, atol=1e-5, rtol=1e-4)

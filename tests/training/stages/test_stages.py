@@ -24,10 +24,10 @@ from torch import nn
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.audio_encoder.causal import LOOKAHEAD_FRAMES, CausalAudioEncoder
-from letstalk_rt.models.autoencoder.networks import expected_points
+from letstalk_rt.models.autoencoder.networks import soft_argmax
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.geometry.landmarks import NUM_POINTS
+from letstalk_rt.models.geometry.landmarks import NUM_LANDMARKS
 from letstalk_rt.training.data import dataset
 from letstalk_rt.training.data.audio_features import (
     NUM_MOUTH_TARGETS,
@@ -109,7 +109,7 @@ class TestClips:
         assert clip.num_frames == FRAMES and clip.frames.shape == (FRAMES, 256, 256, 3)
         levels = clip.frames[:, :60].mean((1, 2, 3))
         assert np.abs(levels - [frame_level(1, i) for i in range(FRAMES)]).max() < 4
-        assert clip.points.shape == (FRAMES, NUM_POINTS, 2) and np.abs(clip.points).max() < 1
+        assert clip.points.shape == (FRAMES, NUM_LANDMARKS, 2) and np.abs(clip.points).max() < 1
         opening = 4 + 4 * np.sin(np.arange(FRAMES))
         assert np.abs(clip.landmarks - face_points(opening)).max() < 0.1
         assert clip.blendshapes.shape == (FRAMES, 52)
@@ -222,9 +222,9 @@ class TestAugmentation:
         source = PairSource(clips, stills, 4)
         frames, points = source.draw(generator(3))
         again, _ = source.draw(generator(3))
-        assert frames.shape == (4, 2, 3, 256, 256) and points.shape == (4, 2, NUM_POINTS, 2)
+        assert frames.shape == (4, 2, 3, 256, 256) and points.shape == (4, 2, NUM_LANDMARKS, 2)
         assert torch.equal(frames, again) and frames.abs().max() <= 1
-        assert source.mean_points().shape == (NUM_POINTS, 2)
+        assert source.mean_points().shape == (NUM_LANDMARKS, 2)
 
     def test_augmented_sound_stays_in_shape(self):
         mel = clip_mel(make_speech(1.0))[None].repeat(3, 1, 1)
@@ -259,7 +259,7 @@ class TestFigures:
         assert sharpness(nn.functional.avg_pool2d(sharp, 3, 1, 1)) < 0.5 * sharpness(sharp)
 
     def test_the_mouth_box_holds_the_lips(self):
-        points = np.zeros((NUM_POINTS, 2), np.float32)
+        points = np.zeros((NUM_LANDMARKS, 2), np.float32)
         points[::2] = [0.2, 0.1]
         left, top, right, bottom = mouth_box(points)
         assert left < 128 and top < 128 and right > 128 * 1.2 and bottom > 128 * 1.1
@@ -287,7 +287,7 @@ class TestLandmarkLosses:
                 if 0 <= x + dx < 8 and 0 <= y + dy < 8:
                     heat[0, index, y + dy, x + dx] = share
         logits = torch.log(heat.clamp(min=1e-12)).requires_grad_()
-        torch.testing.assert_close(expected_points(logits), points, atol=1e-6, rtol=0)
+        torch.testing.assert_close(soft_argmax(logits), points, atol=1e-6, rtol=0)
         entropy = -(heat * torch.log(heat.clamp(min=1e-12))).sum((2, 3)).mean()
         value = heat_loss(logits, points)
         torch.testing.assert_close(value, entropy, atol=1e-4, rtol=0)
@@ -307,7 +307,7 @@ class TestLandmarkLosses:
         assert value.isfinite() and heat.grad.isfinite().all()
 
     def test_the_opening_error_sees_the_lips_only(self):
-        a = torch.zeros(1, NUM_POINTS, 2)
+        a = torch.zeros(1, NUM_LANDMARKS, 2)
         moved = a + 0.3
         assert opening_error(moved, a) < 1e-6
         b = a.clone()
@@ -691,7 +691,7 @@ def test_surroundings_are_learned_without_touching_the_face(clips, tracks, tmp_p
 
 def test_surroundings_have_no_chance_of_their_own():
     noise = torch.randn(2, 4, 24, 4, 4)
-    kept = flow_model().of_faces(noise)
+    kept = flow_model().without_background_noise(noise)
     assert torch.equal(kept[:, :, :16], noise[:, :, :16]) and not kept[:, :, 16:].any()
 
 
