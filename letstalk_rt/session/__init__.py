@@ -1,1 +1,1 @@
-"""Live sessions: audio in, frames out, on one playout clock. No torch here."""
+"""Live sessions: audio in, frames out, on one playout clock. Nothing here imports torch."""

@@ -1,6 +1,6 @@
-"""Speech on its way to the model: checked, resampled, held in step with time, cut into hops.
+"""The bounded input of a session: speech is checked, resampled, drift-corrected and cut into hops.
 
-Everything here is bounded: when enough hops wait, the caller waits. Knows no model and no pictures.
+When `max_hops` hops wait, the caller waits.
 """
 
 import asyncio
@@ -19,27 +19,27 @@ from letstalk_rt.metrics import Metrics
 from letstalk_rt.session.events import EventHub
 from letstalk_rt.types import SAMPLE_RATE
 
-_SLICE_S = 0.1  # sound resampled in one go; keeps the event loop free
-_CHECKED_AT_ONCE = 500_000  # samples looked through in one go, likewise
-_LOUDEST = 1.01  # a filter's overshoot is no mistake of the caller
+_SLICE_S = 0.1  # resampled at once; short, so that the event loop is not blocked
+_CHECKED_AT_ONCE = 500_000  # samples, likewise
+_LOUDEST = 1.01  # above 1, because filters of the caller may overshoot
 
-# Speech that waits, as after a stall, is caught up on in its pauses: nobody hears them shortened.
+# A backlog, as after a stall, is reduced by shortening pauses, which is not audible.
 _WAITS = 12  # hops
 _TOO_LONG_S, _ENOUGH_S = 0.01, 0.005
 _QUIET_RMS = 0.005
-_GRACE_S = 0.1  # speech is waited for no longer than this
+_GRACE_S = 0.1  # the longest wait for more speech
 _MARGIN_S = 0.02
-_PUSHES = 16, 256  # as many must be known, and are remembered
-_LATE_S = 0.5  # speech that comes so soon after it was filled up was late, not over
+_MIN_PUSHES, _MAX_PUSHES = 16, 256  # whose delays are needed, and are kept
+_LATE_S = 0.5  # speech pushed within this time after a filled hop was late, not a new utterance
 
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """A hop or an end mark that waits for the model.
+    """A hop or a segment boundary that waits for the model.
 
     Attributes:
-        item: what waits.
-        queued_s: since when.
+        item: the hop or boundary.
+        queued_s: when it was queued.
     """
 
     item: Hop | SegmentBoundary
@@ -47,17 +47,17 @@ class StepInput:
 
 
 class AudioInput:
-    """Takes speech from callers, one at a time, and holds it until the model asks.
+    """A bounded queue of hops, filled with speech by callers one at a time.
 
     Args:
-        segmenter: cuts the speech.
-        max_hops: bound of what waits here.
-        live: speech may come from a live source, whose clock may be off and whose delay must not
-            add up.
-        now_s: monotonic seconds.
-        wake: called when something new is to be had.
+        segmenter: cuts the speech into hops.
+        max_hops: how many hops may wait here.
+        live: whether speech may come from a live source, so that its clock drift is corrected and
+            its delay must not accumulate.
+        now_s: returns monotonic seconds.
+        wake: called when a new item can be taken.
         metrics: counts corrections.
-        hub: is warned.
+        hub: receives warnings.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class AudioInput:
         hub: EventHub,
     ) -> None:
         self.epoch = 0
-        self._expected_s = -math.inf  # when a live source gives more, if it goes on
-        self._delays_s: deque[float] = deque(maxlen=_PUSHES[1])  # how much later it gave it
+        self._expected_s = -math.inf  # when a live source pushes again, if speech continues
+        self._delays_s: deque[float] = deque(maxlen=_MAX_PUSHES)  # beyond the expected time
         self._segmenter = segmenter
         self._max_hops, self._live = max_hops, live
         self._now_s, self._wake = now_s, wake
@@ -80,19 +80,19 @@ class AudioInput:
         self._resampler = Resampler(SAMPLE_RATE)
         self._drift = ClockDriftCorrector()
         self._pushing = asyncio.Lock()
-        self._space = asyncio.Event()  # for speech in _work
+        self._space = asyncio.Event()  # a hop may be queued in _work
         self._work: deque[StepInput] = deque()
         self._waits_s: deque[float] = deque(maxlen=_WAITS)
-        self._arrivals: deque[tuple[int, float]] = deque()  # samples taken until then, and when
-        self._arriving = 0.0  # samples in calls that wait, at 16 kHz
+        self._arrivals: deque[tuple[int, float]] = deque()  # samples taken so far, and when
+        self._arriving = 0.0  # samples at 16 kHz in calls of `push` that wait
         self._taken = self._handed_out = 0  # samples, since the last interrupt
-        self._filled_s = -math.inf  # when speech was filled up last
+        self._filled_s = -math.inf  # when a hop within speech was last completed with silence
         self._closed: Callable[[], SessionClosed] | None = None
 
     # For callers of the session
 
     async def push(self, pcm: np.ndarray, sample_rate: int) -> None:
-        """Take speech; see `AvatarSession.push_audio`."""
+        """Queue speech; see `AvatarSession.push_audio`."""
         check_rate(sample_rate)
         await _check_pcm_in_slices(pcm)
         self._check_open()
@@ -104,19 +104,19 @@ class AudioInput:
         try:
             async with self._pushing:
                 while len(pcm) and epoch == self.epoch:
-                    piece = pcm[: int(sample_rate * _SLICE_S)]
-                    samples = await self._resample(piece, sample_rate, epoch)
+                    part = pcm[: int(sample_rate * _SLICE_S)]
+                    samples = await self._resample(part, sample_rate, epoch)
                     await self._feed(self._correct_drift(samples), epoch, now_s)
                     if epoch == self.epoch:
-                        self._arriving -= len(piece) * scale
-                        pcm = pcm[len(piece) :]
-        finally:  # an interrupt has cleared the account
+                        self._arriving -= len(part) * scale
+                        pcm = pcm[len(part) :]
+        finally:  # an interrupt has reset the counters
             if epoch == self.epoch:
                 self._drift.observe_wait(self._now_s())
                 self._arriving -= len(pcm) * scale
 
     async def end_segment(self) -> None:
-        """End the utterance; see `AvatarSession.end_segment`."""
+        """End the segment; see `AvatarSession.end_segment`."""
         self._check_open()
         epoch = self.epoch
         async with self._pushing:
@@ -125,7 +125,7 @@ class AudioInput:
                 self._queue(self._segmenter.end_segment())
 
     def interrupt(self) -> None:
-        """Drop everything, what callers wait with included."""
+        """Drop all speech, including that of calls that wait."""
         self.epoch += 1
         self._segmenter.interrupt()
         self._resampler.reset()
@@ -137,45 +137,45 @@ class AudioInput:
         self.drop_waiting()
 
     def close(self, closed: Callable[[], SessionClosed]) -> None:
-        """Refuse all that comes with an error that `closed` makes, and wake those that wait."""
+        """Make this and all further calls raise the error that `closed` returns."""
         self._closed = closed
         self._space.set()
 
-    # For the model's side
+    # For the step scheduler
 
     @property
     def speech_end_s(self) -> float:
-        """When speech that has not gone on is taken to be over.
+        """The time after which speech that has not continued counts as over.
 
-        A live source that gave sound of some length gives more after that time, or as much later as
-        it did before.
+        A live source pushes again after the duration of its last chunk, plus at most the delay that
+        it has shown before.
         """
-        known = len(self._delays_s) >= _PUSHES[0]
+        known = len(self._delays_s) >= _MIN_PUSHES
         delay_s = max(self._delays_s) + _MARGIN_S if known else _GRACE_S
         return self._expected_s + min(delay_s, _GRACE_S)
 
     @property
     def backlog(self) -> float:
-        """Samples that were given and not handed out yet."""
+        """Samples that were pushed and not handed out in frames yet."""
         return self._taken - self._handed_out + self._arriving
 
     @property
     def in_speech(self) -> bool:
-        """The last hop ended with speech of a segment that is not over."""
+        """Whether the last hop ended with speech of a segment that has not ended."""
         return self._segmenter.in_speech
 
     @property
     def segment_id(self) -> int:
-        """The segment that the next speech belongs to."""
+        """The segment that speech pushed next belongs to."""
         return self._segmenter.segment_id
 
     @property
     def waiting(self) -> int:
-        """Hops and end marks that wait."""
+        """The number of hops and segment boundaries that wait."""
         return len(self._work)
 
     def take(self) -> StepInput:
-        """Give the oldest that waits."""
+        """Remove and return the oldest item."""
         work = self._work.popleft()
         wait_s = self._now_s() - work.queued_s
         if isinstance(work.item, Hop):
@@ -185,17 +185,17 @@ class AudioInput:
         return work
 
     def fill(self) -> StepInput:
-        """Give a hop at once, with silence for what has not come."""
+        """Return a hop at once, completed with silence."""
         if self._segmenter.in_speech:
             self._metrics.filled += 1
             self._filled_s = self._now_s()
         return StepInput(self._segmenter.fill(), self._now_s())
 
     def note_handed_out(self, spoken: int) -> float | None:
-        """Note that a frame with so many samples of speech is handed out.
+        """Record that a frame with `spoken` samples of speech is handed out.
 
         Returns:
-            When the last of them had arrived; None for a frame of silence.
+            When the last of these samples was pushed; None for a frame without speech.
         """
         if not spoken:
             return None
@@ -205,12 +205,12 @@ class AudioInput:
         return self._arrivals[0][1] if self._arrivals else None
 
     def drop_waiting(self) -> None:
-        """Drop the hops that wait."""
+        """Drop all items that wait."""
         self._work.clear()
         self._space.set()
         self._wake()
 
-    # Within
+    # Internal
 
     def _note_expected(self, now_s: float, duration_s: float) -> None:
         if self.in_speech:
@@ -222,26 +222,26 @@ class AudioInput:
         if now_s - self._filled_s < _LATE_S:
             self._hub.warn(
                 "speech-late",
-                "Speech came too late, and there is a gap in it; look for the delay at its source.",
+                "Speech arrived too late and has a gap of silence; check its source for delays.",
                 now_s,
             )
 
-    async def _resample(self, piece: np.ndarray, sample_rate: int, epoch: int) -> np.ndarray:
+    async def _resample(self, part: np.ndarray, sample_rate: int, epoch: int) -> np.ndarray:
         if sample_rate != self._resampler.sample_rate:
             await self._feed(self._resampler.flush(), epoch, self._now_s())
             if epoch != self.epoch:
-                return np.zeros(0, np.float32)  # the next speech must not hear this piece
+                return np.zeros(0, np.float32)  # dropped: it must not enter the new resampler state
             self._resampler = Resampler(sample_rate)
-        if piece.dtype == np.float32 and max(piece.max(), -piece.min()) > _LOUDEST:
+        if part.dtype == np.float32 and max(part.max(), -part.min()) > _LOUDEST:
             self._hub.warn(
                 "clipped",
-                "The sound goes beyond [-1, 1] and is clipped; scale it before pushing it.",
+                "The audio exceeds [-1, 1] and is clipped; scale it before pushing it.",
                 self._now_s(),
             )
-        return self._resampler.push(piece)
+        return self._resampler.push(part)
 
     def _correct_drift(self, samples: np.ndarray) -> np.ndarray:
-        """Correct the drift of a live source, and leave out pauses when speech is late for good."""
+        """Correct the clock drift of a live source, and shorten pauses while there is a backlog."""
         if not (self._live and self._drift.live and samples.size):
             return samples
         corrected = self._drift.correct(self._catch_up(samples))
@@ -249,7 +249,7 @@ class AudioInput:
         return corrected
 
     def _catch_up(self, samples: np.ndarray) -> np.ndarray:
-        """Leave out of a pause what all hops of the last two seconds waited for nothing."""
+        """Shorten a pause by the time that every hop of the last two seconds waited."""
         waited_s = min(self._waits_s) if len(self._waits_s) == _WAITS else 0.0
         if waited_s <= _TOO_LONG_S or np.square(samples).mean() >= _QUIET_RMS**2:
             return samples
@@ -260,14 +260,14 @@ class AudioInput:
         return samples[count:]
 
     async def _feed(self, samples: np.ndarray, epoch: int, arrived_s: float) -> None:
-        """Queue a slice of 16 kHz speech, once there is room for a hop."""
+        """Queue a slice of 16 kHz speech, once there is space for a hop."""
         if samples.size and await self._wait_for_space(epoch):
             self._taken += samples.size
             self._arrivals.append((self._taken, arrived_s))
             self._queue(self._segmenter.push(samples))
 
     async def _wait_for_space(self, epoch: int) -> bool:
-        """Wait until a hop may be queued; False when an interrupt came first."""
+        """Wait until a hop may be queued; return False if an interrupt came first."""
         while epoch == self.epoch and len(self._work) >= self._max_hops and not self._closed:
             self._space.clear()
             await self._space.wait()
@@ -286,7 +286,7 @@ class AudioInput:
 
 
 async def _check_pcm_in_slices(pcm: np.ndarray) -> None:
-    """Check sound as `check_pcm` does, and let the event loop go on while a long one is read."""
+    """Check audio as `check_pcm` does, yielding to the event loop between slices."""
     if not isinstance(pcm, np.ndarray) or pcm.ndim == 0:
         check_pcm(pcm)
     check_pcm(pcm[:_CHECKED_AT_ONCE])

@@ -1,4 +1,4 @@
-"""Avatars: a model, a face and the thread they run in.
+"""Avatars: a portrait and a model with the thread that runs it.
 
     avatar = Avatar.load("portrait.jpg")
     async with avatar.session() as session:
@@ -6,8 +6,8 @@
         async for item in session:              # another task
             ...
 
-The verbs are those of LiveKit's `VideoGenerator`, so an adapter to it is a few lines. This room
-knows no torch and no transport.
+The methods of a session are named like those of LiveKit's `VideoGenerator`, so an adapter takes a
+few lines. This module imports neither torch nor a transport.
 """
 
 import os
@@ -40,15 +40,15 @@ AudioSource = str | os.PathLike[str] | np.ndarray | Iterable[np.ndarray]
 
 
 class Avatar:
-    """A portrait that can speak: the model, the face, and the one thread that runs the model.
+    """A portrait with the model that animates it and the thread that runs the model.
 
-    Make it with `load` or `from_pipeline`. Any number of sessions may share it. Close it when done,
-    by `close` or `with`.
+    Create one with `load` or `from_pipeline`. Any number of sessions may share it. Close it with
+    `close` or use it in a `with` statement.
 
     Args:
         worker: runs the model.
-        portrait: the face.
-        owns_worker: closing the avatar shuts the worker down.
+        portrait: the portrait to animate.
+        owns_worker: whether closing the avatar shuts the worker down.
     """
 
     def __init__(
@@ -70,20 +70,20 @@ class Avatar:
         steps: int | None = None,
         threads: int | None = None,
     ) -> Self:
-        """Load a model and prepare a portrait for it. Blocking, some seconds.
+        """Load a model and prepare a portrait for it. Blocks for some seconds.
 
         Args:
-            portrait: path, bytes of a picture file, `(H, W, 3)` uint8 RGB array, or PIL image.
+            portrait: path, bytes of an image file, `(H, W, 3)` uint8 RGB array, or PIL image.
             preset: name of the model.
-            device: `auto`, `cpu` or `cuda`.
-            size: of the picture that is shown, in pixels.
-            steps: sampler steps per window; the preset's own when None.
-            threads: of the CPU that the model may use; as torch decides when None.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            size: longer side of the video in pixels.
+            steps: sampling steps per window; None for the preset's default.
+            threads: CPU threads that the model may use; None for torch's default.
 
         Raises:
-            PortraitError: not a picture, or no usable face in it.
+            PortraitError: the source is not an image, or has no usable face.
             WeightsError: the weights are missing or damaged.
-            ConfigError: unknown preset or device, or a setting out of range.
+            ConfigError: the preset or device is unknown, or a setting is out of range.
         """
         from letstalk_rt.inference.pipeline import AvatarPipeline
         from letstalk_rt.portrait.image import prepare_portrait
@@ -99,13 +99,13 @@ class Avatar:
         *,
         worker: ModelWorker[State] | None = None,
     ) -> Self:
-        """Make an avatar of a model that is loaded.
+        """Create an avatar from a loaded model.
 
         Args:
             pipeline: the model.
-            portrait: the face.
-            worker: what runs this model, when there is one already; it stays the caller's to shut
-                down. None makes one.
+            portrait: the portrait to animate.
+            worker: an existing worker of this pipeline, which the caller shuts down; None creates
+                one that the avatar owns.
         """
         if worker is None:
             return cls(ModelWorker(pipeline), portrait, owns_worker=True)
@@ -113,11 +113,14 @@ class Avatar:
         return cls(worker, portrait)
 
     def with_portrait(self, portrait: Portrait) -> Self:
-        """Give an avatar with another face on the same model and thread; this one keeps both."""
+        """Return an avatar with another portrait that shares this one's model and thread.
+
+        This avatar keeps the ownership of both: close it last.
+        """
         return type(self)(self._worker, portrait)
 
     def session(self, **options: Unpack[SessionOptions]) -> AvatarSession:
-        """Make a live session; `AvatarSession` explains the options."""
+        """Create a live session; see `AvatarSession` for the options."""
         return AvatarSession(self._worker, self.portrait, **options)
 
     def render(
@@ -129,26 +132,25 @@ class Avatar:
         steps: int | None = None,
         motion: MotionOptions = DEFAULT_MOTION,
     ) -> Iterator[AVFrame]:
-        """Make the frames of one whole utterance, as fast as the machine can.
+        """Render the frames of one whole utterance, as fast as the machine can.
 
-        The sound of the frames, joined, is `audio` at 16 kHz, filled with silence to a whole frame.
-        The next window is computed while the caller uses the last.
+        The audio of all frames, joined, is `audio` at 16 kHz, padded with silence to whole frames.
+        The next window is computed while the caller uses the current one.
 
         Args:
-            audio: path of a sound file; or samples as `push_audio` takes them, one array or an
-                iterable of arrays.
-            sample_rate: of the arrays, in Hz, a whole number from 8000 to 192000; a file says its
-                own.
-            seed: of everything random in the pictures.
-            steps: sampler steps per window; the model's own when None.
+            audio: path of an audio file; or samples as for `AvatarSession.push_audio`, as one array
+                or an iterable of arrays.
+            sample_rate: sample rate of the arrays in Hz, from 8000 to 192000; ignored for a file.
+            seed: seed of all randomness in the video.
+            steps: sampling steps per window; None for the model's default.
             motion: how the face moves.
 
         Returns:
-            An iterator of frames, numbered from 0. It raises `AudioFormatError` where the sound
-            cannot be used, or there is none, and `EngineError` where a step failed.
+            An iterator of frames, numbered from 0. It raises `AudioFormatError` if the audio is
+            empty or not supported, and `EngineError` if a step failed.
 
         Raises:
-            AudioFormatError: the file or the rate cannot be used.
+            AudioFormatError: the file or the sample rate is not supported.
             ConfigError: `steps` is below 1.
         """
         options = StateOptions(seed, steps, motion=motion)
@@ -158,7 +160,10 @@ class Avatar:
         return self._render(self._hops(chunks, Resampler(sample_rate)), options)
 
     def close(self) -> None:
-        """Let the model thread end. Safe to call twice; sessions must be closed before."""
+        """Stop the model thread, once its queued calls are done. Close all sessions first.
+
+        May be called twice.
+        """
         if self._owns_worker:
             self._worker.shutdown(wait=True)
 
@@ -178,12 +183,12 @@ class Avatar:
         yield from segmenter.push(resampler.flush())
         for item in segmenter.end_segment():
             if isinstance(item, SegmentBoundary):
-                raise AudioFormatError("the audio is empty; give at least one sample")
+                raise AudioFormatError("the audio is empty; pass at least one sample")
             yield item
 
     def _render(self, hops: Iterator[Hop], options: StateOptions) -> Iterator[AVFrame]:
         state = _result(self._worker.submit(self.pipeline.init_state, self.portrait, options))
-        index = -self.pipeline.lookahead_frames  # the first frames show what was before the sound
+        index = -self.pipeline.lookahead_frames  # the first frames show the time before the audio
         for hop, frames in self._windows(hops, state):
             for rgb, audio in zip(frames[: hop.end_after], hop.frame_audio, strict=False):
                 if index >= 0:
@@ -199,7 +204,7 @@ class Avatar:
                 index += 1
 
     def _windows(self, hops: Iterator[Hop], state: Any) -> Iterator[tuple[Hop, np.ndarray]]:
-        """Run one step for each hop, one ahead of the caller."""
+        """Run one step per hop, one step ahead of the caller."""
         ahead: tuple[Hop, Future[np.ndarray]] | None = None
         for hop in hops:
             future = self._worker.step(hop.pcm, state)

@@ -1,4 +1,4 @@
-"""What a session tells of itself while it runs, and who hears it."""
+"""Events of a session and the hub that distributes them."""
 
 import asyncio
 import logging
@@ -21,20 +21,21 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 64
 WARN_AGAIN_S = 10.0
-"""The same warning is given no more often than this."""
+"""The shortest time between two warnings with the same code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened, as of the frame played last; see `AvatarSession.notify_played`.
+    """An event of a session, as of the last played frame; see `AvatarSession.notify_played`.
 
     Attributes:
-        type: what; `segment.*` come once per segment, `avatar.*` when the state changes.
-        segment_id: of the segment, for `segment.*`.
+        type: the kind of event; `segment.*` occur once per segment, `avatar.*` when the avatar
+            state changes.
+        segment_id: the segment, for `segment.*`.
         played_ms: how much of the segment's speech was played, for `segment.*`.
-        dropped_ms: speech that waited and is gone, for `segment.interrupted`.
-        code: for `session.warning`: `model-behind`, `speech-late` or `clipped`.
-        message: for `session.warning`, what it means and what to do.
+        dropped_ms: how much pushed speech was dropped, for `segment.interrupted`.
+        code: `model-behind`, `speech-late` or `clipped`, for `session.warning`.
+        message: what the warning means and what to do, for `session.warning`.
     """
 
     type: EventType
@@ -49,7 +50,7 @@ EventListener = Callable[[Event], None]
 
 
 class EventHub:
-    """Gives events to all who listen. Listeners run on the event loop and must not block."""
+    """Distributes events to listeners, which run on the event loop and must not block."""
 
     def __init__(self) -> None:
         self._listeners: list[EventListener] = []
@@ -58,7 +59,7 @@ class EventHub:
         self._wakers: list[Callable[[], None]] = []
 
     def listen(self, listener: EventListener) -> Callable[[], None]:
-        """Call `listener` with each event from now on; returns what ends that."""
+        """Call `listener` with each event from now on; return a function that stops this."""
         self._listeners.append(listener)
 
         def stop() -> None:
@@ -68,23 +69,23 @@ class EventHub:
         return stop
 
     def emit(self, event: Event) -> None:
-        """Tell all listeners. What one of them raises is logged, and the others still hear."""
+        """Call all listeners; an exception in one is logged and does not affect the others."""
         for listener in list(self._listeners):
             try:
                 listener(event)
             except Exception as error:
-                logger.error("a listener failed", extra={"error": type(error).__name__})
+                logger.error("an event listener failed", extra={"error": type(error).__name__})
 
     def warn(self, code: str, message: str, now_s: float) -> None:
-        """Tell of a warning, unless it was told a moment ago."""
+        """Emit a warning, unless one with this code was emitted in the last `WARN_AGAIN_S`."""
         if now_s - self._warned_s.get(code, -WARN_AGAIN_S) >= WARN_AGAIN_S:
             self._warned_s[code] = now_s
             self.emit(Event("session.warning", code=code, message=message))
 
     async def stream(self) -> AsyncIterator[Event]:
-        """Give the events from now on until the hub closes.
+        """Yield the events from now on until the hub is closed.
 
-        Of a reader who does not read, the oldest are dropped.
+        When more than `MAX_WAITING` events wait to be read, the oldest are dropped.
         """
         waiting: deque[Event] = deque(maxlen=MAX_WAITING)
         arrived = asyncio.Event()
@@ -108,7 +109,7 @@ class EventHub:
             self._wakers.remove(arrived.set)
 
     def close(self) -> None:
-        """End all streams, once they have given what they hold."""
+        """End all streams, after they have yielded the events that wait."""
         self._closed = True
         for wake in self._wakers:
             wake()

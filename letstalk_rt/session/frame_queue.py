@@ -1,6 +1,6 @@
-"""Frames on their way from the model to the reader: numbered, timed, bridged at interrupts.
+"""The queue of frames between model and reader, with their timing and the bridge at interrupts.
 
-Plain bookkeeping on the event loop: knows no model, and waits for nothing.
+Bookkeeping only: nothing here waits.
 """
 
 import math
@@ -16,20 +16,20 @@ from letstalk_rt.session.pacing import PlayoutClock
 from letstalk_rt.types import FPS, SegmentEnd
 
 BRIDGE_S = 0.16
-"""Pictures of before an interrupt are shown at most so long after it, and the last for a frame."""
+"""Frames made before an interrupt are due at most this long after it; the last lasts 40 ms more."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedFrame:
-    """A frame that waits for its reader.
+    """A frame that waits for the reader.
 
     Attributes:
         rgb: `(H, W, 3)` uint8.
-        audio: that belongs to it.
-        voiced: there is voice in that.
-        hop_complete_s: the hop that the model heard for it was full.
-        model_start_s: its step was asked for.
-        made_s: it was there.
+        audio: the audio of this frame.
+        voiced: whether voice activity was detected in the audio.
+        hop_complete_s: when the hop that it was generated from was complete.
+        model_start_s: when its step was requested.
+        made_s: when it was generated.
     """
 
     rgb: np.ndarray
@@ -41,26 +41,26 @@ class QueuedFrame:
 
 
 class FrameQueue:
-    """What the model made and the reader has not taken yet.
+    """A queue of frames and segment ends that were generated and not read yet.
 
-    It keeps a playout clock of its own, to know when the next frame must be there. The clock
-    follows the player, through the times at which frames were played (`note_played`), by the same
-    rules as `Playout`. Until the first such report, and where there is none, each frame counts as
-    played in its turn after it was handed out: the first at once, then one every 1/25 s. What a
-    player lets its first frame wait is its reserve: the model stays ahead of it by as much.
+    The queue has its own playout clock, to compute when the next frame is needed. The clock follows
+    the player by the times at which frames were played (`note_played`), with the same rules as
+    `Playout`. Until the first such report, or if none ever comes, frames count as played when they
+    are handed out, at most one every 1/25 s. The time that a player holds its first frame is its
+    reserve: the model stays ahead of the player by that much.
 
-    After an interrupt the pictures that wait go on without their sound until the model's next step
-    can take over: a face that freezes looks worse than lips that stop a moment later. `interrupt`
-    begins such a bridge, and `end_bridge` cuts it where the step will join.
+    After an interrupt the frames that wait are played on without audio until the next step delivers
+    frames, because a frozen face looks worse than lips that stop a moment later. `interrupt` starts
+    this bridge, and `end_bridge` cuts it where the frames of the next step will follow.
 
     Args:
-        now_s: monotonic seconds.
-        live: frames are read in real time. Otherwise nothing is due, and there is no bridge.
-        metrics: counts what is dropped.
-        wake: called when something new is to be had.
+        now_s: returns monotonic seconds.
+        live: whether frames are read in real time; if not, there are no due times and no bridge.
+        metrics: counts dropped frames.
+        wake: called when a new item can be read.
 
     Attributes:
-        index: of the frame that is handed out next.
+        index: number of the next frame to be handed out.
     """
 
     def __init__(
@@ -74,42 +74,42 @@ class FrameQueue:
         self._now_s, self._live, self._metrics, self._wake = now_s, live, metrics, wake
         self._items: deque[QueuedFrame | SegmentEnd] = deque()
         self._frames = 0
-        self._unseen = 0  # of those dropped, the ones that the model does not know of
+        self._unseen = 0  # frames dropped since `end_bridge` last reported them
         self._bridge_end_s = math.inf
         self._clock = PlayoutClock(FPS)
-        self._reserve_s: float | None = None  # None: nothing was reported yet
+        self._reserve_s: float | None = None  # None until the first report
 
     def __len__(self) -> int:
-        """Items that wait."""
+        """Return the number of items that wait."""
         return len(self._items)
 
     @property
     def frames(self) -> int:
-        """Frames that wait."""
+        """The number of frames that wait."""
         return self._frames
 
     @property
     def due_s(self) -> float:
-        """When the next frame that will be put must be there; before the first one, at once."""
+        """When the next frame to be put is due; -inf before the first one."""
         if self.index:
             return self._clock.due_s(self.index + self._frames, self._now_s())
         return math.inf if self._frames else -math.inf
 
     def put(self, item: QueuedFrame | SegmentEnd) -> None:
-        """Add what the model made."""
+        """Append a frame or a segment end."""
         self._items.append(item)
         self._frames += isinstance(item, QueuedFrame)
         self._wake()
 
     def put_stale(self, frame: QueuedFrame) -> None:
-        """Add a picture that was asked for before an interrupt: to the bridge, or to none."""
+        """Append a frame of a step begun before an interrupt to the bridge, or drop it."""
         if self._live and self.index and self.due_s < self._bridge_end_s:
             self.put(frame)
         else:
             self._note_drop()
 
     def pop(self) -> QueuedFrame | SegmentEnd:
-        """Hand out the oldest."""
+        """Remove and return the oldest item."""
         item = self._items.popleft()
         if isinstance(item, QueuedFrame):
             if self._reserve_s is None:
@@ -119,17 +119,17 @@ class FrameQueue:
         return item
 
     def note_played(self, index: int) -> None:
-        """Note that a frame that was handed out is played now."""
+        """Record that a frame that was handed out is played now."""
         now_s = self._now_s()
         if self._reserve_s is None:
             self._reserve_s = max(0.0, now_s - self._clock.due_s(index, now_s))
         self._clock.delay_s(index, now_s - self._reserve_s)
 
     def interrupt(self, segment_id: int) -> None:
-        """Take the sound from all pictures, and keep those that may still be shown.
+        """Replace the audio of all frames by silence and keep those that may still be shown.
 
         Args:
-            segment_id: that their silence belongs to.
+            segment_id: the segment that the silence belongs to.
         """
         frames = [item for item in self._items if isinstance(item, QueuedFrame)]
         self._items = deque(
@@ -140,10 +140,10 @@ class FrameQueue:
         self._cut(self._bridge_end_s if self.index and self._live else -math.inf)
 
     def end_bridge(self, at_s: float) -> int:
-        """End the bridge: a step is about to begin whose first frame will be there at `at_s`.
+        """End the bridge at `at_s`, when the first frame of the next step is expected.
 
         Returns:
-            How many frames the model made since it was last told, which nobody has seen.
+            The number of generated frames that were dropped since the last call.
         """
         self._cut(at_s)
         self._bridge_end_s = math.inf
@@ -151,12 +151,12 @@ class FrameQueue:
         return unseen
 
     def clear(self) -> None:
-        """Forget all that waits."""
+        """Drop all items."""
         self._items.clear()
         self._frames = 0
 
     def _cut(self, until_s: float) -> None:
-        """Drop the newest pictures, until the next to come is due at `until_s` or before it."""
+        """Drop the newest frames until the next frame to be put is due at `until_s` or earlier."""
         while self._frames and self.due_s - 1 / FPS >= until_s:
             newest = max(n for n, item in enumerate(self._items) if isinstance(item, QueuedFrame))
             del self._items[newest]

@@ -1,4 +1,4 @@
-"""The options of a session, and what follows from them for its model."""
+"""The options of a session, and values derived from them and the model."""
 
 from typing import Any, TypedDict
 
@@ -13,7 +13,7 @@ _FRAME_MS = 1000 // FPS
 
 
 class SessionOptions(TypedDict, total=False):
-    """The options of a session; `AvatarSession` explains them."""
+    """The options of a session; see `AvatarSession`."""
 
     idle: bool
     seed: int
@@ -26,16 +26,16 @@ class SessionOptions(TypedDict, total=False):
 
 
 def segmenter_for(pipeline: Pipeline[Any], lookahead_frames: int | None = None) -> Segmenter:
-    """Make the segmenter that fits a model, at its own look-ahead or at less."""
+    """Create the segmenter for a model, with the model's look-ahead or a shorter one."""
     ahead = pipeline.lookahead_frames if lookahead_frames is None else lookahead_frames
     return Segmenter(pipeline.hop, pipeline.frames_per_window, ahead)
 
 
 def lookahead_in_frames(pipeline: Pipeline[Any], lookahead_ms: int | None) -> int:
-    """Give the look-ahead in frames.
+    """Convert a look-ahead to frames; None is the model's own.
 
     Raises:
-        ConfigError: not a multiple of a frame from 0 to the model's own look-ahead.
+        ConfigError: `lookahead_ms` is not a multiple of 40 ms from 0 to the model's own.
     """
     most = pipeline.lookahead_frames
     if lookahead_ms is None:

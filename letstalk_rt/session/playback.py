@@ -1,7 +1,7 @@
-"""What of a session was played: the one account of segments, of `played_ms` and of speaking.
+"""Tracking of what was played: segments, `played_ms` and the avatar state of a session.
 
-Plain bookkeeping on the event loop. Frames enter when they are handed out and count when whoever
-plays them says so; see `AvatarSession.notify_played`.
+Frames enter when they are handed out and count as played when the player reports them; see
+`AvatarSession.notify_played`.
 """
 
 from collections import deque
@@ -18,10 +18,10 @@ PlaybackMode = Literal["on_read", "reported"]
 State = Literal["speaking", "listening", "idle"]
 
 IDLE_AFTER_FRAMES = 10
-"""So many frames after its last voice the avatar no longer speaks."""
+"""Frames without voice after which the avatar is idle again."""
 
 MAX_UNREPORTED = 20 * FPS
-"""Frames that a player may hold; one that holds more has forgotten to report."""
+"""The most frames that may wait for a report; more mean that the player does not report."""
 
 _STATE_EVENTS: dict[State, EventType] = {
     "speaking": "avatar.speaking",
@@ -31,26 +31,29 @@ _STATE_EVENTS: dict[State, EventType] = {
 
 
 def check_playback_mode(mode: str) -> None:
-    """Refuse an unknown mode.
+    """Check the playback mode.
 
     Raises:
-        ConfigError: it is neither `on_read` nor `reported`.
+        ConfigError: the mode is neither `on_read` nor `reported`.
     """
     if mode not in ("on_read", "reported"):
         raise ConfigError(f"playback must be 'on_read' or 'reported', got {mode!r}")
 
 
 def to_ms(samples: float) -> int:
-    """Return the duration of so many samples in milliseconds."""
+    """Return the duration of this many samples in milliseconds."""
     return round(samples * 1000 / SAMPLE_RATE)
 
 
 class AvatarState:
-    """Whether the avatar speaks, listens or idles, judged by the frames that are played.
+    """Whether the avatar is speaking, listening or idle, derived from the frames that are played.
 
     Args:
-        hub: is told of changes.
-        quiet_frames: so many frames without voice end its speaking.
+        hub: receives an event for each change.
+        quiet_frames: frames without voice after which it stops speaking.
+
+    Attributes:
+        name: the current state.
     """
 
     def __init__(self, hub: EventHub, quiet_frames: int = IDLE_AFTER_FRAMES) -> None:
@@ -60,7 +63,7 @@ class AvatarState:
         self._quiet = 0
 
     def note_played(self, voiced: bool) -> None:
-        """Take the next frame that is played."""
+        """Record the next played frame."""
         self._quiet = 0 if voiced else self._quiet + 1
         if voiced:
             self._set("speaking")
@@ -68,7 +71,7 @@ class AvatarState:
             self._set("idle")
 
     def listen(self, listening: bool) -> None:
-        """Take note that somebody else has the word, or has it no more."""
+        """Record that somebody else begins to speak, or stops."""
         if listening:
             self._set("listening")
         elif self.name == "listening":
@@ -82,7 +85,7 @@ class AvatarState:
 
 @dataclass(frozen=True, slots=True)
 class _Unplayed:
-    """A frame that was handed out and is not played yet."""
+    """A frame that was handed out and not played yet."""
 
     index: int
     segment_id: int
@@ -91,16 +94,16 @@ class _Unplayed:
 
 
 class Playback:
-    """Follows the frames of one session from the reader's hand to the screen.
+    """Tracks the frames of one session from reading to playing.
 
     Args:
-        hub: is told of segments and of the avatar's state.
+        hub: receives the events of segments and of the avatar state.
         mode: when a frame counts as played.
         quiet_frames: see `AvatarState`.
 
     Attributes:
-        state: what the avatar does.
-        unplayed: samples of speech that were handed out and are not played yet.
+        state: the avatar state.
+        unplayed: samples of speech that were handed out and not played yet.
     """
 
     def __init__(
@@ -110,24 +113,24 @@ class Playback:
         self.unplayed = 0
         self._hub, self._mode = hub, mode
         self._waiting: deque[_Unplayed | SegmentEnd] = deque()
-        self._segment: int | None = None  # the one that plays
-        self._played = 0  # samples of it
+        self._segment: int | None = None  # the one that is playing
+        self._played = 0  # samples of that segment
 
     @property
     def is_reported(self) -> bool:
-        """Frames count as played when that is reported, not when they are read."""
+        """Whether frames count as played when they are reported, not when they are read."""
         return self._mode == "reported"
 
     @property
     def played_ms(self) -> int:
-        """How much of the segment that plays was played."""
+        """How much of the playing segment was played."""
         return to_ms(self._played)
 
     def hand_out(self, item: AVFrame | SegmentEnd) -> None:
-        """Take what the reader gets now.
+        """Record an item that is handed to the reader.
 
         Raises:
-            EngineError: the player reports nothing.
+            EngineError: too many frames were read without a report.
         """
         if isinstance(item, SegmentEnd):
             self._waiting.append(item)
@@ -135,8 +138,8 @@ class Playback:
             return
         if len(self._waiting) >= MAX_UNREPORTED:
             raise EngineError(
-                f"{MAX_UNREPORTED} frames were read and not reported as played; call "
-                "notify_played with each, or open the session with playback='on_read'"
+                f"{MAX_UNREPORTED} frames were read but not reported as played; call "
+                "notify_played for each, or open the session with playback='on_read'"
             )
         self._waiting.append(_Unplayed(item.index, item.segment_id, item.spoken, item.voiced))
         self.unplayed += item.spoken
@@ -144,7 +147,7 @@ class Playback:
             self.note_played(item.index)
 
     def note_played(self, index: int) -> None:
-        """Count a frame as played; those before it that were left out are passed with it."""
+        """Count a frame as played, and with it all earlier frames, which the player skipped."""
         while self._waiting:
             frame = self._waiting[0]
             if isinstance(frame, SegmentEnd) or frame.index > index:
@@ -154,10 +157,10 @@ class Playback:
             self._finish_segments()
 
     def interrupt(self, next_segment: int, unread: float) -> Interrupted:
-        """End the segment that plays; frames not played yet count without their sound.
+        """End the playing segment; frames not played yet will count as silence.
 
         Args:
-            next_segment: that speech belonged to of which nothing was handed out.
+            next_segment: the segment of speech of which nothing was handed out yet.
             unread: samples of speech that were not handed out.
         """
         result = Interrupted(self.played_ms, to_ms(self.unplayed + unread))
@@ -189,12 +192,12 @@ class Playback:
                 self._segment, self._played = frame.segment_id, 0
             self._played += frame.spoken
             self.unplayed -= frame.spoken
-            if starts:  # last, for a listener may interrupt
+            if starts:  # emitted last, because a listener may interrupt
                 self._hub.emit(Event("segment.started", frame.segment_id, 0))
         self.state.note_played(frame.voiced)
 
     def _finish_segments(self) -> None:
-        """End the segments whose last frame is played."""
+        """End the segments whose last frame was played."""
         while self._waiting and isinstance(self._waiting[0], SegmentEnd):
             segment_id = self._waiting.popleft().segment_id
             played = self._played if self._segment == segment_id else 0

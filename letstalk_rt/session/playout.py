@@ -1,7 +1,4 @@
-"""Shows frames when they are due: the one clock that picture and sound leave by.
-
-Clock and sleep are arguments, so tests need not wait.
-"""
+"""Playout: releasing frames, each with its audio, to a sink when they are due."""
 
 import asyncio
 import time
@@ -17,7 +14,7 @@ from letstalk_rt.types import AVFrame, SegmentEnd
 
 Item = AVFrame | SegmentEnd
 _TOLERANCE_S = 0.005
-"""A frame that comes so little late is shown late; nothing is repeated for it."""
+"""A frame that is late by no more than this is shown late, without repeating the last one."""
 
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
 
@@ -25,24 +22,24 @@ Sleep = Callable[[float], Coroutine[Any, Any, None]]
 class Playout:
     """Plays one session to one sink, on one monotonic clock.
 
-    Frame `index` is due `index / fps` after the first. A frame that is late is shown when it comes,
-    and the next ones close the gap, so sound is never cut and the sink's time never drifts; until
-    then the last picture is shown again at each missed turn, without sound. When the lag is longer
-    than the clock's `LatePolicy` allows, the clock moves instead, which counts as a stall.
+    Frame `index` is due `index / fps` after the first. A late frame is shown on arrival, and the
+    following ones close the gap, so audio is never cut and the sink's time does not drift; until
+    then the last frame is repeated at each missed due time, without audio. A lag longer than the
+    clock's `LatePolicy` allows moves the clock instead, which counts as a stall.
 
     Args:
         show: called with each frame when it is due. Must not block.
-        repeat: called with the last frame at each turn for which the next has not come; only its
-            picture is to be shown.
-        played: called with each frame once it was shown; for a session that was opened with
-            `playback="reported"`, its `notify_played`.
+        repeat: called with the last frame at each due time for which the next one is missing; only
+            its image is to be shown.
+        played: called with each frame after `show`; pass `notify_played` of a session that was
+            opened with `playback="reported"`.
         end_segment: called at each end of a segment, after its last frame was shown.
-        epoch: gives the session's epoch, see `AvatarSession.epoch`. It is asked at the last moment,
-            so that an interrupt reaches the frame that waits here: it is shown without its sound.
-        playout_clock: when frames are due.
-        metrics: where stalls, repeats and drops are counted; the session's, usually.
-        clock: monotonic seconds.
-        sleep: waits so many seconds of that clock.
+        epoch: returns the session's epoch, see `AvatarSession.epoch`. It is called just before a
+            frame is shown, so that a frame from before an interrupt is shown without audio.
+        playout_clock: computes when frames are due.
+        metrics: where stalls and repeats are counted; usually those of the session.
+        clock: returns monotonic seconds.
+        sleep: waits this many seconds of that clock.
     """
 
     def __init__(
@@ -68,10 +65,10 @@ class Playout:
         self._clock = clock
         self._sleep = sleep
         self._last: AVFrame | None = None
-        self._shown_s = 0.0  # when the sink last got a picture
+        self._shown_s = 0.0  # when the last frame was shown or repeated
 
     async def run(self, items: AsyncIterable[Item]) -> None:
-        """Play until `items` ends. What `items` raises is raised here."""
+        """Play until `items` ends; exceptions of `items` propagate."""
         reader = aiter(items)
         while (item := await self._next(reader)) is not None:
             if isinstance(item, AVFrame):
@@ -94,18 +91,18 @@ class Playout:
             self._played(frame)
 
     async def _next(self, reader: AsyncIterator[Item]) -> Item | None:
-        """Wait for the next item; None is the end."""
+        """Wait for the next item; return None at the end."""
         coming = asyncio.ensure_future(_next_or_none(reader))
         try:
-            await asyncio.sleep(0)  # what is there already needs no bridge
+            await asyncio.sleep(0)  # an item that is already available needs no repeats
             if self._last is not None and not coming.done():
-                await self._bridge(coming, self._last)
+                await self._repeat_until(coming, self._last)
             return await coming
         finally:
             await _cancel(coming)
 
-    async def _bridge(self, coming: "asyncio.Future[Item | None]", last: AVFrame) -> None:
-        """Until the next item is there, show the last picture again at each turn it misses."""
+    async def _repeat_until(self, coming: "asyncio.Future[Item | None]", last: AVFrame) -> None:
+        """Repeat the last frame at each missed due time until the next item arrives."""
         while not coming.done():
             turn_s = self._shown_s + 1 / self.playout_clock.fps
             wait_s = max(0.0, turn_s + _TOLERANCE_S - self._clock())
@@ -123,7 +120,7 @@ class Playout:
 
 
 def in_epoch(frame: AVFrame, epoch: int) -> AVFrame:
-    """Return a frame as it may be shown in an epoch: one of an older epoch without its sound."""
+    """Return a frame as it may be shown in an epoch: without audio if it is of an older one."""
     if frame.epoch == epoch:
         return frame
     stamps = frame.stamps and replace(frame.stamps, audio_in_s=None)
@@ -139,7 +136,7 @@ async def _next_or_none(reader: AsyncIterator[Item]) -> Item | None:
 
 
 async def _cancel(task: "asyncio.Future[Any]") -> None:
-    """End a task of ours and leave nothing of it on the loop."""
+    """Cancel a task and wait until it has ended."""
     if not task.done():
         task.cancel()
         await asyncio.wait([task])

@@ -1,7 +1,7 @@
-"""One live conversation: speech goes in, pictures with their sound come out.
+"""A live session, as its callers see it: speech goes in, frames with their audio come out.
 
-What the caller meets; speech waits in `AudioInput`, `StepScheduler` drives the model, frames wait
-in `FrameQueue`. This room knows no torch and no transport.
+Speech waits in `AudioInput`, `StepScheduler` runs the model, frames wait in `FrameQueue`. Nothing
+here imports torch or a transport.
 """
 
 import asyncio
@@ -38,42 +38,44 @@ from letstalk_rt.types import (
 
 logger = logging.getLogger(__name__)
 
-_STARVED_S = 0.24  # a reader that waits so long for a frame has nothing more to show
+_STARVED_S = 0.24  # a reader that waited longer for a frame has run out of frames
 
 
 class AvatarSession:
     """One live conversation with an avatar; open it with `async with`.
 
-    One task may push while another iterates; there is one reader. All waiting work is bounded: when
-    `max_hops` hops wait, `push_audio` waits, and when the reader falls behind, the model waits.
-    Nothing is dropped except by `interrupt` and `aclose`, and, of a live source, samples that its
-    clock gives too many and pauses after a stall.
+    One task may push while another iterates; there is one reader. All queues are bounded: when
+    `max_hops` hops wait, `push_audio` waits, and when the reader is slow, the model waits. Nothing
+    is dropped except by `interrupt` and `aclose`, and, for a live source, surplus samples from
+    clock drift and parts of pauses after a stall.
 
-    Frames are numbered from 0 without gaps, over segments and interrupts. The first frames show
-    silence, for the pictures are `lookahead_frames` behind the sound.
+    Frames are numbered from 0 without gaps, across segments and interrupts. The first frames show
+    silence, because the video is `lookahead_frames` behind the audio.
 
     Args:
         worker: runs the model; shared by all sessions of it.
-        portrait: the face.
-        idle: live use. When a frame will be due and no speech has come, the model hears silence,
-            so that the avatar lives on; never faster than real time. Without it frames come only
-            for pushed speech.
-        seed: of everything random in the pictures.
-        max_hops: bound of the speech that waits, in hops.
-        steps: sampler steps per window, more for finer pictures; the model's own when None.
-        lookahead_ms: sound that pictures wait for, from 0 to the model's own (80), which None
-            stands for. Less is sooner, and the lips follow less well.
+        portrait: the portrait to animate.
+        idle: whether to generate idle frames, for live use. If no speech has arrived when a frame
+            is due, the model is given silence, so that the avatar keeps moving; frames never come
+            faster than real time. If False, frames are generated only for pushed speech.
+        seed: seed of all randomness in the video.
+        max_hops: how many hops of speech may wait.
+        steps: sampling steps per window, more for better quality; None for the model's default.
+        lookahead_ms: how much following audio each frame waits for, from 0 to the model's own (80
+            for `tiny`), which is also the default. A lower value reduces latency and lip-sync
+            accuracy.
         motion: how the face moves; see `MotionOptions`.
-        voice_activity: how voice is told from noise: by `energy`, or by `silero`, which needs the
-            extra `vad`. Live, the model hears silence where there is no voice, so that noise does
-            not move the lips; the sound itself is never changed. `off` takes all sound for voice.
+        voice_activity: how voice is distinguished from noise: `energy`, or `silero`, which needs
+            the extra `vad`. In a live session the model is given silence where no voice is
+            detected, so that noise does not move the lips; the audio of the frames is not changed.
+            `off` treats all audio as voice.
         playback: when a frame counts as played, for events, `state`, `interrupt` and the time at
-            which the next frame is made. `on_read`: when it is read, for readers that use each
+            which the next frame is generated. `on_read`: when it is read, for readers that use each
             frame at once. `reported`: when `notify_played` is called with it, for players that hold
             frames until they are due, such as `sinks.play.play`.
 
     Attributes:
-        metrics: stage times and counters of this session.
+        metrics: stage durations and counters of this session.
 
     Raises:
         ConfigError: an option is out of range.
@@ -105,7 +107,7 @@ class AvatarSession:
         self._hub = EventHub()
         quiet_frames = IDLE_AFTER_FRAMES - hold_frames(voice_activity)
         self._playback = Playback(self._hub, playback, quiet_frames)
-        self._wake = asyncio.Event()  # the stepper has something to look at
+        self._wake = asyncio.Event()  # the scheduler may have something to do
         self._audio_input = AudioInput(
             segmenter_for(worker.pipeline, lookahead),
             max_hops,
@@ -148,8 +150,9 @@ class AvatarSession:
         """Wait for the next frame or the end of a segment.
 
         Raises:
-            EngineError: a step failed; the cause is chained. The frames made before came first.
-            SessionClosed: the session was never opened.
+            EngineError: a step failed, and all frames made before it were read; the cause is
+                chained.
+            SessionClosed: the session is not open.
             StopAsyncIteration: the session was closed.
         """
         if not len(self._frames):
@@ -158,65 +161,65 @@ class AvatarSession:
 
     @property
     def epoch(self) -> int:
-        """How many interrupts there were; a frame of an older epoch must not be shown."""
+        """The number of interrupts; audio of frames with an older epoch must not be played."""
         return self._audio_input.epoch
 
     @property
     def closed(self) -> bool:
-        """The session was closed or has failed."""
+        """Whether the session was closed or has failed."""
         return self._closed
 
     @property
     def backlog_ms(self) -> int:
-        """Speech that was given and not played yet."""
+        """How much pushed speech has not been played yet."""
         return to_ms(self._audio_input.backlog + self._playback.unplayed)
 
     @property
     def state(self) -> str:
-        """What the avatar does: `speaking`, `listening` or `idle`."""
+        """The avatar state: `speaking`, `listening` or `idle`."""
         return self._playback.state.name
 
     async def push_audio(self, pcm: np.ndarray, sample_rate: int) -> None:
-        """Give speech, in pieces of any length; waits when the model is behind.
+        """Push a chunk of speech of any length; wait while the queue of hops is full.
 
-        Speech after `end_segment` begins the next segment. Speech that still waits here when
-        `interrupt` is called is dropped with the rest.
+        Speech after `end_segment` begins the next segment. Speech that still waits in this call
+        when `interrupt` is called is dropped as well.
 
         Args:
-            pcm: int16, or float32 in [-1, 1] (beyond is clipped, with a warning); `(n,)`, or
-                `(n, channels)` with one or two channels, which are averaged. An empty piece changes
-                nothing.
+            pcm: int16, or float32 in [-1, 1] (values beyond are clipped, with a warning); `(n,)`,
+                or `(n, channels)` with one or two channels, which are averaged. An empty chunk has
+                no effect.
             sample_rate: in Hz, a multiple of 100 from 8000 to 192000; may change between calls.
 
         Raises:
-            AudioFormatError: `pcm` or `sample_rate` is not of this kind; nothing of it was taken.
-            SessionClosed: the session is not open, or has ended.
+            AudioFormatError: `pcm` or `sample_rate` is not supported; nothing was queued.
+            SessionClosed: the session is not open or was closed.
         """
         self._check_open()
         await self._audio_input.push(pcm, sample_rate)
 
     async def end_segment(self) -> None:
-        """Mark the end of an utterance: its last sound is shown, then comes its `SegmentEnd`.
+        """End the current segment: its `SegmentEnd` follows the frame with its last audio.
 
-        A hop that is not full is filled with silence, and as much silence follows as the model
-        looks ahead; so up to 240 ms lie between this segment and the next. A segment without
-        speech ends at once.
+        An incomplete hop is padded with silence, followed by the silence of the model's look-ahead,
+        so up to 240 ms lie between this segment and the next. A segment without speech ends at
+        once.
 
         Raises:
-            SessionClosed: the session is not open, or has ended.
+            SessionClosed: the session is not open or was closed.
         """
         self._check_open()
         await self._audio_input.end_segment()
 
     def interrupt(self) -> Interrupted:
-        """Drop all speech that was not played. Returns at once.
+        """Drop all speech that was not played, without waiting.
 
-        The segment that had begun is over, without a `SegmentEnd`; the next speech begins another.
-        Live, pictures that were made or in the making go on in silence, in the new epoch, until the
-        model has taken over, for at most 200 ms; from there the face comes to rest. The others are
-        dropped. Who holds frames of an older `epoch` must show them without their sound, as
-        `Playout` does. The avatar listens, until it speaks again. May be called at any time, also
-        before speech, and after closing, where it changes nothing.
+        The current segment is over, without a `SegmentEnd`; speech pushed next begins another. In
+        a live session, frames that were made or are being made are played on without audio, in the
+        new epoch, for at most 200 ms, until the model delivers new ones; from there the face comes
+        to rest. All other frames are dropped. A player that holds frames of an older `epoch` must
+        show them without their audio, as `Playout` does. The avatar state is `listening` until the
+        avatar speaks again. May be called at any time; after closing it has no effect.
         """
         if self._closed:
             return Interrupted(self._playback.played_ms, self.backlog_ms)
@@ -227,12 +230,12 @@ class AvatarSession:
         return self._playback.interrupt(segment_id, unread)
 
     def notify_played(self, frame: AVFrame) -> None:
-        """Report that a frame is shown now, and its sound heard.
+        """Report that a frame and its audio are played now.
 
-        For sessions opened with `playback="reported"`: whoever plays calls it with each frame when
-        it really is shown, in order; frames that were left out need no report. Segments, `state`,
-        events and `played_ms` follow these reports, and so does the time at which the next step
-        begins. The report of a frame that an interrupt silenced counts as silence.
+        For sessions opened with `playback="reported"`: the player calls this with each frame when
+        it is shown, in order; skipped frames need no report. Segments, `state`, events and
+        `played_ms` follow these reports, and so does the time at which the next step begins. A
+        frame that was silenced by an interrupt counts as silence.
 
         Raises:
             ConfigError: the session was opened with `playback="on_read"`.
@@ -247,18 +250,18 @@ class AvatarSession:
         self._wake.set()
 
     def listen(self, listening: bool = True) -> None:
-        """Say that somebody else has the word, or has it no more; see `Event`."""
+        """Set the avatar state to `listening` while somebody else speaks; False ends that."""
         self._playback.state.listen(listening)
 
     async def change_portrait(self, portrait: Portrait) -> None:
-        """Go on with another face, from the next window on, without a gap.
+        """Change the portrait from the next window on, without a gap.
 
-        Speech, counts and the movement go on. Returns when the model has taken the portrait.
+        Speech, frame numbers and motion continue. Returns when the model has taken the portrait.
 
         Raises:
-            PortraitError: it is not prepared; the session goes on with the old one.
-            SessionClosed: the session is not open, or has ended.
-            ConfigError: the model cannot change faces.
+            PortraitError: the portrait is not prepared; the session keeps the old one.
+            SessionClosed: the session is not open or was closed.
+            ConfigError: the model cannot change portraits.
         """
         self._check_open()
         change = PortraitChange(portrait, asyncio.get_running_loop().create_future())
@@ -266,21 +269,21 @@ class AvatarSession:
         await change.done
 
     def on_event(self, listener: EventListener) -> Callable[[], None]:
-        """Call `listener` with each `Event` from now on; returns what ends that.
+        """Call `listener` with each `Event` from now on; return a function that stops this.
 
         It runs on the event loop and must not block.
         """
         return self._hub.listen(listener)
 
     def events(self) -> AsyncIterator[Event]:
-        """Give the events from now on, until the session is closed.
+        """Yield the events from now on, until the session is closed.
 
-        Of a reader who falls behind by more than 64, the oldest are dropped.
+        When more than 64 events wait to be read, the oldest are dropped.
         """
         return self._hub.stream()
 
     async def aclose(self) -> None:
-        """End the session and drop what waits. Safe to call twice, and before opening."""
+        """Close the session and drop all queued work. May be called twice, and before opening."""
         self._end()
         if self._failure is None:
             self._audio_input.drop_waiting()
@@ -292,13 +295,13 @@ class AvatarSession:
     async def _run(self) -> None:
         try:
             await self._scheduler.run(self._portrait, self._options)
-        except Exception as error:  # kept for the reader, who raises it
+        except Exception as error:  # raised when the session is read
             logger.error("a step failed", extra={"error": type(error).__name__})
             self._failure = error
         finally:
             self._end()
 
-    # Reader's side.
+    # Reading
 
     async def _await_frames(self) -> None:
         self._check_open_for_reading()
@@ -312,8 +315,8 @@ class AvatarSession:
         if self._idle and self._frames.index and late_s > _STARVED_S:
             self._hub.warn(
                 "model-behind",
-                f"A frame came {late_s * 1000:.0f} ms after it was asked for: the machine is too "
-                "slow now. Use fewer sessions or steps, or a smaller preset.",
+                f"A frame arrived {late_s * 1000:.0f} ms after it was requested: the machine is "
+                "too slow now. Use fewer sessions or sampling steps, or a smaller preset.",
                 self._now_s(),
             )
 
@@ -375,6 +378,6 @@ class AvatarSession:
         return error
 
     def _now_s(self) -> float:
-        if self._loop is None:  # to ask for it costs a system call before Python 3.12
+        if self._loop is None:  # getting it is a system call before Python 3.12
             self._loop = asyncio.get_running_loop()
         return self._loop.time()

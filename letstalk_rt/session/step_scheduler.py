@@ -1,6 +1,6 @@
-"""The model's side of a session: takes hops of speech or silence, and steps the model when due.
+"""The step scheduler of a session: takes hops of speech or silence and runs steps when due.
 
-The event loop never waits for the model: its calls run in the worker's thread.
+All calls of the model run in the worker's thread, so the event loop is never blocked.
 """
 
 import asyncio
@@ -27,23 +27,23 @@ from letstalk_rt.types import FPS, Portrait, SegmentEnd
 
 T = TypeVar("T")
 
-_EARLY_S = 0.001  # timers are no finer than this
+_EARLY_S = 0.001  # the precision of timers
 
 
 @dataclass(frozen=True, slots=True)
 class PortraitChange:
-    """A portrait that shall be shown from now on.
+    """A request to change the portrait.
 
     Attributes:
-        portrait: the new one.
-        done: when the model has taken it.
+        portrait: the new portrait.
+        done: resolved when the model has taken it.
     """
 
     portrait: Portrait
     done: "asyncio.Future[None]"
 
     def finish(self, error: Exception | None) -> None:
-        """Tell the caller, if he still waits."""
+        """Resolve `done`, unless the caller has cancelled it."""
         if self.done.done():
             return
         if error is None:
@@ -54,29 +54,29 @@ class PortraitChange:
 
 @dataclass(slots=True)
 class _Step:
-    """A step that runs, and what is known of its frames."""
+    """A running step and the metadata of its frames."""
 
     hop: Hop
     epoch: int
     voiced: list[bool]
     queued_s: float
     started_s: float
-    made_s: list[float] = field(default_factory=list)  # of each frame, from the beginning
+    made_s: list[float] = field(default_factory=list)  # of each frame, since `started_s`
 
 
 class StepScheduler(Generic[State]):
-    """Steps the model for one session.
+    """Decides when the steps of one session run, and runs them.
 
     Args:
         worker: runs the model.
-        audio_input: where speech waits.
-        frames: where pictures go.
-        metrics: is told how long steps take.
+        audio_input: provides the hops.
+        frames: receives the frames.
+        metrics: records the durations of steps.
         wake: set by others when there may be something to do.
-        now_s: monotonic seconds.
-        live: silence takes the place of speech that does not come.
-        lookahead_frames: how far the pictures are behind the sound.
-        voice_activity: how voice is told from noise.
+        now_s: returns monotonic seconds.
+        live: whether silence replaces speech that does not arrive in time.
+        lookahead_frames: how many frames the video is behind the audio.
+        voice_activity: how voice is distinguished from noise.
     """
 
     def __init__(
@@ -99,16 +99,16 @@ class StepScheduler(Generic[State]):
         self._voice_activity: VoiceActivity = voice_activity
         self._window = worker.pipeline.frames_per_window
         self._lead = LeadTime(FPS)
-        self._epoch = 0  # that the model knows
-        self._voiced = deque([False] * lookahead_frames)  # of the sounds heard and not shown
+        self._epoch = 0  # of the model's last step
+        self._voiced = deque([False] * lookahead_frames)  # of frames not made yet
         self._changes: deque[PortraitChange] = deque()
 
     async def run(self, portrait: Portrait, options: StateOptions) -> None:
-        """Step for ever.
+        """Run steps until cancelled.
 
         Args:
-            portrait: the face.
-            options: of the session's state.
+            portrait: the portrait to animate.
+            options: options of the session state.
         """
         state = await _await(self._worker.submit(self._pipeline.init_state, portrait, options))
         detector = await self._create_detector()
@@ -122,20 +122,20 @@ class StepScheduler(Generic[State]):
                 await self._run_step(state, detector, work.item, work.queued_s)
 
     def change(self, change: PortraitChange) -> None:
-        """Show another portrait from the next step on."""
+        """Request another portrait from the next step on."""
         self._changes.append(change)
         self._wake.set()
 
     def refuse_changes(self, reason: Exception) -> None:
-        """Tell those who wait for a portrait that it will not be."""
+        """Fail all pending portrait changes with `reason`."""
         for change in self._changes:
             change.finish(reason)
         self._changes.clear()
 
-    # When
+    # When to step
 
     async def _next_work(self) -> StepInput | PortraitChange:
-        """Wait until a step is wanted, then take a hop of speech or, when idle, make one."""
+        """Wait until a step is due, then take a hop of speech or create one of silence."""
         while True:
             self._wake.clear()
             if self._changes:
@@ -154,10 +154,10 @@ class StepScheduler(Generic[State]):
                 pass  # a step is due
 
     def _step_wait_s(self) -> float:
-        """Seconds until a step should begin; for ever while enough frames wait.
+        """Return the seconds until a step should begin; infinity while enough frames wait.
 
-        Live, it begins as late as lets the reader never wait, for new speech stands behind the
-        frames that are made; after an interrupt at once.
+        A live step begins as late as possible without making the reader wait, because new speech
+        is shown only after all frames made before it. After an interrupt it begins at once.
         """
         if self._live and self._audio_input.epoch != self._epoch:
             return 0.0
@@ -168,43 +168,43 @@ class StepScheduler(Generic[State]):
         return self._frames.due_s - self._lead.lead_s - self._now_s()
 
     def _speech_wait_s(self) -> float:
-        """Seconds until silence takes the place of speech; for ever when not live."""
+        """Return the seconds until silence replaces missing speech; infinity if not live."""
         if not self._live:
             return math.inf
         return (
             self._audio_input.speech_end_s - self._now_s() if self._audio_input.in_speech else 0.0
         )
 
-    # What
+    # The step
 
     async def _run_step(
         self, state: State, detector: VoiceActivityDetector, hop: Hop, queued_s: float
     ) -> None:
-        """Make the window of one hop, unless an interrupt comes before."""
+        """Generate the window of one hop, unless an interrupt comes first."""
         epoch = self._audio_input.epoch
         if epoch != self._epoch:
             await self._resume_after_interrupt(state, detector, epoch)
-        heard, voiced = await self._detect_voice(detector, hop)
+        model_input, voiced = await self._detect_voice(detector, hop)
         if epoch != self._audio_input.epoch:
             return
         step = _Step(hop, epoch, voiced, queued_s, self._now_s())
-        await _await(self._worker.step(heard, state, self._deliver(step)))
+        await _await(self._worker.step(model_input, state, self._deliver(step)))
         assert len(step.made_s) == self._window, len(step.made_s)
         self._lead.note(step.made_s)
         self._metrics.stamp_step(self._now_s() - step.started_s, self._window / FPS)
 
     def _deliver(self, step: _Step) -> Deliver:
-        """Give what brings the parts of a window from the model's thread to the event loop."""
+        """Return a callback that passes partial windows from the model thread to the event loop."""
         loop = asyncio.get_running_loop()
 
-        def deliver(part: np.ndarray) -> None:
-            with suppress(RuntimeError):  # the loop was closed, and nobody waits any more
-                loop.call_soon_threadsafe(self._put_part, step, part)
+        def deliver(frames: np.ndarray) -> None:
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(self._put_frames, step, frames)
 
         return deliver
 
-    def _put_part(self, step: _Step, frames: np.ndarray) -> None:
-        """Take the next frames of a step."""
+    def _put_frames(self, step: _Step, frames: np.ndarray) -> None:
+        """Queue the next frames of a step."""
         assert frames.dtype == np.uint8, frames.dtype
         now_s, hop = self._now_s(), step.hop
         for rgb in frames:
@@ -223,7 +223,7 @@ class StepScheduler(Generic[State]):
     async def _resume_after_interrupt(
         self, state: State, detector: VoiceActivityDetector, epoch: int
     ) -> None:
-        """Tell the model of an interrupt, and from which frame on it goes on."""
+        """Pass an interrupt to the model, with the number of frames that were not shown."""
         unseen = self._frames.end_bridge(self._now_s() + self._lead.lead_s)
         await _await(self._worker.submit(self._pipeline.interrupt, state, unseen=unseen))
         detector.reset()
@@ -233,9 +233,9 @@ class StepScheduler(Generic[State]):
     async def _detect_voice(
         self, detector: VoiceActivityDetector, hop: Hop
     ) -> tuple[np.ndarray, list[bool]]:
-        """Give what the model hears of a hop, and which of the step's frames have voice.
+        """Return the model's input `(hop,)` for a hop, and which frames of the step have voice.
 
-        Live, it hears nothing where there is no voice: `(hop,)`.
+        In a live session, the input is zeros where no voice is detected.
         """
         if detector.blocking:
             voiced = await _await(self._worker.submit(detector.detect, hop.pcm))
@@ -243,8 +243,8 @@ class StepScheduler(Generic[State]):
             voiced = detector.detect(hop.pcm)
         self._voiced.extend(voiced)
         shown = [self._voiced.popleft() for _ in hop.frame_audio]
-        nothing = self._live and not any(voiced)
-        return np.zeros_like(hop.pcm) if nothing else hop.pcm, shown
+        muted = self._live and not any(voiced)
+        return np.zeros_like(hop.pcm) if muted else hop.pcm, shown
 
     async def _create_detector(self) -> VoiceActivityDetector:
         if self._voice_activity == "silero":  # loads a network
@@ -257,7 +257,7 @@ class StepScheduler(Generic[State]):
             await _await(
                 self._worker.submit(self._pipeline.change_portrait, state, change.portrait)
             )
-        except LetsTalkError as error:  # the caller's mistake: the old face goes on
+        except LetsTalkError as error:  # the caller's mistake: the session keeps the old portrait
             refusal = error
         except BaseException:
             change.finish(SessionClosed("the session ended before it took the portrait"))
@@ -266,5 +266,5 @@ class StepScheduler(Generic[State]):
 
 
 async def _await(future: "Future[T]") -> T:
-    """Wait for a call of the model."""
+    """Wait for a call in the model thread."""
     return await asyncio.wrap_future(future)

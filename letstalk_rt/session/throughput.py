@@ -1,4 +1,4 @@
-"""Measures how fast this machine runs a model: the whole path, sound to composited picture."""
+"""Measures how fast this machine runs a model, from audio to composited frames."""
 
 import time
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from letstalk_rt.types import FPS, SAMPLE_RATE
 
 _WARM_UP = 2
 LIVE_FACTOR = 1.2
-"""A model that is this much faster than real time leaves room for everything else."""
+"""How much faster than real time a model must be, to leave capacity for everything else."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What was measured.
+    """The results of a measurement.
 
     Attributes:
-        preset: which model.
-        device: where it ran.
+        preset: name of the model.
+        device: device that it ran on.
         threads: CPU threads of torch.
-        size: width and height of the pictures.
-        load_s: reading the model.
-        first_window_s: from a new session to its first pictures.
-        window_ms: one window, sound to pictures.
-        budget_ms: how long a window lasts.
-        missed: windows that took longer.
-        windows: how many were measured.
+        size: width and height of the frames in pixels.
+        load_s: time to load the model.
+        first_window_s: time from a new session to its first frames.
+        window_ms: time to compute a window.
+        budget_ms: playing time of a window.
+        missed: number of windows that took longer than that.
+        windows: number of measured windows.
     """
 
     preset: str
@@ -44,24 +44,24 @@ class Throughput:
 
     @property
     def fps(self) -> float:
-        """Frames per second, by the median window."""
+        """Frames per second, computed from the median window."""
         return FPS * self.budget_ms / self.window_ms.p50
 
     @property
     def fits(self) -> bool:
-        """The machine can show this model live."""
+        """Whether this machine can run this model live."""
         return self.fps >= LIVE_FACTOR * FPS
 
 
 def measure_throughput(
     avatar: Avatar, preset: str, *, load_s: float, seconds: float = 5.0
 ) -> Throughput:
-    """Run a model for some seconds.
+    """Run a model for some seconds and measure it.
 
     Args:
-        avatar: loaded.
-        preset: its name, for the record.
-        load_s: how long loading took, for the record.
+        avatar: a loaded avatar.
+        preset: name of its model, for the result.
+        load_s: time that loading took, for the result.
         seconds: how long to measure.
     """
     import torch
