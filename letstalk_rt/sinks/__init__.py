@@ -1,1 +1,1 @@
-"""Where the avatar's pictures and sound go."""
+"""Sinks: where the frames of a session go."""

@@ -1,4 +1,4 @@
-"""Pictures and sound as H.264 and AAC in an open container, in sync to the sample."""
+"""Encodes frames as H.264 and AAC into an open container, in sync to the sample."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,7 +18,7 @@ from letstalk_rt.types import FPS
 
 VIDEO_CODEC: Final = "libx264"
 AUDIO_CODEC: Final = "aac"
-"""What every player knows, in FFmpeg's words."""
+"""FFmpeg's names of codecs that every player supports."""
 
 _AAC_RATES_HZ = (
     8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000,
@@ -30,18 +30,19 @@ _STEREO_BIT_RATE, _MONO_BIT_RATE = 192_000, 128_000
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """How to encode.
+    """Settings of `AVEncoder`.
 
     Attributes:
-        rate: of the sound that is given, in Hz.
-        channels: of it; more than two are mixed down to one.
+        rate: sample rate of the input audio in Hz.
+        channels: channels of the input audio; more than two are mixed down to one.
         fps: frames per second.
-        badge: draw the badge "AI avatar" into the pictures.
-        aac_rate: of the sound that is written; None keeps `rate` where AAC knows it.
-        aac_channels: 2 writes one channel twice, for services that ask for it; None as given.
-        x264: options of the picture's encoder.
-        bit_rate: of the picture, bit/s; None where `x264` says how good.
-        key_frame_s: at most so long from one key frame to the next.
+        badge: draw the badge "AI avatar" into the frames.
+        aac_rate: sample rate of the encoded audio; None keeps `rate` if AAC supports it.
+        aac_channels: 2 duplicates a single channel, for services that require stereo; None keeps
+            the channels of the input.
+        x264: options of the video encoder.
+        bit_rate: bit rate of the video in bit/s; None if `x264` sets the quality.
+        key_frame_s: longest time from one key frame to the next; None for the encoder's default.
     """
 
     rate: int
@@ -56,19 +57,19 @@ class EncoderSettings:
 
 
 class AVEncoder:
-    """Encodes frame by frame into a container, which stays the caller's to close.
+    """An encoder that writes into a container, which the caller closes.
 
-    Sample 0 and frame 0 start together. Errors of the container, `OSError`s, pass through.
+    Sample 0 and frame 0 start together. Errors of the container are raised as `OSError`.
 
     Attributes:
-        frames: how many were written, left-out pictures included.
+        frames: number of frames written, including those without an image.
     """
 
     def __init__(self, container: OutputContainer, settings: EncoderSettings) -> None:
-        """Add the streams.
+        """Add the streams to the container.
 
         Raises:
-            DependencyError: FFmpeg lacks an encoder.
+            DependencyError: this FFmpeg lacks an encoder.
         """
         self.frames = 0
         self._settings = settings
@@ -80,11 +81,11 @@ class AVEncoder:
         except UnknownCodecError as error:
             raise DependencyError(
                 f"This FFmpeg has no encoder {error}. Install the package av from PyPI, whose "
-                "FFmpeg has libx264 and aac."
+                "FFmpeg includes libx264 and aac."
             ) from error
 
     def start(self, width: int, height: int) -> None:
-        """Set the size of the pictures; the first one does it otherwise."""
+        """Set the frame size; otherwise the first frame sets it."""
         self._size = self._video.width, self._video.height = width // 2 * 2, height // 2 * 2
         self._video.pix_fmt = "yuv420p"
         context = self._video.codec_context
@@ -92,30 +93,30 @@ class AVEncoder:
         context.color_range = _LIMITED_RANGE
 
     def write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
-        """Add one frame and any amount of sound.
+        """Write one frame and any amount of audio.
 
         Args:
-            rgb: `(H, W, 3)` uint8; odd sizes lose their last row or column. None lets the last
-                picture stay for another frame.
+            rgb: `(H, W, 3)` uint8; odd sizes lose their last row or column. None keeps the previous
+                image for the duration of this frame.
             pcm: float in [-1, 1], `(n,)` or `(n, channels)`.
         """
         if rgb is not None:
-            self._write_picture(rgb)
+            self._write_video(rgb)
         self.frames += 1
         self.write_audio(pcm)
 
     def write_audio(self, pcm: np.ndarray) -> None:
-        """Add sound alone; see `write`."""
+        """Write audio alone; see `write`."""
         pcm = self._to_layout(np.asarray(pcm, np.float32))
         if self._resampler is not None:
             pcm = self._resampler.resample_chunk(pcm)
-        self._encode_sound(pcm)
+        self._encode_audio(pcm)
 
     def finish(self) -> None:
-        """Write what the encoders still hold."""
+        """Write the frames that the encoders still buffer."""
         if self._resampler is not None:
             empty = np.zeros((0, 2) if self._channels == 2 else 0, np.float32)
-            self._encode_sound(self._resampler.resample_chunk(empty, last=True))
+            self._encode_audio(self._resampler.resample_chunk(empty, last=True))
         if self._size is not None:
             self._mux(self._video, None)
         self._mux(self._audio, None)
@@ -131,12 +132,12 @@ class AVEncoder:
             self._video.gop_size = round(settings.key_frame_s * settings.fps)
         self._channels = 2 if settings.channels == 2 else 1
         stereo = (settings.aac_channels or self._channels) == 2
-        own_rate = settings.rate if settings.rate in _AAC_RATES_HZ else 48_000
-        self._aac_rate = settings.aac_rate or own_rate
+        default_rate = settings.rate if settings.rate in _AAC_RATES_HZ else 48_000
+        self._aac_rate = settings.aac_rate or default_rate
         layout = "stereo" if stereo else "mono"
         self._audio = self._container.add_stream(AUDIO_CODEC, rate=self._aac_rate, layout=layout)
         self._audio.bit_rate = _STEREO_BIT_RATE if stereo else _MONO_BIT_RATE
-        if self._container.format.name == "tee":  # it does not tell what the format behind it asks
+        if self._container.format.name == "tee":  # tee does not pass on its formats' flags
             for stream in (self._video, self._audio):
                 stream.codec_context.flags |= Flags.global_header
         self._resampler = (
@@ -145,25 +146,24 @@ class AVEncoder:
             else soxr.ResampleStream(settings.rate, self._aac_rate, self._channels, "float32")
         )
 
-    def _write_picture(self, rgb: np.ndarray) -> None:
+    def _write_video(self, rgb: np.ndarray) -> None:
         if self._size is None:
             self.start(rgb.shape[1], rgb.shape[0])
         assert self._size is not None
         width, height = self._size
         if self._settings.badge:
             rgb = with_badge(rgb)
-        picture = np.ascontiguousarray(rgb[:height, :width])
-        frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), "rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.time_base = self.frames, Fraction(1, self._settings.fps)
         self._mux(self._video, frame)
 
     def _to_layout(self, pcm: np.ndarray) -> np.ndarray:
-        given = 1 if pcm.ndim == 1 else pcm.shape[1]
-        assert given == self._settings.channels, (pcm.shape, self._settings.channels)
+        channels = 1 if pcm.ndim == 1 else pcm.shape[1]
+        assert channels == self._settings.channels, (pcm.shape, self._settings.channels)
         return pcm if pcm.ndim == 1 or self._channels == 2 else pcm.mean(1)
 
-    def _encode_sound(self, pcm: np.ndarray) -> None:
+    def _encode_audio(self, pcm: np.ndarray) -> None:
         if not len(pcm):
             return
         planes = pcm.reshape(len(pcm), -1).T

@@ -1,4 +1,4 @@
-"""What all live ends have in common: how frames are handed over, and a thread for slow work."""
+"""The protocol of live sinks, and a base class for sinks that write in a thread."""
 
 import queue
 import threading
@@ -13,77 +13,83 @@ from letstalk_rt.types import AVFrame
 
 
 class Sink(Protocol):
-    """A live end. `letstalk_rt.sinks.play.play` drives it.
+    """A live sink, driven by `letstalk_rt.sinks.play.play`.
 
-    `open` and `close` may block; they are called off the event loop. The others are called on it
-    and must return within a millisecond.
+    `open` and `close` may block and are called off the event loop. The other methods are called on
+    it and must return within a millisecond.
 
     Attributes:
-        latency_s: how long after `show` the frame can be seen or heard; None where nobody watches
-            in real time, as in a file.
+        latency_s: seconds from `show` until the frame is visible or audible; None for a sink that
+            is not watched in real time, such as a file.
     """
 
     @property
     def latency_s(self) -> float | None:
-        """Seconds from `show` to the eye or ear."""
+        """Seconds from `show` until the frame is visible or audible."""
         ...
 
     def open(self, width: int, height: int) -> None:
-        """Get ready for pictures of this size."""
+        """Prepare for frames of this size."""
         ...
 
     def show(self, frame: AVFrame) -> None:
-        """Take a frame that is due. Raises what has failed since."""
+        """Accept a frame that is due. Raise the error of earlier frames, if there was one."""
         ...
 
     def repeat(self, frame: AVFrame) -> None:
-        """Show the picture of `frame` again, for the next is late."""
+        """Show the image of `frame` again, because the next frame is late."""
         ...
 
     def flush(self) -> None:
-        """Drop the sound that was taken and is not heard yet: speech was interrupted."""
+        """Drop audio that was accepted but is not audible yet, after an interrupt."""
         ...
 
     def close(self) -> None:
-        """Finish what was taken, and free the device. Safe to call twice, and before `open`."""
+        """Write all accepted frames and release the device.
+
+        It may be called twice, and before `open`.
+        """
         ...
 
 
 class ThreadedSink:
-    """A sink that does its work in a thread of its own, behind a bounded queue.
+    """A sink that writes in a thread of its own, behind a bounded queue.
 
-    Subclasses write `_write`, and `_open` and `_close` where needed; all run in callers' or the
-    sink's thread, never on the event loop.
+    Subclasses implement `_write`, and `_open` and `_close` if needed. `_open` runs in the thread of
+    the caller, the others in that of the sink; none of them runs on the event loop.
 
     Args:
-        name: of the thread.
-        max_pictures: so many pictures may wait; the next ones are left out.
-        max_sounds: so many frames' sound may wait; then the sink is too slow to be of use.
+        name: name of the thread, used in error messages.
+        max_video_frames: queue length above which the image of a frame is dropped and only its
+            audio is kept.
+        max_audio_frames: longest queue; a sink that is further behind has failed.
 
     Attributes:
-        skipped: pictures left out because the sink was too slow.
+        skipped: number of images dropped because the sink was too slow.
     """
 
     latency_s: float | None = None
 
-    def __init__(self, name: str, *, max_pictures: int = 50, max_sounds: int = 1500) -> None:
+    def __init__(
+        self, name: str, *, max_video_frames: int = 50, max_audio_frames: int = 1500
+    ) -> None:
         self.skipped = 0
         self._name = name
-        self._max_pictures = max_pictures
+        self._max_video_frames = max_video_frames
         self._items: queue.Queue[tuple[np.ndarray | None, np.ndarray] | None]
-        self._items = queue.Queue(max_sounds)
+        self._items = queue.Queue(max_audio_frames)
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
-        self._told = False
-        self._ended_s: float | None = None  # since when `close` waits
+        self._raised = False
+        self._closing_since_s: float | None = None
 
     @property
     def waiting(self) -> int:
-        """Frames that were taken and are not written yet, the one being written included."""
+        """Number of frames that are not written yet, including the one being written."""
         return self._items.unfinished_tasks
 
     def open(self, width: int, height: int) -> None:
-        """Get ready for pictures of this size; blocking."""
+        """Prepare for frames of this size. This blocks."""
         assert self._thread is None, "opened twice"
         self._open(width, height)
         self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
@@ -93,44 +99,44 @@ class ThreadedSink:
         """Queue a frame.
 
         Raises:
-            EngineError: the sink is far too slow.
-            LetsTalkError: what went wrong with the frames before.
+            EngineError: the queue is full.
+            LetsTalkError: writing an earlier frame failed.
         """
         self._raise_failure()
         waiting = self._items.qsize()
-        rgb = frame.rgb if waiting < self._max_pictures else None
+        rgb = frame.rgb if waiting < self._max_video_frames else None
         self.skipped += rgb is None
         try:
             self._items.put_nowait((rgb, frame.pcm))
         except queue.Full:
             raise EngineError(
-                f"{self._name} is {waiting / 25:.0f} s behind; use a smaller picture or a faster "
-                "disk or line"
+                f"{self._name} is {waiting / 25:.0f} s behind; use a smaller video size, or a "
+                "faster disk or network connection"
             ) from None
 
     def repeat(self, frame: AVFrame) -> None:
-        """Nothing to do: the picture stays until the next one."""
+        """Do nothing: the image stays until the next one."""
 
     def flush(self) -> None:
-        """Nothing to do: what was taken is part of the recording, or on its way."""
+        """Do nothing: accepted frames are part of the recording, or already sent."""
 
     def close(self) -> None:
-        """Write what waits, then end.
+        """Write the queued frames, then close.
 
         Raises:
-            LetsTalkError: what went wrong and was not told yet.
+            LetsTalkError: writing failed, and the error was not raised before.
         """
         if self._thread is None:
             return
-        self._ended_s = time.monotonic()
+        self._closing_since_s = time.monotonic()
         self._items.put(None)
         self._thread.join()
         self._thread = None
-        if not self._told:
+        if not self._raised:
             self._raise_failure()
 
     def _work(self) -> None:
-        """Write until told to end. After a failure go on taking, so that nobody waits."""
+        """Write until `close`. After a failure, discard frames so that no caller blocks."""
         while (item := self._items.get()) is not None:
             if self._failure is None:
                 self._try(self._write, *item)
@@ -141,20 +147,20 @@ class ThreadedSink:
     def _try(self, call: Callable[..., None], *arguments: np.ndarray | None) -> None:
         try:
             call(*arguments)
-        except Exception as error:  # kept for the caller, who raises it
+        except Exception as error:  # raised by the next `show` or by `close`
             self._failure = self._failure or error
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            self._told = True
+            self._raised = True
             raise self._failure
 
     def _open(self, width: int, height: int) -> None:
         """Open the device or file."""
 
     def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
-        """Write one frame; without a picture the last one stays."""
+        """Write one frame; if `rgb` is None, the previous image stays."""
         raise NotImplementedError
 
     def _close(self) -> None:
-        """Close the device or file; called once, after a failure too."""
+        """Close the device or file. It is called once, also after a failure."""

@@ -1,4 +1,4 @@
-"""Writing pictures and sound into one video file, in sync to the sample."""
+"""Writes video files with audio, in sync to the sample."""
 
 import os
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from letstalk_rt.types import FPS, SAMPLE_RATE
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _LIVE_X264 = {"crf": "20", "preset": "superfast", "bf": "0"}
 _KEY_FRAME_S = 1.0
-"""A recording that is cut off loses this and what the encoder holds."""
+"""A recording that is cut off loses at most this, and what the encoder buffers."""
 
 
 def write_video(
@@ -31,40 +31,39 @@ def write_video(
     fps: int = FPS,
     badge: bool = True,
 ) -> int:
-    """Write pictures and their sound as H.264 and AAC.
+    """Write frames and their audio as H.264 and AAC.
 
-    Sample 0 and frame 0 start together; the file lasts as long as the longer of the two. It
-    appears under its name only when it is complete.
+    Sample 0 and frame 0 start together; the file is as long as the longer of the two. It appears
+    under its name only when it is complete.
 
     Args:
-        path: ends in .mp4, .m4v, .mov or .mkv.
-        frames: `(H, W, 3)` uint8 each, all of one size.
+        path: a path that ends in .mp4, .m4v, .mov or .mkv.
+        frames: frames of one size, `(H, W, 3)` uint8 each.
         audio: float in [-1, 1], `(n,)` or `(n, channels)`.
-        rate: of `audio`, in Hz. Kept as it is where AAC knows it.
+        rate: sample rate of `audio` in Hz, kept if AAC supports it.
         fps: frames per second.
-        badge: draw the badge "AI avatar" into the pictures.
+        badge: draw the badge "AI avatar" into the frames.
 
     Returns:
-        How many frames were written.
+        The number of frames written.
 
     Raises:
-        ConfigError: the file cannot be written there.
+        ConfigError: the file cannot be written.
     """
     channels = 1 if audio.ndim == 1 else audio.shape[1]
     with VideoWriter(path, rate, channels=channels, fps=fps, badge=badge) as writer:
         for index, rgb in enumerate(frames):
-            sound = audio[index * rate // fps : (index + 1) * rate // fps]
-            writer.write(rgb, sound)
+            writer.write(rgb, audio[index * rate // fps : (index + 1) * rate // fps])
         writer.write_audio(audio[writer.frames * rate // fps :])
         return writer.frames
 
 
 class VideoWriter:
-    """Writes a video file frame by frame; use as a context manager.
+    """A writer of a video file, frame by frame, used as a context manager.
 
-    The file says in its metadata that it is generated. It grows under `NAME.part` and is renamed
-    when the block ends well; after an error nothing is left behind. A file that is `crash_safe`
-    grows under its own name and can be played however it ended, up to its last two seconds.
+    The metadata of the file state that it is generated. The file is written as `NAME.part` and
+    renamed when the block ends without an error; after an error it is removed. A `crash_safe` file
+    is written under its own name, and after a crash it can be played up to its last two seconds.
     """
 
     def __init__(
@@ -78,19 +77,19 @@ class VideoWriter:
         crash_safe: bool = False,
         x264: dict[str, str] | None = None,
     ) -> None:
-        """Say where to and what.
+        """Check the path.
 
         Args:
             path: see `write_video`.
-            rate: of the sound, in Hz.
-            channels: of the sound; more than two are mixed down to one.
+            rate: sample rate of the audio in Hz.
+            channels: channels of the audio; more than two are mixed down to one.
             fps: frames per second.
-            badge: draw the badge "AI avatar" into the pictures.
-            crash_safe: keep what was written whatever happens.
-            x264: options of the picture's encoder.
+            badge: draw the badge "AI avatar" into the frames.
+            crash_safe: keep what was written, also after an error or a crash.
+            x264: options of the video encoder.
 
         Raises:
-            ConfigError: the ending of `path` is unknown.
+            ConfigError: the extension of `path` is not supported.
         """
         self.path = Path(path)
         if self.path.suffix.lower() not in CONTAINERS:
@@ -100,7 +99,7 @@ class VideoWriter:
             )
         self._crash_safe = crash_safe
         part = self.path.with_name(self.path.name + ".part")
-        self._growing = self.path if crash_safe else part
+        self._temporary = self.path if crash_safe else part
         self._settings = EncoderSettings(
             rate,
             channels,
@@ -113,22 +112,22 @@ class VideoWriter:
 
     @property
     def frames(self) -> int:
-        """How many were written."""
+        """Number of frames written."""
         return 0 if self._encoder is None else self._encoder.frames
 
     def __enter__(self) -> Self:
         """Open the file.
 
         Raises:
-            ConfigError: the file cannot be written there.
-            DependencyError: FFmpeg lacks an encoder.
+            ConfigError: the file cannot be written.
+            DependencyError: this FFmpeg lacks an encoder.
         """
         if self.path.is_dir():
-            raise ConfigError(f"Cannot write {self.path}: it is a folder. Name a file.")
+            raise ConfigError(f"Cannot write {self.path}: it is a folder. Give the path of a file.")
         container = CONTAINERS[self.path.suffix.lower()]
         try:
             self._container = av.open(
-                str(self._growing),
+                str(self._temporary),
                 "w",
                 format=container,
                 options=_options(container, self._crash_safe),
@@ -140,7 +139,7 @@ class VideoWriter:
             self._encoder = AVEncoder(self._container, self._settings)
         except DependencyError:
             self._close_quietly()
-            self._growing.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
             raise
         return self
 
@@ -150,7 +149,7 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Complete the file, or remove what there is of it unless it is crash-safe."""
+        """Complete the file; after an error remove it, unless it is crash-safe."""
         try:
             if error is None or self._crash_safe:
                 self._finish()
@@ -158,17 +157,17 @@ class VideoWriter:
                 self._close_quietly()
         finally:
             if not self._crash_safe:
-                self._growing.unlink(missing_ok=True)
+                self._temporary.unlink(missing_ok=True)
 
     def start(self, width: int, height: int) -> None:
-        """Write the head of the file now, so that a place that cannot be written is told early.
+        """Write the header of the file now, so that an unwritable path is reported early.
 
         Args:
-            width: of the pictures that will come.
-            height: of them.
+            width: width of the frames.
+            height: height of the frames.
 
         Raises:
-            ConfigError: the file cannot be written there.
+            ConfigError: the file cannot be written.
         """
         assert self._encoder is not None, "use the writer in a with block"
         try:
@@ -179,15 +178,15 @@ class VideoWriter:
             raise self._cannot_write(error) from error
 
     def write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
-        """Add one frame and any amount of sound.
+        """Write one frame and any amount of audio.
 
         Args:
-            rgb: `(H, W, 3)` uint8; odd sizes lose their last row or column. None lets the last
-                picture stay for another frame.
+            rgb: `(H, W, 3)` uint8; odd sizes lose their last row or column. None keeps the previous
+                image for the duration of this frame.
             pcm: float in [-1, 1], `(n,)` or `(n, channels)`.
 
         Raises:
-            ConfigError: the disk is full, or the like.
+            ConfigError: the file cannot be written, for example because the disk is full.
         """
         assert self._encoder is not None, "use the writer in a with block"
         try:
@@ -196,7 +195,7 @@ class VideoWriter:
             raise self._cannot_write(error) from error
 
     def write_audio(self, pcm: np.ndarray) -> None:
-        """Add sound alone; see `write`."""
+        """Write audio alone; see `write`."""
         assert self._encoder is not None, "use the writer in a with block"
         try:
             self._encoder.write_audio(pcm)
@@ -209,36 +208,36 @@ class VideoWriter:
             self._encoder.finish()
             self._container.close()
             if not self._crash_safe:
-                os.replace(self._growing, self.path)
+                os.replace(self._temporary, self.path)
         except OSError as error:
             self._close_quietly()
             raise self._cannot_write(error) from error
 
     def _close_quietly(self) -> None:
-        with suppress(OSError, ValueError):  # the first error is the one to tell
+        with suppress(OSError, ValueError):  # the first error is the one to report
             self._container.close()
 
     def _cannot_write(self, error: OSError) -> ConfigError:
         reason = error.strerror or error
         return ConfigError(
-            f"Cannot write {self.path}: {reason}. Choose a folder that exists, can be written to "
-            "and has room."
+            f"Cannot write {self.path}: {reason}. Choose a folder that exists, is writable "
+            "and has free space."
         )
 
 
 class Recording(ThreadedSink):
-    """Records a live session into an mp4, mov or mkv file that survives a crash.
+    """A recording of a live session as an mp4, mov or mkv file that survives a crash.
 
-    The file holds what was shown, without the pauses of a stall; picture and sound stay together.
+    The file contains the frames that were shown, without the gaps of stalls, in sync with audio.
 
     Args:
-        path: see `write_video`. An older file of that name is replaced at once.
-        badge: draw the badge "AI avatar" into the pictures.
-        max_pictures: so many pictures may wait to be written; the next ones are left out.
+        path: see `write_video`. An existing file is overwritten at once.
+        badge: draw the badge "AI avatar" into the frames.
+        max_video_frames: see `ThreadedSink`.
     """
 
-    def __init__(self, path: str | Path, *, badge: bool = True, max_pictures: int = 50) -> None:
-        super().__init__("recording", max_pictures=max_pictures)
+    def __init__(self, path: str | Path, *, badge: bool = True, max_video_frames: int = 50) -> None:
+        super().__init__("recording", max_video_frames=max_video_frames)
         self._writer = VideoWriter(
             path, SAMPLE_RATE, badge=badge, crash_safe=True, x264=dict(_LIVE_X264)
         )
@@ -259,6 +258,6 @@ def _options(container: str, crash_safe: bool) -> dict[str, str]:
         return {"cluster_time_limit": "1000", "flush_packets": "1"} if crash_safe else {}
     if not crash_safe:
         return {"movflags": "+faststart"}
-    # Fragments while it grows, a plain file at the end: players then know its length.
+    # Fragments while recording, a plain file at the end, so that players know its length.
     flags = "+frag_keyframe+delay_moov+hybrid_fragmented"
     return {"movflags": flags, "flush_packets": "1"}

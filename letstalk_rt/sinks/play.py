@@ -1,4 +1,4 @@
-"""Shows one live session in any number of sinks, all at the same moment."""
+"""Plays one live session in any number of sinks, synchronised."""
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Sequence
@@ -13,21 +13,21 @@ from letstalk_rt.types import AVFrame, SegmentEnd
 
 
 class LiveSession(AsyncIterable[AVFrame | SegmentEnd], Protocol):
-    """What is played; `letstalk_rt.AvatarSession` is one."""
+    """A session that can be played, such as `letstalk_rt.AvatarSession`."""
 
     metrics: Metrics
 
     @property
     def epoch(self) -> int:
-        """How many interrupts there were."""
+        """Number of interrupts so far."""
         ...
 
     def on_event(self, listener: EventListener) -> Callable[[], None]:
-        """Call `listener` with each event from now on; returns what ends that."""
+        """Call `listener` with each event; return a function that unsubscribes it."""
         ...
 
     def notify_played(self, frame: AVFrame) -> None:
-        """Report that a frame is shown now, and its sound heard."""
+        """Report that a frame is visible, and its audio audible, now."""
         ...
 
 
@@ -39,47 +39,47 @@ async def play(
     on_open: Callable[[], None] = lambda: None,
     on_segment_end: Callable[[SegmentEnd], None] | None = None,
 ) -> None:
-    """Show a session until it ends, and close the sinks.
+    """Play a session until it ends, then close the sinks.
 
-    What the eye and the ear get belongs together: a loudspeaker needs some time, so the pictures
-    for people who watch live are held back by as much.
+    A loudspeaker has some latency; to keep audio and video in sync, the frames for other sinks that
+    are watched live are delayed by as much.
 
     Args:
-        session: open, with `playback="reported"`: a frame is reported when it can be seen and
-            heard in the slowest sink.
-        sinks: where to; not opened yet.
-        size: width and height of the pictures.
-        on_open: called when all sinks are open: connected, where they connect.
+        session: an open session with `playback="reported"`. A frame is reported as played when the
+            slowest sink shows it.
+        sinks: the sinks, not opened yet.
+        size: width and height of the frames.
+        on_open: called when all sinks are open and connected.
         on_segment_end: called at the end of each utterance.
 
     Raises:
-        LetsTalkError: a sink cannot be opened or has failed, or the session has.
+        LetsTalkError: a sink or the session has failed.
     """
     try:
         for sink in sinks:
             await asyncio.to_thread(sink.open, *size)
         on_open()
-        fan = _Fan(session, sinks)
+        fan_out = _FanOut(session, sinks)
         playout = Playout(
-            fan.show,
-            repeat=fan.repeat,
-            played=fan.report,
+            fan_out.show,
+            repeat=fan_out.repeat,
+            played=fan_out.report,
             end_segment=on_segment_end,
             epoch=lambda: session.epoch,
             metrics=session.metrics,
         )
-        stop_hearing = session.on_event(fan.hear)
+        unsubscribe = session.on_event(fan_out.on_event)
         try:
             await playout.run(session)
         finally:
-            stop_hearing()
-            await fan.finish()
+            unsubscribe()
+            await fan_out.finish()
     finally:
         await _close_all(sinks)
 
 
-class _Fan:
-    """Hands each frame to each sink, early to those that are slow to show it."""
+class _FanOut:
+    """Distributes frames to the sinks, each delayed so that all show a frame at the same time."""
 
     def __init__(self, session: LiveSession, sinks: Sequence[Sink]) -> None:
         latencies = [0.0 if sink.latency_s is None else sink.latency_s for sink in sinks]
@@ -96,42 +96,42 @@ class _Fan:
         if self._failure is not None:
             raise self._failure
         for sink, delay_s in self._sinks:
-            self._soon(delay_s, sink.show, frame)
+            self._schedule(delay_s, sink.show, frame)
 
     def repeat(self, frame: AVFrame) -> None:
         for sink, delay_s in self._sinks:
-            self._soon(delay_s, sink.repeat, frame)
+            self._schedule(delay_s, sink.repeat, frame)
 
     def report(self, frame: AVFrame) -> None:
-        """Tell the session when a frame that was shown can be seen and heard."""
-        self._soon(self._slowest_s, self._session.notify_played, frame)
+        """Report a frame to the session as played once the slowest sink shows it."""
+        self._schedule(self._slowest_s, self._session.notify_played, frame)
 
-    def hear(self, event: Event) -> None:
-        """Let an interrupt be heard at once, not with the next frame."""
+    def on_event(self, event: Event) -> None:
+        """Flush the sinks at once on an interrupt, not with the next frame."""
         if event.type == "segment.interrupted":
             for sink, _ in self._sinks:
                 sink.flush()
 
     async def finish(self) -> None:
-        """Wait for what is held back."""
+        """Wait for the delayed frames."""
         if self._slowest_s:
             await asyncio.sleep(self._slowest_s)
 
-    def _soon(self, delay_s: float, take: Callable[[AVFrame], None], frame: AVFrame) -> None:
+    def _schedule(self, delay_s: float, receive: Callable[[AVFrame], None], frame: AVFrame) -> None:
         if delay_s <= 0:
-            take(frame)
+            receive(frame)
         else:
-            asyncio.get_running_loop().call_later(delay_s, self._late, take, frame)
+            asyncio.get_running_loop().call_later(delay_s, self._deliver_late, receive, frame)
 
-    def _late(self, take: Callable[[AVFrame], None], frame: AVFrame) -> None:
+    def _deliver_late(self, receive: Callable[[AVFrame], None], frame: AVFrame) -> None:
         try:
-            take(in_epoch(frame, self._session.epoch))
+            receive(in_epoch(frame, self._session.epoch))
         except Exception as error:  # raised with the next frame
             self._failure = error
 
 
 async def _close_all(sinks: Sequence[Sink]) -> None:
-    """Close every sink, then tell the first thing that went wrong."""
+    """Close every sink, then raise the first error."""
     closing = asyncio.gather(
         *(asyncio.to_thread(sink.close) for sink in sinks), return_exceptions=True
     )

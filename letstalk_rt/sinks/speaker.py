@@ -1,4 +1,4 @@
-"""Plays a session's sound on a loudspeaker, or into a virtual microphone."""
+"""Plays the audio of a session on a loudspeaker, or into a virtual microphone."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame
 
 MAX_DELAY_MS = 2000
 BUFFER_S = 0.075
-"""Held just after a frame's sound came in: the frame itself and 35 ms for a late one."""
+"""Buffer level just after a frame: the frame itself and 35 ms in case the next one is late."""
 
 
 class Speaker:
-    """The sound of a session on an output device.
+    """An output device that plays the audio of a session.
 
-    The sound of a frame is that of its picture, so it comes as much later than the voice that was
-    heard as the picture does: routed into a virtual microphone (`device="..."`) it stays in step
-    with a virtual camera. Picture sinks beside it are held back by `latency_s`, see `play`.
+    The audio is that of the frames, delayed as they are: routed into a virtual microphone
+    (`device="..."`), it is in sync with a virtual camera. Video sinks beside it are delayed by
+    `latency_s`, see `play`.
 
     Args:
-        device: number or part of the name of an output device; None is the default.
-        delay_ms: play the sound so much later than the picture, from 0 to 2000, for programs that
-            show the camera late.
+        device: number or part of the name of an output device; None for the default.
+        delay_ms: additional delay of the audio, from 0 to 2000, for programs that show the camera
+            late.
 
     Raises:
         ConfigError: `delay_ms` is out of range.
@@ -42,21 +42,21 @@ class Speaker:
 
     @property
     def latency_s(self) -> float:
-        """From `show` to the ear, the wanted delay left out."""
+        """Seconds from `show` until the audio is audible, without `delay_ms`."""
         device_s = 0.0 if self._stream is None else float(self._stream.latency)
         return BUFFER_S - 1 / FPS + device_s
 
     @property
     def underruns(self) -> int:
-        """How often the sound broke off because none came."""
+        """How often the buffer ran dry during audio."""
         return 0 if self._buffer is None else self._buffer.underruns
 
     def open(self, width: int, height: int) -> None:
         """Open the device.
 
         Raises:
-            ConfigError: no such device.
-            DependencyError: no device works, or PortAudio is missing.
+            ConfigError: no device matches.
+            DependencyError: the device cannot be opened, or PortAudio is not installed.
         """
         sounddevice = load_sounddevice()
         device = find_device("output", self._device)
@@ -76,12 +76,12 @@ class Speaker:
             self._stream.start()
         except sounddevice.PortAudioError as error:
             raise DependencyError(
-                f"The sound output {device['name']!r} cannot be opened. Close the program that "
-                "uses it, or name another device."
+                f"The audio output {device['name']!r} cannot be opened. Close the program that "
+                "uses it, or choose another device."
             ) from error
 
     def show(self, frame: AVFrame) -> None:
-        """Queue the frame's sound; after an interrupt, drop what waits of before."""
+        """Queue the audio of the frame; after an interrupt, drop queued audio first."""
         assert self._buffer is not None, "open first"
         if frame.epoch != self._epoch:
             self._epoch = frame.epoch
@@ -89,21 +89,21 @@ class Speaker:
         self._buffer.push(self._resampler.resample_chunk(frame.pcm))
 
     def repeat(self, frame: AVFrame) -> None:
-        """Play nothing: a repeated picture has no sound."""
+        """Do nothing: a repeated frame has no audio."""
 
     def flush(self) -> None:
-        """Fall silent at once; what the device itself holds is still heard."""
+        """Fall silent at once, except for what the device itself buffers."""
         if self._buffer is not None:
             self._buffer.clear()
             self._resampler.clear()
 
     def close(self) -> None:
-        """Free the device. Safe to call twice."""
+        """Release the device. May be called twice."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def _fill(self, out: np.ndarray, count: int, time: Any, status: Any) -> None:
-        """Runs in PortAudio's thread."""
+        """Fill an output block. Called in PortAudio's thread."""
         assert self._buffer is not None
         out[:] = self._buffer.pull(count)[:, None]

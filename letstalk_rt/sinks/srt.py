@@ -1,4 +1,4 @@
-"""A sending SRT socket by the system's libsrt, for FFmpeg in PyAV's wheels speaks no SRT."""
+"""A sending SRT socket by the system's libsrt, because FFmpeg in PyAV's wheels lacks SRT."""
 
 import ctypes
 import ctypes.util
@@ -13,12 +13,12 @@ from urllib.parse import parse_qsl, urlsplit
 from letstalk_rt.errors import ConfigError, DependencyError
 
 PAYLOAD_BYTES = 1316
-"""Seven packets of MPEG-TS: what live mode sends in one datagram."""
+"""Seven packets of MPEG-TS, the size of a datagram in live mode."""
 
 _DEFAULT_LATENCY_MS = 120
 _SEND_TIMEOUT_MS = 5000
 _LINGER_S = 2
-"""On closing, what is not sent yet is waited for so long."""
+"""Longest time that closing waits for unsent data."""
 
 _LINGER, _SNDTIMEO, _LATENCY, _PASSPHRASE, _PBKEYLEN, _CONNTIMEO, _STREAMID = (
     7,
@@ -38,16 +38,16 @@ _FILES = (
 
 @dataclass(frozen=True)
 class SrtTarget:
-    """Where to send, as an SRT address says it.
+    """The destination of an SRT connection.
 
     Attributes:
-        host: name or address of the listener.
-        port: of it.
-        stream_id: what the listener knows this stream by.
+        host: host name or address of the listener.
+        port: port of the listener.
+        stream_id: SRT stream id.
         passphrase: 10 to 79 characters, or empty for no encryption.
-        key_bytes: 16, 24 or 32.
-        latency_ms: how long the listener waits for packets that were lost.
-        connect_timeout_ms: for the first answer.
+        key_bytes: length of the encryption key: 16, 24 or 32.
+        latency_ms: how long the listener waits for lost packets.
+        connect_timeout_ms: timeout of the connection attempt.
     """
 
     host: str
@@ -60,45 +60,47 @@ class SrtTarget:
 
     @classmethod
     def parse(cls, url: str) -> "SrtTarget":
-        """Read `srt://HOST:PORT?streamid=..&passphrase=..&latency=MS&pbkeylen=..`.
+        """Parse `srt://HOST:PORT?streamid=..&passphrase=..&latency=MS&pbkeylen=..`.
 
         Raises:
-            ConfigError: it is no such address.
+            ConfigError: `url` is not such an address.
         """
         parts = urlsplit(url)
-        given = dict(parse_qsl(parts.query))
-        if given.pop("mode", "caller") != "caller":
-            raise ConfigError("SRT is sent in mode 'caller' only; leave mode out of the address.")
+        options = dict(parse_qsl(parts.query))
+        if options.pop("mode", "caller") != "caller":
+            raise ConfigError(
+                "Only the SRT mode 'caller' is supported; remove mode from the address."
+            )
         try:
             host, port = parts.hostname, parts.port
-            latency_ms = int(given.pop("latency", _DEFAULT_LATENCY_MS))
-            key_bytes = int(given.pop("pbkeylen", 16))
+            latency_ms = int(options.pop("latency", _DEFAULT_LATENCY_MS))
+            key_bytes = int(options.pop("pbkeylen", 16))
         except ValueError as error:
-            raise ConfigError(f"The SRT address holds a number that is none: {error}.") from error
+            raise ConfigError(f"The SRT address contains an invalid number: {error}.") from error
         if not host or not port:
-            raise ConfigError("An SRT address looks like srt://HOST:PORT?streamid=NAME.")
-        names = given.pop("streamid", ""), given.pop("passphrase", "")
-        if names[1] and not 10 <= len(names[1]) <= 79:
-            raise ConfigError("An SRT passphrase has 10 to 79 characters.")
+            raise ConfigError("The SRT address must be of the form srt://HOST:PORT?streamid=NAME.")
+        stream_id, passphrase = options.pop("streamid", ""), options.pop("passphrase", "")
+        if passphrase and not 10 <= len(passphrase) <= 79:
+            raise ConfigError("The SRT passphrase must have 10 to 79 characters.")
         if key_bytes not in (16, 24, 32):
             raise ConfigError(f"pbkeylen is {key_bytes}; expected 16, 24 or 32 (bytes).")
-        if given:
+        if options:
             raise ConfigError(
-                f"The SRT address has the unknown option {next(iter(given))!r}; known: streamid, "
-                "passphrase, pbkeylen, latency (milliseconds)."
+                f"The SRT address has the unknown option {next(iter(options))!r}; expected "
+                "streamid, passphrase, pbkeylen or latency (milliseconds)."
             )
-        return cls(host, port, *names, key_bytes=key_bytes, latency_ms=latency_ms)
+        return cls(host, port, stream_id, passphrase, key_bytes, latency_ms)
 
 
 class SrtSocket:
-    """A connected caller; a file to PyAV. Errors while sending are `OSError`s.
+    """A connected SRT caller, which PyAV uses as a file. Errors while sending are `OSError`s.
 
     Args:
-        target: where to connect to. Blocking.
+        target: the destination. The constructor blocks until it is connected.
 
     Raises:
         DependencyError: libsrt is not installed.
-        OSError: nobody listens there, or it refuses.
+        OSError: the connection failed or was refused.
     """
 
     def __init__(self, target: SrtTarget) -> None:
@@ -124,28 +126,28 @@ class SrtSocket:
             raise
 
     def write(self, data: bytes) -> int:
-        """Send; blocks while the send buffer is full."""
+        """Send `data`, and block while the send buffer is full."""
         for start in range(0, len(data), PAYLOAD_BYTES):
-            part = bytes(data[start : start + PAYLOAD_BYTES])
-            self._check(self._library.srt_send(self._socket, part, len(part)))
+            packet = bytes(data[start : start + PAYLOAD_BYTES])
+            self._check(self._library.srt_send(self._socket, packet, len(packet)))
             self._written = True
         return len(data)
 
     def close(self) -> None:
-        """Hang up once all is delivered, or after some seconds. Safe to call twice."""
+        """Close once all data is delivered, or after a few seconds. May be called twice."""
         if self._socket >= 0:
-            self._deliver()
+            self._drain()
             self._library.srt_close(self._socket)
             self._socket = -1
 
-    def _deliver(self) -> None:
-        """Wait for the last packets: a receiver drops what it holds back when one hangs up."""
+    def _drain(self) -> None:
+        """Wait until the last packets are received; a receiver drops its buffer on close."""
         blocks, size = ctypes.c_size_t(), ctypes.c_size_t()
         until_s = time.monotonic() + _LINGER_S
         while time.monotonic() < until_s:
-            waiting = (ctypes.byref(blocks), ctypes.byref(size))
-            if self._library.srt_getsndbuffer(self._socket, *waiting) < 0:
-                return  # not connected, or the line is dead
+            counts = ctypes.byref(blocks), ctypes.byref(size)
+            if self._library.srt_getsndbuffer(self._socket, *counts) < 0:
+                return  # not connected any more
             if not blocks.value:
                 break
             time.sleep(0.01)
@@ -165,10 +167,10 @@ class SrtSocket:
 
 @cache
 def load_libsrt() -> ctypes.CDLL:
-    """Find the system's libsrt and start it.
+    """Load the system's libsrt and start it.
 
     Raises:
-        DependencyError: there is none.
+        DependencyError: libsrt is not installed.
     """
     found = [ctypes.util.find_library(name) for name in _NAMES]
     for name in (*filter(None, found), *_FILES):
@@ -178,29 +180,29 @@ def load_libsrt() -> ctypes.CDLL:
             continue
         library.srt_getlasterror_str.restype = ctypes.c_char_p
         library.srt_startup()
-        library.srt_setloglevel(0)  # its own lines on stderr say less than our errors
+        library.srt_setloglevel(0)  # its lines on stderr add nothing to our errors
         return library
     raise DependencyError(
         "SRT needs the library libsrt, which is not installed. "
-        f"Install it with: {_how_to_install()}."
+        f"Install it with: {_install_instruction()}."
     )
 
 
-def _how_to_install() -> str:
+def _install_instruction() -> str:
     if sys.platform == "darwin":
         return "brew install srt"
     if sys.platform == "win32":
-        return "the libsrt installer of the Haivision SRT project, and put srt.dll on PATH"
+        return "the libsrt installer of the Haivision SRT project, then add srt.dll to PATH"
     return "apt install libsrt1.5-openssl (Debian, Ubuntu) or dnf install srt-libs (Fedora)"
 
 
 def _address(host: str, port: int) -> bytes:
-    """Resolve to a `sockaddr` as C lays it out."""
-    family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    """Resolve a host and return it as a C `sockaddr`."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     head = int(family).to_bytes(2, sys.byteorder)
     if sys.platform == "darwin":
         head = bytes([28 if family == socket.AF_INET6 else 16, family])
-    packed = socket.inet_pton(family, str(where[0]).partition("%")[0])
+    packed = socket.inet_pton(family, str(address[0]).partition("%")[0])
     if family == socket.AF_INET6:
         return head + port.to_bytes(2, "big") + bytes(4) + packed + bytes(4)
     return head + port.to_bytes(2, "big") + packed + bytes(8)

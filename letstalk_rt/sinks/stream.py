@@ -1,4 +1,4 @@
-"""Pushes a live session to a streaming service by RTMP, RTMPS or SRT."""
+"""Pushes a live session to a streaming server by RTMP, RTMPS or SRT."""
 
 import logging
 import ssl
@@ -23,35 +23,35 @@ DEFAULT_BIT_RATE = 2_500_000
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 16.0
 _GIVE_UP_S = 120.0
 STALL_S = 5.0
-"""A server that takes nothing for so long is gone."""
+"""A server that accepts no data for this long counts as disconnected."""
 
 _CLOSE_S = 2.0
-"""What waits when the session ends is still sent for so long."""
+"""How long queued frames are still sent after the session ended."""
 
-_AT_ONCE = {"flush_packets": "1"}
+_UNBUFFERED = {"flush_packets": "1"}
 _KEY_FRAME_S = 2.0
-"""What the services ask for."""
+"""The interval that streaming services require."""
 
 
 class StreamPush(ThreadedSink):
-    """Sends H.264 and AAC (48 kHz stereo) to a server, and connects again when the line breaks.
+    """A stream of H.264 and AAC (48 kHz stereo) to a server, which reconnects when it breaks.
 
-    What falls into a break is lost; the session goes on meanwhile. A server that takes nothing for
-    five seconds counts as a break. `close` takes some seconds at most, whatever the server does.
+    Frames are lost while it is disconnected; the session continues. A server that accepts no data
+    for five seconds counts as disconnected. `close` takes a few seconds at most.
 
     Args:
-        url: `rtmp://`, `rtmps://` or `srt://`, stream key included. It is never logged.
-        bit_rate: of the picture, bit/s.
-        badge: draw the badge "AI avatar" into the pictures.
+        url: an `rtmp://`, `rtmps://` or `srt://` address with the stream key. It is never logged.
+        bit_rate: bit rate of the video in bit/s.
+        badge: draw the badge "AI avatar" into the frames.
         verify: check the certificate of an `rtmps://` server.
-        clock: monotonic seconds.
-        connect: makes a line; blocking, raises `OSError` where nobody answers.
+        clock: returns monotonic seconds.
+        connect: opens a connection; it blocks, and raises `OSError` on failure.
 
     Attributes:
-        connects: how often the line was made.
+        connects: number of connections made so far.
 
     Raises:
-        ConfigError: `url` or `bit_rate` cannot be used.
+        ConfigError: `url` or `bit_rate` is invalid.
     """
 
     def __init__(
@@ -66,27 +66,27 @@ class StreamPush(ThreadedSink):
     ) -> None:
         super().__init__("stream")
         self.connects = 0
-        self._scheme = _check(url)
+        self._scheme = _check_url(url)
         if not 100_000 <= bit_rate <= 50_000_000:
             raise ConfigError(
                 f"The bit rate is {bit_rate}; expected 100000 to 50000000 bit/s (100k to 50M)."
             )
         self._url, self._verify, self._clock = url, verify, clock
-        self._make_line = connect
+        self._open_connection = connect
         self._settings = EncoderSettings(
             SAMPLE_RATE,
             badge=badge,
             aac_rate=48_000,
             aac_channels=2,
-            x264=_x264(bit_rate),
+            x264=_x264_options(bit_rate),
             bit_rate=bit_rate,
             key_frame_s=_KEY_FRAME_S,
         )
         self._size = (0, 0)
-        self._line: StreamConnection | None = None
-        self._stale = 0  # items queued while there was no line
-        self._broken_s = self._retry_s = 0.0
-        self._pause_s = _FIRST_RETRY_S
+        self._connection: StreamConnection | None = None
+        self._stale = 0  # frames queued while disconnected
+        self._disconnected_s = self._retry_s = 0.0
+        self._backoff_s = _FIRST_RETRY_S
 
     def _open(self, width: int, height: int) -> None:
         self._size = width, height
@@ -94,71 +94,74 @@ class StreamPush(ThreadedSink):
             self._connect()
         except OSError as error:
             raise ConfigError(
-                f"Cannot connect to {self._where()}: {_reason(error)}. Check the address, the "
-                "stream key and that the server listens."
+                f"Cannot connect to {self._server_name()}: {_reason(error)}. Check the address, "
+                "the stream key, and that the server is running."
             ) from error
 
     def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
-        if self._ended_s is not None and time.monotonic() - self._ended_s > _CLOSE_S:
+        if (
+            self._closing_since_s is not None
+            and time.monotonic() - self._closing_since_s > _CLOSE_S
+        ):
             return
-        if self._line is None and not self._connected_again():
+        if self._connection is None and not self._reconnect():
             return
         if self._stale:
             self._stale -= 1
             return
-        assert self._line is not None
+        assert self._connection is not None
         try:
-            self._line.write(rgb, pcm)
+            self._connection.write(rgb, pcm)
         except OSError as error:
-            logger.warning("the line broke", extra={"error": type(error).__name__})
-            self._line.hang_up()
-            self._line = None
-            self._broken_s, self._pause_s = self._clock(), _FIRST_RETRY_S
-            self._retry_s = self._broken_s + self._pause_s
+            logger.warning("stream connection lost", extra={"error": type(error).__name__})
+            self._connection.abort()
+            self._connection = None
+            self._disconnected_s, self._backoff_s = self._clock(), _FIRST_RETRY_S
+            self._retry_s = self._disconnected_s + self._backoff_s
 
     def _close(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
             with suppress(OSError):
-                line.finish()
+                connection.finish()
 
-    def _connected_again(self) -> bool:
-        if self._ended_s is not None or self._clock() < self._retry_s:
+    def _reconnect(self) -> bool:
+        if self._closing_since_s is not None or self._clock() < self._retry_s:
             return False
         try:
             self._connect()
         except OSError as error:
-            if self._clock() - self._broken_s > _GIVE_UP_S:
+            if self._clock() - self._disconnected_s > _GIVE_UP_S:
                 raise EngineError(
-                    f"The line to {self._where()} broke and could not be made again within "
-                    f"{_GIVE_UP_S:.0f} s: {_reason(error)}"
+                    f"The connection to {self._server_name()} was lost and could not be restored "
+                    f"within {_GIVE_UP_S:.0f} s: {_reason(error)}"
                 ) from error
-            self._pause_s = min(2 * self._pause_s, _LAST_RETRY_S)
-            self._retry_s = self._clock() + self._pause_s
+            self._backoff_s = min(2 * self._backoff_s, _LAST_RETRY_S)
+            self._retry_s = self._clock() + self._backoff_s
             return False
         self._stale = self._items.qsize()
         return True
 
     def _connect(self) -> None:
         if self._scheme == "srt":
-            load_libsrt()  # says what to install
-        options = dict(_AT_ONCE)
+            load_libsrt()  # raises with what to install
+        options = dict(_UNBUFFERED)
         if self._scheme != "srt":
             options["flvflags"] = "no_duration_filesize"
         if self._scheme == "rtmps":
-            options |= _certificates() if self._verify else {"tls_verify": "0"}
-        form = SCHEMES[self._scheme]
-        target = StreamTarget(self._url, form, options, self._size, self._settings, STALL_S)
-        self._line = self._make_line(target)
+            options |= _tls_options() if self._verify else {"tls_verify": "0"}
+        container = SCHEMES[self._scheme]
+        target = StreamTarget(self._url, container, options, self._size, self._settings, STALL_S)
+        self._connection = self._open_connection(target)
         self.connects += 1
 
-    def _where(self) -> str:
-        """Name the server without path and key, which are secrets."""
+    def _server_name(self) -> str:
+        """Return the address of the server without path and key, which are secret."""
         parts = urlsplit(self._url)
         return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
-def _check(url: str) -> str:
+def _check_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or not parts.hostname:
         raise ConfigError(
@@ -170,7 +173,7 @@ def _check(url: str) -> str:
     return parts.scheme
 
 
-def _x264(bit_rate: int) -> dict[str, str]:
+def _x264_options(bit_rate: int) -> dict[str, str]:
     return {
         "preset": "superfast",
         "tune": "zerolatency",
@@ -180,7 +183,7 @@ def _x264(bit_rate: int) -> dict[str, str]:
     }
 
 
-def _certificates() -> dict[str, str]:
+def _tls_options() -> dict[str, str]:
     paths = ssl.get_default_verify_paths()
     return {"tls_verify": "1"} | ({"ca_file": paths.cafile} if paths.cafile else {})
 

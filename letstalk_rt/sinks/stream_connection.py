@@ -1,8 +1,8 @@
-"""One line to a streaming server, kept by a process of its own.
+"""One connection to a streaming server, in a process of its own.
 
-FFmpeg holds Python's interpreter while it connects and hangs up, which takes seconds when the
-server does not answer, and the whole session would stand still. A process can also be ended when
-nothing else helps. It is given the address through its standard input, for it holds a secret.
+FFmpeg holds Python's interpreter lock while it connects and disconnects, which takes seconds if the
+server does not respond and would block the session. A process can also be killed. It receives the
+address on its standard input, because the address contains a secret.
 """
 
 import os
@@ -23,24 +23,24 @@ from letstalk_rt.portrait.watermark import statement_metadata
 from letstalk_rt.sinks.av_encoder import AVEncoder, EncoderSettings
 from letstalk_rt.sinks.srt import SrtSocket, SrtTarget
 
-_HANG_UP_S = 8.0
+_CLOSE_TIMEOUT_S = 8.0
 
 
 @dataclass(frozen=True)
 class StreamTarget:
-    """Where to send, and how.
+    """The destination and the settings of a stream.
 
     Attributes:
-        url: of the server.
-        form: FFmpeg's name of the container.
-        options: of the line, in FFmpeg's words.
-        size: width and height of the pictures.
-        settings: of the encoders.
-        stall_s: a server that takes nothing for so long is gone.
+        url: address of the server.
+        container: FFmpeg's name of the container format.
+        options: FFmpeg's options of the connection.
+        size: width and height of the frames.
+        settings: settings of the encoder.
+        stall_s: a server that accepts no data for this long counts as disconnected.
     """
 
     url: str
-    form: str
+    container: str
     options: dict[str, str]
     size: tuple[int, int]
     settings: EncoderSettings
@@ -48,26 +48,26 @@ class StreamTarget:
 
 
 class StreamConnection:
-    """A line that is up; `write` and `finish` raise `OSError` when it breaks.
+    """An open connection; `write` and `finish` raise `OSError` when it is lost.
 
     Args:
-        target: where to. Blocking until the server has answered.
+        target: the destination. The constructor blocks until the server has responded.
 
     Raises:
-        LetsTalkError: something is missing to send at all.
-        OSError: nobody listens there, or it refuses.
+        LetsTalkError: a dependency is missing.
+        OSError: the connection failed or was refused.
     """
 
     def __init__(self, target: StreamTarget) -> None:
-        words = [sys.executable, "-m", "letstalk_rt.sinks.stream_connection"]
+        command = [sys.executable, "-m", "letstalk_rt.sinks.stream_connection"]
         self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         try:
             self._send(target)
-            self._check_answer()
+            self._check_reply()
         except BaseException:
-            self.hang_up()
+            self.abort()
             raise
 
     def write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
@@ -75,22 +75,22 @@ class StreamConnection:
         self._send((rgb, pcm))
 
     def finish(self) -> None:
-        """Send what the encoders still hold, and hang up; some seconds at most."""
+        """Send the frames that the encoders still buffer, then close; a few seconds at most."""
         try:
             self._send(None)
-            self._process.wait(_HANG_UP_S)
+            self._process.wait(_CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
-            raise TimeoutError("the server does not take the last frames") from error
+            raise TimeoutError("the server does not accept the last frames") from error
         finally:
-            self.hang_up()
+            self.abort()
 
-    def hang_up(self) -> None:
-        """End it at once. Safe to call twice."""
+    def abort(self) -> None:
+        """Kill the process. May be called twice."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with suppress(OSError):  # it writes what the process will not read any more
+            with suppress(OSError):  # flushing to a dead process fails
                 pipe.close()
 
     def _send(self, item: Any) -> None:
@@ -98,18 +98,18 @@ class StreamConnection:
         pickle.dump(item, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
         self._process.stdin.flush()
 
-    def _check_answer(self) -> None:
+    def _check_reply(self) -> None:
         assert self._process.stdout is not None
         try:
-            problem = pickle.load(self._process.stdout)
+            error = pickle.load(self._process.stdout)
         except EOFError:
-            raise ConnectionError("the process that keeps the line ended") from None
-        if problem is not None:
-            raise problem
+            raise ConnectionError("the streaming process ended") from None
+        if error is not None:
+            raise error
 
 
-def _keep(source: BinaryIO, answers: BinaryIO) -> None:
-    """Connect, then send frames until told to end; the other end of `StreamConnection`."""
+def _serve(source: BinaryIO, replies: BinaryIO) -> None:
+    """Connect, then send frames until the end mark; the process side of `StreamConnection`."""
     target: StreamTarget = pickle.load(source)
     try:
         container, socket = _open(target)
@@ -117,10 +117,10 @@ def _keep(source: BinaryIO, answers: BinaryIO) -> None:
         encoder.start(*target.size)
         container.start_encoding()
     except (OSError, LetsTalkError) as error:
-        _answer(answers, _plain(error))
+        _reply(replies, _picklable(error))
         return
-    _answer(answers, None)
-    with suppress(EOFError):  # whoever we work for is gone
+    _reply(replies, None)
+    with suppress(EOFError):  # the parent process has ended
         while (item := pickle.load(source)) is not None:
             encoder.write(*item)
     encoder.finish()
@@ -132,9 +132,9 @@ def _keep(source: BinaryIO, answers: BinaryIO) -> None:
 def _open(target: StreamTarget) -> tuple[OutputContainer, SrtSocket | None]:
     if target.url.startswith("srt:"):
         socket = SrtSocket(SrtTarget.parse(target.url))
-        container = av.open(socket, "w", format=target.form, options=dict(target.options))
+        container = av.open(socket, "w", format=target.container, options=dict(target.options))
     else:
-        # FFmpeg's tee hands options on to the line, which PyAV does not (18.1).
+        # FFmpeg's tee passes options to the protocol, which PyAV does not (18.1).
         socket = None
         container = av.open(tee_name(target), "w", format="tee")
     container.metadata.update(statement_metadata())
@@ -142,35 +142,38 @@ def _open(target: StreamTarget) -> tuple[OutputContainer, SrtSocket | None]:
 
 
 def tee_name(target: StreamTarget) -> str:
-    """Name a server with its options as FFmpeg's tee reads it."""
-    given = target.options | {"f": target.form, "rw_timeout": str(int(target.stall_s * 1e6))}
-    options = ":".join(f"{name}={_quoted(value, ':]=')}" for name, value in given.items())
-    return _quoted(f"[{options}]{target.url}", "|")
+    """Return the server with its options in the syntax of FFmpeg's tee."""
+    settings = target.options | {
+        "f": target.container,
+        "rw_timeout": str(int(target.stall_s * 1e6)),
+    }
+    options = ":".join(f"{name}={_escape(value, ':]=')}" for name, value in settings.items())
+    return _escape(f"[{options}]{target.url}", "|")
 
 
-def _quoted(text: str, special: str) -> str:
-    """Escape what FFmpeg's parsers take for more than itself."""
+def _escape(text: str, special: str) -> str:
+    """Escape the characters that FFmpeg's parsers treat as special."""
     return re.sub(rf"([\\' {re.escape(special)}])", r"\\\1", text)
 
 
-def _plain(error: Exception) -> Exception:
-    """Give an error that can be sent: those of PyAV hold more than can be."""
+def _picklable(error: Exception) -> Exception:
+    """Return an error that can be pickled; those of PyAV cannot."""
     return (
         OSError(error.errno, error.strerror or str(error)) if isinstance(error, OSError) else error
     )
 
 
-def _answer(answers: BinaryIO, problem: Exception | None) -> None:
-    pickle.dump(problem, answers)
-    answers.flush()
+def _reply(replies: BinaryIO, error: Exception | None) -> None:
+    pickle.dump(error, replies)
+    replies.flush()
 
 
 def main() -> None:
-    """Keep one line, as standard input says; exit with 1 when it breaks."""
+    """Serve the connection described on standard input; exit with status 1 when it is lost."""
     try:
-        _keep(sys.stdin.buffer, sys.stdout.buffer)
+        _serve(sys.stdin.buffer, sys.stdout.buffer)
     except OSError:
-        os._exit(1)  # no last words to a line that is gone
+        os._exit(1)  # skips the cleanup, which would write to the lost connection
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shows a session as a camera that other programs can choose."""
+"""Shows a session as a virtual camera for other programs."""
 
 import sys
 from typing import Any
@@ -22,13 +22,13 @@ INSTALL = {
 
 
 class VirtualCamera(ThreadedSink):
-    """The pictures of a session as a camera.
+    """A virtual camera that shows the frames of a session.
 
     Args:
-        device: e.g. `/dev/video2`; None takes the first free one.
-        size: width and height of the camera; the picture is scaled to fit, on black. None makes a
-            camera of the picture's size.
-        badge: draw the badge "AI avatar" into the pictures.
+        device: a device such as `/dev/video2`; None for the first free one.
+        size: width and height of the camera; frames are scaled to fit, on black. None for the size
+            of the frames.
+        badge: draw the badge "AI avatar" into the frames.
     """
 
     latency_s = 0.0
@@ -40,21 +40,21 @@ class VirtualCamera(ThreadedSink):
         size: tuple[int, int] | None = None,
         badge: bool = True,
     ) -> None:
-        super().__init__("virtual camera", max_pictures=3)
+        super().__init__("virtual camera", max_video_frames=3)
         if size is not None and not all(64 <= side <= 4096 and side % 2 == 0 for side in size):
             raise ConfigError(
-                f"The camera's size is {size[0]}x{size[1]}; expected even numbers from 64 to 4096."
+                f"The camera size is {size[0]}x{size[1]}; expected even numbers from 64 to 4096."
             )
         self._device, self._size, self._badge = device, size, badge
         self._camera: Any = None
 
     @property
     def device(self) -> str:
-        """Name of the camera, once it is open."""
+        """Name of the camera; empty until it is open."""
         return "" if self._camera is None else str(self._camera.device)
 
     def repeat(self, frame: AVFrame) -> None:
-        """Send the picture again: some programs take a camera without frames for dead."""
+        """Send the image again; some programs treat a camera without new frames as disconnected."""
         self.show(AVFrame(frame.rgb, frame.pcm[:0], frame.index, frame.segment_id, frame.epoch))
 
     def _open(self, width: int, height: int) -> None:
@@ -65,16 +65,17 @@ class VirtualCamera(ThreadedSink):
                 *self._size, FPS, device=self._device, fmt=pyvirtualcam.PixelFormat.RGB
             )
         except RuntimeError as error:
-            what = "No virtual camera" if self._device is None else f"No camera {self._device}"
+            camera = "a virtual camera" if self._device is None else f"the camera {self._device}"
             raise DependencyError(
-                f"{what} can be opened ({_first_line(error)}). To get one, {how_to_install()}."
+                f"Cannot open {camera} ({_last_line(error)}). To set one up, "
+                f"{_setup_instruction()}."
             ) from error
 
     def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
         if rgb is not None:
             assert self._size is not None
-            picture = fitted(rgb, self._size)
-            self._camera.send(with_badge(picture) if self._badge else picture)
+            image = fit(rgb, self._size)
+            self._camera.send(with_badge(image) if self._badge else image)
 
     def _close(self) -> None:
         if self._camera is not None:
@@ -85,7 +86,7 @@ def load_pyvirtualcam() -> Any:
     """Import `pyvirtualcam`.
 
     Raises:
-        DependencyError: it is not installed.
+        DependencyError: the package is not installed.
     """
     try:
         import pyvirtualcam
@@ -97,13 +98,12 @@ def load_pyvirtualcam() -> Any:
     return pyvirtualcam
 
 
-def how_to_install() -> str:
-    """Say what this system needs to have a virtual camera."""
+def _setup_instruction() -> str:
     return INSTALL.get(sys.platform, INSTALL["linux"])
 
 
-def fitted(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale a picture to fit into `size` (width, height), on black, its shape kept."""
+def fit(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale an image to fit into `size` (width, height) on black, keeping its aspect ratio."""
     height, width = rgb.shape[:2]
     if (width, height) == size:
         return np.ascontiguousarray(rgb)
@@ -112,11 +112,11 @@ def fitted(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     image = Image.fromarray(np.ascontiguousarray(rgb))
     if inner != (width, height):
         image = image.resize(inner, Image.Resampling.BILINEAR)
-    shown = Image.new("RGB", size)
-    shown.paste(image, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
-    return np.array(shown)
+    padded = Image.new("RGB", size)
+    padded.paste(image, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return np.array(padded)
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

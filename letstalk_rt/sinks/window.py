@@ -1,4 +1,4 @@
-"""Shows a session in a window of its own, by Tk."""
+"""Shows a session in a Tk window."""
 
 import sys
 import threading
@@ -16,14 +16,14 @@ _POLL_MS = 10
 
 
 class PreviewWindow:
-    """The pictures of a session in a window.
+    """A window that shows the frames of a session.
 
-    Windows belong to the main thread on most systems: call `run` there, and drive the session in
-    another thread. `show` may be called from any.
+    Most systems require windows to run on the main thread: call `run` there, and run the session in
+    another thread. `show` may be called from any thread.
 
     Args:
-        title: of the window.
-        badge: draw the badge "AI avatar" into the pictures.
+        title: title of the window.
+        badge: draw the badge "AI avatar" into the frames.
     """
 
     latency_s = 0.0
@@ -32,42 +32,37 @@ class PreviewWindow:
         self._title, self._badge = title, badge
         self._lock = threading.Lock()
         self._newest: np.ndarray | None = None
-        self._size = (0, 0)
-        self._opened = threading.Event()
         self._ended = threading.Event()
-        self.shown = 0
 
     def open(self, width: int, height: int) -> None:
-        """Say how large the pictures are; the window appears with the first one."""
-        self._size = width, height
-        self._opened.set()
+        """Do nothing: the window opens with the first frame."""
 
     def show(self, frame: AVFrame) -> None:
-        """Take the newest picture; the window fetches it."""
+        """Store the newest image, which the window polls for."""
         with self._lock:
             self._newest = frame.rgb
 
     def repeat(self, frame: AVFrame) -> None:
-        """Nothing to do: a window keeps its picture."""
+        """Do nothing: the window keeps its image."""
 
     def flush(self) -> None:
-        """Nothing to do: a window has no sound."""
+        """Do nothing: the window has no audio."""
 
     def close(self) -> None:
-        """Let `run` return. Safe to call twice, from any thread."""
+        """Make `run` return. May be called twice, from any thread."""
         self._ended.set()
 
     def run(self, on_close: Callable[[], None]) -> None:
-        """Show the window until `close`, in the main thread.
+        """Show the window until `close`. Call this on the main thread.
 
         Args:
             on_close: called when the user closes the window.
 
         Raises:
-            DependencyError: Tk or a screen is missing.
+            DependencyError: Tk or a display is missing.
         """
-        root, photo_of = _tk(self._title)
-        label = _label(root)
+        root, make_photo = _open_tk(self._title)
+        label = _add_label(root)
         closed_by_user = threading.Event()
         root.protocol("WM_DELETE_WINDOW", closed_by_user.set)
         root.bind("<Escape>", lambda event: closed_by_user.set())
@@ -77,11 +72,10 @@ class PreviewWindow:
                 root.quit()
                 return
             with self._lock:
-                picture, self._newest = self._newest, None
-            if picture is not None:
-                label.image = photo_of(self._drawn(picture))  # keeps it alive
+                rgb, self._newest = self._newest, None
+            if rgb is not None:
+                label.image = make_photo(self._to_image(rgb))  # keeps a reference
                 label.configure(image=label.image)
-                self.shown += 1
             root.after(_POLL_MS, poll)
 
         root.after(0, poll)
@@ -92,11 +86,11 @@ class PreviewWindow:
         if closed_by_user.is_set():
             on_close()
 
-    def _drawn(self, rgb: np.ndarray) -> Image.Image:
+    def _to_image(self, rgb: np.ndarray) -> Image.Image:
         return Image.fromarray(with_badge(rgb) if self._badge else np.ascontiguousarray(rgb))
 
 
-def _tk(title: str) -> tuple[Any, Callable[[Image.Image], Any]]:
+def _open_tk(title: str) -> tuple[Any, Callable[[Image.Image], Any]]:
     try:
         import tkinter
 
@@ -110,7 +104,7 @@ def _tk(title: str) -> tuple[Any, Callable[[Image.Image], Any]]:
         root = tkinter.Tk(className="letstalk")
     except tkinter.TclError as error:
         raise DependencyError(
-            "There is no screen for a preview window. Run this on a desktop, or use --camera or "
+            "There is no display for a preview window. Run this on a desktop, or use --camera or "
             "--output instead."
         ) from error
     root.title(title)
@@ -118,7 +112,7 @@ def _tk(title: str) -> tuple[Any, Callable[[Image.Image], Any]]:
     return root, ImageTk.PhotoImage
 
 
-def _label(root: Any) -> Any:
+def _add_label(root: Any) -> Any:
     import tkinter
 
     label = tkinter.Label(root, borderwidth=0, background="black")

@@ -1,4 +1,4 @@
-"""Loudspeaker, camera, window and all of them at once: in step, and clear about what is missing."""
+"""Speaker, virtual camera, window, and playing in several sinks in sync."""
 
 import asyncio
 import importlib.util
@@ -10,44 +10,45 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.virtual_time import run
 
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.session.events import Event, EventListener
-from letstalk_rt.sinks import speaker as speaker_room
+from letstalk_rt.sinks import speaker as speaker_module
 from letstalk_rt.sinks.audio_buffer import AudioBuffer
 from letstalk_rt.sinks.base import ThreadedSink
 from letstalk_rt.sinks.play import play
 from letstalk_rt.sinks.speaker import Speaker
-from letstalk_rt.sinks.virtual_camera import VirtualCamera, fitted
+from letstalk_rt.sinks.virtual_camera import VirtualCamera, fit
 from letstalk_rt.sinks.window import PreviewWindow
 from letstalk_rt.types import AVFrame
 
 RATE = 48_000
-PIECE = 1920
+CHUNK = 1920
 
 
 def frame(index: int = 0, level: int = 0, epoch: int = 0) -> AVFrame:
-    picture = np.full((96, 128, 3), level, np.uint8)
-    return AVFrame(picture, np.full(640, 0.5, np.float32), index, 0, epoch)
+    rgb = np.full((96, 128, 3), level, np.uint8)
+    return AVFrame(rgb, np.full(640, 0.5, np.float32), index, 0, epoch)
 
 
-class TestSoundBuffer:
-    def test_it_waits_until_it_is_full_enough_then_gives_all_in_order(self) -> None:
+class TestAudioBuffer:
+    def test_it_returns_audio_in_order_once_the_target_is_reached(self) -> None:
         buffer = AudioBuffer(RATE, 0.075)
-        sound = np.arange(3 * PIECE, dtype=np.float32)
-        buffer.push(sound[:PIECE])
+        audio = np.arange(3 * CHUNK, dtype=np.float32)
+        buffer.push(audio[:CHUNK])
         assert not buffer.pull(480).any()
-        buffer.push(sound[PIECE:])
-        assert np.array_equal(np.concatenate([buffer.pull(480) for _ in range(12)]), sound)
+        buffer.push(audio[CHUNK:])
+        assert np.array_equal(np.concatenate([buffer.pull(480) for _ in range(12)]), audio)
 
     @pytest.mark.parametrize("ppm", [-300, 300])
-    def test_ten_minutes_of_drift_leads_neither_to_gaps_nor_to_creep(self, ppm: int) -> None:
+    def test_ten_minutes_of_drift_cause_neither_gaps_nor_delay(self, ppm: int) -> None:
         buffer = AudioBuffer(RATE, 0.075)
         owed, levels = 0.0, []
         for index in range(600 * 25):
-            buffer.push(np.ones(PIECE, np.float32))
-            owed += PIECE * (1 + ppm * 1e-6)
+            buffer.push(np.ones(CHUNK, np.float32))
+            owed += CHUNK * (1 + ppm * 1e-6)
             buffer.pull(int(owed))
             owed -= int(owed)
             if index > 25 * 60:
@@ -55,50 +56,50 @@ class TestSoundBuffer:
         assert buffer.underruns == 0 and buffer.overruns == 0
         assert max(levels) < 0.1 * RATE
 
-    def test_when_it_runs_dry_it_fades_out_and_fills_again(self) -> None:
+    def test_an_underrun_fades_out_and_refills(self) -> None:
         buffer = AudioBuffer(RATE, 0.04)
-        buffer.push(np.ones(PIECE, np.float32))
+        buffer.push(np.ones(CHUNK, np.float32))
         heard = np.concatenate([buffer.pull(480) for _ in range(6)])
-        assert np.abs(np.diff(heard)).max() < 0.05 and heard[-1] == 0 and heard[PIECE - 1] == 1
+        assert np.abs(np.diff(heard)).max() < 0.05 and heard[-1] == 0 and heard[CHUNK - 1] == 1
         assert buffer.level == 0
-        buffer.push(np.ones(PIECE, np.float32))
+        buffer.push(np.ones(CHUNK, np.float32))
         assert buffer.pull(10).all()
 
-    def test_far_too_much_is_dropped(self) -> None:
+    def test_an_overrun_drops_audio(self) -> None:
         buffer = AudioBuffer(RATE, 0.04)
         for _ in range(20):
-            buffer.push(np.ones(PIECE, np.float32))
+            buffer.push(np.ones(CHUNK, np.float32))
         assert buffer.overruns >= 1 and buffer.level < 0.35 * RATE
 
     @pytest.mark.parametrize("loud", [0.0, 0.5], ids=["in-a-pause", "in-speech"])
-    def test_after_frames_that_came_all_at_once_it_catches_up(self, loud: float) -> None:
+    def test_it_catches_up_after_frames_that_arrive_all_at_once(self, loud: float) -> None:
         buffer = AudioBuffer(RATE, 0.075)
         for _ in range(2):
-            buffer.push(np.full(PIECE, 0.5, np.float32))
-        buffer.pull(3 * PIECE)  # the next frames are late: it runs dry
+            buffer.push(np.full(CHUNK, 0.5, np.float32))
+        buffer.pull(3 * CHUNK)  # the next frames are late: it runs dry
         for _ in range(4):
-            buffer.push(np.full(PIECE, 0.5, np.float32))
-        assert buffer.level == 4 * PIECE, "80 ms behind"
+            buffer.push(np.full(CHUNK, 0.5, np.float32))
+        assert buffer.level == 4 * CHUNK, "80 ms behind"
         turns = 0
         while buffer.level > 0.095 * RATE:
-            buffer.pull(PIECE)
-            buffer.push(np.full(PIECE, loud, np.float32))
+            buffer.pull(CHUNK)
+            buffer.push(np.full(CHUNK, loud, np.float32))
             turns += 1
         assert turns <= (3 if loud == 0 else 150)
         assert buffer.overruns == 0
 
-    def test_a_pause_is_not_shortened_where_nothing_is_behind(self) -> None:
+    def test_a_pause_is_not_shortened_without_lag(self) -> None:
         buffer = AudioBuffer(RATE, 0.075)
         for _ in range(2):
-            buffer.push(np.zeros(PIECE, np.float32))
+            buffer.push(np.zeros(CHUNK, np.float32))
         for _ in range(100):
-            buffer.pull(PIECE)
-            buffer.push(np.zeros(PIECE, np.float32))
+            buffer.pull(CHUNK)
+            buffer.push(np.zeros(CHUNK, np.float32))
         assert buffer.level == pytest.approx(0.075 * RATE, abs=0.005 * RATE)
 
-    def test_clear_leaves_silence_without_a_click(self) -> None:
+    def test_clear_fades_to_silence(self) -> None:
         buffer = AudioBuffer(RATE, 0.04)
-        buffer.push(np.ones(PIECE, np.float32))
+        buffer.push(np.ones(CHUNK, np.float32))
         before = buffer.pull(100)
         buffer.clear()
         heard = np.concatenate([before, buffer.pull(300), buffer.pull(300)])
@@ -107,7 +108,7 @@ class TestSoundBuffer:
 
 
 class FakeStream:
-    """An output device that takes sound when it is told to."""
+    """An output device that requests audio when the test says so."""
 
     latency = 0.02
     newest: "FakeStream"
@@ -135,13 +136,15 @@ def sounddevice(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.OutputStream = FakeStream  # type: ignore[attr-defined]
     module.PortAudioError = RuntimeError  # type: ignore[attr-defined]
     device = {"index": 3, "name": "Cable", "default_samplerate": 48_000.0, "max_output_channels": 2}
-    monkeypatch.setattr(speaker_room, "load_sounddevice", lambda: module)
-    monkeypatch.setattr(speaker_room, "find_device", lambda kind, wanted: device)
+    monkeypatch.setattr(speaker_module, "load_sounddevice", lambda: module)
+    monkeypatch.setattr(speaker_module, "find_device", lambda kind, wanted: device)
     return module
 
 
 class TestSpeaker:
-    def test_it_plays_on_all_channels_at_the_devices_rate(self, sounddevice: ModuleType) -> None:
+    def test_it_plays_on_all_channels_at_the_rate_of_the_device(
+        self, sounddevice: ModuleType
+    ) -> None:
         speaker = Speaker("Cable")
         speaker.open(512, 512)
         for index in range(6):
@@ -154,7 +157,7 @@ class TestSpeaker:
         speaker.close()
         assert stream.closed
 
-    def test_an_interrupt_drops_what_waits(self, sounddevice: ModuleType) -> None:
+    def test_an_interrupt_drops_queued_audio(self, sounddevice: ModuleType) -> None:
         speaker = Speaker()
         speaker.open(512, 512)
         for index in range(6):
@@ -163,12 +166,12 @@ class TestSpeaker:
             new = frame(index, epoch=1)
             speaker.show(replace(new, pcm=-new.pcm))
         heard = FakeStream.newest.take(4800)
-        assert heard.min() < -0.45 and heard.max() < 0.1, "nothing of before"
+        assert heard.min() < -0.45 and heard.max() < 0.1, "no audio from before the interrupt"
         speaker.flush()
         FakeStream.newest.take(480)  # it fades out
         assert not FakeStream.newest.take(480).any()
 
-    def test_a_delay_is_held(self, sounddevice: ModuleType) -> None:
+    def test_the_delay_is_applied(self, sounddevice: ModuleType) -> None:
         speaker = Speaker(delay_ms=200)
         speaker.open(512, 512)
         for index in range(6):
@@ -182,7 +185,7 @@ class TestSpeaker:
         with pytest.raises(ConfigError, match="0 to 2000"):
             Speaker(delay_ms=-1)
 
-    def test_a_device_that_does_not_open_is_told(
+    def test_a_device_that_cannot_be_opened_raises(
         self, sounddevice: ModuleType, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def busy(**options: Any) -> None:
@@ -198,8 +201,8 @@ class FakeCamera:
         self.size, self.device, self.sent = (width, height), "fake", []
         FakeCamera.newest = self
 
-    def send(self, picture: np.ndarray) -> None:
-        self.sent.append(picture.copy())
+    def send(self, rgb: np.ndarray) -> None:
+        self.sent.append(rgb.copy())
 
     def close(self) -> None:
         self.closed = True
@@ -214,7 +217,7 @@ class TestVirtualCamera:
         monkeypatch.setitem(sys.modules, "pyvirtualcam", module)
         return module
 
-    def test_pictures_arrive_with_the_badge(self, module: ModuleType) -> None:
+    def test_frames_are_sent_with_the_badge(self, module: ModuleType) -> None:
         camera = VirtualCamera()
         camera.open(128, 96)
         camera.show(frame(level=200))
@@ -224,16 +227,16 @@ class TestVirtualCamera:
         assert len(sent) == 2 and sent[0].shape == (96, 128, 3)
         assert sent[0].max() >= 200 and sent[0].min() < 120  # the badge
 
-    def test_a_camera_of_another_shape_shows_the_picture_on_black(self, module: ModuleType) -> None:
+    def test_a_camera_of_another_shape_shows_the_frame_on_black(self, module: ModuleType) -> None:
         camera = VirtualCamera(size=(320, 180), badge=False)
         camera.open(128, 96)
         camera.show(frame(level=200))
         camera.close()
-        (picture,) = FakeCamera.newest.sent
-        assert picture.shape == (180, 320, 3)
-        assert picture[90, 160, 0] == 200 and picture[90, 5, 0] == 0
+        (sent,) = FakeCamera.newest.sent
+        assert sent.shape == (180, 320, 3)
+        assert sent[90, 160, 0] == 200 and sent[90, 5, 0] == 0
 
-    def test_no_camera_says_what_to_install(
+    def test_without_a_camera_the_error_says_what_to_install(
         self, module: ModuleType, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def none(*a: Any, **options: Any) -> None:
@@ -253,13 +256,13 @@ class TestVirtualCamera:
         with pytest.raises(ConfigError, match="64 to 4096"):
             VirtualCamera(size=size)
 
-    def test_fitting_keeps_the_shape(self) -> None:
-        shown = fitted(np.full((100, 50, 3), 255, np.uint8), (200, 200))
+    def test_fit_keeps_the_aspect_ratio(self) -> None:
+        shown = fit(np.full((100, 50, 3), 255, np.uint8), (200, 200))
         assert (shown[100] > 128).all(-1).sum() == 100
 
 
 class TestThreadedSink:
-    def test_a_failure_is_raised_at_the_next_frame_and_once_at_the_end(self) -> None:
+    def test_a_failure_is_raised_once(self) -> None:
         class Broken(ThreadedSink):
             def _write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
                 raise ConfigError("the disk is full")
@@ -270,8 +273,8 @@ class TestThreadedSink:
         with pytest.raises(ConfigError, match="full"):
             sink.close()
 
-    def test_a_sink_that_is_far_too_slow_is_given_up(self) -> None:
-        sink = ThreadedSink("slow", max_sounds=2)
+    def test_a_full_queue_raises(self) -> None:
+        sink = ThreadedSink("slow", max_audio_frames=2)
         sink.show(frame())
         sink.show(frame())
         with pytest.raises(EngineError, match="behind"):
@@ -279,7 +282,7 @@ class TestThreadedSink:
 
 
 class FakeSession:
-    """Gives frames at once; playout paces them."""
+    """Yields frames at once; playout paces them."""
 
     def __init__(self, count: int) -> None:
         self.metrics, self.epoch, self._left = Metrics(), 0, count
@@ -310,27 +313,27 @@ class FakeSession:
         return frame(index=5 - self._left, epoch=0)
 
 
-class Noted:
+class FakeSink:
     def __init__(self, latency_s: float | None, fails: bool = False) -> None:
         self.latency_s, self._fails = latency_s, fails
         self.times_s: list[float] = []
         self.log: list[str] = []
         self.frames: list[AVFrame] = []
-        self._took = asyncio.Semaphore(0)
+        self._received = asyncio.Semaphore(0)
 
     def open(self, width: int, height: int) -> None:
         self.log.append(f"open {width}x{height}")
 
     def show(self, frame: AVFrame) -> None:
         if self._fails:
-            raise ConfigError("no more room")
+            raise ConfigError("disk full")
         self.times_s.append(asyncio.get_running_loop().time())
         self.frames.append(frame)
-        self._took.release()
+        self._received.release()
 
-    async def has_taken(self, count: int) -> None:
+    async def received(self, count: int) -> None:
         for _ in range(count):
-            await self._took.acquire()
+            await self._received.acquire()
 
     def repeat(self, frame: AVFrame) -> None:
         pass
@@ -343,56 +346,65 @@ class Noted:
 
 
 class TestPlay:
-    async def test_pictures_wait_for_a_slow_loudspeaker(self) -> None:
-        speaker, camera, file = Noted(0.08), Noted(0.0), Noted(None)
+    def test_video_is_delayed_by_the_latency_of_the_speaker(self) -> None:
+        speaker, camera, file = FakeSink(0.08), FakeSink(0.0), FakeSink(None)
         session = FakeSession(5)
-        await play(session, [speaker, camera, file], (64, 48))
+        run(play(session, [speaker, camera, file], (64, 48)))
         assert [frame.index for frame in session.played] == [1, 2, 3, 4, 5]
-        assert np.subtract(session.played_s, speaker.times_s).min() > 0.07, "when it can be heard"
-        assert len(speaker.times_s) == len(camera.times_s) == len(file.times_s) == 5
-        gaps = np.subtract(camera.times_s, speaker.times_s)
-        assert gaps.min() > 0.07
-        assert np.abs(np.subtract(file.times_s, speaker.times_s)).max() < gaps.min()
+        assert len(speaker.times_s) == 5
+        assert file.times_s == speaker.times_s
+        visible_s = np.add(speaker.times_s, 0.08)
+        np.testing.assert_allclose(camera.times_s, visible_s)
+        np.testing.assert_allclose(session.played_s, visible_s)
         assert all(sink.log == ["open 64x48", "close"] for sink in (speaker, camera, file))
 
-    async def test_an_interrupt_is_heard_at_once_and_leaves_the_pictures(self) -> None:
-        speaker, camera = Noted(0.08), Noted(0.0)
+    def test_an_interrupt_flushes_the_sinks_at_once_and_keeps_the_frames(self) -> None:
+        speaker, camera = FakeSink(0.08), FakeSink(0.0)
         session = FakeSession(5)
-        playing = asyncio.create_task(play(session, [speaker, camera], (64, 48)))
-        await speaker.has_taken(3)
-        session.interrupt()
-        assert speaker.log[-1] == camera.log[-1] == "flush"
-        seen = len(camera.frames)
-        await playing
+
+        async def body() -> int:
+            playing = asyncio.create_task(play(session, [speaker, camera], (64, 48)))
+            await speaker.received(3)
+            session.interrupt()
+            assert speaker.log[-1] == camera.log[-1] == "flush"
+            seen = len(camera.frames)
+            await playing
+            return seen
+
+        seen = run(body())
         assert [frame.index for frame in camera.frames] == [1, 2, 3, 4, 5]
         assert not any(frame.pcm.any() for frame in camera.frames[seen:] + speaker.frames[3:])
         assert session.listeners == []
 
-    async def test_a_sink_that_fails_ends_it_and_all_are_closed(self) -> None:
-        good, bad = Noted(None), Noted(None, fails=True)
-        with pytest.raises(ConfigError, match="room"):
-            await play(FakeSession(5), [good, bad], (64, 48))
+    def test_a_failing_sink_ends_playing_and_all_sinks_are_closed(self) -> None:
+        good, bad = FakeSink(None), FakeSink(None, fails=True)
+        with pytest.raises(ConfigError, match="disk full"):
+            run(play(FakeSession(5), [good, bad], (64, 48)))
         assert good.log[-1] == bad.log[-1] == "close"
 
-    async def test_a_held_back_failure_is_told_too(self) -> None:
-        with pytest.raises(ConfigError, match="room"):
-            await play(FakeSession(5), [Noted(0.05), Noted(0.0, fails=True)], (64, 48))
+    def test_the_failure_of_a_delayed_frame_is_raised_too(self) -> None:
+        with pytest.raises(ConfigError, match="disk full"):
+            run(play(FakeSession(5), [FakeSink(0.05), FakeSink(0.0, fails=True)], (64, 48)))
 
-    async def test_cancelling_closes_the_sinks(self) -> None:
-        sink = Noted(None)
+    def test_cancelling_closes_the_sinks(self) -> None:
+        sink = FakeSink(None)
         session = FakeSession(10_000)
-        task = asyncio.create_task(play(session, [sink], (64, 48)))
-        await sink.has_taken(2)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+
+        async def body() -> None:
+            task = asyncio.create_task(play(session, [sink], (64, 48)))
+            await sink.received(2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        run(body())
         assert sink.log[-1] == "close"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tkinter") is None, reason="this Python has no Tk")
-def test_a_window_without_a_screen_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_without_a_display_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":987")
     if not sys.platform.startswith("linux"):
-        pytest.skip("screens are always there")
-    with pytest.raises(DependencyError, match="no screen"):
+        pytest.skip("a display is always there")
+    with pytest.raises(DependencyError, match="no display"):
         PreviewWindow().run(lambda: None)

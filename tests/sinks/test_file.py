@@ -1,4 +1,4 @@
-"""What is written is there when read back: every frame, every sample, at its time."""
+"""Video files contain every frame and sample at its time when they are read back."""
 
 import subprocess
 import sys
@@ -24,10 +24,10 @@ def scene(count: int = 75, size: tuple[int, int] = (96, 128)) -> Iterator[np.nda
 
 
 def beep(rate: int, channels: int, seconds: float = 3.0) -> np.ndarray:
-    sound = np.zeros((int(rate * seconds), channels), np.float32)
+    audio = np.zeros((int(rate * seconds), channels), np.float32)
     start = FLASH_FRAME * rate // 25
-    sound[start : start + rate // 25, 0] = 0.8 * np.sin(np.arange(rate // 25) * 0.3)
-    return sound if channels > 1 else sound[:, 0]
+    audio[start : start + rate // 25, 0] = 0.8 * np.sin(np.arange(rate // 25) * 0.3)
+    return audio if channels > 1 else audio[:, 0]
 
 
 def read_video(path: Path) -> list[tuple[float, np.ndarray]]:
@@ -37,7 +37,7 @@ def read_video(path: Path) -> list[tuple[float, np.ndarray]]:
 
 
 def audio_start_s(path: Path, threshold: float = 0.2) -> float:
-    """When the beep begins, from the time stamps of the decoded frames."""
+    """Return when the beep begins, by the timestamps of the decoded frames."""
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
         for frame in container.decode(stream):
@@ -55,7 +55,7 @@ def test_flash_and_beep_stay_together(tmp_path: Path, rate: int, channels: int) 
     assert len(frames) == 75
     times = np.array([time for time, _ in frames])
     assert np.allclose(times, np.arange(75) / 25, atol=1e-4)
-    flash_s = times[np.argmax([picture.mean() for _, picture in frames])]
+    flash_s = times[np.argmax([rgb.mean() for _, rgb in frames])]
     assert flash_s == pytest.approx(FLASH_FRAME / 25)
     assert abs(audio_start_s(path) - flash_s) < 0.005
 
@@ -68,27 +68,27 @@ def test_stereo_at_48_khz_stays_stereo_at_48_khz(tmp_path: Path) -> None:
     assert np.abs(samples[:, 0]).max() > 0.5 and np.abs(samples[:, 1]).max() < 0.05
 
 
-def test_codecs_are_those_every_player_knows(tmp_path: Path) -> None:
+def test_codecs_are_those_that_every_player_supports(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     write_video(path, scene(), beep(16_000, 1), 16_000)
     with av.open(str(path)) as container:
-        video, sound = container.streams.video[0], container.streams.audio[0]
-        assert (video.codec_context.name, sound.codec_context.name) == ("h264", "aac")
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
         assert video.codec_context.pix_fmt == "yuv420p" and video.average_rate == 25
 
 
-def test_colours_come_back(tmp_path: Path) -> None:
+def test_colours_are_preserved(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     colours = np.array([[200, 40, 40], [40, 160, 60], [50, 60, 190], [220, 180, 150]], np.uint8)
-    picture = np.repeat(np.repeat(colours[None], 64, 0), 32, 1)
-    write_video(path, [picture] * 10, np.zeros(6400, np.float32), 16_000)
+    rgb = np.repeat(np.repeat(colours[None], 64, 0), 32, 1)
+    write_video(path, [rgb] * 10, np.zeros(6400, np.float32), 16_000)
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         seen = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
     assert np.abs(seen[32, 16::32].astype(int) - colours).max() <= 6
 
 
-def test_longer_sound_is_kept_and_shorter_sound_does_no_harm(tmp_path: Path) -> None:
+def test_audio_may_be_longer_or_shorter_than_the_video(tmp_path: Path) -> None:
     write_video(tmp_path / "long.mp4", scene(50), beep(16_000, 1), 16_000)
     assert len(read_audio(tmp_path / "long.mp4")[0]) >= 3 * 16_000
     write_video(tmp_path / "short.mp4", scene(75), beep(16_000, 1)[:16_000], 16_000)
@@ -100,7 +100,7 @@ def test_odd_sizes_become_even(tmp_path: Path) -> None:
     assert read_video(tmp_path / "odd.mp4")[0][1].shape == (96, 128, 3)
 
 
-def test_an_error_leaves_nothing_behind_and_keeps_the_old_file(tmp_path: Path) -> None:
+def test_an_error_leaves_no_new_file_and_keeps_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     path.write_bytes(b"older")
     with pytest.raises(RuntimeError, match="model"), VideoWriter(path, 16_000) as writer:
@@ -109,7 +109,7 @@ def test_an_error_leaves_nothing_behind_and_keeps_the_old_file(tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"] and path.read_bytes() == b"older"
 
 
-def test_the_name_appears_only_when_the_file_is_complete(tmp_path: Path) -> None:
+def test_the_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     with VideoWriter(path, 16_000) as writer:
         writer.write(next(scene()), np.zeros(640, "f4"))
@@ -121,12 +121,12 @@ def test_the_name_appears_only_when_the_file_is_complete(tmp_path: Path) -> None
     ("name", "reason"),
     [("missing/out.mp4", "No such file"), ("out.txt", "ends in")],
 )
-def test_places_that_cannot_be_written_are_named(tmp_path: Path, name: str, reason: str) -> None:
+def test_unwritable_paths_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         write_video(tmp_path / name, scene(), beep(16_000, 1), 16_000)
 
 
-def test_a_missing_encoder_says_what_to_install(
+def test_the_error_of_a_missing_encoder_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(av_encoder, "VIDEO_CODEC", "libnone")
@@ -141,16 +141,16 @@ def test_a_folder_of_that_name_is_refused(tmp_path: Path) -> None:
         write_video(tmp_path / "out.mp4", scene(), beep(16_000, 1), 16_000)
 
 
-def played(index: int, picture: np.ndarray) -> AVFrame:
-    return AVFrame(picture, np.full(640, 0.1, np.float32), index, 0, 0)
+def av_frame(index: int, rgb: np.ndarray) -> AVFrame:
+    return AVFrame(rgb, np.full(640, 0.1, np.float32), index, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
-def test_a_recording_holds_what_was_shown(tmp_path: Path, name: str) -> None:
+def test_a_recording_contains_the_frames_that_were_shown(tmp_path: Path, name: str) -> None:
     recording = Recording(tmp_path / name)
     recording.open(128, 96)
-    for index, picture in enumerate(scene(45)):
-        recording.show(played(index, picture))
+    for index, rgb in enumerate(scene(45)):
+        recording.show(av_frame(index, rgb))
     recording.close()
     recording.close()
     times = np.array([time for time, _ in read_video(tmp_path / name)])
@@ -159,7 +159,7 @@ def test_a_recording_holds_what_was_shown(tmp_path: Path, name: str) -> None:
     assert recording.skipped == 0
 
 
-def test_a_recording_survives_the_death_of_its_process(tmp_path: Path) -> None:
+def test_a_recording_survives_a_crash_of_its_process(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     code = f"""
 import os, numpy as np
@@ -174,20 +174,20 @@ os._exit(9)
     assert len(read_video(path)) >= 100
 
 
-def test_a_recording_leaves_out_pictures_it_has_no_time_for_and_keeps_the_sound(
+def test_a_slow_recording_drops_images_and_keeps_the_audio(
     tmp_path: Path,
 ) -> None:
-    recording = Recording(tmp_path / "out.mp4", max_pictures=1)
+    recording = Recording(tmp_path / "out.mp4", max_video_frames=1)
     recording.open(128, 96)
-    for index, picture in enumerate(scene(30)):
-        recording.show(played(index, picture))
+    for index, rgb in enumerate(scene(30)):
+        recording.show(av_frame(index, rgb))
     recording.close()
     assert 0 < recording.skipped < 30
     assert len(read_video(tmp_path / "out.mp4")) == 30 - recording.skipped
     assert abs(len(read_audio(tmp_path / "out.mp4")[0]) - 30 * 640) < 2100
 
 
-def test_a_recording_tells_what_went_wrong(tmp_path: Path) -> None:
+def test_a_recording_that_cannot_be_opened_raises(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "missing" / "out.mp4")
     with pytest.raises(ConfigError, match="No such file"):
         recording.open(128, 96)

@@ -1,4 +1,4 @@
-"""A session pushed to a server arrives there; what stands in the way is said."""
+"""Pushing a session to RTMP, RTMPS and SRT servers, reconnecting, and refusals."""
 
 import contextlib
 import datetime
@@ -42,20 +42,20 @@ def free_port() -> int:
 def frames(count: int) -> Iterator[AVFrame]:
     tone = (0.5 * np.sin(np.arange(640) * 0.3)).astype(np.float32)
     for index in range(count):
-        level, sound = (250, tone) if index == FLASH else (20, 0 * tone)
-        yield AVFrame(np.full((96, 128, 3), level, np.uint8), sound, index, 0, 0)
+        level, pcm = (250, tone) if index == FLASH else (20, 0 * tone)
+        yield AVFrame(np.full((96, 128, 3), level, np.uint8), pcm, index, 0, 0)
 
 
 def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
-    """Wait for what threads and processes do."""
+    """Wait for other threads and processes."""
     end_s = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < end_s, "it never came"
+        assert time.monotonic() < end_s, "timed out"
         time.sleep(0.005)
 
 
-def open_patiently(url: str, **options: Any) -> StreamPush:
-    """Open as soon as the listener listens."""
+def open_when_ready(url: str, **options: Any) -> StreamPush:
+    """Open the sink, retrying until the listener is ready."""
     sink = StreamPush(url, **options)
 
     def is_open() -> bool:
@@ -101,25 +101,25 @@ with av.open(sys.argv[1], options={"listen": "1"}) as source:
                     packet.stream = streams[packet.stream]
                     copy.mux(packet)
         except OSError:
-            pass  # a line that ends hard
+            pass  # the connection was cut
 """
 
 
 @contextlib.contextmanager
 def rtmp_listener(port: int, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A server of one stream, by PyAV in a process of its own."""
-    words = [sys.executable, "-c", LISTEN, f"rtmp://127.0.0.1:{port}/live/key", str(path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    """Run a server of one stream, by PyAV in a process of its own."""
+    command = [sys.executable, "-c", LISTEN, f"rtmp://127.0.0.1:{port}/live/key", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def test_rtmp_arrives_in_sync_and_says_what_it_is(tmp_path: Path) -> None:
+def test_rtmp_arrives_in_sync_with_the_statement(tmp_path: Path) -> None:
     port = free_port()
     with rtmp_listener(port, tmp_path / "got.mkv") as listener:
-        push(open_patiently(f"rtmp://127.0.0.1:{port}/live/key"))
+        push(open_when_ready(f"rtmp://127.0.0.1:{port}/live/key"))
         assert STATEMENT in listener.communicate(timeout=30)[0]
     flash_s, beep_s = times_of_flash_and_beep(tmp_path / "got.mkv")
     assert flash_s == pytest.approx(FLASH / 25, abs=0.03)  # later by the lead-in of AAC
@@ -131,10 +131,10 @@ def test_rtmp_arrives_in_sync_and_says_what_it_is(tmp_path: Path) -> None:
 def test_srt_arrives_in_sync(tmp_path: Path, secret: str) -> None:
     port, path = free_port(), tmp_path / "got.mkv"
     url = f"srt://127.0.0.1:{port}?streamid=me{secret}"
-    words = ["ffmpeg", "-v", "error", "-i", url.replace("?", "?mode=listener&")]
-    listener = subprocess.Popen([*words, "-c", "copy", str(path)], stderr=subprocess.DEVNULL)
+    command = ["ffmpeg", "-v", "error", "-i", url.replace("?", "?mode=listener&")]
+    listener = subprocess.Popen([*command, "-c", "copy", str(path)], stderr=subprocess.DEVNULL)
     try:
-        push(open_patiently(url))
+        push(open_when_ready(url))
         listener.wait(30)
     finally:
         listener.kill()
@@ -144,7 +144,7 @@ def test_srt_arrives_in_sync(tmp_path: Path, secret: str) -> None:
 
 
 class Relay:
-    """A line in this process that can be cut, or stop taking anything."""
+    """A TCP relay in this process that can be cut, or stop forwarding."""
 
     def __init__(self, port: int) -> None:
         self._to, self._held = port, threading.Event()
@@ -189,19 +189,19 @@ class Relay:
 
 
 def noise(count: int) -> Iterator[AVFrame]:
-    """Pictures that fill any buffer on the way."""
+    """Yield frames of noise, which fill any buffer on the way."""
     rng = np.random.default_rng(0)
     for index in range(count):
         rgb = rng.integers(0, 255, (96, 128, 3), dtype=np.uint8)
         yield AVFrame(rgb, np.zeros(640, np.float32), index, 0, 0)
 
 
-def test_a_line_that_is_cut_is_made_again_and_what_follows_arrives(tmp_path: Path) -> None:
+def test_after_a_cut_it_reconnects_and_later_frames_arrive(tmp_path: Path) -> None:
     port = free_port()
     relay = Relay(port)
     with contextlib.closing(relay):
         with rtmp_listener(port, tmp_path / "first.mkv") as listener:
-            sink = open_patiently(f"rtmp://127.0.0.1:{relay.port}/live/key")
+            sink = open_when_ready(f"rtmp://127.0.0.1:{relay.port}/live/key")
             for frame in frames(25):
                 sink.show(frame)
             until(lambda: sink.waiting == 0)
@@ -210,24 +210,24 @@ def test_a_line_that_is_cut_is_made_again_and_what_follows_arrives(tmp_path: Pat
         with rtmp_listener(port, tmp_path / "second.mkv") as listener:
             still = next(frames(1))
 
-            def is_up_again() -> bool:
+            def is_reconnected() -> bool:
                 sink.show(still)
                 return sink.connects == 2
 
-            until(is_up_again)
+            until(is_reconnected)
             push(sink)
             listener.wait(30)
     flash_s, beep_s = times_of_flash_and_beep(tmp_path / "second.mkv")
     assert beep_s == pytest.approx(flash_s, abs=0.03)
 
 
-def test_a_server_that_takes_nothing_any_more_does_not_hold_up_the_end(
+def test_a_stalled_server_does_not_block_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "STALL_S", 0.5)
     port = free_port()
     with contextlib.closing(Relay(port)) as relay, rtmp_listener(port, tmp_path / "got.mkv"):
-        sink = open_patiently(f"rtmp://127.0.0.1:{relay.port}/live/key", bit_rate=20_000_000)
+        sink = open_when_ready(f"rtmp://127.0.0.1:{relay.port}/live/key", bit_rate=20_000_000)
         relay.hold()
         for frame in noise(1400):
             sink.show(frame)
@@ -240,7 +240,7 @@ def test_a_server_that_takes_nothing_any_more_does_not_hold_up_the_end(
 
 @pytest.fixture
 def tls_server(tmp_path: Path) -> Iterator[tuple[str, list[bool]]]:
-    """A server with a certificate that nobody knows; notes whether callers accept it."""
+    """Run a server with an unknown certificate; record whether clients accept it."""
     certificate, key = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -281,24 +281,24 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_an_unknown_certificate_is_taken_only_where_that_is_wanted(
+def test_an_unknown_certificate_is_accepted_only_without_verification(
     tls_server: tuple[str, list[bool]], verify: bool
 ) -> None:
     url, accepted = tls_server
-    with pytest.raises(ConfigError, match="Cannot connect"):  # it speaks no RTMP behind
+    with pytest.raises(ConfigError, match="Cannot connect"):  # it does not speak RTMP
         StreamPush(url, verify=verify).open(128, 96)
     assert accepted == [not verify]
 
 
-def test_addresses_and_options_reach_ffmpegs_tee_unharmed() -> None:
+def test_addresses_and_options_are_escaped_for_ffmpegs_tee() -> None:
     target = StreamTarget("rtmp://h/a/k|'\\", "flv", {"ca_file": "C:\\a]b"}, (2, 2), SETTINGS, 5.0)
     name = tee_name(target)
     assert name.startswith("[ca_file=C") and name.endswith(r"rtmp://h/a/k\|\'\\")
     assert r"ca_file=C\\:\\\\a\\]b:f=flv:rw_timeout=5000000" in name
 
 
-class Line:
-    """Stands for the encoder and the line behind it."""
+class FakeConnection:
+    """A connection that counts frames."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -312,22 +312,22 @@ class Line:
     def finish(self) -> None:
         pass
 
-    def hang_up(self) -> None:
+    def abort(self) -> None:
         pass
 
 
 class Network:
-    """Lines that break and cannot be made again before a time; with a clock of its own."""
+    """A fake network with its own clock, which refuses to reconnect before a given time."""
 
-    def __init__(self, back_s: float) -> None:
-        self.now_s, self._back_s = 0.0, back_s
-        self.lines: list[Line] = []
+    def __init__(self, restored_s: float) -> None:
+        self.now_s, self._restored_s = 0.0, restored_s
+        self.connections: list[FakeConnection] = []
 
     def connect(self, target: StreamTarget) -> Any:
-        if self.lines and self.now_s < self._back_s:
+        if self.connections and self.now_s < self._restored_s:
             raise ConnectionRefusedError(111, "Connection refused")
-        self.lines.append(Line())
-        return self.lines[-1]
+        self.connections.append(FakeConnection())
+        return self.connections[-1]
 
     def push(self) -> StreamPush:
         sink = StreamPush("rtmp://127.0.0.1/x", clock=lambda: self.now_s, connect=self.connect)
@@ -336,28 +336,27 @@ class Network:
         return sink
 
     def show(self, sink: StreamPush) -> None:
-        """Show one frame, and wait until it is written or given up."""
+        """Show one frame, and wait until it is written or dropped."""
         sink.show(next(frames(1)))
         until(lambda: sink.waiting == 0)
 
 
-def test_a_line_that_breaks_is_made_again() -> None:
-    network = Network(back_s=5)
+def test_a_lost_connection_is_restored() -> None:
+    network = Network(restored_s=5)
     sink = network.push()
-    network.lines[0].broken = True
-    for second in range(12):
-        network.now_s = float(second)
+    network.connections[0].broken = True
+    for network.now_s in map(float, range(12)):
         network.show(sink)
     sink.close()
-    first, second_line = network.lines
+    first, second = network.connections
     assert first.frames == 1 and sink.connects == 2
-    assert second_line.frames == 12 - 7  # tried at 1, 3 and 7 s
+    assert second.frames == 12 - 7  # tried at 1, 3 and 7 s
 
 
-def test_a_line_that_stays_broken_ends_the_push() -> None:
-    network = Network(back_s=1000)
+def test_a_connection_that_stays_lost_ends_the_push() -> None:
+    network = Network(restored_s=1000)
     sink = network.push()
-    network.lines[0].broken = True
+    network.connections[0].broken = True
     for network.now_s in (1.0, 30.0, 90.0, 130.0):
         network.show(sink)
     with pytest.raises(EngineError, match="within 120 s: Connection refused"):
@@ -377,18 +376,18 @@ def test_a_line_that_stays_broken_ends_the_push() -> None:
         ("srt://host:9000?color=red", "'color'"),
     ],
 )
-def test_addresses_that_cannot_be_used_are_refused(url: str, message: str) -> None:
+def test_invalid_addresses_are_refused(url: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         StreamPush(url)
 
 
-def test_an_srt_address_is_read_whole() -> None:
+def test_all_parts_of_an_srt_address_are_parsed() -> None:
     url = "srt://[::1]:9000?streamid=%23!::r=live&passphrase=0123456789&latency=300&pbkeylen=32"
     assert SrtTarget.parse(url) == SrtTarget("::1", 9000, "#!::r=live", "0123456789", 32, 300)
 
 
 @pytest.mark.parametrize("scheme", ["rtmp", "rtmps", "srt"])
-def test_nobody_there_is_told_without_the_key(scheme: str) -> None:
+def test_a_failed_connection_is_reported_without_the_key(scheme: str) -> None:
     sink = StreamPush(f"{scheme}://127.0.0.1:{free_port()}" + "/live/secret" * (scheme != "srt"))
     with pytest.raises((ConfigError, DependencyError), match="Cannot connect") as caught:
         sink.open(128, 96)
@@ -401,7 +400,7 @@ def test_bit_rates_out_of_range_are_refused() -> None:
         StreamPush("rtmp://127.0.0.1/x", bit_rate=5)
 
 
-def test_without_libsrt_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_libsrt_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 

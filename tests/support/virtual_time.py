@@ -1,6 +1,6 @@
 """An event loop whose time jumps to the next timer, so that minutes pass in no time.
 
-Only for scenes without threads: a loop that waits for a thread has nothing to jump to.
+Only for tests without threads: a loop that waits for a thread has no timer to jump to.
 """
 
 import asyncio
@@ -28,22 +28,34 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self):
         return self._jumping.now_s
 
+    def run_in_executor(self, executor, func, *args):
+        """Run what `asyncio.to_thread` is given at once, in this thread."""
+        if executor is not None:
+            return super().run_in_executor(executor, func, *args)
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
 
 def _run(body, loop_factory, limit_s):
     async def guarded():
         async with asyncio.timeout(limit_s):
-            await body
+            result = await body
         assert asyncio.all_tasks() == {asyncio.current_task()}, "a task is left"
+        return result
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(guarded())
+        return runner.run(guarded())
 
 
 def run(body, limit_s=600):
     """Run a test in virtual time; fail it if it hangs or leaves a task behind."""
-    _run(body, VirtualTimeLoop, limit_s)
+    return _run(body, VirtualTimeLoop, limit_s)
 
 
 def run_real(body, limit_s=20):
     """Run a test that uses threads; fail it if it hangs or leaves a task behind."""
-    _run(body, None, limit_s)
+    return _run(body, None, limit_s)
