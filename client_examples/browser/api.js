@@ -1,38 +1,38 @@
-// The server's HTTP interface: addresses, tokens and refusals.
+// Client of the server's HTTP API: URLs, tokens and errors.
 
-const RENEW_AT = 0.6; // of a token's life
+const RENEW_AT = 0.6; // fraction of a token's lifetime
 
-/** Something went wrong that a person should know. `code` is stable, `message` is for reading. */
+/** An error to show to the user. `code` is stable and for programs, `message` is for people. */
 export class LetsTalkError extends Error {
   constructor(code, message, { retry = false, afterS = 0 } = {}) {
     super(message);
     this.name = "LetsTalkError";
     this.code = code;
-    this.retry = retry; // whether trying again by itself may help
+    this.retry = retry; // whether an automatic retry may help
     this.afterS = afterS;
   }
 }
 
-/** Calls one server, with a token where it asks for one. */
+/** An HTTP client for one server. It sends and renews the token where there is one. */
 export class Api {
   #base;
   #token;
   #timer = 0;
 
   /**
-   * @param {string} [url] address of the server; by default where this module was served from.
-   * @param {string|function} [token] a token, or a function (may be async) that gets one.
+   * @param {string} [url] URL of the server; by default where this module was loaded from.
+   * @param {string|function} [token] a token, or a function (may be async) returning one.
    */
   constructor(url, token) {
     const home = new URL(".", import.meta.url).href.replace(/browser\/$/, "");
     this.#base = new URL(url ?? home, document.baseURI);
     if (!this.#base.pathname.endsWith("/")) this.#base.pathname += "/";
     this.#token = token;
-    if (typeof token === "string") this.#keepFresh();
+    if (typeof token === "string") this.#scheduleRenewal();
   }
 
-  /** Give the full address of something of the server. */
-  address(path) {
+  /** Return the full URL of a path on the server. */
+  url(path) {
     return new URL(path, this.#base).href;
   }
 
@@ -40,13 +40,17 @@ export class Api {
     return typeof this.#token === "function" ? this.#token() : this.#token;
   }
 
-  /** Fetch; give the answer's JSON or text, or raise what the server's problem document says. */
+  /**
+   * Send a request and return the JSON or text of the response.
+   *
+   * @throws {LetsTalkError} with the code and detail of the server's problem document.
+   */
   async request(path, options = {}) {
     const response = await this.#fetch(path, options);
     const type = response.headers.get("content-type") ?? "";
     const body = await (type.includes("json") ? response.json().catch(() => null) : response.text());
     if (response.ok) return body;
-    throw refusal(response, body);
+    throw errorOf(response, body);
   }
 
   async #fetch(path, options) {
@@ -54,19 +58,19 @@ export class Api {
     const token = await this.token();
     if (token) headers.set("authorization", `Bearer ${token}`);
     try {
-      return await fetch(this.address(path), { ...options, headers });
+      return await fetch(this.url(path), { ...options, headers });
     } catch {
       throw new LetsTalkError("unreachable", "The server cannot be reached.", { retry: true });
     }
   }
 
-  /** The STUN and TURN servers that the server names in its `Link` headers. */
+  /** Return the STUN and TURN servers listed in the `Link` headers of a path. */
   async iceServers(path) {
     const response = await this.#fetch(path, { method: "OPTIONS" });
-    return parseLinks(response.headers.get("link") ?? "");
+    return parseIceServers(response.headers.get("link") ?? "");
   }
 
-  /** Send an object as JSON. */
+  /** Send an object as JSON and return the response. */
   post(path, body) {
     const headers = { "content-type": "application/json" };
     return this.request(path, { method: "POST", headers, body: JSON.stringify(body) });
@@ -77,9 +81,9 @@ export class Api {
     clearTimeout(this.#timer);
   }
 
-  #keepFresh() {
+  #scheduleRenewal() {
     const { exp, iat } = claims(this.#token);
-    if (!exp) return; // an API key, or a token of another make: as it is
+    if (!exp) return; // an API key or another kind of token: used as it is
     const lifeS = exp - (iat ?? Date.now() / 1000);
     const waitS = exp - lifeS * (1 - RENEW_AT) - Date.now() / 1000;
     this.#timer = setTimeout(() => this.#renew(), 1000 * Math.max(waitS, 1));
@@ -88,26 +92,27 @@ export class Api {
   async #renew() {
     try {
       this.#token = (await this.post("v1/tokens", {})).token;
-      this.#keepFresh();
+      this.#scheduleRenewal();
     } catch {
-      // The next request that needs it says so.
+      // The next request that needs the token reports the error.
     }
   }
 }
 
-/** Read `<turn:host>; rel="ice-server"; username="..."; credential="..."` and its like. */
-function parseLinks(header) {
+/** Parse a header such as `<turn:host>; rel="ice-server"; username="..."; credential="..."`. */
+function parseIceServers(header) {
   return header
     .split(/,\s*(?=<)/)
     .filter((link) => link.includes('rel="ice-server"'))
     .map((link) => {
-      const part = (name) => new RegExp(`${name}="([^"]*)"`).exec(link)?.[1];
+      const attribute = (name) => new RegExp(`${name}="([^"]*)"`).exec(link)?.[1];
       const server = { urls: /<([^>]*)>/.exec(link)[1] };
-      const username = part("username");
-      return username ? { ...server, username, credential: part("credential") } : server;
+      const username = attribute("username");
+      return username ? { ...server, username, credential: attribute("credential") } : server;
     });
 }
 
+/** Return the claims of a JWT, or an empty object for any other token. */
 function claims(token) {
   try {
     const text = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
@@ -117,11 +122,11 @@ function claims(token) {
   }
 }
 
-function refusal(response, body) {
+function errorOf(response, body) {
   const retry = response.status === 429 || response.status >= 502;
   return new LetsTalkError(
     body?.code ?? `http-${response.status}`,
-    body?.detail ?? `The server answered with status ${response.status}.`,
+    body?.detail ?? `The server answered with HTTP status ${response.status}.`,
     { retry, afterS: Number(response.headers.get("retry-after")) || 0 },
   );
 }

@@ -1,16 +1,16 @@
-// The page: shows the avatar at once, and lends it the visitor's voice when asked.
+// The page: shows the avatar at once, and speaks with the visitor's voice on request.
 
 import { Api } from "./api.js";
-import { Cast } from "./avatar-picker.js";
+import { AvatarPicker } from "./avatar-picker.js";
+import { explain } from "./error-messages.js";
 import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
 import { Microphone } from "./microphone.js";
 import { OverlayControl } from "./overlay-control.js";
-import { Readout } from "./stats-panel.js";
-import { explain } from "./error-messages.js";
+import { StatsPanel } from "./stats-panel.js";
 
-const KEPT_SESSION = "letstalk.session"; // survives a reload, not the tab
+const SESSION_KEY = "letstalk.session"; // in sessionStorage: survives a reload, not the tab
 const WARNING_MS = 10_000;
-const RELEASE_MS = 250; // the end of a word is often after the key
+const RELEASE_MS = 250; // people release the key before the end of the last word
 
 const $ = (id) => document.getElementById(id);
 const page = document.body;
@@ -19,14 +19,14 @@ const video = $("video");
 const query = new URLSearchParams(location.search);
 const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? undefined;
 const server = query.get("server") ?? undefined;
-const kept = keptSession();
+const saved = takeSavedSession();
 
 const api = new Api(server);
 const microphone = new Microphone();
 let avatar = null;
-let cast = null;
-let holding = false; // the talk button is held in push-to-talk
-let opening = false;
+let picker = null;
+let isHolding = false; // the talk button or the space bar is held in push-to-talk
+let isOpening = false; // the microphone
 
 // ---- State of the connection -------------------------------------------------------------
 
@@ -43,48 +43,50 @@ function onState({ state, error }) {
   page.dataset.state = state;
   $("status").textContent = STATES[state][0];
   if (state !== "live") {
-    delete page.dataset.video; // the still picture stands in, or the ended stream would show black
+    delete page.dataset.video; // show the portrait; the ended stream would be black
     page.removeAttribute("data-speaking");
-    stopPlaying();
+    hidePlaying();
   }
-  if (state === "live") forgetNote("connection");
-  $("curtain").hidden = state !== "failed";
-  if (state === "failed") raiseCurtain(error);
+  if (state === "live") hideNotice("connection");
+  $("failure").hidden = state !== "failed";
+  if (state === "failed") showFailure(error);
   if (state === "reconnecting" && error?.code !== "connection-lost") {
-    note(error, { mild: true, about: "connection" });
+    showNotice(error, { mild: true, about: "connection" });
   }
   refresh();
 }
 
-function raiseCurtain(error) {
+function showFailure(error) {
   const { title, text, action } = explain(error);
-  $("trouble-title").textContent = title;
-  $("trouble").textContent = text;
+  $("failure-title").textContent = title;
+  $("failure-text").textContent = text;
   $("retry").textContent = action;
-  forgetNote("connection");
+  hideNotice("connection");
 }
 
-/** Set what follows from the state: words, and which controls can be used. */
+/** Update labels, and which controls can be used, after any change of state. */
 function refresh() {
   const { state } = page.dataset;
   const isLive = state === "live";
   const isHold = page.dataset.mode === "hold";
   const mic = microphone.isOpen ? (microphone.muted ? "muted" : "on") : "off";
   page.dataset.mic = mic;
-  $("talk").disabled = opening || state === "failed";
-  $("talk").setAttribute("aria-pressed", String(isHold ? holding : mic !== "off"));
-  $("talk-label").textContent = talkWords(isHold, mic);
+  $("talk").disabled = isOpening || state === "failed";
+  $("talk").setAttribute("aria-pressed", String(isHold ? isHolding : mic !== "off"));
+  $("talk-label").textContent = talkLabel(isHold, mic);
   $("mute").disabled = mic === "off" || isHold;
   $("mute").setAttribute("aria-pressed", String(mic === "muted" && !isHold));
   $("mute-label").textContent = mic === "muted" && !isHold ? "Unmute" : "Mute";
   $("interrupt").disabled = !isLive || !(avatar.speaking || !$("playing").hidden);
-  $("play").disabled = !isLive;
+  $("play-file").disabled = !isLive;
   $("caption").textContent = caption(state, isHold, mic);
-  $("hint").textContent = isHold ? "Hold the button, or the space bar, while you speak." : "Headphones give the cleanest sound.";
+  $("hint").textContent = isHold
+    ? "Hold the button or the space bar while you speak."
+    : "It sounds best with headphones.";
 }
 
-function talkWords(isHold, mic) {
-  if (isHold) return holding ? "Listening" : "Hold to talk";
+function talkLabel(isHold, mic) {
+  if (isHold) return isHolding ? "Listening" : "Hold to talk";
   return { off: "Start talking", on: "Stop talking", muted: "Muted" }[mic];
 }
 
@@ -94,49 +96,48 @@ function caption(state, isHold, mic) {
   return mic === "on" ? "Listening" : "";
 }
 
-// ---- Messages ------------------------------------------------------------------------------
+// ---- Notices -------------------------------------------------------------------------------
 
-function note(error, { mild = false, about = "" } = {}) {
+function showNotice(error, { mild = false, about = "" } = {}) {
   const { title, text } = explain(error);
-  $("note-title").textContent = title;
-  $("note-text").textContent = text;
-  $("note").toggleAttribute("data-mild", mild);
-  $("note").dataset.about = about;
-  $("note").hidden = false;
+  $("notice-title").textContent = title;
+  $("notice-text").textContent = text;
+  $("notice").toggleAttribute("data-mild", mild);
+  $("notice").dataset.about = about;
+  $("notice").hidden = false;
 }
 
-function forgetNote(about) {
-  if (about === undefined || $("note").dataset.about === about) $("note").hidden = true;
+function hideNotice(about) {
+  if (about === undefined || $("notice").dataset.about === about) $("notice").hidden = true;
 }
 
-let forgetting = 0;
+const showMessage = (message) => showNotice(new LetsTalkError("", message), { mild: true });
 
-function warn({ code, message }) {
-  if (code === "bad-message") return; // ours, and of no use to a visitor
-  note({ code, message }, { mild: true, about: "server" });
-  clearTimeout(forgetting);
-  forgetting = setTimeout(() => forgetNote("server"), WARNING_MS);
+let warningTimer = 0;
+
+function onWarning({ code, message }) {
+  if (code === "bad-message") return; // a bug of this page; the visitor cannot help it
+  showNotice({ code, message }, { mild: true, about: "server" });
+  clearTimeout(warningTimer);
+  warningTimer = setTimeout(() => hideNotice("server"), WARNING_MS);
 }
 
-const say = (words, options) => note(new LetsTalkError("", words), { mild: true, ...options });
-
-// ---- Voice ---------------------------------------------------------------------------------
+// ---- Microphone ----------------------------------------------------------------------------
 
 async function openMicrophone() {
-  if (opening || microphone.isOpen) return microphone.isOpen;
-  opening = true;
+  if (isOpening || microphone.isOpen) return;
+  isOpening = true;
   refresh();
-  setSound(true); // the press is the gesture that browsers want before sound
+  setAudioOn(true); // this press is the user gesture that browsers require before playing audio
   try {
     await microphone.open();
     await avatar.speak(microphone.stream);
-    forgetNote("microphone");
+    hideNotice("microphone");
   } catch (error) {
-    note(error, { about: "microphone" });
+    showNotice(error, { about: "microphone" });
   }
-  opening = false;
+  isOpening = false;
   refresh();
-  return microphone.isOpen;
 }
 
 async function closeMicrophone() {
@@ -152,18 +153,18 @@ async function toggleTalk() {
 }
 
 async function press() {
-  if (holding || page.dataset.mode !== "hold" || $("talk").disabled) return;
-  holding = true;
+  if (isHolding || page.dataset.mode !== "hold" || $("talk").disabled) return;
+  isHolding = true;
   microphone.muted = false;
   await openMicrophone();
-  if (!holding) release();
+  if (!isHolding) release();
 }
 
 function release() {
-  if (!holding) return;
-  holding = false;
+  if (!isHolding) return;
+  isHolding = false;
   setTimeout(() => {
-    if (!holding && page.dataset.mode === "hold") microphone.muted = true;
+    if (!isHolding && page.dataset.mode === "hold") microphone.muted = true;
   }, RELEASE_MS);
   refresh();
 }
@@ -176,7 +177,7 @@ function setMode(mode) {
   refresh();
 }
 
-function onMicrophone() {
+function onMicrophoneChange() {
   avatar.muted = microphone.muted;
   refresh();
 }
@@ -186,27 +187,29 @@ function onLevel({ detail: { level } }) {
   $("meter").setAttribute("aria-valuenow", String(Math.round(level * 100)));
 }
 
+// ---- Audio files ---------------------------------------------------------------------------
+
+let playing = null; // identifies the file that the avatar speaks
+let sent = null; // the last file that was sent completely
+
 async function playFile(file) {
-  stopPlaying();
-  setSound(true);
-  $("playing-name").textContent = file.name || "Pasted sound";
+  hidePlaying();
+  setAudioOn(true);
+  $("playing-name").textContent = file.name || "Pasted audio";
   $("playing").hidden = false;
   refresh();
-  const mine = (playing = Symbol("playing"));
+  const current = (playing = Symbol("playing"));
   try {
     await avatar.speak(file);
-    forgetNote("file");
+    hideNotice("file");
   } catch (error) {
-    note(error, { about: "file" });
-    if (mine === playing) stopPlaying();
+    showNotice(error, { about: "file" });
+    if (current === playing) hidePlaying();
   }
-  sent = mine; // it is all on its way; `finished` comes when it was shown
+  sent = current; // all of it is sent; the `finished` event follows when it was played
 }
 
-let playing = null;
-let sent = null;
-
-function stopPlaying() {
+function hidePlaying() {
   playing = null;
   $("playing").hidden = true;
   refresh();
@@ -214,31 +217,33 @@ function stopPlaying() {
 
 function interrupt() {
   if ($("interrupt").disabled) return;
-  stopPlaying();
+  hidePlaying();
   avatar.interrupt();
 }
 
-function setSound(on) {
+function setAudioOn(on) {
   video.muted = !on;
-  $("sound").setAttribute("aria-pressed", String(on));
-  $("sound-label").textContent = on ? "Sound on" : "Sound off";
+  $("audio-toggle").setAttribute("aria-pressed", String(on));
+  $("audio-toggle-label").textContent = on ? "Sound on" : "Sound off";
   if (on && video.srcObject) video.play().catch(() => {});
 }
 
-// ---- Files from outside: picked, dropped, pasted ----------------------------------------------
+// ---- Dropped and pasted files ----------------------------------------------------------------
 
-function take(file) {
+function openFile(file) {
   if (!file) return;
-  if (file.type.startsWith("image/") || /\.(jpe?g|png|webp|heic|avif)$/i.test(file.name)) cast.offer(file);
-  else if (/^(audio|video)\//.test(file.type) || /\.(wav|mp3|ogg|m4a|flac)$/i.test(file.name)) playFile(file);
-  else say("Only pictures and sound files can be used here.");
+  const isImage = file.type.startsWith("image/") || /\.(jpe?g|png|webp|heic|avif)$/i.test(file.name);
+  const isAudio = /^(audio|video)\//.test(file.type) || /\.(wav|mp3|ogg|m4a|flac)$/i.test(file.name);
+  if (isImage) picker.openUpload(file);
+  else if (isAudio) playFile(file);
+  else showMessage("Only images and audio files can be used here.");
 }
 
 function watchDrops() {
-  const isFile = (event) => event.dataTransfer?.types.includes("Files");
-  for (const kind of ["dragenter", "dragover"]) {
-    addEventListener(kind, (event) => {
-      if (!isFile(event)) return;
+  const hasFile = (event) => event.dataTransfer?.types.includes("Files");
+  for (const type of ["dragenter", "dragover"]) {
+    addEventListener(type, (event) => {
+      if (!hasFile(event)) return;
       event.preventDefault();
       page.dataset.drag = "";
     });
@@ -247,29 +252,29 @@ function watchDrops() {
   addEventListener("drop", (event) => {
     event.preventDefault();
     delete page.dataset.drag;
-    take(event.dataTransfer?.files[0]);
+    openFile(event.dataTransfer?.files[0]);
   });
-  addEventListener("paste", (event) => take(event.clipboardData?.files[0]));
+  addEventListener("paste", (event) => openFile(event.clipboardData?.files[0]));
 }
 
-// ---- Wiring --------------------------------------------------------------------------------
+// ---- Event handlers --------------------------------------------------------------------------
 
 function watchControls() {
   $("talk").addEventListener("click", toggleTalk);
   $("talk").addEventListener("pointerdown", ({ button }) => button === 0 && press());
-  for (const kind of ["pointerup", "pointercancel"]) addEventListener(kind, release);
+  for (const type of ["pointerup", "pointercancel"]) addEventListener(type, release);
   addEventListener("blur", release);
   $("mode").addEventListener("change", ({ target }) => setMode(target.value));
   $("mute").addEventListener("click", () => (microphone.muted = !microphone.muted));
   $("interrupt").addEventListener("click", interrupt);
   $("playing-stop").addEventListener("click", interrupt);
-  $("sound").addEventListener("click", () => setSound(video.muted));
-  $("play").addEventListener("click", () => $("audio").click());
-  $("audio").addEventListener("change", ({ target }) => {
+  $("audio-toggle").addEventListener("click", () => setAudioOn(video.muted));
+  $("play-file").addEventListener("click", () => $("audio-file").click());
+  $("audio-file").addEventListener("change", ({ target }) => {
     if (target.files[0]) playFile(target.files[0]);
     target.value = "";
   });
-  $("note-close").addEventListener("click", () => forgetNote());
+  $("notice-close").addEventListener("click", () => hideNotice());
   $("retry").addEventListener("click", () => (avatar.state === "failed" ? connect() : start()));
   addEventListener("keydown", onKey);
   addEventListener("keyup", ({ key }) => key === " " && release());
@@ -285,7 +290,7 @@ function onKey(event) {
 }
 
 function watchAvatar() {
-  const on = (type, deed) => avatar.addEventListener(type, ({ detail }) => deed(detail));
+  const on = (type, handler) => avatar.addEventListener(type, ({ detail }) => handler(detail));
   on("state", onState);
   on("speaking", () => {
     page.setAttribute("data-speaking", "");
@@ -295,93 +300,98 @@ function watchAvatar() {
     page.removeAttribute("data-speaking");
     refresh();
   });
-  on("finished", () => playing && playing === sent && stopPlaying());
-  on("selected", ({ warnings }) => warnings.length && say(warnings.join(" ")));
-  on("warning", warn);
-  on("blocked", () => setSound(false));
+  on("finished", () => playing && playing === sent && hidePlaying());
+  on("selected", ({ warnings }) => warnings.length && showMessage(warnings.join(" ")));
+  on("warning", onWarning);
+  on("blocked", () => setAudioOn(false));
   on("message", ({ type, disclosure }) => {
     if (type === "session.ready") page.toggleAttribute("data-badged", Boolean(disclosure?.badge));
   });
   video.addEventListener("playing", () => (page.dataset.video = ""));
 }
 
-function watchMicrophone(readout) {
-  microphone.addEventListener("change", onMicrophone);
+function watchMicrophone(stats) {
+  microphone.addEventListener("change", onMicrophoneChange);
   microphone.addEventListener("level", onLevel);
-  microphone.addEventListener("onset", ({ detail }) => readout.spoken(detail.atMs));
-  microphone.addEventListener("silent", () => note({ code: "mic-silent" }, { mild: true, about: "microphone" }));
+  microphone.addEventListener("onset", ({ detail }) => stats.onSpeechStart(detail.atMs));
+  microphone.addEventListener("silent", () => {
+    showNotice({ code: "mic-silent" }, { mild: true, about: "microphone" });
+  });
   microphone.addEventListener("lost", () => {
-    note({ code: "mic-lost" }, { about: "microphone" });
+    showNotice({ code: "mic-lost" }, { about: "microphone" });
     avatar.hush();
   });
 }
 
 function showAvatar(chosen) {
-  $("still").src = api.address(chosen.still);
+  $("still").src = api.url(chosen.still);
   $("still").alt = `Portrait of ${chosen.label}`;
-  $("stage").style.setProperty("--shape", chosen.width / chosen.height);
-  avatar.select(chosen.id ?? chosen.name);
+  $("stage").style.setProperty("--aspect", chosen.width / chosen.height);
+  avatar.select(chosen.id);
 }
 
-// A reload goes on with its session; a copy of the tab must not take it away, so the note is
-// written when the page is left and taken when it comes.
-function keepSession() {
+// ---- Start and reload ------------------------------------------------------------------------
+
+// A reload resumes its session. The session is saved when the page is left and removed when it is
+// loaded, because a duplicated tab copies the storage and must not take over the session.
+function saveSessionOnLeave() {
   addEventListener("pagehide", () => {
     const { session } = avatar.session ?? {};
-    if (session) sessionStorage.setItem(KEPT_SESSION, JSON.stringify({ session, avatar: cast.chosen?.id }));
+    const state = { session, avatar: picker.chosen?.id };
+    if (session) sessionStorage.setItem(SESSION_KEY, JSON.stringify(state));
     avatar.close({ end: false });
   });
   addEventListener("pageshow", ({ persisted }) => persisted && location.reload());
 }
 
-function keptSession() {
-  const text = sessionStorage.getItem(KEPT_SESSION);
-  sessionStorage.removeItem(KEPT_SESSION);
+function takeSavedSession() {
+  const text = sessionStorage.getItem(SESSION_KEY);
+  sessionStorage.removeItem(SESSION_KEY);
   return text ? JSON.parse(text) : {};
 }
 
 function connect() {
-  avatar.connect().catch(() => {}); // `state` has told
+  avatar.connect().catch(() => {}); // the `state` event has reported the error
 }
 
 async function start() {
-  $("curtain").hidden = true;
+  $("failure").hidden = true;
   onState({ state: "connecting" });
   try {
     const config = await api.request("v1/config").catch(() => ({}));
-    await cast.load(kept.avatar ?? query.get("avatar"), config.consent);
+    await picker.load(saved.avatar ?? query.get("avatar"), config.consent);
   } catch (error) {
     return onState({ state: "failed", error });
   }
   connect();
 }
 
-function prepare() {
+function setUp() {
   const badge = query.get("badge") === "off" ? false : undefined;
-  avatar = new LetsTalkAvatar(video, { url: server, token, session: kept.session, badge });
-  cast = new Cast(avatar.api);
-  cast.addEventListener("choose", ({ detail }) => showAvatar(detail));
-  const readout = new Readout(avatar, {
+  avatar = new LetsTalkAvatar(video, { url: server, token, session: saved.session, badge });
+  picker = new AvatarPicker(avatar.api);
+  picker.addEventListener("choose", ({ detail }) => showAvatar(detail));
+  const stats = new StatsPanel(avatar, {
     bars: document.querySelector(".bars"),
     delay: $("delay"),
-    list: $("figures"),
+    list: $("stats"),
   });
   new OverlayControl(avatar);
   watchAvatar();
-  watchMicrophone(readout);
+  watchMicrophone(stats);
   watchControls();
   watchDrops();
-  keepSession();
-  setSound(false);
+  saveSessionOnLeave();
+  setAudioOn(false);
   refresh();
   return start();
 }
 
-if (window.RTCPeerConnection) prepare();
+if (window.RTCPeerConnection) setUp();
 else {
   page.dataset.state = "failed";
-  $("status").textContent = "Not connected";
-  $("curtain").hidden = false;
+  $("status").textContent = STATES.failed[0];
+  $("failure").hidden = false;
   $("retry").hidden = true;
-  raiseCurtain({ code: "unsupported" });
+  showFailure({ code: "unsupported" });
 }

@@ -1,73 +1,73 @@
-// What to tell a person when something fails: what happened, and what to do about it.
+// Error messages for people: what happened, what to do about it, and the label of the button.
 
-const WORDS = {
+const MESSAGES = {
   "mic-denied": [
     "The microphone is blocked.",
-    "Click the icon left of the address, allow the microphone for this page, then press again. No camera is needed.",
+    "Click the icon next to the page's address, allow the microphone for this page, then try again. No camera is needed.",
   ],
   "mic-missing": [
     "No microphone was found.",
-    "Plug one in and press again, or play a sound file. No camera is needed.",
+    "Plug one in and try again, or play an audio file. No camera is needed.",
   ],
   "mic-busy": [
     "The microphone is in use.",
-    "Another program holds it. Close that one and press again.",
+    "Another program is using it. Close that program and try again.",
   ],
   "mic-insecure": [
     "The microphone needs a secure page.",
-    "Browsers open it on https:// and on localhost only. Open this page that way.",
+    "Browsers allow it only on https:// pages and on localhost. Open this page at such an address.",
   ],
-  "mic-lost": ["The microphone is gone.", "It was unplugged or taken away. Press to open it again."],
+  "mic-lost": ["The microphone was disconnected.", "Plug it in again, then press the button to continue."],
   "mic-silent": [
-    "Nothing can be heard.",
-    "Check that the microphone is not muted in the system's settings, or choose another one there.",
+    "The microphone is silent.",
+    "Check that it is not muted in your system settings, or choose another one there.",
   ],
-  "speech-late": ["Your voice arrives with gaps.", "The network, or this machine, is busy."],
-  clipped: ["Your voice is too loud.", "Turn the microphone down, or move away from it a little."],
-  "model-behind": ["The server is busy.", "The picture may pause for a moment."],
+  "speech-late": ["Your voice arrives with gaps.", "The network or this computer is busy."],
+  clipped: ["Your voice is too loud.", "Turn the microphone down or move a little away from it."],
+  "model-behind": ["The server is busy.", "The video may pause for a moment."],
   unreachable: [
     "The server cannot be reached.",
-    "Check your network, and that the server is running.",
+    "Check your network connection, and that the server is running.",
   ],
-  "connection-lost": ["The connection was lost.", "Check your network."],
+  "connection-lost": ["The connection was lost.", "Check your network connection."],
   "ice-failed": [
     "The network blocks the video.",
-    "The server answers, but picture and sound find no way through. Try without a VPN or on another network. If the server is yours: open its UDP ports or add a TURN server.",
+    "The server answers, but video and audio cannot get through. Try without a VPN or on another network. If this is your server, open its UDP ports or add a TURN server.",
   ],
   "taken-over": [
     "The avatar is open in another tab.",
-    "One page at a time can speak for it.",
+    "Only one page at a time can speak for it.",
     "Use it here",
   ],
-  "session-over": ["The time is over.", "This session reached its limit.", "Start again"],
-  idle: ["The session was closed.", "Nobody had spoken for a long while.", "Start again"],
-  ended: ["The session was ended.", "Somebody closed it.", "Start again"],
-  stopping: ["The server is restarting.", "The page comes back by itself."],
-  "token-missing": ["A link with a key is needed.", "Open the page by the link that the server printed or that you were sent."],
+  "session-over": ["Your time is up.", "This session reached its time limit.", "Start again"],
+  idle: ["The session was closed.", "Nobody spoke for a long time.", "Start again"],
+  ended: ["The session has ended.", "Someone closed it.", "Start again"],
+  stopping: ["The server is restarting.", "This page reconnects by itself."],
+  "token-missing": ["This page needs a personal link.", "Open it with the link that the server printed or that you were sent."],
   "token-invalid": ["This link is not valid.", "Ask for a new one."],
   "token-expired": ["This link has expired.", "Ask for a new one."],
-  "engine-failed": ["The avatar stopped.", "The server could not go on with it.", "Start again"],
+  "engine-failed": ["The avatar stopped.", "Something went wrong on the server.", "Start again"],
   unsupported: [
     "This browser cannot show live video.",
     "Use a current version of Chrome, Edge, Firefox or Safari.",
   ],
-  "not-live": ["The avatar is not connected.", "Wait for the live picture, then try again."],
+  "not-live": ["The avatar is not connected.", "Wait until the video is live, then try again."],
 };
 
-/** Give `{title, text, action}` for an error: our words where we have them, else the server's. */
+/** Return `{title, text, action}` for an error: from the table above, else from its own message. */
 export function explain(error) {
-  const [title, text, action] = WORDS[error.code] ?? sentences(error.message);
+  const [title, text, action] = MESSAGES[error.code] ?? splitMessage(error.message);
   return { title, text, action: action ?? "Try again" };
 }
 
-/** The first sentence says what happened, the others what to do. */
-function sentences(words) {
-  const [, first, rest] = /^(.*?[.!?])\s+(.*)$/s.exec(words) ?? [null, words, ""];
+/** Split a message of the server: the first sentence says what happened, the rest what to do. */
+function splitMessage(message) {
+  const [, first, rest] = /^(.*?[.!?])\s+(.*)$/s.exec(message) ?? [null, message, ""];
   return [first, rest];
 }
 
-/** Turn what `getUserMedia` raised into one of our codes. */
-export function microphoneProblem(error) {
+/** Return the code for an error raised by `getUserMedia`. */
+export function microphoneErrorCode(error) {
   const codes = {
     NotAllowedError: "mic-denied",
     NotFoundError: "mic-missing",

@@ -5,35 +5,35 @@
 //   await avatar.connect();
 //   await avatar.speak(await navigator.mediaDevices.getUserMedia({ audio: true }));
 //
-// docs/embedding.md has the rest; docs/protocol.md says what goes over the wire.
+// docs/embedding.md documents the module, docs/protocol.md the messages.
 
 import { Api, LetsTalkError } from "./api.js";
-import { Link } from "./peer-connection.js";
-import { Recording, toPcm } from "./file-playback.js";
+import { PeerConnection } from "./peer-connection.js";
+import { RecordedAudio, toPcm } from "./recorded-audio.js";
 
 export { LetsTalkError };
 
-const RETRIES_MS = [300, 1000, 2000, 4000, 8000];
-const INTERRUPT_MS = 3000;
+const RETRY_DELAYS_MS = [300, 1000, 2000, 4000, 8000];
+const INTERRUPT_TIMEOUT_MS = 3000;
 const STATS_S = 2;
 
 /**
- * One avatar, shown in one video element.
+ * An avatar that is shown in a video element.
  *
  * Events (`detail` in brackets): `state` [{state, error}], `speaking`, `idle`,
  * `interrupted` [{playedMs, droppedMs}], `finished` [{segment, playedMs}],
- * `selected` [{avatar, warnings}], `warning` [{code, message}], `overlay` [its settings],
- * `blocked` (the browser wants a click before it plays sound), `message` [the server's message].
+ * `selected` [{avatar, warnings}], `warning` [{code, message}], `overlay` [settings],
+ * `blocked` (the browser plays no audio before a click), `message` [the server's message].
  *
  * `state` is one of `new`, `connecting`, `live`, `reconnecting`, `failed`, `closed`.
  */
 export class LetsTalkAvatar extends EventTarget {
   #video;
   #options;
-  #choice;
-  #link = null;
-  #attempts = 0; // counts up with every attempt, so that an old one knows it is
-  #tries = 0;
+  #avatarId;
+  #connection = null;
+  #attempt = 0; // number of the current connection attempt; older attempts stop when it changes
+  #retries = 0; // since the video was last live
   #timer = 0;
   #track = null;
   #recording = null;
@@ -44,100 +44,101 @@ export class LetsTalkAvatar extends EventTarget {
   speaking = false;
   /** The session as the server describes it, or null; `session.session` is its id. */
   session = null;
-  /** The server's own figures (`session.stats`), or null. */
+  /** The server's latest `session.stats` message, or null. */
   serverStats = null;
 
   /**
-   * @param {HTMLVideoElement} video shows the avatar and plays its voice.
+   * @param {HTMLVideoElement} video shows the avatar and plays its audio.
    * @param {object} [options]
-   * @param {string} [options.url] address of the server; by default where this module came from.
-   * @param {string|function} [options.token] a token, or a function (may be async) that gets one.
+   * @param {string} [options.url] URL of the server; by default where this module was loaded from.
+   * @param {string|function} [options.token] a token, or a function (may be async) returning one.
    * @param {string} [options.avatar] id of the avatar; by default the server's first.
    * @param {string} [options.session] id of a session to join or resume.
-   * @param {boolean} [options.badge] false hides the "AI avatar" badge, where the server lets it.
-   * @param {boolean} [options.watch] only show the session, and let another page speak.
-   * @param {boolean|"always"} [options.reconnect] come back by itself after a lost connection;
-   *   "always" never gives up, for pages that nobody looks after.
+   * @param {boolean} [options.badge] false hides the "AI avatar" badge, where the server allows it.
+   * @param {boolean} [options.watch] only show the session, while another page speaks.
+   * @param {boolean|"always"} [options.reconnect] reconnect after a lost connection;
+   *   "always" never gives up, for pages that run unattended.
    */
   constructor(video, options = {}) {
     super();
     this.#video = video;
     this.#options = { reconnect: true, ...options };
-    this.#choice = options.avatar ?? null;
+    this.#avatarId = options.avatar ?? null;
     this.api = new Api(options.url, options.token);
     if (options.session) this.session = { session: options.session };
     video.playsInline = true;
     video.autoplay = true;
   }
 
-  /** Begin, or begin again after a failure. Resolves when the picture is live. */
+  /** Connect, also again after a failure. Resolves when the video is live. */
   async connect() {
-    this.#tries = 0;
-    await this.#attempt("connecting");
-    while (this.state === "reconnecting" || this.state === "connecting") await this.#change();
-    if (this.state !== "live") throw this.error ?? new LetsTalkError("closed", "It was closed.");
+    this.#retries = 0;
+    await this.#open("connecting");
+    while (this.state === "reconnecting" || this.state === "connecting") await this.#stateChange();
+    if (this.state === "live") return;
+    throw this.error ?? new LetsTalkError("closed", "The connection was closed.");
   }
 
-  #change() {
+  #stateChange() {
     return new Promise((done) => this.addEventListener("state", done, { once: true }));
   }
 
-  /** Let go of the connection; with `end` of the session too. The last picture stays. */
+  /** Close the connection and, with `end`, the session. The last frame stays visible. */
   close({ end = true } = {}) {
-    this.#attempts++;
+    this.#attempt++;
     clearTimeout(this.#timer);
     this.#recording?.stop();
     if (end && this.session) this.#endSession();
-    this.#link?.close();
-    this.#link = null;
+    this.#connection?.close();
+    this.#connection = null;
     this.api.close();
-    this.#enter("closed");
+    this.#setState("closed");
   }
 
   /**
-   * Say something: a `MediaStream` (a microphone, on air until `hush`), or a recording: PCM as
+   * Speak a `MediaStream` (a microphone, until `hush` is called) or a recording: PCM as
    * `Float32Array` or `Int16Array`, an `AudioBuffer`, or a file as `Blob` or `ArrayBuffer`.
    *
-   * @returns {Promise<boolean>} of a recording: true when it was sent, false if it was cut short.
+   * @returns {Promise<boolean>} for a recording: true when it was sent, false if it was stopped.
    */
   async speak(source, { sampleRate } = {}) {
     if (source instanceof MediaStream) return this.#setTrack(source.getAudioTracks()[0] ?? null);
     const pcm = await toPcm(source, sampleRate);
     if (this.state !== "live") throw new LetsTalkError("not-live", "The avatar is not connected.");
     this.#recording?.stop();
-    this.#recording = new Recording(this.#link, pcm);
+    this.#recording = new RecordedAudio(this.#connection, pcm);
     return this.#recording.finished;
   }
 
-  /** Take the microphone off air and stop a recording; what was said is still shown. */
+  /** Stop sending the microphone and stop a recording. Speech already sent is still played. */
   async hush() {
     this.#recording?.stop();
     await this.#setTrack(null);
   }
 
-  /** Cut the avatar short. Resolves to `{playedMs, droppedMs}`, or null without an answer. */
+  /** Interrupt the avatar. Resolves to `{playedMs, droppedMs}`, or to null after a timeout. */
   interrupt() {
     this.#recording?.stop();
     return new Promise((resolve) => {
-      const answered = ({ detail }) => finish(detail);
-      const timer = setTimeout(() => finish(null), this.#link ? INTERRUPT_MS : 0);
+      const onInterrupted = ({ detail }) => finish(detail);
+      const timer = setTimeout(() => finish(null), this.#connection ? INTERRUPT_TIMEOUT_MS : 0);
       const finish = (detail) => {
         clearTimeout(timer);
-        this.removeEventListener("interrupted", answered);
+        this.removeEventListener("interrupted", onInterrupted);
         resolve(detail);
       };
-      this.addEventListener("interrupted", answered);
+      this.addEventListener("interrupted", onInterrupted);
       this.send({ type: "avatar.interrupt" });
     });
   }
 
-  /** Show another avatar. The connection and the voice go on. */
+  /** Show another avatar on the same connection. */
   select(avatar) {
-    this.#choice = avatar;
+    this.#avatarId = avatar;
     this.send({ type: "avatar.select", avatar });
   }
 
-  /** Silence the microphone without taking it off air. */
+  /** Whether the microphone is muted. The track stays in place. */
   get muted() {
     return this.#muted;
   }
@@ -147,12 +148,12 @@ export class LetsTalkAvatar extends EventTarget {
     if (this.#track) this.#track.enabled = !on;
   }
 
-  /** Figures about the connection (see stats.js), or null without one. */
+  /** Return statistics of the connection (see stats-reader.js), or null without one. */
   async stats() {
-    return this.#link?.stats() ?? null;
+    return this.#connection?.stats() ?? null;
   }
 
-  /** Ask for the session again: its tokens are then fresh ones. */
+  /** Fetch the session again, with new tokens. */
   async refresh() {
     const id = this.session?.session;
     if (id) this.session = await this.api.request(`v1/sessions/${id}`);
@@ -160,52 +161,52 @@ export class LetsTalkAvatar extends EventTarget {
 
   /** Send a message of the protocol that has no method here. */
   send(message) {
-    this.#link?.send(message);
+    this.#connection?.send(message);
   }
 
-  // ---- Life of the connection ----------------------------------------------------------------
+  // ---- Connecting and reconnecting -----------------------------------------------------------
 
-  async #attempt(state) {
-    const attempt = ++this.#attempts;
-    const isOld = () => attempt !== this.#attempts;
+  async #open(state) {
+    const attempt = ++this.#attempt;
+    const isStale = () => attempt !== this.#attempt;
     clearTimeout(this.#timer);
-    this.#link?.close();
+    this.#connection?.close();
     this.#setSpeaking(false);
-    this.#enter(state);
-    let link = null;
+    this.#setState(state);
+    let connection = null;
     try {
-      const asked = this.#choice;
+      const requested = this.#avatarId;
       const session = await this.#openSession();
-      if (isOld()) return;
+      if (isStale()) return;
       this.session = session;
-      link = this.#link = new Link(
+      connection = this.#connection = new PeerConnection(
         this.api,
         session,
         {
           watch: Boolean(this.#options.watch),
-          onMessage: (message) => isOld() || this.#hear(message),
-          onLost: (error) => isOld() || this.#lost(error),
+          onMessage: (message) => isStale() || this.#onMessage(message),
+          onLost: (error) => isStale() || this.#onLost(error),
         },
       );
-      await link.open();
-      if (isOld()) return link.close();
-      await link.sender.replaceTrack(this.#track);
-      this.#video.srcObject = link.stream;
-      const [ready] = await Promise.all([link.ready, this.#play()]);
-      if (isOld()) return link.close();
-      link.send({ type: "session.configure", stats_s: STATS_S });
-      const shown = ready.avatar ?? asked;
-      if (this.#choice && this.#choice !== shown) this.select(this.#choice);
+      await connection.open();
+      if (isStale()) return connection.close();
+      await connection.sender.replaceTrack(this.#track);
+      this.#video.srcObject = connection.stream;
+      const [ready] = await Promise.all([connection.ready, this.#playVideo()]);
+      if (isStale()) return connection.close();
+      connection.send({ type: "session.configure", stats_s: STATS_S });
+      const shown = ready.avatar ?? requested;
+      if (this.#avatarId && this.#avatarId !== shown) this.select(this.#avatarId);
     } catch (error) {
-      link?.close();
-      if (!isOld()) this.#lost(error);
+      connection?.close();
+      if (!isStale()) this.#onLost(error);
       return;
     }
-    this.#tries = 0;
-    this.#enter("live");
+    this.#retries = 0;
+    this.#setState("live");
   }
 
-  /** Resume the session if there is one, else make one. */
+  /** Resume the session if there is one, else create one. */
   async #openSession() {
     const id = this.session?.session;
     if (id && this.#options.watch) {
@@ -225,72 +226,72 @@ export class LetsTalkAvatar extends EventTarget {
   }
 
   #avatarField() {
-    return this.#choice ? { avatar: this.#choice } : {};
+    return this.#avatarId ? { avatar: this.#avatarId } : {};
   }
 
   #endSession() {
     const { session } = this.session;
     this.session = null;
-    if (this.#options.watch) return; // it is another page's
-    // keepalive: also while the page is being left
+    if (this.#options.watch) return; // the session belongs to another page
+    // keepalive: the request is sent even while the page is unloading
     this.api
       .request(`v1/sessions/${session}`, { method: "DELETE", keepalive: true })
       .catch(() => {});
   }
 
-  #lost(error) {
-    this.#attempts++;
-    this.#link?.close();
-    this.#link = null;
+  #onLost(error) {
+    this.#attempt++;
+    this.#connection?.close();
+    this.#connection = null;
     this.#setSpeaking(false);
     if (ENDED.has(error.code) && !this.#options.session) this.session = null;
-    if (!this.#comesBack(error)) return this.#enter("failed", error);
-    const pauseMs = RETRIES_MS[this.#tries++] ?? RETRIES_MS.at(-1);
-    const waitMs = Math.max(pauseMs, 1000 * (error.afterS ?? 0));
-    this.#enter("reconnecting", error);
-    this.#timer = setTimeout(() => this.#attempt("reconnecting"), waitMs);
+    if (!this.#shouldReconnect(error)) return this.#setState("failed", error);
+    const delayMs = RETRY_DELAYS_MS[this.#retries++] ?? RETRY_DELAYS_MS.at(-1);
+    const waitMs = Math.max(delayMs, 1000 * (error.afterS ?? 0));
+    this.#setState("reconnecting", error);
+    this.#timer = setTimeout(() => this.#open("reconnecting"), waitMs);
   }
 
-  #comesBack(error) {
+  #shouldReconnect(error) {
     const { reconnect } = this.#options;
     if (reconnect === "always") return true;
-    return reconnect && error.retry === true && this.#tries < RETRIES_MS.length;
+    return reconnect && error.retry === true && this.#retries < RETRY_DELAYS_MS.length;
   }
 
-  #enter(state, error = null) {
+  #setState(state, error = null) {
     if (state === this.state && !error) return;
     this.error = error;
     this.state = state;
-    this.#tell("state", { state, error });
+    this.#emit("state", { state, error });
   }
 
-  #hear(message) {
-    this.#tell("message", message);
-    HEARD[message.type]?.(message, {
-      tell: (type, detail) => this.#tell(type, detail),
-      speaking: (on) => this.#setSpeaking(on),
-      stats: (figures) => (this.serverStats = figures),
-      lost: (error) => this.#lost(error),
+  #onMessage(message) {
+    this.#emit("message", message);
+    HANDLERS[message.type]?.(message, {
+      emit: (type, detail) => this.#emit(type, detail),
+      setSpeaking: (on) => this.#setSpeaking(on),
+      setStats: (stats) => (this.serverStats = stats),
+      onLost: (error) => this.#onLost(error),
     });
   }
 
   #setSpeaking(on) {
     if (on === this.speaking) return;
     this.speaking = on;
-    this.#tell(on ? "speaking" : "idle");
+    this.#emit(on ? "speaking" : "idle");
   }
 
-  #tell(type, detail) {
+  #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
-  async #play() {
+  async #playVideo() {
     try {
       await this.#video.play();
     } catch (error) {
       if (error.name !== "NotAllowedError" || this.#video.muted) return;
-      this.#video.muted = true; // the picture comes first; sound waits for a click
-      this.#tell("blocked");
+      this.#video.muted = true; // show the video at once; audio waits for a click
+      this.#emit("blocked");
       await this.#video.play().catch(() => {});
     }
   }
@@ -298,16 +299,16 @@ export class LetsTalkAvatar extends EventTarget {
   async #setTrack(track) {
     this.#track = track;
     if (track) track.enabled = !this.#muted;
-    await this.#link?.sender.replaceTrack(track);
+    await this.#connection?.sender.replaceTrack(track);
   }
 }
 
-// Codes after which a session that was there is not.
+// Error codes of a session that cannot be resumed.
 const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
 const ENDED = new Set(["session-over", "idle", "engine-failed", "ended"]);
 const RESTARTING = new Set(["stopping", "not-ready"]);
-// Why a session ended, as codes of ours; `lost` and `closed` are this side's doing.
-const REASONS = {
+// Error codes by the reason of `session.ended`; `lost` and `closed` originate on this side.
+const END_CODES = {
   deleted: "ended",
   idle: "idle",
   failed: "engine-failed",
@@ -315,31 +316,31 @@ const REASONS = {
   stopping: "stopping",
 };
 
-const HEARD = {
-  "avatar.speaking": (_, { speaking }) => speaking(true),
-  "avatar.idle": (_, { speaking }) => speaking(false),
-  "avatar.interrupted": ({ played_ms, dropped_ms }, { tell, speaking }) => {
-    tell("interrupted", { playedMs: played_ms, droppedMs: dropped_ms });
-    speaking(false);
+const HANDLERS = {
+  "avatar.speaking": (_, { setSpeaking }) => setSpeaking(true),
+  "avatar.idle": (_, { setSpeaking }) => setSpeaking(false),
+  "avatar.interrupted": ({ played_ms, dropped_ms }, { emit, setSpeaking }) => {
+    emit("interrupted", { playedMs: played_ms, droppedMs: dropped_ms });
+    setSpeaking(false);
   },
-  "avatar.selected": ({ avatar, warnings }, { tell }) =>
-    tell("selected", { avatar, warnings: warnings ?? [] }),
-  "segment.finished": ({ segment_id, played_ms }, { tell }) =>
-    tell("finished", { segment: segment_id, playedMs: played_ms }),
-  "overlay.updated": ({ overlay }, { tell }) => tell("overlay", overlay),
-  "session.ready": ({ overlay, warnings }, { tell }) => {
-    tell("overlay", overlay ?? {});
-    if (warnings?.length) tell("selected", { warnings });
+  "avatar.selected": ({ avatar, warnings }, { emit }) =>
+    emit("selected", { avatar, warnings: warnings ?? [] }),
+  "segment.finished": ({ segment_id, played_ms }, { emit }) =>
+    emit("finished", { segment: segment_id, playedMs: played_ms }),
+  "overlay.updated": ({ overlay }, { emit }) => emit("overlay", overlay),
+  "session.ready": ({ overlay, warnings }, { emit }) => {
+    emit("overlay", overlay ?? {});
+    if (warnings?.length) emit("selected", { warnings });
   },
-  "session.stats": (message, { stats }) => stats(message),
-  "session.warning": ({ code, detail }, { tell }) => tell("warning", { code, message: detail }),
-  "session.ended": ({ reason }, { lost }) => {
-    const code = REASONS[reason];
-    const words = "The session has ended.";
-    if (code) lost(new LetsTalkError(code, words, { retry: code === "stopping" }));
+  "session.stats": (message, { setStats }) => setStats(message),
+  "session.warning": ({ code, detail }, { emit }) => emit("warning", { code, message: detail }),
+  "session.ended": ({ reason }, { onLost }) => {
+    const code = END_CODES[reason];
+    const message = "The session has ended.";
+    if (code) onLost(new LetsTalkError(code, message, { retry: code === "stopping" }));
   },
-  "session.error": ({ code, detail, fatal }, { tell, lost }) => {
-    if (!fatal) return tell("warning", { code, message: detail });
-    lost(new LetsTalkError(code, detail, { retry: RESTARTING.has(code) }));
+  "session.error": ({ code, detail, fatal }, { emit, onLost }) => {
+    if (!fatal) return emit("warning", { code, message: detail });
+    onLost(new LetsTalkError(code, detail, { retry: RESTARTING.has(code) }));
   },
 };

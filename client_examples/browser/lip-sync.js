@@ -1,25 +1,25 @@
-// Keeps the lips in step with the voice.
+// Keeps the video in sync with the audio.
 //
-// Browsers line picture and sound up by themselves, but let the picture be up to 30 ms early before
-// they act. The voice waits longer, in its own buffer and in the loudspeaker's: here the picture is
-// made to wait as long.
+// Browsers synchronize both by themselves, but tolerate video that is up to 30 ms early. Audio is
+// delayed by its jitter buffer and by the buffer of the loudspeaker: here the video gets the same
+// delay.
 
-const EVERY_MS = 500;
-const PIECE_MS = 20; // a packet of sound
-const STEP_MS = 4; // smaller changes are not worth one
-const MOST_MS = 400;
+const INTERVAL_MS = 500;
+const PACKET_MS = 20; // of audio
+const MIN_CHANGE_MS = 4;
+const MAX_DELAY_MS = 400;
 
-/** Watches one peer connection until `stop`. */
+/** Adjusts the video delay of one peer connection until `stop` is called. */
 export class LipSync {
   #pc;
   #timer;
   #last = null;
-  #setMs = 0;
+  #targetMs = 0;
 
   /** @param {RTCPeerConnection} pc */
   constructor(pc) {
     this.#pc = pc;
-    this.#timer = setInterval(() => this.#adjust(), EVERY_MS);
+    this.#timer = setInterval(() => this.#adjust(), INTERVAL_MS);
   }
 
   stop() {
@@ -30,32 +30,32 @@ export class LipSync {
     const receiver = this.#pc.getReceivers().find(({ track }) => track.kind === "video");
     if (!receiver || !("jitterBufferTarget" in receiver)) return;
     const now = totals(await this.#pc.getStats());
-    const then = this.#last;
+    const before = this.#last;
     this.#last = now;
-    const buffer = then && average(now.buffer, then.buffer);
-    const loudspeaker = then && average(now.loudspeaker, then.loudspeaker);
-    if (buffer === null || loudspeaker === null) return;
-    // A sample in the middle of a packet has waited half of it longer than the packet.
-    const wantedMs = Math.min(MOST_MS, Math.max(0, buffer + loudspeaker - PIECE_MS / 2));
-    if (Math.abs(wantedMs - this.#setMs) < STEP_MS) return;
-    this.#setMs = receiver.jitterBufferTarget = Math.round(wantedMs);
+    const bufferMs = before && averageMs(now.buffer, before.buffer);
+    const loudspeakerMs = before && averageMs(now.loudspeaker, before.loudspeaker);
+    if (bufferMs === null || loudspeakerMs === null) return;
+    // The average sample waits half a packet longer than its packet does.
+    const targetMs = Math.min(MAX_DELAY_MS, Math.max(0, bufferMs + loudspeakerMs - PACKET_MS / 2));
+    if (Math.abs(targetMs - this.#targetMs) < MIN_CHANGE_MS) return;
+    this.#targetMs = receiver.jitterBufferTarget = Math.round(targetMs);
   }
 }
 
-/** Sums and counts: how long samples have waited in the buffer, and in the loudspeaker. */
+/** Return `[total seconds, samples]` waited so far, in the jitter buffer and in the loudspeaker. */
 function totals(report) {
-  const found = { buffer: [0, 0], loudspeaker: [0, 0] };
-  for (const one of report.values()) {
-    if (one.type === "inbound-rtp" && one.kind === "audio") {
-      found.buffer = [one.jitterBufferDelay ?? 0, one.jitterBufferEmittedCount ?? 0];
-    } else if (one.type === "media-playout") {
-      found.loudspeaker = [one.totalPlayoutDelay ?? 0, one.totalSamplesCount ?? 0];
+  const sums = { buffer: [0, 0], loudspeaker: [0, 0] };
+  for (const entry of report.values()) {
+    if (entry.type === "inbound-rtp" && entry.kind === "audio") {
+      sums.buffer = [entry.jitterBufferDelay ?? 0, entry.jitterBufferEmittedCount ?? 0];
+    } else if (entry.type === "media-playout") {
+      sums.loudspeaker = [entry.totalPlayoutDelay ?? 0, entry.totalSamplesCount ?? 0];
     }
   }
-  return found;
+  return sums;
 }
 
-/** The average since then, in milliseconds; null when nothing came. */
-function average([sum, count], [sumThen, countThen]) {
-  return count > countThen ? (1000 * (sum - sumThen)) / (count - countThen) : null;
+/** Return the average wait in ms between two reports, or null if no samples were played. */
+function averageMs([sum, count], [sumBefore, countBefore]) {
+  return count > countBefore ? (1000 * (sum - sumBefore)) / (count - countBefore) : null;
 }

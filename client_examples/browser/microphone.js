@@ -1,31 +1,33 @@
-// The visitor's microphone: opened when asked, metered, muted, held by push-to-talk.
+// The visitor's microphone: opening, level meter, mute, and what can go wrong.
 
 import { LetsTalkError } from "./api.js";
-import { microphoneProblem } from "./error-messages.js";
+import { microphoneErrorCode } from "./error-messages.js";
 
-const WANTED = {
-  echoCancellation: true, // or the avatar would hear itself through the loudspeakers
+const CONSTRAINTS = {
+  echoCancellation: true, // or the avatar's own voice would come back through the loudspeakers
   noiseSuppression: true,
   autoGainControl: true,
   channelCount: 1,
 };
-const FLOOR_DB = -60; // lower end of the meter
-const VOICE_DB = -40; // as for the server
+const METER_MIN_DB = -60;
+const VOICE_DB = -40; // the same threshold as in the server
 const VOICE = 10 ** (VOICE_DB / 20);
-const DEAF_MS = 7000; // a microphone that gives nothing at all for so long is worth a word
-const DEAF_DB = -75;
-const PAUSE_MS = 700; // speech after such a pause counts as a new beginning
+const SILENT_DB = -75; // a working microphone is never as quiet as this ...
+const SILENT_MS = 7000; // ... for so long
+const PAUSE_MS = 700; // speech after a pause of this length is a new onset
 
 /**
+ * The microphone, closed until `open` is called.
+ *
  * Events: `change`, `level` [{level: 0..1}], `onset` [{atMs}] (speech begins after a pause),
- * `silent` (nothing comes in), `lost` (unplugged or taken away).
+ * `silent` (it delivers no signal), `lost` (it was disconnected).
  */
 export class Microphone extends EventTarget {
   #stream = null;
   #context = null;
   #muted = false;
-  #quietSinceMs = 0;
-  #deafSinceMs = 0;
+  #lastVoiceMs = 0;
+  #lastSignalMs = 0;
 
   get stream() {
     return this.#stream;
@@ -42,17 +44,17 @@ export class Microphone extends EventTarget {
   set muted(on) {
     this.#muted = on;
     for (const track of this.#stream?.getTracks() ?? []) track.enabled = !on;
-    this.#deafSinceMs = performance.now();
+    this.#lastSignalMs = performance.now();
     this.dispatchEvent(new Event("change"));
   }
 
   async open() {
     if (this.isOpen) return;
-    if (!navigator.mediaDevices) throw new LetsTalkError("mic-insecure", "Not a secure page.");
+    if (!navigator.mediaDevices) throw new LetsTalkError("mic-insecure", "This page is not secure.");
     try {
-      this.#stream = await navigator.mediaDevices.getUserMedia({ audio: WANTED });
+      this.#stream = await navigator.mediaDevices.getUserMedia({ audio: CONSTRAINTS });
     } catch (error) {
-      throw new LetsTalkError(microphoneProblem(error), error.message);
+      throw new LetsTalkError(microphoneErrorCode(error), error.message);
     }
     const [track] = this.#stream.getAudioTracks();
     track.enabled = !this.#muted;
@@ -72,7 +74,7 @@ export class Microphone extends EventTarget {
     }
     this.#stream = null;
     this.#context.close();
-    this.#tellLevel(0);
+    this.#emitLevel(0);
     this.dispatchEvent(new Event("change"));
   }
 
@@ -81,42 +83,42 @@ export class Microphone extends EventTarget {
     const analyser = new AnalyserNode(context, { fftSize: 1024 });
     context.createMediaStreamSource(this.#stream).connect(analyser);
     const samples = new Float32Array(analyser.fftSize);
-    // The first word after opening tells nothing about the delay: the path is still being set up.
-    this.#deafSinceMs = this.#quietSinceMs = performance.now();
+    // No onset for the first words after opening: their delay is that of setting up the path.
+    this.#lastSignalMs = this.#lastVoiceMs = performance.now();
     let level = 0;
-    const look = () => {
+    const update = () => {
       if (context !== this.#context || context.state === "closed") return;
       analyser.getFloatTimeDomainData(samples);
       const power = samples.reduce((sum, x) => sum + x * x, 0) / samples.length;
       const db = 10 * Math.log10(power + 1e-9);
-      this.#judge(db, samples);
-      level = Math.max(Math.min(1, Math.max(0, 1 - db / FLOOR_DB)), level * 0.88);
-      this.#tellLevel(level);
-      requestAnimationFrame(look);
+      this.#detect(db, samples);
+      level = Math.max(Math.min(1, Math.max(0, 1 - db / METER_MIN_DB)), level * 0.88);
+      this.#emitLevel(level);
+      requestAnimationFrame(update);
     };
-    look();
+    update();
   }
 
-  #judge(db, samples) {
+  #detect(db, samples) {
     const now = performance.now();
     if (db > VOICE_DB) {
-      if (now - this.#quietSinceMs > PAUSE_MS) {
-        const since = samples.length - samples.findIndex((sample) => Math.abs(sample) > VOICE);
-        this.#tell("onset", { atMs: now - (1000 * since) / this.#context.sampleRate });
+      if (now - this.#lastVoiceMs > PAUSE_MS) {
+        const samplesAgo = samples.length - samples.findIndex((sample) => Math.abs(sample) > VOICE);
+        this.#emit("onset", { atMs: now - (1000 * samplesAgo) / this.#context.sampleRate });
       }
-      this.#quietSinceMs = now;
+      this.#lastVoiceMs = now;
     }
-    if (db > DEAF_DB || this.#muted) this.#deafSinceMs = now;
-    if (now - this.#deafSinceMs < DEAF_MS) return;
-    this.#deafSinceMs = Infinity; // once is enough
+    if (db > SILENT_DB || this.#muted) this.#lastSignalMs = now;
+    if (now - this.#lastSignalMs < SILENT_MS) return;
+    this.#lastSignalMs = Infinity; // report it once
     this.dispatchEvent(new Event("silent"));
   }
 
-  #tellLevel(level) {
-    this.#tell("level", { level });
+  #emitLevel(level) {
+    this.#emit("level", { level });
   }
 
-  #tell(type, detail) {
+  #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 }

@@ -1,8 +1,8 @@
-// The page's hand on the overlay: its address for OBS, and how it looks.
+// The section "Show it in OBS": the overlay's address and appearance.
 
 const $ = (id) => document.getElementById(id);
 
-/** Fills the "Show it in OBS" part of the page and sends what is chosen there. */
+/** Shows the address of the overlay and sends the settings that are chosen for it. */
 export class OverlayControl {
   #avatar;
 
@@ -10,32 +10,32 @@ export class OverlayControl {
     this.#avatar = avatar;
     avatar.addEventListener("state", () => this.#showLink());
     avatar.addEventListener("overlay", ({ detail }) => this.#showSettings(detail));
-    $("obs").addEventListener("toggle", () => this.#renew());
+    $("obs").addEventListener("toggle", () => this.#refreshLink());
     $("overlay-link").addEventListener("focus", ({ target }) => target.select());
     $("overlay-copy").addEventListener("click", () => this.#copy());
     $("overlay-fields").addEventListener("change", () => this.#send());
-    this.#answer();
+    this.#announceSession();
   }
 
-  // An overlay of this browser that was opened without a session asks for one.
-  #answer() {
+  // Answers overlays in the same browser that were opened without a session.
+  #announceSession() {
     const channel = new BroadcastChannel("letstalk");
     channel.onmessage = ({ data }) => {
       const { session, viewer_token: token } = this.#avatar.session ?? {};
-      if (data?.type === "who" && session) channel.postMessage({ type: "session", session, token });
+      if (data?.type === "find-session" && session) channel.postMessage({ type: "session", session, token });
     };
   }
 
   get #link() {
     const { session, viewer_token: token } = this.#avatar.session ?? {};
     if (!session) return "";
-    const address = new URL(this.#avatar.api.address("overlay/"));
-    address.searchParams.set("session", session);
+    const url = new URL(this.#avatar.api.url("overlay/"));
+    url.searchParams.set("session", session);
     for (const [key, value] of Object.entries(this.#settings)) {
-      if (value) address.searchParams.set(key, value);
+      if (value) url.searchParams.set(key, value);
     }
-    if (token) address.hash = `token=${token}`;
-    return address.href;
+    if (token) url.hash = `token=${token}`;
+    return url.href;
   }
 
   get #settings() {
@@ -43,8 +43,8 @@ export class OverlayControl {
     return Object.fromEntries([...fields].map(({ name, value }) => [name, value]));
   }
 
-  // The link's token is short-lived; what is copied should be a fresh one.
-  async #renew() {
+  // The token in the link expires soon, so a new one is fetched before the link is copied.
+  async #refreshLink() {
     if (this.#avatar.session?.viewer_token) await this.#avatar.refresh().catch(() => {});
     this.#showLink();
   }
@@ -68,12 +68,12 @@ export class OverlayControl {
   }
 
   async #copy() {
-    await this.#renew();
+    await this.#refreshLink();
     $("overlay-link").select();
     try {
       await navigator.clipboard.writeText(this.#link);
     } catch {
-      document.execCommand("copy"); // pages over plain http have no clipboard
+      document.execCommand("copy"); // pages served over plain HTTP have no clipboard API
     }
     $("overlay-copy").textContent = "Copied";
     setTimeout(() => ($("overlay-copy").textContent = "Copy"), 1500);

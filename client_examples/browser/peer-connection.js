@@ -1,60 +1,62 @@
-// One peer connection, from offer to end. It never comes back: a lost one is replaced.
+// One WebRTC connection to the server, from offer to close. A lost connection is never reused.
 
 import { LetsTalkError } from "./api.js";
 import { LipSync } from "./lip-sync.js";
 import { StatsReader } from "./stats-reader.js";
 
 const PING_MS = 1500;
-const SILENT_MS = 4000; // without a word from the server for so long it is taken for lost
+const SERVER_SILENT_MS = 4000; // without a message for so long, the server is considered lost
 const CONNECT_MS = 12_000;
 const GATHER_MS = 1000;
-const GRACE_MS = 1500; // "disconnected" may heal by itself
+const GRACE_MS = 1500; // a "disconnected" connection may recover by itself
 
-export class Link {
+/** A peer connection with its data channel, audio sender, statistics and lip sync. */
+export class PeerConnection {
   #api;
   #session;
-  #watches;
+  #watchOnly;
   #onLost;
   #closed = false;
-  #wasUp = false;
-  #heardAtMs = 0;
+  #wasConnected = false;
+  #lastMessageMs = 0;
   #timer = 0;
   #stats;
   #lipSync;
 
   stream = new MediaStream();
   sender = null;
-  /** Resolves with the server's `session.ready`. */
+  /** Resolves to the server's `session.ready` message. */
   ready;
 
   /**
    * @param {Api} api
-   * @param {object} session answer of `POST /v1/sessions`.
-   * @param {boolean} watch only receives (WHEP), beside whoever speaks.
-   * @param {function} onMessage gets each message of the server.
-   * @param {function} onLost gets the error, once, if the connection ends by itself.
+   * @param {object} session the response of `POST /v1/sessions`.
+   * @param {object} options
+   * @param {boolean} options.watch receive only (WHEP), while another page speaks.
+   * @param {function} options.onMessage called with each message of the server.
+   * @param {function} options.onLost called once with the error if the connection is lost.
    */
   constructor(api, session, { watch, onMessage, onLost }) {
     this.#api = api;
     this.#session = session;
-    this.#watches = watch;
+    this.#watchOnly = watch;
     this.#onLost = onLost;
     const pc = (this.pc = new RTCPeerConnection({ iceServers: session.ice_servers ?? [] }));
-    // Without a track yet: the live picture needs no permission, and what is to be spoken is put
-    // into the sender later without another offer.
+    // The sender has no track yet: receiving video needs no permission, and the microphone's track
+    // can be added later without another offer.
     const direction = watch ? "recvonly" : "sendrecv";
     this.sender = pc.addTransceiver("audio", { direction }).sender;
     pc.addTransceiver("video", { direction: "recvonly" });
     pc.ontrack = ({ track }) => this.stream.addTrack(track);
-    pc.onconnectionstatechange = () => this.#watchState();
+    pc.onconnectionstatechange = () => this.#onConnectionState();
     this.#stats = new StatsReader(pc);
     this.#lipSync = new LipSync(pc);
     this.channel = pc.createDataChannel("control");
     this.channel.binaryType = "arraybuffer";
-    this.channel.onclose = () => this.#lose(connectionLost());
+    this.channel.onclose = () => this.#fail(connectionLost());
     this.ready = new Promise((resolve) => {
       this.channel.onmessage = ({ data }) => {
-        this.#heardAtMs = performance.now();
+        this.#lastMessageMs = performance.now();
         const message = JSON.parse(data);
         if (message.type === "session.ready") resolve(message);
         if (!this.#closed) onMessage(message);
@@ -62,22 +64,23 @@ export class Link {
     });
   }
 
+  /** Exchange offer and answer with the server, and start the heartbeat. */
   async open() {
     await this.pc.setLocalDescription();
-    await gathered(this.pc);
-    const sdp = await (this.#watches ? this.#askWhep() : this.#askOffer());
+    await iceGathered(this.pc);
+    const sdp = await (this.#watchOnly ? this.#offerByWhep() : this.#offerByJson());
     if (this.#closed) return;
     await this.pc.setRemoteDescription({ type: "answer", sdp });
-    this.#heardAtMs = performance.now();
-    this.#timer = setInterval(() => this.#watch(), PING_MS);
+    this.#lastMessageMs = performance.now();
+    this.#timer = setInterval(() => this.#heartbeat(), PING_MS);
   }
 
-  async #askOffer() {
+  async #offerByJson() {
     const offer = { type: "offer", sdp: this.pc.localDescription.sdp, session: this.#session.session };
     return (await this.#api.post("v1/offer", offer)).sdp;
   }
 
-  #askWhep() {
+  #offerByWhep() {
     return this.#api.request(`v1/whep?session=${this.#session.session}`, {
       method: "POST",
       headers: { "content-type": "application/sdp" },
@@ -89,17 +92,18 @@ export class Link {
     return this.channel.readyState === "open";
   }
 
-  /** Bytes that wait to leave. */
-  get waiting() {
+  /** Bytes that wait in the data channel to be sent. */
+  get bufferedBytes() {
     return this.channel.bufferedAmount;
   }
 
-  /** Send an object as a message, or bytes as a piece of sound. */
+  /** Send an object as a message, or PCM as a chunk of audio, if the channel is open. */
   send(message) {
     if (!this.isOpen) return;
     this.channel.send(ArrayBuffer.isView(message) ? message : JSON.stringify(message));
   }
 
+  /** Return the statistics of the connection, see `StatsReader`. */
   stats() {
     return this.#stats.read();
   }
@@ -112,25 +116,25 @@ export class Link {
     this.pc.close();
   }
 
-  #watchState() {
+  #onConnectionState() {
     const state = this.pc.connectionState;
-    if (state === "connected") this.#wasUp = true;
-    if (state === "failed") this.#lose(this.#wasUp ? connectionLost() : noPath());
+    if (state === "connected") this.#wasConnected = true;
+    if (state === "failed") this.#fail(this.#wasConnected ? connectionLost() : networkBlocked());
     if (state === "disconnected") {
       setTimeout(() => {
-        if (this.pc.connectionState === "disconnected") this.#lose(connectionLost());
+        if (this.pc.connectionState === "disconnected") this.#fail(connectionLost());
       }, GRACE_MS);
     }
   }
 
-  #watch() {
-    const silentMs = performance.now() - this.#heardAtMs;
-    if (this.isOpen && silentMs > SILENT_MS) this.#lose(connectionLost());
+  #heartbeat() {
+    const idleMs = performance.now() - this.#lastMessageMs;
+    if (this.isOpen && idleMs > SERVER_SILENT_MS) this.#fail(connectionLost());
     else if (this.isOpen) this.send({ type: "session.ping" });
-    else if (silentMs > CONNECT_MS) this.#lose(noPath());
+    else if (idleMs > CONNECT_MS) this.#fail(networkBlocked());
   }
 
-  #lose(error) {
+  #fail(error) {
     if (this.#closed) return;
     this.close();
     this.#onLost(error);
@@ -140,14 +144,15 @@ export class Link {
 const connectionLost = () =>
   new LetsTalkError("connection-lost", "The connection was lost.", { retry: true });
 
-const noPath = () =>
+const networkBlocked = () =>
   new LetsTalkError(
     "ice-failed",
-    "The server answers, but picture and sound find no way through this network.",
+    "The server answers, but video and audio cannot get through this network.",
     { retry: true },
   );
 
-function gathered(pc) {
+/** Resolve when all ICE candidates are gathered, after `GATHER_MS` at the latest. */
+function iceGathered(pc) {
   return new Promise((done) => {
     const check = () => pc.iceGatheringState === "complete" && done();
     pc.addEventListener("icegatheringstatechange", check);

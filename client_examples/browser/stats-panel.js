@@ -1,43 +1,47 @@
-// How good the connection is, and how long a word takes from the mouth to the avatar's lips.
+// The connection panel: quality, and the delay from the visitor's voice to the avatar's lips.
 
-const READ_MS = 1000;
-const MAX_DELAY_MS = 4000; // a longer one was not the answer to that word
-const KEPT = 5;
+const UPDATE_MS = 1000;
+const MAX_DELAY_MS = 4000; // a later `speaking` event does not belong to that onset
+const DELAYS = 5; // the median of this many is shown
 
-/** Writes the figures into the pill and the card at the head of the page. */
-export class Readout {
+/** Writes statistics into the button and the popover at the top of the page. */
+export class StatsPanel {
   #avatar;
-  #parts;
-  #onsetMs = null; // of a word that the avatar has not begun to answer
+  #elements;
+  #onsetMs = null; // of speech that the avatar has not begun to say
   #delays = [];
   #bufferMs = 0;
 
-  constructor(avatar, parts) {
+  /**
+   * @param {LetsTalkAvatar} avatar
+   * @param {{bars: Element, delay: Element, list: Element}} elements
+   */
+  constructor(avatar, elements) {
     this.#avatar = avatar;
-    this.#parts = parts;
-    avatar.addEventListener("speaking", () => this.#measure());
-    setInterval(() => document.hidden || this.#show(), READ_MS);
+    this.#elements = elements;
+    avatar.addEventListener("speaking", () => this.#measureDelay());
+    setInterval(() => document.hidden || this.update(), UPDATE_MS);
   }
 
-  /** The visitor begins to speak; the avatar's next `speaking` event answers it. */
-  spoken(atMs) {
+  /** Note that the visitor began to speak; the avatar's next `speaking` event ends the delay. */
+  onSpeechStart(atMs) {
     if (!this.#avatar.speaking) this.#onsetMs = atMs;
   }
 
-  async #measure() {
-    if (this.#onsetMs === null) return; // it goes on after a pause too short to count as one
-    const passedMs = performance.now() - this.#onsetMs;
+  async #measureDelay() {
+    if (this.#onsetMs === null) return; // no onset: a file, or speech after a very short pause
+    const elapsedMs = performance.now() - this.#onsetMs;
     this.#onsetMs = null;
-    if (passedMs > MAX_DELAY_MS) return;
-    // The event comes as the picture leaves the server; the picture waits in the browser's buffer.
-    this.#noteBuffer(await this.#avatar.stats());
-    this.#delays.push(passedMs + this.#bufferMs);
-    this.#delays = this.#delays.slice(-KEPT);
+    if (elapsedMs > MAX_DELAY_MS) return;
+    // The event is sent with the frame, but the frame also waits in the browser's jitter buffer.
+    this.#updateBuffer(await this.#avatar.stats());
+    this.#delays.push(elapsedMs + this.#bufferMs);
+    this.#delays = this.#delays.slice(-DELAYS);
   }
 
-  /** Keep the wait in the browser's buffer: of too short a time it is not known. */
-  #noteBuffer(figures) {
-    this.#bufferMs = figures?.bufferMs ?? this.#bufferMs;
+  // Keeps the last known value: two readings in quick succession have none.
+  #updateBuffer(stats) {
+    this.#bufferMs = stats?.bufferMs ?? this.#bufferMs;
   }
 
   get #delayMs() {
@@ -45,36 +49,37 @@ export class Readout {
     return sorted.length ? Math.round(sorted[sorted.length >> 1]) : null;
   }
 
-  async #show() {
-    const figures = this.#avatar.state === "live" ? await this.#avatar.stats() : null;
-    this.#noteBuffer(figures);
-    const { bars, delay, list } = this.#parts;
-    bars.dataset.quality = figures?.quality ?? 0;
+  /** Read the statistics and show them. */
+  async update() {
+    const stats = this.#avatar.state === "live" ? await this.#avatar.stats() : null;
+    this.#updateBuffer(stats);
+    const { bars, delay, list } = this.#elements;
+    bars.dataset.quality = stats?.quality ?? 0;
     const delayMs = this.#delayMs;
-    delay.hidden = !figures || delayMs === null; // no other figure in its place
+    delay.hidden = !stats || delayMs === null;
     delay.textContent = `${delayMs} ms`;
-    list.replaceChildren(...(figures ? rows(figures, delayMs, this.#avatar.serverStats) : []));
+    list.replaceChildren(...(stats ? rows(stats, delayMs, this.#avatar.serverStats) : []));
   }
 }
 
 const QUALITY = ["", "Poor", "Fair", "Good", "Very good"];
 
-function rows(figures, delayMs, server) {
-  const { width, height, codec, protocol, relayed } = figures;
+function rows(stats, delayMs, server) {
+  const { width, height, codec, protocol, relayed } = stats;
   const pairs = [
-    ["Quality", QUALITY[figures.quality]],
+    ["Quality", QUALITY[stats.quality]],
     ["Voice to lips", delayMs === null ? "speak to measure" : `${delayMs} ms`],
-    ["Network round trip", figures.rttMs === null ? "–" : `${figures.rttMs} ms`],
-    ["Playback buffer", figures.bufferMs === null ? "–" : `${figures.bufferMs} ms`],
-    ["Lost packets", `${figures.lostPercent.toFixed(1)} %`],
-    ["Picture", `${width} × ${height}, ${figures.fps} fps`],
+    ["Network round trip", stats.rttMs === null ? "–" : `${stats.rttMs} ms`],
+    ["Playback buffer", stats.bufferMs === null ? "–" : `${stats.bufferMs} ms`],
+    ["Lost packets", `${stats.lostPercent.toFixed(1)} %`],
+    ["Video", `${width} × ${height}, ${stats.fps} fps`],
     ["Codec", codec],
-    ["Dropped, frozen", `${figures.framesDropped}, ${figures.freezes}`],
-    ["Bit rate", `${figures.kbps} kbit/s`],
+    ["Drops, freezes", `${stats.framesDropped}, ${stats.freezes}`],
+    ["Bit rate", `${stats.kbps} kbit/s`],
     ["Path", `${relayed ? "TURN relay" : "direct"}${protocol ? `, ${protocol.toUpperCase()}` : ""}`],
   ];
   const step = server?.stages_ms?.step;
-  if (step) pairs.push(["Server, per step", `${Math.round(step.p50)} ms`]);
+  if (step) pairs.push(["Model, per step", `${Math.round(step.p50)} ms`]);
   return pairs.flatMap(([name, value]) => {
     const term = Object.assign(document.createElement("dt"), { textContent: name });
     const text = Object.assign(document.createElement("dd"), { textContent: value });

@@ -1,8 +1,8 @@
-// What the browser's WebRTC statistics say about a connection, in one flat object.
+// Statistics of a WebRTC connection, in one flat object.
 
-const SMOOTH_MS = 4000; // quality looks back this far, so that one late packet does not flicker
+const SMOOTH_MS = 4000; // quality is the worst of this time, so that it does not flicker
 
-/** Turns successive `getStats()` reports of one peer connection into figures for people. */
+/** Computes rates and levels from successive `getStats()` reports of one peer connection. */
 export class StatsReader {
   #pc;
   #last = null;
@@ -12,53 +12,56 @@ export class StatsReader {
     this.#pc = pc;
   }
 
-  /** Read now. Rates are taken since the call before; the first call gives totals only. */
+  /** Return current statistics. Rates are taken since the previous call; the first has none. */
   async read() {
-    const found = pick(await this.#pc.getStats());
-    const now = totals(found);
-    const then = this.#last ?? now;
+    const report = select(await this.#pc.getStats());
+    const now = totals(report);
+    const before = this.#last ?? now;
     this.#last = now;
-    const seconds = Math.max((now.atMs - then.atMs) / 1000, 1e-3);
-    const packets = now.packets - then.packets;
-    const lost = Math.max(0, now.lost - then.lost);
-    const figures = {
-      rttMs: ms(found.pair?.currentRoundTripTime),
-      jitterMs: ms(found.video?.jitter),
-      bufferMs: buffered(now, then),
-      fps: Math.round(found.video?.framesPerSecond ?? (now.decoded - then.decoded) / seconds),
-      kbps: Math.round(((now.bytes - then.bytes) * 8) / 1000 / seconds),
+    const seconds = Math.max((now.atMs - before.atMs) / 1000, 1e-3);
+    const packets = now.packets - before.packets;
+    const lost = Math.max(0, now.lost - before.lost);
+    const stats = {
+      rttMs: ms(report.pair?.currentRoundTripTime),
+      jitterMs: ms(report.video?.jitter),
+      bufferMs: averageBufferMs(now, before),
+      fps: Math.round(report.video?.framesPerSecond ?? (now.decoded - before.decoded) / seconds),
+      kbps: Math.round(((now.bytes - before.bytes) * 8) / 1000 / seconds),
       lostPercent: packets + lost > 0 ? (100 * lost) / (packets + lost) : 0,
       framesDecoded: now.decoded,
-      framesDropped: found.video?.framesDropped ?? 0,
-      freezes: found.video?.freezeCount ?? 0,
-      freezeMs: ms(found.video?.totalFreezesDuration) ?? 0,
-      width: found.video?.frameWidth ?? 0,
-      height: found.video?.frameHeight ?? 0,
-      codec: found.codec?.mimeType?.replace("video/", "") ?? "",
-      relayed: found.candidate?.candidateType === "relay",
-      protocol: found.candidate?.relayProtocol ?? found.candidate?.protocol ?? "",
+      framesDropped: report.video?.framesDropped ?? 0,
+      freezes: report.video?.freezeCount ?? 0,
+      freezeMs: ms(report.video?.totalFreezesDuration) ?? 0,
+      width: report.video?.frameWidth ?? 0,
+      height: report.video?.frameHeight ?? 0,
+      codec: report.codec?.mimeType?.replace("video/", "") ?? "",
+      relayed: report.candidate?.candidateType === "relay",
+      protocol: report.candidate?.relayProtocol ?? report.candidate?.protocol ?? "",
     };
-    return { ...figures, quality: this.#quality(figures, now.atMs) };
+    return { ...stats, quality: this.#quality(stats, now.atMs) };
   }
 
-  // The worst of the last seconds, 1 (bad) to 4 (good).
-  #quality(figures, atMs) {
-    this.#recent.push({ atMs, score: score(figures) });
-    this.#recent = this.#recent.filter((one) => atMs - one.atMs <= SMOOTH_MS);
-    return Math.min(...this.#recent.map((one) => one.score));
+  // The worst score of the last seconds, 1 (bad) to 4 (good).
+  #quality(stats, atMs) {
+    this.#recent.push({ atMs, score: score(stats) });
+    this.#recent = this.#recent.filter((entry) => atMs - entry.atMs <= SMOOTH_MS);
+    return Math.min(...this.#recent.map((entry) => entry.score));
   }
 }
 
 const ms = (seconds) => (seconds === undefined ? null : Math.round(seconds * 1000));
 
-function pick(report) {
+const isSelectedPair = ({ type, nominated, state }) =>
+  type === "candidate-pair" && nominated && state === "succeeded";
+
+function select(report) {
   const all = [...report.values()];
-  const inbound = (kind) => all.find((one) => one.type === "inbound-rtp" && one.kind === kind);
+  const inbound = (kind) => all.find((entry) => entry.type === "inbound-rtp" && entry.kind === kind);
   const video = inbound("video");
-  const transport = all.find((one) => one.type === "transport");
+  const transport = all.find(({ type }) => type === "transport");
   const pair =
     report.get(transport?.selectedCandidatePairId) ??
-    all.find((one) => one.type === "candidate-pair" && one.nominated && one.state === "succeeded");
+    all.find(isSelectedPair);
   return {
     video,
     audio: inbound("audio"),
@@ -80,16 +83,16 @@ function totals({ video, audio }) {
   };
 }
 
-// How long a frame waited in the browser's own buffer, on average.
-function buffered(now, then) {
-  const count = now.emitted - then.emitted;
-  return count > 0 ? Math.round(((now.delayS - then.delayS) / count) * 1000) : null;
+// Return how long frames waited in the browser's jitter buffer, on average.
+function averageBufferMs(now, before) {
+  const count = now.emitted - before.emitted;
+  return count > 0 ? Math.round(((now.delayS - before.delayS) / count) * 1000) : null;
 }
 
 function score({ rttMs, lostPercent, fps, framesDecoded }) {
-  const behind = framesDecoded > 50 ? 25 - fps : 0; // at the start the rate still climbs
-  if (rttMs > 800 || lostPercent > 10 || behind > 12) return 1;
-  if (rttMs > 400 || lostPercent > 4 || behind > 7) return 2;
-  if (rttMs > 200 || lostPercent > 1 || behind > 3) return 3;
+  const missing = framesDecoded > 50 ? 25 - fps : 0; // the rate is low at the start
+  if (rttMs > 800 || lostPercent > 10 || missing > 12) return 1;
+  if (rttMs > 400 || lostPercent > 4 || missing > 7) return 2;
+  if (rttMs > 200 || lostPercent > 1 || missing > 3) return 3;
   return 4;
 }

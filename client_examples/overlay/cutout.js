@@ -1,59 +1,56 @@
-// The person without the background: video and matte put together by WebGL.
+// Removes the background from the video: applies the portrait's matte with WebGL.
 //
-// The matte belongs to the still portrait, and the head moves. So near the outline the video is
-// compared with the still: where there was wall and now is not, the person has come; where there
-// was the person and the video looks like the wall beside it, the person has gone.
+// The matte belongs to the still portrait, but the head moves. Near the outline each pixel of the
+// video is therefore compared with the still portrait: a pixel that changed is person if it looks
+// more like the person next to it than like the background next to it.
 
 const VERTEX = `#version 300 es
 in vec2 corner;
-out vec2 at;
+out vec2 position;
 void main() {
-  at = corner * vec2(0.5, -0.5) + 0.5;
+  position = corner * vec2(0.5, -0.5) + 0.5;
   gl_Position = vec4(corner, 0.0, 1.0);
 }`;
 
 const FRAGMENT = `#version 300 es
 precision highp float;
-uniform sampler2D picture, still, matte;
+uniform sampler2D frame, still, matte;
 uniform vec2 texel;
-uniform bool moves;
-in vec2 at;
+uniform bool refinesEdge;
+in vec2 position;
 out vec4 colour;
 
-float person(vec2 place) { return texture(matte, place).r; }
+float person(vec2 p) { return texture(matte, p).r; }
 
-// Where the wall nearest to a place inside the outline is: away from the person.
-vec2 outwards(vec2 place, float reach) {
-  vec2 step = texel * reach;
-  vec2 slope = vec2(person(place + vec2(step.x, 0.0)) - person(place - vec2(step.x, 0.0)),
-                    person(place + vec2(0.0, step.y)) - person(place - vec2(0.0, step.y)));
-  return length(slope) < 0.02 ? vec2(0.0) : -normalize(slope) * step;
+// Return the direction from the person to the background near the outline, else zero.
+vec2 outwards(vec2 p, vec2 radius) {
+  vec2 gradient = vec2(person(p + vec2(radius.x, 0.0)) - person(p - vec2(radius.x, 0.0)),
+                       person(p + vec2(0.0, radius.y)) - person(p - vec2(0.0, radius.y)));
+  return length(gradient) < 0.02 ? vec2(0.0) : -normalize(gradient) * radius;
 }
 
 void main() {
-  vec3 now = texture(picture, at).rgb;
-  float alpha = person(at);
-  if (moves) {
-    float reach = 10.0;
-    vec2 away = outwards(at, reach);
-    if (away != vec2(0.0)) {
-      float changed = distance(now, texture(still, at).rgb);
-      vec3 wall = texture(still, at + away * 1.6).rgb;
-      vec3 body = texture(still, at - away * 1.2).rgb;
-      float likeWall = distance(now, wall), likeBody = distance(now, body);
-      float moved = smoothstep(0.14, 0.30, changed);
-      float side = smoothstep(-0.10, 0.10, likeWall - likeBody);
-      alpha = mix(alpha, side, moved);
+  vec3 pixel = texture(frame, position).rgb;
+  float alpha = person(position);
+  if (refinesEdge) {
+    vec2 offset = outwards(position, texel * 10.0);
+    if (offset != vec2(0.0)) {
+      vec3 background = texture(still, position + offset * 1.6).rgb;
+      vec3 body = texture(still, position - offset * 1.2).rgb;
+      float difference = distance(pixel, background) - distance(pixel, body);
+      float isPerson = smoothstep(-0.10, 0.10, difference);
+      float hasChanged = smoothstep(0.14, 0.30, distance(pixel, texture(still, position).rgb));
+      alpha = mix(alpha, isPerson, hasChanged);
     }
   }
-  colour = vec4(now * alpha, alpha);
+  colour = vec4(pixel * alpha, alpha);
 }`;
 
-/** Draws a video with its background taken away. Throws where there is no WebGL 2. */
+/** Draws a video without its background on a canvas. Throws where WebGL 2 is not available. */
 export class Cutout {
   #canvas;
   #gl;
-  #places;
+  #uniforms;
   #textures;
   #video;
   #hasMatte = false;
@@ -64,23 +61,23 @@ export class Cutout {
     const options = { premultipliedAlpha: true, antialias: false, depth: false };
     const gl = (this.#gl = canvas.getContext("webgl2", options));
     if (!gl) throw new Error("WebGL 2 is not available");
-    const program = link(gl);
+    const program = linkProgram(gl);
     gl.useProgram(program);
     gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ARRAY_BUFFER, new Float32Array([-1, -1, 1, -1, -1, 1, 1, 1]), gl.STATIC_DRAW);
     gl.enableVertexAttribArray(0);
     gl.vertexAttribPointer(0, 2, gl.FLOAT, false, 0, 0);
-    const names = ["picture", "still", "matte"];
-    this.#textures = Object.fromEntries(names.map((name, unit) => [name, texture(gl, unit)]));
+    const names = ["frame", "still", "matte"];
+    this.#textures = Object.fromEntries(names.map((name) => [name, createTexture(gl)]));
     names.forEach((name, unit) => gl.uniform1i(gl.getUniformLocation(program, name), unit));
-    this.#places = {
+    this.#uniforms = {
       texel: gl.getUniformLocation(program, "texel"),
-      moves: gl.getUniformLocation(program, "moves"),
+      refinesEdge: gl.getUniformLocation(program, "refinesEdge"),
     };
-    this.#watch();
+    this.#drawNextFrame();
   }
 
-  /** Show a still portrait until the video comes; without a matte the whole picture is shown. */
+  /** Show a still portrait until the video starts; without a matte the background stays. */
   show(still, matte) {
     this.#hasMatte = Boolean(matte);
     this.#upload("still", 1, still ?? WHITE);
@@ -88,22 +85,22 @@ export class Cutout {
     if (still) this.#draw(still, still.naturalWidth, still.naturalHeight, false);
   }
 
-  #watch() {
+  #drawNextFrame() {
     const { videoWidth, videoHeight } = this.#video;
     if (videoWidth) this.#draw(this.#video, videoWidth, videoHeight, this.#hasMatte);
-    this.#video.requestVideoFrameCallback(() => this.#watch());
+    this.#video.requestVideoFrameCallback(() => this.#drawNextFrame());
   }
 
-  #draw(picture, width, height, moves) {
+  #draw(source, width, height, refinesEdge) {
     const gl = this.#gl;
     if (this.#canvas.width !== width || this.#canvas.height !== height) {
       this.#canvas.width = width;
       this.#canvas.height = height;
       gl.viewport(0, 0, width, height);
     }
-    this.#upload("picture", 0, picture);
-    gl.uniform2f(this.#places.texel, 1 / width, 1 / height);
-    gl.uniform1i(this.#places.moves, moves);
+    this.#upload("frame", 0, source);
+    gl.uniform2f(this.#uniforms.texel, 1 / width, 1 / height);
+    gl.uniform1i(this.#uniforms.refinesEdge, refinesEdge);
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
   }
 
@@ -117,7 +114,7 @@ export class Cutout {
 
 const WHITE = new ImageData(new Uint8ClampedArray([255, 255, 255, 255]), 1, 1);
 
-function link(gl) {
+function linkProgram(gl) {
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
     const shader = gl.createShader(kind);
@@ -127,14 +124,14 @@ function link(gl) {
   }
   gl.bindAttribLocation(program, 0, "corner");
   gl.linkProgram(program);
-  if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error("the shaders do not link");
+  if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error("The shaders cannot be linked");
   return program;
 }
 
-function texture(gl) {
-  const made = gl.createTexture();
-  gl.bindTexture(gl.TEXTURE_2D, made);
+function createTexture(gl) {
+  const texture = gl.createTexture();
+  gl.bindTexture(gl.TEXTURE_2D, texture);
   for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, side, gl.CLAMP_TO_EDGE);
   for (const size of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, size, gl.LINEAR);
-  return made;
+  return texture;
 }

@@ -1,28 +1,28 @@
-// The avatar alone, for OBS: watches a session, takes its background away, obeys another page.
+// The avatar alone, for OBS: watches a session and removes the background.
 
 import { LetsTalkAvatar } from "../browser/letstalk.js";
 import { explain } from "../browser/error-messages.js";
 import { Cutout } from "./cutout.js";
 import { DEFAULTS, apply, merge, showsScene } from "./settings.js";
 
-const ASK_MS = 600; // how long another page of this browser may take to name its session
-const PATIENCE_MS = 4000; // trouble shorter than this is not shown on air
+const FIND_MS = 600; // time for another page of this browser to answer with its session
+const FAILURE_MS = 4000; // shorter failures are not shown on stream
 
 const $ = (id) => document.getElementById(id);
 const page = document.body;
 const query = new URLSearchParams(location.search);
 const fragment = new URLSearchParams(location.hash.slice(1));
-const fromAddress = merge(DEFAULTS, Object.fromEntries(query));
+const urlSettings = merge(DEFAULTS, Object.fromEntries(query));
 
-let settings = fromAddress;
+let settings = urlSettings;
 let avatar = null;
 let cutout = null;
-let shown = null; // id of the avatar whose still and matte are loaded
+let shownId = null; // of the avatar whose still portrait and matte are loaded
 let badge = query.get("badge") !== "off";
-let troubleTimer = 0;
+let failureTimer = 0;
 
-function look(changes = {}) {
-  settings = merge(fromAddress, changes);
+function applySettings(changes = {}) {
+  settings = merge(urlSettings, changes);
   apply(settings, page);
   $("name").textContent = settings.name;
   $("name").hidden = !settings.name;
@@ -32,24 +32,24 @@ function look(changes = {}) {
 function refresh() {
   const isScene = showsScene(settings);
   page.toggleAttribute("data-plain", isScene || !cutout);
-  // The server's badge is in the picture's corner, which goes with the background.
+  // The server's badge is in a corner of the video, which is removed with the background.
   $("badge").hidden = !badge || (isScene && page.dataset.video !== undefined);
 }
 
 async function showAvatar(id) {
-  if (!id || id === shown) return;
-  shown = id;
-  const [still, matte] = await Promise.all([picture(id, "still.jpg"), picture(id, "matte.png")]);
-  if (id !== shown) return;
+  if (!id || id === shownId) return;
+  shownId = id;
+  const [still, matte] = await Promise.all([loadImage(id, "still.jpg"), loadImage(id, "matte.png")]);
+  if (id !== shownId) return;
   if (still) page.style.setProperty("--aspect", still.naturalWidth / still.naturalHeight);
   cutout?.show(still, still && matte);
   page.dataset.avatar = id;
 }
 
-async function picture(id, name) {
+async function loadImage(id, name) {
   const image = new Image();
   image.crossOrigin = "anonymous";
-  image.src = avatar.api.address(`v1/avatars/${encodeURIComponent(id)}/${name}`);
+  image.src = avatar.api.url(`v1/avatars/${encodeURIComponent(id)}/${name}`);
   return image.decode().then(
     () => image,
     () => null,
@@ -59,16 +59,16 @@ async function picture(id, name) {
 function onState({ state, error }) {
   page.dataset.state = state;
   if (state !== "live") delete page.dataset.video;
-  clearTimeout(troubleTimer);
-  if (state === "live") $("trouble").hidden = true;
-  else if (error) troubleTimer = setTimeout(() => complain(error), PATIENCE_MS);
+  clearTimeout(failureTimer);
+  if (state === "live") $("failure").hidden = true;
+  else if (error) failureTimer = setTimeout(() => showFailure(error), FAILURE_MS);
   refresh();
 }
 
-function complain(error) {
+function showFailure(error) {
   const { title, text } = explain(error);
-  $("trouble").textContent = `${title} ${text}`;
-  $("trouble").hidden = query.get("quiet") === "on";
+  $("failure").textContent = `${title} ${text}`;
+  $("failure").hidden = query.get("quiet") === "on";
 }
 
 function onMessage(message) {
@@ -79,19 +79,19 @@ function onMessage(message) {
   if (message.type === "avatar.selected") showAvatar(message.avatar);
 }
 
-/** Find the session to watch: of the address, else of a page that is open beside this one. */
+/** Find the session to watch: in the URL, else that of another page in this browser. */
 function findSession() {
-  const named = { session: query.get("session"), token: fragment.get("token") };
-  if (named.session) return named;
+  const given = { session: query.get("session"), token: fragment.get("token") };
+  if (given.session) return given;
   return new Promise((resolve) => {
     const channel = new BroadcastChannel("letstalk");
-    const give = (found) => {
+    const finish = (found) => {
       channel.close();
       resolve(found);
     };
-    channel.onmessage = ({ data }) => data?.type === "session" && give(data);
-    channel.postMessage({ type: "who" });
-    setTimeout(() => give({ session: null, token: fragment.get("token") }), ASK_MS);
+    channel.onmessage = ({ data }) => data?.type === "session" && finish(data);
+    channel.postMessage({ type: "find-session" });
+    setTimeout(() => finish({ session: null, token: fragment.get("token") }), FIND_MS);
   });
 }
 
@@ -99,9 +99,9 @@ async function start() {
   try {
     cutout = new Cutout($("cutout"), $("video"));
   } catch {
-    cutout = null; // the picture is then shown as it is
+    cutout = null; // without WebGL the video keeps its background
   }
-  look();
+  applySettings();
   const { session, token } = await findSession();
   avatar = new LetsTalkAvatar($("video"), {
     url: query.get("server") ?? undefined,
@@ -115,13 +115,13 @@ async function start() {
   $("video").muted = query.get("sound") === "off";
   avatar.addEventListener("state", ({ detail }) => onState(detail));
   avatar.addEventListener("message", ({ detail }) => onMessage(detail));
-  avatar.addEventListener("overlay", ({ detail }) => look(detail));
+  avatar.addEventListener("overlay", ({ detail }) => applySettings(detail));
   $("video").addEventListener("playing", () => {
     page.dataset.video = "";
     refresh();
   });
   showAvatar(query.get("avatar"));
-  avatar.connect().catch(() => {}); // `state` has told
+  avatar.connect().catch(() => {}); // the `state` event has reported the error
 }
 
 start();

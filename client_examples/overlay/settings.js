@@ -1,4 +1,4 @@
-// How the overlay looks: from its address, and from another page while it runs.
+// Appearance of the overlay: set in its URL, and by another page while it runs.
 
 const COLOUR = /^#?([0-9a-f]{3,8})$/i;
 const NAMED = { green: "#00b140", blue: "#0047bb", magenta: "#ff00ff", black: "#000000", white: "#ffffff" };
@@ -10,12 +10,12 @@ const PLACES = {
 const SHAPES = ["none", "rounded", "squircle", "circle"];
 
 export const DEFAULTS = {
-  bg: "transparent", // of the whole page: transparent, green, blue, #rrggbb ... or scene
-  fill: "transparent", // behind the person, inside the shape: as bg
+  bg: "transparent", // of the page: a colour, transparent, or scene (the portrait's background)
+  fill: "transparent", // the same, behind the person and inside the shape
   shape: "none",
   pos: "bottom",
-  size: 100, // height in hundredths of the page
-  x: 0, // moved right and down, in hundredths of the page
+  size: 100, // height in percent of the page
+  x: 0, // offset to the right and down, in percent of the page
   y: 0,
   border: 0, // px
   border_color: "#ffffff",
@@ -24,30 +24,30 @@ export const DEFAULTS = {
   hidden: false,
 };
 
-/** Take the known settings out of an object of texts; what cannot be used stays as it was. */
-export function merge(settings, given) {
+/** Return the settings with those of another object; unknown or invalid ones are ignored. */
+export function merge(settings, changes) {
   const merged = { ...settings };
-  for (const [key, was] of Object.entries(settings)) {
-    const value = given[key];
+  for (const [key, current] of Object.entries(settings)) {
+    const value = changes[key];
     if (value === undefined || value === null) continue;
-    if (typeof was === "number") merged[key] = Number.isFinite(Number(value)) ? Number(value) : was;
-    else if (typeof was === "boolean") merged[key] = ["true", "1", "yes", "on", true].includes(value);
+    if (typeof current === "number") merged[key] = Number.isFinite(Number(value)) ? Number(value) : current;
+    else if (typeof current === "boolean") merged[key] = ["true", "1", "yes", "on", true].includes(value);
     else merged[key] = String(value).slice(0, 200);
   }
   return merged;
 }
 
-/** Give a CSS colour, `transparent` for anything unknown. */
+/** Return a CSS colour, `transparent` for anything unknown. */
 export function colour(text) {
   if (NAMED[text]) return NAMED[text];
   const match = COLOUR.exec(text);
   return match ? `#${match[1]}` : "transparent";
 }
 
-/** Whether the portrait's own background is to be seen. */
+/** Whether the portrait's own background is shown. */
 export const showsScene = ({ bg, fill }) => bg === "scene" || fill === "scene";
 
-/** Write the settings into the page. */
+/** Apply the settings to the page. */
 export function apply(settings, page) {
   const style = page.style;
   style.setProperty("--bg", colour(settings.bg));

@@ -1,9 +1,8 @@
-"""What goes wrong is named in the page, with what to do about it, and mended where it can be."""
+"""Failures: the page says what happened and what to do, and recovers where it can."""
 
 import io
 import json
 import socket
-from contextlib import contextmanager
 
 import pytest
 from PIL import Image
@@ -14,59 +13,56 @@ pytest.importorskip("playwright.sync_api")
 pytestmark = needs_browser
 
 
-def note(page):
-    page.wait_for_selector("#note:not([hidden])")
-    return page.inner_text("#note p")
+def notice(page):
+    page.wait_for_selector("#notice:not([hidden])")
+    return page.inner_text("#notice p")
 
 
-def trouble(page):
+def failure(page):
     page.wait_for_selector('body[data-state="failed"]')
-    page.wait_for_selector("#curtain:not([hidden])")
-    return page.inner_text("#curtain .card")
+    page.wait_for_selector("#failure:not([hidden])")
+    return page.inner_text("#failure .card")
 
 
 def problem(status, code, detail):
-    """Give a handler of requests that answers with a problem document."""
+    """Return a request handler that answers with a problem document."""
     body = json.dumps({"code": code, "detail": detail})
     return lambda route: route.fulfill(
         status=status, content_type="application/problem+json", body=body
     )
 
 
-def test_without_permission_the_page_says_how_to_give_it_and_stays_live(speech, server):
+def test_a_denied_microphone_is_explained_and_the_video_stays_live(speech, server):
     with launched(speech) as browser, visiting(browser, server) as page:
         live(page)
         page.click("#talk")
-        words = note(page)
-        assert "microphone is blocked" in words and "No camera is needed" in words
-        assert page.get_attribute("#note", "role") == "alert"
+        text = notice(page)
+        assert "microphone is blocked" in text and "No camera is needed" in text
+        assert page.get_attribute("#notice", "role") == "alert"
         assert page.get_attribute("body", "data-state") == "live"
-        assert page.is_enabled("#talk"), "one may try again"
+        assert page.is_enabled("#talk"), "the visitor can try again"
 
 
-def media_fails(name):
-    return (
-        "navigator.mediaDevices.getUserMedia = async () => "
-        f'{{ throw new DOMException("", "{name}"); }};'
-    )
+FAIL_MICROPHONE = """(name) => {
+  navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("", name); };
+}"""
 
 
-@pytest.mark.parametrize(
-    "name, words",
-    [
-        ("NotFoundError", "No microphone was found"),
-        ("NotReadableError", "microphone is in use"),
-        ("SecurityError", "https://"),
-    ],
-)
-def test_each_failure_of_the_microphone_has_its_own_words(browser, server, name, words):
-    with visiting(browser, server, init=media_fails(name)) as page:
+def test_each_microphone_error_has_its_own_message(browser, server):
+    messages = {
+        "NotFoundError": "No microphone was found",
+        "NotReadableError": "microphone is in use",
+        "SecurityError": "https://",
+    }
+    with visiting(browser, server) as page:
         live(page)
-        page.click("#talk")
-        assert words in note(page)
+        for name, message in messages.items():
+            page.evaluate(FAIL_MICROPHONE, name)
+            page.click("#talk")
+            page.wait_for_selector(f"#notice:has-text('{message}')")
 
 
-def test_a_full_server_is_named_and_can_be_tried_again(browser, server):
+def test_a_full_server_is_reported_and_retried(browser, server):
     with visiting(browser, server, expect=["v1/sessions"]) as page:
         live(page)
         page.route("**/v1/sessions", problem(503, "at-capacity", "All 2 places are taken."))
@@ -74,75 +70,74 @@ def test_a_full_server_is_named_and_can_be_tried_again(browser, server):
         page.route("**/v1/sessions/*", problem(404, "unknown-session", "It is over."))
         page.reload()
         page.wait_for_selector('body[data-state="reconnecting"]')
-        assert "places are taken" in note(page)
+        assert "places are taken" in notice(page)
         page.unroute("**/v1/sessions")
         page.unroute("**/v1/sessions/*")
         live(page)
-        page.wait_for_selector("#note", state="hidden")
+        page.wait_for_selector("#notice", state="hidden")
 
 
-def test_a_refused_token_is_explained(browser, server):
+def test_a_rejected_token_is_explained(browser, server):
     with visiting(browser, server, expect=["v1/"]) as page:
         live(page)
         page.route("**/v1/avatars", problem(401, "token-expired", "The token has expired."))
         page.reload()
-        assert "link has expired" in trouble(page)
+        assert "link has expired" in failure(page)
         page.unroute("**/v1/avatars")
         page.click("#retry")
         live(page)
 
 
-def test_another_tab_takes_over_and_gives_back(browser, server):
+def test_a_session_can_be_taken_over_by_another_tab_and_back(browser, server):
     with visiting(browser, server) as page:
         live(page)
-        kept = page.evaluate(
+        saved = page.evaluate(
             "JSON.stringify({ session: new URL(document.getElementById('overlay-link').value)"
             ".searchParams.get('session') })"
         )
-        init = f"sessionStorage.setItem('letstalk.session', {json.dumps(kept)})"
+        init = f"sessionStorage.setItem('letstalk.session', {json.dumps(saved)})"
         with visiting(browser, server, init=init) as other:
             live(other)
-            assert "another tab" in trouble(page)
+            assert "another tab" in failure(page)
             page.click("#retry")
             live(page)
-            assert "another tab" in trouble(other)
+            assert "another tab" in failure(other)
 
 
-@contextmanager
-def place():
-    """Give a port that is free now and stays the same over restarts."""
+def command_on_a_fixed_port():
+    """Return the command of a server whose port stays the same over restarts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield [*PAINTED[:-1], str(port)]
+    return [*PAINTED[:-1], str(port)]
 
 
-def test_the_page_comes_back_with_the_server(browser):
-    with place() as command:
-        with running(command) as address:
-            context = browser.new_context()
-            page = context.new_page()
-            page.set_default_timeout(60_000)
-            page.goto(address)
-            live(page)
-        page.wait_for_selector('body[data-state="reconnecting"]')
-        assert page.is_visible("#still"), "the portrait stands in"
-        with running(command):
-            live(page)
-            context.close()
+def test_the_page_reconnects_after_a_restart_of_the_server(browser):
+    command = command_on_a_fixed_port()
+    with running(command) as address:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(address)
+        live(page)
+    page.wait_for_selector('body[data-state="reconnecting"]')
+    assert page.is_visible("#still"), "the portrait is shown instead of the video"
+    with running(command):
+        live(page)
+        context.close()
 
 
-ONLY_A_WRONG_RELAY = """
+WRONG_TURN_SERVER = """
 const Native = RTCPeerConnection;
 window.RTCPeerConnection = class extends Native {
   constructor(options) {
-    const urls = "turn:127.0.0.1:9?transport=udp"; // nobody is there
+    const urls = "turn:127.0.0.1:9?transport=udp"; // nothing listens there
     const iceServers = [{ urls, username: "someone", credential: "wrong" }];
     super({ ...options, iceServers, iceTransportPolicy: "relay" });
   }
 };
 """
-NOBODY_CAN_BE_REACHED = """
+UNREACHABLE_PEERS = """
 const Native = RTCPeerConnection;
 window.RTCPeerConnection = class extends Native {
   get localDescription() {
@@ -150,7 +145,7 @@ window.RTCPeerConnection = class extends Native {
     return { type, sdp: sdp.replace(/a=candidate:.*\\r\\n/g, "") };
   }
   setRemoteDescription({ type, sdp }) {
-    // 192.0.2.0/24 belongs to nobody (RFC 5737).
+    // 192.0.2.0/24 is reserved for documentation (RFC 5737).
     const far = sdp.replace(/(a=candidate:\\S+ \\d udp \\d+) \\S+ \\d+/gi, "$1 192.0.2.1 9");
     return super.setRemoteDescription({ type, sdp: far });
   }
@@ -158,52 +153,52 @@ window.RTCPeerConnection = class extends Native {
 """
 
 
-@pytest.mark.parametrize("init", [ONLY_A_WRONG_RELAY, NOBODY_CAN_BE_REACHED])
-def test_when_no_path_is_found_the_page_says_what_to_do(browser, server, init):
+@pytest.mark.parametrize("init", [WRONG_TURN_SERVER, UNREACHABLE_PEERS], ids=["turn", "direct"])
+def test_a_blocked_network_is_explained(browser, server, init):
     with visiting(browser, server, init=init) as page:
         page.wait_for_selector('body[data-state="reconnecting"]')
-        assert "network blocks the video" in page.inner_text("#note")
-        words = note(page)
-        assert "without a VPN" in words and "TURN server" in words
-        assert page.is_visible("#still"), "the portrait stands in"
+        assert "network blocks the video" in page.inner_text("#notice")
+        text = notice(page)
+        assert "without a VPN" in text and "TURN server" in text
+        assert page.is_visible("#still"), "the portrait is shown instead of the video"
 
 
-def wall():
+def image_without_face():
     buffer = io.BytesIO()
     Image.new("RGB", (300, 300), (120, 125, 130)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def test_bad_portraits_are_refused_in_words_while_the_video_goes_on(browser, server):
-    whole = portrait_jpeg()
+def test_unusable_portraits_are_explained_and_the_video_stays_live(browser, server):
+    portrait = portrait_jpeg()
     bad = {
         "text.jpg": (b"this is a letter", "not a picture"),
-        "half.jpg": (whole[: len(whole) // 2], "damaged or incomplete"),
-        "wall.jpg": (wall(), "No face was found"),
+        "half.jpg": (portrait[: len(portrait) // 2], "damaged or incomplete"),
+        "wall.jpg": (image_without_face(), "No face was found"),
     }
     with visiting(browser, server) as page:
         live(page)
         page.click("#add")
-        for name, (data, words) in bad.items():
-            picture = {"name": name, "mimeType": "image/jpeg", "buffer": data}
-            page.set_input_files("#file", picture)
+        for name, (data, message) in bad.items():
+            image = {"name": name, "mimeType": "image/jpeg", "buffer": data}
+            page.set_input_files("#file", image)
             page.check("#consent")
             page.click("#upload-next")
-            page.wait_for_selector(f"#upload-note:not([hidden]):has-text('{words}')")
-            assert page.get_attribute("#upload-note", "role") == "alert"
+            page.wait_for_selector(f"#upload-error:not([hidden]):has-text('{message}')")
+            assert page.get_attribute("#upload-error", "role") == "alert"
             assert page.get_attribute("body", "data-state") == "live"
 
 
-def test_a_file_that_is_no_sound_is_refused_in_words(browser, server):
+def test_an_unreadable_audio_file_is_explained(browser, server):
     with visiting(browser, server) as page:
         live(page)
         letter = {"name": "letter.wav", "mimeType": "audio/wav", "buffer": b"dear all"}
-        page.set_input_files("#audio", letter)
-        assert "not a sound file" in note(page)
+        page.set_input_files("#audio-file", letter)
+        assert "cannot read the audio file" in notice(page)
         assert page.is_hidden("#playing")
 
 
-def test_an_old_browser_is_told_what_to_use(browser, server):
+def test_a_browser_without_webrtc_is_told_what_to_use(browser, server):
     with visiting(browser, server, init="delete window.RTCPeerConnection;") as page:
-        page.wait_for_selector("#curtain:not([hidden])")
-        assert "current version" in page.inner_text("#curtain")
+        page.wait_for_selector("#failure:not([hidden])")
+        assert "current version" in page.inner_text("#failure")

@@ -1,4 +1,4 @@
-"""The overlay for OBS, and pages of other sites that embed the avatar."""
+"""The overlay for OBS, and the avatar embedded in a page of another site."""
 
 import io
 import json
@@ -21,10 +21,18 @@ pytest.importorskip("playwright.sync_api")
 pytestmark = needs_browser
 
 SQUARE = {"width": 400, "height": 400}
+NEXT_FRAMES = """
+() => new Promise((done) => {
+  const video = document.getElementById("video");
+  video.requestVideoFrameCallback(() => video.requestVideoFrameCallback(() =>
+    requestAnimationFrame(() => requestAnimationFrame(done))));
+})
+"""
+"""Resolves when two more frames of the video are drawn."""
 
 
 def overlay_of(page, **changes):
-    """Open the overlay that the page names, in a tab beside it."""
+    """Open the overlay at the address that the page shows, in a second tab."""
     link = page.input_value("#overlay-link")
     head, _, tail = link.partition("#")
     tab = page.context.new_page()
@@ -32,41 +40,31 @@ def overlay_of(page, **changes):
     tab.errors = watch_errors(tab, link.partition("/overlay")[0])
     tab.goto(head + "".join(f"&{key}={value}" for key, value in changes.items()) + "#" + tail)
     live(tab)
-    tab.wait_for_selector("body[data-avatar]")  # the matte is there
+    tab.wait_for_selector("body[data-avatar]")  # the matte is loaded
     return tab
 
 
 def pixels(tab):
-    """Give what OBS would see: `(H, W, 4)`, transparent where the page is."""
-    wait_for_drawing(tab)
-    picture = tab.screenshot(omit_background=True)
-    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGBA")).astype(int)
+    """Return RGBA as OBS would receive it, `(H, W, 4)`."""
+    tab.evaluate(NEXT_FRAMES)
+    data = tab.screenshot(omit_background=True, animations="disabled")
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).astype(int)
 
 
-def wait_for_drawing(tab):
-    tab.evaluate(
-        """() => new Promise((done) => {
-          const video = document.getElementById("video");
-          video.requestVideoFrameCallback(() => video.requestVideoFrameCallback(done));
-        })"""
-    )
-    tab.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 400)))")
-
-
-def test_the_overlay_shows_the_person_without_the_wall(browser, server):
+def test_the_overlay_shows_the_person_without_background(browser, server):
     with visiting(browser, server) as page:
         live(page)
         tab = overlay_of(page, name="Amber", badge="on")
         seen = pixels(tab)
-        assert (seen[:40, :60, 3] == 0).all() and (seen[:40, -60:, 3] == 0).all(), "the wall"
-        assert (seen[190:260, 160:240, 3] > 250).all(), "the face"
+        assert (seen[:40, :60, 3] == 0).all() and (seen[:40, -60:, 3] == 0).all(), "background"
+        assert (seen[190:260, 160:240, 3] > 250).all(), "face"
         assert tab.inner_text("#name") == "Amber"
-        assert tab.is_visible("#badge"), "the server's own went with the wall"
-        assert page.get_attribute("body", "data-state") == "live", "watching takes nothing away"
+        assert tab.is_visible("#badge"), "the server's badge was removed with the background"
+        assert page.get_attribute("body", "data-state") == "live"
         assert tab.errors == []
 
 
-def test_another_page_changes_the_overlay_while_it_runs(browser, server):
+def test_the_page_changes_the_overlay_while_it_runs(browser, server):
     with visiting(browser, server) as page:
         live(page)
         tab = overlay_of(page)
@@ -83,33 +81,33 @@ def test_another_page_changes_the_overlay_while_it_runs(browser, server):
         page.select_option("select[name=bg]", "scene")
         tab.wait_for_selector("body[data-plain]")
         assert np.abs(pixels(tab)[16, 200, :3] - AMBER).max() < 40  # above the hair
-        page.click("label.face:has-text('Blue')")
+        page.click("label.avatar:has-text('Blue')")
         tab.wait_for_function(CORNER_IS, arg=[40, 80, 160])
 
 
-def test_place_size_and_border_come_from_the_address(browser, server):
+def test_position_size_and_border_are_set_in_the_address(browser, server):
     with visiting(browser, server) as page:
         live(page)
-        looks = {"pos": "top-left", "size": 50, "bg": "%23102030", "border": 8}
-        tab = overlay_of(page, **looks)
+        settings = {"pos": "top-left", "size": 50, "bg": "%23102030", "border": 8}
+        tab = overlay_of(page, **settings)
         assert tab.locator("#frame").bounding_box() == {"x": 0, "y": 0, "width": 200, "height": 200}
         seen = pixels(tab)
-        assert np.abs(seen[2, 100, :3] - 255).max() < 3, "the border"
-        assert np.abs(seen[300, 300, :3] - [16, 32, 48]).max() < 3, "the page"
+        assert np.abs(seen[2, 100, :3] - 255).max() < 3, "border"
+        assert np.abs(seen[300, 300, :3] - [16, 32, 48]).max() < 3, "page"
 
 
-def test_an_overlay_without_an_address_finds_the_page_beside_it(browser, server):
+def test_an_overlay_without_a_session_finds_that_of_the_page(browser, server):
     with visiting(browser, server) as page:
         live(page)
         session = page.evaluate(
             "new URL(document.getElementById('overlay-link').value).searchParams.get('session')"
         )
         tab = page.context.new_page()
-        asked = []
-        tab.on("request", lambda request: asked.append(request.url))
+        requests = []
+        tab.on("request", lambda request: requests.append(request.url))
         tab.goto(server + "overlay/")
         live(tab)
-        assert any(f"whep?session={session}" in url for url in asked)
+        assert any(f"whep?session={session}" in url for url in requests)
 
 
 EMBEDDING = """
@@ -117,9 +115,9 @@ EMBEDDING = """
 <script type="module">
   import { LetsTalkAvatar } from "SERVERletstalk.js";
   const avatar = new LetsTalkAvatar(document.getElementById("video"), { avatar: "blue" });
-  const told = (window.told = []);
+  const events = (window.events = []);
   for (const type of ["state", "speaking", "idle", "finished", "interrupted", "selected"])
-    avatar.addEventListener(type, ({ detail }) => told.push([type, detail]));
+    avatar.addEventListener(type, ({ detail }) => events.push([type, detail]));
   window.avatar = avatar;
   document.body.dataset.url = avatar.api.address("");
   await avatar.connect();
@@ -136,8 +134,8 @@ async () => {{
 """
 
 
-def test_a_page_of_another_site_embeds_the_avatar(browser):
-    """By the ten lines of docs/embedding.md: events, speak, interrupt, close."""
+def test_another_site_can_embed_the_avatar(browser):
+    """As in docs/embedding.md: events, speak, interrupt, close."""
     site = "http://embed.test/"
     with running([*PAINTED, "allow_origins=http://embed.test"]) as address:
         context = browser.new_context()
@@ -150,16 +148,17 @@ def test_a_page_of_another_site_embeds_the_avatar(browser):
         assert page.get_attribute("body", "data-url") == address
         page.wait_for_function(CORNER_IS, arg=[40, 80, 160])
         assert page.evaluate(f"avatar.speak({TONE})") is True
-        page.wait_for_function("told.some(([type]) => type === 'finished')")
-        names = [name for name, _ in page.evaluate("told")]
+        page.wait_for_function("events.some(([type]) => type === 'finished')")
+        names = [name for name, _ in page.evaluate("events")]
         assert names.index("speaking") < names.index("finished")
-        page.wait_for_function("told.some(([type]) => type === 'idle')")  # or none begins anew
-        cut = page.evaluate(INTERRUPT)
-        assert cut[0]["droppedMs"] > 0 and cut[1] is True, cut
+        # Only an idle avatar emits `speaking` again.
+        page.wait_for_function("events.some(([type]) => type === 'idle')")
+        interrupted, sent = page.evaluate(INTERRUPT)
+        assert interrupted["droppedMs"] > 0 and sent is True
         stats = page.evaluate("avatar.stats()")
         assert stats["framesDecoded"] > 0 and stats["quality"] in (1, 2, 3, 4)
         page.evaluate("avatar.close()")
-        states = [detail["state"] for name, detail in page.evaluate("told") if name == "state"]
+        states = [detail["state"] for name, detail in page.evaluate("events") if name == "state"]
         assert states == ["connecting", "live", "closed"]
         health = json.loads(page.evaluate(f"fetch('{address}healthz').then((a) => a.text())"))
         assert health["status"] == "ok"

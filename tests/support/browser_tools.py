@@ -1,4 +1,4 @@
-"""A server, a real browser whose microphone plays a file, and eyes on what it shows."""
+"""A server, a real browser whose microphone plays a file, and probes of the video it shows."""
 
 import os
 import re
@@ -25,11 +25,11 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--disable-features=LocalNetworkAccessChecks",  # a test's other site reads this machine
+    "--disable-features=LocalNetworkAccessChecks",  # a test embeds from another site
     "--no-first-run",
 ]
 ALLOWED = "--use-fake-ui-for-media-stream"
-"""Answers the question for the microphone with yes; without it the answer is no."""
+"""Grants the permission for the microphone, which is otherwise denied."""
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 PAINTED = [sys.executable, "-m", "support.flash_server", "0"]
@@ -62,7 +62,7 @@ WATCH = """
   video.requestVideoFrameCallback(look);
 }
 """
-"""Notes, for each frame, its time, how much the mouth moved and whether the page says it speaks."""
+"""Collects `[time in s, mouth movement, whether the page shows speaking]` of each frame."""
 
 CORNER_IS = """
 (wanted) => {
@@ -79,13 +79,13 @@ async () => {
   if (session) await fetch(`v1/sessions/${session}`, { method: "DELETE" }).catch(() => {});
 }
 """
-"""Gives the page's place back at once; the server would keep it for a while, for a reload."""
+"""Ends the session at once; the server would keep it for its grace period."""
 
 AMBER, BLUE = [200, 130, 40], [40, 80, 160]
 
 
 def artefacts() -> Path:
-    """Give the folder that screenshots and measurements are kept in; git ignores it."""
+    """Return the folder for screenshots and measurements; git ignores it."""
     folder = Path(os.environ.get("LETSTALK_ARTEFACTS", ROOT / "out" / "browser"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -115,7 +115,7 @@ def speech(tmp_path_factory):
 
 
 def hum(rate):
-    """Give something voiced with syllables, where there is no speech synthesizer."""
+    """Return a voiced sound with syllables, for machines without a speech synthesizer."""
     t = np.arange(int(rate * SPEECH_S)) / rate
     voice = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 20))
     return (voice * np.clip(np.sin(2 * np.pi * 3 * t), 0, 1) * 9000).astype(np.int16)
@@ -123,7 +123,7 @@ def hum(rate):
 
 @contextmanager
 def running(command):
-    """Run a server process; gives its address, and checks that it ends in order."""
+    """Run a server process, yield its address, and check that it exits cleanly."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TESTS) as process:
         try:
             line = process.stdout.readline()
@@ -138,12 +138,12 @@ def running(command):
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
-            assert process.returncode == 0, "the server did not end in order"
+            assert process.returncode == 0, "the server did not exit cleanly"
 
 
 @contextmanager
 def launched(speech, *flags):
-    """Run a browser whose microphone plays the file once, from when it is opened."""
+    """Run a browser whose microphone plays the file once when it is opened."""
     from playwright.sync_api import sync_playwright
 
     flags = [*FLAGS, f"--use-file-for-fake-audio-capture={speech}%noloop", *flags]
@@ -155,7 +155,7 @@ def launched(speech, *flags):
 
 @contextmanager
 def visiting(browser, address, path="", *, expect=(), init="", **options):
-    """Open the page in a fresh profile; errors of its scripts and requests fail the test.
+    """Open the page in a new profile; failures of its scripts and requests fail the test.
 
     Args:
         browser: from `launched`.
@@ -175,15 +175,15 @@ def visiting(browser, address, path="", *, expect=(), init="", **options):
     errors = watch_errors(page, address, expect)
     page.goto(address + path)
     yield page
-    noted = list(errors)
+    found = list(errors)
     page.unroute_all()
     page.evaluate(END)
     context.close()
-    assert noted == []
+    assert found == []
 
 
 def watch_errors(page, address, expect=()):
-    """Collect what goes wrong in a page, and whatever it asks of other servers."""
+    """Collect script errors, failed requests and requests to other servers."""
     errors = []
 
     def failed(request):
@@ -225,7 +225,7 @@ def live(page, state="live"):
 
 
 def watch_mouth(page):
-    """Begin to note how the mouth of the first avatar moves."""
+    """Start to record how the mouth of the first avatar moves, in `window.seen`."""
     face = page.evaluate("fetch('v1/avatars').then(a => a.json()).then(a => a.avatars[0].face)")
     page.evaluate(WATCH, face)
     wait_for_frames(page, 5)
@@ -237,7 +237,7 @@ def wait_for_frames(page, count):
 
 
 def split(seen):
-    """Give the movement while the file speaks, and that of the end, when it is long silent."""
+    """Return the movement during the speech of the file, and that in the silence at the end."""
     time_s, movement, speaking = np.array(seen).T
     start_s = time_s[speaking > 0][0]
     moving = movement[(time_s > start_s + 0.3) & (time_s < start_s + SPEECH_S - 1)]

@@ -1,7 +1,7 @@
-"""Pictures of every state of the page, to be looked at: desktop and phone, light and dark.
+"""Screenshots of every state of the page: desktop and phone, light and dark.
 
-They land in `out/browser` (or `LETSTALK_ARTEFACTS`). What a machine can tell is checked here:
-nothing is cut off at the side, no text overflows its place, and text stands out from its ground.
+They are saved in `out/browser` (or `LETSTALK_ARTEFACTS`) for people to look at. The tests check
+that nothing is cut off at the side, that no text overflows, and that text has enough contrast.
 """
 
 import json
@@ -18,7 +18,7 @@ VARIANTS = [(size, colour) for size in SIZES for colour in ("light", "dark")]
 
 CUT_OFF = """
 () => [...document.querySelectorAll("button, label, h2, p, dt, dd, summary, input")]
-  .filter((one) => one.checkVisibility() && !one.closest(".hidden, .cast, .chip"))
+  .filter((one) => one.checkVisibility() && !one.closest(".hidden, .avatars, .chip"))
   .filter((one) => {
     const { left, right } = one.getBoundingClientRect();
     return left < -1 || right > innerWidth + 1 || one.scrollWidth > one.clientWidth + 2
@@ -27,7 +27,7 @@ CUT_OFF = """
   })
   .map((one) => one.outerHTML.slice(0, 120))
 """
-PALE = """
+LOW_CONTRAST = """
 () => {
   const style = getComputedStyle(document.documentElement);
   const channel = (value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
@@ -40,7 +40,7 @@ PALE = """
     const [high, low] = [light(one), light(other)].sort((a, b) => b - a);
     return (high + 0.05) / (low + 0.05);
   };
-  const pairs = [["--ink", "--ground"], ["--ink", "--surface"], ["--soft", "--ground"],
+  const pairs = [["--ink", "--background"], ["--ink", "--surface"], ["--soft", "--background"],
     ["--soft", "--surface"], ["--soft", "--raised"], ["--accent-ink", "--accent"],
     ["--bad", "--surface"]];
   return pairs.filter((pair) => contrast(...pair) < 4.5).map(String);
@@ -48,73 +48,73 @@ PALE = """
 """
 
 
-class Album:
-    """Takes pictures of one variant of the page, and notes what sticks out of it."""
+class Screenshots:
+    """Takes screenshots of one variant of the page, and collects what overflows in them."""
 
     def __init__(self, page, name):
         self._page, self._name = page, name
-        self.wrong = {}
+        self.overflowing = {}
 
     def take(self, state):
-        self._page.wait_for_timeout(350)  # transitions end
-        self._page.screenshot(path=artefacts() / f"{self._name}-{state}.png")
+        path = artefacts() / f"{self._name}-{state}.png"
+        self._page.screenshot(path=path, animations="disabled")
         if cut := self._page.evaluate(CUT_OFF):
-            self.wrong[state] = cut
+            self.overflowing[state] = cut
 
 
-def upload(page, album):
+def take_upload(page, screenshots):
     page.click("#add")
-    album.take("upload-pick")
-    picture = {"name": "me.jpg", "mimeType": "image/jpeg", "buffer": portrait_jpeg((20, 140, 40))}
-    page.set_input_files("#file", picture)
-    album.take("upload-ask")
+    screenshots.take("upload-pick")
+    image = {"name": "me.jpg", "mimeType": "image/jpeg", "buffer": portrait_jpeg((20, 140, 40))}
+    page.set_input_files("#file", image)
+    screenshots.take("upload-ask")
     page.check("#consent")
     page.click("#upload-next")
     page.wait_for_selector("#upload[data-step=crop]")
-    album.take("upload-crop")
+    screenshots.take("upload-crop")
     page.click("#upload-other")
     bad = {"name": "letter.jpg", "mimeType": "image/jpeg", "buffer": b"dear all"}
     page.set_input_files("#file", bad)
     page.check("#consent")
     page.click("#upload-next")
-    page.wait_for_selector("#upload[data-step=wrong]")
-    album.take("upload-wrong")
+    page.wait_for_selector("#upload[data-step=failed]")
+    screenshots.take("upload-failed")
     page.click("#upload-close")
 
 
-def talk(page, album):
-    album.take("live")
+def take_talking(page, screenshots):
+    screenshots.take("live")
     page.click("#talk")
     page.wait_for_selector('body[data-mic="on"]')
-    album.take("talking")
+    screenshots.take("talking")
     page.click("#mute")
     page.wait_for_selector('body[data-mic="muted"]')
-    album.take("muted")
+    screenshots.take("muted")
     page.click("#talk")
     page.click("#talk")
     page.check("input[value=hold]", force=True)
-    album.take("hold")
+    screenshots.take("hold")
     page.check("input[value=open]", force=True)
 
 
-def read(page, album):
+def take_panels(page, screenshots):
     page.click("#quality")
-    page.wait_for_function("document.querySelectorAll('#figures dt').length > 5")
-    album.take("figures")
+    page.wait_for_function("document.querySelectorAll('#stats dt').length > 5")
+    screenshots.take("stats")
     page.keyboard.press("Escape")
     page.click("#obs summary")
     page.locator("#obs").scroll_into_view_if_needed()
-    album.take("obs")
+    screenshots.take("obs")
     page.click("#obs summary")
     page.evaluate("scrollTo(0, 0)")
     letter = {"name": "letter.wav", "mimeType": "audio/wav", "buffer": b"dear all"}
-    page.set_input_files("#audio", letter)
-    page.wait_for_selector("#note:not([hidden])")
-    album.take("note")
-    page.click("#note-close")
+    page.set_input_files("#audio-file", letter)
+    page.wait_for_selector("#notice:not([hidden])")
+    screenshots.take("notice")
+    page.click("#notice-close")
 
 
-def fail(page, album):
+def take_failures(page, screenshots):
     def refuse(route):
         body = json.dumps({"code": "token-expired", "detail": "The token has expired."})
         route.fulfill(status=401, content_type="application/problem+json", body=body)
@@ -122,12 +122,12 @@ def fail(page, album):
     page.route("**/v1/offer", lambda route: route.abort())
     page.evaluate(HANG_UP)
     page.wait_for_selector('body[data-state="reconnecting"]')
-    album.take("reconnecting")
+    screenshots.take("reconnecting")
     page.unroute("**/v1/offer")
     page.route("**/v1/avatars", refuse)
     page.reload()
-    page.wait_for_selector("#curtain:not([hidden])")
-    album.take("failed")
+    page.wait_for_selector("#failure:not([hidden])")
+    screenshots.take("failed")
 
 
 HANG_UP = """
@@ -142,7 +142,7 @@ async () => {
 
 
 @pytest.mark.parametrize("size, colour", VARIANTS, ids=["-".join(one) for one in VARIANTS])
-def test_every_state_of_the_page_looks_right(browser, server, size, colour):
+def test_no_state_of_the_page_overflows_or_lacks_contrast(browser, server, size, colour):
     width, height = SIZES[size]
     options = {
         "viewport": {"width": width, "height": height},
@@ -150,12 +150,12 @@ def test_every_state_of_the_page_looks_right(browser, server, size, colour):
         "has_touch": size == "phone",
     }
     with visiting(browser, server, expect=["v1/"], **options) as page:
-        album = Album(page, f"{size}-{colour}")
-        album.take("connecting")
+        screenshots = Screenshots(page, f"{size}-{colour}")
+        screenshots.take("connecting")
         live(page)
-        assert page.evaluate(PALE) == []
-        talk(page, album)
-        read(page, album)
-        upload(page, album)
-        fail(page, album)
-    assert album.wrong == {}
+        assert page.evaluate(LOW_CONTRAST) == []
+        take_talking(page, screenshots)
+        take_panels(page, screenshots)
+        take_upload(page, screenshots)
+        take_failures(page, screenshots)
+    assert screenshots.overflowing == {}

@@ -1,0 +1,149 @@
+// The dialog that makes an avatar from the visitor's own photo.
+
+const DEFAULT_LABEL = "Yours";
+
+const $ = (id) => document.getElementById(id);
+
+/**
+ * Asks for a photo and for consent, uploads it, and shows the crop that will be animated.
+ *
+ * Steps (`data-step`): `pick` a file, `ask` for consent, `busy` while the server looks for the
+ * face, then `crop`, or `failed` with the reason.
+ */
+export class UploadDialog {
+  #api;
+  #onDone;
+  #maxBytes = Infinity;
+  #file = null;
+  #uploaded = null; // the new avatar as the server describes it, until the visitor accepts it
+
+  /**
+   * @param {Api} api
+   * @param {function} onDone called with the new avatar when the visitor accepts it.
+   */
+  constructor(api, onDone) {
+    this.#api = api;
+    this.#onDone = onDone;
+    $("file").addEventListener("change", ({ target: { files } }) => files[0] && this.#setFile(files[0]));
+    $("consent").addEventListener("change", () => this.#show("ask"));
+    $("upload-close").addEventListener("click", () => $("upload").close());
+    $("upload-other").addEventListener("click", () => this.#pickAgain());
+    $("upload").addEventListener("close", () => this.#discard());
+    $("preview-image").addEventListener("error", ({ target }) => target.removeAttribute("src"));
+    $("upload-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (this.#uploaded) this.#accept();
+      else this.#upload();
+    });
+  }
+
+  /** Set the sentence to agree to and the largest file that the server accepts. */
+  configure(consent, maxBytes) {
+    $("consent-text").textContent = consent;
+    this.#maxBytes = maxBytes ?? Infinity;
+  }
+
+  /** Open the dialog, with an image file or without. */
+  open(file) {
+    this.#reset();
+    if (!$("upload").open) $("upload").showModal();
+    if (file) this.#setFile(file);
+  }
+
+  #reset() {
+    this.#discard();
+    $("file").value = "";
+    $("label").value = "";
+    $("consent").checked = false;
+    this.#show("pick");
+  }
+
+  #pickAgain() {
+    this.#discard();
+    this.#show("pick");
+    $("file").value = "";
+    $("file").click();
+  }
+
+  // Forget the photo, also on the server if it was uploaded and not accepted.
+  #discard() {
+    const id = this.#uploaded?.id;
+    if (id) this.#api.request(`v1/avatars/${id}`, { method: "DELETE" }).catch(() => {});
+    this.#uploaded = null;
+    this.#file = null;
+    const image = $("preview-image");
+    if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
+    image.removeAttribute("src");
+  }
+
+  #setFile(file) {
+    this.#discard();
+    if (file.size > this.#maxBytes) {
+      const limit = Math.round(this.#maxBytes / 1e6);
+      return this.#show("pick", `This file is too large. Choose one of at most ${limit} MB.`);
+    }
+    this.#file = file;
+    $("preview-image").src = URL.createObjectURL(file);
+    this.#show("ask");
+  }
+
+  async #upload() {
+    const file = this.#file;
+    this.#show("busy");
+    const label = encodeURIComponent($("label").value.trim() || DEFAULT_LABEL);
+    try {
+      const uploaded = await this.#api.request(`v1/avatars?consent=true&label=${label}`, {
+        method: "POST",
+        headers: { "content-type": file.type || "application/octet-stream" },
+        body: file,
+      });
+      if (file === this.#file) await this.#showCrop(uploaded);
+    } catch (error) {
+      if (file === this.#file) this.#show("failed", error.message);
+    }
+  }
+
+  async #showCrop(uploaded) {
+    this.#uploaded = uploaded;
+    const image = $("preview-image");
+    URL.revokeObjectURL(image.src);
+    image.src = this.#api.url(uploaded.still);
+    await image.decode().catch(() => {});
+    this.#show("crop");
+    const [left, top, side] = uploaded.face;
+    const scale = image.clientWidth / uploaded.width;
+    const style = $("crop").style;
+    style.left = `${image.offsetLeft + left * scale}px`;
+    style.top = `${image.offsetTop + top * scale}px`;
+    style.width = style.height = `${side * scale}px`;
+  }
+
+  #accept() {
+    const uploaded = this.#uploaded;
+    this.#uploaded = null;
+    $("upload").close();
+    const label = $("label").value.trim() || DEFAULT_LABEL;
+    this.#onDone({ default: false, label, ...uploaded });
+  }
+
+  #show(step, error = "") {
+    $("upload").dataset.step = step;
+    const hasImage = step !== "pick";
+    $("pick").hidden = hasImage;
+    $("preview-image").hidden = !hasImage;
+    $("crop").hidden = step !== "crop";
+    $("upload-ask").hidden = step === "pick" || step === "crop" || step === "failed";
+    $("upload-other").hidden = step === "pick" || step === "busy";
+    $("upload-next").hidden = step === "pick" || step === "failed";
+    $("upload-next").textContent =
+      { crop: "Use this avatar", busy: "Looking for the face" }[step] ?? "Find the face";
+    $("upload-next").disabled = step === "busy" || (step === "ask" && !$("consent").checked);
+    $("consent").disabled = step === "busy";
+    $("crop-text").textContent = step === "crop" ? cropText(this.#uploaded) : "";
+    $("upload-error").textContent = error;
+    $("upload-error").hidden = !error;
+  }
+}
+
+const cropText = ({ warnings }) =>
+  ["The part in the square will move.", ...(warnings ?? [])].join(" ");
