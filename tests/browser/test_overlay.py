@@ -119,7 +119,7 @@ EMBEDDING = """
   for (const type of ["state", "speaking", "idle", "finished", "interrupted", "selected"])
     avatar.addEventListener(type, ({ detail }) => events.push([type, detail]));
   window.avatar = avatar;
-  document.body.dataset.url = avatar.api.address("");
+  document.body.dataset.url = avatar.api.url("");
   await avatar.connect();
   document.body.dataset.live = avatar.state;
 </script>
