@@ -1,1 +1,1 @@
-"""The commands of `letstalk`, one file each: what they are told, and what they say."""
+"""The command `letstalk`, one module per subcommand."""

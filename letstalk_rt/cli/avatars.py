@@ -1,44 +1,49 @@
-"""`letstalk avatars`: the portraits that commands know by name."""
+"""`letstalk avatars`: manages the avatars that commands refer to by name."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from letstalk_rt.cli.common import note, painted, say, say_json
+from letstalk_rt.cli.options import add_json_option
+from letstalk_rt.cli.output import colored, write_json, write_line, write_notice
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.portrait.library import CONSENT, ENDINGS, AvatarLibrary
 
 if TYPE_CHECKING:
     from letstalk_rt.models.face.detector import FaceFinder
 
-SUMMARY = "list, add, remove or prepare portraits that commands know by name"
+SUMMARY = "list, add, remove or prepare avatars, portraits that have a name"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command is told."""
+    """Add the arguments of `letstalk avatars`."""
     parser.description = (
-        "Avatars are portraits with a name. Four ship with the package; your own lie in a folder "
-        "of yours (LETSTALK_HOME). Prepared portraits are cached there, up to 256 MB."
+        "Avatars are portraits with a name. Four ship with the package; your own are stored in the "
+        "folder LETSTALK_HOME. Prepared portraits are cached there, up to 256 MB."
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="show all avatars")
-    adding = actions.add_parser("add", help="add a picture under a name", description=CONSENT)
+    adding = actions.add_parser("add", help="add an image as an avatar", description=CONSENT)
     adding.add_argument("name", metavar="NAME", help="a-z, 0-9, - and _")
-    adding.add_argument("picture", type=Path, metavar="PICTURE", help="jpg, png, webp or heic")
-    adding.add_argument("--replace", action="store_true", help="take the place of an older one")
+    adding.add_argument("image", type=Path, metavar="IMAGE", help="jpg, png, webp or heic")
+    adding.add_argument(
+        "--replace", action="store_true", help="replace an existing avatar of this name"
+    )
     removing = actions.add_parser("remove", help="delete an avatar that you added")
     removing.add_argument("name", metavar="NAME")
-    preparing = actions.add_parser("prepare", help="find the faces of pictures now, to save time")
+    preparing = actions.add_parser("prepare", help="find the faces in images in advance")
     preparing.add_argument(
         "sources",
         nargs="*",
-        metavar="NAME|PICTURE|FOLDER",
-        help="what to prepare (all avatars); of a folder, all pictures",
+        metavar="NAME|IMAGE|FOLDER",
+        help="what to prepare (default: all avatars); a folder stands for all images in it",
     )
-    preparing.add_argument("--size", type=int, default=512, help="longer side, px (%(default)s)")
+    preparing.add_argument(
+        "--size", type=int, default=512, help="longer side in pixels (%(default)s)"
+    )
     preparing.add_argument("--clear", action="store_true", help="empty the cache first")
     for action in (listing, adding, removing, preparing):
-        action.add_argument("--json", action="store_true", help="tell it as one line of JSON")
+        add_json_option(action)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         return _add(library, options)
     if options.action == "remove":
         library.remove(options.name)
-        _tell(options.json, {"removed": options.name}, f"{options.name} is removed")
+        _report(options.json, {"removed": options.name}, f"{options.name} was removed")
         return 0
     return _prepare(library, options)
 
@@ -59,25 +64,26 @@ def _list(library: AvatarLibrary, as_json: bool) -> int:
     entries = library.entries()
     if as_json:
         found = [{"name": e.name, "path": e.path, "builtin": e.builtin} for e in entries]
-        say_json({"avatars": found, "cache_bytes": library.cache_bytes()})
+        write_json({"avatars": found, "cache_bytes": library.cache_bytes()})
         return 0
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
-        where = "ships with letstalk" if entry.builtin else str(entry.path)
-        say(f"{painted(entry.name.ljust(width), 'bold')}  {where}")
-    say(f"{library.cache_bytes() / 2**20:.1f} MB of prepared portraits in {library.folder}")
+        location = "ships with letstalk" if entry.builtin else str(entry.path)
+        write_line(f"{colored(entry.name.ljust(width), 'bold')}  {location}")
+    write_line(f"{library.cache_bytes() / 2**20:.1f} MB of prepared portraits in {library.folder}")
     return 0
 
 
 def _add(library: AvatarLibrary, options: argparse.Namespace) -> int:
-    portrait = library.prepare(options.picture, _finder())
+    portrait = library.prepare(options.image, _load_finder())
     for warning in portrait.warnings:
-        note(warning)
-    entry = library.add(options.name, options.picture, replace=options.replace)
+        write_notice(warning)
+    entry = library.add(options.name, options.image, replace=options.replace)
     if not options.json:
-        note(CONSENT)
+        write_notice(CONSENT)
     facts = {"added": entry.name, "path": entry.path, "warnings": portrait.warnings}
-    _tell(options.json, facts, f"{entry.name} is added: letstalk render {entry.name} speech.wav")
+    text = f"{entry.name} was added; try: letstalk render {entry.name} speech.wav -o video.mp4"
+    _report(options.json, facts, text)
     return 0
 
 
@@ -86,31 +92,31 @@ def _prepare(library: AvatarLibrary, options: argparse.Namespace) -> int:
 
     if options.clear:
         library.clear_cache()
-    pictures = _pictures(library, options.sources)
-    finder = _finder()
+    images = _find_images(library, options.sources)
+    finder = _load_finder()
     results: list[dict[str, Any]] = []
-    for picture in tqdm(pictures, unit="picture", disable=None, leave=False):
-        results.append(_prepare_one(library, picture, finder, options.size))
+    for image in tqdm(images, unit="image", disable=None, leave=False):
+        results.append(_prepare_one(library, image, finder, options.size))
     if options.json:
-        say_json({"prepared": results, "cache_bytes": library.cache_bytes()})
+        write_json({"prepared": results, "cache_bytes": library.cache_bytes()})
     else:
         for result in results:
-            word = painted("ok ", "ok") if result["ok"] else painted("bad", "bad")
-            say(f"{word} {result['picture']} {' '.join(result['notes'])}".rstrip())
+            mark = colored("ok ", "ok") if result["ok"] else colored("bad", "bad")
+            write_line(f"{mark} {result['picture']} {' '.join(result['notes'])}".rstrip())
     return 0 if all(result["ok"] for result in results) else 2
 
 
 def _prepare_one(
-    library: AvatarLibrary, picture: Path, finder: "FaceFinder", size: int
+    library: AvatarLibrary, image: Path, finder: "FaceFinder", size: int
 ) -> dict[str, Any]:
     try:
-        notes = library.prepare(picture, finder, size=size).warnings
+        notes = library.prepare(image, finder, size=size).warnings
     except PortraitError as error:
-        return {"picture": picture, "ok": False, "notes": [str(error)]}
-    return {"picture": picture, "ok": True, "notes": list(notes)}
+        return {"picture": image, "ok": False, "notes": [str(error)]}
+    return {"picture": image, "ok": True, "notes": list(notes)}
 
 
-def _pictures(library: AvatarLibrary, sources: list[str]) -> list[Path]:
+def _find_images(library: AvatarLibrary, sources: list[str]) -> list[Path]:
     if not sources:
         return [entry.path for entry in library.entries()]
     found: list[Path] = []
@@ -121,18 +127,18 @@ def _pictures(library: AvatarLibrary, sources: list[str]) -> list[Path]:
         else:
             found.append(library.find(source))
     if not found:
-        raise PortraitError(f"There are no pictures in {', '.join(sources)}.")
+        raise PortraitError(f"{', '.join(sources)} contains no images.")
     return found
 
 
-def _finder() -> "FaceFinder":
+def _load_finder() -> "FaceFinder":
     from letstalk_rt.models.loading import load_face_finder
 
     return load_face_finder()
 
 
-def _tell(as_json: bool, facts: dict[str, Any], text: str) -> None:
+def _report(as_json: bool, facts: dict[str, Any], text: str) -> None:
     if as_json:
-        say_json(facts)
+        write_json(facts)
     else:
-        say(text)
+        write_line(text)

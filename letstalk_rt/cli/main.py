@@ -1,7 +1,7 @@
 """The command `letstalk`.
 
-Knows the words of the command line; the work is done elsewhere and loaded only when it is asked
-for, so that `--help` and mistakes are answered at once.
+Modules that do the work are imported only when a command runs, so that `--help` and usage errors
+are fast.
 """
 
 import argparse
@@ -25,17 +25,17 @@ COMMANDS: dict[str, tuple[str, AddArguments, Run]] = {
     "bench": (bench.SUMMARY, bench.add_arguments, bench.run),
     "doctor": (doctor.SUMMARY, doctor.add_arguments, doctor.run),
 }
-"""Commands of this room: a summary, what they are told, what they do."""
+"""Commands of this package: a summary, a function that adds arguments, and one that runs it."""
 
 FORWARDED = {
-    "demo": ("letstalk_server.main", "server", "serve the page: choose a face, talk with it"),
-    "serve": ("letstalk_server.main", "server", "the same, with all settings of the server"),
+    "demo": ("letstalk_server.main", "server", "serve the demo page: choose a face and talk"),
+    "serve": ("letstalk_server.main", "server", "run the server with all its settings"),
     "eval": ("letstalk_rt.cli.evaluate", "eval", "measure the model on a data folder"),
     "train": ("letstalk_rt.cli.train", "train", "train the model on a data folder"),
 }
-"""Commands with options of their own: the module of their `main`, the extra it needs, a summary."""
+"""Commands with their own parser: the module of their `main`, the extra it needs, a summary."""
 
-_EPILOG = """exit status: 0 it worked; 1 it failed; 2 the input or an option cannot be used;
+_EPILOG = """exit status: 0 success; 1 failure; 2 invalid input or option;
 3 this machine is too slow (bench, doctor); 130 stopped by Ctrl-C"""
 
 
@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 when it worked; 2 when the input or an option cannot be used; 3 when the machine is too
-        slow; 1 for everything else.
+        0 on success, 2 on invalid input or options, 3 if the machine is too slow, 130 after Ctrl-C,
+        and 1 on any other error.
     """
     shorten_openmp_spin()
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
     try:
-        return _run([word for word in words if word != "--debug"])
+        return _run([argument for argument in arguments if argument != "--debug"])
     except LetsTalkError as error:
         if debug:
             raise
@@ -58,37 +58,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, InputError | ConfigError) else 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our words has gone
+    except BrokenPipeError:  # the reader of stdout has closed it
         sys.stderr.close()
         return 1
 
 
-def _run(words: list[str]) -> int:
-    if words and words[0] in FORWARDED:
-        module, extra, _ = FORWARDED[words[0]]
-        return _main_of(module, extra, words[0])(words[1:])
-    options = _parser().parse_args(words)
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in FORWARDED:
+        module, extra, _ = FORWARDED[arguments[0]]
+        return _import_main(module, extra, arguments[0])(arguments[1:])
+    options = _parser().parse_args(arguments)
     return COMMANDS[options.command][2](options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="letstalk",
-        description="One portrait and live speech in, live video of that person talking out.",
+        description="Animate a portrait by speech, live or from a file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"letstalk-rt {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (what, add_arguments, _) in COMMANDS.items():
-        add_arguments(commands.add_parser(name, help=what))
-    for name, (_, _, what) in FORWARDED.items():
-        commands.add_parser(name, help=f"{what} (see letstalk {name} --help)")
+    for name, (summary, add_arguments, _) in COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=summary))
+    for name, (_, _, summary) in FORWARDED.items():
+        commands.add_parser(name, help=f"{summary} (see letstalk {name} --help)")
     return parser
 
 
-def _main_of(module: str, extra: str, command: str) -> Callable[[list[str]], int]:
+def _import_main(module: str, extra: str, command: str) -> Callable[[list[str]], int]:
     try:
         run: Callable[[list[str]], int] = import_module(module).main
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`letstalk render`: a portrait and a sound file become a video file."""
+"""`letstalk render`: turns a portrait and an audio file into a video file."""
 
 import argparse
 from collections.abc import Iterator
@@ -6,48 +6,54 @@ from pathlib import Path
 
 import numpy as np
 
-from letstalk_rt.cli.common import add_model_options, add_portrait, load_avatar, say, say_json
+from letstalk_rt.cli.options import (
+    add_json_option,
+    add_model_options,
+    add_portrait,
+    load_avatar,
+)
+from letstalk_rt.cli.output import write_json, write_line
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import FPS
 
-SUMMARY = "portrait + sound file -> video file"
+SUMMARY = "portrait + audio file -> video file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command is told."""
-    parser.description = "Write a video of the person in PORTRAIT saying what AUDIO holds."
+    """Add the arguments of `letstalk render`."""
+    parser.description = "Write a video of the person in PORTRAIT speaking the words of AUDIO."
     add_portrait(parser)
     add = parser.add_argument
     add("audio", type=Path, metavar="AUDIO", help="wav, flac, mp3, m4a, ogg or mp4")
-    add("-o", "--output", type=Path, required=True, metavar="OUT.mp4", help="the file to write")
+    add("-o", "--output", type=Path, required=True, metavar="OUT.mp4", help="video file to write")
     add("--fps", type=int, default=FPS, help="frames per second; only %(default)s")
     add_model_options(parser)
-    add("--json", action="store_true", help="tell the result as one line of JSON")
+    add_json_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write a video of `options.portrait` saying `options.audio`."""
+    """Render the video and print its length and size."""
     from letstalk_rt.audio.files import read_audio
     from letstalk_rt.sinks.file import write_video
 
     if options.fps != FPS:
-        raise ConfigError(f"--fps is {options.fps}; the model makes {FPS} frames per second.")
+        raise ConfigError(f"--fps is {options.fps}; the model generates {FPS} frames per second.")
     samples, rate = read_audio(options.audio)
     size: list[int] = []
-    frames = _frames(options, samples, rate, size)
+    frames = _render(options, samples, rate, size)
     count = write_video(options.output, frames, samples, rate, badge=options.badge)
     if options.json:
         facts = {"output": options.output, "frames": count, "seconds": count / FPS}
-        say_json({**facts, "width": size[0], "height": size[1]})
+        write_json({**facts, "width": size[0], "height": size[1]})
     else:
-        say(f"{options.output}: {count / FPS:.1f} s of video, {size[0]}x{size[1]}")
+        write_line(f"{options.output}: {count / FPS:.1f} s of video, {size[0]}x{size[1]}")
     return 0
 
 
-def _frames(
+def _render(
     options: argparse.Namespace, samples: np.ndarray, rate: int, size: list[int]
 ) -> Iterator[np.ndarray]:
-    """Load the model when the first frame is wanted: by then the output could be opened."""
+    """Yield the frames; the model is loaded after the output file has been opened."""
     from tqdm import tqdm
 
     speech = samples if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
@@ -56,6 +62,6 @@ def _frames(
         height, width = avatar.portrait.canvas.shape[:2]
         size += [width, height]
         rendered = avatar.render(speech, rate, seed=options.seed)
-        # disable=None: no bar where nobody watches
+        # disable=None: no progress bar unless stderr is a terminal
         for frame in tqdm(rendered, total=total, unit="frame", disable=None, leave=False):
             yield frame.rgb

@@ -1,4 +1,4 @@
-"""The command answers with a file, or with one line and a status that say what to do."""
+"""The command `letstalk`: its files, its output and its exit status."""
 
 import json
 import subprocess
@@ -34,17 +34,17 @@ def portrait(tmp_path: Path) -> str:
 
 @pytest.fixture
 def speech(tmp_path: Path) -> str:
-    """Two seconds at 44.1 kHz in stereo; loud in frames 25 to 29 only."""
-    sound = np.zeros((2 * 44_100, 2), np.float32)
-    sound[44_100 : 44_100 + 5 * 1764] = 0.9
+    """Two seconds of stereo at 44.1 kHz; loud only in frames 25 to 29."""
+    audio = np.zeros((2 * 44_100, 2), np.float32)
+    audio[44_100 : 44_100 + 5 * 1764] = 0.9
     path = tmp_path / "speech.mkv"
-    write_video(path, [], sound, 44_100)
+    write_video(path, [], audio, 44_100)
     return str(path)
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     try:
-        status = main.main(words)
+        status = main.main(arguments)
     except SystemExit as stop:
         status = int(stop.code or 0)
     captured = capsys.readouterr()
@@ -59,11 +59,11 @@ def test_render_writes_a_video_in_sync(
     assert status == 0, text
     with av.open(str(out)) as container:
         assert container.streams.audio[0].rate == 44_100
-        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    assert len(pictures) in (50, 51) and pictures[0].shape == (240, 320, 3)
-    bright = [index for index, p in enumerate(pictures) if p[120, 160].mean() > 150]
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    assert len(frames) in (50, 51) and frames[0].shape == (240, 320, 3)
+    bright = [index for index, rgb in enumerate(frames) if rgb[120, 160].mean() > 150]
     assert bright[:5] == [25, 26, 27, 28, 29]
-    assert len(bright) <= 6  # AAC lets the last sound ring on
+    assert len(bright) <= 6  # AAC smears the end of the tone
 
 
 def test_options_reach_the_model(
@@ -76,7 +76,7 @@ def test_options_reach_the_model(
     }  # fmt: skip
 
 
-def test_warnings_of_the_portrait_are_told(
+def test_warnings_of_the_portrait_are_printed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, speech: str
 ) -> None:
     path = tmp_path / "two.png"
@@ -109,9 +109,9 @@ def test_bad_input_is_one_line_and_status_2(
     draw(300, 300, []).save(tmp_path / "wall.png")
     given = {"portrait": portrait, "audio": speech, "output": str(tmp_path / "out.mp4")}
     given |= {k: str(tmp_path / v) for k, v in changed.items() if not k.startswith("--")}
-    extra = [word for k, v in changed.items() if k.startswith("--") for word in (k, v)]
-    words = ["render", given["portrait"], given["audio"], "-o", given["output"], *extra]
-    status, text = run(capsys, *words)
+    extra = [part for k, v in changed.items() if k.startswith("--") for part in (k, v)]
+    arguments = ["render", given["portrait"], given["audio"], "-o", given["output"], *extra]
+    status, text = run(capsys, *arguments)
     assert status == 2 and message in text
     assert text.startswith("letstalk: ") and text.count("\n") == 1
     assert not list(tmp_path.glob("out.*")) and not list(tmp_path.glob("*.part"))
@@ -120,12 +120,12 @@ def test_bad_input_is_one_line_and_status_2(
 def test_missing_weights_have_status_1(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
 ) -> None:
-    words = ["render", portrait, speech, "-o", str(tmp_path / "o.mp4"), "--preset", "lost"]
-    status, text = run(capsys, *words)
+    arguments = ["render", portrait, speech, "-o", str(tmp_path / "o.mp4"), "--preset", "lost"]
+    status, text = run(capsys, *arguments)
     assert (status, text) == (1, "letstalk: The weights of preset 'lost' are missing.\n")
 
 
-def test_a_step_that_fails_is_told_with_its_cause_and_leaves_no_file(
+def test_a_failing_step_is_reported_with_its_cause_and_leaves_no_file(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -143,13 +143,13 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         main.main(["render", "a.png", str(tmp_path / "b.wav"), "-o", "c.mp4", "--debug"])
 
 
-def test_a_command_line_with_a_mistake_has_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_usage_error_has_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys)[0] == 2
     assert run(capsys, "dance")[0] == 2
     assert run(capsys, "render", "only.jpg")[0] == 2
 
 
-def test_commands_of_other_rooms_get_their_words_untouched(
+def test_forwarded_commands_receive_their_arguments_unchanged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[list[str]] = []
@@ -176,7 +176,7 @@ def test_a_missing_extra_is_named(
     assert status == 1 and "'uvicorn'" in text and "pip install 'letstalk-rt[server]'" in text
 
 
-def test_a_module_of_ours_that_is_missing_is_no_missing_extra(
+def test_a_missing_module_of_the_package_is_not_a_missing_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing(name: str) -> ModuleType:
@@ -188,10 +188,10 @@ def test_a_module_of_ours_that_is_missing_is_no_missing_extra(
 
 
 def test_version_and_help_load_no_torch() -> None:
-    for word in ("--version", "--help"):
+    for option in ("--version", "--help"):
         code = (
             "import sys\nfrom letstalk_rt.cli.main import main\n"
-            f"try: main([{word!r}])\nexcept SystemExit: pass\n"
+            f"try: main([{option!r}])\nexcept SystemExit: pass\n"
             "assert not {'torch', 'av', 'PIL'} & set(sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -199,12 +199,12 @@ def test_version_and_help_load_no_torch() -> None:
         assert "letstalk" in done.stdout
 
 
-def test_mic_and_push_record_a_sound_file_live(
+def test_mic_records_an_audio_file_live(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
 ) -> None:
     out = tmp_path / "live.mp4"
-    words = ["mic", portrait, "--audio", speech, "-o", str(out), "--size", "256", "--json"]
-    status, text = run(capsys, *words)
+    arguments = ["mic", portrait, "--audio", speech, "-o", str(out), "--size", "256", "--json"]
+    status, text = run(capsys, *arguments)
     assert status == 0, text
     assert '"stalls"' in text.splitlines()[-1]
     with av.open(str(out)) as container:
@@ -213,7 +213,7 @@ def test_mic_and_push_record_a_sound_file_live(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["mic", "nobody", "--audio", "SPEECH", "-o", "OUT.mp4"], "no avatar named 'nobody'"),
         (["mic", "FACE", "--audio", "SPEECH", "-o", "OUT.gif"], "ends in '.gif'"),
@@ -226,17 +226,17 @@ def test_mic_and_push_record_a_sound_file_live(
         (["avatars", "remove", "mira"], "came with the package"),
     ],
 )
-def test_mistakes_in_live_commands_are_one_line(
+def test_invalid_options_are_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     portrait: str,
     speech: str,
-    words: list[str],
+    arguments: list[str],
     message: str,
 ) -> None:
     names = {"FACE": portrait, "SPEECH": speech}
-    words = [names.get(w, w.replace("OUT", str(tmp_path / "out"))) for w in words]
-    status, text = run(capsys, *words)
+    arguments = [names.get(a, a.replace("OUT", str(tmp_path / "out"))) for a in arguments]
+    status, text = run(capsys, *arguments)
     last = text.splitlines()[-1]
     assert status == 2 and message in last and last.startswith("letstalk: "), text
 
@@ -260,7 +260,7 @@ def test_avatars_are_added_listed_prepared_and_removed(
     assert run(capsys, "avatars", "remove", "anna")[0] == 2
 
 
-def test_render_takes_an_avatar_by_name_and_tells_json(
+def test_render_accepts_an_avatar_by_name_and_prints_json(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
 ) -> None:
     run(capsys, "avatars", "add", "anna", portrait)
@@ -270,7 +270,7 @@ def test_render_takes_an_avatar_by_name_and_tells_json(
     assert status == 0 and (facts["width"], facts["height"]) == (512, 384)
 
 
-def test_bench_tells_whether_it_is_fast_enough(
+def test_bench_reports_whether_the_machine_is_fast_enough(
     capsys: pytest.CaptureFixture[str], portrait: str
 ) -> None:
     status, text = run(capsys, "bench", portrait, "--seconds", "0.1", "--json")
@@ -278,7 +278,7 @@ def test_bench_tells_whether_it_is_fast_enough(
     assert status == (0 if facts["fits"] else 3) and facts["windows"] >= 3
 
 
-def test_doctor_names_what_is_missing(
+def test_doctor_reports_a_missing_camera(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
@@ -289,5 +289,5 @@ def test_doctor_names_what_is_missing(
     assert all(check["status"] == "ok" or check["advice"] for check in checks.values())
 
 
-def test_colours_are_off_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_is_not_colored_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\033" not in run(capsys, "avatars", "list")[1]

@@ -1,0 +1,58 @@
+"""Options that several commands share, and loading the avatar that they name."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from letstalk_rt.cli.output import write_notice
+
+if TYPE_CHECKING:
+    from letstalk_rt.session.avatar import Avatar
+
+
+def add_portrait(parser: argparse.ArgumentParser) -> None:
+    """Add the portrait, the first argument of most commands."""
+    parser.add_argument(
+        "portrait",
+        metavar="PORTRAIT",
+        help="image of a face (jpg, png, webp, heic), or the name of an avatar: "
+        "see letstalk avatars list",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model and of the video."""
+    add = parser.add_argument
+    add("--size", type=int, default=512, help="longer side of the video in pixels (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of head motion and blinks (%(default)s)")
+    add("--preset", default="tiny", help="model preset (%(default)s)")
+    add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    add("--steps", type=int, help="sampling steps per window, 1 to 4 (default: the preset's)")
+    add("--threads", type=int, help="CPU threads of the model (default: chosen by torch)")
+    add(
+        "--no-badge",
+        dest="badge",
+        action="store_false",
+        help='omit the badge "AI avatar"; you must then disclose that the video is generated',
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for machine-readable output."""
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+
+
+def load_avatar(options: argparse.Namespace) -> "Avatar":
+    """Load the model and the portrait that the options name."""
+    from letstalk_rt.inference.pipeline import AvatarPipeline
+    from letstalk_rt.portrait.library import AvatarLibrary
+    from letstalk_rt.session.avatar import Avatar
+
+    library = AvatarLibrary()
+    path = library.find(options.portrait)
+    pipeline = AvatarPipeline.load(
+        preset=options.preset, device=options.device, steps=options.steps, threads=options.threads
+    )
+    portrait = library.prepare(path, pipeline.finder, size=options.size)
+    for warning in portrait.warnings:
+        write_notice(warning)
+    return Avatar.from_pipeline(pipeline, portrait)
