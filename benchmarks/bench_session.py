@@ -75,7 +75,7 @@ class FakePipeline(Pipeline[None]):
     """A model that costs nothing: grey frames of the right size."""
 
     frames_per_window, hop, lookahead_frames = 4, 4 * 640, 2
-    parts, device = (4,), "cpu"
+    partial_sizes, device = (4,), "cpu"
 
     def __init__(self, size: int) -> None:
         self._frames = np.full((1, 4, size, size, 3), 128, np.uint8)
@@ -137,7 +137,7 @@ class TimedPipeline(Pipeline[State]):
     def __init__(self, inner: Pipeline[State], seconds: float) -> None:
         self._inner = inner
         self.frames_per_window, self.hop = inner.frames_per_window, inner.hop
-        self.lookahead_frames, self.parts = inner.lookahead_frames, inner.parts
+        self.lookahead_frames, self.partial_sizes = inner.lookahead_frames, inner.partial_sizes
         most = int((seconds + SPARE_S) * FPS / inner.frames_per_window)
         self.started_s, self.took_s = Series(most), Series(most)
 

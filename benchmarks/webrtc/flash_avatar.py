@@ -53,7 +53,7 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
     """Has the interface and the timing of `AvatarPipeline`."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
-    parts, device = (4,), "cpu"
+    partial_sizes, device = (4,), "cpu"
 
     def __init__(self) -> None:
         self.finder = MiddleFinder()

@@ -1,1 +1,1 @@
-"""One step of the model, batched over sessions, and the thread that runs it."""
+"""The pipeline that runs one step of the model for a batch of sessions, and its thread."""

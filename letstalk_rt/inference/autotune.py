@@ -1,11 +1,11 @@
-"""Which number format is fastest on this processor: measured once, then remembered.
+"""Autotuning: which number format is fastest on this processor, measured once and cached.
 
-Processors differ: with AMX, bfloat16 is three times as fast as float32; with VNNI only, 8-bit
-integers are; an old one is best off with float32. Nothing is guessed from a name: each way of
-decoding a window is run a few times. The answer is kept in a file for this processor, this torch
-and this number of threads.
+Processors differ: with AMX, bfloat16 is three times as fast as float32; with only VNNI, 8-bit
+integers are fastest; on older processors float32 is. Nothing is inferred from the name of a
+processor: each variant decodes a window a few times. The result is cached in a file, by processor,
+torch version and number of threads.
 
-torch.compile is measured only when asked for, since it takes a minute: `thorough`.
+torch.compile takes a minute, so it is measured only with `thorough`.
 """
 
 import copy
@@ -41,87 +41,89 @@ class DecoderVariant:
     """A way to run the decoder.
 
     Attributes:
-        kind: `float32`, `bfloat16`, `float16` or `int8`.
-        compiled: by torch.compile.
+        dtype: `float32`, `bfloat16`, `float16` or `int8`.
+        compiled: whether it is compiled by torch.compile.
     """
 
-    kind: str = "float32"
+    dtype: str = "float32"
     compiled: bool = False
 
     def __str__(self) -> str:
-        return self.kind + " compiled" * self.compiled
+        return self.dtype + " compiled" * self.compiled
 
     @classmethod
     def parse(cls, text: str) -> "DecoderVariant":
-        """Undo `str`.
+        """Parse the output of `str`.
 
         Raises:
-            ConfigError: there is no such variant.
+            ConfigError: the variant is unknown.
         """
-        kind, _, rest = text.partition(" ")
-        if kind not in (*DTYPES, "int8") or rest not in ("", "compiled"):
+        dtype, _, rest = text.partition(" ")
+        if dtype not in (*DTYPES, "int8") or rest not in ("", "compiled"):
             raise ConfigError(
                 f"unknown variant {text!r}; known: {', '.join(DTYPES)} and int8, each may be "
                 "followed by ' compiled'"
             )
-        return cls(kind, bool(rest))
+        return cls(dtype, bool(rest))
 
 
 def variant_candidates(thorough: bool = False) -> list[DecoderVariant]:
-    """Give what is worth measuring on this processor."""
-    kinds = ["float32", "bfloat16"] + ["int8"] * int8.is_supported()
-    plain = [DecoderVariant(kind) for kind in kinds]
-    return plain + [DecoderVariant(kind, True) for kind in kinds[:2]] if thorough else plain
+    """Return the variants that are worth measuring on this processor."""
+    dtypes = ["float32", "bfloat16"] + ["int8"] * int8.is_supported()
+    plain = [DecoderVariant(dtype) for dtype in dtypes]
+    return plain + [DecoderVariant(dtype, True) for dtype in dtypes[:2]] if thorough else plain
 
 
 def apply_variant(model: AvatarModel, variant: DecoderVariant) -> None:
-    """Bring the costly part of a model, its decoder, to a variant's number format.
+    """Convert a model's decoder, its most expensive part, to the number format of a variant.
 
     Raises:
-        ConfigError: the decoder or this processor has it not.
+        ConfigError: the decoder or this processor does not support the format.
     """
-    if variant.kind != "int8":
-        model.autoencoder.set_decoder_dtype(DTYPES[variant.kind])
+    if variant.dtype != "int8":
+        model.autoencoder.set_decoder_dtype(DTYPES[variant.dtype])
         return
     parts = model.autoencoder.quantizable_parts()
     if not parts or not int8.is_supported():
-        raise ConfigError("int8 is for the embedded model's decoder on a CPU with oneDNN")
+        raise ConfigError(
+            "int8 needs the decoder of 'tiny' and a CPU with oneDNN; use another dtype"
+        )
     model.autoencoder.set_decoder_dtype(torch.float32)
     for part in parts:
         int8.quantize(part)
 
 
 def fastest_variant(
-    model: AvatarModel, *, thorough: bool = False, remembered: Path | None = None
+    model: AvatarModel, *, thorough: bool = False, cache_file: Path | None = None
 ) -> DecoderVariant:
-    """Give the fastest variant of a model's decoder, from the file or by measuring it now.
+    """Return the fastest variant of a model's decoder, from the cache or by measuring it.
 
     Args:
-        model: on the CPU, not changed.
-        thorough: also try torch.compile, and measure anew whatever the file says.
-        remembered: the file; the user's own when None.
+        model: a model on the CPU; it is not changed.
+        thorough: also measure torch.compile, and ignore what is cached.
+        cache_file: where results are cached; None for the user's cache folder.
     """
-    path = remembered or cache_folder() / "tuning.json"
+    path = cache_file or cache_folder() / "tuning.json"
     key = machine_key(model)
-    known = _read(path)
-    if key in known and not thorough:
+    cached = _read(path)
+    if key in cached and not thorough:
         try:
-            return DecoderVariant.parse(known[key]["variant"])
+            return DecoderVariant.parse(cached[key]["variant"])
         except (ConfigError, KeyError, TypeError):
-            pass  # damaged: measure
-    taken_ms = measure(model, variant_candidates(thorough))
-    best = min(taken_ms, key=lambda variant: taken_ms[variant])
-    shown = {str(variant): round(ms, 2) for variant, ms in taken_ms.items()}
-    _log.info("fastest decoder on this processor: %s (%s ms a window)", best, shown)
-    _write(path, known | {key: {"variant": str(best), "window_ms": shown}})
+            pass  # the entry is damaged: measure
+    times_ms = measure(model, variant_candidates(thorough))
+    best = min(times_ms, key=lambda variant: times_ms[variant])
+    shown = {str(variant): round(ms, 2) for variant, ms in times_ms.items()}
+    _log.info("fastest decoder on this processor: %s (%s ms per window)", best, shown)
+    _write(path, cached | {key: {"variant": str(best), "window_ms": shown}})
     return best
 
 
-def decoder_as(model: AvatarModel, variant: DecoderVariant) -> Callable[..., Any]:
-    """Give a model's decoder brought to a variant; the model is not changed.
+def make_decoder(model: AvatarModel, variant: DecoderVariant) -> Callable[..., Any]:
+    """Return a copy of a model's decoder, converted to a variant.
 
     Raises:
-        ConfigError: the decoder or this processor has it not.
+        ConfigError: the decoder or this processor does not support the variant.
     """
     changed = copy.copy(model)  # shares all weights but the autoencoder's
     changed._modules = dict(model._modules)
@@ -137,18 +139,18 @@ def measure(
     *,
     runs: int = RUNS,
     now_s: Callable[[], float] = time.perf_counter,
-    decoder: Callable[[AvatarModel, DecoderVariant], Callable[..., Any]] = decoder_as,
+    decoder: Callable[[AvatarModel, DecoderVariant], Callable[..., Any]] = make_decoder,
 ) -> dict[DecoderVariant, float]:
-    """Give the milliseconds that decoding one window takes, at its best, for each variant.
+    """Return the milliseconds that decoding one window takes with each variant.
 
-    The best of a few runs, not the mean: another program may disturb a run, none can help it.
+    The minimum of a few runs is used, not the mean, because other programs can only slow runs down.
 
     Args:
-        model: on the CPU, not changed.
-        variants: what to measure; those that are not to be had here are left out.
-        runs: of each.
-        now_s: the clock, seconds.
-        decoder: gives a model's decoder as a variant.
+        model: a model on the CPU; it is not changed.
+        variants: the variants to measure; those not supported here are left out.
+        runs: number of runs of each variant.
+        now_s: returns the time in seconds.
+        decoder: returns a model's decoder, converted to a variant.
     """
     autoencoder = model.autoencoder
     size, shape = autoencoder.image_size, autoencoder.latent_shape
@@ -158,29 +160,29 @@ def measure(
     for variant in variants:
         try:
             decode = decoder(model, variant)
-            decode(latents, portrait)  # kernels are chosen, code is compiled
+            decode(latents, portrait)  # warm-up: kernels are chosen, code is compiled
             decoders[variant] = decode
         except (ConfigError, DependencyError, RuntimeError) as error:
-            _log.info("%s is not to be had here: %s", variant, error)
-    taken_ms = dict.fromkeys(decoders, float("inf"))
-    for _ in range(runs):  # in turns: what disturbs, disturbs all
+            _log.info("%s is not supported here: %s", variant, error)
+    times_ms = dict.fromkeys(decoders, float("inf"))
+    for _ in range(runs):  # by turns, so that disturbances affect all variants
         for variant, decode in decoders.items():
             started_s = now_s()
             decode(latents, portrait)
-            taken_ms[variant] = min(taken_ms[variant], (now_s() - started_s) * 1000)
-    return taken_ms
+            times_ms[variant] = min(times_ms[variant], (now_s() - started_s) * 1000)
+    return times_ms
 
 
 @torch.inference_mode()
 def choose_attention(model: AvatarModel, *, now_s: Callable[[], float] = time.perf_counter) -> str:
-    """Measure whose kernel is faster for the attention in time on a GPU, and set it.
+    """Measure which kernel is faster for temporal attention on a GPU, and select it.
 
     Args:
-        model: on the GPU; its kernel is set.
-        now_s: the clock, seconds.
+        model: a model on the GPU; its kernel is set.
+        now_s: returns the time in seconds.
 
     Returns:
-        `sdpa` or `xformers`; `sdpa` without measuring where xformers is not installed.
+        `sdpa` or `xformers`; `sdpa` without measuring if xformers is not installed.
     """
     try:
         import xformers.ops  # noqa: F401
@@ -190,15 +192,15 @@ def choose_attention(model: AvatarModel, *, now_s: Callable[[], float] = time.pe
     heads, frames = config.width // config.time_head_width, 1 + config.memory + config.window
     like = next(model.denoiser.parameters())
     shape = (config.side**2, heads, frames, config.time_head_width)
-    kept = torch.randn(shape, device=like.device, dtype=like.dtype)
-    query = kept[:, :, -config.window :]
+    keys = torch.randn(shape, device=like.device, dtype=like.dtype)
+    query = keys[:, :, -config.window :]
     allowed = torch.ones(shape[0], 1, 1, frames, dtype=torch.bool, device=like.device)
-    taken_ms = {
-        kernel: _best_ms(functools.partial(attend, query, kept, kept, allowed, kernel), now_s)
+    times_ms = {
+        kernel: _best_ms(functools.partial(attend, query, keys, keys, allowed, kernel), now_s)
         for kernel in ("sdpa", "xformers")
     }
-    best = min(taken_ms, key=lambda kernel: taken_ms[kernel])
-    _log.info("attention in time: %s (%s ms)", best, taken_ms)
+    best = min(times_ms, key=lambda kernel: times_ms[kernel])
+    _log.info("temporal attention: %s (%s ms)", best, times_ms)
     for part in model.denoiser.modules():
         if isinstance(part, MemoryAttention):
             part.kernel = best
@@ -206,48 +208,48 @@ def choose_attention(model: AvatarModel, *, now_s: Callable[[], float] = time.pe
 
 
 def _best_ms(call: Callable[[], object], now_s: Callable[[], float]) -> float:
-    """Give the milliseconds of a call at its best; one that fails takes for ever."""
+    """Return the milliseconds of the fastest run of a call; infinity if it fails."""
     best_ms = float("inf")
     try:
         for _ in range(4 * RUNS):
-            _wait()
+            _synchronize()
             started_s = now_s()
             call()
-            _wait()
+            _synchronize()
             best_ms = min(best_ms, (now_s() - started_s) * 1000)
     except (RuntimeError, NotImplementedError) as error:
-        _log.info("a kernel is not to be had here: %s", error)
+        _log.info("a kernel is not supported here: %s", error)
         return float("inf")
     return best_ms
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine_key(model: AvatarModel) -> str:
-    """Name what the answer depends on."""
-    what = [
+    """Return a hash of everything that the result depends on."""
+    parts = [
         _processor(),
         torch.__version__,
         f"{torch.get_num_threads()} threads",
         f"letstalk_rt {__version__}",
         repr(model.preset.autoencoder),
     ]
-    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
-    """Give where this user's programs keep what can be made anew."""
-    own = os.environ.get("LETSTALK_CACHE")
-    if own:
-        return Path(own)
+    """Return the user's cache folder: `LETSTALK_CACHE`, or by the XDG specification."""
+    folder = os.environ.get("LETSTALK_CACHE")
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "letstalk_rt"
 
 
 def _processor() -> str:
-    """Give name and instruction sets; a virtual machine may hide some of its processor's."""
+    """Return the processor's name and instruction sets, which a virtual machine may restrict."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -273,4 +275,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n")
         partial.replace(path)
     except OSError as error:
-        _log.info("the measurement is not kept: %s", error)
+        _log.info("the measurement cannot be cached: %s", error)

@@ -1,4 +1,4 @@
-"""Where a model runs and in which number format."""
+"""Choice of the device and number format of a model."""
 
 import torch
 
@@ -12,10 +12,10 @@ DTYPES = {
 
 
 def choose_device(name: str) -> torch.device:
-    """Give the device of this name; `auto` is the first that is there of CUDA, MPS and the CPU.
+    """Return the device of this name; `auto` is the first available of CUDA, MPS and CPU.
 
     Raises:
-        ConfigError: unknown, or not there.
+        ConfigError: the device is unknown or not available.
     """
     if name == "auto":
         return torch.device(_best())
@@ -26,33 +26,33 @@ def choose_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps', got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for, but torch sees no GPU; use 'cpu' or 'auto'")
+        raise ConfigError("device 'cuda' was requested, but torch finds no GPU; use 'cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs"
+            f"device {name!r} was requested, but torch finds only {torch.cuda.device_count()} GPUs"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(
-            "device 'mps' was asked for, but torch cannot use Metal here; use 'cpu' or 'auto'"
+            "device 'mps' was requested, but torch cannot use Metal here; use 'cpu' or 'auto'"
         )
     return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Give the number format of this name; `auto` is the short one that a GPU is fast in.
+    """Return the number format of this name; `auto` is the 16-bit format that is fast on a GPU.
 
-    On a CPU `auto` means float32 here: which format is fast there is measured, see
+    On a CPU `auto` is float32 here, because the fastest format is measured; see
     `letstalk_rt.inference.autotune`.
 
     Raises:
-        ConfigError: unknown, or the device has it not.
+        ConfigError: the format is unknown, or the device does not support it.
     """
     if name == "auto":
         return _short(device)
     if name not in DTYPES:
         raise ConfigError(f"dtype must be 'auto', {', '.join(map(repr, DTYPES))}, got {name!r}")
     if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("this GPU has no bfloat16; use 'float16', 'float32' or 'auto'")
+        raise ConfigError("this GPU does not support bfloat16; use 'float16', 'float32' or 'auto'")
     return DTYPES[name]
 
 

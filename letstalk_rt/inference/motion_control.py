@@ -1,7 +1,7 @@
-"""What a session wants changed in the motion the model makes, and when it blinks.
+"""Motion control: changes to the sampled motion by the options of a session, and blinks.
 
-The landmarks are a linear read-out of the latent, so what is wanted of landmarks is one matrix on
-the motion, made once per portrait. The memory bank keeps the motion as the model made it.
+Landmarks are a linear read-out of the latent, so a linear change of landmarks is one matrix on the
+motion, computed once per portrait. The memory bank keeps the motion as the model generated it.
 """
 
 from collections.abc import Sequence
@@ -26,31 +26,31 @@ from letstalk_rt.models.geometry.landmarks import (
 from letstalk_rt.types import FPS, MotionOptions
 
 BLINK = (0.35, 0.9, 1.0, 0.65, 0.3, 0.1)
-"""How far the eyes are closed in each frame of a blink: 240 ms, sooner shut than open."""
+"""How far the eyes are closed in each frame of a blink: 240 ms, closing faster than opening."""
 
 EASING = (0.5,)
-"""Share of the new motion in the first frames after an interrupt; the mouth shuts in two frames."""
+"""Weight of the new motion in the first frames after an interrupt; the mouth closes in two."""
 
-_RIDGE = 1e-3  # of the largest singular value: directions that hold no landmarks stay as they are
+_RIDGE = 1e-3  # of the largest singular value; directions without landmarks are not changed
 _LEAST_PAUSE_S = 0.8
-_SPREAD = 0.5  # of the logarithm of the pauses between blinks
-_REWIND = 32  # frames an interrupt may take back
+_SPREAD = 0.5  # standard deviation of the logarithm of the pauses between blinks
+_REWIND = 32  # the most frames that an interrupt may rewind
 _CORNERS = (landmark_indices((33, 133)), landmark_indices((263, 362)))
 _IRIS = (landmark_indices(IRISES[:5]), landmark_indices(IRISES[5:]))
 
 
 class MotionController:
-    """Changes the motion of one session as its options ask, turns its head and closes its eyes.
+    """Applies motion options, head motion and blinks to the motion of one session.
 
     Args:
-        options: what is wanted.
-        model: whose landmarks are read.
-        features: of the portrait, one item, as the autoencoder describes it.
-        seed: of head and blinks.
-        rest: motion that the model makes of this portrait in silence, `(1, C, h, w)`.
+        options: the motion options of the session.
+        model: the model, for its landmark read-out and head motion.
+        features: the portrait features from the autoencoder, one item.
+        seed: seed of head motion and blinks.
+        rest: motion that the model generates for this portrait in silence, `(1, C, h, w)`.
 
     Raises:
-        ConfigError: the options need landmarks, and the model has none.
+        ConfigError: the options need landmarks, but the model has none.
     """
 
     def __init__(
@@ -63,61 +63,61 @@ class MotionController:
     ) -> None:
         self.options = options
         self._model, self._face = model, model.face
-        self._from: Tensor | None = None  # what was shown before an interrupt
+        self._ease_start: Tensor | None = None  # last motion shown before an interrupt
         head = self._face.head if self._face is not None and options.head_motion else None
-        self._sway = HeadTrajectory(head.course, seed) if head is not None else None
+        self._head = HeadTrajectory(head.course, seed) if head is not None else None
         self.set_portrait(features, rest)
         self._blinks = BlinkSchedule(options.blinks_per_min, seed)
 
     def set_portrait(self, features: Any, rest: Tensor | None = None) -> None:
-        """Take another portrait."""
+        """Change the portrait."""
         face, options = self._face, self.options
-        as_made = (options.expressiveness, options.head_motion, options.gaze_at_camera)
-        changes = as_made != (1.0, True, False)
-        self._ajar: Tensor | None = None
+        defaults = (options.expressiveness, options.head_motion, options.gaze_at_camera)
+        changes = defaults != (1.0, True, False)
+        self._rest_offset: Tensor | None = None
         self.matrix: Tensor | None = None
         if face is None:
             if changes:
                 raise ConfigError(
-                    f"preset {self._model.preset.name!r} has no landmarks, by which "
-                    "expressiveness, head motion and gaze are changed; leave them out"
+                    f"preset {self._model.preset.name!r} has no landmarks, which expressiveness, "
+                    "head motion and gaze need; leave these options out"
                 )
             return
         points, scale = features.points[0], _flat_scale(self._model)
         if rest is not None:
-            self._ajar = _ajar(face, scale, points, rest)
-        if self._sway is not None:
-            self._turns = _turns(face, scale, points)
+            self._rest_offset = _rest_offset(face, scale, points, rest)
+        if self._head is not None:
+            self._head_directions = _head_directions(face, scale, points)
         if changes:
             self.matrix = _matrix(options, face, scale, points)
 
     def apply(self, motion: Tensor) -> Tensor:
-        """Change motion `(1, N, C, h, w)`."""
-        if self._from is not None:
-            motion = self._ease(motion, self._from)
-            self._from = None
-        if self._ajar is not None:
-            motion = motion - self._ajar
+        """Return the motion to show for sampled motion `(1, N, C, h, w)`."""
+        if self._ease_start is not None:
+            motion = self._ease(motion, self._ease_start)
+            self._ease_start = None
+        if self._rest_offset is not None:
+            motion = motion - self._rest_offset
         if self.matrix is not None:
             motion = (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
-        if self._sway is not None:
-            turned = self._sway.next(motion.shape[1]).to(motion.device) @ self._turns
-            motion = motion + turned.view(motion.shape)
+        if self._head is not None:
+            head_motion = self._head.next(motion.shape[1]).to(motion.device) @ self._head_directions
+            motion = motion + head_motion.view(motion.shape)
         return motion
 
     def eye_closures(self, frames: int) -> Sequence[float]:
-        """Give how far the eyes are closed in each of the next frames, in [0, 1]."""
+        """Return how far the eyes are closed in each of the next frames, in [0, 1]."""
         return self._blinks.eye_closures(frames)
 
     def rewind(self, frames: int) -> None:
-        """Take the last frames back: nobody saw them."""
+        """Rewind by frames that were not shown."""
         self._blinks.rewind(frames)
-        if self._sway is not None:
-            self._sway.rewind(frames)
+        if self._head is not None:
+            self._head.rewind(frames)
 
     def ease_from(self, motion: Tensor) -> None:
-        """Let the next motion begin at `(1, C, h, w)`, the last that was shown, without a jump."""
-        self._from = motion.clone()
+        """Ease the next motion in from `motion`, `(1, C, h, w)`, the last that was shown."""
+        self._ease_start = motion.clone()
 
     def _ease(self, motion: Tensor, start: Tensor) -> Tensor:
         eased = motion.clone()
@@ -126,18 +126,18 @@ class MotionController:
         return eased
 
     def reset(self) -> None:
-        """Become as new."""
-        self._from = None
+        """Return to the initial state."""
+        self._ease_start = None
         self._blinks.reset()
-        if self._sway is not None:
-            self._sway.reset()
+        if self._head is not None:
+            self._head.reset()
 
 
 class BlinkSchedule:
-    """When the eyes close: pauses of random length, after the mean of people who talk.
+    """Random times at which the eyes close: blinks with log-normal pauses between them.
 
     Args:
-        per_min: blinks per minute on average; 0 for none.
+        per_min: mean number of blinks per minute; 0 for none.
         seed: the same seed gives the same blinks.
 
     Source: 17 a minute at rest, 26 in conversation: Bentivoglio et al. 1997,
@@ -149,56 +149,56 @@ class BlinkSchedule:
         self.reset()
 
     def reset(self) -> None:
-        """Begin the same blinks again."""
+        """Start the same sequence of blinks again."""
         self._rng = np.random.default_rng(self._seed)
         self._frame = 0
         self._start = self._pause() if self._per_min else 0
 
     def eye_closures(self, frames: int) -> Sequence[float]:
-        """Give how far the eyes are closed in each of the next frames."""
+        """Return how far the eyes are closed in each of the next frames, in [0, 1]."""
         return [self._next() for _ in range(frames)]
 
     def rewind(self, frames: int) -> None:
-        """Take the last frames back, as many as are remembered."""
+        """Go back by `frames`, at most `_REWIND`."""
         self._frame = max(0, self._frame - min(frames, _REWIND))
 
     def _next(self) -> float:
         if not self._per_min:
             return 0.0
-        place = self._frame - self._start
+        position = self._frame - self._start
         self._frame += 1
-        if place >= _REWIND:
+        if position >= _REWIND:
             self._start += max(self._pause(), _REWIND + 1)
-        return BLINK[place] if 0 <= place < len(BLINK) else 0.0
+        return BLINK[position] if 0 <= position < len(BLINK) else 0.0
 
     def _pause(self) -> int:
-        """Draw the frames from one blink's begin to the next one's."""
+        """Draw the number of frames from the start of one blink to that of the next."""
         mean_s = 60 / self._per_min
         pause_s: float = self._rng.lognormal(np.log(mean_s) - _SPREAD**2 / 2, _SPREAD)
         return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
 
 
-def _ajar(face: FaceModules, scale: Tensor, portrait: Tensor, rest: Tensor) -> Tensor | None:
-    """Give the motion by which lips at rest `(1, C, h, w)` are wider open than in the portrait.
+def _rest_offset(face: FaceModules, scale: Tensor, portrait: Tensor, rest: Tensor) -> Tensor | None:
+    """Return the motion by which lips at rest `(1, C, h, w)` are wider open than in the portrait.
 
-    Taken off all motion, it makes silence a mouth as shut as the portrait's. None where the
-    portrait's is as wide open.
+    Subtracted from all motion, it closes the mouth in silence as far as in the portrait. None if
+    the portrait's mouth is open at least as wide.
     """
     portrait = portrait.float()
-    read = face.autoencoder.landmark_matrix
-    moved = read @ (rest[0].float().flatten() * scale)
+    readout = face.autoencoder.landmark_matrix
+    moved = readout @ (rest[0].float().flatten() * scale)
     shown = portrait + moved.view(NUM_LANDMARKS, 2)
     if mouth_opening(shown.cpu().numpy()) <= mouth_opening(portrait.cpu().numpy()):
         return None
-    same = torch.eye(2 * NUM_LANDMARKS, device=read.device)
-    lips = _pick(LIPS, read.device) @ (same - _rigid(portrait)) @ moved
-    return (_undo(read) @ lips / scale).view(rest.shape)
+    identity = torch.eye(2 * NUM_LANDMARKS, device=readout.device)
+    lips = _selection(LIPS, readout.device) @ (identity - _rigid_projection(portrait)) @ moved
+    return (_pseudo_inverse(readout) @ lips / scale).view(rest.shape)
 
 
-def _turns(face: FaceModules, scale: Tensor, portrait: Tensor) -> Tensor:
-    """Give the movements of the head as motion, `(K, 384)`, for landmarks `(L, 2)`."""
-    write = _undo(face.autoencoder.landmark_matrix)
-    moved = face.head.displacements(portrait.float()) @ write.T
+def _head_directions(face: FaceModules, scale: Tensor, portrait: Tensor) -> Tensor:
+    """Return the K components of head motion as motion, `(K, 384)`, for landmarks `(L, 2)`."""
+    inverse = _pseudo_inverse(face.autoencoder.landmark_matrix)
+    moved = face.head.displacements(portrait.float()) @ inverse.T
     moved[:, FACE_SIZE:] += face.head.surroundings(portrait.float())
     return moved / scale
 
@@ -208,37 +208,38 @@ def _flat_scale(model: AvatarModel) -> Tensor:
 
 
 def _matrix(options: MotionOptions, face: FaceModules, scale: Tensor, portrait: Tensor) -> Tensor:
-    """Give the matrix on flat motion, `(384, 384)`, for the portrait's landmarks `(L, 2)`."""
-    read = face.autoencoder.landmark_matrix
-    write = _undo(read)
-    rigid = _rigid(portrait.float())
-    same = torch.eye(2 * NUM_LANDMARKS, device=read.device)
-    around = torch.diag((torch.arange(LATENT_SIZE, device=read.device) >= FACE_SIZE).float())
-    head = write @ rigid @ read + around  # hair and shoulders go with it
-    lids = write @ _pick(EYES + landmark_indices(IRISES), read.device) @ (same - rigid) @ read
-    rest = torch.eye(LATENT_SIZE, device=read.device) - head - lids
-    change = lids + options.expressiveness * rest
+    """Return the matrix on flat motion, `(384, 384)`, for the portrait's landmarks `(L, 2)`."""
+    readout = face.autoencoder.landmark_matrix
+    inverse = _pseudo_inverse(readout)
+    rigid = _rigid_projection(portrait.float())
+    identity = torch.eye(2 * NUM_LANDMARKS, device=readout.device)
+    background = torch.diag((torch.arange(LATENT_SIZE, device=readout.device) >= FACE_SIZE).float())
+    head = inverse @ rigid @ readout + background  # hair and shoulders move with the head
+    eye_points = _selection(EYES + landmark_indices(IRISES), readout.device)
+    eyes = inverse @ eye_points @ (identity - rigid) @ readout
+    rest = torch.eye(LATENT_SIZE, device=readout.device) - head - eyes
+    change = eyes + options.expressiveness * rest
     if options.head_motion:
         change = change + head
     if options.gaze_at_camera:
-        change = change + write @ _held_gaze(read.device) @ read @ change
+        change = change + inverse @ _held_gaze(readout.device) @ readout @ change
     return change * scale / scale[:, None]
 
 
-def _undo(read: Tensor) -> Tensor:
-    """Invert the read-out `(2L, 384)` where it reads something: the smallest change that fits."""
-    square = read.T @ read
-    ridge = _RIDGE * float(torch.linalg.matrix_norm(read, 2)) ** 2
-    same = torch.eye(len(square), device=read.device)
-    write: Tensor = torch.linalg.solve(square + ridge * same, read.T)
-    return write
+def _pseudo_inverse(readout: Tensor) -> Tensor:
+    """Return the regularised pseudo-inverse `(384, 2L)` of the read-out `(2L, 384)`."""
+    square = readout.T @ readout
+    ridge = _RIDGE * float(torch.linalg.matrix_norm(readout, 2)) ** 2
+    identity = torch.eye(len(square), device=readout.device)
+    inverse: Tensor = torch.linalg.solve(square + ridge * identity, readout.T)
+    return inverse
 
 
-def _rigid(points: Tensor) -> Tensor:
-    """Give what of landmark displacements, flat `(2L,)`, is the head's: `(2L, 2L)`.
+def _rigid_projection(points: Tensor) -> Tensor:
+    """Return the projection of flat landmark displacements `(2L,)` on head motion: `(2L, 2L)`.
 
-    It is the affine map that fits the upper face best, without lids and lips: turns of the head
-    show as one, and speech does not move those landmarks.
+    Head motion is the affine map that best fits the upper face without eyelids and lips: head
+    rotation is approximately affine, and speech does not move those landmarks.
     """
     base = points.new_zeros(NUM_LANDMARKS, 2, 6)
     base[:, 0, 0:2], base[:, 0, 2] = points, 1
@@ -249,15 +250,15 @@ def _rigid(points: Tensor) -> Tensor:
     return rigid
 
 
-def _pick(points: Sequence[int], device: torch.device) -> Tensor:
-    """Give the matrix that keeps the displacements of some landmarks: `(2L, 2L)`."""
+def _selection(points: Sequence[int], device: torch.device) -> Tensor:
+    """Return the matrix that keeps only the displacements of some landmarks: `(2L, 2L)`."""
     kept = torch.zeros(NUM_LANDMARKS, device=device)
     kept[list(points)] = 1
     return torch.diag(kept.repeat_interleave(2))
 
 
 def _held_gaze(device: torch.device) -> Tensor:
-    """Give what must be added to displacements so that each iris moves as its eye does."""
+    """Return the matrix whose change to displacements makes each iris move with its eye."""
     change = torch.zeros(NUM_LANDMARKS, 2, NUM_LANDMARKS, 2, device=device)
     for iris, corners in zip(_IRIS, _CORNERS, strict=True):
         for axis in range(2):

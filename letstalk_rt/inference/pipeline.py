@@ -1,7 +1,7 @@
-"""One step of the avatar, synchronous and batched: a hop of sound in, a window of pictures out.
+"""The pipeline: one synchronous, batched step takes a hop of audio and returns a window of frames.
 
-All that a session remembers is in its `SessionState`, which is passed in and written in place.
-This room knows no asyncio, no queue and no clock.
+All memory of a session is in its `SessionState`, which is passed in and updated in place. Nothing
+here uses asyncio, queues or wall-clock time.
 """
 
 import copy
@@ -41,20 +41,20 @@ _PLAIN = DecoderVariant()
 
 
 class AvatarPipeline(Pipeline[SessionState]):
-    """The model and its recurrence, shared by any number of sessions.
+    """The `Pipeline` of an `AvatarModel`, shared by any number of sessions.
 
-    Calls must come from one thread at a time.
+    It must be called from one thread at a time.
 
     Args:
         model: in eval mode, on its device.
-        steps: sampler steps per window; the preset's own when None.
-        guidance: weight of the sound against none; the preset's own when None.
-        variant: number format of the decoder, the costly part, and whether it is compiled. The
-            denoiser follows on a GPU; all else is float32.
-        replayed: record the denoiser and the decoder as CUDA graphs.
+        steps: sampling steps per window; None for the preset's default.
+        guidance: weight of the audio condition against none; None for the preset's default.
+        variant: number format of the decoder, the most expensive part, and whether it is compiled.
+            On a GPU the denoiser uses the same format; all else is float32.
+        replayed: whether to record the denoiser and the decoder as CUDA graphs.
 
     Attributes:
-        frame_decoder: makes frames of latents.
+        frame_decoder: decodes latents to frames.
     """
 
     fps = FPS
@@ -78,7 +78,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         self.steps = steps
         self.guidance = guidance
         self.variant = variant
-        self.dtype = DTYPES.get(variant.kind, torch.float32)
+        self.dtype = DTYPES.get(variant.dtype, torch.float32)
         self.finder: FaceFinder = face_finder_for(model)
         self.frames_per_window: int = model.denoiser.config.window
         self.hop = self.frames_per_window * SAMPLES_PER_FRAME
@@ -89,7 +89,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         options = {"compiled": variant.compiled, "recorded": replayed}
         self._predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
         self.frame_decoder = FrameDecoder(model, **options)
-        self.parts = self.frame_decoder.parts
+        self.partial_sizes = self.frame_decoder.partial_sizes
         self._states = StateFactory(model, steps=steps, guidance=guidance)
 
     @classmethod
@@ -105,23 +105,24 @@ class AvatarPipeline(Pipeline[SessionState]):
         dtype: str = "auto",
         compiled: bool | None = None,
     ) -> Self:
-        """Read a model and put it on its device. Blocking, about a second.
+        """Load a model and move it to its device. Blocks for about a second.
 
         Args:
             preset: name of the model.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-            steps: sampler steps per window.
-            guidance: weight of the sound against none.
-            threads: of the CPU that torch may use; as torch decides when None.
-            weights: file to read; the package's own when None.
+            steps: sampling steps per window; None for the preset's default.
+            guidance: weight of the audio condition against none; None for the preset's default.
+            threads: CPU threads that torch may use; None for torch's default.
+            weights: checkpoint to load; None for the one in the package.
             dtype: `float32`, `bfloat16`, `float16`, `int8` (CPU), or `auto`: on a CPU the fastest,
-                measured once on this machine.
-            compiled: run denoiser and decoder through torch.compile, on CUDA also as recorded
-                graphs. The first window of each batch size then takes a minute. None: on a CPU what
-                was measured to be faster (`letstalk_rt.inference.autotune`), else no.
+                measured once on this machine; on a GPU a 16-bit format.
+            compiled: whether to run denoiser and decoder through torch.compile, on CUDA also as
+                CUDA graphs. The first window of each batch size then takes a minute. None compiles
+                only on a CPU on which that was measured to be faster
+                (`letstalk_rt.inference.autotune`).
 
         Raises:
-            ConfigError: unknown preset, device or dtype, or a setting out of range.
+            ConfigError: the preset, device or dtype is unknown, or a setting is out of range.
             WeightsError: the weights are missing, damaged or of another model.
         """
         if threads is not None:
@@ -144,7 +145,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         dtype: str = "auto",
         compiled: bool | None = None,
     ) -> Self:
-        """Make a pipeline of a model that is on its device; see `load` for the settings."""
+        """Create a pipeline from a model that is on its device; see `load` for the settings."""
         device = model.motion_scale.device
         model.autoencoder.to(memory_format=torch.channels_last)
         variant = _choose_variant(model, dtype, compiled)
@@ -156,29 +157,29 @@ class AvatarPipeline(Pipeline[SessionState]):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.motion_scale.device
 
     def init_state(
         self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS
     ) -> SessionState:
-        """Do all the work that is done once per portrait, and start a session.
+        """Create the state of a session, with all computation that is done once per portrait.
 
         Args:
             portrait: from `prepare_portrait`.
-            options: what the session asks for.
+            options: options of the session.
 
         Raises:
-            PortraitError: `portrait` is not prepared.
+            PortraitError: `portrait` is not prepared for this model.
             ConfigError: an option is out of range.
         """
         return self._states.create(portrait, options)
 
     def change_portrait(self, state: SessionState, portrait: Portrait) -> None:
-        """Go on with another face, in the midst of its motion; the next window shows it.
+        """Change the portrait from the next window on; the motion continues.
 
         Raises:
-            PortraitError: `portrait` is not prepared; nothing has changed.
+            PortraitError: `portrait` is not prepared for this model; nothing has changed.
         """
         self._states.change_portrait(state, portrait)
 
@@ -195,24 +196,25 @@ class AvatarPipeline(Pipeline[SessionState]):
         *,
         clock: StageTimer = NoClock(),  # noqa: B008 (it has no state)
     ) -> np.ndarray:
-        """Hear one hop and show one window, in each of B sessions.
+        """Take one hop and return one window for each of B sessions.
 
-        The window shows the sound up to one look-ahead before the end of the hop: with 80 ms, its
-        first frame belongs to the second-last frame of the hop before.
+        The window ends one look-ahead before the end of the hop: with 80 ms, its first frame shows
+        the second-last frame of the previous hop's audio.
 
         Args:
             pcm: `(B, hop)` float32 in [-1, 1] at 16 kHz.
-            states: of B sessions that have one `batch_key`; updated in place.
-            deliver: is called with each of the `parts` of the window, `(B, n, H, W, 3)`, as soon as
-                it is made. One core is then left to other work, which so disturbs it less.
-            clock: is told of the stages audio, sample, layout and paint, and for each part of the
-                latter of decode and composite.
+            states: states of B sessions with the same `batch_key`; updated in place.
+            deliver: called with each partial window, `(B, n, H, W, 3)`, as soon as it is ready. One
+                core is then left free, so that other processes disturb the step less.
+            clock: measures the stages audio, sample, layout and paint, and within paint the stages
+                decode and composite of each partial window.
 
         Returns:
             `(B, N, H, W, 3)` uint8, new memory.
 
         Raises:
             AudioFormatError: `pcm` has the wrong shape or dtype, or holds NaN; nothing has changed.
+            InputError: the states differ in `batch_key`; nothing has changed.
         """
         self._check(pcm, states)
         decode_pool = self.frame_decoder.decode_pool
@@ -223,24 +225,24 @@ class AvatarPipeline(Pipeline[SessionState]):
             with clock.stage("sample"):
                 latents = self._sample(tokens, states)
             with clock.stage("layout"):
-                sketches = self.frame_decoder.lay_out(latents, states)
+                inputs = self.frame_decoder.prepare(latents, states)
         eye_closures = [state.motion_control.eye_closures(latents.shape[1]) for state in states]
-        shown = []
-        painting = self.frame_decoder.paint(sketches, eye_closures, states, clock)
-        with clock.stage("paint"), closing(painting):
-            for part in painting:
+        parts = []
+        partial_windows = self.frame_decoder.decode(inputs, eye_closures, states, clock)
+        with clock.stage("paint"), closing(partial_windows):
+            for part in partial_windows:
                 if deliver is not None:
                     deliver(part)
-                shown.append(part)
-        return shown[0] if len(shown) == 1 else np.concatenate(shown, 1)
+                parts.append(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
     @torch.inference_mode()
     def interrupt(self, state: SessionState, *, unseen: int = 0) -> None:
-        """Forget the speech heard so far; the face stays where it is and comes to rest.
+        """Forget all past speech; the face comes to rest from its present position.
 
         Args:
-            state: of the session; changed in place.
-            unseen: how many of the last frames were never shown. The motion goes on from the
+            state: state of the session; updated in place.
+            unseen: how many of the last frames were never shown. The motion continues from the
                 frame before them, so that the face does not jump.
         """
         overwrite(state.audio, state.silence)
@@ -255,13 +257,15 @@ class AvatarPipeline(Pipeline[SessionState]):
 
         Args:
             pcm: `(B, hop)` on the model's device.
-            states: of B sessions; what was heard before is updated in place.
+            states: states of B sessions; the states of the audio encoder are updated in place.
         """
         audio = gather([state.audio for state in states])
         tokens: Tensor = self.model.audio(pcm, audio)
         scatter(audio, [state.audio for state in states])
         missing = self.lookahead_frames - states[0].lookahead_frames
-        if missing:  # the sound to come is guessed to be as the last was, backwards: no click
+        if (
+            missing
+        ):  # the following audio is guessed as the hop mirrored in time, which is continuous
             windows = -(-missing // self.frames_per_window)
             guess = torch.cat([pcm.flip(1), pcm] * windows, 1)[:, : windows * self.hop]
             ahead = self.model.audio(guess, copy.deepcopy(audio))
@@ -269,7 +273,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         return tokens
 
     def _sample(self, tokens: Tensor, states: Sequence[SessionState]) -> Tensor:
-        """Give the latents of the next window, `(B, N, C, h, w)`."""
+        """Return the latents of the next window, `(B, N, C, h, w)`."""
         denoiser = self.model.denoiser
         memory = gather([state.memory for state in states])
         kept = gather([state.cache for state in states])
@@ -280,7 +284,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         )
         portrait = gather([state.portrait for state in states])
         motion = self.model.sample_window(
-            self._draw(states).to(self.device),
+            self._draw_noise(states).to(self.device),
             tokens,
             portrait,
             cache,
@@ -299,7 +303,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         portraits = torch.cat([state.features.latent for state in states])
         return self.model.to_latents(motion, portraits)
 
-    def _draw(self, states: Sequence[SessionState]) -> Tensor:
+    def _draw_noise(self, states: Sequence[SessionState]) -> Tensor:
         """Draw the noise of the next window, `(B, N, C, h, w)`, on the CPU."""
         count, preset = self.frames_per_window, self.model.preset
         drawn = [s.noise.draw(count, preset.noise_correlation, preset.temperature) for s in states]
@@ -314,8 +318,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         keys = {state.batch_key for state in states}
         if len(keys) != 1:
             raise InputError(
-                "sessions of one batch must agree in picture size, steps and look-ahead, got "
-                f"{sorted(keys)}; step them apart"
+                "sessions of one batch must have the same frame size, steps and look-ahead, got "
+                f"{sorted(keys)}; run them in separate steps"
             )
 
 

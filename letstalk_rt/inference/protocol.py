@@ -1,4 +1,4 @@
-"""What the engine needs of a model, and what a session may ask of it."""
+"""The `Pipeline` protocol: what the engine requires of a model, and the options of a session."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from letstalk_rt.types import MotionOptions, Portrait
 
 DEFAULT_MOTION = MotionOptions()
 Deliver = Callable[[np.ndarray], None]
-"""Takes a part of a window, uint8, in the thread of the model."""
+"""Receives a partial window, uint8, in the model thread."""
 
 State = TypeVar("State")
-"""All that a model remembers of one session; opaque to the engine."""
+"""Everything that a model remembers of one session; opaque to the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateOptions:
-    """What a session may ask of a model.
+    """Options of a session that its model applies.
 
     Attributes:
-        seed: of everything random in the frames; the same seed and audio give the same video.
-        steps: sampler steps per window, at least 1; the model's own when None.
-        lookahead_frames: how much of the coming audio the frames wait for, from 0 to the model's
-            own, which None stands for. Less is sooner, and the lips follow less well: what is
-            missing of the audio is guessed.
+        seed: seed of all randomness; the same seed and audio give the same video.
+        steps: sampling steps per window, at least 1; None for the model's default.
+        lookahead_frames: frames of following audio that each frame waits for, from 0 to the model's
+            own look-ahead, which is the default. A lower value reduces latency and lip-sync
+            accuracy, because the missing audio is guessed.
         motion: how the face moves.
 
     Raises:
@@ -47,44 +47,44 @@ DEFAULT_OPTIONS = StateOptions()
 
 
 class Pipeline(Protocol[State]):
-    """What the engine needs of a model: plain blocking calls, made from one thread at a time.
+    """What the engine requires of a model: blocking calls, made from one thread at a time.
 
     Attributes:
-        frames_per_window: N, how many frames one step makes.
-        hop: how many samples one step takes, at 16 kHz.
-        lookahead_frames: how far the frames are behind the audio.
-        parts: numbers of frames in which a window is handed over; their sum is N.
+        frames_per_window: N, the number of frames that one step generates.
+        hop: the number of samples at 16 kHz that one step consumes.
+        lookahead_frames: how many frames the video is behind the audio.
+        partial_sizes: number of frames in each partial window; their sum is N.
     """
 
     frames_per_window: int
     hop: int
     lookahead_frames: int
-    parts: Sequence[int]
+    partial_sizes: Sequence[int]
 
     @property
     def device(self) -> object:
-        """Where the model runs; `str` names it."""
+        """The device that the model runs on; `str` returns its name."""
         ...
 
     def init_state(self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS) -> State:
-        """Make the state of a new session.
+        """Create the state of a new session.
 
         Raises:
             PortraitError: `portrait` is not prepared for this model.
-            ConfigError: an option is out of this model's range.
+            ConfigError: an option is out of range for this model.
         """
         ...
 
     def step(
         self, pcm: np.ndarray, states: Sequence[State], deliver: Deliver | None = None
     ) -> np.ndarray:
-        """Hear one hop and make one window, in each of B sessions.
+        """Take one hop and return one window for each of B sessions.
 
         Args:
             pcm: `(B, hop)` float32 in [-1, 1].
-            states: of B sessions that have one `batch_key`; updated in place.
-            deliver: is called with each of the `parts` of the window in order, `(B, n, H, W, 3)`,
-                as soon as it is made.
+            states: states of B sessions with the same `batch_key`; updated in place.
+            deliver: called with each partial window in order, `(B, n, H, W, 3)`, as soon as it is
+                ready.
 
         Returns:
             `(B, N, H, W, 3)` uint8.
@@ -92,21 +92,24 @@ class Pipeline(Protocol[State]):
         ...
 
     def interrupt(self, state: State, *, unseen: int = 0) -> None:
-        """Forget the speech heard so far, but keep the face where it is.
+        """Forget all past speech; the motion continues from the present position of the face.
 
-        Nobody saw the last `unseen` frames: the movement goes on from the frame before them.
+        Args:
+            state: state of the session; updated in place.
+            unseen: how many of the last frames were never shown; the motion continues from the
+                frame before them.
         """
         ...
 
     def change_portrait(self, state: State, portrait: Portrait) -> None:
-        """Go on with another face, from the next window on.
+        """Change the portrait from the next window on.
 
         Raises:
             PortraitError: `portrait` is not prepared for this model; nothing has changed.
-            ConfigError: this model cannot change faces.
+            ConfigError: this model cannot change portraits.
         """
         ...
 
     def batch_key(self, state: State) -> Hashable:
-        """Return what sessions must have in common to run in one step; from any thread, at once."""
+        """Return the key that sessions of one batch share; may be called from any thread."""
         ...

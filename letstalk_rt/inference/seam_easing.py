@@ -1,8 +1,9 @@
-"""Eases the border between windows, which are drawn one after another.
+"""Seam easing: reducing the jump of motion between two windows.
 
-Within a window frames are made together and follow each other; its first frame knows the one before
-only through memory, so it lands a little beside where the motion was going. The part of that jump
-which no motion explains is taken out of the first frame, and less of it from each one after.
+The frames of a window are denoised together, so their motion is smooth; the first one depends on
+the previous window only through the memory bank, so it deviates from where the motion was going.
+The part of this jump that the motion on both sides does not explain is subtracted from the first
+frame, and a smaller share of it from each following one.
 """
 
 from collections.abc import Sequence
@@ -14,18 +15,19 @@ from letstalk_rt.models.memory import MemoryBank
 
 
 def ease_seam(motion: Tensor, memory: MemoryBank, shares: Sequence[float]) -> Tensor:
-    """Ease the border between memory and a new window.
+    """Ease the seam between the memory bank and a new window.
 
-    The jump is how far the first frame is from the last one in memory, less the mean of the motion
-    on either side of the border.
+    The jump is the difference of the first frame and the last one in memory, minus the mean of the
+    frame-to-frame motion on both sides of the seam.
 
     Args:
-        motion: the window, `(B, N, C, h, w)`.
-        memory: what came before it; a session whose last two frames are not filled is not changed.
-        shares: of the jump that are taken from the first frames of the window; none leave it.
+        motion: motion of the window, `(B, N, C, h, w)`.
+        memory: memory banks of B sessions; where the last two entries are not filled yet, the
+            motion is not changed.
+        shares: share of the jump that is subtracted from each of the first frames; empty for none.
 
     Returns:
-        As `motion`.
+        The eased motion, `(B, N, C, h, w)`.
     """
     assert len(shares) <= motion.shape[1], (len(shares), motion.shape)
     if not shares or motion.shape[1] < 2 or memory.latents.shape[1] < 3:

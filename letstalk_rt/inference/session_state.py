@@ -1,7 +1,4 @@
-"""What a model remembers of a session, and how it is made from a portrait.
-
-This room knows no asyncio, no queue and no clock.
-"""
+"""The state of a session in the pipeline, and how it is created from a portrait."""
 
 import copy
 from dataclasses import dataclass
@@ -26,19 +23,19 @@ from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 MAX_STEPS = 50
 REST_WINDOWS = 3
-"""Of silence, until the motion has come to rest."""
+"""Windows of silence after which the motion has come to rest."""
 
 SETTLE_SAMPLES = 52 * SAMPLES_PER_FRAME
-"""Silence that fills the audio encoder's reach: two seconds, in whole windows."""
+"""Silence that fills the audio encoder's receptive field: two seconds, in whole windows."""
 
 
 class BatchKey(NamedTuple):
-    """What sessions of one batch must agree in.
+    """The properties that all sessions of one batch must share.
 
     Attributes:
-        size: height and width of the frames.
-        steps: sampler steps per window.
-        lookahead_frames: how far the frames are behind the audio.
+        size: height and width of the frames in pixels.
+        steps: sampling steps per window.
+        lookahead_frames: how many frames the video is behind the audio.
     """
 
     size: tuple[int, int]
@@ -48,24 +45,24 @@ class BatchKey(NamedTuple):
 
 @dataclass
 class SessionState:
-    """All that one session remembers.
+    """Everything that the pipeline remembers of one session.
 
-    The portrait's parts are only read, and replaced by `change_portrait`; sound and memory are
-    written in place, so their addresses hold for as long as the session lives.
+    What depends on the portrait is only read, and replaced by `change_portrait`; audio and memory
+    are written in place, so their tensor addresses never change.
 
     Attributes:
-        audio: of the audio encoder.
-        silence: what the audio encoder remembers after long silence; shared, never written.
-        memory: anchor and last latents, as motion.
-        cache: keys and values of memory, where the denoiser keeps them.
-        features: the portrait as the decoder sees it.
-        portrait: the portrait as the denoiser sees it.
-        compositor: puts the face back into the portrait.
-        noise: source of the session's chance.
-        size: height and width of its pictures.
-        motion_control: changes the motion that is shown, and blinks.
-        times: of the sampler.
-        lookahead_frames: how far the pictures are behind the sound.
+        audio: state of the audio encoder.
+        silence: state of the audio encoder after long silence; shared and never written.
+        memory: memory bank of motion: the anchor and the last clean latents.
+        cache: keys and values of the memory bank, if the denoiser caches them.
+        features: portrait features, for the decoder.
+        portrait: portrait state, for the denoiser.
+        compositor: puts the face back into the canvas.
+        noise: random number generator of the sampler's noise.
+        size: height and width of the frames in pixels.
+        motion_control: changes the motion that is shown, and schedules blinks.
+        times: timesteps of the sampler.
+        lookahead_frames: how many frames the video is behind the audio.
     """
 
     audio: AudioEncoderState | Wav2VecEncoderState
@@ -83,12 +80,12 @@ class SessionState:
 
     @property
     def batch_key(self) -> BatchKey:
-        """What other sessions must share to run in one batch with this one."""
+        """The key that sessions must share to run in one batch."""
         return BatchKey(self.size, len(self.times), self.lookahead_frames)
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Become as new: silence heard, the face at rest in its portrait."""
+        """Return to the initial state: silence before, the face at rest as in the portrait."""
         overwrite(self.audio, self.silence)
         self.memory.reset()
         self.cache.reset()
@@ -97,24 +94,24 @@ class SessionState:
 
 
 class StateFactory:
-    """Makes the states of sessions: all the work that is done once per portrait.
+    """Creates the states of sessions, with all computation that is done once per portrait.
 
     Args:
         model: in eval mode, on its device and in its number formats.
-        steps: sampler steps per window of a session that asks for none.
-        guidance: weight of the sound against none.
+        steps: default number of sampling steps per window.
+        guidance: weight of the audio condition against none.
     """
 
     def __init__(self, model: AvatarModel, *, steps: int, guidance: float) -> None:
         self._model, self._steps, self._guidance = model, steps, guidance
-        self._silence = self._hear_silence()
+        self._silence = self._silent_audio_state()
 
     @torch.inference_mode()
     def create(self, portrait: Portrait, options: StateOptions) -> SessionState:
-        """Start a session.
+        """Create the state of a session.
 
         Raises:
-            PortraitError: `portrait` is not prepared.
+            PortraitError: `portrait` is not prepared for this model.
             ConfigError: `steps` or `lookahead_frames` is out of range.
         """
         model, device = self._model, self._device
@@ -123,9 +120,9 @@ class StateFactory:
         at_rest = torch.zeros(1, *shape, device=device)
         portrait_state = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         lookahead = model.audio.lookahead_frames
-        rest = self._rest(portrait_state)
+        rest = self._rest_motion(portrait_state)
         return SessionState(
-            audio=self._hear_silence(),
+            audio=self._silent_audio_state(),
             silence=self._silence,
             memory=MemoryBank.anchored(at_rest, model.denoiser.config.memory),
             cache=model.denoiser.init_cache(at_rest),
@@ -135,24 +132,24 @@ class StateFactory:
             noise=NoiseState(options.seed, torch.zeros(1, *shape)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
             motion_control=MotionController(options.motion, model, features, options.seed, rest),
-            times=timesteps(_checked("steps", options.steps, self._steps, 1, MAX_STEPS)),
-            lookahead_frames=_checked(
+            times=timesteps(_check_range("steps", options.steps, self._steps, 1, MAX_STEPS)),
+            lookahead_frames=_check_range(
                 "lookahead_frames", options.lookahead_frames, lookahead, 0, lookahead
             ),
         )
 
     @torch.inference_mode()
     def change_portrait(self, state: SessionState, portrait: Portrait) -> None:
-        """Go on with another face, in the midst of its motion; the next window shows it.
+        """Change the portrait from the next window on; the motion continues.
 
         Raises:
-            PortraitError: `portrait` is not prepared; nothing has changed.
+            PortraitError: `portrait` is not prepared for this model; nothing has changed.
         """
         features, model = self._describe(portrait), self._model
         state.compositor = self._compositor(portrait)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
-        state.motion_control.set_portrait(features, self._rest(state.portrait))
+        state.motion_control.set_portrait(features, self._rest_motion(state.portrait))
         state.features = features
 
     @property
@@ -166,16 +163,16 @@ class StateFactory:
                 f"the face crop must be ({size}, {size}, 3) uint8, "
                 f"got {crop.shape} {crop.dtype}; make it with prepare_portrait"
             )
-        picture = torch.from_numpy(crop.copy()).to(self._device).permute(2, 0, 1)[None]
-        return self._model.autoencoder.encode_portrait(picture.float() / 127.5 - 1)
+        image = torch.from_numpy(crop.copy()).to(self._device).permute(2, 0, 1)[None]
+        return self._model.autoencoder.encode_portrait(image.float() / 127.5 - 1)
 
     def _compositor(self, portrait: Portrait) -> Compositor:
         return Compositor(portrait, self._device, layered=self._model.face is not None)
 
-    def _rest(self, portrait: PortraitState) -> Tensor | None:
-        """Give the motion that the model makes of a portrait in silence, `(1, C, h, w)`.
+    def _rest_motion(self, portrait: PortraitState) -> Tensor | None:
+        """Return the motion that the model generates for a portrait in silence, `(1, C, h, w)`.
 
-        Only where latents tell how far the mouth is open.
+        None if the latents do not hold landmarks.
         """
         model, shape = self._model, self._model.autoencoder.latent_shape
         if model.face is None:
@@ -195,16 +192,16 @@ class StateFactory:
         return motion.mean(1)
 
     @torch.inference_mode()
-    def _hear_silence(self) -> AudioEncoderState | Wav2VecEncoderState:
-        """Make an audio state that has settled; a fresh one's zeros are no sound it ever heard."""
+    def _silent_audio_state(self) -> AudioEncoderState | Wav2VecEncoderState:
+        """Create an audio encoder state after long silence, which an initial state is not."""
         state: AudioEncoderState | Wav2VecEncoderState = self._model.audio.init_state(1)
         self._model.audio(torch.zeros(1, SETTLE_SAMPLES, device=self._device), state)
         return state
 
 
-def _checked(name: str, value: int | None, own: int, least: int, most: int) -> int:
-    """Give what was asked for, or the model's own."""
-    value = own if value is None else value
+def _check_range(name: str, value: int | None, default: int, least: int, most: int) -> int:
+    """Return `value`, or `default` if it is None; check its range."""
+    value = default if value is None else value
     if not least <= value <= most:
         raise ConfigError(f"{name} must be from {least} to {most}, got {value}")
     return value

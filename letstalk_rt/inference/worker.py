@@ -1,11 +1,11 @@
-"""The one thread that runs the model, for many sessions: steps that wait together run together.
+"""The one thread that runs the model, for many sessions: steps that wait are batched.
 
     worker = ModelWorker(pipeline, max_batch=4)
     avatar = Avatar.from_pipeline(pipeline, portrait, worker=worker)
 
-Nobody waits to be batched: only steps that have queued up behind another call are joined, so with
-one session nothing changes, and under load several windows cost less than one after another. All
-other calls run in the order in which they came. This room knows no torch and no asyncio.
+No step waits in order to be batched: only steps that are queued behind another call are batched, so
+one session alone is not affected, and under load several windows cost less than one after another.
+All other calls run in the order of submission. Nothing here imports torch or asyncio.
 """
 
 import threading
@@ -26,11 +26,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LOAD_WINDOW_S = 5.0
-"""The load is that of the last so many seconds."""
+"""The period over which the load is measured."""
 
 BATCHES = (1, 2, 4, 8)
 MEASURE_S = 2.0
-"""Measuring begins no further batch size after so long."""
+"""After this time no further batch size is measured."""
 
 WORTHWHILE = 0.9
 """A batch must cost less than this share of the same steps one by one, or it only adds latency."""
@@ -38,7 +38,7 @@ WORTHWHILE = 0.9
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """Something to run, and where its result goes."""
+    """A queued call and the future of its result."""
 
     run: Callable[[], Any]
     future: "Future[Any]"
@@ -46,7 +46,7 @@ class _Call:
 
 @dataclass(slots=True, eq=False)
 class _Step(Generic[State]):
-    """The step of one session, and where its window goes."""
+    """A queued step of one session and the future of its window."""
 
     pcm: np.ndarray
     state: State
@@ -57,11 +57,11 @@ class _Step(Generic[State]):
 
 @dataclass(slots=True)
 class WorkerLoad:
-    """How busy the thread is.
+    """The load of the model thread.
 
     Attributes:
-        steps: sessions' steps run so far.
-        batches: calls of `pipeline.step` they took.
+        steps: steps of sessions run so far.
+        batches: calls of `pipeline.step` for these steps.
         busy_s: time spent in all calls.
     """
 
@@ -78,7 +78,7 @@ class WorkerLoad:
             self._spans.popleft()
 
     def ratio(self, now_s: float) -> float:
-        """Give the share of the last seconds that was spent in calls, 0 to 1."""
+        """Return the share of the last `LOAD_WINDOW_S` that was spent in calls, from 0 to 1."""
         since_s = now_s - LOAD_WINDOW_S
         spans = list(self._spans)
         busy_s = sum(end - max(begin, since_s) for begin, end in spans if end > since_s)
@@ -86,19 +86,19 @@ class WorkerLoad:
 
 
 class ModelWorker(Generic[State]):
-    """Runs all calls of a model in one thread, and joins the steps of sessions that wait for it.
+    """Runs all calls of a model in one thread, and batches steps of sessions that wait for it.
 
-    Steps are joined when the pipeline gives one `batch_key` for their states. A window is handed
-    over in parts only when nobody waits, for it costs more so.
+    Steps are batched if their states have the same `batch_key`. Partial windows are delivered only
+    while no other call waits, because they cost more than a whole window.
 
     Args:
-        pipeline: whose steps are joined.
-        max_batch: most sessions in one step; 1 joins nothing.
-        on_step: called, in the thread, with the duration of each call of `step` in seconds and the
-            number of sessions in it.
-        clock: monotonic time, s.
-        executor: runs one call at a time, in order, and is shut down with the worker; a thread
-            when None.
+        pipeline: the model.
+        max_batch: the most sessions in one step; 1 disables batching.
+        on_step: called in the model thread with the duration of each call of `step` in seconds and
+            the number of its sessions.
+        clock: returns monotonic seconds.
+        executor: runs one call at a time, in order, and is shut down with the worker; None creates
+            a thread.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ModelWorker(Generic[State]):
         self._clock = clock
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="letstalk-model")
         self._waiting: deque[_Call | _Step[State]] = deque()
-        self._lock = threading.Lock()  # of what waits
+        self._lock = threading.Lock()  # of `_waiting`
         self._stopping = False
 
     def step(
@@ -128,12 +128,12 @@ class ModelWorker(Generic[State]):
 
         Args:
             pcm: `(hop,)` float32 in [-1, 1].
-            state: of the session; updated in place.
-            deliver: is called, in the model's thread, with each part of the window in order,
-                `(n, H, W, 3)`, as soon as it is made.
+            state: state of the session; updated in place.
+            deliver: called in the model thread with each partial window in order, `(n, H, W, 3)`,
+                as soon as it is ready.
 
         Returns:
-            The window, `(N, H, W, 3)` uint8.
+            A future of the window, `(N, H, W, 3)` uint8.
 
         Raises:
             RuntimeError: the worker was shut down.
@@ -144,7 +144,7 @@ class ModelWorker(Generic[State]):
         return step.future
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        """Queue any other call.
+        """Queue any other call and return its future.
 
         Raises:
             RuntimeError: the worker was shut down.
@@ -154,7 +154,7 @@ class ModelWorker(Generic[State]):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let the thread end when all queued calls are done, or dropped. Safe to call twice."""
+        """Stop the thread after all queued calls, or cancel those. May be called twice."""
         with self._lock:
             self._stopping = True
             if cancel_futures:
@@ -164,7 +164,7 @@ class ModelWorker(Generic[State]):
         self._executor.shutdown(wait=wait)
 
     def busy_ratio(self) -> float:
-        """Give the share of the last seconds in which the thread worked, 0 to 1."""
+        """Return the share of the last seconds in which the thread was busy, from 0 to 1."""
         return self.load.ratio(self._clock())
 
     def _queue(self, call: _Call | _Step[State]) -> None:
@@ -175,7 +175,7 @@ class ModelWorker(Generic[State]):
         self._executor.submit(self._run_next)
 
     def _run_next(self) -> None:
-        """Run what has waited longest; nothing, where that ran along with an earlier step."""
+        """Run the oldest call, unless it was batched with an earlier step and nothing is left."""
         with self._lock:
             work = self._take()
         began_s = self._clock()
@@ -190,7 +190,7 @@ class ModelWorker(Generic[State]):
         self.load.note(began_s, self._clock())
 
     def _take(self) -> _Call | list[_Step[State]] | None:
-        """Take the next call, or the next step and those that fit it."""
+        """Remove and return the oldest call, or the oldest step and those to batch with it."""
         if not self._waiting:
             return None
         first = self._waiting.popleft()
@@ -198,8 +198,8 @@ class ModelWorker(Generic[State]):
             return first
         taken, kept = [first], deque[_Call | _Step[State]]()
         for call in self._waiting:
-            has_room = len(taken) < self.max_batch
-            if has_room and isinstance(call, _Step) and call.key == first.key:
+            has_space = len(taken) < self.max_batch
+            if has_space and isinstance(call, _Step) and call.key == first.key:
                 taken.append(call)
             else:
                 kept.append(call)
@@ -216,7 +216,7 @@ class ModelWorker(Generic[State]):
         except Exception as error:
             if len(steps) == 1:
                 steps[0].future.set_exception(error)
-            else:  # one of them is to blame: the others must not suffer
+            else:  # run them one by one, so that only the one at fault fails
                 for step in steps:
                     _resolve(step.future, partial(self._make_alone, step))
             return
@@ -237,8 +237,8 @@ class ModelWorker(Generic[State]):
         return list(windows)
 
     def _make_alone(self, step: _Step[State]) -> np.ndarray:
-        """Make the window of one session, in parts."""
-        deliver = None if step.deliver is None else partial(_unbatched, step.deliver)
+        """Generate the window of one session, delivering partial windows."""
+        deliver = None if step.deliver is None else partial(_deliver_first, step.deliver)
         window: np.ndarray = self.pipeline.step(step.pcm[None], [step.state], deliver)[0]
         return window
 
@@ -251,29 +251,28 @@ def measure_batches(
     stop_early: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[int, float]:
-    """Measure how long a step of so many sessions takes; blocking, some seconds.
+    """Measure how long a step takes by batch size. Blocks for some seconds.
 
     Args:
         pipeline: the model.
-        portrait: a face.
-        counts: numbers of sessions, rising from 1.
-        stop_early: stop at the first number for which joining is not worth it, or when the
-            measuring has taken long.
-        clock: monotonic time, s.
+        portrait: any portrait.
+        counts: batch sizes, increasing from 1.
+        stop_early: stop at the first batch size that is not worthwhile, or after `MEASURE_S`.
+        clock: returns monotonic seconds.
 
     Returns:
-        Seconds, by the number of sessions.
+        Seconds per step, by batch size.
     """
     began_s = clock()
-    found: dict[int, float] = {}
+    seconds: dict[int, float] = {}
     for count in counts:
         states = [pipeline.init_state(portrait, StateOptions(seed)) for seed in range(count)]
         pcm = np.zeros((count, pipeline.hop), np.float32)
-        pipeline.step(pcm, states)  # the first one prepares
-        found[count] = min(_timed(pipeline, pcm, states, clock) for _ in range(3))
-        if stop_early and (worthwhile_batch(found) < count or clock() - began_s > MEASURE_S):
+        pipeline.step(pcm, states)  # warm-up
+        seconds[count] = min(_timed(pipeline, pcm, states, clock) for _ in range(3))
+        if stop_early and (worthwhile_batch(seconds) < count or clock() - began_s > MEASURE_S):
             break
-    return found
+    return seconds
 
 
 def _timed(
@@ -288,18 +287,18 @@ def _timed(
 
 
 def worthwhile_batch(seconds: dict[int, float]) -> int:
-    """Choose the largest batch that is worth it.
+    """Return the largest batch size that is worthwhile; see `WORTHWHILE`.
 
     Args:
-        seconds: how long a step of so many sessions takes, by their number; 1 must be there.
+        seconds: seconds per step, by batch size; must contain 1.
     """
     alone_s = seconds[1]
     good = [count for count, took_s in seconds.items() if took_s <= WORTHWHILE * count * alone_s]
     return max([1, *good])
 
 
-def _unbatched(deliver: Deliver, part: np.ndarray) -> None:
-    """Hand over a part of a batch of one session."""
+def _deliver_first(deliver: Deliver, part: np.ndarray) -> None:
+    """Deliver a partial window of a batch of one session."""
     deliver(part[0])
 
 

@@ -57,7 +57,7 @@ def test_measuring_leaves_the_model_as_it_is(model):
 
 def test_a_variant_that_is_not_to_be_had_is_left_out(model):
     def refuse(model, variant):
-        if variant.kind == "bfloat16":
+        if variant.dtype == "bfloat16":
             raise ConfigError("no")
         return lambda latents, portrait: None
 
@@ -79,7 +79,7 @@ def test_the_best_run_counts(model):
 def test_the_answer_is_kept_and_not_measured_again(model, monkeypatch, tmp_path):
     measured = fake_times(monkeypatch, {"float32": 9.0, "bfloat16": 4.0})
     path = tmp_path / "new" / "tuning.json"
-    answers = {fastest_variant(model, remembered=path) for _ in range(3)}
+    answers = {fastest_variant(model, cache_file=path) for _ in range(3)}
     assert answers == {DecoderVariant("bfloat16")} and len(measured) == 1
     (entry,) = json.loads(path.read_text()).values()
     assert entry["window_ms"] == {"float32": 9.0, "bfloat16": 4.0}
@@ -96,20 +96,20 @@ def test_a_damaged_file_is_measured_over(model, monkeypatch, tmp_path, content):
     measured = fake_times(monkeypatch, {"float32": 1.0})
     path = tmp_path / "tuning.json"
     path.write_text(content.replace("KEY", autotune.machine_key(model)))
-    assert fastest_variant(model, remembered=path) == DecoderVariant() and len(measured) == 1
+    assert fastest_variant(model, cache_file=path) == DecoderVariant() and len(measured) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_no_hindrance(model, monkeypatch, tmp_path):
     fake_times(monkeypatch, {"float32": 1.0})
     (tmp_path / "file").write_text("")
-    assert fastest_variant(model, remembered=tmp_path / "file" / "tuning.json") == DecoderVariant()
+    assert fastest_variant(model, cache_file=tmp_path / "file" / "tuning.json") == DecoderVariant()
 
 
 def test_compilation_is_tried_only_when_asked_for(model, monkeypatch, tmp_path):
     measured = fake_times(monkeypatch, {"float32": 1.0})
     path = tmp_path / "tuning.json"
-    fastest_variant(model, remembered=path)
-    fastest_variant(model, remembered=path, thorough=True)
+    fastest_variant(model, cache_file=path)
+    fastest_variant(model, cache_file=path, thorough=True)
     assert not any("compiled" in name for name in measured[0])
     assert {"float32 compiled", "bfloat16 compiled"} <= set(measured[1])
 
@@ -214,11 +214,11 @@ class TestInt8:
         assert error < 10**-3.5  # 35 dB
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-def test_half_precision_of_the_decoder_is_near(model, kind):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_of_the_decoder_is_near(model, dtype):
     picture = torch.rand(1, 3, 256, 256) * 2 - 1
     latents = 0.1 * torch.randn(1, 2, 24, 4, 4)
     features = model.autoencoder.encode_portrait(picture)
     exact = model.autoencoder.decode(latents, features)
-    apply_variant(model, DecoderVariant(kind))
+    apply_variant(model, DecoderVariant(dtype))
     assert (model.autoencoder.decode(latents, features) - exact).abs().mean() < 0.02

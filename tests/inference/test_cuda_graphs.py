@@ -1,4 +1,4 @@
-"""What is compiled or recorded gives the same, and what cannot be replayed is named."""
+"""Compiled and recorded functions return the same; calls that cannot be replayed are logged."""
 
 import logging
 from dataclasses import dataclass
@@ -87,17 +87,17 @@ def test_each_look_is_recorded_once():
 
 
 def test_one_look_too_many_runs_as_written_and_is_named(caplog):
-    call = CpuReplay(total, max_looks=1, name="denoiser")
+    call = CpuReplay(total, max_signatures=1, name="denoiser")
     call(torch.ones(2), pair())
     with caplog.at_level(logging.WARNING):
         assert call(torch.ones(3), pair(3)).a.tolist() == [1, 2, 3]
     assert len(call.graphs) == 1
-    assert "denoiser cannot be replayed: x: (2,) float32 cpu -> (3,) float32 cpu" in caplog.text
+    assert "denoiser has a new signature: x: (2,) float32 cpu -> (3,) float32 cpu" in caplog.text
     assert "pair.rest[0]: (2,) float32 cpu -> (3,) float32 cpu" in caplog.text
 
 
 def test_strict_raises_instead():
-    call = CpuReplay(total, max_looks=1, strict=True)
+    call = CpuReplay(total, max_signatures=1, strict=True)
     call(torch.ones(2), pair())
     with pytest.raises(EngineError, match=r"weight: absent -> 2.0"):
         call(torch.ones(2), pair(), weight=2.0)
@@ -124,9 +124,9 @@ def test_a_failed_capture_is_told_and_the_call_still_runs(caplog):
 
 
 def test_changes_name_place_before_and_after():
-    look = CompiledFunction(total).look
-    before = look(torch.ones(2), pair())
-    after = look(torch.ones(2).half(), Pair(torch.ones(2), []))
+    signature = CompiledFunction(total).signature
+    before = signature(torch.ones(2), pair())
+    after = signature(torch.ones(2).half(), Pair(torch.ones(2), []))
     assert describe_changes(before, after) == [
         "x: (2,) float32 cpu -> (2,) float16 cpu",
         "pair.rest[0]: (2,) float32 cpu -> absent",

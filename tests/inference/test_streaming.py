@@ -312,7 +312,7 @@ class TestPipeline:
             parts: list[np.ndarray] = []
             whole = pipeline.step(hop, states[:1])
             window = pipeline.step(hop, states[1:], parts.append)
-            assert [part.shape[1] for part in parts] == [*pipeline.parts] == [1, 1, 1, 1]
+            assert [part.shape[1] for part in parts] == [*pipeline.partial_sizes] == [1, 1, 1, 1]
             assert np.array_equal(np.concatenate(parts, 1), window)
             assert largest_difference(whole, window) <= 1, "but for rounding"
 

@@ -149,7 +149,7 @@ def test_guidance_changes_the_picture():
 
 def test_sessions_that_do_not_fit_into_one_batch_are_named(pipeline):
     states = [pipeline.init_state(make_portrait(0, size)) for size in (96, 128)]
-    with pytest.raises(InputError, match="must agree in picture size"):
+    with pytest.raises(InputError, match="must have the same frame size"):
         pipeline.step(hops(1)[0].repeat(2, 0), states)
 
 
@@ -212,7 +212,7 @@ class TestPaperAutoencoder:
         assert "preset cached finds faces by preset tiny's detector" in caplog.text
 
     def test_it_is_not_run_in_8_bit_integers(self, pipeline):
-        with pytest.raises(ConfigError, match="int8 is for the embedded model's decoder"):
+        with pytest.raises(ConfigError, match="int8 needs the decoder of 'tiny'"):
             apply_variant(pipeline.model, DecoderVariant("int8"))
 
     def test_a_crop_of_another_size_is_named(self, pipeline):
@@ -261,5 +261,5 @@ def test_bad_settings_are_named(options, wrong):
 def test_a_device_that_is_not_there_is_named(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=f"device '{device}' was asked for"):
+    with pytest.raises(ConfigError, match=f"device '{device}' was requested"):
         AvatarPipeline.load("tiny", device)

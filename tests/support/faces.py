@@ -56,7 +56,7 @@ class LoudIsBright(Pipeline[dict[str, Any]]):
     """A model whose faces are as bright as the speech is loud."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
-    parts, device = (4,), "cpu"
+    partial_sizes, device = (4,), "cpu"
     loaded_with: dict[str, Any] = {}
     fails_at: int | None = None
 

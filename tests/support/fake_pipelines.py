@@ -27,7 +27,7 @@ class GatedPipeline(Pipeline[NamedState]):
     """Shows what it hears; waits at the gate before each step, so that others queue up."""
 
     hop, frames_per_window, lookahead_frames = GATED_HOP, 4, 0
-    parts, device = (1, 3), "cpu"
+    partial_sizes, device = (1, 3), "cpu"
 
     def __init__(self):
         self.gate, self.entered = threading.Semaphore(0), threading.Semaphore(0)
@@ -45,7 +45,7 @@ class GatedPipeline(Pipeline[NamedState]):
         for hop, state in zip(pcm, states, strict=True):
             state.heard.append(float(hop[0]))
         window = np.stack([np.full((4, 2, 2, 3), hop[0], np.uint8) for hop in pcm])
-        deliver_parts(window, self.parts, deliver)
+        deliver_parts(window, self.partial_sizes, deliver)
         return window
 
     def interrupt(self, state, *, unseen=0):
@@ -62,7 +62,7 @@ class StillPipeline(Pipeline[Compositor]):
     """A model that always shows grey, and notes how it was called."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
-    parts, device, variant, steps = (4,), "cpu", "float32", 1
+    partial_sizes, device, variant, steps = (4,), "cpu", "float32", 1
     batches: list[tuple[int, ...]] = []
 
     def __init__(self) -> None:

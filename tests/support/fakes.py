@@ -56,7 +56,7 @@ class FakePipeline(Pipeline[FakeState]):
     frames_per_window = 4
     hop = HOP
     lookahead_frames = LOOKAHEAD
-    parts = (4,)
+    partial_sizes = (4,)
     device = "cpu"
 
     def __init__(self, fail_at=None):
@@ -90,7 +90,7 @@ class FakePipeline(Pipeline[FakeState]):
         assert pcm.shape == (len(states), HOP) and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
         self.steps += 1
         window = np.stack([self._window(*one) for one in zip(pcm, states, strict=True)])
-        deliver_parts(window, self.parts, deliver)
+        deliver_parts(window, self.partial_sizes, deliver)
         return window
 
     def _window(self, pcm, state):
@@ -107,7 +107,7 @@ class FakePipeline(Pipeline[FakeState]):
 class PartedPipeline(FakePipeline):
     """Hands its windows over in parts."""
 
-    parts = (1, 1, 2)
+    partial_sizes = (1, 1, 2)
 
 
 class InlineExecutor(Executor):

@@ -51,7 +51,7 @@ class Painter(Pipeline[dict]):
     """A pipeline; `broken` makes sessions fail whose canvas has that colour in its corner."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
-    parts, device = (4,), "cpu"
+    partial_sizes, device = (4,), "cpu"
 
     def __init__(self, broken=None):
         self.finder = PaintedFinder()
