@@ -42,7 +42,7 @@ from letstalk_rt.models.paper.presets import PaperConfig, get_paper_preset
 from letstalk_rt.training.data.audio_features import correlation, mel_encoder
 from letstalk_rt.training.data.dataset import load_clips
 from letstalk_rt.training.data.tracks import Track, encode_clips
-from letstalk_rt.training.stages.audio_encoder import split_people
+from letstalk_rt.training.stages.audio_encoder import split_by_source
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "fusion.md"
@@ -137,7 +137,7 @@ def measure_cost(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class LatentClip:
     """A clip as `effect` sees it.
 
     Attributes:
@@ -152,7 +152,7 @@ class Spoken:
 
 
 @torch.no_grad()
-def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[Spoken]:
+def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[LatentClip]:
     """Scale latents and hear the sound of all clips that are long enough."""
     clips = []
     for track in tracks:
@@ -161,14 +161,14 @@ def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[Sp
         face = track.latents[0, :, FACE].float()  # not what is around it
         latents = (face - model.latent_mean[FACE]) / model.latent_scale[FACE]
         if len(latents) >= frames:
-            clips.append(Spoken(latents, tokens[: len(latents)], track.spoken.weight))
+            clips.append(LatentClip(latents, tokens[: len(latents)], track.spoken.weight))
     if not clips:
         raise InputError(f"no clip has {frames} frames; add longer clips")
     return clips
 
 
 def draw(
-    clips: Sequence[Spoken], config: PaperConfig, size: int, generator: torch.Generator
+    clips: Sequence[LatentClip], config: PaperConfig, size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw clips, audio tokens, portraits and memories of a batch."""
     chance = torch.tensor([len(c.latents) * max(c.weight, 0.05) for c in clips])
@@ -189,7 +189,7 @@ def draw(
 
 
 def train(
-    config: PaperConfig, clips: Sequence[Spoken], seconds: float, batch: int
+    config: PaperConfig, clips: Sequence[LatentClip], seconds: float, batch: int
 ) -> tuple[PaperDenoiser, int]:
     """Train for some seconds of processor time; gives the denoiser and its number of steps.
 
@@ -232,7 +232,11 @@ def diffusion_loss(
 
 @torch.no_grad()
 def judge(
-    model: AvatarModel, denoiser: PaperDenoiser, clips: Sequence[Spoken], length: int, steps: int
+    model: AvatarModel,
+    denoiser: PaperDenoiser,
+    clips: Sequence[LatentClip],
+    length: int,
+    steps: int,
 ) -> dict[str, float]:
     """Judge a denoiser on people it never saw."""
     config, generator = denoiser.config, torch.Generator().manual_seed(1)
@@ -244,15 +248,15 @@ def judge(
     long = [clip for clip in clips if len(clip.latents) >= length]
     true = torch.stack([clip.latents[:length] for clip in long])
     tokens = torch.stack([clip.tokens[:length] for clip in long])
-    made = generate(denoiser, tokens, true[:, 0], steps, generator)
+    generated = generate(denoiser, tokens, true[:, 0], steps, generator)
     shuffled = generate(denoiser, tokens.roll(len(long) // 2, 0), true[:, 0], steps, generator)
-    opened, wrong, wanted = (_openings(model, latents) for latents in (made, shuffled, true))
+    opened, wrong, wanted = (_openings(model, latents) for latents in (generated, shuffled, true))
     return {
         "noise_error": float(torch.cat(losses).mean()),
         "lips_r": _mean_correlation(opened, wanted),
         "lips_r_shuffled": _mean_correlation(wrong, wanted),
-        "portrait_error": float((made.mean(1) - true.mean(1)).square().mean()),
-        "motion_ratio": float(made.std(1).mean() / true.std(1).mean()),
+        "portrait_error": float((generated.mean(1) - true.mean(1)).square().mean()),
+        "motion_ratio": float(generated.std(1).mean() / true.std(1).mean()),
         "judged_clips": len(long),
     }
 
@@ -265,7 +269,7 @@ def generate(
     generator: torch.Generator,
 ) -> Tensor:
     """Sample `(B, T, C, h, w)` clip by clip with DDPM of some steps."""
-    config, chain, made = denoiser.config, Diffusion(steps), []
+    config, chain, generated = denoiser.config, Diffusion(steps), []
     memory = first_memory(portrait, config.memory)
     for part in tokens.split(config.frames, 1):
 
@@ -273,9 +277,9 @@ def generate(
             return denoiser(x, t, part, portrait, memory)
 
         noise = torch.randn(len(part), config.frames, *config.latent_shape, generator=generator)
-        made.append(chain.ddpm(predict, noise, generator))
-        memory = made[-1][:, -config.memory :]
-    return torch.cat(made, 1)
+        generated.append(chain.ddpm(predict, noise, generator))
+        memory = generated[-1][:, -config.memory :]
+    return torch.cat(generated, 1)
 
 
 def _openings(model: AvatarModel, latents: Tensor) -> np.ndarray:
@@ -287,18 +291,18 @@ def _openings(model: AvatarModel, latents: Tensor) -> np.ndarray:
     return mouth_opening(points.numpy())
 
 
-def _mean_correlation(made: np.ndarray, true: np.ndarray) -> float:
-    return float(np.mean([correlation(a, b) for a, b in zip(made, true, strict=True)]))
+def _mean_correlation(generated: np.ndarray, true: np.ndarray) -> float:
+    return float(np.mean([correlation(a, b) for a, b in zip(generated, true, strict=True)]))
 
 
 def measure_effect(options: argparse.Namespace) -> dict[str, Any]:
     """Give the rows of the table of effects."""
     model = load_model("tiny", options.weights)
-    clips = [c for c in load_clips(options.data, options.cache, "train") if c.has_sound]
-    kept, aside = split_people(clips)
+    clips = [c for c in load_clips(options.data, options.cache, "train") if c.has_audio]
+    kept, validation = split_by_source(clips)
     length = options.frames - options.frames % TINY.frames
     learnt = prepare(model, encode_clips(model.autoencoder, kept, options.latents), TINY.frames)
-    others = prepare(model, encode_clips(model.autoencoder, aside, options.latents), length)
+    others = prepare(model, encode_clips(model.autoencoder, validation, options.latents), length)
     rows = []
     for portrait, audio in ABLATION:
         shape = replace(TINY, portrait_fusion=portrait, audio_fusion=audio)

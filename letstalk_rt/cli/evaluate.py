@@ -22,9 +22,9 @@ from letstalk_rt.training.evaluation.clips import (
     EvaluationModels,
     EvaluationResult,
     closed_portraits,
-    judge_clips,
-    judge_silence,
-    judge_stills,
+    evaluate_clips,
+    evaluate_silence,
+    evaluate_stills,
     still_portraits,
 )
 from letstalk_rt.training.evaluation.identity import Identity
@@ -43,7 +43,7 @@ from letstalk_rt.types import Portrait
 
 def evaluate(
     pipeline: AvatarPipeline,
-    judges: EvaluationModels,
+    models: EvaluationModels,
     clips: list[Clip],
     stills: list[tuple[str, Portrait]],
     *,
@@ -53,7 +53,7 @@ def evaluate(
 
     Args:
         pipeline: the model.
-        judges: what looks at its videos.
+        models: what looks at its videos.
         clips: of the eval split.
         stills: names and portraits of the eval split; may be empty.
         long_s: length of the long run in seconds; 0 leaves it out.
@@ -63,18 +63,18 @@ def evaluate(
     findings.figures |= evaluate_reconstruction(autoencoder, clips)
     findings.figures |= evaluate_ssim(autoencoder, clips)
     findings.figures |= evaluate_pairs(autoencoder, clips)
-    judge_clips(pipeline, judges, clips, findings)
-    if judges.towers is not None:
-        found = calibrate(judges.towers, [c for c in clips if c.has_sound and c.kind == "real"])
+    evaluate_clips(pipeline, models, clips, findings)
+    if models.towers is not None:
+        found = calibrate(models.towers, [c for c in clips if c.has_audio and c.kind == "real"])
         findings.figures |= {k: found[k] for k in ("sync_found", "sync_found_shifted")}
     if stills:
-        judge_stills(pipeline, judges, stills, clips, findings)
+        evaluate_stills(pipeline, models, stills, clips, findings)
     at_rest = closed_portraits(clips) + [portrait for _, portrait in stills]
-    judge_silence(pipeline, judges, at_rest, findings)
+    evaluate_silence(pipeline, models, at_rest, findings)
     findings.figures["drift"] = None
     shown = stills[0][1] if stills else large_portrait(np.asarray(clips[0].frames[0]))
     if long_s:
-        run_long(pipeline, judges, shown, clips, long_s, findings)
+        run_long(pipeline, models, shown, clips, long_s, findings)
     else:
         findings.figures |= measure_speed(pipeline, shown, clips)
     findings.figures |= {
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     if towers is None:
         print("no sync score: make its network with `letstalk train sync`", file=sys.stderr)
     landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
-    judges = EvaluationModels(landmarker, Identity().likeness, towers)
+    models = EvaluationModels(landmarker, Identity().likeness, towers)
     pipeline = AvatarPipeline.load(
         args.preset,
         args.device,
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     if not clips:
         raise InputError("the data folder has no clip of the split `eval`; see docs/training.md")
     stills = still_portraits(pipeline, args.data, args.stills)
-    findings = evaluate(pipeline, judges, clips, stills, long_s=args.long_s)
+    findings = evaluate(pipeline, models, clips, stills, long_s=args.long_s)
     _tell(findings, args)
     return 0
 

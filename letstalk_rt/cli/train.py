@@ -22,19 +22,19 @@ from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, 
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
 from letstalk_rt.training.data.tracks import Track, encode_clips, fit_scales
-from letstalk_rt.training.distributed import is_first, join, leave
+from letstalk_rt.training.distributed import destroy_process_group, init_process_group, is_main_process
 from letstalk_rt.training.evaluation.sync import train_sync
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.audio_encoder import (
     MouthReader,
     calibrate,
-    cleaned,
-    split_people,
+    clean_clip,
+    split_by_source,
     train_audio,
 )
 from letstalk_rt.training.stages.autoencoder import train_autoencoder
 from letstalk_rt.training.stages.distill import distill
-from letstalk_rt.training.stages.face_detector import train_finder
+from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.flow import train_flow
 from letstalk_rt.training.stages.phones import load_phones, train_phones
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one training stage to its end."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
-    join()
+    init_process_group()
     {
         "autoencoder": _autoencoder,
         "decoder": _autoencoder,
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         "sync": _sync,
         "export": _export,
     }[args.stage](args)
-    leave()
+    destroy_process_group()
     return 0
 
 
@@ -155,9 +155,9 @@ def _loop(args: argparse.Namespace) -> LoopConfig:
 
 def _autoencoder(args: argparse.Namespace) -> None:
     fixed = args.stage == "decoder"
-    started = averaged(args.runs / "autoencoder") if fixed else None
+    initial_weights = averaged(args.runs / "autoencoder") if fixed else None
     if args.start:
-        started = averaged(args.start)
+        initial_weights = averaged(args.start)
     train_autoencoder(
         load_clips(args.data, args.cache, "train"),
         load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
@@ -165,8 +165,8 @@ def _autoencoder(args: argparse.Namespace) -> None:
         args.runs / args.stage,
         _loop(args),
         batch_size=args.batch or BATCH[args.stage],
-        started=started,
-        fixed_latents=fixed,
+        initial_weights=initial_weights,
+        freeze_latents=fixed,
         critic=fixed,
     )
 
@@ -178,19 +178,19 @@ def _phones(args: argparse.Namespace) -> None:
         _loop(args),
         batch_size=args.batch or BATCH["phones"],
         encoder=_encoder(args),
-        started=_part(averaged(args.start), "audio") if args.start else None,
+        initial_weights=_part(averaged(args.start), "audio") if args.start else None,
     )
 
 
 def _audio(args: argparse.Namespace) -> None:
-    kept, aside = split_people(load_clips(args.data, args.cache, "train"))
+    kept, validation = split_by_source(load_clips(args.data, args.cache, "train"))
     train_audio(
         kept,
-        aside,
+        validation,
         args.runs / "audio",
         _loop(args),
         batch_size=args.batch or BATCH["audio"],
-        started=_part(averaged(args.runs / "phones"), "audio"),
+        initial_weights=_part(averaged(args.runs / "phones"), "audio"),
         encoder=_encoder(args),
     )
 
@@ -203,11 +203,11 @@ def _flow(args: argparse.Namespace) -> None:
         model.autoencoder = _paper_autoencoder(args, model.autoencoder.image_size)
     else:
         model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
-    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
-    started = _part(averaged(args.start), "denoiser") if args.start else None
-    tracks, aside = _tracks(args, model, clips)
+    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_audio]
+    initial_weights = _part(averaged(args.start), "denoiser") if args.start else None
+    tracks, validation = _tracks(args, model, clips)
     reader = _reader(args)
-    calibrate(reader, [track.audio_clip for track in aside])
+    calibrate(reader, [track.audio_clip for track in validation])
     audio = mel_encoder(model)
     audio.load_state_dict(reader.audio.state_dict())
     if args.start and audio.mouth is not None:  # how its denoiser was shown mouths
@@ -218,13 +218,13 @@ def _flow(args: argparse.Namespace) -> None:
     best = train_flow(
         model,
         tracks,
-        aside,
+        validation,
         args.runs / "flow",
         _loop(args),
         batch_size=args.batch or BATCH["flow"],
         shown=others[::8] if model.face is not None else [],
-        started=started,
-        fixed_faces=args.surroundings,
+        initial_weights=initial_weights,
+        freeze_faces=args.surroundings,
     )
     _keep(best, args.runs / "flow")
 
@@ -233,10 +233,10 @@ def _distill(args: argparse.Namespace) -> None:
     model = AvatarModel(_preset(args))
     path = _existing(args.runs / "flow" / "model.pt")
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_sound]
-    tracks, aside = _tracks(args, model, clips)
+    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_audio]
+    tracks, validation = _tracks(args, model, clips)
     batch = args.batch or BATCH["distill"]
-    best = distill(model, tracks, aside, args.runs / "distill", _loop(args), batch_size=batch)
+    best = distill(model, tracks, validation, args.runs / "distill", _loop(args), batch_size=batch)
     _keep(best, args.runs / "distill")
 
 
@@ -253,20 +253,22 @@ def _tracks(
     ahead = model.audio.lookahead_frames
     everything = encode_clips(autoencoder, clips, folder / "latents.pt", ahead)
     fit_scales(model, everything)
-    kept = {clip.name for clip in split_people(clips)[0]}
-    everything = [replace(t, audio_clip=cleaned(reader, t.audio_clip)) for t in everything]
+    kept = {clip.name for clip in split_by_source(clips)[0]}
+    everything = [replace(t, audio_clip=clean_clip(reader, t.audio_clip)) for t in everything]
     tracks = [t for t in everything if t.audio_clip.name in kept]
-    aside = [t for t in everything if t.audio_clip.name not in kept and t.audio_clip.weight > 0.2]
-    return tracks, aside
+    validation = [
+        t for t in everything if t.audio_clip.name not in kept and t.audio_clip.weight > 0.2
+    ]
+    return tracks, validation
 
 
 def _keep(model: AvatarModel, folder: Path) -> None:
-    if is_first():
+    if is_main_process():
         torch.save(model.state_dict(), folder / "model.pt")
 
 
 def _finder(args: argparse.Namespace) -> None:
-    train_finder(
+    train_face_detector(
         load_clips(args.data, args.cache, "train"),
         load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
         args.runs / "finder",
@@ -276,8 +278,10 @@ def _finder(args: argparse.Namespace) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    kept, aside = split_people(load_clips(args.data, args.cache, "train"))
-    train_sync(kept, aside, args.runs / "sync", _loop(args), batch_size=args.batch or BATCH["sync"])
+    kept, validation = split_by_source(load_clips(args.data, args.cache, "train"))
+    train_sync(
+        kept, validation, args.runs / "sync", _loop(args), batch_size=args.batch or BATCH["sync"]
+    )
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """Training in several processes: one per GPU, or per socket of a CPU, started by torchrun.
 
-Each process draws its own batches and computes its own gradients; these are averaged, so all hold
-the same weights. The first process alone writes files and judges. In a process that torchrun did
-not start, all of this does nothing.
+Each process draws its own batches and computes its own gradients; the gradients are averaged, so
+all processes hold the same weights. Only the main process (rank 0) writes files and evaluates. In a
+process that torchrun did not start, these functions do nothing.
 
 Source: DistributedDataParallel of torch, arXiv:2006.15704.
 """
@@ -19,67 +19,70 @@ from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
-PATIENCE = timedelta(hours=3)
-"""Others wait this long while the first process judges or prepares data."""
+TIMEOUT = timedelta(hours=3)
+"""How long the other processes wait while the main process evaluates or prepares data."""
 
 
-def join() -> None:
-    """Join the processes that torchrun started, if it did; each takes its own GPU."""
+def init_process_group() -> None:
+    """Join the process group if torchrun started this process; each process takes its own GPU."""
     if "RANK" not in os.environ or dist.is_initialized():
         return
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
 
 
-def leave() -> None:
-    """Leave them again, at the end of the program."""
+def destroy_process_group() -> None:
+    """Leave the process group at the end of the program."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """Give the number of this process; 0 is the first."""
+    """Return the number of this process; 0 is the main process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_first() -> bool:
-    """Say whether this process writes files and judges."""
+def is_main_process() -> bool:
+    """Return whether this process writes files and evaluates."""
     return rank() == 0
 
 
-def wait_for_all() -> None:
-    """Go on only when every process has come here."""
+def barrier() -> None:
+    """Wait until every process has called this."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def first_alone(prepare: Callable[P, R]) -> Callable[P, R]:
-    """Let the first process run a function alone; the others then find what it has kept."""
+def main_process_first(prepare: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that the main process runs it first and the others after it.
+
+    The others then find what the main process has cached.
+    """
 
     @functools.wraps(prepare)
     def run(*args: P.args, **named: P.kwargs) -> R:
-        if is_first():
+        if is_main_process():
             result = prepare(*args, **named)
-            wait_for_all()
+            barrier()
             return result
-        wait_for_all()
+        barrier()
         return prepare(*args, **named)
 
     return run
 
 
 @torch.no_grad()
-def share_weights(model: nn.Module) -> None:
-    """Give every process the first one's weights."""
+def broadcast_weights(model: nn.Module) -> None:
+    """Copy the main process's weights to every process."""
     if dist.is_initialized():
         for value in model.state_dict().values():
             dist.broadcast(value, 0)
 
 
 def average_gradients(parameters: list[Tensor]) -> None:
-    """Average the gradients of parameters that `shared_loss` does not see, such as a critic's."""
+    """Average gradients that `distributed_loss` does not cover, such as a critic's."""
     if not dist.is_initialized():
         return
     for parameter in parameters:
@@ -89,18 +92,18 @@ def average_gradients(parameters: list[Tensor]) -> None:
         parameter.grad /= dist.get_world_size()
 
 
-def shared_loss(model: nn.Module, loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a loss whose backward pass averages the gradients of `model` over the processes.
+def distributed_loss(model: nn.Module, loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a loss whose backward pass averages the gradients of `model` over the processes.
 
-    The whole loss runs inside the wrapper's forward: whatever it calls of the model, be it a
-    method or a part of it, is seen. Weights are made equal to the first process's.
+    The whole loss runs inside the wrapper's forward, so that every use of the model is covered,
+    methods and submodules included. Weights are made equal to the main process's.
     """
     if not dist.is_initialized():
         return loss
     wrapped = nn.parallel.DistributedDataParallel(
         _Loss(model, loss),
         device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None,
-        find_unused_parameters=True,  # condition drop-out may leave a part out
+        find_unused_parameters=True,  # condition dropout may skip a part
     )
     return wrapped
 

@@ -1,4 +1,4 @@
-"""What every training run shares: schedule, EMA, checkpoints, a log, a progress bar."""
+"""The training loop that all stages share: schedule, EMA, checkpoints, log, progress bar."""
 
 import json
 import time
@@ -15,24 +15,38 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.training.distributed import (
-    is_first,
+    is_main_process,
     rank,
-    share_weights,
-    shared_loss,
-    wait_for_all,
+    broadcast_weights,
+    distributed_loss,
+    barrier,
 )
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Behaviour of a run; the same for all models."""
+    """Settings of a run, the same for all models.
+
+    Attributes:
+        steps: The number of steps.
+        learning_rate: The highest learning rate.
+        warm_up: Steps over which the learning rate rises linearly.
+        final_rate: The last learning rate as a share of the highest.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: The norm to which gradients are clipped.
+        ema: Decay of the averaged weights.
+        save_every_s: Seconds between two checkpoints.
+        report_every: Steps between two lines of the log.
+        evaluate_every: Steps between two evaluations.
+        device: The device on which the model is trained.
+    """
 
     steps: int
     learning_rate: float = 2e-4
     warm_up: int = 200
     final_rate: float = 0.05
     weight_decay: float = 0.01
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     ema: float = 0.999
     save_every_s: float = 240.0
     report_every: int = 50
@@ -41,31 +55,36 @@ class LoopConfig:
 
 
 class Stateful(Protocol):
-    """What a run's checkpoint can hold beside the model."""
+    """Anything that a run's checkpoint can hold beside the model."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state."""
+        """Return the state."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> object:
-        """Take the state back."""
+        """Restore the state."""
         ...
 
 
 @dataclass
 class Run:
-    """One resumable training run in a folder.
+    """A resumable training run in a folder.
 
-    A run that is stopped at any moment goes on from its last checkpoint: weights, averages,
-    optimiser, the source of batches and the best score so far. Drop-out draws afresh.
+    A run that was stopped continues from its last checkpoint, which holds the weights, their
+    average, the optimiser, the random generators and the best score so far. Dropout is not
+    reproduced.
 
     Attributes:
-        folder: holds `last.pt`, `log.jsonl` and what `evaluate` writes.
-        model: what is trained; its EMA copy is what is used.
-        config: schedule and intervals.
-        extras: what else the checkpoint must hold, such as a critic.
-        generator: draws batches, on the CPU.
-        noise: draws noise where the model is.
+        folder: The folder of `last.pt`, `log.jsonl` and the files that evaluations write.
+        model: The model to train; its EMA copy is the result.
+        config: Schedule and intervals.
+        extras: Further parts of the checkpoint by name, such as a critic.
+        step: Steps done so far.
+        best_score: The highest score passed to `keep_if_best`.
+        averaged: The EMA copy of the model.
+        optimizer: The optimiser of the model.
+        generator: Random generator of the batches, on the CPU.
+        noise: Random generator of the noise, on the model's device.
     """
 
     folder: Path
@@ -83,7 +102,7 @@ class Run:
         if self.config.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.config.steps}")
         self.model.to(self.device)
-        share_weights(self.model)
+        broadcast_weights(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.averaged = deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
@@ -100,27 +119,27 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is trained; batches are drawn on the CPU and moved there."""
+        """The device of the model; batches are drawn on the CPU and moved there."""
         return torch.device(self.config.device)
 
     @property
     def best(self) -> Path:
-        """Where the averaged model with the best score lies."""
+        """The file of the averaged model with the best score."""
         return self.folder / "best.pt"
 
     def keep_if_best(self, score: float) -> None:
-        """Keep the averaged model if it scores higher than all before it, or is the first."""
+        """Save the averaged model if its score is the highest so far, or the first."""
         if score > self.best_score or not self.best.exists():
             self.best_score = score
             torch.save(self.averaged.state_dict(), self.best)
 
     @property
     def checkpoint(self) -> Path:
-        """Where the newest state lies."""
+        """The file of the newest checkpoint."""
         return self.folder / "last.pt"
 
     def rate(self) -> float:
-        """Give the learning rate of this step: linear warm-up, then half a cosine."""
+        """Return the learning rate of this step: linear warm-up times a half cosine."""
         c = self.config
         warm = min(1.0, (self.step + 1) / c.warm_up)
         phase = min(1.0, self.step / c.steps)
@@ -132,52 +151,52 @@ class Run:
         loss: Callable[[int], tuple[Tensor, dict[str, float]]],
         evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
     ) -> nn.Module:
-        """Run to the last step and give the averaged model.
+        """Train to the last step and return the averaged model.
 
         Args:
-            loss: makes a batch for step `n` and gives the loss and named figures.
-            evaluate: judges the averaged model; its figures go to the log.
+            loss: Draws the batch of a step and returns its loss and named figures for the log.
+            evaluate: Evaluates the averaged model and returns named figures for the log.
         """
-        saved_s, seen = time.monotonic(), {}
-        loss = shared_loss(self.model, loss)
+        saved_s, figures = time.monotonic(), {}
+        loss = distributed_loss(self.model, loss)
         bar = tqdm(
             total=self.config.steps,
             initial=self.step,
             desc=self.folder.name,
             mininterval=10,
-            disable=not is_first(),
+            disable=not is_main_process(),
         )
         while self.step < self.config.steps:
-            seen = self._update(loss)
+            figures = self._update(loss)
             bar.update()
             if self.step % self.config.report_every == 0:
-                self._log(seen)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in seen.items()})
+                self._log(figures)
+                bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()})
             last = self.step == self.config.steps
             due = last or self.step % self.config.evaluate_every == 0
-            if evaluate and due and is_first():
+            if evaluate and due and is_main_process():
                 self._log(evaluate(self.averaged, self.step))
             if time.monotonic() - saved_s > self.config.save_every_s:
                 self.save()
                 saved_s = time.monotonic()
         bar.close()
         self.save()
-        wait_for_all()
+        barrier()
         return self.averaged
 
     def _update(self, loss: Callable[[int], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        value, seen = loss(self.step)
+        value, figures = loss(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
             self._average()
         self.step += 1
-        return {"loss": float(value.detach()), "norm": float(norm), **seen}
+        return {"loss": float(value.detach()), "norm": float(norm), **figures}
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -192,8 +211,8 @@ class Run:
                 old.copy_(new)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all; in the first process only."""
-        if not is_first():
+        """Write the checkpoint atomically, in the main process only."""
+        if not is_main_process():
             return
         state = {
             "step": self.step,
@@ -218,37 +237,37 @@ class Run:
         self.best_score = state["best_score"]
         for name, part in self.extras.items():
             part.load_state_dict(state["extras"][name])
-        if not is_first():  # the checkpoint holds the first one's chance
+        if not is_main_process():  # the checkpoint holds the main process's generators
             self.generator.manual_seed(hash((rank(), self.step)))
             self.noise.manual_seed(hash((rank(), self.step, 1)))
             return
         self.generator.set_state(state["generator"])
-        if state["noise"].numel() == self.noise.get_state().numel():  # of the same kind of device
+        if state["noise"].numel() == self.noise.get_state().numel():  # the same type of device
             self.noise.set_state(state["noise"])
 
     def _log(self, figures: dict[str, float]) -> None:
-        if not is_first():
+        if not is_main_process():
             return
-        with _board(self.folder) as board:
+        with _summary_writer(self.folder) as writer:
             for name, value in figures.items():
-                board.add_scalar(name, value, self.step)
+                writer.add_scalar(name, value, self.step)
         line = {"step": self.step, "time_s": round(time.time()), **figures}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def _board(folder: Path) -> Any:
-    """Open the TensorBoard log of a run, `board/`, or what stands for it where it is missing."""
+def _summary_writer(folder: Path) -> Any:
+    """Open the TensorBoard log of a run, `board/`; without TensorBoard, a writer of nothing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return _NoBoard()
+        return _NullWriter()
     return SummaryWriter(str(folder / "board"))
 
 
-class _NoBoard(nullcontext[None]):
+class _NullWriter(nullcontext[None]):
     def __enter__(self) -> Any:
         return self
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Show nothing: `log.jsonl` holds the same."""
+        """Do nothing: `log.jsonl` holds the same."""

@@ -45,7 +45,8 @@ class Model:
 def spoken(bench: ModuleType, count: int) -> list[Any]:
     torch.manual_seed(0)
     return [
-        bench.Spoken(torch.randn(12, 4, 4, 4), torch.randn(12, 3, 16), 1.0) for _ in range(count)
+        bench.LatentClip(torch.randn(12, 4, 4, 4), torch.randn(12, 3, 16), 1.0)
+        for _ in range(count)
     ]
 
 
@@ -75,7 +76,7 @@ def test_training_lowers_the_error(bench: ModuleType) -> None:
 
 
 def test_a_batch_begins_with_the_portrait_where_there_is_no_past(bench: ModuleType) -> None:
-    clip = bench.Spoken(
+    clip = bench.LatentClip(
         torch.arange(5.0).view(5, 1, 1, 1).expand(5, 4, 4, 4), torch.zeros(5, 3, 16), 1.0
     )
     latents, _, portraits, memories = bench.draw(

@@ -18,7 +18,7 @@ from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.denoiser import Denoiser
 from letstalk_rt.models.loading import face_finder_for
 from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig, get_preset
-from letstalk_rt.training.data.windows import HEARD_FRAMES, Batch, FlowLoss
+from letstalk_rt.training.data.windows import AUDIO_CONTEXT_FRAMES, Batch, FlowLossConfig
 from letstalk_rt.training.stages.flow_loss import FlowTrainer
 from letstalk_rt.types import Portrait
 
@@ -184,15 +184,15 @@ class TestPaperAutoencoder:
 
     def test_the_flow_trains_on_its_latents_without_landmarks(self, pipeline):
         model = make(pipeline.model.preset).requires_grad_(True)
-        trainer = FlowTrainer(model, FlowLoss())
+        trainer = FlowTrainer(model, FlowLossConfig())
         shape = (2, 32, 2, 2)
         batch = Batch(
             portrait=torch.randn(shape),
             window=torch.randn(2, 4, *shape[1:]),
             memory=torch.randn(2, 8, *shape[1:]),
             filled=torch.ones(2, 8, dtype=torch.bool),
-            mel=torch.rand(2, 64, 4 * (HEARD_FRAMES + 6)),
-            targets=torch.zeros(2, HEARD_FRAMES + 4, 11),
+            mel=torch.rand(2, 64, 4 * (AUDIO_CONTEXT_FRAMES + 6)),
+            targets=torch.zeros(2, AUDIO_CONTEXT_FRAMES + 4, 11),
             weight=torch.ones(2),
         )
         loss, parts = trainer.loss(model, batch, torch.Generator().manual_seed(0))

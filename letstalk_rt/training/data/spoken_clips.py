@@ -1,4 +1,4 @@
-"""Clips as the audio encoder sees them: log-mel, mouth targets and a weight."""
+"""Clips in the form that the audio encoder is trained on: log-mel, mouth targets and a weight."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,20 @@ from letstalk_rt.training.data.audio_features import MEL_PER_FRAME, clip_mel, mo
 from letstalk_rt.training.data.dataset import Clip
 
 KIND_WEIGHT = {"real": 1.0, "generated": 0.5}
-"""How far lips are trusted, by what made the clip."""
+"""Training weight of a clip's lips, by the kind of clip."""
 
 
 @dataclass(frozen=True)
 class AudioClip:
-    """A clip as the audio encoder sees it.
+    """A clip in the form that the audio encoder is trained on.
 
     Attributes:
-        name: of the clip.
-        mel: `(64, 4 * (T + L))`, L frames of look-ahead at its end.
-        targets: `(T, 11)`.
-        weight: how far its lips are trusted.
-        is_grid: whether it is of the GRID corpus.
-        is_real: whether a camera saw it.
+        name: The clip's name.
+        mel: Log-mel `(64, 4 * (T + L))`, with L frames of look-ahead at its end.
+        targets: Mouth targets `(T, 11)`.
+        weight: How reliable its lips are, from 0.
+        is_grid: Whether it belongs to the GRID corpus.
+        is_real: Whether it was filmed by a camera.
     """
 
     name: str
@@ -34,13 +34,13 @@ class AudioClip:
 
     @property
     def lookahead_frames(self) -> int:
-        """How much further than the targets the sound goes, L."""
+        """Frames of audio beyond the targets, L."""
         return self.mel.shape[1] // MEL_PER_FRAME - len(self.targets)
 
 
 def audio_clip(clip: Clip, lookahead_frames: int = LOOKAHEAD_FRAMES) -> AudioClip:
-    """Prepare a clip; its weight is that of its kind, and 0 without sound."""
-    weight = KIND_WEIGHT[clip.kind] * clip.has_sound
+    """Convert a clip; its weight is that of its kind, and 0 without audio."""
+    weight = KIND_WEIGHT[clip.kind] * clip.has_audio
     return AudioClip(
         clip.name,
         clip_mel(clip.pcm, lookahead_frames),

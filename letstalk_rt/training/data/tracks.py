@@ -1,4 +1,4 @@
-"""Clips in latents, computed once, and the units that a model takes from them."""
+"""Clips as latents, computed once, and the scales that a model takes from them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,19 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.data.spoken_clips import AudioClip, audio_clip
-from letstalk_rt.training.distributed import first_alone
+from letstalk_rt.training.distributed import main_process_first
 
-_LEAST = 1e-3  # unit of a channel that never changes
+_MIN_SCALE = 1e-3  # scale of a channel that never changes
 
 
 @dataclass(frozen=True)
 class Track:
-    """A clip in latents.
+    """A clip as latents.
 
     Attributes:
-        audio_clip: its audio and mouth targets.
+        audio_clip: Its audio and mouth targets.
         latents: `(V, T, C, h, w)`: V versions (plain, mirrored).
-        quiet: frames whose mouth is near its rest, `(T,)` bool.
+        quiet: Whether the mouth is near its rest position in a frame, `(T,)` bool.
     """
 
     audio_clip: AudioClip
@@ -36,7 +36,7 @@ class Track:
     quiet: Tensor
 
 
-@first_alone
+@main_process_first
 @torch.no_grad()
 def encode_clips(
     autoencoder: Autoencoder,
@@ -44,7 +44,7 @@ def encode_clips(
     cache: Path | None = None,
     lookahead_frames: int = LOOKAHEAD_FRAMES,
 ) -> list[Track]:
-    """Encode clips, plain and mirrored; `cache` is a file that keeps this autoencoder's latents."""
+    """Encode clips, plain and mirrored; the file `cache` stores this autoencoder's latents."""
     latents: dict[str, Tensor] = {}
     if cache is not None and cache.exists():
         latents = torch.load(cache, weights_only=True)
@@ -61,33 +61,46 @@ def encode_clips(
 
 
 def _encode(autoencoder: Autoencoder, clip: Clip) -> Tensor:
-    """Give the latents of a clip and of its mirror image; its first frame is the portrait."""
-    pieces, portrait, device = [], None, next(autoencoder.parameters()).device
+    """Return the latents of a clip and of its mirror image; its first frame is the portrait."""
+    parts, portrait, device = [], None, next(autoencoder.parameters()).device
     size = autoencoder.image_size
     for start in range(0, clip.num_frames, 16):
-        frames = torch.from_numpy(clip.frames[start : start + 16].copy())
-        pictures = frames.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
-        if pictures.shape[-1] != size:
-            pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True)
-        both = torch.stack([pictures, pictures.flip(-1)]).clamp(-1, 1)
+        rgb = torch.from_numpy(clip.frames[start : start + 16].copy())
+        frames = rgb.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+        if frames.shape[-1] != size:
+            frames = F.interpolate(frames, (size, size), mode="bicubic", antialias=True)
+        both = torch.stack([frames, frames.flip(-1)]).clamp(-1, 1)
         with torch.autocast(device.type, torch.bfloat16):
             if portrait is None:
+<<<<<<< HEAD
                 portrait = autoencoder.encode_portrait(both[:, 0])
             pieces.append(autoencoder.encode(both, portrait).float().cpu())
     return torch.cat(pieces, 1)
+=======
+                portrait = autoencoder.describe(both[:, 0])
+            parts.append(autoencoder.encode(both, portrait).float().cpu())
+    return torch.cat(parts, 1)
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
 
 def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
-    """Set the model's units so that portrait latents and motion have unit variance.
+    """Set the model's scales so that portrait latents and motion have unit variance.
 
-    How heads move is learned along with it, where latents tell it.
+    If the latents hold landmarks, the head motion processes are fitted, too.
     """
-    everything = torch.cat([t.latents.flatten(0, 1)[::5] for t in tracks])
-    model.latent_mean.copy_(everything.mean((0, 2, 3))[:, None, None])
-    model.latent_scale.copy_(everything.std((0, 2, 3)).clamp(min=_LEAST)[:, None, None])
+    latents = torch.cat([t.latents.flatten(0, 1)[::5] for t in tracks])
+    model.latent_mean.copy_(latents.mean((0, 2, 3))[:, None, None])
+    model.latent_scale.copy_(latents.std((0, 2, 3)).clamp(min=_MIN_SCALE)[:, None, None])
     motion = torch.cat([(t.latents - t.latents[:, :1]).flatten(0, 1)[::5] for t in tracks])
-    model.motion_scale.copy_(motion.pow(2).mean((0, 2, 3)).sqrt().clamp(min=_LEAST)[:, None, None])
+    model.motion_scale.copy_(
+        motion.pow(2).mean((0, 2, 3)).sqrt().clamp(min=_MIN_SCALE)[:, None, None]
+    )
     if (face := model.face) is not None:
         plain = [track.latents[0] for track in tracks]
+<<<<<<< HEAD
         around = [latents[:, FACE_SHAPE[0] :].flatten(1) for latents in plain]
         face.head.fit([face.autoencoder.decode_landmarks(latents) for latents in plain], around)
+=======
+        background = [clip[:, FACE_SHAPE[0] :].flatten(1) for clip in plain]
+        face.head.fit([face.autoencoder.points(clip) for clip in plain], background)
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)

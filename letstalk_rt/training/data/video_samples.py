@@ -1,4 +1,4 @@
-"""Sample videos of a training run: figures choose a model, eyes must agree."""
+"""Sample videos of a training run, to check by eye what the figures say."""
 
 from pathlib import Path
 
@@ -10,24 +10,24 @@ from letstalk_rt.types import FPS, SAMPLE_RATE
 
 
 def to_pixels(frames: Tensor) -> np.ndarray:
-    """Turn `(T, 3, H, W)` in [-1, 1] into `(T, H, W, 3)` uint8."""
-    shown = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return shown.permute(0, 2, 3, 1).cpu().numpy()
+    """Convert `(T, 3, H, W)` in [-1, 1] to `(T, H, W, 3)` uint8."""
+    pixels = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def write_video(path: Path, frames: np.ndarray, pcm: np.ndarray | None = None) -> None:
-    """Write an MP4 of `(T, H, W, 3)` uint8 frames at 25 fps, with 16 kHz sound when given."""
+    """Write an MP4 of `(T, H, W, 3)` uint8 frames at 25 fps, with 16 kHz audio if given."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", FPS, options={"crf": "18", "preset": "veryfast"})
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
-        sound = container.add_stream("aac", SAMPLE_RATE) if pcm is not None else None
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        audio = container.add_stream("aac", SAMPLE_RATE) if pcm is not None else None
+        for rgb in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
             container.mux(video.encode(frame))
         container.mux(video.encode())
-        if sound is not None and pcm is not None:
+        if audio is not None and pcm is not None:
             block = av.AudioFrame.from_ndarray(pcm[None], format="flt", layout="mono")
             block.sample_rate = SAMPLE_RATE
-            container.mux(sound.encode(block))
-            container.mux(sound.encode())
+            container.mux(audio.encode(block))
+            container.mux(audio.encode())

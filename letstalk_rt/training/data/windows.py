@@ -1,4 +1,4 @@
-"""Draws windows of latents with their sound and with what came before them."""
+"""Draws windows of latents with their audio and the frames before them."""
 
 from dataclasses import dataclass, fields
 
@@ -9,13 +9,28 @@ from torch import Tensor
 from letstalk_rt.training.data.audio_features import MEL_PER_FRAME, silence_mel
 from letstalk_rt.training.data.tracks import Track
 
-HEARD_FRAMES = 32
-"""Frames of sound before the window that a training item hears: the encoder's reach."""
+AUDIO_CONTEXT_FRAMES = 32
+"""Frames of audio before the window in a training item: the encoder's receptive field."""
 
 
 @dataclass(frozen=True)
-class FlowLoss:
-    """Weights of the parts of the loss, and shares of special items."""
+class FlowLossConfig:
+    """Weights of the parts of the flow loss, and shares of special training items.
+
+    Attributes:
+        lips: Weight of the lip landmarks.
+        change: Weight of their change from frame to frame.
+        mouth: Weight of the mouth values that a helper head predicts from the audio tokens.
+        no_audio: Share of items without audio condition, for guidance.
+        silent: Share of items with silence and a mouth at rest.
+        no_memory: Share of items with an empty memory bank.
+        frozen_memory: Share of items whose memory bank holds only the portrait.
+        stale_memory: Share of items whose memory bank comes from another moment of the clip.
+        drift: Largest offset that all frames of the memory bank share, in deviations of motion.
+        heavy_noise: Share of items with heavy noise on the memory bank.
+        mouth_noise: Largest noise on the true mouth values, in their deviations.
+        mouth_read: Share of items with predicted instead of true mouth values.
+    """
 
     lips: float = 2.0
     change: float = 1.0
@@ -33,16 +48,16 @@ class FlowLoss:
 
 @dataclass(frozen=True)
 class Batch:
-    """Items of training.
+    """A batch of training items, with A = `AUDIO_CONTEXT_FRAMES` and L frames of look-ahead.
 
     Attributes:
-        portrait: latents `(B, C, h, w)`.
-        window: latents `(B, N, C, h, w)`.
-        memory: latents `(B, M, C, h, w)`.
-        filled: `(B, M)` bool.
-        mel: sound `(B, 64, 4 * (HEARD + N + 2))`.
-        targets: of the mouth for all frames heard, `(B, HEARD + N, 11)`.
-        weight: `(B,)`.
+        portrait: Portrait latents `(B, C, h, w)`.
+        window: Latents of the window `(B, N, C, h, w)`.
+        memory: Latents of the frames before it `(B, M, C, h, w)`.
+        filled: Which entries of `memory` are valid, `(B, M)` bool.
+        mel: Log-mel `(B, 64, 4 * (A + N + L))`.
+        targets: Mouth targets of the frames of `mel`, `(B, A + N, 11)`.
+        weight: Weights of the items `(B,)`.
     """
 
     portrait: Tensor
@@ -54,29 +69,29 @@ class Batch:
     weight: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """Give the batch on another device."""
+        """Return the batch on a device."""
         return Batch(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 
 class WindowSource:
-    """Draws windows with what came before them.
+    """Draws random windows with the frames before them.
 
     Args:
-        tracks: clips in latents.
-        window: frames of a window.
-        memory: frames before it.
-        loss: shares of special items.
+        tracks: Clips as latents.
+        window: Frames per window.
+        memory: Frames before it.
+        loss: Shares of special items.
     """
 
-    def __init__(self, tracks: list[Track], window: int, memory: int, loss: FlowLoss) -> None:
+    def __init__(self, tracks: list[Track], window: int, memory: int, loss: FlowLossConfig) -> None:
         self.tracks, self.window, self.memory, self.loss = tracks, window, memory, loss
         self.weights = torch.tensor([track.audio_clip.weight for track in tracks])
-        self.chance = torch.tensor([len(t.quiet) ** 0.7 for t in tracks]) * self.weights.sqrt()
+        self.odds = torch.tensor([len(t.quiet) ** 0.7 for t in tracks]) * self.weights.sqrt()
         self.quiet_mel = silence_mel()
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch."""
-        chosen = torch.multinomial(self.chance, batch_size, True, generator=generator).tolist()
+        chosen = torch.multinomial(self.odds, batch_size, True, generator=generator).tolist()
         items = [self._item(index, generator) for index in chosen]
         portrait, window, memory, filled, mel, targets = (
             torch.stack(column) for column in zip(*items, strict=True)
@@ -86,41 +101,41 @@ class WindowSource:
     def _item(self, index: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         track = self.tracks[index]
 
-        def chance() -> float:
+        def uniform() -> float:
             return float(torch.rand((), generator=generator))
 
-        def below(limit: int) -> int:
+        def randint(limit: int) -> int:
             return int(torch.randint(limit, (1,), generator=generator))
 
-        latents = track.latents[below(len(track.latents))]
+        latents = track.latents[randint(len(track.latents))]
         count = len(latents)
-        silent = chance() < self.loss.silent
-        start = below(count - self.window + 1)
+        silent = uniform() < self.loss.silent
+        start = randint(count - self.window + 1)
         if silent:
             start = _quiet_start(track.quiet, self.window, start)
-        portrait = latents[below(count) if chance() < 0.7 else 0]
+        portrait = latents[randint(count) if uniform() < 0.7 else 0]
         memory = latents.new_zeros(self.memory, *latents.shape[1:])
         filled = torch.zeros(self.memory, dtype=torch.bool)
-        lot = chance()
-        if lot < self.loss.frozen_memory:
-            memory[:], filled[:] = portrait, True  # a session that was at rest
-        elif lot >= self.loss.frozen_memory + self.loss.no_memory:
-            # A stale memory is of another moment: mouths must follow the sound, not the past.
-            end = below(count + 1) if chance() < self.loss.stale_memory else start
+        u = uniform()
+        if u < self.loss.frozen_memory:
+            memory[:], filled[:] = portrait, True  # as in a session at rest
+        elif u >= self.loss.frozen_memory + self.loss.no_memory:
+            # A stale memory is from another moment: the mouth must follow audio, not the past.
+            end = randint(count + 1) if uniform() < self.loss.stale_memory else start
             known = min(self.memory, end)
             memory[self.memory - known :] = latents[end - known : end]
             filled[self.memory - known :] = True
-        mel, targets = self._heard(track, start)
+        mel, targets = self._audio(track, start)
         if silent:
             mel = self.quiet_mel + 0.02 * torch.rand(mel.shape, generator=generator)
             targets = torch.zeros_like(targets)
         return portrait, latents[start : start + self.window], memory, filled, mel, targets
 
-    def _heard(self, track: Track, start: int) -> tuple[Tensor, Tensor]:
-        first, stop = start - HEARD_FRAMES, start + self.window
+    def _audio(self, track: Track, start: int) -> tuple[Tensor, Tensor]:
+        first, stop = start - AUDIO_CONTEXT_FRAMES, start + self.window
         audio, begin = track.audio_clip, max(first, 0)
-        heard = slice(MEL_PER_FRAME * begin, MEL_PER_FRAME * (stop + audio.lookahead_frames))
-        mel, targets = audio.mel[:, heard], audio.targets[begin:stop]
+        columns = slice(MEL_PER_FRAME * begin, MEL_PER_FRAME * (stop + audio.lookahead_frames))
+        mel, targets = audio.mel[:, columns], audio.targets[begin:stop]
         if first < 0:
             mel = torch.cat([self.quiet_mel.expand(-1, -MEL_PER_FRAME * first), mel], 1)
             targets = F.pad(targets, (0, 0, -first, 0))
@@ -128,7 +143,7 @@ class WindowSource:
 
 
 def _quiet_start(quiet: Tensor, window: int, fallback: int) -> int:
-    """Find a window at rest at or after `fallback`, or before it."""
+    """Return the start of the window at rest nearest to `fallback`, or `fallback`."""
     at_rest = quiet.unfold(0, window, 1).all(1).nonzero()[:, 0]
     if not len(at_rest):
         return fallback

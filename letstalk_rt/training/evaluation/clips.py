@@ -27,10 +27,10 @@ from letstalk_rt.training.evaluation.generation import (
     generate_videos,
     opening_correlation,
     true_track,
-    wrong_sound,
+    mismatched_audio,
 )
 from letstalk_rt.training.evaluation.image_quality import face_sharpness, seam_flicker
-from letstalk_rt.training.evaluation.sync import SHOWN, SyncTowers, sync_score
+from letstalk_rt.training.evaluation.sync import LIP_POINTS, SyncTowers, sync_score
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 T = TypeVar("T")
@@ -86,21 +86,21 @@ class EvaluationResult:
     curves: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
 
-def judge_clips(
+def evaluate_clips(
     pipeline: AvatarPipeline,
-    judges: EvaluationModels,
+    models: EvaluationModels,
     clips: Sequence[Clip],
     findings: EvaluationResult,
 ) -> None:
     """Generate every clip from its first frame, with its own sound and with another clip's."""
-    heard = [clip for clip in clips if clip.has_sound]
+    heard = [clip for clip in clips if clip.has_audio]
     if not heard:
         raise InputError("no clip to evaluate has sound; add clips of the split `eval`")
     for index, clip in enumerate(tqdm(heard, desc="clips", file=sys.stderr)):
         portrait = as_portrait(np.asarray(clip.frames[0]))
-        sounds = np.stack([clip.pcm, wrong_sound(heard, index)])
-        own, wrong = generate_videos(pipeline, judges.landmarker, [portrait] * 2, sounds)
-        findings.clips.append(_clip_row(pipeline, judges, clip, own, wrong))
+        sounds = np.stack([clip.pcm, mismatched_audio(heard, index)])
+        own, wrong = generate_videos(pipeline, models.landmarker, [portrait] * 2, sounds)
+        findings.clips.append(_clip_row(pipeline, models, clip, own, wrong))
         findings.sheets.append((clip.name, contact_sheet(np.asarray(clip.frames), own.frames)))
         findings.curves.append((clip.name, np.stack([true_track(clip).opening, own.track.opening])))
     findings.figures |= _clip_figures(findings.clips)
@@ -108,13 +108,13 @@ def judge_clips(
 
 def _clip_row(
     pipeline: AvatarPipeline,
-    judges: EvaluationModels,
+    models: EvaluationModels,
     clip: Clip,
     own: GeneratedVideo,
     wrong: GeneratedVideo,
 ) -> Row:
-    true, made = true_track(clip), own.track
-    corr, lag = opening_correlation(made, true)
+    true, generated = true_track(clip), own.track
+    corr, lag = opening_correlation(generated, true)
     seams = (pipeline.frames_per_window, pipeline.lookahead_frames)
     row: Row = {
         "name": clip.name,
@@ -122,40 +122,40 @@ def _clip_row(
         "mouth_corr": corr,
         "mouth_lag": lag,
         "mouth_corr_shuffled": opening_correlation(wrong.track, true)[0],
-        "mouth_range_ratio": float(made.opening.std() / max(true.opening.std(), 1e-6)),
-        "lip_distance": lip_distance(made, true),
-        "faces_missing": made.missing,
+        "mouth_range_ratio": float(generated.opening.std() / max(true.opening.std(), 1e-6)),
+        "lip_distance": lip_distance(generated, true),
+        "faces_missing": generated.missing,
         "seam_flicker": seam_flicker(own.frames, *seams),
         "seam_flicker_true": seam_flicker(np.asarray(clip.frames), *seams),
-        "blinks": blink_rate(made),
+        "blinks": blink_rate(generated),
         "blinks_true": blink_rate(true),
-        "head_range": head_range(made),
+        "head_range": head_range(generated),
         "head_range_true": head_range(true),
     }
-    return row | _pictures_row(judges, clip, own.frames) | _sync_row(judges, clip, own, wrong)
+    return row | _pictures_row(models, clip, own.frames) | _sync_row(models, clip, own, wrong)
 
 
-def _pictures_row(judges: EvaluationModels, clip: Clip, frames: np.ndarray) -> Row:
+def _pictures_row(models: EvaluationModels, clip: Clip, frames: np.ndarray) -> Row:
     portrait, chosen = np.asarray(clip.frames[0]), slice(EVERY, None, EVERY)
-    made, true = frames[chosen], np.asarray(clip.frames[chosen])
-    if not len(made):
+    generated, true = frames[chosen], np.asarray(clip.frames[chosen])
+    if not len(generated):
         return dict.fromkeys(("identity", "identity_true", "sharpness_generated"), float("nan"))
     return {
-        "identity": judges.likeness(portrait, made),
-        "identity_true": judges.likeness(portrait, true),
-        "sharpness_generated": face_sharpness(made) / face_sharpness(true),
+        "identity": models.likeness(portrait, generated),
+        "identity_true": models.likeness(portrait, true),
+        "sharpness_generated": face_sharpness(generated) / face_sharpness(true),
     }
 
 
 def _sync_row(
-    judges: EvaluationModels, clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo
+    models: EvaluationModels, clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo
 ) -> Row:
-    if judges.towers is None:
+    if models.towers is None:
         return {}
     videos = {"": own.track.points, "_true": clip.landmarks, "_shuffled": wrong.track.points}
     row: Row = {}
     for which, points in videos.items():
-        score = sync_score(judges.towers, points, clip.pcm)
+        score = sync_score(models.towers, points, clip.pcm)
         row |= {
             f"sync{which}": score.confidence,
             f"sync_likeness{which}": score.likeness,
@@ -190,23 +190,23 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
     return figures
 
 
-def judge_stills(
+def evaluate_stills(
     pipeline: AvatarPipeline,
-    judges: EvaluationModels,
+    models: EvaluationModels,
     portraits: Sequence[tuple[str, Portrait]],
     clips: Sequence[Clip],
     findings: EvaluationResult,
 ) -> None:
     """Let still portraits of people never seen speak with the sound of held-out clips."""
-    voices = sorted((c for c in clips if c.has_sound), key=lambda c: -c.num_frames)
+    voices = sorted((c for c in clips if c.has_audio), key=lambda c: -c.num_frames)
     voices = voices[: max(4, len(voices) // 3)]
     jobs = [(name, p, voices[i % len(voices)]) for i, (name, p) in enumerate(portraits)]
     for group in _groups(jobs, "stills"):
         sounds = [np.resize(v.pcm, STILL_FRAMES * SAMPLES_PER_FRAME) for _, _, v in group]
         shown = [as_portrait(p.crop) for _, p, _ in group]
-        made = generate_videos(pipeline, judges.landmarker, shown, np.stack(sounds), seed=7)
-        for (name, portrait, voice), spoken in zip(group, made, strict=True):
-            findings.stills.append(_still_row(pipeline, judges, name, portrait, voice, spoken))
+        generated = generate_videos(pipeline, models.landmarker, shown, np.stack(sounds), seed=7)
+        for (name, portrait, voice), spoken in zip(group, generated, strict=True):
+            findings.stills.append(_still_row(pipeline, models, name, portrait, voice, spoken))
             still = np.repeat(portrait.crop[None], len(spoken.frames), 0)
             findings.sheets.append((name, contact_sheet(still, spoken.frames)))
     findings.figures |= {
@@ -217,18 +217,18 @@ def judge_stills(
 
 def _still_row(
     pipeline: AvatarPipeline,
-    judges: EvaluationModels,
+    models: EvaluationModels,
     name: str,
     portrait: Portrait,
     voice: Clip,
     spoken: GeneratedVideo,
 ) -> Row:
-    true, made = true_track(voice), spoken.frames[EVERY::EVERY]
+    true, generated = true_track(voice), spoken.frames[EVERY::EVERY]
     return {
         "name": name,
         "mouth_corr": opening_correlation(spoken.track, true)[0],
-        "identity": judges.likeness(portrait.crop, made),
-        "sharpness": face_sharpness(made) / face_sharpness(portrait.crop[None]),
+        "identity": models.likeness(portrait.crop, generated),
+        "sharpness": face_sharpness(generated) / face_sharpness(portrait.crop[None]),
         "seam_flicker": seam_flicker(
             spoken.frames, pipeline.frames_per_window, pipeline.lookahead_frames
         ),
@@ -236,9 +236,9 @@ def _still_row(
     }
 
 
-def judge_silence(
+def evaluate_silence(
     pipeline: AvatarPipeline,
-    judges: EvaluationModels,
+    models: EvaluationModels,
     portraits: Sequence[Portrait],
     findings: EvaluationResult,
 ) -> None:
@@ -252,9 +252,9 @@ def judge_silence(
     for group in _groups(portraits, "silence"):
         silence = np.zeros((len(group), SILENT_FRAMES * SAMPLES_PER_FRAME), np.float32)
         shown = [as_portrait(p.crop) for p in group]
-        made = generate_videos(pipeline, judges.landmarker, shown, silence, seed=3)
-        for portrait, spoken in zip(group, made, strict=True):
-            alone = read_faces(judges.landmarker, [portrait.crop])
+        generated = generate_videos(pipeline, models.landmarker, shown, silence, seed=3)
+        for portrait, spoken in zip(group, generated, strict=True):
+            alone = read_faces(models.landmarker, [portrait.crop])
             if alone.found.all() and float(alone.opening[0]) <= CLOSED:
                 gaps = (spoken.track.opening.mean(), alone.opening[0])
                 rows.append((*gaps, spoken.track.lip_height.mean(), alone.lip_height[0]))
@@ -297,20 +297,20 @@ def still_portraits(
     return found
 
 
-def lip_distance(made: FaceTrack, true: FaceTrack) -> float:
+def lip_distance(generated: FaceTrack, true: FaceTrack) -> float:
     """Give the mean distance of lip landmarks, faces aligned by the eyes, over the eyes' distance.
 
     Each mouth is taken relative to its own mean over the video.
     """
-    count = min(len(made.points), len(true.points))
-    a, b = (aligned_mouth(t.points[:count], SHOWN) for t in (made, true))
+    count = min(len(generated.points), len(true.points))
+    a, b = (aligned_mouth(t.points[:count], LIP_POINTS) for t in (generated, true))
     return float(np.linalg.norm((a - a.mean(0)) - (b - b.mean(0)), axis=-1).mean())
 
 
-def contact_sheet(true: np.ndarray, made: np.ndarray, count: int = 8) -> np.ndarray:
+def contact_sheet(true: np.ndarray, generated: np.ndarray, count: int = 8) -> np.ndarray:
     """Give true frames above generated ones, evenly spaced in time."""
-    chosen = np.linspace(0, min(len(true), len(made)) - 1, count).astype(int)
-    return np.concatenate([np.concatenate(list(f[chosen]), 1) for f in (true, made)])
+    chosen = np.linspace(0, min(len(true), len(generated)) - 1, count).astype(int)
+    return np.concatenate([np.concatenate(list(f[chosen]), 1) for f in (true, generated)])
 
 
 def mean(rows: Sequence[Row], name: str) -> float:

@@ -79,14 +79,14 @@ def true_track(clip: Clip) -> FaceTrack:
     return FaceTrack(clip.landmarks, np.ones(clip.num_frames, bool))
 
 
-def wrong_sound(clips: Sequence[Clip], index: int) -> np.ndarray:
+def mismatched_audio(clips: Sequence[Clip], index: int) -> np.ndarray:
     """Give the sound of another clip, as long as the clip's own: neighbours may be of one kind."""
     clip, other = clips[index], clips[(index + len(clips) // 2) % len(clips)]
     return np.resize(other.pcm, clip.pcm.shape)
 
 
-def opening_correlation(made: FaceTrack, true: FaceTrack) -> tuple[float, int]:
+def opening_correlation(generated: FaceTrack, true: FaceTrack) -> tuple[float, int]:
     """Give r of generated against true mouth opening, and the best lag in frames."""
-    count = min(len(made.points), len(true.points))
-    a, b = made.opening[:count], true.opening[:count]
+    count = min(len(generated.points), len(true.points))
+    a, b = generated.opening[:count], true.opening[:count]
     return correlation(a, b), best_lag(a, b)[0]

@@ -19,19 +19,19 @@ _FACE = slice(70, 226), slice(64, 192)
 """Rows and columns of a clip's 256 px frame that the face fills."""
 
 
-def ssim_map(made: Tensor, true: Tensor) -> Tensor:
+def ssim_map(generated: Tensor, true: Tensor) -> Tensor:
     """Give structural similarity at each place, `(B, 1, H - 10, W - 10)`, of grey pictures.
 
     Args:
-        made: `(B, 3, H, W)` in [-1, 1].
-        true: as `made`.
+        generated: `(B, 3, H, W)` in [-1, 1].
+        true: as `generated`.
 
     Source: Wang et al. 2004: Gaussian window of 11 px, sigma 1.5, K1 0.01, K2 0.03.
     """
     steps = torch.arange(11, dtype=torch.float32) - 5
     line = torch.exp(-(steps**2) / (2 * 1.5**2))
     window = torch.outer(line, line)[None, None] / line.sum() ** 2
-    a, b = made.float().mean(1, keepdim=True), true.float().mean(1, keepdim=True)
+    a, b = generated.float().mean(1, keepdim=True), true.float().mean(1, keepdim=True)
     parts = torch.cat([a, b, a * a, b * b, a * b])
     mean_a, mean_b, aa, bb, ab = F.conv2d(parts, window).chunk(5)
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2

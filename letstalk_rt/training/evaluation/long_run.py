@@ -21,12 +21,12 @@ from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 SLICE_S = 10
 CANVAS_PX = 512
 SPEED_S = 20
-FOLLOWED = ("identity", "sharpness", "mouth_corr", "opening", "seam_flicker", "head_range",
+TRACKED_FIGURES = ("identity", "sharpness", "mouth_corr", "opening", "seam_flicker", "head_range",
             "blinks", "brightness")  # fmt: skip
 """Figures of a slice whose slope over the run is given."""
 
 
-class Timed:
+class TimedFrames:
     """Notes how long each item of an iterator took to come."""
 
     def __init__(self, frames: Iterator[np.ndarray]) -> None:
@@ -69,7 +69,7 @@ def measure_speed(
     sound, _ = _speech(clips, seconds)
     for _ in generate_frames(pipeline, [portrait], sound[None, : FPS * SAMPLES_PER_FRAME]):
         pass
-    timed = Timed(generate_frames(pipeline, [portrait], sound[None]))
+    timed = TimedFrames(generate_frames(pipeline, [portrait], sound[None]))
     for _ in timed:
         pass
     return timed.figures(pipeline.frames_per_window)
@@ -77,7 +77,7 @@ def measure_speed(
 
 def run_long(
     pipeline: AvatarPipeline,
-    judges: EvaluationModels,
+    models: EvaluationModels,
     portrait: Portrait,
     clips: Sequence[Clip],
     seconds: int,
@@ -86,11 +86,11 @@ def run_long(
     """Speak for `seconds` without a pause, and give figures of each slice and their slopes."""
     seconds -= seconds % SLICE_S
     sound, openings = _speech(clips, seconds)
-    still = read_faces(judges.landmarker, [portrait.canvas])
+    still = read_faces(models.landmarker, [portrait.canvas])
     box = _face_box(still.points[0], portrait.canvas.shape)
-    timed = Timed(generate_frames(pipeline, [portrait], sound[None], seed=11))
+    timed = TimedFrames(generate_frames(pipeline, [portrait], sound[None], seed=11))
     frames = tqdm(timed, total=seconds * FPS, desc="long run", file=sys.stderr)
-    slice_, held = Slice(judges, portrait, box), []
+    slice_, held = Slice(models, portrait, box), []
     for index, batch in enumerate(frames):
         slice_.add(batch[0], (index + pipeline.lookahead_frames) % pipeline.frames_per_window == 0)
         if slice_.count == SLICE_S * FPS:
@@ -106,15 +106,15 @@ class Slice:
     """Gathers what is measured of ten seconds, then begins anew.
 
     Args:
-        judges: what looks.
+        models: what looks.
         portrait: who speaks.
         box: left, top, right, bottom of the face on the canvas.
     """
 
     def __init__(
-        self, judges: EvaluationModels, portrait: Portrait, box: tuple[int, int, int, int]
+        self, models: EvaluationModels, portrait: Portrait, box: tuple[int, int, int, int]
     ) -> None:
-        self._judges, self._portrait, self._box = judges, portrait, box
+        self._judges, self._portrait, self._box = models, portrait, box
         self._sharp = self._sharpness(portrait.canvas)
         self._last: np.ndarray | None = None
         self._clear()
@@ -184,7 +184,7 @@ def _long_figures(findings: EvaluationResult) -> dict[str, float | int | str | N
     rows = findings.slices
     times = np.array([row["start_s"] for row in rows], float) / 60
     figures: dict[str, float | int | str | None] = {"long_s": len(rows) * SLICE_S}
-    for name in FOLLOWED:
+    for name in TRACKED_FIGURES:
         rate, chance = slope(times, np.array([row[name] for row in rows], float))
         figures |= {
             f"long_{name}": mean(rows, name),
@@ -203,7 +203,7 @@ def _long_figures(findings: EvaluationResult) -> dict[str, float | int | str | N
 
 def _speech(clips: Sequence[Clip], seconds: int) -> tuple[np.ndarray, np.ndarray]:
     """Give held-out speech one clip after the other, and the true mouth openings, per frame."""
-    chosen = [c for c in clips if c.has_sound and c.kind == "real"] or list(clips)
+    chosen = [c for c in clips if c.has_audio and c.kind == "real"] or list(clips)
     sound = np.concatenate([c.pcm for c in chosen])
     openings = np.concatenate([true_track(c).opening for c in chosen])
     frames = seconds * FPS

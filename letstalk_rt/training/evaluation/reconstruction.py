@@ -24,9 +24,9 @@ def sharpness(frames: Tensor) -> Tensor:
     return F.conv2d(frames.mean(1, keepdim=True), kernel).abs().mean((1, 2, 3))
 
 
-def psnr(made: Tensor, true: Tensor) -> Tensor:
+def psnr(generated: Tensor, true: Tensor) -> Tensor:
     """Give PSNR in dB of pictures in [-1, 1], `(B,)`."""
-    error = ((made - true) ** 2).flatten(1).mean(1)
+    error = ((generated - true) ** 2).flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp(min=1e-8))
 
 
@@ -40,9 +40,9 @@ def mouth_box(points: np.ndarray) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right), int(bottom)
 
 
-def _cut(made: Tensor, true: Tensor, points: np.ndarray) -> tuple[Tensor, Tensor]:
+def _cut(generated: Tensor, true: Tensor, points: np.ndarray) -> tuple[Tensor, Tensor]:
     left, top, right, bottom = mouth_box(points)
-    return made[:, top:bottom, left:right], true[:, top:bottom, left:right]
+    return generated[:, top:bottom, left:right], true[:, top:bottom, left:right]
 
 
 @torch.no_grad()
@@ -105,12 +105,15 @@ def _judge(
     model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int
 ) -> tuple[float, float, float]:
     """Give PSNR, PSNR of the mouth, and sharpness ratio of the face."""
-    made, true = reconstruct(model, clip, indices, portrait_index), frames_tensor(clip, indices)
-    cut = [_cut(m, x, clip.points[i]) for m, x, i in zip(made, true, indices, strict=True)]
+    generated, true = (
+        reconstruct(model, clip, indices, portrait_index),
+        frames_tensor(clip, indices),
+    )
+    cut = [_cut(m, x, clip.points[i]) for m, x, i in zip(generated, true, indices, strict=True)]
     mouth = torch.stack([psnr(m[None], x[None])[0] for m, x in cut]).mean()
-    made_face, true_face = (frames[:, :, 70:226, 64:192] for frames in (made, true))
+    made_face, true_face = (frames[:, :, 70:226, 64:192] for frames in (generated, true))
     crisp = (sharpness(made_face) / sharpness(true_face)).mean()
-    return float(psnr(made, true).mean()), float(mouth), float(crisp)
+    return float(psnr(generated, true).mean()), float(mouth), float(crisp)
 
 
 @torch.no_grad()

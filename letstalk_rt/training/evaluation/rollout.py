@@ -25,7 +25,7 @@ from letstalk_rt.training.data.video_samples import to_pixels, write_video
 from letstalk_rt.training.evaluation.reconstruction import frames_tensor
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
-JUDGED_FRAMES = 72
+EVALUATION_FRAMES = 72
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def generate(
     tokens = mel_encoder(model).encode_mel(mel)[:, model.audio.lookahead_frames :]
     state = model.denoiser.portrait_state(model.normalized_portrait(portrait))
     bank = MemoryBank.anchored(torch.zeros_like(portrait), config.memory)
-    times, made = timesteps(steps), []
+    times, generated = timesteps(steps), []
     for window in tokens.split(config.window, 1):
         noise = torch.cat(
             [c.draw(config.window, preset.noise_correlation, preset.temperature) for c in chance]
@@ -73,8 +73,8 @@ def generate(
         )
         motion = ease_seam(motion, bank, preset.seam)
         bank.write(motion)
-        made.append(model.to_latents(motion, portrait))
-    return torch.cat(made, 1)
+        generated.append(model.to_latents(motion, portrait))
+    return torch.cat(generated, 1)
 
 
 @torch.no_grad()
@@ -86,25 +86,30 @@ def evaluate_flow(
     Mouth openings are compared by the latent's own landmarks: quick, for choosing when to stop;
     `letstalk eval` looks at pictures. Latents without landmarks are compared themselves.
     """
-    tracks = [track for track in tracks if len(track.quiet) >= JUDGED_FRAMES]
+    tracks = [track for track in tracks if len(track.quiet) >= EVALUATION_FRAMES]
     if not tracks:
-        raise InputError(f"no clip set aside has {JUDGED_FRAMES} frames; add longer clips")
+        raise InputError(f"no clip set aside has {EVALUATION_FRAMES} frames; add longer clips")
     device = model.motion_scale.device
     ahead = model.audio.lookahead_frames
-    mel = torch.stack([t.audio_clip.mel[:, : 4 * (JUDGED_FRAMES + ahead)] for t in tracks])
+    mel = torch.stack([t.audio_clip.mel[:, : 4 * (EVALUATION_FRAMES + ahead)] for t in tracks])
     mel = mel.to(device)
-    truth = torch.stack([track.latents[0, :JUDGED_FRAMES] for track in tracks])
+    truth = torch.stack([track.latents[0, :EVALUATION_FRAMES] for track in tracks])
     truth = truth.to(device)
     landmarks = model.autoencoder.landmarks
     if landmarks is None:
-        made = generate(model, mel, truth[:, 0], steps=steps, guidance=guidance)
-        error = (made - truth) / model.motion_scale
+        generated = generate(model, mel, truth[:, 0], steps=steps, guidance=guidance)
+        error = (generated - truth) / model.motion_scale
         return {"error": float(error.pow(2).mean())}
     true = mouth_opening(landmarks.decode_landmarks(truth).cpu().numpy())
 
     def openings(sound: Tensor) -> np.ndarray:
+<<<<<<< HEAD
         made = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
         return mouth_opening(landmarks.decode_landmarks(made).cpu().numpy())
+=======
+        generated = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
+        return mouth_opening(landmarks.points(generated).cpu().numpy())
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
     own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
     r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])
@@ -139,9 +144,9 @@ def save_sample(model: AvatarModel, clip: Clip, path: Path, frames: int = 100) -
     mel = clip_mel(clip.pcm, ahead)[None, :, : MEL_PER_FRAME * (count + ahead)].to(device)
     preset = model.preset
     latents = generate(model, mel, features.latent, steps=preset.steps, guidance=preset.guidance)
-    made = [
+    generated = [
         model.autoencoder.decode(part, features)[0].cpu()
         for part in latents.split(model.denoiser.config.window, 1)
     ]
-    both = torch.cat([true, torch.cat(made).float()], 2)
+    both = torch.cat([true, torch.cat(generated).float()], 2)
     write_video(path, to_pixels(both), clip.pcm[: count * SAMPLES_PER_FRAME])

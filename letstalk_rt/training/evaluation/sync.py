@@ -26,11 +26,11 @@ from letstalk_rt.types import SAMPLES_PER_FRAME
 
 NAME = "sync_two_tower"
 CHIN = 152
-SHOWN = (*LIPS_OUTER, *LIPS_INNER, CHIN)
+LIP_POINTS = (*LIPS_OUTER, *LIPS_INNER, CHIN)
 REACH = 15
 """Offsets tried, in frames either way."""
 
-PIECE = 64
+TRAINING_FRAMES = 64
 """Frames of a training piece; its other moments are the wrong answers."""
 
 _NEAR = 1
@@ -63,7 +63,7 @@ class SyncTowers(nn.Module):
     def __init__(self, width: int = 96, size: int = 48) -> None:
         super().__init__()
         self.lips = nn.Sequential(
-            nn.Conv1d(2 * len(SHOWN), width, 5, padding=2),
+            nn.Conv1d(2 * len(LIP_POINTS), width, 5, padding=2),
             nn.SiLU(),
             nn.Dropout(0.2),
             nn.Conv1d(width, width, 5, padding=2),
@@ -89,17 +89,17 @@ class SyncTowers(nn.Module):
         return F.normalize(seen, dim=1).transpose(1, 2), F.normalize(heard, dim=1).transpose(1, 2)
 
 
-def lips_of(points: np.ndarray) -> Tensor:
+def lip_features(points: np.ndarray) -> Tensor:
     """Give what the lips tower sees of mesh points `(T, 478, 2)`: `(T, 2 P)`.
 
     Relative to the clip's own mean, so that the shape of a person's lips says nothing.
     """
-    shown = torch.from_numpy(aligned_mouth(points, SHOWN)).flatten(1)
+    shown = torch.from_numpy(aligned_mouth(points, LIP_POINTS)).flatten(1)
     return 20 * (shown - shown.mean(0))
 
 
 @torch.no_grad()
-def mel_of(pcm: np.ndarray) -> Tensor:
+def log_mel(pcm: np.ndarray) -> Tensor:
     """Give log-mel `(64, 4 T)` of a sound of whole frames."""
     mel: Tensor = StreamingMel()(torch.from_numpy(np.ascontiguousarray(pcm, np.float32))[None])[0]
     return mel
@@ -109,7 +109,7 @@ def mel_of(pcm: np.ndarray) -> Tensor:
 def sync_score(towers: SyncTowers, points: np.ndarray, pcm: np.ndarray) -> SyncScore:
     """Score lips `(T, 478, 2)` against a sound of `T` frames."""
     count = min(len(points), len(pcm) // SAMPLES_PER_FRAME)
-    lips, mel = lips_of(points[:count]), mel_of(pcm[: count * SAMPLES_PER_FRAME])
+    lips, mel = lip_features(points[:count]), log_mel(pcm[: count * SAMPLES_PER_FRAME])
     seen, heard = (x[0] for x in towers.eval()(lips[None], mel[None]))
     reach = min(REACH, count // 3)
     offsets = range(-reach, reach + 1)
@@ -163,23 +163,30 @@ def calibrate(towers: SyncTowers, clips: list[Clip], shift: int = 5) -> dict[str
 
 
 def train_sync(
-    clips: list[Clip], aside: list[Clip], folder: Path, config: LoopConfig, *, batch_size: int = 24
+    clips: list[Clip],
+    validation: list[Clip],
+    folder: Path,
+    config: LoopConfig,
+    *,
+    batch_size: int = 24,
 ) -> nn.Module:
     """Train the towers, keep the best by the clips set aside, and give them.
 
     Args:
         clips: of the train split.
-        aside: of the train split too, but other people: they choose when to stop.
+        validation: of the train split too, but other people: they choose when to stop.
         folder: of the run; `best.pt` is written there.
         config: schedule.
         batch_size: pieces a step.
     """
     torch.manual_seed(0)
-    heard = [clip for clip in clips if clip.has_sound and clip.num_frames >= PIECE]
+    heard = [clip for clip in clips if clip.has_audio and clip.num_frames >= TRAINING_FRAMES]
     if not heard:
-        raise InputError(f"no clip to train on has sound and {PIECE} frames; add longer clips")
-    judges = [clip for clip in aside if clip.has_sound]
-    lips, mels = [lips_of(c.landmarks) for c in heard], [mel_of(c.pcm) for c in heard]
+        raise InputError(
+            f"no clip to train on has sound and {TRAINING_FRAMES} frames; add longer clips"
+        )
+    validation_clips = [clip for clip in validation if clip.has_audio]
+    lips, mels = [lip_features(c.landmarks) for c in heard], [log_mel(c.pcm) for c in heard]
     weights = torch.tensor([KIND_WEIGHT[c.kind] * c.num_frames for c in heard])
     towers = SyncTowers()
     run = Run(folder, towers, config)
@@ -187,9 +194,11 @@ def train_sync(
     def draw() -> tuple[Tensor, Tensor]:
         pieces = []
         for index in torch.multinomial(weights, batch_size, True, generator=run.generator):
-            start = int(torch.randint(len(lips[index]) - PIECE + 1, (1,), generator=run.generator))
-            mel = mels[index][:, MEL_PER_FRAME * start : MEL_PER_FRAME * (start + PIECE)]
-            pieces.append((lips[index][start : start + PIECE], mel))
+            start = int(
+                torch.randint(len(lips[index]) - TRAINING_FRAMES + 1, (1,), generator=run.generator)
+            )
+            mel = mels[index][:, MEL_PER_FRAME * start : MEL_PER_FRAME * (start + TRAINING_FRAMES)]
+            pieces.append((lips[index][start : start + TRAINING_FRAMES], mel))
         seen, sounds = zip(*pieces, strict=True)
         return torch.stack(seen), torch.stack(sounds)
 
@@ -203,11 +212,11 @@ def train_sync(
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, SyncTowers)
-        figures = calibrate(averaged, judges)
+        figures = calibrate(averaged, validation_clips)
         run.keep_if_best(figures["sync_likeness_true"])
         return figures
 
-    run.train(loss, evaluate if judges else None)
+    run.train(loss, evaluate if validation_clips else None)
     if run.best.exists():
         towers.load_state_dict(torch.load(run.best, weights_only=True))
     return towers

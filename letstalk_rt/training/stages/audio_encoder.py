@@ -1,8 +1,7 @@
-"""Pretrains the audio encoder: what does the mouth do while this is heard?
+"""Pretrains the audio encoder to predict mouth targets from audio, before the denoiser exists.
 
-Every frame of every clip is a target, so the encoder learns the sound before the denoiser is
-there. Clips whose lips do not follow their sound are found by the encoder itself and weighed
-down.
+Every frame of every clip is a target. Clips whose lips do not follow their audio are found by the
+encoder itself and get less weight.
 """
 
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from letstalk_rt.models.audio_encoder.causal import (
 from letstalk_rt.training.data.audio_features import (
     MEL_PER_FRAME,
     NUM_MOUTH_TARGETS,
+    WARM_UP_FRAMES,
     augment_mel,
     best_lag,
     correlation,
@@ -30,23 +30,23 @@ from letstalk_rt.training.data.spoken_clips import AudioClip, audio_clip
 from letstalk_rt.training.loop import LoopConfig, Run
 
 MAX_SHIFT = 5
-"""Frames by which a clip's sound and lips may be apart, less one."""
+"""Bound of the corrected offset between a clip's audio and its lips, in frames, exclusive."""
 
-COURSE = 1.0
-"""Weight of the course of the opening in the loss."""
+CORRELATION_WEIGHT = 1.0
+"""Weight of the correlation of the mouth opening in the loss."""
 
-MOST_GAIN = 5.0
-"""What the sound hardly tells is not to be blown up from noise."""
+MAX_GAIN = 5.0
+"""Bound of the calibration's gain: a value that audio hardly predicts is mostly noise."""
 
 QUIET_FRAMES = 50
-"""Of silence, until the encoder has heard nothing else."""
+"""Frames of silence that fill the encoder's receptive field."""
 
 
 class MouthReader(nn.Module):
-    """The audio encoder with a head that reads the mouth off its tokens.
+    """The audio encoder with a head that predicts mouth targets from its tokens.
 
     Args:
-        config: of the encoder; the default one when None.
+        config: The encoder's configuration; None for the default.
     """
 
     def __init__(self, config: AudioEncoderConfig | None = None) -> None:
@@ -54,46 +54,46 @@ class MouthReader(nn.Module):
         assert config is None or config.mouth_values in (0, NUM_MOUTH_TARGETS), config
         self.audio = CausalAudioEncoder(config)
         config = self.audio.config
-        own = config.mouth_values == 0  # else the encoder reads mouths itself
-        self.head = nn.Linear(4 * config.token_width, NUM_MOUTH_TARGETS) if own else None
+        needs_head = config.mouth_values == 0  # else the encoder predicts mouth values itself
+        self.head = nn.Linear(4 * config.token_width, NUM_MOUTH_TARGETS) if needs_head else None
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Read `(B, 64, 4 * (T + L))` as mouth targets `(B, T, 11)`."""
+        """Predict mouth targets `(B, T, 11)` from log-mel `(B, 64, 4 * (T + L))`."""
         ahead = self.audio.lookahead_frames
         if self.head is None:
             return self.audio.read_mouth(mel)[:, ahead:]
-        read: Tensor = self.head(self.audio.encode_mel(mel)[:, ahead:].flatten(2))
-        return read
+        predicted: Tensor = self.head(self.audio.encode_mel(mel)[:, ahead:].flatten(2))
+        return predicted
 
 
-def split_people(clips: list[Clip], every: int = 6) -> tuple[list[Clip], list[Clip]]:
-    """Set clips of the train split aside for choosing when to stop: every sixth source name.
+def split_by_source(clips: list[Clip], every: int = 6) -> tuple[list[Clip], list[Clip]]:
+    """Split clips into training and validation clips: every sixth source is for validation.
 
-    Clips of one source folder often show the same person; they stay together.
+    Clips of one source often show the same person; they stay together.
     """
-    aside = set(sorted({clip.source for clip in clips})[::every])
-    kept = [clip for clip in clips if clip.source not in aside]
-    return kept, [clip for clip in clips if clip.source in aside]
+    sources = set(sorted({clip.source for clip in clips})[::every])
+    training = [clip for clip in clips if clip.source not in sources]
+    return training, [clip for clip in clips if clip.source in sources]
 
 
-def cleaned(reader: MouthReader, clip: AudioClip) -> AudioClip:
-    """Bring a clip's sound under its lips, and weigh it by how well they then agree.
+def clean_clip(reader: MouthReader, clip: AudioClip) -> AudioClip:
+    """Align a clip's audio with its lips, and set its weight by how well they then correlate.
 
-    A reader that has seen all clips a few times cannot know one clip's faults by heart. Where its
-    reading fits the lips clearly better some frames earlier or later, the clip's sound is moved;
-    where it fits nowhere, the clip has music, noise or other lips, and counts for little.
+    A reader that has seen each clip only a few times has not memorised the errors of one clip. If
+    its prediction fits the lips clearly better some frames earlier or later, the audio is shifted.
+    If it fits nowhere, the clip has music, noise or unrelated lips, and gets little weight.
     """
-    made, true = read_opening(reader, clip), clip.targets[:, 0].numpy()
-    r = correlation(made, true)
-    lag, moved_r = best_lag(made, true, reach=MAX_SHIFT)
-    if abs(lag) == MAX_SHIFT or moved_r < r + 0.08 or moved_r < 0.35:
-        lag, moved_r = 0, r
-    weight = clip.weight * float(np.clip(moved_r / 0.45, 0.05, 1.0))
-    return replace(clip, mel=_moved(clip.mel, -lag * MEL_PER_FRAME), weight=weight)
+    predicted, true = predict_opening(reader, clip), clip.targets[:, 0].numpy()
+    r = correlation(predicted, true)
+    lag, best_r = best_lag(predicted, true, reach=MAX_SHIFT)
+    if abs(lag) == MAX_SHIFT or best_r < r + 0.08 or best_r < 0.35:
+        lag, best_r = 0, r
+    weight = clip.weight * float(np.clip(best_r / 0.45, 0.05, 1.0))
+    return replace(clip, mel=_shifted(clip.mel, -lag * MEL_PER_FRAME), weight=weight)
 
 
-def _moved(mel: Tensor, steps: int) -> Tensor:
-    """Move sound by mel steps, later where positive; its ends are continued with silence."""
+def _shifted(mel: Tensor, steps: int) -> Tensor:
+    """Shift log-mel by steps, later if positive, and fill with silence."""
     quiet = silence_mel().expand(-1, abs(steps))
     if steps > 0:
         return torch.cat([quiet, mel[:, :-steps]], 1)
@@ -101,21 +101,21 @@ def _moved(mel: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def read_opening(reader: MouthReader, clip: AudioClip) -> np.ndarray:
-    """Give the mouth opening that the reader hears, `(T,)`."""
+def predict_opening(reader: MouthReader, clip: AudioClip) -> np.ndarray:
+    """Return the mouth opening that the reader predicts from a clip's audio, `(T,)`."""
     mel = clip.mel[None].to(next(reader.parameters()).device)
     opening: np.ndarray = reader.eval()(mel)[0, :, 0].cpu().numpy()
     return opening
 
 
 def evaluate_reader(reader: MouthReader, clips: list[AudioClip]) -> dict[str, float]:
-    """Correlate the opening heard with the true one: all, real and GRID clips, and shuffled."""
-    heard = [read_opening(reader, clip) for clip in clips]
+    """Correlate predicted and true opening: all, real and GRID clips, and with shuffled audio."""
+    predicted = [predict_opening(reader, clip) for clip in clips]
     true = [clip.targets[:, 0].numpy() for clip in clips]
-    own = [correlation(a, b) for a, b in zip(heard, true, strict=True)]
+    own = [correlation(a, b) for a, b in zip(predicted, true, strict=True)]
     shuffled = []
     for index, b in enumerate(true):
-        a = heard[(index + 1) % len(heard)]
+        a = predicted[(index + 1) % len(predicted)]
         n = min(len(a), len(b))
         shuffled.append(correlation(a[:n], b[:n]))
 
@@ -131,89 +131,108 @@ def evaluate_reader(reader: MouthReader, clips: list[AudioClip]) -> dict[str, fl
     }
 
 
-def reading_loss(made: Tensor, true: Tensor) -> dict[str, Tensor]:
-    """Compare readings `(B, T, 11)` of the mouth: their values, their change, their course.
+def mouth_loss(predicted: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Return the losses of predicted mouth targets `(B, T, 11)`: value, change and correlation.
 
-    The course is one less Pearson's r of the opening over the piece, whatever its size: some mouths
-    open wide and some hardly, and the sound does not say which. Pieces at rest hardly count.
+    The correlation loss is 1 - Pearson's r of the opening over an item. It ignores amplitude,
+    because audio does not tell how wide a person opens the mouth. Items at rest hardly count.
     """
-    a = made[..., 0] - made[..., 0].mean(1, keepdim=True)
+    a = predicted[..., 0] - predicted[..., 0].mean(1, keepdim=True)
     b = true[..., 0] - true[..., 0].mean(1, keepdim=True)
-    moved = b.pow(2).mean(1).sqrt()
+    amplitude = b.pow(2).mean(1).sqrt()
     r = (a * b).sum(1) / (a.pow(2).sum(1) * b.pow(2).sum(1) + 1e-4).sqrt()
     return {
-        "value": 10 * (made - true).abs().mean(),
-        "change": 5 * (made.diff(dim=1) - true.diff(dim=1)).abs().mean(),
-        "course": COURSE * ((1 - r) * moved).sum() / (moved.sum() + 1e-3),
+        "value": 10 * (predicted - true).abs().mean(),
+        "change": 5 * (predicted.diff(dim=1) - true.diff(dim=1)).abs().mean(),
+        "correlation": CORRELATION_WEIGHT * ((1 - r) * amplitude).sum() / (amplitude.sum() + 1e-3),
     }
+
+
+class AudioItemSource:
+    """Draws random items of log-mel with their mouth targets.
+
+    Args:
+        clips: Clips longer than an item.
+        frames: Length of an item in frames.
+    """
+
+    def __init__(self, clips: list[AudioClip], frames: int) -> None:
+        self._clips, self._frames = clips, frames
+        self._weights = _sampling_weights(clips)
+        self._quiet = silence_mel()
+        self.cleaned = False
+
+    def clean(self, reader: MouthReader) -> None:
+        """Align and weight the clips by what a reader predicts for them; see `clean_clip`."""
+        self._clips = [clean_clip(reader, clip) for clip in self._clips]
+        self._weights = _sampling_weights(self._clips)
+        self.cleaned = True
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw augmented log-mel `(B, 64, 4 * (T + L))` and targets `(B, T, 11)`; 5 % silence."""
+        mels, targets = [], []
+        for index in torch.multinomial(self._weights, batch_size, True, generator=generator):
+            clip = self._clips[int(index)]
+            last = len(clip.targets) - self._frames
+            start = int(torch.randint(last + 1, (1,), generator=generator))
+            stop = start + self._frames
+            mel_stop = MEL_PER_FRAME * (stop + clip.lookahead_frames)
+            mels.append(clip.mel[:, MEL_PER_FRAME * start : mel_stop])
+            targets.append(clip.targets[start:stop])
+        mel, true = augment_mel(torch.stack(mels), generator), torch.stack(targets)
+        silent = torch.rand(batch_size, 1, 1, generator=generator) < 0.05
+        mel = torch.where(silent, self._quiet + 0.02 * torch.rand(mel.shape), mel)
+        return mel, torch.where(silent, torch.zeros(()), true)
+
+
+def _sampling_weights(clips: list[AudioClip]) -> Tensor:
+    return torch.tensor([clip.weight * len(clip.targets) for clip in clips])
 
 
 def train_audio(
     clips: list[Clip],
-    aside: list[Clip],
+    validation: list[Clip],
     folder: Path,
     config: LoopConfig,
     *,
     batch_size: int = 24,
     frames: int = 48,
-    started: dict[str, Tensor] | None = None,
+    initial_weights: dict[str, Tensor] | None = None,
     encoder: AudioEncoderConfig | None = None,
 ) -> MouthReader:
-    """Train the reader, keep the best by the clips set aside, and give it.
+    """Train the reader and return the one that is best on the validation clips.
 
     Args:
-        clips: of the train split.
-        aside: of the train split too, but other people: they choose when to stop.
-        folder: of the run; `best.pt` is written there.
-        config: schedule.
-        batch_size: pieces a step.
-        frames: length of a piece.
-        started: weights of an audio encoder that knows phones already.
-        encoder: shape and look-ahead of the audio encoder; the default one when None.
+        clips: Training clips.
+        validation: Clips of other people in the train split, which select the best weights.
+        folder: The run's folder; `best.pt` is written there.
+        config: Schedule.
+        batch_size: Items per step.
+        frames: Length of an item in frames.
+        initial_weights: Weights of an audio encoder that was trained on phones.
+        encoder: Shape and look-ahead of the audio encoder; None for the default.
     """
     torch.manual_seed(0)
     reader = MouthReader(encoder)
     ahead = reader.audio.lookahead_frames
-    long = [clip for clip in clips if clip.has_sound and clip.num_frames > frames]
-    spoken_clips = [audio_clip(clip, ahead) for clip in long]
-    judges = [audio_clip(clip, ahead) for clip in aside if clip.has_sound]
-    weights = torch.tensor([clip.weight * len(clip.targets) for clip in spoken_clips])
-    quiet = silence_mel()
-    if started is not None:
-        reader.audio.load_state_dict(started)
+    long = [clip for clip in clips if clip.has_audio and clip.num_frames > frames]
+    source = AudioItemSource([audio_clip(clip, ahead) for clip in long], frames)
+    validation_clips = [audio_clip(clip, ahead) for clip in validation if clip.has_audio]
+    if initial_weights is not None:
+        reader.audio.load_state_dict(initial_weights)
     run = Run(folder, reader, config)
-    doubted: list[bool] = []
-
-    def draw() -> tuple[Tensor, Tensor]:
-        mels, targets = [], []
-        for index in torch.multinomial(weights, batch_size, True, generator=run.generator):
-            clip = spoken_clips[int(index)]
-            last = len(clip.targets) - frames
-            start = int(torch.randint(last + 1, (1,), generator=run.generator))
-            stop = start + frames
-            mels.append(clip.mel[:, MEL_PER_FRAME * start : MEL_PER_FRAME * (stop + ahead)])
-            targets.append(clip.targets[start:stop])
-        return torch.stack(mels), torch.stack(targets)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        mel, true = draw()
-        mel = augment_mel(mel, run.generator)
-        silent = torch.rand(batch_size, 1, 1, generator=run.generator) < 0.05
-        mel = torch.where(silent, quiet + 0.02 * torch.rand(mel.shape), mel)
-        true = torch.where(silent, torch.zeros(()), true)
-        made, true = reader(mel.to(run.device))[:, 12:], true.to(run.device)[:, 12:]
-        # the first frames have not heard enough yet
-        parts = reading_loss(made, true)
-        return sum(parts.values(), made.new_zeros(())), {k: float(v) for k, v in parts.items()}
+        mel, true = (part.to(run.device) for part in source.draw(batch_size, run.generator))
+        parts = mouth_loss(reader(mel)[:, WARM_UP_FRAMES:], true[:, WARM_UP_FRAMES:])
+        return sum(parts.values(), mel.new_zeros(())), {k: float(v) for k, v in parts.items()}
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, MouthReader)
-        figures = evaluate_reader(averaged, judges)
+        figures = evaluate_reader(averaged, validation_clips)
         run.keep_if_best(float(np.nanmean([figures["mouth_all"], figures["mouth_real"]])))
-        if step >= config.evaluate_every * 2 and not doubted:
-            doubted.append(True)
-            spoken_clips[:] = [cleaned(averaged, clip) for clip in spoken_clips]
-            weights.copy_(torch.tensor([c.weight * len(c.targets) for c in spoken_clips]))
+        if step >= config.evaluate_every * 2 and not source.cleaned:
+            source.clean(averaged)
         return figures
 
     run.train(loss, evaluate)
@@ -222,20 +241,21 @@ def train_audio(
 
 
 @torch.no_grad()
-def calibrate(reader: MouthReader, judges: Sequence[AudioClip]) -> None:
-    """Make the mouth's values as large as true ones are, and none in silence.
+def calibrate(reader: MouthReader, validation_clips: Sequence[AudioClip]) -> None:
+    """Scale the mouth values to the deviation of true ones, and make them zero in silence.
 
-    A reading is a mean of what may be, so it moves less than mouths do. Only where the encoder
-    reads mouths itself; the clips must be unknown to the reader.
+    A regressed value is a mean of possible ones, so it varies less than true values. Only for
+    encoders that predict mouth values themselves; the reader must not have been trained on the
+    clips.
     """
     if reader.audio.mouth is None:
         return
-    known = [clip for clip in judges if clip.is_real] or list(judges)
+    clips = [clip for clip in validation_clips if clip.is_real] or list(validation_clips)
     device = next(reader.parameters()).device
-    read = [reader.eval()(clip.mel[None].to(device))[0].cpu() for clip in known]
-    made = torch.stack([r.std(0) for r in read]).mean(0)
-    true = torch.stack([clip.targets.std(0) for clip in known]).mean(0)
-    gain = (true / made.clamp(min=1e-4)).clamp(1.0, MOST_GAIN).to(device)
+    predicted = [reader.eval()(clip.mel[None].to(device))[0].cpu() for clip in clips]
+    deviation = torch.stack([values.std(0) for values in predicted]).mean(0)
+    true = torch.stack([clip.targets.std(0) for clip in clips]).mean(0)
+    gain = (true / deviation.clamp(min=1e-4)).clamp(1.0, MAX_GAIN).to(device)
     quiet = silence_mel().expand(-1, QUIET_FRAMES * MEL_PER_FRAME)[None].to(device)
     reader.audio.mouth.read.bias.sub_(reader.audio.read_mouth(quiet)[0, -1])
     reader.audio.mouth.read.weight.mul_(gain[:, None])

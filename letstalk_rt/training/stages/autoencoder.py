@@ -1,7 +1,7 @@
 """Trains `ReferenceAutoencoder` on pairs of frames of one clip, and on still portraits.
 
-One frame of a pair plays the portrait, the other is to be rebuilt from its latent. Stills give
-pairs of one picture, moved in two ways: they bring two thousand more people.
+One frame of a pair serves as the portrait; the other is reconstructed from its latent. A still
+gives a pair of two random transforms of one image, which adds two thousand people.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from letstalk_rt.training.data.pairs import PairSource
 from letstalk_rt.training.evaluation.reconstruction import evaluate_reconstruction, save_samples
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.autoencoder_loss import (
-    AutoencoderLoss,
+    AutoencoderLossConfig,
     autoencoder_loss,
     heat_loss,
 )
@@ -29,10 +29,9 @@ def fit_landmarks(
     steps: int = 500,
     device: str = "cpu",
 ) -> None:
-    """Teach the encoder landmarks alone, fast, before there is a picture to make.
+    """Train the encoder on landmarks alone, before the decoder is trained.
 
-    With the whole loss from the start the landmarks stay at their mean for a thousand steps, and
-    the warp with them.
+    With the whole loss from the start, landmarks and warp stay at their mean for a thousand steps.
     """
     parts = nn.ModuleDict({"encoder": model.encoder, "read": model.read_points})
     config = LoopConfig(steps=steps, learning_rate=1e-3, warm_up=40, ema=0.98, device=device)
@@ -59,46 +58,51 @@ def train_autoencoder(
     config: LoopConfig,
     *,
     batch_size: int = 8,
-    weights: AutoencoderLoss | None = None,
-    started: dict[str, Tensor] | None = None,
-    fixed_latents: bool = False,
+    weights: AutoencoderLossConfig | None = None,
+    initial_weights: dict[str, Tensor] | None = None,
+    freeze_latents: bool = False,
     critic: bool = False,
 ) -> nn.Module:
-    """Train the autoencoder, or go on with it, and give the averaged model.
+    """Train the autoencoder, or continue its training, and return the averaged model.
 
     Args:
-        clips: of the train split.
-        stills: of the train split.
-        held_out: clips of other people, for the log and sample pictures; never trained on.
-        folder: of the run.
-        config: schedule.
-        batch_size: pairs a step.
-        weights: of the loss.
-        started: weights of a trained autoencoder to go on from.
-        fixed_latents: the latents of `started` must not change, as a denoiser lives on them: the
-            encoder stays, reference encoder and decoder go on.
-        critic: train a patch discriminator on mouth and eyes beside it.
+        clips: Clips of the train split.
+        stills: Stills of the train split.
+        held_out: Clips of other people, for the log and sample images; never trained on.
+        folder: The run's folder.
+        config: Schedule.
+        batch_size: Pairs per step.
+        weights: Weights of the loss.
+        initial_weights: Weights of a trained autoencoder to continue from.
+        freeze_latents: Train the reference encoder and the decoder only, so that the latents, on
+            which a denoiser was trained, stay the same. Needs `initial_weights`.
+        critic: Train with a patch discriminator for mouth and eyes.
     """
-    assert started is not None or not fixed_latents
+    assert initial_weights is not None or not freeze_latents
     torch.manual_seed(0)
-    weights = weights or AutoencoderLoss()
+    weights = weights or AutoencoderLossConfig()
     source = PairSource(clips, stills, batch_size)
     model = ReferenceAutoencoder()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+<<<<<<< HEAD
     if started is None:
         model.set_mean_landmarks(source.mean_points())
+=======
+    if initial_weights is None:
+        model.expect_points(source.mean_points())
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
         fit_landmarks(model, source, folder / "landmarks", device=config.device)
     else:
-        model.load_state_dict(started)
-        model.encoder.requires_grad_(not fixed_latents)
-        model.read_points.requires_grad_(not fixed_latents)
-    judge = Critic(torch.device(config.device)) if critic else None
-    run = Run(folder, model, config, {"critic": judge} if judge else {})
+        model.load_state_dict(initial_weights)
+        model.encoder.requires_grad_(not freeze_latents)
+        model.read_points.requires_grad_(not freeze_latents)
+    patch_critic = Critic(torch.device(config.device)) if critic else None
+    run = Run(folder, model, config, {"critic": patch_critic} if patch_critic else {})
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         frames, points = (part.to(run.device) for part in source.draw(run.generator))
-        maturity = 1.0 if started else min(1.0, step / 1500)
-        return autoencoder_loss(model, frames, points, weights, maturity, judge)
+        maturity = 1.0 if initial_weights else min(1.0, step / 1500)
+        return autoencoder_loss(model, frames, points, weights, maturity, patch_critic)
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, ReferenceAutoencoder)

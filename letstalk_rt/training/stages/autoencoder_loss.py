@@ -1,4 +1,4 @@
-"""What the autoencoder is trained by: pictures, landmarks, heat maps and masks compared."""
+"""The losses of the autoencoder: on frames, landmarks, heat maps, masks and flow."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,30 @@ from letstalk_rt.models.geometry.landmarks import (
     NUM_LANDMARKS,
     UPPER_LIP,
 )
-from letstalk_rt.training.critic import Critic, cuts
+from letstalk_rt.training.critic import Critic, face_regions
 
 
 @dataclass(frozen=True)
-class AutoencoderLoss:
-    """Weights of the parts of the loss."""
+class AutoencoderLossConfig:
+    """Weights of the parts of the autoencoder's loss.
+
+    Attributes:
+        warp: L1 of the warped portrait.
+        gradient: L1 of image gradients.
+        points: Landmarks read from the latent.
+        heat: Heat maps of the landmarks.
+        mask: Mean of the inpainting mask outside mouth and eyes.
+        flow: Smoothness of the flow.
+        latent: Mean square of the latent.
+        latent_noise: Deviation of the noise on latents; no weight.
+        mouth: Additional weight of pixels of the mouth.
+        eyes: Additional weight of pixels of the eyes.
+        square: Squared error of the frame.
+        colour: L1 of the blurred frame.
+        seen: Landmarks that the encoder finds in the decoded frame.
+        real: Adversarial loss of the critic.
+        features: Feature distance of the critic.
+    """
 
     warp: float = 0.5
     gradient: float = 0.6
@@ -48,32 +66,32 @@ def _enlarge(weights: Tensor) -> Tensor:
     return F.interpolate(weights, (256, 256), mode="bilinear", align_corners=False)
 
 
-def gradient_loss(made: Tensor, true: Tensor, weight: Tensor) -> Tensor:
-    """Give the L1 difference of picture gradients at three scales: what makes edges sharp."""
-    total = made.new_zeros(())
+def gradient_loss(generated: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Return the L1 difference of image gradients at three scales, which keeps edges sharp."""
+    total = generated.new_zeros(())
     for scale in range(3):
         if scale:
-            made, true, weight = (F.avg_pool2d(x, 2) for x in (made, true, weight))
+            generated, true, weight = (F.avg_pool2d(x, 2) for x in (generated, true, weight))
         for axis in (2, 3):
-            error = (made.diff(dim=axis) - true.diff(dim=axis)).abs().mean(1, keepdim=True)
+            error = (generated.diff(dim=axis) - true.diff(dim=axis)).abs().mean(1, keepdim=True)
             narrowed = weight.narrow(axis, 1, weight.shape[axis] - 1)
             total = total + (error * narrowed).mean()
     return total
 
 
 def heat_loss(heat: Tensor, points: Tensor) -> Tensor:
-    """Give the cross-entropy of heat maps, plus the L1 error of the place they name.
+    """Return the cross-entropy of heat maps plus the L1 error of their expected points.
 
     The target of a point is spread over the four cells around it so that its mean is exact.
 
     Args:
-        heat: logits `(B, L, s, s)`.
-        points: true landmarks `(B, L, 2)` in [-1, 1].
+        heat: Logits `(B, L, s, s)`.
+        points: True landmarks `(B, L, 2)` in [-1, 1].
     """
     size = heat.shape[-1]
-    place = ((points + 1) / 2 * size - 0.5).clamp(0, size - 1.001)
-    low = place.floor().long()
-    x_share, y_share = (place - low).unbind(-1)
+    position = ((points + 1) / 2 * size - 0.5).clamp(0, size - 1.001)
+    low = position.floor().long()
+    x_share, y_share = (position - low).unbind(-1)
     logs = torch.log_softmax(heat.flatten(2), -1)
     total = heat.new_zeros(())
     for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
@@ -84,35 +102,36 @@ def heat_loss(heat: Tensor, points: Tensor) -> Tensor:
 
 
 def mouth_spans(points: Tensor) -> Tensor:
-    """Give lip gap and mouth width, `(..., 4)`, of landmarks `(..., L, 2)`, in half pictures."""
+    """Return lip gap and mouth width, `(..., 4)`, of landmarks `(..., L, 2)`, in half sides."""
     gap = points[..., LOWER_LIP, :] - points[..., UPPER_LIP, :]
     return torch.cat([gap, points[..., MOUTH_RIGHT, :] - points[..., MOUTH_LEFT, :]], -1)
 
 
-def opening_error(made: Tensor, true: Tensor) -> Tensor:
-    """Give the mean error of lip gap and mouth width between landmark sets, in half pictures."""
-    return (mouth_spans(made) - mouth_spans(true)).abs().mean()
+def opening_error(generated: Tensor, true: Tensor) -> Tensor:
+    """Return the mean error of lip gap and mouth width, in half sides of the frame."""
+    return (mouth_spans(generated) - mouth_spans(true)).abs().mean()
 
 
 def autoencoder_loss(
     model: ReferenceAutoencoder,
     frames: Tensor,
     points: Tensor,
-    weights: AutoencoderLoss,
+    weights: AutoencoderLossConfig,
     maturity: float,
     critic: Critic | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Rebuild the second frame of each pair from its latent and the first.
+    """Reconstruct the second frame of each pair from its latent and the first frame.
 
     Args:
-        model: the autoencoder.
+        model: The autoencoder.
         frames: `(B, 2, 3, 256, 256)`.
         points: `(B, 2, L, 2)`.
-        weights: of the parts.
-        maturity: from 0 at the start of training to 1. A young model is given the flow of the
-            true landmarks, for its own read-out knows nothing yet; latent noise and the price of
-            painting come in as it grows (earlier, they silence the parts they are to tame).
-        critic: judges mouths and eyes, and learns from this batch.
+        weights: Weights of the parts.
+        maturity: Progress from 0 at the start of training to 1. Early in training, the model gets
+            the flow of the true landmarks, because its own read-out is untrained. Latent noise and
+            the penalty on inpainting grow with maturity: if they are strong from the start, the
+            parts that they regularise are never used.
+        critic: Scores mouths and eyes, and is trained on this batch.
 
     Returns:
         The loss, and its parts by name.
@@ -125,6 +144,7 @@ def autoencoder_loss(
         if maturity < 1:
             read = face_flow(portrait.points.float(), model.decode_landmarks(latents[:, 1]))
             known = face_flow(points[:, 0], points[:, 1])
+<<<<<<< HEAD
             lot = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
             coarse = lot * known + (1 - lot) * read
         latent = model.with_background_flow(latents[:, 1], target, portrait, coarse)
@@ -140,40 +160,65 @@ def autoencoder_loss(
         made, true = cuts(decoded.frames, points[:, 1]), cuts(target, points[:, 1])
         told_apart = critic.learn(made, true)
         parts["real"], parts["features"] = critic.judge(made, true)
+=======
+            use_true = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
+            coarse = use_true * known + (1 - use_true) * read
+        latent = model.with_surroundings(latents[:, 1], target, portrait, coarse)
+        noisy = latent + maturity * weights.latent_noise * torch.randn_like(latent)
+        decoded = model.decode_parts(noisy, portrait, coarse)
+        detected = detected_points(model, decoded.picture)
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
     truth = points.flatten(0, 1)
+    parts = _frame_losses(decoded, target, points[:, 1], weights)
+    parts["mask"] = maturity * parts["mask"]
+    parts["points"] = _points_loss(model.points(latents).flatten(0, 1), truth)
+    parts["seen"] = maturity * _points_loss(detected, points[:, 1])
     parts["heat"] = heat_loss(heat.flatten(0, 1), truth)
     parts["latent"] = (latent**2).mean()
-    parts["mask"] = maturity * parts["mask"]
-    total = parts["picture"] + sum(
-        getattr(weights, name) * value for name, value in parts.items() if name != "picture"
+    figures = {}
+    if critic is not None:
+        generated, true = (face_regions(x, points[:, 1]) for x in (decoded.picture, target))
+        figures["critic"] = critic.learn(generated, true)
+        parts["real"], parts["features"] = critic.judge(generated, true)
+    total = parts["frame"] + sum(
+        getattr(weights, name) * value for name, value in parts.items() if name != "frame"
     )
-    seen_parts = {name: float(value.detach()) for name, value in parts.items()}
-    return total, seen_parts | ({"critic": told_apart} if critic else {})
+    return total, {name: float(value.detach()) for name, value in parts.items()} | figures
 
 
-def points_seen(model: ReferenceAutoencoder, pictures: Tensor) -> Tensor:
-    """Give the landmarks `(B, L, 2)` that the encoder finds in pictures that were made.
+def detected_points(model: ReferenceAutoencoder, frames: Tensor) -> Tensor:
+    """Return the landmarks `(B, L, 2)` that the encoder finds in decoded frames.
 
-    The encoder's weights are taken as they are: only the pictures are to change. So a mouth that
-    should be open must be painted open enough to be seen open.
+    Gradients reach the frames but not the encoder's weights: a mouth that should be open must be
+    decoded open enough for the encoder to detect it.
     """
     fixed = {name: value.detach() for name, value in model.encoder.named_parameters()}
-    flat = pictures.contiguous(memory_format=torch.channels_last)
+    flat = frames.contiguous(memory_format=torch.channels_last)
     _, heat = functional_call(model.encoder, fixed, (flat, model.mean_points))
     return soft_argmax(heat)
 
 
 def _points_loss(points: Tensor, truth: Tensor) -> Tensor:
+<<<<<<< HEAD
     """Compare landmarks `(B, L, 2)`: lips and eyes count more, and the mouth's opening again."""
     weight = torch.ones(NUM_LANDMARKS, device=points.device)
+=======
+    """Return the error of landmarks `(B, L, 2)`, with more weight on lips, eyes and opening."""
+    weight = torch.ones(NUM_POINTS, device=points.device)
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
     weight[LIPS] = 3.0
     weight[EYES] = 2.0
     error = ((points - truth).abs().mean(-1) * weight).mean()
     return error + 3 * opening_error(points, truth)
 
 
+<<<<<<< HEAD
 def _picture_losses(
     decoded: DecodedLayers, target: Tensor, points: Tensor, weights: AutoencoderLoss
+=======
+def _frame_losses(
+    decoded: Decoded, target: Tensor, points: Tensor, weights: AutoencoderLossConfig
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 ) -> dict[str, Tensor]:
     mouth, eyes = proximity_map(points[:, LIPS], 64, 8.0), proximity_map(points[:, EYES], 64, 6.0)
     weight = _enlarge(1 + weights.mouth * mouth + weights.eyes * eyes)
@@ -181,9 +226,9 @@ def _picture_losses(
     free = _enlarge(torch.maximum(mouth, eyes))
     error = decoded.frames - target
     return {
-        "picture": (error.abs() * weight).mean(),
+        "frame": (error.abs() * weight).mean(),
         "square": (error**2 * weight).mean(),
-        # A critic looks at texture and lets colours go astray: they are held where they are wide.
+        # A critic constrains texture but not colour over larger areas: this does.
         "colour": (F.avg_pool2d(error, 8).abs() * F.avg_pool2d(weight, 8)).mean(),
         "warp": (decoded.warped - target).abs().mean(),
         "gradient": gradient_loss(decoded.frames, target, weight),

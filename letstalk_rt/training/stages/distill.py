@@ -32,13 +32,13 @@ from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize_memo
 from letstalk_rt.models.sampler import timesteps
 from letstalk_rt.training.data.audio_features import augment_mel, mel_encoder
 from letstalk_rt.training.data.tracks import Track
-from letstalk_rt.training.data.windows import Batch, FlowLoss, WindowSource
+from letstalk_rt.training.data.windows import Batch, FlowLossConfig, WindowSource
 from letstalk_rt.training.evaluation.rollout import evaluate_flow, score
 from letstalk_rt.training.loop import LoopConfig, Run
 
 
 @dataclass(frozen=True)
-class DistillLoss:
+class DistillLossConfig:
     """Weights of the parts of the loss, and shares of special items.
 
     Attributes:
@@ -59,7 +59,7 @@ class DistillLoss:
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _StudentInput:
     """What student and teacher are given for one window."""
 
     x: Tensor
@@ -79,7 +79,7 @@ class DistillTrainer(nn.Module):
         loss: weights of the parts.
     """
 
-    def __init__(self, model: AvatarModel, teacher: Denoiser, loss: DistillLoss) -> None:
+    def __init__(self, model: AvatarModel, teacher: Denoiser, loss: DistillLossConfig) -> None:
         super().__init__()
         self.denoiser = model.denoiser.requires_grad_(True)
         self._teacher = [teacher.requires_grad_(False).eval()]  # hidden: not trained, not averaged
@@ -115,8 +115,8 @@ class DistillTrainer(nn.Module):
         x = (1 - time) * data + time * noise
         weight = self._weights(len(data), generator)
         pull = torch.where(silent, torch.zeros_like(weight), weight)
-        velocity = self._teach(model, batch, (x, t, spoken), true, pull)
-        scene = _Scene(
+        velocity = self._teacher_velocity(model, batch, (x, t, spoken), true, pull)
+        scene = _StudentInput(
             x,
             t,
             heard,
@@ -174,11 +174,17 @@ class DistillTrainer(nn.Module):
         for start in range(0, windows * count, count):
             part = slice(start, start + count)
             noise = torch.randn(data[:, part].shape, generator=generator, device=data.device)
+<<<<<<< HEAD
             cache = self.denoiser.encode_memory(own.latents, own.filled)
             made = model.sample_window(
                 noise, spoken[:, part], portrait, cache, times, self._shown_guidance(model)
+=======
+            cache = self.denoiser.recall(own.latents, own.filled)
+            generated = model.sample_window(
+                noise, spoken[:, part], portrait, cache, times, self._rollout_guidance(model)
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
             )
-            own.write(made)
+            own.write(generated)
             true.write(data[:, part])
         self.denoiser.train()
         noised = (
@@ -187,7 +193,7 @@ class DistillTrainer(nn.Module):
         own.latents[:, 1:] = noised
         return (true.latents, true.filled), (own.latents, own.filled)
 
-    def _shown_guidance(self, model: AvatarModel) -> float:
+    def _rollout_guidance(self, model: AvatarModel) -> float:
         """Give the guidance at which the student's own output is made: one call each."""
         asked = self.denoiser.config.guidance_input
         return model.preset.guidance if asked else model.distilled_guidance
@@ -200,7 +206,7 @@ class DistillTrainer(nn.Module):
         return 1 + (most - 1) * _rand(count, generator)
 
     @torch.no_grad()
-    def _teach(
+    def _teacher_velocity(
         self,
         model: AvatarModel,
         batch: Batch,
@@ -225,7 +231,7 @@ class DistillTrainer(nn.Module):
         unheard = teacher.predict(x, t, teacher.no_audio.expand_as(spoken), portrait, cache)
         return unheard + pull[:, None, None, None, None] * (heard - unheard)
 
-    def _student(self, scene: _Scene, x: Tensor, t: Tensor, end: Tensor | None) -> Tensor:
+    def _student(self, scene: _StudentInput, x: Tensor, t: Tensor, end: Tensor | None) -> Tensor:
         guidance = scene.guidance if self.denoiser.config.guidance_input else None
         return self.denoiser.predict(
             x, t, scene.heard, scene.portrait, scene.cache, end=end, guidance=guidance
@@ -233,7 +239,7 @@ class DistillTrainer(nn.Module):
 
 
 def draw_times(
-    shares: DistillLoss, count: int, frames: int, generator: torch.Generator
+    shares: DistillLossConfig, count: int, frames: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw the times at which steps begin and end, `(B, N)`.
 
@@ -294,19 +300,19 @@ def _rand(count: int, generator: torch.Generator) -> Tensor:
 def distill(
     model: AvatarModel,
     tracks: list[Track],
-    aside: list[Track],
+    validation: list[Track],
     folder: Path,
     config: LoopConfig,
     *,
     batch_size: int = 32,
-    loss: DistillLoss | None = None,
+    loss: DistillLossConfig | None = None,
 ) -> AvatarModel:
-    """Distil a trained flow, or go on, and give the model that was best on `aside`.
+    """Distil a trained flow, or go on, and give the model that was best on `validation`.
 
     Args:
         model: as `train_flow` gave it; changed.
         tracks: of the train split.
-        aside: tracks that choose when to stop.
+        validation: tracks that choose when to stop.
         folder: of the run.
         config: schedule.
         batch_size: windows a step, in each process.
@@ -315,7 +321,7 @@ def distill(
     Raises:
         InputError: no clip is long enough for the roll-outs.
     """
-    weights = loss or DistillLoss(guidance=model.preset.guidance)
+    weights = loss or DistillLossConfig(guidance=model.preset.guidance)
     model.to(config.device)
     teacher = Denoiser(model.preset.denoiser).to(config.device)
     teacher.load_state_dict(model.denoiser.state_dict())
@@ -337,7 +343,7 @@ def distill(
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, DistillTrainer)
         judged = _with_denoiser(model, averaged.denoiser)
-        figures = evaluate_flow(judged, aside, model.preset.steps, model.preset.guidance)
+        figures = evaluate_flow(judged, validation, model.preset.steps, model.preset.guidance)
         run.keep_if_best(score(figures))
         return figures
 
@@ -351,7 +357,7 @@ def _source(tracks: list[Track], frames: int, memory: int) -> WindowSource:
     long_enough = [track for track in tracks if len(track.quiet) >= frames]
     if not long_enough:
         raise InputError(f"no clip has {frames} frames, as roll-outs need; add longer clips")
-    return WindowSource(long_enough, frames, memory, FlowLoss(stale_memory=0.0))
+    return WindowSource(long_enough, frames, memory, FlowLossConfig(stale_memory=0.0))
 
 
 def _with_denoiser(model: AvatarModel, denoiser: nn.Module) -> AvatarModel:

@@ -1,7 +1,7 @@
-"""Trains the face detector on faces set at random places and sizes into random backgrounds.
+"""Trains the face detector on scenes: faces pasted at random places and sizes.
 
-Backgrounds are made from the corners of pictures (wall, hair, clothing) and from drawn patterns,
-so that a picture without a face, too, is something the detector has seen.
+Backgrounds are edges of still portraits (wall, hair, clothing), drawn patterns and noise, so that
+scenes without a face are part of the training.
 """
 
 from dataclasses import dataclass
@@ -18,34 +18,34 @@ from letstalk_rt.training.loop import LoopConfig, Run
 
 CELLS = DETECTOR_SIZE // STRIDE
 _SMALLEST, _LARGEST = 22.0, 260.0
-"""Bounds of a face crop's side in the detector's picture, px."""
+"""Bounds of a face crop's side in the scene, px."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Pictures with what is in them.
+    """A batch of scenes with their targets.
 
     Attributes:
-        pictures: `(B, 3, 160, 160)` in [-1, 1].
-        heat: target heat maps, `(B, 20, 20)` in [0, 1]; 1 at a face's centre.
+        images: `(B, 3, 160, 160)` in [-1, 1].
+        heat: Target heat maps, `(B, 20, 20)` in [0, 1]; 1 at a face's centre.
         boxes: `(B, 3, 20, 20)`: offset x and y in cells, log side; valid at centres.
     """
 
-    pictures: Tensor
+    images: Tensor
     heat: Tensor
     boxes: Tensor
 
     def to(self, device: torch.device) -> "Scene":
-        """Give the scenes on another device."""
-        return Scene(self.pictures.to(device), self.heat.to(device), self.boxes.to(device))
+        """Return the scenes on a device."""
+        return Scene(self.images.to(device), self.heat.to(device), self.boxes.to(device))
 
 
 class SceneSource:
-    """Draws scenes.
+    """Draws random scenes.
 
     Args:
-        clips: of the train split.
-        stills: of the train split.
+        clips: Clips of the train split.
+        stills: Stills of the train split.
     """
 
     def __init__(self, clips: list[Clip], stills: Stills) -> None:
@@ -57,45 +57,45 @@ class SceneSource:
         return Scene(*(torch.stack(column) for column in zip(*items, strict=True)))
 
     def _scene(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        picture = self._background(generator)
+        image = self._background(generator)
         heat, boxes = torch.zeros(CELLS, CELLS), torch.zeros(3, CELLS, CELLS)
-        lot = _uniform(generator, 0, 1)
-        for _ in range(0 if lot < 0.25 else 1 if lot < 0.85 else 2):
-            picture = self._place(picture, heat, boxes, generator)
+        u = _uniform(generator, 0, 1)
+        for _ in range(0 if u < 0.25 else 1 if u < 0.85 else 2):
+            image = self._paste_face(image, heat, boxes, generator)
         gain, bias = _uniform(generator, 0.6, 1.25), _uniform(generator, -0.25, 0.25)
         if _uniform(generator, 0, 1) < 0.15:
-            picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
-        picture = picture * gain + bias
-        grain = _uniform(generator, 0, 0.08) * torch.randn(picture.shape, generator=generator)
-        return (picture + grain).clamp(-1, 1), heat, boxes
+            image = image.mean(0, keepdim=True).expand(3, -1, -1)
+        image = image * gain + bias
+        noise = _uniform(generator, 0, 0.08) * torch.randn(image.shape, generator=generator)
+        return (image + noise).clamp(-1, 1), heat, boxes
 
     def _face(self, generator: torch.Generator) -> tuple[Tensor, np.ndarray]:
-        """Give a picture `(3, S, S)` and its landmarks in px."""
+        """Draw the image of a face `(3, S, S)` with its landmarks, px."""
         if _uniform(generator, 0, 1) < 0.5:
             index = _below(generator, len(self.stills.frames))
-            return _picture(self.stills.frames[index]), self.stills.landmarks[index]
+            return _to_tensor(self.stills.frames[index]), self.stills.landmarks[index]
         clip = self.clips[_below(generator, len(self.clips))]
         index = _below(generator, clip.num_frames)
-        return _picture(clip.frames[index]), clip.landmarks[index]
+        return _to_tensor(clip.frames[index]), clip.landmarks[index]
 
-    def _place(
+    def _paste_face(
         self, scene: Tensor, heat: Tensor, boxes: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Set a face into the scene and mark it in the targets, unless it is far from upright."""
-        source, marks = self._face(generator)
+        """Paste a face into the scene and write it to the targets unless it is far from upright."""
+        source, landmarks = self._face(generator)
         size = source.shape[-1]
-        low, high = marks.min(0), marks.max(0)
-        own_side = float(high[1] - low[1]) / FACE_SHARE
-        centre = (low + high) / 2 - [0, 0.06 * own_side]
+        low, high = landmarks.min(0), landmarks.max(0)
+        source_side = float(high[1] - low[1]) / FACE_SHARE
+        centre = (low + high) / 2 - [0, 0.06 * source_side]
         side = float(np.exp(_uniform(generator, np.log(_SMALLEST), np.log(_LARGEST))))
-        zoom = own_side / side  # source px per scene px
+        zoom = source_side / side  # source px per scene px
         reach = max(0.0, 0.5 * (DETECTOR_SIZE - 0.6 * side))
         at = 80 + np.array([_uniform(generator, -reach, reach), _uniform(generator, -reach, reach)])
-        turned = _uniform(generator, 0, 1) < 0.15  # lies on its side, or on its head: not wanted
-        turn = _uniform(generator, 1.3, 4.98) if turned else _uniform(generator, -0.35, 0.35)
-        linear = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        turned = _uniform(generator, 0, 1) < 0.15  # on its side or upside down: a negative
+        angle = _uniform(generator, 1.3, 4.98) if turned else _uniform(generator, -0.35, 0.35)
+        linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         offset = centre - linear @ at
-        seen, inside = _resample(source, linear, offset, size)
+        face, inside = _resample(source, linear, offset, size)
         column, row = int(at[0] // STRIDE), int(at[1] // STRIDE)
         if turned:
             heat.copy_(heat * (1 - inside_cells(inside)))
@@ -109,18 +109,18 @@ class SceneSource:
             place = torch.tensor([at[0] / STRIDE - column - 0.5, at[1] / STRIDE - row - 0.5])
             boxes[:2, row, column] = place.float()
             boxes[2, row, column] = float(np.log(side / 64))
-        return torch.where(inside > 0.5, seen, scene)
+        return torch.where(inside > 0.5, face, scene)
 
     def _background(self, generator: torch.Generator) -> Tensor:
-        lot = _uniform(generator, 0, 1)
-        if lot < 0.6:
-            picture = _picture(self.stills.frames[_below(generator, len(self.stills.frames))])
+        u = _uniform(generator, 0, 1)
+        if u < 0.6:
+            image = _to_tensor(self.stills.frames[_below(generator, len(self.stills.frames))])
             width = STILL_SIZE // 4
             left = 0 if _uniform(generator, 0, 1) < 0.5 else STILL_SIZE - width
             top = _below(generator, STILL_SIZE - width)
-            patch = picture[:, top : top + width, left : left + width]
+            patch = image[:, top : top + width, left : left + width]
             return F.interpolate(patch[None], (DETECTOR_SIZE, DETECTOR_SIZE), mode="bilinear")[0]
-        if lot < 0.75:
+        if u < 0.75:
             return _pattern(generator)
         coarse = 2 ** (1 + _below(generator, 6))
         noise = torch.rand(1, 3, coarse, coarse, generator=generator) * 2 - 1
@@ -128,7 +128,7 @@ class SceneSource:
 
 
 def inside_cells(inside: Tensor) -> Tensor:
-    """Give which cells a pasted picture covers, so that faces under it are forgotten."""
+    """Return which cells a pasted image covers; faces below it leave the targets."""
     return F.adaptive_avg_pool2d(inside[None].float(), CELLS)[0, 0].round()
 
 
@@ -139,10 +139,10 @@ def _pattern(generator: torch.Generator) -> Tensor:
     colors = torch.rand(2, 3, 1, 1, generator=generator) * 2 - 1
     turn, rate = _uniform(generator, 0, 3.2), _uniform(generator, 2, 20)
     wave = torch.sin(6.28 * rate * (x * np.cos(turn) + y * np.sin(turn)))
-    lot = _uniform(generator, 0, 1)
-    if lot < 0.3:
+    u = _uniform(generator, 0, 1)
+    if u < 0.3:
         wave = wave * torch.sin(6.28 * rate * (y * np.cos(turn) - x * np.sin(turn)))
-    elif lot < 0.6:
+    elif u < 0.6:
         wave = -torch.ones_like(x)
         for _ in range(4):
             cx, cy, r = (_uniform(generator, 0, 1) for _ in range(3))
@@ -167,7 +167,7 @@ def _resample(
     return F.grid_sample(small, grid, align_corners=False)[0], inside
 
 
-def _picture(frame: np.ndarray) -> Tensor:
+def _to_tensor(frame: np.ndarray) -> Tensor:
     return torch.from_numpy(frame.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -180,7 +180,7 @@ def _below(generator: torch.Generator, limit: int) -> int:
 
 
 def detector_loss(out: Tensor, scene: Scene) -> tuple[Tensor, dict[str, float]]:
-    """Give the focal loss of the heat map and the L1 of place and size at centres.
+    """Return the focal loss of the heat map plus the L1 error of offset and size at centres.
 
     Source: CenterNet, arXiv:1904.07850, equations 1 to 3.
     """
@@ -194,10 +194,10 @@ def detector_loss(out: Tensor, scene: Scene) -> tuple[Tensor, dict[str, float]]:
     return heat + box, {"heat": float(heat.detach()), "box": float(box.detach())}
 
 
-def train_finder(
+def train_face_detector(
     clips: list[Clip], stills: Stills, folder: Path, config: LoopConfig, *, batch_size: int = 32
 ) -> nn.Module:
-    """Train the detector, or go on, and give the averaged one."""
+    """Train the detector and return the averaged one."""
     torch.manual_seed(2)
     source = SceneSource(clips, stills)
     model = FaceDetector()
@@ -208,6 +208,6 @@ def train_finder(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         scene = source.draw(batch_size, run.generator).to(run.device)
-        return detector_loss(model(scene.pictures), scene)
+        return detector_loss(model(scene.images), scene)
 
     return run.train(loss)

@@ -1,8 +1,8 @@
 """Trains denoiser and audio encoder together by rectified flow on the latents of clips.
 
-The autoencoder is frozen; its latents are computed once, of the clips as they are and mirrored.
-Beside the velocity, the landmarks read off the predicted data are compared: the read-out is
-linear, so lips can be weighed without decoding a picture.
+The autoencoder is frozen; the latents of the clips and of their mirror images are computed once.
+The loss compares velocities, and the landmarks of the predicted latents: their read-out is linear,
+so lips can be weighted without decoding a frame.
 
 Source: rectified flow, arXiv:2209.03003; logit-normal times, arXiv:2403.03206; noise-regularised
 memory, LetsTalk, arXiv:2411.16748.
@@ -18,7 +18,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.training.data.audio_features import augment_mel
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.data.tracks import Track
-from letstalk_rt.training.data.windows import FlowLoss, WindowSource
+from letstalk_rt.training.data.windows import FlowLossConfig, WindowSource
 from letstalk_rt.training.evaluation.rollout import evaluate_flow, save_sample, score
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.flow_loss import FlowTrainer
@@ -27,39 +27,39 @@ from letstalk_rt.training.stages.flow_loss import FlowTrainer
 def train_flow(
     model: AvatarModel,
     tracks: list[Track],
-    aside: list[Track],
+    validation: list[Track],
     folder: Path,
     config: LoopConfig,
     *,
     batch_size: int = 48,
-    shown: list[Clip] | None = None,
-    started: dict[str, Tensor] | None = None,
-    fixed_faces: bool = False,
+    samples: list[Clip] | None = None,
+    initial_weights: dict[str, Tensor] | None = None,
+    freeze_faces: bool = False,
 ) -> AvatarModel:
-    """Train denoiser and audio encoder, or go on, and give the model that was best on `aside`.
+    """Train denoiser and audio encoder and return the model that was best on `validation`.
 
     Args:
-        model: with its autoencoder and scales set; the audio encoder pretrained.
-        tracks: of the train split.
-        aside: tracks of the train split that choose when to stop.
-        folder: of the run.
-        config: schedule.
-        batch_size: windows a step.
-        shown: clips whose sample videos are written at each evaluation.
-        started: weights of a trained denoiser to go on from.
-        fixed_faces: what `started` makes of faces must not change: only the surroundings are
-            learned, from what it knows of the face, and the last model is given.
+        model: The model, with trained autoencoder, scales set and pretrained audio encoder.
+        tracks: Training tracks.
+        validation: Tracks of other people in the train split, which select the best weights.
+        folder: The run's folder.
+        config: Schedule.
+        batch_size: Windows per step.
+        samples: Clips whose sample videos are written at each evaluation.
+        initial_weights: Weights of a trained denoiser to continue from.
+        freeze_faces: Train only the background flow in the denoiser's last layer, so that what
+            `initial_weights` generate of faces stays the same, and return the last model.
     """
-    assert started is not None or not fixed_faces
+    assert initial_weights is not None or not freeze_faces
     torch.manual_seed(1)
-    trainer = FlowTrainer(model, FlowLoss())
-    if fixed_faces:
-        trainer.fix_faces()
+    trainer = FlowTrainer(model, FlowLossConfig())
+    if freeze_faces:
+        trainer.freeze_faces()
         config = replace(config, weight_decay=0.0)
     shape = model.denoiser.config
     source = WindowSource(tracks, shape.window, shape.memory, trainer.weights)
-    if started is not None:
-        model.denoiser.load_state_dict(started)
+    if initial_weights is not None:
+        model.denoiser.load_state_dict(initial_weights)
     model.to(config.device)
     run = Run(folder, trainer, config)
 
@@ -70,22 +70,22 @@ def train_flow(
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, FlowTrainer)
-        judged = with_parts(model, averaged)
-        preset = judged.preset
-        figures = evaluate_flow(judged, aside, preset.steps, preset.guidance)
-        for clip in shown or []:
-            save_sample(judged, clip, folder / f"sample-{clip.name}-{step:06d}.mp4")
+        candidate = with_parts(model, averaged)
+        preset = candidate.preset
+        figures = evaluate_flow(candidate, validation, preset.steps, preset.guidance)
+        for clip in samples or []:
+            save_sample(candidate, clip, folder / f"sample-{clip.name}-{step:06d}.mp4")
         run.keep_if_best(score(figures))
         return figures
 
     last = run.train(loss, evaluate).state_dict()
-    best = last if fixed_faces else torch.load(run.best, map_location="cpu", weights_only=True)
+    best = last if freeze_faces else torch.load(run.best, map_location="cpu", weights_only=True)
     trainer.load_state_dict(best)
     return with_parts(model, trainer)
 
 
 def with_parts(model: AvatarModel, trainer: FlowTrainer) -> AvatarModel:
-    """Give a model like `model` whose denoiser and audio encoder are the trainer's."""
+    """Return a copy of `model` whose denoiser and audio encoder are the trainer's."""
     out = AvatarModel(model.preset)
     out.load_state_dict(model.state_dict())
     out.denoiser.load_state_dict(trainer.denoiser.state_dict())

@@ -1,10 +1,14 @@
+<<<<<<< HEAD
 """Training of LetsTalk as published, without the faults of the published code.
+=======
+"""Trains the faithful model as published, without the defects of the published training.
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
-Denoiser and audio projector are one module here, so the optimiser and the average have both. The
-memory is noised by the first 50 of 1000 steps and loses a quarter of its places, drawn for each
-item. Autoencoder and speech model are frozen: items come as latents and speech features.
+Denoiser and audio projector are one module, so that the optimiser and the average include both. The
+memory gets noise of the first 50 of 1000 steps and loses a quarter of its positions, drawn for each
+item. Autoencoder and speech model are frozen: items are latents and speech features.
 
-Source: LetsTalk, arXiv:2411.16748, and its public code; picture noise: Stable Video Diffusion,
+Source: LetsTalk, arXiv:2411.16748, and its public code; image noise: Stable Video Diffusion,
 arXiv:2311.15127.
 """
 
@@ -27,21 +31,28 @@ PUBLISHED_LOOP = LoopConfig(
     warm_up=1,
     final_rate=1.0,
     weight_decay=0.0,
-    clip=0.1,
+    max_grad_norm=0.1,
     ema=0.9999,
 )
-"""Constant rate, no weight decay; gradients are clipped from the start, not from step 20,000 on."""
+"""Constant learning rate, no weight decay; gradients are clipped from the start instead of from
+step 20,000 on."""
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD
 class PaperBatch:
     """Items of training; latents have unit variance.
+=======
+class FaithfulBatch:
+    """A batch of training items; latents have unit variance.
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
     Attributes:
-        features: speech features `(B, T, layers, width)`.
-        portrait: latents `(B, C, h, w)`; of a picture with `noisy_pictures` noise.
-        clip: latents `(B, T, C, h, w)`.
-        memory: latents of the frames before the clip `(B, f, C, h, w)`, likewise; clean.
+        features: Speech features `(B, T, layers, width)`.
+        portrait: Portrait latents `(B, C, h, w)`, encoded after `noisy_images`.
+        clip: Latents of the clip `(B, T, C, h, w)`.
+        memory: Clean latents of the frames before the clip `(B, f, C, h, w)`, encoded after
+            `noisy_images`.
     """
 
     features: Tensor
@@ -49,19 +60,25 @@ class PaperBatch:
     clip: Tensor
     memory: Tensor
 
+<<<<<<< HEAD
     def to(self, device: torch.device) -> "PaperBatch":
         """Give the same items on a device."""
         return PaperBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+=======
+    def to(self, device: torch.device) -> "FaithfulBatch":
+        """Return the batch on a device."""
+        return FaithfulBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
 
-def noisy_pictures(pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Noise portraits and memory frames `(B, ..., 3, H, W)` before they are encoded.
+def noisy_images(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Add noise to portraits and memory frames `(B, ..., 3, H, W)` before they are encoded.
 
     The deviation is drawn per item: the exponential of a normal of mean -3 and deviation 0.5.
     """
-    each = torch.randn(len(pictures), generator=generator) * 0.5 - 3
-    sigma = each.exp().to(pictures).view(-1, *[1] * (pictures.ndim - 1))
-    return pictures + sigma * torch.randn(pictures.shape, generator=generator).to(pictures)
+    log_sigma = torch.randn(len(images), generator=generator) * 0.5 - 3
+    sigma = log_sigma.exp().to(images).view(-1, *[1] * (images.ndim - 1))
+    return images + sigma * torch.randn(images.shape, generator=generator).to(images)
 
 
 def paper_loss(
@@ -72,30 +89,36 @@ def paper_loss(
     *,
     drop_speech: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Give the hybrid loss of a batch and its parts.
+    """Return the hybrid loss of a batch and its parts.
 
     Args:
-        model: in train mode.
-        diffusion: with all its steps.
-        batch: on the model's device.
-        generator: source of chance, on any device.
-        drop_speech: share of items that hear zeros; guidance needs some, published is none.
+        model: The model in train mode.
+        diffusion: The diffusion process with all its steps.
+        batch: The batch on the model's device.
+        generator: Random generator, on any device.
+        drop_speech: Share of items whose audio tokens are zeros, which guidance needs; 0 as
+            published.
 
     Raises:
-        InputError: wrong shape or type, or NaN.
+        InputError: A tensor has the wrong shape or type, or holds NaN.
     """
-    clip, where = batch.clip, generator.device
+    clip, source = batch.clip, generator.device
     count, device = len(clip), clip.device
-    index = torch.randint(diffusion.num_steps, (count,), generator=generator, device=where)
+    index = torch.randint(diffusion.num_steps, (count,), generator=generator, device=source)
     index = index.to(device)
     tokens = model.projector(batch.features)
     model.denoiser.check(
         clip, diffusion.times(index), tokens, batch.portrait, batch.memory, finite=True
     )
-    dropped = torch.rand(count, 1, 1, 1, generator=generator, device=where) < drop_speech
+    dropped = torch.rand(count, 1, 1, 1, generator=generator, device=source) < drop_speech
     tokens = tokens.masked_fill(dropped.to(device), 0.0)
+<<<<<<< HEAD
     memory = regularize_memory(batch.memory, generator, diffusion=True)
     noise = torch.randn(clip.shape, generator=generator, device=where).to(device)
+=======
+    memory = regularize(batch.memory, generator, diffusion=True)
+    noise = torch.randn(clip.shape, generator=generator, device=source).to(device)
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         predicted: Tensor = model.denoiser(x, t, tokens, batch.portrait, memory)
@@ -103,8 +126,8 @@ def paper_loss(
 
     losses = diffusion.loss(denoise, clip, index, noise)
     parts = {name: value.mean() for name, value in losses.items()}
-    seen = {name: float(value.detach()) for name, value in parts.items()}
-    return parts["noise"] + parts["variance"], seen
+    figures = {name: float(value.detach()) for name, value in parts.items()}
+    return parts["noise"] + parts["variance"], figures
 
 
 def train_paper_model(
@@ -114,6 +137,7 @@ def train_paper_model(
     config: LoopConfig = PUBLISHED_LOOP,
     *,
     drop_speech: float = 0.0,
+<<<<<<< HEAD
 ) -> PaperModel:
     """Train a model, or go on, and give the average of its weights.
 
@@ -123,12 +147,23 @@ def train_paper_model(
         folder: of the run.
         config: schedule.
         drop_speech: see `paper_loss`.
+=======
+) -> FaithfulModel:
+    """Train a model and return the average of its weights.
+
+    Args:
+        model: Denoiser and projector.
+        draw: Draws a batch with a random generator.
+        folder: The run's folder.
+        config: Schedule.
+        drop_speech: See `faithful_loss`.
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
     Raises:
-        InputError: `drop_speech` is no share, or a batch cannot be used.
+        InputError: `drop_speech` is out of range, or a batch has wrong tensors.
     """
     if not 0 <= drop_speech < 1:
-        raise InputError(f"drop_speech must be from 0 to below 1, got {drop_speech}")
+        raise InputError(f"drop_speech must be at least 0 and below 1, got {drop_speech}")
     diffusion, run = Diffusion(), Run(folder, model, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:

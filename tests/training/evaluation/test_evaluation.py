@@ -17,7 +17,7 @@ from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.training.data.dataset import Clip, load_clips
 from letstalk_rt.training.evaluation import clips as judging
 from letstalk_rt.training.evaluation import long_run
-from letstalk_rt.training.evaluation.clips import EvaluationModels, EvaluationResult, judge_clips
+from letstalk_rt.training.evaluation.clips import EvaluationModels, EvaluationResult, evaluate_clips
 from letstalk_rt.training.evaluation.faces import (
     FaceTrack,
     aligned_mouth,
@@ -26,10 +26,10 @@ from letstalk_rt.training.evaluation.faces import (
     read_faces,
 )
 from letstalk_rt.training.evaluation.image_quality import seam_flicker, ssim_map
-from letstalk_rt.training.evaluation.long_run import Timed, slope
+from letstalk_rt.training.evaluation.long_run import TimedFrames, slope
 from letstalk_rt.training.evaluation.report import BARS, Bar, plot, write_report
 from letstalk_rt.training.evaluation.sync import (
-    SHOWN,
+    LIP_POINTS,
     SyncTowers,
     calibrate,
     load_towers,
@@ -77,7 +77,7 @@ class TestFaces:
         points = face_points(np.arange(5.0))
         turned = points @ np.array([[0.8, 0.6], [-0.6, 0.8]]) * 1.5 + [10, -20]
         np.testing.assert_allclose(
-            aligned_mouth(turned, SHOWN), aligned_mouth(points, SHOWN), atol=1e-5
+            aligned_mouth(turned, LIP_POINTS), aligned_mouth(points, LIP_POINTS), atol=1e-5
         )
 
 
@@ -171,7 +171,7 @@ class TestLongRun:
         assert slope(times, np.full(20, 0.5)) == (0.0, 1.0)
 
     def test_windows_are_the_slowest_frames(self):
-        timed = Timed(iter(()))
+        timed = TimedFrames(iter(()))
         timed.seconds = [0.1, 0.0, 0.0, 0.0] * 10
         assert timed.figures(4) == pytest.approx({"fps": 40.0, "window_p99_ms": 100.0})
 
@@ -206,7 +206,7 @@ REQUIRED = {
 }  # fmt: skip
 
 
-class SeesAFace:
+class BrightnessLandmarker:
     """A landmarker that finds a mouth as open as the picture is bright."""
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
@@ -230,7 +230,7 @@ def findings(clips, towers):
 
 
 def judge_all(clips, towers):
-    judges = EvaluationModels(SeesAFace(), lambda portrait, frames: 0.8, towers)
+    judges = EvaluationModels(BrightnessLandmarker(), lambda portrait, frames: 0.8, towers)
     stills = [(f"still-{seed}", make_portrait(seed)) for seed in range(2)]
     return command.evaluate(AvatarPipeline(make_model()), judges, clips, stills, long_s=3)
 
@@ -257,11 +257,11 @@ class TestWhole:
         assert command.json_line({"a": float("nan"), "b": 1}) == '{"a": null, "b": 1}'
 
     def test_without_any_sound_it_is_said(self, clips):
-        mute = [replace(clips[0], has_sound=False)]
+        mute = [replace(clips[0], has_audio=False)]
         with pytest.raises(InputError, match="no clip to evaluate has sound"):
-            judge_clips(
+            evaluate_clips(
                 AvatarPipeline(make_model()),
-                EvaluationModels(SeesAFace(), len),
+                EvaluationModels(BrightnessLandmarker(), len),
                 mute,
                 EvaluationResult(),
             )

@@ -16,10 +16,10 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import Denoiser
 from letstalk_rt.models.sampler import sample_mean, timesteps
 from letstalk_rt.training.data.tracks import Track
-from letstalk_rt.training.data.windows import HEARD_FRAMES, Batch
+from letstalk_rt.training.data.windows import AUDIO_CONTEXT_FRAMES, Batch
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.distill import (
-    DistillLoss,
+    DistillLossConfig,
     DistillTrainer,
     distill,
     draw_times,
@@ -46,7 +46,7 @@ def make_teacher(model):
 
 
 def make_trainer(model, **weights):
-    return DistillTrainer(model, make_teacher(model), DistillLoss(**weights))
+    return DistillTrainer(model, make_teacher(model), DistillLossConfig(**weights))
 
 
 def make_batch(memory=MEMORY, windows=0, count=3):
@@ -59,8 +59,8 @@ def make_batch(memory=MEMORY, windows=0, count=3):
         window=torch.randn(count, frames, 24, 4, 4),
         memory=torch.randn(count, memory, 24, 4, 4),
         filled=filled,
-        mel=torch.rand(count, 64, 4 * (HEARD_FRAMES + frames + 2)),
-        targets=torch.zeros(count, HEARD_FRAMES + frames, 11),
+        mel=torch.rand(count, 64, 4 * (AUDIO_CONTEXT_FRAMES + frames + 2)),
+        targets=torch.zeros(count, AUDIO_CONTEXT_FRAMES + frames, 11),
         weight=torch.ones(count),
     )
 
@@ -101,7 +101,7 @@ class TestGuidance:
     def test_the_teacher_is_neither_trained_nor_stored(self):
         model = make()
         teacher = make_teacher(model)
-        trainer = DistillTrainer(model, teacher, DistillLoss())
+        trainer = DistillTrainer(model, teacher, DistillLossConfig())
         assert {name.partition(".")[0] for name in trainer.state_dict()} == {"denoiser"}
         loss, _ = trainer.loss(model, make_batch(), 0, chance())
         loss.backward()
@@ -172,7 +172,7 @@ class TestMeanFlow:
         torch.testing.assert_close(out, x - 1)
 
     def test_times_are_in_order_and_some_go_the_whole_way(self):
-        t, end = draw_times(DistillLoss(apart=0.5, alone=0.5), 400, WINDOW, chance())
+        t, end = draw_times(DistillLossConfig(apart=0.5, alone=0.5), 400, WINDOW, chance())
         assert (end <= t).all() and t.min() >= 0 and t.max() == 1
         assert (end == 0).any() and (end == t).float().mean() > 0.3
         assert torch.equal(t, t[:, :1].expand_as(t))
@@ -202,7 +202,7 @@ def test_a_run_folds_the_guidance_in_and_the_pipeline_then_calls_once(tmp_path):
     model = make()
     config = LoopConfig(steps=2, warm_up=1, evaluate_every=10)
     best = distill(
-        model, tracks(), tracks(), tmp_path, config, batch_size=2, loss=DistillLoss(rollout=1)
+        model, tracks(), tracks(), tmp_path, config, batch_size=2, loss=DistillLossConfig(rollout=1)
     )
     assert float(best.folded_guidance) == 2.0
     pipeline = AvatarPipeline(best.requires_grad_(False))
@@ -221,7 +221,7 @@ from letstalk_rt.training import distributed
 from letstalk_rt.training.loop import LoopConfig, Run
 
 torch.set_num_threads(1)
-distributed.join()
+distributed.init_process_group()
 torch.manual_seed(distributed.rank())  # weights differ at first: the first process's count
 folder = Path(sys.argv[1])
 model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
@@ -236,12 +236,12 @@ def judge(averaged, step):
     return {"judged": 1.0}
 
 run.train(loss, judge)
-prepared = distributed.first_alone(lambda: (folder / "made").write_text("x") if
+prepared = distributed.main_process_first(lambda: (folder / "made").write_text("x") if
     not (folder / "made").exists() else (folder / f"found{distributed.rank()}").write_text("x"))
 prepared()
 torch.save({"model": model.state_dict(), "averaged": run.averaged.state_dict()},
     folder / f"rank{distributed.rank()}.pt")
-distributed.leave()
+distributed.destroy_process_group()
 """
 
 

@@ -12,10 +12,17 @@ from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.paper import (
     PUBLISHED_LOOP,
+<<<<<<< HEAD
     PaperBatch,
     noisy_pictures,
     paper_loss,
     train_paper_model,
+=======
+    FaithfulBatch,
+    faithful_loss,
+    noisy_images,
+    train_faithful,
+>>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 )
 
 
@@ -57,7 +64,7 @@ def test_speech_is_dropped_only_when_asked():
 
 def test_pictures_are_noised_by_a_deviation_of_their_own():
     pictures = torch.zeros(200, 2, 3, 8, 8)
-    deviations = noisy_pictures(pictures, chance()).flatten(1).std(1)
+    deviations = noisy_images(pictures, chance()).flatten(1).std(1)
     assert deviations.log().mean() == pytest.approx(-3, abs=0.1)
     assert deviations.log().std() == pytest.approx(0.5, abs=0.1)
 
@@ -65,7 +72,7 @@ def test_pictures_are_noised_by_a_deviation_of_their_own():
 def test_the_published_schedule_is_this():
     loop = PUBLISHED_LOOP
     assert (loop.learning_rate, loop.weight_decay, loop.ema) == (1e-4, 0.0, 0.9999)
-    assert (loop.final_rate, loop.clip, loop.steps) == (1.0, 0.1, 300_000)
+    assert (loop.final_rate, loop.max_grad_norm, loop.steps) == (1.0, 0.1, 300_000)
 
 
 @pytest.mark.parametrize("name", ["clip", "portrait", "memory"])

@@ -41,7 +41,7 @@ from letstalk_rt.training.data.dataset import affine_augment, color_augment, loa
 from letstalk_rt.training.data.pairs import PairSource
 from letstalk_rt.training.data.spoken_clips import audio_clip
 from letstalk_rt.training.data.tracks import encode_clips, fit_scales
-from letstalk_rt.training.data.windows import HEARD_FRAMES, FlowLoss, WindowSource
+from letstalk_rt.training.data.windows import AUDIO_CONTEXT_FRAMES, FlowLossConfig, WindowSource
 from letstalk_rt.training.evaluation import reconstruction, rollout
 from letstalk_rt.training.evaluation.reconstruction import (
     evaluate_reconstruction,
@@ -53,13 +53,13 @@ from letstalk_rt.training.evaluation.rollout import generate, save_sample
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages import autoencoder
 from letstalk_rt.training.stages.audio_encoder import (
-    MOST_GAIN,
+    MAX_GAIN,
     MouthReader,
     calibrate,
-    split_people,
+    split_by_source,
 )
 from letstalk_rt.training.stages.autoencoder_loss import (
-    AutoencoderLoss,
+    AutoencoderLossConfig,
     autoencoder_loss,
     heat_loss,
     opening_error,
@@ -121,8 +121,8 @@ class TestClips:
 
     def test_a_clip_without_sound_is_silent_and_says_so(self, clips):
         mute = clips[2]
-        assert not mute.has_sound and not mute.pcm.any()
-        assert clips[0].has_sound and clips[0].pcm.any()
+        assert not mute.has_audio and not mute.pcm.any()
+        assert clips[0].has_audio and clips[0].pcm.any()
 
     def test_kind_and_corpus_are_known(self, clips):
         assert [clip.kind for clip in clips] == ["real", "generated", "real"]
@@ -149,8 +149,8 @@ class TestClips:
         assert len(load_clips(tmp_path, cache, "train")) == 3
 
     def test_people_set_aside_stay_together(self, clips):
-        kept, aside = split_people(clips, every=2)
-        assert [c.name for c in aside] == ["anna-GRID-1", "mute-1"]
+        kept, validation = split_by_source(clips, every=2)
+        assert [c.name for c in validation] == ["anna-GRID-1", "mute-1"]
         assert [c.name for c in kept] == ["bert-1"]
 
 
@@ -159,7 +159,7 @@ class TestStills:
         assert stills.frames.shape == (3, 320, 320, 3) and stills.landmarks.shape == (3, 478, 2)
 
     def test_only_the_splits_own_ship_portraits_are_prepared(self, tmp_path, monkeypatch):
-        class Everywhere:
+        class FixedLandmarker:
             """A landmarker that sees the same face in each picture, but none in a black one."""
 
             def __init__(self, model):
@@ -168,7 +168,7 @@ class TestStills:
             def __call__(self, rgb):
                 return face_points(1.0)[0] if rgb.any() else None
 
-        monkeypatch.setattr(dataset, "Landmarker", Everywhere)
+        monkeypatch.setattr(dataset, "Landmarker", FixedLandmarker)
         (tmp_path / "portraits").mkdir()
         rows = []
         for level, split, tag in [(10, "train", "ship"), (20, "train", "lab"), (30, "eval", "ship"),
@@ -465,12 +465,12 @@ class TestAutoencoderLoss:
     @pytest.mark.parametrize("maturity", [0.0, 1.0])
     def test_it_reaches_every_part(self, model, batch, maturity):
         torch.manual_seed(1)
-        value, parts = autoencoder_loss(model, *batch, AutoencoderLoss(), maturity)
+        value, parts = autoencoder_loss(model, *batch, AutoencoderLossConfig(), maturity)
         value.backward()
         missed = silent_parts(model)
         assert missed == []
         assert all(math.isfinite(part) for part in parts.values())
-        assert {"picture", "warp", "gradient", "points", "heat", "latent", "mask", "flow"} <= set(
+        assert {"frame", "warp", "gradient", "points", "heat", "latent", "mask", "flow"} <= set(
             parts
         )
 
@@ -479,7 +479,7 @@ class TestAutoencoderLoss:
         values = []
         for _ in range(5):
             torch.manual_seed(1)
-            value, _ = autoencoder_loss(model, *batch, AutoencoderLoss(), 1.0)
+            value, _ = autoencoder_loss(model, *batch, AutoencoderLossConfig(), 1.0)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -489,8 +489,8 @@ class TestAutoencoderLoss:
 
 def test_the_decoder_stage_leaves_the_latents_as_they_are(clips, stills, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    started = ReferenceAutoencoder(AUTOENCODER)
-    stir(started)
+    initial_weights = ReferenceAutoencoder(AUTOENCODER)
+    stir(initial_weights)
     monkeypatch.setattr(
         autoencoder, "ReferenceAutoencoder", lambda: ReferenceAutoencoder(AUTOENCODER)
     )
@@ -502,14 +502,14 @@ def test_the_decoder_stage_leaves_the_latents_as_they_are(clips, stills, tmp_pat
         tmp_path,
         config,
         batch_size=2,
-        started=started.state_dict(),
-        fixed_latents=True,
+        initial_weights=initial_weights.state_dict(),
+        freeze_latents=True,
     )
     after = trained.state_dict()
-    changed = {n for n, v in started.state_dict().items() if not torch.equal(v, after[n])}
+    changed = {n for n, v in initial_weights.state_dict().items() if not torch.equal(v, after[n])}
     assert {name.partition(".")[0] for name in changed} == {"decoder", "reference"}
     frames = torch.rand(1, 1, 3, 256, 256)
-    assert torch.equal(trained.encode(frames), started.eval().encode(frames))
+    assert torch.equal(trained.encode(frames), initial_weights.eval().encode(frames))
 
 
 def flow_model():
@@ -534,7 +534,7 @@ class TestFlowLoss:
 
     def draw(self, tracks, seed=0, size=12, **shares):
         config = PRESET.denoiser
-        source = WindowSource(tracks, config.window, config.memory, FlowLoss(**shares))
+        source = WindowSource(tracks, config.window, config.memory, FlowLossConfig(**shares))
         return source.draw(size, generator(seed))
 
     def test_units_have_unit_variance(self, model, tracks):
@@ -569,14 +569,14 @@ class TestFlowLoss:
             before = tracks[track].latents[version, start - known : start]
             assert torch.equal(batch.memory[item, 6 - known :], before)
             heard = tracks[track].audio_clip.mel[:, 4 * start : 4 * (start + 4 + LOOKAHEAD_FRAMES)]
-            assert torch.equal(batch.mel[item][:, 4 * HEARD_FRAMES :], heard)
+            assert torch.equal(batch.mel[item][:, 4 * AUDIO_CONTEXT_FRAMES :], heard)
             told = tracks[track].audio_clip.targets[start : start + 4]
-            assert torch.equal(batch.targets[item, HEARD_FRAMES:], told)
+            assert torch.equal(batch.targets[item, AUDIO_CONTEXT_FRAMES:], told)
 
     def test_an_item_hears_all_that_the_encoder_remembers(self):
         torch.manual_seed(0)
         encoder = CausalAudioEncoder().eval().requires_grad_(False)
-        mel = torch.randn(1, 64, 4 * (3 + HEARD_FRAMES + 1))
+        mel = torch.randn(1, 64, 4 * (3 + AUDIO_CONTEXT_FRAMES + 1))
         cut = encoder.encode_mel(mel[:, :, 4 * 3 :])[:, -1]
         torch.testing.assert_close(cut, encoder.encode_mel(mel)[:, -1])
 
@@ -588,8 +588,8 @@ class TestFlowLoss:
 
     def test_drift_moves_all_memory_alike(self, model, tracks):
         batch = self.draw(tracks, no_memory=0.0, frozen_memory=1.0)
-        trainer = FlowTrainer(model, FlowLoss(drift=0.8, heavy_noise=0.0))
-        memory, filled = trainer._memory(model, batch, generator(1))
+        trainer = FlowTrainer(model, FlowLossConfig(drift=0.8, heavy_noise=0.0))
+        memory, filled = trainer.noised_memory(model, batch, generator(1))
         assert filled.all() and not memory[:, 0].any()  # the anchor is never corrupted
         shared = memory[:, 1:].mean(1).std()
         assert shared > 3 * (memory[:, 1:] - memory[:, 1:].mean(1, keepdim=True)).std()
@@ -602,7 +602,7 @@ class TestFlowLoss:
         assert not self.draw(tracks, silent=1.0).targets.any()
 
     def test_it_reaches_every_part_and_the_audio_encoder_too(self, model, tracks):
-        trainer = FlowTrainer(model, FlowLoss(no_audio=0.3))
+        trainer = FlowTrainer(model, FlowLossConfig(no_audio=0.3))
         stir(trainer)
         torch.manual_seed(2)
         value, parts = trainer.loss(model, self.draw(tracks, no_memory=0.0), generator(4))
@@ -612,7 +612,7 @@ class TestFlowLoss:
         assert all(math.isfinite(part) for part in parts.values())
 
     def test_a_run_changes_the_audio_encoder_and_not_the_autoencoder(self, model, tracks, tmp_path):
-        trainer = FlowTrainer(model, FlowLoss())
+        trainer = FlowTrainer(model, FlowLossConfig())
         before = {name: value.clone() for name, value in model.state_dict().items()}
         run = Run(tmp_path, trainer, LoopConfig(steps=2, warm_up=1, learning_rate=1e-3))
         run.train(lambda step: trainer.loss(model, self.draw(tracks, step), run.generator))
@@ -624,7 +624,7 @@ class TestFlowLoss:
 
     def test_a_few_steps_lower_it(self, model, tracks):
         torch.manual_seed(3)
-        trainer = FlowTrainer(model, FlowLoss()).eval()
+        trainer = FlowTrainer(model, FlowLossConfig()).eval()
         batch = self.draw(tracks, 1, 8)
         optimizer = torch.optim.Adam(trainer.parameters(), lr=2e-3)
         values = []
@@ -646,14 +646,14 @@ class TestFlowLoss:
         other = replace(batch, mel=torch.randn_like(batch.mel))
 
         def value(batch, **shares):
-            trainer = FlowTrainer(model, FlowLoss(no_audio=0.0, **shares)).eval()
+            trainer = FlowTrainer(model, FlowLossConfig(no_audio=0.0, **shares)).eval()
             return trainer.loss(model, batch, generator(5))[0].detach()
 
         assert torch.equal(value(batch, mouth_read=0.0), value(other, mouth_read=0.0))
         assert not torch.equal(value(batch, mouth_read=1.0), value(other, mouth_read=1.0))
 
         before = {name: value.clone() for name, value in model.audio.state_dict().items()}
-        trainer = FlowTrainer(model, FlowLoss(no_audio=0.0))
+        trainer = FlowTrainer(model, FlowLossConfig(no_audio=0.0))
         run = Run(tmp_path, trainer, LoopConfig(steps=2, warm_up=1, learning_rate=1e-3))
         run.train(lambda step: trainer.loss(model, batch, run.generator))
         after = model.audio.state_dict()
@@ -678,9 +678,16 @@ def test_surroundings_are_learned_without_touching_the_face(clips, tracks, tmp_p
     before = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
     config = LoopConfig(steps=3, warm_up=1, learning_rate=1e-2, weight_decay=0.1, evaluate_every=10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "JUDGED_FRAMES", 8)
+        patch.setattr(rollout, "EVALUATION_FRAMES", 8)
         made = train_flow(
-            model, tracks, tracks, tmp_path, config, batch_size=4, started=before, fixed_faces=True
+            model,
+            tracks,
+            tracks,
+            tmp_path,
+            config,
+            batch_size=4,
+            initial_weights=before,
+            freeze_faces=True,
         )
     after = made.denoiser.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -731,16 +738,16 @@ def test_a_gpu_run_goes_on_where_it_stopped(tracks, tmp_path):
     model = flow_model()
     fit_scales(model, tracks)
     config = LoopConfig(steps=2, warm_up=1, evaluate_every=10, device="cuda")
-    trainer = FlowTrainer(model.to("cuda"), FlowLoss())
+    trainer = FlowTrainer(model.to("cuda"), FlowLossConfig())
     run = Run(tmp_path, trainer, config)
     shape = model.denoiser.config
-    source = WindowSource(tracks, shape.window, shape.memory, FlowLoss())
+    source = WindowSource(tracks, shape.window, shape.memory, FlowLossConfig())
 
     def loss(step):
         return trainer.loss(model, source.draw(4, run.generator).to(run.device), run.noise)
 
     run.train(loss)
-    again = Run(tmp_path, FlowTrainer(model, FlowLoss()), replace(config, steps=3))
+    again = Run(tmp_path, FlowTrainer(model, FlowLossConfig()), replace(config, steps=3))
     assert again.step == 2
     assert next(again.model.parameters()).device.type == "cuda"
     again.train(loss)
@@ -801,7 +808,7 @@ class TestCalibration:
         after = read_all(reader, judge)
         torch.testing.assert_close(after.diff(dim=0), 2 * before.diff(dim=0), rtol=1e-3, atol=1e-4)
         calibrate(reader, [replace(judge, targets=100 * judge.targets)])
-        most = MOST_GAIN * after.diff(dim=0)
+        most = MAX_GAIN * after.diff(dim=0)
         torch.testing.assert_close(read_all(reader, judge).diff(dim=0), most, rtol=1e-3, atol=1e-3)
 
     def test_silence_is_a_mouth_at_rest(self, clips):
