@@ -22,7 +22,11 @@ from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, 
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
 from letstalk_rt.training.data.tracks import Track, encode_clips, fit_scales
-from letstalk_rt.training.distributed import destroy_process_group, init_process_group, is_main_process
+from letstalk_rt.training.distributed import (
+    destroy_process_group,
+    init_process_group,
+    is_main_process,
+)
 from letstalk_rt.training.evaluation.sync import train_sync
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.audio_encoder import (
@@ -222,7 +226,7 @@ def _flow(args: argparse.Namespace) -> None:
         args.runs / "flow",
         _loop(args),
         batch_size=args.batch or BATCH["flow"],
-        shown=others[::8] if model.face is not None else [],
+        samples=others[::8] if model.face is not None else [],
         initial_weights=initial_weights,
         freeze_faces=args.surroundings,
     )

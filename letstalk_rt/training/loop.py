@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.training.distributed import (
-    is_main_process,
-    rank,
+    barrier,
     broadcast_weights,
     distributed_loss,
-    barrier,
+    is_main_process,
+    rank,
 )
 
 

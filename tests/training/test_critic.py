@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-<<<<<<< HEAD
 from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_LANDMARKS
-from letstalk_rt.training.critic import CUT_SIZE, Critic, cuts
-=======
-from letstalk_rt.models.geometry.landmarks import EYES, LIPS, NUM_POINTS
 from letstalk_rt.training.critic import REGION_SIZE, Critic, face_regions
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
 
 @pytest.fixture

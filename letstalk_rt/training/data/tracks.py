@@ -72,15 +72,9 @@ def _encode(autoencoder: Autoencoder, clip: Clip) -> Tensor:
         both = torch.stack([frames, frames.flip(-1)]).clamp(-1, 1)
         with torch.autocast(device.type, torch.bfloat16):
             if portrait is None:
-<<<<<<< HEAD
                 portrait = autoencoder.encode_portrait(both[:, 0])
-            pieces.append(autoencoder.encode(both, portrait).float().cpu())
-    return torch.cat(pieces, 1)
-=======
-                portrait = autoencoder.describe(both[:, 0])
             parts.append(autoencoder.encode(both, portrait).float().cpu())
     return torch.cat(parts, 1)
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
 
 def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
@@ -97,10 +91,5 @@ def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
     )
     if (face := model.face) is not None:
         plain = [track.latents[0] for track in tracks]
-<<<<<<< HEAD
-        around = [latents[:, FACE_SHAPE[0] :].flatten(1) for latents in plain]
-        face.head.fit([face.autoencoder.decode_landmarks(latents) for latents in plain], around)
-=======
         background = [clip[:, FACE_SHAPE[0] :].flatten(1) for clip in plain]
-        face.head.fit([face.autoencoder.points(clip) for clip in plain], background)
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+        face.head.fit([face.autoencoder.decode_landmarks(clip) for clip in plain], background)

@@ -25,9 +25,9 @@ from letstalk_rt.training.evaluation.generation import (
     GeneratedVideo,
     as_portrait,
     generate_videos,
+    mismatched_audio,
     opening_correlation,
     true_track,
-    mismatched_audio,
 )
 from letstalk_rt.training.evaluation.image_quality import face_sharpness, seam_flicker
 from letstalk_rt.training.evaluation.sync import LIP_POINTS, SyncTowers, sync_score

@@ -103,13 +103,8 @@ def evaluate_flow(
     true = mouth_opening(landmarks.decode_landmarks(truth).cpu().numpy())
 
     def openings(sound: Tensor) -> np.ndarray:
-<<<<<<< HEAD
-        made = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
-        return mouth_opening(landmarks.decode_landmarks(made).cpu().numpy())
-=======
         generated = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
-        return mouth_opening(landmarks.points(generated).cpu().numpy())
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+        return mouth_opening(landmarks.decode_landmarks(generated).cpu().numpy())
 
     own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
     r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])

@@ -84,13 +84,8 @@ def train_autoencoder(
     source = PairSource(clips, stills, batch_size)
     model = ReferenceAutoencoder()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-<<<<<<< HEAD
-    if started is None:
-        model.set_mean_landmarks(source.mean_points())
-=======
     if initial_weights is None:
-        model.expect_points(source.mean_points())
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+        model.set_mean_landmarks(source.mean_points())
         fit_landmarks(model, source, folder / "landmarks", device=config.device)
     else:
         model.load_state_dict(initial_weights)

@@ -144,40 +144,22 @@ def autoencoder_loss(
         if maturity < 1:
             read = face_flow(portrait.points.float(), model.decode_landmarks(latents[:, 1]))
             known = face_flow(points[:, 0], points[:, 1])
-<<<<<<< HEAD
-            lot = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
-            coarse = lot * known + (1 - lot) * read
+            use_true = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
+            coarse = use_true * known + (1 - use_true) * read
         latent = model.with_background_flow(latents[:, 1], target, portrait, coarse)
         noisy = latent + maturity * weights.latent_noise * torch.randn_like(latent)
         decoded = model.decode_latents(noisy, portrait, coarse)
-        seen = points_seen(model, decoded.frames)
-    parts = _picture_losses(decoded, target, points[:, 1], weights)
-    parts["points"] = _points_loss(
-        model.decode_landmarks(latents).flatten(0, 1), points.flatten(0, 1)
-    )
-    parts["seen"] = maturity * _points_loss(seen, points[:, 1])
-    if critic is not None:
-        made, true = cuts(decoded.frames, points[:, 1]), cuts(target, points[:, 1])
-        told_apart = critic.learn(made, true)
-        parts["real"], parts["features"] = critic.judge(made, true)
-=======
-            use_true = (torch.rand(len(read), 1, 1, 1, device=read.device) > maturity).to(read)
-            coarse = use_true * known + (1 - use_true) * read
-        latent = model.with_surroundings(latents[:, 1], target, portrait, coarse)
-        noisy = latent + maturity * weights.latent_noise * torch.randn_like(latent)
-        decoded = model.decode_parts(noisy, portrait, coarse)
-        detected = detected_points(model, decoded.picture)
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+        detected = detected_points(model, decoded.frames)
     truth = points.flatten(0, 1)
     parts = _frame_losses(decoded, target, points[:, 1], weights)
     parts["mask"] = maturity * parts["mask"]
-    parts["points"] = _points_loss(model.points(latents).flatten(0, 1), truth)
+    parts["points"] = _points_loss(model.decode_landmarks(latents).flatten(0, 1), truth)
     parts["seen"] = maturity * _points_loss(detected, points[:, 1])
     parts["heat"] = heat_loss(heat.flatten(0, 1), truth)
     parts["latent"] = (latent**2).mean()
     figures = {}
     if critic is not None:
-        generated, true = (face_regions(x, points[:, 1]) for x in (decoded.picture, target))
+        generated, true = (face_regions(x, points[:, 1]) for x in (decoded.frames, target))
         figures["critic"] = critic.learn(generated, true)
         parts["real"], parts["features"] = critic.judge(generated, true)
     total = parts["frame"] + sum(
@@ -199,26 +181,16 @@ def detected_points(model: ReferenceAutoencoder, frames: Tensor) -> Tensor:
 
 
 def _points_loss(points: Tensor, truth: Tensor) -> Tensor:
-<<<<<<< HEAD
-    """Compare landmarks `(B, L, 2)`: lips and eyes count more, and the mouth's opening again."""
-    weight = torch.ones(NUM_LANDMARKS, device=points.device)
-=======
     """Return the error of landmarks `(B, L, 2)`, with more weight on lips, eyes and opening."""
-    weight = torch.ones(NUM_POINTS, device=points.device)
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+    weight = torch.ones(NUM_LANDMARKS, device=points.device)
     weight[LIPS] = 3.0
     weight[EYES] = 2.0
     error = ((points - truth).abs().mean(-1) * weight).mean()
     return error + 3 * opening_error(points, truth)
 
 
-<<<<<<< HEAD
-def _picture_losses(
-    decoded: DecodedLayers, target: Tensor, points: Tensor, weights: AutoencoderLoss
-=======
 def _frame_losses(
-    decoded: Decoded, target: Tensor, points: Tensor, weights: AutoencoderLossConfig
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+    decoded: DecodedLayers, target: Tensor, points: Tensor, weights: AutoencoderLossConfig
 ) -> dict[str, Tensor]:
     mouth, eyes = proximity_map(points[:, LIPS], 64, 8.0), proximity_map(points[:, EYES], 64, 6.0)
     weight = _enlarge(1 + weights.mouth * mouth + weights.eyes * eyes)

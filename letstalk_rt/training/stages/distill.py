@@ -174,15 +174,9 @@ class DistillTrainer(nn.Module):
         for start in range(0, windows * count, count):
             part = slice(start, start + count)
             noise = torch.randn(data[:, part].shape, generator=generator, device=data.device)
-<<<<<<< HEAD
             cache = self.denoiser.encode_memory(own.latents, own.filled)
-            made = model.sample_window(
-                noise, spoken[:, part], portrait, cache, times, self._shown_guidance(model)
-=======
-            cache = self.denoiser.recall(own.latents, own.filled)
             generated = model.sample_window(
                 noise, spoken[:, part], portrait, cache, times, self._rollout_guidance(model)
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
             )
             own.write(generated)
             true.write(data[:, part])

@@ -9,19 +9,13 @@ from torch import Tensor, nn
 from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import LIPS
-<<<<<<< HEAD
 from letstalk_rt.models.memory import regularize_memory
-from letstalk_rt.training.data.audio_features import NUM_MOUTH_TARGETS, mel_encoder
-from letstalk_rt.training.data.windows import Batch, FlowLoss
-=======
-from letstalk_rt.models.memory import regularize
 from letstalk_rt.training.data.audio_features import (
     NUM_MOUTH_TARGETS,
     WARM_UP_FRAMES,
     mel_encoder,
 )
 from letstalk_rt.training.data.windows import Batch, FlowLossConfig
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 from letstalk_rt.training.stages.autoencoder_loss import mouth_spans
 
 LANDMARK_SCALE = 1000.0
@@ -66,15 +60,9 @@ class FlowTrainer(nn.Module):
             dropped = rand(count, 1, 1, 1) < self.weights.no_audio
             tokens = torch.where(dropped, self.denoiser.no_audio.to(tokens.dtype), tokens)
             t = torch.sigmoid(randn(count, 1)).expand(count, frames)
-<<<<<<< HEAD
-            alone = rand(count, 1) < 0.3
-            t = torch.where(alone, torch.ones_like(t), t)  # one-step use starts from noise alone
-            noise = model.without_background_noise(randn(*data.shape))
-=======
             pure_noise = rand(count, 1) < 0.3  # as the first sampling step starts
             t = torch.where(pure_noise, torch.ones_like(t), t)
-            noise = model.of_faces(randn(*data.shape))
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+            noise = model.without_background_noise(randn(*data.shape))
             time = t[..., None, None, None]
             noisy = (1 - time) * data + time * noise
             memory, filled = self.noised_memory(model, batch, generator)
@@ -148,15 +136,9 @@ class FlowTrainer(nn.Module):
         """
         landmarks = model.autoencoder.landmarks
         if landmarks is None:
-<<<<<<< HEAD
-            return {"lips": made.new_zeros(()), "change": made.new_zeros(())}
-        points = landmarks.decode_landmarks(model.to_latents(made, batch.portrait))
-        true = landmarks.decode_landmarks(batch.window)
-=======
             return {"lips": generated.new_zeros(()), "change": generated.new_zeros(())}
-        points = landmarks.points(model.to_latents(generated, batch.portrait))
-        true = landmarks.points(batch.window)
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+        points = landmarks.decode_landmarks(model.to_latents(generated, batch.portrait))
+        true = landmarks.decode_landmarks(batch.window)
         lips = points[:, :, LIPS] - points[:, :, LIPS].mean(2, keepdim=True)
         true_lips = true[:, :, LIPS] - true[:, :, LIPS].mean(2, keepdim=True)
         shape = _weighted((lips - true_lips) ** 2, trust)

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Training of LetsTalk as published, without the faults of the published code.
-=======
-"""Trains the faithful model as published, without the defects of the published training.
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+"""Trains LetsTalk as published, without the defects of the published training.
 
 Denoiser and audio projector are one module, so that the optimiser and the average include both. The
 memory gets noise of the first 50 of 1000 steps and loses a quarter of its positions, drawn for each
@@ -39,13 +35,8 @@ step 20,000 on."""
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
 class PaperBatch:
-    """Items of training; latents have unit variance.
-=======
-class FaithfulBatch:
     """A batch of training items; latents have unit variance.
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
     Attributes:
         features: Speech features `(B, T, layers, width)`.
@@ -60,15 +51,9 @@ class FaithfulBatch:
     clip: Tensor
     memory: Tensor
 
-<<<<<<< HEAD
     def to(self, device: torch.device) -> "PaperBatch":
-        """Give the same items on a device."""
-        return PaperBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
-=======
-    def to(self, device: torch.device) -> "FaithfulBatch":
         """Return the batch on a device."""
-        return FaithfulBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+        return PaperBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 def noisy_images(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -112,13 +97,8 @@ def paper_loss(
     )
     dropped = torch.rand(count, 1, 1, 1, generator=generator, device=source) < drop_speech
     tokens = tokens.masked_fill(dropped.to(device), 0.0)
-<<<<<<< HEAD
     memory = regularize_memory(batch.memory, generator, diffusion=True)
-    noise = torch.randn(clip.shape, generator=generator, device=where).to(device)
-=======
-    memory = regularize(batch.memory, generator, diffusion=True)
     noise = torch.randn(clip.shape, generator=generator, device=source).to(device)
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         predicted: Tensor = model.denoiser(x, t, tokens, batch.portrait, memory)
@@ -137,18 +117,7 @@ def train_paper_model(
     config: LoopConfig = PUBLISHED_LOOP,
     *,
     drop_speech: float = 0.0,
-<<<<<<< HEAD
 ) -> PaperModel:
-    """Train a model, or go on, and give the average of its weights.
-
-    Args:
-        model: denoiser and projector.
-        draw: makes a batch from a source of chance.
-        folder: of the run.
-        config: schedule.
-        drop_speech: see `paper_loss`.
-=======
-) -> FaithfulModel:
     """Train a model and return the average of its weights.
 
     Args:
@@ -156,8 +125,7 @@ def train_paper_model(
         draw: Draws a batch with a random generator.
         folder: The run's folder.
         config: Schedule.
-        drop_speech: See `faithful_loss`.
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
+        drop_speech: See `paper_loss`.
 
     Raises:
         InputError: `drop_speech` is out of range, or a batch has wrong tensors.

@@ -12,17 +12,10 @@ from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.paper import (
     PUBLISHED_LOOP,
-<<<<<<< HEAD
     PaperBatch,
-    noisy_pictures,
+    noisy_images,
     paper_loss,
     train_paper_model,
-=======
-    FaithfulBatch,
-    faithful_loss,
-    noisy_images,
-    train_faithful,
->>>>>>> 5b125ac (Training: plain names and docstrings in data and stages)
 )
 
 

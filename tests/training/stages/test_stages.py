@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import av
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from support.data_folder import (
-    CLIPS,
     FRAMES,
     face_points,
     frame_level,
@@ -828,8 +826,3 @@ class TestCalibration:
 @torch.no_grad()
 def read_all(reader, clip):
     return reader(clip.mel[None])[0]
-
-
-def test_the_drawn_folder_has_what_the_tests_count_on():
-    assert {row["tag"] for row in CLIPS} == {"ship", "lab"}
-    assert Path(dataset.__file__).name == "data.py"
