@@ -1,14 +1,13 @@
-"""Makes a trained flow quick: guidance, and where they can the steps, go into the denoiser itself.
+"""Distils a trained flow: guidance and, if possible, sampling steps go into the denoiser itself.
 
-The teacher is the flow as it was trained. The student starts from it and learns
+The teacher is the trained flow. The student starts from its weights and learns
 
-- what the teacher says with guidance, so that one call does what took a batch twice as large. The
-  weight is folded in, or, where the denoiser takes one, is an input drawn anew for each item;
-- where the denoiser takes a second time, mean velocities (MeanFlow): a few steps then do what took
-  many;
-- to go on from its own output: in most items, memory holds what the student has just made in a
-  roll-out of a few windows, while the teacher is shown what was recorded. Recordings of the same
-  sound anchor it: errors of earlier windows are to be undone, not carried on.
+- the teacher's velocity with guidance, so that one call replaces a batch twice as large. The
+  guidance is a constant or, if the denoiser takes it as an input, drawn for each item;
+- if the denoiser takes a second time, mean velocities (MeanFlow), so that a few steps replace many;
+- to continue its own output: in most items, the student's memory bank holds what it has generated
+  in a roll-out of a few windows, and the teacher's holds the recording. The recorded motion is
+  part of the target, so that errors of earlier windows are corrected and not continued.
 
 Source: guidance distillation, arXiv:2210.03142; MeanFlow, arXiv:2505.13447; roll-outs with ground
 truth as in arXiv:2506.08009, without its second network.
@@ -42,59 +41,59 @@ class DistillLossConfig:
     """Weights of the parts of the loss, and shares of special items.
 
     Attributes:
-        guidance: weight that is folded in; the upper end of what is drawn where it is an input.
-        truth: weight of the recorded motion beside the teacher's.
-        rollout: windows of own output before the one that is learned from, at most.
-        alone: share of items that start from noise alone, as one step does.
-        apart: share of items whose two times differ.
-        no_audio: share of items without sound.
+        guidance: The distilled guidance; if guidance is an input, the upper bound of what is drawn.
+        truth: Weight of the recorded motion as a target.
+        rollout: Maximum number of windows of own output before the trained window.
+        from_noise: Share of items that start from pure noise, as a single sampling step does.
+        distinct_times: Share of items whose two times differ.
+        no_audio: Share of items without audio condition.
     """
 
     guidance: float = 2.0
     truth: float = 0.2
     rollout: int = 4
-    alone: float = 0.6
-    apart: float = 0.25
+    from_noise: float = 0.6
+    distinct_times: float = 0.25
     no_audio: float = 0.1
 
 
 @dataclass(frozen=True)
 class _StudentInput:
-    """What student and teacher are given for one window."""
+    """The student's inputs for one window."""
 
     x: Tensor
     t: Tensor
-    heard: Tensor
+    tokens: Tensor
     portrait: PortraitState
     cache: TemporalCache
     guidance: Tensor
 
 
 class DistillTrainer(nn.Module):
-    """What is trained: the student's denoiser. All else of the model stays.
+    """The trained module: the student's denoiser; the rest of the model is frozen.
 
     Args:
-        model: a trained flow; its denoiser becomes the student's start.
-        teacher: the denoiser as it was trained.
-        loss: weights of the parts.
+        model: A trained flow; its denoiser becomes the student.
+        teacher: The denoiser as it was trained.
+        loss: Weights of the parts.
     """
 
     def __init__(self, model: AvatarModel, teacher: Denoiser, loss: DistillLossConfig) -> None:
         super().__init__()
         self.denoiser = model.denoiser.requires_grad_(True)
-        self._teacher = [teacher.requires_grad_(False).eval()]  # hidden: not trained, not averaged
+        self._teacher = [teacher.requires_grad_(False).eval()]  # a list hides it from the run
         self.weights = loss
 
     def loss(
         self, model: AvatarModel, batch: Batch, windows: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Give the loss of a batch and its parts.
+        """Return the loss of a batch and its parts.
 
         Args:
-            model: whose denoiser is trained; on the device of the batch.
-            batch: its window holds `windows` windows and the one that is learned from.
-            windows: length of the roll-out.
-            generator: source of chance, where the batch is.
+            model: The model whose denoiser is trained, on the batch's device.
+            batch: Its `window` holds the `windows` windows of the roll-out and the trained one.
+            windows: Length of the roll-out.
+            generator: Random generator on the batch's device.
         """
         shape = self.denoiser.config
         audio = mel_encoder(model).eval()
@@ -106,7 +105,7 @@ class DistillTrainer(nn.Module):
         last = slice(windows * shape.window, (windows + 1) * shape.window)
         data, spoken = data[:, last], spoken[:, last]
         silent = _rand(len(data), generator) < self.weights.no_audio
-        heard = torch.where(silent[:, None, None, None], self.denoiser.no_audio, spoken)
+        tokens = torch.where(silent[:, None, None, None], self.denoiser.no_audio, spoken)
         noise = model.without_background_noise(
             torch.randn(data.shape, generator=generator, device=data.device)
         )
@@ -114,22 +113,22 @@ class DistillTrainer(nn.Module):
         time = t[..., None, None, None]
         x = (1 - time) * data + time * noise
         weight = self._weights(len(data), generator)
-        pull = torch.where(silent, torch.zeros_like(weight), weight)
-        velocity = self._teacher_velocity(model, batch, (x, t, spoken), true, pull)
-        scene = _StudentInput(
+        guidance = torch.where(silent, torch.zeros_like(weight), weight)
+        velocity = self._teacher_velocity(model, batch, (x, t, spoken), true, guidance)
+        inputs = _StudentInput(
             x,
             t,
-            heard,
+            tokens,
             self.denoiser.portrait_state(model.normalized_portrait(batch.portrait)),
             self.denoiser.encode_memory(*own),
             weight,
         )
-        # One step shows the data straight away: there the recording is an anchor too.
-        whole = self._student(scene, x, t, torch.zeros_like(t) if shape.second_time else None)
+        # A single step predicts the data, so that the recording serves as a target, too.
+        whole = self._student(inputs, x, t, torch.zeros_like(t) if shape.second_time else None)
         truth = (x - time * whole - data).pow(2).flatten(1).mean(1)
         if shape.second_time:
-            self.denoiser.eval()  # both networks are then the same: drop-out is off
-            taught = mean_flow_loss(partial(self._student, scene), x, (t, end), velocity)
+            self.denoiser.eval()  # no dropout: both calls must compute the same function
+            taught = mean_flow_loss(partial(self._student, inputs), x, (t, end), velocity)
             self.denoiser.train()
         else:
             taught = (whole - velocity).pow(2).flatten(1).mean(1)
@@ -148,21 +147,21 @@ class DistillTrainer(nn.Module):
         windows: int,
         generator: torch.Generator,
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Give memory as it was recorded and as the student's roll-out left it, noised.
+        """Return the recorded memory bank, and the student's after a roll-out, with noise.
 
         Args:
-            model: whose denoiser is trained.
-            batch: for the portrait and the memory before the roll-out.
-            data: recorded motion of the roll-out's windows, and more.
-            spoken: audio tokens of them.
-            windows: length of the roll-out.
-            generator: source of chance.
+            model: The model whose denoiser is trained.
+            batch: Portrait and memory before the roll-out.
+            data: Recorded motion; begins with the roll-out's windows.
+            spoken: Their audio tokens.
+            windows: Length of the roll-out.
+            generator: Random generator.
 
         Returns:
-            Latents `(B, 1 + M, C, h, w)` and which are filled `(B, 1 + M)`, twice.
+            For each of the two: latents `(B, 1 + M, C, h, w)` and valid entries `(B, 1 + M)`.
         """
         count = self.denoiser.config.window
-        anchor = torch.zeros_like(data[:, 0])  # the portrait's own motion is none
+        anchor = torch.zeros_like(data[:, 0])  # the portrait has zero motion
         earlier = model.to_motion(batch.memory, batch.portrait)
         earlier = earlier * batch.filled[..., None, None, None]
         true = MemoryBank.anchored(anchor, earlier.shape[1])
@@ -188,12 +187,12 @@ class DistillTrainer(nn.Module):
         return (true.latents, true.filled), (own.latents, own.filled)
 
     def _rollout_guidance(self, model: AvatarModel) -> float:
-        """Give the guidance at which the student's own output is made: one call each."""
+        """Return the guidance of the roll-out, with one denoiser call per step."""
         asked = self.denoiser.config.guidance_input
         return model.preset.guidance if asked else model.distilled_guidance
 
     def _weights(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw how strong guidance shall be, `(B,)`."""
+        """Draw the guidance of each item, `(B,)`."""
         most = self.weights.guidance
         if not self.denoiser.config.guidance_input:
             return torch.full((count,), most, device=generator.device)
@@ -204,31 +203,31 @@ class DistillTrainer(nn.Module):
         self,
         model: AvatarModel,
         batch: Batch,
-        seen: tuple[Tensor, Tensor, Tensor],
+        inputs: tuple[Tensor, Tensor, Tensor],
         memory: tuple[Tensor, Tensor],
-        pull: Tensor,
+        guidance: Tensor,
     ) -> Tensor:
-        """Give the teacher's velocity with guidance.
+        """Return the teacher's velocity with guidance.
 
         Args:
-            model: for the units of the portrait.
-            batch: for the portrait.
-            seen: window, times and audio tokens.
-            memory: latents and which are filled.
-            pull: weight of the sound, `(B,)`; 0 for items without.
+            model: The model, which scales the portrait.
+            batch: The batch, for the portrait.
+            inputs: Window, times and audio tokens.
+            memory: Latents and valid entries of the memory bank.
+            guidance: Guidance, `(B,)`; 0 for items without audio condition.
         """
         (teacher,) = self._teacher
-        x, t, spoken = seen
+        x, t, spoken = inputs
         portrait = teacher.portrait_state(model.normalized_portrait(batch.portrait))
         cache = teacher.encode_memory(*memory)
-        heard = teacher.predict(x, t, spoken, portrait, cache)
-        unheard = teacher.predict(x, t, teacher.no_audio.expand_as(spoken), portrait, cache)
-        return unheard + pull[:, None, None, None, None] * (heard - unheard)
+        conditional = teacher.predict(x, t, spoken, portrait, cache)
+        unconditional = teacher.predict(x, t, teacher.no_audio.expand_as(spoken), portrait, cache)
+        return unconditional + guidance[:, None, None, None, None] * (conditional - unconditional)
 
-    def _student(self, scene: _StudentInput, x: Tensor, t: Tensor, end: Tensor | None) -> Tensor:
-        guidance = scene.guidance if self.denoiser.config.guidance_input else None
+    def _student(self, inputs: _StudentInput, x: Tensor, t: Tensor, end: Tensor | None) -> Tensor:
+        guidance = inputs.guidance if self.denoiser.config.guidance_input else None
         return self.denoiser.predict(
-            x, t, scene.heard, scene.portrait, scene.cache, end=end, guidance=guidance
+            x, t, inputs.tokens, inputs.portrait, inputs.cache, end=end, guidance=guidance
         )
 
 
@@ -238,19 +237,19 @@ def draw_times(
     """Draw the times at which steps begin and end, `(B, N)`.
 
     Args:
-        shares: of special items.
-        count: of items.
-        frames: of each.
-        generator: source of chance, on the device of the result.
+        shares: Shares of special items.
+        count: Number of items, B.
+        frames: Frames per item, N.
+        generator: Random generator on the device of the result.
     """
     drawn = torch.randn(2, count, generator=generator, device=generator.device)
     late, early = torch.sigmoid(drawn - 0.4).sort(0, descending=True).values
-    alone = _rand(count, generator) < shares.alone
-    late = torch.where(alone, torch.ones_like(late), late)
-    apart = _rand(count, generator) < shares.apart
-    end = torch.where(apart, early, late)
-    # A model of one step is asked for the whole way: that is learned as often as any other.
-    whole = apart & (_rand(count, generator) < 0.5)
+    from_noise = _rand(count, generator) < shares.from_noise
+    late = torch.where(from_noise, torch.ones_like(late), late)
+    distinct_times = _rand(count, generator) < shares.distinct_times
+    end = torch.where(distinct_times, early, late)
+    # Half of these go all the way to the data, which is what one-step sampling needs.
+    whole = distinct_times & (_rand(count, generator) < 0.5)
     end = torch.where(whole, torch.zeros_like(end), end)
     return late[:, None].expand(-1, frames), end[:, None].expand(-1, frames)
 
@@ -261,18 +260,18 @@ def mean_flow_loss(
     times: tuple[Tensor, Tensor],
     velocity: Tensor,
 ) -> Tensor:
-    """Give MeanFlow's loss of each item, `(B,)`.
+    """Return MeanFlow's loss of each item, `(B,)`.
 
-    The derivative along the flow is taken forward, without a graph, and the mean velocity by a
-    usual call: the same time, no extra memory. A network must give the same in both, so that its
-    drop-out has to be off.
+    The derivative along the flow comes from forward-mode differentiation without a graph, the mean
+    velocity from an ordinary call: the same time, no extra memory. Both must compute the same
+    function, so dropout has to be off.
 
     Args:
-        student: gives the mean velocity from a window and the times at which a step begins and
+        student: Predicts the mean velocity from a window and the times at which a step begins and
             ends.
-        x: the noisy window, `(B, N, C, h, w)`.
-        times: at which the step begins and ends, `(B, N)` each.
-        velocity: of the flow at the begin, as `x`.
+        x: The noisy window, `(B, N, C, h, w)`.
+        times: The times at which the step begins and ends, `(B, N)` each.
+        velocity: The flow's velocity at the beginning of the step, shaped as `x`.
 
     Source: arXiv:2505.13447, algorithm 1, with its adaptive weight (p = 1).
     """
@@ -301,19 +300,19 @@ def distill(
     batch_size: int = 32,
     loss: DistillLossConfig | None = None,
 ) -> AvatarModel:
-    """Distil a trained flow, or go on, and give the model that was best on `validation`.
+    """Distil a trained flow and return the model that was best on `validation`.
 
     Args:
-        model: as `train_flow` gave it; changed.
-        tracks: of the train split.
-        validation: tracks that choose when to stop.
-        folder: of the run.
-        config: schedule.
-        batch_size: windows a step, in each process.
-        loss: weights; the preset's guidance is folded in when None.
+        model: The result of `train_flow`; it is changed.
+        tracks: Training tracks.
+        validation: Tracks that select the best weights.
+        folder: The run's folder.
+        config: Schedule.
+        batch_size: Windows per step, in each process.
+        loss: Weights of the loss; None distils the preset's guidance.
 
     Raises:
-        InputError: no clip is long enough for the roll-outs.
+        InputError: No clip is long enough for the roll-outs.
     """
     weights = loss or DistillLossConfig(guidance=model.preset.guidance)
     model.to(config.device)
@@ -336,8 +335,8 @@ def distill(
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, DistillTrainer)
-        judged = _with_denoiser(model, averaged.denoiser)
-        figures = evaluate_flow(judged, validation, model.preset.steps, model.preset.guidance)
+        candidate = _with_denoiser(model, averaged.denoiser)
+        figures = evaluate_flow(candidate, validation, model.preset.steps, model.preset.guidance)
         run.keep_if_best(score(figures))
         return figures
 
@@ -347,10 +346,10 @@ def distill(
 
 
 def _source(tracks: list[Track], frames: int, memory: int) -> WindowSource:
-    """Draw whole roll-outs; memory from other moments is of no use before them."""
+    """Return a source of whole roll-outs, without stale memory, from long enough tracks."""
     long_enough = [track for track in tracks if len(track.quiet) >= frames]
     if not long_enough:
-        raise InputError(f"no clip has {frames} frames, as roll-outs need; add longer clips")
+        raise InputError(f"no clip has the {frames} frames that roll-outs need; add longer clips")
     return WindowSource(long_enough, frames, memory, FlowLossConfig(stale_memory=0.0))
 
 

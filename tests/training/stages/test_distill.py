@@ -139,7 +139,7 @@ class TestRollout:
 class TestMeanFlow:
     def test_the_loss_is_finite_and_reaches_the_second_time_and_the_guidance(self):
         model = make(MEAN)
-        trainer = make_trainer(model, apart=1.0, alone=0.0, guidance=3.0)
+        trainer = make_trainer(model, distinct_times=1.0, from_noise=0.0, guidance=3.0)
         loss, parts = trainer.loss(model, make_batch(memory=8, windows=1), 1, chance())
         loss.backward()
         denoiser = trainer.denoiser
@@ -172,7 +172,9 @@ class TestMeanFlow:
         torch.testing.assert_close(out, x - 1)
 
     def test_times_are_in_order_and_some_go_the_whole_way(self):
-        t, end = draw_times(DistillLossConfig(apart=0.5, alone=0.5), 400, WINDOW, chance())
+        t, end = draw_times(
+            DistillLossConfig(distinct_times=0.5, from_noise=0.5), 400, WINDOW, chance()
+        )
         assert (end <= t).all() and t.min() >= 0 and t.max() == 1
         assert (end == 0).any() and (end == t).float().mean() > 0.3
         assert torch.equal(t, t[:, :1].expand_as(t))
