@@ -16,7 +16,7 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 """What the International Press Telecommunications Council calls such pictures."""
 
 STATEMENT = (
-    "AI avatar: these pictures of a person were generated from one portrait and a voice; nobody "
+    "AI avatar: these images of a person were generated from one portrait and a voice; nobody "
     f"was filmed. Digital source type: {SOURCE_TYPE}. Made by letstalk_rt {__version__}."
 )
 

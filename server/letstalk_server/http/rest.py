@@ -31,7 +31,7 @@ from letstalk_server.settings import Settings
 from letstalk_server.webrtc import turn
 
 CONSENT = (
-    "I show myself in this picture, or the person in it has agreed to be shown as a talking avatar."
+    "This is a photo of me, or the person in it has agreed to be shown as a talking avatar."
 )
 IMAGE_TYPES = {"still.jpg": "image/jpeg", "thumbnail.jpg": "image/jpeg", "matte.png": "image/png"}
 MIN_TTL_S = 10
