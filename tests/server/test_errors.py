@@ -23,7 +23,7 @@ from letstalk_server.http.problem_details import (
 )
 from letstalk_server.protocol.server_messages import Fail
 
-DOCS = Path(__file__).parent.parent / "docs" / "protocol.md"
+DOCS = Path(__file__).parents[2] / "docs" / "protocol.md"
 PORTRAIT_CODES = {
     PortraitError: "bad-portrait",
     NotAnImageError: "not-an-image",
