@@ -1,9 +1,9 @@
-"""`letstalk eval`: judges the packaged model on people it never saw.
+"""`letstalk eval`: evaluates the packaged model on people who are not in the training data.
 
-Reconstruction through the latent; generation by the streaming pipeline, of clips from their first
-frame and of still portraits; silence; a run of ten minutes; speed. Faces are read off the pictures
-by independent networks (MediaPipe, SFace), not by the model's own eyes. Figures about sound have a
-control with the sound of another clip, and every figure that a true video has, too, has it beside.
+It measures reconstruction through the latent; generation by the streaming pipeline, of clips from
+their first frame and of still portraits; silence; a run of ten minutes; speed. Faces are measured
+by independent networks (MediaPipe, SFace), not by the model's own. Metrics of audio have a control
+with the audio of another clip, and metrics that apply to real video are given for it too.
 """
 
 import argparse
@@ -49,51 +49,51 @@ def evaluate(
     *,
     long_s: int = 0,
 ) -> EvaluationResult:
-    """Judge a model on people it never saw.
+    """Evaluate a model on people who are not in its training data.
 
     Args:
         pipeline: the model.
-        models: what looks at its videos.
-        clips: of the eval split.
+        models: networks that measure its videos.
+        clips: clips of the eval split.
         stills: names and portraits of the eval split; may be empty.
-        long_s: length of the long run in seconds; 0 leaves it out.
+        long_s: length of the long run in seconds; 0 skips it.
     """
-    findings = EvaluationResult()
+    result = EvaluationResult()
     autoencoder = pipeline.model.autoencoder
-    findings.figures |= evaluate_reconstruction(autoencoder, clips)
-    findings.figures |= evaluate_ssim(autoencoder, clips)
-    findings.figures |= evaluate_pairs(autoencoder, clips)
-    evaluate_clips(pipeline, models, clips, findings)
+    result.figures |= evaluate_reconstruction(autoencoder, clips)
+    result.figures |= evaluate_ssim(autoencoder, clips)
+    result.figures |= evaluate_pairs(autoencoder, clips)
+    evaluate_clips(pipeline, models, clips, result)
     if models.towers is not None:
         found = calibrate(models.towers, [c for c in clips if c.has_audio and c.kind == "real"])
-        findings.figures |= {k: found[k] for k in ("sync_found", "sync_found_shifted")}
+        result.figures |= {k: found[k] for k in ("sync_found", "sync_found_shifted")}
     if stills:
-        evaluate_stills(pipeline, models, stills, clips, findings)
+        evaluate_stills(pipeline, models, stills, clips, result)
     at_rest = closed_portraits(clips) + [portrait for _, portrait in stills]
-    evaluate_silence(pipeline, models, at_rest, findings)
-    findings.figures["drift"] = None
+    evaluate_silence(pipeline, models, at_rest, result)
+    result.figures["drift"] = None
     shown = stills[0][1] if stills else large_portrait(np.asarray(clips[0].frames[0]))
     if long_s:
-        run_long(pipeline, models, shown, clips, long_s, findings)
+        run_long(pipeline, models, shown, clips, long_s, result)
     else:
-        findings.figures |= measure_speed(pipeline, shown, clips)
-    findings.figures |= {
+        result.figures |= measure_speed(pipeline, shown, clips)
+    result.figures |= {
         "steps": pipeline.steps,
         "guidance": pipeline.guidance,
         "preset": pipeline.model.preset.name,
     }
-    return findings
+    return result
 
 
-def save_samples(findings: EvaluationResult, folder: Path) -> None:
-    """Write the contact sheets as pictures."""
+def save_samples(result: EvaluationResult, folder: Path) -> None:
+    """Write the contact sheets as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, sheet in findings.sheets:
+    for name, sheet in result.sheets:
         Image.fromarray(sheet).save(folder / f"{name.replace('/', '-').replace(' ', '-')}.png")
 
 
 def json_line(figures: dict[str, float | int | str | None]) -> str:
-    """Give the figures as one line of JSON; what could not be measured is null."""
+    """Return the figures as one line of JSON; a figure that is not finite becomes null."""
     clean = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in figures.items()
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(f"--long-s must be 0 or at least {SLICE_S}, got {args.long_s}")
     towers = load_towers(args.sync) if args.sync.exists() else None
     if towers is None:
-        print("no sync score: make its network with `letstalk train sync`", file=sys.stderr)
+        print("no sync score: train its network with `letstalk train sync`", file=sys.stderr)
     landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
     models = EvaluationModels(landmarker, Identity().likeness, towers)
     pipeline = AvatarPipeline.load(
@@ -124,55 +124,65 @@ def main(argv: list[str] | None = None) -> int:
     )
     clips = spread(load_clips(args.data, args.cache, "eval"), args.clips)
     if not clips:
-        raise InputError("the data folder has no clip of the split `eval`; see docs/training.md")
+        raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
     stills = still_portraits(pipeline, args.data, args.stills)
-    findings = evaluate(pipeline, models, clips, stills, long_s=args.long_s)
-    _tell(findings, args)
+    result = evaluate(pipeline, models, clips, stills, long_s=args.long_s)
+    _write(result, args)
     return 0
 
 
 def spread(clips: list[Clip], count: int | None) -> list[Clip]:
-    """Give `count` clips evenly taken from the list, so that all kinds are among them."""
+    """Return `count` clips spaced evenly over the list, so that all kinds are included."""
     if count is None or count >= len(clips):
         return clips
     return [clips[i] for i in np.linspace(0, len(clips) - 1, count).round().astype(int)]
 
 
-def _tell(findings: EvaluationResult, args: argparse.Namespace) -> None:
+def _write(result: EvaluationResult, args: argparse.Namespace) -> None:
     if args.samples:
-        save_samples(findings, args.samples)
+        save_samples(result, args.samples)
     if args.report:
-        write_report(findings, args.report, pictures=args.pictures)
-    for name, value in findings.figures.items():
+        write_report(result, args.report, pictures=args.pictures)
+    for name, value in result.figures.items():
         print(f"{name:28} {f'{value:.3f}' if isinstance(value, float) else value}")
     if args.json:
-        print(json_line(findings.figures))
+        print(json_line(result.figures))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="letstalk eval", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="the data folder")
-    add("--cache", type=Path, default=Path("cache"), help="decoded frames")
+    add("--cache", type=Path, default=Path("cache"), help="folder of decoded frames")
     add("--preset", default="tiny")
-    add("--weights", type=Path, help="weights file; the package's own if absent")
+    add("--weights", type=Path, help="weights file (default: the one of the package)")
     add("--device", default="auto")
-    add("--steps", type=int, help="sampler steps")
-    add("--guidance", type=float, help="weight of the sound against none")
+    add("--steps", type=int, help="sampling steps")
+    add("--guidance", type=float, help="weight of the audio condition")
     add("--threads", type=int)
-    add("--clips", "--limit", type=int, help="only N clips, evenly taken from all")
-    add("--stills", type=int, default=8, help="held-out portraits that speak (%(default)s)")
-    add("--long-s", type=int, default=600, help="length of the long run, 0 to skip (%(default)s)")
+    add("--clips", "--limit", type=int, help="number of clips, spaced evenly over all")
+    add(
+        "--stills",
+        type=int,
+        default=8,
+        help="number of held-out portraits to animate (%(default)s)",
+    )
+    add(
+        "--long-s",
+        type=int,
+        default=600,
+        help="length of the long run in seconds; 0 skips it (%(default)s)",
+    )
     add("--sync", type=Path, default=Path("runs/sync/best.pt"),
         help="network of the sync score, from `letstalk train sync` (%(default)s)")  # fmt: skip
     add("--landmarker", type=Path, help="face_landmarker.task")
-    add("--report", type=Path, metavar="FILE.html", help="report with plots and pictures")
+    add("--report", type=Path, metavar="FILE.html", help="report with plots and images")
     add(
         "--no-pictures",
         dest="pictures",
         action="store_false",
-        help="leave the faces of the data folder out of the report",
+        help="omit the faces of the data folder from the report",
     )
     add("--samples", type=Path, help="folder for contact sheets")
-    add("--json", action="store_true", help="one JSON document as the last line")
+    add("--json", action="store_true", help="print the figures as JSON in the last line")
     return parser

@@ -1,9 +1,9 @@
-"""`letstalk train`: one command per stage, each resumable by giving it again.
+"""`letstalk train`: trains the model in stages; run a stage again to resume it.
 
-autoencoder, and phones -> audio; both -> flow -> distill. decoder goes on with the autoencoder's
-second half, now also before a critic, without touching the latents that flow was trained on; finder
-at any time. Then export joins them into one file. sync is no part of it: it trains a judge for
-`letstalk eval`.
+The order is autoencoder, and phones -> audio; then flow -> distill, which need both. decoder
+continues the training of the autoencoder's decoder, with a critic; the latents that flow was
+trained on stay as they are. finder may run at any time. export joins all stages into one weights
+file. sync is separate: it trains the network of the sync score for `letstalk eval`.
 """
 
 import argparse
@@ -83,33 +83,35 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="letstalk train", description=__doc__)
     parser.add_argument("stage", choices=[*LOOPS, "export"])
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="decoded frames")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("cache"), help="folder of decoded frames"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    parser.add_argument("--steps", type=int, help="steps of this stage")
-    parser.add_argument("--rate", type=float, help="highest learning rate")
-    parser.add_argument("--batch", type=int, help="items a step")
+    parser.add_argument("--steps", type=int, help="training steps of this stage")
+    parser.add_argument("--rate", type=float, help="peak learning rate")
+    parser.add_argument("--batch", type=int, help="batch size")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--start",
         type=Path,
-        help="autoencoder, decoder, flow: run folder whose weights to begin with",
+        help="autoencoder, decoder, phones, flow: run folder with the initial weights",
     )
     parser.add_argument(
         "--surroundings",
         action="store_true",
-        help="flow: the denoiser of --start learns to move what is around the face, and no more",
+        help="flow: train the denoiser of --start on the background motion only",
     )
-    parser.add_argument("--autoencoder", help="presets b, l: folder or hub id of DC-AE f32c32")
+    parser.add_argument("--autoencoder", help="presets b and l: folder or hub id of DC-AE f32c32")
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument(
         "--lookahead-ms",
         type=int,
-        help="sound after a frame that the audio encoder hears: 0, 40, 80 or 160; alike in all "
-        "stages from phones to export (the preset's: 80)",
+        help="look-ahead of the audio encoder: 0, 40, 80 or 160; the same in all stages from "
+        "phones to export (default: the preset's, 80)",
     )
-    parser.add_argument("-o", "--output", type=Path, help="weights file that export writes")
+    parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
 
 
@@ -144,8 +146,8 @@ def _encoder(args: argparse.Namespace) -> AudioEncoderConfig:
     audio = _preset(args).audio
     if not isinstance(audio, AudioEncoderConfig):
         raise ConfigError(
-            f"preset {args.preset!r} hears by wav2vec 2.0; `letstalk train` trains the audio "
-            f"encoder of our own, take {args.preset.removesuffix('-wav2vec2')!r}"
+            f"preset {args.preset!r} uses wav2vec 2.0, which `letstalk train` does not train; use "
+            f"preset {args.preset.removesuffix('-wav2vec2')!r} instead"
         )
     return audio
 
@@ -201,7 +203,9 @@ def _audio(args: argparse.Namespace) -> None:
 
 def _flow(args: argparse.Namespace) -> None:
     if args.surroundings and not args.start:
-        raise InputError("--surroundings goes on with a denoiser: name its run with --start")
+        raise InputError(
+            "--surroundings continues the training of a denoiser: name its run with --start"
+        )
     model = AvatarModel(_preset(args))
     if isinstance(model.preset.autoencoder, DCAutoencoderConfig):
         model.autoencoder = _paper_autoencoder(args, model.autoencoder.image_size)
@@ -214,7 +218,7 @@ def _flow(args: argparse.Namespace) -> None:
     calibrate(reader, [track.audio_clip for track in validation])
     audio = mel_encoder(model)
     audio.load_state_dict(reader.audio.state_dict())
-    if args.start and audio.mouth is not None:  # how its denoiser was shown mouths
+    if args.start and audio.mouth is not None:  # the projection that its denoiser was trained with
         show = _part(averaged(args.start), "audio.mouth.show")
         audio.mouth.show.load_state_dict(show)
     kept = {track.audio_clip.name for track in tracks}
@@ -230,7 +234,7 @@ def _flow(args: argparse.Namespace) -> None:
         initial_weights=initial_weights,
         freeze_faces=args.surroundings,
     )
-    _keep(best, args.runs / "flow")
+    _save(best, args.runs / "flow")
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -241,13 +245,13 @@ def _distill(args: argparse.Namespace) -> None:
     tracks, validation = _tracks(args, model, clips)
     batch = args.batch or BATCH["distill"]
     best = distill(model, tracks, validation, args.runs / "distill", _loop(args), batch_size=batch)
-    _keep(best, args.runs / "distill")
+    _save(best, args.runs / "distill")
 
 
 def _tracks(
     args: argparse.Namespace, model: AvatarModel, clips: list[Clip]
 ) -> tuple[list[Track], list[Track]]:
-    """Give clips in latents, to train on and to judge by; sets the model's units."""
+    """Return encoded clips for training and for validation; set the scales of the model."""
     folder = args.runs / "flow"
     folder.mkdir(parents=True, exist_ok=True)
     reader = _reader(args)
@@ -266,7 +270,7 @@ def _tracks(
     return tracks, validation
 
 
-def _keep(model: AvatarModel, folder: Path) -> None:
+def _save(model: AvatarModel, folder: Path) -> None:
     if is_main_process():
         torch.save(model.state_dict(), folder / "model.pt")
 
@@ -289,7 +293,7 @@ def _sync(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    """Join the newest of all stages into one weights file."""
+    """Join the newest weights of all stages into one file."""
     model = AvatarModel(_preset(args))
     model.load_state_dict(
         torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
@@ -306,27 +310,27 @@ def _export(args: argparse.Namespace) -> None:
 def _paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:
     if args.autoencoder is None:
         raise InputError(
-            f"preset {args.preset!r} needs the paper's autoencoder: give --autoencoder FOLDER, or "
-            "a hub id such as mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"
+            f"preset {args.preset!r} needs the paper's autoencoder: set --autoencoder to a folder, "
+            "or a hub id such as mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"
         )
     return DCAutoencoder.load(args.autoencoder, image_size)
 
 
 def _newest_model(runs: Path) -> Path:
-    """Give the distilled model, unless the flow was trained anew after it."""
+    """Return the distilled model, unless flow was trained again after it."""
     flow, distilled = _existing(runs / "flow" / "model.pt"), runs / "distill" / "model.pt"
     newer = distilled.exists() and distilled.stat().st_mtime >= flow.stat().st_mtime
     return distilled if newer else flow
 
 
 def averaged(folder: Path) -> dict[str, torch.Tensor]:
-    """Give the averaged weights of a run's last checkpoint."""
+    """Return the averaged weights of the last checkpoint of a run."""
     state = torch.load(_existing(folder / "last.pt"), map_location="cpu", weights_only=True)
     return dict(state["averaged"])
 
 
 def _part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """Give the weights of one part of a model, named as in the part itself."""
+    """Return the weights of one submodule, without its prefix."""
     prefix = f"{name}."
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
@@ -341,7 +345,9 @@ def _reader(args: argparse.Namespace) -> MouthReader:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise InputError(f"no {path.name} of stage {path.parent.name!r}; run that stage first")
+        raise InputError(
+            f"{path.name} of stage {path.parent.name!r} does not exist; run that stage first"
+        )
     return path
 
 
