@@ -1,9 +1,9 @@
-"""Serves the page with a painted avatar.
+"""A server with a painted avatar.
 
 `python -m support.flash_server [PORT [SETTING=VALUE ...]]` in tests/.
 
-Its mouth is as wide open as the sound is loud, and a very loud sound, such as a beep, makes the
-whole picture flash.
+Its mouth opens with the level of the audio, and very loud audio, such as a beep, makes the whole
+frame white.
 """
 
 import sys
@@ -15,18 +15,18 @@ from letstalk_server.settings import Settings
 from support.server_fakes import Painter, model_of
 
 FLASH_LEVEL = 0.33
-PLACES = 16
+MAX_SESSIONS = 16
 SIZE = 256
-"""Of the picture, px: smaller is quicker to draw, send and look at."""
+"""Side of the video, px: small, so that it is quick to paint, encode and inspect."""
 
 
 class FlashPainter(Painter):
-    """Paints the picture white while the sound is very loud."""
+    """Paints white frames while the audio is very loud."""
 
-    def _window(self, pcm, state):
-        heard = np.concatenate([state["past"], pcm])
-        frames = super()._window(pcm, state)
-        levels = np.sqrt(np.square(heard[: 4 * 640].reshape(4, 640)).mean(1))
+    def paint_window(self, pcm, state):
+        audio = np.concatenate([state["past"], pcm])
+        frames = super().paint_window(pcm, state)
+        levels = np.sqrt(np.square(audio[: 4 * 640].reshape(4, 640)).mean(1))
         frames[levels > FLASH_LEVEL] = 255
         return frames
 
@@ -37,7 +37,7 @@ def main(arguments):
     for argument in arguments[1:]:
         key, _, value = argument.partition("=")
         options[key] = tuple(value.split(",")) if key == "allow_origins" else value
-    settings = Settings(max_sessions=PLACES, size=SIZE, **options)
+    settings = Settings(max_sessions=MAX_SESSIONS, size=SIZE, **options)
     return serve(settings, model_of(FlashPainter()))
 
 

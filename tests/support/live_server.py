@@ -1,4 +1,4 @@
-"""The server as people meet it: uvicorn with its WebSockets, in a thread of the test's process."""
+"""The real server, uvicorn with WebSockets, in a thread of the test process."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from support.server_fakes import Painter, model_of
 
 
 class Server(uvicorn.Server):
-    """Says when it is up, or has given up."""
+    """Sets `is_up` when it has started or has failed to."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
 
 @contextmanager
 def live(settings=None, pipeline=None, **uvicorn_options):
-    """Serve on a free port; gives the application and `host:port`."""
+    """Serve on a free port; yield the application and `host:port`."""
     app = create_app(settings or Settings(), model_of(pipeline or Painter()))
     options = {"ws": "websockets-sansio", "log_level": "error", "access_log": False}
     config = uvicorn.Config(app, port=0, **(options | uvicorn_options))
@@ -50,7 +50,7 @@ def live(settings=None, pipeline=None, **uvicorn_options):
 
 
 class Client:
-    """A WebSocket client that remembers what it was told and shown."""
+    """A WebSocket client that records messages and binary packets."""
 
     def __init__(self, socket):
         self.socket = socket

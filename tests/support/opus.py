@@ -1,4 +1,4 @@
-"""Opus packets as a peer sends them."""
+"""Opus packets as a WebRTC peer sends them."""
 
 from fractions import Fraction
 
@@ -18,8 +18,8 @@ def opus_packets(seconds=1.0, hz=440, shape=lambda wave: 12_000 * wave):
     pcm = shape(np.sin(2 * np.pi * hz * t)).astype(np.int16)
     packets = []
     for start in range(0, pcm.size, PACKET_SAMPLES):
-        piece = pcm[None, start : start + PACKET_SAMPLES]
-        frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
+        chunk = pcm[None, start : start + PACKET_SAMPLES]
+        frame = av.AudioFrame.from_ndarray(chunk, format="s16", layout="mono")
         frame.sample_rate, frame.pts = CLOCK_HZ, start
         packets += [bytes(packet) for packet in encoder.encode(frame)]
     return packets

@@ -1,7 +1,7 @@
-"""A model that paints, a peer that calls, and pictures to upload: what the server tests share.
+"""Shared by the server tests: a pipeline that paints, a WebRTC peer, and portraits to upload.
 
-The painter has the interface and the timing of the real model and no weights: its mouth is as wide
-open as the sound is loud. `python -m support.server_fakes` in tests/ serves the page with it.
+The painter has the interface of the real pipeline and no weights: its mouth opens with the level of
+the audio. `python -m support.server_fakes` in tests/ serves the page with it.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ SPF = 640
 
 
 class PaintedFinder:
-    """Sees a face wherever a picture is not empty."""
+    """Finds a face in every image that is not uniform."""
 
     crop_px = 256
 
@@ -48,7 +48,7 @@ class PaintedFinder:
 
 
 class Painter(Pipeline[dict]):
-    """A pipeline; `broken` makes sessions fail whose canvas has that colour in its corner."""
+    """A pipeline; steps fail for a canvas with the colour `broken` in its corner."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
     partial_sizes, device = (4,), "cpu"
@@ -72,18 +72,18 @@ class Painter(Pipeline[dict]):
 
     def step(self, pcm, states, deliver=None):
         self.steps += 1
-        window = np.stack([self._window(p, s) for p, s in zip(pcm, states, strict=True)])
+        window = np.stack([self.paint_window(p, s) for p, s in zip(pcm, states, strict=True)])
         if deliver is not None:
             deliver(window)
         return window
 
-    def _window(self, pcm, state):
+    def paint_window(self, pcm, state):
         canvas = state["portrait"].canvas
         if self.broken is not None and np.abs(canvas[0, 0].astype(int) - self.broken).max() < 30:
             raise RuntimeError("the secret of a user")
-        heard = np.concatenate([state["past"], pcm])
-        state["past"] = heard[-2 * SPF :]
-        levels = np.sqrt(np.square(heard[: 4 * SPF].reshape(4, SPF)).mean(1))
+        audio = np.concatenate([state["past"], pcm])
+        state["past"] = audio[-2 * SPF :]
+        levels = np.sqrt(np.square(audio[: 4 * SPF].reshape(4, SPF)).mean(1))
         state["count"] += 4
         return np.stack([paint(canvas, state["portrait"].box, level) for level in levels])
 
@@ -119,7 +119,7 @@ BACKDROPS = {"amber": (200, 130, 40), "blue": (40, 80, 160)}
 
 
 def model_of(pipeline):
-    """Give a loader: the pipeline with two default avatars, told apart by their backdrops."""
+    """Return a loader of the pipeline with two default avatars of different backdrops."""
 
     def load(settings):
         folder = Path(tempfile.mkdtemp(prefix="avatars-"))
@@ -131,13 +131,13 @@ def model_of(pipeline):
 
 
 def patient(**options):
-    """Give settings for a machine that may be busy: nobody is lost for being slow."""
+    """Return settings for a busy machine: slow connections are not considered lost."""
     return Settings(**{"heartbeat_timeout_s": 60, "report_timeout_s": 60, **options})
 
 
 @asynccontextmanager
 async def serving(settings=None, pipeline=None):
-    """Run the application in this loop; gives it and a client for it."""
+    """Run the application in this loop; yield it and an HTTP client for it."""
     app = create_app(settings or patient(), model_of(pipeline or Painter()))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -146,7 +146,7 @@ async def serving(settings=None, pipeline=None):
 
 
 class Voice(MediaStreamTrack):
-    """Says given sound, 48 kHz int16, again and again, in pieces of 20 ms at their time."""
+    """A microphone that plays 48 kHz int16 audio in a loop, in real time."""
 
     kind = "audio"
 
@@ -167,7 +167,7 @@ class Voice(MediaStreamTrack):
 
 
 class Peer:
-    """A real WebRTC peer in this process, with the page's manners."""
+    """A real WebRTC peer in this process that behaves like the page."""
 
     def __init__(self, voice=None, ping_s=1.0):
         self._ping_s = ping_s
@@ -229,7 +229,7 @@ class Peer:
         self.channel.send(message if isinstance(message, str | bytes) else json.dumps(message))
 
     def corner(self):
-        """Give the colour of the backdrop of the last picture."""
+        """Return the colour of the backdrop in the last frame."""
         return self.video[-1].to_ndarray(format="rgb24")[8:24, 8:24].mean((0, 1))
 
     async def close(self):

@@ -1,6 +1,6 @@
-"""A session's transport side without a server: a playout that is fed, a transport, real peers.
+"""The transport of a session without a server: a playout with test frames, a transport, real peers.
 
-The picture is grey, and white in the middle while the sound is loud: flash and beep.
+The video is grey, and white in the middle while the audio is loud: flash and beep.
 """
 
 import asyncio
@@ -23,21 +23,22 @@ from letstalk_rt.types import SAMPLES_PER_FRAME, AVFrame
 from letstalk_server.session.playout import SlotPlayout
 from letstalk_server.session.transport import Handlers, PeerRole
 from letstalk_server.webrtc.aiortc_transport import AiortcTransport
+from support import aiortc_internals
 
 SIDE = 256
 PERIOD = 15
 """Frames from flash to flash."""
 
 SHADES = (255, 210, 165)
-"""Of the frames of one flash: a receiver that missed the first can tell when it was."""
+"""Of the frames of one flash, so that a receiver that missed the first can compute its time."""
 
 
 def flash_and_beep(index, side=SIDE):
-    """Give frame `index`: the first ones of each period are bright and loud."""
+    """Return frame `index`: the first ones of each period are bright and loud."""
     place = index % PERIOD
     on = place < len(SHADES) and index >= PERIOD
     rgb = np.full((side, side, 3), 90, np.uint8)
-    rgb[:, : side // 2, 0] = index % 200  # every picture differs from the one before
+    rgb[:, : side // 2, 0] = index % 200  # every frame differs from the one before
     if on:
         rgb[side // 4 : -side // 4, side // 4 : -side // 4] = SHADES[place]
     t = np.arange(SAMPLES_PER_FRAME) / 16_000
@@ -49,11 +50,17 @@ class Stage:
     """One session: `transport`, `media` and what makes its frames."""
 
     def __init__(self, side=SIDE, **options):
-        self.transport = AiortcTransport(**options)
+        self.connections = []
+        """aiortc's peer connections at the server's end."""
+        self.transport = AiortcTransport(connect=self._connect, **options)
         self.playout = SlotPlayout(flash_and_beep(0, side).rgb)
         self.media = self.transport.media(self.playout)
         self.peers, self.guests = [], []
         self._side = side
+
+    def _connect(self, configuration):
+        self.connections.append(RTCPeerConnection(configuration))
+        return self.connections[-1]
 
     async def perform(self):
         index = 0
@@ -72,7 +79,7 @@ class Stage:
         return self.guests[-1]
 
     async def connect(self, guest, role=PeerRole.VIEWER, **handlers):
-        """Connect a `Guest` and give the server's end."""
+        """Connect a `Guest` and return the server's end."""
         peer = self.open(role, **handlers)
         await guest.accept(await peer.answer(await guest.offer()))
         return peer
@@ -97,7 +104,7 @@ async def staged(side=SIDE, **options):
 
 
 class Guest:
-    """A real peer in this process that keeps what it gets."""
+    """A real peer in this process that records what it receives."""
 
     def __init__(self, voice=None, video=True, codec=None, configuration=None):
         self.pc = RTCPeerConnection(configuration or RTCConfiguration(iceServers=[]))
@@ -111,7 +118,7 @@ class Guest:
             if each.kind == "video":
                 # aiortc waits 5 s for what was lost, a browser one; then both ask for a key frame.
                 buffer = JitterBuffer(capacity=128, is_video=True)
-                each.receiver._RTCRtpReceiver__jitter_buffer = buffer
+                aiortc_internals.set_jitter_buffer(each.receiver, buffer)
         self.onsets = Onsets()
         self.video, self.audio = [], []
         self.changed = asyncio.Event()
@@ -127,13 +134,10 @@ class Guest:
         await self.pc.setRemoteDescription(RTCSessionDescription(answer, "answer"))
 
     def forget(self):
-        """Begin anew with what is kept."""
+        """Clear the recording."""
         self.video.clear()
         self.audio.clear()
         self.onsets = Onsets()
-
-    def receiver(self, kind):
-        return next(t.receiver for t in self.pc.getTransceivers() if t.kind == kind)
 
     def _on_track(self, track):
         self._tasks.append(asyncio.ensure_future(self._record(track)))
@@ -162,32 +166,27 @@ class Guest:
 
 
 class SenderClock:
-    """What a receiver knows of a track: its first timestamp and the pairs in sender reports."""
+    """Maps timestamps of a received track to wall time by its sender reports, as browsers do."""
 
-    def __init__(self, guest, kind):
+    def __init__(self, pc, kind):
         self._rate = {"audio": 48_000, "video": 90_000}[kind]
         self._first, self._pairs = None, []
-        receiver = guest.receiver(kind)
-        self._handle_rtp = receiver._handle_rtp_packet
-        self._handle_rtcp = receiver._handle_rtcp_packet
-        receiver._handle_rtp_packet = self._on_rtp
-        receiver._handle_rtcp_packet = self._on_rtcp
+        receiver = next(t.receiver for t in pc.getTransceivers() if t.kind == kind)
+        aiortc_internals.observe_packets(receiver, self._on_rtp, self._on_rtcp)
 
     def __bool__(self):
         return len(self._pairs) > 2
 
-    async def _on_rtp(self, packet, arrival_time_ms):
+    def _on_rtp(self, packet):
         self._first = packet.timestamp if self._first is None else self._first
-        await self._handle_rtp(packet, arrival_time_ms)
 
-    async def _on_rtcp(self, packet):
+    def _on_rtcp(self, packet):
         if isinstance(packet, RtcpSrPacket) and packet.sender_info.ntp_timestamp:
             info = packet.sender_info
             self._pairs.append((info.rtp_timestamp, info.ntp_timestamp / 2**32))
-        await self._handle_rtcp(packet)
 
     def wall_s(self, pts):
-        """Give the moment that a timestamp stands for, by the reports so far."""
+        """Return the wall time of a timestamp, by the reports so far."""
         now = self._first + pts
         return float(np.median([ntp + _signed(now - rtp) / self._rate for rtp, ntp in self._pairs]))
 
@@ -197,7 +196,7 @@ def _signed(ticks):
 
 
 class Onsets:
-    """Finds the timestamps at which the middle lights up, and at which the sound begins."""
+    """Finds the timestamps at which the middle lights up, and at which the beep begins."""
 
     def __init__(self):
         self.flashes, self.beeps = [], []
@@ -224,23 +223,23 @@ class Onsets:
 
 
 def skews_ms(guest, clocks):
-    """Give for each flash how much later its beep is, for a receiver that trusts the reports."""
+    """Return for each flash how much later its beep is, by the sender reports."""
     if not all(clocks.values()) or not guest.onsets.beeps:
         return []
     sights = [clocks["video"].wall_s(pts) for pts in guest.onsets.flashes]
     chunks = np.array([clocks["audio"].wall_s(pts) for pts in guest.onsets.beeps])
     skews = [float(chunks[np.abs(chunks - at).argmin()] - at) * 1000 for at in sights]
-    return [skew for skew in skews if abs(skew) < 250]  # the beep of a lost one is far off
+    return [skew for skew in skews if abs(skew) < 250]  # further off is the beep of another flash
 
 
 class Path:
-    """A bad network between a peer connection and the world: loses, delays, reorders, fails.
+    """A bad network at the sending side of a peer connection.
 
     Args:
-        pc: the connection; what it sends goes this way.
+        pc: the connection whose packets are impaired.
         loss: share of packets lost.
-        delay_s: of all packets.
-        jitter_s: most that is added to it, different for each packet: they overtake each other.
+        delay_s: delay of all packets.
+        jitter_s: maximum random delay that is added, so that packets are reordered.
     """
 
     def __init__(self, pc, loss=0.0, delay_s=0.0, jitter_s=0.0, seed=0):
@@ -249,9 +248,7 @@ class Path:
         self._loss, self._delay_s, self._jitter_s = loss, delay_s, jitter_s
         self._random = random.Random(seed)
         self._sending = set()
-        self._ice = pc.getTransceivers()[0].sender.transport.transport
-        self._send_now = self._ice._send
-        self._ice._send = self._send
+        self._send_now = aiortc_internals.intercept_sent(pc, self._send)
 
     async def _send(self, data):
         if self.is_scene_change or self._random.random() < self._loss:

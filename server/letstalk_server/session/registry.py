@@ -122,8 +122,13 @@ class SessionRegistry:
     async def close(self, session: Session, reason: EndReason = EndReason.DELETED) -> None:
         """End a session and wait until its place is free."""
         if session.id in self._running:
-            _, task = self._running[session.id]
             session.end(reason)
+            await self.wait_ended(session)
+
+    async def wait_ended(self, session: Session) -> None:
+        """Wait until a session has ended and is removed."""
+        if session.id in self._running:
+            _, task = self._running[session.id]
             await asyncio.wait([task])
 
     async def aclose(self) -> None:

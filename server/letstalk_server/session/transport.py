@@ -1,13 +1,13 @@
-"""What the server needs of a WebRTC stack: a few verbs, so that another one can stand in.
+"""The interface of a WebRTC stack, so that it can be replaced.
 
-A session owns the engine and one `Media`. Peers attach to it, any number of them:
+A session owns the engine and one `Media`, to which any number of peers attach:
 
-    media = transport.media(playout)            # once per session; encodes once for all its peers
-    peer = transport.open(Role.TALKER, media, handlers)
+    media = transport.media(playout)            # once per session; encodes once for all peers
+    peer = transport.open(PeerRole.TALKER, media, handlers)
     answer = await peer.answer(offer_sdp)
     ...
-    media.show_anew()                           # the avatar was swapped: a key frame for everybody
-    await peer.aclose()                         # the others go on
+    media.request_key_frame()                   # after the avatar was changed
+    await peer.aclose()                         # the other peers continue
     await media.aclose()                        # after the last peer
 
 Handlers run on the event loop and must not block; they may be called from inside `answer`.
@@ -24,15 +24,15 @@ from letstalk_server.session.playout import SlotPlayout
 
 
 class PeerRole(StrEnum):
-    """What a peer does."""
+    """The role of a peer."""
 
-    TALKER = "talker"  # microphone up, avatar down, data channel: the page
-    VIEWER = "viewer"  # avatar down: WHEP
-    PUBLISHER = "publisher"  # microphone up: WHIP
+    TALKER = "talker"  # microphone, avatar, data channel
+    VIEWER = "viewer"  # receives the avatar: WHEP
+    PUBLISHER = "publisher"  # sends a microphone: WHIP
 
 
 class PeerState(StrEnum):
-    """How far a connection is. `FAILED` and `CLOSED` are final."""
+    """The state of a connection. `FAILED` and `CLOSED` are final."""
 
     CONNECTING = "connecting"
     CONNECTED = "connected"
@@ -42,58 +42,52 @@ class PeerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PeerStats:
-    """What is known of one connection.
+    """Statistics of one connection.
 
     Attributes:
-        codec: of the video sent, e.g. `VP8`; `None` while there is none.
-        bitrate: target of the video, bit/s.
-        packets_sent: of sound and video.
-        packets_resent: asked for again by the peer.
-        lost_ratio: share of the video packets that the peer missed of late.
-        round_trip_ms: `None` until a report came.
-        key_frames: asked for by the peer.
-        concealed_ms: gaps in the microphone's sound that were filled.
+        codec: video codec that is sent, e.g. `VP8`; `None` while no video is sent.
+        bitrate: target bitrate of the video, bit/s.
+        packets_sent: audio and video packets, without retransmissions.
+        lost_ratio: smoothed share of video packets that the peer lost.
+        concealed_ms: total duration of concealed gaps in the microphone's audio.
     """
 
     codec: str | None = None
     bitrate: int = 0
     packets_sent: int = 0
-    packets_resent: int = 0
     lost_ratio: float = 0.0
-    round_trip_ms: float | None = None
-    key_frames: int = 0
     concealed_ms: int = 0
 
 
-def _nothing(*args: object) -> None:
-    """Handle nothing."""
+def _ignore(*args: object) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """What a peer tells its session.
+    """Callbacks of a peer.
 
     Attributes:
-        state: the connection changed; called once with each state.
-        microphone: called once, when the peer's microphone track is there.
-        audio: called with each piece of its voice, `(n,)` float32 in [-1, 1] at 16 kHz, in order
-            and without gaps.
-        channel: the data channel is open; `peer.send` works from now on.
-        message: a data channel message, text or bytes, not trusted.
+        state: called once with each new state.
+        microphone: called once, when the microphone track starts.
+        audio: called with each chunk of the microphone, `(n,)` float32 in [-1, 1] at 16 kHz, in
+            order and without gaps.
+        channel: called when the data channel is open and `peer.send` works.
+        message: called with each data channel message, text or bytes; it is not trusted.
     """
 
-    state: Callable[[PeerState], None] = _nothing
-    microphone: Callable[[], None] = _nothing
-    audio: Callable[[np.ndarray], None] = _nothing
-    channel: Callable[[], None] = _nothing
-    message: Callable[[object], None] = _nothing
+    state: Callable[[PeerState], None] = _ignore
+    microphone: Callable[[], None] = _ignore
+    audio: Callable[[np.ndarray], None] = _ignore
+    channel: Callable[[], None] = _ignore
+    message: Callable[[object], None] = _ignore
 
 
 class Media(Protocol):
-    """The picture and the voice of one session, encoded once for all its peers."""
+    """The encoded audio and video of one session, shared by all its peers."""
 
     def request_key_frame(self) -> None:
-        """Make the next picture a key frame; call when the avatar was swapped."""
+        """Encode the next frame as a key frame; call after the avatar was changed."""
         ...
 
     async def aclose(self) -> None:
@@ -102,44 +96,44 @@ class Media(Protocol):
 
 
 class Peer(Protocol):
-    """One connection."""
+    """A peer connection."""
 
     @property
     def state(self) -> PeerState:
-        """How far it is."""
+        """State of the connection."""
         ...
 
     @property
     def last_received_s(self) -> float:
-        """When anything last came from the peer, `time.monotonic`; 0 before that.
+        """When a packet of the peer last arrived, `time.monotonic`; 0 before the first one.
 
-        A receiver reports about once a second, so 5 s of silence mean that it is gone.
+        Receivers send a report about once a second, so after 5 s of silence the peer is lost.
         """
         ...
 
     async def answer(self, offer: str) -> str:
-        """Accept an SDP offer and give the answer, candidates included; call it once.
+        """Accept an SDP offer and return the answer with all candidates; call it once.
 
         Raises:
-            BadOfferError: the offer is not SDP, or not one for this role.
+            BadOfferError: The offer is not valid SDP, or does not match the role.
         """
         ...
 
     async def trickle(self, fragment: str) -> None:
-        """Take further candidates: the body of a WHIP or WHEP `PATCH` (RFC 8840).
+        """Add trickled candidates: the body of a WHIP or WHEP `PATCH` (RFC 8840).
 
         Raises:
-            BadRequestError: it is not a fragment of candidates.
-            IceRestartError: it is for another connection.
+            BadRequestError: The body is not a valid SDP fragment.
+            IceRestartError: The fragment has another user name fragment.
         """
         ...
 
     def send(self, text: str) -> bool:
-        """Send a data channel message; False when there is no open channel or it is full."""
+        """Send a data channel message; return False if no channel is open or its buffer is full."""
         ...
 
     def stats(self) -> PeerStats:
-        """Give what is known of the connection."""
+        """Return statistics of the connection."""
         ...
 
     async def aclose(self) -> None:
@@ -148,16 +142,16 @@ class Peer(Protocol):
 
 
 class Transport(Protocol):
-    """Makes connections. One per server process."""
+    """Creates peer connections; there is one per server process."""
 
     def media(self, playout: SlotPlayout) -> Media:
-        """Make the media of a session."""
+        """Create the media of a session."""
         ...
 
     def open(self, role: PeerRole, media: Media, handlers: Handlers) -> Peer:
-        """Make the server's end of a connection; nothing happens before `answer`."""
+        """Create the server's end of a connection; nothing is sent before `answer`."""
         ...
 
     def close(self) -> None:
-        """Give everything back; call when all peers and media are closed."""
+        """Release all resources; call after all peers and media are closed."""
         ...

@@ -1,13 +1,13 @@
-"""WebRTC by aiortc: the `Transport` of this server. The only file that knows its connections.
+"""The `Transport` of this server, with aiortc. No other module uses its peer connections.
 
-Sender and receiver of each media section are ours (`sender.py`, `receiver.py`); aiortc does ICE,
-DTLS, SRTP, SCTP and SDP.
+`RtpSender` and `RtpReceiver` replace aiortc's in each media section; aiortc does ICE, DTLS, SRTP,
+SCTP and SDP.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from aiortc import (
@@ -36,12 +36,12 @@ from letstalk_server.webrtc.sdp import clean_offer, media_kinds, parse_fragment
 
 log = logging.getLogger(__name__)
 
-ENCODERS = 4
-"""Threads that encode pictures."""
+ENCODER_THREADS = 4
+"""Threads that encode video."""
 
 CLOSE_TIMEOUT_S = 5.0
 MAX_UNSENT_BYTES = 65_536
-"""Messages to a page that does not read them are dropped beyond this."""
+"""Data channel messages are dropped while more than this is buffered."""
 
 _DIRECTIONS = {
     (PeerRole.TALKER, "video"): "sendonly",
@@ -55,12 +55,14 @@ _CODECS = {"video": ("video/vp8", "video/rtx", "video/h264"), "audio": ("audio/o
 
 
 class AiortcTransport:
-    """Makes connections with aiortc; see `transport.Transport`.
+    """Creates peer connections with aiortc; see `transport.Transport`.
 
     Args:
-        ice_servers: STUN and TURN servers that this side uses itself.
-        bitrates: bounds of the video.
-        prefer: codec to send where the peer can take it, `VP8` or `H264`.
+        ice_servers: STUN and TURN servers that the server itself uses.
+        bitrates: bounds of the video bitrate.
+        prefer: preferred video codec, `VP8` or `H264`.
+        executor: where video is encoded; `close` shuts it down.
+        connect: creates aiortc's peer connections.
     """
 
     def __init__(
@@ -69,12 +71,17 @@ class AiortcTransport:
         bitrates: Bitrates | None = None,
         *,
         prefer: str = "VP8",
+        executor: Executor | None = None,
+        connect: Callable[[RTCConfiguration], RTCPeerConnection] = RTCPeerConnection,
     ) -> None:
         self._bitrates = bitrates or Bitrates()
         self._codecs = dict(_CODECS)
         if prefer == "H264":
             self._codecs["video"] = ("video/h264", "video/rtx", "video/vp8")
-        self._executor = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
+        self._executor = executor or ThreadPoolExecutor(
+            ENCODER_THREADS, thread_name_prefix="encode"
+        )
+        self._connect = connect
         self._configuration = RTCConfiguration(
             iceServers=[
                 RTCIceServer(
@@ -86,22 +93,22 @@ class AiortcTransport:
         _offer_fir()
 
     def media(self, playout: SlotPlayout) -> SharedMedia:
-        """Make the media of a session."""
+        """Create the media of a session."""
         return SharedMedia(playout, self._bitrates, self._executor)
 
     def open(self, role: PeerRole, media: Media, handlers: Handlers) -> "AiortcPeer":
-        """Make the server's end of a connection; nothing happens before `answer`."""
-        assert isinstance(media, SharedMedia), "media must come from the same transport"
-        pc = RTCPeerConnection(self._configuration)
+        """Create the server's end of a connection; nothing is sent before `answer`."""
+        assert isinstance(media, SharedMedia), "media must be created by the same transport"
+        pc = self._connect(self._configuration)
         return AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs)
 
     def close(self) -> None:
-        """Give the threads back; call when all peers and media are closed."""
+        """Shut down the threads; call after all peers and media are closed."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class AiortcPeer:
-    """One connection; see `transport.Peer`."""
+    """A peer connection; see `transport.Peer`."""
 
     def __init__(
         self,
@@ -129,22 +136,22 @@ class AiortcPeer:
 
     @property
     def state(self) -> PeerState:
-        """How far the connection is."""
+        """State of the connection."""
         return self._state
 
     @property
     def last_received_s(self) -> float:
-        """When anything last came from the peer, `time.monotonic`; 0 before that."""
-        last_received_s = [sender.last_received_s for sender in self._senders]
+        """When a packet of the peer last arrived, `time.monotonic`; 0 before the first one."""
+        times_s = [sender.last_received_s for sender in self._senders]
         if self._receiver is not None:
-            last_received_s.append(self._receiver.last_received_s)
-        return max(last_received_s, default=0.0)
+            times_s.append(self._receiver.last_received_s)
+        return max(times_s, default=0.0)
 
     async def answer(self, offer: str) -> str:
-        """Accept an SDP offer and give the answer, candidates included; call it once.
+        """Accept an SDP offer and return the answer with all candidates; call it once.
 
         Raises:
-            BadOfferError: the offer is not SDP, or not one for this role.
+            BadOfferError: The offer is not valid SDP, or does not match the role.
         """
         sdp = clean_offer(offer, self._role)
         try:
@@ -154,11 +161,11 @@ class AiortcPeer:
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             await self._pc.setLocalDescription(await self._pc.createAnswer())
         except Exception as error:
-            # aiortc's parser raises whatever a malformed line leads to, and its text may quote SDP.
+            # aiortc's parser may raise anything, and the message may quote the SDP.
             log.info("offer refused (%s)", type(error).__name__)
             raise BadOfferError(
-                "The offer could not be negotiated. It must be WebRTC SDP with VP8 or H.264 for "
-                "the picture and Opus for the sound."
+                "The offer could not be negotiated. It must be WebRTC SDP with VP8 or H.264 video "
+                "and Opus audio."
             ) from None
         self._ufrag = next(
             (line[12:] for line in sdp.split("\r\n") if line.startswith("a=ice-ufrag:")), None
@@ -166,16 +173,16 @@ class AiortcPeer:
         return str(self._pc.localDescription.sdp)
 
     async def trickle(self, fragment: str) -> None:
-        """Take further candidates: the body of a WHIP or WHEP `PATCH` (RFC 8840).
+        """Add trickled candidates: the body of a WHIP or WHEP `PATCH` (RFC 8840).
 
         Raises:
-            BadRequestError: it is not a fragment of candidates.
-            IceRestartError: it is for another connection.
+            BadRequestError: The body is not a valid SDP fragment.
+            IceRestartError: The fragment has another user name fragment.
         """
         parsed = parse_fragment(fragment)
         if parsed.ufrag is not None and parsed.ufrag != self._ufrag:
             raise IceRestartError(
-                "ICE cannot be restarted here. Close this connection and make a new one."
+                "ICE restarts are not supported. Close this connection and open a new one."
             )
         for text, mid in parsed.candidates:
             try:
@@ -183,12 +190,12 @@ class AiortcPeer:
                 candidate.sdpMid = mid
                 await self._pc.addIceCandidate(candidate)
             except Exception:
-                # As with offers: anything may be raised, and it may quote an address.
-                detail = "A candidate is malformed, or of no section of the offer."
+                # As with offers: anything may be raised, and the message may quote an address.
+                detail = "A candidate is malformed, or its media section is not in the offer."
                 raise BadRequestError(detail) from None
 
     def send(self, text: str) -> bool:
-        """Send a data channel message; False when there is no open channel or it is full."""
+        """Send a data channel message; return False if no channel is open or its buffer is full."""
         channel = self._channel
         if channel is None or channel.readyState != "open":
             return False
@@ -198,23 +205,18 @@ class AiortcPeer:
         return True
 
     def stats(self) -> PeerStats:
-        """Give what is known of the connection."""
+        """Return statistics of the connection."""
         video = next((sender for sender in self._senders if sender.kind == "video"), None)
-        heard = 0 if self._receiver is None else self._receiver.microphone.concealed_samples
+        concealed = 0 if self._receiver is None else self._receiver.microphone.concealed_samples
         sent = sum(sender.packets_sent for sender in self._senders)
-        resent = sum(sender.resent for sender in self._senders)
-        concealed_ms = heard * 1000 // CLOCK_HZ
+        concealed_ms = concealed * 1000 // CLOCK_HZ
         if video is None:
-            return PeerStats(packets_sent=sent, packets_resent=resent, concealed_ms=concealed_ms)
-        trip_s = video.round_trip_s
+            return PeerStats(packets_sent=sent, concealed_ms=concealed_ms)
         return PeerStats(
             codec=video.codec,
             bitrate=video.bitrate,
             packets_sent=sent,
-            packets_resent=resent,
             lost_ratio=video.lost_ratio,
-            round_trip_ms=None if trip_s is None else trip_s * 1000,
-            key_frames=video.key_frames_asked,
             concealed_ms=concealed_ms,
         )
 
@@ -227,59 +229,59 @@ class AiortcPeer:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._pc.close()
         except Exception as error:
-            # aiortc trips over connections that were only half set up; the rest must still end.
-            log.warning("a peer connection did not close in order (%s)", type(error).__name__)
+            # aiortc may raise on connections that were not fully set up; the rest must still close.
+            log.warning("closing a peer connection failed (%s)", type(error).__name__)
         for sender in self._senders:
             await sender.stop()
         if self._receiver is not None:
             await self._receiver.stop()
         self._pc.remove_all_listeners()
-        self._enter(PeerState.CLOSED)
+        self._set_state(PeerState.CLOSED)
 
     def _add(self, kind: str) -> None:
-        """Make the transceiver of an offered section, with our sender and receiver in it."""
+        """Add the transceiver of an offered media section, with our sender and receiver."""
         direction = _DIRECTIONS[self._role, kind]
         transceiver = self._pc.addTransceiver(kind, direction)
         transceiver.setCodecPreferences(_capabilities(kind, self._codecs[kind]))
         transport = transceiver.sender.transport
-        sender = RtpSender(kind, transport, self._media, self._bitrates, self._on_media_end)
+        sender = RtpSender(kind, transport, self._media, self._bitrates, self._on_stream_end)
         sender._stream_id = transceiver.sender._stream_id
         self._senders.append(sender)
-        _put(transceiver, "sender", sender)
+        _replace(transceiver, "sender", sender)
         if kind == "audio":
             self._receiver = RtpReceiver(transport, self._handlers.microphone, self._handlers.audio)
-            _put(transceiver, "receiver", self._receiver)
+            _replace(transceiver, "receiver", self._receiver)
         transceiver.receiver._set_rtcp_ssrc(sender._ssrc)
 
-    def _enter(self, state: PeerState) -> None:
+    def _set_state(self, state: PeerState) -> None:
         if state != self._state and self._state not in (PeerState.FAILED, PeerState.CLOSED):
             self._state = state
             self._handlers.state(state)
 
-    def _on_media_end(self) -> None:
+    def _on_stream_end(self) -> None:
         if not self._closing:
-            self._enter(PeerState.FAILED)
+            self._set_state(PeerState.FAILED)
 
     def _on_state(self) -> None:
-        known = {
+        states = {
             "connected": PeerState.CONNECTED,
             "failed": PeerState.FAILED,
             "closed": PeerState.CLOSED,
         }
-        self._enter(known.get(self._pc.connectionState, PeerState.CONNECTING))
+        self._set_state(states.get(self._pc.connectionState, PeerState.CONNECTING))
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if self._channel is not None:
-            return  # one is enough; others are not listened to
+            return  # further channels are ignored
         self._channel = channel
         channel.on("message", self._handlers.message)
         self._handlers.channel()
 
 
-def _put(transceiver: RTCRtpTransceiver, what: str, replacement: Any) -> None:
-    """Put our sender or receiver in the place of aiortc's, which has no way to choose them."""
-    name = f"_RTCRtpTransceiver__{what}"
-    assert name in vars(transceiver), f"aiortc keeps its {what} somewhere else now"
+def _replace(transceiver: RTCRtpTransceiver, part: str, replacement: Any) -> None:
+    """Replace the sender or receiver of a transceiver, for which aiortc has no interface."""
+    name = f"_RTCRtpTransceiver__{part}"
+    assert name in vars(transceiver), f"this version of aiortc has no attribute {name}"
     setattr(transceiver, name, replacement)
 
 
@@ -289,7 +291,7 @@ def _capabilities(kind: str, names: tuple[str, ...]) -> list[RTCRtpCodecCapabili
 
 
 def _offer_fir() -> None:
-    """Let aiortc negotiate full intra requests, which our sender understands."""
+    """Make aiortc negotiate full intra requests (FIR), which our sender supports."""
     fir = RTCRtcpFeedback(type="ccm", parameter="fir")
     for codec in CODECS["video"]:
         if not is_rtx(codec) and fir not in codec.rtcpFeedback:

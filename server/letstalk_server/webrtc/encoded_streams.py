@@ -1,7 +1,8 @@
-"""The encoded picture and voice of one session: made once, handed to any number of senders.
+"""The encoded streams of one session: encoded once, sent by any number of senders.
 
-A feed runs while somebody subscribes. It asks the playout for a slot when that is due, encodes it
-and hands it to each subscriber; it never waits for the model nor for a slow subscriber.
+A stream runs while it has subscribers. It reads each slot from the playout when the slot is due,
+encodes it and passes it to every subscriber; it waits neither for the model nor for a slow
+subscriber.
 """
 
 import asyncio
@@ -33,33 +34,33 @@ log = logging.getLogger(__name__)
 PACKETS_PER_SLOT = PACKETS_PER_S // FPS
 PACKET_S = 1 / PACKETS_PER_S
 MAX_LATE_S = 0.2
-"""Sound later than this is skipped; less is sent at once to catch up."""
+"""Audio that is later than this is skipped; audio that is less late is sent at once."""
 
 KEY_FRAME_INTERVAL_S = 0.3
-"""Key frames come no faster than this, however often they are asked for."""
+"""Minimum time between requested key frames."""
 
 FALL_INTERVAL_S, RISE_INTERVAL_S = 1.0, 5.0
-"""The video's bitrate changes no faster than this: each change costs a key frame."""
+"""Minimum time before the bitrate is lowered or raised: each change costs a key frame."""
 
 FALL_STEP, RISE_STEP = 1 / 1.2, 1.5
-"""Nor for less than these factors."""
+"""Smallest factors by which the bitrate is changed."""
 
 FEC_ON_LOSS, FEC_OFF_LOSS = 0.005, 0.001
-"""Share of lost packets from which on the voice is sent redundantly, and up to which no longer."""
+"""Share of lost packets above which Opus FEC is switched on, and below which it is off again."""
 
 SCENE_CHANGE = 20
-"""Mean difference of two pictures, of 255, from which on the second one is another scene."""
+"""Mean difference of two frames, of 255, above which the second one is another scene."""
 
 RtpTimestamp = int
 
 
 class Subscription:
-    """What one sender gets of a feed.
+    """The subscription of one sender to a stream.
 
     Args:
-        stream: where it comes from.
-        deliver: called with each item; False from a sender that is behind and cannot take it.
-        on_end: called once, when the feed has ended of itself.
+        stream: the stream that is subscribed to.
+        deliver: called with each unit; returns False if the sender is behind and dropped it.
+        on_end: called once, when the stream has ended by itself.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class Subscription:
         self._needs_key_frame = True
         self.on_end = on_end
         self.bitrate: int | None = None
-        """What this receiver can take, bit/s; `None` as long as nothing is known."""
+        """Bandwidth estimate of this receiver, bit/s; `None` before the first one."""
         self.lost_ratio = 0.0
-        """Share of the packets that this receiver missed of late."""
+        """Share of packets that this receiver lost recently."""
 
     def push(self, unit: EncodedUnit) -> None:
-        """Deliver an item; after one that was not taken, none before the next key frame."""
+        """Deliver a unit. After one that was dropped, wait for the next key frame."""
         if self._needs_key_frame and not unit.key_frame:
             return
         self._needs_key_frame = not self._deliver(unit)
@@ -87,13 +88,13 @@ class Subscription:
 
 
 class EncodedStream:
-    """One encoded stream. Subclasses say what one turn makes.
+    """Base class of the encoded streams; subclasses implement `_serve`.
 
     Args:
         playout: the session's clock and slots.
-        clock_hz: of its timestamps.
-        delay_ticks: by how much its content is later than its timestamps.
-        codec: its name in SDP.
+        clock_hz: rate of the RTP clock.
+        delay_ticks: delay of the codec, in ticks of the RTP clock.
+        codec: name of the codec in SDP.
     """
 
     def __init__(self, playout: SlotPlayout, clock_hz: int, delay_ticks: int, codec: str) -> None:
@@ -108,7 +109,7 @@ class EncodedStream:
     def subscribe(
         self, deliver: Callable[[EncodedUnit], bool], on_end: Callable[[], None] = lambda: None
     ) -> Subscription:
-        """Begin to receive, from the next picture or piece on; see `Subscription`."""
+        """Start to receive, beginning with the next frame or packet; see `Subscription`."""
         subscription = Subscription(self, deliver, on_end)
         if self._closed:
             on_end()
@@ -116,32 +117,32 @@ class EncodedStream:
         self._subscriptions.append(subscription)
         self.request_key_frame()
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"feed-{self.codec}")
+            self._task = asyncio.create_task(self._run(), name=f"stream-{self.codec}")
         return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:
-        """Receive no more; the last one stops the work. Safe to call twice."""
+        """Stop receiving; without subscribers the stream stops. Safe to call twice."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
         if not self._subscriptions:
             await self._stop()
 
     async def aclose(self) -> None:
-        """End for everybody. Safe to call twice."""
+        """End the stream for all subscribers. Safe to call twice."""
         self._closed = True
         self._end()
         await self._stop()
 
     def request_key_frame(self) -> None:
-        """Make one of the next pictures a key frame."""
+        """Encode one of the next frames as a key frame."""
 
     def current_timestamp(self) -> RtpTimestamp:
-        """Give the timestamp of what is to be seen or heard at this very moment."""
+        """Return the RTP timestamp of what is presented now, without the random offset."""
         return round(self._playout.now() * self.clock_hz) + self._delay_ticks
 
     @property
     def held_s(self) -> float:
-        """How long the session's clock has stood still in all."""
+        """Total time for which the session's playout clock was held, s."""
         return self._playout.held_s
 
     async def _stop(self) -> None:
@@ -154,7 +155,7 @@ class EncodedStream:
         try:
             await self._serve()
         except Exception as error:
-            # Only the type: its text might hold what somebody said.
+            # Log only the type: the message might contain user data.
             log.error("encoding %s failed (%s)", self.codec, type(error).__name__)
             self._closed = True
             self._end()
@@ -167,7 +168,7 @@ class EncodedStream:
             try:
                 subscription.push(unit)
             except Exception as error:
-                # What one connection trips over is its own affair: the others go on.
+                # A failure of one connection must not affect the others.
                 log.error("sending %s failed (%s)", self.codec, type(error).__name__)
                 self._subscriptions.remove(subscription)
                 subscription.on_end()
@@ -179,12 +180,12 @@ class EncodedStream:
 
 
 class EncodedVideo(EncodedStream):
-    """The avatar's picture, 25 fps.
+    """The encoded video of a session, 25 fps.
 
     Args:
         playout: the session's clock and slots.
         codec: `VP8` or `H264`.
-        bitrates: bounds.
+        bitrates: bounds of the bitrate.
         executor: where encoding runs.
         clock: monotonic seconds.
     """
@@ -215,7 +216,7 @@ class EncodedVideo(EncodedStream):
         loop = asyncio.get_running_loop()
         number = 0
         while True:
-            # One that is late gives way to the present one.
+            # Skip slots that are already past.
             number = max(number + 1, int(self._playout.now() / SLOT_S))
             await self._playout.wait_until(number * SLOT_S)
             rgb = self._playout.read_slot(number).rgb
@@ -226,12 +227,12 @@ class EncodedVideo(EncodedStream):
             self._distribute(encoded)
 
     def _encode(self, rgb: np.ndarray, number: int, key_frame: bool) -> EncodedUnit:
-        # Cancelled work still runs to its end in the thread, while a new viewer may have come.
+        # After a cancellation the thread may still be encoding when a new task has started.
         with self._encoding:
             return self._encoder.encode(rgb, number, key_frame=key_frame)
 
     def _begin_frame(self, rgb: np.ndarray) -> bool:
-        """Follow the receivers' bitrate; tell whether this picture is to be a key frame."""
+        """Adapt the bitrate and return whether this frame must be a key frame."""
         now_s = self._clock()
         last, self._last = self._last, rgb
         needed = self._adapt(now_s) or is_scene_change(last, rgb)
@@ -242,11 +243,11 @@ class EncodedVideo(EncodedStream):
         return True
 
     def _adapt(self, now_s: float) -> bool:
-        """Change the bitrate where that is worth a key frame."""
+        """Change the bitrate if the difference is worth a key frame; return whether it changed."""
         known = [s.bitrate for s in self._subscriptions if s.bitrate is not None]
         if not known:
             return False
-        # One picture for all: the weakest receiver decides.
+        # All receivers share one encoding, so the lowest estimate decides.
         wanted = min(max(min(known), self._bitrates.minimum), self._bitrates.maximum)
         change, since_s = wanted / self.bitrate, now_s - self._bitrate_set_at_s
         falls = change <= FALL_STEP and since_s >= FALL_INTERVAL_S
@@ -258,7 +259,7 @@ class EncodedVideo(EncodedStream):
 
 
 def is_scene_change(last: np.ndarray | None, rgb: np.ndarray) -> bool:
-    """Tell whether a picture, `(H, W, 3)` uint8, is of another scene than the one before."""
+    """Return whether a frame, `(H, W, 3)` uint8, shows another scene than the last one."""
     if last is None or last.shape != rgb.shape:
         return True
     if last is rgb:
@@ -268,7 +269,7 @@ def is_scene_change(last: np.ndarray | None, rgb: np.ndarray) -> bool:
 
 
 class EncodedAudio(EncodedStream):
-    """The avatar's voice, Opus packets of 20 ms.
+    """The encoded audio of a session, Opus packets of 20 ms.
 
     Args:
         playout: the session's clock and slots.
@@ -287,19 +288,19 @@ class EncodedAudio(EncodedStream):
                 number = present
             await self._playout.wait_until(number * PACKET_S)
             self._adapt()
-            # Opus takes 0.1 ms for a piece, less than a change of threads would.
-            self._distribute(self._opus.encode(self._packet_pcm(number), number))
+            # Opus takes 0.1 ms per packet, less than a thread switch.
+            self._distribute(self._opus.encode(self.packet_pcm(number), number))
             number += 1
 
     def _adapt(self) -> None:
-        """Send the voice redundantly while a receiver misses packets."""
+        """Switch Opus FEC on while a receiver loses packets."""
         lost = max((s.lost_ratio for s in self._subscriptions), default=0.0)
         wanted = lost > (FEC_OFF_LOSS if self._uses_fec else FEC_ON_LOSS)
         if wanted != self._uses_fec:
             self._uses_fec, self._opus = wanted, RtpOpusEncoder(fec=wanted)
 
-    def _packet_pcm(self, number: int) -> np.ndarray:
-        """Give piece `number`, `(320,)` float32."""
+    def packet_pcm(self, number: int) -> np.ndarray:
+        """Return the audio of packet `number`, `(320,)` float32."""
         slot, part = divmod(number, PACKETS_PER_SLOT)
         pcm: np.ndarray = self._playout.read_slot(slot).pcm[
             part * PACKET_SAMPLES : (part + 1) * PACKET_SAMPLES
@@ -308,12 +309,12 @@ class EncodedAudio(EncodedStream):
 
 
 class SharedMedia:
-    """The feeds of one session; see `transport.Media`.
+    """The encoded streams of one session; see `transport.Media`.
 
     Args:
         playout: the session's clock and slots.
         bitrates: bounds of the video.
-        executor: where pictures are encoded.
+        executor: where video is encoded.
     """
 
     def __init__(self, playout: SlotPlayout, bitrates: Bitrates, executor: Executor) -> None:
@@ -324,7 +325,7 @@ class SharedMedia:
         self._audio_stream: EncodedAudio | None = None
 
     def video(self, codec: str) -> EncodedVideo:
-        """Give the one feed of a video codec."""
+        """Return the video stream of a codec; it is created on the first call."""
         if codec not in self._video_streams:
             self._video_streams[codec] = EncodedVideo(
                 self._playout, codec, self._bitrates, self._executor
@@ -332,13 +333,13 @@ class SharedMedia:
         return self._video_streams[codec]
 
     def audio(self) -> EncodedAudio:
-        """Give the one feed of the voice."""
+        """Return the audio stream; it is created on the first call."""
         if self._audio_stream is None:
             self._audio_stream = EncodedAudio(self._playout)
         return self._audio_stream
 
     def request_key_frame(self) -> None:
-        """Make the next picture a key frame for everybody."""
+        """Encode the next frame of every video stream as a key frame."""
         for stream in self._video_streams.values():
             stream.request_key_frame()
 

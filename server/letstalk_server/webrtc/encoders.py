@@ -1,8 +1,8 @@
-"""Pictures and sound into packets: VP8, H.264 and Opus by way of PyAV, set for live faces.
+"""Encoders for WebRTC: VP8, H.264 and Opus with PyAV, tuned for live faces.
 
-aiortc's own encoders cost up to ten times as much (H.264 without a preset), smooth camera noise
-that generated faces do not have, and cannot be shared between peers. Of aiortc only the
-packetisers are used. Not bound to a thread; one call at a time.
+aiortc's own encoders cost up to ten times as much (H.264 without a preset), remove camera noise
+that generated faces do not have, and cannot be shared between peers. Only aiortc's packetizers
+are used. An encoder may be called from any thread, but not concurrently.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from letstalk_rt.types import FPS, SAMPLE_RATE
 VIDEO_CLOCK_HZ = 90_000
 VIDEO_TICKS = VIDEO_CLOCK_HZ // FPS
 AUDIO_CLOCK_HZ = 48_000
-"""Of Opus in RTP, whatever the rate of the sound."""
+"""RTP clock rate of Opus, whatever the sample rate (RFC 7587)."""
 
 PACKETS_PER_S = 50
 PACKET_SAMPLES = SAMPLE_RATE // PACKETS_PER_S
@@ -31,7 +31,7 @@ PACKET_SAMPLES = SAMPLE_RATE // PACKETS_PER_S
 PACKET_TICKS = AUDIO_CLOCK_HZ // PACKETS_PER_S
 OPUS_BITRATE = 48_000
 OPUS_DELAY_TICKS = 312
-"""By how much Opus shifts the sound, 6.5 ms."""
+"""Encoder delay of Opus, 6.5 ms."""
 
 _VIDEO_TIME_BASE = Fraction(1, VIDEO_CLOCK_HZ)
 _AUDIO_TIME_BASE = Fraction(1, SAMPLE_RATE)
@@ -39,12 +39,12 @@ _AUDIO_TIME_BASE = Fraction(1, SAMPLE_RATE)
 
 @dataclass(frozen=True, slots=True)
 class EncodedUnit:
-    """One picture or piece of sound, cut into RTP payloads.
+    """An encoded frame or audio packet, split into RTP payloads.
 
     Attributes:
-        payloads: of one packet each.
-        timestamp: in ticks of the codec's clock.
-        key_frame: can be decoded without what came before.
+        payloads: one for each RTP packet.
+        timestamp: in ticks of the RTP clock.
+        key_frame: it can be decoded without earlier units.
     """
 
     payloads: list[bytes]
@@ -53,19 +53,19 @@ class EncodedUnit:
 
 
 class VideoEncoder(Protocol):
-    """Encodes the pictures of one session."""
+    """Encodes the video of one session."""
 
     def encode(self, rgb: np.ndarray, number: int, *, key_frame: bool) -> EncodedUnit:
-        """Encode `(H, W, 3)` uint8, picture `number` of the clock; any size, even odd ones."""
+        """Encode slot `number`, `(H, W, 3)` uint8 of any size."""
         ...
 
     def set_bitrate(self, bitrate: int) -> None:
-        """Take so many bit/s at most. Seldom: it costs a key frame, as FFmpeg opens a new codec."""
+        """Set the maximum bit/s. It costs a key frame, because FFmpeg opens a new codec."""
         ...
 
 
 class _YuvConverter:
-    """RGB to planar YUV, in place. A picture that is shown again is not converted again."""
+    """Converts RGB to planar YUV in place. A repeated frame is not converted again."""
 
     def __init__(self) -> None:
         self._rgb: np.ndarray | None = None
@@ -73,8 +73,8 @@ class _YuvConverter:
         self._frame: av.VideoFrame | None = None
 
     def convert(self, rgb: np.ndarray) -> av.VideoFrame:
-        """Give the picture as a frame, which holds until the next call."""
-        # 4:2:0 pictures have even sides: an odd last row or column is cut.
+        """Return the YUV frame; it is valid until the next call."""
+        # 4:2:0 video has even sides: an odd last row or column is cut off.
         height, width = rgb.shape[0] & ~1, rgb.shape[1] & ~1
         frame = self._frame
         if frame is None or (frame.height, frame.width) != (height, width):
@@ -82,15 +82,15 @@ class _YuvConverter:
             frame = self._frame = av.VideoFrame.from_numpy_buffer(self._yuv, "yuv420p")
             self._rgb = None
         if rgb is not self._rgb:
-            # OpenCV takes a quarter of the time of FFmpeg's scaler. Encoders have done with the
-            # last picture: they hold none back.
+            # OpenCV takes a quarter of the time of FFmpeg's scaler. The buffer can be reused: the
+            # encoders do not keep the last frame.
             cv2.cvtColor(rgb[:height, :width], cv2.COLOR_RGB2YUV_I420, dst=self._yuv)
             self._rgb = rgb
         return frame
 
 
 class _PyAvVideoEncoder:
-    """What the two video codecs have in common."""
+    """Base class of the video encoders."""
 
     def __init__(self, bitrate: int, packetizer: Vp8Packetizer | H264Packetizer) -> None:
         self._bitrate = bitrate
@@ -104,12 +104,12 @@ class _PyAvVideoEncoder:
         frame.pts, frame.time_base = number * VIDEO_TICKS, _VIDEO_TIME_BASE
         frame.pict_type = PictureType.I if key_frame else PictureType.NONE
         packets = codec.encode(frame)
-        assert len(packets) == 1, "a live encoder gives one packet a picture"
+        assert len(packets) == 1, "a live encoder returns one packet per frame"
         payloads, timestamp = self._packetizer.pack(packets[0])
         return EncodedUnit(payloads, timestamp, packets[0].is_keyframe)
 
     def set_bitrate(self, bitrate: int) -> None:
-        # libvpx cannot change its rate through FFmpeg; x264 does, but takes many seconds over it.
+        # FFmpeg cannot change the bitrate of libvpx; x264 takes many seconds to follow a change.
         self._bitrate, self._codec = bitrate, None
 
     def _codec_for(self, frame: av.VideoFrame) -> VideoCodecContext:
@@ -132,9 +132,9 @@ class Vp8Encoder(_PyAvVideoEncoder):
         rate = str(self._bitrate)
         options = {
             "deadline": "realtime",
-            # 8 is a fifth faster than aiortc's 6 and looks the same; 12 begins to show.
+            # 8 is a fifth faster than aiortc's 6 and looks the same; at 12 quality drops visibly.
             "cpu-used": "-8",
-            # Generated faces have no camera noise: without the filter 2.4 dB better and faster.
+            # Generated faces have no camera noise: without the denoiser 2.4 dB better, and faster.
             "noise-sensitivity": "0",
             "lag-in-frames": "0",
             "partitions": "0",
@@ -144,11 +144,11 @@ class Vp8Encoder(_PyAvVideoEncoder):
             "bufsize": rate,  # one second
             "undershoot-pct": "100",
             "overshoot-pct": "15",
-            # A key frame may take four pictures' worth of the path; the next ones sharpen it.
+            # A key frame may take four frames' worth of bandwidth; later frames refine it.
             "max-intra-rate": "400",
         }
         codec = _context("libvpx", width, height, options, self._bitrate)
-        # Finer steps than 8 take twice the bits and packets, for 0.5 dB at 42.
+        # A lower minimum than 8 takes twice the bits and packets, for 0.5 dB at 42.
         codec.qmin, codec.qmax = 8, 56
         return codec
 
@@ -161,16 +161,16 @@ class H264Encoder(_PyAvVideoEncoder):
 
     def _open(self, width: int, height: int) -> VideoCodecContext:
         options = {
-            # A tenth faster than superfast and 0.3 dB better: what it has more, and is switched off
-            # here, is meant for eyes on grainy film.
+            # A tenth faster than superfast and 0.3 dB better here: what superfast adds is tuned for
+            # grainy film.
             "preset": "ultrafast",
             "tune": "zerolatency",
             "level": "31",
             "forced-idr": "1",
-            # No better than the eye asks for: a third fewer bits and packets, for 0.5 dB at 43.
+            # Limits quality: a third fewer bits and packets, for 0.5 dB at 43.
             "crf": "20",
             "maxrate": str(self._bitrate),
-            "bufsize": str(self._bitrate // 4),  # small, so that key frames are
+            "bufsize": str(self._bitrate // 4),  # small, to keep key frames small
             "x264-params": "scenecut=0:repeat-headers=1:subme=1",
         }
         codec = _context("libx264", width, height, options)
@@ -186,14 +186,19 @@ def _context(
     codec.width, codec.height, codec.pix_fmt = width, height, "yuv420p"
     codec.bit_rate = bitrate
     codec.time_base, codec.framerate = _VIDEO_TIME_BASE, Fraction(FPS, 1)
-    codec.gop_size = 3000  # key frames come when they are asked for
+    codec.gop_size = 3000  # key frames are sent on request
     codec.thread_count = 1
     codec.options = options
     return codec
 
 
 def open_encoder(name: str, bitrate: int) -> VideoEncoder:
-    """Make the encoder of a video codec, `VP8` or `H264` as in SDP, for some bit/s at most."""
+    """Return an encoder for a video codec, `VP8` or `H264` as in SDP.
+
+    Args:
+        name: name of the codec.
+        bitrate: maximum, bit/s.
+    """
     assert name in _ENCODERS, name
     return _ENCODERS[name](bitrate)
 
@@ -205,11 +210,11 @@ _ENCODERS: dict[str, type[Vp8Encoder] | type[H264Encoder]] = {
 
 
 class RtpOpusEncoder:
-    """16 kHz mono sound into Opus.
+    """An Opus encoder for 16 kHz mono audio, one RTP packet per call.
 
     Args:
-        fec: against single losses, each packet also holds the one before, at half the
-            quality. It takes twice the time.
+        fec: forward error correction: each packet also holds the previous one, at half the
+            quality. Encoding takes twice the time.
     """
 
     def __init__(self, *, fec: bool = False) -> None:
@@ -220,14 +225,14 @@ class RtpOpusEncoder:
         codec.time_base = _AUDIO_TIME_BASE
         codec.options = {
             "application": "audio",
-            "compression_level": "0",  # 10 takes three times as long; bits are cheaper here
+            "compression_level": "0",  # 10 takes three times as long and saves few bits
             "fec": str(int(fec)),
             "packet_loss": "10" if fec else "0",
         }
         self._codec = codec
 
     def encode(self, pcm: np.ndarray, number: int) -> EncodedUnit:
-        """Encode `(320,)` float32 in [-1, 1], piece `number` of the clock."""
+        """Encode packet `number`, `(320,)` float32 in [-1, 1]."""
         frame = av.AudioFrame.from_ndarray(pcm[None], format="flt", layout="mono")
         frame.sample_rate, frame.time_base = SAMPLE_RATE, _AUDIO_TIME_BASE
         frame.pts = number * PACKET_SAMPLES

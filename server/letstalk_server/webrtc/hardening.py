@@ -1,4 +1,4 @@
-"""What keeps a hostile or broken peer from ending more than the packet it sent."""
+"""Protects a connection from malformed packets of hostile or broken peers."""
 
 import logging
 import struct
@@ -9,10 +9,10 @@ log = logging.getLogger(__name__)
 
 
 def harden(transport: Any) -> None:
-    """Make a DTLS transport of aiortc drop packets that it cannot read.
+    """Make an aiortc DTLS transport drop packets that it cannot parse.
 
-    As it is, a damaged bandwidth estimate raises in its receiving task, which ends the connection.
-    Safe to call twice.
+    Without this, a malformed bandwidth estimate raises in the receiving task and ends the
+    connection. Safe to call twice.
     """
     for name in ("_handle_rtcp_data", "_handle_rtp_data"):
         if name not in vars(transport):

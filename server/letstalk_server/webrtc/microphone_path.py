@@ -1,7 +1,8 @@
-"""A peer's voice on its way in: put in order, decoded, gaps filled, handed on; nothing waits here.
+"""From a peer's RTP packets to 16 kHz audio: reordering, Opus, concealment, resampling.
 
-It holds a packet back only while an earlier one is missing, 60 ms at most: the engine has its own
-reserve, and every other wait would be heard as a slower avatar. aiortc's buffer holds four.
+A packet is held back only while an earlier one is missing, 60 ms at most: the engine has a buffer
+of its own, and any further delay would make the avatar react later. aiortc's jitter buffer holds
+four packets.
 """
 
 from collections.abc import Callable
@@ -13,16 +14,16 @@ import numpy as np
 from letstalk_rt.types import SAMPLE_RATE
 
 CLOCK_HZ = 48_000
-"""Of Opus in RTP, and the rate at which it is decoded."""
+"""RTP clock rate of Opus, and the sample rate at which it is decoded."""
 
 MAX_HELD_PACKETS = 3
-"""Packets that wait for a missing one before it is given up for lost."""
+"""Packets held for a missing one before it counts as lost."""
 
 MAX_GAP_TICKS = CLOCK_HZ // 2
-"""Ticks of silence put in for lost sound; a longer gap is an outage, and time has gone on."""
+"""Longest gap that is concealed, in ticks; a longer one is an outage and is skipped."""
 
 MAX_SEQUENCE_JUMP = 100
-"""Packets by which numbers may leap before the stream counts as a new one."""
+"""Jump in sequence numbers above which the stream counts as a new one."""
 
 FADE_SAMPLES = CLOCK_HZ // 200
 """Samples of a fade, 5 ms."""
@@ -32,38 +33,45 @@ _SCALE = np.float32(1 / 32_768)
 
 @dataclass(frozen=True, slots=True)
 class AudioGap:
-    """Sound that was lost, in samples; 0 where the stream starts anew."""
+    """Lost audio, in samples at 48 kHz; 0 where the stream restarts."""
 
     samples: int
 
 
 class ReorderBuffer:
-    """Puts packets in order and tells where some are missing. Arithmetic only."""
+    """Puts packets in order and marks gaps; see `MAX_HELD_PACKETS`."""
 
     def __init__(self) -> None:
         self._next: int | None = None
         self._next_timestamp = 0
         self._held: dict[int, tuple[int, bytes]] = {}
-        self.late = 0
-        self.lost = 0
+
+    def __len__(self) -> int:
+        """Return the number of packets held."""
+        return len(self._held)
 
     def push(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | AudioGap]:
-        """Take a packet with 16-bit number and 32-bit time; give what may be played now."""
+        """Add a packet and return the payloads and gaps that are in order now.
+
+        Args:
+            sequence: 16-bit sequence number.
+            timestamp: 32-bit RTP timestamp.
+            payload: the packet's payload.
+        """
         if self._next is None:
             self._next, self._next_timestamp = sequence, timestamp
         ahead = _signed_difference(sequence - self._next, 16)
         if abs(ahead) > MAX_SEQUENCE_JUMP:
-            return self._start_anew(sequence, timestamp, payload)
+            return self._restart(sequence, timestamp, payload)
         if ahead < 0:
-            self.late += 1
-            return []
+            return []  # too late
         self._held[sequence] = timestamp, payload
         ready = self._in_order()
-        if len(self._held) >= MAX_HELD_PACKETS:
+        if len(self) >= MAX_HELD_PACKETS:
             ready += self._skip_missing()
         return ready
 
-    def _start_anew(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | AudioGap]:
+    def _restart(self, sequence: int, timestamp: int, payload: bytes) -> list[bytes | AudioGap]:
         self._held.clear()
         self._next = sequence
         self._held[sequence] = timestamp, payload
@@ -75,7 +83,7 @@ class ReorderBuffer:
         while self._next in self._held:
             timestamp, payload = self._held.pop(self._next)
             self._next = (self._next + 1) & 0xFFFF
-            # Without a look inside, a packet lasts until the next one; most are 20 ms.
+            # The duration of a packet is not known without parsing it; most last 20 ms.
             self._next_timestamp = (timestamp + CLOCK_HZ // 50) & 0xFFFFFFFF
             ready.append(payload)
         return ready
@@ -84,20 +92,22 @@ class ReorderBuffer:
         assert self._next is not None
         expected = self._next
         self._next = min(self._held, key=lambda number: _signed_difference(number - expected, 16))
-        self.lost += _signed_difference(self._next - expected, 16)
         samples = _signed_difference(self._held[self._next][0] - self._next_timestamp, 32)
         return [AudioGap(samples if 0 < samples <= MAX_GAP_TICKS else 0), *self._in_order()]
 
 
 class LossConcealer:
-    """Fills gaps without a click: the sound before fades out mirrored, the one after fades in."""
+    """Fills gaps without clicks.
+
+    The audio before a gap is mirrored and faded out, the audio after it is faded in.
+    """
 
     def __init__(self) -> None:
         self._tail = np.zeros(FADE_SAMPLES, np.float32)
         self._fade_in = False
 
     def pass_through(self, pcm: np.ndarray) -> np.ndarray:
-        """Pass on `(n,)` float32 of the stream."""
+        """Return received audio, `(n,)` float32, faded in after a gap."""
         if self._fade_in and pcm.size:
             pcm = pcm.copy()
             count = min(FADE_SAMPLES, pcm.size)
@@ -107,7 +117,7 @@ class LossConcealer:
         return pcm
 
     def conceal(self, samples: int) -> np.ndarray:
-        """Give `(samples,)` float32 in the place of what is missing."""
+        """Return the filling of a gap, `(samples,)` float32."""
         filling = np.zeros(samples, np.float32)
         count = min(FADE_SAMPLES, samples)
         fade_out = np.linspace(1, 0, FADE_SAMPLES, endpoint=False, dtype=np.float32)
@@ -118,9 +128,9 @@ class LossConcealer:
 
 
 class Downsampler:
-    """Streaming resampler by a whole factor; holds back 1 ms at 48 kHz.
+    """Streaming resampler by an integer factor, with a delay of 1 ms at 48 kHz.
 
-    The engine's own resampler, made for any rate, holds back 12.5 ms.
+    The engine's resampler, which takes any rate, has a delay of 12.5 ms.
 
     Args:
         factor: input samples for each output sample.
@@ -137,7 +147,7 @@ class Downsampler:
         self._past = np.zeros(size - factor, np.float32)
 
     def __call__(self, pcm: np.ndarray) -> np.ndarray:
-        """Resample `(n,)` float32; over time `(n / factor,)` comes out."""
+        """Resample `(n,)` float32; return about `(n / factor,)`."""
         x = np.concatenate([self._past, pcm])
         count = (x.size - self._factor * (self.TAPS - 1)) // self._factor
         if count <= 0:
@@ -152,13 +162,13 @@ class Downsampler:
 
 
 class MicrophonePath:
-    """One peer's voice. `push` never waits.
+    """The receiving side of one peer's microphone. `push` never waits.
 
     Args:
         on_audio: called with each chunk, `(n,)` float32 in [-1, 1] at 16 kHz, in order and gapless.
 
     Attributes:
-        concealed_samples: samples put in for lost ones, at 48 kHz.
+        concealed_samples: samples inserted for lost ones, at 48 kHz.
     """
 
     def __init__(self, on_audio: Callable[[np.ndarray], None]) -> None:
@@ -170,14 +180,12 @@ class MicrophonePath:
         self._downsample = Downsampler(CLOCK_HZ // SAMPLE_RATE)
 
     def push(self, sequence: int, timestamp: int, payload: bytes) -> None:
-        """Take one RTP packet of Opus as it comes."""
+        """Add an Opus RTP packet."""
         for item in self._reorder.push(sequence, timestamp, payload):
-            sound = self._fill(item) if isinstance(item, AudioGap) else self._decode(item)
-            pcm = self._downsample(sound)
+            decoded = self._fill(item) if isinstance(item, AudioGap) else self._decode(item)
+            pcm = self._downsample(decoded)
             if pcm.size:
-                self._on_audio(
-                    np.clip(pcm, -1.0, 1.0)
-                )  # a filter overshoots; nobody spoke too loud
+                self._on_audio(np.clip(pcm, -1.0, 1.0))  # the filter may overshoot
 
     def _fill(self, gap: AudioGap) -> np.ndarray:
         self.concealed_samples += gap.samples
@@ -187,10 +195,10 @@ class MicrophonePath:
         try:
             frames = self._decoder.decode(av.Packet(payload)) if payload else []
         except av.FFmpegError:
-            frames = []  # damaged or hostile; the stream goes on
+            frames = []  # damaged or hostile; the stream continues
         if not frames:
             return self._fill(AudioGap(CLOCK_HZ // 50))
-        # Planes are padded; `to_ndarray` would copy them once more.
+        # Planes are padded; `to_ndarray` would copy once more.
         samples = [np.frombuffer(memoryview(f.planes[0]), np.int16, f.samples) for f in frames]
         return self._concealer.pass_through(np.concatenate(samples) * _SCALE)
 
@@ -198,12 +206,12 @@ class MicrophonePath:
 def _open_decoder() -> av.AudioCodecContext:
     decoder = av.CodecContext.create("libopus", "r")
     assert isinstance(decoder, av.AudioCodecContext), decoder
-    # Opus mixes two channels itself.
+    # Opus mixes two channels to one.
     decoder.format, decoder.layout, decoder.sample_rate = "s16", "mono", CLOCK_HZ
     return decoder
 
 
 def _signed_difference(difference: int, bits: int) -> int:
-    """Read a difference of counters that wrap around."""
+    """Return a difference of counters that wrap around as a signed number."""
     half = 1 << (bits - 1)
     return (difference + half) % (1 << bits) - half

@@ -1,6 +1,6 @@
-"""Our own RTP receiver in aiortc's place, for the microphone.
+"""An RTP receiver for the microphone that replaces aiortc's.
 
-aiortc's starts a thread for each peer, holds 80 ms back and queues without end what nobody reads.
+aiortc's receiver starts a thread per peer, delays by 80 ms and queues unread frames without limit.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ REPORT_INTERVAL_S = 1.0
 
 
 class RtpReceiver(RTCRtpReceiver):
-    """Receives one peer's Opus and reports its losses. It starts when the connection is up.
+    """Receives a peer's Opus stream and sends receiver reports.
 
     Args:
         transport: the DTLS transport of its transceiver.
-        on_start: called once.
-        on_audio: called with each piece of the voice; see `MicrophonePath`.
+        on_start: called once, when media may flow.
+        on_audio: called with each chunk of audio; see `MicrophonePath`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RtpReceiver(RTCRtpReceiver):
         self._reporting: asyncio.Task[None] | None = None
 
     async def receive(self, parameters: RTCRtpReceiveParameters) -> None:
-        """Start; called by the peer connection when media may flow."""
+        """Start receiving; called by aiortc when the connection is established."""
         if self._reporting is not None:
             return
         self._payload_types = {codec.payloadType for codec in parameters.codecs}
@@ -54,7 +54,7 @@ class RtpReceiver(RTCRtpReceiver):
         self._on_start()
 
     async def stop(self) -> None:
-        """Stop for good. Safe to call twice."""
+        """Stop receiving. Safe to call twice."""
         task, self._reporting = self._reporting, None
         if task is not None:
             self.transport._unregister_rtp_receiver(self)
@@ -65,7 +65,7 @@ class RtpReceiver(RTCRtpReceiver):
         self._own_ssrc = ssrc
 
     def _handle_disconnect(self) -> None:
-        """Nothing here waits for the peer."""
+        """Do nothing: no reader waits for packets."""
 
     async def _handle_rtp_packet(self, packet: RtpPacket, arrival_time_ms: int) -> None:
         self.last_received_s = time.monotonic()
@@ -79,8 +79,8 @@ class RtpReceiver(RTCRtpReceiver):
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
         self.last_received_s = time.monotonic()
         if isinstance(packet, RtcpSrPacket):
-            middle = (packet.sender_info.ntp_timestamp >> 16) & 0xFFFFFFFF
-            self._sender_report = middle, time.monotonic()
+            middle_bits = (packet.sender_info.ntp_timestamp >> 16) & 0xFFFFFFFF
+            self._sender_report = middle_bits, time.monotonic()
 
     async def _report(self) -> None:
         while True:
@@ -94,16 +94,16 @@ class RtpReceiver(RTCRtpReceiver):
                 return
 
     def _report_block(self, source: int) -> RtcpReceiverInfo:
-        seen, since = 0, 0
+        last_report, delay = 0, 0
         if self._sender_report is not None:
-            seen = self._sender_report[0]
-            since = int((time.monotonic() - self._sender_report[1]) * 65_536) & 0xFFFFFFFF
+            last_report = self._sender_report[0]
+            delay = int((time.monotonic() - self._sender_report[1]) * 65_536) & 0xFFFFFFFF
         return RtcpReceiverInfo(
             ssrc=source,
             fraction_lost=self._statistics.fraction_lost,
             packets_lost=self._statistics.packets_lost,
             highest_sequence=self._statistics.cycles + (self._statistics.max_seq or 0),
             jitter=self._statistics.jitter & 0xFFFFFFFF,
-            lsr=seen,
-            dlsr=since,
+            lsr=last_report,
+            dlsr=delay,
         )

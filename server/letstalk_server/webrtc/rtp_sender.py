@@ -1,9 +1,10 @@
-"""Our own RTP sender in aiortc's place: packets that are encoded already, exact sender reports.
+"""An RTP sender for streams that are encoded already; it replaces aiortc's.
 
-aiortc's sender encodes for each peer anew and tells the receiver the time of *sending* of a
-timestamp, so that whatever holds a picture up moves it against the sound. Here both tracks are
-reported by the session's one clock: the receiver can line them up however late they came.
-Retransmission, key frame requests (PLI, FIR) and bandwidth estimates (REMB, loss) are honoured.
+aiortc's sender encodes for each peer separately, and its sender reports map a timestamp to the time
+of *sending*, so that any delay of a frame shifts video against audio. Here the reports of both
+tracks follow the session's playout clock, and the receiver can synchronise them whatever the delay.
+Retransmission (NACK), key frame requests (PLI, FIR) and bandwidth estimates (REMB, loss) are
+supported.
 """
 
 import asyncio
@@ -55,36 +56,37 @@ MID = "urn:ietf:params:rtp-hdrext:sdes:mid"
 SEND_TIME = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 
 HISTORY = 256
-"""Packets kept for retransmission, some 2 s of video: an older one would come too late."""
+"""Packets kept for retransmission, about 2 s of video: older ones would arrive too late."""
 
 RETRANSMISSIONS_PER_S = 200
-"""More than this are not answered: a flood of requests must not make a flood of packets."""
+"""Limit of retransmissions: a flood of NACKs must not cause a flood of packets."""
 
 BURST = 8
-"""Packets sent in one go; after that a pause, so that a key frame does not overrun a queue."""
+"""Packets sent at once before a pause, so that a key frame does not overflow a router's queue."""
 
 BURST_PAUSE_S = 0.002
 MAX_PENDING = 64
-"""Packets that may wait for their burst when a picture comes; with more the peer misses it."""
+"""Packets that may be pending when a frame arrives; with more, the frame is dropped."""
 
 REPORT_INTERVAL_S = 0.5
-"""Between sender reports: the receiver can line sound and picture up from the first two on."""
+"""Mean time between sender reports; a receiver can synchronise the tracks after two."""
 
-MOVED_S = 0.005
-"""When the session's clock has stood still for longer than this, receivers are told at once."""
+MAX_UNREPORTED_HOLD_S = 0.005
+"""When the playout clock was held for longer than this, a sender report is sent at once."""
 
 _HEADER = struct.Struct("!BBHLL")
 _ONE_BYTE = 0xBEDE
-"""Header extensions in the short form, RFC 8285."""
+"""Profile of one-byte header extensions, RFC 8285."""
 
 
 class _RetransmissionLimit:
-    """How many retransmissions are allowed at the moment."""
+    """A sliding window of one second that limits retransmissions."""
 
     def __init__(self) -> None:
         self._times_s: deque[float] = deque(maxlen=RETRANSMISSIONS_PER_S)
 
     def allow(self, now_s: float) -> bool:
+        """Count a retransmission and return True, or return False if there were too many."""
         if len(self._times_s) == RETRANSMISSIONS_PER_S and now_s - self._times_s[0] < 1:
             return False
         self._times_s.append(now_s)
@@ -92,29 +94,30 @@ class _RetransmissionLimit:
 
 
 class _SentRate:
-    """What was sent of late, bit/s."""
+    """The recently sent bitrate, bit/s."""
 
     def __init__(self) -> None:
         self.bit_s = 0.0
         self._octets, self._at_s = 0, 0.0
 
-    def note(self, octets: int, now_s: float) -> None:
-        """Take the count of octets sent so far; call about twice a second."""
+    def update(self, octets: int, now_s: float) -> None:
+        """Update from the number of octets sent so far; call about twice a second."""
         if self._at_s:
-            present = (octets - self._octets) * 8 / max(now_s - self._at_s, 0.01)
-            self.bit_s = (self.bit_s + present) / 2 if self.bit_s else present
+            latest = (octets - self._octets) * 8 / max(now_s - self._at_s, 0.01)
+            self.bit_s = (self.bit_s + latest) / 2 if self.bit_s else latest
         self._octets, self._at_s = octets, now_s
 
 
 class RtpSender(RTCRtpSender):
-    """Sends one feed to one peer. It starts when the connection is up, as aiortc's does.
+    """Sends an encoded stream to one peer.
 
     Args:
         kind: `audio` or `video`.
         transport: the DTLS transport of its transceiver.
-        media: where the feed comes from; the codec that was negotiated decides which.
-        bitrates: bounds of the estimate.
-        on_stream_end: called when the feed ends of itself, because its encoder failed.
+        media: has the stream of the negotiated codec.
+        bitrates: bounds of the bandwidth estimate.
+        on_stream_end: called when the stream ends because its encoder failed.
+        monotonic: monotonic time, s.
     """
 
     def __init__(
@@ -124,10 +127,12 @@ class RtpSender(RTCRtpSender):
         media: SharedMedia,
         bitrates: Bitrates,
         on_stream_end: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(kind, transport)
         self._media = media
         self._on_stream_end = on_stream_end
+        self._monotonic = monotonic
         self._stream: EncodedStream | None = None
         self._subscription: Subscription | None = None
         self._estimate = BandwidthEstimate(bitrates)
@@ -147,46 +152,38 @@ class RtpSender(RTCRtpSender):
         self._retransmission_limit = _RetransmissionLimit()
         self._packets = self._octets = 0
         self._sent = _SentRate()
-        self._last_report: tuple[int, float] | None = None
         self._reported_held_s = 0.0
-        self.resent = 0
-        self.key_frames_asked = 0
         self.last_received_s = 0.0
 
     @property
     def codec(self) -> str | None:
-        """Name of the codec sent; `None` before the start."""
+        """Name of the negotiated codec; `None` before the start."""
         return None if self._stream is None else self._stream.codec
 
     @property
     def bitrate(self) -> int:
-        """Target of the video, bit/s; 0 for sound."""
+        """Target bitrate of the video, bit/s; 0 for audio."""
         return self._stream.bitrate if isinstance(self._stream, EncodedVideo) else 0
 
     @property
     def packets_sent(self) -> int:
-        """Packets sent, without those sent again."""
+        """Number of packets sent, without retransmissions."""
         return self._packets
 
     @property
     def lost_ratio(self) -> float:
-        """Share of packets that the peer missed of late."""
+        """Smoothed share of packets that the peer lost."""
         return self._estimate.lost_ratio
 
-    @property
-    def round_trip_s(self) -> float | None:
-        """Time to the peer and back."""
-        return self._estimate.round_trip_s
-
     async def send(self, parameters: RTCRtpSendParameters) -> None:
-        """Start; called by the peer connection when media may flow."""
+        """Start sending; called by aiortc when the connection is established."""
         if self._reports is not None:
             return
         self._apply_parameters(parameters)
         harden(self.transport)
         self.transport._register_rtp_sender(self, parameters)
         if self.kind == "video":
-            # A FIR names its stream inside (RFC 5104), not where aiortc's router looks.
+            # A FIR names its stream in the FCI (RFC 5104), which aiortc's router does not read.
             self.transport._rtp_router.senders.setdefault(0, self)
         name = parameters.codecs[0].name
         self._stream = self._media.video(name) if self.kind == "video" else self._media.audio()
@@ -194,7 +191,7 @@ class RtpSender(RTCRtpSender):
         self._subscription = self._stream.subscribe(self._deliver, self._on_stream_end)
 
     async def stop(self) -> None:
-        """Stop for good. Safe to call twice."""
+        """Stop sending. Safe to call twice."""
         if self._reports is None or self._is_stopped:
             return
         self._is_stopped = True
@@ -225,35 +222,38 @@ class RtpSender(RTCRtpSender):
         profile, data = pack_header_extensions(extensions)
         if data:
             self._extensions = struct.pack("!HH", profile, len(data) // 4) + data
-        if SEND_TIME in known:  # the first one, after what one byte or two say of it
+        if SEND_TIME in known:  # it is the first, after an element header of 1 or 2 bytes
             self._send_time_at = 4 + (1 if profile == _ONE_BYTE else 2)
 
     # Media
 
     def _deliver(self, unit: EncodedUnit) -> bool:
-        """Send a picture or a piece of sound; False when too much waits already."""
+        """Send a frame or an audio packet; return False if too many packets are pending."""
         if len(self._pending) > MAX_PENDING:
             return False
         if self._enabled:
             timestamp = (self._origin + unit.timestamp) & 0xFFFFFFFF
-            ends = [False] * (len(unit.payloads) - 1) + [self.kind == "video"]
+            markers = [False] * (len(unit.payloads) - 1) + [self.kind == "video"]
             self._pending.extend(
                 (timestamp, marker, payload)
-                for marker, payload in zip(ends, unit.payloads, strict=True)
+                for marker, payload in zip(markers, unit.payloads, strict=True)
             )
             if self._pause is None:
                 self._send_burst()
         return True
 
     def _send_burst(self) -> None:
-        """Send what waits, with a pause after each burst."""
+        """Send pending packets, with a pause after each burst."""
         self._pause = None
         for _ in range(min(BURST, len(self._pending))):
             self._send_packet(*self._pending.popleft())
         if self._pending:
             loop = asyncio.get_running_loop()
             self._pause = loop.call_later(BURST_PAUSE_S, self._send_burst)
-        elif self._stream is not None and self._stream.held_s - self._reported_held_s > MOVED_S:
+        elif (
+            self._stream is not None
+            and self._stream.held_s - self._reported_held_s > MAX_UNREPORTED_HOLD_S
+        ):
             self._report_now(self._stream)
 
     def _send_packet(self, timestamp: int, marker: bool, payload: bytes) -> None:
@@ -270,7 +270,7 @@ class RtpSender(RTCRtpSender):
     ) -> bytes:
         extensions = self._extensions
         if self._send_time_at:
-            # Seconds in 6.18 bits; of which era does not matter.
+            # Seconds as 6.18 fixed-point number, modulo 64 s.
             send_time = (int(time.time() * (1 << 18)) & 0xFFFFFF).to_bytes(3, "big")
             start = self._send_time_at
             extensions = extensions[:start] + send_time + extensions[start + 3 :]
@@ -282,37 +282,36 @@ class RtpSender(RTCRtpSender):
         kept = self._history.get(sequence % HISTORY)
         if kept is None or kept[0] != sequence:
             if self._stream is not None:
-                self._stream.request_key_frame()
+                self._stream.request_key_frame()  # frames that depend on it cannot be decoded
             return
-        if not self._retransmission_limit.allow(time.monotonic()):
+        if not self._retransmission_limit.allow(self._monotonic()):
             return
         _, timestamp, marker, payload = kept
-        self.resent += 1
         if self._rtx_payload_type is None:
             header = self._header(self._payload_type, sequence, timestamp, marker, self._ssrc)
         else:
-            kind, number = self._rtx_payload_type, self._rtx_sequence
-            self._rtx_sequence = (number + 1) & 0xFFFF
-            header = self._header(kind, number, timestamp, marker, self._rtx_ssrc)
+            rtx_type, rtx_sequence = self._rtx_payload_type, self._rtx_sequence
+            self._rtx_sequence = (rtx_sequence + 1) & 0xFFFF
+            header = self._header(rtx_type, rtx_sequence, timestamp, marker, self._rtx_ssrc)
             payload = sequence.to_bytes(2, "big") + payload
         self._send_bytes(header + payload)
 
     def _send_bytes(self, data: bytes) -> None:
-        """Send a packet, if the connection is still there."""
+        """Send a packet, unless the connection is closed."""
         sending = self.transport._send_rtp(data)
         try:
-            # A coroutine in name only: it ends without waiting for anything.
+            # aiortc's coroutine never waits: the first step runs it to its end.
             sending.send(None)
         except (StopIteration, ConnectionError, InvalidStateError):
             return
         sending.close()
-        raise AssertionError("aiortc waits now while it sends")
+        raise AssertionError("aiortc's _send_rtp has become asynchronous")
 
     # Reports
 
     async def _report(self, stream: EncodedStream) -> None:
         while True:
-            self._sent.note(self._octets, time.monotonic())
+            self._sent.update(self._octets, self._monotonic())
             self._report_now(stream)
             await asyncio.sleep(REPORT_INTERVAL_S * (0.5 + random.random()))
 
@@ -321,10 +320,8 @@ class RtpSender(RTCRtpSender):
         self._send_reports([self._sender_report(stream), self._description()])
 
     def _sender_report(self, stream: EncodedStream) -> RtcpSrPacket:
-        ntp = clock.current_ntp_time()
-        self._last_report = (ntp >> 16) & 0xFFFFFFFF, time.monotonic()
         info = RtcpSenderInfo(
-            ntp_timestamp=ntp,
+            ntp_timestamp=clock.current_ntp_time(),
             rtp_timestamp=(self._origin + stream.current_timestamp()) & 0xFFFFFFFF,
             packet_count=self._packets & 0xFFFFFFFF,
             octet_count=self._octets & 0xFFFFFFFF,
@@ -339,47 +336,40 @@ class RtpSender(RTCRtpSender):
         self._send_bytes(b"".join(bytes(packet) for packet in packets))
 
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
-        self.last_received_s = time.monotonic()
+        self.last_received_s = self._monotonic()
         if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
             for report in packet.reports:
                 if report.ssrc == self._ssrc:
-                    self._note_report(report.fraction_lost / 256, report.lsr, report.dlsr)
+                    self._estimate.update_loss(report.fraction_lost / 256)
+                    self._share_estimate()
         elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
             for sequence in packet.lost:
                 self._resend(sequence)
         elif isinstance(packet, RtcpPsfbPacket):
-            self._note_feedback(packet)
+            self._handle_feedback(packet)
 
-    def _note_report(self, lost_ratio: float, report: int, delay: int) -> None:
-        if self._last_report is not None and self._last_report[0] == report:
-            round_trip_s = time.monotonic() - self._last_report[1] - delay / 65_536
-            self._estimate.note_round_trip(max(0.0, round_trip_s))
-        self._estimate.update_loss(lost_ratio)
-        self._pass_estimate()
-
-    def _note_feedback(self, packet: RtcpPsfbPacket) -> None:
+    def _handle_feedback(self, packet: RtcpPsfbPacket) -> None:
         if packet.fmt == RTCP_PSFB_PLI or (
-            packet.fmt == RTCP_PSFB_FIR and self._ssrc.to_bytes(4, "big") in _names(packet.fci)
+            packet.fmt == RTCP_PSFB_FIR and self._ssrc.to_bytes(4, "big") in _fir_ssrcs(packet.fci)
         ):
-            self.key_frames_asked += 1
             if self._stream is not None:
                 self._stream.request_key_frame()
         elif packet.fmt == RTCP_PSFB_APP:
             try:
                 bitrate, ssrcs = unpack_remb_fci(packet.fci)
             except (ValueError, IndexError, struct.error):
-                return  # some other message of this family, or a damaged one
+                return  # another application message, or a malformed one
             if self._ssrc in ssrcs:
                 self._estimate.update_remb(bitrate, self._sent.bit_s)
-                self._pass_estimate()
+                self._share_estimate()
 
-    def _pass_estimate(self) -> None:
+    def _share_estimate(self) -> None:
         if self._subscription is not None:
             self._subscription.lost_ratio = self._estimate.lost_ratio
             if isinstance(self._stream, EncodedVideo):
                 self._subscription.bitrate = self._estimate.bitrate
 
 
-def _names(fci: bytes) -> list[bytes]:
-    """Give the streams that a FIR is about: entries of 8 bytes, the first 4 are the SSRC."""
+def _fir_ssrcs(fci: bytes) -> list[bytes]:
+    """Return the SSRCs of a FIR: entries of 8 bytes that begin with the SSRC."""
     return [fci[start : start + 4] for start in range(0, len(fci), 8)]

@@ -1,7 +1,7 @@
-"""Credentials for TURN servers: made for one session, good for an hour, checked without a database.
+"""Short-lived TURN credentials for one session, which need no database.
 
-The scheme is coturn's `use-auth-secret` (draft-uberti-behave-turn-rest): the user name holds the
-time at which it ends, the password is its HMAC with a secret that both servers know.
+The scheme is coturn's `use-auth-secret` (draft-uberti-behave-turn-rest): the user name contains
+the expiry time, and the password is its HMAC with a secret that both servers share.
 """
 
 import base64
@@ -16,11 +16,11 @@ from letstalk_server.settings import IceServer, Settings
 
 
 def ice_servers(settings: Settings, now_s: float | None = None) -> tuple[IceServer, ...]:
-    """Give the STUN and TURN servers for one session, with fresh credentials.
+    """Return the STUN and TURN servers for one session, with new credentials.
 
     Args:
-        settings: which servers, and their secret.
-        now_s: Unix time; the present when `None`.
+        settings: the servers and the shared secret.
+        now_s: Unix time; the current time if `None`.
     """
     if settings.turn_secret is None:
         return settings.ice_servers
@@ -32,13 +32,13 @@ def ice_servers(settings: Settings, now_s: float | None = None) -> tuple[IceServ
 
 
 def turn_password(secret: str, username: str) -> str:
-    """Give the password that belongs to a user name."""
+    """Return the TURN password for a user name."""
     digest = hmac.new(secret.encode(), username.encode(), hashlib.sha1).digest()
     return base64.b64encode(digest).decode()
 
 
 def as_json(servers: Iterable[IceServer]) -> list[dict[str, Any]]:
-    """Give them as `RTCPeerConnection` of a browser takes them."""
+    """Return the servers as `RTCIceServer` dictionaries of a browser's `RTCPeerConnection`."""
     found = []
     for server in servers:
         entry: dict[str, Any] = {"urls": [server.url]}
@@ -49,7 +49,7 @@ def as_json(servers: Iterable[IceServer]) -> list[dict[str, Any]]:
 
 
 def as_links(servers: Iterable[IceServer]) -> list[str]:
-    """Give them as values of `Link` headers, as WHIP and WHEP do."""
+    """Return the servers as values of `Link` headers, as in WHIP and WHEP."""
     found = []
     for server in servers:
         link = f'<{server.url}>; rel="ice-server"'

@@ -1,4 +1,4 @@
-"""A WebRTC connection on a session."""
+"""A WebRTC connection of a session."""
 
 import asyncio
 import logging
@@ -14,14 +14,13 @@ from letstalk_server.errors import ServerError
 from letstalk_server.protocol.client_messages import ConnectionConfig
 from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.session import Session
-from letstalk_server.session.transport import Handlers, PeerState
-from letstalk_server.session.transport import PeerRole as PeerRole
+from letstalk_server.session.transport import Handlers, PeerRole, PeerState
 
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
 MAX_MESSAGES_WAITING = 256
-"""Messages of one peer that wait to be obeyed; more are dropped, for it floods us."""
+"""Data channel messages queued per peer; further ones are dropped."""
 
 _PEER_ROLES = {
     ConnectionKind.TALK: PeerRole.TALKER,
@@ -31,12 +30,12 @@ _PEER_ROLES = {
 
 
 class WebRTCConnection:
-    """One peer connection; `open` answers its offer.
+    """A WebRTC connection of a session; `open` answers its offer.
 
     Args:
-        session: what it is for.
-        kind: what it does.
-        may_speak: whether its messages may do more than watch.
+        session: the session that it belongs to.
+        kind: kind of the connection.
+        may_speak: whether its token has the scope `speak`.
     """
 
     def __init__(self, session: Session, kind: ConnectionKind, *, may_speak: bool) -> None:
@@ -64,11 +63,11 @@ class WebRTCConnection:
         )
 
     async def open(self, offer: str) -> str:
-        """Answer an offer; the connection is then on the session.
+        """Answer an offer and attach the connection to the session.
 
         Raises:
-            ServerError: the offer cannot be used, or the session takes no more connections. This
-                one is closed then.
+            ServerError: The offer cannot be used, or the session takes no more connections; the
+                connection is closed then.
         """
         try:
             answer = await self._peer.answer(offer)
@@ -79,25 +78,25 @@ class WebRTCConnection:
         return answer
 
     async def trickle(self, fragment: str) -> None:
-        """Take further candidates of the peer.
+        """Add trickled candidates of the peer.
 
         Raises:
-            ServerError: they cannot be used.
+            ServerError: The candidates cannot be used.
         """
         await self._peer.trickle(fragment)
 
     @property
     def video_bitrate(self) -> int:
-        """Target of the video's bit rate."""
+        """Target bitrate of the video, bit/s."""
         return self._peer.stats().bitrate
 
     def send(self, text: str) -> None:
-        """Send a data channel message, if there is a channel with room."""
+        """Send a data channel message; drop it if no channel is open or its buffer is full."""
         if self._has_channel:
             self._peer.send(text)
 
     def is_lost(self, now_s: float) -> bool:
-        """Tell whether the peer never came, or is gone without a word."""
+        """Return whether the peer failed to connect in time, or has been silent for too long."""
         settings = self._session.settings
         if self._peer.state is PeerState.CONNECTING:
             return now_s - self._opened_s > settings.connect_timeout_s
@@ -109,7 +108,7 @@ class WebRTCConnection:
     async def aclose(self, error: ServerError | None = None) -> None:
         """Close the peer connection. Safe to call twice."""
         if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="session-hang-up")
+            self._closing = asyncio.create_task(self._close(), name="session-close-peer")
         await asyncio.wait([self._closing])
 
     async def _close(self) -> None:
@@ -119,8 +118,8 @@ class WebRTCConnection:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._peer.aclose()
         except Exception as error:
-            # aiortc trips over connections that were only half set up; the rest must still end.
-            log.warning("a peer connection did not close in order (%s)", type(error).__name__)
+            # aiortc may raise on connections that were not fully set up; the rest must still close.
+            log.warning("closing a peer connection failed (%s)", type(error).__name__)
 
     def _on_state(self, state: PeerState) -> None:
         if state is PeerState.CONNECTED:

@@ -1,22 +1,24 @@
-"""Real WebRTC peers against the server, in one process: media, messages, places, isolation."""
+"""Real WebRTC peers against the server, in one process: media, messages, capacity, isolation."""
 
 import asyncio
 import logging
 
 import numpy as np
 import pytest
-from aiortc.rtp import RtcpSrPacket
 from support.server_fakes import BACKDROPS, Painter, Peer, Voice, portrait_jpeg, serving, tone
+from support.transport_stage import SenderClock
 
+from letstalk_server.auth import LOCAL
 from letstalk_server.settings import Settings
 
 
 @pytest.fixture(autouse=True)
 async def no_task_is_left():
     yield
-    await asyncio.sleep(0.05)
-    names = {task.get_name() for task in asyncio.all_tasks() if not task.done()}
-    assert not any(name.startswith("session") for name in names), names
+    left = {task for task in asyncio.all_tasks() if task.get_name().startswith("session")}
+    if left:
+        _, left = await asyncio.wait(left, timeout=1)
+    assert not left
 
 
 def is_like(colour, name):
@@ -28,14 +30,11 @@ def loudness(frame):
 
 
 async def free(app):
-    """Wait until all sessions have ended, of themselves."""
-    await ended(*[task for _, task in app.state.sessions._running.values()])
-    assert len(app.state.sessions) == 0
-
-
-async def ended(*tasks):
+    """Wait until all sessions have ended by themselves."""
+    sessions = app.state.sessions
     async with asyncio.timeout(20):
-        await asyncio.gather(*tasks)
+        await asyncio.gather(*[sessions.wait_ended(session) for session in sessions])
+    assert len(app.state.sessions) == 0
 
 
 async def test_picture_and_sound_arrive_before_anyone_speaks():
@@ -62,7 +61,7 @@ async def test_the_voice_comes_back_with_the_moving_mouth():
 
 
 def mouth_openings(frames):
-    """Give how much of the mouth's place is dark, above the least of all frames."""
+    """Return the dark share of the mouth region, above the minimum of all frames."""
     dark = [
         float((frame.to_ndarray(format="rgb24")[310:430, 200:312].max(-1) < 110).mean())
         for frame in frames
@@ -75,56 +74,20 @@ async def test_sound_and_picture_of_one_moment_are_one_moment_for_the_receiver()
     voice = np.concatenate([tone(0.4), np.zeros(38_400, np.int16)])
     async with serving() as (_, client):
         peer = Peer(Voice(voice))
-        clocks = {kind: SenderClock(peer, kind) for kind in ("audio", "video")}
+        clocks = {kind: SenderClock(peer.pc, kind) for kind in ("audio", "video")}
         await peer.join(client)
         await peer.until(lambda: len(peer.said("avatar.idle")) > 3 and all(clocks.values()))
         opened = onsets(peer.video, mouth_openings(peer.video) > 0.02)
         heard = onsets(peer.audio, [loudness(frame) > 1000 for frame in peer.audio])
-        sights = np.array([clocks["video"].wall_s(frame) for frame in opened])
-        sounds = np.array([clocks["audio"].wall_s(frame) for frame in heard])
+        sights = np.array([clocks["video"].wall_s(frame.pts) for frame in opened])
+        sounds = np.array([clocks["audio"].wall_s(frame.pts) for frame in heard])
         skews = [float(sounds[np.abs(sounds - sight).argmin()] - sight) for sight in sights]
         assert len(skews) >= 2 and abs(np.median(skews)) < 0.1, skews
         await peer.close()
 
 
-class SenderClock:
-    """What a receiver knows of a track: its first timestamp and the pairs in sender reports."""
-
-    def __init__(self, peer, kind):
-        self._rate = {"audio": 48_000, "video": 90_000}[kind]
-        self._first, self._pairs = None, []
-        receiver = next(t.receiver for t in peer.pc.getTransceivers() if t.kind == kind)
-        self._handle_rtp, self._handle_rtcp = (
-            receiver._handle_rtp_packet,
-            receiver._handle_rtcp_packet,
-        )
-        receiver._handle_rtp_packet = self._on_rtp
-        receiver._handle_rtcp_packet = self._on_rtcp
-
-    def __bool__(self):
-        return len(self._pairs) > 2
-
-    async def _on_rtp(self, packet, arrival_time_ms):
-        self._first = packet.timestamp if self._first is None else self._first
-        await self._handle_rtp(packet, arrival_time_ms)
-
-    async def _on_rtcp(self, packet):
-        if isinstance(packet, RtcpSrPacket) and packet.sender_info.ntp_timestamp:
-            info = packet.sender_info
-            self._pairs.append((info.rtp_timestamp, info.ntp_timestamp / 2**32))
-        await self._handle_rtcp(packet)
-
-    def wall_s(self, frame):
-        now = self._first + frame.pts
-        return float(np.median([ntp + _signed(now - rtp) / self._rate for rtp, ntp in self._pairs]))
-
-
-def _signed(ticks):
-    return (ticks + 2**31) % 2**32 - 2**31
-
-
 def onsets(frames, states):
-    """Give the frames at which the state becomes true."""
+    """Return the frames at which the state becomes true."""
     states = np.asarray(states)
     return [frames[index + 1] for index in np.flatnonzero(~states[:-1] & states[1:])]
 
@@ -265,12 +228,13 @@ async def test_a_failing_session_ends_alone_and_tells_only_its_own_user(caplog):
             await client.post("/v1/avatars?consent=true", content=portrait_jpeg((250, 0, 0)))
         ).json()
         broken = await Peer().join(client)
-        task = ended(app.state.sessions._running[broken.session][1])
+        session = app.state.sessions.find(broken.session, LOCAL)
         broken.send({"type": "avatar.select", "portrait": upload["portrait"]})
         await broken.until(lambda: broken.said("session.error"))
         error = broken.said("session.error")[0]
         assert error["fatal"] and "secret" not in error["detail"]
-        await task
+        async with asyncio.timeout(20):
+            await app.state.sessions.wait_ended(session)
         count = len(healthy.video)
         await healthy.until(lambda: len(healthy.video) > count + 10)
         assert not healthy.said("session.error")

@@ -1,7 +1,7 @@
-"""Encoded feeds: due on one clock, made once for all, key frames and bitrates where they belong."""
+"""Encoded streams: one clock, one encoding for all subscribers, key frames and bitrates."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import av
 import numpy as np
@@ -59,7 +59,7 @@ def playout_at(clock):
 
 
 class Viewer:
-    """Subscribes to a feed and keeps what it gets, as long as it is not `behind`."""
+    """Subscribes to a stream and records the units, unless it is `behind`."""
 
     def __init__(self, stream):
         self.units, self.ends, self.behind = [], 0, False
@@ -77,7 +77,7 @@ class Viewer:
 
 
 async def run_for(clock, seconds, *viewers):
-    """Let the feed work so long in its own time; give what each viewer got meanwhile."""
+    """Let the stream run for `seconds` of its clock; return what each viewer received."""
     before = [len(viewer.units) for viewer in viewers]
     clock.stop_s = clock.now_s + seconds
     clock.stands_still.clear()
@@ -90,7 +90,7 @@ async def run_for(clock, seconds, *viewers):
 
 
 def depayload_vp8(unit):
-    """Join the payloads of a picture: 4 bytes of descriptor in front of each."""
+    """Join the payloads of a frame: each begins with a descriptor of 4 bytes."""
     return b"".join(payload[4:] for payload in unit.payloads)
 
 
@@ -157,7 +157,7 @@ async def test_several_viewers_share_one_encoding_and_a_late_one_gets_a_key_fram
     assert len(shared) == len(with_second)
     await stream.unsubscribe(first.subscription)
     await stream.unsubscribe(second.subscription)
-    assert stream._task is None
+    assert not any(task.get_name().startswith("stream") for task in asyncio.all_tasks())
 
 
 async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
@@ -194,14 +194,15 @@ async def test_a_sender_that_does_not_take_misses_pictures_and_goes_on_with_a_ke
 async def test_a_viewer_that_fails_is_left_alone_and_the_others_go_on(executor, caplog):
     clock = SteppedClock()
     stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
-    failing, sound = Viewer(stream), Viewer(stream)
+    ends = []
 
     def fail(unit):
         raise AttributeError("what somebody said")
 
-    failing.subscription._deliver = fail
-    (units,) = await run_for(clock, 0.5, sound)
-    assert len(units) > 5 and (failing.ends, sound.ends) == (1, 0)
+    stream.subscribe(fail, lambda: ends.append(True))
+    healthy = Viewer(stream)
+    (units,) = await run_for(clock, 0.5, healthy)
+    assert len(units) > 5 and (len(ends), healthy.ends) == (1, 0)
     assert "AttributeError" in caplog.text and "somebody" not in caplog.text
     await stream.aclose()
 
@@ -236,7 +237,7 @@ async def test_each_slot_is_spoken_in_two_pieces_one_after_the_other():
     sound = np.linspace(0, 0.5, SAMPLES_PER_FRAME, dtype=np.float32)
     for index in range(3):
         await playout.put(AVFrame(STILL, sound + np.float32(index / 10), index, 0, 0))
-    pieces = np.concatenate([voice._packet_pcm(number) for number in range(6)])
+    pieces = np.concatenate([voice.packet_pcm(number) for number in range(6)])
     wanted = np.concatenate([sound + np.float32(index / 10) for index in range(3)])
     np.testing.assert_array_equal(pieces, wanted)
 
@@ -304,7 +305,7 @@ async def test_the_voice_is_sent_redundantly_while_a_viewer_misses_packets():
     fine, poor = Viewer(stream), Viewer(stream)
 
     async def speak(seconds):
-        """Give which pieces hold another one: Opus does that in its SILK modes, 0 to 15."""
+        """Return which packets have FEC: Opus has it in its SILK modes only, 0 to 15."""
         for index in range(4):
             voice = 0.3 * np.sin(np.arange(SAMPLES_PER_FRAME) / 9).astype(np.float32)
             await playout.put(AVFrame(STILL, voice, index, 0, 0))
@@ -321,14 +322,16 @@ async def test_the_voice_is_sent_redundantly_while_a_viewer_misses_packets():
     await stream.aclose()
 
 
-async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
+class FailingExecutor(Executor):
+    def submit(self, call, *arguments):
+        future = Future()
+        future.set_exception(ValueError("what somebody said"))
+        return future
+
+
+async def test_a_failing_encoder_ends_the_stream_for_everybody(caplog):
     clock = SteppedClock()
-    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
-
-    def fail(rgb, number, *, key_frame):
-        raise ValueError("what somebody said")
-
-    stream._encoder.encode = fail
+    stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, FailingExecutor(), clock)
     clock.stop_s = 1.0
     one, other = Viewer(stream), Viewer(stream)
     async with asyncio.timeout(10):
@@ -337,7 +340,7 @@ async def test_a_failing_encoder_ends_the_feed_for_everybody(executor, caplog):
     assert "ValueError" in caplog.text and "somebody" not in caplog.text
 
 
-async def test_media_makes_one_feed_for_each_codec_and_stops_all(executor):
+async def test_media_makes_one_stream_for_each_codec_and_stops_all(executor):
     media = SharedMedia(SlotPlayout(STILL), BITRATES, executor)
     assert media.video("VP8") is media.video("VP8") is not media.video("H264")
     assert media.audio() is media.audio()
