@@ -1,4 +1,4 @@
-"""What the clients of one session are told: encoded, numbered, and sent."""
+"""Encodes, numbers and sends messages to the clients of one session."""
 
 from letstalk_server.protocol import server_messages
 from letstalk_server.session.connection import Connection
@@ -6,14 +6,14 @@ from letstalk_server.session.connections import Connections
 
 
 class Announcer:
-    """Tells the clients of one session.
+    """Sends messages to the clients of one session.
 
     Args:
-        session: the session's id.
-        connections: who is told.
+        session: id of the session.
+        connections: the connections of the session.
 
     Attributes:
-        segment_id: the segment on the screen, which messages are about unless said otherwise.
+        segment_id: id of the segment that is being shown; messages carry it by default.
     """
 
     def __init__(self, session: str, connections: Connections) -> None:
@@ -25,11 +25,11 @@ class Announcer:
         self, message: server_messages.ServerMessage, segment_id: int | None = None
     ) -> None:
         """Send a message to all connections."""
-        about = self.segment_id if segment_id is None else segment_id
-        self._connections.broadcast(self._encode(message, about))
+        segment_id = self.segment_id if segment_id is None else segment_id
+        self._connections.broadcast(self._encode(message, segment_id))
 
     def send(
         self, connection: Connection, message: server_messages.ServerMessage, re: str | None = None
     ) -> None:
-        """Send a message to one connection; `re` is the `event_id` it answers."""
+        """Send a message to one connection; `re` is the `event_id` of the request."""
         connection.send(self._encode(message, self.segment_id, re))

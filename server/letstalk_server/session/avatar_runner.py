@@ -1,4 +1,4 @@
-"""Runs the engine of one session: its frames go to the playout, and its face can be changed."""
+"""Runs the engine session: carries its frames to the playout and changes the portrait."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,26 +14,26 @@ from letstalk_server.session.connection import EndReason, ServedSessionOptions
 from letstalk_server.session.ending import SessionEnded
 from letstalk_server.session.playout import SLOT_S, PlayoutSlot, SlotPlayout
 
-_AFTER_OTHERS_S, _SELDOM_SLOTS = 0.005, 4
-"""How long connections are given to ask for a slot, and how often is looked while they do."""
+_FILL_DELAY_S, _CHECK_SLOTS = 0.005, 4
+"""Wait before a slot is filled that no connection has read, and slots between two checks."""
 
 
 class AvatarRunner:
-    """The avatar of one session.
+    """Runs the avatar of one session.
 
     Args:
-        avatar_service: makes the avatars.
-        entry: the avatar to begin with.
-        options: what was asked for.
-        has_badge: the frames carry the visible badge.
-        is_live: whether frames are made of speech as it is spoken.
-        on_open: called with the engine when it is there.
+        avatar_service: creates the avatars.
+        entry: the first avatar.
+        options: options of the session.
+        has_badge: draw the visible badge into the frames.
+        is_live: returns whether the present speech comes from a live source.
+        on_open: called with the engine session when it is open.
         on_slot: called with each slot when it is shown.
-        on_stall: called when no frame came for long.
+        on_stall: called when no frame has come for a second.
 
     Attributes:
-        entry: the avatar that is shown.
-        playout: where its frames go.
+        entry: the entry of the avatar that is shown.
+        playout: the playout of its frames.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AvatarRunner:
         """Carry frames from the engine to the playout.
 
         Raises:
-            Over: the engine has ended of itself.
+            SessionEnded: The engine session has ended by itself.
         """
         options = self._options
         session = self._avatar_service.avatar(self.avatar_entry).session(
@@ -76,22 +76,22 @@ class AvatarRunner:
         raise SessionEnded(EndReason.FAILED)
 
     async def opened(self) -> AvatarSession:
-        """Wait for the engine, and return it."""
+        """Wait until the engine session is open, and return it."""
         await self._opened.wait()
         assert self._avatar is not None
         return self._avatar
 
     async def fill_due_slots(self) -> None:
-        """Fill each slot when it is due where no connection asks for it; else look now and then."""
+        """Fill each due slot that no connection has read, so that playout goes on without any."""
         number = 0
         while True:
-            await self.playout.wait_until(number * SLOT_S + _AFTER_OTHERS_S)
-            step = _SELDOM_SLOTS if self.playout.is_filled(number) else 1
+            await self.playout.wait_until(number * SLOT_S + _FILL_DELAY_S)
+            step = _CHECK_SLOTS if self.playout.is_filled(number) else 1
             self.playout.read_slot(number)
             number = max(number + step, int(self.playout.now() / SLOT_S))
 
     async def change_portraits(self, on_change: Callable[[], None]) -> None:
-        """Show the avatars that are asked for; tracks, voice and movement go on."""
+        """Apply the selected avatars one after the other; tracks and motion continue."""
         avatar = await self.opened()
         while True:
             entry = await self._selections.get()
@@ -100,11 +100,11 @@ class AvatarRunner:
             on_change()
 
     def select(self, avatar: str | None, portrait: str | None = None) -> AvatarEntry:
-        """Change the portrait; of several wishes the last one counts.
+        """Select an avatar; it replaces an earlier selection that was not applied yet.
 
         Raises:
-            UnknownAvatarError: there is no avatar of that id.
-            UnknownPortraitError: there is no upload of that id.
+            UnknownAvatarError: There is no avatar with that id.
+            UnknownPortraitError: There is no upload with that id.
         """
         entry = self._avatar_service.find(avatar, portrait)
         if self._selections.full():
@@ -113,12 +113,12 @@ class AvatarRunner:
         return entry
 
     def interrupt(self) -> Interrupted:
-        """Drop the speech that was not shown, and silence the frames that wait."""
+        """Drop the speech that was not played, and silence the queued frames."""
         if self._avatar is None:
             return Interrupted(0, 0)
-        cut = self._avatar.interrupt()
+        interrupted = self._avatar.interrupt()
         self.playout.silence(self._avatar.epoch)
-        return cut
+        return interrupted
 
     def _with_badge(self, rgb: np.ndarray) -> np.ndarray:
         return with_badge(rgb) if self._has_badge else rgb

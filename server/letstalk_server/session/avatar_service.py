@@ -1,8 +1,8 @@
-"""The one loaded model and the portraits it can animate.
+"""The loaded model and the portraits that it can animate.
 
-All model work, finding faces included, runs in one thread; picture files are read in another, so
-that a huge one holds nobody up. Neither is the event loop's default executor, which belongs to
-the encoders.
+All model calls, including the face finder, run in one thread; image files are read in another, so
+that a large one delays no session. Neither is the event loop's default executor, which the frame
+packers use.
 """
 
 import asyncio
@@ -38,22 +38,22 @@ MAX_LABEL_CHARS = 60
 
 
 class PortraitPipeline(Pipeline[State], Protocol[State]):
-    """A model that also finds the faces it can animate, as `AvatarPipeline` does."""
+    """A pipeline with a face finder, as `AvatarPipeline` is."""
 
     @property
     def finder(self) -> "Finder":
-        """Finds faces in pictures."""
+        """Finds faces in images."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What the studio is made from.
+    """A loaded model with the default avatars.
 
     Attributes:
         pipeline: animates portraits.
-        avatars: name and picture file of each default avatar.
-        library: keeps prepared portraits on disk; `None` prepares them anew.
+        avatars: name and image file of each default avatar.
+        library: caches prepared portraits on disk; `None` prepares them at each start.
     """
 
     pipeline: PortraitPipeline[Any]
@@ -63,13 +63,13 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class AvatarEntry:
-    """A portrait that is ready, with its pictures for the page.
+    """A prepared portrait with its images for the page.
 
     Attributes:
-        id: its name in addresses.
-        label: its name for people.
-        owner: the subject whose token uploaded it; `None` for default avatars.
-        portrait: what the model animates.
+        id: identifier, used in URLs.
+        label: display name.
+        owner: subject that uploaded it; `None` for default avatars.
+        portrait: the prepared portrait.
         still: JPEG of the whole canvas, framed exactly as the video.
         thumbnail: small JPEG of the face.
     """
@@ -83,18 +83,18 @@ class AvatarEntry:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the video, px; even, as 4:2:0 pictures are."""
+        """Width and height of the video, px; both are even, as 4:2:0 requires."""
         height, width = self.portrait.canvas.shape[:2]
         return width & ~1, height & ~1
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """How fast the model is here.
+    """The measured cost of the model on this machine.
 
     Attributes:
-        step_s: what one session's step costs.
-        window_s: how much video a step makes.
+        step_s: compute time of one session's step, s.
+        window_s: duration of the video that a step makes, s.
     """
 
     step_s: float
@@ -102,7 +102,7 @@ class StepCost:
 
     @property
     def share(self) -> float:
-        """What one session takes of the model's time; above 1 it stutters."""
+        """Share of the model thread's time that one session takes; above 1 it is too slow."""
         return self.step_s / self.window_s
 
 
@@ -117,7 +117,7 @@ def load_model(settings: Settings) -> LoadedModel:
 
 
 class AvatarService:
-    """Prepares portraits and makes avatars of them. Use `open`."""
+    """Prepares portraits and creates avatars from them. Use `open` to create it."""
 
     def __init__(self, model: LoadedModel, worker: ModelWorker[Any], settings: Settings) -> None:
         self.worker = worker
@@ -136,11 +136,11 @@ class AvatarService:
         load: Callable[[Settings], LoadedModel] = load_model,
         on_step: Callable[[float, int], None] = lambda seconds, count: None,
     ) -> Self:
-        """Load the model, prepare the default avatars and measure how fast the model is.
+        """Load the model, prepare the default avatars and measure the cost of a step.
 
         Args:
-            settings: which model, and limits.
-            load: makes the model; called in a thread.
+            settings: settings of the server.
+            load: loads the model; called in a thread.
             on_step: see `ModelWorker`.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
@@ -158,23 +158,23 @@ class AvatarService:
         return avatar_service
 
     async def aclose(self) -> None:
-        """Give the threads back; call when all sessions are closed.
+        """Shut down the threads; call after all sessions are closed.
 
-        Waits for the model's present step: an interpreter that ends under it is aborted.
+        Wait for the running step: the process aborts if the interpreter exits during one.
         """
         self._image_executor.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.worker.shutdown, wait=True, cancel_futures=True)
 
     def list_avatars(self, subject: str) -> Iterator[AvatarEntry]:
-        """Give the default avatars and the subject's own."""
+        """Yield the default avatars and the uploads of a subject."""
         yield from self.defaults.values()
         yield from (entry for entry in self._uploads.values() if entry.owner == subject)
 
     async def upload(self, data: bytes, subject: str = "local", label: str = "") -> AvatarEntry:
-        """Prepare a portrait and keep it.
+        """Prepare an uploaded portrait and keep it in memory.
 
         Raises:
-            PortraitError: the file is no picture, damaged, or shows no usable face.
+            PortraitError: The file is no image, is damaged, or shows no usable face.
         """
         name = secrets.token_urlsafe(16)
         entry = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
@@ -185,24 +185,24 @@ class AvatarService:
         return entry
 
     def delete(self, name: str, subject: str) -> None:
-        """Forget an upload.
+        """Delete an upload.
 
         Raises:
-            DefaultAvatarError: it came with the server.
-            UnknownAvatarError: there is none of that id that is the subject's.
+            DefaultAvatarError: It is a default avatar.
+            UnknownAvatarError: The subject has no upload with that id.
         """
         if name in self.defaults:
-            raise DefaultAvatarError("Default avatars come with the server and cannot go.")
+            raise DefaultAvatarError("Default avatars come with the server and cannot be deleted.")
         entry = self._uploads.get(name)
         if entry is None or entry.owner != subject:
-            raise UnknownAvatarError("There is no avatar of yours with that id.")
+            raise UnknownAvatarError("You have no avatar with that id.")
         del self._uploads[name]
         self._mattes.pop(name, None)
 
     async def matte(self, entry: AvatarEntry) -> bytes:
-        """Give where the person is: 8-bit grey PNG of the canvas' size, white is the person.
+        """Return the matte as 8-bit grey PNG of the canvas' size; white is the person.
 
-        It is made when it is first asked for, for few ask.
+        It is computed on the first request, because few clients need it.
         """
         if entry.id not in self._mattes:
             loop = asyncio.get_running_loop()
@@ -212,15 +212,15 @@ class AvatarService:
         return await asyncio.shield(self._mattes[entry.id])
 
     def find(self, avatar: str | None = None, portrait: str | None = None) -> AvatarEntry:
-        """Give an avatar by its id, or the first one for none.
+        """Return an avatar by its id, or the first default avatar without one.
 
         Args:
             avatar: id of a default avatar or of an upload.
             portrait: id of an upload.
 
         Raises:
-            UnknownPortraitError: there is no upload of that id.
-            UnknownAvatarError: there is no avatar of that id.
+            UnknownPortraitError: There is no upload with that id.
+            UnknownAvatarError: There is no avatar with that id.
         """
         name = portrait if avatar is None else avatar
         if name is None:
@@ -230,7 +230,7 @@ class AvatarService:
             return self._uploads[name]
         if portrait is not None:
             raise UnknownPortraitError(
-                "That portrait is not here any more. Upload the picture again."
+                "That portrait is no longer on the server. Upload the image again."
             )
         if name not in self.defaults:
             known = ", ".join(self.defaults)
@@ -238,17 +238,17 @@ class AvatarService:
         return self.defaults[name]
 
     def avatar(self, entry: AvatarEntry) -> Avatar:
-        """Make an avatar that shares the model and its thread with all others."""
+        """Return an avatar that shares the model and its thread with all others."""
         return Avatar.from_pipeline(self._model.pipeline, entry.portrait, worker=self.worker)
 
     async def _add_default(self, name: str, path: Path) -> None:
         try:
             self.defaults[name] = await self._prepare(path, name, label_of(name), None)
-        except PortraitError as error:  # a picture of the operator's own must not stop the server
-            log.warning("an avatar was left out (%s)", type(error).__name__)
+        except PortraitError as error:  # an image of the operator must not stop the server
+            log.warning("a default avatar was skipped (%s)", type(error).__name__)
 
     async def _measure(self) -> None:
-        """Find what a step costs, alone and together."""
+        """Measure the cost of a step, and set the batch size."""
         portrait = next(iter(self.defaults.values())).portrait
         future = self.worker.submit(measure_batches, self._model.pipeline, portrait)
         seconds = await asyncio.wrap_future(future)
@@ -275,7 +275,7 @@ class AvatarService:
 
 
 def label_of(name: str) -> str:
-    """Make a name for people of the name of a default avatar."""
+    """Return the display name of a default avatar."""
     return name.replace("_", " ").replace("-", " ").title()
 
 

@@ -1,4 +1,4 @@
-"""What a session and its connections are to each other."""
+"""The interface between a session and its connections."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +11,7 @@ from letstalk_server.protocol.client_messages import ConnectionConfig
 
 
 class ConnectionKind(StrEnum):
-    """What a connection is for; see `docs/protocol.md`."""
+    """The kind of a connection; see `docs/protocol.md`."""
 
     TALK = "talk"
     PLAY = "play"
@@ -20,7 +20,7 @@ class ConnectionKind(StrEnum):
 
 
 EXCLUSIVE_KINDS = (ConnectionKind.TALK, ConnectionKind.SPEAK)
-"""Of these a session has one; a newer one takes over."""
+"""A session has one connection of these kinds at a time; a newer one takes over."""
 
 
 class EndReason(StrEnum):
@@ -37,12 +37,12 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServedSessionOptions:
-    """What a session may be asked for.
+    """Options of a session.
 
     Attributes:
         badge: show the visible "AI avatar" badge.
-        seed: of everything random in the pictures.
-        motion: how the face moves.
+        seed: seed of the random numbers.
+        motion: options of the motion control.
     """
 
     badge: bool = True
@@ -51,14 +51,13 @@ class ServedSessionOptions:
 
 
 class Connection(Protocol):
-    """One connection on a session.
+    """A connection of a session.
 
     Attributes:
-        id: its name in addresses.
-        kind: what it is for.
-        video_bitrate: target of the WebRTC video, bit/s; 0 without one.
-        may_speak: whether it may send more than watch.
-        wishes: what it sends and wants.
+        id: identifier, used in URLs.
+        kind: kind of the connection.
+        may_speak: whether its token has the scope `speak`.
+        config: formats of the audio and the frames.
     """
 
     id: str
@@ -67,16 +66,18 @@ class Connection(Protocol):
     config: ConnectionConfig
 
     @property
-    def video_bitrate(self) -> int: ...
+    def video_bitrate(self) -> int:
+        """Target bitrate of the video, bit/s; 0 without video."""
+        ...
 
     def send(self, text: str) -> None:
-        """Send a message; never waits, and drops it when the client does not read."""
+        """Queue a message without waiting; it is dropped if the client does not read."""
         ...
 
     def is_lost(self, now_s: float) -> bool:
-        """Tell whether the client is gone without a word."""
+        """Return whether the client has gone without closing the connection."""
         ...
 
     async def aclose(self, error: ServerError | None = None) -> None:
-        """Close the connection; safe to call twice. `error` tells why, `None` is in order."""
+        """Close the connection; `error` is the reason, if any. Safe to call twice."""
         ...

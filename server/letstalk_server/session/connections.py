@@ -1,4 +1,4 @@
-"""The connections of one session: who is there, who gives way, and what all of them are sent."""
+"""The open connections of one session."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,107 +8,111 @@ from letstalk_server.errors import AtCapacityError, NotFoundError
 from letstalk_server.session.connection import EXCLUSIVE_KINDS, Connection
 
 Receiver = Callable[[str | bytes], None]
-"""Takes what a client says."""
+"""Handles one message of a client."""
 
 
 @dataclass(slots=True)
-class _Connection:
-    link: Connection
+class _Member:
+    """An open connection with its state."""
+
+    connection: Connection
     receive: Receiver
     since_s: float
     stats_at_s: float = 0.0
 
 
 class Connections:
-    """The connections of one session, at most so many.
+    """The open connections of one session.
 
     Args:
-        most: how many there may be at a time.
+        limit: maximum number of connections.
         clock: monotonic time, s.
 
     Attributes:
-        had_connections: there was a connection before, or there is one.
-        empty_since_s: when the last of them went; the beginning, where none has come.
+        had_connections: whether there has been a connection.
+        empty_since_s: when the last connection was removed; the start, if there has been none.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.had_connections = False
         self.empty_since_s = clock()
-        self._most, self._clock = most, clock
-        self._connections: dict[str, _Connection] = {}
+        self._limit, self._clock = limit, clock
+        self._members: dict[str, _Member] = {}
 
     def __len__(self) -> int:
-        return len(self._connections)
+        return len(self._members)
 
     def __iter__(self) -> Iterator[Connection]:
-        return iter([connection.link for connection in self._connections.values()])
+        return iter([member.connection for member in self._members.values()])
 
     def with_times(self) -> list[tuple[Connection, float]]:
-        """Return the connections, and when each began."""
-        return [(one.link, one.since_s) for one in self._connections.values()]
+        """Return each connection with the time when it was added."""
+        return [(member.connection, member.since_s) for member in self._members.values()]
 
     def find(self, name: str) -> Connection:
         """Return a connection by its id.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: There is no such connection.
         """
-        if name not in self._connections:
+        if name not in self._members:
             raise NotFoundError("There is no such connection, or it has ended.")
-        return self._connections[name].link
+        return self._members[name].connection
 
-    def add(self, link: Connection, receive: Receiver) -> list[Connection]:
-        """Take a connection in.
+    def add(self, connection: Connection, receive: Receiver) -> list[Connection]:
+        """Add a connection.
 
         Returns:
-            Those that must give way, for there may be only one of their role.
+            Older connections that must be closed, because there may be only one of their kind.
 
         Raises:
-            AtCapacityError: there are as many as there may be.
+            AtCapacityError: The limit is reached.
         """
-        if len(self._connections) >= self._most:
+        if len(self._members) >= self._limit:
             raise AtCapacityError(
-                f"This session has {len(self._connections)} connections already. Close one of them."
+                f"This session already has {len(self._members)} connections. Close one of them."
             )
-        older = [one for one in self if link.kind in EXCLUSIVE_KINDS and one.kind == link.kind]
-        self._connections[link.id] = _Connection(link, receive, self._clock())
+        kind = connection.kind
+        older = [other for other in self if kind in EXCLUSIVE_KINDS and other.kind == kind]
+        self._members[connection.id] = _Member(connection, receive, self._clock())
         self.had_connections = True
         return older
 
-    def remove(self, link: Connection) -> bool:
-        """Let a connection go; return whether it was there."""
-        if self._connections.pop(link.id, None) is None:
+    def remove(self, connection: Connection) -> bool:
+        """Remove a connection; return whether it was there."""
+        if self._members.pop(connection.id, None) is None:
             return False
         self.empty_since_s = self._clock()
         return True
 
     def clear(self) -> list[Connection]:
-        """Let all connections go, and return them."""
-        links = list(self)
-        self._connections.clear()
-        return links
+        """Remove all connections, and return them."""
+        connections = list(self)
+        self._members.clear()
+        return connections
 
-    def receive(self, link: Connection, data: str | bytes) -> None:
-        """Hand over what a client says, while its connection is there."""
-        if link.id in self._connections:
-            self._connections[link.id].receive(data)
+    def receive(self, connection: Connection, data: str | bytes) -> None:
+        """Handle a message of a client, unless its connection was removed."""
+        if connection.id in self._members:
+            self._members[connection.id].receive(data)
 
     def broadcast(self, text: str) -> None:
-        """Send a message to all."""
-        for link in self:
-            link.send(text)
+        """Send a message to all connections."""
+        for connection in self:
+            connection.send(text)
 
     def lost(self, now_s: float) -> list[Connection]:
-        """Return the connections whose clients are gone without a word."""
-        return [link for link in self if link.is_lost(now_s)]
+        """Return the connections whose clients have gone without closing them."""
+        return [connection for connection in self if connection.is_lost(now_s)]
 
     def take_due_stats(self, now_s: float) -> list[Connection]:
-        """Return the connections that want statistics now, each once in its interval."""
+        """Return the connections for which statistics are due, each once per interval."""
         due = [
-            one
-            for one in self._connections.values()
-            if one.link.config.stats_s and now_s - one.stats_at_s >= one.link.config.stats_s
+            member
+            for member in self._members.values()
+            if (interval_s := member.connection.config.stats_s)
+            and now_s - member.stats_at_s >= interval_s
         ]
-        for one in due:
-            one.stats_at_s = now_s
-        return [one.link for one in due]
+        for member in due:
+            member.stats_at_s = now_s
+        return [member.connection for member in due]

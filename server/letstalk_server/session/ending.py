@@ -1,4 +1,4 @@
-"""How sessions end: why, what is said then, and what the log is told of failures."""
+"""Reasons for the end of a session, the errors and warnings that clients get, and the log."""
 
 import logging
 
@@ -17,41 +17,44 @@ class SessionEnded(Exception):
 
 
 _CLOSING_ERRORS: dict[EndReason, tuple[type[ServerError], str]] = {
-    EndReason.TIME_OVER: (SessionOverError, "The time is over. Start a new session."),
-    EndReason.IDLE: (SessionOverError, "Nobody spoke for long. Start a new session."),
+    EndReason.TIME_OVER: (
+        SessionOverError,
+        "The session's time limit was reached. Start a new session.",
+    ),
+    EndReason.IDLE: (SessionOverError, "The session was idle for too long. Start a new session."),
     EndReason.FAILED: (EngineFailedError, "The avatar stopped. Start it again."),
-    EndReason.STOPPING: (NotReadyError, "The server stops now. Try again in a minute."),
+    EndReason.STOPPING: (NotReadyError, "The server is stopping. Try again in a minute."),
 }
 WARNINGS = {
     "ends-soon": "This session ends in {} seconds.",
-    "idle-soon": "Nobody has spoken for long: this session ends in {} seconds.",
+    "idle-soon": "The session is idle and ends in {} seconds.",
 }
 
 
 def closing_error(reason: EndReason) -> ServerError | None:
-    """Return what connections are told of an end; None where it is in order."""
+    """Return the error that connections are closed with; None for a regular end."""
     if reason not in _CLOSING_ERRORS:
         return None
     error, detail = _CLOSING_ERRORS[reason]
     return error(detail)
 
 
-def end_reason_of(overs: BaseExceptionGroup) -> EndReason:
-    """Give the reason of the first `SessionEnded` in a group."""
-    first = _leaves(overs)[0]
+def end_reason_of(ended: BaseExceptionGroup) -> EndReason:
+    """Return the reason of the first `SessionEnded` in a group."""
+    first = _leaves(ended)[0]
     assert isinstance(first, SessionEnded), type(first)
     return first.reason
 
 
 def log_failures(failures: BaseExceptionGroup) -> None:
-    """Log what a session failed of."""
-    # Only types: the text of an error may hold what a user said or sent.
+    """Log why a session failed."""
+    # Only the types: the message of an error may contain user data.
     names = sorted({type(error).__name__ for error in _leaves(failures)})
     log.error("session failed: %s", ", ".join(names))
 
 
 def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
-    """Give the errors inside, and what caused them."""
+    """Return the errors inside a group, with their causes."""
     found: list[BaseException] = []
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):

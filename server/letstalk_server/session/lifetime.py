@@ -1,4 +1,4 @@
-"""How long a session may last: its limits, and the warnings before them. Arithmetic only."""
+"""The time limits of a session and the warnings before them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from letstalk_server.session.ending import WARNINGS
 from letstalk_server.settings import Settings
 
 END_WARNING_S = 60.0
-"""So long before an end clients are warned of it."""
+"""Time between a warning and the end of the session."""
 
 
 class Lifetime:
@@ -18,7 +18,7 @@ class Lifetime:
 
     Args:
         settings: the limits.
-        connections: without any, a session ends after its grace time.
+        connections: without any, the session ends after the grace period.
         clock: monotonic time, s.
 
     Attributes:
@@ -37,22 +37,22 @@ class Lifetime:
 
     @property
     def ends_in_s(self) -> float:
-        """Seconds until the longest time of a session is over."""
+        """Time until `max_session_s` is reached, s."""
         return max(0.0, self.started_s + self._settings.max_session_s - self._clock())
 
     def touch(self) -> None:
-        """Note that the session is in use."""
+        """Restart the idle time."""
         self._active_s = self._clock()
 
     def end(self) -> EndReason | None:
-        """Return why the session must end now; None where it may go on."""
+        """Return the reason if the session must end now, or None."""
         now_s = self._clock()
-        if not self._connections and now_s - self._connections.empty_since_s > self._waits_s:
+        if not self._connections and now_s - self._connections.empty_since_s > self._wait_s:
             return EndReason.LOST
         return next((reason for _, reason, end_s in self._limits() if now_s > end_s), None)
 
     def warnings(self) -> Iterator[server_messages.Warn]:
-        """Give the warnings that are due, each once until its end has moved away again."""
+        """Yield the warnings that are due; each is repeated only after its limit has moved."""
         now_s = self._clock()
         for code, _, end_s in self._limits():
             if now_s <= end_s - END_WARNING_S:
@@ -63,13 +63,13 @@ class Lifetime:
                 yield server_messages.Warn(code, WARNINGS[code].format(left_s), left_s)
 
     @property
-    def _waits_s(self) -> float:
-        """How long the session waits for a connection."""
+    def _wait_s(self) -> float:
+        """Time for which the session waits for a connection, s."""
         settings, had_connections = self._settings, self._connections.had_connections
         return settings.grace_s + (0 if had_connections else settings.connect_timeout_s)
 
     def _limits(self) -> Iterator[tuple[str, EndReason, float]]:
-        """Give the code of the warning, the reason and the time of each end there will be."""
+        """Yield the warning code, the end reason and the time of each limit."""
         yield "ends-soon", EndReason.TIME_OVER, self.started_s + self._settings.max_session_s
         if self._settings.max_idle_s:
             yield "idle-soon", EndReason.IDLE, self._active_s + self._settings.max_idle_s

@@ -1,4 +1,4 @@
-"""How much is too much: messages per second, and sessions per machine."""
+"""Rate limits and admission control."""
 
 import time
 from collections import OrderedDict
@@ -13,12 +13,12 @@ HEADROOM = 0.95
 
 
 class TokenBucket:
-    """A token bucket: so many per second for long, and more at once.
+    """A token bucket.
 
     Args:
-        per_s: how many per second.
+        per_s: sustained rate, 1/s.
         clock: monotonic time, s.
-        burst: how many at once; two seconds' worth by default.
+        burst: capacity of the bucket; two seconds' worth by default.
     """
 
     def __init__(
@@ -28,25 +28,25 @@ class TokenBucket:
         burst: float | None = None,
     ) -> None:
         self._per_s, self._clock = per_s, clock
-        self._most = max(1.0, 2 * per_s) if burst is None else burst
-        self._left, self._at_s = self._most, clock()
+        self._burst = max(1.0, 2 * per_s) if burst is None else burst
+        self._tokens, self._at_s = self._burst, clock()
 
     def take(self) -> bool:
-        """Count one; tells whether it is within the rate."""
+        """Take a token; return False if the bucket is empty."""
         now = self._clock()
-        self._left = min(self._most, self._left + (now - self._at_s) * self._per_s)
+        self._tokens = min(self._burst, self._tokens + (now - self._at_s) * self._per_s)
         self._at_s = now
-        if self._left < 1:
+        if self._tokens < 1:
             return False
-        self._left -= 1
+        self._tokens -= 1
         return True
 
 
 class RateLimiter:
-    """How often each subject may do something that costs; operators may as often as they like.
+    """A rate limit per subject; operators are not limited.
 
     Args:
-        per_s: how often for long; ten seconds' worth at once.
+        per_s: sustained rate, 1/s; ten seconds' worth at once.
         clock: monotonic time, s.
     """
 
@@ -55,64 +55,62 @@ class RateLimiter:
 
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._clock = per_s, clock
-        self._rates: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def check(self, caller: Caller) -> None:
-        """Count one.
+        """Count a request.
 
         Raises:
-            TooManyRequestsError: it was too often.
+            TooManyRequestsError: The subject exceeds the rate.
         """
         if caller.is_operator:
             return
-        rate = self._rates.pop(caller.subject, None) or TokenBucket(
+        bucket = self._buckets.pop(caller.subject, None) or TokenBucket(
             self._per_s, self._clock, burst=max(1.0, self._per_s * self.BURST_S)
         )
-        self._rates[caller.subject] = rate
-        if len(self._rates) > self.MAX_SUBJECTS:
-            self._rates.popitem(last=False)
-        if not rate.take():
+        self._buckets[caller.subject] = bucket
+        if len(self._buckets) > self.MAX_SUBJECTS:
+            self._buckets.popitem(last=False)
+        if not bucket.take():
             wait_s = max(1, round(1 / self._per_s))
-            raise TooManyRequestsError(
-                f"That was too often. Try again in {wait_s} seconds.", wait_s
-            )
+            raise TooManyRequestsError(f"Too many requests. Try again in {wait_s} seconds.", wait_s)
 
 
 class AdmissionControl:
-    """Lets in as many sessions as the model can serve without stuttering.
+    """Admits as many sessions as the model can serve in real time.
 
     Args:
-        avatar_service: knows how fast the model is, and how busy.
-        most: sessions at once, whatever was measured; `None` leaves it to the measurement.
+        avatar_service: has the measured cost of a step and the load of the model thread.
+        max_sessions: fixed limit; `None` uses the measured cost.
     """
 
-    def __init__(self, avatar_service: AvatarService, most: int | None) -> None:
+    def __init__(self, avatar_service: AvatarService, max_sessions: int | None) -> None:
         self._avatar_service = avatar_service
-        self._most = most
+        self._max_sessions = max_sessions
 
     @property
     def capacity(self) -> int:
-        """How many sessions fit."""
+        """Maximum number of sessions."""
         share = self._avatar_service.step_cost.share
         measured = max(1, int(HEADROOM / share)) if share > 0 else 1024
-        return measured if self._most is None else self._most
+        return measured if self._max_sessions is None else self._max_sessions
 
     def check(self, sessions: int) -> None:
-        """Let one more in.
+        """Check that one more session can be admitted.
 
         Args:
-            sessions: how many there are.
+            sessions: number of running sessions.
 
         Raises:
-            AtCapacityError: it would be too many.
+            AtCapacityError: The limit is reached, or the model is too busy.
         """
         if sessions >= self.capacity:
             raise AtCapacityError(
                 f"All {self.capacity} places are taken. Try again in {RETRY_AFTER_S} seconds."
             )
         busy = self._avatar_service.worker.busy_ratio() + self._avatar_service.step_cost.share
-        if sessions and self._most is None and busy > HEADROOM:
+        if sessions and self._max_sessions is None and busy > HEADROOM:
             raise AtCapacityError(
-                "The model is busy: a further session would make the others stutter. Try again "
+                "The model is busy: another session would make the others stutter. Try again "
                 f"in {RETRY_AFTER_S} seconds."
             )

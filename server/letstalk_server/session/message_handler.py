@@ -1,4 +1,4 @@
-"""What a connection says to its session: checked, obeyed, and refused in words."""
+"""Handles the messages of a connection: checks, dispatch, error replies."""
 
 from typing import TYPE_CHECKING
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from letstalk_server.session.session import Session
 
 VIEWER_MESSAGES = (client_messages.Ping, client_messages.Configure)
-"""What a connection may send that is only allowed to watch."""
+"""Messages that do not need the scope `speak`."""
 
 
 class MessageHandler:
-    """Takes the messages of one connection.
+    """Handles the messages of one connection.
 
     Args:
-        session: what they are for.
-        connection: who sends them.
+        session: the session.
+        connection: the connection.
     """
 
     def __init__(self, session: "Session", connection: Connection) -> None:
@@ -36,7 +36,7 @@ class MessageHandler:
         self._decode = make_decoder(connection.config.audio)
 
     def handle(self, data: str | bytes) -> None:
-        """Obey a message; whatever is wrong with it is told to its sender."""
+        """Handle a message; errors are sent back to the connection."""
         re: str | None = None
         try:
             if not self._rate.take():
@@ -61,7 +61,9 @@ class MessageHandler:
 
     def _check_may_speak(self) -> None:
         if not self._connection.may_speak:
-            raise NotAllowedError("This connection may only watch: its token lacks speak.")
+            raise NotAllowedError(
+                "This needs a token with the scope speak; this connection can only watch."
+            )
 
     def _dispatch(self, message: client_messages.ClientMessage) -> None:
         session, connection, re = self._session, self._connection, message.event_id
@@ -88,7 +90,7 @@ class MessageHandler:
         connection = self._connection
         config = message.apply(connection.config)
         if config.frames.format != "none" and connection.kind is not ConnectionKind.SOCKET:
-            raise NotCarriedError("Pictures as messages are sent on WebSockets only.")
+            raise NotCarriedError("Frames as messages are sent on WebSockets only.")
         if config.audio != connection.config.audio:
             self._decode = make_decoder(config.audio)
         connection.config = config
@@ -98,9 +100,11 @@ class MessageHandler:
 
     def _push_audio(self, data: bytes) -> None:
         self._check_may_speak()
-        most = self._session.settings.max_message_bytes
-        if len(data) > most:
-            raise MessageTooLargeError(f"A piece of sound may have {most} bytes.")
+        max_bytes = self._session.settings.max_message_bytes
+        if len(data) > max_bytes:
+            raise MessageTooLargeError(
+                f"An audio chunk may have {max_bytes} bytes, got {len(data)}."
+            )
         self._session.lifetime.touch()
         pcm = self._decode(data)
         if len(pcm):

@@ -1,12 +1,12 @@
-"""The one playout clock of a session: which picture and which sound belong to which moment.
+"""The playout of a session: one clock, and the frame that is due in each of its slots.
 
-Time is cut into slots of one frame. A slot is filled when it is first asked for, so the video
-and the audio track that ask for it get the same frame and cannot drift apart. The clock stands
-still for a frame that is a little late; a slot for which none came repeats the last picture in
-silence. Live frames wait here no longer than the unsteadiness of the last seconds asks for: the
-clock runs a little fast until then, which a receiver's jitter buffer takes up unheard.
-It knows nothing of WebRTC. `letstalk_rt.session.playout` pushes frames to a sink; here two senders
-pull. Both keep a `PlayoutClock`, with the policies of their kind.
+Time is divided into slots of one frame. A slot is filled when it is first read, so the video and
+the audio track read the same frame and cannot drift apart. The clock is held for a frame that is a
+little late; a slot without a frame repeats the last one in silence. Live frames wait no longer
+than the jitter of the last seconds requires: until then the clock runs slightly fast, which a
+receiver's jitter buffer absorbs inaudibly.
+This module is independent of WebRTC. `letstalk_rt.session.playout` pushes frames to a sink; here
+senders pull them. Both use a `PlayoutClock`, each with its own policies.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, AVFrame
 
 SLOT_S = 1 / FPS
 MAX_QUEUED_FRAMES = 4
-"""Frames that wait here, one window: what is shown can be at most so much older than made."""
+"""Size of the queue: one window, which bounds the playout latency."""
 
 START_FRAMES, START_WAIT_S = 3, 0.2
-"""Frames that must wait before the first is shown, or how long it waits for them: the first steps
-of a session are slower than the later ones, and a receiver long remembers what came late."""
+"""Frames that must be queued before the first is shown, and the maximum wait for them: the first
+steps of a session are slower, and a receiver enlarges its jitter buffer for a long time."""
 
 HOLDS = HoldPolicy(max_s=SLOT_S)
 CATCH_UP = CatchUpPolicy(
@@ -42,14 +42,14 @@ _SILENCE = np.zeros(SAMPLES_PER_FRAME, np.float32)
 
 @dataclass(frozen=True, slots=True)
 class PlayoutSlot:
-    """What is shown in one frame's time.
+    """What is shown in one frame period.
 
     Attributes:
-        number: slots since the clock started; due at `number / 25` s.
+        number: index since the start of the clock; due at `number / 25` s.
         rgb: `(H, W, 3)` uint8.
         pcm: `(640,)` float32 in [-1, 1], 16 kHz mono.
-        repeated: no frame was there in time; the picture is the last one.
-        frame: the engine's frame that is shown; `None` when repeated.
+        repeated: no frame came in time; `rgb` is that of the last one.
+        frame: the frame that is shown; `None` if repeated.
     """
 
     number: int
@@ -60,19 +60,19 @@ class PlayoutSlot:
 
 
 class SlotPlayout:
-    """Frames in as they are made, slots out as they are due.
+    """A bounded queue of frames that are read as slots of the playout clock.
 
     Args:
         still: `(H, W, 3)` uint8, shown until the first frame comes.
-        is_live: whether frames are made of speech as it is spoken; others wait on purpose.
-        on_stall: called once when no frame came for a second.
-        on_slot: called with each slot, once, when it is filled.
+        is_live: returns whether speech comes from a live source; other frames are made ahead.
+        on_stall: called once when no frame has come for a second.
+        on_slot: called once with each slot, when it is filled.
         clock: monotonic time, s.
-        sleep: waits that many seconds.
+        sleep: waits for a number of seconds.
 
     Attributes:
-        repeats: slots for which no frame came.
-        skips: frames without voice left out to catch up.
+        repeats: slots without a frame.
+        skips: frames without voice that were skipped to catch up.
     """
 
     def __init__(
@@ -97,23 +97,23 @@ class SlotPlayout:
         self._playout_clock = PlayoutClock(FPS, holds=HOLDS, catch_up=CATCH_UP)
         self._epoch = 0
         self._next = 0
-        self._missed = STALL_SLOTS  # what has not begun does not stall
+        self._missed = STALL_SLOTS  # before the first frame there is no stall
         self._started, self._first_s = False, math.inf
 
     async def put(self, frame: AVFrame) -> None:
-        """Queue a frame; waits while a whole window is waiting already."""
+        """Queue a frame; wait while the queue is full."""
         arrived_s = self._clock()
         self._resume()
         await self._frames.put((frame, arrived_s))
 
     def silence(self, epoch: int) -> None:
-        """Take the sound of all frames older than `epoch` that are not shown yet.
+        """Silence all frames older than `epoch` that were not shown yet.
 
-        Their pictures are shown: they lead over to the new ones without a stop.
+        The frames themselves are still shown, as a bridge to the new ones.
         """
         self._epoch = epoch
         self._playout_clock.forget_arrivals()
-        self._missed = max(1, self._missed)  # the clock does not wait now: silence comes at once
+        self._missed = max(1, self._missed)  # do not hold the clock: silence starts at once
         self._resume()
 
     def now(self) -> float:
@@ -122,13 +122,13 @@ class SlotPlayout:
 
     @property
     def held_s(self) -> float:
-        """How long the clock stood still in all."""
+        """Total time for which the clock was held, s."""
         return self._playout_clock.held_s
 
     async def wait_until(self, due_s: float) -> None:
-        """Wait until `due_s` seconds after the start, and a little for a frame that is late.
+        """Wait until `due_s` seconds after the start, and a little longer for a late frame.
 
-        Returns at once when that is past.
+        Return at once if that time is past.
         """
         while (ahead_s := due_s - self.now()) > _SOON_S:
             await self._sleep(ahead_s)
@@ -136,7 +136,7 @@ class SlotPlayout:
             await self._hold()
 
     async def _hold(self) -> None:
-        """Let the clock stand still until a frame comes, or it is too late for it."""
+        """Hold the clock until a frame comes, at most for the policy's `max_s`."""
         self._playout_clock.hold(self._clock())
         self._arrived.clear()
         try:
@@ -148,19 +148,19 @@ class SlotPlayout:
             self._resume()
 
     def _resume(self) -> None:
-        """Let the clock go on from where it stood."""
+        """Release a held clock."""
         if self._playout_clock.resume(self._clock()):
             self._arrived.set()
 
     def read_slot(self, number: int) -> PlayoutSlot:
-        """Give slot `number`, or the oldest one still known if that is long past."""
+        """Return slot `number`, or the oldest one in the history if that is too old."""
         while self._next <= number:
             self._fill()
         oldest = self._slots[0].number
         return self._slots[max(0, number - oldest)]
 
     def is_filled(self, number: int) -> bool:
-        """Tell whether somebody has asked for slot `number`."""
+        """Return whether slot `number` was read already."""
         return self._next > number
 
     def _fill(self) -> None:
@@ -187,7 +187,7 @@ class SlotPlayout:
         return in_epoch(frame, max(self._epoch, frame.epoch))
 
     def _may_start(self) -> bool:
-        """Tell whether frames are shown already, or enough of them wait to begin."""
+        """Return whether frames are shown already, or enough are queued to start."""
         if not self._started:
             now_s = self._clock()
             self._first_s = min(self._first_s, now_s)
@@ -196,7 +196,7 @@ class SlotPlayout:
         return self._started
 
     def _catch_up(self, frame: AVFrame, arrived_s: float) -> AVFrame:
-        """Return the frame, or the one after it: live frames must not wait for nothing."""
+        """Return the frame, or the next one if a live frame without voice can be skipped."""
         clock = self._playout_clock
         clock.elapsed_s(self._clock())  # a clock that was never read starts now
         clock.note_arrival(frame.index, arrived_s)

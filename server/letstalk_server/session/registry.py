@@ -1,4 +1,4 @@
-"""All sessions of this server: who is let in, and how they end."""
+"""The sessions of the server: admission, lookup, end."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from letstalk_server.session.transport import Transport
 from letstalk_server.settings import Settings
 
 SESSIONS_PER_S = 0.5
-"""How often one subject may open a session, for long."""
+"""Sustained rate at which one subject may open sessions."""
 
 
 class SessionRegistry:
     """Opens, finds and ends sessions.
 
     Args:
-        avatar_service: makes the avatars.
-        transport: makes the connections.
+        avatar_service: creates the avatars.
+        transport: creates the peer connections.
         settings: capacity and time limits.
         on_end: called with each session that has ended.
     """
@@ -49,21 +49,21 @@ class SessionRegistry:
     def check_capacity(self) -> None:
         """Check that one more session could be opened.
 
-        Who has left and may still come back holds no place against who comes now.
+        Sessions in their grace period do not count: a new session replaces them.
 
         Raises:
-            AtCapacityError: all places are taken.
-            NotReadyError: the server is stopping.
+            AtCapacityError: There are too many sessions.
+            NotReadyError: The server is stopping.
         """
         if self._is_stopping:
-            raise NotReadyError("The server stops now. Try again in a minute.")
+            raise NotReadyError("The server is stopping. Try again in a minute.")
         self.admission.check(sum(not session.is_abandoned for session in self))
 
     def _free_capacity(self) -> None:
-        """When all places are taken, end the session that was left first."""
-        left = [session for session in self if session.is_abandoned]
-        if left and len(self) >= self.admission.capacity:
-            left[0].end(EndReason.LOST)
+        """At capacity, end the first session that has no connections left."""
+        abandoned = [session for session in self if session.is_abandoned]
+        if abandoned and len(self) >= self.admission.capacity:
+            abandoned[0].end(EndReason.LOST)
 
     def open(
         self,
@@ -73,18 +73,18 @@ class SessionRegistry:
         *,
         is_lasting: bool = True,
     ) -> Session:
-        """Begin a session.
+        """Open a session.
 
         Args:
-            entry: the avatar it begins with.
-            caller: whose it is.
-            options: what was asked for.
+            entry: the first avatar.
+            caller: the caller, who becomes its owner.
+            options: options of the session.
             is_lasting: see `Session`.
 
         Raises:
-            AtCapacityError: all places are taken.
-            NotReadyError: the server is stopping.
-            TooManyRequestsError: the caller was here too often.
+            AtCapacityError: There are too many sessions.
+            NotReadyError: The server is stopping.
+            TooManyRequestsError: The caller opens sessions too often.
         """
         self._rate_limiter.check(caller)
         self.check_capacity()
@@ -100,27 +100,29 @@ class SessionRegistry:
         )
         task = asyncio.create_task(session.run(), name="session")
         self._running[session.id] = session, task
-        task.add_done_callback(lambda _: self._forget(session))
+        task.add_done_callback(lambda _: self._remove(session))
         return session
 
     def find(self, name: str, caller: Caller) -> Session:
-        """Give a session by its id.
+        """Return a session by its id.
 
         Raises:
-            UnknownSessionError: there is none of that id.
-            NotAllowedError: it is not the caller's.
+            UnknownSessionError: There is no session with that id.
+            NotAllowedError: The session is not the caller's.
         """
         if caller.session is not None and caller.session != name:
             raise NotAllowedError("This token is for another session.")
         if name not in self._running:
-            raise UnknownSessionError("There is no such session, or it has ended. Make another.")
+            raise UnknownSessionError(
+                "There is no such session, or it has ended. Create a new one."
+            )
         session = self._running[name][0]
         if not (caller.is_operator or caller.session == name or session.owner == caller.subject):
-            raise NotAllowedError("This session is another subject's.")
+            raise NotAllowedError("This session belongs to another subject.")
         return session
 
     async def close(self, session: Session, reason: EndReason = EndReason.DELETED) -> None:
-        """End a session and wait until its place is free."""
+        """End a session and wait until it is removed."""
         if session.id in self._running:
             session.end(reason)
             await self.wait_ended(session)
@@ -132,10 +134,10 @@ class SessionRegistry:
             await asyncio.wait([task])
 
     async def aclose(self) -> None:
-        """End all sessions, and open no more."""
+        """End all sessions and admit no new ones."""
         self._is_stopping = True
         await asyncio.gather(*[self.close(session, EndReason.STOPPING) for session in self])
 
-    def _forget(self, session: Session) -> None:
+    def _remove(self, session: Session) -> None:
         del self._running[session.id]
         self._on_end(session)

@@ -1,4 +1,4 @@
-"""Reports to the engine what is shown, and to clients what the engine says of it."""
+"""Reports shown frames to the engine, and the engine's events to the clients."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,16 @@ from letstalk_server.protocol import server_messages
 from letstalk_server.session.announcer import Announcer
 from letstalk_server.session.playout import SLOT_S, PlayoutSlot, SlotPlayout
 
-_PASSED_ON = ("speech-late", "clipped")
-"""Warnings of the engine that clients are told."""
+_FORWARDED_WARNINGS = ("speech-late", "clipped")
+"""Codes of the engine's warnings that are sent to clients."""
 
 
 class PlaybackReporter:
-    """Stands between the playout, the engine and the clients of one session.
+    """Connects the playout, the engine session and the clients of one session.
 
     Args:
-        announcer: tells the clients.
-        on_voice: called with each frame that is shown and has voice.
+        announcer: sends messages to the clients.
+        on_voice: called for each shown frame that has voice.
     """
 
     def __init__(self, announcer: Announcer, on_voice: Callable[[], None] = lambda: None) -> None:
@@ -29,12 +29,12 @@ class PlaybackReporter:
         self._announced_speaking = False
 
     def follow(self, avatar: AvatarSession) -> None:
-        """Report to this engine from now on, and pass on what it says."""
+        """Report to this engine session from now on, and forward its events."""
         self._avatar = avatar
-        avatar.on_event(self._pass_on)
+        avatar.on_event(self._forward)
 
     def show(self, slot: PlayoutSlot) -> None:
-        """Take a slot that is shown now."""
+        """Report a slot that is shown now."""
         self._slots += 1
         if slot.frame is None or self._avatar is None:
             return
@@ -45,21 +45,23 @@ class PlaybackReporter:
             self._on_voice()
 
     def announce_interrupt(
-        self, cut: Interrupted, waiting_ms: int
+        self, interrupted: Interrupted, waiting_ms: int
     ) -> server_messages.WasInterrupted:
-        """Tell all of an interrupt that cut something off.
+        """Announce an interrupt, if it dropped or cut off speech, and return the reply.
 
         Args:
-            cut: what the engine says of it.
-            waiting_ms: speech that was dropped before it reached the engine.
+            interrupted: result of the engine's interrupt.
+            waiting_ms: speech that was dropped before it reached the engine, ms.
         """
-        dropped_ms = cut.dropped_ms + waiting_ms
-        if cut.played_ms or dropped_ms:
-            self._announcer.broadcast(server_messages.SegmentInterrupted(cut.played_ms, dropped_ms))
-        return server_messages.WasInterrupted(cut.played_ms, dropped_ms)
+        dropped_ms = interrupted.dropped_ms + waiting_ms
+        if interrupted.played_ms or dropped_ms:
+            self._announcer.broadcast(
+                server_messages.SegmentInterrupted(interrupted.played_ms, dropped_ms)
+            )
+        return server_messages.WasInterrupted(interrupted.played_ms, dropped_ms)
 
     def stats(self, playout: SlotPlayout) -> server_messages.Stats:
-        """Tell how the session does."""
+        """Return the statistics of the session."""
         metrics = self._avatar.metrics if self._avatar is not None else None
         stages = metrics.stages_ms() if metrics is not None else {}
         shown_s = max(SLOT_S, playout.now())
@@ -78,14 +80,14 @@ class PlaybackReporter:
         )
 
     def _announce_speaking(self, speaking: bool) -> None:
-        """Tell when the avatar begins to speak and when it falls silent, by an interrupt too."""
+        """Announce a change between speaking and idle, also by an interrupt."""
         if speaking != self._announced_speaking:
             self._announced_speaking = speaking
             self._announcer.broadcast(
                 server_messages.Speaking() if speaking else server_messages.Idle()
             )
 
-    def _pass_on(self, event: Event) -> None:
+    def _forward(self, event: Event) -> None:
         match event.type:
             case "segment.started":
                 self._announcer.broadcast(server_messages.Started(), event.segment_id)
@@ -95,7 +97,7 @@ class PlaybackReporter:
                 )
             case "avatar.listening":
                 self._announcer.broadcast(server_messages.Listening())
-            case "session.warning" if event.code in _PASSED_ON:
+            case "session.warning" if event.code in _FORWARDED_WARNINGS:
                 self._announcer.broadcast(server_messages.Warn(event.code, event.message or ""))
-            case _:  # speaking and idle follow the state, interrupts have an answer of their own
+            case _:  # speaking and idle follow the state; interrupts are announced separately
                 pass

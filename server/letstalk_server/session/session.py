@@ -1,8 +1,8 @@
-"""One avatar, one engine session, one playout clock; connections come and go on it.
+"""A session of the server: one engine session, one playout clock, any number of connections.
 
-A session is one `TaskGroup`: whatever ends it ends all of it, and nothing of another one. Its parts
-are `Connections`, `Announcer` (what clients are told), `Lifetime` (its limits), `AvatarRunner` (the
-engine), `PlaybackReporter` (what is shown) and `SpeechQueue` (who is heard).
+Its tasks form one `TaskGroup`: a failure ends the whole session and no other one. The parts are
+`Connections`, `Announcer` (messages to clients), `Lifetime` (time limits), `AvatarRunner` (engine),
+`PlaybackReporter` (shown frames) and `SpeechQueue` (floor control).
 """
 
 import asyncio
@@ -34,24 +34,25 @@ log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 0.5
 LAST_MESSAGE_S = 0.3
-"""Time for a last message to leave before the connections close."""
+"""Time in which the last messages are sent before the connections are closed."""
 
 _STALLED = server_messages.Warn(
-    "model-behind", "The server is too slow now: the picture is waiting."
+    "model-behind", "The server is too slow at the moment: the video is paused."
 )
 
 
 class Session:
-    """Use it through `Sessions`.
+    """A session; `SessionRegistry` opens it.
 
     Args:
-        avatar_service: makes the avatars.
-        transport: makes the media.
-        entry: the avatar to begin with.
+        avatar_service: creates the avatars.
+        transport: creates media and peer connections.
+        entry: the first avatar.
         settings: time limits.
-        options: what was asked for.
-        owner: the subject that made it.
-        is_lasting: waits for its first connection, and for another when one was closed in order.
+        options: options of the session.
+        owner: the subject that opened it.
+        is_lasting: whether it goes on without connections, instead of ending when the last one is
+            closed.
     """
 
     def __init__(
@@ -92,24 +93,24 @@ class Session:
         self._group = asyncio.TaskGroup()
         self._ending: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
 
-    # Life
+    # Lifecycle
 
     async def run(self) -> None:
-        """Animate, listen and watch until the session ends; raises nothing."""
+        """Run the session until it ends; failures are logged and never raised."""
         reason = EndReason.FAILED
         try:
             async with self._group:
                 for work, name in (
                     (self._runner.run(), "engine"),
-                    (self._runner.change_portraits(self.media.request_key_frame), "faces"),
+                    (self._runner.change_portraits(self.media.request_key_frame), "portraits"),
                     (self.speech.run(self._runner.opened), "speech"),
                     (self._runner.fill_due_slots(), "clock"),
                     (self._watch(), "watch"),
                 ):
                     self.spawn(work, name)
                 raise SessionEnded(await self._ending)
-        except* SessionEnded as overs:
-            reason = end_reason_of(overs)
+        except* SessionEnded as ended:
+            reason = end_reason_of(ended)
         except* Exception as failures:
             reason = EndReason.FAILED
             log_failures(failures)
@@ -119,20 +120,20 @@ class Session:
             await self._close_connections(reason)
 
     def end(self, reason: EndReason) -> None:
-        """Ask the session to end; returns at once, and may be called twice."""
+        """Request the end of the session without waiting for it. Safe to call twice."""
         if not self._ending.done():
             self._ending.set_result(reason)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
-        """Run something for as long as the session lives; its failure ends the session."""
+        """Start a task of the session, whose failure ends it; return None if it is ending."""
         try:
             return self._group.create_task(work, name=f"session-{name}")
-        except RuntimeError:  # the group is ending: there is nothing left to do
+        except RuntimeError:  # the group is ending
             work.close()
             return None
 
     async def _watch(self) -> None:
-        """Let lost connections go, and end the session when it must."""
+        """Detach lost connections, send statistics and warnings, and enforce the time limits."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             now_s = time.monotonic()
@@ -161,32 +162,32 @@ class Session:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether all who were connected have gone; one of them may come back."""
+        """Whether it had connections and has none now, so that it is in its grace period."""
         return self.is_resumed and not self.connections
 
     @property
     def is_resumed(self) -> bool:
-        """A connection that comes now is not the first."""
+        """Whether a new connection would not be the first."""
         return self.connections.had_connections
 
     async def attach(self, connection: Connection) -> None:
-        """Take a connection in; of those that there may be one of, the older one goes.
+        """Attach a connection; it replaces an older one of the same exclusive kind.
 
         Raises:
-            UnknownSessionError: the session has ended meanwhile.
-            AtCapacityError: it has as many as it may have.
+            UnknownSessionError: The session has ended meanwhile.
+            AtCapacityError: The session has the maximum number of connections.
         """
         if self._ending.done() or self.end_reason is not None:
-            raise UnknownSessionError("The session has ended meanwhile. Make another.")
+            raise UnknownSessionError("The session has ended meanwhile. Create a new one.")
         older = self.connections.add(connection, MessageHandler(self, connection).handle)
         self.lifetime.touch()
         for old in older:
-            error = TakenOverError("The session goes on in another window or connection.")
+            error = TakenOverError("The session continues in another window or connection.")
             self.announcer.send(old, server_messages.Fail.of(error, fatal=True))
             await self.detach(old, error)
 
     def send_ready(self, connection: Connection, resumed: bool) -> None:
-        """Tell a connection that it is up."""
+        """Send `session.ready` to a connection."""
         ready = server_messages.Ready(
             connection=connection.id,
             avatar=self.avatar_entry.id,
@@ -203,7 +204,7 @@ class Session:
     async def detach(
         self, connection: Connection, error: ServerError | None = None, *, is_lost: bool = False
     ) -> None:
-        """Let a connection go, and close it."""
+        """Detach a connection and close it."""
         if self.connections.remove(connection):
             self.speech.release(connection.id)
             is_taken_over = isinstance(error, TakenOverError)
@@ -220,41 +221,41 @@ class Session:
 
     @property
     def playout(self) -> SlotPlayout:
-        """The clock and what is shown by it."""
+        """The playout of the session."""
         return self._runner.playout
 
     @property
     def video(self) -> dict[str, int]:
-        """Size and rate of the pictures."""
+        """Size and rate of the video."""
         width, height = self.avatar_entry.size
         return {"width": width, "height": height, "fps": FPS}
 
     @property
     def has_badge(self) -> bool:
-        """The visible badge is on the pictures."""
+        """Whether the visible badge is drawn into the frames."""
         rule = self.settings.badge
         return rule == "required" or (rule == "on" and self.options.badge)
 
     @property
     def disclosure(self) -> dict[str, Any]:
-        """What says that the pictures are generated."""
+        """The disclosure that the video is generated."""
         return {"badge": self.has_badge, "statement": STATEMENT}
 
     def select(self, avatar: str | None, portrait: str | None = None) -> None:
-        """Change the portrait, and tell all; of several wishes the last one counts.
+        """Change the avatar, and announce it; it replaces a selection that was not applied yet.
 
         Raises:
-            UnknownAvatarError: there is no avatar of that id.
-            UnknownPortraitError: there is no upload of that id.
+            UnknownAvatarError: There is no avatar with that id.
+            UnknownPortraitError: There is no upload with that id.
         """
         entry = self._runner.select(avatar, portrait)
         self.announcer.broadcast(server_messages.Selected(entry.id, entry.portrait.warnings))
 
     def interrupt(self) -> server_messages.WasInterrupted:
-        """Drop all speech that was not shown; return how much of the segment was."""
+        """Drop all speech that was not played; return how much was played and dropped."""
         waiting_ms = round(1000 * self.speech.clear())
         return self._reporter.announce_interrupt(self._runner.interrupt(), waiting_ms)
 
     def stats(self) -> server_messages.Stats:
-        """Return how the session does."""
+        """Return the statistics of the session."""
         return self._reporter.stats(self.playout)

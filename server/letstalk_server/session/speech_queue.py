@@ -1,7 +1,7 @@
-"""What is said to one avatar: who is heard, and the sound that waits for its turn.
+"""The speech for one avatar: floor control and a bounded queue.
 
-Sound pushed as messages goes before microphones and holds the floor until a second after its last
-piece. Of a microphone only the newest half second is kept: old speech is worse than none.
+Speech pushed by messages takes precedence over microphones and holds the floor until a second after
+its last chunk. Of a microphone only the newest half second is kept, to bound its latency.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from letstalk_server.errors import FloorTakenError, SpeechOverflowError
 FLOOR_S = 1.0
 MAX_MICROPHONE_S = 0.5
 LIVE_S = 0.5
-"""So long after its last piece a microphone counts as heard."""
+"""Time after its last chunk for which a microphone counts as live."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Sound that waits; without samples it is the end of a segment."""
+    """Queued speech; without samples it marks the end of a segment."""
 
     source: str
     is_live: bool
@@ -34,15 +34,14 @@ class _Chunk:
 
 
 class SpeechQueue:
-    """One queue of sound, bounded in seconds.
+    """A queue of speech, bounded by its duration.
 
     Args:
-        max_s: pushed sound that may wait.
+        max_s: maximum duration of queued pushed speech, s.
         clock: monotonic time, s.
     """
 
     def __init__(self, max_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.dropped_s = 0.0
         self._max_s = max_s
         self._clock = clock
         self._chunks: deque[_Chunk] = deque()
@@ -56,15 +55,15 @@ class SpeechQueue:
         self._has_space = asyncio.Event()
 
     def is_live(self) -> bool:
-        """Tell whether the avatar hears a microphone now."""
+        """Return whether the avatar receives a microphone now."""
         return self._clock() < self._live_until_s
 
     def add_microphone(self, source: str) -> None:
-        """Hear this connection's microphone from now on, and no other."""
+        """Add a microphone; it has precedence over older ones."""
         self._microphones.append(source)
 
     def push_microphone(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
-        """Take a piece of a microphone, if that is the one that is heard.
+        """Queue a chunk of a microphone, if that has the floor.
 
         Args:
             source: the connection's id.
@@ -80,10 +79,9 @@ class SpeechQueue:
             oldest = next(chunk for chunk in self._chunks if chunk.is_live)
             self._chunks.remove(oldest)
             self._microphone_s -= oldest.seconds
-            self.dropped_s += oldest.seconds
 
     def push(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
-        """Take a piece of an utterance.
+        """Queue a chunk of pushed speech.
 
         Args:
             source: the connection's id.
@@ -91,51 +89,57 @@ class SpeechQueue:
             sample_rate: Hz.
 
         Raises:
-            FloorTakenError: another connection has the floor.
-            SpeechOverflowError: too much waits already.
+            FloorTakenError: Another connection has the floor.
+            SpeechOverflowError: Too much speech is queued.
         """
         self._take_floor(source)
         seconds = len(pcm) / sample_rate
         if self._pushed_s > 0 and self._pushed_s + seconds > self._max_s:
             raise SpeechOverflowError(
-                f"More than {self._max_s:.0f} s of speech would wait. Send it later."
+                f"More than {self._max_s:.0f} s of speech would be queued. Send it later."
             )
         self._pushed_s += seconds
         self._add(_Chunk(source, False, pcm, sample_rate, seconds))
 
     def end_segment(self, source: str) -> None:
-        """Mark the end of the utterance, after the sound that waits.
+        """Queue the end of the segment.
 
         Raises:
-            FloorTakenError: another connection has the floor.
+            FloorTakenError: Another connection has the floor.
         """
         self._take_floor(source)
         self._floor_until_s = 0.0
         self._add(_Chunk(source, False, None, 1, 0.0))
 
     def clear(self) -> float:
-        """Forget what waits; gives its duration in seconds."""
-        waiting_s = sum(chunk.seconds for chunk in self._chunks)  # the rest is with the avatar
+        """Drop all queued speech; return its duration, s."""
+        waiting_s = sum(
+            chunk.seconds for chunk in self._chunks
+        )  # without what was handed over already
         self._chunks.clear()
         self._pushed_s = self._microphone_s = self._floor_until_s = 0.0
         self._has_space.set()
         return waiting_s
 
     def release(self, source: str) -> None:
-        """Take the floor from a connection that is gone; what it has said is still shown."""
+        """Release the floor of a closed connection; its queued speech is still played."""
         if self._floor == source:
             self._floor = None
         if source in self._microphones:
             self._microphones.remove(source)
 
     async def wait_for_space(self) -> None:
-        """Wait until less than the bound of pushed sound waits."""
+        """Wait until less than `max_s` of pushed speech is queued."""
         while self._pushed_s >= self._max_s:
             self._has_space.clear()
             await self._has_space.wait()
 
-    async def run(self, listener: Callable[[], Awaitable[AvatarSession]]) -> None:
-        """Carry the sound to the avatar, whichever it is at the time; runs until cancelled."""
+    async def run(self, avatar: Callable[[], Awaitable[AvatarSession]]) -> None:
+        """Push the queued speech to the engine session until cancelled.
+
+        Args:
+            avatar: returns the engine session when it is open.
+        """
         while True:
             while not self._chunks:
                 self._changed.clear()
@@ -144,9 +148,9 @@ class SpeechQueue:
             if chunk.is_live:
                 self._microphone_s -= chunk.seconds
             try:
-                await self._forward(chunk, await listener())
+                await self._forward(chunk, await avatar())
             except SessionClosed:
-                continue  # between two avatars; a failure is raised where frames are read
+                continue  # a failure is raised where frames are read
             finally:
                 if not chunk.is_live:
                     self._pushed_s = max(0.0, self._pushed_s - chunk.seconds)
@@ -165,7 +169,9 @@ class SpeechQueue:
 
     def _take_floor(self, source: str) -> None:
         if self._is_taken() and self._floor not in (None, source):
-            raise FloorTakenError("Another connection speaks now. Try again when it is done.")
+            raise FloorTakenError(
+                "Another connection has the floor. Try again when it has finished."
+            )
         self._floor = source
         self._floor_until_s = self._clock() + FLOOR_S
 
