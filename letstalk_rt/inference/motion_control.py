@@ -199,7 +199,7 @@ def _head_directions(face: FaceModules, scale: Tensor, portrait: Tensor) -> Tens
     """Return the K components of head motion as motion, `(K, 384)`, for landmarks `(L, 2)`."""
     inverse = _pseudo_inverse(face.autoencoder.landmark_matrix)
     moved = face.head.displacements(portrait.float()) @ inverse.T
-    moved[:, FACE_SIZE:] += face.head.surroundings(portrait.float())
+    moved[:, FACE_SIZE:] += face.head.background(portrait.float())
     return moved / scale
 
 

@@ -1,1 +1,1 @@
-"""The networks and their presets; state is passed in, never kept in a module."""
+"""Networks and their presets. State is passed in; modules hold weights only."""

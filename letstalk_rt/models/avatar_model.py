@@ -1,7 +1,7 @@
-"""All networks of one avatar model, and the units its denoiser works in.
+"""All networks of one avatar model, and the scaling of the denoiser's inputs.
 
-The denoiser sees motion: the latent of a frame minus the latent of the portrait, scaled to unit
-variance. So a new face starts from its own portrait and identity need not be generated.
+The denoiser generates motion: the latent of a frame minus the portrait latent, scaled to unit
+variance. So a new face starts from its own portrait, and identity need not be generated.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +28,12 @@ from letstalk_rt.models.sampler import sample, sample_mean
 
 @dataclass(frozen=True)
 class FaceModules:
-    """What a model has whose latents carry landmarks.
+    """The modules of a model whose latents encode landmarks.
 
     Attributes:
-        autoencoder: reads the landmarks off latents.
-        detector: finds where faces are.
-        head: how heads move.
+        autoencoder: the autoencoder, which decodes landmarks from latents.
+        detector: the face detector.
+        head: the process of head motion.
     """
 
     autoencoder: LandmarkAutoencoder
@@ -44,14 +44,14 @@ class FaceModules:
 class AvatarModel(nn.Module):
     """Autoencoder, audio encoder, denoiser and face detector of one preset.
 
-    A model of the paper's autoencoder has no landmarks and so no detector of its own.
+    A model with the paper's autoencoder has no landmarks, so no face detector and no head motion.
 
     Args:
         preset: shapes of all parts.
 
     Raises:
-        DependencyError: the preset needs a package that is not installed.
-        ConfigError: the preset's parts do not fit each other.
+        DependencyError: the preset requires a package that is not installed.
+        ConfigError: the shapes of the preset's parts do not match.
     """
 
     autoencoder: Autoencoder
@@ -69,44 +69,44 @@ class AvatarModel(nn.Module):
         self.autoencoder = _make_autoencoder(preset)
         self.audio = _make_audio(preset)
         self.denoiser = Denoiser(preset.denoiser)
-        known = self.autoencoder.landmarks is not None
-        self.detector = FaceDetector() if known else None
-        self.head = HeadMotion() if known else None
+        has_landmarks = self.autoencoder.landmarks is not None
+        self.detector = FaceDetector() if has_landmarks else None
+        self.head = HeadMotion() if has_landmarks else None
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
         self.register_buffer("motion_scale", torch.ones(channels, 1, 1))
-        # The guidance that distillation has put into the denoiser: one call then shows it.
+        # The guidance that the denoiser was distilled with: one call then yields the guided result.
         self.register_buffer("folded_guidance", torch.ones(()))
 
     @property
     def face(self) -> FaceModules | None:
-        """The parts that know the face's landmarks; None where latents do not carry them."""
+        """The modules that need landmarks; None if the latents do not encode them."""
         landmarks = self.autoencoder.landmarks
         if landmarks is None or self.detector is None or self.head is None:
             return None
         return FaceModules(landmarks, self.detector, self.head)
 
     def face_finder(self, crop_px: int | None = None) -> FaceFinder:
-        """Return what finds faces in pictures.
+        """Return the face finder of this model.
 
         Args:
-            crop_px: side of the crops to animate; the model's own when None.
+            crop_px: side of the crops to animate, in pixels; the model's own when None.
 
         Raises:
-            ConfigError: this model has none; see `loading.face_finder_for`.
+            ConfigError: this model has no face detector; see `loading.face_finder_for`.
         """
         face = self.face
         if face is None:
             raise ConfigError(
-                f"preset {self.preset.name!r} finds no faces; the embedded model does"
+                f"preset {self.preset.name!r} has no face detector; use that of the embedded model"
             )
         side = face.autoencoder.image_size if crop_px is None else crop_px
         return FaceFinder(face.detector, face.autoencoder, preset=self.preset.name, crop_px=side)
 
     @property
     def distilled_guidance(self) -> float:
-        """The guidance at which one call of the denoiser is enough."""
+        """The guidance that the denoiser was distilled with, for which one call is enough."""
         return float(self.folded_guidance)
 
     def sample_window(
@@ -120,19 +120,19 @@ class AvatarModel(nn.Module):
         *,
         predict: Callable[..., Tensor] | None = None,
     ) -> Tensor:
-        """Make the motion of a window: from noise to data, by the solver that the denoiser needs.
+        """Sample the motion of a window from noise, with the sampler that fits the denoiser.
 
         Args:
             noise: `(B, N, C, h, w)`.
             tokens: audio tokens `(B, N, K, A)`.
-            portrait: as the denoiser sees it.
+            portrait: the portrait state, from `Denoiser.portrait_state`.
             cache: keys and values of memory.
-            times: as from `timesteps`.
-            guidance: weight of the sound against none.
+            times: as returned by `timesteps`.
+            guidance: weight of the audio against no audio.
             predict: see `guided_velocity`.
 
         Returns:
-            As `noise`.
+            The motion, of the shape of `noise`.
         """
         weight = guidance / self.distilled_guidance
         noise = self.without_background_noise(noise)
@@ -149,24 +149,24 @@ class AvatarModel(nn.Module):
         return sample(velocity, noise, times)
 
     def without_background_noise(self, noise: Tensor) -> Tensor:
-        """Give noise `(B, N, C, h, w)` without that of surroundings, where latents tell of them.
+        """Return noise `(B, N, C, h, w)` with zeros for the background flow, where latents have it.
 
-        They follow the face: what of their motion it does not decide is left out, not drawn.
+        The background follows the face; motion that the face does not determine is not generated.
         """
         return self.autoencoder.without_background_flow(noise)
 
     def to_motion(self, latents: Tensor, portrait: Tensor) -> Tensor:
-        """Turn latents `(B, T, C, h, w)` into motion relative to portraits `(B, C, h, w)`."""
+        """Convert latents `(B, T, C, h, w)` to motion relative to portraits `(B, C, h, w)`."""
         return (latents - portrait[:, None]) / self.motion_scale
 
     def to_latents(self, motion: Tensor, portrait: Tensor) -> Tensor:
-        """Undo `to_motion`."""
+        """Convert motion to latents, the inverse of `to_motion`."""
         return motion.float() * self.motion_scale + portrait[:, None]
 
     def normalized_portrait(self, portrait: Tensor) -> Tensor:
-        """Scale portrait latents `(B, C, h, w)` to unit variance, as the denoiser takes them.
+        """Scale portrait latents `(B, C, h, w)` to unit variance for the denoiser.
 
-        Where latents tell how surroundings moved, a portrait's are at rest.
+        The background flow of a portrait is zero.
         """
         scaled = (portrait - self.latent_mean) / self.latent_scale
         return self.autoencoder.without_background_flow(scaled)
@@ -178,8 +178,8 @@ def _make_audio(preset: Preset) -> AudioEncoder:
         return CausalAudioEncoder(config)
     if preset.denoiser.window % config.stream.block_frames:
         raise ConfigError(
-            f"preset {preset.name!r}: a window of {preset.denoiser.window} frames is no whole "
-            f"number of wav2vec 2.0's blocks of {config.stream.block_frames}"
+            f"preset {preset.name!r}: the window of {preset.denoiser.window} frames must be a "
+            f"multiple of wav2vec 2.0's blocks of {config.stream.block_frames} frames"
         )
     return Wav2VecEncoder(config)
 
@@ -192,10 +192,10 @@ def _make_autoencoder(preset: Preset) -> Autoencoder:
     else:
         autoencoder = DCAutoencoder.random(config.image_size)
     channels, height, width = autoencoder.latent_shape
-    wanted = (preset.denoiser.channels, preset.denoiser.side, preset.denoiser.side)
-    if (channels, height, width) != wanted:
+    expected = (preset.denoiser.channels, preset.denoiser.side, preset.denoiser.side)
+    if (channels, height, width) != expected:
         raise ConfigError(
             f"preset {preset.name!r}: the autoencoder's latents are {(channels, height, width)}, "
-            f"the denoiser takes {wanted}"
+            f"the denoiser expects {expected}"
         )
     return autoencoder

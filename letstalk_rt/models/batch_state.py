@@ -1,6 +1,6 @@
-"""Joins the states of several sessions into one batch, and writes the batch back in place.
+"""Gather the states of several sessions into a batch, and scatter the batch back in place.
 
-A state is a dataclass of tensors `(B, ...)`, of other states and of lists of them.
+A state is a dataclass whose fields are tensors `(B, ...)`, states, or lists of these.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 def gather(states: Sequence[T]) -> T:
-    """Join states along their first axis; a single state is given as it is, without a copy."""
+    """Concatenate states along their first axis; a single state is returned without a copy."""
     return states[0] if len(states) == 1 else _join(states)
 
 
 def scatter(batch: Any, states: Sequence[Any]) -> None:
-    """Write what `gather` made, and a step changed, back into the states' own tensors."""
+    """Copy a batch from `gather` back into the tensors of the states, in place."""
     if len(states) == 1:
         return
     sizes = [next(tensors(state)).shape[0] for state in states]
@@ -29,13 +29,13 @@ def scatter(batch: Any, states: Sequence[Any]) -> None:
 
 
 def overwrite(state: Any, source: Any) -> None:
-    """Give a state the content of another one, in place."""
+    """Copy the tensors of one state into another, in place."""
     for old, new in zip(tensors(state), tensors(source), strict=True):
         old.copy_(new)
 
 
 def tensors(state: Any) -> Iterator[Tensor]:
-    """Give all tensors of a state, in a fixed order."""
+    """Yield all tensors of a state, in a fixed order."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, list | tuple):

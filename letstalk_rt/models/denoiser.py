@@ -1,17 +1,17 @@
-"""The streaming LetsTalk denoiser: one window of latents, given sound, portrait and memory.
+"""The streaming LetsTalk denoiser: velocities of a window of latents from audio, portrait, memory.
 
 Each block: softmax attention over memory and window in time; cross-attention to the frame's audio
-tokens (Direct fusion); linear attention over picture and portrait tokens (Symbiotic fusion, here
-one-way: the portrait never reads the picture, so its part is a state computed once per portrait);
-a gated convolutional FFN; adaLN-Zero by a timestep per frame.
+tokens (Direct fusion); linear attention over frame and portrait tokens (Symbiotic fusion, here
+one-way: portrait tokens do not attend to the frame, so their part is a state computed once per
+portrait); a gated convolutional FFN; adaLN-Zero with a timestep per frame.
 
-Memory takes part in the attention in time only and never reads the window, so its keys and values
-are computed once and serve all steps of the sampler. Where they are to be kept from window to
-window (`cached`), memory reads in blocks of one window, each its past alone, and places in time are
-told by rotation, which sees distances only.
+Memory takes part in temporal attention only and does not attend to the window, so its keys and
+values are computed once for all sampling steps. If they are to be cached from window to window
+(`cached`), memory is encoded in blocks of one window, each attending to its past only, with rotary
+position embeddings, which depend on distances in time only.
 
 Source: LetsTalk, arXiv:2411.16748. Changes for streaming: one-way portrait, memory that does not
-read the window, a timestep per frame, and the audio also in the frame's modulation vector.
+attend to the window, a timestep per frame, and the audio also in the frame's modulation vector.
 """
 
 from collections.abc import Callable
@@ -45,22 +45,21 @@ class DenoiserConfig:
     """Shape of a denoiser.
 
     Attributes:
-        channels: of a latent.
-        side: of a latent, in cells.
-        width: of a token.
+        channels: channels of a latent.
+        side: height and width of a latent.
+        width: width of the hidden states.
         depth: number of blocks.
-        ffn_ratio: width inside the FFN over `width`.
-        audio_tokens: of a frame.
-        audio_width: of an audio token.
+        ffn_ratio: inner width of the FFN over `width`.
+        audio_tokens: audio tokens per frame.
+        audio_width: width of an audio token.
         window: frames denoised together, N.
-        memory: latest frames remembered, M.
-        dropout: in training.
-        time_head_width: of the attention in time.
-        cached: keys and values of memory are kept from window to window, places in time are
-            relative; otherwise memory is read anew for each window, and each slot has a learned
-            place.
-        second_time: takes MeanFlow's second time, the end of the step.
-        guidance_input: takes the weight of the sound as an input, so guidance costs no second call.
+        memory: frames in the memory bank, M.
+        dropout: dropout rate in training.
+        time_head_width: width of the heads in temporal attention.
+        cached: cache keys and values of memory from window to window, with relative positions in
+            time; otherwise encode memory for each window, with a learned embedding per slot.
+        second_time: accept MeanFlow's second time, the end of the step.
+        guidance_input: accept guidance as an input, so that it needs no second call.
     """
 
     channels: int
@@ -87,14 +86,14 @@ class DenoiserConfig:
                 )
         if self.cached and self.memory % self.window:
             raise ConfigError(
-                f"a cached memory is kept in windows: memory {self.memory} must be a multiple of "
-                f"window {self.window}"
+                f"memory is cached in windows: memory {self.memory} must be a multiple of window "
+                f"{self.window}"
             )
 
 
 @dataclass
 class PortraitState:
-    """The portrait as the denoiser sees it: one linear-attention state per block.
+    """The portrait's input to the denoiser: one linear-attention state per block.
 
     Attributes:
         layers: states of `(B, heads, d + 1, d)`.
@@ -124,53 +123,53 @@ class Block(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def portrait(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, LinearState]:
-        """Move portrait tokens `(B, P, D)` on, and give the state that picture tokens will read."""
+        """Return the next portrait tokens `(B, P, D)` and the state that frame tokens attend to."""
         shift, scale, gate = self.modulation(condition).chunk(6, -1)[:3]
-        seen = modulate(self.norm_space(tokens)[:, None], shift[:, None], scale[:, None])[:, 0]
-        mixed, state = self.space(seen)
-        return tokens + gate[:, None] * mixed, state
+        normed = modulate(self.norm_space(tokens)[:, None], shift[:, None], scale[:, None])[:, 0]
+        attended, state = self.space(normed)
+        return tokens + gate[:, None] * attended, state
 
     def encode_memory(
-        self, x: Tensor, past: KeysValues | None, mask: Tensor, places: Tensor | None
+        self, x: Tensor, past: KeysValues | None, mask: Tensor, positions: Tensor | None
     ) -> tuple[Tensor, KeysValues]:
-        """Move memory `(B, T, P, D)` on, and give the keys and values that later frames will read.
+        """Return the next hidden states of memory, and the keys and values for later frames.
 
         Args:
-            x: memory.
-            past: older memory that it reads beside itself.
-            mask: `(B, 1, S)` bool: which of past and own frames are read.
-            places: of those in time, see `MemoryAttention.read`.
+            x: hidden states of memory, `(B, T, P, D)`.
+            past: keys and values of older memory to attend to as well.
+            mask: `(B, 1, S)` bool: which of past and own frames are attended to.
+            positions: their positions in time, see `MemoryAttention.attend`.
         """
         queries, own = self.time.project(x)
-        seen = own if past is None else past.joined(own)
-        return x + self.time.read(queries, seen, mask, places), own
+        context = own if past is None else past.joined(own)
+        return x + self.time.attend(queries, context, mask, positions), own
 
     def forward(
         self,
         x: Tensor,
         past: KeysValues,
         mask: Tensor,
-        places: Tensor | None,
+        positions: Tensor | None,
         tokens: Tensor,
         c: Tensor,
         portrait: LinearState,
     ) -> Tensor:
-        """Move the window `(B, N, P, D)` one block on."""
+        """Return the window's next hidden states `(B, N, P, D)`."""
         frames = x.shape[1]
         queries, own = self.time.project(x)
-        x = x + self.time.read(queries, past.joined(own), mask, places)
+        x = x + self.time.attend(queries, past.joined(own), mask, positions)
         x = x + self.dropout(self.audio(x, tokens))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
         state = LinearState(portrait.sums.repeat_interleave(frames, 0))
-        mixed, _ = self.space(modulate(self.norm_space(x), shift1, scale1).flatten(0, 1), state)
-        x = x + gate1[..., None, :] * self.dropout(mixed.unflatten(0, (-1, frames)))
+        attended, _ = self.space(modulate(self.norm_space(x), shift1, scale1).flatten(0, 1), state)
+        x = x + gate1[..., None, :] * self.dropout(attended.unflatten(0, (-1, frames)))
         wide = self.ffn(modulate(self.norm_ffn(x), shift2, scale2).flatten(0, 1), self.side)
         out: Tensor = x + gate2[..., None, :] * self.dropout(wide.unflatten(0, (-1, frames)))
         return out
 
 
 class Denoiser(nn.Module):
-    """Predicts the velocity of a window of latents.
+    """A transformer that predicts the velocity of a window of latents.
 
     Args:
         config: shape.
@@ -192,9 +191,9 @@ class Denoiser(nn.Module):
             self.slots = nn.Parameter(0.02 * torch.randn(1 + config.memory + config.window, width))
         self.embed_time = TimeEmbedding(width)
         if config.second_time:
-            self.embed_span = TimeEmbedding(width, silent=True)
+            self.embed_span = TimeEmbedding(width, zero_init=True)
         if config.guidance_input:
-            self.embed_guidance = TimeEmbedding(width, silent=True)
+            self.embed_guidance = TimeEmbedding(width, zero_init=True)
         self.embed_audio = nn.Linear(config.audio_tokens * config.audio_width, width)
         self.no_audio = nn.Parameter(torch.zeros(config.audio_tokens, config.audio_width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -205,10 +204,10 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def portrait_state(self, latent: Tensor) -> PortraitState:
-        """Compute all that depends on the portrait alone.
+        """Compute the portrait state.
 
         Args:
-            latent: `(B, C, h, w)`, unit variance. It is clean data, so its timestep is 0.
+            latent: portrait latent `(B, C, h, w)`, unit variance. It is clean: its timestep is 0.
         """
         config = self.config
         check_tensor("latent", latent, ("B", config.channels, config.side, config.side))
@@ -223,9 +222,9 @@ class Denoiser(nn.Module):
         return PortraitState(states)
 
     def init_cache(self, anchor: Tensor) -> TemporalCache:
-        """Make the cache of new sessions, whose memory holds the anchors `(B, C, h, w)` alone.
+        """Return the cache of new sessions, whose memory holds only the anchors `(B, C, h, w)`.
 
-        Where nothing is kept from window to window, the cache has no layers.
+        The cache has no layers if the denoiser is not `cached`.
         """
         count = self.config.memory
         if not self.config.cached:
@@ -234,13 +233,13 @@ class Denoiser(nn.Module):
         return self._encode_memory_block(anchor[:, None], filled, None).padded(count)
 
     def update_cache(self, latents: Tensor, cache: TemporalCache) -> None:
-        """Write clean latents `(B, N, C, h, w)` of a window to a cache that is kept, in place."""
+        """Append a window of clean latents `(B, N, C, h, w)` to the cache, in place."""
         if self.config.cached:
             filled = cache.filled.new_ones(latents.shape[:2])
             cache.write(self._encode_memory_block(latents, filled, cache))
 
     def encode_memory(self, memory: Tensor, filled: Tensor) -> TemporalCache:
-        """Compute keys and values of memory from its latents, as if it had been written just now.
+        """Compute keys and values of a whole memory bank.
 
         Args:
             memory: clean latents `(B, 1 + M, C, h, w)`, the anchor first.
@@ -277,14 +276,14 @@ class Denoiser(nn.Module):
             x: the noisy window `(B, N, C, h, w)`.
             t: its timesteps `(B, N)` in [0, 1]; 1 is noise.
             tokens: audio tokens `(B, N, K, A)`.
-            portrait: from `portrait_state`.
+            portrait: result of `portrait_state`.
             memory: clean latents `(B, 1 + M, C, h, w)`, the anchor first.
             filled: `(B, 1 + M)` bool.
             end: see `predict`.
             guidance: see `predict`.
 
         Returns:
-            As `x`.
+            The velocity, of the shape of `x`.
         """
         cache = self.encode_memory(memory, filled)
         return self.predict(x, t, tokens, portrait, cache, end=end, guidance=guidance)
@@ -300,21 +299,21 @@ class Denoiser(nn.Module):
         end: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """As `forward`, with memory as its keys and values.
+        """Predict the velocity as `forward` does, from the keys and values of memory.
 
         Args:
             x: the noisy window.
             t: its timesteps.
             tokens: audio tokens.
-            portrait: from `portrait_state`.
-            cache: from `encode_memory`, or kept by `update_cache`.
-            end: time at which the step ends, `(B, N)`, at most `t`: what is predicted is then the
-                mean velocity between the two. `t` when None. Needs `second_time`.
-            guidance: weight of the sound, `(B,)`; 1 when None. Needs `guidance_input`.
+            portrait: result of `portrait_state`.
+            cache: keys and values of memory, from `encode_memory` or `update_cache`.
+            end: end of the step, `(B, N)`, at most `t`: the mean velocity between the two is
+                predicted. `t` when None. Requires `second_time`.
+            guidance: weight of the audio, `(B,)`; 1 when None. Requires `guidance_input`.
 
         Raises:
-            InputError: a tensor has another shape or type than the model takes.
-            ConfigError: the model was not made to take `end` or `guidance`.
+            InputError: a tensor has the wrong shape or type.
+            ConfigError: the denoiser does not accept `end` or `guidance`.
         """
         config, dtype = self.config, self.embed.weight.dtype
         self._check(x, t, tokens)
@@ -323,9 +322,9 @@ class Denoiser(nn.Module):
         tokens = tokens.to(dtype)
         c = self._condition(t, tokens, end, guidance)
         mask = torch.cat([cache.filled, cache.filled.new_ones(x.shape[:2])], 1)[:, None]
-        places = self._places(cache.filled.shape[1] - 1, h) if config.cached else None
+        positions = self._positions(cache.filled.shape[1] - 1, h) if config.cached else None
         for block, past, state in zip(self.blocks, cache.layers, portrait.layers, strict=True):
-            h = block(h, past, mask, places, tokens, c, state)
+            h = block(h, past, mask, positions, tokens, c, state)
         shift, scale = self.final_modulation(c).chunk(2, -1)
         out = self.head(modulate(self.norm(h), shift, scale)).to(x.dtype)
         velocity: Tensor = rearrange(out, "b t (y x) c -> b t c y x", y=config.side)
@@ -340,21 +339,23 @@ class Denoiser(nn.Module):
     def _condition(
         self, t: Tensor, tokens: Tensor, end: Tensor | None, guidance: Tensor | None
     ) -> Tensor:
-        """Give each frame's vector `(B, N, D)`, which modulates all blocks."""
+        """Return the conditioning vector of each frame, `(B, N, D)`, which modulates all blocks."""
         c: Tensor = self.embed_time(t) + self.embed_audio(tokens.flatten(2))
         if self.config.second_time:
             c = c + self.embed_span(torch.zeros_like(t) if end is None else t - end)
         elif end is not None:
-            raise ConfigError("this denoiser takes no second time; set second_time in its preset")
+            raise ConfigError("this denoiser does not accept `end`; set second_time in its preset")
         if self.config.guidance_input:
             weight = t.new_ones(len(t)) if guidance is None else guidance
             c = c + self.embed_guidance((weight - 1) / 10)[:, None]
         elif guidance is not None:
-            raise ConfigError("this denoiser takes no guidance; set guidance_input in its preset")
+            raise ConfigError(
+                "this denoiser does not accept `guidance`; set guidance_input in its preset"
+            )
         return c
 
     def _encode_memory_slots(self, memory: Tensor, filled: Tensor) -> TemporalCache:
-        """Read all of memory at once; every slot has its own place."""
+        """Encode all of memory at once; each slot has its own embedding."""
         h = self._embed_memory(memory) + self.slots[: memory.shape[1], None]
         mask, layers = filled[:, None], []
         for block in self.blocks:
@@ -366,19 +367,19 @@ class Denoiser(nn.Module):
     def _encode_memory_block(
         self, latents: Tensor, filled: Tensor, cache: TemporalCache | None
     ) -> TemporalCache:
-        """Give keys and values of a block of memory, or of the anchor when there is no cache."""
+        """Return keys and values of a block of memory, or of the anchor when there is no cache."""
         kind = _ANCHOR if cache is None else _MEMORY
         h = self._embed_memory(latents) + self.kinds[kind]
         mask = filled if cache is None else torch.cat([cache.filled, filled], 1)
         past = [None] * len(self.blocks) if cache is None else cache.layers
         if cache is None:
-            places = torch.zeros(1, device=h.device)
+            positions = torch.zeros(1, device=h.device)
         else:
-            places = self._places(cache.filled.shape[1] - 1, h)[: mask.shape[1]]
+            positions = self._positions(cache.filled.shape[1] - 1, h)[: mask.shape[1]]
         layers = []
         for block, older in zip(self.blocks, past, strict=True):
             assert isinstance(block, Block)
-            h, kept = block.encode_memory(h, older, mask[:, None], places)
+            h, kept = block.encode_memory(h, older, mask[:, None], positions)
             layers.append(kept)
         return TemporalCache(layers, filled)
 
@@ -389,14 +390,14 @@ class Denoiser(nn.Module):
         )
         return embedded
 
-    def _places(self, past: int, like: Tensor) -> Tensor:
-        """Give places in time of the anchor, `past` frames of memory and the window after them.
+    def _positions(self, past: int, like: Tensor) -> Tensor:
+        """Return the positions in time of the anchor, `past` frames of memory and the window.
 
-        The anchor's distance is always the same: it is pinned.
+        The anchor is always at the same distance from the window.
         """
         first = 1 + self.config.memory
-        moving = torch.arange(first - past, first + self.config.window, device=like.device)
-        return torch.cat([moving.new_zeros(1), moving])
+        frames = torch.arange(first - past, first + self.config.window, device=like.device)
+        return torch.cat([frames.new_zeros(1), frames])
 
 
 def guided_velocity(
@@ -411,21 +412,21 @@ def guided_velocity(
     end: Tensor | None = None,
     predict: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Predict the velocity with the part that the sound decides made `guidance` times as large.
+    """Predict the velocity with classifier-free guidance on the audio.
 
-    A denoiser that takes guidance as an input is called once. For others, this is one call at 1,
-    else one call with twice the items, the second half without sound.
+    A denoiser that accepts guidance as an input is called once. Others are called once if
+    `guidance` is 1, else once with twice the items, the second half without audio.
 
     Args:
-        denoiser: the model.
-        x: as in `Denoiser.predict`, like all that is not named here.
+        denoiser: the denoiser.
+        x: the noisy window, as in `Denoiser.predict`.
         t: its timesteps.
         tokens: audio tokens.
-        portrait: from `portrait_state`.
-        memory: latents, or their keys and values.
-        guidance: weight of the sound against none.
-        end: time at which the step ends.
-        predict: runs in the place of `denoiser.predict`: the same, compiled or recorded.
+        portrait: result of `portrait_state`.
+        memory: memory as latents, or as keys and values.
+        guidance: weight of the audio against no audio.
+        end: end of the step, as in `Denoiser.predict`.
+        predict: replacement for `denoiser.predict`, such as a compiled or recorded one.
 
     Source: classifier-free guidance, arXiv:2207.12598; as an input, arXiv:2210.03142.
     """
@@ -438,7 +439,7 @@ def guided_velocity(
     if guidance == 1:
         return predict(x, t, tokens, portrait, memory, end=end)
     none = denoiser.no_audio.to(tokens.dtype).expand_as(tokens)
-    heard, unheard = predict(
+    conditional, unconditional = predict(
         torch.cat([x, x]),
         torch.cat([t, t]),
         torch.cat([tokens, none]),
@@ -446,4 +447,4 @@ def guided_velocity(
         gather([memory, memory]),
         end=None if end is None else torch.cat([end, end]),
     ).chunk(2)
-    return unheard + guidance * (heard - unheard)
+    return unconditional + guidance * (conditional - unconditional)

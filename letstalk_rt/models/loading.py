@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file a model, its preset in the header, a checksum beside it.
+"""Checkpoints: one safetensors file per model, with its preset in the header and a checksum file.
 
-Weights are stored in half precision. The big matrices of what runs once per portrait are stored
-as 8-bit integers with a scale per output channel: that keeps the package under 32 MB.
+Weights are stored in half precision. Large matrices of the networks that run once per portrait are
+stored as 8-bit integers with a scale per output channel, to keep the package under 32 MB.
 """
 
 import hashlib
@@ -42,17 +42,17 @@ _log = logging.getLogger(__name__)
 
 
 def packaged_weights(preset: str) -> Path:
-    """Give where the package keeps the weights of a preset."""
+    """Return the path of a preset's weights in the package."""
     return Path(__file__).parent.parent / "weights" / f"{preset}.safetensors"
 
 
 def checksum_file(weights: Path) -> Path:
-    """Give where the checksum of a weights file lies."""
+    """Return the path of the checksum of a weights file."""
     return weights.with_suffix(".sha256")
 
 
 def save_model(model: AvatarModel, path: Path) -> None:
-    """Write a model and its checksum."""
+    """Write a model's weights and their checksum."""
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         tensors |= _pack(name, value.detach().cpu().contiguous())
@@ -63,11 +63,11 @@ def save_model(model: AvatarModel, path: Path) -> None:
 
 
 def load_model(preset: str, path: Path | None = None) -> AvatarModel:
-    """Read a model in float32 on the CPU, ready for inference.
+    """Load a model in float32 on the CPU, ready for inference.
 
     Args:
-        preset: the name its shapes are looked up by.
-        path: of the weights; the package's own when None.
+        preset: name of the preset.
+        path: path of the weights; those of the package when None.
 
     Raises:
         ConfigError: the preset is unknown.
@@ -77,34 +77,34 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     path = path or packaged_weights(preset)
     header, tensors = _read(path, preset)
     model = AvatarModel(with_lookahead(shapes, int(header["lookahead_ms"])))
-    wanted = model.state_dict()
-    if missing := sorted(wanted.keys() ^ tensors.keys()):
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() ^ tensors.keys()):
         raise WeightsError(
             f"{path.name} does not fit preset {preset!r}: {len(missing)} tensors differ, "
-            f"first {missing[0]!r}; take the weights that came with this version"
+            f"first {missing[0]!r}; use the weights of this version"
         )
-    for name, value in wanted.items():
+    for name, value in expected.items():
         found = tensors[name]
         if found.shape != value.shape or found.dtype != value.dtype:
             raise WeightsError(
                 f"{path.name}: {name} has shape {tuple(found.shape)} and type {found.dtype}, "
-                f"preset {preset!r} wants {tuple(value.shape)} and {value.dtype}"
+                f"preset {preset!r} expects {tuple(value.shape)} and {value.dtype}"
             )
         if found.is_floating_point() and not torch.isfinite(found).all():
             raise WeightsError(
-                f"{path.name}: {name} holds NaN or infinite values; the training that made it "
-                "went wrong, take an earlier checkpoint"
+                f"{path.name}: {name} holds NaN or infinite values; its training diverged, use an "
+                "earlier checkpoint"
             )
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
 
 def load_face_finder(preset: str = EMBEDDED, *, crop_px: int | None = None) -> FaceFinder:
-    """Load what finds faces in pictures from the packaged weights of a preset.
+    """Load the face finder from the packaged weights of a preset.
 
     Args:
-        preset: of a model that has a face detector.
-        crop_px: side of the crops to animate; that model's own when None.
+        preset: name of a preset with a face detector.
+        crop_px: side of the crops to animate, in pixels; that model's own when None.
 
     Raises:
         ConfigError: the preset is unknown, or its model has no face detector.
@@ -114,7 +114,7 @@ def load_face_finder(preset: str = EMBEDDED, *, crop_px: int | None = None) -> F
 
 
 def face_finder_for(model: AvatarModel) -> FaceFinder:
-    """Return the face finder of a model: its own, or the embedded model's, which is then loaded.
+    """Return the face finder of a model; load the embedded model's if it has none.
 
     Raises:
         WeightsError: the embedded model's weights are missing or damaged.
@@ -122,16 +122,20 @@ def face_finder_for(model: AvatarModel) -> FaceFinder:
     if model.face is not None:
         return model.face_finder()
     finder = load_face_finder(EMBEDDED, crop_px=model.autoencoder.image_size)
-    _log.info("preset %s finds faces by preset %s's detector", model.preset.name, finder.preset)
+    _log.info(
+        "preset %s has no face detector; using that of preset %s",
+        model.preset.name,
+        finder.preset,
+    )
     return finder
 
 
 def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
-        raise WeightsError(f"no weights at {path.name}; make them with `letstalk train`")
+        raise WeightsError(f"no weights at {path.name}; create them with `letstalk train`")
     expected = checksum_file(path)
     if expected.exists() and expected.read_text().strip() != _digest(path):
-        raise WeightsError(f"{path.name} is damaged: its checksum differs; install it anew")
+        raise WeightsError(f"{path.name} is damaged: its checksum differs; reinstall the package")
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -140,10 +144,10 @@ def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise WeightsError(f"{path.name} is not a safetensors file") from error
     if header.get("format") != _FORMAT or header.get("preset") != preset:
         raise WeightsError(
-            f"{path.name} holds {header.get('preset', 'an unknown model')!r}, wanted {preset!r}"
+            f"{path.name} holds {header.get('preset', 'an unknown model')!r}, expected {preset!r}"
         )
     if "lookahead_ms" not in header:
-        raise WeightsError(f"{path.name} does not say its look-ahead; write it with `save_model`")
+        raise WeightsError(f"{path.name} lacks a look-ahead in its header; use `save_model`")
     return header, {
         name: _unpack(value, stored.get(name + _SCALE))
         for name, value in stored.items()

@@ -1,8 +1,8 @@
-"""The memory bank: the latest clean latents and a pinned anchor, which tie windows together.
+"""The memory bank: the latest clean latents and a pinned anchor, which connect the windows.
 
 Source: LetsTalk, arXiv:2411.16748 (memory bank, noise-regularised training). The
 pinned-plus-recent split follows SAM 2 (arXiv:2408.00714): the anchor is the portrait's own
-latent, never a generated one, so errors cannot reach it.
+latent and never a generated one, so errors do not accumulate in it.
 """
 
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from torch import Tensor
 from letstalk_rt.models.layers.attention import KeysValues
 
 NOISE_STEPS = 50
-"""Memory is noised by the first 50 steps of DDPM's linear schedule of 1000."""
+"""Noise of memory is that of the first 50 steps of DDPM's linear schedule of 1000."""
 
 MAX_NOISE = 0.147
-"""Rectified-flow time that equals step 49: sigma / (alpha + sigma) = .170 / (.985 + .170)."""
+"""Rectified-flow time of step 49: sigma / (alpha + sigma) = .170 / (.985 + .170)."""
 
 DROP = 0.25
 
 
 @dataclass
 class MemoryBank:
-    """A pinned anchor and a window over the last latents of each session, oldest first.
+    """A pinned anchor and the last latents of each session, oldest first.
 
-    A shift, not a ring: the bank is small, and slot `i` always means the same distance in time,
-    so one constant temporal embedding fits and the addresses never change.
+    New latents shift the bank instead of overwriting a ring: the bank is small, slot `i` is always
+    at the same distance in time, so its temporal embedding and its address stay the same.
 
     Attributes:
         latents: `(B, 1 + M, C, h, w)`; slot 0 is the anchor.
-        filled: `(B, 1 + M)` bool; False marks a slot nothing was written to yet.
+        filled: `(B, 1 + M)` bool; False for an empty slot.
     """
 
     latents: Tensor
@@ -39,7 +39,7 @@ class MemoryBank:
 
     @classmethod
     def anchored(cls, anchor: Tensor, num_frames: int) -> "MemoryBank":
-        """Make a bank of `M = num_frames` empty slots behind the anchors, `(B, C, h, w)`."""
+        """Return a bank of the anchors `(B, C, h, w)` and `M = num_frames` empty slots."""
         latents = anchor.new_zeros(anchor.shape[0], 1 + num_frames, *anchor.shape[1:])
         latents[:, 0] = anchor
         filled = torch.zeros(latents.shape[:2], dtype=torch.bool, device=anchor.device)
@@ -54,13 +54,13 @@ class MemoryBank:
         shift_in(self.filled, self.filled.new_ones(latents.shape[:2]), 1)
 
     def rewind(self, n: int) -> None:
-        """Forget the `n` newest latents; `n` may be more than there are."""
+        """Remove the `n` newest latents, at most all but the anchor."""
         shift_out(self.latents, n, 1)
         shift_out(self.filled, n, 1)
 
     def reset(self, mask: Tensor | None = None) -> None:
-        """Empty all but the anchor, or only in the sessions where `mask`, `(B,)` bool, is True."""
-        mask = _all_unless_told(mask, self.filled)
+        """Clear all but the anchor, in all sessions or those where `mask`, `(B,)` bool, is True."""
+        mask = _mask_or_all(mask, self.filled)
         self.latents[:, 1:].masked_fill_(mask.view(-1, 1, 1, 1, 1), 0)
         self.filled[:, 1:].masked_fill_(mask.view(-1, 1), False)
 
@@ -70,7 +70,7 @@ class TemporalCache:
     """Keys and values of memory in each block: the anchor, then the last frames, oldest first.
 
     Attributes:
-        layers: of `(B, P, heads, 1 + M, d)`; none where memory is read anew for each window.
+        layers: one `(B, P, heads, 1 + M, d)` per block; empty if nothing is cached.
         filled: `(B, 1 + M)` bool.
     """
 
@@ -79,11 +79,11 @@ class TemporalCache:
 
     @classmethod
     def empty(cls, batch: int, slots: int, device: torch.device) -> "TemporalCache":
-        """Make a cache without layers, which keeps nothing."""
+        """Return a cache without layers, for a denoiser that caches nothing."""
         return cls([], torch.zeros(batch, slots, dtype=torch.bool, device=device))
 
     def padded(self, count: int) -> "TemporalCache":
-        """Give a cache of these frames and `count` empty slots behind them, in new memory."""
+        """Return a copy with `count` empty slots appended."""
         layers = [
             KeysValues(F.pad(kv.keys, (0, 0, 0, count)), F.pad(kv.values, (0, 0, 0, count)))
             for kv in self.layers
@@ -91,28 +91,28 @@ class TemporalCache:
         return TemporalCache(layers, F.pad(self.filled, (0, count)))
 
     def extended(self, later: "TemporalCache") -> "TemporalCache":
-        """Give these frames followed by later ones."""
+        """Return a cache of these frames followed by later ones."""
         pairs = zip(self.layers, later.layers, strict=True)
         filled = torch.cat([self.filled, later.filled], 1)
         return TemporalCache([old.joined(new) for old, new in pairs], filled)
 
     def write(self, later: "TemporalCache") -> None:
-        """Append frames in place and drop as many of the oldest; the anchor stays."""
+        """Append frames in place and drop as many of the oldest; the anchor is kept."""
         for old, new in zip(self.layers, later.layers, strict=True):
             shift_in(old.keys, new.keys, -2)
             shift_in(old.values, new.values, -2)
         shift_in(self.filled, later.filled, 1)
 
     def rewind(self, n: int) -> None:
-        """Forget the `n` newest frames; `n` may be more than there are."""
+        """Remove the `n` newest frames, at most all but the anchor."""
         for layer in self.layers:
             shift_out(layer.keys, n, -2)
             shift_out(layer.values, n, -2)
         shift_out(self.filled, n, 1)
 
     def reset(self, mask: Tensor | None = None) -> None:
-        """Empty all but the anchor, or only in the sessions where `mask`, `(B,)` bool, is True."""
-        mask = _all_unless_told(mask, self.filled)
+        """Clear all but the anchor, in all sessions or those where `mask`, `(B,)` bool, is True."""
+        mask = _mask_or_all(mask, self.filled)
         for layer in self.layers:
             for part in (layer.keys, layer.values):
                 part[..., 1:, :].masked_fill_(mask.view(-1, 1, 1, 1, 1), 0)
@@ -120,28 +120,28 @@ class TemporalCache:
 
 
 def shift_in(slots: Tensor, new: Tensor, axis: int) -> None:
-    """Append to slots along an axis in place, dropping the oldest; slot 0, the anchor, stays."""
+    """Append to slots along an axis in place and drop the oldest; slot 0, the anchor, is kept."""
     n, m = new.shape[axis], slots.shape[axis] - 1
     assert 1 <= n <= m, (n, m)
-    # clone(): source and target overlap, and copy_ gives no order.
+    # clone(): source and target overlap, and copy_ does not define an order.
     slots.narrow(axis, 1, m - n).copy_(slots.narrow(axis, 1 + n, m - n).clone())
     slots.narrow(axis, 1 + m - n, n).copy_(new)
 
 
 def shift_out(slots: Tensor, count: int, axis: int) -> None:
-    """Drop the newest slots along an axis in place; the oldest become empty, slot 0 stays."""
+    """Drop the newest slots along an axis in place; the oldest become empty, slot 0 is kept."""
     m = slots.shape[axis] - 1
     n = min(count, m)
     slots.narrow(axis, 1 + n, m - n).copy_(slots.narrow(axis, 1, m - n).clone())
     slots.narrow(axis, 1, n).zero_()
 
 
-def _all_unless_told(mask: Tensor | None, like: Tensor) -> Tensor:
+def _mask_or_all(mask: Tensor | None, like: Tensor) -> Tensor:
     return like.new_ones(len(like), dtype=torch.bool) if mask is None else mask.to(like.device)
 
 
 def diffusion_sigma(step: Tensor) -> Tensor:
-    """Give the deviation of the noise after steps 0 to 999 of DDPM's linear schedule.
+    """Return the standard deviation of the noise at steps 0 to 999 of DDPM's linear schedule.
 
     Source: arXiv:2006.11239: beta from 1e-4 to 2e-2.
     """
@@ -158,15 +158,15 @@ def regularize_memory(
     drop: float = DROP,
     diffusion: bool = False,
 ) -> Tensor:
-    """Corrupt memory latents in training, so that errors of earlier windows do not grow.
+    """Corrupt memory latents in training, so that errors of earlier windows do not accumulate.
 
     Args:
         latents: `(B, M, C, h, w)`, unit variance.
-        generator: source of chance.
-        max_noise: largest rectified-flow time of the noise; drawn per item.
-        drop: share of spatial positions that are zeroed; drawn per item and shared by frames.
-        diffusion: noise as published, for the model that is trained by diffusion: steps 0 to 49 of
-            1000 instead of times up to `max_noise`.
+        generator: random number generator.
+        max_noise: upper bound of the noise's rectified-flow time, which is drawn per item.
+        drop: share of spatial positions that are zeroed; drawn per item, the same in all frames.
+        diffusion: draw the noise as published, for the model trained by diffusion: from steps 0 to
+            49 of 1000 instead of times up to `max_noise`.
 
     Returns:
         `(1 - t) latents + t noise`, or `alpha latents + sigma noise`, with some positions zero;

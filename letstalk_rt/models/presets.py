@@ -1,9 +1,9 @@
-"""The named models. A preset holds every shape; nothing is guessed from a file name.
+"""The named model configurations. A preset holds every shape; none is derived from a file name.
 
-`tiny` is the embedded model. `b` and `l` are LetsTalk's sizes in streaming form: 512x512 pictures
-through DC-AE, keys and values of memory kept from window to window, few steps by mean velocities,
-guidance as an input. No weights of these two exist; `letstalk train` makes them. `b-wav2vec2` and
-`l-wav2vec2` hear by the paper's own audio path.
+`tiny` is the embedded model. `b` and `l` are LetsTalk's sizes in streaming form: 512x512 frames
+through DC-AE, keys and values of memory cached from window to window, few sampling steps by mean
+velocities, guidance as an input. No weights of these two exist; `letstalk train` trains them.
+`b-wav2vec2` and `l-wav2vec2` have the paper's audio path.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from letstalk_rt.models.denoiser import DenoiserConfig
 
 @dataclass(frozen=True)
 class DCAutoencoderConfig:
-    """The paper's autoencoder, DC-AE f32c32, at one picture size."""
+    """The paper's autoencoder, DC-AE f32c32, for frames of one size."""
 
     image_size: int = 512
 
@@ -28,17 +28,17 @@ class Preset:
     """Shapes and sampling defaults of one model.
 
     Attributes:
-        name: what it is asked for by.
-        autoencoder: ours, or the paper's.
-        audio: of the audio encoder: ours, or the paper's wav2vec 2.0 with its projector.
-        denoiser: of the denoiser.
-        steps: of the sampler, per window.
-        guidance: weight of the sound against none.
-        noise_correlation: of neighbouring frames.
-        temperature: deviation of the noise.
-        seam: shares of the jump between windows that are taken out, see `seams.ease_seam`.
-        denoiser_follows: on a GPU the denoiser computes in the decoder's number format; a small one
-            gains nothing by it.
+        name: name of the preset.
+        autoencoder: shape of the autoencoder: ours, or the paper's.
+        audio: shape of the audio encoder: ours, or the paper's wav2vec 2.0 with its projector.
+        denoiser: shape of the denoiser.
+        steps: sampling steps per window.
+        guidance: weight of the audio against no audio.
+        noise_correlation: correlation of the noise of neighbouring frames.
+        temperature: standard deviation of the noise.
+        seam: share of the jump at a seam that is removed from each frame, see `ease_seam`.
+        denoiser_follows: on a GPU the denoiser runs in the decoder's number format, which a small
+            denoiser does not gain from.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Preset:
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
-    """Give the same preset with an audio encoder that waits for other sound to come."""
+    """Return a copy of the preset with another look-ahead of the audio encoder."""
     audio = preset.audio
     if isinstance(audio, Wav2VecEncoderConfig):
         return replace(preset, audio=audio.with_lookahead(lookahead_ms))
@@ -65,14 +65,14 @@ def _paper_scale(
     name: str, width: int, depth: int, audio: AudioEncoderConfig | Wav2VecEncoderConfig
 ) -> Preset:
     tokens = audio.tokens if isinstance(audio, Wav2VecEncoderConfig) else TOKENS_PER_FRAME
-    picture = DCAutoencoderConfig()
+    autoencoder = DCAutoencoderConfig()
     return Preset(
         name=name,
-        autoencoder=picture,
+        autoencoder=autoencoder,
         audio=audio,
         denoiser=DenoiserConfig(
             channels=32,
-            side=picture.image_size // 32,
+            side=autoencoder.image_size // 32,
             width=width,
             depth=depth,
             ffn_ratio=4.0,
@@ -126,10 +126,10 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """Look a preset up.
+    """Return the preset of this name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such preset.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")

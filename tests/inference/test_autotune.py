@@ -201,7 +201,7 @@ class TestInt8:
         assert isinstance(net[0], Int8Conv2d) and isinstance(net[1][0], nn.Conv2d)
 
     def test_the_picture_is_the_same_to_the_eye(self, monkeypatch):
-        monkeypatch.setattr(int8, "WORTH_ROUNDING", 1000)
+        monkeypatch.setattr(int8, "MIN_WEIGHTS", 1000)
         exact, rough = make_model(), make_model()
         apply_variant(rough, DecoderVariant("int8"))
         picture = torch.rand(1, 3, 256, 256) * 2 - 1

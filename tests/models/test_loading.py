@@ -133,7 +133,7 @@ def test_what_is_not_a_weights_file_is_named(saved, content):
 
 def test_a_model_of_another_preset_is_named(saved, monkeypatch):
     monkeypatch.setitem(PRESETS, "other", PRESET)
-    with pytest.raises(WeightsError, match="holds 'small', wanted 'other'"):
+    with pytest.raises(WeightsError, match="holds 'small', expected 'other'"):
         load_model("other", saved)
 
 
@@ -161,7 +161,7 @@ def test_a_tensor_too_many_is_named(saved):
 def test_a_tensor_of_another_shape_is_named(saved):
     tensors = load_file(saved)
     rewrite(saved, {**tensors, "denoiser.slots": tensors["denoiser.slots"][:-1].contiguous()})
-    with pytest.raises(WeightsError, match=r"slots has shape \(10, 32\).* wants \(11, 32\)"):
+    with pytest.raises(WeightsError, match=r"slots has shape \(10, 32\).* expects \(11, 32\)"):
         load_model("small", saved)
 
 
@@ -188,5 +188,5 @@ def test_the_look_ahead_comes_back_with_the_weights(lookahead_ms, tmp_path, monk
 
 def test_a_file_that_does_not_say_its_look_ahead_is_named(saved):
     rewrite(saved, load_file(saved), {k: v for k, v in HEADER.items() if k != "lookahead_ms"})
-    with pytest.raises(WeightsError, match="does not say its look-ahead"):
+    with pytest.raises(WeightsError, match="lacks a look-ahead"):
         load_model("small", saved)

@@ -203,13 +203,13 @@ class TestPaperAutoencoder:
     def test_it_has_no_landmarks_and_finds_faces_by_the_embedded_model(self, pipeline):
         assert pipeline.model.face is None
         assert (pipeline.finder.preset, pipeline.finder.crop_px) == ("tiny", 64)
-        with pytest.raises(ConfigError, match="finds no faces"):
+        with pytest.raises(ConfigError, match="has no face detector"):
             pipeline.model.face_finder()
 
     def test_whose_face_finder_is_loaded_is_logged(self, pipeline, caplog):
         caplog.set_level("INFO", "letstalk_rt")
         assert face_finder_for(pipeline.model).preset == "tiny"
-        assert "preset cached finds faces by preset tiny's detector" in caplog.text
+        assert "preset cached has no face detector; using that of preset tiny" in caplog.text
 
     def test_it_is_not_run_in_8_bit_integers(self, pipeline):
         with pytest.raises(ConfigError, match="int8 needs the decoder of 'tiny'"):
@@ -233,7 +233,7 @@ def test_presets_are_of_the_papers_sizes():
 
 def test_parts_that_do_not_fit_each_other_are_named():
     wrong = replace(PRESET, denoiser=replace(DENOISER, side=8))
-    with pytest.raises(ConfigError, match=r"latents are \(24, 4, 4\), the denoiser takes"):
+    with pytest.raises(ConfigError, match=r"latents are \(24, 4, 4\), the denoiser expects"):
         AvatarModel(wrong)
 
 

@@ -1,1 +1,1 @@
-"""Audio to audio tokens: log-mel and causal convolutions, or wav2vec 2.0."""
+"""Audio encoders: audio to audio tokens, by log-mel and causal convolutions or wav2vec 2.0."""

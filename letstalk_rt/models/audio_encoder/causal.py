@@ -1,7 +1,7 @@
-"""The causal audio encoder: a hop of sound to audio tokens, with a declared look-ahead.
+"""The causal audio encoder: a hop of audio to audio tokens, with a declared look-ahead.
 
 A stack of causal convolutions over log-mel at 100 Hz. Its four outputs per video frame are the
-audio tokens of the frame that ended one look-ahead earlier: it is a delay, nothing more.
+audio tokens of the frame that ended one look-ahead earlier: the look-ahead is a delay.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class AudioEncoderConfig:
     """Shape of the audio encoder.
 
     Attributes:
-        width: channels of its layers.
-        token_width: of an audio token, `A`.
-        dilations: one per layer.
-        dropout: while training.
+        width: channels of the convolutional layers.
+        token_width: width of an audio token, `A`.
+        dilations: dilation of each layer.
+        dropout: dropout rate in training.
         lookahead_ms: 0, 40, 80 or 160. Weights are trained for one look-ahead.
-        mouth_values: width of the bottleneck before the tokens, see `MouthBottleneck`; 0 is none.
+        mouth_values: width of the bottleneck before the tokens, see `MouthBottleneck`; 0 for none.
     """
 
     width: int = 160
@@ -43,14 +43,14 @@ class AudioEncoderConfig:
 
 @dataclass
 class AudioEncoderState:
-    """What the encoder remembers of the sound: the past inputs of each layer, in place."""
+    """The past inputs of each layer, written in place."""
 
     mel: MelState
     stem: ConvState
     layers: list[ConvState]
 
     def reset(self) -> None:
-        """Forget the past, as if nothing had been heard."""
+        """Return to the state of a new session."""
         self.mel.reset()
         for part in (self.stem, *self.layers):
             part.reset()
@@ -72,41 +72,41 @@ class _Layer(nn.Module):
 
 
 class MouthBottleneck(nn.Module):
-    """Says what the mouth does in each frame, in a few values, and makes the audio tokens of them.
+    """A bottleneck: audio features to a few mouth values per frame, and these to audio tokens.
 
-    Where little is recorded, a denoiser that sees all of the sound learns its recordings by heart;
-    one that sees the mouth's values learns how faces move by them, and the reading of the sound is
-    learned apart, from much more speech than there are faces for.
+    With little video to train on, a denoiser that receives all of the audio memorises the clips.
+    One that receives mouth values learns how faces move with them, and the path from audio to mouth
+    values is trained separately, on far more speech than there is video of faces.
 
     Args:
-        token_width: of an audio token, `A`.
-        values: per frame.
+        token_width: width of an audio token, `A`.
+        values: mouth values per frame.
     """
 
     def __init__(self, token_width: int, values: int) -> None:
         super().__init__()
         self.read = nn.Linear(TOKENS_PER_FRAME * token_width, values)
         self.show = nn.Linear(values, TOKENS_PER_FRAME * token_width)
-        nn.init.normal_(self.show.weight)  # the values are small: about 0.2
+        nn.init.normal_(self.show.weight)  # mouth values are small: about 0.2
 
     def tokens(self, mouth: Tensor) -> Tensor:
-        """Make audio tokens `(B, N, 4, A)` of values `(B, N, values)`."""
+        """Compute audio tokens `(B, N, 4, A)` from mouth values `(B, N, values)`."""
         tokens: Tensor = self.show(mouth).unflatten(-1, (TOKENS_PER_FRAME, -1))
         return tokens
 
 
 class CausalAudioEncoder(nn.Module):
-    """Sound to audio tokens; the weights serve any number of sessions.
+    """An audio encoder of causal convolutions; any number of sessions share its weights.
 
     Args:
-        config: shape.
+        config: shape; the defaults when None.
 
     Attributes:
-        lookahead_frames: tokens that come out with frame `n` of the sound belong to frame
+        lookahead_frames: the tokens returned for frame `n` of the audio belong to video frame
             `n - lookahead_frames`.
 
     Raises:
-        ConfigError: the look-ahead is none of 0, 40, 80 and 160 ms.
+        ConfigError: the look-ahead is not 0, 40, 80 or 160 ms.
     """
 
     def __init__(self, config: AudioEncoderConfig | None = None) -> None:
@@ -124,16 +124,16 @@ class CausalAudioEncoder(nn.Module):
         self.mouth = MouthBottleneck(self.config.token_width, values) if values else None
 
     def init_state(self, batch_size: int) -> AudioEncoderState:
-        """Make the state of new sessions: silence has been heard so far."""
+        """Return the state of new sessions, whose past is silence."""
         return AudioEncoderState(
             self.mel.init_state(batch_size),
             self.stem.init_state(batch_size),
-            # A ModuleList does not tell what it holds.
+            # The type of a ModuleList does not include that of its modules.
             [layer.conv.init_state(batch_size) for layer in self.layers],  # type: ignore[union-attr, operator]
         )
 
     def forward(self, pcm: Tensor, state: AudioEncoderState | None = None) -> Tensor:
-        """Encode the next piece of a stream, or a whole sound when `state` is None.
+        """Encode the next chunk of a stream, or a whole recording when `state` is None.
 
         Args:
             pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a positive multiple of 640.
@@ -147,14 +147,14 @@ class CausalAudioEncoder(nn.Module):
         return self.encode_mel(mel, state)
 
     def encode_mel(self, mel: Tensor, state: AudioEncoderState | None = None) -> Tensor:
-        """As `forward`, from log-mel `(B, 64, 4 * frames)`; training augments there."""
+        """Encode log-mel `(B, 64, 4 * frames)`; in training it is augmented first."""
         tokens = self._tokens(mel, state)
         if self.mouth is None:
             return tokens
         return self.mouth.tokens(self.mouth.read(tokens.flatten(2)))
 
     def read_mouth(self, mel: Tensor) -> Tensor:
-        """Give the values of the bottleneck, `(B, frames, values)`; only where there is one."""
+        """Return the mouth values, `(B, frames, values)`; the encoder must have a bottleneck."""
         assert self.mouth is not None
         mouth: Tensor = self.mouth.read(self._tokens(mel, None).flatten(2))
         return mouth
@@ -165,7 +165,7 @@ class CausalAudioEncoder(nn.Module):
         return tokens
 
     def features(self, mel: Tensor, state: AudioEncoderState | None = None) -> Tensor:
-        """Give the hidden features at 100 Hz, `(B, width, steps)`, before the token head."""
+        """Return the hidden features at 100 Hz, `(B, width, steps)`, before the token head."""
         x = self.stem(mel, state.stem if state else None)
         for index, layer in enumerate(self.layers):
             x = layer(x, state.layers[index] if state else None)

@@ -1,4 +1,4 @@
-"""What may be asked of an audio encoder without knowing which one it is."""
+"""The interface that all audio encoders implement."""
 
 from typing import Any, Protocol
 
@@ -8,7 +8,7 @@ from letstalk_rt.models.layers.network import Network
 
 
 class AudioConfig(Protocol):
-    """What is known of every audio encoder's shape."""
+    """The settings that all audio encoders have."""
 
     @property
     def token_width(self) -> int:
@@ -17,18 +17,18 @@ class AudioConfig(Protocol):
 
     @property
     def lookahead_ms(self) -> int:
-        """Look-ahead that its weights were trained for."""
+        """The look-ahead that the weights were trained for, in ms."""
         ...
 
 
 class AudioEncoder(Network, Protocol):
-    """A stream of sound to audio tokens; the weights serve any number of sessions.
+    """A network from streamed audio to audio tokens; any number of sessions share its weights.
 
-    `CausalAudioEncoder` and `Wav2VecEncoder` are two of them. Each takes only the states that it
-    made itself.
+    `CausalAudioEncoder` and `Wav2VecEncoder` implement it. Each accepts only states from its own
+    `init_state`.
 
     Attributes:
-        lookahead_frames: tokens that come out with frame `n` of the sound belong to frame
+        lookahead_frames: the tokens returned for frame `n` of the audio belong to video frame
             `n - lookahead_frames`.
     """
 
@@ -36,18 +36,18 @@ class AudioEncoder(Network, Protocol):
 
     @property
     def config(self) -> AudioConfig:
-        """Its shape."""
+        """The encoder's settings."""
         ...
 
     def init_state(self, batch_size: int) -> Any:
-        """Make the state of new sessions: silence has been heard so far."""
+        """Return the state of new sessions, whose past is silence."""
         ...
 
     def __call__(self, pcm: Tensor, state: Any = None) -> Tensor:
-        """Encode the next piece of a stream, or a whole sound when `state` is None.
+        """Encode the next chunk of a stream, or a whole recording when `state` is None.
 
         Args:
-            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a multiple of what the encoder takes at once.
+            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a multiple of the encoder's block size.
             state: updated in place.
 
         Returns:

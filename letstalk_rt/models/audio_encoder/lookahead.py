@@ -1,4 +1,4 @@
-"""The look-ahead setting: how much sound after a frame an audio encoder hears before it answers."""
+"""The look-ahead setting: how much audio after a frame an audio encoder uses for it."""
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import FPS
@@ -8,13 +8,13 @@ _FRAME_MS = 1000 // FPS
 
 
 def lookahead_in_frames(lookahead_ms: int) -> int:
-    """Give the look-ahead in frames.
+    """Return the look-ahead in frames.
 
     Args:
         lookahead_ms: 0, 40, 80 or 160.
 
     Raises:
-        ConfigError: another value.
+        ConfigError: `lookahead_ms` has another value.
     """
     if lookahead_ms not in LOOKAHEADS_MS:
         choices = ", ".join(map(str, LOOKAHEADS_MS))

@@ -1,4 +1,4 @@
-"""Streaming log-mel: the picture of sound that the audio encoder sees."""
+"""Streaming log-mel spectrogram, the input of the audio encoder."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ _LOWEST_HZ, _HIGHEST_HZ = 60.0, 7600.0
 
 @dataclass
 class MelState:
-    """The samples that the next window still reaches back to.
+    """The last samples, which the next analysis windows overlap.
 
     Attributes:
         past: `(B, WINDOW - STEP)`; zeros before the first input.
@@ -27,12 +27,12 @@ class MelState:
     past: Tensor
 
     def reset(self) -> None:
-        """Forget the past, as if nothing had been heard."""
+        """Return to the state of a new session."""
         self.past.zero_()
 
 
 def mel_filters() -> Tensor:
-    """Give triangular filters `(WINDOW // 2 + 1, NUM_BANDS)`, evenly spaced in mel.
+    """Return triangular filters `(WINDOW // 2 + 1, NUM_BANDS)`, evenly spaced in mel.
 
     Source: mel(f) = 2595 log10(1 + f / 700), O'Shaughnessy 1987.
     """
@@ -49,7 +49,7 @@ def mel_filters() -> Tensor:
 
 
 class StreamingMel(nn.Module):
-    """Log-mel frames of 16 kHz sound; frame `j` ends with sample `160 (j + 1)`, never later."""
+    """Log-mel frames of 16 kHz audio; frame `j` ends with sample `160 (j + 1)`: it is causal."""
 
     filters: Tensor
     window: Tensor
@@ -60,11 +60,11 @@ class StreamingMel(nn.Module):
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
 
     def init_state(self, batch_size: int) -> MelState:
-        """Make the state of new sessions."""
+        """Return the state of new sessions."""
         return MelState(self.window.new_zeros(batch_size, WINDOW - STEP))
 
     def forward(self, pcm: Tensor, state: MelState | None = None) -> Tensor:
-        """Turn the next piece of a stream, or a whole sound when `state` is None, into log-mel.
+        """Compute log-mel of a stream's next chunk, or of a whole recording when `state` is None.
 
         Args:
             pcm: `(B, n)` in [-1, 1], `n` a positive multiple of 160.

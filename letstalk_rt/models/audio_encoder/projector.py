@@ -1,4 +1,4 @@
-"""Speech features of a frame and its neighbours to the audio tokens that the denoiser reads.
+"""The audio projector: speech features of a frame and its neighbours to audio tokens.
 
 Parameters of the published shape (5 frames, 12 layers of 768, 512 inside, 32 tokens of 768):
 
@@ -9,7 +9,7 @@ Parameters of the published shape (5 frames, 12 layers of 768, 512 inside, 32 to
                                  36,465,152   36.47 M
 
 Source: LetsTalk, arXiv:2411.16748, and its public code, whose training leaves these parameters
-out of the optimiser and of the averages; here they belong to the model that is trained.
+out of the optimiser and the moving average; here they are trained and averaged with the denoiser.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ class AudioProjectorConfig:
     """Shape of an audio projector.
 
     Attributes:
-        reach: neighbouring frames read on either side; the later ones are its look-ahead.
-        layers: of the speech model whose features are stacked.
-        feature_width: of each of them.
-        hidden: width inside.
+        reach: neighbouring frames used on either side; the later ones are its look-ahead.
+        layers: number of layers of the speech model whose features are stacked.
+        feature_width: width of each layer's features.
+        hidden: width of the hidden layers.
         tokens: audio tokens per frame.
-        token_width: width of each.
+        token_width: width of an audio token.
     """
 
     reach: int
@@ -44,8 +44,9 @@ class AudioProjectorConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (0 if name == "reach" else 1):
-                raise ConfigError(f"{name} of an audio projector is too small: {value}")
+            lowest = 0 if name == "reach" else 1
+            if value < lowest:
+                raise ConfigError(f"{name} of an audio projector must be >= {lowest}, got {value}")
 
 
 PUBLISHED_PROJECTOR = AudioProjectorConfig(
@@ -55,19 +56,19 @@ PUBLISHED_PROJECTOR = AudioProjectorConfig(
 
 @dataclass
 class ProjectorState:
-    """The features a stream still needs; allocated once, written in place.
+    """The features of a stream that later frames need; allocated once, written in place.
 
     Attributes:
         past: `(B, 2 reach, layers, feature_width)`.
-        started: whether a frame came yet, `(B,)` bool: the first one also stands for what was
-            before it.
+        started: whether the stream has had a frame, `(B,)` bool; the first frame is repeated to
+            fill the past.
     """
 
     past: Tensor
     started: Tensor
 
     def reset(self) -> None:
-        """Become as new."""
+        """Return to the state of a new stream."""
         self.past.zero_()
         self.started.zero_()
 
@@ -90,11 +91,11 @@ class AudioProjector(nn.Module):
 
     @property
     def lookahead_frames(self) -> int:
-        """Frames by which a stream's tokens come late."""
+        """The delay of a stream's tokens, in frames."""
         return self.config.reach
 
     def init_state(self, batch_size: int) -> ProjectorState:
-        """Make the state of new streams."""
+        """Return the state of new streams."""
         config, weight = self.config, self.norm.weight
         past = weight.new_zeros(batch_size, 2 * config.reach, config.layers, config.feature_width)
         return ProjectorState(past, torch.zeros(batch_size, dtype=torch.bool, device=weight.device))
@@ -103,15 +104,15 @@ class AudioProjector(nn.Module):
         """Project features of frames to their audio tokens.
 
         Args:
-            features: `(B, T, layers, feature_width)`; a whole sequence, whose edges are repeated,
-                when there is no state.
-            state: of a stream, updated in place. Tokens then belong to the frames `reach` earlier.
+            features: `(B, T, layers, feature_width)`; without a state a whole sequence, whose first
+                and last frames are repeated at the edges.
+            state: of a stream, updated in place; the tokens then belong to frames `reach` earlier.
 
         Returns:
             `(B, T, tokens, token_width)`.
 
         Raises:
-            InputError: `features` has another shape or type.
+            InputError: `features` has the wrong shape or type.
         """
         config = self.config
         check_tensor("features", features, ("B", "T", config.layers, config.feature_width))

@@ -1,7 +1,7 @@
 """The paper's audio path as a streaming audio encoder: wav2vec 2.0, then the audio projector.
 
-It stands where `CausalAudioEncoder` stands: a hop of sound in, the audio tokens of its frames out,
-late by the look-ahead of both parts.
+It has the interface of `CausalAudioEncoder`: a hop of audio in, audio tokens per frame out, delayed
+by the look-ahead of both parts.
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,11 +27,11 @@ class Wav2VecEncoderConfig:
     """Shape of the audio path; the defaults are the paper's.
 
     Attributes:
-        stream: of wav2vec 2.0.
-        reach: neighbouring frames that the projector reads on either side.
-        hidden: width inside the projector.
+        stream: settings of wav2vec 2.0.
+        reach: neighbouring frames that the projector uses on either side.
+        hidden: width of the projector's hidden layers.
         tokens: audio tokens per frame.
-        token_width: of an audio token, `A`.
+        token_width: width of an audio token, `A`.
     """
 
     stream: Wav2Vec2StreamConfig = field(default_factory=Wav2Vec2StreamConfig)
@@ -46,34 +46,34 @@ class Wav2VecEncoderConfig:
         return self.stream.lookahead_ms
 
     def with_lookahead(self, lookahead_ms: int) -> "Wav2VecEncoderConfig":
-        """Give the same with another look-ahead of wav2vec 2.0."""
+        """Return a copy with another look-ahead of wav2vec 2.0."""
         return replace(self, stream=replace(self.stream, lookahead_ms=lookahead_ms))
 
 
 @dataclass
 class Wav2VecEncoderState:
-    """What the audio path remembers of the sound, in place."""
+    """The states of both parts, written in place."""
 
     stream: Wav2Vec2State
     projector: ProjectorState
 
     def reset(self) -> None:
-        """Forget the past, as if nothing had been heard."""
+        """Return to the state of a new session."""
         self.stream.reset()
         self.projector.reset()
 
 
 class Wav2VecEncoder(nn.Module):
-    """Sound to audio tokens; the weights serve any number of sessions.
+    """wav2vec 2.0 and the projector as one audio encoder; any number of sessions share its weights.
 
     Args:
-        config: shape.
-        stream: wav2vec 2.0 with its weights; random ones when None.
+        config: shape; the defaults when None.
+        stream: wav2vec 2.0 with its weights; random weights when None.
 
     Attributes:
-        lookahead_frames: tokens that come out with frame `n` of the sound belong to frame
+        lookahead_frames: the tokens returned for frame `n` of the audio belong to video frame
             `n - lookahead_frames`.
-        block_frames: sound is taken in pieces of so many frames.
+        block_frames: audio is encoded in blocks of this many frames.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -102,28 +102,28 @@ class Wav2VecEncoder(nn.Module):
 
     @classmethod
     def load(cls, source: str | Path, config: Wav2VecEncoderConfig | None = None) -> Self:
-        """Read wav2vec 2.0, and begin a projector; training goes on from there.
+        """Load wav2vec 2.0 and initialise a projector, which is then trained.
 
         Args:
             source: a local folder, or a hub id such as `facebook/wav2vec2-base-960h`.
-            config: its settings hold; the shapes of wav2vec 2.0 are the checkpoint's.
+            config: settings to use; the shapes of wav2vec 2.0 are taken from the checkpoint.
 
         Raises:
-            WeightsError: there is none, or it is no wav2vec 2.0.
-            ConfigError: it is of another kind than wav2vec2-base.
+            WeightsError: there is no checkpoint, or it is not wav2vec 2.0.
+            ConfigError: its architecture is not that of wav2vec2-base.
             DependencyError: the extra `paper` is not installed.
         """
         config = config or Wav2VecEncoderConfig()
         return cls(config, Wav2Vec2Stream.load(source, config.stream)).eval()
 
     def init_state(self, batch_size: int) -> Wav2VecEncoderState:
-        """Make the state of new sessions: nothing has been heard so far."""
+        """Return the state of new sessions, which have had no audio yet."""
         return Wav2VecEncoderState(
             self.stream.init_state(batch_size), self.projector.init_state(batch_size)
         )
 
     def forward(self, pcm: Tensor, state: Wav2VecEncoderState | None = None) -> Tensor:
-        """Encode the next piece of a stream, or a whole sound when `state` is None.
+        """Encode the next chunk of a stream, or a whole recording when `state` is None.
 
         Args:
             pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a positive multiple of a block's samples.

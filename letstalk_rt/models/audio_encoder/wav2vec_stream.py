@@ -1,19 +1,19 @@
-"""wav2vec 2.0 run incrementally: sound to the hidden states of all layers, block by block.
+"""wav2vec 2.0 run incrementally: audio to the hidden states of all layers, block by block.
 
-The published audio path hears a whole utterance at once. Its three ties to the future, and what
-stands for them here:
+The published audio path needs a whole utterance at once, for three reasons, which are handled as
+follows:
 
 - The 50 Hz features are interpolated to 25 Hz before the transformer. Over a whole number of
-  frames that interpolation picks every second feature, and feature `2 i` sees samples `640 i` to
-  `640 i + 399`: one frame's own sound. So the front needs no look-ahead, and is exact.
+  frames this interpolation picks every second feature, and feature `2 i` depends on samples `640 i`
+  to `640 i + 399`: the audio of one frame. So the convolutional front is exact without look-ahead.
 - The first convolution is followed by a group norm over the whole utterance. Here its mean and
-  variance are running ones: of the speech heard in the last seconds, starting from what speech at
-  a usual level gives. Pauses do not count, or the norm would turn noise up in them. The norm
-  undoes level and offset of the sound, so the processor's scaling to unit variance is not needed.
-- Positional convolution and attention reach over the whole utterance. Here a block of frames
-  sees `context_frames` before it and `lookahead_frames` after it, and zeros stand beyond, as they
-  do beyond an utterance's ends. Keys and values of the context are kept as each layer first made
-  them; those of the look-ahead are made again when their own block comes.
+  variance are running statistics of the speech of the last seconds, with a prior for speech at a
+  usual level. Pauses do not count, or the norm would amplify noise in them. The norm removes level
+  and offset of the audio, so the processor's scaling to unit variance is not needed.
+- Positional convolution and attention span the whole utterance. Here a block of frames attends to
+  `context_frames` before it and `lookahead_frames` after it, with zeros beyond, as beyond the ends
+  of an utterance. Keys and values of the context are kept as first computed; those of the
+  look-ahead are computed again with their own block.
 
 Source: Baevski et al. 2020 (wav2vec 2.0); Shi et al. 2021 (Emformer) for the blocks; 25 Hz and
 stacked layers as in LetsTalk, arXiv 2411.16748, and its published code.
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
 
 MEMORY_S = 8.0
-"""Time constant of the running norm, counted in speech."""
+"""Time constant of the running norm, in seconds of speech."""
 
 PRIOR_FRAMES = 12.0
-"""How many frames of speech the expected statistics weigh as much as, at the start."""
+"""Initial weight of the prior statistics, in frames of speech."""
 
 PRIOR_S = 1.0
-"""Time constant by which they then lose weight, counted in speech."""
+"""Time constant by which the prior loses weight, in seconds of speech."""
 
 _GATE = 10 ** (-55 / 10)
 _SPEECH_POWER = 10 ** (-26 / 10)
@@ -65,15 +65,15 @@ class Wav2Vec2StreamConfig:
     """Shape and streaming of the encoder; the defaults are wav2vec2-base's.
 
     Attributes:
-        layers: transformer layers.
-        width: of the hidden states.
-        heads: of attention.
-        ffn: inner width of a layer's feed-forward part.
+        layers: number of transformer layers.
+        width: width of the hidden states.
+        heads: number of attention heads.
+        ffn: inner width of a layer's feed-forward network.
         conv_width: channels of the convolutional front.
-        context_frames: frames before a block that attention sees.
-        block_frames: frames that are encoded together; pieces are whole blocks.
-        lookahead_ms: sound after a block that is heard: 0, 40, 80 or 160.
-        with_embedding: also give what enters the first layer, so `layers + 1` in all.
+        context_frames: frames before a block that it attends to.
+        block_frames: frames that are encoded together; audio comes in whole blocks.
+        lookahead_ms: audio after a block that it attends to: 0, 40, 80 or 160.
+        with_embedding: also return the input of the first layer, so `layers + 1` states in all.
     """
 
     layers: int = 12
@@ -92,29 +92,29 @@ class NormState:
     """The running statistics of the first convolution.
 
     Attributes:
-        past: `(B, K - S)`: samples that its next step reaches back to.
-        heard: `(B, 1)`: frames of speech behind the sums, old ones counting less.
-        sums: `(B, 2, C + 1)`: of values and of squares; the last channel is the sound itself.
+        past: `(B, K - S)`: last samples, which the next step of the convolution overlaps.
+        frames: `(B, 1)`: frames of speech in the sums, old ones with less weight.
+        sums: `(B, 2, C + 1)`: sums of values and of squares; the last channel is the audio itself.
     """
 
     past: Tensor
-    heard: Tensor
+    frames: Tensor
     sums: Tensor
 
     def reset(self) -> None:
-        """Forget the past, as if nothing had been heard."""
-        for part in (self.past, self.heard, self.sums):
+        """Return to the state of a new session."""
+        for part in (self.past, self.frames, self.sums):
             part.zero_()
 
 
 @dataclass
 class Wav2Vec2State:
-    """What the encoder remembers of one batch of streams, written in place.
+    """The state of a batch of streams, written in place.
 
     Attributes:
-        norm: of the convolutional front.
+        norm: statistics of the convolutional front.
         past: `(B, P, width)`: projected features before the block, for the positional convolution.
-        ahead: `(B, L, width)`: projected features whose block has not come.
+        ahead: `(B, L, width)`: projected features of frames whose block is not complete.
         ahead_filled: `(B, L)` bool.
         keys: `(B, layers, heads, C, width / heads)`.
         values: as `keys`.
@@ -130,21 +130,21 @@ class Wav2Vec2State:
     filled: Tensor
 
     def reset(self) -> None:
-        """Forget the past, as if nothing had been heard."""
+        """Return to the state of a new session."""
         self.norm.reset()
         for part in (self.past, self.ahead, self.ahead_filled, self.keys, self.values, self.filled):
             part.zero_()
 
 
 class Wav2Vec2Stream(nn.Module):
-    """Sound to the stacked hidden states of wav2vec 2.0; any number of sessions share it.
+    """wav2vec 2.0 from audio to stacked hidden states; any number of sessions share its weights.
 
     Args:
-        config: shape and streaming.
-        model: whose weights to take; random ones when None.
+        config: shape and streaming; the defaults when None.
+        model: the model with its weights; random weights when None.
 
     Raises:
-        ConfigError: a setting out of range, or a model of another kind than wav2vec2-base.
+        ConfigError: a setting is out of range, or the architecture is not that of wav2vec2-base.
         DependencyError: the extra `paper` is not installed.
     """
 
@@ -163,14 +163,14 @@ class Wav2Vec2Stream(nn.Module):
 
     @classmethod
     def load(cls, source: str | Path, config: Wav2Vec2StreamConfig | None = None) -> Self:
-        """Read a checkpoint.
+        """Load a checkpoint.
 
         Args:
             source: a local folder, or a hub id such as `facebook/wav2vec2-base-960h`.
-            config: its streaming settings hold; shapes are the checkpoint's.
+            config: streaming settings to use; shapes are taken from the checkpoint.
 
         Raises:
-            WeightsError: there is none, or it is no wav2vec 2.0.
+            WeightsError: there is no checkpoint, or it is not wav2vec 2.0.
             ConfigError: see `Wav2Vec2Stream`.
             DependencyError: the extra `paper` is not installed.
         """
@@ -192,7 +192,7 @@ class Wav2Vec2Stream(nn.Module):
         return self.config.layers + self.config.with_embedding
 
     def init_state(self, batch_size: int) -> Wav2Vec2State:
-        """Make the state of new sessions: nothing has been heard so far."""
+        """Return the state of new sessions, which have had no audio yet."""
         c, like = self.config, self.convs[0].conv.weight
         conv = self.convs[0].conv
         kept = (batch_size, c.layers, c.heads, c.context_frames, c.width // c.heads)
@@ -212,7 +212,7 @@ class Wav2Vec2Stream(nn.Module):
         )
 
     def forward(self, pcm: Tensor, state: Wav2Vec2State | None = None) -> Tensor:
-        """Encode the next piece of a stream, or a whole sound when `state` is None.
+        """Encode the next chunk of a stream, or a whole recording when `state` is None.
 
         Args:
             pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a positive multiple of a block's samples.
@@ -220,7 +220,7 @@ class Wav2Vec2Stream(nn.Module):
 
         Returns:
             `(B, n / 640, K, width)`; entry `i` of the stream belongs to frame
-            `i - lookahead_frames`, and is zero where that is before the beginning.
+            `i - lookahead_frames`, and is zero before the first frame.
         """
         hop = self.config.block_frames * SAMPLES_PER_FRAME
         assert pcm.ndim == 2 and pcm.shape[1] > 0 and pcm.shape[1] % hop == 0, (pcm.shape, hop)
@@ -233,16 +233,16 @@ class Wav2Vec2Stream(nn.Module):
         return conv
 
     def front(self, pcm: Tensor, state: NormState) -> Tensor:
-        """Turn `(B, T * 640)` into features `(B, T, C)` at 25 Hz, one frame's sound each.
+        """Compute features `(B, T, C)` at 25 Hz of `(B, T * 640)`, each from one frame of audio.
 
-        The published front makes 50 features a second; those that the interpolation to 25 Hz drops
-        are not computed.
+        The published front computes 50 features per second; those that interpolation to 25 Hz drops
+        are not computed here.
         """
         first, *rest = self.convs
         x = first.conv(_slide(state.past, pcm)[:, None])
         x = rearrange(x, "b c (t s) -> b c t s", s=SAMPLES_PER_FRAME // first.conv.stride[0])
-        sound = rearrange(pcm, "b (t n) -> b t n", n=SAMPLES_PER_FRAME)
-        mean, scale = self._running_norm(x, sound, state)
+        audio = rearrange(pcm, "b (t n) -> b t n", n=SAMPLES_PER_FRAME)
+        mean, scale = self._running_norm(x, audio, state)
         x = x[..., _FIRST_STEP : _FIRST_STEP + _STEPS]
         norm = first.layer_norm
         x = (x - mean) * scale * norm.weight[:, None, None] + norm.bias[:, None, None]
@@ -254,35 +254,35 @@ class Wav2Vec2Stream(nn.Module):
         return features
 
     @torch.no_grad()
-    def _running_norm(self, x: Tensor, sound: Tensor, state: NormState) -> tuple[Tensor, Tensor]:
-        """Give mean and scale `(B, C, T, 1)` for each frame, its own sound included.
+    def _running_norm(self, x: Tensor, audio: Tensor, state: NormState) -> tuple[Tensor, Tensor]:
+        """Return mean and scale `(B, C, T, 1)` at each frame, that frame included.
 
         Args:
             x: `(B, C, T, steps)`, output of the first convolution.
-            sound: `(B, T, 640)`.
+            audio: `(B, T, 640)`.
             state: updated in place.
         """
         fade, prior = math.exp(-1 / (MEMORY_S * FPS)), self._prior()
-        both = [torch.cat([v.mean(-1), s.mean(-1)[:, None]], 1) for v, s in _powers(x, sound)]
+        both = [torch.cat([v.mean(-1), s.mean(-1)[:, None]], 1) for v, s in _powers(x, audio)]
         moments = torch.stack(both, 1)
-        voiced = (sound.var(-1) > _GATE).to(moments)
+        voiced = (audio.var(-1) > _GATE).to(moments)
         known = []
         for now, voice in zip(moments.unbind(-1), voiced[..., None].unbind(1), strict=True):
             keep = 1 + (fade - 1) * voice
-            state.heard.mul_(keep).add_(voice)
+            state.frames.mul_(keep).add_(voice)
             state.sums.mul_(keep[..., None]).add_(voice[..., None] * now)
-            faded = (1 - (1 - fade) * state.heard[..., None]).clamp(min=0)  # exp(-t / MEMORY_S)
+            faded = (1 - (1 - fade) * state.frames[..., None]).clamp(min=0)  # exp(-t / MEMORY_S)
             trust = PRIOR_FRAMES * faded ** (MEMORY_S / PRIOR_S)
-            known.append((trust * prior + state.sums) / (trust + state.heard[..., None]))
+            known.append((trust * prior + state.sums) / (trust + state.frames[..., None]))
         mean, square = torch.stack(known, -1).unbind(1)
         variance = square - mean**2
-        # The published eps is for sound of unit variance.
+        # The published eps is for audio of unit variance.
         eps = self.convs[0].layer_norm.eps * (variance[:, -1:] + _NORMALIZER_EPS)
         scale = torch.rsqrt(variance[:, :-1] + eps)
         return mean[:, :-1, :, None], scale[..., None]
 
     def _prior(self) -> Tensor:
-        """Give the moments `(2, C + 1)` that speech at a usual level is expected to have."""
+        """Return the expected moments `(2, C + 1)` of speech at a usual level."""
         taps = self.convs[0].conv.weight[:, 0].float()
         steps = torch.arange(taps.shape[1], device=taps.device)
         likeness = _NEIGHBOUR ** (steps[:, None] - steps[None]).abs()
@@ -294,7 +294,9 @@ class Wav2Vec2Stream(nn.Module):
         new, _ = self.projection(self.front(pcm, state.norm))
         window = _slide(state.ahead, new)
         known = _slide(state.ahead_filled, state.filled.new_ones(new.shape[:2]))
-        x = self.encoder.dropout(self.encoder.layer_norm(window + self._place(window, state)))
+        x = self.encoder.dropout(
+            self.encoder.layer_norm(window + self._positional_embedding(window, state))
+        )
         allowed = torch.cat([state.filled, known], 1)[:, None, None]
         out = [x] if self.config.with_embedding else []
         for index, layer in enumerate(self.encoder.layers):
@@ -303,8 +305,8 @@ class Wav2Vec2Stream(nn.Module):
         _slide(state.filled, known[:, :size])
         return torch.stack([x[:, :size] for x in out], 2) * known[:, :size, None, None]
 
-    def _place(self, window: Tensor, state: Wav2Vec2State) -> Tensor:
-        """Give the positional embedding of a block and its look-ahead, `(B, N + L, width)`."""
+    def _positional_embedding(self, window: Tensor, state: Wav2Vec2State) -> Tensor:
+        """Return the positional embedding of a block and its look-ahead, `(B, N + L, width)`."""
         size, conv = self.config.block_frames, self._positions
         reach = conv.kernel_size[0] - 1 - state.past.shape[1]
         x = torch.cat([_slide(state.past, window[:, :size]), window[:, size:]], 1)
@@ -321,8 +323,8 @@ class Wav2Vec2Stream(nn.Module):
         Args:
             layer: transformers' `Wav2Vec2EncoderLayer`.
             x: `(B, N + L, width)`.
-            allowed: `(B, 1, 1, C + N + L)` bool, what may be attended to.
-            keys: `(B, heads, C, D)` of the context; the block's are added in place.
+            allowed: attention mask `(B, 1, 1, C + N + L)`, bool.
+            keys: `(B, heads, C, D)` of the context; those of the block are appended in place.
             values: as `keys`.
         """
         attention, size = layer.attention, self.config.block_frames
@@ -335,20 +337,20 @@ class Wav2Vec2Stream(nn.Module):
         )
         all_k = torch.cat([_slide(keys, k[:, :, :size], 2), k[:, :, size:]], 2)
         all_v = torch.cat([_slide(values, v[:, :, :size], 2), v[:, :, size:]], 2)
-        heard = F.scaled_dot_product_attention(q, all_k, all_v, attn_mask=allowed)
-        x = x + layer.dropout(attention.out_proj(heard.transpose(1, 2).flatten(2)))
+        attended = F.scaled_dot_product_attention(q, all_k, all_v, attn_mask=allowed)
+        x = x + layer.dropout(attention.out_proj(attended.transpose(1, 2).flatten(2)))
         x = layer.layer_norm(x)
         out: Tensor = layer.final_layer_norm(x + layer.feed_forward(x))
         return out
 
 
-def _powers(x: Tensor, sound: Tensor) -> list[tuple[Tensor, Tensor]]:
-    x, sound = x.float(), sound.float()
-    return [(x, sound), (x**2, sound**2)]
+def _powers(x: Tensor, audio: Tensor) -> list[tuple[Tensor, Tensor]]:
+    x, audio = x.float(), audio.float()
+    return [(x, audio), (x**2, audio**2)]
 
 
 def _slide(past: Tensor, new: Tensor, axis: int = 1) -> Tensor:
-    """Join what was kept and what is new, and keep the last of it, in place."""
+    """Append `new` to `past` and return both; `past` is set to the end of the result, in place."""
     joined = torch.cat([past.to(new.dtype), new], axis)
     kept = past.shape[axis]
     past.copy_(joined.narrow(axis, joined.shape[axis] - kept, kept).detach())
@@ -392,13 +394,13 @@ def _read(source: str | Path) -> Any:
         return library.Wav2Vec2Model.from_pretrained(str(source))
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(
-            f"no wav2vec 2.0 could be read from {str(source)!r}: {error}. Give a folder with "
+            f"cannot load wav2vec 2.0 from {str(source)!r}: {error}. Pass a folder with "
             "config.json and the weights, or a hub id such as 'facebook/wav2vec2-base-960h'"
         ) from error
 
 
 def _check_kind(shape: Any) -> None:
-    """Refuse models that are built otherwise than wav2vec2-base."""
+    """Check that a model has the architecture of wav2vec2-base."""
     front = (tuple(shape.conv_kernel), tuple(shape.conv_stride))
     if front != (_KERNELS, _STRIDES) or shape.feat_extract_norm != "group":
         raise ConfigError(
@@ -408,6 +410,6 @@ def _check_kind(shape: Any) -> None:
         )
     if shape.do_stable_layer_norm:
         raise ConfigError(
-            "the model norms before its layers (do_stable_layer_norm), as the large ones do; take "
-            "one like wav2vec2-base"
+            "the model normalises before its layers (do_stable_layer_norm), as the large models "
+            "do; use one with the architecture of wav2vec2-base"
         )

@@ -1,1 +1,1 @@
-"""Frames to latents and back: the reference-guided autoencoder and DC-AE."""
+"""Autoencoders, frames to latents and back: the reference-guided autoencoder and DC-AE."""

@@ -1,4 +1,4 @@
-"""The blocks of convolutions that the networks of the autoencoder are made of.
+"""Convolutional blocks of the autoencoder's networks.
 
 Source: residual shortcuts of the down-sampling: DC-AE, arXiv:2410.10733, section 3.2.
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the style scales and shifts between them."""
+    """A residual block of two 3x3 convolutions; a style vector scales and shifts between them."""
 
     def __init__(self, channels: int, style: int = 0) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class ResBlock(nn.Module):
         self.style = nn.Linear(style, 2 * channels) if style else None
 
     def forward(self, x: Tensor, styled: Tensor | None = None) -> Tensor:
-        """Map `(B, C, H, W)` to the same shape; `styled` is what `style` gave, `(B, 2 C)`."""
+        """Map `(B, C, H, W)` to the same shape; `styled` is the output of `style`, `(B, 2 C)`."""
         h = self.conv1(F.silu(x))
         if styled is not None:
             scale, shift = styled[..., None, None].chunk(2, 1)
@@ -32,7 +32,7 @@ class ResBlock(nn.Module):
 
 
 class Down(nn.Module):
-    """Halve the picture; the shortcut moves space into channels and averages groups of them."""
+    """Halve height and width; the shortcut unshuffles pixels and averages groups of channels."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the picture by a pixel shuffle."""
+    """Double height and width by a pixel shuffle."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Up(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each cell."""
+    """Layer normalisation over the channels of each pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class ChannelNorm(nn.Module):
 
 
 class NormBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a shortcut."""
+    """A residual block of two normalised 3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

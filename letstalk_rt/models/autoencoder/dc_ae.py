@@ -1,8 +1,8 @@
 """The paper's autoencoder: DC-AE f32c32 of SANA, through `diffusers.AutoencoderDC`.
 
-One 512x512 frame becomes a latent of `(32, 16, 16)`. Needs the extra `paper`. Nothing is
+One 512x512 frame becomes a latent of `(32, 16, 16)`. Requires the extra `paper`. Nothing is
 downloaded on import; `load` takes a local folder or the id of a public checkpoint, and `random`
-makes untrained weights of the same shape, which cost the same time.
+creates untrained weights of the same shape, which take the same time to run.
 
 Source: DC-AE, arXiv:2410.10733; SANA, arXiv:2410.10629; LetsTalk, arXiv:2411.16748.
 """
@@ -21,7 +21,7 @@ from letstalk_rt.models.layers.checks import check_tensor
 COMPRESSION = 32
 CHANNELS = 32
 SCALING_FACTOR = 0.41407
-"""Brings the latents of SANA's DC-AE to unit variance; checkpoints carry it in their config."""
+"""Scales the latents of SANA's DC-AE to unit variance; checkpoints have it in their config."""
 
 _STAGES = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
 _SCALES = ((),) * 3 + ((5,),) * 3
@@ -31,7 +31,7 @@ ENCODER_LAYERS, DECODER_LAYERS = (2, 2, 2, 3, 3, 3), (3, 3, 3, 3, 3, 3)
 
 @dataclass
 class DCPortraitFeatures:
-    """A portrait as this autoencoder knows it; its decoder is not guided.
+    """The portrait features of DC-AE; its decoder does not use them.
 
     Attributes:
         image: `(B, 3, H, W)` in [-1, 1].
@@ -42,22 +42,22 @@ class DCPortraitFeatures:
     latent: Tensor
 
     def repeat(self, times: int) -> Self:
-        """Return the same for `times` frames of each portrait: the decoder does not look at it."""
+        """Return self: the decoder does not use the portrait."""
         return self
 
 
 class DCAutoencoder(nn.Module):
-    """Frames of any size that 32 divides to latents of unit variance, and back; frozen.
+    """DC-AE: square frames to latents of unit variance, and back; the weights are frozen.
 
-    Make it with `load` or `random`.
+    Create it by `load` or `random`.
 
     Args:
         inner: a `diffusers.AutoencoderDC`.
-        picture_size: side of the frames, in pixels.
-        scaling_factor: latents inside times this are latents outside.
+        image_size: height and width of the frames, in pixels; a multiple of 32.
+        scaling_factor: factor from the latents of `inner` to those of this class.
 
     Raises:
-        ConfigError: 32 does not divide `image_size`.
+        ConfigError: `image_size` is not a multiple of 32.
     """
 
     def __init__(self, inner: nn.Module, image_size: int, scaling_factor: float) -> None:
@@ -72,7 +72,7 @@ class DCAutoencoder(nn.Module):
 
     @property
     def landmarks(self) -> None:
-        """None: nothing in these latents says where landmarks are."""
+        """None: these latents do not encode landmarks."""
         return None
 
     @classmethod
@@ -84,18 +84,18 @@ class DCAutoencoder(nn.Module):
         subfolder: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load a checkpoint in diffusers' form.
+        """Load a checkpoint in the format of diffusers.
 
         Args:
             source: a folder with `config.json` and weights, or a hub id such as
                 `mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers`.
-            image_size: side of the frames, in pixels.
-            subfolder: of the source, where it holds several models (SANA's: `vae`).
-            dtype: of the weights.
+            image_size: height and width of the frames, in pixels.
+            subfolder: subfolder of a source that holds several models (`vae` for SANA).
+            dtype: number format of the weights.
 
         Raises:
             DependencyError: diffusers is not installed.
-            WeightsError: nothing usable is there, or it is another model.
+            WeightsError: there is no readable checkpoint, or it is another model.
         """
         kind = _autoencoder_dc()
         place: dict[str, Any] = {} if subfolder is None else {"subfolder": subfolder}
@@ -112,7 +112,7 @@ class DCAutoencoder(nn.Module):
         if faults := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
             raise WeightsError(
                 f"the weights of {source} do not fit its config: {len(faults)} tensors differ, "
-                f"first {faults[0]!r}; download the checkpoint anew"
+                f"first {faults[0]!r}; download the checkpoint again"
             )
         return cls(inner, image_size, float(config.get("scaling_factor", SCALING_FACTOR)))
 
@@ -125,7 +125,7 @@ class DCAutoencoder(nn.Module):
         encoder_layers: Sequence[int] = ENCODER_LAYERS,
         decoder_layers: Sequence[int] = DECODER_LAYERS,
     ) -> Self:
-        """Make untrained weights, for benchmarks and tests; by default of the published shape.
+        """Create untrained weights, for benchmarks and tests; by default of the published shape.
 
         Raises:
             DependencyError: diffusers is not installed.
@@ -149,10 +149,10 @@ class DCAutoencoder(nn.Module):
     def encode(self, x: Tensor, portrait: DCPortraitFeatures | None = None) -> Tensor:
         """Encode `(B, T, 3, H, W)` in [-1, 1] to `(B, T, 32, h, w)`, unit variance.
 
-        The portrait is not needed.
+        `portrait` is not used.
 
         Raises:
-            InputError: another shape or type, NaN, or values far out of range.
+            InputError: `x` has the wrong shape or type, or holds NaN or values far out of range.
         """
         size = self.image_size
         check_tensor("frames", x, ("B", "T", 3, size, size), finite=True)
@@ -163,16 +163,16 @@ class DCAutoencoder(nn.Module):
         encoded: Tensor = latents.float().unflatten(0, x.shape[:2])
         return encoded
 
-    def encode_portrait(self, picture: Tensor) -> DCPortraitFeatures:
-        """Encode portraits `(B, 3, H, W)` in [-1, 1]; see `encode` for what it raises."""
-        check_tensor("picture", picture, ("B", 3, self.image_size, self.image_size))
-        return DCPortraitFeatures(picture, self.encode(picture[:, None])[:, 0])
+    def encode_portrait(self, image: Tensor) -> DCPortraitFeatures:
+        """Encode portraits `(B, 3, H, W)` in [-1, 1]; raises as `encode` does."""
+        check_tensor("image", image, ("B", 3, self.image_size, self.image_size))
+        return DCPortraitFeatures(image, self.encode(image[:, None])[:, 0])
 
     def decode(self, latents: Tensor, portrait: DCPortraitFeatures | None = None) -> Tensor:
-        """Decode `(B, T, 32, h, w)` to `(B, T, 3, H, W)` in [-1, 1]; the portrait is not needed.
+        """Decode `(B, T, 32, h, w)` to `(B, T, 3, H, W)` in [-1, 1]; `portrait` is not used.
 
         Raises:
-            InputError: another shape or type.
+            InputError: `latents` has the wrong shape or type.
         """
         check_tensor("latents", latents, ("B", "T", *self.latent_shape))
         inner: Any = self.inner
@@ -182,27 +182,27 @@ class DCAutoencoder(nn.Module):
         return decoded
 
     def decode_layers(self, latents: Tensor, portrait: DCPortraitFeatures) -> Tensor:
-        """As `decode`: these frames have one layer."""
+        """Decode as `decode` does: these frames have one layer."""
         return self.decode(latents, portrait)
 
     def prepare_decoder(self, latents: Tensor, portrait: DCPortraitFeatures) -> Tensor:
-        """Return latents `(B, 32, h, w)` as they are: this decoder needs no preparation."""
+        """Return latents `(B, 32, h, w)` unchanged: this decoder needs no preparation."""
         return latents
 
-    def run_decoder(self, layout: Tensor, portrait: DCPortraitFeatures) -> Tensor:
+    def run_decoder(self, inputs: Tensor, portrait: DCPortraitFeatures) -> Tensor:
         """Decode `(B, 32, h, w)` to `(B, 3, H, W)` in [-1, 1]."""
-        return self.decode(layout[None], portrait)[0]
+        return self.decode(inputs[None], portrait)[0]
 
     def without_background_flow(self, latents: Tensor) -> Tensor:
-        """Return latents as they are: they do not tell the face from what is around it."""
+        """Return latents unchanged: they have no separate background flow."""
         return latents
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> None:
-        """Let encoder and decoder compute in another number format."""
+        """Set the number format of encoder and decoder."""
         self.to(dtype)
 
     def quantizable_parts(self) -> Sequence[nn.Module]:
-        """Return none: this decoder is not run in 8-bit integers."""
+        """Return nothing: this decoder is not run in 8-bit integers."""
         return ()
 
 
@@ -221,20 +221,20 @@ def _read_config(kind: Any, source: str | Path, place: dict[str, Any]) -> dict[s
         config: dict[str, Any] = kind.load_config(str(source), **place)
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"no DC-AE checkpoint at {source}: give a folder with config.json and weights, or a "
-            "hub id and a network connection"
+            f"no DC-AE checkpoint at {source}: pass a folder with config.json and weights, or a "
+            "hub id with a network connection"
         ) from error
     return config
 
 
 def _check_config(source: str, config: dict[str, Any]) -> None:
-    """Refuse a config of another model, or of a DC-AE of another shape."""
+    """Check that a config is that of DC-AE f32c32."""
     name = config.get("_class_name")
     if name != "AutoencoderDC":
-        raise WeightsError(f"{source} holds {name or 'an unknown model'}, wanted AutoencoderDC")
+        raise WeightsError(f"{source} holds {name or 'an unknown model'}, expected AutoencoderDC")
     channels = config.get("latent_channels", CHANNELS)
     compression = 2 ** (len(config.get("encoder_block_out_channels", WIDTHS)) - 1)
     if (channels, compression) != (CHANNELS, COMPRESSION):
         raise WeightsError(
-            f"{source} is DC-AE f{compression}c{channels}, wanted f{COMPRESSION}c{CHANNELS}"
+            f"{source} is DC-AE f{compression}c{channels}, expected f{COMPRESSION}c{CHANNELS}"
         )

@@ -1,4 +1,4 @@
-"""What may be asked of an autoencoder without knowing which one it is."""
+"""The interfaces that autoencoders implement."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, Self, TypeAlias
@@ -10,32 +10,32 @@ from letstalk_rt.models.autoencoder.latents import DecodedLayers, DecoderInputs,
 from letstalk_rt.models.layers.network import Network
 
 Frames: TypeAlias = Tensor | DecodedLayers
-"""Decoded frames: `(..., 3, H, W)` in [-1, 1], or the layers that they are made of."""
+"""Decoded frames: `(..., 3, H, W)` in [-1, 1], or the layers that they consist of."""
 
 
 class EncodedPortrait(Protocol):
-    """What an autoencoder knows of B portraits; only the one that made it can read all of it.
+    """The portrait features of B portraits, of whatever autoencoder encoded them.
 
     Attributes:
-        latent: `(B, C, h, w)`.
+        latent: the portrait latents, `(B, C, h, w)`.
     """
 
     latent: Tensor
 
     def repeat(self, times: int) -> Self:
-        """Return the description for `times` frames of each portrait."""
+        """Return the features for `times` frames of each portrait."""
         ...
 
 
 class Autoencoder(Network, Protocol):
-    """Frames to latents and back, perhaps guided by a portrait.
+    """Encodes frames to latents and decodes latents to frames, possibly guided by a portrait.
 
-    `ReferenceAutoencoder` and `DCAutoencoder` are two of them. Each takes only the descriptions of
-    portraits and the layouts that it made itself, so their types are not told here.
+    `ReferenceAutoencoder` and `DCAutoencoder` implement it. Each accepts only portrait features and
+    decoder inputs of its own, so their types are `Any` here.
 
     Attributes:
-        latent_shape: `(C, h, w)` of one frame.
-        picture_size: side of the square frames, in pixels.
+        latent_shape: shape of one frame's latent, `(C, h, w)`.
+        image_size: height and width of the frames, in pixels.
     """
 
     latent_shape: tuple[int, int, int]
@@ -43,7 +43,7 @@ class Autoencoder(Network, Protocol):
 
     @property
     def landmarks(self) -> "LandmarkAutoencoder | None":
-        """The same autoencoder, where its latents carry the landmarks of the face."""
+        """This autoencoder, if its latents encode the landmarks of the face; otherwise None."""
         ...
 
     def encode(self, x: Tensor, portrait: Any = None) -> Tensor:
@@ -54,8 +54,8 @@ class Autoencoder(Network, Protocol):
         """
         ...
 
-    def encode_portrait(self, picture: Tensor) -> EncodedPortrait:
-        """Do the work that is done once per portrait, `(B, 3, H, W)` in [-1, 1]."""
+    def encode_portrait(self, image: Tensor) -> EncodedPortrait:
+        """Compute the features of portraits `(B, 3, H, W)` in [-1, 1]; once per portrait."""
         ...
 
     def decode(self, latents: Tensor, portrait: Any) -> Tensor:
@@ -63,61 +63,61 @@ class Autoencoder(Network, Protocol):
         ...
 
     def decode_layers(self, latents: Tensor, portrait: Any) -> Frames:
-        """As `decode`, to what frames are composited from."""
+        """Decode as `decode` does, to the layers that frames are composited from."""
         ...
 
     def prepare_decoder(self, latents: Tensor, portrait: Any) -> Any:
-        """Prepare to decode latents `(B, C, h, w)`, one portrait per latent.
+        """Compute the decoder's inputs for latents `(B, C, h, w)`, one portrait per latent.
 
-        Here is done what costs the same for one frame as for many. Slices of the result are the
-        layouts of some of the frames.
+        This is the work that takes as long for one frame as for many. A slice of the result holds
+        the inputs for these frames.
         """
         ...
 
-    def run_decoder(self, layout: Any, portrait: Any) -> Frames:
-        """Decode B frames that are laid out, one portrait per frame."""
+    def run_decoder(self, inputs: Any, portrait: Any) -> Frames:
+        """Decode B frames from the result of `prepare_decoder`, one portrait per frame."""
         ...
 
     def without_background_flow(self, latents: Tensor) -> Tensor:
-        """Return latents `(..., C, h, w)`, or noise, in which what is around the face rests.
+        """Return latents or noise `(..., C, h, w)` with the background flow set to zero.
 
-        Where latents do not tell the two apart, they are returned as they are.
+        Latents without a separate background flow are returned unchanged.
         """
         ...
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> None:
-        """Let the decoder compute in another number format."""
+        """Set the number format of the decoder."""
         ...
 
     def quantizable_parts(self) -> Sequence[nn.Module]:
-        """Return the parts of the decoder that may compute in 8-bit integers; none if empty."""
+        """Return the parts of the decoder that may run in 8-bit integers."""
         ...
 
 
 class LandmarkAutoencoder(Autoencoder, Protocol):
-    """An autoencoder whose latents carry the landmarks of the face, which guide its decoder.
+    """An autoencoder whose latents encode the landmarks of the face.
 
     Attributes:
-        mean_points: landmarks of the average face, `(L, 2)` in [-1, 1].
+        mean_points: landmarks of the mean face, `(L, 2)` in [-1, 1].
     """
 
     mean_points: Tensor
 
     @property
     def landmark_matrix(self) -> Tensor:
-        """The linear read-out of landmarks from a whole flat latent, `(2 L, C h w)`."""
+        """The linear map from a flattened latent to landmarks, `(2 L, C h w)`."""
         ...
 
     def decode_landmarks(self, latents: Tensor) -> Tensor:
-        """Read the landmarks off latents `(..., C, h, w)`: `(..., L, 2)` in [-1, 1]."""
+        """Return the landmarks that latents `(..., C, h, w)` encode, `(..., L, 2)` in [-1, 1]."""
         ...
 
     def encode_with_heatmaps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `encode`, with the logits of the landmarks' heat maps, `(B, T, L, s, s)`."""
+        """Return latents and the logits of the landmarks' heat maps, `(B, T, L, s, s)`."""
         ...
 
-    def encode_portrait(self, picture: Tensor) -> PortraitFeatures:
-        """Do the work that is done once per portrait, `(B, 3, H, W)` in [-1, 1]."""
+    def encode_portrait(self, image: Tensor) -> PortraitFeatures:
+        """Compute the features of portraits `(B, 3, H, W)` in [-1, 1]; once per portrait."""
         ...
 
     def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> DecodedLayers:
@@ -128,6 +128,6 @@ class LandmarkAutoencoder(Autoencoder, Protocol):
         """Prepare to decode latents `(B, C, h, w)`, one portrait per latent."""
         ...
 
-    def run_decoder(self, layout: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
-        """Decode B frames that are laid out, one portrait per frame."""
+    def run_decoder(self, inputs: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
+        """Decode B frames from the result of `prepare_decoder`, one portrait per frame."""
         ...

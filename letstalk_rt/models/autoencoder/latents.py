@@ -1,6 +1,6 @@
-"""What the reference-guided autoencoder works on: its latents, portraits, layouts and frames.
+"""Data of the reference-guided autoencoder: latents, portrait features, decoder inputs, frames.
 
-A latent is `(24, 4, 4)`: the face in its first 16 channels, its surroundings in the rest.
+A latent is `(24, 4, 4)`: the face in the first 16 channels, the background flow in the others.
 """
 
 from collections.abc import Callable
@@ -14,24 +14,24 @@ from letstalk_rt.models.autoencoder import background_flow
 
 IMAGE_SIZE = 256
 FACE_SHAPE = (16, 4, 4)
-"""The first channels of a latent: the face, as the encoder sees it in the frame alone."""
+"""The first channels of a latent: the face, which is encoded from the frame alone."""
 
 FACE_SIZE = 16 * 4 * 4
 LATENT_SHAPE = (16 + background_flow.CHANNELS, 4, 4)
 LATENT_SIZE = LATENT_SHAPE[0] * 4 * 4
 FLOW_SIZE = 128
-"""Cells a side of the flow: two pixels each, for along the mouth it is torn."""
+"""Height and width of the flow, in cells of two pixels; it is discontinuous along the mouth."""
 
 
 @dataclass
 class PortraitFeatures:
-    """What the decoder needs of a portrait; made once, then only read.
+    """What the decoder needs of a portrait; computed once and not changed.
 
     Attributes:
         image: `(B, 3, 256, 256)` in [-1, 1].
         latent: `(B, C, h, w)`.
-        points: landmarks as read off the latent, `(B, L, 2)` in [-1, 1].
-        features: three maps, at 16, 32 and 64 cells a side.
+        points: landmarks that the latent encodes, `(B, L, 2)` in [-1, 1].
+        features: three feature maps, of 16x16, 32x32 and 64x64.
     """
 
     image: Tensor
@@ -40,7 +40,7 @@ class PortraitFeatures:
     features: tuple[Tensor, ...]
 
     def repeat(self, times: int) -> "PortraitFeatures":
-        """Repeat each item `times` times, for as many frames; a single one without a copy."""
+        """Repeat each item for `times` frames; return self, not a copy, for 1."""
         if times == 1:
             return self
 
@@ -57,17 +57,17 @@ class PortraitFeatures:
 
 @dataclass
 class DecoderInputs:
-    """Where everything is to be in B frames, before anything is painted.
+    """What the decoder needs of B latents: landmarks, flow, and maps that follow from them.
 
-    It is many small sums, which cost the same for one frame as for a window of them.
+    It is computed by many small operations, which take as long for one frame as for a window.
 
     Attributes:
-        points: landmarks read off the latents, `(B, L, 2)`.
-        flow: along landmarks and surroundings, `(B, 2, 128, 128)`.
-        grids: where to read the portrait's features, `(B, s, s, 2)` for s of 16, 32 and 64.
-        start: what painting starts from, `(B, C, 16, 16)`.
-        maps: flow, and nearness of landmarks, `(B, 6, 64, 64)`.
-        gap: the open mouth, `(B, 4, 64, 64)`.
+        points: landmarks that the latents encode, `(B, L, 2)`.
+        flow: flow of landmarks and background, `(B, 2, 128, 128)`.
+        grids: sampling grids of the portrait's features, `(B, s, s, 2)` for s of 16, 32 and 64.
+        start: initial hidden states, `(B, C, 16, 16)`.
+        maps: flow, and proximity of landmarks, `(B, 6, 64, 64)`.
+        gap: mask of the open mouth, `(B, 4, 64, 64)`.
         styles: scale and shift in each block, `(B, 2 C)`.
     """
 
@@ -83,7 +83,7 @@ class DecoderInputs:
         return len(self.points)
 
     def __getitem__(self, frames: slice) -> "DecoderInputs":
-        """Take some of the frames."""
+        """Return the inputs for some of the frames."""
 
         def part(value: Any) -> Any:
             return tuple(map(part, value)) if isinstance(value, tuple) else value[frames]
@@ -93,17 +93,17 @@ class DecoderInputs:
 
 @dataclass
 class DecodedLayers:
-    """Decoded frames, in the layers they are made of; `...` is `B`, or `B, T`.
+    """Decoded frames as the layers that they consist of; `...` is `B`, or `B, T`.
 
-    The picture is `warped + residual`. Flow and residual make it at any other size as well, from
-    the portrait at that size.
+    A frame is `warped + residual`. A frame of another size follows from the portrait of that size,
+    the flow and the residual.
 
     Attributes:
-        warped: the portrait after the warp alone, `(..., 3, 256, 256)`.
-        mask: share of the painted part, `(..., 1, 256, 256)` in [0, 1].
-        change: what painting would change everywhere, `(..., 3, 256, 256)`.
+        warped: the warped portrait, `(..., 3, 256, 256)`.
+        mask: opacity of the inpainting, `(..., 1, 256, 256)` in [0, 1].
+        change: inpainted pixels minus `warped`, before the mask, `(..., 3, 256, 256)`.
         flow: `(..., 2, 128, 128)`, see `landmark_warp.warp`.
-        points: landmarks read off the latent, `(..., L, 2)`.
+        points: landmarks that the latents encode, `(..., L, 2)`.
     """
 
     warped: Tensor
@@ -114,32 +114,34 @@ class DecodedLayers:
 
     @property
     def residual(self) -> Tensor:
-        """What the painting changes, `(..., 3, 256, 256)`."""
+        """The change by inpainting, `(..., 3, 256, 256)`."""
         return self.mask * self.change
 
     @property
     def frames(self) -> Tensor:
-        """The whole, `(..., 3, 256, 256)`."""
+        """The complete frames, `(..., 3, 256, 256)`."""
         return self.warped + self.residual
 
     def __getitem__(self, index: Any) -> "DecodedLayers":
-        """Take some of the frames, or of the items."""
+        """Return some of the frames, or of the items."""
         return self.map(lambda layer: layer[index])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "DecodedLayers":
-        """Change each layer in the same way."""
+        """Apply a function to each layer."""
         return DecodedLayers(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 def face_part(latents: Tensor) -> Tensor:
+    """Return the channels of the face."""
     return latents[:, : FACE_SHAPE[0]]
 
 
 def without_background_flow(latents: Tensor) -> Tensor:
-    """Give latents `(..., 24, 4, 4)`, or faces alone, with surroundings at rest as a portrait's."""
+    """Return latents `(..., 24, 4, 4)` with these face channels and zero background flow."""
     faces = latents[..., : FACE_SHAPE[0], :, :]
     return F.pad(faces, (0, 0, 0, 0, 0, background_flow.CHANNELS))
 
 
 def background_part(latents: Tensor) -> Tensor:
+    """Return the channels of the background flow."""
     return latents[:, FACE_SHAPE[0] :]

@@ -1,7 +1,7 @@
 """The three networks of the reference-guided autoencoder.
 
-The encoder sees a frame, the reference encoder a portrait; the decoder reads the portrait's
-features where they moved to, and paints.
+The encoder encodes a frame, the reference encoder a portrait. The decoder samples the portrait's
+features along the flow, and inpaints.
 """
 
 import functools
@@ -24,7 +24,7 @@ from letstalk_rt.models.autoencoder.latents import (
 from letstalk_rt.models.geometry.landmark_warp import (
     mouth_gap,
     proximity_maps,
-    read_at,
+    sample_at,
     sampling_grid,
     warp,
 )
@@ -36,13 +36,13 @@ from letstalk_rt.models.geometry.landmarks import (
     NUM_LANDMARKS,
 )
 
-_SHOWN = (LIPS, INNER_UPPER_LIP, INNER_LOWER_LIP, EYES)
-"""Groups of landmarks that the decoder is shown as maps, so that it knows where to paint."""
+_MAPPED_GROUPS = (LIPS, INNER_UPPER_LIP, INNER_LOWER_LIP, EYES)
+"""Groups of landmarks whose proximity maps are inputs of the decoder, to guide inpainting."""
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Widths of the autoencoder; `decoder` and `reference` at 16, 32 and 64 cells a side."""
+    """Widths of the autoencoder; `decoder` and `reference` at 16x16, 32x32 and 64x64."""
 
     encoder: tuple[int, int, int, int, int] = (64, 128, 256, 256, 256)
     reference: tuple[int, int, int] = (128, 96, 48)
@@ -51,11 +51,11 @@ class AutoencoderConfig:
 
 
 class Encoder(nn.Module):
-    """A picture to its latent: landmarks found on heat maps, and the rest from a pyramid.
+    """A frame to the face part of its latent, by heat maps of landmarks and a feature pyramid.
 
-    Both parts are added in the latent: a linear map of the landmarks, which `read_points` undoes,
-    and a free part for what landmarks do not say. Heat maps find landmarks of unseen people far
-    sooner than a fully connected read-out does (docs/log.md has the figures).
+    The latent is the sum of a linear map of the landmarks, which `read_points` inverts, and a free
+    part for what landmarks do not describe. Heat maps learn landmarks of unseen people far sooner
+    than a fully connected read-out does (docs/log.md has the figures).
 
     Source: expected coordinates of a heat map: integral regression, arXiv:1711.08229.
     """
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         self.write_points = nn.Linear(2 * NUM_LANDMARKS, FACE_SIZE, bias=False)
 
     def forward(self, x: Tensor, mean_points: Tensor) -> tuple[Tensor, Tensor]:
-        """Map `(B, 3, 256, 256)` in [-1, 1] to faces `(B, 16, 4, 4)`, heat `(B, L, 32, 32)`."""
+        """Map `(B, 3, 256, 256)` in [-1, 1] to `(B, 16, 4, 4)` and heat maps `(B, L, 32, 32)`."""
         at32 = self.at32(self.at64(self.stem(F.pixel_unshuffle(x, 4))))
         at16 = self.at16(at32)
         at8 = self.at8(at16)
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
 
 
 def soft_argmax(heat: Tensor) -> Tensor:
-    """Give the mean place of each heat map: `(B, L, h, w)` logits to `(B, L, 2)` in [-1, 1]."""
+    """Return the mean positions `(B, L, 2)`, in [-1, 1], of heat maps `(B, L, h, w)` of logits."""
     share = torch.softmax(heat.flatten(2), -1).unflatten(-1, heat.shape[-2:])
     axis_x = (torch.arange(heat.shape[-1], device=heat.device) + 0.5) / heat.shape[-1] * 2 - 1
     axis_y = (torch.arange(heat.shape[-2], device=heat.device) + 0.5) / heat.shape[-2] * 2 - 1
@@ -100,7 +100,7 @@ def soft_argmax(heat: Tensor) -> Tensor:
 
 
 class ReferenceEncoder(nn.Module):
-    """A portrait to feature maps at 16, 32 and 64 cells a side."""
+    """A portrait to feature maps of 16x16, 32x32 and 64x64."""
 
     def __init__(self, widths: tuple[int, int, int]) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class ReferenceEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map `(B, 3, 256, 256)` to three maps, coarse to fine."""
+        """Map `(B, 3, 256, 256)` to three feature maps, coarse to fine."""
         fine = self.fine(self.stem(F.pixel_unshuffle(x, 4)))
         middle = self.middle(fine)
         maps = (self.coarse(middle), middle, fine)
@@ -122,7 +122,7 @@ class ReferenceEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A latent and warped portrait features to a frame."""
+    """Latents and warped portrait features to the layers of frames."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
             [
                 nn.Conv2d(w16 + r16, w16, 1),
                 nn.Conv2d(w32 + r32, w32, 1),
-                nn.Conv2d(w64 + r64 + 2 + len(_SHOWN), w64, 1),
+                nn.Conv2d(w64 + r64 + 2 + len(_MAPPED_GROUPS), w64, 1),
             ]
         )
         self.blocks = nn.ModuleList(
@@ -159,61 +159,61 @@ class Decoder(nn.Module):
     def prepare(
         self, latent: Tensor, points: Tensor, portrait_latent: Tensor, coarse: Tensor
     ) -> DecoderInputs:
-        """Prepare to decode `(B, C, h, w)`, whose landmarks are `points`, along the coarse flow."""
+        """Compute the inputs for latents `(B, C, h, w)` with these landmarks and coarse flow."""
         both = torch.cat([face_part(latent), face_part(portrait_latent)], 1).to(
             self.spread.weight.dtype
         )
         start = F.interpolate(self.spread(both), (16, 16), mode="bilinear", align_corners=False)
         style = self.style(both.flatten(1))
         flows = [F.avg_pool2d(coarse, FLOW_SIZE // size) for size in (16, 32, 64)]
-        near = proximity_maps(_shown(points.device), points, 64, 4.0)
+        proximity = proximity_maps(_group_masks(points.device), points, 64, 4.0)
         gap = F.pixel_unshuffle(mouth_gap(points, FLOW_SIZE), 2)
         return DecoderInputs(
             points,
             coarse,
             tuple(sampling_grid(flow) for flow in flows),
-            _packed(start, start.dtype),
-            _packed(torch.cat([10 * flows[-1], near], 1), start.dtype),
-            _packed(gap, start.dtype),
-            tuple(  # a ModuleList does not tell what it holds
+            _channels_last(start, start.dtype),
+            _channels_last(torch.cat([10 * flows[-1], proximity], 1), start.dtype),
+            _channels_last(gap, start.dtype),
+            tuple(  # the type of a ModuleList does not include that of its modules
                 block.style(style)
                 for level in self.blocks
                 for block in level  # type: ignore[attr-defined]
             ),
         )
 
-    def forward(self, layout: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
-        """Paint B frames; one portrait item for each."""
-        x, styles = layout.start, iter(layout.styles)
-        for level, grid in enumerate(layout.grids):
-            seen = read_at(portrait.features[level].float(), grid)
-            parts = [x, _packed(seen, x.dtype)]
+    def forward(self, inputs: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
+        """Decode B frames, one portrait per frame."""
+        x, styles = inputs.start, iter(inputs.styles)
+        for level, grid in enumerate(inputs.grids):
+            sampled = sample_at(portrait.features[level].float(), grid)
+            parts = [x, _channels_last(sampled, x.dtype)]
             if level == 2:
-                parts.append(layout.maps)
+                parts.append(inputs.maps)
             x = self.mix[level](torch.cat(parts, 1))
             for block in self.blocks[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, next(styles))
             if level < 2:
                 x = self.ups[level](x)
         change = 0.1 * self.flow_head(F.silu(x)).float()
-        flow = layout.flow + F.interpolate(change, scale_factor=2.0, mode="bilinear")
+        flow = inputs.flow + F.interpolate(change, scale_factor=2.0, mode="bilinear")
         warped = warp(portrait.image.float(), flow, "bicubic")
-        seen = _packed(F.pixel_unshuffle(warped, 4), x.dtype)
-        out = self.paint(torch.cat([x, seen, layout.gap], 1)).float()
+        warped_cells = _channels_last(F.pixel_unshuffle(warped, 4), x.dtype)
+        out = self.paint(torch.cat([x, warped_cells, inputs.gap], 1)).float()
         out = F.pixel_shuffle(out, 4)
-        return DecodedLayers(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, layout.points)
+        return DecodedLayers(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, inputs.points)
 
 
 @functools.cache
-def _shown(device: torch.device) -> Tensor:
-    """Give the groups of landmarks that are shown, `(G, L)` of 0 and 1."""
+def _group_masks(device: torch.device) -> Tensor:
+    """Return the groups of landmarks as masks `(G, L)` of 0 and 1."""
     with torch.inference_mode(False):
-        groups = torch.zeros(len(_SHOWN), NUM_LANDMARKS)
-        for group, members in zip(groups, _SHOWN, strict=True):
+        groups = torch.zeros(len(_MAPPED_GROUPS), NUM_LANDMARKS)
+        for group, members in zip(groups, _MAPPED_GROUPS, strict=True):
             group[members] = 1
         return groups.to(device)
 
 
-def _packed(maps: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give maps in the order in memory that a CPU's convolutions want."""
+def _channels_last(maps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return maps in the memory format that is fastest for convolutions on a CPU."""
     return maps.to(dtype, memory_format=torch.channels_last)

@@ -1,12 +1,11 @@
 """The reference-guided deep-compression autoencoder.
 
-One frame becomes a latent of `(24, 4, 4)`. The decoder is given the portrait: the latent says
-where the face landmarks are and how their surroundings moved, the portrait is warped there by a
-fixed formula, and a small network corrects the flow and paints what no warp can know (the open
-mouth, closed eyes, what the head uncovers). So the latent carries motion only. All portrait work is
-done once per portrait.
+One frame becomes a latent of `(24, 4, 4)`. The decoder is guided by the portrait: the latent
+encodes the landmarks and the background flow, the portrait is warped along them by a fixed formula,
+and a small network corrects the flow and inpaints what a warp cannot produce (the inside of the
+mouth, closed eyes, disocclusions). So the latent encodes motion only. The portrait is encoded once.
 
-Source: reference guidance: RefVAE, arXiv:2606.01620 (there by attention, here by a warp).
+Source: reference guidance: RefVAE, arXiv:2606.01620 (by attention there, by a warp here).
 """
 
 from collections.abc import Sequence
@@ -41,14 +40,14 @@ from letstalk_rt.models.geometry.landmark_warp import face_flow
 from letstalk_rt.models.geometry.landmarks import NUM_LANDMARKS
 
 LANDMARK_GAIN = 4.0
-"""Size at which landmarks begin in the latent: it gives their part about unit variance."""
+"""Initial scale of landmarks in the latent, which gives their part about unit variance."""
 
 
 class ReferenceAutoencoder(nn.Module):
-    """256x256 frames to latents of `(24, 4, 4)` and back, guided by a portrait.
+    """An autoencoder of 256x256 frames with latents of `(24, 4, 4)`, guided by a portrait.
 
     Args:
-        config: widths.
+        config: widths; the defaults when None.
     """
 
     latent_shape = LATENT_SHAPE
@@ -62,19 +61,19 @@ class ReferenceAutoencoder(nn.Module):
         self.reference = ReferenceEncoder(self.config.reference)
         self.decoder = Decoder(self.config)
         self.read_points = nn.Linear(FACE_SIZE, 2 * NUM_LANDMARKS, bias=False)
-        with torch.no_grad():  # the read-out begins as what undoes the writing
+        with torch.no_grad():  # the read-out is initialised as the inverse of `write_points`
             write = nn.init.orthogonal_(self.encoder.write_points.weight).mul_(LANDMARK_GAIN)
             self.read_points.weight.copy_(write.T / LANDMARK_GAIN**2)
         self.register_buffer("mean_points", torch.zeros(NUM_LANDMARKS, 2))
 
     @property
     def landmarks(self) -> Self:
-        """This autoencoder: its latents carry landmarks."""
+        """This autoencoder: its latents encode landmarks."""
         return self
 
     @torch.no_grad()
     def set_mean_landmarks(self, mean_points: Tensor, spread: float = 0.12) -> None:
-        """Tell an untrained model where landmarks `(L, 2)` are on average, and how they vary."""
+        """Initialise an untrained model with mean landmarks `(L, 2)` and their deviation."""
         self.mean_points.copy_(mean_points)
         axis = (torch.arange(32) + 0.5) / 16 - 1
         distance2 = (axis - mean_points[..., None]) ** 2 / (2 * spread**2)
@@ -85,8 +84,8 @@ class ReferenceAutoencoder(nn.Module):
 
         Args:
             x: frames.
-            portrait: one item for each of B, that the surroundings are compared with; without it
-                they are taken to be at rest, as a portrait's own are.
+            portrait: one portrait per item, from which the background flow is measured; it is zero
+                when None, as in a portrait latent.
         """
         latents = self.encode_with_heatmaps(x)[0]
         if portrait is None:
@@ -98,7 +97,7 @@ class ReferenceAutoencoder(nn.Module):
         return encoded
 
     def encode_with_heatmaps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `encode`, with the heat maps' logits `(B, T, L, 32, 32)` beside the latents."""
+        """Return latents and the logits of the landmarks' heat maps, `(B, T, L, 32, 32)`."""
         assert x.ndim == 5 and x.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE), x.shape
         flat = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         faces, heat = self.encoder(flat, self.mean_points)
@@ -112,55 +111,55 @@ class ReferenceAutoencoder(nn.Module):
         portrait: PortraitFeatures,
         coarse: Tensor | None = None,
     ) -> Tensor:
-        """Add what only a comparison with the portrait shows to latents `(B, 24, 4, 4)`.
+        """Return latents `(B, 24, 4, 4)` with the background flow from portrait to frame.
 
         Args:
-            latents: of the frames; their surroundings are replaced.
+            latents: latents of the frames; their background part is replaced.
             frames: `(B, 3, 256, 256)`.
-            portrait: one item per frame.
-            coarse: flow by landmarks, in place of that read off the latents.
+            portrait: one portrait per frame.
+            coarse: flow by landmarks; computed from the latents when None.
         """
         points = self.decode_landmarks(latents.detach())
         with torch.autocast(frames.device.type, enabled=False):
             if coarse is None:
                 coarse = face_flow(portrait.points.float(), points)
-            moved = background_flow.measure_background_flow(
+            measured = background_flow.measure_background_flow(
                 frames, portrait.image, points, coarse.detach()
             )
-        here = moved + background_part(portrait.latent)
-        return torch.cat([face_part(latents), here.to(latents.dtype)], 1)
+        background = measured + background_part(portrait.latent)
+        return torch.cat([face_part(latents), background.to(latents.dtype)], 1)
 
     def decode_landmarks(self, latents: Tensor) -> Tensor:
-        """Read the face landmarks off latents `(..., 24, 4, 4)`: `(..., L, 2)` in [-1, 1].
+        """Return the landmarks that latents `(..., 24, 4, 4)` encode, `(..., L, 2)` in [-1, 1].
 
-        The read-out is linear, so landmarks are a handle on the latent: see `training.flow_loss`.
+        The map is linear, so a loss on landmarks also trains what makes the latents.
         """
         flat = latents[..., : FACE_SHAPE[0], :, :].flatten(-3)
         offset = F.linear(flat.float(), self.read_points.weight.float())
-        placed: Tensor = self.mean_points + offset.unflatten(-1, (NUM_LANDMARKS, 2))
-        return placed
+        points: Tensor = self.mean_points + offset.unflatten(-1, (NUM_LANDMARKS, 2))
+        return points
 
     @property
     def landmark_matrix(self) -> Tensor:
-        """The read-out of landmarks from a whole flat latent, `(2 L, 384)`."""
+        """The linear map from a flattened latent to landmarks, `(2 L, 384)`."""
         return F.pad(self.read_points.weight.float(), (0, LATENT_SIZE - FACE_SIZE))
 
-    def encode_portrait(self, picture: Tensor) -> PortraitFeatures:
-        """Do all the work that is done once per portrait, `(B, 3, 256, 256)` in [-1, 1]."""
-        assert picture.ndim == 4 and picture.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE), picture.shape
-        return self.portrait_features(picture, self.encode(picture[:, None])[:, 0])
+    def encode_portrait(self, image: Tensor) -> PortraitFeatures:
+        """Compute the features of portraits `(B, 3, 256, 256)` in [-1, 1]; once per portrait."""
+        assert image.ndim == 4 and image.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE), image.shape
+        return self.portrait_features(image, self.encode(image[:, None])[:, 0])
 
-    def portrait_features(self, picture: Tensor, latent: Tensor) -> PortraitFeatures:
-        """As `encode_portrait`, for a portrait whose latent `(B, C, h, w)` is known already."""
-        features = self.reference(picture.contiguous(memory_format=torch.channels_last))
-        return PortraitFeatures(picture, latent, self.decode_landmarks(latent), features)
+    def portrait_features(self, image: Tensor, latent: Tensor) -> PortraitFeatures:
+        """Compute the features of portraits whose latents `(B, C, h, w)` are known."""
+        features = self.reference(image.contiguous(memory_format=torch.channels_last))
+        return PortraitFeatures(image, latent, self.decode_landmarks(latent), features)
 
     def prepare_decoder(
         self, latents: Tensor, portrait: PortraitFeatures, coarse: Tensor | None = None
     ) -> DecoderInputs:
-        """Prepare to decode `(B, C, h, w)`; one portrait item per latent.
+        """Compute the decoder's inputs for latents `(B, C, h, w)`, one portrait per latent.
 
-        `coarse` overrides the landmarks' flow read off the latents (training does so at its start).
+        `coarse` replaces the flow by the latents' landmarks, as training does at its start.
         """
         points = self.decode_landmarks(latents)
         moved = background_part(latents) - background_part(portrait.latent)
@@ -173,13 +172,13 @@ class ReferenceAutoencoder(nn.Module):
     def decode_latents(
         self, latents: Tensor, portrait: PortraitFeatures, coarse: Tensor | None = None
     ) -> DecodedLayers:
-        """Decode `(B, C, h, w)` and keep the parts; arguments as of `prepare_decoder`."""
+        """Decode `(B, C, h, w)` to layers; for the arguments see `prepare_decoder`."""
         return self.run_decoder(self.prepare_decoder(latents, portrait, coarse), portrait)
 
-    def run_decoder(self, layout: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
-        """Decode B frames that are laid out; one portrait item for each."""
-        painted: DecodedLayers = self.decoder(layout, portrait)
-        return painted
+    def run_decoder(self, inputs: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
+        """Decode B frames from the result of `prepare_decoder`, one portrait per frame."""
+        layers: DecodedLayers = self.decoder(inputs, portrait)
+        return layers
 
     def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> DecodedLayers:
         """Decode `(B, T, 24, 4, 4)` to the layers of B times T frames, one portrait per item."""
@@ -193,13 +192,13 @@ class ReferenceAutoencoder(nn.Module):
         return self.decode_layers(latents, portrait).frames.clamp(-1, 1)
 
     def without_background_flow(self, latents: Tensor) -> Tensor:
-        """Return latents or noise `(..., 24, 4, 4)` whose surroundings are as in a portrait."""
+        """Return latents or noise `(..., 24, 4, 4)` with zero background flow, as in a portrait."""
         return without_background_flow(latents)
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> None:
-        """Let the decoder compute in another number format; the rest stays in float32."""
+        """Set the number format of the decoder; the other parts stay in float32."""
         self.decoder.to(dtype)
 
     def quantizable_parts(self) -> Sequence[nn.Module]:
-        """Return the parts of the decoder that may compute in 8-bit integers."""
+        """Return the parts of the decoder that may run in 8-bit integers."""
         return self.decoder.mix, self.decoder.blocks, self.decoder.paint

@@ -1,1 +1,1 @@
-"""Finding faces, and controlling head motion, gaze and eyelids."""
+"""Face detection, head motion and eyelids."""

@@ -1,8 +1,8 @@
-"""Finds the faces of a picture and their landmarks, with no download.
+"""Face detection with landmarks, without a download.
 
-A small detector sees the whole picture and marks face centres on a heat map. The autoencoder's
-landmark maps then look at each place several times, each time better centred. What they find on
-a face stays where it is when the crop moves; what they imagine elsewhere moves with the crop.
+A small detector marks face centres of the whole image on a heat map. The autoencoder's heat maps
+then find the landmarks in a crop around each centre, which is refined by them several times. True
+landmarks stay in place when the crop is shifted; those of a false detection move with the crop.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from letstalk_rt.types import Face
 DETECTOR_SIZE = 160
 STRIDE = 8
 FACE_SHARE = 0.557
-"""Height of the landmarks' box over the side of a face crop."""
+"""Height of the landmarks' bounding box over the side of a face crop."""
 
 _MIN_PEAK = 0.35
 _MAX_FACES = 8
-_LOOKS = 3
+_REFINEMENTS = 3
 _MAX_DISAGREEMENT = 0.06
-"""Mean distance of landmarks seen in two crops, over the height of the face."""
+"""Largest mean distance of landmarks found in two crops, over the height of the face."""
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
@@ -41,7 +41,7 @@ def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential
 
 
 class FaceDetector(nn.Module):
-    """A picture of 160x160 to a heat map of face centres and the size of the face there."""
+    """An image of 160x160 to a heat map of face centres and the size of the face at each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,12 +55,12 @@ class FaceDetector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, 3, 160, 160)` in [-1, 1] to `(B, 4, 20, 20)`.
 
-        Channels: logit of a centre in this cell; its x and y offset from the cell's middle, in
-        cells; log of the face's crop side over 64 px.
+        Channels: logit of a centre in this cell; x and y offset of the centre from the middle of
+        the cell, in cells; logarithm of the side of the face crop over 64 px.
         """
         fine = self.body(x)
-        wide = F.interpolate(self.context(fine), fine.shape[-2:], mode="nearest")
-        maps: Tensor = self.head(torch.cat([fine, wide], 1))
+        context = F.interpolate(self.context(fine), fine.shape[-2:], mode="nearest")
+        maps: Tensor = self.head(torch.cat([fine, context], 1))
         return maps
 
 
@@ -69,10 +69,10 @@ class Box:
     """A square around a face.
 
     Attributes:
-        x: of its middle, in pixels of the picture.
-        y: of its middle.
-        side: in pixels.
-        score: how sure the detector is that a face is there, from 0 to 1.
+        x: x coordinate of the centre, in pixels of the image.
+        y: y coordinate of the centre.
+        side: side, in pixels.
+        score: the detector's confidence, from 0 to 1.
     """
 
     x: float
@@ -82,13 +82,13 @@ class Box:
 
 
 class FaceFinder:
-    """Detector and landmark maps together.
+    """Finds faces with their landmarks, by the face detector and the autoencoder's heat maps.
 
     Args:
-        detector: finds where to look.
-        autoencoder: its encoder finds landmarks.
-        preset: whose weights these are.
-        crop_px: side of the crops that the model it finds faces for animates.
+        detector: the face detector.
+        autoencoder: the autoencoder whose encoder finds landmarks.
+        preset: name of the preset that the weights belong to.
+        crop_px: side of the crops that the model animates, in pixels.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class FaceFinder:
         self.preset, self.crop_px = preset, crop_px
 
     def fingerprint(self) -> str:
-        """Return a name for the detector's weights: others find other boxes."""
+        """Return a hash of the detector's weights, on which the boxes depend."""
         digest = hashlib.sha256()
         for tensor in self.detector.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -118,69 +118,69 @@ class FaceFinder:
             rgb: `(H, W, 3)` uint8.
 
         Returns:
-            Faces with landmarks in pixels of `rgb`; empty when there is none.
+            Faces with landmarks in pixels of `rgb`; empty if no face is found.
         """
-        picture = torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)[None]
-        picture = picture.to(self.autoencoder.mean_points.device).float() / 127.5 - 1
+        image = torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)[None]
+        image = image.to(self.autoencoder.mean_points.device).float() / 127.5 - 1
         faces: list[Face] = []
-        for box in self.detect(picture):
-            face = self._look(picture, box)
+        for box in self.detect(image):
+            face = self._landmarks_at(image, box)
             if face is not None and not _overlaps(face, faces):
                 faces.append(face)
         return sorted(faces, key=lambda face: -float(np.ptp(face.landmarks[:, 1])))
 
-    def detect(self, picture: Tensor) -> list[Box]:
-        """Look at the whole picture at two scales, so that small and filling faces are seen."""
-        height, width = picture.shape[-2:]
+    def detect(self, image: Tensor) -> list[Box]:
+        """Detect faces at two scales, so that both small and frame-filling faces are found."""
+        height, width = image.shape[-2:]
         boxes: list[Box] = []
         for pad in (1.0, 1.6):
             side = pad * max(height, width)
             left, top = (width - side) / 2, (height - side) / 2
-            small = crop(picture, left, top, side, DETECTOR_SIZE)
-            boxes += find_peaks(self.detector(small)[0].float(), left, top, side)
+            resized = crop(image, left, top, side, DETECTOR_SIZE)
+            boxes += find_peaks(self.detector(resized)[0].float(), left, top, side)
         return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
 
-    def _look(self, picture: Tensor, box: Box) -> Face | None:
-        """Find the landmarks at a box; None where no face is."""
-        placed = self.landmarks(picture, box)
-        for _ in range(_LOOKS - 1):
-            box = face_crop_box(placed, box.score)
-            if not 8 <= box.side <= 8 * max(picture.shape[-2:]):
+    def _landmarks_at(self, image: Tensor, box: Box) -> Face | None:
+        """Find the face at a box; return None if there is no face."""
+        points = self.landmarks(image, box)
+        for _ in range(_REFINEMENTS - 1):
+            box = face_crop_box(points, box.score)
+            if not 8 <= box.side <= 8 * max(image.shape[-2:]):
                 return None
-            placed = self.landmarks(picture, box)
-        aside = Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
-        again = self.landmarks(picture, aside)
-        moved = np.linalg.norm(again - placed, axis=1).mean()
-        if not moved < _MAX_DISAGREEMENT * np.ptp(placed[:, 1]) or not _plausible(placed):
+            points = self.landmarks(image, box)
+        shifted = Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
+        again = self.landmarks(image, shifted)
+        distance = np.linalg.norm(again - points, axis=1).mean()
+        if not distance < _MAX_DISAGREEMENT * np.ptp(points[:, 1]) or not _plausible(points):
             return None
-        return Face(placed.astype(np.float32), box.score, head_yaw(placed))
+        return Face(points.astype(np.float32), box.score, head_yaw(points))
 
-    def landmarks(self, picture: Tensor, box: Box) -> np.ndarray:
-        """Read the landmarks of a face at a box, `(L, 2)` in pixels of the picture."""
+    def landmarks(self, image: Tensor, box: Box) -> np.ndarray:
+        """Return the landmarks of the face at a box, `(L, 2)` in pixels of the image."""
         left, top = box.x - box.side / 2, box.y - box.side / 2
-        seen = crop(picture, left, top, box.side, IMAGE_SIZE)
-        heat = self.autoencoder.encode_with_heatmaps(seen[None])[1]
+        cropped = crop(image, left, top, box.side, IMAGE_SIZE)
+        heat = self.autoencoder.encode_with_heatmaps(cropped[None])[1]
         points = soft_argmax(heat[0])[0].float().cpu().numpy()
         return (points + 1) / 2 * box.side + [left, top]
 
 
-def crop(picture: Tensor, left: float, top: float, side: float, size: int) -> Tensor:
-    """Cut a square, which may reach beyond the border, from `(1, 3, H, W)` and scale it to `size`.
+def crop(image: Tensor, left: float, top: float, side: float, size: int) -> Tensor:
+    """Crop a square, which may extend beyond the border, of `(1, 3, H, W)` and resize it to `size`.
 
-    The picture is first made smaller by averaging where needed, so that nothing aliases.
+    A large crop is first downsampled by averaging, to avoid aliasing.
     """
     factor = int(side // size)
     if factor > 1:
-        picture = F.avg_pool2d(picture, factor, ceil_mode=True, count_include_pad=False)
+        image = F.avg_pool2d(image, factor, ceil_mode=True, count_include_pad=False)
     scale = max(factor, 1)
-    grid_x = (left + (torch.arange(size) + 0.5) * side / size) / (picture.shape[-1] * scale) * 2 - 1
-    grid_y = (top + (torch.arange(size) + 0.5) * side / size) / (picture.shape[-2] * scale) * 2 - 1
+    grid_x = (left + (torch.arange(size) + 0.5) * side / size) / (image.shape[-1] * scale) * 2 - 1
+    grid_y = (top + (torch.arange(size) + 0.5) * side / size) / (image.shape[-2] * scale) * 2 - 1
     grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), -1)[None]
-    return F.grid_sample(picture, grid.to(picture.device), align_corners=False)
+    return F.grid_sample(image, grid.to(image.device), align_corners=False)
 
 
 def head_yaw(points: np.ndarray) -> float:
-    """Estimate the turn of the head in [-1, 1] from where the mouth and eyes sit in the outline."""
+    """Estimate the head's yaw in [-1, 1] from the position of mouth and eyes in the outline."""
     left, right = points[LEFT_LID].mean(0)[0], points[RIGHT_LID].mean(0)[0]
     centre = 0.5 * (points[MOUTH_LEFT, 0] + points[MOUTH_RIGHT, 0])
     low, high = points[:, 0].min(), points[:, 0].max()
@@ -189,7 +189,7 @@ def head_yaw(points: np.ndarray) -> float:
 
 
 def face_crop_box(points: np.ndarray, score: float) -> Box:
-    """Frame landmarks `(L, 2)` as the face crops that the model was trained on are framed."""
+    """Return the box around landmarks `(L, 2)` that face crops had in training."""
     low, high = points.min(0), points.max(0)
     side = float(high[1] - low[1]) / FACE_SHARE
     middle = (low + high) / 2
@@ -197,13 +197,13 @@ def face_crop_box(points: np.ndarray, score: float) -> Box:
 
 
 def find_peaks(out: Tensor, left: float, top: float, side: float) -> list[Box]:
-    """Give the faces that a detector's output `(4, 20, 20)` marks.
+    """Return the boxes at the peaks of a detector's output `(4, 20, 20)`.
 
     Args:
-        out: see `FaceDetector`.
-        left: of the square that it saw, in pixels of the picture.
-        top: of that square.
-        side: of that square.
+        out: output of `FaceDetector`.
+        left: left edge of the square that was its input, in pixels of the image.
+        top: top edge of that square.
+        side: side of that square.
     """
     heat = torch.sigmoid(out[0])
     best = F.max_pool2d(heat[None, None], 3, 1, 1)[0, 0]
@@ -219,7 +219,7 @@ def find_peaks(out: Tensor, left: float, top: float, side: float) -> list[Box]:
 
 
 def _plausible(points: np.ndarray) -> bool:
-    """Say whether landmarks form an upright face: mouth below the eyes, usual proportions."""
+    """Return whether landmarks form an upright face: mouth below eyes, plausible proportions."""
     eyes = points[LEFT_LID + RIGHT_LID].mean(0)
     mouth = 0.5 * (points[MOUTH_LEFT] + points[MOUTH_RIGHT])
     across, down = mouth - eyes

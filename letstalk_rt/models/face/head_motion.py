@@ -1,8 +1,8 @@
-"""How heads move while people talk: fitted to clips, drawn anew for each session.
+"""Head motion: random processes that are fitted to clips and sampled for each session.
 
-One step of the sampler gives the mean of what may come, and the mean of all turns of a head is no
-turn. So the head has a small model of its own: the main movements of the landmarks that speech
-leaves alone, and for each of them an autoregressive process of second order.
+A single sampling step yields about the mean of what may follow, and the mean of all head turns is
+no turn. So head motion has a small model of its own: the principal components of the landmarks that
+speech does not move, and for each of them an autoregressive process of second order.
 """
 
 from collections import deque
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from letstalk_rt.models.autoencoder.background_flow import SIZE as SURROUNDINGS
+from letstalk_rt.models.autoencoder.background_flow import SIZE as BACKGROUND_SIZE
 from letstalk_rt.models.geometry.landmarks import (
     EYES,
     IRISES,
@@ -23,13 +23,13 @@ from letstalk_rt.models.geometry.landmarks import (
 
 MOVEMENTS = 4
 _KEPT = 34
-"""Frames that are remembered: as many as an interrupt may take back, and two to go on from."""
+"""Frames in the history: as many as an interrupt may rewind, and two to continue from."""
 
 
 def rigid_landmarks(points: Tensor) -> Tensor:
-    """Say which of the landmarks `(L, 2)` speech leaves alone: the upper face's, without lids.
+    """Return a mask `(L,)` of the landmarks that speech does not move: the upper face, no eyelids.
 
-    Where nearly all are below the lips, the points are no face's, and all of them count.
+    If these are fewer than three, the points `(L, 2)` are not a face, and the mask is all True.
     """
     mask = points[:, 1] <= points[LIPS, 1].min()
     mask[EYES + landmark_indices(IRISES) + LIPS] = False
@@ -37,19 +37,19 @@ def rigid_landmarks(points: Tensor) -> Tensor:
 
 
 def face_size(points: Tensor) -> Tensor:
-    """Give the size of a face `(L, 2)`: the spread of the landmarks that speech leaves alone."""
+    """Return the size of a face `(L, 2)`: the deviation of landmarks that speech does not move."""
     fixed = points[rigid_landmarks(points)]
     return (fixed - fixed.mean(0)).pow(2).sum(1).mean().sqrt()
 
 
 class HeadMotion(nn.Module):
-    """What is known of heads that talk; without having been fitted, that they rest.
+    """The parameters of head motion: K components and their processes; no motion before `fit`.
 
     Attributes:
-        movements: displacements of all landmarks at one deviation, in sizes of the face,
-            `(K, L, 2)`.
-        followed: what the surroundings do meanwhile, as a part of the latent, likewise, `(K, 128)`.
-        course: of each movement `x`, `(K, 3)`: `x[n] = a x[n-1] + b x[n-2] + c noise`.
+        movements: displacements of all landmarks at one standard deviation, over the size of the
+            face, `(K, L, 2)`.
+        followed: the background part of the latent at one standard deviation, likewise, `(K, 128)`.
+        course: coefficients of each process, `(K, 3)`: `x[n] = a x[n-1] + b x[n-2] + c noise`.
     """
 
     movements: Tensor
@@ -59,33 +59,33 @@ class HeadMotion(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("movements", torch.zeros(MOVEMENTS, NUM_LANDMARKS, 2))
-        self.register_buffer("followed", torch.zeros(MOVEMENTS, SURROUNDINGS))
+        self.register_buffer("followed", torch.zeros(MOVEMENTS, BACKGROUND_SIZE))
         self.register_buffer("course", torch.zeros(MOVEMENTS, 3))
 
     def displacements(self, portrait: Tensor) -> Tensor:
-        """Give the movements of the face with landmarks `(L, 2)`, flat: `(K, 2L)`."""
+        """Return the displacements of landmarks `(L, 2)` at one standard deviation, `(K, 2L)`."""
         return (self.movements * face_size(portrait)).flatten(1)
 
-    def surroundings(self, portrait: Tensor) -> Tensor:
-        """Give what hair, neck and shoulders do, as their part of the latent: `(K, 128)`."""
+    def background(self, portrait: Tensor) -> Tensor:
+        """Return the background part of the latent at one standard deviation, `(K, 128)`."""
         return self.followed * face_size(portrait)
 
     @torch.no_grad()
-    def fit(self, clips: Sequence[Tensor], surroundings: Sequence[Tensor]) -> None:
-        """Learn from clips.
+    def fit(self, clips: Sequence[Tensor], backgrounds: Sequence[Tensor]) -> None:
+        """Fit the components and their processes to clips.
+
+        The clips are scaled to the median amplitude, lest few with strong motion dominate.
 
         Args:
-            clips: landmarks of each, `(T, L, 2)`.
-            surroundings: that part of their latents, `(T, 128)`.
-
-        How far heads move is that of the middle clip, so that few who shake theirs do not count.
+            clips: landmarks of each clip, `(T, L, 2)`.
+            backgrounds: background part of each clip's latents, `(T, 128)`.
         """
-        moved = [_in_faces(points) for points in clips]
+        moved = [_normalized(points) for points in clips]
         mask = rigid_landmarks(torch.stack([points.mean(0) for points in clips]).mean(0))
         spread = torch.stack([m[:, mask].pow(2).mean().sqrt() for m in moved])
-        usual = spread.median()
+        median = spread.median()
         moved = [
-            m * usual / s.clamp(min=usual / 3 + 1e-9) for m, s in zip(moved, spread, strict=True)
+            m * median / s.clamp(min=median / 3 + 1e-9) for m, s in zip(moved, spread, strict=True)
         ]
         every = torch.cat(moved)
         fixed = every[:, mask].flatten(1)
@@ -94,18 +94,18 @@ class HeadMotion(nn.Module):
         scores = fixed @ main
         all_points = scores.T @ every.flatten(1) / len(scores)  # the scores are white
         self.movements.copy_(all_points.unflatten(1, (-1, 2)))
-        around = [
-            (a - a.mean(0)) / face_size(points.mean(0)) * usual / s.clamp(min=usual / 3 + 1e-9)
-            for a, points, s in zip(surroundings, clips, spread, strict=True)
+        background = [
+            (a - a.mean(0)) / face_size(points.mean(0)) * median / s.clamp(min=median / 3 + 1e-9)
+            for a, points, s in zip(backgrounds, clips, spread, strict=True)
         ]
-        self.followed.copy_(scores.T @ torch.cat(around) / len(scores))
+        self.followed.copy_(scores.T @ torch.cat(background) / len(scores))
         courses = scores.split([len(m) for m in moved])
         for number in range(MOVEMENTS):
             self.course[number] = _fit_course([c[:, number] for c in courses])
 
 
-def _in_faces(points: Tensor) -> Tensor:
-    """Give how far landmarks `(T, L, 2)` are from their mean, in sizes of the face."""
+def _normalized(points: Tensor) -> Tensor:
+    """Return landmarks `(T, L, 2)` minus their mean, over the size of the face."""
     mean = points.mean(0)
     return (points - mean) / face_size(mean)
 
@@ -119,11 +119,11 @@ def _fit_course(tracks: Sequence[Tensor]) -> Tensor:
 
 
 class HeadTrajectory:
-    """The course of one session's head; the same seed gives the same.
+    """The head motion of one session; the same seed yields the same motion.
 
     Args:
-        course: of a `HeadMotion`, `(K, 3)`.
-        seed: of its chance.
+        course: coefficients of the processes, `(K, 3)`, see `HeadMotion`.
+        seed: seed of the random numbers.
     """
 
     def __init__(self, course: Tensor, seed: int) -> None:
@@ -131,25 +131,25 @@ class HeadTrajectory:
         self.reset()
 
     def reset(self) -> None:
-        """Begin again, at rest."""
+        """Restart from the seed, with the head at rest."""
         self._rng = np.random.default_rng([self._seed, 1])
         at_rest = np.zeros(self._course.shape[1])
-        self._made = deque([at_rest, at_rest], maxlen=_KEPT)
-        self._unseen = 0  # of those made, from the end: to be given again
+        self._history = deque([at_rest, at_rest], maxlen=_KEPT)
+        self._rewound = 0  # frames at the end of the history that are returned again
 
     def next(self, frames: int) -> Tensor:
-        """Give where the head is in each of the next frames, `(frames, K)`, in deviations."""
+        """Return the components in the next frames, `(frames, K)`, in standard deviations."""
         return torch.from_numpy(np.stack([self._next() for _ in range(frames)])).float()
 
     def rewind(self, frames: int) -> None:
-        """Take the last frames back, as many as are remembered."""
-        self._unseen = min(self._unseen + frames, len(self._made) - 2)
+        """Take the last frames back, at most as many as the history holds."""
+        self._rewound = min(self._rewound + frames, len(self._history) - 2)
 
     def _next(self) -> np.ndarray:
-        if self._unseen:
-            self._unseen -= 1
-            return self._made[-1 - self._unseen]
-        near, far, chance = self._course
-        noise = self._rng.standard_normal(len(near))
-        self._made.append(near * self._made[-1] + far * self._made[-2] + chance * noise)
-        return self._made[-1]
+        if self._rewound:
+            self._rewound -= 1
+            return self._history[-1 - self._rewound]
+        a, b, c = self._course
+        noise = self._rng.standard_normal(len(a))
+        self._history.append(a * self._history[-1] + b * self._history[-2] + c * noise)
+        return self._history[-1]

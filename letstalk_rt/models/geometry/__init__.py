@@ -1,1 +1,1 @@
-"""Face landmarks and the dense warp that follows from them."""
+"""Face landmarks and the dense warp that is computed from them."""

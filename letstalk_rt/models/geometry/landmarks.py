@@ -1,7 +1,7 @@
-"""Which points of the 478-point face mesh the model uses, and what is measured on them.
+"""The subset of the 478-point face mesh that the model uses, and measures on it.
 
-The full mesh (MediaPipe's order) is what the training data holds. About 150 of its points are
-enough for the warp: all of lips, eyes and outline, and a sparse rest.
+The training data holds the full mesh, in MediaPipe's order. About 150 of its points are enough for
+the warp: all of lips, eyes and outline, and a tenth of the others.
 """
 
 import numpy as np
@@ -23,12 +23,12 @@ SUBSET = tuple(sorted(_NAMED | set(range(0, 468, 10))))
 """Mesh indices of the points the model works with, ascending."""
 
 NUM_LANDMARKS = len(SUBSET)
-_PLACE = {mesh_index: place for place, mesh_index in enumerate(SUBSET)}
+_INDEX = {mesh_index: index for index, mesh_index in enumerate(SUBSET)}
 
 
 def landmark_indices(mesh_indices: tuple[int, ...]) -> list[int]:
-    """Give where the points with these mesh indices stand in `SUBSET`."""
-    return [_PLACE[i] for i in mesh_indices]
+    """Return the indices in `SUBSET` of points with these mesh indices."""
+    return [_INDEX[i] for i in mesh_indices]
 
 
 LIPS = landmark_indices(LIPS_OUTER + LIPS_INNER)
@@ -36,7 +36,7 @@ INNER_UPPER_LIP = landmark_indices((191, 80, 81, 82, 13, 312, 311, 310, 415))
 INNER_LOWER_LIP = landmark_indices((95, 88, 178, 87, 14, 317, 402, 318, 324))
 UPPER_LIP_ONLY = landmark_indices((409, 270, 269, 267, 0, 37, 39, 40, 185)) + INNER_UPPER_LIP
 LOWER_LIP_ONLY = landmark_indices((146, 91, 181, 84, 17, 314, 405, 321, 375)) + INNER_LOWER_LIP
-"""Lips without the corners of the mouth, which move with both."""
+"""Lips without the corners of the mouth, which move with both lips."""
 
 INNER_CORNERS = landmark_indices((78, 308))
 EYES = landmark_indices(RIGHT_EYE + LEFT_EYE)
@@ -46,7 +46,7 @@ LEFT_LID = landmark_indices((386, 374, 263, 362))
 
 
 def mouth_opening(points: np.ndarray) -> np.ndarray:
-    """Give the lip gap over the mouth width, `(...,)`, of subset points `(..., L, 2)`."""
+    """Return the lip gap over the mouth width, `(...,)`, of landmarks `(..., L, 2)`."""
     gap = np.linalg.norm(points[..., UPPER_LIP, :] - points[..., LOWER_LIP, :], axis=-1)
     width = np.linalg.norm(points[..., MOUTH_LEFT, :] - points[..., MOUTH_RIGHT, :], axis=-1)
     opening: np.ndarray = gap / np.maximum(width, 1e-6)

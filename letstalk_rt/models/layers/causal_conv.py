@@ -1,4 +1,4 @@
-"""A causal convolution that gives the same answer whole or in pieces."""
+"""A causal convolution whose output is the same for a whole sequence and chunk by chunk."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 @dataclass
 class ConvState:
-    """The inputs a causal convolution still needs.
+    """The last inputs of a causal convolution.
 
-    Allocated once and written in place, so that its address holds for a CUDA graph.
+    It is allocated once and written in place: a CUDA graph requires a fixed address.
 
     Attributes:
         past: `(B, C_in, (K - 1) * dilation)`; zeros before the first input.
@@ -20,21 +20,20 @@ class ConvState:
     past: Tensor
 
     def reset(self) -> None:
-        """Forget the past, as if nothing had been heard."""
+        """Return to the state of a new session."""
         self.past.zero_()
 
 
 class CausalConv1d(nn.Module):
-    """Convolution over time that never looks ahead.
+    """A convolution over time without look-ahead.
 
-    The module holds weights only. One set of weights serves any number of sessions, each with
-    its own state.
+    The module holds weights only; any number of sessions share them, each with its own state.
 
     Args:
         in_channels: `C_in`.
         out_channels: `C_out`.
         kernel_size: `K`, in time steps.
-        dilation: distance of its taps, in time steps.
+        dilation: distance of the taps, in time steps.
     """
 
     def __init__(
@@ -45,12 +44,12 @@ class CausalConv1d(nn.Module):
         self.reach = (kernel_size - 1) * dilation
 
     def init_state(self, batch_size: int) -> ConvState:
-        """Make the state of a new session, on the weights' device and dtype."""
+        """Return the state of new sessions, with the device and dtype of the weights."""
         weight = self.conv.weight
         return ConvState(weight.new_zeros(batch_size, self.conv.in_channels, self.reach))
 
     def forward(self, x: Tensor, state: ConvState | None = None) -> Tensor:
-        """Convolve the next piece of a stream, or a whole sequence when `state` is None.
+        """Convolve the next chunk of a stream, or a whole sequence when `state` is None.
 
         Args:
             x: `(B, C_in, T)`, any `T >= 1`.
@@ -71,9 +70,9 @@ class CausalConv1d(nn.Module):
         return out
 
     def _by_taps(self, x: Tensor) -> Tensor:
-        """Convolve as one matrix product: on a CPU, torch's dilated convolution is much slower."""
+        """Convolve as one matrix product: torch's dilated convolution is much slower on a CPU."""
         (dilation,), (taps,) = self.conv.dilation, self.conv.kernel_size
         count = x.shape[-1] - self.reach
-        seen = torch.cat([x[..., i * dilation : i * dilation + count] for i in range(taps)], 1)
+        taps_in = torch.cat([x[..., i * dilation : i * dilation + count] for i in range(taps)], 1)
         weight = self.conv.weight.permute(0, 2, 1).flatten(1)
-        return F.linear(seen.transpose(1, 2), weight, self.conv.bias).transpose(1, 2)
+        return F.linear(taps_in.transpose(1, 2), weight, self.conv.bias).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""Convolutions in 8-bit integers, for processors that are fast in nothing shorter than float32.
+"""Convolutions in 8-bit integers, for CPUs without fast 16-bit arithmetic.
 
-Weights are rounded once, per output channel; inputs at each call, per tensor. Small convolutions
-stay as they are: rounding their input would cost more than it saves.
+Weights are quantized once, per output channel; inputs at each call, per tensor. Small convolutions
+are not quantized: quantizing their input would cost more than it saves.
 """
 
 from typing import Any
@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WORTH_ROUNDING = 20_000
-"""Weights a convolution needs to be worth it."""
+MIN_WEIGHTS = 20_000
+"""Number of weights from which a convolution is quantized."""
 
 _ZERO = 128
 
 
 class Int8Conv2d(nn.Module):
-    """Takes the place of a `Conv2d`, for inference on a CPU.
+    """An 8-bit replacement for a `Conv2d`, for inference on a CPU.
 
     Args:
-        conv: with zero padding.
+        conv: the convolution to replace, with zero padding.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -34,9 +34,9 @@ class Int8Conv2d(nn.Module):
         self.weight = ops.qconv_prepack(levels, self.scale, 1.0, _ZERO, *self.shape, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve `(B, C, H, W)` float32."""
+        """Convolve `(B, C, H, W)`, float32."""
         scale = max(float(x.abs().amax()), 1e-12) / 127
-        # The half rounds, as the cast cuts off.
+        # 0.5 is added because the cast truncates.
         levels = torch.mul(x, 1 / scale).add_(_ZERO + 0.5).clamp_(1, 255).to(torch.uint8)
         ops: Any = torch.ops.onednn
         convolved: Tensor = ops.qconv2d_pointwise(
@@ -47,15 +47,15 @@ class Int8Conv2d(nn.Module):
 
 
 def is_supported() -> bool:
-    """Say whether this torch and this processor have what it takes."""
-    known = hasattr(torch.ops.onednn, "qconv2d_pointwise")
-    return known and torch.backends.mkldnn.is_available()
+    """Return whether torch and this CPU support 8-bit convolutions."""
+    has_kernel = hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    return has_kernel and torch.backends.mkldnn.is_available()
 
 
 def quantize(module: nn.Module) -> nn.Module:
-    """Put 8-bit convolutions in the place of a module's large ones; changes and gives it."""
+    """Replace a module's large convolutions by 8-bit ones, in place, and return it."""
     for name, part in module.named_children():
-        if isinstance(part, nn.Conv2d) and part.weight.numel() >= WORTH_ROUNDING:
+        if isinstance(part, nn.Conv2d) and part.weight.numel() >= MIN_WEIGHTS:
             setattr(module, name, Int8Conv2d(part))
         else:
             quantize(part)

@@ -1,4 +1,4 @@
-"""What of `nn.Module` is used through an interface."""
+"""The part of `nn.Module` that the interfaces of models have."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, Self
@@ -7,18 +7,18 @@ from torch import nn
 
 
 class Network(Protocol):
-    """What of `nn.Module` is used through an interface: a protocol cannot inherit it."""
+    """The part of `nn.Module` that the interfaces have, since a protocol cannot inherit from it."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move to a device, a number format or a memory format, in place."""
         ...
 
     def eval(self) -> Self:
-        """Stop behaving as in training."""
+        """Set evaluation mode."""
         ...
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Say whether the parameters are trained."""
+        """Set whether the parameters are trained."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -30,5 +30,5 @@ class Network(Protocol):
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> object:
-        """Take the tensors of `state_dict`."""
+        """Copy tensors into the module by name."""
         ...

@@ -74,7 +74,7 @@ def know_the_utterance(stream, pcm, state):
     first = stream.convs[0].conv(pcm[:, None])
     square = torch.cat([(first**2).mean(-1), (pcm**2).mean(-1)[:, None]], 1)
     mean = torch.cat([first.mean(-1), pcm.mean(-1)[:, None]], 1)
-    state.norm.heard.fill_(1e9)
+    state.norm.frames.fill_(1e9)
     state.norm.sums.copy_(1e9 * torch.stack([mean, square], 1))
 
 

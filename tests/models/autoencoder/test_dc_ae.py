@@ -143,7 +143,7 @@ class TestLoading:
 
     def test_another_model_is_refused(self, folder):
         change_config(folder, _class_name="AutoencoderKL")
-        with pytest.raises(WeightsError, match="holds AutoencoderKL, wanted AutoencoderDC"):
+        with pytest.raises(WeightsError, match="holds AutoencoderKL, expected AutoencoderDC"):
             DCAutoencoder.load(folder)
 
     @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ class TestLoading:
     )
     def test_a_dc_ae_of_another_shape_is_refused(self, folder, values, name):
         change_config(folder, **values)
-        with pytest.raises(WeightsError, match=f"is DC-AE {name}, wanted f32c32"):
+        with pytest.raises(WeightsError, match=f"is DC-AE {name}, expected f32c32"):
             DCAutoencoder.load(folder)
 
     def test_weights_of_another_shape_are_refused(self, folder):

@@ -67,7 +67,7 @@ def test_the_main_movement_is_found_with_its_course(face, fitted):
 
 
 def test_hair_goes_with_the_head_as_it_did(face, fitted):
-    follows, goes = fitted.surroundings(face)[-1], fitted.displacements(face)[-1]
+    follows, goes = fitted.background(face)[-1], fitted.displacements(face)[-1]
     assert float(follows[5]) == pytest.approx(3 * float(goes[0]), rel=0.05)
     assert follows.abs().sum() == follows[5].abs()
 
