@@ -1,1 +1,1 @@
-"""Still portraits: reading, framing, compositing, matting, the library, the watermark."""
+"""Portraits: reading images, framing, compositing, mattes, the avatar library, the watermark."""

@@ -1,34 +1,35 @@
-"""Continues a picture beyond its edge, where the face's box reaches out of it.
+"""Edge fill: pixels beyond the edge of an image, for boxes that extend beyond it.
 
-Repeating the edge draws a stripe wherever hair or a shoulder is cut off. Here what the edge shows
-spreads and fades with the distance into what most of the edge around it shows: the background.
+Repeating the edge pixels would draw a stripe wherever the edge cuts hair or a shoulder. Here the
+edge is blurred more with growing distance, and fades into the median of the edge around it, which
+is mostly background.
 """
 
 import numpy as np
 
 _FADE_SHARE = 0.06
-"""After this part of the picture's side nothing is left of details at the edge."""
+"""Distance at which details of the edge have faded, as a share of the side of the image."""
 
 _SPREAD = 0.7
-"""Standard deviation of the blur over the distance from the edge."""
+"""Standard deviation of the blur, as a multiple of the distance from the edge."""
 
 _AROUND_SHARE = 0.4
-"""Length of the edge that is looked at for the background, over the picture's side."""
+"""Length of the running median along the edge, as a share of the side of the image."""
 
 _INSET_PX = 2
-"""The outermost pixels are left out: frames and resampling have touched them."""
+"""Outermost pixels that are ignored, because borders and resampling affect them."""
 
 
 def fill_edges(rgb: np.ndarray, inside: tuple[float, float, float, float]) -> np.ndarray:
-    """Give the picture with everything outside a rectangle filled from the rectangle's edge.
+    """Return the image with everything outside a rectangle filled from the rectangle's edge.
 
     Args:
         rgb: `(H, W, 3)` uint8.
-        inside: left, top, right and bottom of the part that is real, in pixels; parts beyond the
-            picture need no filling.
+        inside: left, top, right and bottom of the rectangle in pixels; it may extend beyond the
+            image.
 
     Returns:
-        `(H, W, 3)` uint8; `rgb` itself where nothing is outside.
+        `(H, W, 3)` uint8; `rgb` itself if nothing is outside.
     """
     height, width = rgb.shape[:2]
     left, top = (max(0, int(np.ceil(v))) for v in inside[:2])
@@ -47,7 +48,7 @@ def fill_edges(rgb: np.ndarray, inside: tuple[float, float, float, float]) -> np
 
 
 def _fill(lines: np.ndarray, real: int) -> None:
-    """Fill the lines from number `real` on, in place, from the last real one."""
+    """Fill the lines from index `real` on, in place, from the last line before it."""
     missing = len(lines) - real
     if missing <= 0:
         return
@@ -64,7 +65,7 @@ def _fill(lines: np.ndarray, real: int) -> None:
 
 
 def _median(line: np.ndarray, length: int) -> np.ndarray:
-    """Give the running median of `(n, 3)` over an odd `length`."""
+    """Return the running median of `(n, 3)` over an odd `length`."""
     reach = length // 2
     padded = np.pad(line, ((reach, reach), (0, 0)), mode="reflect" if reach < len(line) else "edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0)

@@ -1,7 +1,4 @@
-"""From any picture to a `Portrait`.
-
-Knows pictures and geometry only: where the face is comes from a finder.
-"""
+"""Reading images and preparing portraits from them; faces are found by a `Finder`."""
 
 import io
 import struct
@@ -31,10 +28,10 @@ MIN_SIZE_PX, MAX_SIZE_PX = 256, 1080
 """Bounds of the longer side of the output."""
 
 MAX_SOURCE_PX = 8192
-"""Pictures with a longer side are refused: they are mistakes or decompression bombs."""
+"""Images with a longer side are refused, as mistakes or decompression bombs."""
 
 MAX_KEPT_PX = 4096
-"""Larger pictures are scaled down to this on reading."""
+"""Larger images are scaled down to this on reading."""
 
 MIN_SOURCE_PX = 64
 MIN_FACE_PX = 48
@@ -43,67 +40,67 @@ MAX_YAW = 0.75
 
 FACE_HEIGHT_IN_BOX = 0.57
 FACE_CENTRE_IN_BOX = 0.56
-"""Height of the landmarks, and of their middle below the top, as shares of the box."""
+"""Height of the landmarks, and the position of their centre below the top, as shares of the box."""
 
 MAX_ASPECT = 16 / 9
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
-# What Pillow's decoders raise on damaged files, beside its own errors, which are OSErrors.
+# Pillow's own errors are OSErrors; its decoders raise the others on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 PortraitSource: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 
 
 class Finder(Protocol):
-    """Finds faces; `letstalk_rt.models.face.detector.FaceFinder` is one."""
+    """Finds faces in images; implemented by `letstalk_rt.models.face.detector.FaceFinder`."""
 
     @property
     def crop_px(self) -> int:
-        """Side of the crops that the model it finds faces for animates."""
+        """Side in pixels of the crops that the model animates."""
         ...
 
     def fingerprint(self) -> str:
-        """Return a name that finders of other weights do not have."""
+        """Return a string that differs between finders with different weights."""
         ...
 
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
-        """Give the faces in `(H, W, 3)` uint8, largest first."""
+        """Return the faces in `(H, W, 3)` uint8, largest first."""
         ...
 
 
 def read_image(source: PortraitSource, *, max_pixels: int | None = None) -> np.ndarray:
-    """Read a picture, upright, in sRGB and without transparency.
+    """Read an image, upright, in sRGB and without transparency.
 
-    Files may be JPEG, PNG, WebP, AVIF, BMP, GIF (first picture) or TIFF, and HEIC where
-    `pillow-heif` is installed. The EXIF orientation is applied, transparent parts become white,
-    a longer side above 4096 px is scaled down to that.
+    Files may be JPEG, PNG, WebP, AVIF, BMP, GIF (first image) or TIFF, and HEIC if `pillow-heif` is
+    installed. The EXIF orientation is applied, transparent areas become white, and a longer side
+    above 4096 px is scaled down to that.
 
     Args:
         source: a path, the bytes of a file, a PIL image, or an array: `(H, W)` or `(H, W, C)` with
             1, 3 or 4 channels, uint8, uint16, or float in [0, 1].
-        max_pixels: width times height that is taken; checked before a file is decoded.
+        max_pixels: the largest width times height; checked before a file is decoded.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
 
     Raises:
-        NotAnImageError: the source is empty or of no format that is read.
-        ImageDamagedError: it is damaged or incomplete.
-        TooManyPixelsError: it has more than `max_pixels`.
-        PortraitError: it cannot be opened, or is too large or too small.
+        NotAnImageError: the source is empty or not in a supported format.
+        ImageDamagedError: the image is damaged or incomplete.
+        TooManyPixelsError: the image has more than `max_pixels`.
+        PortraitError: the source cannot be opened, or the image is too large or too small.
     """
     image = _from_array(source) if isinstance(source, np.ndarray) else _open(source)
     width, height = image.size
     if max_pixels is not None and width * height > max_pixels:
         raise TooManyPixelsError(
-            f"The picture has {width}x{height} pixels; at most {max_pixels / 1e6:.0f} million are "
-            "taken. Scale it down."
+            f"The image has {width}x{height} pixels; at most {max_pixels / 1e6:.0f} million are "
+            "allowed. Scale it down."
         )
     if max(width, height) > MAX_SOURCE_PX:
-        raise _too_large(f"The picture has {width}x{height} pixels")
+        raise _too_large(f"The image has {width}x{height} pixels")
     if min(width, height) < MIN_SOURCE_PX:
         raise PortraitError(
-            f"The picture has {width}x{height} pixels; at least {MIN_SOURCE_PX} a side are "
-            "needed. Use a larger picture."
+            f"The image has {width}x{height} pixels; at least {MIN_SOURCE_PX} per side are "
+            "needed. Use a larger image."
         )
     try:
         return _decode(image)
@@ -111,12 +108,12 @@ def read_image(source: PortraitSource, *, max_pixels: int | None = None) -> np.n
         raise
     except _DECODE_ERRORS as error:
         raise ImageDamagedError(
-            f"The picture is damaged or incomplete ({error}). Save or download it again."
+            f"The image is damaged or incomplete ({error}). Save or download it again."
         ) from error
 
 
 def face_box(landmarks: np.ndarray) -> tuple[float, float, float]:
-    """Place the square crop around a face, as in the training data.
+    """Return the square box around a face, placed as in the training data.
 
     Args:
         landmarks: `(L, 2)`, x and y in pixels.
@@ -133,11 +130,11 @@ def face_box(landmarks: np.ndarray) -> tuple[float, float, float]:
 
 
 def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512) -> Portrait:
-    """Find the largest face of a picture and frame it for animation.
+    """Find the largest face of an image and frame it for animation.
 
-    The canvas is the whole picture, scaled. Where the face would come out small (its box below
-    256 px or half of `size`, whichever is less) the picture is cut to a part around the face that
-    makes its box exactly that large, in the shape of the picture but at most 16:9.
+    The canvas is the whole image, scaled. If the face would be small (its box below 256 px or half
+    of `size`, whichever is less), the image is cropped around the face so that its box has exactly
+    that size, with the aspect ratio of the image, but at most 16:9.
 
     Args:
         source: see `read_image`.
@@ -146,15 +143,13 @@ def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512)
 
     Raises:
         ConfigError: `size` is out of range.
-        NoFaceError: the picture shows no face.
-        PortraitError: it cannot be read, or shows no face that can be animated.
+        NoFaceError: the image shows no face.
+        PortraitError: the image cannot be read, or its face cannot be animated.
     """
     if not MIN_SIZE_PX <= size <= MAX_SIZE_PX:
-        raise ConfigError(
-            f"size is {size}; expected {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels. Choose one of those."
-        )
+        raise ConfigError(f"size must be from {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels, got {size}")
     rgb = read_image(source)
-    face, notes = _choose_face(finder.find_faces(rgb))
+    face, warnings = _choose_face(finder.find_faces(rgb))
     box = face_box(face.landmarks)
     framing = _frame(rgb.shape[1], rgb.shape[0], box, size - size % 2)
     left, top, side = framing.box
@@ -163,7 +158,7 @@ def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512)
         canvas=framing.cut(rgb, 0, 0, framing.width, framing.height),
         crop=framing.cut(rgb, left, top, side, side, (crop_px, crop_px)),
         box=(float(left), float(top), float(side)),
-        warnings=tuple(notes),
+        warnings=tuple(warnings),
     )
 
 
@@ -185,7 +180,7 @@ class _Framing(NamedTuple):
         height: int,
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """Resample a rectangle given in canvas pixels; beyond the picture its edge fades out."""
+        """Resample a rectangle given in canvas pixels; beyond the image its edge fades out."""
         x0, y0 = (left + self.origin[0]) / self.scale, (top + self.origin[1]) / self.scale
         box = (x0, y0, x0 + width / self.scale, y0 + height / self.scale)
         size = size or (width, height)
@@ -205,7 +200,7 @@ def _frame(width: int, height: int, box: tuple[float, float, float], size: int) 
         aspect = min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT)
         wide, high = min(size, size * aspect), min(size, size / aspect)
     canvas_width, canvas_height = _even(min(width * scale, wide)), _even(min(height * scale, high))
-    # The box a little above the middle: shoulders say more than the wall above the hair.
+    # A little above the centre, to show more of the shoulders and less above the hair.
     x = min(max(centre_x * scale - 0.5 * canvas_width, 0), width * scale - canvas_width)
     y = min(max(centre_y * scale - 0.45 * canvas_height, 0), height * scale - canvas_height)
     left, top = (centre_x - side / 2) * scale - x, (centre_y - side / 2) * scale - y
@@ -235,7 +230,7 @@ def _choose_face(faces: list[Face]) -> tuple[Face, list[str]]:
     usable = [face for face in faces if np.isfinite(face.landmarks).all()]
     if not usable:
         raise NoFaceError(
-            "No face was found in the picture. Use a photograph of one person who looks towards "
+            "No face was found in the image. Use a photograph of one person who looks towards "
             "the camera, well lit and not covered."
         )
     face = usable[0]
@@ -243,22 +238,22 @@ def _choose_face(faces: list[Face]) -> tuple[Face, list[str]]:
     if height_px < MIN_FACE_PX:
         raise PortraitError(
             f"The face is {height_px:.0f} px high; at least {MIN_FACE_PX} px are needed. "
-            "Use a larger or closer picture."
+            "Use a larger image or a closer one of the face."
         )
     if abs(face.yaw) > MAX_YAW:
         raise PortraitError(
             f"The face is turned away (yaw {face.yaw:+.2f}; at most {MAX_YAW} either way). "
-            "Use a picture that looks more towards the camera."
+            "Use an image of a face that looks more towards the camera."
         )
-    notes = []
+    warnings = []
     if len(usable) > 1:
-        notes.append(f"{len(usable)} faces were found; the largest was taken.")
+        warnings.append(f"{len(usable)} faces were found; the largest is used.")
     if height_px < SOFT_FACE_PX:
-        notes.append(
+        warnings.append(
             f"The face is only {height_px:.0f} px high and will look soft; "
             f"{SOFT_FACE_PX} px or more look better."
         )
-    return face, notes
+    return face, warnings
 
 
 def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
@@ -271,24 +266,24 @@ def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
         )
     data = source if isinstance(source, bytes) else _read_file(source)
     if not data:
-        raise NotAnImageError("The picture file is empty. Save or download it again.")
+        raise NotAnImageError("The image file is empty. Save or download it again.")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS + _heif_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large("The picture is far too large") from error
+        raise _too_large("The image is far too large") from error
     except UnidentifiedImageError as error:
-        raise NotAnImageError(_why_not_a_picture(data)) from error
+        raise NotAnImageError(_unsupported_message(data)) from error
     except _DECODE_ERRORS as error:
-        raise ImageDamagedError(_why_not_a_picture(data)) from error
+        raise ImageDamagedError(_unsupported_message(data)) from error
 
 
 def _too_large(what: str) -> PortraitError:
-    return PortraitError(f"{what}; at most {MAX_SOURCE_PX} a side are read. Scale it down first.")
+    return PortraitError(f"{what}; at most {MAX_SOURCE_PX} per side are allowed. Scale it down.")
 
 
 def _read_file(path: str | Path) -> bytes:
     if str(path).startswith(("http://", "https://")):
-        raise PortraitError("Portraits are not fetched from URLs; download the picture first.")
+        raise PortraitError("Portraits are not fetched from URLs; download the image first.")
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
@@ -298,13 +293,13 @@ def _read_file(path: str | Path) -> bytes:
         ) from error
 
 
-def _why_not_a_picture(data: bytes) -> str:
+def _unsupported_message(data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"heim"):
         return (
-            "HEIC pictures need pillow-heif (pip install 'letstalk-rt[heic]'); "
-            "or save the picture as JPEG."
+            "HEIC images need pillow-heif (pip install 'letstalk-rt[heic]'); "
+            "or save the image as JPEG."
         )
-    return "This is not a picture that can be read; expected JPEG, PNG or WebP."
+    return "This is not an image in a supported format; expected JPEG, PNG or WebP."
 
 
 @cache
@@ -342,11 +337,11 @@ def _white_level(image: Image.Image) -> float:
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     try:
-        theirs = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        ours = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, theirs, ours, outputMode="RGB")
+        source_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb_profile = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source_profile, srgb_profile, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
-        return image  # a broken profile: most viewers show such pictures as sRGB too
+        return image  # a broken profile: treat the image as sRGB, as most viewers do
     return image if converted is None else converted
 
 

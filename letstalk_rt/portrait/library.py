@@ -1,7 +1,8 @@
-"""A folder of avatars by name, and a cache of portraits that are ready to be animated.
+"""The avatar library: a folder of images by name, and a cache of prepared portraits.
 
 Finding and framing the face of a large photograph takes a second; a prepared portrait is read in
-some milliseconds. The cache may be deleted at any time; the oldest go when it is full.
+some milliseconds. The cache may be deleted at any time; the least recently used entries are removed
+when it is full.
 """
 
 import hashlib
@@ -28,21 +29,21 @@ if TYPE_CHECKING:
 DEFAULT_CACHE_BYTES = 256 * 2**20
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff")
 CONSENT = (
-    "Animate only people who agreed to it, and say that the video is generated. By adding a "
-    "picture you state that its person consented."
+    "Animate only people who agreed to it, and say that the video is generated. By adding an "
+    "image you state that the person in it consented."
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _LAYOUT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LibraryEntry:
     """One avatar of the library.
 
     Attributes:
-        name: what commands call it.
-        path: its picture file.
-        builtin: it came with the package.
+        name: name of the avatar, as used in commands.
+        path: its image file.
+        builtin: whether it came with the package.
     """
 
     name: str
@@ -51,11 +52,11 @@ class Entry:
 
 
 class AvatarLibrary:
-    """Avatars by name: those that ship, and those a user adds.
+    """Avatars by name: the built-in ones and those that the user has added.
 
     Args:
-        folder: where the added ones are; None is the user's own, see `default_folder`.
-        max_cache_bytes: size that the cache of prepared portraits is held to.
+        folder: folder of the added avatars; None for `default_folder`.
+        max_cache_bytes: maximum size of the cache of prepared portraits.
 
     Raises:
         ConfigError: `max_cache_bytes` is negative.
@@ -65,40 +66,40 @@ class AvatarLibrary:
         self, folder: Path | None = None, *, max_cache_bytes: int = DEFAULT_CACHE_BYTES
     ) -> None:
         if max_cache_bytes < 0:
-            raise ConfigError(f"The cache's size is {max_cache_bytes}; expected 0 or more bytes.")
+            raise ConfigError(f"max_cache_bytes must be at least 0, got {max_cache_bytes}")
         self.folder = folder or default_folder()
         self._max_cache_bytes = max_cache_bytes
 
-    def entries(self) -> list[Entry]:
-        """Give all avatars by name; an added one hides a built-in one of its name."""
-        known = {name: Entry(name, path, True) for name, path in list_avatars().items()}
-        for path in sorted(self._pictures.glob("*")):
+    def entries(self) -> list[LibraryEntry]:
+        """Return all avatars, sorted by name; an added one replaces a built-in one of its name."""
+        known = {name: LibraryEntry(name, path, True) for name, path in list_avatars().items()}
+        for path in sorted(self._images.glob("*")):
             if path.suffix.lower() in ENDINGS:
-                known[path.stem] = Entry(path.stem, path, False)
+                known[path.stem] = LibraryEntry(path.stem, path, False)
         return [known[name] for name in sorted(known)]
 
     def find(self, name_or_path: str | os.PathLike[str]) -> Path:
-        """Give the picture that a name or a path means; a file goes before a name.
+        """Return the image file for a name or a path; an existing file takes precedence.
 
         Raises:
-            PortraitError: neither a file nor an avatar of that name.
+            PortraitError: there is neither a file nor an avatar of that name.
         """
         path = Path(name_or_path)
         by_name = {entry.name: entry.path for entry in self.entries()}
         if path.exists() or str(name_or_path) not in by_name:
             if path.exists() or path.suffix or path.parent != Path():
-                return path  # whoever reads it says what is wrong with it
+                return path  # reading it raises an error that says what is wrong
             raise PortraitError(
-                f"There is no picture and no avatar named {str(name_or_path)!r}. Avatars: "
+                f"There is no image and no avatar named {str(name_or_path)!r}. Avatars: "
                 f"{', '.join(by_name)}."
             )
         return by_name[str(name_or_path)]
 
-    def add(self, name: str, picture: Path, *, replace: bool = False) -> Entry:
-        """Copy a picture into the library. Prepare it first, to know that it can be used.
+    def add(self, name: str, image: Path, *, replace: bool = False) -> LibraryEntry:
+        """Copy an image into the library; call `prepare` first to check that it is usable.
 
         Raises:
-            ConfigError: the name cannot be used or is taken, or the folder cannot be written.
+            ConfigError: the name is invalid or taken, or the folder is not writable.
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(
@@ -107,58 +108,64 @@ class AvatarLibrary:
             )
         older = [entry for entry in self.entries() if entry.name == name and not entry.builtin]
         if older and not replace:
-            raise ConfigError(f"There is an avatar {name!r} already; remove it, or use --replace.")
-        ending = picture.suffix.lower()
+            raise ConfigError(
+                f"An avatar named {name!r} exists already; remove it, or use --replace."
+            )
+        suffix = image.suffix.lower()
         try:
-            self._pictures.mkdir(parents=True, exist_ok=True)
-            target = self._pictures / f"{name}{ending if ending in ENDINGS else '.jpg'}"
-            part = target.with_name(target.name + ".part")
-            shutil.copyfile(picture, part)
+            self._images.mkdir(parents=True, exist_ok=True)
+            target = self._images / f"{name}{suffix if suffix in ENDINGS else '.jpg'}"
+            temporary = target.with_name(target.name + ".part")
+            shutil.copyfile(image, temporary)
             for entry in older:
                 entry.path.unlink(missing_ok=True)
-            part.replace(target)
+            temporary.replace(target)
         except OSError as error:
             raise ConfigError(
-                f"Cannot write into {self._pictures}: {error.strerror}. Set LETSTALK_HOME to a "
-                "folder that can be written."
+                f"Cannot write into {self._images}: {error.strerror}. Set LETSTALK_HOME to a "
+                "writable folder."
             ) from error
-        return Entry(name, target, False)
+        return LibraryEntry(name, target, False)
 
     def remove(self, name: str) -> None:
         """Delete an added avatar.
 
         Raises:
-            ConfigError: there is none of that name, or it came with the package.
+            ConfigError: there is no avatar of that name, or it came with the package.
         """
         entry = next((entry for entry in self.entries() if entry.name == name), None)
         if entry is None or entry.builtin:
-            why = "came with the package and stays" if entry else "is not in the library"
+            why = (
+                "came with the package and cannot be removed" if entry else "is not in the library"
+            )
             raise ConfigError(f"The avatar {name!r} {why}.")
         entry.path.unlink(missing_ok=True)
 
-    def prepare(self, picture: Path, finder: "Finder", *, size: int = 512) -> Portrait:
-        """Give the portrait of a picture, from the cache where it is there.
+    def prepare(self, image: Path, finder: "Finder", *, size: int = 512) -> Portrait:
+        """Return the portrait of an image, from the cache if possible.
 
         Raises:
             ConfigError: `size` is out of range.
-            PortraitError: the picture cannot be read or used.
+            PortraitError: the image cannot be read or used.
         """
         from letstalk_rt.portrait.image import prepare_portrait
 
         try:
-            data = picture.read_bytes()
+            data = image.read_bytes()
         except OSError:
-            return prepare_portrait(picture, finder, size=size)  # says what is wrong
+            return prepare_portrait(
+                image, finder, size=size
+            )  # raises an error that says what is wrong
         key = f"{_LAYOUT} {__version__} {size} {finder.fingerprint()} ".encode()
         cached = self._cache / f"{hashlib.sha256(key + data).hexdigest()[:32]}.npz"
-        portrait = _read(cached)
+        portrait = _load_cached(cached)
         if portrait is None:
             portrait = prepare_portrait(data, finder, size=size)
-            self._keep(cached, portrait)
+            self._store(cached, portrait)
         return portrait
 
     def cache_bytes(self) -> int:
-        """Say how large the cache is."""
+        """Return the size of the cache in bytes."""
         return sum(path.stat().st_size for path in self._cache.glob("*.npz"))
 
     def clear_cache(self) -> None:
@@ -167,28 +174,28 @@ class AvatarLibrary:
             path.unlink(missing_ok=True)
 
     @property
-    def _pictures(self) -> Path:
+    def _images(self) -> Path:
         return self.folder / "avatars"
 
     @property
     def _cache(self) -> Path:
         return self.folder / "prepared"
 
-    def _keep(self, path: Path, portrait: Portrait) -> None:
-        """Write into the cache; a folder that cannot be written is no error."""
+    def _store(self, path: Path, portrait: Portrait) -> None:
+        """Write into the cache, if its folder is writable."""
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            part.write_bytes(_packed(portrait))
-            part.replace(path)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+            temporary.write_bytes(_serialize(portrait))
+            temporary.replace(path)
             self._trim()
         except OSError:
             return
 
     def _trim(self) -> None:
-        used = sorted(self._cache.glob("*.npz"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in used)
-        for path in used:
+        files = sorted(self._cache.glob("*.npz"), key=lambda path: path.stat().st_mtime)
+        total = sum(path.stat().st_size for path in files)
+        for path in files:
             if total <= self._max_cache_bytes:
                 return
             total -= path.stat().st_size
@@ -196,7 +203,7 @@ class AvatarLibrary:
 
 
 def default_folder() -> Path:
-    """Give the user's folder: `LETSTALK_HOME`, or where this system keeps programs' data."""
+    """Return the user's folder: `LETSTALK_HOME`, or the data folder of this system."""
     home = os.environ.get("LETSTALK_HOME")
     if home:
         return Path(home).expanduser()
@@ -209,7 +216,7 @@ def default_folder() -> Path:
     return base / "letstalk_rt"
 
 
-def _packed(portrait: Portrait) -> bytes:
+def _serialize(portrait: Portrait) -> bytes:
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -221,13 +228,13 @@ def _packed(portrait: Portrait) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path) -> Portrait | None:
+def _load_cached(path: Path) -> Portrait | None:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            box = tuple(float(value) for value in kept["box"])
-            warnings = tuple(str(text) for text in kept["warnings"])
-            portrait = Portrait(kept["canvas"], kept["crop"], box, warnings)  # type: ignore[arg-type]
-        os.utime(path)  # it was of use: it goes last
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+            box = tuple(float(value) for value in data["box"])
+            warnings = tuple(str(text) for text in data["warnings"])
+            portrait = Portrait(data["canvas"], data["crop"], box, warnings)  # type: ignore[arg-type]
+        os.utime(path)  # mark it as recently used
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return portrait

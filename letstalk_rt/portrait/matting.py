@@ -1,8 +1,8 @@
-"""Person against background, from a prepared portrait: what a transparent overlay is cut out with.
+"""Mattes: the person of a prepared portrait, separated from the background by an alpha channel.
 
-The portrait says where the face is, and a head and shoulders stand around a face in much the same
-way. That guess starts GrabCut on a small copy, which finds the outline by colour; a guided filter
-then carries it over to full size, along the edges of hair and cloth.
+The box of the portrait gives an initial mask of head and shoulders. From this mask, GrabCut finds
+the outline by colour in a small copy; a guided filter then upsamples it to full size along the
+edges of hair and clothes.
 
 Source: Rother et al. 2004, "GrabCut"; He et al. 2010, "Guided image filtering".
 """
@@ -15,26 +15,26 @@ from letstalk_rt.types import Portrait
 _WORK_PX = 224
 """Longer side of the copy that GrabCut works on; its cost grows with the square."""
 
-_ROUNDS = 5
+_ITERATIONS = 5
 _RADIUS_SHARE = 1 / 64
-"""Radius of the guided filter over the longer side: how wide hair may be at the outline."""
+"""Radius of the guided filter as a share of the longer side: the width of soft outlines."""
 
 _SMOOTHNESS = 1e-4
 _CLIP = 0.08
-"""Coverage below this, and above one minus it, is taken for none and for all."""
+"""Coverage below this becomes 0, and above one minus this 1."""
 
 _HOLE_SHARE = 0.004
-"""Holes smaller than this part of the picture are closed; larger ones may be seen through."""
+"""Holes smaller than this share of the image are filled; larger ones stay transparent."""
 
 
 def person_matte(portrait: Portrait) -> np.ndarray:
-    """Tell where the person is on a portrait's canvas.
+    """Return the matte of the person on a portrait's canvas.
 
     Args:
-        portrait: its canvas and box are used.
+        portrait: a prepared portrait; its canvas and box are used.
 
     Returns:
-        `(H, W)` uint8: 255 is the person, 0 the background, as large as the canvas.
+        `(H, W)` uint8, of the size of the canvas: 255 is the person, 0 the background.
     """
     canvas = portrait.canvas
     height, width = canvas.shape[:2]
@@ -42,23 +42,23 @@ def person_matte(portrait: Portrait) -> np.ndarray:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
     left, top, side = (value * scale for value in portrait.box)
-    person = _cut(small, _guess(size[1], size[0], left, top, side))
-    rough = cv2.resize(person.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    fine = _follow_edges(canvas, rough)
+    person = _segment_person(small, _initial_mask(size[1], size[0], left, top, side))
+    coarse = cv2.resize(person.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    fine = _guided_filter(canvas, coarse)
     coverage = ((fine - _CLIP) / (1 - 2 * _CLIP)).clip(0, 1)
     matte: np.ndarray = (coverage * 255 + 0.5).astype(np.uint8)
     return matte
 
 
 BACKGROUND, PERSON, MAYBE_BACKGROUND, MAYBE_PERSON = 0, 1, 2, 3
-"""What GrabCut is told of a pixel; OpenCV's values."""
+"""Labels of pixels for GrabCut, with OpenCV's values."""
 
 
-def _guess(height: int, width: int, left: float, top: float, side: float) -> np.ndarray:
-    """Say of each pixel what it is, from where the box of the face lies: `(H, W)` uint8.
+def _initial_mask(height: int, width: int, left: float, top: float, side: float) -> np.ndarray:
+    """Return initial labels, `(H, W)` uint8, from the position of the face's box.
 
-    In the box the landmarks' middle is at 0.56 of its height and they are 0.57 high; the numbers
-    here are in units of the box, measured on the default avatars.
+    The centre of the landmarks is at 0.56 of the height of the box, and they are 0.57 high. The
+    numbers here are in units of the box, measured on the default avatars.
     """
     y, x = np.mgrid[0:height, 0:width] + 0.5
     u, v = (x - left) / side - 0.5, (y - top) / side
@@ -69,11 +69,11 @@ def _guess(height: int, width: int, left: float, top: float, side: float) -> np.
     neck = (v > 0.80) & (np.abs(u) < 0.12 + 0.22 * np.clip((v - 0.98) / 0.2, 0, 1))
     far = ~_ellipse(u, v, 0.55, 0.62, 0.62) & (v < 0.75)
     beside = (v < 0.80) & ((x < 3) | (x > width - 3)) & ~head
-    guess = np.full((height, width), MAYBE_BACKGROUND, np.uint8)
-    guess[head | torso] = MAYBE_PERSON
-    guess[far | beside] = BACKGROUND
-    guess[face | neck] = PERSON
-    return guess
+    initial = np.full((height, width), MAYBE_BACKGROUND, np.uint8)
+    initial[head | torso] = MAYBE_PERSON
+    initial[far | beside] = BACKGROUND
+    initial[face | neck] = PERSON
+    return initial
 
 
 def _ellipse(u: np.ndarray, v: np.ndarray, middle: float, wide: float, high: float) -> np.ndarray:
@@ -81,30 +81,30 @@ def _ellipse(u: np.ndarray, v: np.ndarray, middle: float, wide: float, high: flo
     return inside
 
 
-def _cut(rgb: np.ndarray, guess: np.ndarray) -> np.ndarray:
-    """Find the person: `(H, W)` uint8, 0 or 1, one piece without small holes."""
-    if not ((guess == BACKGROUND) | (guess == MAYBE_BACKGROUND)).any():
-        return np.ones_like(guess)  # the face fills the picture
-    mask = guess.copy()
+def _segment_person(rgb: np.ndarray, initial: np.ndarray) -> np.ndarray:
+    """Return the person, `(H, W)` uint8, 0 or 1, as one component without small holes."""
+    if not ((initial == BACKGROUND) | (initial == MAYBE_BACKGROUND)).any():
+        return np.ones_like(initial)  # the face fills the image
+    mask = initial.copy()
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)
-    cv2.grabCut(lab, mask, None, *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(lab, mask, None, *models, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
     person = np.isin(mask, (PERSON, MAYBE_PERSON)).astype(np.uint8)
     person = cv2.morphologyEx(person, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     person = cv2.morphologyEx(person, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
-    return _fill(_largest(person))
+    return _fill_holes(_largest_component(person))
 
 
-def _largest(person: np.ndarray) -> np.ndarray:
+def _largest_component(person: np.ndarray) -> np.ndarray:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(person)
     if count < 2:
         return person
-    biggest: np.ndarray = labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
-    return biggest.astype(np.uint8)
+    largest: np.ndarray = labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+    return largest.astype(np.uint8)
 
 
-def _fill(person: np.ndarray) -> np.ndarray:
+def _fill_holes(person: np.ndarray) -> np.ndarray:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(1 - person)
     areas = stats[:, cv2.CC_STAT_AREA]
     small = [i for i in range(1, count) if areas[i] < _HOLE_SHARE * person.size]
@@ -112,8 +112,8 @@ def _fill(person: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _follow_edges(rgb: np.ndarray, rough: np.ndarray) -> np.ndarray:
-    """Guided filter with a colour guide: `rough` as a linear function of the colours around."""
+def _guided_filter(rgb: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    """Apply a guided filter: fit `coarse` locally by a linear function of the colour."""
     radius = max(2, round(_RADIUS_SHARE * max(rgb.shape[:2])))
     window = (2 * radius + 1, 2 * radius + 1)
 
@@ -122,13 +122,13 @@ def _follow_edges(rgb: np.ndarray, rough: np.ndarray) -> np.ndarray:
         return averaged
 
     guide = rgb.astype(np.float32) / 255
-    guide_mean, rough_mean = mean(guide), mean(rough)
-    outer = (guide[..., :, None] * guide[..., None, :]).reshape(*rough.shape, 9)
-    variance = np.stack([mean(outer[..., i]) for i in range(9)], -1).reshape(*rough.shape, 3, 3)
+    guide_mean, coarse_mean = mean(guide), mean(coarse)
+    outer = (guide[..., :, None] * guide[..., None, :]).reshape(*coarse.shape, 9)
+    variance = np.stack([mean(outer[..., i]) for i in range(9)], -1).reshape(*coarse.shape, 3, 3)
     variance -= guide_mean[..., :, None] * guide_mean[..., None, :]
     variance += _SMOOTHNESS * np.eye(3, dtype=np.float32)
-    covariance = mean(guide * rough[..., None]) - guide_mean * rough_mean[..., None]
+    covariance = mean(guide * coarse[..., None]) - guide_mean * coarse_mean[..., None]
     slope = np.linalg.solve(variance, covariance[..., None])[..., 0]
-    offset = rough_mean - (slope * guide_mean).sum(-1)
-    followed: np.ndarray = (mean(slope) * guide).sum(-1) + mean(offset)
-    return followed
+    offset = coarse_mean - (slope * guide_mean).sum(-1)
+    filtered: np.ndarray = (mean(slope) * guide).sum(-1) + mean(offset)
+    return filtered

@@ -172,7 +172,7 @@ def image_without_face():
 def test_unusable_portraits_are_explained_and_the_video_stays_live(browser, server):
     portrait = portrait_jpeg()
     bad = {
-        "text.jpg": (b"this is a letter", "not a picture"),
+        "text.jpg": (b"this is a letter", "not an image"),
         "half.jpg": (portrait[: len(portrait) // 2], "damaged or incomplete"),
         "wall.jpg": (image_without_face(), "No face was found"),
     }

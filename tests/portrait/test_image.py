@@ -113,8 +113,8 @@ class TestReadImage:
         ("data", "message"),
         [
             (b"", "empty"),
-            (b"no picture at all", "not a picture"),
-            (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n", "not a picture"),
+            (b"no picture at all", "not an image"),
+            (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n", "not an image"),
         ],
     )
     def test_what_is_no_picture_is_refused(self, data: bytes, message: str) -> None:
@@ -126,7 +126,9 @@ class TestReadImage:
             read_image(Image.fromarray(np.full((80, 80), np.nan, np.float32)))
 
     def test_heic_is_read_or_says_what_it_needs(self) -> None:
-        with pytest.raises((NotAnImageError, ImageDamagedError), match="heic|can be read|damaged"):
+        with pytest.raises(
+            (NotAnImageError, ImageDamagedError), match="heic|supported format|damaged"
+        ):
             read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
 
     def test_a_huge_picture_is_refused_before_it_is_decoded(self) -> None:
@@ -136,7 +138,7 @@ class TestReadImage:
 
     def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(self) -> None:
         for size in ((1001, 1000), (9000, 1000)):
-            with pytest.raises(TooManyPixelsError, match="at most 1 million are taken"):
+            with pytest.raises(TooManyPixelsError, match="at most 1 million are allowed"):
                 read_image(_png_that_says(*size), max_pixels=1_000_000)
         picture = encoded(Image.new("L", (1000, 1000)), "PNG")
         assert read_image(picture, max_pixels=1_000_000).shape == (1000, 1000, 3)
