@@ -374,7 +374,7 @@ def effect_lines(results: Path) -> Iterator[str]:
         return
     found = json.loads(path.read_text())
     yield (
-        "| portrait | audio | steps | error of the noise | lips r | with other sound | "
+        "| portrait | audio | steps | error of the noise | lips r | with other audio | "
         "portrait error | motion |"
     )
     yield "|---|---|" + "---:|" * 6
