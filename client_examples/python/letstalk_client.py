@@ -1,9 +1,9 @@
-"""A small client of the WebSocket protocol (docs/protocol.md); needs `websockets` and numpy.
+"""A small client of the WebSocket protocol (docs/protocol.md); it needs `websockets` and numpy.
 
 async with Client("http://localhost:8080", avatar="mira") as client:
     await client.say(pcm)
     async for item in client:
-        ...  # a Picture, a Sound or a message (dict)
+        ...  # a VideoFrame, an AudioFrame or a message (dict)
 """
 
 import json
@@ -19,23 +19,23 @@ from websockets.exceptions import InvalidStatus
 
 SAMPLE_RATE = 16_000
 FPS = 25
-PIECE = SAMPLE_RATE // 5
-"""Samples of one message when a recording is sent."""
+CHUNK = SAMPLE_RATE // 5
+"""Samples per message when a whole utterance is sent."""
 
 _HEADER = struct.Struct("<BBHIIHHII")
 _JPEG, _RGB, _PCM16, _OPUS = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One frame of the avatar.
+class VideoFrame:
+    """One frame of the avatar's video.
 
     Attributes:
-        number: which frame; due at `number / 25` s of the session.
-        segment_id: the utterance it belongs to.
-        size: width and height, px.
-        data: a JPEG file, or raw RGB where that was asked for.
-        is_repeat: the server had no newer one.
+        number: number of the frame, which is due at `number / 25` s of the session.
+        segment_id: the utterance that it belongs to.
+        size: width and height in pixels.
+        data: a JPEG file, or raw RGB if `frames="rgb"` was requested.
+        is_repeat: whether it repeats the previous frame, because no newer one was ready.
     """
 
     number: int
@@ -46,8 +46,8 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
-    """The 40 ms of the avatar's voice that belong to a frame: `(n,)` int16, 16 kHz mono."""
+class AudioFrame:
+    """The 40 ms of audio that belong to a video frame: `pcm` is `(n,)` int16, 16 kHz mono."""
 
     number: int
     segment_id: int
@@ -55,14 +55,14 @@ class Sound:
 
 
 class Client:
-    """One WebSocket on one avatar session.
+    """A WebSocket connection to one avatar session.
 
     Args:
         url: address of the server, e.g. `http://localhost:8080`.
-        token: where the server asks for one.
-        avatar: which avatar a new session shows.
-        session: id of a session to join instead of making one.
-        frames: `jpeg`, `rgb` or `none`.
+        token: access token, if the server requires one.
+        avatar: id of the avatar of a new session.
+        session: id of an existing session to join.
+        frames: format of video frames: `jpeg`, `rgb` or `none`.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Client:
         session: str | None = None,
         frames: str = "jpeg",
     ) -> None:
-        wanted = {"avatar": avatar, "session": session, "frames": frames}
-        query = urlencode({key: value for key, value in wanted.items() if value})
+        parameters = {"avatar": avatar, "session": session, "frames": frames}
+        query = urlencode({key: value for key, value in parameters.items() if value})
         parts = urlsplit(url)
         scheme = {"https": "wss", "wss": "wss"}.get(parts.scheme, "ws")
         self._address = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/v1/ws?{query}"
@@ -86,8 +86,8 @@ class Client:
         """Connect.
 
         Raises:
-            RuntimeError: the server refused; the text is its reason.
-            OSError: it cannot be reached.
+            RuntimeError: the server refused the connection; the message gives its reason.
+            OSError: the server cannot be reached.
         """
         try:
             self._socket = await connect(
@@ -96,57 +96,57 @@ class Client:
                 max_size=2**24,
                 compression=None,
             )
-        except InvalidStatus as refusal:
-            raise RuntimeError(_reason(refusal)) from None
+        except InvalidStatus as error:
+            raise RuntimeError(_reason(error)) from None
         return self
 
     async def __aexit__(self, *failure: object) -> None:
-        await self._open.close()
+        await self._connection.close()
 
     @property
-    def _open(self) -> ClientConnection:
+    def _connection(self) -> ClientConnection:
         assert self._socket is not None, "use `async with Client(...)`"
         return self._socket
 
     async def send(self, **message: Any) -> None:
         """Send a message, e.g. `send(type="avatar.interrupt")`."""
-        await self._open.send(json.dumps(message))
+        await self._connection.send(json.dumps(message))
 
     async def push(self, pcm: np.ndarray) -> None:
-        """Send sound: `(n,)` int16, or float32 in [-1, 1]; 16 kHz mono."""
+        """Send a chunk of speech: `(n,)` int16, or float32 in [-1, 1]; 16 kHz mono."""
         if pcm.dtype != np.int16:
             pcm = (np.clip(pcm, -1, 1) * 32_767).astype(np.int16)
-        await self._open.send(pcm.astype("<i2").tobytes())
+        await self._connection.send(pcm.astype("<i2").tobytes())
 
     async def say(self, pcm: np.ndarray) -> None:
-        """Send a whole utterance and mark its end; waits when the server has enough."""
-        for start in range(0, pcm.size, PIECE):
-            await self.push(pcm[start : start + PIECE])
+        """Send a whole utterance and mark its end; wait while the server applies back pressure."""
+        for start in range(0, pcm.size, CHUNK):
+            await self.push(pcm[start : start + CHUNK])
         await self.send(type="segment.end")
 
     async def interrupt(self) -> None:
-        """Cut the avatar short."""
+        """Interrupt the avatar."""
         await self.send(type="avatar.interrupt")
 
-    async def __aiter__(self) -> AsyncIterator[Picture | Sound | dict[str, Any]]:
-        async for data in self._open:
+    async def __aiter__(self) -> AsyncIterator[VideoFrame | AudioFrame | dict[str, Any]]:
+        async for data in self._connection:
             yield json.loads(data) if isinstance(data, str) else unpack(data)
 
 
-def unpack(data: bytes) -> Picture | Sound:
-    """Read a binary message of the server."""
-    kind, flags, length, segment, number, wide, high, _, _ = _HEADER.unpack_from(data)
+def unpack(data: bytes) -> VideoFrame | AudioFrame:
+    """Parse a binary message of the server."""
+    kind, flags, length, segment, number, width, height, _, _ = _HEADER.unpack_from(data)
     payload = data[length:]
     if kind in (_JPEG, _RGB):
-        return Picture(number, segment, (wide, high), payload, bool(flags & 1))
+        return VideoFrame(number, segment, (width, height), payload, bool(flags & 1))
     if kind == _PCM16:
-        return Sound(number, segment, np.frombuffer(payload, "<i2").astype(np.int16))
+        return AudioFrame(number, segment, np.frombuffer(payload, "<i2").astype(np.int16))
     raise ValueError(f"binary message of kind {kind}; expected 1 to 3")
 
 
-def _reason(refusal: InvalidStatus) -> str:
-    """Read the server's problem document (RFC 9457)."""
+def _reason(error: InvalidStatus) -> str:
+    """Return the reason in the problem document (RFC 9457) of the server."""
     try:
-        return str(json.loads(refusal.response.body or b"")["detail"])
+        return str(json.loads(error.response.body or b"")["detail"])
     except (ValueError, KeyError, TypeError):
-        return str(refusal)
+        return str(error)

@@ -1,10 +1,10 @@
-"""Speak into the microphone and have an avatar say it: heard here, seen where you like.
+"""Speak through an avatar: play its audio here, and save or show its video.
 
     pip install websockets numpy av sounddevice
     python microphone.py --url http://localhost:8080 --avatar mira --save me.mp4
     python microphone.py --camera          # as a virtual camera (pip install pyvirtualcam)
 
-Wear headphones: nothing here keeps the avatar's voice out of the microphone. Ctrl-C ends it.
+Wear headphones: there is no echo cancellation. Press Ctrl-C to stop.
 """
 
 import argparse
@@ -18,29 +18,30 @@ from typing import Any
 
 import av
 import numpy as np
-from letstalk_client import FPS, SAMPLE_RATE, Client, Picture, Sound
-from media import Movie
+from letstalk_client import FPS, SAMPLE_RATE, AudioFrame, Client, VideoFrame
+from media import Recording
 
 BLOCK = SAMPLE_RATE // 50
-MAX_WAITING = 25
-"""Blocks of 20 ms that wait for the network; older ones are dropped, so that no delay builds up."""
+MAX_QUEUED = 25
+"""Blocks of 20 ms that wait for the network; beyond, the oldest are dropped to limit the delay."""
 
-MAX_UNHEARD = 3 * SAMPLE_RATE // 10
+MAX_UNPLAYED = 3 * SAMPLE_RATE // 10
+"""Samples that wait for the loudspeaker; beyond, the oldest are dropped."""
 
 
-class Voice:
-    """The microphone and the loudspeaker, as `sounddevice` gives them.
+class AudioDevices:
+    """A microphone and a loudspeaker, opened with `sounddevice`.
 
     Args:
-        devices: names or numbers of input and output; `None` takes the system's.
+        devices: names or numbers of the input and the output; None for the system's default.
     """
 
     def __init__(self, devices: tuple[str | None, str | None]) -> None:
         import sounddevice
 
-        self.heard: asyncio.Queue[np.ndarray] = asyncio.Queue(MAX_WAITING)
+        self.recorded: asyncio.Queue[np.ndarray] = asyncio.Queue(MAX_QUEUED)
         self._loop = asyncio.get_running_loop()
-        self._unheard = np.zeros(0, np.int16)
+        self._unplayed = np.zeros(0, np.int16)
         try:
             self._stream = sounddevice.Stream(
                 samplerate=SAMPLE_RATE,
@@ -52,11 +53,11 @@ class Voice:
             )
         except (sounddevice.PortAudioError, ValueError) as error:
             raise RuntimeError(
-                f"no microphone and loudspeaker can be opened ({error}); "
-                "python -m sounddevice lists what there is, for --input and --output"
+                f"cannot open a microphone and a loudspeaker ({error}); "
+                "choose devices with --input and --output; python -m sounddevice lists them"
             ) from error
 
-    def __enter__(self) -> "Voice":
+    def __enter__(self) -> "AudioDevices":
         self._stream.start()
         return self
 
@@ -64,30 +65,32 @@ class Voice:
         self._stream.close()
 
     def play(self, pcm: np.ndarray) -> None:
-        """Add to what the loudspeaker plays next; what is far too late is left out."""
-        self._unheard = np.concatenate([self._unheard, pcm])[-MAX_UNHEARD:]
+        """Queue audio for the loudspeaker."""
+        self._unplayed = np.concatenate([self._unplayed, pcm])[-MAX_UNPLAYED:]
 
-    def _exchange(self, heard: np.ndarray, played: np.ndarray, *_: Any) -> None:
-        # Runs in the sound system's thread: only quick things here.
-        ready, self._unheard = self._unheard[: len(played)], self._unheard[len(played) :]
+    def _exchange(self, recorded: np.ndarray, played: np.ndarray, *_: Any) -> None:
+        # Called in PortAudio's thread, so it must not block.
+        ready, self._unplayed = self._unplayed[: len(played)], self._unplayed[len(played) :]
         played[:, 0] = np.pad(ready, (0, len(played) - len(ready)))
-        self._loop.call_soon_threadsafe(self._keep, heard[:, 0].copy())
+        self._loop.call_soon_threadsafe(self._append, recorded[:, 0].copy())
 
-    def _keep(self, block: np.ndarray) -> None:
-        if self.heard.full():
-            self.heard.get_nowait()
-        self.heard.put_nowait(block)
+    def _append(self, block: np.ndarray) -> None:
+        if self.recorded.full():
+            self.recorded.get_nowait()
+        self.recorded.put_nowait(block)
 
 
-async def converse(client: Client, voice: Voice, show: Callable[[Picture | Sound], None]) -> None:
-    """Send what the microphone hears; play and show what comes back."""
+async def converse(
+    client: Client, audio: AudioDevices, show: Callable[[VideoFrame | AudioFrame], None]
+) -> None:
+    """Send the microphone; play and show the frames that arrive."""
     async with asyncio.TaskGroup() as group:
-        group.create_task(_send(client, voice))
+        group.create_task(_send(client, audio))
         async for item in client:
-            if isinstance(item, Sound):
-                voice.play(item.pcm)
+            if isinstance(item, AudioFrame):
+                audio.play(item.pcm)
                 show(item)
-            elif isinstance(item, Picture):
+            elif isinstance(item, VideoFrame):
                 show(item)
             elif item["type"] in ("avatar.speaking", "avatar.idle"):
                 print(item["type"].removeprefix("avatar."))
@@ -96,13 +99,13 @@ async def converse(client: Client, voice: Voice, show: Callable[[Picture | Sound
         raise ConnectionError("the server ended the session")
 
 
-async def _send(client: Client, voice: Voice) -> None:
+async def _send(client: Client, audio: AudioDevices) -> None:
     while True:
-        await client.push(await voice.heard.get())
+        await client.push(await audio.recorded.get())
 
 
 class Camera:
-    """A virtual camera that other programs see; opened with the first picture."""
+    """A virtual camera for other programs, opened with the first video frame."""
 
     def __init__(self) -> None:
         self._camera: Any = None
@@ -114,9 +117,9 @@ class Camera:
         if self._camera is not None:
             self._camera.close()
 
-    def add(self, item: Picture | Sound) -> None:
-        """Show a picture."""
-        if isinstance(item, Sound):
+    def add(self, item: VideoFrame | AudioFrame) -> None:
+        """Show a video frame."""
+        if isinstance(item, AudioFrame):
             return
         if self._camera is None:
             import pyvirtualcam
@@ -126,40 +129,40 @@ class Camera:
             self._camera.send(next(jpeg.decode(video=0)).to_ndarray(format="rgb24"))
 
 
-async def talk(given: argparse.Namespace) -> None:
-    """Open everything and talk until it is interrupted."""
+async def talk(options: argparse.Namespace) -> None:
+    """Open the devices and the session, and talk until Ctrl-C."""
     with ExitStack() as stack:
-        screens: list[Movie | Camera] = []
-        if given.save:
-            screens.append(stack.enter_context(Movie(given.save)))
-        if given.camera:
-            screens.append(stack.enter_context(Camera()))
+        outputs: list[Recording | Camera] = []
+        if options.save:
+            outputs.append(stack.enter_context(Recording(options.save)))
+        if options.camera:
+            outputs.append(stack.enter_context(Camera()))
 
-        def show(item: Picture | Sound) -> None:
-            for screen in screens:
-                screen.add(item)
+        def show(item: VideoFrame | AudioFrame) -> None:
+            for output in outputs:
+                output.add(item)
 
-        voice = stack.enter_context(Voice((given.input, given.output)))
-        async with Client(given.url, token=given.token, avatar=given.avatar) as client:
-            if not screens:  # sound comes with pictures; one of low quality a second costs little
-                few = {"format": "jpeg", "quality": 1, "max_fps": 1}
-                await client.send(type="session.configure", frames=few)
-            await converse(client, voice, show)
+        audio = stack.enter_context(AudioDevices((options.input, options.output)))
+        async with Client(options.url, token=options.token, avatar=options.avatar) as client:
+            if not outputs:  # audio comes with video; one small frame per second costs little
+                minimal = {"format": "jpeg", "quality": 1, "max_fps": 1}
+                await client.send(type="session.configure", frames=minimal)
+            await converse(client, audio, show)
 
 
 def main() -> int:
-    """Read the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--url", default="http://localhost:8080", help="address of the server")
-    parser.add_argument("--token", help="where the server asks for one")
-    parser.add_argument("--avatar", help="id of the avatar; the server's first by default")
+    parser.add_argument("--token", help="access token, if the server requires one")
+    parser.add_argument("--avatar", help="id of the avatar (default: the first one of the server)")
     parser.add_argument("--save", type=Path, help="MP4 file to write")
-    parser.add_argument("--camera", action="store_true", help="show it as a virtual camera")
-    parser.add_argument("--input", help="microphone: part of its name")
-    parser.add_argument("--output", help="loudspeaker: part of its name")
-    given = parser.parse_args()
+    parser.add_argument("--camera", action="store_true", help="output to a virtual camera")
+    parser.add_argument("--input", help="part of the name of the microphone")
+    parser.add_argument("--output", help="part of the name of the loudspeaker")
+    options = parser.parse_args()
     try:
-        asyncio.run(talk(given))
+        asyncio.run(talk(options))
     except KeyboardInterrupt:
         return 0
     except (OSError, ImportError, RuntimeError, ExceptionGroup) as error:

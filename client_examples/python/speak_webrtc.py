@@ -1,4 +1,4 @@
-"""Have an avatar speak a sound file, and save what comes back. By WebRTC, as a browser would.
+"""Let an avatar speak an audio file over WebRTC, as a browser would, and save the video.
 
 pip install aiortc
 python speak_webrtc.py hello.wav hello.mp4 --url http://localhost:8080 --avatar mira
@@ -19,18 +19,18 @@ from aiortc.contrib.media import MediaPlayer, MediaRecorder
 
 PING_S = 1.5
 TAIL_S = 0.6
-PATIENCE_S = 10.0
-"""The avatar begins within this time after the file's end, or the file is silent."""
+START_TIMEOUT_S = 10.0
+"""If the avatar has not begun by this time after the end of the file, the file is silent."""
 
-QUIET_S = 2.0
-"""The avatar has finished when it was idle for so long after the file's end."""
+IDLE_S = 2.0
+"""The avatar has finished once it was idle for this long after the end of the file."""
 
 
 def post(url: str, path: str, body: dict[str, Any], token: str | None) -> dict[str, Any]:
-    """Send JSON and give the JSON of the answer.
+    """Post JSON and return the JSON of the response.
 
     Raises:
-        RuntimeError: the server refused; the text is its reason.
+        RuntimeError: the server refused the request; the message gives its reason.
     """
     headers = {"content-type": "application/json"}
     if token:
@@ -38,8 +38,7 @@ def post(url: str, path: str, body: dict[str, Any], token: str | None) -> dict[s
     request = Request(f"{url.rstrip('/')}/{path}", json.dumps(body).encode(), headers)
     try:
         with urlopen(request, timeout=30) as response:
-            answer: dict[str, Any] = json.load(response)
-            return answer
+            return dict(json.load(response))
     except HTTPError as error:
         raise RuntimeError(json.load(error).get("detail", str(error))) from None
     except URLError as error:
@@ -47,13 +46,13 @@ def post(url: str, path: str, body: dict[str, Any], token: str | None) -> dict[s
 
 
 class Call:
-    """One peer connection: the file goes up, the avatar comes down into another file."""
+    """A peer connection that sends an audio file and records the avatar to a video file."""
 
-    def __init__(self, ice_servers: list[dict[str, Any]], sound: Path, film: Path) -> None:
+    def __init__(self, ice_servers: list[dict[str, Any]], audio: Path, video: Path) -> None:
         servers = [RTCIceServer(**server) for server in ice_servers]
         self.pc = RTCPeerConnection(RTCConfiguration(iceServers=servers))
-        self._player = MediaPlayer(str(sound))
-        self._recorder = MediaRecorder(str(film))
+        self._player = MediaPlayer(str(audio))
+        self._recorder = MediaRecorder(str(video))
         self._is_speaking = False
         self._has_spoken = asyncio.Event()
         self._lost = asyncio.Event()
@@ -65,11 +64,11 @@ class Call:
         self.pc.on("connectionstatechange", self._on_state)
 
     async def run(self) -> None:
-        """Speak the whole file; returns when the avatar has said it."""
+        """Send the whole file, and return when the avatar has spoken it."""
         pinging = asyncio.create_task(self._ping())
         try:
             await self._recorder.start()
-            await self._file_end()
+            await self._wait_until_spoken()
             await asyncio.sleep(TAIL_S)
         finally:
             pinging.cancel()
@@ -81,20 +80,20 @@ class Call:
         if was_lost:
             raise RuntimeError("the connection was lost")
 
-    async def _file_end(self) -> None:
+    async def _wait_until_spoken(self) -> None:
         ended = asyncio.Event()
         self._player.audio.on("ended", ended.set)
         await self._wait_for(ended)
-        await self._wait_for(self._has_spoken, PATIENCE_S)
+        await self._wait_for(self._has_spoken, START_TIMEOUT_S)
         idle_s = 0.0
-        while idle_s < QUIET_S and not self._lost.is_set():
+        while idle_s < IDLE_S and not self._lost.is_set():
             await asyncio.sleep(0.1)
             idle_s = 0.0 if self._is_speaking else idle_s + 0.1
 
-    async def _wait_for(self, event: asyncio.Event, limit_s: float | None = None) -> None:
-        """Wait until it happens, the connection is lost or the time is over."""
+    async def _wait_for(self, event: asyncio.Event, timeout_s: float | None = None) -> None:
+        """Wait for the event, the loss of the connection or the timeout."""
         waits = [asyncio.create_task(each.wait()) for each in (event, self._lost)]
-        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
 
@@ -112,19 +111,19 @@ class Call:
             self._lost.set()
 
     def _on_message(self, text: str) -> None:
-        kind = json.loads(text)["type"]
-        if kind in ("avatar.speaking", "avatar.idle"):
-            self._is_speaking = kind == "avatar.speaking"
+        message_type = json.loads(text)["type"]
+        if message_type in ("avatar.speaking", "avatar.idle"):
+            self._is_speaking = message_type == "avatar.speaking"
             if self._is_speaking:
                 self._has_spoken.set()
 
 
-async def speak(sound: Path, film: Path, url: str, token: str | None, avatar: str | None) -> None:
-    """Say the file and save the film."""
-    wanted = {"avatar": avatar} if avatar else {}
-    session = await asyncio.to_thread(post, url, "v1/sessions", wanted, token)
+async def speak(audio: Path, video: Path, url: str, token: str | None, avatar: str | None) -> None:
+    """Speak the file and save the video."""
+    parameters = {"avatar": avatar} if avatar else {}
+    session = await asyncio.to_thread(post, url, "v1/sessions", parameters, token)
     token = session["token"] or token
-    call = Call(session["ice_servers"], sound, film)
+    call = Call(session["ice_servers"], audio, video)
     await call.pc.setLocalDescription(await call.pc.createOffer())
     offer = {"type": "offer", "sdp": call.pc.localDescription.sdp, "session": session["session"]}
     answer = await asyncio.to_thread(post, url, "v1/offer", offer, token)
@@ -133,20 +132,20 @@ async def speak(sound: Path, film: Path, url: str, token: str | None, avatar: st
 
 
 def main() -> int:
-    """Read the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("sound", type=Path, help="WAV, MP3 or any other sound file")
-    parser.add_argument("film", type=Path, help="MP4 file to write")
+    parser.add_argument("audio", type=Path, help="audio file, such as WAV or MP3")
+    parser.add_argument("video", type=Path, help="MP4 file to write")
     parser.add_argument("--url", default="http://localhost:8080", help="address of the server")
-    parser.add_argument("--token", help="where the server asks for one")
-    parser.add_argument("--avatar", help="id of the avatar; the server's first by default")
-    given = parser.parse_args()
+    parser.add_argument("--token", help="access token, if the server requires one")
+    parser.add_argument("--avatar", help="id of the avatar (default: the first one of the server)")
+    options = parser.parse_args()
     try:
-        asyncio.run(speak(given.sound, given.film, given.url, given.token, given.avatar))
+        asyncio.run(speak(options.audio, options.video, options.url, options.token, options.avatar))
     except (OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(given.film)
+    print(options.video)
     return 0
 
 

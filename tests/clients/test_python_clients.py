@@ -1,4 +1,4 @@
-"""The Python examples speak a file to a real server and save a film, both ways."""
+"""The Python examples speak a file with a real server and save a video, by both transports."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def server():
 
 
 @pytest.fixture
-def sound(tmp_path):
+def audio(tmp_path):
     t = np.arange(int(RATE * SPOKEN_S)) / RATE
     return write_wav(tmp_path / "voice.wav", np.sin(2 * np.pi * 200 * t) * 6000)
 
@@ -31,60 +31,62 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def watched(path):
-    """Give the size of the mouth in each picture, as dark pixels, the film's length and sound."""
-    with av.open(str(path)) as film:
-        decoded = list(film.decode(video=0))
+def read_video(path):
+    """Return the dark pixels of the mouth in each frame, the length and the audio of a video."""
+    with av.open(str(path)) as video:
+        decoded = list(video.decode(video=0))
         frames = [frame.to_ndarray(format="rgb24") for frame in decoded]
-    with av.open(str(path)) as film:
-        sound = np.concatenate([f.to_ndarray().mean(0).ravel() for f in film.decode(audio=0)])
+    with av.open(str(path)) as video:
+        audio = np.concatenate([f.to_ndarray().mean(0).ravel() for f in video.decode(audio=0)])
     height, width = frames[0].shape[:2]
     mouths = [f[height // 2 : -height // 8, width // 3 : -width // 3] for f in frames]
-    return np.array([(mouth.max(-1) < 110).sum() for mouth in mouths]), decoded[-1].time, sound
+    return np.array([(mouth.max(-1) < 110).sum() for mouth in mouths]), decoded[-1].time, audio
 
 
-def test_a_file_is_spoken_by_websocket_and_comes_back_as_a_film(server, sound, tmp_path):
-    film = tmp_path / "film.mp4"
-    done = run("speak_websocket.py", sound, film, "--url", server, "--avatar", "blue")
+def test_a_file_is_spoken_over_websocket_and_saved_as_video(server, audio, tmp_path):
+    video = tmp_path / "video.mp4"
+    done = run("speak_websocket.py", audio, video, "--url", server, "--avatar", "blue")
     assert done.returncode == 0, done.stderr
-    mouth, length_s, heard = watched(film)
+    mouth, length_s, heard = read_video(video)
     assert length_s > SPOKEN_S, length_s
     assert np.ptp(mouth) > 30, "the mouth opens and closes"
     assert np.abs(heard).max() > 0.1
 
 
-def test_a_file_is_spoken_by_webrtc_and_comes_back_as_a_film(server, sound, tmp_path):
-    film = tmp_path / "film.mp4"
-    done = run("speak_webrtc.py", sound, film, "--url", server)
+def test_a_file_is_spoken_over_webrtc_and_saved_as_video(server, audio, tmp_path):
+    video = tmp_path / "video.mp4"
+    done = run("speak_webrtc.py", audio, video, "--url", server)
     assert done.returncode == 0, done.stderr
-    mouth, length_s, heard = watched(film)
+    mouth, length_s, heard = read_video(video)
     assert length_s > SPOKEN_S, length_s
     assert np.ptp(mouth) > 30, "the mouth opens and closes"
     assert np.abs(heard).max() > 0.05
 
 
 @pytest.mark.parametrize("script", ["speak_websocket.py", "speak_webrtc.py"])
-def test_what_is_wrong_is_said_in_one_line(script, sound, tmp_path):
-    done = run(script, sound, tmp_path / "film.mp4", "--url", "http://127.0.0.1:9")
+def test_an_error_is_one_line(script, audio, tmp_path):
+    done = run(script, audio, tmp_path / "video.mp4", "--url", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("script", ["speak_websocket.py", "speak_webrtc.py"])
-def test_the_reason_of_a_refusal_is_passed_on(server, script, sound, tmp_path):
-    done = run(script, sound, tmp_path / "film.mp4", "--url", server, "--avatar", "nobody")
+def test_the_reason_of_a_refusal_is_printed(server, script, audio, tmp_path):
+    done = run(script, audio, tmp_path / "video.mp4", "--url", server, "--avatar", "nobody")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "avatar" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_without_a_microphone_that_is_said_in_one_line(server):
+def test_a_missing_microphone_is_reported_in_one_line(server):
     pytest.importorskip("sounddevice")
     done = run("microphone.py", "--url", server, "--input", "no such microphone")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no microphone") and "Traceback" not in done.stderr
+    assert (
+        done.stderr.startswith("error: cannot open a microphone") and "Traceback" not in done.stderr
+    )
 
 
-def test_the_microphone_example_explains_itself():
+def test_the_microphone_example_has_help():
     done = run("microphone.py", "--help")
     assert done.returncode == 0 and "--camera" in done.stdout
