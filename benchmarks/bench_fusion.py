@@ -386,8 +386,8 @@ def effect_lines(results: Path) -> Iterator[str]:
     yield ""
     yield (
         f"Each row trained for {found['seconds']:g} s of one core, batches of {found['batch']}; "
-        f"{found['rows'][0]['judged_clips']} clips of {found['frames']} frames evaluated, DDPM with "
-        f"{found['sampler_steps']} steps."
+        f"{found['rows'][0]['judged_clips']} clips of {found['frames']} frames evaluated, DDPM "
+        f"with {found['sampler_steps']} steps."
     )
 
 
