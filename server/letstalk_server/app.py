@@ -1,4 +1,4 @@
-"""The ASGI application: its parts, the life of the one model, and errors as documents."""
+"""The ASGI application: routes, startup and shutdown, errors as problem documents."""
 
 import asyncio
 import logging
@@ -33,22 +33,22 @@ from letstalk_server.webrtc.aiortc_transport import AiortcTransport
 log = logging.getLogger(__name__)
 
 MAX_UPLOADS = 4
-"""Portraits received at once; further ones wait in the socket, not in memory."""
+"""Uploads received at once; further ones wait in their sockets, not in memory."""
 
 UPLOADS_PER_S = 0.5
-"""How often one subject may upload a portrait, for long."""
+"""Sustained rate at which one subject may upload portraits."""
 
 THREADS = 4
-"""Of the loop's default executor: pictures for WebSockets are packed there."""
+"""Threads of the event loop's default executor, which encodes frames for WebSockets."""
 
 
 def create_app(
     settings: Settings, load: Callable[[Settings], LoadedModel] = load_model
 ) -> Starlette:
-    """Make the ASGI application.
+    """Return the ASGI application.
 
     Args:
-        settings: see `Settings`.
+        settings: settings of the server.
         load: loads the model; called once, in a thread, before the server is ready.
     """
 
@@ -89,12 +89,12 @@ def create_app(
 
 
 def _routes() -> list[BaseRoute]:
-    found = [*rest.routes(), *signaling.routes(), *websocket.routes()]
-    return [*found, *_method_not_allowed_routes(found), *pages.routes()]
+    endpoints = [*rest.routes(), *signaling.routes(), *websocket.routes()]
+    return [*endpoints, *_method_not_allowed_routes(endpoints), *pages.routes()]
 
 
 def _method_not_allowed_routes(routes: list[BaseRoute]) -> list[BaseRoute]:
-    """Give, for each address, a route that says which methods it takes."""
+    """Return a route for each path that refuses all other methods."""
     methods: dict[str, set[str]] = {}
     for route in routes:
         if isinstance(route, Route):

@@ -1,7 +1,7 @@
-"""Who may do what: short-lived signed tokens, and what each of them allows.
+"""Authentication and authorisation by short-lived signed tokens.
 
-Tokens are JWTs signed by HMAC-SHA256. They are looked at when something is opened, never written
-to a log, and never taken from a query, for addresses end up in logs.
+Tokens are JWTs signed with HMAC-SHA256. They are checked when a request or a connection is opened,
+never logged, and never read from the query, because URLs end up in logs.
 """
 
 import hmac
@@ -23,11 +23,11 @@ from letstalk_server.settings import Settings
 SCOPES = ("sessions", "speak", "view", "avatars", "metrics")
 MAX_TTL_S = 3600
 MAX_LOGIN_S = 12 * 3600
-"""How long a token may be renewed."""
+"""Time for which a token may be renewed."""
 
 MAX_SUBJECT_CHARS = 128
 PROTOCOL = "letstalk.v1"
-"""The WebSocket subprotocol; the token is named as a second one."""
+"""The WebSocket subprotocol; browsers send the token as a second one."""
 
 _BEARER = "bearer."
 _ISSUER = "letstalk"
@@ -36,14 +36,14 @@ _LEEWAY_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what the token allows.
+    """An authenticated caller.
 
     Attributes:
-        subject: whose portraits and sessions are meant.
-        scopes: what is allowed.
-        session: the only session it is for; `None` is all of the subject's.
-        login_s: when the first of its tokens was made, Unix time.
-        is_operator: holds the API key.
+        subject: owner of the portraits and sessions.
+        scopes: scopes of the token.
+        session: the only session that the token is valid for; `None` for all of the subject.
+        login_s: when the first token of the chain of renewals was issued, Unix time.
+        is_operator: whether the caller sent the API key.
     """
 
     subject: str
@@ -53,28 +53,28 @@ class Caller:
     is_operator: bool = False
 
     def require(self, *scopes: str) -> None:
-        """Check that one of these is allowed.
+        """Check that the caller has at least one of these scopes.
 
         Raises:
-            NotAllowedError: it is not.
+            NotAllowedError: The caller has none of them.
         """
         if not self.scopes.intersection(scopes):
-            wanted = " or ".join(scopes)
-            raise NotAllowedError(f"This needs a token with the scope {wanted}; ask for one.")
+            names = " or ".join(scopes)
+            raise NotAllowedError(f"This needs a token with the scope {names}; request one.")
 
 
 LOCAL = Caller("local", frozenset(SCOPES), is_operator=True)
-"""Everybody, where no tokens are asked for."""
+"""Every caller of a server that requires no tokens."""
 
 OPERATOR = Caller("operator", frozenset(SCOPES), is_operator=True)
 
 
 class Auth:
-    """Makes and reads tokens.
+    """Issues and checks tokens.
 
     Args:
         settings: secrets and lifetimes.
-        now: Unix time, s.
+        now: returns the Unix time, s.
     """
 
     def __init__(self, settings: Settings, now: Callable[[], float] = time.time) -> None:
@@ -85,10 +85,10 @@ class Auth:
         self._now = now
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        """Tell who sent a request.
+        """Return the caller of a request with these headers.
 
         Raises:
-            AuthenticationError: there is no token, or it is no good.
+            AuthenticationError: The token is missing, invalid or expired.
         """
         if not self.required:
             return LOCAL
@@ -113,7 +113,7 @@ class Auth:
         session: str | None = None,
         login_s: float | None = None,
     ) -> tuple[str, int]:
-        """Make a token; gives it and the seconds it holds."""
+        """Return a new token and its lifetime, s."""
         now = int(self._now())
         login = now if login_s is None else int(login_s)
         ttl = int(min(ttl_s or self._ttl_s, MAX_TTL_S, login + MAX_LOGIN_S - now))
@@ -130,13 +130,13 @@ class Auth:
         return jwt.encode(claims, self._key, algorithm="HS256"), ttl
 
     def renew(self, caller: Caller, ttl_s: float | None = None) -> tuple[str, int]:
-        """Make a token like the caller's own, with a new end.
+        """Return a token with the same claims and a new expiry time, and its lifetime, s.
 
         Raises:
-            TokenExpiredError: it was renewed for too long.
+            TokenExpiredError: The token was renewed for `MAX_LOGIN_S`.
         """
         if self._now() >= caller.login_s + MAX_LOGIN_S:
-            raise TokenExpiredError("This token was renewed for 12 hours. Ask for a new one.")
+            raise TokenExpiredError("A token can be renewed for 12 hours. Request a new one.")
         return self.issue(
             caller.subject,
             caller.scopes,
@@ -162,15 +162,15 @@ class Auth:
             end_s, login_s = float(claims["exp"]), int(claims["login"])
             scopes = frozenset(str(claims["scope"]).split())
         except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError):
-            detail = "The token was not made by this server, or is damaged. Ask for a new one."
+            detail = "The token was not issued by this server, or is damaged. Request a new one."
             raise TokenInvalidError(detail) from None
         if self._now() > end_s + _LEEWAY_S:
-            raise TokenExpiredError("The token has expired. Ask for a new one.")
+            raise TokenExpiredError("The token has expired. Request a new one.")
         return Caller(str(claims["sub"]), scopes, claims.get("sid"), login_s)
 
 
 def subprotocol(headers: Mapping[str, str]) -> str | None:
-    """Give the WebSocket subprotocol to agree to, if it was offered."""
+    """Return the WebSocket subprotocol to accept, or None if it was not offered."""
     return PROTOCOL if PROTOCOL in _protocols(headers) else None
 
 

@@ -1,39 +1,39 @@
-"""Every error that a client is told of: a stable code for programs, a text for people.
+"""Errors that are sent to clients: a stable code for programs, a text for people.
 
 ServerError
-|-- BadRequestError            bad-request: it is not as the protocol describes
-|-- BadOfferError              bad-offer: the SDP is not one for an avatar session
+|-- BadRequestError            bad-request: the request does not follow the protocol
+|-- BadOfferError              bad-offer: the SDP offer cannot be used
 |-- IceRestartError            ice-restart-unsupported
 |-- ConsentMissingError        consent-missing
 |-- AuthenticationError
 |   |-- TokenMissingError      token-missing
 |   |-- TokenInvalidError      token-invalid
 |   `-- TokenExpiredError      token-expired
-|-- NotAllowedError            not-allowed: the token does not allow this
+|-- NotAllowedError            not-allowed: the token lacks a scope
 |-- NotFoundError              not-found
 |   |-- UnknownSessionError    unknown-session
 |   |-- UnknownAvatarError     unknown-avatar
 |   `-- UnknownPortraitError   unknown-portrait
-|-- DefaultAvatarError         default-avatar: it comes with the server and cannot be deleted
+|-- DefaultAvatarError         default-avatar: default avatars cannot be deleted
 |-- RetryLaterError
 |   |-- TooManyRequestsError   too-many-requests: of one subject
 |   |-- AtCapacityError        at-capacity (also an AtCapacity of the SDK)
 |   `-- NotReadyError          not-ready: the server is stopping
-|-- MessageError               (a message was refused; the connection stays)
-|   |-- BadMessageError        bad-message: it is not as the protocol describes
+|-- MessageError               (a message was refused; the connection stays open)
+|   |-- BadMessageError        bad-message: the message does not follow the protocol
 |   |-- MessageTooLargeError   message-too-large
 |   |-- MessageRateError       message-rate
-|   |-- NotCarriedError        not-here: this kind of connection does not carry that
-|   |-- BadAudioError          bad-audio: it is not in the format that was agreed
-|   |-- SpeechOverflowError    speech-overflow: too much speech waits already
-|   `-- FloorTakenError        floor-taken: another connection speaks
+|   |-- NotCarriedError        not-here: not available on this kind of connection
+|   |-- BadAudioError          bad-audio: the audio is not in the configured format
+|   |-- SpeechOverflowError    speech-overflow: too much speech is queued
+|   `-- FloorTakenError        floor-taken: another connection has the floor
 `-- ConnectionEndedError       (why the server closes a connection)
-    |-- TakenOverError         taken-over: a newer connection has its place
-    |-- SessionOverError       session-over: its time is over
+    |-- TakenOverError         taken-over: a newer connection replaced it
+    |-- SessionOverError       session-over: a time limit was reached
     `-- EngineFailedError      engine-failed
 
-`docs/protocol.md` lists the codes. `problem_details` knows what they are in HTTP, `sockets` what a
-WebSocket is closed with.
+`docs/protocol.md` lists the codes. `http.problem_details` maps them to HTTP status codes,
+`http.websocket` to close codes.
 """
 
 from typing import ClassVar
@@ -44,13 +44,13 @@ RETRY_AFTER_S = 10
 
 
 class ServerError(Exception):
-    """Base of all errors that clients are told of.
+    """Base class of the errors that are sent to clients.
 
     Args:
-        detail: what was wrong, what was expected and what to do, for the person who asked.
+        detail: what was wrong, what was expected and what to do, for people.
 
     Attributes:
-        code: tells programs which error it is; never changes. Only leaves of the tree have one.
+        code: stable identifier for programs; only the leaves of the tree have one.
     """
 
     code: ClassVar[str]
@@ -61,13 +61,13 @@ class ServerError(Exception):
 
 
 class BadRequestError(ServerError):
-    """What was sent is not as the protocol describes."""
+    """The request does not follow the protocol."""
 
     code = "bad-request"
 
 
 class BadOfferError(ServerError):
-    """The SDP is not one for an avatar session."""
+    """The SDP offer cannot be used for a session."""
 
     code = "bad-offer"
 
@@ -85,35 +85,35 @@ class ConsentMissingError(ServerError):
 
 
 class AuthenticationError(ServerError):
-    """It is not known who asks."""
+    """The caller is not authenticated."""
 
 
 class TokenMissingError(AuthenticationError):
-    """A token is needed."""
+    """The request has no token."""
 
     code = "token-missing"
 
 
 class TokenInvalidError(AuthenticationError):
-    """The token was not made by this server, or is damaged."""
+    """The token was not issued by this server, or is damaged."""
 
     code = "token-invalid"
 
 
 class TokenExpiredError(AuthenticationError):
-    """The token has expired, or cannot be renewed any more."""
+    """The token has expired, or can no longer be renewed."""
 
     code = "token-expired"
 
 
 class NotAllowedError(ServerError):
-    """The token does not allow this."""
+    """The token does not permit this."""
 
     code = "not-allowed"
 
 
 class NotFoundError(ServerError):
-    """There is nothing of that name."""
+    """There is no such resource."""
 
     code = "not-found"
 
@@ -131,23 +131,23 @@ class UnknownAvatarError(NotFoundError):
 
 
 class UnknownPortraitError(NotFoundError):
-    """There is no such portrait, or it was dropped for newer ones."""
+    """There is no such portrait, or newer ones replaced it."""
 
     code = "unknown-portrait"
 
 
 class DefaultAvatarError(ServerError):
-    """Avatars that come with the server cannot be deleted."""
+    """Default avatars cannot be deleted."""
 
     code = "default-avatar"
 
 
 class RetryLaterError(ServerError):
-    """It may work later.
+    """The request may succeed later.
 
     Args:
         detail: see `ServerError`.
-        retry_after_s: when to try again.
+        retry_after_s: when to try again, s.
     """
 
     def __init__(self, detail: str, retry_after_s: int = RETRY_AFTER_S) -> None:
@@ -156,13 +156,13 @@ class RetryLaterError(ServerError):
 
 
 class TooManyRequestsError(RetryLaterError):
-    """One subject did that too often."""
+    """A subject exceeds a rate limit."""
 
     code = "too-many-requests"
 
 
 class AtCapacityError(RetryLaterError, AtCapacity):
-    """All places are taken."""
+    """The server or the session is full."""
 
     code = "at-capacity"
 
@@ -174,14 +174,14 @@ class NotReadyError(RetryLaterError):
 
 
 class MessageError(ServerError):
-    """A message was refused; the connection stays."""
+    """A message was refused; the connection stays open."""
 
 
 class BadMessageError(MessageError):
     """A message is malformed, too long or of no known type.
 
     Attributes:
-        re: the message's `event_id`, when that could be read.
+        re: `event_id` of the message, if it could be read.
     """
 
     code = "bad-message"
@@ -189,58 +189,58 @@ class BadMessageError(MessageError):
 
 
 class MessageTooLargeError(MessageError):
-    """A message has more bytes than are taken."""
+    """A message exceeds the size limit."""
 
     code = "message-too-large"
 
 
 class MessageRateError(MessageError):
-    """Messages come too often."""
+    """Messages exceed the rate limit."""
 
     code = "message-rate"
 
 
 class NotCarriedError(MessageError):
-    """This kind of connection does not carry that."""
+    """The message is not available on this kind of connection."""
 
     code = "not-here"
 
 
 class BadAudioError(MessageError):
-    """The audio is not in the format that was agreed."""
+    """The audio is not in the configured format."""
 
     code = "bad-audio"
 
 
 class SpeechOverflowError(MessageError):
-    """Too much speech waits already."""
+    """Too much speech is queued."""
 
     code = "speech-overflow"
 
 
 class FloorTakenError(MessageError):
-    """Another connection speaks now."""
+    """Another connection has the floor."""
 
     code = "floor-taken"
 
 
 class ConnectionEndedError(ServerError):
-    """Why the server closes a connection."""
+    """Base class of the reasons for which the server closes a connection."""
 
 
 class TakenOverError(ConnectionEndedError):
-    """A newer connection has taken the place."""
+    """A newer connection has replaced this one."""
 
     code = "taken-over"
 
 
 class SessionOverError(ConnectionEndedError):
-    """The time of the session is over."""
+    """A time limit of the session was reached."""
 
     code = "session-over"
 
 
 class EngineFailedError(ConnectionEndedError):
-    """The avatar stopped."""
+    """The engine session failed."""
 
     code = "engine-failed"

@@ -1,4 +1,4 @@
-"""`letstalk serve`: read the settings, serve the page."""
+"""`letstalk serve`: reads the settings and runs the server."""
 
 import argparse
 import contextlib
@@ -24,13 +24,13 @@ from letstalk_server.settings import Bitrates, IceServer, Settings
 
 PING_INTERVAL_S = 2.0
 PING_TIMEOUT_S = 2.0
-"""Of WebSockets: a peer that is gone is noticed within the sum of both."""
+"""For WebSockets: a lost client is noticed within the sum of both."""
 
 PAGE_SCOPES = ("sessions", "speak", "view", "avatars")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until interrupted; give the exit status."""
+    """Serve until interrupted; return the exit status."""
     shorten_openmp_spin()
     try:
         settings = parse(arguments)
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
-    """Read the settings: command line first, then `LETSTALK_*` in the environment.
+    """Read the settings from the command line, then from `LETSTALK_*` in the environment.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: A value is out of range.
     """
     given = vars(_parser().parse_args(arguments))
     given["ice_servers"] = tuple(_ice_server(text) for text in given.pop("ice_server"))
@@ -57,13 +57,16 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_model) -> int:
-    """Serve until interrupted. Prints one line, the address, once the page can be opened.
+    """Serve until interrupted; print one line with the address when the server is ready.
+
+    Returns:
+        The exit status.
 
     Raises:
-        LetsTalkError: the certificate cannot be used, or the model could not be loaded.
+        LetsTalkError: The certificate cannot be used, or the model cannot be loaded.
     """
     _check_certificate(settings)
-    # Its second thread would spin for work long after each picture is converted.
+    # A second thread would spin long after each frame is converted.
     cv2.setNumThreads(1)
     failures: list[LetsTalkError] = []
 
@@ -82,7 +85,7 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         log_level="warning",
-        access_log=False,  # it holds addresses
+        access_log=False,  # it would contain IP addresses
         server_header=False,
         ws="websockets-sansio",
         ws_max_size=2 * settings.max_message_bytes,
@@ -91,17 +94,17 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
         ws_ping_timeout=PING_TIMEOUT_S,
         timeout_graceful_shutdown=10,
     )
-    for name in ("aioice", "aiortc"):  # below warnings they tell addresses
+    for name in ("aioice", "aiortc"):  # below WARNING they log IP addresses
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn.error", "asyncio"):
-        logging.getLogger(name).addFilter(without_words)
-    # The one line of `main` says more than uvicorn's traceback of the same error; and a WebSocket
-    # that is refused is no error of ours, though uvicorn takes it for one.
+        logging.getLogger(name).addFilter(remove_message)
+    # `main` prints one line instead of uvicorn's traceback of the same error. A refused WebSocket
+    # is no error, although uvicorn logs it as one.
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: not failures and "completing handshake" not in str(record.msg)
     )
     server = _Server(config, settings, app.state.auth)
-    # Both come when uvicorn has closed everything: after Ctrl-C, and when the start failed.
+    # Raised after uvicorn has shut down: by Ctrl-C, and if the start failed.
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.run()
     if failures:
@@ -110,13 +113,13 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
 
 
 def _check_certificate(settings: Settings) -> None:
-    """Find out before the model is loaded; uvicorn would answer with a traceback."""
+    """Check the certificate before the model is loaded; uvicorn would print a traceback."""
     if settings.tls_cert is None:
         return
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
-    except OSError as error:  # those of ssl are such, too
+    except OSError as error:  # SSLError is one, too
         raise ConfigError(
             f"the TLS certificate or its key cannot be used ({error.strerror or error}); "
             "--tls-cert and --tls-key must be PEM files that belong together, the key without a "
@@ -124,10 +127,10 @@ def _check_certificate(settings: Settings) -> None:
         ) from error
 
 
-def without_words(record: logging.LogRecord) -> bool:
-    """Take the words of an error out of its log record: they may be what a user said or sent.
+def remove_message(record: logging.LogRecord) -> bool:
+    """Remove the message of an exception from its log record: it may contain user data.
 
-    What stays is its type and where it came from. Always True, as a filter that keeps everything.
+    The type and the location stay. A logging filter that keeps every record: return True.
     """
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
@@ -139,7 +142,7 @@ def without_words(record: logging.LogRecord) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Says where the page is, once it is there."""
+    """A uvicorn server that prints its address when it is ready."""
 
     def __init__(self, config: uvicorn.Config, settings: Settings, auth: Auth) -> None:
         super().__init__(config)
@@ -150,7 +153,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.started:
             return
-        # What is loaded stays: to look through all of it would hold every session up.
+        # Exclude what is loaded from garbage collection: scanning it would delay all sessions.
         gc.collect()
         gc.freeze()
         port = self.servers[0].sockets[0].getsockname()[1]
@@ -159,9 +162,9 @@ class _Server(uvicorn.Server):
 
 
 def page_address(settings: Settings, port: int, auth: Auth) -> str:
-    """Give the page's address; on a terminal, with the token that it asks for.
+    """Return the address of the page; on a terminal, with a token if one is required.
 
-    Where the output is not a terminal it is kept somewhere, and a token must not be.
+    Other output may be stored, and a token must not be.
     """
     scheme = "https" if settings.tls_cert else "http"
     wildcard = settings.host in ("0.0.0.0", "::", "127.0.0.1", "::1")
@@ -171,8 +174,8 @@ def page_address(settings: Settings, port: int, auth: Auth) -> str:
         return address
     if not sys.stdout.isatty():
         if settings.api_key is None:
-            return f"{address} (nobody can get a token: LETSTALK_API_KEY is not set)"
-        return f"{address} (tokens are asked for: see POST /v1/tokens in docs/protocol.md)"
+            return f"{address} (no tokens can be issued: LETSTALK_API_KEY is not set)"
+        return f"{address} (a token is required: see POST /v1/tokens in docs/protocol.md)"
     token, _ = auth.issue("operator", PAGE_SCOPES, ttl_s=3600)
     return f"{address}#token={token}"
 
@@ -183,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve talking avatars. Each option may also be given in the environment, "
         "as LETSTALK_MAX_SESSIONS for --max-sessions. Secrets are read from there only: "
         "LETSTALK_SECRET (signs tokens), LETSTALK_API_KEY (for your own servers) and "
-        "LETSTALK_TURN_SECRET, or from the files that the same names with _FILE tell.",
+        "LETSTALK_TURN_SECRET, or from the files named by the same names with _FILE.",
     )
     default = Settings()
     add = parser.add_argument
@@ -200,13 +203,13 @@ def _parser() -> argparse.ArgumentParser:
         "--bitrate",
         default=_env("BITRATE", None),
         metavar="START,MIN,MAX",
-        help="of the video, bit/s (1000000,250000,2000000)",
+        help="video bitrate, bit/s (1000000,250000,2000000)",
     )
     add(
         "--codec",
         choices=("VP8", "H264"),
         default=_env("CODEC", default.codec),
-        help="of the video, where the browser takes both (%(default)s)",
+        help="preferred video codec (%(default)s)",
     )
     _add_access(parser, default)
     _add_limits(parser, default)
@@ -214,19 +217,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
-    add = parser.add_argument_group("who may use it").add_argument
+    add = parser.add_argument_group("access").add_argument
     add(
         "--auth",
         choices=("auto", "on", "off"),
         default=_env("AUTH", default.auth),
-        help="ask for tokens; auto: unless it listens on loopback only",
+        help="require tokens; auto: unless it listens on loopback only",
     )
     add(
         "--allow-origin",
         action="append",
         default=_env("ALLOW_ORIGINS", "").split(),
         metavar="ORIGIN",
-        help="site whose pages may use this server; may be repeated",
+        help="origin of a site whose pages may use this server; may be repeated",
     )
     add(
         "--ice-server",
@@ -240,29 +243,29 @@ def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
         action="append",
         default=_env("TURN_URLS", "").split(),
         metavar="URL",
-        help="TURN server that shares LETSTALK_TURN_SECRET; may be repeated",
+        help="TURN server with the secret LETSTALK_TURN_SECRET; may be repeated",
     )
     add(
         "--badge",
         choices=("on", "required", "off"),
         default=_env("BADGE", default.badge),
-        help="the visible AI avatar badge; on: unless a session asks otherwise",
+        help="the visible AI avatar badge; on: sessions may switch it off",
     )
 
 
 def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
     group = parser.add_argument_group("limits")
     help_of = {
-        "max_sessions": "sessions at once (as many as the measured speed allows)",
+        "max_sessions": "concurrent sessions (as many as the measured speed allows)",
         "max_connections": "connections on one session, viewers included",
-        "max_session_s": "longest session, s",
-        "max_idle_s": "longest time without speech or messages, s; 0 is no limit",
-        "grace_s": "how long a session waits for a lost peer, s",
-        "max_upload_bytes": "largest portrait file",
-        "max_upload_pixels": "most pixels of a portrait",
-        "max_portraits": "uploaded portraits kept",
-        "token_ttl_s": "how long tokens hold, s",
-        "turn_ttl_s": "how long TURN credentials hold, s",
+        "max_session_s": "maximum duration of a session, s",
+        "max_idle_s": "maximum time without speech or messages, s; 0 is no limit",
+        "grace_s": "grace period for a lost peer, s",
+        "max_upload_bytes": "maximum size of a portrait file",
+        "max_upload_pixels": "maximum number of pixels of a portrait",
+        "max_portraits": "uploaded portraits kept in memory",
+        "token_ttl_s": "lifetime of tokens, s",
+        "turn_ttl_s": "lifetime of TURN credentials, s",
     }
     for key, words in help_of.items():
         value = getattr(default, key)
@@ -296,7 +299,7 @@ def _bitrates(text: str | None) -> Bitrates:
     try:
         start, minimum, maximum = (int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError("--bitrate takes three whole numbers: START,MIN,MAX in bit/s") from None
+        raise ConfigError("--bitrate takes three integers: START,MIN,MAX in bit/s") from None
     return Bitrates(start, minimum, maximum)
 
 

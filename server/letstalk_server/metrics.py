@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus. Nothing in it tells one person from another."""
+"""Metrics for Prometheus. They contain nothing that identifies a person."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ STEP_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.24, 0.
 
 
 class ServerMetrics:
-    """Counters of one server process."""
+    """The metrics of one server process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -51,12 +51,12 @@ class ServerMetrics:
         )
 
     def record_step(self, seconds: float, count: int) -> None:
-        """Record a call of the model; safe to call from its thread."""
+        """Record a call of the model; thread-safe."""
         self.step_seconds.observe(seconds)
         self.step_sessions.inc(count)
 
     def record_session_end(self, session: Session) -> None:
-        """Record what a session that ended was like."""
+        """Record a session that has ended."""
         self.sessions_ended.labels(session.end_reason or "failed").inc()
         stats = session.stats()
         self.frames.labels("shown").inc(stats.frames - stats.repeats)
@@ -68,21 +68,21 @@ class ServerMetrics:
         sessions: Callable[[], Iterable[Session]],
         gauges: dict[str, tuple[str, Callable[[], float]]],
     ) -> None:
-        """Read these at each scrape.
+        """Register gauges that are read at each scrape.
 
         Args:
-            sessions: all that run.
-            gauges: by name, a word of explanation and where the value comes from.
+            sessions: returns the running sessions.
+            gauges: description and source of the value, by name.
         """
         self.registry.register(_LiveCollector(sessions, gauges))
 
     def text(self) -> bytes:
-        """Give everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _LiveCollector(Collector):
-    """What is read off the running sessions when somebody asks."""
+    """Reads gauges from the running sessions at each scrape."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class _LiveCollector(Collector):
         self._sessions, self._gauges = sessions, gauges
 
     def collect(self) -> Iterator[Metric]:
-        """Give the present values."""
+        """Yield the current values."""
         for name, (description, value) in self._gauges.items():
             yield GaugeMetricFamily(f"letstalk_{name}", description, value())
         running = list(self._sessions())

@@ -1,4 +1,4 @@
-"""What can be set, and its limits. Only `main` reads the environment and the command line."""
+"""The settings and their ranges. Only `main` reads the environment and the command line."""
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -12,7 +12,7 @@ MIN_SECRET_CHARS = 32
 
 @dataclass(frozen=True, slots=True)
 class IceServer:
-    """A STUN or TURN server, for peers behind a strict network."""
+    """A STUN or TURN server."""
 
     url: str
     username: str | None = None
@@ -21,12 +21,12 @@ class IceServer:
 
 @dataclass(frozen=True, slots=True)
 class Bitrates:
-    """Bounds of the video, bit/s; within them it follows what the receivers can take.
+    """Bounds of the video bitrate, bit/s; within them it follows the bandwidth estimates.
 
     Attributes:
-        start: until the first estimate of a receiver comes.
-        minimum: never less, however bad the path; 512x512 smears below 0.25 Mbit/s.
-        maximum: never more; talking heads of 512x512 look clean at 1 Mbit/s.
+        start: bitrate before the first estimate of a receiver.
+        minimum: lower bound; 512x512 px is visibly blurred below 0.25 Mbit/s.
+        maximum: upper bound; talking heads of 512x512 px look clean at 1 Mbit/s.
     """
 
     start: int = 1_000_000
@@ -48,40 +48,40 @@ class Settings:
 
     Attributes:
         host: address to listen on. Browsers open the microphone on `localhost` or over TLS only.
-        port: TCP port of the page; 0 takes a free one.
-        max_sessions: sessions at once; more are told to come back later. `None`: as many as the
-            measured speed of the model allows.
-        size: longest side of the shown picture, px.
-        preset: which model.
+        port: TCP port; 0 takes a free one.
+        max_sessions: maximum number of sessions. `None`: as many as the measured speed of the
+            model allows.
+        size: longest side of the video, px.
+        preset: the model configuration.
         threads: CPU threads of the model; `None` leaves the choice to the model.
-        bitrates: bounds of the video, bit/s.
-        codec: of the video, where the peer takes both.
+        bitrates: bounds of the video bitrate.
+        codec: video codec if the peer supports both.
         ice_servers: none by default: an unreachable one delays every connection by 5 s.
-        turn_urls: TURN servers that share `turn_secret`; each session gets credentials of its own.
+        turn_urls: TURN servers that share `turn_secret`; each session gets its own credentials.
         turn_secret: coturn's `static-auth-secret`.
-        turn_ttl_s: how long those credentials hold.
+        turn_ttl_s: lifetime of those credentials.
         tls_cert: certificate file; with `tls_key` the page is served over HTTPS.
         tls_key: private key file.
-        auth: whether tokens are asked for; `auto`: unless the server listens on loopback only.
-        secret: signs the tokens; `None` makes one that lasts as long as the process.
-        api_key: of the operator's own servers; allows everything, tokens for others included.
-        token_ttl_s: how long a token holds if nothing else is asked for.
-        allow_origins: other sites whose pages may use this server; `*` is all.
-        badge: the visible "AI avatar" badge: `on` unless a session asks otherwise, `required`, or
+        auth: whether tokens are required; `auto`: unless the server listens on loopback only.
+        secret: signs the tokens; `None` generates one for the lifetime of the process.
+        api_key: key of the operator's own servers; permits everything, including issuing tokens.
+        token_ttl_s: default lifetime of a token.
+        allow_origins: origins of other sites whose pages may use this server; `*` for all.
+        badge: the visible "AI avatar" badge: `on` (sessions may switch it off), `required` or
             `off`.
-        max_connections: connections on one session, viewers included.
-        max_upload_bytes: largest portrait file.
-        max_upload_pixels: most pixels of a portrait.
-        max_portraits: uploaded portraits kept in memory; the least recently used one goes first.
-        max_session_s: longest session; the user is warned a minute before.
-        max_idle_s: longest time without speech or messages, warned of as well; 0 is no limit.
-        max_message_bytes: largest message of a WebSocket or a data channel.
-        max_message_rate: messages per second that one connection may send for long.
-        max_speech_s: pushed speech that may wait for its turn.
-        connect_timeout_s: how long a peer may take from offer to connection.
-        heartbeat_timeout_s: how long a connected page may stay silent on the data channel.
-        report_timeout_s: how long a standard player may stay silent altogether.
-        grace_s: how long a session waits for its peer to come back.
+        max_connections: maximum number of connections of one session, viewers included.
+        max_upload_bytes: maximum size of a portrait file.
+        max_upload_pixels: maximum number of pixels of a portrait.
+        max_portraits: uploaded portraits kept in memory; the least recently used is dropped.
+        max_session_s: maximum duration of a session; clients are warned a minute before.
+        max_idle_s: maximum time without speech or messages, also with a warning; 0 is no limit.
+        max_message_bytes: maximum size of a message on a WebSocket or data channel.
+        max_message_rate: sustained rate of messages per connection, 1/s.
+        max_speech_s: maximum duration of queued pushed speech.
+        connect_timeout_s: maximum time from the offer to the connection.
+        heartbeat_timeout_s: maximum silence of a connected page on the data channel.
+        report_timeout_s: maximum time without any packet from another peer.
+        grace_s: grace period in which a lost peer may reconnect.
     """
 
     host: str = "127.0.0.1"
@@ -120,7 +120,7 @@ class Settings:
 
     @property
     def auth_required(self) -> bool:
-        """Whether tokens are asked for."""
+        """Whether tokens are required."""
         return self.auth == "on" or (self.auth == "auto" and not is_loopback(self.host))
 
     def __post_init__(self) -> None:
@@ -133,9 +133,9 @@ class Settings:
         _require_choice("codec", self.codec, "VP8", "H264")
         _require_choice("badge", self.badge, "on", "required", "off")
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ConfigError("tls_cert and tls_key belong together: give both or neither")
+            raise ConfigError("tls_cert and tls_key must be set together")
         if bool(self.turn_urls) != (self.turn_secret is not None):
-            raise ConfigError("turn_urls and turn_secret belong together: give both or neither")
+            raise ConfigError("turn_urls and turn_secret must be set together")
         self._check_secrets()
         self._check_origins()
 
@@ -156,7 +156,7 @@ class Settings:
                     f"allowed origin {origin!r} must be like https://app.example, without a path"
                 )
         if "*" in self.allow_origins and not self.auth_required:
-            raise ConfigError("all origins may be allowed only where tokens are asked for: auth=on")
+            raise ConfigError("all origins may be allowed only if tokens are required: set auth=on")
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -181,7 +181,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only programs of this machine can reach an address to listen on."""
+    """Return whether an address to listen on is reachable from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -1,6 +1,6 @@
-"""Pictures and sound as binary messages, for clients that cannot speak WebRTC.
+"""Frames and audio as binary messages, for clients without WebRTC.
 
-The layout is that of `docs/protocol.md`: a header of 24 bytes, then the picture or the sound.
+The layout is described in `docs/protocol.md`: a header of 24 bytes, then the frame or the audio.
 """
 
 import io
@@ -22,7 +22,7 @@ REPEATED, BADGE = 1, 2
 
 
 class PayloadType(IntEnum):
-    """What a binary message holds."""
+    """The payload type of a binary message."""
 
     JPEG = 1
     RGB = 2
@@ -31,41 +31,41 @@ class PayloadType(IntEnum):
 
 
 class FramePacker:
-    """Turns slots into the messages that one connection wants.
+    """Packs slots into binary messages for one connection.
 
     Args:
-        wanted: format and quality.
-        has_badge: the pictures carry the visible badge.
+        frames_format: configured format of the frames.
+        has_badge: whether the frames have the visible badge.
     """
 
-    def __init__(self, wanted: FramesFormat, *, has_badge: bool) -> None:
-        self.wanted = wanted
+    def __init__(self, frames_format: FramesFormat, *, has_badge: bool) -> None:
+        self.frames_format = frames_format
         self._flags = BADGE if has_badge else 0
-        self._opus = OpusEncoder() if wanted.sound == "opus" else None
+        self._opus = OpusEncoder() if frames_format.sound == "opus" else None
 
     def frame(self, slot: PlayoutSlot) -> bytes:
-        """Give the message with a slot's picture. Takes a few ms: call it in a thread."""
-        is_jpeg = self.wanted.format == "jpeg"
-        data = jpeg(slot.rgb, self.wanted.quality) if is_jpeg else slot.rgb.tobytes()
+        """Return the message with a slot's frame. It takes a few ms: call it in a thread."""
+        is_jpeg = self.frames_format.format == "jpeg"
+        data = jpeg(slot.rgb, self.frames_format.quality) if is_jpeg else slot.rgb.tobytes()
         height, width = slot.rgb.shape[:2]
         flags = self._flags | (REPEATED if slot.repeated else 0)
         kind = PayloadType.JPEG if is_jpeg else PayloadType.RGB
         return _header(kind, slot, width, height, 0, flags) + data
 
     def audio_messages(self, slot: PlayoutSlot) -> Iterator[bytes]:
-        """Give the messages with a slot's sound."""
+        """Yield the messages with a slot's audio."""
         flags = REPEATED if slot.repeated else 0
         if self._opus is not None:
             for packet in self._opus(slot.pcm):
                 samples = SAMPLES_PER_FRAME // 2
                 yield _header(PayloadType.OPUS, slot, samples, 1, SAMPLE_RATE, flags) + packet
-        elif self.wanted.sound == "pcm16":
+        elif self.frames_format.sound == "pcm16":
             data = to_int16(slot.pcm).astype("<i2").tobytes()
             yield _header(PayloadType.PCM16, slot, SAMPLES_PER_FRAME, 1, SAMPLE_RATE, flags) + data
 
 
 def jpeg(rgb: np.ndarray, quality: int) -> bytes:
-    """Give a JPEG that says of itself what it is."""
+    """Return a JPEG with the disclosure as comment."""
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, comment=STATEMENT)
     return buffer.getvalue()

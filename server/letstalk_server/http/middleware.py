@@ -1,4 +1,4 @@
-"""Keeps other web sites out, lets the named ones in (CORS), and sends the security headers."""
+"""Refuses requests of foreign origins, answers CORS and adds the security headers."""
 
 from urllib.parse import urlsplit
 
@@ -20,7 +20,7 @@ SECURITY_HEADERS = {
     "permissions-policy": "microphone=(self), camera=(), geolocation=()",
 }
 OWN_OPTIONS = ("/v1/whip", "/v1/whep")
-"""Addresses whose `OPTIONS` says more than which methods there are."""
+"""Paths that answer `OPTIONS` themselves."""
 
 _METHODS = "GET, HEAD, POST, PATCH, DELETE, OPTIONS"
 _HEADERS = "authorization, content-type, if-match"
@@ -29,11 +29,11 @@ _PREFLIGHT_S = "600"
 
 
 class SecurityMiddleware:
-    """ASGI middleware around everything.
+    """ASGI middleware around the whole application.
 
     Args:
-        app: what is guarded.
-        settings: which origins are welcome.
+        app: the application.
+        settings: the allowed origins.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -41,7 +41,7 @@ class SecurityMiddleware:
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request, or let it through."""
+        """Handle a request, or pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -84,28 +84,28 @@ class SecurityMiddleware:
 
 
 def refusal_of(connection: HTTPConnection, settings: Settings) -> ForeignOriginError | None:
-    """Tell why a request must not be served, if so.
+    """Return the error with which a request must be refused, or None.
 
-    Reading is harmless: without CORS headers the browser keeps the answer from the page. A
-    WebSocket has no such protection.
+    Reading is harmless: without CORS headers browsers hide the response from the page. WebSockets
+    have no such protection.
     """
     host = connection.headers.get("host", "")
     if not settings.auth_required and is_loopback(settings.host) and not is_local(host):
-        # A page may point a name of its own at this machine (DNS rebinding).
+        # A foreign page may resolve its own host name to this machine (DNS rebinding).
         return ForeignOriginError(
-            "This server is for this machine only: open it as localhost, or switch tokens on."
+            "This server is for this machine only: open it as localhost, or require tokens."
         )
     method = connection.scope.get("method", "GET")
     is_read = connection.scope["type"] == "http" and method in ("GET", "HEAD")
     if is_read or not is_foreign(connection, settings):
         return None
     return ForeignOriginError(
-        "Open the page of this server itself, or have its operator allow your site's origin."
+        "Open the page of this server itself, or ask its operator to allow your site's origin."
     )
 
 
 def is_foreign(connection: HTTPConnection, settings: Settings) -> bool:
-    """Tell whether a browser made this request for a page of another site."""
+    """Return whether a browser made this request for a page of another site."""
     origin = connection.headers.get("origin")
     if origin is None or is_named(origin, settings):
         return False
@@ -113,12 +113,12 @@ def is_foreign(connection: HTTPConnection, settings: Settings) -> bool:
 
 
 def is_named(origin: str, settings: Settings) -> bool:
-    """Tell whether the operator allows an origin."""
+    """Return whether the operator allows an origin."""
     return origin in settings.allow_origins or "*" in settings.allow_origins
 
 
 def is_local(host: str) -> bool:
-    """Tell whether a Host header names this machine itself."""
+    """Return whether a Host header names this machine."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     return is_loopback(name.strip("[]"))
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the HTTP interface, built from what the handlers check."""
+"""The OpenAPI document of the HTTP interface, built from the limits that the handlers check."""
 
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ NAME: Json = {"type": "string", "maxLength": MAX_NAME_CHARS}
 
 @lru_cache(maxsize=1)
 def document() -> Json:
-    """Give the document."""
+    """Return the document."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -99,10 +99,10 @@ def _avatars() -> Json:
 
 
 def _sessions() -> Json:
-    wanted = _object(avatar=NAME, portrait=NAME, options=_ref("Options"), required=())
+    request = _object(avatar=NAME, portrait=NAME, options=_ref("Options"), required=())
     return {
         "/v1/sessions": {
-            "post": _op("Make a session", 201, _ref("Session"), body=_json_body(wanted))
+            "post": _op("Make a session", 201, _ref("Session"), body=_json_body(request))
         },
         "/v1/sessions/{name}": {
             "parameters": [_path("name")],

@@ -1,7 +1,7 @@
-"""The pages that the server hands out: the browser client at `/`, the overlay at `/overlay`.
+"""The pages: the browser client at `/`, the overlay at `/overlay`.
 
-Their files live in `client_examples/`, and in a wheel beside this file. Relative links in them hold
-wherever the folders are served side by side, so that the examples work from any web server.
+Their files are in `client_examples/`, or in the package when installed from a wheel. Their relative
+links work wherever the folders are served side by side, so any web server can serve them.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ HEADERS = {
     "access-control-allow-origin": "*",
     "cross-origin-resource-policy": "cross-origin",
 }
-"""The files are public, pages of other sites may import them, and a new version counts at once."""
+"""The files are public, other sites may import them, and browsers revalidate them."""
 
 
 def routes() -> list[BaseRoute]:
-    """Give the routes of the pages and their files."""
+    """Return the routes of the pages and their files."""
     names = sorted(path.name for path in folder("browser").iterdir() if path.is_file())
     return [
         Route("/", _page),
@@ -32,7 +32,7 @@ def routes() -> list[BaseRoute]:
 
 
 def folder(name: str) -> Path:
-    """Find the files of a page: in an installed package, or in the repository."""
+    """Return the folder of a page, in the installed package or in the repository."""
     packaged = Path(__file__).parents[1] / name
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "client_examples" / name
 
@@ -43,7 +43,7 @@ async def _page(request: Request) -> Response:
 
 
 class _Files(StaticFiles):
-    """A folder of such files."""
+    """Static files with `HEADERS`."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

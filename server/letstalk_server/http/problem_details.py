@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: problem details of RFC 9457, with a status and headers for each code.
+"""Errors as HTTP responses: problem details (RFC 9457), with status and headers.
 
 Source: https://www.rfc-editor.org/rfc/rfc9457
 """
@@ -20,12 +20,12 @@ from letstalk_server.errors import RetryLaterError, ServerError
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """What all problems of one code have in common (RFC 9457, section 4).
+    """A problem type (RFC 9457, section 4).
 
     Attributes:
         code: see `ServerError`.
-        status: of the HTTP answer.
-        title: short words for people.
+        status: HTTP status code.
+        title: short summary for people.
     """
 
     code: str
@@ -34,7 +34,7 @@ class ProblemType:
 
     @property
     def uri(self) -> str:
-        """The `type` of the document."""
+        """The member `type` of the document."""
         return f"urn:letstalk:problem:{self.code}"
 
 
@@ -69,7 +69,7 @@ PROBLEM_TYPES = {
         ("internal", 500, "Something went wrong on the server"),
         ("at-capacity", 503, "All places are taken"),
         ("not-ready", 503, "The server is not ready"),
-        # Told in messages only, where no status is sent.
+        # Only sent in messages, without the status.
         ("bad-message", 400, "The message cannot be understood"),
         ("message-too-large", 413, "That message is too large"),
         ("message-rate", 429, "Too many messages"),
@@ -95,11 +95,11 @@ _AUTHENTICATE = {"www-authenticate": 'Bearer realm="letstalk"'}
 
 
 class HttpError(ServerError):
-    """What only HTTP knows of.
+    """Base class of errors that occur in HTTP only.
 
     Args:
         detail: see `ServerError`.
-        headers: further headers of the answer.
+        headers: additional headers of the response.
     """
 
     def __init__(self, detail: str, headers: Mapping[str, str] | None = None) -> None:
@@ -108,13 +108,13 @@ class HttpError(ServerError):
 
 
 class ForeignOriginError(HttpError):
-    """A page of another site asks."""
+    """The request comes from a page of another site."""
 
     code = "foreign-origin"
 
 
 class MethodNotAllowedError(HttpError):
-    """The address does not take the method."""
+    """The path does not support the method."""
 
     code = "method-not-allowed"
 
@@ -126,13 +126,13 @@ class PreconditionFailedError(HttpError):
 
 
 class ContentTooLargeError(HttpError):
-    """The body is above the limit."""
+    """The body exceeds the size limit."""
 
     code = "too-large"
 
 
 class UnsupportedMediaTypeError(HttpError):
-    """The body is of a content type that is not understood."""
+    """The content type of the body is not supported."""
 
     code = "unsupported-media-type"
 
@@ -144,7 +144,7 @@ class PreconditionRequiredError(HttpError):
 
 
 class InternalError(HttpError):
-    """A bug; the server's log has its type."""
+    """An unexpected error; the server's log has its type."""
 
     code = "internal"
 
@@ -154,9 +154,9 @@ class ProblemDetails:
     """One problem document.
 
     Attributes:
-        problem_type: which problem.
+        problem_type: the problem type.
         detail: see `ServerError`.
-        headers: of the answer, beside the content type.
+        headers: headers of the response, in addition to the content type.
     """
 
     problem_type: ProblemType
@@ -164,7 +164,7 @@ class ProblemDetails:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def response(self) -> JSONResponse:
-        """Return the HTTP answer."""
+        """Return the HTTP response."""
         body = {
             "type": self.problem_type.uri,
             "title": self.problem_type.title,
@@ -181,7 +181,7 @@ class ProblemDetails:
 
 
 def problem_details(error: ServerError | PortraitError) -> ProblemDetails:
-    """Return the problem document that tells of an error."""
+    """Return the problem document of an error."""
     problem_type = PROBLEM_TYPES[_code_of(error)]
     headers = dict(_AUTHENTICATE) if problem_type.status == 401 else {}
     if isinstance(error, RetryLaterError):

@@ -1,4 +1,4 @@
-"""What all HTTP handlers share: reading bodies and queries in bounds, and who asks."""
+"""Shared by the HTTP handlers: bounded reading of bodies and queries, authorisation, responses."""
 
 import asyncio
 import json
@@ -27,15 +27,15 @@ NO_STORE = {"cache-control": "no-store"}
 
 
 class AppContext:
-    """The parts of the application, as handlers ask for them.
+    """Typed access to the state of the application.
 
     Args:
-        connection: a request or a WebSocket.
+        request: a request or a WebSocket.
     """
 
-    def __init__(self, connection: HTTPConnection) -> None:
-        self._connection = connection
-        self._state = connection.app.state
+    def __init__(self, request: HTTPConnection) -> None:
+        self._request = request
+        self._state = request.app.state
 
     @property
     def settings(self) -> Settings:
@@ -44,7 +44,7 @@ class AppContext:
 
     @property
     def avatar_service(self) -> AvatarService:
-        """The model and the portraits."""
+        """The loaded model and the portraits."""
         return cast(AvatarService, self._state.avatar_service)
 
     @property
@@ -54,22 +54,22 @@ class AppContext:
 
     @property
     def auth(self) -> Auth:
-        """Who may do what."""
+        """Issues and checks tokens."""
         return cast(Auth, self._state.auth)
 
     @property
     def metrics(self) -> ServerMetrics:
-        """What is counted."""
+        """The metrics of the server."""
         return cast(ServerMetrics, self._state.metrics)
 
     def authorize(self, *scopes: str) -> Caller:
-        """Tell who asks.
+        """Return the caller, who must have one of the scopes if any are given.
 
         Raises:
-            AuthenticationError: the token is no good.
-            NotAllowedError: it allows none of the scopes.
+            AuthenticationError: The token is missing, invalid or expired.
+            NotAllowedError: The token has none of the scopes.
         """
-        caller = self.auth.authenticate(self._connection.headers)
+        caller = self.auth.authenticate(self._request.headers)
         if scopes:
             caller.require(*scopes)
         return caller
@@ -79,14 +79,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     """Receive a body of at most `limit` bytes.
 
     Raises:
-        ContentTooLargeError: it is larger.
-        BadRequestError: it does not arrive in time.
+        ContentTooLargeError: The body is larger.
+        BadRequestError: The body does not arrive in time.
     """
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for piece in request.stream():
-                data += piece
+            async for chunk in request.stream():
+                data += chunk
                 if len(data) > limit:
                     raise ContentTooLargeError(_too_large(limit), {"connection": "close"})
     except TimeoutError:
@@ -98,7 +98,7 @@ async def read_json(request: Request, *, may_be_empty: bool = False) -> dict[str
     """Receive a JSON object.
 
     Raises:
-        BadRequestError: the body is something else.
+        BadRequestError: The body is not a JSON object.
     """
     data = await read_body(request, MAX_JSON_BYTES)
     if may_be_empty and not data:
@@ -115,27 +115,27 @@ async def read_json(request: Request, *, may_be_empty: bool = False) -> dict[str
 
 
 def content_type(request: Request) -> str:
-    """Give the media type of the body, without parameters."""
+    """Return the media type of the body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def text_field(fields: dict[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> str | None:
-    """Give an optional text of a JSON object.
+    """Return an optional string of a JSON object.
 
     Raises:
-        BadRequestError: it is something else, or too long.
+        BadRequestError: The value is no string, or too long.
     """
     value = fields.get(key)
     if value is not None and (not isinstance(value, str) or len(value) > limit):
-        raise BadRequestError(f'"{key}" must be a text of at most {limit} characters.')
+        raise BadRequestError(f'"{key}" must be a string of at most {limit} characters.')
     return value
 
 
 def parse_options(fields: object) -> ServedSessionOptions:
-    """Read the options of a session.
+    """Return the options of a session from a JSON value.
 
     Raises:
-        BadRequestError: one of them is of the wrong kind.
+        BadRequestError: An option has the wrong type or is out of range.
     """
     if fields is None:
         return ServedSessionOptions()
@@ -145,7 +145,7 @@ def parse_options(fields: object) -> ServedSessionOptions:
     if not isinstance(badge, bool):
         raise BadRequestError('"badge" must be true or false.')
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
-        raise BadRequestError(f'"seed" must be a whole number, 0 to {MAX_SEED}.')
+        raise BadRequestError(f'"seed" must be an integer, 0 to {MAX_SEED}.')
     return ServedSessionOptions(badge, seed, _motion_of(fields.get("motion")))
 
 
@@ -164,14 +164,14 @@ def _motion_of(fields: object) -> MotionOptions:
         raise BadRequestError(f'"motion" cannot be used: {error}.') from None
 
 
-def query_flag(connection: HTTPConnection, key: str, default: bool) -> bool:
-    """Read true or false from the query.
+def query_flag(request: HTTPConnection, key: str, default: bool) -> bool:
+    """Return a boolean of the query.
 
     Raises:
-        BadRequestError: it is neither.
+        BadRequestError: The value is neither `true` nor `false`.
     """
     known = {"true": True, "false": False}
-    text = connection.query_params.get(key, str(default).lower())
+    text = request.query_params.get(key, str(default).lower())
     if text not in known:
         raise BadRequestError(f"{key} in the query must be true or false.")
     return known[text]
@@ -180,10 +180,10 @@ def query_flag(connection: HTTPConnection, key: str, default: bool) -> bool:
 def json_response(
     body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """Give a JSON response that nobody keeps."""
+    """Return a JSON response that must not be cached."""
     return JSONResponse(body, status_code=status, headers=NO_STORE | (headers or {}))
 
 
 def _too_large(limit: int) -> str:
     size = f"{limit / 1e6:.0f} MB" if limit >= 1e6 else f"{limit / 1e3:.0f} kB"
-    return f"At most {size} are accepted. Send something smaller."
+    return f"At most {size} are accepted."

@@ -1,4 +1,4 @@
-"""The HTTP interface without WebRTC: service, tokens, avatars, sessions."""
+"""The HTTP endpoints without WebRTC: service, tokens, avatars, sessions."""
 
 import asyncio
 import time
@@ -30,15 +30,13 @@ from letstalk_server.session.session import Session
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc import turn
 
-CONSENT = (
-    "This is a photo of me, or the person in it has agreed to be shown as a talking avatar."
-)
+CONSENT = "This is a photo of me, or the person in it has agreed to be shown as a talking avatar."
 IMAGE_TYPES = {"still.jpg": "image/jpeg", "thumbnail.jpg": "image/jpeg", "matte.png": "image/png"}
 MIN_TTL_S = 10
 
 
 def routes() -> list[BaseRoute]:
-    """Give the routes."""
+    """Return the routes."""
     return [
         Route("/healthz", health),
         Route("/readyz", ready),
@@ -61,32 +59,32 @@ def routes() -> list[BaseRoute]:
 
 
 async def health(request: Request) -> Response:
-    """Tell that the process lives."""
+    """Report that the process is alive."""
     sessions = AppContext(request).sessions
     capacity = sessions.admission.capacity
     return json_response({"status": "ok", "sessions": len(sessions), "max_sessions": capacity})
 
 
 async def ready(request: Request) -> Response:
-    """Tell whether a session could be opened."""
+    """Report whether a session could be opened."""
     AppContext(request).sessions.check_capacity()
     return json_response({"status": "ready"})
 
 
 async def prometheus(request: Request) -> Response:
-    """Give the metrics."""
+    """Return the metrics."""
     context = AppContext(request)
     context.authorize("metrics")
     return Response(context.metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
 
 
 async def describe(request: Request) -> Response:
-    """Give the OpenAPI document."""
+    """Return the OpenAPI document."""
     return JSONResponse(openapi.document())
 
 
 async def config(request: Request) -> Response:
-    """Tell a page what it needs before anything else."""
+    """Return what a page needs before it opens a session."""
     settings = AppContext(request).settings
     return json_response(
         {
@@ -121,7 +119,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
 
 
 async def create_token(request: Request) -> Response:
-    """Make a token for somebody, or renew the caller's own."""
+    """Issue a token to an operator's user, or renew the caller's own."""
     context = AppContext(request)
     caller = context.authorize()
     fields = await read_json(request, may_be_empty=True)
@@ -129,7 +127,7 @@ async def create_token(request: Request) -> Response:
     if ttl_s is not None and (
         not isinstance(ttl_s, int) or isinstance(ttl_s, bool) or not MIN_TTL_S <= ttl_s <= MAX_TTL_S
     ):
-        raise BadRequestError(f'"ttl_s" must be a whole number, {MIN_TTL_S} to {MAX_TTL_S}.')
+        raise BadRequestError(f'"ttl_s" must be an integer, {MIN_TTL_S} to {MAX_TTL_S}.')
     if not caller.is_operator:
         token, expires_s = context.auth.renew(caller, ttl_s)
         return _token(token, expires_s, caller.subject, caller.scopes, caller.session)
@@ -175,12 +173,12 @@ async def list_avatars(request: Request) -> Response:
 
 
 async def upload_avatar(request: Request) -> Response:
-    """Take a picture file as the request body, with no form around it."""
+    """Upload a portrait: the body is the image file itself, not a form."""
     context = AppContext(request)
     caller = context.authorize("avatars")
     if not query_flag(request, "consent", False):
         raise ConsentMissingError(
-            f"Whoever uploads a portrait must confirm: {CONSENT} Send consent=true in the query."
+            f"Uploading a portrait requires consent: {CONSENT} Send consent=true in the query."
         )
     request.app.state.upload_limiter.check(caller)
     label = request.query_params.get("label", "")
@@ -190,21 +188,21 @@ async def upload_avatar(request: Request) -> Response:
     async with uploading:
         data = await read_body(request, context.settings.max_upload_bytes)
         if not data:
-            raise NotAnImageError("The file is empty. Choose a JPEG, PNG or WebP picture.")
+            raise NotAnImageError("The file is empty. Choose a JPEG, PNG or WebP image.")
         entry = await context.avatar_service.upload(data, caller.subject, label)
     context.metrics.uploads.inc()
     return json_response(avatar_json(entry), 201, {"location": f"/v1/avatars/{entry.id}"})
 
 
 async def show_avatar(request: Request) -> Response:
-    """Tell about one avatar."""
+    """Return one avatar."""
     context = AppContext(request)
     context.authorize("avatars", "sessions", "view", "speak")
     return json_response(avatar_json(context.avatar_service.find(request.path_params["name"])))
 
 
 async def delete_avatar(request: Request) -> Response:
-    """Forget an upload."""
+    """Delete an upload."""
     context = AppContext(request)
     caller = context.authorize("avatars")
     context.avatar_service.delete(request.path_params["name"], caller.subject)
@@ -212,7 +210,7 @@ async def delete_avatar(request: Request) -> Response:
 
 
 async def show_image(request: Request) -> Response:
-    """Give a picture of an avatar. No token: the id of an upload cannot be guessed."""
+    """Return an image of an avatar. It needs no token: ids of uploads cannot be guessed."""
     avatar_service: AvatarService = AppContext(request).avatar_service
     entry = avatar_service.find(request.path_params["name"])
     name = request.path_params["picture"]
@@ -220,13 +218,13 @@ async def show_image(request: Request) -> Response:
     if name == "matte.png":
         data = await avatar_service.matte(entry)
     if data is None:
-        raise NotFoundError("There is no such picture.")
+        raise NotFoundError("There is no such image.")
     headers = {"cache-control": "private, no-cache"}
     return Response(data, media_type=IMAGE_TYPES[name], headers=headers)
 
 
 def avatar_json(entry: AvatarEntry) -> dict[str, Any]:
-    """Tell about an avatar."""
+    """Return the JSON object of an avatar."""
     height, width = entry.portrait.canvas.shape[:2]
     address = f"v1/avatars/{entry.id}"
     return {
@@ -249,7 +247,7 @@ def avatar_json(entry: AvatarEntry) -> dict[str, Any]:
 
 
 async def create_session(request: Request) -> Response:
-    """Make a session; connections are then made on it."""
+    """Open a session, to which clients then connect."""
     context = AppContext(request)
     caller = context.authorize("sessions")
     fields = await read_json(request, may_be_empty=True)
@@ -263,7 +261,7 @@ async def create_session(request: Request) -> Response:
 
 
 async def show_session(request: Request) -> Response:
-    """Tell about a session, with fresh credentials."""
+    """Return a session, with new credentials."""
     context = AppContext(request)
     caller = context.authorize("sessions", "speak", "view")
     session = context.sessions.find(request.path_params["name"], caller)
@@ -281,7 +279,7 @@ async def delete_session(request: Request) -> Response:
 def session_response(
     context: AppContext, session: Session, status: int = 200, caller: Caller | None = None
 ) -> JSONResponse:
-    """Tell about a session, with tokens and TURN credentials of its own."""
+    """Return the response of a session, with its tokens and TURN credentials."""
     settings = context.settings
     servers = turn.ice_servers(settings)
     now = time.monotonic()
@@ -301,8 +299,8 @@ def session_response(
         "disclosure": session.disclosure,
         "warnings": list(session.avatar_entry.portrait.warnings),
         "connections": [
-            {"id": link.id, "kind": link.kind, "age_s": round(now - since_s, 1)}
-            for link, since_s in session.connections.with_times()
+            {"id": connection.id, "kind": connection.kind, "age_s": round(now - since_s, 1)}
+            for connection, since_s in session.connections.with_times()
         ],
         "age_s": round(now - session.lifetime.started_s, 1),
         "ends_in_s": round(session.lifetime.ends_in_s, 1),
@@ -319,8 +317,8 @@ _KINDS = ("offer", "whep", "whip", "ws")
 def _tokens(context: AppContext, session: Session, *, may_speak: bool) -> dict[str, Any]:
     if not context.auth.required:
         return {"token": None, "viewer_token": None, "expires_in_s": None}
-    watching, expires_s = context.auth.issue(session.owner, ["view"], session=session.id)
-    speaking = watching
+    viewer, expires_s = context.auth.issue(session.owner, ["view"], session=session.id)
+    speaker = viewer
     if may_speak:
-        speaking, _ = context.auth.issue(session.owner, ["speak", "view"], session=session.id)
-    return {"token": speaking, "viewer_token": watching, "expires_in_s": expires_s}
+        speaker, _ = context.auth.issue(session.owner, ["speak", "view"], session=session.id)
+    return {"token": speaker, "viewer_token": viewer, "expires_in_s": expires_s}

@@ -1,12 +1,11 @@
-"""Offers and answers: the combined way of browsers, WHEP to watch and WHIP to speak.
+"""WebRTC signaling: JSON offers of the page, WHEP to watch and WHIP to speak.
 
-WHIP is RFC 9725, WHEP draft-ietf-wish-whep: raw SDP, one POST, all our candidates in the answer.
+WHIP is RFC 9725, WHEP is draft-ietf-wish-whep: raw SDP, one POST, all candidates in the answer.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
@@ -47,22 +46,22 @@ MAX_FRAGMENT_BYTES = 16_000
 
 
 def routes() -> list[BaseRoute]:
-    """Give the routes."""
-    connection = "/v1/sessions/{name}/connections/{connection}"
+    """Return the routes."""
+    path = "/v1/sessions/{name}/connections/{connection}"
     return [
         Route("/v1/offer", offer, methods=["POST"]),
         Route("/v1/whep", whep, methods=["POST"]),
         Route("/v1/whip", whip, methods=["POST"]),
         Route("/v1/whep", describe_methods, methods=["OPTIONS"]),
         Route("/v1/whip", describe_methods, methods=["OPTIONS"]),
-        Route(connection, trickle, methods=["PATCH"]),
-        Route(connection, close_connection, methods=["DELETE"]),
+        Route(path, trickle, methods=["PATCH"]),
+        Route(path, close_connection, methods=["DELETE"]),
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """Which session a connection is for: one that is there, or else a new one."""
+    """The session that a connection asks for: an existing one, or a new one."""
 
     session: str | None
     avatar: str | None = None
@@ -71,7 +70,7 @@ class SessionRequest:
 
 
 async def offer(request: Request) -> Response:
-    """Connect a browser: microphone up, avatar and data channel down."""
+    """Connect a page: it sends a microphone and receives the avatar, with a data channel."""
     context = AppContext(request)
     caller = context.authorize("speak")
     fields = await read_json(request)
@@ -102,7 +101,7 @@ async def whip(request: Request) -> Response:
 
 
 async def describe_methods(request: Request) -> Response:
-    """Tell what WHIP and WHEP clients may do; ICE servers are for those with a token."""
+    """Answer `OPTIONS` of WHIP and WHEP; ICE servers need a token."""
     headers = {"allow": "POST, OPTIONS", "accept-post": SDP}
     answer = Response(status_code=204, headers=headers)
     context = AppContext(request)
@@ -115,7 +114,7 @@ async def describe_methods(request: Request) -> Response:
 
 
 async def trickle(request: Request) -> Response:
-    """Take further candidates of a client."""
+    """Add trickled candidates of a client."""
     context, session, connection, caller = _find_connection(request)
     caller.require("speak" if connection.kind is not ConnectionKind.PLAY else "view", "speak")
     if content_type(request) != FRAGMENT:
@@ -125,17 +124,17 @@ async def trickle(request: Request) -> Response:
         raise PreconditionRequiredError("Send the connection's ETag in If-Match.")
     if condition.strip() == "*":
         raise IceRestartError(
-            "ICE is not restarted. Open a new connection on the same session instead."
+            "ICE restarts are not supported. Open a new connection on the same session instead."
         )
     if condition.strip() != _etag(connection):
         raise PreconditionFailedError("If-Match is not the ETag of this connection.")
     body = await read_body(request, MAX_FRAGMENT_BYTES)
     await connection.trickle(_decode_sdp(body))
-    return Response(status_code=204)  # without an ETag: the ICE session is the same
+    return Response(status_code=204)  # without ETag: the ICE session has not changed
 
 
 async def close_connection(request: Request) -> Response:
-    """Close a connection; the session goes on, within its grace time."""
+    """Close a connection; the session continues for its grace period."""
     context, session, connection, caller = _find_connection(request)
     caller.require("speak" if connection.kind is not ConnectionKind.PLAY else "view", "speak")
     await session.detach(connection)
@@ -149,11 +148,10 @@ async def connect(
     session_request: SessionRequest,
     sdp: str,
 ) -> tuple[Session, WebRTCConnection, str]:
-    """Put a peer connection on a session, which is made if none is named.
+    """Open a WebRTC connection on the requested session, or on a new one.
 
     Raises:
-        ServerError: the session, the avatar or the offer is not what it should be, or a new
-            session is one too many.
+        ServerError: The session, the avatar or the offer cannot be used, or the server is full.
     """
     session, is_new = session_for(context, caller, session_request)
     connection = WebRTCConnection(session, kind, may_speak="speak" in caller.scopes)
@@ -170,10 +168,10 @@ async def connect(
 def session_for(
     context: AppContext, caller: Caller, session_request: SessionRequest
 ) -> tuple[Session, bool]:
-    """Find or make the session; tells whether it is new.
+    """Return the requested session, and whether it was opened for this request.
 
     Raises:
-        ServerError: it is not there, or not the caller's, or may not be made.
+        ServerError: The session does not exist, is not the caller's, or cannot be opened.
     """
     name = session_request.session or caller.session
     if name is not None:
@@ -203,10 +201,10 @@ async def _answer_offer(request: Request, kind: ConnectionKind, scope: str) -> R
     return response
 
 
-def session_request_of(connection: Any) -> SessionRequest:
-    """Read from the query which session is meant."""
-    query = connection.query_params
-    badge = query_flag(connection, "badge", True)
+def session_request_of(request: HTTPConnection) -> SessionRequest:
+    """Return the session that the query asks for."""
+    query = request.query_params
+    badge = query_flag(request, "badge", True)
     return SessionRequest(
         query.get("session"), query.get("avatar"), None, ServedSessionOptions(badge=badge)
     )
@@ -218,7 +216,7 @@ def _find_connection(request: Request) -> tuple[AppContext, Session, WebRTCConne
     session = context.sessions.find(request.path_params["name"], caller)
     connection = session.connections.find(request.path_params["connection"])
     if not isinstance(connection, WebRTCConnection):
-        raise NotFoundError("That connection is a WebSocket: close it as such.")
+        raise NotFoundError("That connection is a WebSocket: close it on the WebSocket itself.")
     return context, session, connection, caller
 
 
@@ -231,7 +229,7 @@ def _decode_sdp(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError:
-        raise BadOfferError("The body must be SDP, which is UTF-8 text.") from None
+        raise BadOfferError("The body must be SDP in UTF-8.") from None
 
 
 def _address(session: Session, connection: WebRTCConnection) -> str:

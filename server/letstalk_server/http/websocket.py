@@ -1,4 +1,4 @@
-"""The WebSocket: messages and sound up; messages, and pictures with their sound if asked, down."""
+"""The WebSocket endpoint: messages and audio in; messages, frames and audio out."""
 
 import asyncio
 import contextlib
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 
 MAX_TEXTS_WAITING = 256
 MAX_AUDIO_WAITING = 2 * FPS
-"""Messages of sound that wait for a client that reads slowly: a second's worth of Opus."""
+"""Audio messages queued for a slow client: one second of Opus."""
 
 CLOSE_TIMEOUT_S = 2.0
 MAX_CAUGHT_UP = 12
-"""Slots whose sound is sent at once after a delay; the playout knows no more of the past."""
+"""Slots whose audio is sent after a delay; the playout's history is not longer."""
 
 
 class CloseCode:
@@ -60,19 +60,19 @@ _CODES = {
     TakenOverError.code: CloseCode.TAKEN_OVER,
     SessionOverError.code: CloseCode.NORMAL,
 }
-"""By code of the error; all others are `REFUSED`."""
+"""Close codes by error code; all others are `REFUSED`."""
 
 _BROKEN = (1006, 1011)
-"""What a WebSocket says that ended without a word, or did not answer pings."""
+"""Close codes of a WebSocket that was lost or did not answer pings."""
 
 
 def routes() -> list[BaseRoute]:
-    """Give the route."""
-    return [WebSocketRoute("/v1/ws", converse)]
+    """Return the route."""
+    return [WebSocketRoute("/v1/ws", serve_websocket)]
 
 
-async def converse(websocket: WebSocket) -> None:
-    """Serve one WebSocket, from its handshake to its end."""
+async def serve_websocket(websocket: WebSocket) -> None:
+    """Serve one WebSocket from its handshake to its end."""
     try:
         connection, session, is_new = _open(websocket)
     except ServerError as error:
@@ -80,7 +80,7 @@ async def converse(websocket: WebSocket) -> None:
         return
     try:
         await websocket.accept(auth.subprotocol(websocket.headers))
-    except Exception:  # the client is gone already
+    except Exception:  # the client has gone already
         if is_new:
             session.end(EndReason.CLOSED)
         return
@@ -112,13 +112,13 @@ async def _reject(websocket: WebSocket, error: ServerError) -> None:
 
 
 class WebSocketConnection:
-    """One WebSocket on a session.
+    """A WebSocket connection of a session.
 
     Args:
-        websocket: accepted before `serve`.
-        session: what it is for.
-        wishes: what its query asked for.
-        may_speak: whether its messages may do more than watch.
+        websocket: the WebSocket, accepted before `serve`.
+        session: the session that it belongs to.
+        config: configuration from the query.
+        may_speak: whether its token has the scope `speak`.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class WebSocketConnection:
         self._disconnect_code = _BROKEN[0]
 
     async def serve(self) -> None:
-        """Talk with the client until it or the session ends."""
+        """Exchange messages until the client or the session ends."""
         session = self._session
         resumed = session.is_resumed
         try:
@@ -154,7 +154,7 @@ class WebSocketConnection:
         tasks = [
             asyncio.create_task(work, name=f"session-socket-{name}")
             for name, work in (
-                ("listen", self._listen()),
+                ("receive", self._receive()),
                 ("write", self._write()),
                 ("frames", self._send_frames()),
             )
@@ -172,14 +172,14 @@ class WebSocketConnection:
             await session.detach(self, is_lost=self._is_broken)
 
     def send(self, text: str) -> None:
-        """Queue a message; the oldest go when the client does not read."""
+        """Queue a message; the oldest are dropped if the client does not read."""
         if len(self._texts) >= MAX_TEXTS_WAITING:
             self._texts.popleft()
         self._texts.append(text)
         self._changed.set()
 
     def is_lost(self, now_s: float) -> bool:
-        """Never: the pings of the server below this one notice it."""
+        """Return False: uvicorn's pings detect lost clients."""
         return False
 
     async def aclose(self, error: ServerError | None = None) -> None:
@@ -192,10 +192,10 @@ class WebSocketConnection:
 
     @property
     def _is_broken(self) -> bool:
-        """The connection broke; nobody closed it."""
+        """Whether the connection was lost instead of closed."""
         return not self._closing.done() and self._disconnect_code in _BROKEN
 
-    async def _listen(self) -> None:
+    async def _receive(self) -> None:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -209,7 +209,7 @@ class WebSocketConnection:
                 await self._session.speech.wait_for_space()
 
     async def _write(self) -> None:
-        """Send what waits: messages first, then the newest picture, then sound."""
+        """Send what is queued: messages first, then the newest frame, then audio."""
         while True:
             while self._texts:
                 await self._websocket.send_text(self._texts.popleft())
@@ -223,26 +223,26 @@ class WebSocketConnection:
                 await self._changed.wait()
 
     async def _send_frames(self) -> None:
-        """Pack each slot when it is due, for those who want to see it."""
+        """Pack each slot when it is due, if frames are configured."""
         playout = self._session.playout
         number, packer = int(playout.now() / SLOT_S), None
         while True:
             await playout.wait_until(number * SLOT_S)
-            wanted = self.config.frames
-            if wanted.format == "none":
+            frames = self.config.frames
+            if frames.format == "none":
                 packer = None
                 number = int(playout.now() / SLOT_S) + 1
                 continue
-            if packer is None or packer.wanted != wanted:
-                packer = FramePacker(wanted, has_badge=self._session.has_badge)
+            if packer is None or packer.frames_format != frames:
+                packer = FramePacker(frames, has_badge=self._session.has_badge)
             await self._pack(packer, number)
-            present = int(playout.now() / SLOT_S)
-            number = max(number + 1, present - MAX_CAUGHT_UP)
+            current = int(playout.now() / SLOT_S)
+            number = max(number + 1, current - MAX_CAUGHT_UP)
 
     async def _pack(self, packer: FramePacker, number: int) -> None:
         slot = self._session.playout.read_slot(number)
-        is_wanted = (number * packer.wanted.max_fps) % FPS < packer.wanted.max_fps
-        if is_wanted:
+        is_due = (number * packer.frames_format.max_fps) % FPS < packer.frames_format.max_fps
+        if is_due:
             call = partial(packer.frame, slot)
             self._frame = await asyncio.get_running_loop().run_in_executor(None, call)
         self._audio_messages.extend(packer.audio_messages(slot))
@@ -251,7 +251,7 @@ class WebSocketConnection:
     async def _close_socket(self, error: ServerError | None) -> None:
         if self._websocket.client_state is not WebSocketState.CONNECTED:
             return
-        with contextlib.suppress(Exception):  # it may go while we say goodbye
+        with contextlib.suppress(Exception):  # the client may disconnect meanwhile
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 while self._texts:
                     await self._websocket.send_text(self._texts.popleft())
@@ -267,4 +267,4 @@ def _log_failures(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, WebSocketDisconnect | OSError):
-            log.warning("a WebSocket failed (%s)", type(error).__name__)
+            log.warning("a WebSocket connection failed (%s)", type(error).__name__)

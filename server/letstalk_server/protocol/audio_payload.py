@@ -1,4 +1,4 @@
-"""Sound in messages: PCM and Opus into samples, and samples into PCM and Opus."""
+"""Audio in messages: PCM and Opus, decoded and encoded."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,24 +20,24 @@ _OPUS_TIME_BASE = Fraction(1, SAMPLE_RATE)
 
 
 class AudioPayloadDecoder(Protocol):
-    """Turns messages of one connection into samples."""
+    """Decodes the audio messages of one connection."""
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """Give `(n,)` or `(n, channels)`, int16 or float32.
+        """Return `(n,)` or `(n, channels)`, int16 or float32.
 
         Raises:
-            BadAudioError: the message is not in the format.
+            BadAudioError: The message is not in the format.
         """
         ...
 
 
-def make_decoder(form: AudioFormat) -> AudioPayloadDecoder:
-    """Make the decoder for a format."""
-    return OpusDecoder() if form.format == "opus" else PcmDecoder(form.channels)
+def make_decoder(audio_format: AudioFormat) -> AudioPayloadDecoder:
+    """Return a decoder for a format."""
+    return OpusDecoder() if audio_format.format == "opus" else PcmDecoder(audio_format.channels)
 
 
 class PcmDecoder:
-    """Little-endian 16-bit samples, interleaved.
+    """Decodes little-endian 16-bit samples, interleaved.
 
     Args:
         channels: 1 or 2.
@@ -47,24 +47,24 @@ class PcmDecoder:
         self._channels = channels
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """Give `(n,)` or `(n, 2)` int16."""
+        """Return `(n,)` or `(n, 2)` int16."""
         size = 2 * self._channels
         if len(data) % size:
             raise BadAudioError(
-                f"A piece of sound must have a multiple of {size} bytes, got {len(data)}."
+                f"An audio chunk must have a multiple of {size} bytes, got {len(data)}."
             )
         samples = np.frombuffer(data, "<i2")
         return samples.reshape(-1, self._channels) if self._channels > 1 else samples
 
 
 class OpusDecoder:
-    """One Opus packet per message."""
+    """Decodes one Opus packet per message."""
 
     def __init__(self) -> None:
         self._codec = _context("libopus", "r")
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """Give `(n,)` float32 in [-1, 1] at 48 kHz."""
+        """Return `(n,)` float32 in [-1, 1] at 48 kHz."""
         if not 0 < len(data) <= MAX_OPUS_PACKET_BYTES:
             raise BadAudioError(
                 f"An Opus packet has 1 to {MAX_OPUS_PACKET_BYTES} bytes, got {len(data)}."
@@ -72,12 +72,12 @@ class OpusDecoder:
         try:
             frames = self._codec.decode(av.Packet(data))
         except av.FFmpegError:
-            raise BadAudioError("That is not an Opus packet.") from None
+            raise BadAudioError("The message is not an Opus packet.") from None
         return np.concatenate([np.zeros(0, np.float32), *map(_mono, frames)])
 
 
 class OpusEncoder:
-    """The avatar's voice as Opus packets of 20 ms."""
+    """Encodes the avatar's audio as Opus packets of 20 ms."""
 
     def __init__(self) -> None:
         self._codec = _context("libopus", "w")
@@ -89,9 +89,9 @@ class OpusEncoder:
         self._pts = 0
 
     def __call__(self, pcm: np.ndarray) -> Iterator[bytes]:
-        """Encode the sound of a frame: `(640,)` float32 in [-1, 1]."""
-        for piece in to_int16(pcm).reshape(_PACKETS_PER_FRAME, _OPUS_SAMPLES):
-            frame = av.AudioFrame.from_ndarray(piece[None], format="s16", layout="mono")
+        """Yield the packets of a frame's audio, `(640,)` float32 in [-1, 1]."""
+        for chunk in to_int16(pcm).reshape(_PACKETS_PER_FRAME, _OPUS_SAMPLES):
+            frame = av.AudioFrame.from_ndarray(chunk[None], format="s16", layout="mono")
             frame.sample_rate, frame.pts = SAMPLE_RATE, self._pts
             frame.time_base = _OPUS_TIME_BASE
             self._pts += _OPUS_SAMPLES
@@ -100,7 +100,7 @@ class OpusEncoder:
 
 
 def to_int16(pcm: np.ndarray) -> np.ndarray:
-    """Turn float32 in [-1, 1] into int16; what is beyond is clipped."""
+    """Convert float32 in [-1, 1] to int16, with clipping."""
     scaled: np.ndarray = (np.clip(pcm, -1.0, 1.0) * 32_767).astype(np.int16)
     return scaled
 

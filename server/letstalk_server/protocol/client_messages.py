@@ -1,7 +1,7 @@
-"""What clients say, on the data channel and the WebSocket: JSON objects told apart by `type`.
+"""Messages of clients on the data channel and the WebSocket: JSON objects with a `type`.
 
-`docs/protocol.md` has them all with examples; what they are told is in `events`. What a client
-sends is not trusted: `parse` answers anything else with `BadMessageError`.
+`docs/protocol.md` lists them with examples; the server's messages are in `server_messages`. Clients
+are not trusted: `parse` raises `BadMessageError` for anything else.
 """
 
 import base64
@@ -26,7 +26,7 @@ OPUS_RATE = 48_000
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """How a connection sends sound."""
+    """The format in which a connection sends audio."""
 
     format: Literal["pcm16", "opus"] = "pcm16"
     sample_rate: int = 16_000
@@ -35,7 +35,7 @@ class AudioFormat:
 
 @dataclass(frozen=True, slots=True)
 class FramesFormat:
-    """Which pictures a connection wants, and with which sound."""
+    """The format in which a connection receives frames and their audio."""
 
     format: Literal["none", "jpeg", "rgb"] = "none"
     quality: int = 80
@@ -45,14 +45,14 @@ class FramesFormat:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionConfig:
-    """What a connection sends and wants; see `session.configure`."""
+    """The configuration of a connection; see `session.configure`."""
 
     audio: AudioFormat = AudioFormat()
     frames: FramesFormat = FramesFormat()
     stats_s: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Give it as `session.configured` tells it."""
+        """Return the fields of `session.configured`."""
         return {
             "audio": fields_of(self.audio),
             "frames": fields_of(self.frames),
@@ -70,9 +70,9 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """What the connection sends and wants from now on; `None` changes nothing.
+    """Change the configuration of the connection; `None` changes nothing.
 
-    The parts are kept as they were sent, and checked when they are applied to what holds.
+    The fields are kept as sent, and checked when they are applied to the current configuration.
     """
 
     type: ClassVar[str] = "session.configure"
@@ -82,10 +82,10 @@ class Configure:
     event_id: str | None = None
 
     def apply(self, config: ConnectionConfig) -> ConnectionConfig:
-        """Give the wishes that then hold.
+        """Return the changed configuration.
 
         Raises:
-            BadMessageError: a value is out of range.
+            BadMessageError: A value is out of range.
         """
         if self.audio is not None:
             config = replace(config, audio=_audio(self.audio, config.audio))
@@ -98,7 +98,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The client is done with the session."""
+    """End the session."""
 
     type: ClassVar[str] = "session.close"
     event_id: str | None = None
@@ -106,7 +106,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """Forget the speech that was not shown yet."""
+    """Drop the speech that was not played yet."""
 
     type: ClassVar[str] = "avatar.interrupt"
     event_id: str | None = None
@@ -114,7 +114,7 @@ class Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """Show another avatar, by its id; `portrait` is an old name for the same."""
+    """Show another avatar; `portrait` is an older field for the same id."""
 
     type: ClassVar[str] = "avatar.select"
     avatar: str | None = None
@@ -124,7 +124,7 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """A piece of sound, in the configured format."""
+    """A chunk of audio in the configured format."""
 
     type: ClassVar[str] = "audio.append"
     audio: bytes = field(repr=False, default=b"")
@@ -133,7 +133,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class EndSegment:
-    """The utterance is complete."""
+    """End the segment."""
 
     type: ClassVar[str] = "segment.end"
     event_id: str | None = None
@@ -141,7 +141,7 @@ class EndSegment:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """What the pages that show the avatar should change in their looks."""
+    """Change the appearance of pages that show the avatar."""
 
     type: ClassVar[str] = "overlay.update"
     overlay: Mapping[str, Any] = field(default_factory=dict)
@@ -152,15 +152,15 @@ ClientMessage = Ping | Configure | Close | Interrupt | Select | Append | EndSegm
 
 
 def parse(text: object, max_bytes: int = 262_144) -> ClientMessage:
-    """Read a text message of a client.
+    """Parse a text message of a client.
 
     Raises:
-        BadMessageError: it is not one of ours; the text says why and never repeats the message.
+        BadMessageError: The message is invalid. The error never repeats its content.
     """
     fields = _load(text, max_bytes)
     event_id = fields.get("event_id")
-    if event_id is not None and not _is_text(event_id, MAX_ID_CHARS):
-        raise BadMessageError(f"event_id must be a text of at most {MAX_ID_CHARS} characters")
+    if event_id is not None and not _is_string(event_id, MAX_ID_CHARS):
+        raise BadMessageError(f"event_id must be a string of at most {MAX_ID_CHARS} characters")
     try:
         return _build(fields, event_id)
     except BadMessageError as error:
@@ -169,10 +169,10 @@ def parse(text: object, max_bytes: int = 262_144) -> ClientMessage:
 
 
 def config_from_query(query: Mapping[str, str]) -> ConnectionConfig:
-    """Read the wishes that a WebSocket's query tells.
+    """Return the configuration in the query of a WebSocket.
 
     Raises:
-        BadMessageError: a value is unknown or out of range.
+        BadMessageError: A value is unknown or out of range.
     """
     audio: dict[str, Any] = {}
     if "audio" in query:
@@ -192,7 +192,7 @@ def config_from_query(query: Mapping[str, str]) -> ConnectionConfig:
 
 def _number(text: str, key: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise BadMessageError(f"{key} must be a whole number")
+        raise BadMessageError(f"{key} must be an integer")
     return int(text)
 
 
@@ -213,7 +213,7 @@ def _load(text: object, max_bytes: int) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(name)  # NaN and Infinity are no JSON
+    raise ValueError(name)  # NaN and Infinity are not JSON
 
 
 def _build(fields: dict[str, Any], event_id: str | None) -> ClientMessage:
@@ -225,15 +225,15 @@ def _build(fields: dict[str, Any], event_id: str | None) -> ClientMessage:
 
 def _select(fields: dict[str, Any], event_id: str | None) -> Select:
     given = {key: fields[key] for key in ("avatar", "portrait") if fields.get(key) is not None}
-    if len(given) != 1 or not all(_is_text(value, MAX_NAME_CHARS) for value in given.values()):
-        raise BadMessageError("avatar.select takes either avatar or portrait, a short text")
+    if len(given) != 1 or not all(_is_string(value, MAX_NAME_CHARS) for value in given.values()):
+        raise BadMessageError("avatar.select takes either avatar or portrait, a short string")
     return Select(**given, event_id=event_id)
 
 
 def _append(fields: dict[str, Any], event_id: str | None) -> Append:
     audio = fields.get("audio")
     if not isinstance(audio, str):
-        raise BadMessageError("audio.append needs the sound in audio, as base64")
+        raise BadMessageError("audio.append needs base64 in the field audio")
     try:
         return Append(base64.b64decode(audio, validate=True), event_id)
     except (binascii.Error, ValueError):
@@ -249,7 +249,7 @@ def _overlay(fields: dict[str, Any], event_id: str | None) -> Overlay:
         or len(json.dumps(overlay)) > MAX_OVERLAY_CHARS
     ):
         raise BadMessageError(
-            f"overlay must be a flat object of at most {MAX_OVERLAY_FIELDS} texts, numbers and "
+            f"overlay must be a flat object of at most {MAX_OVERLAY_FIELDS} strings, numbers and "
             f"booleans, {MAX_OVERLAY_CHARS} characters"
         )
     return Overlay(overlay, event_id)
@@ -261,10 +261,10 @@ def _configure(fields: dict[str, Any], event_id: str | None) -> Configure:
             raise BadMessageError(f"{key} of session.configure must be an object")
     stats_s = fields.get("stats_s")
     if stats_s is not None:
-        stats_s = _whole(stats_s, "stats_s", 0, 60)
-    wanted = Configure(fields.get("audio"), fields.get("frames"), stats_s, event_id)
-    wanted.apply(ConnectionConfig())
-    return wanted
+        stats_s = _integer(stats_s, "stats_s", 0, 60)
+    message = Configure(fields.get("audio"), fields.get("frames"), stats_s, event_id)
+    message.apply(ConnectionConfig())
+    return message
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any], str | None], ClientMessage]] = {
@@ -279,25 +279,25 @@ _BUILDERS: dict[str, Callable[[dict[str, Any], str | None], ClientMessage]] = {
 }
 
 
-def _audio(given: Mapping[str, Any], held: AudioFormat) -> AudioFormat:
-    kind = _one_of(given.get("format", held.format), "audio.format", ("pcm16", "opus"))
-    default = OPUS_RATE if kind == "opus" else held.sample_rate
-    rate = _whole(given.get("sample_rate", default), "audio.sample_rate", 8000, 192_000)
+def _audio(fields: Mapping[str, Any], current: AudioFormat) -> AudioFormat:
+    kind = _one_of(fields.get("format", current.format), "audio.format", ("pcm16", "opus"))
+    default = OPUS_RATE if kind == "opus" else current.sample_rate
+    rate = _integer(fields.get("sample_rate", default), "audio.sample_rate", 8000, 192_000)
     if rate % 100:
         raise BadMessageError("audio.sample_rate must be a multiple of 100")
     if kind == "opus" and rate != OPUS_RATE:
         raise BadMessageError(f"audio.sample_rate of opus is {OPUS_RATE}")
-    channels = _whole(given.get("channels", held.channels), "audio.channels", 1, 2)
-    return AudioFormat(kind, rate, channels)  # type: ignore[arg-type]  # checked just now
+    channels = _integer(fields.get("channels", current.channels), "audio.channels", 1, 2)
+    return AudioFormat(kind, rate, channels)  # type: ignore[arg-type]  # checked above
 
 
-def _frames(given: Mapping[str, Any], held: FramesFormat) -> FramesFormat:
-    kind = _one_of(given.get("format", held.format), "frames.format", ("none", "jpeg", "rgb"))
-    sound = _one_of(given.get("sound", held.sound), "frames.sound", ("pcm16", "opus", "none"))
+def _frames(fields: Mapping[str, Any], current: FramesFormat) -> FramesFormat:
+    kind = _one_of(fields.get("format", current.format), "frames.format", ("none", "jpeg", "rgb"))
+    sound = _one_of(fields.get("sound", current.sound), "frames.sound", ("pcm16", "opus", "none"))
     return FramesFormat(
-        kind,  # type: ignore[arg-type]  # checked just now
-        _whole(given.get("quality", held.quality), "frames.quality", 1, 95),
-        _whole(given.get("max_fps", held.max_fps), "frames.max_fps", 1, 25),
+        kind,  # type: ignore[arg-type]  # checked above
+        _integer(fields.get("quality", current.quality), "frames.quality", 1, 95),
+        _integer(fields.get("max_fps", current.max_fps), "frames.max_fps", 1, 25),
         sound,  # type: ignore[arg-type]
     )
 
@@ -308,11 +308,11 @@ def _one_of(value: object, key: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def _whole(value: object, key: str, low: int, high: int) -> int:
+def _integer(value: object, key: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise BadMessageError(f"{key} must be a whole number from {low} to {high}")
+        raise BadMessageError(f"{key} must be an integer from {low} to {high}")
     return value
 
 
-def _is_text(value: object, limit: int) -> bool:
+def _is_string(value: object, limit: int) -> bool:
     return isinstance(value, str) and len(value) <= limit

@@ -1,6 +1,6 @@
-"""What clients are told, on the data channel and the WebSocket: JSON objects told apart by `type`.
+"""Messages of the server on the data channel and the WebSocket: JSON objects with a `type`.
 
-`docs/protocol.md` has them all with examples; what they say is in `protocol`.
+`docs/protocol.md` lists them with examples; the clients' messages are in `client_messages`.
 """
 
 import json
@@ -13,7 +13,7 @@ from letstalk_server.errors import ServerError
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The connection is up; `warnings` are about the portrait."""
+    """The connection is ready; `warnings` are about the portrait."""
 
     type: ClassVar[str] = "session.ready"
     connection: str
@@ -36,7 +36,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """What the connection now sends and gets."""
+    """The new configuration of the connection."""
 
     type: ClassVar[str] = "session.configured"
     audio: Mapping[str, Any]
@@ -46,7 +46,7 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Warn:
-    """The session goes on, but the user should know."""
+    """A warning; the session continues."""
 
     type: ClassVar[str] = "session.warning"
     code: str
@@ -56,7 +56,7 @@ class Warn:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """A message was refused or the connection ends; `fatal` tells which."""
+    """A message was refused or, if `fatal`, the connection ends."""
 
     type: ClassVar[str] = "session.error"
     code: str
@@ -65,13 +65,13 @@ class Fail:
 
     @classmethod
     def of(cls, error: ServerError, *, fatal: bool = False) -> Self:
-        """Return the message that tells of an error."""
+        """Return the message for an error."""
         return cls(error.code, error.detail, fatal)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The session is over."""
+    """The session has ended."""
 
     type: ClassVar[str] = "session.ended"
     reason: str
@@ -79,11 +79,11 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How the session does.
+    """Statistics of the session.
 
     Attributes:
-        repeats: frames that were not there in time.
-        held_ms: how long the playout has waited for frames that were a little late.
+        repeats: frames that did not come in time.
+        held_ms: total time for which playout was held for late frames.
     """
 
     type: ClassVar[str] = "session.stats"
@@ -99,14 +99,14 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first sound of a segment is shown."""
+    """The first audio of a segment is played."""
 
     type: ClassVar[str] = "segment.started"
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last sound of a segment was shown."""
+    """The last audio of a segment was played."""
 
     type: ClassVar[str] = "segment.finished"
     played_ms: int
@@ -114,7 +114,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class SegmentInterrupted:
-    """A segment was cut off, in ms."""
+    """A segment was interrupted."""
 
     type: ClassVar[str] = "segment.interrupted"
     played_ms: int
@@ -123,28 +123,28 @@ class SegmentInterrupted:
 
 @dataclass(frozen=True, slots=True)
 class Speaking:
-    """The avatar began to speak."""
+    """The avatar has begun to speak."""
 
     type: ClassVar[str] = "avatar.speaking"
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """The avatar fell silent."""
+    """The avatar has become silent."""
 
     type: ClassVar[str] = "avatar.idle"
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """The avatar was interrupted and gives its attention to the other one."""
+    """The avatar was interrupted and listens."""
 
     type: ClassVar[str] = "avatar.listening"
 
 
 @dataclass(frozen=True, slots=True)
 class WasInterrupted:
-    """What an interrupt cut off, in ms; for the one who asked."""
+    """The reply to an interrupt: how much was played and dropped."""
 
     type: ClassVar[str] = "avatar.interrupted"
     played_ms: int
@@ -153,7 +153,7 @@ class WasInterrupted:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """Another avatar is on its way; `warnings` are about its portrait."""
+    """Another avatar was selected; `warnings` are about its portrait."""
 
     type: ClassVar[str] = "avatar.selected"
     avatar: str
@@ -162,7 +162,7 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class OverlayUpdated:
-    """The looks that pages should take on."""
+    """The appearance that pages should have."""
 
     type: ClassVar[str] = "overlay.updated"
     overlay: Mapping[str, Any]
@@ -189,10 +189,10 @@ ServerMessage = (
 
 
 class ServerMessageEncoder:
-    """Turns messages of one session into JSON text and numbers them.
+    """Numbers the messages of one session and encodes them as JSON.
 
     Args:
-        session: the session's id.
+        session: id of the session.
     """
 
     def __init__(self, session: str) -> None:
@@ -200,7 +200,7 @@ class ServerMessageEncoder:
         self._count = 0
 
     def __call__(self, message: ServerMessage, segment_id: int, re: str | None = None) -> str:
-        """Give the JSON text of a message; `re` is the `event_id` it answers."""
+        """Return the JSON text of a message; `re` is the `event_id` of the request."""
         self._count += 1
         fields: dict[str, Any] = {
             "type": message.type,
@@ -215,5 +215,5 @@ class ServerMessageEncoder:
 
 
 def fields_of(message: Any) -> dict[str, Any]:
-    """Give the fields of a message, without its type."""
+    """Return the fields of a message, without its type."""
     return {key: getattr(message, key) for key in message.__dataclass_fields__ if key != "type"}
