@@ -1,1 +1,1 @@
-"""LetsTalk as published: denoiser, fusion schemes, diffusion, checkpoints."""
+"""The model as published by LetsTalk: denoiser, fusion schemes, diffusion, checkpoints."""

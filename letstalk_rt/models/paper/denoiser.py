@@ -1,9 +1,9 @@
-"""The denoiser as LetsTalk published it, for comparison with the streaming one.
+"""The denoiser as published by LetsTalk, for comparison with the streaming one.
 
-A clip of 16 latents is denoised together, all at one timestep, after 2 latents of memory. Each
-block: softmax attention over memory and clip in time, both ways; speech; linear attention within
-each frame, portrait included; a gated convolutional FFN; adaLN-Zero from the timestep alone. See
-`fusion` for how portrait and speech enter; published are Symbiotic and Direct.
+A clip of 16 latents is denoised together, all at one timestep, with 2 latents of memory. Each
+block: bidirectional softmax attention over memory and clip in time; fusion of speech; linear
+attention within each frame, with fusion of the portrait; a gated convolutional FFN; adaLN-Zero from
+the timestep alone. `fusion` has the fusion schemes; Symbiotic and Direct are the published ones.
 
 Parameters of the published model, width d, L blocks, 32 latent channels, audio tokens of 768:
 
@@ -23,10 +23,10 @@ Parameters of the published model, width d, L blocks, 32 latent channels, audio 
     l    L 24  d 1,024       773,600,320       773.6 M
     xl   L 28  d 1,152     1,134,868,672     1,134.9 M
 
-Positions are fixed and not counted. What the public code does wrong is not repeated: the audio
-projector is part of the model that is trained and averaged; guidance is over the noise half of
-all channels, with portrait, memory and speech kept; the first clip's memory is the portrait, never
-the true video; and each clip is handed out as soon as it is sampled.
+Position embeddings are fixed and not counted. Faults of the public code are corrected: the audio
+projector is trained and averaged with the denoiser; guidance applies to the noise half of all
+channels, with portrait and memory kept; the memory of the first clip is the portrait, never the
+true video; and each clip is yielded as soon as it is sampled.
 
 Source: LetsTalk, arXiv:2411.16748, and its public code at 26660f1 (sizes of `Litecatlong`).
 """
@@ -67,7 +67,7 @@ from letstalk_rt.models.paper.presets import (
 
 
 class ClipAttention(nn.Module):
-    """Softmax attention over memory and clip, per place of the picture, in both directions."""
+    """Bidirectional softmax attention over memory and clip in time, per spatial position."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ class ClipAttention(nn.Module):
         self.fc = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give what is to be added to `(B, T, P, D)`."""
+        """Attend within `(B, T, P, D)`; return the result, to be added to `x`."""
         batch, heads = x.shape[0], self.heads
         qkv = rearrange(self.qkv(self.norm(x)), "b t p (k h d) -> k (b p) h t d", k=3, h=heads)
-        mixed = rearrange(attend(*qkv.unbind(0)), "(b p) h t d -> b t p (h d)", b=batch)
-        out: Tensor = self.fc(self.out(mixed))
+        attended = rearrange(attend(*qkv.unbind(0)), "(b p) h t d -> b t p (h d)", b=batch)
+        out: Tensor = self.fc(self.out(attended))
         return out
 
 
@@ -106,52 +106,54 @@ class PaperBlock(nn.Module):
     def forward(
         self, both: Tensor, slots: int, c: Tensor, portrait: Tensor, audio: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Move all tokens one block on.
+        """Compute the hidden states for the next block.
 
         Args:
-            both: memory, then clip, `(B, slots + T, P, D)`; memory only takes part in time.
+            both: memory, then clip, `(B, slots + T, P, D)`; memory takes part in temporal attention
+                only.
             slots: frames of memory.
-            c: the timestep's vector, `(B, 1, D)`.
+            c: embedding of the timestep, `(B, 1, D)`.
             portrait: tokens of the portrait, see `fusion`.
-            audio: likewise of speech.
+            audio: tokens of the speech, see `fusion`.
 
         Returns:
-            `both`, `portrait` and `audio` for the next block.
+            The next `both`, `portrait` and `audio`.
         """
         both = both + self.time(both)
         memory, x = both[:, :slots], both[:, slots:]
         x, audio = self.audio(x, audio, c)
         x, portrait = self.portrait(x, portrait, c)
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
-        x, portrait, audio = self._within_frames(x, portrait, audio, (shift1, scale1, gate1))
-        seen = modulate(self.norm_ffn(x), shift2, scale2)
-        x = x + gate2[..., None, :] * self.ffn(seen.flatten(0, 1), self.side).view(x.shape)
+        modulation = shift1, scale1, gate1
+        x, portrait, audio = self._attend_within_frames(x, portrait, audio, modulation)
+        normed = modulate(self.norm_ffn(x), shift2, scale2)
+        x = x + gate2[..., None, :] * self.ffn(normed.flatten(0, 1), self.side).view(x.shape)
         return torch.cat([memory, x], 1), portrait, audio
 
-    def _within_frames(
+    def _attend_within_frames(
         self, x: Tensor, portrait: Tensor, audio: Tensor, modulation: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend within each frame, together with what joins; all that takes part is updated."""
+        """Attend within each frame, jointly with conditions of Symbiotic fusion."""
         shift, scale, gate = modulation
         joins = [self.portrait.joins, self.audio.joins]
         joined = [tokens for tokens, j in zip((portrait, audio), joins, strict=True) if j]
-        seen = [modulate(self.norm_space(part), shift, scale) for part in (x, *joined)]
-        first, rest = attend_jointly(self.space, seen[0], seen[1:])
+        normed = [modulate(self.norm_space(part), shift, scale) for part in (x, *joined)]
+        first, rest = attend_jointly(self.space, normed[0], normed[1:])
         gate = gate[..., None, :]
-        moved = [old + gate * new for old, new in zip(joined, rest, strict=True)]
-        portrait = moved.pop(0) if joins[0] else portrait
-        audio = moved.pop(0) if joins[1] else audio
+        updated = [old + gate * new for old, new in zip(joined, rest, strict=True)]
+        portrait = updated.pop(0) if joins[0] else portrait
+        audio = updated.pop(0) if joins[1] else audio
         return x + gate * first, portrait, audio
 
 
 class PaperDenoiser(nn.Module):
-    """Predicts noise and variance of a clip of latents.
+    """A transformer that predicts the noise and the variance of a clip of latents.
 
     Args:
         config: shape.
 
     Attributes:
-        recompute: whether training keeps only each block's input, for less memory.
+        recompute: whether training keeps only each block's input, to save memory.
     """
 
     positions: Tensor
@@ -177,7 +179,7 @@ class PaperDenoiser(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Begin as published: Xavier everywhere, modulations and head at zero."""
+        """Initialise as published: Xavier uniform, with modulations and head at zero."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -191,36 +193,36 @@ class PaperDenoiser(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, tokens: Tensor, portrait: Tensor, memory: Tensor
     ) -> Tensor:
-        """Predict what was added to a clip.
+        """Predict the noise that was added to a clip.
 
         Args:
-            x: the noisy clip `(B, T, C, h, w)`, unit variance without its noise.
-            t: its time `(B,)` in [0, 1]; 1 is noise. Step `s` of 1000 is `s / 1000`.
+            x: the noisy clip `(B, T, C, h, w)`, whose clean latents have unit variance.
+            t: its timestep `(B,)` in [0, 1]; 1 is noise. Step `s` of 1000 is `s / 1000`.
             tokens: audio tokens `(B, T, K, A)`.
-            portrait: latent of the portrait `(B, C, h, w)`.
-            memory: clean latents before the clip `(B, f, C, h, w)`, oldest first.
+            portrait: portrait latent `(B, C, h, w)`.
+            memory: clean latents before the clip, `(B, f, C, h, w)`, oldest first.
 
         Returns:
-            `(B, T, 2 C, h, w)`: noise, then the variance as `Diffusion.predict` reads it; in the
-            type of the weights, as all work inside.
+            `(B, T, 2 C, h, w)`: noise, then the variance in the form that `Diffusion.predict`
+            expects; in the number format of the weights.
 
         Raises:
-            InputError: a tensor has another shape or type.
+            InputError: a tensor has the wrong shape or type.
         """
         self.check(x, t, tokens, portrait, memory)
         both = self._embed(torch.cat([memory, x], 1)) + self.frame_positions[:, None]
-        seen = self._embed(portrait[:, None])
+        portrait_tokens = self._embed(portrait[:, None])
         if self.config.portrait_fusion is Fusion.SYMBIOTIC:
-            seen = seen.expand(-1, x.shape[1], -1, -1)
+            portrait_tokens = portrait_tokens.expand(-1, x.shape[1], -1, -1)
         audio, c = self.embed_audio(tokens.to(both.dtype)), self.embed_time(t)[:, None]
         slots = self.config.memory
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                both, seen, audio = checkpoint(
-                    block, both, slots, c, seen, audio, use_reentrant=False
+                both, portrait_tokens, audio = checkpoint(
+                    block, both, slots, c, portrait_tokens, audio, use_reentrant=False
                 )
             else:
-                both, seen, audio = block(both, slots, c, seen, audio)
+                both, portrait_tokens, audio = block(both, slots, c, portrait_tokens, audio)
         shift, scale = self.final_modulation(c).chunk(2, -1)
         out = self.head(modulate(self.norm(both[:, slots:]), shift, scale))
         predicted: Tensor = rearrange(out, "b t (y x) c -> b t c y x", y=self.config.side)
@@ -241,10 +243,10 @@ class PaperDenoiser(nn.Module):
         *,
         finite: bool = False,
     ) -> None:
-        """Check the arguments of `forward`; with `finite`, their values too.
+        """Check the arguments of `forward`; with `finite`, also their values.
 
         Raises:
-            InputError: a tensor has another shape or type, or holds NaN.
+            InputError: a tensor has the wrong shape or type, or is not finite.
         """
         config = self.config
         latent, batch = config.latent_shape, len(x)
@@ -265,10 +267,11 @@ def guided_prediction(
     memory: Tensor,
     guidance: float,
 ) -> Tensor:
-    """Predict noise with the part that speech decides made `guidance` times as large.
+    """Predict noise with classifier-free guidance on the speech.
 
-    At 1 this is one call of the denoiser; otherwise one call with twice the items, the second half
-    with zeros for speech, as in training. The variance is that of the first half.
+    The denoiser is called once with the items as they are if `guidance` is 1, else once with twice
+    the items, the second half with zeros for speech, as in training. The variance is that of the
+    first half.
 
     Source: classifier-free guidance, arXiv:2207.12598.
     """
@@ -277,10 +280,10 @@ def guided_prediction(
         return predicted
     doubled = [torch.cat([part, part]) for part in (x, t, portrait, memory)]
     speech = torch.cat([tokens, torch.zeros_like(tokens)])
-    heard, unheard = denoiser(doubled[0], doubled[1], speech, *doubled[2:]).chunk(2)
-    noise, variance = heard.chunk(2, 2)
-    without = unheard.chunk(2, 2)[0]
-    return torch.cat([without + guidance * (noise - without), variance], 2)
+    conditional, unconditional = denoiser(doubled[0], doubled[1], speech, *doubled[2:]).chunk(2)
+    noise, variance = conditional.chunk(2, 2)
+    base = unconditional.chunk(2, 2)[0]
+    return torch.cat([base + guidance * (noise - base), variance], 2)
 
 
 class PaperModel(nn.Module):
@@ -290,15 +293,17 @@ class PaperModel(nn.Module):
         preset: shapes of both.
 
     Raises:
-        ConfigError: the projector's tokens are not those that the denoiser reads.
+        ConfigError: the shapes of the projector's and the denoiser's audio tokens differ.
     """
 
     def __init__(self, preset: PaperPreset) -> None:
         super().__init__()
-        made = preset.projector.tokens, preset.projector.token_width
-        read = preset.denoiser.audio_tokens, preset.denoiser.audio_width
-        if made != read:
-            raise ConfigError(f"the audio projector makes tokens {made}, the denoiser reads {read}")
+        projected = preset.projector.tokens, preset.projector.token_width
+        expected = preset.denoiser.audio_tokens, preset.denoiser.audio_width
+        if projected != expected:
+            raise ConfigError(
+                f"the audio projector has tokens of {projected}, the denoiser expects {expected}"
+            )
         self.preset = preset
         self.denoiser = PaperDenoiser(preset.denoiser)
         self.projector = AudioProjector(preset.projector)
@@ -314,23 +319,24 @@ class PaperModel(nn.Module):
         guidance: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Iterator[Tensor]:
-        """Sample a long video clip by clip; each is given as soon as it is there.
+        """Sample a long video clip by clip, and yield each clip as soon as it is sampled.
 
         The memory of the first clip is the portrait, that of the others the clip before.
 
         Args:
-            features: speech features `(B, T, layers, width)`; `T` a multiple of the clip.
-            portrait: latents `(B, C, h, w)`, unit variance.
-            diffusion: the steps to take; the published 250 when None.
-            deterministic: DDIM instead of the published DDPM.
-            guidance: weight of speech against none; 1 as published.
-            generator: source of chance, on the model's device.
+            features: speech features `(B, T, layers, width)`; `T` a multiple of a clip's frames.
+            portrait: portrait latents `(B, C, h, w)`, unit variance.
+            diffusion: the diffusion process with its steps; the published 250 steps when None.
+            deterministic: sample by DDIM instead of the published DDPM.
+            guidance: weight of the speech against no speech; 1 as published.
+            generator: random number generator, on the model's device.
 
         Yields:
             Latents `(B, frames, C, h, w)`.
 
         Raises:
-            InputError: wrong shape or type, NaN, or a length that is no multiple of the clip.
+            InputError: an input has the wrong shape or type, is not finite, or its length is not a
+                multiple of a clip's frames.
         """
         config = self.preset.denoiser
         frames = config.frames
@@ -359,17 +365,17 @@ class PaperModel(nn.Module):
 
 
 def first_memory(portrait: Tensor, slots: int) -> Tensor:
-    """Give what a first clip remembers: the portrait `(B, C, h, w)`, `slots` times."""
+    """Return the memory of a first clip: the portrait `(B, C, h, w)`, repeated `slots` times."""
     return portrait[:, None].expand(-1, slots, -1, -1, -1)
 
 
 def line_positions(count: int, width: int) -> Tensor:
-    """Give fixed 1-D sine-cosine positions `(count, width)`."""
+    """Return fixed 1-D sine-cosine embeddings of positions, `(count, width)`."""
     steps = torch.arange(width // 2) / (width // 2)
     angles = torch.arange(count)[:, None] * torch.exp(-math.log(10_000) * steps)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Count what is trained."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

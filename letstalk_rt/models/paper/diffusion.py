@@ -1,8 +1,8 @@
 """Gaussian diffusion as LetsTalk trains and samples it: noise and variance are both predicted.
 
-A chain of 1000 steps with linear betas; sampling may visit fewer of them, evenly spaced, whose
-betas then follow from the kept cumulative products. The denoiser is given times in [0, 1], step
-`s` of the full chain as `s / 1000`, so 1 is noise as everywhere.
+The process has 1000 steps with linear betas. Sampling may visit a subset, evenly spaced, whose
+betas follow from the cumulative products at these steps. The denoiser receives timesteps in [0, 1],
+step `s` of the full process as `s / 1000`; 1 is noise, as in the streaming model.
 
 Source: DDPM, arXiv:2006.11239; learned variances, hybrid loss and respacing, arXiv:2102.09672;
 DDIM, arXiv:2010.02502; LetsTalk, arXiv:2411.16748 (linear 1e-4 to 2e-2, T = 1000, 250 steps).
@@ -22,18 +22,18 @@ FIRST_BETA, LAST_BETA = 1e-4, 2e-2
 PUBLISHED_STEPS = 250
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
-"""Maps `(B, T, C, h, w)` and times `(B,)` to `(B, T, 2 C, h, w)`: noise, then variance."""
+"""Maps `(B, T, C, h, w)` and timesteps `(B,)` to `(B, T, 2 C, h, w)`: noise, then variance."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one denoiser call says of the step before; all `(B, T, C, h, w)`.
+    """The prediction of one denoiser call; all `(B, T, C, h, w)`.
 
     Attributes:
         noise: the noise in `x`.
         data: the clean latents that follow from it.
-        mean: of the step before.
-        log_variance: likewise.
+        mean: mean of the previous step, the one nearer to the data.
+        log_variance: logarithm of its variance.
     """
 
     noise: Tensor
@@ -43,7 +43,7 @@ class Prediction:
 
 
 def respaced_steps(num_steps: int, total: int = TOTAL_STEPS) -> list[int]:
-    """Choose `num_steps` of the chain's steps, evenly, first and last among them; ascending.
+    """Return `num_steps` evenly spaced steps, ascending, with the first and the last of `total`.
 
     Raises:
         ConfigError: `num_steps` is not from 1 to `total`.
@@ -56,12 +56,12 @@ def respaced_steps(num_steps: int, total: int = TOTAL_STEPS) -> list[int]:
 
 
 class Diffusion:
-    """The chain, its training loss and its samplers; holds tables, no weights.
+    """The diffusion process with its training loss and samplers; holds tables, no weights.
 
-    Step indices `(B,)` count in the kept steps: 0 is the last one before the data.
+    Step indices `(B,)` count the selected steps; 0 is the one next to the data.
 
     Args:
-        num_steps: how many of the 1000 steps are kept; all of them in training.
+        num_steps: number of the 1000 steps to select; all of them in training.
 
     Raises:
         ConfigError: `num_steps` is not from 1 to 1000.
@@ -75,29 +75,29 @@ class Diffusion:
         self.alpha_bar, self.alpha_bar_before = kept, before
         self.betas = 1 - kept / before
         variance = self.betas * (1 - before) / (1 - kept)
-        # The last step's true variance is 0, whose logarithm is not finite: take the next one's.
+        # The variance of step 0 is 0, whose logarithm is not finite: use that of the next step.
         first = variance[1:2] if num_steps > 1 else self.betas[:1]
         self.log_variance = torch.cat([first, variance[1:]]).log()
 
     @property
     def num_steps(self) -> int:
-        """How many steps are kept."""
+        """The number of selected steps."""
         return len(self.steps)
 
     def times(self, index: Tensor) -> Tensor:
-        """Give the times `(B,)` in [0, 1) that the denoiser is told."""
+        """Return the timesteps `(B,)` in [0, 1) for the denoiser."""
         return self.steps.to(index.device)[index] / TOTAL_STEPS
 
     def add_noise(self, data: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-        """Noise clean latents `(B, ...)` to the steps `index`."""
+        """Add noise to clean latents `(B, ...)` for the steps `index`."""
         signal = _at(self.alpha_bar.sqrt(), index, data)
         return signal * data + _at((1 - self.alpha_bar).sqrt(), index, data) * noise
 
     def predict(self, output: Tensor, x: Tensor, index: Tensor) -> Prediction:
-        """Read the denoiser's output `(B, T, 2 C, h, w)` at the noisy latents `x`.
+        """Interpret the denoiser's output `(B, T, 2 C, h, w)` for the noisy latents `x`.
 
-        The second half mixes, in the logarithm, the smallest and the largest variance that a step
-        back can have.
+        The second half interpolates between the logarithms of the smallest and the largest variance
+        that a step can have.
         """
         noise, mix = output.float().chunk(2, 2)
         alpha_bar = _at(self.alpha_bar, index, x)
@@ -109,7 +109,7 @@ class Diffusion:
         )
 
     def mean_before(self, data: Tensor, x: Tensor, index: Tensor) -> Tensor:
-        """Give the mean of the step before `x`, if the clean latents are `data`."""
+        """Return the mean of the step before `x`, if the clean latents are `data`."""
         alpha_bar, before = self.alpha_bar, self.alpha_bar_before
         of_data = self.betas * before.sqrt() / (1 - alpha_bar)
         of_x = (1 - before) * (1 - self.betas).sqrt() / (1 - alpha_bar)
@@ -118,18 +118,18 @@ class Diffusion:
     def loss(
         self, denoiser: Predictor, data: Tensor, index: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
-        """Give the hybrid loss of each item.
+        """Return the hybrid loss of each item.
 
         Args:
-            denoiser: with its conditions bound.
+            denoiser: the denoiser, with its conditions bound.
             data: clean latents `(B, T, C, h, w)`.
             index: steps to train at, `(B,)`.
-            noise: as `data`.
+            noise: unit noise, of the shape of `data`.
 
         Returns:
             `noise`, the squared error, and `variance`, the bound's term at `index` in bits per
-            value, which trains the variance alone: each `(B,)`, to be added. One drawn term
-            stands for all of them, so 0.001 times the bound of 1000 terms is 1 times this.
+            value, which trains the variance alone: each `(B,)`, to be added. One drawn term stands
+            for all 1000, so the published weight of 0.001 on their sum is a weight of 1 here.
 
         Source: arXiv:2102.09672, equation 16 and section 3.1.
         """
@@ -147,7 +147,7 @@ class Diffusion:
         true_mean = self.mean_before(data, x, index)
         true_log_variance = _at(self.log_variance, index, x)
         divergence = _divergence(true_mean, true_log_variance, guess.mean, guess.log_variance)
-        surprise = _surprise(data, guess.mean, 0.5 * guess.log_variance)
+        surprise = _negative_log_likelihood(data, guess.mean, 0.5 * guess.log_variance)
         last = (index == 0).view(-1, *[1] * (x.ndim - 1))
         return torch.where(last, surprise, divergence).flatten(1).mean(1) / math.log(2)
 
@@ -158,12 +158,12 @@ class Diffusion:
         """Sample with fresh noise at every step: the published sampler.
 
         Args:
-            denoiser: with its conditions bound.
+            denoiser: the denoiser, with its conditions bound.
             noise: `(B, T, C, h, w)`, unit variance.
-            generator: source of chance, on the device of `noise`.
+            generator: random number generator, on the device of `noise`.
 
         Returns:
-            Clean latents, as `noise`.
+            Clean latents, of the shape of `noise`.
         """
         x = noise.float()
         for step, index in self._backwards(x):
@@ -183,7 +183,7 @@ class Diffusion:
         *,
         eta: float = 0.0,
     ) -> Tensor:
-        """Sample without fresh noise (`eta` 0) or with as much as DDPM's smallest (`eta` 1).
+        """Sample without fresh noise (`eta` 0), or with up to that of DDPM's smallest variance (1).
 
         Arguments and result are those of `ddpm`; the predicted variance is not used.
 
@@ -205,35 +205,35 @@ class Diffusion:
 
     def _call(self, denoiser: Predictor, x: Tensor, index: Tensor) -> Prediction:
         output = denoiser(x, self.times(index))
-        wanted = (*x.shape[:2], 2 * x.shape[2], *x.shape[3:])
-        if output.shape != wanted:
+        expected = (*x.shape[:2], 2 * x.shape[2], *x.shape[3:])
+        if output.shape != expected:
             raise InputError(
-                f"the denoiser gave {tuple(output.shape)}, wanted {wanted}: noise and variance; "
-                "a model that predicts a velocity is sampled by letstalk_rt.models.sampler"
+                f"the denoiser returned {tuple(output.shape)}, expected {expected}, noise and "
+                "variance; sample a model that predicts a velocity by letstalk_rt.models.sampler"
             )
         return self.predict(output, x, index)
 
     def _backwards(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Give the kept steps from noise to data, as a number and for each item."""
+        """Yield the selected steps from noise to data, as a number and as a tensor `(B,)`."""
         for step in range(self.num_steps - 1, -1, -1):
             yield step, torch.full((len(x),), step, device=x.device)
 
 
 def _at(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Look `(B,)` indices up, in float32, shaped to be multiplied with `like`."""
+    """Return `table` at indices `(B,)`, in float32, in a shape that broadcasts to `like`."""
     values = table.to(torch.float32).to(index.device)[index]
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _divergence(mean1: Tensor, log1: Tensor, mean2: Tensor, log2: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of two normals, in nats, value by value."""
+    """Return the element-wise Kullback-Leibler divergence of two normal distributions, in nats."""
     return 0.5 * (log2 - log1 - 1 + (log1 - log2).exp() + (mean1 - mean2) ** 2 * (-log2).exp())
 
 
-def _surprise(data: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
-    """Negative log-likelihood, in nats, of data that lie in bins of 1/255 half width.
+def _negative_log_likelihood(data: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """Return the negative log-likelihood, in nats, of data in bins of 1/255 half width.
 
-    The bins are those of 8-bit pictures; the published training keeps them for latents.
+    The bins are those of 8-bit images; the published training also has them for latents.
     """
     inverse = (-log_deviation).exp()
     upper = _normal_cdf((data - mean + 1 / 255) * inverse)

@@ -1,20 +1,21 @@
-"""How portrait and speech enter the denoiser: LetsTalk's three fusion schemes, for either.
+"""LetsTalk's three fusion schemes: how portrait and speech, the conditions, enter the denoiser.
 
 From shallow to deep:
 
-- Direct: each block's picture tokens read the condition's tokens, as they came, by
+- Direct: the frame tokens of each block attend to the condition's tokens, unchanged, by
   cross-attention.
-- Siamese: a second network moves the condition's tokens on, block by block beside the denoiser;
-  each block reads, by cross-attention, what the second network has at its depth. For the portrait
-  it mirrors the denoiser's block without attention over time, for speech it is two layers.
-- Symbiotic: the condition's tokens join the picture's tokens in the blocks' own spatial attention,
-  read and are read, and are dropped at the end.
+- Siamese: a second network beside the denoiser updates the condition's tokens block by block; each
+  block attends to those of its own depth by cross-attention. For the portrait the second network
+  mirrors the denoiser's block without temporal attention, for speech it has two layers per block.
+- Symbiotic: the condition's tokens join the frame tokens in the spatial attention of each block,
+  attend and are attended to, and are dropped at the end.
 
-The published model takes Symbiotic for the portrait and Direct for speech. The other combinations
-are for its ablation; the sizes of the Siamese networks were not published and are ours.
+The published model has Symbiotic fusion of the portrait and Direct fusion of speech. The other
+combinations are for its ablation. The sizes of the Siamese networks were not published; these are
+ours.
 
-Shapes: B items, T frames, P picture tokens, D width, K condition tokens, A their width. Condition
-tokens are `(B, S, K, A)`: S is T, or 1 where all frames read the same.
+Shapes: B items, T frames, P tokens per frame, D width, K condition tokens, A their width. Condition
+tokens are `(B, S, K, A)`: S is T, or 1 if all frames have the same.
 
 Source: LetsTalk, arXiv:2411.16748, section on fusion schemes and its ablation.
 """
@@ -42,10 +43,10 @@ class Fusion(StrEnum):
 
     @classmethod
     def parse(cls, name: str) -> "Fusion":
-        """Look a scheme up.
+        """Return the scheme of this name.
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: there is no such scheme.
         """
         try:
             return cls(name)
@@ -54,17 +55,17 @@ class Fusion(StrEnum):
 
 
 def plain_norm(width: int) -> nn.LayerNorm:
-    """Make the normalisation that a modulation or a cross-attention follows."""
+    """Return the layer norm before a modulation or a cross-attention, without parameters."""
     return nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
 
 
 class CrossAttention(nn.Module):
-    """Picture tokens read condition tokens; ungated, without biases on the inner maps.
+    """Cross-attention of frame tokens to condition tokens; ungated, without biases on q, k and v.
 
     Args:
         width: `D`.
         token_width: `A`.
-        heads: of the attention.
+        heads: number of attention heads.
     """
 
     def __init__(self, width: int, token_width: int, heads: int) -> None:
@@ -76,20 +77,20 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Let `(B, T, P, D)` read `(B, S, K, A)`; gives what is to be added to `x`."""
+        """Attend from `(B, T, P, D)` to `(B, S, K, A)`; return the result, to be added to `x`."""
         shape, groups = x.shape, tokens.shape[1]
         assert groups in (1, shape[1]), (shape, tokens.shape)
         # With one group of tokens for all frames the frames' queries are one long sequence.
         queries = self.q(self.norm(x)).view(shape[0] * groups, -1, shape[-1])
         q = rearrange(queries, "n p (h d) -> n h p d", h=self.heads)
         k, v = rearrange(self.kv(tokens), "b s k (two h d) -> two (b s) h k d", two=2, h=self.heads)
-        mixed = attend(q, k, v)
-        out: Tensor = self.out(rearrange(mixed, "n h p d -> n p (h d)")).view(shape)
+        attended = attend(q, k, v)
+        out: Tensor = self.out(rearrange(attended, "n h p d -> n p (h d)")).view(shape)
         return out
 
 
 class DirectFusion(nn.Module):
-    """Cross-attention to tokens that stay as they came."""
+    """Direct fusion: cross-attention to tokens that no block changes."""
 
     joins = False
 
@@ -98,12 +99,12 @@ class DirectFusion(nn.Module):
         self.read = CrossAttention(width, token_width, heads)
 
     def forward(self, x: Tensor, tokens: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Give picture tokens `(B, T, P, D)` and condition tokens after this block's fusion."""
+        """Return frame tokens `(B, T, P, D)` and condition tokens after this block's fusion."""
         return x + self.read(x, tokens), tokens
 
 
 class SiamesePortrait(nn.Module):
-    """Cross-attention to a mirror of the block, which works on the portrait alone."""
+    """Siamese fusion of the portrait: cross-attention to a mirror of the block."""
 
     joins = False
 
@@ -117,17 +118,17 @@ class SiamesePortrait(nn.Module):
         self.read = CrossAttention(width, width, heads)
 
     def forward(self, x: Tensor, tokens: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """As `DirectFusion`; `tokens` `(B, 1, P, D)`, `c` `(B, 1, D)` the timestep's vector."""
+        """Fuse as `DirectFusion` does; `tokens` `(B, 1, P, D)`, timestep `c` `(B, 1, D)`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
-        seen = modulate(self.norm_space(tokens), shift1, scale1)
-        tokens = tokens + gate1[..., None, :] * self.space(seen[:, 0])[0][:, None]
-        seen = modulate(self.norm_ffn(tokens), shift2, scale2)
-        tokens = tokens + gate2[..., None, :] * self.ffn(seen[:, 0], self.side)[:, None]
+        normed = modulate(self.norm_space(tokens), shift1, scale1)
+        tokens = tokens + gate1[..., None, :] * self.space(normed[:, 0])[0][:, None]
+        normed = modulate(self.norm_ffn(tokens), shift2, scale2)
+        tokens = tokens + gate2[..., None, :] * self.ffn(normed[:, 0], self.side)[:, None]
         return x + self.read(x, tokens), tokens
 
 
 class SiameseAudio(nn.Module):
-    """Cross-attention to audio tokens that two layers move on in each block."""
+    """Siamese fusion of speech: cross-attention to tokens that each block updates."""
 
     joins = False
 
@@ -142,25 +143,25 @@ class SiameseAudio(nn.Module):
         self.read = CrossAttention(width, token_width, heads)
 
     def forward(self, x: Tensor, tokens: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """As `DirectFusion`; `tokens` `(B, T, K, A)`."""
+        """Fuse as `DirectFusion` does; `tokens` `(B, T, K, A)`."""
         tokens = tokens + self.move(tokens)
         return x + self.read(x, tokens), tokens
 
 
 class SymbioticFusion(nn.Module):
-    """Nothing of its own: the block takes these tokens into its spatial attention."""
+    """Symbiotic fusion, which is done by the block's spatial attention; this has no weights."""
 
     joins = True
 
     def forward(self, x: Tensor, tokens: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Give both as they are."""
+        """Return both unchanged."""
         return x, tokens
 
 
 def portrait_fusion(
     scheme: Fusion, width: int, heads: int, ffn_ratio: float, side: int
 ) -> nn.Module:
-    """Make one block's part of the portrait's fusion."""
+    """Return the fusion layer of one block for the portrait."""
     makers: dict[Fusion, Callable[[], nn.Module]] = {
         Fusion.DIRECT: lambda: DirectFusion(width, width, heads),
         Fusion.SIAMESE: lambda: SiamesePortrait(width, heads, ffn_ratio, side),
@@ -170,7 +171,7 @@ def portrait_fusion(
 
 
 def audio_fusion(scheme: Fusion, width: int, token_width: int, heads: int) -> nn.Module:
-    """Make one block's part of the speech's fusion."""
+    """Return the fusion layer of one block for speech."""
     makers: dict[Fusion, Callable[[], nn.Module]] = {
         Fusion.DIRECT: lambda: DirectFusion(width, token_width, heads),
         Fusion.SIAMESE: lambda: SiameseAudio(width, token_width, heads),
@@ -182,17 +183,17 @@ def audio_fusion(scheme: Fusion, width: int, token_width: int, heads: int) -> nn
 def attend_jointly(
     attention: LinearAttention, x: Tensor, joined: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Let picture tokens and all joined tokens read each other, frame by frame.
+    """Attend jointly over frame tokens and joined condition tokens, frame by frame.
 
     Args:
-        attention: of the block.
-        x: `(B, T, P, D)`.
-        joined: each `(B, T, K, D)`.
+        attention: spatial attention of the block.
+        x: frame tokens, `(B, T, P, D)`.
+        joined: condition tokens, each `(B, T, K, D)`.
 
     Returns:
-        What was read, in the same shapes.
+        The results for `x` and for each of `joined`, in the same shapes.
     """
     both = torch.cat([x, *joined], 2)
-    mixed = attention(both.flatten(0, 1))[0].view(both.shape)
-    first, *rest = mixed.split([x.shape[2], *(j.shape[2] for j in joined)], 2)
+    attended = attention(both.flatten(0, 1))[0].view(both.shape)
+    first, *rest = attended.split([x.shape[2], *(j.shape[2] for j in joined)], 2)
     return first, rest

@@ -15,18 +15,18 @@ class PaperConfig:
     """Shape of a `PaperDenoiser`.
 
     Attributes:
-        channels: `C` of the latents.
-        side: their height and width.
-        width: of the tokens.
+        channels: channels of a latent.
+        side: height and width of a latent.
+        width: width of the hidden states.
         depth: number of blocks.
-        heads: of the softmax attentions.
+        heads: heads of the softmax attentions.
         ffn_ratio: inner width of the FFN over `width`.
-        audio_tokens: per frame.
-        audio_width: of each.
-        frames: of a clip.
-        memory: latents of the clip before.
-        portrait_fusion: how the portrait enters.
-        audio_fusion: how speech enters.
+        audio_tokens: audio tokens per frame.
+        audio_width: width of an audio token.
+        frames: frames of a clip.
+        memory: latents of the previous clip that are the memory.
+        portrait_fusion: fusion scheme of the portrait.
+        audio_fusion: fusion scheme of the speech.
     """
 
     channels: int
@@ -47,7 +47,9 @@ class PaperConfig:
             if not isinstance(value, str) and value <= 0:
                 raise ConfigError(f"{name} of the denoiser must be positive, got {value}")
         if self.width % LINEAR_HEAD_WIDTH or self.width % self.heads:
-            raise ConfigError(f"width {self.width} is no multiple of 32 and of {self.heads} heads")
+            raise ConfigError(
+                f"width {self.width} must be a multiple of 32 and of {self.heads} heads"
+            )
         for name in ("portrait_fusion", "audio_fusion"):
             object.__setattr__(self, name, Fusion.parse(getattr(self, name)))
 
@@ -59,7 +61,7 @@ class PaperConfig:
 
 @dataclass(frozen=True)
 class PaperPreset:
-    """A denoiser, its audio projector and how it is sampled."""
+    """The shapes of a denoiser and its audio projector, and the number of sampling steps."""
 
     name: str
     denoiser: PaperConfig
@@ -96,10 +98,10 @@ PAPER_PRESETS = {
 
 
 def get_paper_preset(name: str) -> PaperPreset:
-    """Look a published size up.
+    """Return the preset of a published size.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such preset.
     """
     if name not in PAPER_PRESETS:
         known = ", ".join(PAPER_PRESETS)

@@ -276,7 +276,7 @@ class TestCheckpoint:
         path = tmp_path / "w.safetensors"
         save_paper_model(make_paper_model(), path)
         preset = make_preset()
-        with pytest.raises(WeightsError, match="wanted letstalk_rt faithful 1, b"):
+        with pytest.raises(WeightsError, match="expected letstalk_rt faithful 1, b"):
             load_paper_model(get_paper_preset("b"), path)
         with pytest.raises(WeightsError, match="tensors differ, first 'denoiser.blocks"):
             load_paper_model(make_preset(depth=3), path)
