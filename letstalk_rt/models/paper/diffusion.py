@@ -143,7 +143,7 @@ class Diffusion:
         }
 
     def _bound(self, guess: Prediction, data: Tensor, x: Tensor, index: Tensor) -> Tensor:
-        """Give the variational bound's term of each item, `(B,)`, in bits per value."""
+        """Return the variational bound's term of each item, `(B,)`, in bits per value."""
         true_mean = self.mean_before(data, x, index)
         true_log_variance = _at(self.log_variance, index, x)
         divergence = _divergence(true_mean, true_log_variance, guess.mean, guess.log_variance)
