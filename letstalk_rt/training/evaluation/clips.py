@@ -1,4 +1,4 @@
-"""Judges a model on held-out clips, still portraits and silence: one row of figures for each."""
+"""Evaluates a model on held-out clips, still portraits and silence, with a row of figures each."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,28 +36,28 @@ from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 T = TypeVar("T")
 Row = dict[str, float | str]
 Likeness = Callable[[np.ndarray, np.ndarray], float]
-"""A portrait and frames `(T, H, W, 3)` to the mean cosine of their identities."""
+"""A function from a portrait and frames `(T, H, W, 3)` to the mean cosine of their identities."""
 
 EVERY = 12
-"""Of how many frames one is looked at where looking at all is of no use."""
+"""Every how many frames slow figures such as identity are measured."""
 
 TOGETHER = 4
-"""Sessions that speak at once."""
+"""Sessions per batch."""
 
 STILL_FRAMES = 150
 SILENT_FRAMES = 100
 CLOSED = 0.05
-"""Lip gap over mouth width up to which a mouth counts as closed."""
+"""Largest lip gap over mouth width of a closed mouth."""
 
 
 @dataclass(frozen=True)
 class EvaluationModels:
-    """What looks at the generated videos.
+    """The independent networks that measure generated videos.
 
     Attributes:
-        landmarker: finds faces.
-        likeness: compares identities.
-        towers: of the sync score; None leaves it out.
+        landmarker: Detects landmarks.
+        likeness: Compares identities.
+        towers: Compute the sync score; None leaves it out.
     """
 
     landmarker: Landmarks
@@ -67,15 +67,15 @@ class EvaluationModels:
 
 @dataclass
 class EvaluationResult:
-    """All that was measured.
+    """The results of an evaluation.
 
     Attributes:
-        figures: by name, for the table and the JSON line.
-        clips: a row for each clip.
-        stills: a row for each still portrait.
-        slices: a row for each ten seconds of the long run.
-        sheets: name and picture `(H, W, 3)` of contact sheets.
-        curves: name and mouth openings, true and generated, `(2, T)`.
+        figures: Figures by name, for the table and the JSON line.
+        clips: A row for each clip.
+        stills: A row for each still portrait.
+        slices: A row for each ten seconds of the long run.
+        sheets: Name and image `(H, W, 3)` of each contact sheet.
+        curves: Name and mouth openings, true and generated, `(2, T)`.
     """
 
     figures: dict[str, float | int | str | None] = field(default_factory=dict)
@@ -92,14 +92,14 @@ def evaluate_clips(
     clips: Sequence[Clip],
     findings: EvaluationResult,
 ) -> None:
-    """Generate every clip from its first frame, with its own sound and with another clip's."""
-    heard = [clip for clip in clips if clip.has_audio]
-    if not heard:
-        raise InputError("no clip to evaluate has sound; add clips of the split `eval`")
-    for index, clip in enumerate(tqdm(heard, desc="clips", file=sys.stderr)):
+    """Generate every clip from its first frame, with its own audio and with another clip's."""
+    with_audio = [clip for clip in clips if clip.has_audio]
+    if not with_audio:
+        raise InputError("no clip to evaluate has audio; add clips of the split `eval`")
+    for index, clip in enumerate(tqdm(with_audio, desc="clips", file=sys.stderr)):
         portrait = as_portrait(np.asarray(clip.frames[0]))
-        sounds = np.stack([clip.pcm, mismatched_audio(heard, index)])
-        own, wrong = generate_videos(pipeline, models.landmarker, [portrait] * 2, sounds)
+        speech = np.stack([clip.pcm, mismatched_audio(with_audio, index)])
+        own, wrong = generate_videos(pipeline, models.landmarker, [portrait] * 2, speech)
         findings.clips.append(_clip_row(pipeline, models, clip, own, wrong))
         findings.sheets.append((clip.name, contact_sheet(np.asarray(clip.frames), own.frames)))
         findings.curves.append((clip.name, np.stack([true_track(clip).opening, own.track.opening])))
@@ -132,10 +132,10 @@ def _clip_row(
         "head_range": head_range(generated),
         "head_range_true": head_range(true),
     }
-    return row | _pictures_row(models, clip, own.frames) | _sync_row(models, clip, own, wrong)
+    return row | _image_row(models, clip, own.frames) | _sync_row(models, clip, own, wrong)
 
 
-def _pictures_row(models: EvaluationModels, clip: Clip, frames: np.ndarray) -> Row:
+def _image_row(models: EvaluationModels, clip: Clip, frames: np.ndarray) -> Row:
     portrait, chosen = np.asarray(clip.frames[0]), slice(EVERY, None, EVERY)
     generated, true = frames[chosen], np.asarray(clip.frames[chosen])
     if not len(generated):
@@ -165,7 +165,7 @@ def _sync_row(
 
 
 def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
-    """Give the figures of all clips; those about lips and sound are of real clips alone."""
+    """Return the figures of all clips; those of lips against audio are of real clips alone."""
     real = [row for row in rows if row["kind"] != "generated"]
     grid = [row for row in rows if row["kind"] == "grid"]
     everywhere = [
@@ -173,7 +173,7 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
         "blinks_true", "head_range", "head_range_true", "identity", "identity_true",
         "sharpness_generated",
     ]  # fmt: skip
-    of_sound = [n for n in rows[0] if n.startswith("sync") and "offset" not in n]
+    of_sync = [n for n in rows[0] if n.startswith("sync") and "offset" not in n]
     figures: dict[str, float | int | str | None] = {
         "mouth_corr": mean(real, "mouth_corr"),
         "mouth_corr_grid": mean(grid, "mouth_corr"),
@@ -184,8 +184,8 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
     }
     figures |= {name: mean(rows, name) for name in everywhere}
     figures["identity_ratio"] = mean(rows, "identity") / mean(rows, "identity_true")
-    figures |= {name: mean(real, name) for name in of_sound}
-    figures |= {n: middle(real, n) for n in ("sync_offset", "sync_offset_true") if of_sound}
+    figures |= {name: mean(real, name) for name in of_sync}
+    figures |= {n: middle(real, n) for n in ("sync_offset", "sync_offset_true") if of_sync}
     figures["clips"] = len(rows)
     return figures
 
@@ -197,14 +197,14 @@ def evaluate_stills(
     clips: Sequence[Clip],
     findings: EvaluationResult,
 ) -> None:
-    """Let still portraits of people never seen speak with the sound of held-out clips."""
+    """Animate held-out still portraits with the audio of held-out clips."""
     voices = sorted((c for c in clips if c.has_audio), key=lambda c: -c.num_frames)
     voices = voices[: max(4, len(voices) // 3)]
     jobs = [(name, p, voices[i % len(voices)]) for i, (name, p) in enumerate(portraits)]
     for group in _groups(jobs, "stills"):
-        sounds = [np.resize(v.pcm, STILL_FRAMES * SAMPLES_PER_FRAME) for _, _, v in group]
-        shown = [as_portrait(p.crop) for _, p, _ in group]
-        generated = generate_videos(pipeline, models.landmarker, shown, np.stack(sounds), seed=7)
+        speech = [np.resize(v.pcm, STILL_FRAMES * SAMPLES_PER_FRAME) for _, _, v in group]
+        crops = [as_portrait(p.crop) for _, p, _ in group]
+        generated = generate_videos(pipeline, models.landmarker, crops, np.stack(speech), seed=7)
         for (name, portrait, voice), spoken in zip(group, generated, strict=True):
             findings.stills.append(_still_row(pipeline, models, name, portrait, voice, spoken))
             still = np.repeat(portrait.crop[None], len(spoken.frames), 0)
@@ -242,22 +242,21 @@ def evaluate_silence(
     portraits: Sequence[Portrait],
     findings: EvaluationResult,
 ) -> None:
-    """Feed silence to portraits with closed mouths, and compare the mouth with the portrait's.
+    """Animate portraits with closed mouths with silence, and compare mouth and portrait.
 
-    The ratios are of sums over portraits. A closed mouth's lip gap is a fraction of a pixel, so the
-    ratio of gaps is noisy however well it is closed: the height of the lips, gap included, stands
-    beside it.
+    The ratios are of sums over portraits. A closed mouth has a lip gap of less than a pixel, so
+    the ratio of gaps is noisy; the height of the lips, gap included, is reported as well.
     """
     rows = []
     for group in _groups(portraits, "silence"):
         silence = np.zeros((len(group), SILENT_FRAMES * SAMPLES_PER_FRAME), np.float32)
-        shown = [as_portrait(p.crop) for p in group]
-        generated = generate_videos(pipeline, models.landmarker, shown, silence, seed=3)
+        crops = [as_portrait(p.crop) for p in group]
+        generated = generate_videos(pipeline, models.landmarker, crops, silence, seed=3)
         for portrait, spoken in zip(group, generated, strict=True):
-            alone = read_faces(models.landmarker, [portrait.crop])
-            if alone.found.all() and float(alone.opening[0]) <= CLOSED:
-                gaps = (spoken.track.opening.mean(), alone.opening[0])
-                rows.append((*gaps, spoken.track.lip_height.mean(), alone.lip_height[0]))
+            still = read_faces(models.landmarker, [portrait.crop])
+            if still.found.all() and float(still.opening[0]) <= CLOSED:
+                gaps = (spoken.track.opening.mean(), still.opening[0])
+                rows.append((*gaps, spoken.track.lip_height.mean(), still.lip_height[0]))
     gap, still_gap, height, still_height = np.mean(rows, 0) if rows else [np.nan] * 4
     findings.figures |= {
         "silence_openness_ratio": float(gap / still_gap),
@@ -269,7 +268,7 @@ def evaluate_silence(
 
 
 def closed_portraits(clips: Sequence[Clip]) -> list[Portrait]:
-    """Give the frame of each clip in which the mouth is most closed."""
+    """Return the frame of each clip in which the mouth is most closed."""
     return [
         as_portrait(np.asarray(clip.frames[int(true_track(clip).opening.argmin())]))
         for clip in clips
@@ -279,9 +278,9 @@ def closed_portraits(clips: Sequence[Clip]) -> list[Portrait]:
 def still_portraits(
     pipeline: AvatarPipeline, root: Path, count: int, size: int = 512
 ) -> list[tuple[str, Portrait]]:
-    """Prepare held-out portraits, evenly taken from the data folder's; none where it has no list.
+    """Prepare held-out portraits, evenly spaced in the data folder's list; none without a list.
 
-    Portraits that the model's own finder refuses are left out and counted by their absence.
+    Portraits in which the model's face finder finds no face are reported and left out.
     """
     if not count or not (root / "portraits.jsonl").exists():
         return []
@@ -298,9 +297,9 @@ def still_portraits(
 
 
 def lip_distance(generated: FaceTrack, true: FaceTrack) -> float:
-    """Give the mean distance of lip landmarks, faces aligned by the eyes, over the eyes' distance.
+    """Return the mean distance of lip landmarks of aligned faces, over the eye distance.
 
-    Each mouth is taken relative to its own mean over the video.
+    Each mouth is relative to its own mean over the video.
     """
     count = min(len(generated.points), len(true.points))
     a, b = (aligned_mouth(t.points[:count], LIP_POINTS) for t in (generated, true))
@@ -308,18 +307,18 @@ def lip_distance(generated: FaceTrack, true: FaceTrack) -> float:
 
 
 def contact_sheet(true: np.ndarray, generated: np.ndarray, count: int = 8) -> np.ndarray:
-    """Give true frames above generated ones, evenly spaced in time."""
+    """Return an image of true frames above generated ones, evenly spaced in time."""
     chosen = np.linspace(0, min(len(true), len(generated)) - 1, count).astype(int)
     return np.concatenate([np.concatenate(list(f[chosen]), 1) for f in (true, generated)])
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
-    """Give the mean of a column, without NaN; NaN where nothing is left."""
+    """Return the mean of a column without NaN; NaN if nothing is left."""
     return float(np.mean(kept)) if (kept := _column(rows, name)) else float("nan")
 
 
 def middle(rows: Sequence[Row], name: str) -> float:
-    """Give the median of a column, without NaN; NaN where nothing is left."""
+    """Return the median of a column without NaN; NaN if nothing is left."""
     return float(np.median(kept)) if (kept := _column(rows, name)) else float("nan")
 
 

@@ -1,7 +1,7 @@
-"""What faces do, read off pictures by an independent landmarker; the model's own eyes are not used.
+"""Measures of faces in frames, by an independent landmarker and not by the model's own networks.
 
-Lengths are in units of the distance between the outer corners of the eyes, or shares of a width,
-so that figures of large and small faces can be compared.
+Lengths are in units of the distance between the outer eye corners, or ratios, so that figures of
+large and small faces can be compared.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,25 +13,25 @@ from letstalk_rt.models.geometry.landmarks import SUBSET, mouth_opening
 from letstalk_rt.types import FPS
 
 Landmarks = Callable[[np.ndarray], np.ndarray | None]
-"""A picture to `(478, 2)` px, or None without a face."""
+"""A function from an image to landmarks `(478, 2)`, px, or None without a face."""
 
 _RIGHT_CORNER, _LEFT_CORNER, _NOSE = 33, 263, 1
 _OUTER_UPPER, _OUTER_LOWER, _MOUTH_RIGHT, _MOUTH_LEFT = 0, 17, 61, 291
 _RIGHT_LIDS, _LEFT_LIDS = (159, 145, 33, 133), (386, 374, 263, 362)
 
 SHUT = 0.6
-"""Share of the usual opening under which an eye counts as shut."""
+"""Share of the median opening below which an eye counts as closed."""
 
 _LONGEST_BLINK = 15
 
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """A face through a video.
+    """The face in each frame of a video.
 
     Attributes:
-        points: `(T, 478, 2)` float32, pixels; where no face was found, those of the nearest frame.
-        found: `(T,)` bool.
+        points: `(T, 478, 2)` float32, px; without a face, the points of the nearest frame.
+        found: Whether a face was found, `(T,)` bool.
     """
 
     points: np.ndarray
@@ -39,29 +39,29 @@ class FaceTrack:
 
     @property
     def missing(self) -> float:
-        """Share of frames without a face."""
+        """The share of frames without a face."""
         return float(1 - self.found.mean())
 
     @property
     def opening(self) -> np.ndarray:
-        """Lip gap over mouth width, `(T,)`."""
+        """The lip gap over mouth width, `(T,)`."""
         return mouth_opening(self.points[:, SUBSET])
 
     @property
     def lip_height(self) -> np.ndarray:
-        """Height of the lips, their gap included, over mouth width, `(T,)`."""
+        """The height of the lips, gap included, over mouth width, `(T,)`."""
         height: np.ndarray = _distance(self.points, _OUTER_UPPER, _OUTER_LOWER) / self.mouth_width
         return height
 
     @property
     def mouth_width(self) -> np.ndarray:
-        """Distance of the corners of the mouth, `(T,)` px."""
+        """The distance between the mouth corners, `(T,)` px."""
         width: np.ndarray = np.maximum(_distance(self.points, _MOUTH_RIGHT, _MOUTH_LEFT), 1e-6)
         return width
 
     @property
     def eye_opening(self) -> np.ndarray:
-        """Lid gap over eye width, mean of both eyes, `(T,)`."""
+        """The lid gap over eye width, mean of both eyes, `(T,)`."""
         eyes = [
             _distance(self.points, up, low) / np.maximum(_distance(self.points, a, b), 1e-6)
             for up, low, a, b in (_RIGHT_LIDS, _LEFT_LIDS)
@@ -71,18 +71,18 @@ class FaceTrack:
 
 
 def read_faces(landmarker: Landmarks, frames: Iterable[np.ndarray]) -> FaceTrack:
-    """Read the face in each frame; all zeros where there is none at all."""
-    seen = [landmarker(frame) for frame in frames]
-    found = np.array([points is not None for points in seen], bool)
+    """Detect the face in each frame; points are zeros if no frame has a face."""
+    detected = [landmarker(frame) for frame in frames]
+    found = np.array([points is not None for points in detected], bool)
     if not found.any():
-        return FaceTrack(np.zeros((len(seen), 478, 2), np.float32), found)
+        return FaceTrack(np.zeros((len(detected), 478, 2), np.float32), found)
     known = np.flatnonzero(found)
-    nearest = known[np.abs(np.arange(len(seen))[:, None] - known).argmin(1)]
-    return FaceTrack(np.stack([np.asarray(seen[i], np.float32) for i in nearest]), found)
+    nearest = known[np.abs(np.arange(len(detected))[:, None] - known).argmin(1)]
+    return FaceTrack(np.stack([np.asarray(detected[i], np.float32) for i in nearest]), found)
 
 
 def blink_rate(track: FaceTrack) -> float:
-    """Give blinks per minute: short dips of the eye opening below 60 % of its usual value."""
+    """Return blinks per minute: short dips of the eye opening below 60 % of its median."""
     opening = track.eye_opening
     shut = np.concatenate([[False], opening < SHUT * np.median(opening), [False]])
     edges = np.flatnonzero(np.diff(shut.astype(int)))
@@ -91,9 +91,9 @@ def blink_rate(track: FaceTrack) -> float:
 
 
 def head_pose(track: FaceTrack) -> np.ndarray:
-    """Give how the head is held, `(T, 4)`: place x and y, turn, and tilt in radians.
+    """Return the head pose, `(T, 4)`: position x and y, yaw, and roll in radians.
 
-    Place is that of the middle of the eyes; turn is how far the nose is to one side of it.
+    The position is that of the midpoint of the eyes; yaw is the nose's sideways offset from it.
     """
     right, left = track.points[:, _RIGHT_CORNER], track.points[:, _LEFT_CORNER]
     across, middle = left - right, (left + right) / 2
@@ -105,16 +105,15 @@ def head_pose(track: FaceTrack) -> np.ndarray:
 
 
 def head_range(track: FaceTrack) -> float:
-    """Give how much the head moves: the range of its pose, 5th to 95th percentile, mean of four."""
+    """Return the mean range of the four pose values, 5th to 95th percentile."""
     low, high = np.percentile(head_pose(track), (5, 95), axis=0)
     return float((high - low).mean())
 
 
 def aligned_mouth(points: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
-    """Give chosen points `(T, P, 2)` as a face that looks straight has them.
+    """Return chosen points `(T, P, 2)` with the outer eye corners moved to fixed positions.
 
-    The eyes' outer corners are brought to fixed places, so that head motion, which a listener can
-    tell from the voice, too, says nothing.
+    This removes head motion, which also correlates with speech.
     """
     right, left = points[:, _RIGHT_CORNER], points[:, _LEFT_CORNER]
     across = left - right

@@ -1,4 +1,4 @@
-"""Makes the model speak, for judging: clips from their first frame, still portraits, silence."""
+"""Generates videos for the evaluation, by the streaming pipeline."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class GeneratedVideo:
 
     Attributes:
         frames: `(T, H, W, 3)` uint8.
-        track: the face as the landmarker sees it.
+        track: The face in each frame, by the landmarker.
     """
 
     frames: np.ndarray
@@ -27,38 +27,38 @@ class GeneratedVideo:
 
 
 def as_portrait(frame: np.ndarray) -> Portrait:
-    """Take a 256x256 frame of a clip, which is aligned already, as a portrait."""
+    """Return a 256x256 frame of a clip, which is aligned already, as a portrait."""
     return Portrait(canvas=frame.copy(), crop=frame.copy(), box=(0.0, 0.0, float(frame.shape[0])))
 
 
 def generate_frames(
-    pipeline: AvatarPipeline, portraits: Sequence[Portrait], sounds: np.ndarray, seed: int = 0
+    pipeline: AvatarPipeline, portraits: Sequence[Portrait], speech: np.ndarray, seed: int = 0
 ) -> Iterator[np.ndarray]:
-    """Speak sounds with portraits, all at once, by the streaming pipeline.
+    """Animate portraits with speech, all in one batch.
 
     Args:
-        pipeline: the model.
-        portraits: B, of one canvas size.
-        sounds: `(B, n)` float32 at 16 kHz, `n` a multiple of 640.
-        seed: of the first session; the others follow.
+        pipeline: The model.
+        portraits: B portraits of one canvas size.
+        speech: `(B, n)` float32 at 16 kHz, `n` a multiple of 640.
+        seed: Seed of the first session; the others get the next numbers.
 
     Yields:
-        `(B, H, W, 3)` uint8, one for each frame of the sounds.
+        `(B, H, W, 3)` uint8, once for each frame of the speech.
     """
     states = [pipeline.init_state(p, StateOptions(seed + i)) for i, p in enumerate(portraits)]
-    batch, samples = sounds.shape
+    batch, samples = speech.shape
     count = samples // SAMPLES_PER_FRAME
     needed = count + pipeline.lookahead_frames
     hops = -(-needed * SAMPLES_PER_FRAME // pipeline.hop)
     padded = np.zeros((batch, hops * pipeline.hop), np.float32)
-    padded[:, :samples] = sounds
+    padded[:, :samples] = speech
     index = -pipeline.lookahead_frames
     for hop in range(hops):
         pcm = padded[:, hop * pipeline.hop : (hop + 1) * pipeline.hop]
-        pictures = pipeline.step(np.ascontiguousarray(pcm), states)
-        for place in range(pictures.shape[1]):
+        frames = pipeline.step(np.ascontiguousarray(pcm), states)
+        for place in range(frames.shape[1]):
             if 0 <= index < count:
-                yield pictures[:, place]
+                yield frames[:, place]
             index += 1
 
 
@@ -66,27 +66,27 @@ def generate_videos(
     pipeline: AvatarPipeline,
     landmarker: Landmarks,
     portraits: Sequence[Portrait],
-    sounds: np.ndarray,
+    speech: np.ndarray,
     seed: int = 0,
 ) -> list[GeneratedVideo]:
-    """Generate one video for each portrait and sound, and read the faces."""
-    frames = np.stack(list(generate_frames(pipeline, portraits, sounds, seed)), 1)
+    """Generate one video for each portrait and its speech, and detect the faces."""
+    frames = np.stack(list(generate_frames(pipeline, portraits, speech, seed)), 1)
     return [GeneratedVideo(video, read_faces(landmarker, video)) for video in frames]
 
 
 def true_track(clip: Clip) -> FaceTrack:
-    """Give the face of a clip's own video, as the data folder has it."""
+    """Return the face of a clip's own video, from the data folder's landmarks."""
     return FaceTrack(clip.landmarks, np.ones(clip.num_frames, bool))
 
 
 def mismatched_audio(clips: Sequence[Clip], index: int) -> np.ndarray:
-    """Give the sound of another clip, as long as the clip's own: neighbours may be of one kind."""
+    """Return the audio of a clip half the list away, cut or repeated to the clip's length."""
     clip, other = clips[index], clips[(index + len(clips) // 2) % len(clips)]
     return np.resize(other.pcm, clip.pcm.shape)
 
 
 def opening_correlation(generated: FaceTrack, true: FaceTrack) -> tuple[float, int]:
-    """Give r of generated against true mouth opening, and the best lag in frames."""
+    """Return r of generated against true mouth opening, and the best lag in frames."""
     count = min(len(generated.points), len(true.points))
     a, b = generated.opening[:count], true.opening[:count]
     return correlation(a, b), best_lag(a, b)[0]

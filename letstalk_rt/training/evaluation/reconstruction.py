@@ -1,4 +1,4 @@
-"""Judges frames that an autoencoder rebuilt from their latents and one frame of the clip."""
+"""Evaluates frames that an autoencoder reconstructs from their latents and a portrait frame."""
 
 from pathlib import Path
 
@@ -15,23 +15,23 @@ from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.data.video_samples import to_pixels, write_video
 
 SAMPLE_CLIPS, SAMPLE_FRAMES = 4, 50
-"""Clips and frames of a sample video."""
+"""Number of clips and of frames in a sample video."""
 
 
 def sharpness(frames: Tensor) -> Tensor:
-    """Give the mean absolute Laplacian of the grey picture, `(B,)`, of `(B, 3, H, W)`."""
+    """Return the mean absolute Laplacian of grey images, `(B,)`, from `(B, 3, H, W)`."""
     kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     return F.conv2d(frames.mean(1, keepdim=True), kernel).abs().mean((1, 2, 3))
 
 
 def psnr(generated: Tensor, true: Tensor) -> Tensor:
-    """Give PSNR in dB of pictures in [-1, 1], `(B,)`."""
+    """Return PSNR in dB of images in [-1, 1], `(B,)`."""
     error = ((generated - true) ** 2).flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp(min=1e-8))
 
 
 def mouth_box(points: np.ndarray) -> tuple[int, int, int, int]:
-    """Give left, top, right, bottom (px of 256) of the lips of `(L, 2)` points, with a margin."""
+    """Return left, top, right, bottom (px of 256) of the lips of `(L, 2)` points, with a margin."""
     lips = (points[LIPS] + 1) * 128
     low, high = lips.min(0), lips.max(0)
     margin = 0.25 * (high[0] - low[0])
@@ -49,20 +49,20 @@ def _cut(generated: Tensor, true: Tensor, points: np.ndarray) -> tuple[Tensor, T
 def reconstruct(
     model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int = 0
 ) -> Tensor:
-    """Rebuild frames of a clip from their latents and one frame: `(T, 3, 256, 256)`."""
+    """Return frames reconstructed from their latents and a portrait frame, `(T, 3, 256, 256)`."""
     device = next(model.parameters()).device
     portrait = model.encode_portrait(frames_tensor(clip, [portrait_index]).to(device))
-    pieces = []
-    for chunk in torch.tensor(indices).split(8):
+    parts = []
+    for batch in torch.tensor(indices).split(8):
         with torch.autocast(device.type, torch.bfloat16):
-            frames = frames_tensor(clip, chunk.tolist()).to(device)
+            frames = frames_tensor(clip, batch.tolist()).to(device)
             latents = model.encode(frames[None], portrait)
-            pieces.append(model.decode(latents, portrait)[0].cpu())
-    return torch.cat(pieces)
+            parts.append(model.decode(latents, portrait)[0].cpu())
+    return torch.cat(parts)
 
 
 def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
-    """Give frames of a clip as `(T, 3, 256, 256)` in [-1, 1]."""
+    """Return frames of a clip as `(T, 3, 256, 256)` in [-1, 1]."""
     frames = torch.from_numpy(clip.frames[indices].copy())
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -71,9 +71,9 @@ def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
 def evaluate_reconstruction(
     model: Autoencoder, clips: list[Clip], every: int = 12
 ) -> dict[str, float]:
-    """Judge reconstruction through the latent, portrait = first frame, mean over clips.
+    """Return the figures of reconstruction, portrait = first frame, mean over clips.
 
-    Sharpness is the mean absolute Laplacian of the face box against that of the true frames.
+    Sharpness is the mean absolute Laplacian of the face over that of the true frames.
     """
     rows = [
         _judge(model, clip, list(range(every, clip.num_frames, every)), 0)
@@ -86,10 +86,9 @@ def evaluate_reconstruction(
 
 @torch.no_grad()
 def evaluate_pairs(model: Autoencoder, clips: list[Clip], pairs: int = 6) -> dict[str, float]:
-    """As `evaluate_reconstruction`, for portraits and targets drawn at random from each clip.
+    """Return the same figures for portraits and targets drawn at random from each clip.
 
-    The protocol of the first figures for this decoder; portraits are nearer to their targets than
-    a clip's first frame is to its end.
+    Random portraits are nearer to their targets than a clip's first frame is to its last.
     """
     generator, rows = torch.Generator().manual_seed(0), []
     for clip in clips:
@@ -104,7 +103,7 @@ def evaluate_pairs(model: Autoencoder, clips: list[Clip], pairs: int = 6) -> dic
 def _judge(
     model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int
 ) -> tuple[float, float, float]:
-    """Give PSNR, PSNR of the mouth, and sharpness ratio of the face."""
+    """Return PSNR, PSNR of the mouth, and the sharpness ratio of the face."""
     generated, true = (
         reconstruct(model, clip, indices, portrait_index),
         frames_tensor(clip, indices),
@@ -118,10 +117,10 @@ def _judge(
 
 @torch.no_grad()
 def save_samples(model: ReferenceAutoencoder, clips: list[Clip], stem: Path) -> None:
-    """Write a sheet and a video of some clips, rebuilt from their first frames.
+    """Write a contact sheet and a video of clips reconstructed from their first frames.
 
-    The sheet shows portrait, target, rebuilt frame, warp alone and mask; the video, above the true
-    frames, the rebuilt ones.
+    The sheet shows portrait, target, reconstruction, warp alone and mask; the video shows the true
+    frames above the reconstructed ones.
     """
     rows: list[Tensor] = []
     columns: list[Tensor] = []

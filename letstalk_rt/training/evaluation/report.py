@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file with tables, plots and pictures inside it."""
+"""The report of an evaluation: one HTML file with its tables, plots and images."""
 
 import base64
 import html
@@ -28,12 +28,12 @@ td:first-child, th:first-child { text-align: left }
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure should reach.
+    """The range that a figure should reach.
 
     Attributes:
-        low: at least this.
-        high: at most this.
-        what: in words.
+        what: Description of the figure.
+        low: Lower bound.
+        high: Upper bound.
     """
 
     what: str
@@ -41,7 +41,7 @@ class Bar:
     high: float = np.inf
 
     def met(self, value: float) -> bool:
-        """Tell whether a value reaches the bar; NaN does not."""
+        """Return whether a value is in the range; NaN is not."""
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
@@ -57,24 +57,24 @@ BARS = {
     "mouth_corr": Bar("mouth opening, generated against true, real clips", low=0.5),
     "mouth_corr_grid": Bar("the same, GRID's clips", low=0.65),
     "mouth_lag": Bar("best lag, frames", low=-1, high=1),
-    "mouth_corr_shuffled": Bar("the same with another clip's sound", high=0.1),
+    "mouth_corr_shuffled": Bar("the same with another clip's audio", high=0.1),
     "identity_ratio": Bar("identity cosine to the portrait over the true frames'", low=0.85),
     "long_identity_ratio": Bar("the same in the long run", low=0.85),
     "drift_identity_p": Bar("chance of so large an identity slope without drift", low=0.05),
     "sharpness_generated": Bar("sharpness of generated faces over the true ones'", low=0.85),
-    "seam_flicker": Bar("change where windows meet over change inside", high=1.1),
+    "seam_flicker": Bar("change at seams over change within windows", high=1.1),
     "silence_openness_ratio": Bar("lip gap in silence over the closed portrait's", 0.9, 1.1),
     "silence_lip_height_ratio": Bar("height of the lips, gap included, likewise", 0.9, 1.1),
-    "fps": Bar("frames per second, sound to composited 512 px frame", low=25),
+    "fps": Bar("frames per second, audio to composited 512 px frame", low=25),
     "window_p99_ms": Bar("99th percentile of a window of 4 frames, ms", high=160),
 }
-"""What the embedded model is to reach."""
+"""The goals of the embedded model."""
 
 
 def write_report(findings: EvaluationResult, path: Path, *, pictures: bool = True) -> None:
-    """Write the report; its pictures and plots are inside the file.
+    """Write the report as one file with embedded images and plots.
 
-    Without `pictures` it shows nobody's face, and may be passed on.
+    Without `pictures` it holds no faces of the data folder and may be published.
     """
     shown = findings.sheets if pictures else []
     parts = [
@@ -89,8 +89,8 @@ def write_report(findings: EvaluationResult, path: Path, *, pictures: bool = Tru
         "<h2>Mouth opening: true and generated</h2>",
         *(f"<h3>{html.escape(name)}</h3>{plot(('true', 'generated'), both)}"
           for name, both in findings.curves),
-        *(["<h2>Pictures: true above generated</h2>"] if shown else []),
-        *(f"<h3>{html.escape(name)}</h3>{_picture(sheet)}" for name, sheet in shown),
+        *(["<h2>Images: true above generated</h2>"] if shown else []),
+        *(f"<h3>{html.escape(name)}</h3>{_image(sheet)}" for name, sheet in shown),
         "<h2>Clips</h2>",
         _table(findings.clips),
         "<h2>Still portraits</h2>",
@@ -102,11 +102,11 @@ def write_report(findings: EvaluationResult, path: Path, *, pictures: bool = Tru
 
 
 def plot(names: Sequence[str], lines: Sequence[np.ndarray] | np.ndarray) -> str:
-    """Draw lines over time as SVG; gaps where a value is not finite."""
+    """Return lines over time as SVG, with gaps where a value is not finite."""
     whole = np.concatenate([np.asarray(line, float) for line in lines])
     whole = whole[np.isfinite(whole)]
     if not len(whole):
-        return "<p>nothing to draw</p>"
+        return "<p>no data</p>"
     low, high = float(whole.min()), float(whole.max())
     low, high = (low - 0.5, high + 0.5) if high - low < 1e-9 else (low, high)
     drawn = [
@@ -177,9 +177,9 @@ def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else html.escape(str(value))
 
 
-def _picture(pixels: np.ndarray) -> str:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((1100, 1100))
+def _image(pixels: np.ndarray) -> str:
+    image = Image.fromarray(pixels)
+    image.thumbnail((1100, 1100))
     stored = io.BytesIO()
-    picture.save(stored, "JPEG", quality=80)
+    image.save(stored, "JPEG", quality=80)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()}">'

@@ -1,4 +1,4 @@
-"""Generates latents by the streaming recurrence, and judges a model by them."""
+"""Generates latents window by window, as in streaming, and evaluates a model by them."""
 
 from pathlib import Path
 
@@ -38,15 +38,15 @@ def generate(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
-    """Generate latents for whole sounds by the streaming recurrence.
+    """Generate latents for whole utterances, window by window as in streaming.
 
     Args:
-        model: in eval mode.
-        mel: `(B, 64, 4 * (T + 2))`, `T` a multiple of the window.
-        portrait: latents `(B, C, h, w)`.
-        steps: sampler steps.
-        guidance: weight of the sound against none.
-        seed: of the noise.
+        model: The model in eval mode.
+        mel: Log-mel `(B, 64, 4 * (T + L))`, `T` a multiple of the window, L the look-ahead.
+        portrait: Portrait latents `(B, C, h, w)`.
+        steps: Sampling steps.
+        guidance: Weight of the audio condition against none.
+        seed: Seed of the noise.
 
     Returns:
         `(B, T, C, h, w)`.
@@ -81,14 +81,14 @@ def generate(
 def evaluate_flow(
     model: AvatarModel, tracks: list[Track], steps: int = 2, guidance: float = 1.0
 ) -> dict[str, float]:
-    """Generate the first four seconds of each clip from its first frame and sound.
+    """Evaluate a model on the first three seconds of each clip, from its first frame and audio.
 
-    Mouth openings are compared by the latent's own landmarks: quick, for choosing when to stop;
-    `letstalk eval` looks at pictures. Latents without landmarks are compared themselves.
+    Mouth openings are compared by the landmarks of the latents, which is fast and serves to select
+    weights; `letstalk eval` measures frames. Latents without landmarks are compared directly.
     """
     tracks = [track for track in tracks if len(track.quiet) >= EVALUATION_FRAMES]
     if not tracks:
-        raise InputError(f"no clip set aside has {EVALUATION_FRAMES} frames; add longer clips")
+        raise InputError(f"no validation clip has {EVALUATION_FRAMES} frames; add longer clips")
     device = model.motion_scale.device
     ahead = model.audio.lookahead_frames
     mel = torch.stack([t.audio_clip.mel[:, : 4 * (EVALUATION_FRAMES + ahead)] for t in tracks])
@@ -102,8 +102,8 @@ def evaluate_flow(
         return {"error": float(error.pow(2).mean())}
     true = mouth_opening(landmarks.decode_landmarks(truth).cpu().numpy())
 
-    def openings(sound: Tensor) -> np.ndarray:
-        generated = generate(model, sound, truth[:, 0], steps=steps, guidance=guidance)
+    def openings(audio: Tensor) -> np.ndarray:
+        generated = generate(model, audio, truth[:, 0], steps=steps, guidance=guidance)
         return mouth_opening(landmarks.decode_landmarks(generated).cpu().numpy())
 
     own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
@@ -121,7 +121,7 @@ def evaluate_flow(
 
 
 def score(figures: dict[str, float]) -> float:
-    """Give what the best model is chosen by: lips that follow the sound, or a small error."""
+    """Return the score that selects the best weights: mouth correlation, or the negative error."""
     if "error" in figures:
         return -figures["error"]
     return float(np.nanmean([figures["corr"], figures["corr_real"]]))
@@ -129,7 +129,7 @@ def score(figures: dict[str, float]) -> float:
 
 @torch.no_grad()
 def save_sample(model: AvatarModel, clip: Clip, path: Path, frames: int = 100) -> None:
-    """Write a video: the clip's own frames above those made from its first frame and its sound."""
+    """Write a video: true frames above those generated from the clip's first frame and audio."""
     count = min(frames, clip.num_frames) // model.denoiser.config.window
     count *= model.denoiser.config.window
     device = model.motion_scale.device

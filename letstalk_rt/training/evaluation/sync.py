@@ -1,9 +1,10 @@
-"""The sync score: do these lips belong to this sound? A small two-tower network of our own.
+"""The sync score: how well lips fit audio, by a small two-tower network of this project.
 
-One tower reads the outline of the lips, the other log-mel; both give one vector per frame, and
-vectors of one moment are alike. A clip is scored as SyncNet scores it (Chung and Zisserman 2016),
-with cosines: the likeness at the best offset less the median over offsets. The network is not
-SyncNet: its figures compare with each other only, so the truth and a shuffled sound stand beside.
+One tower encodes lip landmarks, the other log-mel; each yields one vector per frame, and vectors of
+the same moment are trained to be similar. A clip is scored as SyncNet does (Chung and Zisserman
+2016), with cosines: the similarity at the best offset minus the median over offsets. The network is
+not SyncNet, and its figures compare with each other only: true videos and shuffled audio are scored
+as references.
 """
 
 from dataclasses import dataclass
@@ -28,23 +29,23 @@ NAME = "sync_two_tower"
 CHIN = 152
 LIP_POINTS = (*LIPS_OUTER, *LIPS_INNER, CHIN)
 REACH = 15
-"""Offsets tried, in frames either way."""
+"""Largest offset tried, in frames either way."""
 
 TRAINING_FRAMES = 64
-"""Frames of a training piece; its other moments are the wrong answers."""
+"""Frames of a training item; its other frames are the negatives."""
 
 _NEAR = 1
-"""Frames around a moment that are no wrong answer to it."""
+"""Frames next to a positive that are not used as negatives."""
 
 
 @dataclass(frozen=True)
 class SyncScore:
-    """How a clip's lips fit a sound.
+    """How well lips fit audio.
 
     Attributes:
-        confidence: likeness at the best offset less the median over offsets.
-        offset: frames by which the lips are late, at best likeness.
-        likeness: mean cosine at offset 0, less the median over offsets.
+        confidence: Similarity at the best offset minus the median over offsets.
+        offset: Frames by which the lips are late at the best offset.
+        likeness: Similarity (mean cosine) at offset 0 minus the median over offsets.
     """
 
     confidence: float
@@ -53,11 +54,11 @@ class SyncScore:
 
 
 class SyncTowers(nn.Module):
-    """Two towers of convolutions over time; each sees about half a second.
+    """Two towers of convolutions over time, with a receptive field of about half a second.
 
     Args:
-        width: channels.
-        size: of the vectors.
+        width: Number of channels.
+        size: Size of the vectors.
     """
 
     def __init__(self, width: int = 96, size: int = 48) -> None:
@@ -83,38 +84,38 @@ class SyncTowers(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, lips: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Give unit vectors `(B, T, size)` of lips `(B, T, 2 P)` and mel `(B, 64, 4 T)`."""
-        seen, heard = self.lips(lips.transpose(1, 2)), self.sound(mel)
-        assert seen.shape == heard.shape, (seen.shape, heard.shape)
-        return F.normalize(seen, dim=1).transpose(1, 2), F.normalize(heard, dim=1).transpose(1, 2)
+        """Return unit vectors `(B, T, size)` of lips `(B, T, 2 P)` and of mel `(B, 64, 4 T)`."""
+        video, audio = self.lips(lips.transpose(1, 2)), self.sound(mel)
+        assert video.shape == audio.shape, (video.shape, audio.shape)
+        return F.normalize(video, dim=1).transpose(1, 2), F.normalize(audio, dim=1).transpose(1, 2)
 
 
 def lip_features(points: np.ndarray) -> Tensor:
-    """Give what the lips tower sees of mesh points `(T, 478, 2)`: `(T, 2 P)`.
+    """Return the input of the lips tower, `(T, 2 P)`, from mesh points `(T, 478, 2)`.
 
-    Relative to the clip's own mean, so that the shape of a person's lips says nothing.
+    Points are relative to the clip's mean, which removes the shape of a person's lips.
     """
-    shown = torch.from_numpy(aligned_mouth(points, LIP_POINTS)).flatten(1)
-    return 20 * (shown - shown.mean(0))
+    lips = torch.from_numpy(aligned_mouth(points, LIP_POINTS)).flatten(1)
+    return 20 * (lips - lips.mean(0))
 
 
 @torch.no_grad()
 def log_mel(pcm: np.ndarray) -> Tensor:
-    """Give log-mel `(64, 4 T)` of a sound of whole frames."""
+    """Return log-mel `(64, 4 T)` of PCM of T whole frames."""
     mel: Tensor = StreamingMel()(torch.from_numpy(np.ascontiguousarray(pcm, np.float32))[None])[0]
     return mel
 
 
 @torch.no_grad()
 def sync_score(towers: SyncTowers, points: np.ndarray, pcm: np.ndarray) -> SyncScore:
-    """Score lips `(T, 478, 2)` against a sound of `T` frames."""
+    """Score lips `(T, 478, 2)` against PCM of `T` frames."""
     count = min(len(points), len(pcm) // SAMPLES_PER_FRAME)
     lips, mel = lip_features(points[:count]), log_mel(pcm[: count * SAMPLES_PER_FRAME])
-    seen, heard = (x[0] for x in towers.eval()(lips[None], mel[None]))
+    video, audio = (x[0] for x in towers.eval()(lips[None], mel[None]))
     reach = min(REACH, count // 3)
     offsets = range(-reach, reach + 1)
     curve = [
-        float((seen[max(o, 0) : count + min(o, 0)] * heard[max(-o, 0) : count - max(o, 0)])
+        float((video[max(o, 0) : count + min(o, 0)] * audio[max(-o, 0) : count - max(o, 0)])
               .sum(1).mean())
         for o in offsets
     ]  # fmt: skip
@@ -122,29 +123,29 @@ def sync_score(towers: SyncTowers, points: np.ndarray, pcm: np.ndarray) -> SyncS
     return SyncScore(curve[best] - usual, offsets[best], curve[reach] - usual)
 
 
-def sync_loss(seen: Tensor, heard: Tensor, sharpness: Tensor) -> Tensor:
-    """Give the contrast of each moment against the other moments of its piece, both ways.
+def sync_loss(video: Tensor, audio: Tensor, sharpness: Tensor) -> Tensor:
+    """Return the contrastive loss of each frame against the others of its item, both ways.
 
     Args:
-        seen: `(B, T, D)` unit vectors.
-        heard: as `seen`.
-        sharpness: log of the factor on cosines.
+        video: `(B, T, D)` unit vectors of the lips.
+        audio: `(B, T, D)` unit vectors of the audio.
+        sharpness: Log of the factor on cosines.
     """
-    alike = torch.exp(sharpness.clamp(max=4.0)) * seen @ heard.transpose(1, 2)
-    place = torch.arange(alike.shape[1], device=alike.device)
-    apart = (place[:, None] - place[None]).abs()
-    alike = alike.masked_fill((apart > 0) & (apart <= _NEAR), -1e4)
-    wanted = place.expand(alike.shape[0], -1)
-    return (F.cross_entropy(alike, wanted) + F.cross_entropy(alike.transpose(1, 2), wanted)) / 2
+    logits = torch.exp(sharpness.clamp(max=4.0)) * video @ audio.transpose(1, 2)
+    frame = torch.arange(logits.shape[1], device=logits.device)
+    distance = (frame[:, None] - frame[None]).abs()
+    logits = logits.masked_fill((distance > 0) & (distance <= _NEAR), -1e4)
+    target = frame.expand(logits.shape[0], -1)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.transpose(1, 2), target)) / 2
 
 
 def calibrate(towers: SyncTowers, clips: list[Clip], shift: int = 5) -> dict[str, float]:
-    """Judge the score itself on true videos: with their sound, with it shifted, with another's.
+    """Check the score itself on true videos: with their audio, shifted audio, and another clip's.
 
     Returns:
-        `sync_true` and `sync_true_shuffled`: mean confidence; `sync_found`: share of clips whose
-        best offset is within a frame of the truth; `sync_found_shifted`: the same with the sound
-        moved by `shift` frames.
+        `sync_true` and `sync_true_shuffled`: mean confidence; `sync_likeness_true`: mean
+        likeness; `sync_found`: share of clips whose best offset is within a frame of the truth;
+        `sync_found_shifted`: the same with the audio shifted by `shift` frames.
     """
     own, moved, other = [], [], []
     for index, clip in enumerate(clips):
@@ -170,45 +171,51 @@ def train_sync(
     *,
     batch_size: int = 24,
 ) -> nn.Module:
-    """Train the towers, keep the best by the clips set aside, and give them.
+    """Train the towers and return those that are best on the validation clips.
 
     Args:
-        clips: of the train split.
-        validation: of the train split too, but other people: they choose when to stop.
-        folder: of the run; `best.pt` is written there.
-        config: schedule.
-        batch_size: pieces a step.
+        clips: Training clips.
+        validation: Clips of other people in the train split, which select the best weights.
+        folder: The run's folder; `best.pt` is written there.
+        config: Schedule.
+        batch_size: Items per step.
+
+    Raises:
+        InputError: No training clip is long enough.
     """
     torch.manual_seed(0)
-    heard = [clip for clip in clips if clip.has_audio and clip.num_frames >= TRAINING_FRAMES]
-    if not heard:
+    long_enough = [clip for clip in clips if clip.has_audio and clip.num_frames >= TRAINING_FRAMES]
+    if not long_enough:
         raise InputError(
-            f"no clip to train on has sound and {TRAINING_FRAMES} frames; add longer clips"
+            f"no training clip has audio and {TRAINING_FRAMES} frames; add longer clips"
         )
     validation_clips = [clip for clip in validation if clip.has_audio]
-    lips, mels = [lip_features(c.landmarks) for c in heard], [log_mel(c.pcm) for c in heard]
-    weights = torch.tensor([KIND_WEIGHT[c.kind] * c.num_frames for c in heard])
+    lips, mels = (
+        [lip_features(c.landmarks) for c in long_enough],
+        [log_mel(c.pcm) for c in long_enough],
+    )
+    weights = torch.tensor([KIND_WEIGHT[c.kind] * c.num_frames for c in long_enough])
     towers = SyncTowers()
     run = Run(folder, towers, config)
 
     def draw() -> tuple[Tensor, Tensor]:
-        pieces = []
+        items = []
         for index in torch.multinomial(weights, batch_size, True, generator=run.generator):
             start = int(
                 torch.randint(len(lips[index]) - TRAINING_FRAMES + 1, (1,), generator=run.generator)
             )
             mel = mels[index][:, MEL_PER_FRAME * start : MEL_PER_FRAME * (start + TRAINING_FRAMES)]
-            pieces.append((lips[index][start : start + TRAINING_FRAMES], mel))
-        seen, sounds = zip(*pieces, strict=True)
-        return torch.stack(seen), torch.stack(sounds)
+            items.append((lips[index][start : start + TRAINING_FRAMES], mel))
+        lips_batch, mel_batch = zip(*items, strict=True)
+        return torch.stack(lips_batch), torch.stack(mel_batch)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        shown, mel = draw()
+        shapes, mel = draw()
         size = 0.7 + 0.6 * torch.rand(batch_size, 1, 1, generator=run.generator)
-        shown = size * shown + 0.1 * torch.randn(shown.shape, generator=run.generator)
+        shapes = size * shapes + 0.1 * torch.randn(shapes.shape, generator=run.generator)
         mel = augment_mel(mel, run.generator)
-        seen, sound = towers(shown.to(run.device), mel.to(run.device))
-        return sync_loss(seen, sound, towers.sharpness), {}
+        video, audio = towers(shapes.to(run.device), mel.to(run.device))
+        return sync_loss(video, audio, towers.sharpness), {}
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, SyncTowers)
@@ -223,16 +230,16 @@ def train_sync(
 
 
 def load_towers(path: Path) -> SyncTowers:
-    """Read trained towers.
+    """Load trained towers.
 
     Raises:
-        WeightsError: the file holds something else.
+        WeightsError: The file holds something else.
     """
     towers = SyncTowers()
     try:
         towers.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, OSError, KeyError, EOFError, ValueError) as error:
         raise WeightsError(
-            f"{path.name} holds no {NAME} network; make it with `letstalk train sync`"
+            f"{path.name} holds no {NAME} network; train it with `letstalk train sync`"
         ) from error
     return towers.eval()

@@ -167,7 +167,7 @@ def test_windows_hold_whole_blocks():
 
 
 def test_it_is_not_trained_on_log_mel():
-    with pytest.raises(ConfigError, match="preset 'hearing' hears by wav2vec 2.0"):
+    with pytest.raises(ConfigError, match="preset 'hearing' uses wav2vec 2.0"):
         mel_encoder(make())
 
 

@@ -197,7 +197,7 @@ class TestReport:
         assert "http" not in text.replace("http-equiv", "")
         write_report(findings, tmp_path / "faceless.html", pictures=False)
         text = (tmp_path / "faceless.html").read_text()
-        assert "data:image" not in text and "Pictures" not in text and ">met<" in text
+        assert "data:image" not in text and "Images" not in text and ">met<" in text
 
 
 REQUIRED = {
@@ -258,7 +258,7 @@ class TestWhole:
 
     def test_without_any_sound_it_is_said(self, clips):
         mute = [replace(clips[0], has_audio=False)]
-        with pytest.raises(InputError, match="no clip to evaluate has sound"):
+        with pytest.raises(InputError, match="no clip to evaluate has audio"):
             evaluate_clips(
                 AvatarPipeline(make_model()),
                 EvaluationModels(BrightnessLandmarker(), len),
