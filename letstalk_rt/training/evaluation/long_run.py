@@ -114,7 +114,7 @@ class Slice:
     def __init__(
         self, models: EvaluationModels, portrait: Portrait, box: tuple[int, int, int, int]
     ) -> None:
-        self._judges, self._portrait, self._box = models, portrait, box
+        self._models, self._portrait, self._box = models, portrait, box
         self._sharp = self._sharpness(portrait.canvas)
         self._last: np.ndarray | None = None
         self._clear()
@@ -130,7 +130,7 @@ class Slice:
             change = np.abs(frame.astype(np.int16) - self._last).mean()
             self._changes[at_seam].append(float(change))
         self._last = frame.astype(np.int16)
-        self._points.append(self._judges.landmarker(frame))
+        self._points.append(self._models.landmarker(frame))
         if self.count % FPS == 0:
             self._kept.append(frame)
 
@@ -141,7 +141,7 @@ class Slice:
         kept = np.stack(self._kept)
         row: Row = {
             "start_s": start_s,
-            "identity": self._judges.likeness(self._portrait.canvas, kept),
+            "identity": self._models.likeness(self._portrait.canvas, kept),
             "sharpness": float(np.mean([self._sharpness(f) for f in kept])) / self._sharp,
             "mouth_corr": correlation(track.opening, openings),
             "opening": float(track.opening.mean()),

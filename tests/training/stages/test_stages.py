@@ -763,7 +763,7 @@ class TestCommand:
                    "--threads", "1"])  # fmt: skip
 
     def test_surroundings_alone_need_a_denoiser_to_go_on_with(self, root, tmp_path):
-        with pytest.raises(InputError, match="give its run with --start"):
+        with pytest.raises(InputError, match="name its run with --start"):
             train(["flow", "--data", str(root), "--runs", str(tmp_path), "--threads", "1",
                    "--surroundings"])  # fmt: skip
 
