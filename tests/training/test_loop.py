@@ -1,0 +1,133 @@
+"""Training runs resume exactly, skip bad steps and log."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.training.loop import LoopConfig, Run
+
+
+class Wobble(nn.Module):
+    """A small network with dropout's opposite: all its chance comes from the run's generator."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+
+def make_run(folder, seed=0, **options):
+    config = LoopConfig(**{"steps": 6, "learning_rate": 0.05, "warm_up": 2, "report_every": 2,
+                           **options})  # fmt: skip
+    run = Run(folder, Wobble(seed), config)
+
+    def loss(step):
+        x = torch.randn(5, 4, generator=run.generator)
+        run.model.count += 1
+        value = (run.model.layer(x) - x[:, :3]).pow(2).mean()
+        return value, {"size": float(x.abs().mean())}
+
+    return run, loss
+
+
+def stop_at(loss, last):
+    def stopping(step):
+        if step == last:
+            raise KeyboardInterrupt
+        return loss(step)
+
+    return stopping
+
+
+class TestRun:
+    def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(self, tmp_path):
+        whole, loss = make_run(tmp_path / "whole")
+        whole.train(loss)
+        first, loss = make_run(tmp_path / "parts", save_every_s=-1.0)
+        with pytest.raises(KeyboardInterrupt):
+            first.train(stop_at(loss, 3))
+        second, loss = make_run(tmp_path / "parts", seed=5)
+        assert second.step == 3
+        second.train(loss)
+        for a, b in ((whole.model, second.model), (whole.averaged, second.averaged)):
+            for name, value in a.state_dict().items():
+                assert torch.equal(value, b.state_dict()[name]), name
+        assert torch.equal(whole.generator.get_state(), second.generator.get_state())
+
+    def test_a_finished_run_does_nothing_more(self, tmp_path):
+        run, loss = make_run(tmp_path)
+        run.train(loss)
+        again, _ = make_run(tmp_path, seed=9)
+        averaged = again.train(stop_at(loss, 6))
+        assert torch.equal(averaged.layer.weight, run.averaged.layer.weight)
+
+    def test_the_checkpoint_is_written_whole(self, tmp_path):
+        run, loss = make_run(tmp_path)
+        run.train(loss)
+        assert {path.name for path in tmp_path.iterdir()} == {"board", "last.pt", "log.jsonl"}
+
+    def test_the_average_follows_and_counts_do_not_average(self, tmp_path):
+        run, loss = make_run(tmp_path, ema=0.5)
+        wanted, history = run.model.layer.weight.detach().clone(), []
+
+        def seen(step):
+            history.append(run.model.layer.weight.detach().clone())
+            return loss(step)
+
+        averaged = run.train(seen)
+        for step, weight in enumerate([*history[1:], run.model.layer.weight.detach()]):
+            decay = min(0.5, (1 + step) / (10 + step))
+            wanted = decay * wanted + (1 - decay) * weight
+        torch.testing.assert_close(averaged.layer.weight, wanted)
+        assert averaged.count == 6 and not averaged.training
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_a_step_that_is_not_finite_is_skipped(self, tmp_path, bad):
+        run, loss = make_run(tmp_path)
+        kept = []
+
+        def breaking(step):
+            kept.append(run.model.layer.weight.detach().clone())
+            value, seen = loss(step)
+            return (value * bad if step == 2 else value), seen
+
+        run.train(breaking)
+        assert torch.equal(kept[3], kept[2]) and not torch.equal(kept[4], kept[3])
+        assert run.step == 6 and run.averaged.layer.weight.isfinite().all()
+
+    def test_the_rate_warms_up_and_falls_to_its_share(self, tmp_path):
+        run, _ = make_run(tmp_path, steps=100, warm_up=10, learning_rate=1.0, final_rate=0.1)
+        rates = []
+        for run.step in range(101):
+            rates.append(run.rate())
+        assert rates[0] == pytest.approx(0.1, rel=0.01)
+        assert np.argmax(rates) in (9, 10) and max(rates) > 0.97
+        assert rates[9:] == sorted(rates[9:], reverse=True)
+        assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(0.55 * math.pi)))
+        assert rates[100] == pytest.approx(0.1)
+
+    def test_figures_and_judgements_are_logged(self, tmp_path):
+        run, loss = make_run(tmp_path, evaluate_every=3)
+        judged = []
+
+        def evaluate(averaged, step):
+            assert averaged is run.averaged
+            judged.append(step)
+            return {"score": step / 2}
+
+        run.train(loss, evaluate)
+        lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert judged == [3, 6]
+        assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+        assert [line["score"] for line in lines if "score" in line] == [1.5, 3.0]
+        assert {"loss", "norm", "size", "time_s"} < set(lines[0])
+
+    def test_no_steps_are_named(self, tmp_path):
+        with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
+            make_run(tmp_path, steps=0)
