@@ -91,7 +91,7 @@ class TestBeginning:
             replace(DENOISER, width=48)
 
     @pytest.mark.parametrize("name", ["end", "guidance"])
-    def test_what_the_model_does_not_take_is_named(self, denoiser, inputs, name):
+    def test_an_input_that_the_model_does_not_accept_is_named(self, denoiser, inputs, name):
         value = {"end": inputs["t"], "guidance": torch.ones(2)}[name]
         with pytest.raises(ConfigError, match="does not accept"):
             run(denoiser, **inputs, **{name: value})

@@ -30,7 +30,7 @@ def contents(bank):
     ]
 
 
-def test_oldest_first_and_oldest_leaves_and_the_anchor_stays():
+def test_the_oldest_is_dropped_and_the_anchor_kept():
     bank = empty(3)
     assert contents(bank) == [-1, None, None, None]
     bank.write(numbered(1, 2))
@@ -64,7 +64,7 @@ def test_reset_without_a_mask_empties_all():
     assert not bank.latents[:, 1:].any()
 
 
-def test_the_caller_may_change_what_it_wrote():
+def test_written_latents_are_copied():
     bank, anchor, latents = empty(2), torch.zeros(1, 1, 1, 1), numbered(1, 2)
     bank = MemoryBank.anchored(anchor, 2)
     bank.write(latents)
@@ -130,7 +130,7 @@ def test_the_signal_falls_as_the_noise_rises():
     torch.testing.assert_close(1 - made.mean(1) / 100, made.std(1), atol=0.01, rtol=0)
 
 
-def test_a_quarter_of_the_places_is_dropped_per_item_and_for_all_frames_alike():
+def test_a_quarter_of_positions_is_dropped_per_item_in_all_frames():
     made = regularize_memory(torch.ones(200, 3, 2, 4, 4), torch.Generator().manual_seed(0))
     gone = made == 0
     assert torch.equal(gone, gone[:, :1, :1].expand_as(gone))
@@ -145,7 +145,7 @@ def test_without_noise_and_drop_nothing_changes():
     assert torch.equal(regularize_memory(latents, max_noise=0.0, drop=0.0), latents)
 
 
-def test_the_generator_decides():
+def test_the_generator_determines_the_noise():
     latents = torch.ones(2, 3, 4, 2, 2)
     one, same = (regularize_memory(latents, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(one, same)
@@ -166,7 +166,7 @@ class TestCache:
         filled = torch.ones(sessions, len(values), dtype=torch.bool)
         return TemporalCache([KeysValues(part, -part) for _ in range(2)], filled)
 
-    def test_oldest_leaves_in_every_layer_and_the_anchor_stays(self):
+    def test_the_oldest_is_dropped_and_the_anchor_kept(self):
         cache = self.cache(4)
         for layer in cache.layers:
             layer.keys[..., 0, :] = -1
@@ -201,7 +201,7 @@ class TestCache:
         assert longer.layers[1].values[0, 0, 0, :, 0].tolist() == [-1, -2, -3]
 
     @pytest.mark.parametrize("count", [0, 1, 9])
-    def test_rewinding_forgets_the_newest_in_cache_and_bank_alike(self, count):
+    def test_rewinding_drops_the_newest_in_cache_and_bank(self, count):
         cache, bank = self.cache(4), empty(3)
         for layer in cache.layers:
             layer.keys[..., 0, :] = -1

@@ -33,7 +33,7 @@ def test_a_straight_path_is_exact_at_any_number_of_steps(num_steps):
     torch.testing.assert_close(out, data)
 
 
-def test_the_model_is_called_once_a_step_at_the_time_it_stands_at():
+def test_the_model_is_called_once_per_step_at_its_time():
     seen = []
 
     def velocity(x, t):
@@ -44,7 +44,7 @@ def test_the_model_is_called_once_a_step_at_the_time_it_stands_at():
     assert seen == [(5.0, 1.0), (4.5, 0.5)] and out.item() == 4.0
 
 
-def test_the_noise_is_left_as_it_was():
+def test_the_noise_is_not_changed():
     noise = torch.ones(1, 1, 1, 1, 1)
     sample(lambda x, t: x, noise, timesteps(3))
     assert noise.item() == 1.0
@@ -60,7 +60,7 @@ class TestNoise:
         between = (noise[1:] * noise[:-1]).mean() / noise.pow(2).mean()
         assert between.item() == pytest.approx(0.9, abs=0.02)
 
-    def test_pieces_equal_whole(self):
+    def test_chunks_equal_the_whole(self):
         state = NoiseState(0, torch.zeros(1, 24, 4, 4))
         pieces = torch.cat([state.draw(n, 0.9, 1.0) for n in (1, 3, 4)], 1)
         assert torch.equal(pieces, self.draws(8))

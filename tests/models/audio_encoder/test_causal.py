@@ -66,7 +66,7 @@ def play(pipeline, state, sound):
 
 
 class TestStream:
-    def test_pieces_equal_the_whole(self, encoder):
+    def test_chunks_equal_the_whole(self, encoder):
         sound = speech(24)
         state = encoder.init_state(1)
         pieces = [encoder(piece, state) for piece in sound.split(8 * 640, 1)]
@@ -75,7 +75,7 @@ class TestStream:
         torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("ms, frames", [(0, 1), (80, 3)])
-    def test_the_future_is_heard_as_far_as_declared(self, ms, frames):
+    def test_the_look_ahead_is_as_declared(self, ms, frames):
         encoder = make_encoder(AUDIO.with_lookahead(ms))
         assert encoder.lookahead_frames == frames and encoder.config.lookahead_ms == ms
         sound, other = speech(24), speech(24)
@@ -97,7 +97,7 @@ class TestStream:
         torch.testing.assert_close(together[:1], encoder(first), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(together[1:], encoder(second), atol=1e-4, rtol=1e-4)
 
-    def test_a_folder_gives_the_weights_of_wav2vec(self, tmp_path):
+    def test_weights_of_wav2vec_are_loaded_from_a_folder(self, tmp_path):
         import transformers
 
         shape = transformers.Wav2Vec2Config(
@@ -121,7 +121,7 @@ class TestPipeline:
         assert pipeline.lookahead_frames == 3 and spoken.shape[0] == 16
         assert np.abs(spoken.astype(int) - silent).max() > 5
 
-    def test_a_batch_is_as_good_as_alone(self, pipeline):
+    def test_a_batch_equals_single_sessions(self, pipeline):
         portraits, sounds = [make_portrait(i) for i in range(2)], [hops(3, i) for i in range(2)]
         states = [pipeline.init_state(p, StateOptions(i)) for i, p in enumerate(portraits)]
         together = [pipeline.step(np.concatenate(pcm), states) for pcm in zip(*sounds, strict=True)]
@@ -150,7 +150,7 @@ class TestPipeline:
         assert shown.shape == waited.shape and not np.array_equal(shown, waited)
 
 
-def test_weights_are_kept_and_read(tmp_path, monkeypatch):
+def test_weights_are_saved_and_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "hearing", HEARING)
     model, path = make(with_lookahead(HEARING, 40)), tmp_path / "hearing.safetensors"
     loading.save_model(model, path)

@@ -52,7 +52,7 @@ def test_edges_are_repeated(projector):
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
-def test_pieces_equal_the_whole(projector, pieces):
+def test_chunks_equal_the_whole(projector, pieces):
     x = features()
     torch.testing.assert_close(streamed(projector, x, pieces), projector(x), atol=1e-6, rtol=1e-5)
 
@@ -88,7 +88,7 @@ def test_it_declares_its_look_ahead(projector):
     assert projector.lookahead_frames == 2
 
 
-def test_a_wrong_shape_is_told(projector):
+def test_a_wrong_shape_is_refused(projector):
     with pytest.raises(InputError, match=r"features must have shape \(B, T, 2, 8\)"):
         projector(torch.zeros(1, 4, 12, 768))
 

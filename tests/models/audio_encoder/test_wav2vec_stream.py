@@ -165,7 +165,7 @@ class TestNorm:
 
 class TestSettings:
     @pytest.mark.parametrize("ms, frames", [(0, 0), (160, 4)])
-    def test_the_declared_look_ahead_is_heard_and_no_more(self, ms, frames):
+    def test_the_look_ahead_is_as_declared(self, ms, frames):
         torch.manual_seed(0)
         stream = Wav2Vec2Stream(replace(SMALL, lookahead_ms=ms)).eval()
         assert stream.lookahead_frames == frames
@@ -195,13 +195,13 @@ class TestSettings:
         with pytest.raises(ConfigError, match=message):
             Wav2Vec2Stream(replace(SMALL, **settings))
 
-    def test_a_part_of_a_block_is_refused(self):
+    def test_an_incomplete_block_is_refused(self):
         with pytest.raises(AssertionError):
             Wav2Vec2Stream(replace(SMALL, block_frames=4))(torch.zeros(1, 3 * FRAME))
 
 
 class TestLoading:
-    def test_a_folder_gives_its_weights_and_shape(self, published, tmp_path):
+    def test_weights_and_shape_are_loaded_from_a_folder(self, published, tmp_path):
         published.save_pretrained(tmp_path)
         stream = Wav2Vec2Stream.load(tmp_path, Wav2Vec2StreamConfig(block_frames=2))
         pcm = speech(8)
@@ -209,7 +209,7 @@ class TestLoading:
         assert stream.config == settings
         torch.testing.assert_close(stream(pcm), Wav2Vec2Stream(settings, published).eval()(pcm))
 
-    def test_no_model_there_is_named(self, tmp_path):
+    def test_a_missing_model_is_reported(self, tmp_path):
         with pytest.raises(WeightsError, match=r"config.json"):
             Wav2Vec2Stream.load(tmp_path)
 

@@ -31,7 +31,7 @@ def moved_by(picture, x, y):
     return warp(picture, flow)
 
 
-def test_a_move_of_all_is_found_where_no_landmark_is(picture, points):
+def test_a_shift_is_measured_where_no_landmark_is_near(picture, points):
     still = torch.zeros(1, 2, 128, 128)
     frame = moved_by(picture, 0.03, -0.02)
     latent = measure_background_flow(frame, picture, points, still)
@@ -51,7 +51,7 @@ def test_landmarks_own_flow_is_not_measured_again(picture, points):
     assert measure_background_flow(frame, picture, points, flow).abs().max() < 0.05 * GAIN
 
 
-def test_what_only_appears_does_not_move(picture, points):
+def test_what_only_appears_has_no_flow(picture, points):
     frame = picture.clone()
     frame[..., :64, :64] = torch.rand(1, 3, 64, 64) * 2 - 1
     still = torch.zeros(1, 2, 128, 128)
@@ -60,7 +60,7 @@ def test_what_only_appears_does_not_move(picture, points):
     assert (moved - frame).square().mean() <= 1.02 * (picture - frame).square().mean()
 
 
-def test_items_are_measured_apart(picture, points):
+def test_items_do_not_mix(picture, points):
     still = torch.zeros(2, 2, 128, 128)
     frames = torch.cat([picture, moved_by(picture, 0.03, 0.0)])
     together = measure_background_flow(

@@ -53,7 +53,7 @@ class TestUse:
         wanted = autoencoder.inner.decode(plain).sample.clamp(-1, 1)
         torch.testing.assert_close(autoencoder.decode(latents)[0], wanted, atol=1e-5, rtol=1e-4)
 
-    def test_frames_painted_one_by_one_are_those_of_the_window(self, autoencoder):
+    def test_frames_decoded_singly_equal_the_window(self, autoencoder):
         latents, portrait = (
             autoencoder.encode(frames()),
             autoencoder.encode_portrait(frames()[:, 0]),
@@ -97,7 +97,7 @@ class TestUse:
 
 
 class TestRefusals:
-    def test_another_size_is_told(self, autoencoder):
+    def test_a_wrong_size_is_refused(self, autoencoder):
         with pytest.raises(InputError, match=r"frames must have shape \(B, T, 3, 64, 64\)"):
             autoencoder.encode(frames(size=32))
 
@@ -137,7 +137,7 @@ class TestLoading:
         change_config(folder, scaling_factor=0.5)
         assert DCAutoencoder.load(folder, 64).scaling_factor == 0.5
 
-    def test_nothing_there_is_told(self, tmp_path):
+    def test_a_missing_checkpoint_is_reported(self, tmp_path):
         with pytest.raises(WeightsError, match="no DC-AE checkpoint"):
             DCAutoencoder.load(tmp_path / "none")
 

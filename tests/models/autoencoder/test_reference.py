@@ -56,7 +56,7 @@ class TestShapes:
         assert portrait.points.shape == (2, NUM_LANDMARKS, 2)
         assert portrait.latent.shape == (2, *LATENT_SHAPE)
 
-    def test_the_parts_of_a_frame(self, model):
+    def test_shapes_of_the_layers(self, model):
         portrait = model.encode_portrait(pictures(1))
         parts = model.decode_latents(torch.randn(1, *LATENT_SHAPE), portrait)
         assert parts.mask.shape == (1, 1, 256, 256)
@@ -65,7 +65,7 @@ class TestShapes:
         blend = (1 - parts.mask) * parts.warped + parts.mask * (parts.warped + parts.change)
         torch.testing.assert_close(parts.frames, blend, atol=1e-5, rtol=1e-4)
 
-    def test_layers_make_the_decoded_picture(self, model):
+    def test_layers_add_up_to_the_decoded_frames(self, model):
         portraits, latents = model.encode_portrait(pictures(2)), torch.randn(2, 3, *LATENT_SHAPE)
         layers = model.decode_layers(latents, portraits)
         assert layers.flow.shape == (2, 3, 2, FLOW_SIZE, FLOW_SIZE)
@@ -97,7 +97,7 @@ class TestItems:
                 alone = model.decode(latents[item : item + 1, frame : frame + 1], portrait)[0, 0]
                 torch.testing.assert_close(together[item, frame], alone, atol=2e-3, rtol=1e-3)
 
-    def test_describing_does_not_depend_on_who_encoded(self, model):
+    def test_features_from_a_known_latent_are_the_same(self, model):
         x = pictures(1)
         known, own = (
             model.portrait_features(x, model.encode(x[:, None])[:, 0]),
@@ -108,14 +108,14 @@ class TestItems:
 
 
 class TestWarp:
-    def test_the_portraits_own_latent_reads_the_portrait(self, new):
+    def test_the_portrait_latent_decodes_to_the_portrait(self, new):
         x = pictures(1)
         portrait = new.encode_portrait(x)
         parts = new.decode_latents(portrait.latent, portrait)
         assert not parts.flow.any()
         torch.testing.assert_close(parts.warped, x, atol=1e-4, rtol=0)
 
-    def test_moved_landmarks_move_the_picture(self, new):
+    def test_moved_landmarks_move_the_frame(self, new):
         x = pictures(1)
         portrait = new.encode_portrait(x)
         # Landmarks all over the picture, wanted a little to the right of where they were.
@@ -127,7 +127,7 @@ class TestWarp:
             x[0, :, 100:156, 100:156] - wanted
         ).abs().mean()
 
-    def test_a_given_flow_is_followed(self, new):
+    def test_a_given_coarse_flow_is_used(self, new):
         x = pictures(1)
         portrait = new.encode_portrait(x)
         flow = torch.zeros(1, 2, FLOW_SIZE, FLOW_SIZE)
@@ -156,7 +156,7 @@ class TestLandmarksInTheLatent:
         assert whole.shape == (2, 3, NUM_LANDMARKS, 2)
         torch.testing.assert_close(whole[1, 2], model.decode_landmarks(latents[1, 2]))
 
-    def test_reading_begins_as_what_undoes_the_writing(self, new):
+    def test_the_read_out_is_initialised_as_the_inverse(self, new):
         latent = torch.randn(LATENT_SHAPE)
         moved = (new.decode_landmarks(latent) - new.mean_points).flatten()
         again = new.encoder.write_points(moved)
@@ -174,13 +174,13 @@ class TestLandmarksInTheLatent:
         torch.testing.assert_close(latents.flatten(), rest + written, atol=1e-4, rtol=1e-4)
 
 
-class TestSurroundings:
-    def test_a_frame_alone_has_none(self, model):
+class TestBackgroundFlow:
+    def test_without_a_portrait_it_is_zero(self, model):
         x = pictures(2, 1)
         assert not model.encode(x)[:, :, FACE_SHAPE[0] :].any()
         assert not model.encode_portrait(x[:, 0]).latent[:, FACE_SHAPE[0] :].any()
 
-    def test_a_portrait_beside_itself_is_at_rest(self, model):
+    def test_from_a_portrait_to_itself_it_is_zero(self, model):
         x = pictures(2, 1)
         torch.testing.assert_close(model.encode(x, model.encode_portrait(x[:, 0])), model.encode(x))
 
@@ -191,14 +191,14 @@ class TestSurroundings:
         assert torch.equal(alone[:, :, face], beside[:, :, face])
         assert beside[:, 1:, FACE_SHAPE[0] :].any()
 
-    def test_they_move_the_picture(self, model):
+    def test_it_moves_the_frame(self, model):
         portrait = model.encode_portrait(pictures(1))
         latent = portrait.latent.clone()
         latent[:, FACE_SHAPE[0] :] = 1.0
         still, moved = (model.decode_latents(z, portrait).flow for z in (portrait.latent, latent))
         assert (moved - still).abs().max() > 0.01
 
-    def test_landmarks_do_not_see_them(self, model):
+    def test_landmarks_do_not_depend_on_it(self, model):
         latents = torch.randn(2, *LATENT_SHAPE)
         assert torch.equal(
             model.decode_landmarks(latents),
@@ -210,13 +210,13 @@ class TestSurroundings:
         )
 
 
-class TestExpectedPoints:
+class TestSoftArgmax:
     def test_one_cell_is_its_middle(self):
         heat = torch.full((1, 1, 4, 8), -50.0)
         heat[0, 0, 1, 6] = 50.0
         torch.testing.assert_close(soft_argmax(heat), torch.tensor([[[0.625, -0.25]]]))
 
-    def test_two_cells_are_met_in_between(self):
+    def test_two_cells_yield_the_point_between(self):
         heat = torch.full((1, 1, 4, 4), -50.0)
         heat[0, 0, 0, 0] = heat[0, 0, 0, 3] = 50.0
         torch.testing.assert_close(soft_argmax(heat), torch.tensor([[[0.0, -0.75]]]))
@@ -259,7 +259,7 @@ class TestParts:
         torch.testing.assert_close(out.std(1, correction=0), torch.ones(2, 3, 3), atol=1e-3, rtol=0)
 
 
-def test_a_decoder_in_half_precision_shows_the_same(model):
+def test_a_decoder_in_half_precision_is_close(model):
     x, latents = pictures(1), torch.randn(1, 2, *LATENT_SHAPE)
     portrait = model.encode_portrait(x)
     exact = model.decode(latents, portrait)

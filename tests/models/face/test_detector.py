@@ -39,7 +39,7 @@ class TestCrop:
         "left, top, side, size",
         [(10, 20, 32, 32), (10.5, 7.25, 20, 64), (3, 5, 90, 40)],
     )
-    def test_pixels_are_read_where_they_are(self, left, top, side, size):
+    def test_pixels_keep_their_position(self, left, top, side, size):
         cut = crop(map_of_places(100, 140), left, top, side, size)[0, :, 2:-2, 2:-2]
         steps = (torch.arange(size) + 0.5) * side / size
         torch.testing.assert_close(
@@ -49,12 +49,12 @@ class TestCrop:
             cut[1], (top + steps)[2:-2, None].expand(-1, size - 4), atol=0.01, rtol=0
         )
 
-    def test_a_size_that_the_averaging_does_not_divide_is_met(self):
+    def test_sides_that_averaging_does_not_divide_work(self):
         cut = crop(map_of_places(101, 103), 5, 5, 90, 30)[0, :2, 2:-2, 2:-2]
         assert cut[0, 0, 0] == pytest.approx(5 + 2.5 * 3, abs=0.01)
         assert cut[1, -1, 0] == pytest.approx(5 + 27.5 * 3, abs=0.01)
 
-    def test_beyond_the_picture_is_grey(self):
+    def test_pixels_beyond_the_border_are_grey(self):
         cut = crop(map_of_places(40, 40), -40, -40, 120, 30)[0, 2]
         assert cut[10:20, 10:20].min() > 0.99
         assert cut[:9].abs().max() == 0 and cut[:, 21:].abs().max() == 0
@@ -75,7 +75,7 @@ def logits(*find_peaks):
 
 
 class TestPeaks:
-    def test_a_peak_is_placed_in_the_picture(self):
+    def test_a_peak_is_in_image_coordinates(self):
         (box,) = find_peaks(logits((5, 7, 4.0, 0.25, -0.25, 0.0)), 10.0, -20.0, 320.0)
         assert (box.x, box.y) == (10 + 7.75 * 16, -20 + 5.25 * 16)
         assert box.side == pytest.approx(128)
@@ -126,7 +126,7 @@ class TestYaw:
         assert -1 <= head_yaw(np.zeros((NUM_LANDMARKS, 2))) <= 1
 
 
-def test_the_next_look_is_framed_as_in_training():
+def test_a_refined_crop_is_framed_as_in_training():
     box = face_crop_box(drawn_face() * 50 + [300, 200], 0.9)
     assert 100 / box.side == pytest.approx(FACE_SHARE, rel=1e-3)
     assert box.x == pytest.approx(300)
@@ -154,11 +154,11 @@ class Imagined(FaceFinder):
         return drawn_face() * 0.28 * box.side + [box.x, box.y]
 
 
-class TestLooks:
+class TestFaceFinder:
     BLANK = np.zeros((400, 600, 3), np.uint8)
 
     @pytest.mark.parametrize("form", ["read-only", "mirrored", "a part"])
-    def test_any_array_is_taken(self, form):
+    def test_any_memory_layout_is_accepted(self, form):
         rgb = self.BLANK.copy()
         rgb.flags.writeable = form != "read-only"
         rgb = {"read-only": rgb, "mirrored": rgb[:, ::-1], "a part": rgb[:, 1::2]}[form]
@@ -172,12 +172,12 @@ class TestLooks:
         finder = Point([], [Box(300, 200, 120, 0.9)])
         assert finder.find_faces(self.BLANK) == []
 
-    def test_what_stays_where_it_is_is_a_face(self):
+    def test_landmarks_that_stay_in_place_are_a_face(self):
         (face,) = Imagined([drawn_face(0.1) * 60 + [300, 200]]).find_faces(self.BLANK)
         assert face.landmarks.dtype == np.float32 and face.landmarks.shape == (NUM_LANDMARKS, 2)
         assert (face.score, face.yaw) == (0.9, pytest.approx(0.2, abs=1e-6))
 
-    def test_what_moves_with_the_look_is_none(self):
+    def test_landmarks_that_move_with_the_crop_are_no_face(self):
         assert Imagined([], [Box(300, 200, 120, 0.9)]).find_faces(self.BLANK) == []
 
     def test_the_largest_comes_first(self):
@@ -185,15 +185,15 @@ class TestLooks:
         found = Imagined(faces).find_faces(self.BLANK)
         assert [round(float(np.ptp(f.landmarks[:, 1]))) for f in found] == [140, 100, 60]
 
-    def test_a_face_seen_twice_is_one(self):
+    def test_a_face_found_twice_is_reported_once(self):
         face = drawn_face() * 60 + [300, 200]
         assert len(Imagined([face, face + 5]).find_faces(self.BLANK)) == 1
 
-    def test_a_look_that_shrinks_to_nothing_ends(self):
+    def test_a_crop_that_shrinks_to_nothing_ends_the_search(self):
         assert Imagined([drawn_face() * 1.5 + [300, 200]]).find_faces(self.BLANK) == []
 
 
-def test_the_detector_gives_four_maps():
+def test_the_detector_returns_four_maps():
     torch.manual_seed(0)
     out = FaceDetector().eval()(torch.zeros(2, 3, DETECTOR_SIZE, DETECTOR_SIZE))
     assert out.shape == (2, 4, 20, 20)
@@ -264,6 +264,6 @@ class TestNoFace:
         yield "gradient down", grey(y * 255 // 299)
         yield "disc", grey(np.where((x - 200) ** 2 + (y - 150) ** 2 < 90**2, 200, 60))
 
-    def test_no_face_is_seen_where_none_is(self, finder):
+    def test_images_without_a_face_have_none(self, finder):
         seen = [name for name, rgb in self.pictures_without_a_face() if finder.find_faces(rgb)]
         assert seen == []

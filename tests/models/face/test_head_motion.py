@@ -50,7 +50,7 @@ def fitted(face):
     return head
 
 
-def test_lids_lips_and_chin_are_not_steady(face):
+def test_lids_lips_and_chin_are_not_rigid(face):
     low = face.clone()
     low[0] = torch.tensor([0.0, 0.9])
     mask = rigid_landmarks(low)
@@ -58,7 +58,7 @@ def test_lids_lips_and_chin_are_not_steady(face):
     assert mask.sum() > 20
 
 
-def test_the_main_movement_is_found_with_its_course(face, fitted):
+def test_the_main_component_is_found_with_its_process(face, fitted):
     main = fitted.displacements(face)[-1].view(NUM_LANDMARKS, 2)
     assert main[:, 0].abs().min() > 3 * main[:, 1].abs().max()  # sideways, all points alike
     assert torch.allclose(main, main[:1].expand_as(main), atol=0.1 * float(main.abs().max()))
@@ -66,7 +66,7 @@ def test_the_main_movement_is_found_with_its_course(face, fitted):
     assert near == pytest.approx(1.6, abs=0.1) and far == pytest.approx(-0.64, abs=0.1)
 
 
-def test_hair_goes_with_the_head_as_it_did(face, fitted):
+def test_the_background_follows_the_head_as_in_the_clips(face, fitted):
     follows, goes = fitted.background(face)[-1], fitted.displacements(face)[-1]
     assert float(follows[5]) == pytest.approx(3 * float(goes[0]), rel=0.05)
     assert follows.abs().sum() == follows[5].abs()
@@ -85,7 +85,7 @@ def test_movements_are_in_sizes_of_the_face(face, fitted):
     assert torch.allclose(2 * small, large)
 
 
-def test_points_that_are_no_face_have_a_size_too(face):
+def test_the_size_of_points_that_are_no_face_is_positive(face):
     upside_down = -face
     assert rigid_landmarks(upside_down).all()
     assert torch.isfinite(face_size(upside_down))
@@ -95,7 +95,7 @@ def test_a_head_that_was_not_fitted_rests():
     assert not HeadTrajectory(HeadMotion().course, seed=0).next(50).any()
 
 
-def test_the_course_begins_at_rest_and_is_the_seeds(fitted):
+def test_motion_begins_at_rest_and_depends_on_the_seed(fitted):
     first, again = (
         HeadTrajectory(fitted.course, 3).next(100),
         HeadTrajectory(fitted.course, 3).next(100),
@@ -105,13 +105,13 @@ def test_the_course_begins_at_rest_and_is_the_seeds(fitted):
     assert first[0].abs().max() < 1.0
 
 
-def test_pieces_of_any_length_give_one_course(fitted):
+def test_chunks_of_any_length_yield_the_same_motion(fitted):
     whole, pieces = HeadTrajectory(fitted.course, 3), HeadTrajectory(fitted.course, 3)
     assert torch.equal(whole.next(12), torch.cat([pieces.next(n) for n in (4, 1, 3, 4)]))
 
 
 @pytest.mark.parametrize("frames", [1, 30])
-def test_frames_taken_back_come_again(fitted, frames):
+def test_rewound_frames_are_returned_again(fitted, frames):
     sway = HeadTrajectory(fitted.course, 3)
     course = sway.next(60)
     sway.rewind(frames)
@@ -121,7 +121,7 @@ def test_frames_taken_back_come_again(fitted, frames):
     assert torch.equal(sway.next(8), fresh.next(8))
 
 
-def test_taking_back_more_than_was_given_stays_at_the_begin(fitted):
+def test_rewinding_is_limited_to_the_beginning(fitted):
     sway = HeadTrajectory(fitted.course, 3)
     first = sway.next(2)
     sway.rewind(10)

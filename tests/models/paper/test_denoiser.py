@@ -86,7 +86,7 @@ class TestSizes:
         assert (config.portrait_fusion, config.audio_fusion) == ("symbiotic", "direct")
         assert get_paper_preset("l").steps == 250
 
-    def test_an_unknown_preset_is_told(self):
+    def test_an_unknown_preset_is_refused(self):
         with pytest.raises(ConfigError, match="'tiny'; known: s, b, l, xl"):
             get_paper_preset("tiny")
 
