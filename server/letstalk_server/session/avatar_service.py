@@ -126,7 +126,7 @@ class AvatarService:
         self._settings = settings
         self._uploads: OrderedDict[str, AvatarEntry] = OrderedDict()
         self._mattes: dict[str, asyncio.Future[bytes]] = {}
-        self._image_executor = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._image_executor = ThreadPoolExecutor(1, thread_name_prefix="images")
         self.defaults: dict[str, AvatarEntry] = {}
 
     @classmethod

@@ -116,7 +116,6 @@ async def test_an_interrupt_tells_how_much_was_shown(address):
     await client.send(speech(2.0))
     await client.send({"type": "audio.append", "audio": base64.b64encode(speech(1)).decode()})
     await client.hear("avatar.speaking")
-    await asyncio.sleep(0.3)
     await client.send({"type": "avatar.interrupt", "event_id": "i1"})
     answer = await client.hear("avatar.interrupted")
     assert answer["re"] == "i1" and answer["played_ms"] > 0
