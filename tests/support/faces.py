@@ -1,4 +1,4 @@
-"""Drawn faces, and a finder and a model that know them: the whole path without weights."""
+"""Drawn faces, with a finder and a fake pipeline for them, so that no weights are needed."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def draw(width: int, height: int, faces: list[tuple[int, int, int]]) -> Image.Im
 
 
 class SkinFinder:
-    """Takes each blob of skin colour, column by column, for a face."""
+    """A finder that reports each group of columns with skin colour as a face."""
 
     crop_px = 256
 
@@ -33,11 +33,11 @@ class SkinFinder:
         self.yaw = yaw
 
     def fingerprint(self) -> str:
-        """Return a name of its own."""
+        """Return a constant fingerprint."""
         return "skin"
 
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
-        """Give the faces, largest first."""
+        """Return the faces, largest first."""
         assert rgb.dtype == np.uint8 and rgb.ndim == 3
         skin = np.abs(rgb.astype(int) - SKIN).max(-1) < 25
         columns = np.flatnonzero(skin.any(0))
@@ -53,7 +53,7 @@ class SkinFinder:
 
 
 class LoudIsBright(Pipeline[dict[str, Any]]):
-    """A model whose faces are as bright as the speech is loud."""
+    """A pipeline whose faces are as bright as the speech is loud."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
     partial_sizes, device = (4,), "cpu"

@@ -1,4 +1,4 @@
-"""Stand-ins for the model that more than one test needs."""
+"""Fake pipelines that several tests share."""
 
 import threading
 from collections.abc import Hashable, Sequence
@@ -24,7 +24,7 @@ class NamedState:
 
 
 class GatedPipeline(Pipeline[NamedState]):
-    """Shows what it hears; waits at the gate before each step, so that others queue up."""
+    """A pipeline whose frames encode the audio; it waits at a gate before each step."""
 
     hop, frames_per_window, lookahead_frames = GATED_HOP, 4, 0
     partial_sizes, device = (1, 3), "cpu"
@@ -59,7 +59,7 @@ class GatedPipeline(Pipeline[NamedState]):
 
 
 class StillPipeline(Pipeline[Compositor]):
-    """A model that always shows grey, and notes how it was called."""
+    """A pipeline that returns grey frames and records its calls."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
     partial_sizes, device, variant, steps = (4,), "cpu", "float32", 1

@@ -1,4 +1,4 @@
-"""Stand-ins that make time and the model disappear from tests."""
+"""Fake pipelines, workers and portraits, so that tests need neither a model nor real time."""
 
 import asyncio
 import threading
@@ -18,13 +18,13 @@ LOOKAHEAD = 2
 
 
 def portrait(level=0):
-    """A tiny face."""
-    picture = np.full((2, 2, 3), level, np.uint8)
-    return Portrait(canvas=picture, crop=picture, box=(0.0, 0.0, 2.0))
+    """Return a portrait of 2x2 pixels."""
+    image = np.full((2, 2, 3), level, np.uint8)
+    return Portrait(canvas=image, crop=image, box=(0.0, 0.0, 2.0))
 
 
 def paint(pcm, face=0):
-    """The picture that `FakePipeline` makes of one frame's sound: face, level, level."""
+    """Return the frame that `FakePipeline` generates for one frame of audio: face, level, level."""
     level = round(float(pcm.mean()) * 100) + 100
     return np.broadcast_to(np.array([face, level, level], np.uint8), (2, 2, 3))
 
@@ -39,17 +39,17 @@ class FakeState:
 
 
 def deliver_parts(window, parts, deliver):
-    """Hand a window `(B, N, H, W, 3)` over in parts, where somebody takes them."""
+    """Deliver a window `(B, N, H, W, 3)` in partial windows, if there is a callback."""
     if deliver is not None:
         for part in np.split(window, np.cumsum(parts)[:-1], axis=1):
             deliver(part)
 
 
 class FakePipeline(Pipeline[FakeState]):
-    """Has the interface and the look-ahead of the true one; paints each frame with its sound.
+    """A pipeline with the look-ahead of the real one, whose frames encode their audio.
 
     Args:
-        fail_at: the number of the step that fails; -1 fails where the state is made.
+        fail_at: number of the step that fails; -1 fails in `init_state`.
     """
 
     fps = 25
@@ -105,7 +105,7 @@ class FakePipeline(Pipeline[FakeState]):
 
 
 class PartedPipeline(FakePipeline):
-    """Hands its windows over in parts."""
+    """A fake pipeline that delivers partial windows."""
 
     partial_sizes = (1, 1, 2)
 

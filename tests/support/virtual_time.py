@@ -1,4 +1,4 @@
-"""An event loop whose time jumps to the next timer, so that minutes pass in no time.
+"""An event loop whose time jumps to the next timer, so that tests do not really wait.
 
 Only for tests without threads: a loop that waits for a thread has no timer to jump to.
 """
@@ -15,7 +15,7 @@ class _JumpingSelector(selectors.DefaultSelector):
     def select(self, timeout=None):
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "every task waits for something that cannot come"
+            assert timeout is not None, "every task waits, and no timer is set"
             self.now_s += max(0.0, timeout)
         return ready
 
@@ -29,7 +29,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._jumping.now_s
 
     def run_in_executor(self, executor, func, *args):
-        """Run what `asyncio.to_thread` is given at once, in this thread."""
+        """Run calls of `asyncio.to_thread` at once, in this thread."""
         if executor is not None:
             return super().run_in_executor(executor, func, *args)
         future = self.create_future()
