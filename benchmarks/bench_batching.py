@@ -1,13 +1,14 @@
-"""Does it pay to join the steps of several sessions, and whom does it cost?
+"""Compares steps of several sessions one by one with steps in a batch.
 
-Several live sessions of one portrait share the model's thread, first with their steps one after
-another, then joined when they wait together. Each hears a microphone and is read at 25 frames per
-second. `step` is what a session waits for its window, its turn included.
+Several live sessions of one portrait share the model's thread, first with one step after another,
+then with steps in a batch when they wait at the same time. Each gets live audio and is read at 25
+frames per second. `step` is the time a session waits for its window, queueing included.
 
     python benchmarks/bench_batching.py --sessions 1 2 3 --seconds 20
 
-The last line is JSON: `step_ms` of each batch size, back to back; then, for each number of sessions
-and each way, `step_ms` (p50, p95, p99), `repeated_ratio`, `busy_ratio`, `sessions_per_call`.
+The last line is JSON: `step_ms` of each batch size, back to back; then, for each number of
+sessions and each of both ways, `step_ms` (p50, p95, p99), `repeated_ratio`, `busy_ratio` and
+`sessions_per_call`.
 """
 
 import argparse
@@ -32,11 +33,11 @@ from letstalk_rt.session.playout import Playout
 from letstalk_rt.threads import in_own_thread
 from letstalk_rt.types import SAMPLE_RATE, Portrait
 
-PIECE = SAMPLE_RATE // 50
+CHUNK = SAMPLE_RATE // 50
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; gives the exit status."""
+    """Measure and print; return the exit status."""
     options = _parser().parse_args(arguments)
     pipeline = AvatarPipeline.load(options.preset, threads=options.threads)
     first = next(iter(list_avatars().values()))
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for batch in (1, max(BATCHES)):
             found = asyncio.run(live(pipeline, portrait, count, batch, options.seconds))
             result["live"].append({"sessions": count, "max_batch": batch} | found)
-            print(result["live"][-1], flush=True)
+            if not options.json:
+                print(result["live"][-1], flush=True)
     print(json.dumps(result))
     return 0
 
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def live(
     pipeline: Pipeline[Any], portrait: Portrait, count: int, batch: int, seconds: float
 ) -> dict[str, Any]:
-    """Run so many sessions side by side; gives what they waited and missed."""
+    """Run `count` sessions at the same time; return their waiting times and repeated frames."""
     worker = ModelWorker(pipeline, max_batch=batch)
     avatar = Avatar.from_pipeline(pipeline, portrait, worker=worker)
     sessions = [avatar.session(seed=seed, playback="reported") for seed in range(count)]
@@ -85,8 +87,8 @@ async def live(
 
 
 async def _converse(session: AvatarSession, start_s: float, seconds: float) -> int:
-    """Speak into a session and watch it; gives the number of frames shown."""
-    await asyncio.sleep(start_s)  # people do not begin in step
+    """Push speech into a session and play it; return the number of frames shown."""
+    await asyncio.sleep(start_s)  # sessions do not start at the same time
     frames = 0
 
     def show(frame: object) -> None:
@@ -105,11 +107,11 @@ async def _converse(session: AvatarSession, start_s: float, seconds: float) -> i
 
 async def _speak(session: AvatarSession) -> None:
     random, loop = np.random.default_rng(0), asyncio.get_running_loop()
-    began_s, pieces = loop.time(), 0
+    began_s, chunks = loop.time(), 0
     while True:
-        pieces += 1
-        await asyncio.sleep(began_s + pieces * PIECE / SAMPLE_RATE - loop.time())
-        noise = 0.1 * random.standard_normal(PIECE)
+        chunks += 1
+        await asyncio.sleep(began_s + chunks * CHUNK / SAMPLE_RATE - loop.time())
+        noise = 0.1 * random.standard_normal(CHUNK)
         await session.push_audio(noise.astype(np.float32), SAMPLE_RATE)
 
 
@@ -123,11 +125,12 @@ def _steps(metrics: Sequence[Metrics]) -> dict[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     add = parser.add_argument
-    add("--preset", default="tiny", help="which model (%(default)s)")
-    add("--size", type=int, default=512, help="longest side of the picture, px (%(default)s)")
+    add("--preset", default="tiny", help="the model (%(default)s)")
+    add("--size", type=int, default=512, help="longer side of the frames, px (%(default)s)")
     add("--threads", type=int, help="CPU threads of the model (torch's choice)")
     add("--seconds", type=float, default=20.0, help="of each run (%(default)s)")
-    add("--sessions", type=int, nargs="+", default=[1, 2, 3], help="side by side (1 2 3)")
+    add("--sessions", type=int, nargs="+", default=[1, 2, 3], help="at the same time (1 2 3)")
+    add("--json", action="store_true", help="print the JSON line only")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""How fast is the path from sound to composited frame, and where does the time go?
+"""Measures the speed from audio to composited frame, and the time of each stage.
 
-`AvatarPipeline.step` is called back to back for B sessions in one batch; nothing waits for a clock.
-One window is `frames_per_window` frames of each session (160 ms), so a machine keeps up when a
-window takes less than that: its real-time factor is above 1.
+`AvatarPipeline.step` is called back to back for B sessions in one batch, without a clock. A window is
+`frames_per_window` frames of each session (160 ms), so a machine is fast enough if a window
+takes less than that: its real-time factor is above 1.
 
     python benchmarks/bench_stages.py --preset tiny --seconds 20
     python benchmarks/bench_stages.py --sessions 1,2,4,8 --json    one batch after the other
@@ -46,11 +46,11 @@ WARM_UP_WINDOWS = 5
 
 
 def speech(seconds: float, seed: int = 0) -> np.ndarray:
-    """Give noise with the rhythm of syllables: what is said does not change the work."""
+    """Return noise with the rhythm of syllables; the content does not change the work."""
     time_s = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     noise = np.random.default_rng(seed).standard_normal(len(time_s))
-    sound: np.ndarray = (0.1 * noise * np.sin(np.pi * 4 * time_s) ** 2).astype(np.float32)
-    return sound
+    audio: np.ndarray = (0.1 * noise * np.sin(np.pi * 4 * time_s) ** 2).astype(np.float32)
+    return audio
 
 
 def measure(
@@ -62,16 +62,16 @@ def measure(
     windows: int | None = None,
     watch: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Give the milliseconds of each window after a warm-up at the same shape.
+    """Return the milliseconds of each window, after a warm-up with the same shapes.
 
     Args:
-        pipeline: is stepped.
-        states: of the sessions of the batch.
-        seconds: how long.
-        clock: is told of the stages.
-        now_s: reads the time.
-        windows: how many, in the place of `seconds`.
-        watch: called every 20 windows.
+        pipeline: The pipeline to measure.
+        states: The session states of the batch.
+        seconds: How long to measure.
+        clock: Measures the stages.
+        now_s: Returns the time in seconds.
+        windows: The number of windows to measure, instead of `seconds`.
+        watch: Called every 20 windows.
     """
     loop = speech(pipeline.hop * 50 / SAMPLE_RATE)
     windows_ms: list[float] = []
@@ -93,7 +93,7 @@ def measure(
 
 
 def report(pipeline: AvatarPipeline, windows_ms: list[float], clock: StageClock) -> dict[str, Any]:
-    """Give what the last line says, without the card."""
+    """Return the figures of the last line, without the card."""
     budget_ms = pipeline.frames_per_window * 1000 / FPS
     frames = len(windows_ms) * pipeline.frames_per_window
     fps = frames / (sum(windows_ms) / 1000)
@@ -109,7 +109,7 @@ def report(pipeline: AvatarPipeline, windows_ms: list[float], clock: StageClock)
 
 
 def steady(windows_ms: list[float], memory_mb: list[float]) -> dict[str, float]:
-    """Compare the first and the last tenth of a run: do time and memory stay as they are?"""
+    """Return time and memory of the first and the last tenth of a run."""
     tenth = max(1, len(windows_ms) // 10)
     return _rounded(
         {
@@ -123,7 +123,7 @@ def steady(windows_ms: list[float], memory_mb: list[float]) -> dict[str, float]:
 
 
 def memory_mb() -> float:
-    """Give what the process holds now: of the GPU if there is one, else resident."""
+    """Return the GPU memory in use, or the resident memory without a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / 2**20
     try:
@@ -134,7 +134,7 @@ def memory_mb() -> float:
 
 
 def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, float]:
-    """Give parameters, FLOPs of one window and the bytes that a session takes."""
+    """Return parameters, FLOPs of one window and the memory of a session."""
     from torch.utils.flop_counter import FlopCounterMode
 
     pcm = speech(pipeline.hop / SAMPLE_RATE)[None]
@@ -157,7 +157,7 @@ def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, float]:
 
 
 def load(options: argparse.Namespace) -> tuple[AvatarPipeline, str]:
-    """Give the pipeline and where its weights are from."""
+    """Return the pipeline and the origin of its weights."""
     same = {"steps": options.steps, "dtype": options.dtype, "compiled": options.compile or None}
     if packaged_weights(options.preset).is_file():
         pipeline = AvatarPipeline.load(
@@ -178,7 +178,7 @@ def load(options: argparse.Namespace) -> tuple[AvatarPipeline, str]:
 def card(
     pipeline: AvatarPipeline, options: argparse.Namespace, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Say what is measured, on what."""
+    """Return what is measured, and on which machine."""
     device = torch.device(pipeline.device)
     return {
         "preset": options.preset,
@@ -218,9 +218,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sessions", type=_counts, default=[1], help="sessions in a batch, e.g. 1,2,4,8 (1)")
     add("--dtype", default="auto", help="float32, bfloat16, float16, int8 or auto (%(default)s)")
     add("--compile", action="store_true", help="torch.compile; on CUDA also graphs")
-    add("--windows", type=int, help="how many to measure, in the place of --seconds")
+    add("--windows", type=int, help="number of windows to measure, instead of --seconds")
     add("--size", type=int, default=512, help="longer side of the frames (%(default)s)")
-    add("--portrait", type=Path, help="a picture (the first default avatar)")
+    add("--portrait", type=Path, help="an image (the first default avatar)")
     add("--seconds", type=float, default=20.0, help="how long to measure (%(default)s)")
     add("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args(argv)

@@ -1,17 +1,16 @@
-"""What a person in a browser gets: first picture, microphone to lips, lip sync, frame rate, CPU.
+"""Measures the server from a browser: first frame, microphone to lips, lip sync, frame rate, CPU.
 
-Runs the server in a process of its own and headless Chromium beside it, on loopback. First with the
-model of a preset: connections one after another, then one that speaks in beeps. Then with an avatar
-that flashes when it hears (`webrtc/flash_avatar.py`), for the skew and for the CPU time of the
-transport alone: all of the server process, engine and playout included.
+Runs the server in a process of its own and headless Chromium on the same machine. First with the
+model of a preset: several connections one after another, then one that sends beeps. Then with an
+avatar that flashes at the beginning of a sound (`webrtc/flash_avatar.py`), for the skew and for the
+CPU time of the transport alone: the whole server process, engine and playout included.
 
     python benchmarks/bench_webrtc.py --seconds 600
     python benchmarks/bench_webrtc.py --seconds 20 --connects 5
 
-Microphone to lips: from the moment a sound is made in the browser to the moment it comes back from
-the loudspeaker; the lips are in step with it but for the skew. When it comes back is when it leaves
-the jitter buffer, plus what the browser says that its loudspeaker takes (`media-playout`). The last
-line is JSON.
+Microphone to lips is the time from a beep in the browser until it is played by the loudspeaker; the
+lips differ from that by the skew. The playing time is when the beep leaves the jitter buffer, plus
+the loudspeaker's delay as the browser reports it (`media-playout`). The last line is JSON.
 """
 
 import argparse
@@ -50,7 +49,7 @@ CODECS = ("VP8", "H264")
 
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Run a server; gives its address and process id."""
+    """Run a server; yield its address and process id."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -65,12 +64,12 @@ def running(command: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def browsing(address: str) -> Iterator[Any]:
-    """Open the benchmark's page at a server's address."""
+    """Open the benchmark's page at a server's address; yield it."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise SystemExit("needs Chromium: install Debian's package chromium")
+        raise SystemExit("Chromium is missing; install it with: apt-get install chromium")
     script = (HERE / "webrtc" / "receiver.js").read_text(encoding="utf-8")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -84,13 +83,13 @@ def browsing(address: str) -> Iterator[Any]:
 
 
 def cpu_s(process: int) -> float:
-    """Give the CPU time that a process has used, all its threads."""
+    """Return the CPU time of all threads of a process."""
     fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def counted(address: str, name: str) -> float:
-    """Read a value off the server's metrics."""
+    """Return a value of the server's metrics; NaN if it is missing."""
     with urllib.request.urlopen(f"{address}/metrics") as response:
         text = response.read().decode()
     found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
@@ -98,7 +97,7 @@ def counted(address: str, name: str) -> float:
 
 
 def percentiles_ms(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Give p50, p95 and max of the absolute values."""
+    """Return p50, p95 and max of the absolute values."""
     if not values:
         return {"p50": None, "p95": None, "max": None, "count": 0}
     sizes = np.abs(values)
@@ -111,14 +110,14 @@ def percentiles_ms(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def delays_ms(said: Sequence[float], heard: Sequence[float]) -> list[float]:
-    """Give for each sound that came back how long it took: to the last one said before it."""
+    """Return the delay of each beep heard since the last beep sent before it."""
     starts = np.sort(said)
     found = [at - starts[starts < at][-1] for at in heard if (starts < at).any()]
     return [float(delay) for delay in found]
 
 
 def skews_ms(flashes: Sequence[dict[str, float]], heard: Sequence[float]) -> list[float]:
-    """Give for each flash how much later its sound was heard; negative is earlier."""
+    """Return for each flash how much later its beep was heard; negative is earlier."""
     sounds = np.array(heard)
     if not sounds.size:
         return []
@@ -128,7 +127,7 @@ def skews_ms(flashes: Sequence[dict[str, float]], heard: Sequence[float]) -> lis
 
 
 def bench_model(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure what a user of the real model gets."""
+    """Measure a connection to the server with a model."""
     command = [sys.executable, "-m", "letstalk_server", "--port", "0"]
     if options.preset != "tiny":
         command += ["--preset", options.preset]
@@ -146,7 +145,7 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
         again = counted(address, "letstalk_live_repeats") - repeats
         page.evaluate("leave()")
     return {
-        # The first one of a process also pays for what is imported and compiled on the way.
+        # The first connection of a process includes imports and compilation.
         "first_frame_ms": percentiles_ms(firsts[1:]),
         "first_frame_cold_ms": round(firsts[0], 1),
         "mic_to_lips_ms": percentiles_ms(delays_ms(seen["said"], seen["heard"])),
@@ -159,7 +158,7 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def bench_transport(options: argparse.Namespace, codec: str, seconds: float) -> dict[str, Any]:
-    """Measure the server around a model that costs nothing."""
+    """Measure the server with an avatar whose model takes no time."""
     command = [sys.executable, str(HERE / "webrtc" / "flash_avatar.py"), "--port", "0"]
     with running(command) as (address, process), browsing(address) as page:
         page.evaluate(f"connect('{codec}', true)")
@@ -177,16 +176,21 @@ def bench_transport(options: argparse.Namespace, codec: str, seconds: float) -> 
     }
 
 
-def main() -> None:
-    """Measure and print."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="tiny", help="which model")
-    parser.add_argument("--seconds", type=float, default=60, help="length of each measurement")
-    parser.add_argument(
-        "--connects", type=int, default=11, help="connections, one cold and warm ones"
-    )
-    parser.add_argument("--skip-model", action="store_true", help="measure the transport alone")
-    options = parser.parse_args()
+    add = parser.add_argument
+    add("--preset", default="tiny", help="the model (%(default)s)")
+    add("--seconds", type=float, default=60, help="length of each measurement (%(default)s)")
+    add("--connects", type=int, default=11, help="connections; the first is cold (%(default)s)")
+    add("--skip-model", action="store_true", help="measure the transport alone")
+    add("--json", action="store_true", help="print the JSON line only")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and print a table and the JSON line."""
+    options = parse(argv)
     result: dict[str, Any] = {} if options.skip_model else bench_model(options)
     vp8 = bench_transport(options, "VP8", options.seconds)
     h264 = bench_transport(options, "H264", min(options.seconds, 30))
@@ -199,7 +203,8 @@ def main() -> None:
         "machine": platform.machine(),
         "version": __version__,
     }
-    print("\n".join(f"{name:24} {value}" for name, value in result.items()))
+    if not options.json:
+        print("\n".join(f"{name:24} {value}" for name, value in result.items()))
     print(json.dumps({"benchmark": "webrtc"} | result))
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark's card says of the machine and of the code."""
+"""The facts about machine and code that every benchmark reports."""
 
 import platform
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """Name the processor."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -16,7 +16,7 @@ def processor_name() -> str:
 
 
 def commit() -> str | None:
-    """Name the commit this was run from."""
+    """Return the commit of this repository, or None without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,8 +1,8 @@
-"""Renders the moving picture of the README: default avatars say a sentence.
+"""Renders the animation of the README: default avatars say a sentence.
 
     python benchmarks/readme_picture.py            # writes docs/speaking.webp
 
-The voice is espeak-ng's; the pictures come from the embedded model through the same path as live
+The voice is espeak-ng's; the frames come from the embedded model through the same path as live
 use, and carry its badge.
 """
 
@@ -27,27 +27,27 @@ from letstalk_rt.types import FPS
 
 ROOT = Path(__file__).parents[1]
 SENTENCE = "Hello! I am one picture and your voice. Speak, and I will speak with you."
-SECOND_FRAME = 2  # every so-manieth is kept: 12.5 a second are enough to see lips move
+FRAME_STRIDE = 2  # 12.5 frames per second are enough to see the lips move
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Render, write, say how large it became."""
+    """Render, write and print the size."""
     options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        sound = options.audio or speak(options.sentence, options.voice, Path(folder))
-        samples, rate = read_audio(sound)
+        audio = options.audio or speak(options.sentence, options.voice, Path(folder))
+        samples, rate = read_audio(audio)
     speech = samples if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
     pipeline = AvatarPipeline.load(threads=options.threads)
     rows = [render(pipeline, name, speech, rate, options) for name in options.avatars]
-    pictures = [np.hstack(row) for row in zip(*rows, strict=True)]
-    save(options.output, pictures, options.quality)
+    frames = [np.hstack(row) for row in zip(*rows, strict=True)]
+    save(options.output, frames, options.quality)
     size_kb = options.output.stat().st_size / 1024
-    print(f"{options.output}: {len(pictures)} pictures, {size_kb:.0f} kB")
+    print(f"{options.output}: {len(frames)} frames, {size_kb:.0f} kB")
     return 0
 
 
 def speak(sentence: str, voice: str, folder: Path) -> Path:
-    """Give a wav of the sentence, spoken by espeak-ng."""
+    """Return a WAV file of the sentence, spoken by espeak-ng."""
     if shutil.which("espeak-ng") is None:
         sys.exit("espeak-ng is missing; install it with: apt-get install espeak-ng")
     path = folder / "speech.wav"
@@ -62,22 +62,22 @@ def render(
     rate: int,
     options: argparse.Namespace,
 ) -> list[np.ndarray]:
-    """Give the pictures of one avatar saying it."""
+    """Return the frames of one avatar that says the sentence."""
     portrait = prepare_portrait(list_avatars()[name], pipeline.finder, size=512)
     kept = []
     with Avatar.from_pipeline(pipeline, portrait) as avatar:
         for frame in avatar.render(speech, rate, seed=options.seed):
-            if frame.index % SECOND_FRAME == 0:
+            if frame.index % FRAME_STRIDE == 0:
                 small = Image.fromarray(frame.rgb).resize((options.side, options.side), 1)
                 kept.append(with_badge(np.asarray(small)))
     return kept
 
 
-def save(path: Path, pictures: list[np.ndarray], quality: int) -> None:
-    """Write an endless WebP or GIF, by the ending of `path`."""
-    images = [Image.fromarray(picture) for picture in pictures]
+def save(path: Path, frames: list[np.ndarray], quality: int) -> None:
+    """Write a looping WebP or GIF, by the suffix of `path`."""
+    images = [Image.fromarray(frame) for frame in frames]
     options: dict[str, int] = {} if path.suffix == ".gif" else {"quality": quality, "method": 6}
-    duration_ms = 1000 * SECOND_FRAME // FPS
+    duration_ms = 1000 * FRAME_STRIDE // FPS
     images[0].save(
         path, save_all=True, append_images=images[1:], duration=duration_ms, loop=0, **options
     )
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--avatars", nargs="+", default=["mira", "leon"], help="(%(default)s)")
     add("--sentence", default=SENTENCE)
     add("--voice", default="en-us+f3", help="of espeak-ng (%(default)s)")
-    add("--audio", type=Path, help="a sound file instead of espeak-ng")
+    add("--audio", type=Path, help="an audio file instead of espeak-ng")
     add("--side", type=int, default=320, help="of each avatar, px (%(default)s)")
     add("--quality", type=int, default=62, help="of the WebP (%(default)s)")
     add("--seed", type=int, default=0)
