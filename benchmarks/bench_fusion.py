@@ -1,4 +1,4 @@
-"""What do the three fusion schemes cost, and what do they do?
+"""Measures the cost and the effect of the three fusion schemes.
 
     python benchmarks/bench_fusion.py cost --preset b --device cuda --save
     python benchmarks/bench_fusion.py cost --preset tiny --save
@@ -7,8 +7,8 @@
 
 `cost` counts parameters and FLOPs of every pair of schemes without making weights, and times one
 denoiser call. `effect` trains a small denoiser by diffusion for each row of the paper's ablation,
-each for the same seconds of the processor's time, on the latents that `letstalk train flow` keeps
-(`runs/flow/latents.pt`), and judges it on people it never saw. `table` writes docs/fusion.md from
+each for the same CPU time, on the latents that `letstalk train flow` keeps
+(`runs/flow/latents.pt`), and evaluates it on other people. `table` writes docs/fusion.md from
 what was saved. The last line is JSON.
 """
 
@@ -77,12 +77,12 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def base_config(preset: str) -> PaperConfig:
-    """Give the shape that a preset name stands for; `tiny` is that of `effect`."""
+    """Return the configuration of a preset; `tiny` is that of `effect`."""
     return TINY if preset == "tiny" else get_paper_preset(preset).denoiser
 
 
 def inputs(config: PaperConfig, device: torch.device) -> Inputs:
-    """Make one clip's arguments."""
+    """Return random inputs of one clip."""
     latent = config.latent_shape
     return (
         torch.randn(1, config.frames, *latent, device=device),
@@ -124,7 +124,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def measure_cost(options: argparse.Namespace) -> dict[str, Any]:
-    """Give the rows of the cost table."""
+    """Return the result with the rows of the cost table."""
     device, rows = torch.device(options.device), []
     for portrait, audio in PAIRS:
         shape = replace(base_config(options.preset), portrait_fusion=portrait, audio_fusion=audio)
@@ -132,18 +132,19 @@ def measure_cost(options: argparse.Namespace) -> dict[str, Any]:
         if options.repeats:
             row["step_ms"] = round(step_ms(shape, device, options.repeats), 3)
         rows.append(row)
-        print(json.dumps(row))
+        if not options.json:
+            print(json.dumps(row))
     return {"what": "cost", "preset": options.preset, **card(device), "rows": rows}
 
 
 @dataclass(frozen=True)
 class LatentClip:
-    """A clip as `effect` sees it.
+    """A clip in the form that `effect` trains on.
 
     Attributes:
         latents: `(T, C, h, w)`, unit variance.
         tokens: audio tokens `(T, K, A)`.
-        weight: how far its lips are trusted.
+        weight: How reliable its lips are.
     """
 
     latents: Tensor
@@ -153,15 +154,15 @@ class LatentClip:
 
 @torch.no_grad()
 def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[LatentClip]:
-    """Scale latents and hear the sound of all clips that are long enough."""
+    """Return scaled latents and audio tokens of all clips that are long enough."""
     clips = []
     for track in tracks:
-        mel = track.spoken.mel[None]
+        mel = track.audio_clip.mel[None]
         tokens = mel_encoder(model).encode_mel(mel)[0, LOOKAHEAD_FRAMES:]
-        face = track.latents[0, :, FACE].float()  # not what is around it
+        face = track.latents[0, :, FACE].float()  # without the background flow
         latents = (face - model.latent_mean[FACE]) / model.latent_scale[FACE]
         if len(latents) >= frames:
-            clips.append(LatentClip(latents, tokens[: len(latents)], track.spoken.weight))
+            clips.append(LatentClip(latents, tokens[: len(latents)], track.audio_clip.weight))
     if not clips:
         raise InputError(f"no clip has {frames} frames; add longer clips")
     return clips
@@ -178,7 +179,7 @@ def draw(
         last = len(clip.latents) - config.frames
         start, other = (int(torch.randint(last + 1, (1,), generator=generator)) for _ in range(2))
         portrait = clip.latents[other]
-        # A clip without enough past begins as a video does: with the portrait as its memory.
+        # Without enough past, the memory is the portrait, as at the beginning of a video.
         past = clip.latents[max(start - config.memory, 0) : start]
         begins = len(past) < config.memory
         memory = portrait.expand(config.memory, -1, -1, -1) if begins else past
@@ -191,9 +192,9 @@ def draw(
 def train(
     config: PaperConfig, clips: Sequence[LatentClip], seconds: float, batch: int
 ) -> tuple[PaperDenoiser, int]:
-    """Train for some seconds of processor time; gives the denoiser and its number of steps.
+    """Train for some seconds of CPU time; return the denoiser and its number of steps.
 
-    Processor time, because equal shares of a busy machine are not equal work.
+    CPU time makes the work equal on a busy machine.
     """
     torch.manual_seed(0)
     generator, chain = torch.Generator().manual_seed(0), Diffusion()
@@ -218,7 +219,7 @@ def diffusion_loss(
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Give the published loss of each item."""
+    """Return the published loss of each item."""
     latents, tokens, portrait, memory = batch
     index = torch.randint(chain.num_steps, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
@@ -238,7 +239,7 @@ def judge(
     length: int,
     steps: int,
 ) -> dict[str, float]:
-    """Judge a denoiser on people it never saw."""
+    """Evaluate a denoiser on people who are not in its training data."""
     config, generator = denoiser.config, torch.Generator().manual_seed(1)
     chain = Diffusion()
     losses = [
@@ -284,7 +285,7 @@ def generate(
 
 def _openings(model: AvatarModel, latents: Tensor) -> np.ndarray:
     landmarks = model.autoencoder.landmarks
-    assert landmarks is not None, "only a model with landmarks tells how wide mouths are open"
+    assert landmarks is not None, "the mouth opening needs a model with landmarks"
     points = landmarks.decode_landmarks(
         latents * model.latent_scale[FACE] + model.latent_mean[FACE]
     )
@@ -296,7 +297,7 @@ def _mean_correlation(generated: np.ndarray, true: np.ndarray) -> float:
 
 
 def measure_effect(options: argparse.Namespace) -> dict[str, Any]:
-    """Give the rows of the table of effects."""
+    """Return the result with the rows of the table of effects."""
     model = load_model("tiny", options.weights)
     clips = [c for c in load_clips(options.data, options.cache, "train") if c.has_audio]
     kept, validation = split_by_source(clips)
@@ -310,14 +311,15 @@ def measure_effect(options: argparse.Namespace) -> dict[str, Any]:
         figures = judge(model, denoiser, others, length, options.sampler_steps)
         row = {"portrait": portrait, "audio": audio, "steps": steps, **_rounded(figures)}
         rows.append(row)
-        print(json.dumps(row))
+        if not options.json:
+            print(json.dumps(row))
     facts = {"seconds": options.seconds, "batch": options.batch, "frames": length}
     sampled = {"sampler_steps": options.sampler_steps, "parameters": count(TINY)["parameters"]}
     return {"what": "effect", **facts, **sampled, **card(torch.device("cpu")), "rows": rows}
 
 
 def card(device: torch.device) -> dict[str, Any]:
-    """Say what is measured on."""
+    """Return the facts about the machine."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
@@ -333,20 +335,20 @@ def _rounded(figures: dict[str, float]) -> dict[str, float]:
 
 
 def write_tables(page: Path, results: Path) -> None:
-    """Put the saved figures into the page, between its markers."""
+    """Insert the tables of the saved results between the markers of the page."""
     text = page.read_text(encoding="utf-8")
     for name, lines in (("cost", cost_lines(results)), ("effect", effect_lines(results))):
         head, _, rest = text.partition(f"<!-- {name} -->\n")
         _, mark, tail = rest.partition(f"<!-- end of {name} -->")
         if not mark:
-            raise InputError(f"{page.name} has no place for the table of {name}")
+            raise InputError(f"{page.name} has no markers for the table of {name}")
         body = "\n".join(lines)
         text = f"{head}<!-- {name} -->\n{body}\n<!-- end of {name} -->{tail}"
     page.write_text(text, encoding="utf-8")
 
 
 def cost_lines(results: Path) -> Iterator[str]:
-    """Give the cost table in markdown: one file's counts, and the times of all of them."""
+    """Yield the cost table in Markdown: one file's counts, and the times of all of them."""
     found = [json.loads(path.read_text()) for path in sorted(results.glob("fusion-cost-*.json"))]
     counted = {row["preset"]: row for row in found}
     first = counted.get("b") or counted.get("l") or (found[0] if found else None)
@@ -367,7 +369,7 @@ def cost_lines(results: Path) -> Iterator[str]:
 
 
 def effect_lines(results: Path) -> Iterator[str]:
-    """Give the table of effects in markdown."""
+    """Yield the table of effects in Markdown."""
     path = results / "fusion-effect.json"
     if not path.exists():
         yield "Not measured yet."
@@ -409,6 +411,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     effect.add_argument("--sampler-steps", type=int, default=50)
     for part in (cost, effect):
         part.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
+        part.add_argument("--json", action="store_true", help="print the JSON line only")
         part.add_argument("--save", action="store_true", help="keep the JSON in results/")
     commands.add_parser("table", help="write docs/fusion.md from results/")
     return parser.parse_args(argv)

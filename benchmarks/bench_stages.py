@@ -1,7 +1,7 @@
 """Measures the speed from audio to composited frame, and the time of each stage.
 
-`AvatarPipeline.step` is called back to back for B sessions in one batch, without a clock. A window is
-`frames_per_window` frames of each session (160 ms), so a machine is fast enough if a window
+`AvatarPipeline.step` is called back to back for B sessions in one batch, without a clock. A window
+is `frames_per_window` frames of each session (160 ms), so a machine is fast enough if a window
 takes less than that: its real-time factor is above 1.
 
     python benchmarks/bench_stages.py --preset tiny --seconds 20

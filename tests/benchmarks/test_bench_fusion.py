@@ -117,5 +117,5 @@ def test_the_page_gets_its_tables(bench: ModuleType) -> None:
 
 def test_a_page_without_places_is_told(bench: ModuleType) -> None:
     bench.PAGE.write_text("nothing here")
-    with pytest.raises(InputError, match="no place for the table of cost"):
+    with pytest.raises(InputError, match="no markers for the table of cost"):
         bench.main(["table"])
