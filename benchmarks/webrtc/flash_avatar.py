@@ -1,8 +1,8 @@
-"""A server whose avatar shows what it hears: a patch lights up with the first picture of a sound.
+"""A server whose avatar shows a flash: a patch lights up in the first frame of a sound.
 
-How bright it is tells where in that picture's 40 ms the sound begins, so that a receiver can
-measure the skew of picture and sound to the millisecond. Beside the patch a portrait sways, so that
-encoding costs what a talking head costs; the pictures are made beforehand and cost nothing.
+Its brightness encodes where in the frame's 40 ms the sound begins, so that a receiver can measure
+the skew of video and audio to the millisecond. Next to the patch a portrait sways, so that encoding
+costs as much as for a talking head; the frames are made in advance and cost nothing.
 
     python benchmarks/webrtc/flash_avatar.py --port 0
 """
@@ -29,11 +29,11 @@ PATCH = 128
 DARK, DIM, BRIGHT = 20, 128, 255
 LOUD = 0.02
 SWAY, WINDOWS = 50, 25
-"""Pictures of one swing, and windows of four until they come round again."""
+"""Frames of one swing, and windows of four until they repeat."""
 
 
 class MiddleFinder:
-    """Takes the middle of any picture for a face."""
+    """A face finder that returns the middle of any image."""
 
     crop_px = 256
 
@@ -42,7 +42,7 @@ class MiddleFinder:
         return "middle"
 
     def find_faces(self, rgb: np.ndarray) -> list[Face]:
-        """Give one face in `(H, W, 3)`."""
+        """Return one face in `(H, W, 3)`."""
         height, width = rgb.shape[:2]
         x = np.array([0.35, 0.65, 0.5, 0.5], np.float32) * width
         y = np.array([0.45, 0.45, 0.3, 0.7], np.float32) * height
@@ -50,7 +50,7 @@ class MiddleFinder:
 
 
 class FlashPipeline(Pipeline[dict[str, Any]]):
-    """Has the interface and the timing of `AvatarPipeline`."""
+    """A pipeline with the timing of `AvatarPipeline` that shows flashes."""
 
     fps, frames_per_window, hop, lookahead_frames = 25, 4, 2560, 2
     partial_sizes, device = (4,), "cpu"
@@ -61,7 +61,7 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
     def init_state(
         self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS
     ) -> dict[str, Any]:
-        """Make the swaying pictures, window by window, and an empty past."""
+        """Return a state with the swaying frames, window by window, and silence as its past."""
         canvas = portrait.canvas
         shifts = np.round(4 * np.sin(np.arange(WINDOWS * 4) * 2 * np.pi / SWAY)).astype(int)
         dark = np.stack([np.roll(canvas, shift, axis=1) for shift in shifts])
@@ -71,15 +71,15 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
         return {"windows": windows, "past": past, "count": 0, "shade": DARK}
 
     def interrupt(self, state: dict[str, Any], *, unseen: int = 0) -> None:
-        """Forget what was heard."""
+        """Drop the past audio."""
         state["past"][:] = 0
 
     def change_portrait(self, state: dict[str, Any], portrait: Portrait) -> None:
-        """Refuse: the pictures are made beforehand."""
+        """Raise ConfigError: the frames are made in advance."""
         raise ConfigError("this model cannot change faces")
 
     def batch_key(self, state: dict[str, Any]) -> Hashable:
-        """Return the size of the pictures."""
+        """Return the shape of the frames."""
         return state["windows"].shape
 
     def step(
@@ -88,7 +88,7 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
         states: Sequence[dict[str, Any]],
         deliver: Deliver | None = None,
     ) -> np.ndarray:
-        """Turn `(B, hop)` float32 into `(B, N, H, W, 3)` uint8."""
+        """Convert `(B, hop)` float32 to `(B, N, H, W, 3)` uint8."""
         windows = [self._draw(*each) for each in zip(pcm, states, strict=True)]
         window = np.concatenate(windows) if len(windows) > 1 else windows[0]
         if deliver is not None:
@@ -96,7 +96,7 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
         return window
 
     def _draw(self, pcm: np.ndarray, state: dict[str, Any]) -> np.ndarray:
-        """Give one window, `(1, N, H, W, 3)`: made beforehand where nothing lights up."""
+        """Return one window, `(1, N, H, W, 3)`; without a flash, one made in advance."""
         heard = np.concatenate([state["past"], pcm])
         state["past"] = heard[pcm.size :].copy()
         window = state["windows"][state["count"] % WINDOWS]
@@ -117,7 +117,7 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
 
 
 def load(settings: Settings) -> LoadedModel:
-    """Give the pipeline with the first default portrait."""
+    """Return the pipeline with the first default portrait."""
     name, path = next(iter(list_avatars().items()))
     return LoadedModel(FlashPipeline(), {name: Path(path)})
 

@@ -1,1 +1,1 @@
-"""What `letstalk eval` measures: faces, pictures, sync, identity, long runs, and the report."""
+"""Evaluation: faces, image quality, sync score, identity, long runs, and the report."""
