@@ -90,7 +90,7 @@ def test_a_name_that_does_not_exist_is_found() -> None:
     }
     text = "letstalk_rt.models.lips letstalk_rt.audio.resample.Nothing letstalk_rt.audio"
     assert missing_names(text) == {"letstalk_rt.models.lips", "letstalk_rt.audio.resample.Nothing"}
-    assert missing_words(["AvatarSession", "Lip" + "Reader()"]) == {"LipReader"}
+    assert missing_words(["AvatarSession", "Lip" + "Painter()"]) == {"LipPainter"}
 
 
 def test_the_stages_of_the_training_page_are_those_of_the_command() -> None:

@@ -23,6 +23,8 @@ from letstalk_rt.training.evaluation.clips import (
     EvaluationResult,
     closed_portraits,
     evaluate_clips,
+    evaluate_diversity,
+    evaluate_parted_lips,
     evaluate_silence,
     evaluate_stills,
     still_portraits,
@@ -71,6 +73,8 @@ def evaluate(
         evaluate_stills(pipeline, models, stills, clips, result)
     at_rest = closed_portraits(clips) + [portrait for _, portrait in stills]
     evaluate_silence(pipeline, models, at_rest, result)
+    evaluate_parted_lips(pipeline, models, clips, stills, result)
+    evaluate_diversity(pipeline, models, clips, result)
     result.figures["drift"] = None
     shown = stills[0][1] if stills else large_portrait(np.asarray(clips[0].frames[0]))
     if long_s:

@@ -2,8 +2,9 @@
 
 The order is autoencoder, and phones -> audio; then flow -> distill, which need both. decoder
 continues the training of the autoencoder's decoder, with a critic; the latents that flow was
-trained on stay as they are. finder may run at any time. export joins all stages into one weights
-file. sync is separate: it trains the network of the sync score for `letstalk eval`.
+trained on stay as they are. lips trains the lip reader, after flow. finder may run at any time.
+export joins all stages into one weights file. sync is separate: it trains the network of the sync
+score for `letstalk eval`.
 """
 
 import argparse
@@ -15,9 +16,11 @@ import torch
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
+from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.loading import packaged_weights, save_model
+from letstalk_rt.models.face.lip_motion import LipMotion
+from letstalk_rt.models.loading import packaged_weights, read_weights, save_model
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
@@ -40,6 +43,12 @@ from letstalk_rt.training.stages.autoencoder import train_autoencoder
 from letstalk_rt.training.stages.distill import distill
 from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.flow import train_flow
+from letstalk_rt.training.stages.lips import (
+    fit_components,
+    fit_sizes,
+    train_lips,
+    without_auxiliary,
+)
 from letstalk_rt.training.stages.phones import load_phones, train_phones
 
 LOOPS = {
@@ -62,6 +71,9 @@ LOOPS = {
     "distill": LoopConfig(
         steps=2000, learning_rate=1e-4, warm_up=50, ema=0.995, evaluate_every=250, weight_decay=0.02
     ),
+    "lips": LoopConfig(
+        steps=900, learning_rate=1e-3, warm_up=30, ema=0.99, evaluate_every=100, weight_decay=0.05
+    ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
     "sync": LoopConfig(
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
@@ -74,6 +86,7 @@ BATCH = {
     "audio": 24,
     "flow": 32,
     "distill": 32,
+    "lips": 48,
     "finder": 32,
     "sync": 24,
 }
@@ -111,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         help="look-ahead of the audio encoder: 0, 40, 80 or 160; the same in all stages from "
         "phones to export (default: the preset's, 80)",
     )
+    parser.add_argument("--seed", type=int, default=0, help="lips: seed of the initial weights")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="lips, export: weights file to use in place of the other stages' results",
+    )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
 
@@ -127,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         "audio": _audio,
         "flow": _flow,
         "distill": _distill,
+        "lips": _lips,
         "finder": _finder,
         "sync": _sync,
         "export": _export,
@@ -275,6 +295,35 @@ def _save(model: AvatarModel, folder: Path) -> None:
         torch.save(model.state_dict(), folder / "model.pt")
 
 
+def _lips(args: argparse.Namespace) -> None:
+    """Train the lip reader, then fit the size of lip motion and its components."""
+    shape = _preset(args).lips
+    if shape is None:
+        raise ConfigError(f"preset {args.preset!r} has no lip reader; choose 'tiny'")
+    face = _base_model(args).face
+    assert face is not None, "a preset with a lip reader has landmarks"
+    clips = load_clips(args.data, args.cache, "train")
+    kept, validation = split_by_source(clips)
+    folder = args.runs / "lips"
+
+    def trained(clips: list[Clip], validation: list[Clip], folder: Path) -> LipReader:
+        batch = args.batch or BATCH["lips"]
+        reader = train_lips(
+            clips, validation, folder, _loop(args), batch_size=batch, shape=shape, seed=args.seed
+        )
+        return without_auxiliary(reader)
+
+    lip_motion = LipMotion()
+    figures = fit_sizes(lip_motion, trained(kept, validation, folder), validation, clips)
+    print(" ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    reader = trained(clips, [], folder / "all")
+    fit_components(lip_motion, face.autoencoder, kept)
+    parts = {f"lips.{k}": v for k, v in reader.state_dict().items()}
+    parts |= {f"lip_motion.{k}": v for k, v in lip_motion.state_dict().items()}
+    if is_main_process():
+        torch.save(parts, folder / "model.pt")
+
+
 def _finder(args: argparse.Namespace) -> None:
     train_face_detector(
         load_clips(args.data, args.cache, "train"),
@@ -294,17 +343,34 @@ def _sync(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     """Join the newest weights of all stages into one file."""
-    model = AvatarModel(_preset(args))
-    model.load_state_dict(
-        torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
-    )
+    model = _base_model(args)
     if (face := model.face) is not None:
-        face.detector.load_state_dict(averaged(args.runs / "finder"))
+        if args.weights is None or (args.runs / "finder" / "last.pt").exists():
+            face.detector.load_state_dict(averaged(args.runs / "finder"))
         if (args.runs / "decoder" / "last.pt").exists():
             face.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
+    if model.lips is not None and model.lip_motion is not None:
+        path = _existing(args.runs / "lips" / "model.pt")
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        model.lips.load_state_dict(_part(weights, "lips"))
+        model.lip_motion.load_state_dict(_part(weights, "lip_motion"))
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _base_model(args: argparse.Namespace) -> AvatarModel:
+    """Return the model of `--weights`, or of the newest stage, with a lip reader to be trained."""
+    model = AvatarModel(_preset(args))
+    if args.weights is None:
+        path = _newest_model(args.runs)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        weights = read_weights(args.weights, args.preset)
+    initial = model.state_dict()
+    lips = {k: v for k, v in initial.items() if k.startswith(("lips.", "lip_motion."))}
+    model.load_state_dict(lips | weights)
+    return model.requires_grad_(False).eval()
 
 
 def _paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:

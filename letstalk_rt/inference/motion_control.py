@@ -4,6 +4,7 @@ Landmarks are a linear read-out of the latent, so a linear change of landmarks i
 motion, computed once per portrait. The memory bank keeps the motion as the model generated it.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,16 +13,15 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.lip_control import LipControl
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel, FaceModules
-from letstalk_rt.models.face.head_motion import HeadTrajectory, rigid_landmarks
+from letstalk_rt.models.face.head_motion import HeadTrajectory, rigid_projection
 from letstalk_rt.models.geometry.landmarks import (
     EYES,
     IRISES,
-    LIPS,
     NUM_LANDMARKS,
     landmark_indices,
-    mouth_opening,
 )
 from letstalk_rt.types import FPS, MotionOptions
 
@@ -47,7 +47,6 @@ class MotionController:
         model: the model, for its landmark read-out and head motion.
         features: the portrait features from the autoencoder, one item.
         seed: seed of head motion and blinks.
-        rest: motion that the model generates for this portrait in silence, `(1, C, h, w)`.
 
     Raises:
         ConfigError: the options need landmarks, but the model has none.
@@ -59,22 +58,22 @@ class MotionController:
         model: AvatarModel,
         features: Any,
         seed: int,
-        rest: Tensor | None = None,
     ) -> None:
         self.options = options
         self._model, self._face = model, model.face
         self._ease_start: Tensor | None = None  # last motion shown before an interrupt
         head = self._face.head if self._face is not None and options.head_motion else None
         self._head = HeadTrajectory(head.course, seed) if head is not None else None
-        self.set_portrait(features, rest)
+        self._shown_values: deque[Tensor] = deque(maxlen=_REWIND + 1)
+        self.set_portrait(features)
         self._blinks = BlinkSchedule(options.blinks_per_min, seed)
 
-    def set_portrait(self, features: Any, rest: Tensor | None = None) -> None:
+    def set_portrait(self, features: Any) -> None:
         """Change the portrait."""
         face, options = self._face, self.options
         defaults = (options.expressiveness, options.head_motion, options.gaze_at_camera)
         changes = defaults != (1.0, True, False)
-        self._rest_offset: Tensor | None = None
+        self._lip_control: LipControl | None = None
         self.matrix: Tensor | None = None
         if face is None:
             if changes:
@@ -84,22 +83,32 @@ class MotionController:
                 )
             return
         points, scale = features.points[0], _flat_scale(self._model)
-        if rest is not None:
-            self._rest_offset = _rest_offset(face, scale, points, rest)
+        if (lip_motion := self._model.lip_motion) is not None:
+            matrix = face.autoencoder.landmark_matrix
+            self._lip_control = LipControl.of(lip_motion, points, matrix, scale)
         if self._head is not None:
             self._head_directions = _head_directions(face, scale, points)
         if changes:
             self.matrix = _matrix(options, face, scale, points)
 
-    def apply(self, motion: Tensor) -> Tensor:
-        """Return the motion to show for sampled motion `(1, N, C, h, w)`."""
+    def apply(self, motion: Tensor, lip_values: Tensor | None = None) -> Tensor:
+        """Return the motion to show.
+
+        Args:
+            motion: sampled motion of a window, `(1, N, C, h, w)`.
+            lip_values: lip values of each frame, `(1, N, Q)`; needed if the model has a lip reader.
+        """
         if self._ease_start is not None:
-            motion = self._ease(motion, self._ease_start)
+            motion = _ease(motion, self._ease_start)
+            if lip_values is not None and self._shown_values:
+                lip_values = _ease(lip_values, self._shown_values[-1])
             self._ease_start = None
-        if self._rest_offset is not None:
-            motion = motion - self._rest_offset
         if self.matrix is not None:
             motion = (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
+        if self._lip_control is not None:
+            assert lip_values is not None, "the lip reader's values set the lips"
+            self._shown_values.extend(lip_values[0])
+            motion = self._lip_control.apply(motion, self.options.expressiveness * lip_values)
         if self._head is not None:
             head_motion = self._head.next(motion.shape[1]).to(motion.device) @ self._head_directions
             motion = motion + head_motion.view(motion.shape)
@@ -112,6 +121,8 @@ class MotionController:
     def rewind(self, frames: int) -> None:
         """Rewind by frames that were not shown."""
         self._blinks.rewind(frames)
+        for _ in range(min(frames, len(self._shown_values) - 1)):
+            self._shown_values.pop()
         if self._head is not None:
             self._head.rewind(frames)
 
@@ -119,18 +130,21 @@ class MotionController:
         """Ease the next motion in from `motion`, `(1, C, h, w)`, the last that was shown."""
         self._ease_start = motion.clone()
 
-    def _ease(self, motion: Tensor, start: Tensor) -> Tensor:
-        eased = motion.clone()
-        for number, share in enumerate(EASING):
-            eased[:, number] = torch.lerp(start, motion[:, number], share)
-        return eased
-
     def reset(self) -> None:
         """Return to the initial state."""
         self._ease_start = None
+        self._shown_values.clear()
         self._blinks.reset()
         if self._head is not None:
             self._head.reset()
+
+
+def _ease(x: Tensor, start: Tensor) -> Tensor:
+    """Return `x`, `(1, N, ...)`, with its first frames moved towards `start`."""
+    eased = x.clone()
+    for number, share in enumerate(EASING):
+        eased[:, number] = torch.lerp(start, x[:, number], share)
+    return eased
 
 
 class BlinkSchedule:
@@ -152,7 +166,8 @@ class BlinkSchedule:
         """Start the same sequence of blinks again."""
         self._rng = np.random.default_rng(self._seed)
         self._frame = 0
-        self._start = self._pause() if self._per_min else 0
+        # A session starts at a random point of a pause, not at the end of a blink.
+        self._start = round(self._rng.uniform() * self._pause()) if self._per_min else 0
 
     def eye_closures(self, frames: int) -> Sequence[float]:
         """Return how far the eyes are closed in each of the next frames, in [0, 1]."""
@@ -178,23 +193,6 @@ class BlinkSchedule:
         return round(max(_LEAST_PAUSE_S, pause_s) * FPS)
 
 
-def _rest_offset(face: FaceModules, scale: Tensor, portrait: Tensor, rest: Tensor) -> Tensor | None:
-    """Return the motion by which lips at rest `(1, C, h, w)` are wider open than in the portrait.
-
-    Subtracted from all motion, it closes the mouth in silence as far as in the portrait. None if
-    the portrait's mouth is open at least as wide.
-    """
-    portrait = portrait.float()
-    readout = face.autoencoder.landmark_matrix
-    moved = readout @ (rest[0].float().flatten() * scale)
-    shown = portrait + moved.view(NUM_LANDMARKS, 2)
-    if mouth_opening(shown.cpu().numpy()) <= mouth_opening(portrait.cpu().numpy()):
-        return None
-    identity = torch.eye(2 * NUM_LANDMARKS, device=readout.device)
-    lips = _selection(LIPS, readout.device) @ (identity - _rigid_projection(portrait)) @ moved
-    return (_pseudo_inverse(readout) @ lips / scale).view(rest.shape)
-
-
 def _head_directions(face: FaceModules, scale: Tensor, portrait: Tensor) -> Tensor:
     """Return the K components of head motion as motion, `(K, 384)`, for landmarks `(L, 2)`."""
     inverse = _pseudo_inverse(face.autoencoder.landmark_matrix)
@@ -211,7 +209,7 @@ def _matrix(options: MotionOptions, face: FaceModules, scale: Tensor, portrait: 
     """Return the matrix on flat motion, `(384, 384)`, for the portrait's landmarks `(L, 2)`."""
     readout = face.autoencoder.landmark_matrix
     inverse = _pseudo_inverse(readout)
-    rigid = _rigid_projection(portrait.float())
+    rigid = rigid_projection(portrait.float())
     identity = torch.eye(2 * NUM_LANDMARKS, device=readout.device)
     background = torch.diag((torch.arange(LATENT_SIZE, device=readout.device) >= FACE_SIZE).float())
     head = inverse @ rigid @ readout + background  # hair and shoulders move with the head
@@ -233,21 +231,6 @@ def _pseudo_inverse(readout: Tensor) -> Tensor:
     identity = torch.eye(len(square), device=readout.device)
     inverse: Tensor = torch.linalg.solve(square + ridge * identity, readout.T)
     return inverse
-
-
-def _rigid_projection(points: Tensor) -> Tensor:
-    """Return the projection of flat landmark displacements `(2L,)` on head motion: `(2L, 2L)`.
-
-    Head motion is the affine map that best fits the upper face without eyelids and lips: head
-    rotation is approximately affine, and speech does not move those landmarks.
-    """
-    base = points.new_zeros(NUM_LANDMARKS, 2, 6)
-    base[:, 0, 0:2], base[:, 0, 2] = points, 1
-    base[:, 1, 3:5], base[:, 1, 5] = points, 1
-    base = base.flatten(0, 1)
-    fit = base * rigid_landmarks(points).repeat_interleave(2)[:, None]
-    rigid: Tensor = base @ torch.linalg.pinv(fit)
-    return rigid
 
 
 def _selection(points: Sequence[int], device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, S
 from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
 from letstalk_rt.metrics import NoClock, StageTimer
+from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
+from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.batch_state import gather, overwrite, scatter
+from letstalk_rt.models.batch_state import gather, scatter
 from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.loading import face_finder_for, load_model
 from letstalk_rt.threads import in_own_thread, thread_limit
@@ -90,7 +92,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         self._predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
         self.frame_decoder = FrameDecoder(model, **options)
         self.partial_sizes = self.frame_decoder.partial_sizes
-        self._states = StateFactory(model, steps=steps, guidance=guidance)
+        self._states = StateFactory(model, steps=steps)
 
     @classmethod
     def load(
@@ -221,9 +223,11 @@ class AvatarPipeline(Pipeline[SessionState]):
         threads = decode_pool.model_threads if decode_pool and deliver else None
         with thread_limit(threads):
             with clock.stage("audio"):
-                tokens = self.encode_audio(torch.from_numpy(pcm).to(self.device), states)
+                audio = torch.from_numpy(pcm).to(self.device)
+                tokens = self.encode_audio(audio, states)
+                lip_values = self.read_lips(audio, states)
             with clock.stage("sample"):
-                latents = self._sample(tokens, states)
+                latents = self._sample(tokens, lip_values, states)
             with clock.stage("layout"):
                 inputs = self.frame_decoder.prepare(latents, states)
         eye_closures = [state.motion_control.eye_closures(latents.shape[1]) for state in states]
@@ -245,7 +249,7 @@ class AvatarPipeline(Pipeline[SessionState]):
             unseen: how many of the last frames were never shown. The motion continues from the
                 frame before them, so that the face does not jump.
         """
-        overwrite(state.audio, state.silence)
+        state.silence_audio()
         state.memory.rewind(unseen)
         state.cache.rewind(unseen)
         state.motion_control.rewind(unseen)
@@ -259,21 +263,57 @@ class AvatarPipeline(Pipeline[SessionState]):
             pcm: `(B, hop)` on the model's device.
             states: states of B sessions; the states of the audio encoder are updated in place.
         """
-        audio = gather([state.audio for state in states])
-        tokens: Tensor = self.model.audio(pcm, audio)
-        scatter(audio, [state.audio for state in states])
-        missing = self.lookahead_frames - states[0].lookahead_frames
-        if (
-            missing
-        ):  # the following audio is guessed as the hop mirrored in time, which is continuous
-            windows = -(-missing // self.frames_per_window)
-            guess = torch.cat([pcm.flip(1), pcm] * windows, 1)[:, : windows * self.hop]
-            ahead = self.model.audio(guess, copy.deepcopy(audio))
-            tokens = torch.cat([tokens, ahead], 1)[:, missing : missing + self.frames_per_window]
-        return tokens
+        ahead = self.lookahead_frames - states[0].lookahead_frames
+        return self._encode(self.model.audio, pcm, [state.audio for state in states], ahead)
 
-    def _sample(self, tokens: Tensor, states: Sequence[SessionState]) -> Tensor:
-        """Return the latents of the next window, `(B, N, C, h, w)`."""
+    @torch.inference_mode()
+    def read_lips(self, pcm: Tensor, states: Sequence[SessionState]) -> Tensor | None:
+        """Return the lip values of the frames of this step, `(B, N, Q)`.
+
+        None if the model has no lip reader.
+
+        Args:
+            pcm: `(B, hop)` on the model's device.
+            states: states of B sessions; the states of the lip reader are updated in place.
+        """
+        lips, lip_motion = self.model.lips, self.model.lip_motion
+        if lips is None or lip_motion is None:
+            return None
+        ahead = self.lookahead_frames - states[0].lookahead_frames
+        return lip_motion.to_shown(self._encode(lips, pcm, [s.lips for s in states], ahead))
+
+    def _encode(
+        self, encoder: AudioEncoder | LipReader, pcm: Tensor, states: Sequence[Any], ahead: int
+    ) -> Tensor:
+        """Return the output of an encoder for the frames of this step, `(B, N, ...)`.
+
+        Args:
+            encoder: the audio encoder or the lip reader.
+            pcm: `(B, hop)` on the model's device.
+            states: states of the encoder; updated in place.
+            ahead: how many frames of the look-ahead have not arrived. Their audio is guessed as the
+                hop mirrored in time, which is continuous.
+        """
+        state = gather(states)
+        encoded: Tensor = encoder(pcm, state)
+        scatter(state, states)
+        if ahead:
+            windows = -(-ahead // self.frames_per_window)
+            guess = torch.cat([pcm.flip(1), pcm] * windows, 1)[:, : windows * self.hop]
+            following = encoder(guess, copy.deepcopy(state))
+            encoded = torch.cat([encoded, following], 1)[:, ahead : ahead + self.frames_per_window]
+        return encoded
+
+    def _sample(
+        self, tokens: Tensor, lip_values: Tensor | None, states: Sequence[SessionState]
+    ) -> Tensor:
+        """Return the latents of the next window, `(B, N, C, h, w)`.
+
+        Args:
+            tokens: audio tokens, `(B, N, K, A)`.
+            lip_values: lip values, `(B, N, Q)`; None if the model has no lip reader.
+            states: states of B sessions.
+        """
         denoiser = self.model.denoiser
         memory = gather([state.memory for state in states])
         kept = gather([state.cache for state in states])
@@ -297,11 +337,12 @@ class AvatarPipeline(Pipeline[SessionState]):
         denoiser.update_cache(motion, kept)
         scatter(memory, [state.memory for state in states])
         scatter(kept, [state.cache for state in states])
-        motion = torch.cat(
-            [s.motion_control.apply(m[None]) for s, m in zip(states, motion, strict=True)]
-        )
+        shown = []
+        for index, state in enumerate(states):
+            values = None if lip_values is None else lip_values[index][None]
+            shown.append(state.motion_control.apply(motion[index][None], values))
         portraits = torch.cat([state.features.latent for state in states])
-        return self.model.to_latents(motion, portraits)
+        return self.model.to_latents(torch.cat(shown), portraits)
 
     def _draw_noise(self, states: Sequence[SessionState]) -> Tensor:
         """Draw the noise of the next window, `(B, N, C, h, w)`, on the CPU."""

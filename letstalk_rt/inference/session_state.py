@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.inference.motion_control import MotionController
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderState
+from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
+from letstalk_rt.models.audio_encoder.lip_reader import LipReader, LipReaderState
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderState
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import overwrite
@@ -22,9 +23,6 @@ from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 MAX_STEPS = 50
-REST_WINDOWS = 3
-"""Windows of silence after which the motion has come to rest."""
-
 SETTLE_SAMPLES = 52 * SAMPLES_PER_FRAME
 """Silence that fills the audio encoder's receptive field: two seconds, in whole windows."""
 
@@ -53,6 +51,8 @@ class SessionState:
     Attributes:
         audio: state of the audio encoder.
         silence: state of the audio encoder after long silence; shared and never written.
+        lips: state of the lip reader, if the model has one.
+        lip_silence: state of the lip reader after long silence; shared and never written.
         memory: memory bank of motion: the anchor and the last clean latents.
         cache: keys and values of the memory bank, if the denoiser caches them.
         features: portrait features, for the decoder.
@@ -67,6 +67,8 @@ class SessionState:
 
     audio: AudioEncoderState | Wav2VecEncoderState
     silence: AudioEncoderState | Wav2VecEncoderState
+    lips: LipReaderState | None
+    lip_silence: LipReaderState | None
     memory: MemoryBank
     cache: TemporalCache
     features: Any
@@ -83,10 +85,16 @@ class SessionState:
         """The key that sessions must share to run in one batch."""
         return BatchKey(self.size, len(self.times), self.lookahead_frames)
 
+    def silence_audio(self) -> None:
+        """Forget all past audio, as after long silence."""
+        overwrite(self.audio, self.silence)
+        if self.lips is not None:
+            overwrite(self.lips, self.lip_silence)
+
     @torch.inference_mode()
     def reset(self) -> None:
         """Return to the initial state: silence before, the face at rest as in the portrait."""
-        overwrite(self.audio, self.silence)
+        self.silence_audio()
         self.memory.reset()
         self.cache.reset()
         self.noise.reset()
@@ -99,12 +107,12 @@ class StateFactory:
     Args:
         model: in eval mode, on its device and in its number formats.
         steps: default number of sampling steps per window.
-        guidance: weight of the audio condition against none.
     """
 
-    def __init__(self, model: AvatarModel, *, steps: int, guidance: float) -> None:
-        self._model, self._steps, self._guidance = model, steps, guidance
-        self._silence = self._silent_audio_state()
+    def __init__(self, model: AvatarModel, *, steps: int) -> None:
+        self._model, self._steps = model, steps
+        self._silence = self._silent_state(model.audio)
+        self._lip_silence = None if model.lips is None else self._silent_state(model.lips)
 
     @torch.inference_mode()
     def create(self, portrait: Portrait, options: StateOptions) -> SessionState:
@@ -120,10 +128,11 @@ class StateFactory:
         at_rest = torch.zeros(1, *shape, device=device)
         portrait_state = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         lookahead = model.audio.lookahead_frames
-        rest = self._rest_motion(portrait_state)
         return SessionState(
-            audio=self._silent_audio_state(),
+            audio=copy.deepcopy(self._silence),
             silence=self._silence,
+            lips=copy.deepcopy(self._lip_silence),
+            lip_silence=self._lip_silence,
             memory=MemoryBank.anchored(at_rest, model.denoiser.config.memory),
             cache=model.denoiser.init_cache(at_rest),
             features=features,
@@ -131,7 +140,7 @@ class StateFactory:
             compositor=self._compositor(portrait),
             noise=NoiseState(options.seed, torch.zeros(1, *shape)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
-            motion_control=MotionController(options.motion, model, features, options.seed, rest),
+            motion_control=MotionController(options.motion, model, features, options.seed),
             times=timesteps(_check_range("steps", options.steps, self._steps, 1, MAX_STEPS)),
             lookahead_frames=_check_range(
                 "lookahead_frames", options.lookahead_frames, lookahead, 0, lookahead
@@ -149,7 +158,7 @@ class StateFactory:
         state.compositor = self._compositor(portrait)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
-        state.motion_control.set_portrait(features, self._rest_motion(state.portrait))
+        state.motion_control.set_portrait(features)
         state.features = features
 
     @property
@@ -169,33 +178,11 @@ class StateFactory:
     def _compositor(self, portrait: Portrait) -> Compositor:
         return Compositor(portrait, self._device, layered=self._model.face is not None)
 
-    def _rest_motion(self, portrait: PortraitState) -> Tensor | None:
-        """Return the motion that the model generates for a portrait in silence, `(1, C, h, w)`.
-
-        None if the latents do not hold landmarks.
-        """
-        model, shape = self._model, self._model.autoencoder.latent_shape
-        if model.face is None:
-            return None
-        window = model.denoiser.config.window
-        silence = torch.zeros(1, window * SAMPLES_PER_FRAME, device=self._device)
-        tokens = model.audio(silence, copy.deepcopy(self._silence))
-        memory = MemoryBank.anchored(
-            torch.zeros(1, *shape, device=self._device), model.denoiser.config.memory
-        )
-        noise = torch.zeros(1, window, *shape, device=self._device)
-        times = timesteps(self._steps)
-        for _ in range(REST_WINDOWS):
-            cache = model.denoiser.encode_memory(memory.latents, memory.filled)
-            motion = model.sample_window(noise, tokens, portrait, cache, times, self._guidance)
-            memory.write(motion)
-        return motion.mean(1)
-
     @torch.inference_mode()
-    def _silent_audio_state(self) -> AudioEncoderState | Wav2VecEncoderState:
-        """Create an audio encoder state after long silence, which an initial state is not."""
-        state: AudioEncoderState | Wav2VecEncoderState = self._model.audio.init_state(1)
-        self._model.audio(torch.zeros(1, SETTLE_SAMPLES, device=self._device), state)
+    def _silent_state(self, encoder: AudioEncoder | LipReader) -> Any:
+        """Create the state of an encoder after long silence, which an initial state is not."""
+        state = encoder.init_state(1)
+        encoder(torch.zeros(1, SETTLE_SAMPLES, device=self._device), state)
         return state
 
 

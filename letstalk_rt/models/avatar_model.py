@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
+from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder, Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder, LandmarkAutoencoder
@@ -21,6 +22,8 @@ from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.denoiser import Denoiser, PortraitState, guided_velocity
 from letstalk_rt.models.face.detector import FaceDetector, FaceFinder
 from letstalk_rt.models.face.head_motion import HeadMotion
+from letstalk_rt.models.face.lip_motion import LipMotion
+from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.memory import TemporalCache
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import sample, sample_mean
@@ -42,7 +45,7 @@ class FaceModules:
 
 
 class AvatarModel(nn.Module):
-    """Autoencoder, audio encoder, denoiser and face detector of one preset.
+    """Autoencoder, audio encoder, lip reader, denoiser and face detector of one preset.
 
     A model with the paper's autoencoder has no landmarks, so no face detector and no head motion.
 
@@ -58,6 +61,8 @@ class AvatarModel(nn.Module):
     audio: AudioEncoder
     detector: FaceDetector | None
     head: HeadMotion | None
+    lips: LipReader | None
+    lip_motion: LipMotion | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -72,6 +77,8 @@ class AvatarModel(nn.Module):
         has_landmarks = self.autoencoder.landmarks is not None
         self.detector = FaceDetector() if has_landmarks else None
         self.head = HeadMotion() if has_landmarks else None
+        self.lips = _make_lips(preset, has_landmarks)
+        self.lip_motion = None if self.lips is None else LipMotion()
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -182,6 +189,23 @@ def _make_audio(preset: Preset) -> AudioEncoder:
             f"multiple of wav2vec 2.0's blocks of {config.stream.block_frames} frames"
         )
     return Wav2VecEncoder(config)
+
+
+def _make_lips(preset: Preset, has_landmarks: bool) -> LipReader | None:
+    if preset.lips is None:
+        return None
+    if not has_landmarks:
+        raise ConfigError(
+            f"preset {preset.name!r}: a lip reader needs an autoencoder whose latents hold "
+            "landmarks; leave `lips` out"
+        )
+    config, lookahead_ms = preset.lips, preset.audio.lookahead_ms
+    if config.values != NUM_LIP_VALUES or config.lookahead_ms != lookahead_ms:
+        raise ConfigError(
+            f"preset {preset.name!r}: the lip reader must predict {NUM_LIP_VALUES} values with the "
+            f"audio encoder's look-ahead of {lookahead_ms} ms, got {config}"
+        )
+    return LipReader(config)
 
 
 def _make_autoencoder(preset: Preset) -> Autoencoder:

@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file per model, with its preset in the header and a checksum file.
 
-Weights are stored in half precision. Large matrices of the networks that run once per portrait are
-stored as 8-bit integers with a scale per output channel, to keep the package under 32 MB.
+Weights are stored in half precision. Large matrices of the networks that run once per portrait,
+of the audio encoder and of the lip reader are stored as 8-bit integers with a scale per output
+channel, to keep the package under 32 MB.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from letstalk_rt.models.presets import get_preset, with_lookahead
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
 _ONCE_PER_PORTRAIT = ("autoencoder.encoder.", "autoencoder.reference.")
+_AUDIO = ("audio.layers.", "lips.")
 _WORTH_PACKING = 30_000
 _EXACT = (
     "latent_mean",
@@ -32,6 +34,9 @@ _EXACT = (
     "head.movements",
     "head.followed",
     "head.course",
+    "lips.usual",
+    "lip_motion.heard",
+    "lip_motion.meant",
 )
 """Small or sensitive tensors that stay in float32."""
 
@@ -130,6 +135,15 @@ def face_finder_for(model: AvatarModel) -> FaceFinder:
     return finder
 
 
+def read_weights(path: Path, preset: str) -> dict[str, Tensor]:
+    """Return the tensors of a weights file by name, for training to start from.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or holds another model.
+    """
+    return _read(path, preset)[1]
+
+
 def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise WeightsError(f"no weights at {path.name}; create them with `letstalk train`")
@@ -158,17 +172,24 @@ def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _pack(name: str, value: Tensor) -> dict[str, Tensor]:
     if not value.is_floating_point() or name.endswith(_EXACT):
         return {name: value}
-    if name.startswith(_ONCE_PER_PORTRAIT) and value.ndim == 4 and value.numel() > _WORTH_PACKING:
+    image_kernel = name.startswith(_ONCE_PER_PORTRAIT) and value.ndim == 4
+    audio_matrix = name.startswith(_AUDIO) and value.ndim > 1
+    if (image_kernel or audio_matrix) and value.numel() > _WORTH_PACKING:
         scale = value.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-        levels = (value / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
+        levels = (value / _per_channel(scale, value)).round().to(torch.int8)
         return {name: levels, name + _SCALE: scale}
     return {name: value.half()}
 
 
 def _unpack(value: Tensor, scale: Tensor | None) -> Tensor:
-    if scale is not None and value.ndim == 4 and scale.shape == value.shape[:1]:
-        return value.float() * scale.view(-1, 1, 1, 1)
+    if scale is not None and scale.shape == value.shape[:1]:
+        return value.float() * _per_channel(scale, value)
     return value.float() if value.is_floating_point() else value
+
+
+def _per_channel(scale: Tensor, value: Tensor) -> Tensor:
+    """Return a scale per output channel in a shape that broadcasts with `value`."""
+    return scale.view(-1, *[1] * (value.ndim - 1))
 
 
 def _digest(path: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import TOKENS_PER_FRAME, AudioEncoderConfig
+from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
@@ -39,6 +40,8 @@ class Preset:
         seam: share of the jump at a seam that is removed from each frame, see `ease_seam`.
         denoiser_follows: on a GPU the denoiser runs in the decoder's number format, which a small
             denoiser does not gain from.
+        lips: shape of the lip reader, which sets the lips; None leaves them to the denoiser. It
+            needs an autoencoder whose latents hold landmarks.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Preset:
     temperature: float
     seam: tuple[float, ...] = ()
     denoiser_follows: bool = False
+    lips: LipReaderConfig | None = None
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
@@ -58,7 +62,8 @@ def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
     audio = preset.audio
     if isinstance(audio, Wav2VecEncoderConfig):
         return replace(preset, audio=audio.with_lookahead(lookahead_ms))
-    return replace(preset, audio=replace(audio, lookahead_ms=lookahead_ms))
+    lips = preset.lips and replace(preset.lips, lookahead_ms=lookahead_ms)
+    return replace(preset, audio=replace(audio, lookahead_ms=lookahead_ms), lips=lips)
 
 
 def _paper_scale(
@@ -117,6 +122,7 @@ PRESETS = {
         noise_correlation=0.95,
         temperature=0.5,
         seam=(0.6, 0.35, 0.15, 0.05),
+        lips=LipReaderConfig(),
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

@@ -79,6 +79,7 @@ class Run:
         model: The model to train; its EMA copy is the result.
         config: Schedule and intervals.
         extras: Further parts of the checkpoint by name, such as a critic.
+        rate_factors: Factors on the learning rate by the start of a parameter's name.
         step: Steps done so far.
         best_score: The highest score passed to `keep_if_best`.
         averaged: The EMA copy of the model.
@@ -91,6 +92,7 @@ class Run:
     model: nn.Module
     config: LoopConfig
     extras: dict[str, Stateful] = field(default_factory=dict)
+    rate_factors: dict[str, float] = field(default_factory=dict)
     step: int = 0
     best_score: float = float("-inf")
     averaged: nn.Module = field(init=False)
@@ -106,7 +108,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.averaged = deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
+            self._parameter_groups(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             betas=(0.9, 0.99),
@@ -116,6 +118,15 @@ class Run:
         self.noise = torch.Generator(self.device).manual_seed(2 * rank() + 1)
         if self.checkpoint.exists():
             self._resume()
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the trained parameters in groups with one learning rate each."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                factors = [f for start, f in self.rate_factors.items() if name.startswith(start)]
+                groups.setdefault(factors[0] if factors else 1.0, []).append(parameter)
+        return [{"params": part, "factor": factor} for factor, part in groups.items()]
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +198,7 @@ class Run:
     def _update(self, loss: Callable[[int], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = group["factor"] * self.rate()
         value, figures = loss(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()

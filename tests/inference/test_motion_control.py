@@ -15,9 +15,7 @@ from letstalk_rt.models.geometry.landmarks import (
     EYES,
     IRISES,
     LIPS,
-    LOWER_LIP,
     NUM_LANDMARKS,
-    UPPER_LIP,
     landmark_indices,
 )
 from letstalk_rt.types import FPS, MotionOptions
@@ -77,34 +75,6 @@ def test_the_defaults_change_nothing(pipeline, features):
     motion_control = MotionController(MotionOptions(), pipeline.model, features, 0)
     motion = torch.randn(1, 4, 24, 4, 4)
     assert torch.equal(motion_control.apply(motion), motion)
-
-
-def test_lips_that_rest_ajar_are_shut_as_in_the_portrait(pipeline, features):
-    model = pipeline.model
-    points = features.points[0]
-    upper, lower = points[UPPER_LIP], points[LOWER_LIP]
-    apart = (upper - lower) / (upper - lower).norm()
-    ajar = torch.zeros(NUM_LANDMARKS, 2)
-    ajar[UPPER_LIP], ajar[LOWER_LIP] = 0.1 * apart, -0.1 * apart
-    scale = model.motion_scale.expand(-1, 4, 4)
-    write = torch.linalg.pinv(model.autoencoder.landmark_matrix)
-
-    def motion(displacements):
-        return ((write @ displacements.flatten()).view(24, 4, 4) / scale)[None]
-
-    def shown(rest, made):
-        motion_control = MotionController(MotionOptions(**STILL), model, features, 0, rest)
-        latent = model.to_latents(motion_control.apply(made[None]), features.latent)
-        return model.autoencoder.decode_landmarks(latent)[0, 0]
-
-    rest, still = motion(ajar), torch.zeros(1, 24, 4, 4)
-    portrait = model.autoencoder.decode_landmarks(features.latent)[0]
-    opened = model.autoencoder.decode_landmarks(model.to_latents(rest[None], features.latent))[0, 0]
-    gap = [UPPER_LIP, LOWER_LIP]
-    left = (shown(rest, rest) - portrait)[gap].norm()
-    assert left < 0.3 * (opened - portrait)[gap].norm()
-    narrow = motion(-0.2 * ajar)  # narrower than the portrait: the mouth may shut in silence
-    torch.testing.assert_close(shown(narrow, still), portrait)
 
 
 @pytest.fixture

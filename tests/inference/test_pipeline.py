@@ -17,7 +17,7 @@ from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.portrait.compositor import Compositor
-from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
+from letstalk_rt.types import SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 
 def addresses(state: object) -> list[tuple[int, torch.Size]]:
@@ -109,8 +109,9 @@ class TestPipeline:
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""
         model, portrait, sound = pipeline.model, make_portrait(), hops(3)
-        state = pipeline.init_state(portrait, StateOptions(3))
-        seen = play(pipeline, pipeline.init_state(portrait, StateOptions(3)), sound)
+        options = StateOptions(3, motion=MotionOptions(blinks_per_min=0))
+        state = pipeline.init_state(portrait, options)
+        seen = play(pipeline, pipeline.init_state(portrait, options), sound)
         whole = torch.from_numpy(sound.reshape(1, -1))
         silence = torch.zeros(1, SETTLE_SAMPLES)
         tokens = model.audio(torch.cat([silence, whole], 1))[

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from support.small_model import AUDIO, stir
+from support.small_model import AUDIO, LIP_READER, stir
 from torch import Tensor, nn
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
+from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.mel import StreamingMel
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream, Wav2Vec2StreamConfig
 from letstalk_rt.models.batch_state import tensors
@@ -54,6 +55,13 @@ def encoder(mouth_values: int = 0) -> nn.Module:
     return module
 
 
+def lip_reader() -> nn.Module:
+    module = LipReader(LIP_READER)
+    stir(module)
+    module.usual.normal_()
+    return module
+
+
 def wav2vec(block_frames: int) -> nn.Module:
     pytest.importorskip("transformers", reason="the extra paper is not installed")
     module = Wav2Vec2Stream(replace(WAV2VEC, block_frames=block_frames))
@@ -76,6 +84,7 @@ MODULES = [
     pytest.param(
         Case(lambda: encoder(5), unit=SAMPLES_PER_FRAME, axis=1), id="audio-encoder-mouth"
     ),
+    pytest.param(Case(lip_reader, unit=SAMPLES_PER_FRAME, axis=1), id="lip-reader"),
     pytest.param(wav2vec_case(1), id="wav2vec-block1"),
     pytest.param(wav2vec_case(4), id="wav2vec-block4"),
 ]
@@ -122,7 +131,7 @@ class TestModules:
         x, state = case.input(2, 12), module.init_state(2)
         module(case.input(2, 4), state)
         state.reset()
-        assert all(not tensor.any() for tensor in tensors(state))
+        assert all(map(torch.equal, tensors(state), tensors(module.init_state(2))))
         torch.testing.assert_close(module(x, state), module(x))
 
     def test_sessions_do_not_mix(self, case, module):

@@ -1,19 +1,25 @@
 """A small avatar model with random weights, none of them zero: the real code, quick."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
 
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
+from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import DenoiserConfig
+from letstalk_rt.models.face.lip_motion import KNOTS
+from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import IRISES, LIPS, NUM_LANDMARKS, landmark_indices
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.types import Portrait
 
 AUDIO = AudioEncoderConfig(width=16, token_width=8, dilations=(1, 2, 4), dropout=0.1)
+LIP_READER = LipReaderConfig(width=16)
 AUTOENCODER = AutoencoderConfig(
     encoder=(8, 8, 16, 16, 16), reference=(8, 8, 8), decoder=(16, 16, 16), style=16
 )
@@ -57,6 +63,19 @@ def make_model(seed: int = 0) -> AvatarModel:
     return model.eval().requires_grad_(False)
 
 
+def make_lip_model(seed: int = 0) -> AvatarModel:
+    """Make the model with a lip reader and with lip motion of random components."""
+    torch.manual_seed(seed)
+    model = AvatarModel(replace(PRESET, lips=LIP_READER))
+    stir(model)
+    lip_motion = model.lip_motion
+    assert lip_motion is not None
+    lip_motion.natural.normal_(std=0.1)
+    lip_motion.heard.copy_(torch.linspace(-1, 1, KNOTS).expand(NUM_LIP_VALUES, -1))
+    lip_motion.meant.copy_(0.1 * lip_motion.heard)
+    return model.eval().requires_grad_(False)
+
+
 def make_portrait(seed: int = 0, size: int = 96) -> Portrait:
     """Make a portrait of coloured blobs; the face's box reaches beyond a small canvas."""
     rng = np.random.default_rng(seed)
@@ -96,4 +115,15 @@ def face_points() -> torch.Tensor:
         points[landmark_indices(lower)] = torch.stack([x, -0.1 + height], 1)
     points[landmark_indices(IRISES[:5])] = torch.tensor([-0.25, -0.1])
     points[landmark_indices(IRISES[5:])] = torch.tensor([0.25, -0.1])
+    return points
+
+
+def open_mouth(points: torch.Tensor, gap: float) -> torch.Tensor:
+    """Return landmarks whose inner lips are `gap` mouth widths apart."""
+    points = points.clone()
+    points[landmark_indices((61, 291))] = torch.tensor([[-0.2, 0.5], [0.2, 0.5]])
+    for upper, lower, x in ((13, 14, 0.0), (81, 178, -0.05), (311, 402, 0.05)):
+        points[landmark_indices((upper, lower))] = torch.tensor(
+            [[x, 0.5 - 0.2 * gap], [x, 0.5 + 0.2 * gap]]
+        )
     return points

@@ -42,6 +42,21 @@ def face_size(points: Tensor) -> Tensor:
     return (fixed - fixed.mean(0)).pow(2).sum(1).mean().sqrt()
 
 
+def rigid_projection(points: Tensor) -> Tensor:
+    """Return the projection of flat landmark displacements `(2L,)` on head motion: `(2L, 2L)`.
+
+    Head motion is the affine map that best fits the upper face without eyelids and lips: head
+    rotation is approximately affine, and speech does not move those landmarks.
+    """
+    base = points.new_zeros(NUM_LANDMARKS, 2, 6)
+    base[:, 0, 0:2], base[:, 0, 2] = points, 1
+    base[:, 1, 3:5], base[:, 1, 5] = points, 1
+    base = base.flatten(0, 1)
+    fit = base * rigid_landmarks(points).repeat_interleave(2)[:, None]
+    rigid: Tensor = base @ torch.linalg.pinv(fit)
+    return rigid
+
+
 class HeadMotion(nn.Module):
     """The parameters of head motion: K components and their processes; no motion before `fit`.
 

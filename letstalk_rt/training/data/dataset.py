@@ -23,6 +23,9 @@ from letstalk_rt.training.distributed import main_process_first
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 FRAME_SIZE = 256
+SYNC_LAG_IN_STEP = 1
+"""The `sync_lag` of a clip whose lips and audio are synchronous."""
+
 STILL_SIZE = 320
 """Stills are stored with a margin, so that a random crop needs no padding."""
 
@@ -39,6 +42,8 @@ class Clip:
         blendshapes: `(T, 52)` float32.
         pcm: `(T * 640,)` float32, 16 kHz; silence if the clip has no audio.
         has_audio: Whether the clip has audio; if not, `pcm` is zeros.
+        sync: Pearson's r of lips and audio at the best lag; NaN if unknown.
+        lips_late: By how many frames the lips are later than the audio.
     """
 
     name: str
@@ -48,6 +53,8 @@ class Clip:
     blendshapes: np.ndarray
     pcm: np.ndarray
     has_audio: bool
+    sync: float = float("nan")
+    lips_late: int = 0
 
     @property
     def num_frames(self) -> int:
@@ -141,6 +148,8 @@ def _load_clip(root: Path, cache: Path, row: dict[str, object]) -> Clip:
         blendshapes=tracks["blendshapes"][:count].astype(np.float32),
         pcm=pcm,
         has_audio=audio.exists(),
+        sync=float(str(row.get("sync_s", "nan"))),
+        lips_late=int(str(row.get("sync_lag", SYNC_LAG_IN_STEP))) - SYNC_LAG_IN_STEP,
     )
 
 

@@ -30,8 +30,14 @@ from letstalk_rt.training.evaluation.generation import (
     true_track,
 )
 from letstalk_rt.training.evaluation.image_quality import face_sharpness, seam_flicker
+from letstalk_rt.training.evaluation.motion import (
+    count_closures,
+    diversity,
+    head_speech_correlation,
+    opening_range,
+)
 from letstalk_rt.training.evaluation.sync import LIP_POINTS, SyncTowers, sync_score
-from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 
 T = TypeVar("T")
 Row = dict[str, float | str]
@@ -48,6 +54,13 @@ STILL_FRAMES = 150
 SILENT_FRAMES = 100
 CLOSED = 0.05
 """Largest lip gap over mouth width of a closed mouth."""
+
+
+PARTED = 0.1
+"""Mouth opening above which a portrait's lips count as parted."""
+
+DIVERSITY_SEEDS = 3
+"""Number of sessions with different seeds that are compared."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,31 @@ def _clip_row(
         "head_range": head_range(generated),
         "head_range_true": head_range(true),
     }
+    row |= _motion_row(clip, own, wrong)
     return row | _image_row(models, clip, own.frames) | _sync_row(models, clip, own, wrong)
+
+
+def _motion_row(clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo) -> Row:
+    """Return how far lips and head move, compared with the true video."""
+    true, generated = true_track(clip), own.track
+    matched, count = count_closures(generated.opening, true.opening)
+    return {
+        "opening_range_ratio": _ratio(
+            opening_range(generated.opening), opening_range(true.opening)
+        ),
+        "closures": count,
+        "closures_met": matched,
+        "closures_met_shuffled": count_closures(wrong.track.opening, true.opening)[0],
+        "head_range_ratio": _ratio(head_range(generated), head_range(true)),
+        "head_speech_r": head_speech_correlation(generated, clip.pcm),
+        "head_speech_r_true": head_speech_correlation(true, clip.pcm),
+        "head_speech_r_shuffled": head_speech_correlation(wrong.track, clip.pcm),
+        "frames": clip.num_frames,
+    }
+
+
+def _ratio(generated: float, true: float) -> float:
+    return generated / max(true, 1e-6)
 
 
 def _image_row(models: EvaluationModels, clip: Clip, frames: np.ndarray) -> Row:
@@ -182,12 +219,48 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
         "mouth_corr_shuffled": mean(real, "mouth_corr_shuffled"),
         "mouth_range_ratio": middle(rows, "mouth_range_ratio"),
     }
+    figures |= _motion_figures(real)
     figures |= {name: mean(rows, name) for name in everywhere}
     figures["identity_ratio"] = mean(rows, "identity") / mean(rows, "identity_true")
     figures |= {name: mean(real, name) for name in of_sync}
     figures |= {n: middle(real, n) for n in ("sync_offset", "sync_offset_true") if of_sync}
     figures["clips"] = len(rows)
     return figures
+
+
+def _motion_figures(real: list[Row]) -> dict[str, float | int | str | None]:
+    """Return the figures of motion for the rows of filmed clips.
+
+    Blinks and closures are counted over all clips together, because most clips are short.
+    """
+    filmed = [row for row in real if row["kind"] != "grid"]
+    closures = _total(real, "closures")
+    minutes = _total(real, "frames") / FPS / 60
+
+    def blinks_per_min(name: str) -> float:
+        blinks = sum(float(row[name]) * float(row["frames"]) / FPS / 60 for row in real)
+        return blinks / minutes if minutes else float("nan")
+
+    def recall(name: str) -> float:
+        return _total(real, name) / closures if closures else float("nan")
+
+    speech = ("head_speech_r", "head_speech_r_true", "head_speech_r_shuffled")
+    return {
+        "mouth_corr_filmed": mean(filmed, "mouth_corr"),
+        "opening_range_ratio": middle(real, "opening_range_ratio"),
+        "opening_range_ratio_filmed": middle(filmed, "opening_range_ratio"),
+        "closure_recall": recall("closures_met"),
+        "closure_recall_shuffled": recall("closures_met_shuffled"),
+        "head_range_ratio": middle(real, "head_range_ratio"),
+        "head_range_ratio_filmed": middle(filmed, "head_range_ratio"),
+        **{name: mean(real, name) for name in speech},
+        "blinks_per_min": blinks_per_min("blinks"),
+        "blinks_per_min_true": blinks_per_min("blinks_true"),
+    }
+
+
+def _total(rows: Sequence[Row], name: str) -> float:
+    return sum(float(row[name]) for row in rows)
 
 
 def evaluate_stills(
@@ -265,6 +338,55 @@ def evaluate_silence(
         "silence_openness_portrait": float(still_gap),
         "silence_portraits": len(rows),
     }
+
+
+def evaluate_parted_lips(
+    pipeline: AvatarPipeline,
+    models: EvaluationModels,
+    clips: Sequence[Clip],
+    stills: Sequence[tuple[str, Portrait]],
+    findings: EvaluationResult,
+) -> None:
+    """Feed silence to portraits with parted lips, whose mouths should close at rest."""
+    widest = [int(true_track(clip).opening.argmax()) for clip in clips]
+    frames = [np.asarray(clip.frames[i]) for clip, i in zip(clips, widest, strict=True)]
+    portraits = [as_portrait(frame) for frame in (*frames, *(p.crop for _, p in stills))]
+    gaps: list[float] = []
+    for group in _groups([p for p in portraits if _has_parted_lips(models, p)], "parted lips"):
+        silence = np.zeros((len(group), SILENT_FRAMES // 2 * SAMPLES_PER_FRAME), np.float32)
+        videos = generate_videos(pipeline, models.landmarker, group, silence, seed=3)
+        for portrait, video in zip(group, videos, strict=True):
+            gaps.append(float(video.track.opening[len(video.frames) // 2 :].mean()))
+            still = np.repeat(portrait.crop[None], len(video.frames), 0)
+            findings.sheets.append((f"parted {len(gaps)}", contact_sheet(still, video.frames)))
+    findings.figures |= {
+        "open_portrait_gap": float(np.median(gaps)) if gaps else float("nan"),
+        "open_portrait_gap_worst": max(gaps, default=float("nan")),
+        "open_portraits": len(gaps),
+    }
+
+
+def _has_parted_lips(models: EvaluationModels, portrait: Portrait) -> bool:
+    face = read_faces(models.landmarker, [portrait.crop])
+    return bool(face.found.all()) and float(face.opening[0]) > PARTED
+
+
+def evaluate_diversity(
+    pipeline: AvatarPipeline,
+    models: EvaluationModels,
+    clips: Sequence[Clip],
+    findings: EvaluationResult,
+) -> None:
+    """Generate the first filmed clip with several seeds and compare the videos."""
+    clip = next((c for c in clips if c.has_audio and c.kind == "real"), None)
+    if clip is None:
+        return
+    samples = min(clip.num_frames, STILL_FRAMES) * SAMPLES_PER_FRAME
+    portraits = [as_portrait(np.asarray(clip.frames[0]))] * DIVERSITY_SEEDS
+    audio = np.stack([clip.pcm[:samples]] * DIVERSITY_SEEDS)
+    videos = generate_videos(pipeline, models.landmarker, portraits, audio)
+    head, opening = diversity([video.track for video in videos])
+    findings.figures |= {"diversity_head": head, "diversity_opening": opening}
 
 
 def closed_portraits(clips: Sequence[Clip]) -> list[Portrait]:

@@ -1,0 +1,187 @@
+"""The lip reader: a small causal network beside the audio encoder that predicts lip values.
+
+Its input is log-mel minus a running mean, so that the tone of a voice or microphone matters little.
+A linear map of ten frames yields most of the prediction, a few convolutions the rest.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
+from letstalk_rt.models.audio_encoder.mel import NUM_BANDS, STEP, MelState, StreamingMel
+from letstalk_rt.models.layers.causal_conv import CausalConv1d, ConvState
+from letstalk_rt.types import SAMPLES_PER_FRAME
+
+MEL_PER_FRAME = SAMPLES_PER_FRAME // STEP
+
+VOICED_LEVEL = -1.2
+"""Mean log-mel above which a frame enters the running mean; digital silence is -1.55."""
+
+PRIOR_FRAMES = 25
+"""Weight of the initial mean in the running mean, in frames."""
+
+MEAN_FRAMES = 750
+"""Number of frames from which on the running mean forgets the oldest exponentially."""
+
+FEATURE_SCALE = 4 / 3
+"""Scales log-mel minus its mean to about unit variance."""
+
+
+@dataclass(frozen=True)
+class LipReaderConfig:
+    """Shape of the lip reader.
+
+    Attributes:
+        values: lip values per frame, `Q`.
+        width: channels of the convolutions.
+        dilations: one per convolution of three frames.
+        reach: frames of audio that the linear map takes, the look-ahead included.
+        dropout: dropout rate while training.
+        lookahead_ms: 0, 40, 80 or 160.
+    """
+
+    values: int = 8
+    width: int = 192
+    dilations: tuple[int, ...] = (1, 1, 2)
+    reach: int = 10
+    dropout: float = 0.25
+    lookahead_ms: int = 80
+
+
+@dataclass
+class RunningMeanState:
+    """The running mean of log-mel.
+
+    Attributes:
+        mean: `(B, 64)` log-mel.
+        count: voiced frames in the mean, `(B, 1)`, at most `MEAN_FRAMES`.
+        initial: the mean before any voiced frame, `(B, 64)`.
+    """
+
+    mean: Tensor
+    count: Tensor
+    initial: Tensor
+
+    def reset(self) -> None:
+        """Return to the initial mean."""
+        self.mean.copy_(self.initial)
+        self.count.zero_()
+
+
+@dataclass
+class LipReaderState:
+    """The state of the lip reader, updated in place.
+
+    Attributes:
+        mel: state of the log-mel.
+        mean: the running mean.
+        linear: past inputs of the linear map.
+        layers: past inputs of each convolution.
+    """
+
+    mel: MelState
+    mean: RunningMeanState
+    linear: ConvState
+    layers: list[ConvState]
+
+    def reset(self) -> None:
+        """Return to the initial state."""
+        self.mel.reset()
+        self.mean.reset()
+        for part in (self.linear, *self.layers):
+            part.reset()
+
+
+class LipReader(nn.Module):
+    """Predicts lip values from audio; the weights serve any number of sessions.
+
+    Args:
+        config: shape.
+
+    Attributes:
+        lookahead_frames: the values returned with audio frame `n` belong to frame
+            `n - lookahead_frames`.
+        usual: initial mean of log-mel, `(64,)`.
+
+    Raises:
+        ConfigError: the look-ahead is none of 0, 40, 80 and 160 ms.
+    """
+
+    usual: Tensor
+
+    def __init__(self, config: LipReaderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or LipReaderConfig()
+        c = self.config
+        self.lookahead_frames = lookahead_in_frames(c.lookahead_ms)
+        self.mel = StreamingMel()
+        self.linear = CausalConv1d(MEL_PER_FRAME * NUM_BANDS, c.values, c.reach)
+        self.enter = nn.Linear(MEL_PER_FRAME * NUM_BANDS, c.width)
+        self.layers = nn.ModuleList(CausalConv1d(c.width, c.width, 3, d) for d in c.dilations)
+        self.leave = nn.Linear(c.width, c.values)
+        self.register_buffer("usual", torch.zeros(NUM_BANDS))
+
+    def init_state(self, batch_size: int) -> LipReaderState:
+        """Create the state of new sessions."""
+        return LipReaderState(
+            self.mel.init_state(batch_size),
+            self._initial_mean(batch_size),
+            self.linear.init_state(batch_size),
+            [layer.init_state(batch_size) for layer in self.layers],  # type: ignore[operator]
+        )
+
+    def forward(self, pcm: Tensor, state: LipReaderState | None = None) -> Tensor:
+        """Return the lip values of the next part of a stream, or of a whole one without `state`.
+
+        Args:
+            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a positive multiple of 640.
+            state: updated in place.
+
+        Returns:
+            `(B, n / 640, Q)`; entry `i` of the stream belongs to frame `i - lookahead_frames`.
+        """
+        assert pcm.ndim == 2 and pcm.shape[1] % SAMPLES_PER_FRAME == 0, pcm.shape
+        mel = self.mel(pcm, state.mel if state else None)
+        return self.predict(self.normalize(mel, state.mean if state else None), state)
+
+    def normalize(self, mel: Tensor, state: RunningMeanState | None = None) -> Tensor:
+        """Subtract the running mean from log-mel `(B, 64, 4 n)`; return features `(B, n, 256)`."""
+        state = state or self._initial_mean(mel.shape[0])
+        split = mel.reshape(*mel.shape[:2], -1, MEL_PER_FRAME)
+        frames = split.permute(0, 2, 3, 1)  # (B, n, 4, 64)
+        means, features = frames.mean(2), []
+        voiced = (means.mean(2, keepdim=True) > VOICED_LEVEL).to(mel.dtype)
+        for index in range(frames.shape[1]):
+            share = voiced[:, index] / (state.count + 1 + PRIOR_FRAMES)
+            state.mean.add_(share * (means[:, index] - state.mean))
+            state.count.add_(voiced[:, index]).clamp_(max=MEAN_FRAMES)
+            features.append(frames[:, index] - state.mean[:, None])
+        return FEATURE_SCALE * torch.stack(features, 1).flatten(2)
+
+    def predict(self, features: Tensor, state: LipReaderState | None = None) -> Tensor:
+        """As `forward`, from the features of `normalize`; training augments those."""
+        p, x = self.config.dropout, features.transpose(1, 2)
+        linear: Tensor = self.linear(
+            F.dropout(x, 2 * p, self.training), state.linear if state else None
+        ).transpose(1, 2)
+        h = F.gelu(self.enter(F.dropout(features, p, self.training))).transpose(1, 2)
+        for index, layer in enumerate(self.layers):
+            past = state.layers[index] if state else layer.init_state(len(h))  # type: ignore[operator]
+            h = self._residual(layer, h, past)
+        deep: Tensor = self.leave(F.dropout(h, p, self.training).transpose(1, 2))
+        return linear + deep
+
+    def _residual(self, layer: nn.Module, h: Tensor, state: ConvState) -> Tensor:
+        """Add a convolution of three frames to the middle one of them."""
+        assert isinstance(layer, CausalConv1d)
+        delay = layer.reach // 2
+        whole = torch.cat([state.past[..., delay:].to(h.dtype), h], -1)
+        middle = whole[..., : h.shape[-1]]
+        return F.gelu(layer(F.dropout(h, self.config.dropout, self.training), state)) + middle
+
+    def _initial_mean(self, batch_size: int) -> RunningMeanState:
+        initial = self.usual.repeat(batch_size, 1)
+        return RunningMeanState(initial.clone(), initial.new_zeros(batch_size, 1), initial)

@@ -1,0 +1,421 @@
+"""Trains the lip reader: which lip values, relative to the mouth at rest, belong to the audio.
+
+Clips are first synchronised with their audio and weighted by how well the two agree. Targets are in
+standard deviations of each clip, because people differ in how far they open their mouths; how large
+the shown values are is fitted afterwards, on held-out clips.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from letstalk_rt.errors import InputError
+from letstalk_rt.models.audio_encoder.lip_reader import (
+    FEATURE_SCALE,
+    MEL_PER_FRAME,
+    VOICED_LEVEL,
+    LipReader,
+    LipReaderConfig,
+)
+from letstalk_rt.models.audio_encoder.mel import NUM_BANDS
+from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
+from letstalk_rt.models.face.lip_motion import LipMotion
+from letstalk_rt.models.face.lip_values import GAPS, LIP_VALUES, NUM_LIP_VALUES, lip_values
+from letstalk_rt.models.geometry.landmarks import mouth_opening
+from letstalk_rt.training.data.audio_features import clip_mel, correlation, silence_mel
+from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.loop import LoopConfig, Run
+
+MAX_SHIFT = 6
+"""Largest offset between audio and lips that is corrected, in frames; larger ones are ignored."""
+
+MIN_SYNC = 0.25
+MIN_OPENING_STD = 0.015
+"""Clips whose lips agree less with their audio, or move less, are left out."""
+
+DEFAULT_SYNC = 0.4
+"""The agreement that is assumed for clips whose line does not state it."""
+
+BLENDSHAPES = slice(25, 49)
+"""Blendshapes of jaw, lips and cheeks: auxiliary targets, which are removed after training."""
+
+NUM_TARGETS = NUM_LIP_VALUES + BLENDSHAPES.stop - BLENDSHAPES.start
+REST_PERCENTILE = 10
+"""Percentile of the mouth opening below which a clip's mouth counts as at rest."""
+
+REST_GAP = 0.03
+"""Lip gap at rest, in mouth widths, up to which a mouth counts as closed: the landmarks of closed
+lips do not quite coincide."""
+
+SILENCE_SAMPLES = 64_000
+"""Silence after which the output of a lip reader is constant."""
+
+FRAME_STRIDE = 8
+"""Every how many frames one is encoded to fit the components of lip motion."""
+
+WARM_UP_FRAMES = 8
+"""First frames of an item, which lack past audio and are left out of the loss."""
+
+_COURSE_VALUES = 4  # the first values, whose correlation is part of the loss
+_SILENT_SHARE = 0.15  # share of items whose audio ends
+_SETTLE_FRAMES = 6  # frames from the end of the audio to a mouth at rest
+_VALUE_FLOOR, _SHAPE_FLOOR = 0.01, 0.02  # added to deviations, so that still mouths stay small
+
+
+@dataclass(frozen=True)
+class LipClip:
+    """A clip as the lip reader is trained on it.
+
+    Attributes:
+        name: The clip's name.
+        features: Normalised log-mel `(T + L, 256)`, with L frames of look-ahead at the end.
+        silence: The features of silence in this clip, `(256,)`.
+        targets: `(T, 32)`, in standard deviations of the clip from its mean.
+        values: Lip values, `(T, 8)`.
+        opening: Mouth opening, `(T,)`.
+        weight: Weight in training; 0 leaves the clip out.
+        is_real: Whether the clip was filmed by a camera.
+        is_grid: Whether the clip belongs to the GRID corpus.
+    """
+
+    name: str
+    features: Tensor
+    silence: Tensor
+    targets: Tensor
+    values: Tensor
+    opening: np.ndarray
+    weight: float
+    is_real: bool
+    is_grid: bool
+
+
+def rest_points(clip: Clip) -> Tensor:
+    """Return the landmarks of a clip at rest, `(L, 2)`: the mean of its most closed frames."""
+    opening = mouth_opening(clip.points)
+    threshold = np.percentile(opening, REST_PERCENTILE)
+    return torch.from_numpy(clip.points[opening <= threshold].mean(0))
+
+
+def lip_clip(clip: Clip, reader: LipReader) -> LipClip:
+    """Prepare a clip for training, with its audio and lips synchronised."""
+    features = reader.normalize(clip_mel(clip.pcm, reader.lookahead_frames)[None])[0]
+    rest = rest_points(clip)
+    values = lip_values(torch.from_numpy(clip.points), rest)
+    values[:, GAPS] -= lip_values(rest[None], rest)[:, GAPS].clamp(max=REST_GAP)
+    targets, opening = _standardized(values, clip), mouth_opening(clip.points)
+    late = clip.lips_late if abs(clip.lips_late) <= MAX_SHIFT else 0
+    if late > 0:
+        features = features[:-late]
+        targets, values, opening = targets[late:], values[late:], opening[late:]
+    elif late < 0:
+        features = features[-late:]
+        targets, values, opening = targets[:late], values[:late], opening[:late]
+    quiet = silence_mel()[:, 0] - (clip_mel(clip.pcm).mean(1) if clip.has_audio else 0)
+    return LipClip(
+        clip.name,
+        features,
+        (quiet * FEATURE_SCALE).repeat(MEL_PER_FRAME),
+        targets,
+        values,
+        opening,
+        _weight(clip, opening),
+        clip.kind == "real",
+        clip.is_grid,
+    )
+
+
+def _standardized(values: Tensor, clip: Clip) -> Tensor:
+    """Return lip values and blendshapes in standard deviations of the clip, `(T, 32)`."""
+    shapes = torch.from_numpy(clip.blendshapes[:, BLENDSHAPES])
+    both = torch.cat([values, shapes], 1)
+    floor = torch.full((NUM_TARGETS,), _SHAPE_FLOOR)
+    floor[:NUM_LIP_VALUES] = _VALUE_FLOOR
+    return (both - both.mean(0)) / (both.std(0) + floor)
+
+
+def _weight(clip: Clip, opening: np.ndarray) -> float:
+    sync = DEFAULT_SYNC if np.isnan(clip.sync) else clip.sync
+    if not clip.has_audio or opening.std() < MIN_OPENING_STD or sync < MIN_SYNC:
+        return 0.0
+    return (2.0 if clip.kind == "real" else 1.0) * max(0.2, sync)
+
+
+def rest_targets(clips: Sequence[LipClip]) -> Tensor:
+    """Return the targets of mouths at rest, `(32,)`: the median over clips."""
+    rest = []
+    for clip in clips:
+        count = len(clip.opening) * REST_PERCENTILE // 100 + 1
+        closed = torch.from_numpy(clip.opening).argsort()[:count]
+        rest.append(clip.targets[closed].mean(0))
+    return torch.stack(rest).median(0).values
+
+
+def mean_voiced_mel(clips: Sequence[Clip]) -> Tensor:
+    """Return the mean log-mel of voiced frames, `(64,)`."""
+    mel = torch.cat([clip_mel(clip.pcm) for clip in clips if clip.has_audio], 1)
+    return mel[:, mel.mean(0) > VOICED_LEVEL].mean(1)
+
+
+def augment_features(features: Tensor, generator: torch.Generator) -> Tensor:
+    """Augment features `(B, T, 256)`: spectral tilt, noise, a noise floor, masked bands."""
+    batch, time = features.shape[:2]
+    x = features.view(batch, -1, NUM_BANDS).clone()
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(batch, *shape, generator=generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    x += 0.2 * normal(1, NUM_BANDS)
+    x += 0.1 * uniform(1, 1) * normal(*x.shape[1:])
+    floor = x.mean((1, 2), keepdim=True) + 0.5 * normal(1, 1) - 0.67
+    noisy = torch.logaddexp(3 * x, 3 * floor) / 3
+    x = torch.where(uniform(1, 1) < 0.3, noisy, x)
+    bands = torch.arange(NUM_BANDS)
+    first = (uniform(1, 1) * (NUM_BANDS - 10)).floor()
+    masked = (bands >= first) & (bands < first + 10 * uniform(1, 1)) & (uniform(1, 1) < 0.5)
+    return torch.where(masked, 0.0, x).view(batch, time, -1)
+
+
+def lip_loss(predicted: Tensor, true: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return the losses of predicted targets `(B, T, 32)`: gap, value and correlation.
+
+    Args:
+        predicted: The prediction.
+        true: The targets.
+        mask: `(B, T)`, 0 for frames whose target is unknown.
+    """
+    error = (predicted - true).pow(2) * mask[..., None]
+    share = mask.mean().clamp(min=1e-3)
+    speaking = mask.amin(1) > 0  # items that hold silence are left out of the correlation
+    a, b = (x[speaking][..., :_COURSE_VALUES] for x in (predicted, true))
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    r = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-2)
+    return {
+        "gap": 2 * error[..., 0].mean() / share,
+        "value": error.mean() / share,
+        "correlation": 1 - r.mean() if len(r) else predicted.new_zeros(()),
+    }
+
+
+class LipItemSource:
+    """Draws random items of features with their targets.
+
+    Args:
+        clips: Clips longer than an item.
+        frames: Length of an item in frames.
+        lookahead_frames: Look-ahead of the reader.
+    """
+
+    def __init__(self, clips: list[LipClip], frames: int, lookahead_frames: int) -> None:
+        self._clips, self._frames, self._ahead = clips, frames, lookahead_frames
+        self._weights = torch.tensor([c.weight * len(c.targets) for c in clips])
+        self._rest = rest_targets(clips)
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw augmented features `(B, T + L, 256)`, targets `(B, T, 32)` and mask `(B, T)`.
+
+        In some items the audio ends at a random frame, after which the lips come to rest.
+        """
+        frames, ahead = self._frames, self._ahead
+        features, targets, silence = [], [], []
+        for index in torch.multinomial(self._weights, batch_size, True, generator=generator):
+            clip = self._clips[int(index)]
+            last = len(clip.targets) - frames
+            start = int(torch.randint(last + 1, (1,), generator=generator))
+            features.append(clip.features[start : start + frames + ahead])
+            targets.append(clip.targets[start : start + frames])
+            silence.append(clip.silence)
+        augmented = augment_features(torch.stack(features), generator)
+        chance = torch.rand(batch_size, 1, generator=generator)
+        end = torch.where(
+            chance < _SILENT_SHARE, (chance / _SILENT_SHARE * frames).floor(), 2.0 * frames
+        )
+        place = torch.arange(frames + ahead)
+        x = torch.where((place >= end)[..., None], torch.stack(silence)[:, None], augmented)
+        place = place[:frames]
+        mask = ((place < end - ahead) | (place >= end + _SETTLE_FRAMES)).float()
+        true = torch.where((place >= end)[..., None], self._rest, torch.stack(targets))
+        return x, true, mask
+
+
+@torch.no_grad()
+def evaluate_lips(reader: LipReader, clips: Sequence[LipClip]) -> dict[str, float]:
+    """Correlate predicted and true gap: GRID, other filmed and generated clips, and a control."""
+    groups: dict[str, list[float]] = {
+        "lips_grid": [],
+        "lips_filmed": [],
+        "lips_generated": [],
+        "lips_shuffled": [],
+    }
+    predicted = [predict_values(reader, clip)[:, 0].numpy() for clip in clips]
+    for index, (clip, gap) in enumerate(zip(clips, predicted, strict=True)):
+        real = "lips_grid" if clip.is_grid else "lips_filmed"
+        true = clip.opening[: len(gap)]
+        groups[real if clip.is_real else "lips_generated"].append(correlation(gap, true))
+        other = predicted[(index + len(clips) // 2) % len(clips)]
+        groups["lips_shuffled"].append(correlation(np.resize(other, len(gap)), true))
+    return {name: float(np.mean(r)) if r else float("nan") for name, r in groups.items()}
+
+
+@torch.no_grad()
+def predict_values(reader: LipReader, clip: LipClip) -> Tensor:
+    """Return the values that the reader predicts for a clip, `(T, Q)`."""
+    features = clip.features[None].to(next(reader.parameters()).device)
+    return reader.eval().predict(features)[0, reader.lookahead_frames :].cpu()
+
+
+def train_lips(
+    clips: Sequence[Clip],
+    validation: Sequence[Clip],
+    folder: Path,
+    config: LoopConfig,
+    *,
+    batch_size: int = 48,
+    frames: int = 50,
+    shape: LipReaderConfig | None = None,
+    seed: int = 0,
+) -> LipReader:
+    """Train a lip reader and return the one that is best on the validation clips.
+
+    Args:
+        clips: Training clips.
+        validation: Clips of other people in the train split, which select the best weights. If it
+            is empty, the last averaged weights are returned.
+        folder: The run's folder; `best.pt` is written there.
+        config: Schedule.
+        batch_size: Items per step.
+        frames: Length of an item in frames.
+        shape: Shape of the reader; None for the default.
+        seed: Seed of the initial weights.
+    """
+    torch.manual_seed(seed)
+    reader = LipReader(replace(shape or LipReaderConfig(), values=NUM_TARGETS))
+    reader.usual.copy_(mean_voiced_mel([*clips, *validation]))
+    prepared = _weighted_clips(clips, reader)
+    validation_clips = _weighted_clips(validation, reader)
+    ahead = reader.lookahead_frames
+    source = LipItemSource([c for c in prepared if len(c.targets) > frames], frames, ahead)
+    run = Run(folder, reader, config, rate_factors={"linear.": 0.2})
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        x, true, mask = (part.to(run.device) for part in source.draw(batch_size, run.generator))
+        predicted = reader.predict(x)[:, ahead:]
+        parts = lip_loss(*(part[:, WARM_UP_FRAMES:] for part in (predicted, true, mask)))
+        return sum(parts.values(), x.new_zeros(())), {
+            k: float(v.detach()) for k, v in parts.items()
+        }
+
+    def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, LipReader)
+        if not validation_clips:
+            return {}
+        figures = evaluate_lips(averaged, validation_clips)
+        run.keep_if_best(float(np.nansum([figures["lips_filmed"], figures["lips_generated"] / 2])))
+        return figures
+
+    averaged = run.train(loss, evaluate)
+    weights = averaged.state_dict()
+    if validation_clips:
+        weights = torch.load(run.best, map_location="cpu", weights_only=True)
+    reader.load_state_dict(weights)
+    return reader
+
+
+def _weighted_clips(clips: Sequence[Clip], reader: LipReader) -> list[LipClip]:
+    prepared = (lip_clip(clip, reader) for clip in clips)
+    return [clip for clip in prepared if clip.weight]
+
+
+def without_auxiliary(reader: LipReader) -> LipReader:
+    """Return a trained reader without the auxiliary targets, on the CPU in eval mode."""
+    small = LipReader(replace(reader.config, values=NUM_LIP_VALUES))
+    wanted = small.state_dict()
+    weights = {name: v[: len(wanted[name])] for name, v in reader.state_dict().items()}
+    small.load_state_dict(weights)
+    return small.eval()
+
+
+@torch.no_grad()
+def values_in_silence(reader: LipReader) -> Tensor:
+    """Return what a reader predicts after long silence, `(Q,)`."""
+    device = next(reader.parameters()).device
+    values: Tensor = reader.eval()(torch.zeros(1, SILENCE_SAMPLES, device=device))[0, -1].cpu()
+    return values
+
+
+@torch.no_grad()
+def fit_sizes(
+    lip_motion: LipMotion,
+    reader: LipReader,
+    validation: Sequence[Clip],
+    clips: Sequence[Clip],
+) -> dict[str, float]:
+    """Fit the size of shown lip values to filmed clips.
+
+    Args:
+        lip_motion: Receives the map.
+        reader: The lip reader.
+        validation: Clips that the reader was not trained on, for the size of its predictions.
+        clips: All clips, for the size of real lip motion.
+
+    Returns:
+        Pearson's r of each value with the measured one.
+
+    Raises:
+        InputError: No validation clip is filmed and has audio.
+    """
+    held_out = [c for c in _weighted_clips(validation, reader) if c.is_real]
+    if not held_out:
+        raise InputError(
+            "no held-out clip of the train split is of kind 'real' and has audio, so the size of "
+            "lip motion is unknown; add filmed clips with audio"
+        )
+    predicted = [predict_values(reader, clip) for clip in held_out]
+    true = [_values_from_rest(clip) for clip in held_out]
+    agreement = [
+        float(
+            np.mean(
+                [
+                    correlation(p[:, q].numpy(), t[:, q].numpy())
+                    for p, t in zip(predicted, true, strict=True)
+                ]
+            )
+        )
+        for q in range(NUM_LIP_VALUES)
+    ]
+    measured = [_values_from_rest(c) for c in _weighted_clips(clips, reader) if c.is_real]
+    silence = values_in_silence(reader)
+    lip_motion.fit_sizes(predicted, measured, silence, torch.tensor(agreement))
+    return {f"r_{name}": r for name, r in zip(LIP_VALUES, agreement, strict=True)}
+
+
+def _values_from_rest(clip: LipClip) -> Tensor:
+    """Return the lip values of a clip, `(T, 8)`, with gaps of 0 where its lips are closed."""
+    values = clip.values.clone()
+    values[:, GAPS] -= values[:, GAPS].quantile(REST_PERCENTILE / 200, 0).clamp(max=REST_GAP)
+    return values
+
+
+@torch.no_grad()
+def fit_components(
+    lip_motion: LipMotion, autoencoder: LandmarkAutoencoder, clips: Sequence[Clip]
+) -> None:
+    """Fit the components of lip motion to the latents of filmed clips."""
+    latents, points = [], []
+    for clip in tqdm([c for c in clips if c.kind == "real"], desc="lip motion"):
+        frames = torch.from_numpy(np.array(clip.frames[::FRAME_STRIDE])).permute(0, 3, 1, 2)
+        parts = [
+            autoencoder.encode_with_heatmaps(part[None].float() / 127.5 - 1)[0][0]
+            for part in frames.split(16)
+        ]
+        latents.append(torch.cat(parts))
+        points.append(torch.from_numpy(clip.points.mean(0)))
+    matrix = autoencoder.landmark_matrix.detach()
+    lip_motion.fit_components(latents, matrix, torch.stack(points).mean(0))
