@@ -12,6 +12,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import TOKENS_PER_FRAME, AudioEncoderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainterConfig
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.denoiser import DenoiserConfig
 
@@ -39,6 +40,8 @@ class Preset:
         seam: share of the jump at a seam that is removed from each frame, see `ease_seam`.
         denoiser_follows: on a GPU the denoiser runs in the decoder's number format, which a small
             denoiser does not gain from.
+        mouth_painter: shape of the mouth painter; None if mouths stay as decoded. Also None while
+            other parts are trained, and for weights files without a painter.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Preset:
     temperature: float
     seam: tuple[float, ...] = ()
     denoiser_follows: bool = False
+    mouth_painter: MouthPainterConfig | None = None
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
@@ -117,6 +121,7 @@ PRESETS = {
         noise_correlation=0.95,
         temperature=0.5,
         seam=(0.6, 0.35, 0.15, 0.05),
+        mouth_painter=MouthPainterConfig(),
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),
