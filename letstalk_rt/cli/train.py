@@ -2,8 +2,8 @@
 
 The order is autoencoder, and phones -> audio; then flow -> distill, which need both. decoder
 continues the training of the autoencoder's decoder, with a critic; the latents that flow was
-trained on stay as they are. finder may run at any time. export joins all stages into one weights
-file. sync is separate: it trains the network of the sync score for `letstalk eval`.
+trained on stay as they are. finder and painter may run at any time. export joins all stages into
+one weights file. sync is separate: it trains the network of the sync score for `letstalk eval`.
 """
 
 import argparse
@@ -16,11 +16,13 @@ from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.loading import packaged_weights, save_model
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
+from letstalk_rt.models.avatar_model import AvatarModel, with_mouth_painter
+from letstalk_rt.models.loading import load_model, packaged_weights, save_model
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
+from letstalk_rt.training.data.mouth_crops import load_mouth_crops
 from letstalk_rt.training.data.tracks import Track, encode_clips, fit_scales
 from letstalk_rt.training.distributed import (
     destroy_process_group,
@@ -40,6 +42,7 @@ from letstalk_rt.training.stages.autoencoder import train_autoencoder
 from letstalk_rt.training.stages.distill import distill
 from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.flow import train_flow
+from letstalk_rt.training.stages.mouth_painter import train_mouth_painter
 from letstalk_rt.training.stages.phones import load_phones, train_phones
 
 LOOPS = {
@@ -63,6 +66,9 @@ LOOPS = {
         steps=2000, learning_rate=1e-4, warm_up=50, ema=0.995, evaluate_every=250, weight_decay=0.02
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
+    "painter": LoopConfig(
+        steps=12000, learning_rate=3e-4, warm_up=100, ema=0.998, evaluate_every=500
+    ),
     "sync": LoopConfig(
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
     ),
@@ -75,6 +81,7 @@ BATCH = {
     "flow": 32,
     "distill": 32,
     "finder": 32,
+    "painter": 16,
     "sync": 24,
 }
 
@@ -95,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start",
         type=Path,
-        help="autoencoder, decoder, phones, flow: run folder with the initial weights",
+        help="autoencoder, decoder, phones, flow, painter: run folder with the initial weights",
     )
     parser.add_argument(
         "--surroundings",
@@ -110,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="look-ahead of the audio encoder: 0, 40, 80 or 160; the same in all stages from "
         "phones to export (default: the preset's, 80)",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="export: weights file to take all parts from for which --runs has no finder, decoder "
+        "or painter, instead of the runs of flow and distill",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
@@ -128,6 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         "flow": _flow,
         "distill": _distill,
         "finder": _finder,
+        "painter": _painter,
         "sync": _sync,
         "export": _export,
     }[args.stage](args)
@@ -136,7 +150,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _preset(args: argparse.Namespace) -> Preset:
-    preset = get_preset(args.preset)
+    """Return the preset without a mouth painter, which is trained alone and added by export."""
+    preset = replace(get_preset(args.preset), mouth_painter=None)
     if args.lookahead_ms is None:
         return preset
     return with_lookahead(preset, args.lookahead_ms)
@@ -285,6 +300,22 @@ def _finder(args: argparse.Namespace) -> None:
     )
 
 
+def _painter(args: argparse.Namespace) -> None:
+    config = get_preset(args.preset).mouth_painter
+    if config is None:
+        raise ConfigError(f"preset {args.preset!r} has no mouth painter; use preset 'tiny'")
+    train_mouth_painter(
+        load_mouth_crops(
+            args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)
+        ),
+        args.runs / "painter",
+        _loop(args),
+        batch_size=args.batch or BATCH["painter"],
+        painter=config,
+        initial_weights=averaged(args.start) if args.start else None,
+    )
+
+
 def _sync(args: argparse.Namespace) -> None:
     kept, validation = split_by_source(load_clips(args.data, args.cache, "train"))
     train_sync(
@@ -293,15 +324,25 @@ def _sync(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    """Join the newest weights of all stages into one file."""
-    model = AvatarModel(_preset(args))
-    model.load_state_dict(
-        torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
-    )
+    """Join the newest weights of all stages into one file, or into a copy of `--base`."""
+    runs: Path = args.runs
+    if args.base is not None:
+        model = load_model(args.preset, args.base)
+    else:
+        model = AvatarModel(_preset(args))
+        model.load_state_dict(
+            torch.load(_newest_model(runs), map_location="cpu", weights_only=True)
+        )
     if (face := model.face) is not None:
-        face.detector.load_state_dict(averaged(args.runs / "finder"))
-        if (args.runs / "decoder" / "last.pt").exists():
-            face.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
+        if args.base is None or _has_run(runs / "finder"):
+            face.detector.load_state_dict(averaged(runs / "finder"))
+        if _has_run(runs / "decoder"):
+            face.autoencoder.load_state_dict(averaged(runs / "decoder"))
+    config = get_preset(args.preset).mouth_painter
+    if config is not None and _has_run(runs / "painter"):
+        painter = MouthPainter(config)
+        painter.load_state_dict(averaged(runs / "painter"))
+        model = with_mouth_painter(model, painter)
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
@@ -321,6 +362,10 @@ def _newest_model(runs: Path) -> Path:
     flow, distilled = _existing(runs / "flow" / "model.pt"), runs / "distill" / "model.pt"
     newer = distilled.exists() and distilled.stat().st_mtime >= flow.stat().st_mtime
     return distilled if newer else flow
+
+
+def _has_run(folder: Path) -> bool:
+    return (folder / "last.pt").exists()
 
 
 def averaged(folder: Path) -> dict[str, torch.Tensor]:
