@@ -92,7 +92,8 @@ def evaluate(
 def save_samples(result: EvaluationResult, folder: Path) -> None:
     """Write the contact sheets as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, sheet in result.sheets:
+    mouths = [(f"mouths-{name}", sheet) for name, sheet in result.mouths]
+    for name, sheet in result.sheets + mouths:
         Image.fromarray(sheet).save(folder / f"{name.replace('/', '-').replace(' ', '-')}.png")
 
 

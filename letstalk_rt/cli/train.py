@@ -2,9 +2,9 @@
 
 The order is autoencoder, and phones -> audio; then flow -> distill, which need both. decoder
 continues the training of the autoencoder's decoder, with a critic; the latents that flow was
-trained on stay as they are. lips trains the lip reader, after flow. finder may run at any time.
-export joins all stages into one weights file. sync is separate: it trains the network of the sync
-score for `letstalk eval`.
+trained on stay as they are. lips trains the lip reader, after flow. finder and painter may run at
+any time. export joins all stages into one weights file. sync is separate: it trains the network of
+the sync score for `letstalk eval`.
 """
 
 import argparse
@@ -18,12 +18,14 @@ from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
+from letstalk_rt.models.avatar_model import AvatarModel, with_mouth_painter
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
+from letstalk_rt.training.data.mouth_crops import load_mouth_crops
 from letstalk_rt.training.data.tracks import Track, encode_clips, fit_scales
 from letstalk_rt.training.distributed import (
     destroy_process_group,
@@ -49,6 +51,7 @@ from letstalk_rt.training.stages.lips import (
     train_lips,
     without_auxiliary,
 )
+from letstalk_rt.training.stages.mouth_painter import train_mouth_painter
 from letstalk_rt.training.stages.phones import load_phones, train_phones
 
 LOOPS = {
@@ -75,6 +78,9 @@ LOOPS = {
         steps=900, learning_rate=1e-3, warm_up=30, ema=0.99, evaluate_every=100, weight_decay=0.05
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
+    "painter": LoopConfig(
+        steps=12000, learning_rate=3e-4, warm_up=100, ema=0.998, evaluate_every=500
+    ),
     "sync": LoopConfig(
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
     ),
@@ -88,6 +94,7 @@ BATCH = {
     "distill": 32,
     "lips": 48,
     "finder": 32,
+    "painter": 16,
     "sync": 24,
 }
 
@@ -108,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start",
         type=Path,
-        help="autoencoder, decoder, phones, flow: run folder with the initial weights",
+        help="autoencoder, decoder, phones, flow, painter: run folder with the initial weights",
     )
     parser.add_argument(
         "--surroundings",
@@ -128,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         type=Path,
-        help="lips, export: weights file to use in place of the other stages' results",
+        help="lips, export: weights file whose parts stand in for stages that have not run",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
@@ -148,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         "distill": _distill,
         "lips": _lips,
         "finder": _finder,
+        "painter": _painter,
         "sync": _sync,
         "export": _export,
     }[args.stage](args)
@@ -156,7 +164,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _preset(args: argparse.Namespace) -> Preset:
-    preset = get_preset(args.preset)
+    """Return the preset without a mouth painter, which is trained alone and added by export."""
+    preset = replace(get_preset(args.preset), mouth_painter=None)
     if args.lookahead_ms is None:
         return preset
     return with_lookahead(preset, args.lookahead_ms)
@@ -300,7 +309,7 @@ def _lips(args: argparse.Namespace) -> None:
     shape = _preset(args).lips
     if shape is None:
         raise ConfigError(f"preset {args.preset!r} has no lip reader; choose 'tiny'")
-    face = _base_model(args).face
+    face = _base_model(args, _given_weights(args)).face
     assert face is not None, "a preset with a lip reader has landmarks"
     clips = load_clips(args.data, args.cache, "train")
     kept, validation = split_by_source(clips)
@@ -334,6 +343,22 @@ def _finder(args: argparse.Namespace) -> None:
     )
 
 
+def _painter(args: argparse.Namespace) -> None:
+    config = get_preset(args.preset).mouth_painter
+    if config is None:
+        raise ConfigError(f"preset {args.preset!r} has no mouth painter; use preset 'tiny'")
+    train_mouth_painter(
+        load_mouth_crops(
+            args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)
+        ),
+        args.runs / "painter",
+        _loop(args),
+        batch_size=args.batch or BATCH["painter"],
+        painter=config,
+        initial_weights=averaged(args.start) if args.start else None,
+    )
+
+
 def _sync(args: argparse.Namespace) -> None:
     kept, validation = split_by_source(load_clips(args.data, args.cache, "train"))
     train_sync(
@@ -342,31 +367,50 @@ def _sync(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    """Join the newest weights of all stages into one file."""
-    model = _base_model(args)
+    """Join the newest weights of all stages into one file.
+
+    The parts of `--weights` stand in for stages that have not run.
+    """
+    runs: Path = args.runs
+    given = _given_weights(args)
+    model = _base_model(args, given)
     if (face := model.face) is not None:
-        if args.weights is None or (args.runs / "finder" / "last.pt").exists():
-            face.detector.load_state_dict(averaged(args.runs / "finder"))
-        if (args.runs / "decoder" / "last.pt").exists():
-            face.autoencoder.load_state_dict(averaged(args.runs / "decoder"))
+        if not given or _has_run(runs / "finder"):
+            face.detector.load_state_dict(averaged(runs / "finder"))
+        if _has_run(runs / "decoder"):
+            face.autoencoder.load_state_dict(averaged(runs / "decoder"))
     if model.lips is not None and model.lip_motion is not None:
-        path = _existing(args.runs / "lips" / "model.pt")
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        model.lips.load_state_dict(_part(weights, "lips"))
-        model.lip_motion.load_state_dict(_part(weights, "lip_motion"))
+        lips = runs / "lips" / "model.pt"
+        if lips.exists() or not _part(given, "lips"):
+            weights = torch.load(_existing(lips), map_location="cpu", weights_only=True)
+            model.lips.load_state_dict(_part(weights, "lips"))
+            model.lip_motion.load_state_dict(_part(weights, "lip_motion"))
+    config = get_preset(args.preset).mouth_painter
+    painted = _part(given, "mouth_painter")
+    if _has_run(runs / "painter"):
+        painted = averaged(runs / "painter")
+    if config is not None and painted:
+        painter = MouthPainter(config)
+        painter.load_state_dict(painted)
+        model = with_mouth_painter(model, painter)
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
 
 
-def _base_model(args: argparse.Namespace) -> AvatarModel:
-    """Return the model of `--weights`, or of the newest stage, with a lip reader to be trained."""
+def _given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Return the tensors of `--weights`; none without it."""
+    return {} if args.weights is None else read_weights(args.weights, args.preset)
+
+
+def _base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
+    """Return the model of the given weights, or of the newest stage if there are none.
+
+    Its lip reader is untrained if they do not hold one, and it has no mouth painter.
+    """
     model = AvatarModel(_preset(args))
-    if args.weights is None:
-        path = _newest_model(args.runs)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    else:
-        weights = read_weights(args.weights, args.preset)
+    weights = given or torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
+    weights = {k: v for k, v in weights.items() if not k.startswith("mouth_painter.")}
     initial = model.state_dict()
     lips = {k: v for k, v in initial.items() if k.startswith(("lips.", "lip_motion."))}
     model.load_state_dict(lips | weights)
@@ -387,6 +431,10 @@ def _newest_model(runs: Path) -> Path:
     flow, distilled = _existing(runs / "flow" / "model.pt"), runs / "distill" / "model.pt"
     newer = distilled.exists() and distilled.stat().st_mtime >= flow.stat().st_mtime
     return distilled if newer else flow
+
+
+def _has_run(folder: Path) -> bool:
+    return (folder / "last.pt").exists()
 
 
 def averaged(folder: Path) -> dict[str, torch.Tensor]:

@@ -77,10 +77,14 @@ def variant_candidates(thorough: bool = False) -> list[DecoderVariant]:
 def apply_variant(model: AvatarModel, variant: DecoderVariant) -> None:
     """Convert a model's decoder, its most expensive part, to the number format of a variant.
 
+    The mouth painter follows it, except that it stays in float32 where the decoder is int8.
+
     Raises:
         ConfigError: the decoder or this processor does not support the format.
     """
     if variant.dtype != "int8":
+        if model.mouth_painter is not None:
+            model.mouth_painter.to(DTYPES[variant.dtype])
         model.autoencoder.set_decoder_dtype(DTYPES[variant.dtype])
         return
     parts = model.autoencoder.quantizable_parts()
@@ -125,9 +129,10 @@ def make_decoder(model: AvatarModel, variant: DecoderVariant) -> Callable[..., A
     Raises:
         ConfigError: the decoder or this processor does not support the variant.
     """
-    changed = copy.copy(model)  # shares all weights but the autoencoder's
+    changed = copy.copy(model)  # shares all weights but the autoencoder's; no mouths are inpainted
     changed._modules = dict(model._modules)
     changed.autoencoder = copy.deepcopy(model.autoencoder)
+    changed.mouth_painter = None
     apply_variant(changed, variant)
     return CompiledFunction(changed.autoencoder.decode, compiled=variant.compiled, name="decoder")
 

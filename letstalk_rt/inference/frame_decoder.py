@@ -130,7 +130,7 @@ def _composite(
     """Composite the frames of one session into its portrait: `(n, H, W, 3)` uint8."""
     if isinstance(frames, Tensor):
         return state.compositor.compose(frames)  # such a model generates blinks itself
-    return state.compositor.compose_layers(frames, eye_closures)
+    return state.compositor.compose_layers(frames, eye_closures, state.mouths)
 
 
 def _results_in_order(jobs: "Sequence[Future[np.ndarray]]") -> Generator[np.ndarray, None, None]:

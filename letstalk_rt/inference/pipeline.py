@@ -150,6 +150,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         """Create a pipeline from a model that is on its device; see `load` for the settings."""
         device = model.motion_scale.device
         model.autoencoder.to(memory_format=torch.channels_last)
+        if model.mouth_painter is not None:
+            model.mouth_painter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         variant = _choose_variant(model, dtype, compiled)
         graphs = variant.compiled and device.type == "cuda"
         made = cls(model, steps=steps, guidance=guidance, variant=variant, replayed=graphs)

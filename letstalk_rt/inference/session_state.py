@@ -20,6 +20,7 @@ from letstalk_rt.models.denoiser import PortraitState
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.portrait.compositor import Compositor
+from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 MAX_STEPS = 50
@@ -58,6 +59,7 @@ class SessionState:
         features: portrait features, for the decoder.
         portrait: portrait state, for the denoiser.
         compositor: puts the face back into the canvas.
+        mouths: inpaints open mouths in composited frames; None for a model without mouth painter.
         noise: random number generator of the sampler's noise.
         size: height and width of the frames in pixels.
         motion_control: changes the motion that is shown, and schedules blinks.
@@ -74,6 +76,7 @@ class SessionState:
     features: Any
     portrait: PortraitState
     compositor: Compositor
+    mouths: MouthCompositor | None
     noise: NoiseState
     size: tuple[int, int]
     motion_control: MotionController
@@ -123,7 +126,7 @@ class StateFactory:
             ConfigError: `steps` or `lookahead_frames` is out of range.
         """
         model, device = self._model, self._device
-        features = self._describe(portrait)
+        features, compositor = self._describe(portrait), self._compositor(portrait)
         shape = model.autoencoder.latent_shape
         at_rest = torch.zeros(1, *shape, device=device)
         portrait_state = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
@@ -137,7 +140,8 @@ class StateFactory:
             cache=model.denoiser.init_cache(at_rest),
             features=features,
             portrait=portrait_state,
-            compositor=self._compositor(portrait),
+            compositor=compositor,
+            mouths=self._mouth_compositor(compositor, features, options.seed),
             noise=NoiseState(options.seed, torch.zeros(1, *shape)),
             size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
             motion_control=MotionController(options.motion, model, features, options.seed),
@@ -156,6 +160,7 @@ class StateFactory:
         """
         features, model = self._describe(portrait), self._model
         state.compositor = self._compositor(portrait)
+        state.mouths = self._mouth_compositor(state.compositor, features, state.noise.seed)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
         state.motion_control.set_portrait(features)
@@ -177,6 +182,15 @@ class StateFactory:
 
     def _compositor(self, portrait: Portrait) -> Compositor:
         return Compositor(portrait, self._device, layered=self._model.face is not None)
+
+    def _mouth_compositor(
+        self, compositor: Compositor, features: Any, seed: int
+    ) -> MouthCompositor | None:
+        painter = self._model.mouth_painter
+        if painter is None:
+            return None
+        points = compositor.to_canvas(features.points)
+        return MouthCompositor(painter, compositor.canvas, points, seed)
 
     @torch.inference_mode()
     def _silent_state(self, encoder: AudioEncoder | LipReader) -> Any:

@@ -5,7 +5,7 @@ variance. So a new face starts from its own portrait, and identity need not be g
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder, Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder, LandmarkAutoencoder
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.denoiser import Denoiser, PortraitState, guided_velocity
@@ -45,9 +46,10 @@ class FaceModules:
 
 
 class AvatarModel(nn.Module):
-    """Autoencoder, audio encoder, lip reader, denoiser and face detector of one preset.
+    """All networks of one preset, from the audio encoder to the mouth painter.
 
-    A model with the paper's autoencoder has no landmarks, so no face detector and no head motion.
+    A model with the paper's autoencoder has no landmarks, so no face detector, no head motion and
+    no mouth painter.
 
     Args:
         preset: shapes of all parts.
@@ -63,6 +65,7 @@ class AvatarModel(nn.Module):
     head: HeadMotion | None
     lips: LipReader | None
     lip_motion: LipMotion | None
+    mouth_painter: MouthPainter | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -79,6 +82,7 @@ class AvatarModel(nn.Module):
         self.head = HeadMotion() if has_landmarks else None
         self.lips = _make_lips(preset, has_landmarks)
         self.lip_motion = None if self.lips is None else LipMotion()
+        self.mouth_painter = _make_mouth_painter(preset)
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -177,6 +181,26 @@ class AvatarModel(nn.Module):
         """
         scaled = (portrait - self.latent_mean) / self.latent_scale
         return self.autoencoder.without_background_flow(scaled)
+
+
+def with_mouth_painter(model: AvatarModel, painter: MouthPainter) -> AvatarModel:
+    """Return a copy of a model with this mouth painter, ready for inference."""
+    out = AvatarModel(replace(model.preset, mouth_painter=painter.config))
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("mouth_painter.")}
+    weights |= {f"mouth_painter.{name}": value for name, value in painter.state_dict().items()}
+    out.load_state_dict(weights)
+    return out.eval().requires_grad_(False)
+
+
+def _make_mouth_painter(preset: Preset) -> MouthPainter | None:
+    if preset.mouth_painter is None:
+        return None
+    if not isinstance(preset.autoencoder, AutoencoderConfig):
+        raise ConfigError(
+            f"preset {preset.name!r}: a mouth painter needs landmarks, which this autoencoder "
+            "does not encode"
+        )
+    return MouthPainter(preset.mouth_painter)
 
 
 def _make_audio(preset: Preset) -> AudioEncoder:

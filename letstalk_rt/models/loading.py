@@ -7,6 +7,7 @@ channel, to keep the package under 32 MB.
 
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,8 +22,8 @@ from letstalk_rt.models.presets import get_preset, with_lookahead
 
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
-_ONCE_PER_PORTRAIT = ("autoencoder.encoder.", "autoencoder.reference.")
 _AUDIO = ("audio.layers.", "lips.")
+_ONCE_PER_PORTRAIT = ("autoencoder.encoder.", "autoencoder.reference.", "mouth_painter.look.")
 _WORTH_PACKING = 30_000
 _EXACT = (
     "latent_mean",
@@ -63,6 +64,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         tensors |= _pack(name, value.detach().cpu().contiguous())
     lookahead = str(model.audio.config.lookahead_ms)
     header = {"format": _FORMAT, "preset": model.preset.name, "lookahead_ms": lookahead}
+    if model.preset.mouth_painter is not None:
+        header["mouth_painter"] = "yes"
     save_file(tensors, path, header)
     checksum_file(path).write_text(_digest(path) + "\n")
 
@@ -81,7 +84,10 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     shapes = get_preset(preset)
     path = path or packaged_weights(preset)
     header, tensors = _read(path, preset)
-    model = AvatarModel(with_lookahead(shapes, int(header["lookahead_ms"])))
+    shapes = with_lookahead(shapes, int(header["lookahead_ms"]))
+    if "mouth_painter" not in header:  # without a painter, mouths are shown as decoded
+        shapes = replace(shapes, mouth_painter=None)
+    model = AvatarModel(shapes)
     expected = model.state_dict()
     if missing := sorted(expected.keys() ^ tensors.keys()):
         raise WeightsError(

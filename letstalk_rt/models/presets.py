@@ -13,6 +13,7 @@ from letstalk_rt.models.audio_encoder.causal import TOKENS_PER_FRAME, AudioEncod
 from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainterConfig
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.denoiser import DenoiserConfig
 
@@ -42,6 +43,8 @@ class Preset:
             denoiser does not gain from.
         lips: shape of the lip reader, which sets the lips; None leaves them to the denoiser. It
             needs an autoencoder whose latents hold landmarks.
+        mouth_painter: shape of the mouth painter; None if mouths stay as decoded. Also None while
+            other parts are trained, and for weights files without a painter.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Preset:
     seam: tuple[float, ...] = ()
     denoiser_follows: bool = False
     lips: LipReaderConfig | None = None
+    mouth_painter: MouthPainterConfig | None = None
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
@@ -123,6 +127,7 @@ PRESETS = {
         temperature=0.5,
         seam=(0.6, 0.35, 0.15, 0.05),
         lips=LipReaderConfig(),
+        mouth_painter=MouthPainterConfig(),
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

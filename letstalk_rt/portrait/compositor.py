@@ -8,7 +8,7 @@ On a CPU the pixels are warped by OpenCV in 8-bit integers, in half the time and
 memory that torch takes; torch is used if the layers are on a GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -59,6 +59,7 @@ class Compositor:
         assert rows.start < rows.stop and cols.start < cols.stop, (portrait.box, height, width)
         self._canvas = torch.from_numpy(portrait.canvas.copy()).to(device)
         self._side = side
+        self._corner = torch.tensor([float(left), float(top)], device=device)
         self._rows, self._cols = rows, cols
         self._box_rows = slice(rows.start - top, rows.stop - top)
         self._box_cols = slice(cols.start - left, cols.stop - left)
@@ -90,30 +91,53 @@ class Compositor:
             pixels = torch.from_numpy(frames).to(self._canvas.device).permute(0, 3, 1, 2)
         else:
             pixels = _to_bytes(frames.detach().to(self._canvas.device))
+        return self._compose_faces(pixels).cpu().numpy()
+
+    def _compose_faces(self, pixels: Tensor) -> Tensor:
+        """Return the canvas with faces `(N, 3, H, W)` uint8: `(N, H, W, 3)` uint8."""
         if pixels.shape[-1] != self._side:
             pixels = _enlarge(pixels, self._side)
         shown = self._canvas.expand(len(pixels), -1, -1, -1).clone()
         self._blend(shown, pixels[:, :, self._box_rows], self._box_rows)
-        return shown.cpu().numpy()
+        return shown
 
     @torch.inference_mode()
     def compose_layers(
-        self, frames: DecodedLayers, eye_closures: Sequence[float] = ()
+        self,
+        frames: DecodedLayers,
+        eye_closures: Sequence[float] = (),
+        paint_mouths: Callable[[Tensor, Tensor], None] | None = None,
     ) -> np.ndarray:
         """Return the canvas with each of these faces, at the sharpness of the canvas.
 
         Args:
             frames: the layers of N frames.
             eye_closures: how far to close the eyes in each frame, in [0, 1]; see `close_eyes`.
+            paint_mouths: called with the composited frames `(N, H, W, 3)` uint8, which it changes
+                in place, and landmarks `(N, L, 2)` in their pixels; see `MouthCompositor`.
 
         Returns:
             `(N, H, W, 3)` uint8, new memory.
         """
-        eye_closures = eye_closures or [0.0] * len(frames.flow)
+        shown = self._compose_layers(frames, eye_closures or [0.0] * len(frames.flow))
+        if paint_mouths is not None:
+            paint_mouths(shown, self.to_canvas(frames.points))
+        return shown.cpu().numpy()
+
+    def to_canvas(self, points: Tensor) -> Tensor:
+        """Convert landmarks `(N, L, 2)` in [-1, 1] of the crop to pixels of the canvas."""
+        return (points.float() + 1) * (self._side / 2) + self._corner
+
+    @property
+    def canvas(self) -> Tensor:
+        """The canvas, `(H, W, 3)` uint8; must not be written to."""
+        return self._canvas
+
+    def _compose_layers(self, frames: DecodedLayers, eye_closures: Sequence[float]) -> Tensor:
         if self._source is None:
             faces = frames.frames.clamp(-1, 1)
             close_eyes(faces, frames.points, eye_closures)
-            return self.compose(faces)
+            return self._compose_faces(_to_bytes(faces))
         sampler: _CpuLayerSampler | _LayerSampler
         if isinstance(self._source, np.ndarray):
             sampler = _CpuLayerSampler(self._source, frames, self._flow_fade)
@@ -129,7 +153,7 @@ class Compositor:
             for top in range(self._box_rows.start, self._box_rows.stop, height):
                 rows = slice(top, min(top + height, self._box_rows.stop))
                 self._blend(shown, sampler(rows), rows)
-        return shown.cpu().numpy()
+        return shown
 
     def _blend(self, shown: Tensor, faces: Tensor, rows: slice) -> None:
         """Blend some rows of faces, `(N, 3, rows, side)` in [0, 255], into `shown`, in place."""

@@ -12,11 +12,14 @@ from letstalk_rt.errors import AudioFormatError, ConfigError, PortraitError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.inference.session_state import SETTLE_SAMPLES, SessionState
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.autoencoder.reference import DecodedLayers
+from letstalk_rt.models.avatar_model import with_mouth_painter
 from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.portrait.compositor import Compositor
+from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 from letstalk_rt.types import SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 
@@ -49,10 +52,15 @@ class WatchedCompositor:
         self._inner, self._before = inner, before
         self.calls = self.done = 0
 
-    def compose_layers(self, frames: DecodedLayers, eye_closures: Sequence[float]) -> np.ndarray:
+    def compose_layers(
+        self,
+        frames: DecodedLayers,
+        eye_closures: Sequence[float],
+        paint_mouths: MouthCompositor | None,
+    ) -> np.ndarray:
         self.calls += 1
         self._before(self.calls)
-        composed = self._inner.compose_layers(frames, eye_closures)
+        composed = self._inner.compose_layers(frames, eye_closures, paint_mouths)
         self.done += 1
         return composed
 
@@ -105,6 +113,24 @@ class TestPipeline:
         with pytest.raises(ValueError, match="closed"):
             pipeline.step(sound[0], [state], refuse)
         assert watched.done == 4
+
+    def test_a_mouth_painter_changes_open_mouths_only(self, pipeline):
+        portrait, audio = make_portrait(), hops(2)
+        painter = MouthPainter(MouthPainterConfig(widths=(8, 8, 8), appearance_width=8))
+        painting = AvatarPipeline(with_mouth_painter(make_model(), painter))
+        plain = play(pipeline, pipeline.init_state(portrait), audio)
+        state = painting.init_state(portrait)
+        painted = play(painting, state, audio)
+        changed = (painted != plain).any(-1)
+        assert 0 < changed.mean() < 0.2
+        state.reset()
+        assert np.array_equal(play(painting, state, audio), painted)
+        other = make_portrait(seed=5)
+        state.reset()
+        painting.change_portrait(state, other)
+        assert np.array_equal(
+            play(painting, state, audio), play(painting, painting.init_state(other), audio)
+        )
 
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""

@@ -11,7 +11,8 @@ from support.small_model import PRESET, make_model, stir
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError, WeightsError
-from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
+from letstalk_rt.models.avatar_model import AvatarModel, with_mouth_painter
 from letstalk_rt.models.loading import (
     checksum_file,
     load_model,
@@ -190,3 +191,39 @@ def test_a_file_that_does_not_say_its_look_ahead_is_named(saved):
     rewrite(saved, load_file(saved), {k: v for k, v in HEADER.items() if k != "lookahead_ms"})
     with pytest.raises(WeightsError, match="lacks a look-ahead"):
         load_model("small", saved)
+
+
+class TestMouthPainter:
+    CONFIG = MouthPainterConfig(widths=(8, 8, 8), appearance_width=8)
+
+    @pytest.fixture
+    def preset(self, monkeypatch):
+        preset = replace(PRESET, mouth_painter=self.CONFIG)
+        monkeypatch.setitem(PRESETS, "small", preset)
+        return preset
+
+    def test_it_is_saved_and_loaded(self, model, preset, tmp_path):
+        painter = MouthPainter(self.CONFIG)
+        stir(painter)
+        save_model(with_mouth_painter(model, painter), tmp_path / "small.safetensors")
+        loaded = load_model("small", tmp_path / "small.safetensors")
+        assert loaded.preset == preset and loaded.mouth_painter is not None
+        for name, value in painter.state_dict().items():
+            found = loaded.mouth_painter.state_dict()[name]
+            torch.testing.assert_close(found, value, rtol=2**-10, atol=1e-7)
+
+    def test_a_file_without_one_loads_without_it(self, saved, preset):
+        loaded = load_model("small", saved)
+        assert loaded.mouth_painter is None and loaded.preset.mouth_painter is None
+
+    def test_a_header_with_one_requires_its_tensors(self, saved, preset):
+        rewrite(saved, load_file(saved), HEADER | {"mouth_painter": "yes"})
+        with pytest.raises(WeightsError, match="tensors differ, first 'mouth_painter"):
+            load_model("small", saved)
+
+    def test_it_can_be_replaced(self, model):
+        first, second = MouthPainter(self.CONFIG), MouthPainter(self.CONFIG)
+        both = with_mouth_painter(with_mouth_painter(model, first), second)
+        assert both.mouth_painter is not None
+        assert torch.equal(both.mouth_painter.head.weight, second.head.weight)
+        assert torch.equal(both.motion_scale, model.motion_scale)

@@ -1,9 +1,18 @@
 """`letstalk train` names what is missing."""
 
+from dataclasses import replace
+
 import pytest
+import torch
+from support.small_model import PRESET
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.loading import load_model, save_model
+from letstalk_rt.models.presets import PRESETS
+from letstalk_rt.training.loop import LoopConfig, Run
 
 
 class TestCommand:
@@ -16,6 +25,25 @@ class TestCommand:
         with pytest.raises(InputError, match="run that stage first"):
             train(["export", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),
                    "--threads", "1"])  # fmt: skip
+
+    def test_a_mouth_painter_is_added_to_a_weights_file(self, root, tmp_path, monkeypatch):
+        config = MouthPainterConfig(widths=(8, 8, 8), appearance_width=8)
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, mouth_painter=config))
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        painter = MouthPainter(config)
+        Run(tmp_path / "runs" / "painter", painter, LoopConfig(steps=1)).save()
+        train(["export", "--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
+               "--preset", "small", "--weights", str(tmp_path / "base.safetensors"),
+               "-o", str(tmp_path / "new.safetensors")])  # fmt: skip
+        exported = load_model("small", tmp_path / "new.safetensors")
+        assert exported.mouth_painter is not None
+        stem = exported.mouth_painter.stem.weight
+        torch.testing.assert_close(stem, painter.stem.weight, rtol=2**-10, atol=1e-7)
+
+    def test_a_preset_without_mouth_painter_is_named(self, root, tmp_path):
+        with pytest.raises(ConfigError, match="preset 'b' has no mouth painter"):
+            train(["painter", "--data", str(root), "--runs", str(tmp_path), "--threads", "1",
+                   "--preset", "b"])  # fmt: skip
 
     def test_surroundings_alone_need_a_denoiser_to_go_on_with(self, root, tmp_path):
         with pytest.raises(InputError, match="name its run with --start"):

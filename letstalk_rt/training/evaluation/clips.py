@@ -30,6 +30,12 @@ from letstalk_rt.training.evaluation.generation import (
     true_track,
 )
 from letstalk_rt.training.evaluation.image_quality import face_sharpness, seam_flicker
+from letstalk_rt.training.evaluation.interior import (
+    Interior,
+    compare_interiors,
+    mouth_sheet,
+    read_interior,
+)
 from letstalk_rt.training.evaluation.motion import (
     count_closures,
     diversity,
@@ -46,6 +52,9 @@ Likeness = Callable[[np.ndarray, np.ndarray], float]
 
 EVERY = 12
 """Every how many frames slow figures such as identity are measured."""
+
+INTERIOR = ("interior_contrast_ratio", "interior_ab", "interior_shimmer")
+"""Figures of open mouths that are also measured with another clip's audio."""
 
 TOGETHER = 4
 """Sessions per batch."""
@@ -88,6 +97,7 @@ class EvaluationResult:
         stills: A row for each still portrait.
         slices: A row for each ten seconds of the long run.
         sheets: Name and image `(H, W, 3)` of each contact sheet.
+        mouths: Name and image of each contact sheet of enlarged mouths.
         curves: Name and mouth openings, true and generated, `(2, T)`.
     """
 
@@ -96,6 +106,7 @@ class EvaluationResult:
     stills: list[Row] = field(default_factory=list)
     slices: list[Row] = field(default_factory=list)
     sheets: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    mouths: list[tuple[str, np.ndarray]] = field(default_factory=list)
     curves: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
 
@@ -113,7 +124,11 @@ def evaluate_clips(
         portrait = as_portrait(np.asarray(clip.frames[0]))
         speech = np.stack([clip.pcm, mismatched_audio(with_audio, index)])
         own, wrong = generate_videos(pipeline, models.landmarker, [portrait] * 2, speech)
-        findings.clips.append(_clip_row(pipeline, models, clip, own, wrong))
+        true = read_interior(np.asarray(clip.frames), true_track(clip))
+        generated, shuffled = (read_interior(video.frames, video.track) for video in (own, wrong))
+        row = _clip_row(pipeline, models, clip, own, wrong)
+        findings.clips.append(row | _interior_row(true, generated, shuffled))
+        findings.mouths.append((clip.name, mouth_sheet(true, generated)))
         findings.sheets.append((clip.name, contact_sheet(np.asarray(clip.frames), own.frames)))
         findings.curves.append((clip.name, np.stack([true_track(clip).opening, own.track.opening])))
     findings.figures |= _clip_figures(findings.clips)
@@ -172,6 +187,12 @@ def _ratio(generated: float, true: float) -> float:
     return generated / max(true, 1e-6)
 
 
+def _interior_row(true: Interior, generated: Interior, shuffled: Interior) -> Row:
+    row: Row = {**compare_interiors(generated, true)}
+    with_other_audio = compare_interiors(shuffled, true)
+    return row | {f"{name}_shuffled": with_other_audio[name] for name in INTERIOR}
+
+
 def _image_row(models: EvaluationModels, clip: Clip, frames: np.ndarray) -> Row:
     portrait, chosen = np.asarray(clip.frames[0]), slice(EVERY, None, EVERY)
     generated, true = frames[chosen], np.asarray(clip.frames[chosen])
@@ -222,6 +243,7 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
     figures |= _motion_figures(real)
     figures |= {name: mean(rows, name) for name in everywhere}
     figures["identity_ratio"] = mean(rows, "identity") / mean(rows, "identity_true")
+    figures |= {name: middle(rows, name) for name in rows[0] if name.startswith("interior")}
     figures |= {name: mean(real, name) for name in of_sync}
     figures |= {n: middle(real, n) for n in ("sync_offset", "sync_offset_true") if of_sync}
     figures["clips"] = len(rows)

@@ -11,6 +11,10 @@ import numpy as np
 from PIL import Image
 
 from letstalk_rt.training.evaluation.clips import EvaluationResult, Row
+from letstalk_rt.training.evaluation.interior import worst_first
+
+WORST = 10
+"""Number of clips whose mouths are shown first."""
 
 _WIDTH, _HEIGHT = 720, 150
 _COLORS = ("#1f5fa8", "#c2571a", "#3a7d34")
@@ -67,6 +71,9 @@ BARS = {
     "long_identity_ratio": Bar("the same in the long run", low=0.85),
     "drift_identity_p": Bar("chance of so large an identity slope without drift", low=0.05),
     "sharpness_generated": Bar("sharpness of generated faces over the true ones'", low=0.85),
+    "interior_contrast_ratio": Bar("contrast inside open mouths over the true ones'", 0.85, 1.2),
+    "interior_ab": Bar("distance of their mean colours, a and b of CIELAB", high=4),
+    "interior_shimmer": Bar("change inside them between frames over the true one", high=1.2),
     "seam_flicker": Bar("change at seams over change within windows", high=1.1),
     "silence_openness_ratio": Bar("lip gap in silence over the closed portrait's", 0.9, 1.1),
     "silence_lip_height_ratio": Bar("height of the lips, gap included, likewise", 0.9, 1.1),
@@ -82,6 +89,7 @@ def write_report(findings: EvaluationResult, path: Path, *, pictures: bool = Tru
     Without `pictures` it holds no faces of the data folder and may be published.
     """
     shown = findings.sheets if pictures else []
+    mouths = worst_first(findings.clips, findings.mouths) if pictures else []
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>letstalk eval</title>",
         f"<style>{_STYLE}</style><h1>letstalk eval</h1>",
@@ -94,6 +102,10 @@ def write_report(findings: EvaluationResult, path: Path, *, pictures: bool = Tru
         "<h2>Mouth opening: true and generated</h2>",
         *(f"<h3>{html.escape(name)}</h3>{plot(('true', 'generated'), both)}"
           for name, both in findings.curves),
+        *([f"<h2>Mouths: true above generated, the worst {WORST} first</h2>"] if mouths else []),
+        *(f"<h3>{html.escape(name)}</h3>{_image(sheet)}" for name, sheet in mouths[:WORST]),
+        *(["<h2>The other mouths</h2>"] if mouths[WORST:] else []),
+        *(f"<h3>{html.escape(name)}</h3>{_image(sheet)}" for name, sheet in mouths[WORST:]),
         *(["<h2>Images: true above generated</h2>"] if shown else []),
         *(f"<h3>{html.escape(name)}</h3>{_image(sheet)}" for name, sheet in shown),
         "<h2>Clips</h2>",

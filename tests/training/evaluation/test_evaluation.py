@@ -247,7 +247,8 @@ class TestWhole:
 
     def test_truth_and_shuffled_sound_stand_beside(self, findings):
         for row in findings.clips:
-            for name in ("seam_flicker_true", "blinks_true", "head_range_true", "identity_true"):
+            for name in ("seam_flicker_true", "blinks_true", "head_range_true", "identity_true",
+                         "interior_contrast_true", "interior_ab_shuffled"):  # fmt: skip
                 assert name in row
             assert {"sync", "sync_true", "sync_shuffled", "mouth_corr_shuffled"} <= row.keys()
 
@@ -272,6 +273,7 @@ class TestWhole:
     def test_contact_sheets_are_written(self, findings, tmp_path: Path):
         command.save_samples(findings, tmp_path)
         assert (tmp_path / "anna-GRID-1.png").exists()
+        assert (tmp_path / "mouths-anna-GRID-1.png").exists()
 
     @pytest.mark.parametrize(
         "options, wrong",

@@ -1,0 +1,191 @@
+"""The mouth painter: inpaints teeth, tongue and the dark inside of open mouths.
+
+The region between the lips is masked out and inpainted from its surroundings, the shape of the lips
+and the appearance of the mouth: the portrait's teeth where it shows them, otherwise a random code
+that stays the same for a session. The masked pixels are not an input, so the colours of stretched
+lips cannot show through.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.models.geometry.landmarks import LIPS, landmark_indices
+from letstalk_rt.models.geometry.mouth_crop import (
+    CROP_CENTRE,
+    CROP_HEIGHT,
+    CROP_WIDTH,
+    lip_edges,
+)
+
+APPEARANCE_SIZE = 16
+"""Values of an appearance code."""
+
+CODE_DEVIATION = 0.6
+"""Standard deviation of codes drawn at inference: below 1, so that rare mouths are rarer."""
+
+_SHAPE = LIPS + landmark_indices((152, 148, 377))
+"""Landmarks that describe the shape of the mouth and how far the jaw is open."""
+
+_DEPTH_PX = 16.0
+_INPUT_CHANNELS = 3 + 1 + 3 + 4
+"""Surroundings, mask of the opening, position in the mouth, teeth of the portrait."""
+
+
+@dataclass(frozen=True)
+class MouthPainterConfig:
+    """Shape of the mouth painter.
+
+    Attributes:
+        widths: channels at a half, a quarter and an eighth of the crop's size.
+        appearance_width: channels of the appearance encoder.
+    """
+
+    widths: tuple[int, int, int] = (48, 80, 96)
+    appearance_width: int = 48
+
+
+@dataclass
+class MouthAppearance:
+    """The appearance of the mouths of B people.
+
+    Attributes:
+        code: `(B, 16)`, of unit variance.
+        teeth: inside of the portrait's mouth and the mask of its opening, `(B, 4, 80, 112)`; zeros
+            if the mouth is closed.
+    """
+
+    code: Tensor
+    teeth: Tensor
+
+    def repeat(self, times: int) -> "MouthAppearance":
+        """Return each item `times` times."""
+        return MouthAppearance(
+            self.code.repeat_interleave(times, 0), self.teeth.repeat_interleave(times, 0)
+        )
+
+
+def random_appearance(seed: int, device: torch.device) -> MouthAppearance:
+    """Return a random appearance for a portrait that shows no teeth; the seed determines it."""
+    generator = torch.Generator().manual_seed(seed)
+    code = CODE_DEVIATION * torch.randn(1, APPEARANCE_SIZE, generator=generator)
+    teeth = torch.zeros(1, 4, CROP_HEIGHT, CROP_WIDTH, device=device)
+    return MouthAppearance(code.to(device), teeth)
+
+
+class _Block(nn.Module):
+    """A residual block of two 3x3 convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to the same shape."""
+        residual: Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + residual
+
+
+class AppearanceEncoder(nn.Module):
+    """Encodes an open mouth to the distribution of its appearance code."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(16, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 4, stride=2, padding=1),
+            nn.SiLU(),
+        )
+        self.head = nn.Linear(width, 2 * APPEARANCE_SIZE)
+
+    def forward(self, teeth: Tensor) -> tuple[Tensor, Tensor]:
+        """Map `(B, 4, 80, 112)` to mean and log standard deviation, `(B, 16)` each, in float32."""
+        x = F.pixel_unshuffle(teeth, 2).to(self.head.weight.dtype)
+        pooled = self.layers(x).mean((2, 3))
+        mean, spread = self.head(pooled.to(self.head.weight.dtype)).float().chunk(2, 1)
+        return mean, spread.clamp(-5, 1)
+
+
+class MouthPainter(nn.Module):
+    """A small U-Net over the crop of a mouth, at half its size.
+
+    Args:
+        config: its shape.
+    """
+
+    def __init__(self, config: MouthPainterConfig) -> None:
+        super().__init__()
+        self.config = config
+        fine, middle, coarse = config.widths
+        self.look = AppearanceEncoder(config.appearance_width)
+        self.style = nn.Sequential(
+            nn.Linear(APPEARANCE_SIZE + 2 * len(_SHAPE), 96),
+            nn.SiLU(),
+            nn.Linear(96, coarse + middle),
+        )
+        self.stem = nn.Conv2d(4 * _INPUT_CHANNELS, fine, 3, padding=1)
+        self.fine_in = _Block(fine)
+        self.down1 = nn.Conv2d(fine, middle, 3, stride=2, padding=1)
+        self.middle_in = _Block(middle)
+        self.down2 = nn.Conv2d(middle, coarse, 3, stride=2, padding=1)
+        self.coarse = nn.Sequential(_Block(coarse), _Block(coarse))
+        self.up1 = nn.Conv2d(coarse, 4 * middle, 1)
+        self.middle_out = _Block(middle)
+        self.up2 = nn.Conv2d(middle, 4 * fine, 1)
+        self.fine_out = _Block(fine)
+        self.head = nn.Conv2d(fine, 12, 3, padding=1)
+        self._widths = (coarse, middle)
+
+    def encode_appearance(self, teeth: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode open mouths; see `AppearanceEncoder`."""
+        mean, spread = self.look(teeth)
+        return mean, spread
+
+    def forward(
+        self, crops: Tensor, opening: Tensor, points: Tensor, appearance: MouthAppearance
+    ) -> Tensor:
+        """Inpaint the inside of mouths.
+
+        Args:
+            crops: `(B, 3, 80, 112)` in [-1, 1]; pixels inside the opening are ignored.
+            opening: `(B, 1, 80, 112)` in [0, 1], see `mouth_crop.opening_mask`.
+            points: landmarks `(B, L, 2)` in pixels of the crops.
+            appearance: one item per crop.
+
+        Returns:
+            The inside, `(B, 3, 80, 112)` float32 in [-1, 1]; valid inside the opening.
+        """
+        position = _position_in_mouth(points, opening)
+        inputs = torch.cat([crops * (1 - opening), opening, position, appearance.teeth], 1)
+        shape = (points[:, _SHAPE] - points.new_tensor(CROP_CENTRE)) / 32
+        condition = torch.cat([appearance.code, shape.flatten(1)], 1)
+        style = self.style(condition.to(self.stem.weight.dtype))
+        to_coarse, to_middle = style[..., None, None].split(self._widths, 1)
+        x = F.pixel_unshuffle(inputs, 2).to(self.stem.weight.dtype)
+        fine = self.fine_in(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        middle = self.middle_in(self.down1(fine))
+        coarse = self.coarse(self.down2(middle) + to_coarse)
+        middle = self.middle_out(middle + to_middle + F.pixel_shuffle(self.up1(coarse), 2))
+        fine = self.fine_out(fine + F.pixel_shuffle(self.up2(middle), 2))
+        return torch.tanh(F.pixel_shuffle(self.head(F.relu(fine)), 2).float())
+
+
+def _position_in_mouth(points: Tensor, opening: Tensor) -> Tensor:
+    """Return the position of each pixel, `(B, 3, H, W)`: across, from upper, from lower lip."""
+    height, width = opening.shape[-2:]
+    upper, lower, _ = lip_edges(points, width)
+    y = torch.arange(height, device=points.device)[:, None] + 0.5
+    across = (torch.arange(width, device=points.device) + 0.5 - CROP_CENTRE[0]) / 32
+    across = across.expand_as(opening)
+    below = (y - upper[:, None])[:, None] / _DEPTH_PX
+    above = (lower[:, None] - y)[:, None] / _DEPTH_PX
+    return torch.cat([across, below, above], 1).clamp(-2, 2) * opening

@@ -1,0 +1,218 @@
+"""Batches of open mouths for the mouth painter, augmented in geometry and, less, in colour."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from letstalk_rt.models.geometry.mouth_crop import (
+    CROP_CENTRE,
+    CROP_HEIGHT,
+    CROP_WIDTH,
+    lip_gap_px,
+    opening_mask,
+)
+from letstalk_rt.training.data.dataset import mirror_map
+from letstalk_rt.training.data.mouth_crops import KINDS, MARGIN_PX, MouthCrops
+
+STILL_SHARE = 0.4
+"""Share of stills in a batch, by weight."""
+
+
+@dataclass
+class MouthBatch:
+    """B mouths. Some are pairs of consecutive frames: the last frames follow the first ones.
+
+    Attributes:
+        crops: `(B, 3, 80, 112)` in [-1, 1].
+        points: `(B, L, 2)` in pixels of the crops.
+        opening: mask of the region to inpaint, `(B, 1, 80, 112)`.
+        teeth: another frame of the same person, `(B, 4, 80, 112)`, see `MouthAppearance.teeth`.
+        has_teeth: `(B,)`: 1 if `teeth` may be an input, 0 for stills, whose only frame is the
+            target itself.
+        pairs: number of frames at the end that follow the first ones.
+    """
+
+    crops: Tensor
+    points: Tensor
+    opening: Tensor
+    teeth: Tensor
+    has_teeth: Tensor
+    pairs: int
+
+    def to(self, device: torch.device) -> "MouthBatch":
+        """Return the batch on a device."""
+        return MouthBatch(
+            self.crops.to(device),
+            self.points.to(device),
+            self.opening.to(device),
+            self.teeth.to(device),
+            self.has_teeth.to(device),
+            self.pairs,
+        )
+
+
+class MouthSource:
+    """Draws batches of mouths; wide open ones more often.
+
+    Args:
+        mouths: the crops.
+        rows: indices of the crops to draw from.
+    """
+
+    def __init__(self, mouths: MouthCrops, rows: np.ndarray) -> None:
+        self.mouths = mouths
+        gap = lip_gap_px(torch.from_numpy(mouths.points)).numpy()
+        still = mouths.kind < KINDS.index("real")
+        weight = mouths.weight * np.clip(gap / 9, 0.3, 3)
+        weight[mouths.kind == KINDS.index("openmouth")] *= 4
+        chosen = np.zeros(len(gap), bool)
+        chosen[rows] = True
+        for group, share in ((still & chosen, STILL_SHARE), (~still & chosen, 1 - STILL_SHARE)):
+            weight[group] *= share / max(weight[group].sum(), 1e-9)
+        self.weight = torch.from_numpy(np.where(chosen, weight, 0.0))
+        has_next = np.zeros(len(gap), bool)
+        has_next[:-1] = (mouths.person[1:] == mouths.person[:-1]) & (
+            mouths.time[1:] == mouths.time[:-1] + 1
+        )
+        self._pair_weight = self.weight * torch.from_numpy(has_next)
+        _, self._first, self._count = np.unique(
+            mouths.person, return_index=True, return_counts=True
+        )
+        filmed = mouths.points[mouths.kind == KINDS.index("real")]
+        self._mirror_map = mirror_map(filmed if len(filmed) else mouths.points)
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> MouthBatch:
+        """Draw mouths; a quarter of the batch are frames that follow another quarter."""
+        pairs = min(batch_size // 4, int((self._pair_weight > 0).sum()))
+        rows = torch.multinomial(self.weight, batch_size - 2 * pairs, True, generator=generator)
+        if pairs:
+            first = torch.multinomial(self._pair_weight, pairs, True, generator=generator)
+            rows = torch.cat([first, rows, first + 1])
+        return self.gather(rows, pairs, generator)
+
+    def gather(
+        self, rows: Tensor, pairs: int, generator: torch.Generator, *, augment: bool = True
+    ) -> MouthBatch:
+        """Return a batch of these rows."""
+        count, others = len(rows), self._other_frames(rows, generator)
+        _repeat_first(pairs, others)
+        crops, points = self._read(rows)
+        other_crops, other_points = self._read(others)
+        change = _Affine.random(count, generator) if augment else _Affine.identity(count)
+        _repeat_first(pairs, change.matrix, change.shift)
+        crops, points = _transformed(crops, points, change)
+        similar = change.jittered(generator) if augment else change
+        _repeat_first(pairs, similar.matrix, similar.shift)
+        other_crops, other_points = _transformed(other_crops, other_points, similar)
+        dilation_px = torch.ones(count)
+        if augment:
+            self._mirror_half(pairs, generator, (crops, points), (other_crops, other_points))
+            crops, other_crops = _tinted(crops, other_crops, pairs, generator)
+            # At inference the mask is only as accurate as landmarks are.
+            dilation_px = 3 * torch.rand(count, generator=generator) - 0.5
+            points = points + 0.4 * torch.randn(points.shape, generator=generator)
+        other_opening = opening_mask(other_points)
+        has_teeth = torch.from_numpy(self.mouths.kind[rows.numpy()] >= KINDS.index("real"))
+        return MouthBatch(
+            crops,
+            points,
+            opening_mask(points, dilation_px=dilation_px),
+            torch.cat([other_crops * other_opening, other_opening], 1),
+            has_teeth.float(),
+            pairs,
+        )
+
+    def _other_frames(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw another frame of the same person for each row."""
+        person = self.mouths.person[rows.numpy()]
+        first, count = (torch.from_numpy(part[person]) for part in (self._first, self._count))
+        share = torch.rand(len(rows), generator=generator)
+        return first + (share * count).long().minimum(count - 1)
+
+    def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        stored = np.stack([self.mouths.crops[i] for i in rows.tolist()])
+        crops = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return crops, torch.from_numpy(self.mouths.points[rows.numpy()])
+
+    def _mirror_half(
+        self, pairs: int, generator: torch.Generator, *groups: tuple[Tensor, Tensor]
+    ) -> None:
+        """Mirror half of the items of each group of crops and landmarks, in place."""
+        chosen = torch.rand(len(groups[0][0]), generator=generator) < 0.5
+        _repeat_first(pairs, chosen)
+        for crops, points in groups:
+            crops[chosen] = crops[chosen].flip(-1)
+            mirrored = points[chosen][:, self._mirror_map]
+            mirrored[..., 0] = CROP_WIDTH - mirrored[..., 0]
+            points[chosen] = mirrored
+
+
+@dataclass
+class _Affine:
+    """Affine transforms about the centre of the mouth: matrices `(B, 2, 2)`, shifts `(B, 2)`."""
+
+    matrix: Tensor
+    shift: Tensor
+
+    @staticmethod
+    def identity(count: int) -> "_Affine":
+        return _Affine(torch.eye(2).repeat(count, 1, 1), torch.zeros(count, 2))
+
+    @staticmethod
+    def random(count: int, generator: torch.Generator) -> "_Affine":
+        u = 2 * torch.rand(count, 5, generator=generator) - 1
+        angle, size, aspect = 0.15 * u[:, 0], (0.17 * u[:, 1]).exp(), (0.08 * u[:, 2]).exp()
+        cos, sin = size * angle.cos(), size * angle.sin()
+        rows = (cos * aspect, -sin / aspect, sin * aspect, cos / aspect)
+        return _Affine(torch.stack(rows, -1).view(-1, 2, 2), 4 * u[:, 3:])
+
+    def jittered(self, generator: torch.Generator) -> "_Affine":
+        """Return similar transforms, because no two frames are aligned exactly alike."""
+        noise = 0.03 * torch.randn(self.matrix.shape, generator=generator)
+        shift = torch.randn(self.shift.shape, generator=generator)
+        return _Affine(self.matrix @ (torch.eye(2) + noise), self.shift + shift)
+
+
+def _repeat_first(pairs: int, *values: Tensor) -> None:
+    """Set the last `pairs` items of tensors to the first ones: both frames of a pair are alike."""
+    for value in values:
+        if pairs:
+            value[-pairs:] = value[:pairs]
+
+
+def _transformed(crops: Tensor, points: Tensor, change: _Affine) -> tuple[Tensor, Tensor]:
+    """Sample the final crops from stored ones, whose margin leaves space for the transform."""
+    centre = torch.tensor(CROP_CENTRE) + MARGIN_PX
+    target = torch.tensor(CROP_CENTRE) + change.shift
+    points = (points - centre) @ change.matrix.mT + target[:, None]
+    y, x = torch.meshgrid(
+        torch.arange(CROP_HEIGHT) + 0.5, torch.arange(CROP_WIDTH) + 0.5, indexing="ij"
+    )
+    goal = torch.stack([x, y], -1).view(1, -1, 2) - target[:, None]
+    source = goal @ torch.linalg.inv(change.matrix).mT + centre
+    extent = torch.tensor([crops.shape[-1], crops.shape[-2]])
+    grid = (source / extent * 2 - 1).view(len(crops), CROP_HEIGHT, CROP_WIDTH, 2)
+    crops = F.grid_sample(
+        crops, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+    return crops.clamp(-1, 1), points
+
+
+def _tinted(
+    crops: Tensor, others: Tensor, pairs: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Change brightness and, slightly, colour; make one item in sixteen black and white."""
+    count = len(crops)
+    gain = 1 + 0.15 * torch.randn(count, 1, 1, 1, generator=generator)
+    tint = 1 + 0.04 * torch.randn(count, 3, 1, 1, generator=generator)
+    colour = (torch.rand(count, 1, 1, 1, generator=generator) > 1 / 16).float()
+    _repeat_first(pairs, gain, tint, colour)
+
+    def changed(images: Tensor) -> Tensor:
+        lit = ((images + 1) * gain * tint - 1).clamp(-1, 1)
+        return torch.lerp(lit.mean(1, keepdim=True).expand_as(lit), lit, colour)
+
+    return changed(crops), changed(others)

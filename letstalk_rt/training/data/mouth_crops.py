@@ -1,0 +1,183 @@
+"""The training data of the mouth painter: crops of open mouths from clips and stills.
+
+Frames of a clip stay in order, so that the next frame and other frames of the same person can be
+found.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from letstalk_rt.models.geometry.landmarks import SUBSET
+from letstalk_rt.models.geometry.mouth_crop import (
+    CROP_HEIGHT,
+    CROP_WIDTH,
+    CropTransform,
+    align_mouths,
+    aligned_centre,
+    lip_gap_px,
+)
+from letstalk_rt.training.data.dataset import Landmarker, decode_frames, read_index
+from letstalk_rt.training.distributed import main_process_first
+
+MARGIN_PX = 24
+"""Margin around a stored crop, for augmentation without padding."""
+
+STORED_SIZE = (CROP_HEIGHT + 2 * MARGIN_PX, CROP_WIDTH + 2 * MARGIN_PX)
+MIN_GAP_PX = 1.5
+KINDS = ("openmouth", "portrait", "real", "generated")
+
+
+@dataclass(frozen=True)
+class MouthCrops:
+    """S open mouths.
+
+    Attributes:
+        crops: `(S, 128, 160, 3)` uint8.
+        points: landmarks `(S, L, 2)` float32 in pixels of the crops.
+        person: index of the clip or still, `(S,)`; crops of one clip are contiguous.
+        time: index of the frame in its clip, `(S,)`.
+        kind: index in `KINDS`, `(S,)`.
+        source: index of the recording from which the clip was cut, `(S,)`; usually one person.
+        weight: sampling weight by sharpness and kind of the recording, `(S,)`.
+    """
+
+    crops: np.ndarray
+    points: np.ndarray
+    person: np.ndarray
+    time: np.ndarray
+    kind: np.ndarray
+    source: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass
+class _Found:
+    """Open mouths of one clip or still."""
+
+    crops: np.ndarray
+    points: np.ndarray
+    times: np.ndarray
+    kind: str
+    source: str
+    weight: float
+
+
+@main_process_first
+def load_mouth_crops(
+    root: Path, cache: Path, split: str, landmarker: Path | None = None
+) -> MouthCrops:
+    """Load the open mouths of a split, tag `ship` only; they are cropped on first use."""
+    stored, large = cache / f"mouths-{split}.npz", cache / f"mouths-{split}.npy"
+    if not stored.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _store(list(_find(root, split, landmarker)), stored, large)
+    kept = np.load(stored)
+    return MouthCrops(np.load(large, mmap_mode="r"), *(kept[name] for name in kept.files))
+
+
+def _store(found: list[_Found], stored: Path, large: Path) -> None:
+    np.save(large, np.concatenate([f.crops for f in found]))
+    counts = [len(f.crops) for f in found]
+    sources = {name: i for i, name in enumerate(dict.fromkeys(f.source for f in found))}
+    np.savez(
+        stored,
+        points=np.concatenate([f.points for f in found]),
+        person=np.repeat(np.arange(len(found)), counts),
+        time=np.concatenate([f.times for f in found]),
+        kind=np.repeat([KINDS.index(f.kind) for f in found], counts),
+        source=np.repeat([sources[f.source] for f in found], counts),
+        weight=np.repeat([f.weight for f in found], counts).astype(np.float32),
+    )
+
+
+def _find(root: Path, split: str, landmarker: Path | None) -> Iterator[_Found]:
+    def rows(name: str) -> list[dict[str, object]]:
+        index = read_index(root, name) if (root / name).exists() else []
+        return [r for r in index if r["split"] == split and r["tag"] == "ship"]
+
+    yield from _open_stills(root, rows("openmouth.jsonl"))
+    yield from _portraits(root, rows("portraits.jsonl"), landmarker)
+    for row in tqdm(rows("clips.jsonl"), desc=f"mouths ({split})"):
+        if (found := _clip(root, row)) is not None:
+            yield found
+
+
+def _clip(root: Path, row: dict[str, object]) -> _Found | None:
+    name = str(row["name"])
+    tracks = np.load(root / "clips" / f"{name}.npz")
+    frames = decode_frames(root / "clips" / f"{name}.mp4")
+    count = min(len(frames), len(tracks["landmarks"]))
+    meshes = tracks["landmarks"][:count].astype(np.float32)
+    points = torch.from_numpy(meshes[:, SUBSET])
+    centre = aligned_centre(points).median(0, keepdim=True).values
+    transform = align_mouths(points, centre).shifted(torch.full((1, 2), float(MARGIN_PX)))
+    placed = transform(points)
+    kept = np.flatnonzero((lip_gap_px(placed) > MIN_GAP_PX).numpy() & tracks["ok"][:count])
+    if not len(kept):
+        return None
+    crops = np.stack([_cut(frames[i], transform, int(i)) for i in kept])
+    enlarged = float(str(row.get("upscale") or 1.0))
+    weight = (1.0 if row["kind"] == "real" else 0.4) * min(1.0, 1.0 / enlarged) ** 2
+    source = name.rsplit("-", 1)[0]
+    return _Found(crops, placed[kept].numpy(), kept, str(row["kind"]), source, weight)
+
+
+def _portraits(
+    root: Path, rows: list[dict[str, object]], landmarker: Path | None
+) -> Iterator[_Found]:
+    find = Landmarker(landmarker) if rows else None
+    for row in tqdm(rows, desc="portraits"):
+        assert find is not None
+        image = np.asarray(Image.open(root / "portraits" / str(row["file"])).convert("RGB"))
+        mesh = find(image)
+        if mesh is not None and (found := _still(image, mesh, "portrait", str(row["file"]))):
+            yield found
+
+
+def _open_stills(root: Path, rows: list[dict[str, object]]) -> Iterator[_Found]:
+    if not rows:
+        return
+    meshes = np.load(root / "openmouth_landmarks.npz")
+    for row in rows:
+        file = Path(str(row["file"]))
+        image = np.asarray(Image.open(root / "openmouth" / file.name).convert("RGB"))
+        found = _still(image, meshes[file.stem], "openmouth", file.stem.rsplit("-", 1)[0])
+        if found:
+            yield found
+
+
+def _still(image: np.ndarray, mesh: np.ndarray, kind: str, source: str) -> _Found | None:
+    points = torch.from_numpy(mesh[None, SUBSET, :2].astype(np.float32))
+    transform = align_mouths(points, aligned_centre(points))
+    transform = transform.shifted(torch.full((1, 2), float(MARGIN_PX)))
+    placed = transform(points)
+    if float(lip_gap_px(placed)) < 2 * MIN_GAP_PX:
+        return None
+    crop = _cut(image, transform, 0)[None]
+    return _Found(crop, placed.numpy(), np.zeros(1, np.int64), kind, source, 1.0)
+
+
+def _cut(image: np.ndarray, transform: CropTransform, index: int) -> np.ndarray:
+    """Crop one mouth, with its margin; larger images are averaged first, to avoid aliasing."""
+    (cos, sin), shift = transform.rotation[index].tolist(), transform.shift[index].numpy()
+    matrix = np.array([[cos, -sin, 0], [sin, cos, 0]])
+    factor = int(1 / np.hypot(cos, sin))
+    if factor > 1:
+        height, width = (side // factor * factor for side in image.shape[:2])
+        small = (width // factor, height // factor)
+        image = cv2.resize(image[:height, :width], small, interpolation=cv2.INTER_AREA)
+        matrix *= factor
+    # OpenCV counts from the centre of the first pixel, a transform from its corner.
+    matrix[:, 2] = shift + matrix[:, :2] @ [0.5, 0.5] - 0.5
+    high, wide = STORED_SIZE
+    cropped: np.ndarray = cv2.warpAffine(
+        image, matrix, (wide, high), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+    )
+    return cropped

@@ -1,0 +1,172 @@
+"""Losses of the mouth painter: differences inside the opening, and a patch critic.
+
+Source: hinge loss, arXiv:1705.02894; feature matching, arXiv:1711.11585; variational bottleneck,
+arXiv:1312.6114.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from letstalk_rt.models.autoencoder.mouth_painter import (
+    APPEARANCE_SIZE,
+    MouthAppearance,
+    MouthPainter,
+)
+from letstalk_rt.training.data.mouth_batches import MouthBatch
+from letstalk_rt.training.distributed import average_gradients, broadcast_weights
+
+TEETH_SHARE = 0.5
+"""Share of mouths that are inpainted with the teeth of another frame as an input."""
+
+CODE_SHARE = 0.75
+"""Share of mouths that are inpainted with the code of another frame; others with a random one."""
+
+DIFFERENCE_WEIGHTS = {"l1": 1.0, "colour": 2.0, "gradient": 1.0, "time": 1.0}
+FEATURE_WEIGHT, CRITIC_WEIGHT, CODE_WEIGHT = 1.0, 0.3, 0.003
+
+
+class MouthPatchCritic(nn.Module):
+    """A discriminator that scores patches of a mouth in its surroundings; higher is more real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(16, 48, 3, padding=1),
+                nn.Conv2d(48, 80, 4, stride=2, padding=1),
+                nn.Conv2d(80, 112, 4, stride=2, padding=1),
+                nn.Conv2d(112, 112, 3, padding=1),
+            ]
+        )
+        self.head = nn.Conv2d(112, 1, 3, padding=1)
+
+    def forward(self, crops: Tensor, opening: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the scores `(B, 1, 10, 14)` of `(B, 3, 80, 112)`, and features of all layers."""
+        x = F.pixel_unshuffle(torch.cat([crops, opening], 1), 2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.head(x).float(), features
+
+
+class MouthCritic:
+    """A patch critic with its optimiser; its state is stored in the run's checkpoint.
+
+    Args:
+        device: the device on which it is trained.
+        learning_rate: its learning rate, constant.
+    """
+
+    def __init__(self, device: torch.device, learning_rate: float = 5e-4) -> None:
+        self.learning_rate = learning_rate
+        self.model = MouthPatchCritic().to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        broadcast_weights(self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=learning_rate, betas=(0.0, 0.99), weight_decay=1e-3
+        )
+
+    def learn(self, painted: Tensor, batch: MouthBatch) -> float:
+        """Take one step at telling inpainted mouths from true ones; return the hinge loss."""
+        self.model.requires_grad_(True)
+        both = torch.cat([batch.crops, painted.detach()])
+        scores, _ = self.model(both, batch.opening.repeat(2, 1, 1, 1))
+        real, fake = scores.chunk(2)
+        weight = _patch_weights(batch.opening, real)
+        loss = ((F.relu(1 - real) + F.relu(1 + fake)) * weight).sum() / weight.sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(list(self.model.parameters()))
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def losses(self, painted: Tensor, batch: MouthBatch) -> tuple[Tensor, Tensor]:
+        """Return the adversarial loss, and the distance of features from those of true mouths."""
+        self.model.requires_grad_(False)
+        scores, features = self.model(painted, batch.opening)
+        with torch.no_grad():
+            _, true_features = self.model(batch.crops, batch.opening)
+        weight = _patch_weights(batch.opening, scores)
+        distance = scores.new_zeros(())
+        for ours, theirs in zip(features, true_features, strict=True):
+            share = _patch_weights(batch.opening, ours)
+            error = (ours.float() - theirs.float()).abs().mean(1, keepdim=True)
+            distance = distance + (error * share).sum() / share.sum()
+        return -(scores * weight).sum() / weight.sum(), distance
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state, except for the learning rate."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+
+
+def _patch_weights(opening: Tensor, like: Tensor) -> Tensor:
+    """Return how much of each patch is open mouth; small mouths weigh as much as large ones."""
+    share = F.adaptive_avg_pool2d(opening, (like.shape[-2], like.shape[-1]))
+    return share / (share.sum((1, 2, 3), keepdim=True) + 0.02 * share[0].numel())
+
+
+def inpaint(model: MouthPainter, batch: MouthBatch, appearance: MouthAppearance) -> Tensor:
+    """Return the crops with their openings inpainted."""
+    with torch.autocast(batch.crops.device.type, torch.bfloat16):
+        inside = model(batch.crops, batch.opening, batch.points, appearance)
+    return torch.lerp(batch.crops, inside, batch.opening)
+
+
+def draw_appearances(
+    model: MouthPainter, batch: MouthBatch, generator: torch.Generator
+) -> tuple[MouthAppearance, Tensor]:
+    """Draw the appearance of each mouth; both frames of a pair share theirs.
+
+    Returns:
+        The appearances, and the divergence of the codes from a standard normal distribution.
+    """
+    count, device = len(batch.crops), batch.crops.device
+
+    def draw(*shape: int, normal: bool = False) -> Tensor:
+        value = (torch.randn if normal else torch.rand)(count, *shape, generator=generator)
+        if batch.pairs:
+            value[-batch.pairs :] = value[: batch.pairs]
+        return value.to(device)
+
+    with torch.autocast(device.type, torch.bfloat16):
+        mean, spread = model.encode_appearance(batch.teeth)
+    noise = draw(APPEARANCE_SIZE, normal=True)
+    code = torch.where(draw(1) < CODE_SHARE, mean + spread.exp() * noise, noise)
+    divergence = 0.5 * (mean.square() + (2 * spread).exp() - 1) - spread
+    shown = (draw() < TEETH_SHARE).float() * batch.has_teeth
+    appearance = MouthAppearance(code, batch.teeth * shown[:, None, None, None])
+    return appearance, divergence.sum(1).mean()
+
+
+def differences(painted: Tensor, batch: MouthBatch) -> dict[str, Tensor]:
+    """Return the distances of inpainted mouths from true ones, by name of the loss."""
+    inside = batch.opening / (batch.opening.sum((1, 2, 3), keepdim=True) + 40) / len(painted)
+    error = painted - batch.crops
+    blurred = F.avg_pool2d(error, 7, stride=1, padding=3, count_include_pad=False)
+    across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+    losses = {
+        "l1": (error.abs().mean(1, keepdim=True) * inside).sum(),
+        "colour": (blurred.abs().mean(1, keepdim=True) * inside).sum(),
+        "gradient": (across.abs().mean(1, keepdim=True) * inside[..., 1:]).sum()
+        + (down.abs().mean(1, keepdim=True) * inside[..., 1:, :]).sum(),
+        "time": painted.new_zeros(()),
+    }
+    if batch.pairs:
+        change = error[-batch.pairs :] - error[: batch.pairs]
+        both = torch.minimum(inside[-batch.pairs :], inside[: batch.pairs])
+        scale = len(painted) / batch.pairs
+        losses["time"] = scale * (change.abs().mean(1, keepdim=True) * both).sum()
+    return losses

@@ -1,0 +1,133 @@
+"""The mouth compositor inpaints open mouths in place and nothing else."""
+
+import pytest
+import torch
+from support.mouths import TEETH, frontal_face, rotated, skin
+from torch import Tensor, nn
+
+from letstalk_rt.models.autoencoder.mouth_painter import (
+    APPEARANCE_SIZE,
+    MouthAppearance,
+    MouthPainter,
+    MouthPainterConfig,
+    random_appearance,
+)
+from letstalk_rt.portrait.mouth_compositor import MouthCompositor
+
+SMALL = MouthPainterConfig(widths=(8, 8, 8), appearance_width=8)
+
+
+class OneColour(nn.Module):
+    """A painter that returns one colour and records its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.appearances: list[MouthAppearance] = []
+        self.openings: list[Tensor] = []
+
+    def encode_appearance(self, teeth: Tensor) -> tuple[Tensor, Tensor]:
+        code = teeth.mean((2, 3)).repeat(1, APPEARANCE_SIZE // 4)
+        return code, code
+
+    def forward(
+        self, crops: Tensor, opening: Tensor, points: Tensor, appearance: MouthAppearance
+    ) -> Tensor:
+        self.appearances.append(appearance)
+        self.openings.append(opening)
+        colour = torch.tensor(TEETH) / 127.5 - 1
+        return colour.view(1, 3, 1, 1).expand_as(crops)
+
+
+def portrait_canvas() -> Tensor:
+    return torch.from_numpy(skin())
+
+
+def mouths_of(gap: float, painter: nn.Module | None = None, seed: int = 0) -> MouthCompositor:
+    return MouthCompositor(
+        painter or OneColour(), portrait_canvas(), frontal_face(gap, at=(128, 128)), seed
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale, turn", [(0.7, 0.0), (1.0, 0.3), (1.3, -0.2)])
+def test_only_the_region_between_the_lips_is_replaced(scale, turn):
+    points = rotated(frontal_face(16.0, scale=scale), turn) + torch.tensor([120.0, 130.0])
+    frames = portrait_canvas()[None].clone()
+    mouths_of(0.0)(frames, points)
+    assert (frames[0, 130, 120] - torch.tensor(TEETH, dtype=torch.uint8)).abs().max() <= 1
+    changed = (frames[0] != portrait_canvas()).any(-1)
+    area = 2 / 3 * 60 * 18 * scale**2
+    assert float(changed.sum()) == pytest.approx(area, rel=0.35)
+    rows, columns = changed.nonzero().unbind(1)
+    assert rows.min() > 130 - 14 * scale - 12 and rows.max() < 130 + 14 * scale + 12
+    assert columns.min() > 120 - 34 * scale and columns.max() < 120 + 34 * scale
+
+
+def test_closed_lips_are_skipped():
+    painter = OneColour()
+    frames = portrait_canvas()[None].repeat(3, 1, 1, 1)
+    points = frontal_face(0.4, at=(128, 128)).repeat(3, 1, 1)
+    mouths_of(0.0, painter)(frames, points)
+    assert not painter.openings and torch.equal(frames[1], portrait_canvas())
+
+
+def test_inpainting_fades_in_as_lips_part():
+    shares = []
+    for gap in (0.7, 0.95, 1.2, 1.45, 1.7):
+        frames = portrait_canvas()[None].clone()
+        mouths_of(0.0)(frames, frontal_face(gap, at=(128, 128)))
+        shares.append(float((frames[0].float() - portrait_canvas().float()).abs().sum()))
+    steps = [b - a for a, b in zip(shares, shares[1:], strict=False)]
+    assert shares[0] == 0 and all(step > 0 for step in steps)
+    assert max(steps) < 0.6 * shares[-1]
+
+
+def test_only_open_mouths_of_a_batch_are_inpainted():
+    painter = OneColour()
+    points = torch.cat(
+        [frontal_face(gap, at=(128, y)) for gap, y in ((0.0, 100), (14.0, 110), (14.0, 150))]
+    )
+    frames = portrait_canvas()[None].repeat(3, 1, 1, 1)
+    mouths_of(0.0, painter)(frames, points)
+    assert [len(o) for o in painter.openings] == [2]
+    assert torch.equal(frames[0], portrait_canvas())
+    for index, row in ((1, 110), (2, 150)):
+        alone = portrait_canvas()[None].clone()
+        mouths_of(0.0)(alone, points[[index]])
+        assert torch.equal(frames[index], alone[0])
+        assert (alone[0, row, 128].int() - torch.tensor(TEETH)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("at", [(2, 2), (254, 250), (128, 300), (-90, -90)])
+def test_mouths_may_lie_at_or_beyond_the_edge(at):
+    frames = portrait_canvas()[None].clone()
+    mouths_of(0.0)(frames, frontal_face(16.0, at=at))
+    assert frames.shape == (1, 256, 256, 3)
+
+
+@pytest.mark.parametrize("size, scale", [(256, 1.0), (512, 2.0), (1024, 4.0)])
+def test_the_inpainted_area_scales_with_the_frame(size, scale):
+    painter = MouthPainter(SMALL).eval().requires_grad_(False)
+    frame = torch.from_numpy(skin(size))
+    points = frontal_face(14.0, scale=scale, at=(size / 2, size / 2))
+    frames = frame[None].clone()
+    with torch.inference_mode():
+        MouthCompositor(painter, frame, points, 0)(frames, points)
+    changed = (frames[0] != frame).any(-1).float().mean()
+    assert float(changed) == pytest.approx(2 / 3 * 60 * 16 / 256**2, rel=0.3)
+
+
+def test_teeth_of_the_portrait_are_used_for_all_frames():
+    painter = OneColour()
+    shown = mouths_of(16.0, painter)
+    shown(portrait_canvas()[None].clone(), frontal_face(12.0, at=(128, 128)))
+    assert float(painter.appearances[0].teeth[:, 3].max()) == 1
+    hidden = mouths_of(0.0, painter)
+    hidden(portrait_canvas()[None].clone(), frontal_face(12.0, at=(128, 128)))
+    assert not painter.appearances[1].teeth.any() and painter.appearances[1].code.any()
+
+
+def test_the_seed_determines_the_appearance():
+    def code(seed: int) -> Tensor:
+        return random_appearance(seed, torch.device("cpu")).code
+
+    assert torch.equal(code(3), code(3)) and not torch.equal(code(3), code(4))

@@ -1,0 +1,104 @@
+"""The training data of the mouth painter: crops of open mouths, and batches of them."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.mouth_crops import MIDDLE, make_crops
+from support.mouths import frontal_face, mesh, skin
+
+from letstalk_rt.models.geometry.landmarks import SUBSET
+from letstalk_rt.training.data.mouth_batches import MouthSource
+from letstalk_rt.training.data.mouth_crops import KINDS, STORED_SIZE, load_mouth_crops
+
+
+@pytest.fixture
+def source():
+    crops = make_crops()
+    return MouthSource(crops, np.arange(len(crops.crops)))
+
+
+class TestCrops:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Clips whose mouths open, a still, and rows that must not be trained on."""
+        root = tmp_path / "data"
+        (root / "clips").mkdir(parents=True)
+        (root / "openmouth").mkdir()
+        rows = []
+        for name, split, tag in (
+            ("anna-1", "train", "ship"),
+            ("lent-1", "train", "lab"),
+            ("dora-1", "eval", "ship"),
+        ):
+            gaps = np.linspace(0, 10, 8)
+            points = torch.cat([frontal_face(gap, scale=0.7, at=(128, 140)) for gap in gaps])
+            np.savez(root / "clips" / f"{name}.npz", landmarks=mesh(points), ok=np.arange(8) != 6)
+            with av.open(str(root / "clips" / f"{name}.mp4"), "w") as container:
+                stream = container.add_stream("libx264", rate=25, options={"crf": "12"})
+                stream.width = stream.height = 256
+                stream.pix_fmt = "yuv420p"
+                for _ in range(8):
+                    frame = av.VideoFrame.from_ndarray(skin(), "rgb24")
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode())
+            rows.append({"name": name, "split": split, "tag": tag, "kind": "real", "upscale": 1.3})
+        (root / "clips.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        Image.fromarray(skin(512)).save(root / "openmouth" / "film-1-0042.jpg")
+        still = mesh(frontal_face(12.0, scale=1.4, at=(256, 280)))[0]
+        np.savez(root / "openmouth_landmarks.npz", **{"film-1-0042": still})
+        row = {"file": "film-1-0042.jpg", "split": "train", "tag": "ship"}
+        (root / "openmouth.jsonl").write_text(json.dumps(row) + "\n")
+        return root
+
+    def test_open_mouths_of_the_split_with_tag_ship_are_cropped(self, folder, tmp_path):
+        mouths = load_mouth_crops(folder, tmp_path / "cache", "train")
+        assert mouths.crops.shape[1:] == (*STORED_SIZE, 3)
+        assert [KINDS[k] for k in mouths.kind] == ["openmouth", *["real"] * (len(mouths.kind) - 1)]
+        # gaps up to 1.5 px are shut, and of frame 6 no face is known
+        assert mouths.time.tolist() == [0, 2, 3, 4, 5, 7]
+        assert len(set(mouths.source.tolist())) == len(set(mouths.person.tolist())) == 2
+        assert mouths.weight[0] == 1 and mouths.weight[1] == pytest.approx(1 / 1.3**2)
+
+    def test_crops_match_their_landmarks(self, folder, tmp_path):
+        mouths = load_mouth_crops(folder, tmp_path / "cache", "train")
+        centre = mouths.points[:, [SUBSET.index(i) for i in (61, 291, 13, 14)]].mean(1)
+        assert np.abs(centre - MIDDLE.numpy()).max() < 2
+        # the picture under the middle of the mouth is what it was in the frame
+        assert np.abs(mouths.crops[1, 58, 80].astype(int) - skin()[140, 128]).max() < 8
+
+    def test_they_are_cached(self, folder, tmp_path):
+        first = load_mouth_crops(folder, tmp_path / "cache", "train")
+        (folder / "clips.jsonl").unlink()
+        again = load_mouth_crops(folder, tmp_path / "cache", "train")
+        assert np.array_equal(first.crops, again.crops)
+        assert np.array_equal(first.points, again.points)
+
+
+class TestBatches:
+    def test_both_frames_of_a_pair_are_augmented_alike(self, source):
+        batch = source.draw(8, torch.Generator().manual_seed(0))
+        assert batch.pairs == 2 and len(batch.crops) == 8
+        first, second = batch.crops[:2], batch.crops[-2:]
+        assert float((first - second).abs().mean()) < 0.05
+        assert torch.equal(batch.teeth[:2, 3], batch.teeth[-2:, 3])
+
+    def test_the_opening_matches_the_mouth(self, source):
+        generator = torch.Generator().manual_seed(1)
+        batch = source.gather(torch.arange(4), 0, generator, augment=False)
+        red = (batch.crops[:, 0] - batch.crops[:, 2] > 1.0).float()
+        inside = (batch.opening[:, 0] > 0.5).float()
+        assert float((inside * red).sum() / inside.sum()) > 0.8
+
+    def test_landmarks_are_augmented_with_their_images(self, source):
+        generator = torch.Generator().manual_seed(2)
+        batch = source.gather(torch.arange(20), 0, generator)
+        red = (batch.crops[:, 0] - batch.crops[:, 2] > 0.35 * batch.crops[:, 0].amax()).float()
+        coloured = batch.crops.std(1).flatten(1).amax(1) > 0.05  # some are black and white
+        inside = (batch.opening[:, 0] > 0.5).float()
+        share = (inside * red).sum((1, 2)) / inside.sum((1, 2))
+        assert float(share[coloured].median()) > 0.75
