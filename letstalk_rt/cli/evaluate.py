@@ -21,13 +21,7 @@ from letstalk_rt.training.data.dataset import Clip, Landmarker, landmarker_file,
 from letstalk_rt.training.evaluation.clips import (
     EvaluationModels,
     EvaluationResult,
-    closed_portraits,
     evaluate_clips,
-    evaluate_diversity,
-    evaluate_parted_lips,
-    evaluate_silence,
-    evaluate_stills,
-    still_portraits,
 )
 from letstalk_rt.training.evaluation.identity import Identity
 from letstalk_rt.training.evaluation.image_quality import evaluate_ssim
@@ -36,6 +30,14 @@ from letstalk_rt.training.evaluation.long_run import (
     large_portrait,
     measure_speed,
     run_long,
+)
+from letstalk_rt.training.evaluation.portraits import (
+    closed_portraits,
+    evaluate_diversity,
+    evaluate_parted_lips,
+    evaluate_silence,
+    evaluate_stills,
+    still_portraits,
 )
 from letstalk_rt.training.evaluation.reconstruction import evaluate_pairs, evaluate_reconstruction
 from letstalk_rt.training.evaluation.report import write_report

@@ -13,16 +13,23 @@ from pathlib import Path
 
 import torch
 
+from letstalk_rt.cli.export import (
+    averaged,
+    base_model,
+    chosen_preset,
+    existing,
+    export,
+    given_weights,
+    part_of,
+)
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
-from letstalk_rt.models.avatar_model import AvatarModel, with_mouth_painter
+from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.lip_motion import LipMotion
-from letstalk_rt.models.loading import packaged_weights, read_weights, save_model
-from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
+from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
 from letstalk_rt.training.data.mouth_crops import load_mouth_crops
@@ -157,22 +164,14 @@ def main(argv: list[str] | None = None) -> int:
         "finder": _finder,
         "painter": _painter,
         "sync": _sync,
-        "export": _export,
+        "export": export,
     }[args.stage](args)
     destroy_process_group()
     return 0
 
 
-def _preset(args: argparse.Namespace) -> Preset:
-    """Return the preset without a mouth painter, which is trained alone and added by export."""
-    preset = replace(get_preset(args.preset), mouth_painter=None)
-    if args.lookahead_ms is None:
-        return preset
-    return with_lookahead(preset, args.lookahead_ms)
-
-
 def _encoder(args: argparse.Namespace) -> AudioEncoderConfig:
-    audio = _preset(args).audio
+    audio = chosen_preset(args).audio
     if not isinstance(audio, AudioEncoderConfig):
         raise ConfigError(
             f"preset {args.preset!r} uses wav2vec 2.0, which `letstalk train` does not train; use "
@@ -213,7 +212,7 @@ def _phones(args: argparse.Namespace) -> None:
         _loop(args),
         batch_size=args.batch or BATCH["phones"],
         encoder=_encoder(args),
-        initial_weights=_part(averaged(args.start), "audio") if args.start else None,
+        initial_weights=part_of(averaged(args.start), "audio") if args.start else None,
     )
 
 
@@ -225,7 +224,7 @@ def _audio(args: argparse.Namespace) -> None:
         args.runs / "audio",
         _loop(args),
         batch_size=args.batch or BATCH["audio"],
-        initial_weights=_part(averaged(args.runs / "phones"), "audio"),
+        initial_weights=part_of(averaged(args.runs / "phones"), "audio"),
         encoder=_encoder(args),
     )
 
@@ -235,20 +234,20 @@ def _flow(args: argparse.Namespace) -> None:
         raise InputError(
             "--surroundings continues the training of a denoiser: name its run with --start"
         )
-    model = AvatarModel(_preset(args))
+    model = AvatarModel(chosen_preset(args))
     if isinstance(model.preset.autoencoder, DCAutoencoderConfig):
         model.autoencoder = _paper_autoencoder(args, model.autoencoder.image_size)
     else:
         model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_audio]
-    initial_weights = _part(averaged(args.start), "denoiser") if args.start else None
+    initial_weights = part_of(averaged(args.start), "denoiser") if args.start else None
     tracks, validation = _tracks(args, model, clips)
     reader = _reader(args)
     calibrate(reader, [track.audio_clip for track in validation])
     audio = mel_encoder(model)
     audio.load_state_dict(reader.audio.state_dict())
     if args.start and audio.mouth is not None:  # the projection that its denoiser was trained with
-        show = _part(averaged(args.start), "audio.mouth.show")
+        show = part_of(averaged(args.start), "audio.mouth.show")
         audio.mouth.show.load_state_dict(show)
     kept = {track.audio_clip.name for track in tracks}
     others = [clip for clip in clips if clip.name not in kept]
@@ -267,8 +266,8 @@ def _flow(args: argparse.Namespace) -> None:
 
 
 def _distill(args: argparse.Namespace) -> None:
-    model = AvatarModel(_preset(args))
-    path = _existing(args.runs / "flow" / "model.pt")
+    model = AvatarModel(chosen_preset(args))
+    path = existing(args.runs / "flow" / "model.pt")
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_audio]
     tracks, validation = _tracks(args, model, clips)
@@ -306,10 +305,10 @@ def _save(model: AvatarModel, folder: Path) -> None:
 
 def _lips(args: argparse.Namespace) -> None:
     """Train the lip reader, then fit the size of lip motion and its components."""
-    shape = _preset(args).lips
+    shape = chosen_preset(args).lips
     if shape is None:
         raise ConfigError(f"preset {args.preset!r} has no lip reader; choose 'tiny'")
-    face = _base_model(args, _given_weights(args)).face
+    face = base_model(args, given_weights(args)).face
     assert face is not None, "a preset with a lip reader has landmarks"
     clips = load_clips(args.data, args.cache, "train")
     kept, validation = split_by_source(clips)
@@ -366,57 +365,6 @@ def _sync(args: argparse.Namespace) -> None:
     )
 
 
-def _export(args: argparse.Namespace) -> None:
-    """Join the newest weights of all stages into one file.
-
-    The parts of `--weights` stand in for stages that have not run.
-    """
-    runs: Path = args.runs
-    given = _given_weights(args)
-    model = _base_model(args, given)
-    if (face := model.face) is not None:
-        if not given or _has_run(runs / "finder"):
-            face.detector.load_state_dict(averaged(runs / "finder"))
-        if _has_run(runs / "decoder"):
-            face.autoencoder.load_state_dict(averaged(runs / "decoder"))
-    if model.lips is not None and model.lip_motion is not None:
-        lips = runs / "lips" / "model.pt"
-        if lips.exists() or not _part(given, "lips"):
-            weights = torch.load(_existing(lips), map_location="cpu", weights_only=True)
-            model.lips.load_state_dict(_part(weights, "lips"))
-            model.lip_motion.load_state_dict(_part(weights, "lip_motion"))
-    config = get_preset(args.preset).mouth_painter
-    painted = _part(given, "mouth_painter")
-    if _has_run(runs / "painter"):
-        painted = averaged(runs / "painter")
-    if config is not None and painted:
-        painter = MouthPainter(config)
-        painter.load_state_dict(painted)
-        model = with_mouth_painter(model, painter)
-    output = args.output or packaged_weights(args.preset)
-    save_model(model, output)
-    print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
-
-
-def _given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Return the tensors of `--weights`; none without it."""
-    return {} if args.weights is None else read_weights(args.weights, args.preset)
-
-
-def _base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
-    """Return the model of the given weights, or of the newest stage if there are none.
-
-    Its lip reader is untrained if they do not hold one, and it has no mouth painter.
-    """
-    model = AvatarModel(_preset(args))
-    weights = given or torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
-    weights = {k: v for k, v in weights.items() if not k.startswith("mouth_painter.")}
-    initial = model.state_dict()
-    lips = {k: v for k, v in initial.items() if k.startswith(("lips.", "lip_motion."))}
-    model.load_state_dict(lips | weights)
-    return model.requires_grad_(False).eval()
-
-
 def _paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:
     if args.autoencoder is None:
         raise InputError(
@@ -426,43 +374,12 @@ def _paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencod
     return DCAutoencoder.load(args.autoencoder, image_size)
 
 
-def _newest_model(runs: Path) -> Path:
-    """Return the distilled model, unless flow was trained again after it."""
-    flow, distilled = _existing(runs / "flow" / "model.pt"), runs / "distill" / "model.pt"
-    newer = distilled.exists() and distilled.stat().st_mtime >= flow.stat().st_mtime
-    return distilled if newer else flow
-
-
-def _has_run(folder: Path) -> bool:
-    return (folder / "last.pt").exists()
-
-
-def averaged(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the averaged weights of the last checkpoint of a run."""
-    state = torch.load(_existing(folder / "last.pt"), map_location="cpu", weights_only=True)
-    return dict(state["averaged"])
-
-
-def _part(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """Return the weights of one submodule, without its prefix."""
-    prefix = f"{name}."
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-
-
 def _reader(args: argparse.Namespace) -> MouthReader:
     reader = MouthReader(_encoder(args))
-    path = _existing(args.runs / "audio" / "best.pt")
+    path = existing(args.runs / "audio" / "best.pt")
     state = torch.load(path, map_location="cpu", weights_only=True)
     reader.load_state_dict(state)
     return reader
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise InputError(
-            f"{path.name} of stage {path.parent.name!r} does not exist; run that stage first"
-        )
-    return path
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from letstalk_rt.cli import evaluate as command
 from letstalk_rt.errors import ConfigError, InputError, WeightsError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.training.data.dataset import Clip, load_clips
-from letstalk_rt.training.evaluation import clips as judging
-from letstalk_rt.training.evaluation import long_run
+from letstalk_rt.training.evaluation import long_run, portraits
 from letstalk_rt.training.evaluation.clips import EvaluationModels, EvaluationResult, evaluate_clips
 from letstalk_rt.training.evaluation.faces import (
     FaceTrack,
@@ -226,8 +225,8 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="module")
 def findings(clips, towers):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judging, "STILL_FRAMES", 24)
-        patch.setattr(judging, "SILENT_FRAMES", 8)
+        patch.setattr(portraits, "STILL_FRAMES", 24)
+        patch.setattr(portraits, "SILENT_FRAMES", 8)
         patch.setattr(long_run, "SLICE_S", 1)
         return judge_all(clips, towers)
 

@@ -1,0 +1,103 @@
+"""`letstalk train export`: joins the results of the training stages into one weights file."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from letstalk_rt.errors import InputError
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
+from letstalk_rt.models.avatar_model import AvatarModel, with_mouth_painter
+from letstalk_rt.models.loading import packaged_weights, read_weights, save_model
+from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
+
+
+def export(args: argparse.Namespace) -> None:
+    """Join the newest weights of all stages into one file.
+
+    The parts of `--weights` stand in for stages that have not run.
+    """
+    runs: Path = args.runs
+    given = given_weights(args)
+    model = base_model(args, given)
+    if (face := model.face) is not None:
+        if not given or _has_run(runs / "finder"):
+            face.detector.load_state_dict(averaged(runs / "finder"))
+        if _has_run(runs / "decoder"):
+            face.autoencoder.load_state_dict(averaged(runs / "decoder"))
+    if model.lips is not None and model.lip_motion is not None:
+        lips = runs / "lips" / "model.pt"
+        if lips.exists() or not part_of(given, "lips"):
+            weights = torch.load(existing(lips), map_location="cpu", weights_only=True)
+            model.lips.load_state_dict(part_of(weights, "lips"))
+            model.lip_motion.load_state_dict(part_of(weights, "lip_motion"))
+    config = get_preset(args.preset).mouth_painter
+    painted = part_of(given, "mouth_painter")
+    if _has_run(runs / "painter"):
+        painted = averaged(runs / "painter")
+    if config is not None and painted:
+        painter = MouthPainter(config)
+        painter.load_state_dict(painted)
+        model = with_mouth_painter(model, painter)
+    output = args.output or packaged_weights(args.preset)
+    save_model(model, output)
+    print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def chosen_preset(args: argparse.Namespace) -> Preset:
+    """Return the preset without a mouth painter, which is trained alone and added by export."""
+    preset = replace(get_preset(args.preset), mouth_painter=None)
+    if args.lookahead_ms is None:
+        return preset
+    return with_lookahead(preset, args.lookahead_ms)
+
+
+def given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Return the tensors of `--weights`; none without it."""
+    return {} if args.weights is None else read_weights(args.weights, args.preset)
+
+
+def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
+    """Return the model of the given weights, or of the newest stage if there are none.
+
+    Its lip reader is untrained if they do not hold one, and it has no mouth painter.
+    """
+    model = AvatarModel(chosen_preset(args))
+    weights = given or torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
+    weights = {k: v for k, v in weights.items() if not k.startswith("mouth_painter.")}
+    initial = model.state_dict()
+    lips = {k: v for k, v in initial.items() if k.startswith(("lips.", "lip_motion."))}
+    model.load_state_dict(lips | weights)
+    return model.requires_grad_(False).eval()
+
+
+def averaged(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the averaged weights of the last checkpoint of a run."""
+    state = torch.load(existing(folder / "last.pt"), map_location="cpu", weights_only=True)
+    return dict(state["averaged"])
+
+
+def existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(
+            f"{path.name} of stage {path.parent.name!r} does not exist; run that stage first"
+        )
+    return path
+
+
+def _newest_model(runs: Path) -> Path:
+    """Return the distilled model, unless flow was trained again after it."""
+    flow, distilled = existing(runs / "flow" / "model.pt"), runs / "distill" / "model.pt"
+    newer = distilled.exists() and distilled.stat().st_mtime >= flow.stat().st_mtime
+    return distilled if newer else flow
+
+
+def _has_run(folder: Path) -> bool:
+    return (folder / "last.pt").exists()
+
+
+def part_of(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Return the weights of one submodule, without its prefix."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
