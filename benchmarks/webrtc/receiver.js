@@ -81,7 +81,7 @@ function preferCodec(transceiver, codec) {
 
 // Connect; gives the milliseconds from the offer to the first picture.
 window.connect = async (codec, speaks) => {
-  const { LipSync } = await import("/lipsync.js"); // as the page does
+  const { LipSync } = await import("/lip-sync.js"); // as the page does
   const context = new AudioContext({ sampleRate: 48000, latencyHint: "interactive" });
   await context.resume();
   const source = voice(context);
