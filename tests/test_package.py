@@ -93,10 +93,14 @@ def test_constraints_lie_within_the_ranges() -> None:
     from packaging.requirements import Requirement
 
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+    constraints = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    tested = {
+        requirement.name.lower().replace("_", "-"): [part.version for part in requirement.specifier]
+        for requirement in constraints
+    }
+    assert all(tested.values()), "a constraint without a version"
     project = SETTINGS["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     for requirement in map(Requirement, sum(groups, [])):
-        version = pinned.get(requirement.name.lower())
-        assert version is None or version in requirement.specifier, requirement
+        for version in tested.get(requirement.name.lower(), []):
+            assert version in requirement.specifier, requirement

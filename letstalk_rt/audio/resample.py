@@ -1,4 +1,7 @@
-"""Streaming conversion of callers' audio to `(n,)` float32 at 16 kHz."""
+"""Streaming conversion of callers' audio to `(n,)` float32, at 16 kHz or another rate."""
+
+import inspect
+from typing import Any
 
 import numpy as np
 import soxr
@@ -36,18 +39,17 @@ def check_pcm(pcm: np.ndarray) -> None:
         raise AudioFormatError("audio contains NaN or infinity; check how it was made")
 
 
-def check_rate(sample_rate: int, multiple_of: int = 100) -> None:
-    """Check the sample rate of live audio.
+def check_rate(sample_rate: int) -> None:
+    """Check a sample rate.
 
     Raises:
-        AudioFormatError: the rate is not an integer from 8000 to 192000 that `multiple_of`
-            divides. Live audio comes in chunks of 10 ms, which must be a whole number of samples.
+        AudioFormatError: the rate is not an integer from 8000 to 192000.
     """
     whole = isinstance(sample_rate, int | np.integer) and not isinstance(sample_rate, bool)
-    if not whole or not MIN_RATE_HZ <= sample_rate <= MAX_RATE_HZ or sample_rate % multiple_of:
+    if not whole or not MIN_RATE_HZ <= sample_rate <= MAX_RATE_HZ:
         raise AudioFormatError(
-            f"sample_rate must be a multiple of {multiple_of} from {MIN_RATE_HZ} to {MAX_RATE_HZ} "
-            f"Hz, got {sample_rate!r}; resample the audio first"
+            f"sample_rate must be an integer from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, got "
+            f"{sample_rate!r}; resample the audio first"
         )
 
 
@@ -65,32 +67,43 @@ def to_mono(pcm: np.ndarray) -> np.ndarray:
     return samples
 
 
+def has_constant_delay() -> bool:
+    """Return whether this soxr has the variable-rate engine, whose delay is constant.
+
+    soxr 1.1 has it and 1.0 does not. Both convert equally well; from 48 kHz, the variable-rate
+    engine delays by 12.5 ms, the other one by 6 to 37 ms, differently for each chunk.
+    """
+    return "vr" in inspect.signature(soxr.ResampleStream).parameters
+
+
 class Resampler:
-    """A streaming converter of one audio source to 16 kHz mono.
+    """A streaming converter of one audio source to mono at another rate.
 
     One object belongs to one stream and holds its state. The output does not depend on how the
-    input is split into chunks. The delay is constant: 0 at 16 kHz, 12.5 ms from 48 kHz, 10 to
-    30 ms from other rates. `flush` returns what is held back; then `n` input samples have become
-    exactly `n * 16000 / sample_rate` output samples, rounded half up.
+    input is split into chunks. To 16 kHz, the delay is constant if `has_constant_delay`: 0 from
+    16 kHz, 12.5 ms from 48 kHz, 10 to 30 ms from other rates; if not, it varies, up to 40 ms, or
+    120 ms from 8 and 192 kHz. `flush` returns what is held back; then `n` input samples have become
+    exactly `n * target_rate / sample_rate` output samples, rounded half up.
 
     Args:
         sample_rate: sample rate of the source in Hz, an integer from 8000 to 192000.
+        target_rate: sample rate of the output in Hz, likewise.
 
     Raises:
-        AudioFormatError: the rate is out of range.
+        AudioFormatError: a rate is out of range.
     """
 
-    def __init__(self, sample_rate: int) -> None:
-        check_rate(sample_rate, multiple_of=1)
-        self.sample_rate = int(sample_rate)
+    def __init__(self, sample_rate: int, target_rate: int = SAMPLE_RATE) -> None:
+        check_rate(sample_rate)
+        check_rate(target_rate)
+        self.sample_rate, self.target_rate = int(sample_rate), int(target_rate)
         self._consumed = self._produced = 0
         self._stream = None
-        if self.sample_rate != SAMPLE_RATE:
-            # From 48 kHz, soxr's fixed-ratio mode delays by 6 to 37 ms, and each chunk differs. The
-            # variable-rate engine at a constant ratio delays by a constant 12.5 ms; residue and
-            # aliases measured below -109 dB.
+        if self.sample_rate != self.target_rate:
+            # At a constant ratio, residue and aliases of both engines measured below -109 dB.
+            engine: dict[str, Any] = {"vr": True} if has_constant_delay() else {}
             self._stream = soxr.ResampleStream(
-                self.sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ", vr=True
+                self.sample_rate, self.target_rate, 1, dtype="float32", quality="HQ", **engine
             )
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
@@ -100,7 +113,7 @@ class Resampler:
             pcm: see `check_pcm`. An empty chunk changes nothing.
 
         Returns:
-            `(m,)` float32 in [-1, 1] at 16 kHz; `m` may be 0.
+            `(m,)` float32 in [-1, 1] at the target rate; `m` may be 0.
 
         Raises:
             AudioFormatError: see `check_pcm`. The state is unchanged.
@@ -115,7 +128,8 @@ class Resampler:
         """Return the samples held back, `(m,)` float32, and reset."""
         if self._stream is None:
             return np.zeros(0, np.float32)
-        due = (2 * self._consumed * SAMPLE_RATE + self.sample_rate) // (2 * self.sample_rate)
+        rate = self.sample_rate
+        due = (2 * self._consumed * self.target_rate + rate) // (2 * rate)
         missing = due - self._produced
         tail = self._convert(np.zeros(0, np.float32), last=True)
         # The engine's output is up to one sample short or long.

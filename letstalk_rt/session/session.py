@@ -189,7 +189,7 @@ class AvatarSession:
             pcm: int16, or float32 in [-1, 1] (values beyond are clipped, with a warning); `(n,)`,
                 or `(n, channels)` with one or two channels, which are averaged. An empty chunk has
                 no effect.
-            sample_rate: in Hz, a multiple of 100 from 8000 to 192000; may change between calls.
+            sample_rate: in Hz, an integer from 8000 to 192000; may change between calls.
 
         Raises:
             AudioFormatError: `pcm` or `sample_rate` is not supported; nothing was queued.

@@ -46,8 +46,6 @@ class FileSource:
         samples, rate = read_audio(Path(path))
         if samples.ndim == 2:  # a file may have six channels
             samples = samples.mean(axis=1, dtype=np.float32)
-        if rate % 100:  # live audio has whole samples per 10 ms
-            samples, rate = _resample_to_48khz(samples, rate), 48_000
         self.sample_rate = rate
         self._samples = samples
         self._block = rate * block_ms // 1000
@@ -72,10 +70,3 @@ class FileSource:
                 yield chunk
             if not (self._loop and len(self._samples)):
                 return
-
-
-def _resample_to_48khz(samples: np.ndarray, rate: int) -> np.ndarray:
-    import soxr
-
-    converted: np.ndarray = soxr.resample(samples, rate, 48_000)
-    return converted.astype(np.float32)

@@ -30,7 +30,7 @@ class Microphone:
         overflows: how often audio was lost because the machine or the consumer was too slow.
 
     Raises:
-        AudioFormatError: `sample_rate` is not a multiple of 100 from 8000 to 192000.
+        AudioFormatError: `sample_rate` is not an integer from 8000 to 192000.
     """
 
     def __init__(self, device: str | int | None = None, *, sample_rate: int | None = None) -> None:
@@ -92,8 +92,7 @@ class Microphone:
         sounddevice = load_sounddevice()
         device = find_device("input", self._device)
         if not self.sample_rate:
-            default = int(device["default_samplerate"])
-            self.sample_rate = default if default % 100 == 0 else 48_000
+            self.sample_rate = int(device["default_samplerate"])
         try:
             stream = sounddevice.InputStream(
                 samplerate=self.sample_rate,

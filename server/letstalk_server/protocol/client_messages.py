@@ -283,8 +283,6 @@ def _audio(fields: Mapping[str, Any], current: AudioFormat) -> AudioFormat:
     kind = _one_of(fields.get("format", current.format), "audio.format", ("pcm16", "opus"))
     default = OPUS_RATE if kind == "opus" else current.sample_rate
     rate = _integer(fields.get("sample_rate", default), "audio.sample_rate", 8000, 192_000)
-    if rate % 100:
-        raise BadMessageError("audio.sample_rate must be a multiple of 100")
     if kind == "opus" and rate != OPUS_RATE:
         raise BadMessageError(f"audio.sample_rate of opus is {OPUS_RATE}")
     channels = _integer(fields.get("channels", current.channels), "audio.channels", 1, 2)

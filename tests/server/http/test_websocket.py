@@ -125,6 +125,14 @@ async def test_an_interrupt_tells_how_much_was_shown(address):
     await client.close()
 
 
+async def test_speech_may_have_any_whole_rate(address):
+    client = await join(address, "sample_rate=22050")
+    await client.send(speech(1.0, 22_050))
+    await client.send({"type": "segment.end"})
+    assert (await client.hear("segment.finished"))["played_ms"] == pytest.approx(1000, abs=2)
+    await client.close()
+
+
 async def test_what_a_connection_wants_may_change(address):
     client = await join(address)
     await client.send({"type": "session.configure", "audio": {"sample_rate": 24_000}, "stats_s": 1})
