@@ -90,7 +90,7 @@ class AVFrame:
 
     Attributes:
         rgb: `(H, W, 3)` uint8.
-        pcm: `(640,)` float32 in [-1, 1], 16 kHz mono.
+        pcm: `(sample_rate // 25,)` float32 in [-1, 1], mono: `(640,)` at 16 kHz.
         index: frame number within the session, from 0 without gaps; due at `index / 25` s.
         segment_id: the segment that its audio belongs to; counts from 0.
         epoch: the number of interrupts before it.
@@ -98,6 +98,7 @@ class AVFrame:
         spoken: how many of the samples are pushed speech; the others are padding.
         voiced: whether voice activity was detected in its audio; without detection, whether it
             holds pushed speech.
+        sample_rate: of `pcm`, in Hz; 16000 unless the session has another `output_sample_rate`.
     """
 
     rgb: np.ndarray
@@ -108,6 +109,7 @@ class AVFrame:
     stamps: FrameStamps | None = None
     spoken: int = 0
     voiced: bool = False
+    sample_rate: int = SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)

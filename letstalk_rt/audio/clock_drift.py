@@ -1,8 +1,8 @@
 """Correction of clock drift, so that a live source neither builds up delay nor runs dry.
 
 A microphone's crystal is some 100 ppm off. The arrival times of its chunks show the drift; single
-samples are removed or duplicated to correct it, where this is least audible. A source that does not
-deliver in real time (speech synthesis, a file) is not corrected.
+blocks of samples are removed or duplicated to correct it, where this is least audible. A source
+that does not deliver in real time (speech synthesis, a file) is not corrected.
 """
 
 import math
@@ -30,12 +30,17 @@ _CORRECTION_INTERVAL = 640  # samples between two corrections: at most 1560 ppm
 class ClockDriftCorrector:
     """Measures the drift of one source and corrects its samples.
 
+    Args:
+        block: number of samples that are removed or duplicated at once; see `block_sizes`.
+
     Attributes:
         live: whether the source has never been ahead of real time.
         corrected: number of samples duplicated and removed so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block: int = 1) -> None:
+        assert _CORRECTION_INTERVAL % block == 0, block
+        self._block = block
         self.corrected = 0
         self.reset()
 
@@ -77,28 +82,49 @@ class ClockDriftCorrector:
         """Record that the source was blocked until now, so that this does not count as a pause."""
         self._last_s = now_s
 
-    def correct(self, pcm: np.ndarray) -> np.ndarray:
-        """Return `pcm`, `(n,)` float32, with samples removed or duplicated where that is due."""
-        if len(pcm) > _CORRECTION_INTERVAL and abs(self._excess) > _TOLERANCE:
-            parts = np.split(pcm, range(_CORRECTION_INTERVAL, len(pcm), _CORRECTION_INTERVAL))
-            return np.concatenate([self.correct(part) for part in parts])
-        self._since_correction += len(pcm)
+    def kept_blocks(self, pcm: np.ndarray) -> np.ndarray | None:
+        """Return which blocks of `pcm` to keep, with blocks removed or repeated where that is due.
+
+        Args:
+            pcm: `(n,)` float32, whole blocks.
+
+        Returns:
+            Indices of blocks, in order; None if all are kept once.
+        """
+        if not self._is_due(len(pcm)):
+            return None
+        starts = range(0, len(pcm), _CORRECTION_INTERVAL)
+        return np.concatenate([self._kept(pcm, start) for start in starts])
+
+    def _is_due(self, samples: int) -> bool:
+        """Return whether a correction is due within this many samples, and count them if not."""
         due = (
             self.live
             and abs(self._excess) > _TOLERANCE
-            and self._since_correction >= _CORRECTION_INTERVAL
+            and self._since_correction + samples >= _CORRECTION_INTERVAL
         )
-        if not due or len(pcm) < 3:
-            return pcm
+        if not due:
+            self._since_correction += samples
+        return due
+
+    def _kept(self, pcm: np.ndarray, start: int) -> np.ndarray:
+        """Return the indices of the kept blocks of one interval that begins at `start`."""
+        part, block = pcm[start : start + _CORRECTION_INTERVAL], self._block
+        blocks = np.arange(start // block, (start + len(part)) // block)
+        self._since_correction += len(part)
+        due = abs(self._excess) > _TOLERANCE and self._since_correction >= _CORRECTION_INTERVAL
+        if not due or len(blocks) < 3:
+            return blocks
         self._since_correction = 0
-        self.corrected += 1
-        change = np.abs(pcm[2:] - pcm[:-2])
-        position = 1 + int(change.argmin())  # where its neighbours differ least
+        self.corrected += block
+        # The block whose neighbours, which will meet, differ least.
+        change = np.abs(part[2 * block :: block] - part[block - 1 : -block - 1 : block])
+        number = 1 + int(change.argmin())
         if self._excess > 0:
-            self._excess -= 1
-            return np.delete(pcm, position)
-        self._excess += 1
-        return np.insert(pcm, position, pcm[position])
+            self._excess -= block
+            return np.delete(blocks, number)
+        self._excess += block
+        return np.insert(blocks, number, blocks[number])
 
     def _end_block(self, now_s: float) -> None:
         change_s = self._reference_s - self._earliest_s

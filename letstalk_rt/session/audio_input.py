@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from letstalk_rt.audio.clock_drift import ClockDriftCorrector
-from letstalk_rt.audio.resample import Resampler, check_pcm, check_rate
+from letstalk_rt.audio.resample import check_pcm, check_rate
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary, Segmenter
+from letstalk_rt.audio.speech_resampler import Speech, SpeechResampler, block_sizes
 from letstalk_rt.errors import SessionClosed
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.session.events import EventHub
@@ -58,6 +59,7 @@ class AudioInput:
         wake: called when a new item can be taken.
         metrics: counts corrections.
         hub: receives warnings.
+        output_rate: sample rate of the frames' audio in Hz, as the segmenter's.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class AudioInput:
         wake: Callable[[], None],
         metrics: Metrics,
         hub: EventHub,
+        output_rate: int = SAMPLE_RATE,
     ) -> None:
         self.epoch = 0
         self._expected_s = -math.inf  # when a live source pushes again, if speech continues
@@ -77,8 +80,9 @@ class AudioInput:
         self._max_hops, self._live = max_hops, live
         self._now_s, self._wake = now_s, wake
         self._metrics, self._hub = metrics, hub
-        self._resampler = Resampler(SAMPLE_RATE)
-        self._drift = ClockDriftCorrector()
+        self._output_rate, self._blocks = output_rate, block_sizes(output_rate)
+        self._resampler = SpeechResampler(SAMPLE_RATE, output_rate)
+        self._drift = ClockDriftCorrector(self._blocks[0])
         self._pushing = asyncio.Lock()
         self._space = asyncio.Event()  # a hop may be queued in _work
         self._work: deque[StepInput] = deque()
@@ -105,8 +109,8 @@ class AudioInput:
             async with self._pushing:
                 while len(pcm) and epoch == self.epoch:
                     part = pcm[: int(sample_rate * _SLICE_S)]
-                    samples = await self._resample(part, sample_rate, epoch)
-                    await self._feed(self._correct_drift(samples), epoch, now_s)
+                    speech = await self._resample(part, sample_rate, epoch)
+                    await self._feed(self._correct_drift(speech), epoch, now_s)
                     if epoch == self.epoch:
                         self._arriving -= len(part) * scale
                         pcm = pcm[len(part) :]
@@ -226,13 +230,13 @@ class AudioInput:
                 now_s,
             )
 
-    async def _resample(self, part: np.ndarray, sample_rate: int, epoch: int) -> np.ndarray:
+    async def _resample(self, part: np.ndarray, sample_rate: int, epoch: int) -> Speech:
         if sample_rate != self._resampler.sample_rate:
             await self._feed(self._resampler.flush(), epoch, self._now_s())
             if epoch != self.epoch:
-                return np.zeros(0, np.float32)  # dropped: it must not enter the new resampler state
-            self._resampler = Resampler(sample_rate)
-        if part.dtype == np.float32 and max(part.max(), -part.min()) > _LOUDEST:
+                part = part[:0]  # dropped: it must not enter the new resampler state
+            self._resampler = SpeechResampler(sample_rate, self._output_rate)
+        if part.size and part.dtype == np.float32 and max(part.max(), -part.min()) > _LOUDEST:
             self._hub.warn(
                 "clipped",
                 "The audio exceeds [-1, 1] and is clipped; scale it before pushing it.",
@@ -240,31 +244,41 @@ class AudioInput:
             )
         return self._resampler.push(part)
 
-    def _correct_drift(self, samples: np.ndarray) -> np.ndarray:
+    def _correct_drift(self, speech: Speech) -> Speech:
         """Correct the clock drift of a live source, and shorten pauses while there is a backlog."""
-        if not (self._live and self._drift.live and samples.size):
-            return samples
-        corrected = self._drift.correct(self._catch_up(samples))
-        self._metrics.corrected = self._drift.corrected
-        return corrected
+        if not (self._live and self._drift.live and speech.pcm.size):
+            return speech
+        skipped = self._catch_up(speech.pcm)
+        if skipped:
+            count = speech.pcm.size // self._blocks[0]
+            speech = speech.take(np.arange(skipped, count), self._blocks)
+        kept = self._drift.kept_blocks(speech.pcm)
+        if kept is not None:
+            speech = speech.take(kept, self._blocks)
+            self._metrics.corrected = self._drift.corrected
+        return speech
 
-    def _catch_up(self, samples: np.ndarray) -> np.ndarray:
-        """Shorten a pause by the time that every hop of the last two seconds waited."""
+    def _catch_up(self, samples: np.ndarray) -> int:
+        """Return by how many blocks to shorten a pause.
+
+        That is the time that every hop of the last two seconds waited.
+        """
         waited_s = min(self._waits_s) if len(self._waits_s) == _WAITS else 0.0
         if waited_s <= _TOO_LONG_S or np.square(samples).mean() >= _QUIET_RMS**2:
-            return samples
-        count = min(samples.size, round((waited_s - _ENOUGH_S) * SAMPLE_RATE))
-        self._metrics.skipped += count
-        less_s = count / SAMPLE_RATE
+            return 0
+        block = self._blocks[0]
+        count = min(samples.size, round((waited_s - _ENOUGH_S) * SAMPLE_RATE)) // block
+        self._metrics.skipped += count * block
+        less_s = count * block / SAMPLE_RATE
         self._waits_s = deque((wait_s - less_s for wait_s in self._waits_s), _WAITS)
-        return samples[count:]
+        return count
 
-    async def _feed(self, samples: np.ndarray, epoch: int, arrived_s: float) -> None:
-        """Queue a slice of 16 kHz speech, once there is space for a hop."""
-        if samples.size and await self._wait_for_space(epoch):
-            self._taken += samples.size
+    async def _feed(self, speech: Speech, epoch: int, arrived_s: float) -> None:
+        """Queue a slice of speech, once there is space for a hop."""
+        if speech.pcm.size and await self._wait_for_space(epoch):
+            self._taken += speech.pcm.size
             self._arrivals.append((self._taken, arrived_s))
-            self._queue(self._segmenter.push(samples))
+            self._queue(self._segmenter.push(speech))
 
     async def _wait_for_space(self, epoch: int) -> bool:
         """Wait until a hop may be queued; return False if an interrupt came first."""

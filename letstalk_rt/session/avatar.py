@@ -18,8 +18,9 @@ from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
 
-from letstalk_rt.audio.resample import Resampler, check_pcm
+from letstalk_rt.audio.resample import check_pcm
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
+from letstalk_rt.audio.speech_resampler import SpeechResampler
 from letstalk_rt.errors import AudioFormatError, EngineError
 from letstalk_rt.inference.protocol import (
     DEFAULT_MOTION,
@@ -157,7 +158,7 @@ class Avatar:
         if isinstance(audio, str | os.PathLike):
             audio, sample_rate = _read_file(audio)
         chunks = [audio] if isinstance(audio, np.ndarray) else audio
-        return self._render(self._hops(chunks, Resampler(sample_rate)), options)
+        return self._render(self._hops(chunks, SpeechResampler(sample_rate)), options)
 
     def close(self) -> None:
         """Stop the model thread, once its queued calls are done. Close all sessions first.
@@ -173,7 +174,7 @@ class Avatar:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _hops(self, chunks: Iterable[np.ndarray], resampler: Resampler) -> Iterator[Hop]:
+    def _hops(self, chunks: Iterable[np.ndarray], resampler: SpeechResampler) -> Iterator[Hop]:
         segmenter = segmenter_for(self.pipeline)
         for chunk in chunks:
             check_pcm(chunk)

@@ -7,7 +7,7 @@ from letstalk_rt.audio.voice_activity import VoiceActivity
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import Pipeline
 from letstalk_rt.session.playback import PlaybackMode
-from letstalk_rt.types import FPS, MotionOptions
+from letstalk_rt.types import FPS, SAMPLE_RATE, MotionOptions
 
 _FRAME_MS = 1000 // FPS
 
@@ -23,12 +23,17 @@ class SessionOptions(TypedDict, total=False):
     motion: MotionOptions
     voice_activity: VoiceActivity
     playback: PlaybackMode
+    output_sample_rate: int
 
 
-def segmenter_for(pipeline: Pipeline[Any], lookahead_frames: int | None = None) -> Segmenter:
+def segmenter_for(
+    pipeline: Pipeline[Any],
+    lookahead_frames: int | None = None,
+    output_rate: int = SAMPLE_RATE,
+) -> Segmenter:
     """Create the segmenter for a model, with the model's look-ahead or a shorter one."""
     ahead = pipeline.lookahead_frames if lookahead_frames is None else lookahead_frames
-    return Segmenter(pipeline.hop, pipeline.frames_per_window, ahead)
+    return Segmenter(pipeline.hop, pipeline.frames_per_window, ahead, output_rate)
 
 
 def lookahead_in_frames(pipeline: Pipeline[Any], lookahead_ms: int | None) -> int:

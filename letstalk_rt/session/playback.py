@@ -103,7 +103,7 @@ class Playback:
 
     Attributes:
         state: the avatar state.
-        unplayed: samples of speech that were handed out and not played yet.
+        unplayed: samples of speech, at 16 kHz, that were handed out and not played yet.
     """
 
     def __init__(
@@ -141,8 +141,9 @@ class Playback:
                 f"{MAX_UNREPORTED} frames were read but not reported as played; call "
                 "notify_played for each, or open the session with playback='on_read'"
             )
-        self._waiting.append(_Unplayed(item.index, item.segment_id, item.spoken, item.voiced))
-        self.unplayed += item.spoken
+        spoken = item.spoken * SAMPLE_RATE // item.sample_rate
+        self._waiting.append(_Unplayed(item.index, item.segment_id, spoken, item.voiced))
+        self.unplayed += spoken
         if not self.is_reported:
             self.note_played(item.index)
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from letstalk_rt.audio.speech_resampler import check_output_rate
 from letstalk_rt.audio.voice_activity import VoiceActivity, check_voice_activity, hold_frames
 from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
 from letstalk_rt.inference.protocol import DEFAULT_MOTION, StateOptions
@@ -29,6 +30,7 @@ from letstalk_rt.session.playback import (
 )
 from letstalk_rt.session.step_scheduler import PortraitChange, StepScheduler
 from letstalk_rt.types import (
+    SAMPLE_RATE,
     AVFrame,
     Interrupted,
     MotionOptions,
@@ -73,9 +75,12 @@ class AvatarSession:
             which the next frame is generated. `on_read`: when it is read, for readers that use each
             frame at once. `reported`: when `notify_played` is called with it, for players that hold
             frames until they are due, such as `sinks.play.play`.
+        output_sample_rate: sample rate of the frames' audio in Hz: 16000, 24000 or 48000. The model
+            always hears 16 kHz; a higher rate passes the pushed audio on at up to this quality.
 
     Attributes:
         metrics: stage durations and counters of this session.
+        output_sample_rate: sample rate of the frames' audio in Hz.
 
     Raises:
         ConfigError: an option is out of range.
@@ -94,11 +99,14 @@ class AvatarSession:
         motion: MotionOptions = DEFAULT_MOTION,
         voice_activity: VoiceActivity = "energy",
         playback: PlaybackMode = "on_read",
+        output_sample_rate: int = SAMPLE_RATE,
     ) -> None:
         if max_hops < 1:
             raise ConfigError(f"max_hops must be at least 1, got {max_hops}")
         check_voice_activity(voice_activity)
         check_playback_mode(playback)
+        check_output_rate(output_sample_rate)
+        self.output_sample_rate = output_sample_rate
         self.metrics = Metrics()
         self._portrait, self._idle = portrait, idle
         self._readable = asyncio.Event()
@@ -109,13 +117,14 @@ class AvatarSession:
         self._playback = Playback(self._hub, playback, quiet_frames)
         self._wake = asyncio.Event()  # the scheduler may have something to do
         self._audio_input = AudioInput(
-            segmenter_for(worker.pipeline, lookahead),
+            segmenter_for(worker.pipeline, lookahead, output_sample_rate),
             max_hops,
             idle,
             self._now_s,
             self._wake.set,
             self.metrics,
             self._hub,
+            output_sample_rate,
         )
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
         self._scheduler = StepScheduler(
@@ -350,8 +359,9 @@ class AvatarSession:
             audio.segment_id,
             self.epoch,
             stamps,
-            spoken=audio.spoken,
+            spoken=audio.spoken * self.output_sample_rate // SAMPLE_RATE,
             voiced=frame.voiced,
+            sample_rate=self.output_sample_rate,
         )
 
     def _end(self) -> None:

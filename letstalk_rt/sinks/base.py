@@ -8,8 +8,21 @@ from typing import Protocol
 
 import numpy as np
 
-from letstalk_rt.errors import EngineError
-from letstalk_rt.types import AVFrame
+from letstalk_rt.errors import ConfigError, EngineError
+from letstalk_rt.types import SAMPLE_RATE, AVFrame
+
+
+def check_sample_rate(frame: AVFrame, sample_rate: int) -> None:
+    """Check that a frame's audio has the sample rate that a sink was made for.
+
+    Raises:
+        ConfigError: it has another one.
+    """
+    if frame.sample_rate != sample_rate:
+        raise ConfigError(
+            f"the sink was made for audio of {sample_rate} Hz, the session delivers "
+            f"{frame.sample_rate} Hz; pass sample_rate=session.output_sample_rate to the sink"
+        )
 
 
 class Sink(Protocol):
@@ -63,6 +76,7 @@ class ThreadedSink:
         max_video_frames: queue length above which the image of a frame is dropped and only its
             audio is kept.
         max_audio_frames: longest queue; a sink that is further behind has failed.
+        sample_rate: sample rate of the frames' audio, Hz.
 
     Attributes:
         skipped: number of images dropped because the sink was too slow.
@@ -71,10 +85,16 @@ class ThreadedSink:
     latency_s: float | None = None
 
     def __init__(
-        self, name: str, *, max_video_frames: int = 50, max_audio_frames: int = 1500
+        self,
+        name: str,
+        *,
+        max_video_frames: int = 50,
+        max_audio_frames: int = 1500,
+        sample_rate: int = SAMPLE_RATE,
     ) -> None:
         self.skipped = 0
         self._name = name
+        self._sample_rate = sample_rate
         self._max_video_frames = max_video_frames
         self._items: queue.Queue[tuple[np.ndarray | None, np.ndarray] | None]
         self._items = queue.Queue(max_audio_frames)
@@ -100,8 +120,10 @@ class ThreadedSink:
 
         Raises:
             EngineError: the queue is full.
+            ConfigError: the frame's audio has another sample rate.
             LetsTalkError: writing an earlier frame failed.
         """
+        check_sample_rate(frame, self._sample_rate)
         self._raise_failure()
         waiting = self._items.qsize()
         rgb = frame.rgb if waiting < self._max_video_frames else None

@@ -234,12 +234,20 @@ class Recording(ThreadedSink):
         path: see `write_video`. An existing file is overwritten at once.
         badge: draw the badge "AI avatar" into the frames.
         max_video_frames: see `ThreadedSink`.
+        sample_rate: `output_sample_rate` of the session, Hz.
     """
 
-    def __init__(self, path: str | Path, *, badge: bool = True, max_video_frames: int = 50) -> None:
-        super().__init__("recording", max_video_frames=max_video_frames)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        badge: bool = True,
+        max_video_frames: int = 50,
+        sample_rate: int = SAMPLE_RATE,
+    ) -> None:
+        super().__init__("recording", max_video_frames=max_video_frames, sample_rate=sample_rate)
         self._writer = VideoWriter(
-            path, SAMPLE_RATE, badge=badge, crash_safe=True, x264=dict(_LIVE_X264)
+            path, sample_rate, badge=badge, crash_safe=True, x264=dict(_LIVE_X264)
         )
 
     def _open(self, width: int, height: int) -> None:

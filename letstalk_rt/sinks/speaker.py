@@ -8,6 +8,7 @@ import soxr
 from letstalk_rt.audio.audio_devices import find_device, load_sounddevice
 from letstalk_rt.errors import ConfigError, DependencyError
 from letstalk_rt.sinks.audio_buffer import AudioBuffer
+from letstalk_rt.sinks.base import check_sample_rate
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame
 
 MAX_DELAY_MS = 2000
@@ -26,16 +27,24 @@ class Speaker:
         device: number or part of the name of an output device; None for the default.
         delay_ms: additional delay of the audio, from 0 to 2000, for programs that show the camera
             late.
+        sample_rate: `output_sample_rate` of the session, Hz.
 
     Raises:
         ConfigError: `delay_ms` is out of range.
     """
 
-    def __init__(self, device: str | int | None = None, *, delay_ms: int = 0) -> None:
+    def __init__(
+        self,
+        device: str | int | None = None,
+        *,
+        delay_ms: int = 0,
+        sample_rate: int = SAMPLE_RATE,
+    ) -> None:
         if not 0 <= delay_ms <= MAX_DELAY_MS:
             raise ConfigError(f"The delay is {delay_ms} ms; expected 0 to {MAX_DELAY_MS}.")
         self._device = device
         self._delay_s = delay_ms / 1000
+        self._sample_rate = sample_rate
         self._stream: Any = None
         self._buffer: AudioBuffer | None = None
         self._epoch = 0
@@ -62,7 +71,7 @@ class Speaker:
         device = find_device("output", self._device)
         rate = int(device["default_samplerate"])
         self._buffer = AudioBuffer(rate, BUFFER_S + self._delay_s)
-        self._resampler = soxr.ResampleStream(SAMPLE_RATE, rate, 1, "float32", quality="MQ")
+        self._resampler = soxr.ResampleStream(self._sample_rate, rate, 1, "float32", quality="MQ")
         channels = min(2, device["max_output_channels"])
         try:
             self._stream = sounddevice.OutputStream(
@@ -83,6 +92,7 @@ class Speaker:
     def show(self, frame: AVFrame) -> None:
         """Queue the audio of the frame; after an interrupt, drop queued audio first."""
         assert self._buffer is not None, "open first"
+        check_sample_rate(frame, self._sample_rate)
         if frame.epoch != self._epoch:
             self._epoch = frame.epoch
             self.flush()

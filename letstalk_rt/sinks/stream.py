@@ -44,6 +44,7 @@ class StreamPush(ThreadedSink):
         bit_rate: bit rate of the video in bit/s.
         badge: draw the badge "AI avatar" into the frames.
         verify: check the certificate of an `rtmps://` server.
+        sample_rate: `output_sample_rate` of the session, Hz.
         clock: returns monotonic seconds.
         connect: opens a connection; it blocks, and raises `OSError` on failure.
 
@@ -61,10 +62,11 @@ class StreamPush(ThreadedSink):
         bit_rate: int = DEFAULT_BIT_RATE,
         badge: bool = True,
         verify: bool = True,
+        sample_rate: int = SAMPLE_RATE,
         clock: Callable[[], float] = time.monotonic,
         connect: Callable[[StreamTarget], StreamConnection] = StreamConnection,
     ) -> None:
-        super().__init__("stream")
+        super().__init__("stream", sample_rate=sample_rate)
         self.connects = 0
         self._scheme = _check_url(url)
         if not 100_000 <= bit_rate <= 50_000_000:
@@ -74,7 +76,7 @@ class StreamPush(ThreadedSink):
         self._url, self._verify, self._clock = url, verify, clock
         self._open_connection = connect
         self._settings = EncoderSettings(
-            SAMPLE_RATE,
+            sample_rate,
             badge=badge,
             aac_rate=48_000,
             aac_channels=2,

@@ -255,10 +255,16 @@ def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
     group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--kiosk",
+        action="store_true",
+        default=_env("KIOSK", "") not in ("", "0", "false"),
+        help="for a screen that is always on: sessions have no time limits",
+    )
     help_of = {
         "max_sessions": "concurrent sessions (as many as the measured speed allows)",
         "max_connections": "connections on one session, viewers included",
-        "max_session_s": "maximum duration of a session, s",
+        "max_session_s": "maximum duration of a session, s; 0 is no limit",
         "max_idle_s": "maximum time without speech or messages, s; 0 is no limit",
         "grace_s": "grace period for a lost peer, s",
         "max_upload_bytes": "maximum size of a portrait file",

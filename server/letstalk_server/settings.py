@@ -73,7 +73,10 @@ class Settings:
         max_upload_bytes: maximum size of a portrait file.
         max_upload_pixels: maximum number of pixels of a portrait.
         max_portraits: uploaded portraits kept in memory; the least recently used is dropped.
-        max_session_s: maximum duration of a session; clients are warned a minute before.
+        kiosk: for a screen that is always on: sessions have no time limits, whatever
+            `max_session_s` and `max_idle_s` are; they still end when their last peer is lost.
+        max_session_s: maximum duration of a session; clients are warned a minute before; 0 is no
+            limit.
         max_idle_s: maximum time without speech or messages, also with a warning; 0 is no limit.
         max_message_bytes: maximum size of a message on a WebSocket or data channel.
         max_message_rate: sustained rate of messages per connection, 1/s.
@@ -108,6 +111,7 @@ class Settings:
     max_upload_bytes: int = 20_000_000
     max_upload_pixels: int = 40_000_000
     max_portraits: int = 32
+    kiosk: bool = False
     max_session_s: float = 7200.0
     max_idle_s: float = 900.0
     max_message_bytes: int = 262_144
@@ -122,6 +126,16 @@ class Settings:
     def auth_required(self) -> bool:
         """Whether tokens are required."""
         return self.auth == "on" or (self.auth == "auto" and not is_loopback(self.host))
+
+    @property
+    def session_limit_s(self) -> float:
+        """Maximum duration of a session, s; 0 is no limit."""
+        return 0.0 if self.kiosk else self.max_session_s
+
+    @property
+    def idle_limit_s(self) -> float:
+        """Maximum time without speech or messages, s; 0 is no limit."""
+        return 0.0 if self.kiosk else self.max_idle_s
 
     def __post_init__(self) -> None:
         for key, low, high in _RANGES:
@@ -168,7 +182,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_upload_bytes", 1000, 1_000_000_000),
     ("max_upload_pixels", 65_536, 1_000_000_000),
     ("max_portraits", 1, 10_000),
-    ("max_session_s", 1, 30 * 86_400),
+    ("max_session_s", 0, 30 * 86_400),
     ("max_idle_s", 0, 30 * 86_400),
     ("max_message_bytes", 4096, 16_777_216),
     ("max_message_rate", 1, 100_000),

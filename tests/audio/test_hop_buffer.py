@@ -8,6 +8,7 @@ from support.fakes import FRAME, HOP, LOOKAHEAD
 
 from letstalk_rt.audio.hop_buffer import HopBuffer
 from letstalk_rt.audio.segmenter import SegmentBoundary, Segmenter
+from letstalk_rt.audio.speech_resampler import Speech
 from letstalk_rt.errors import AudioFormatError
 
 SPLITS = [
@@ -101,6 +102,10 @@ def test_other_arrays_are_refused(pcm):
         HopBuffer(6).push(pcm)
 
 
+def speech_of(pcm):
+    return Speech(pcm, pcm)
+
+
 def new_segmenter():
     return Segmenter(HOP, HOP // FRAME, LOOKAHEAD)
 
@@ -122,7 +127,7 @@ def shown_until_end(items):
 
 def test_audio_is_delayed_by_the_look_ahead():
     speech = numbers(2 * HOP)
-    hops = new_segmenter().push(speech)
+    hops = new_segmenter().push(speech_of(speech))
     np.testing.assert_array_equal(np.concatenate([hop.pcm for hop in hops]), speech)
     delay = LOOKAHEAD * FRAME
     np.testing.assert_array_equal(audio_of(hops), np.pad(speech, (delay, 0))[: speech.size])
@@ -131,7 +136,7 @@ def test_audio_is_delayed_by_the_look_ahead():
 @pytest.mark.parametrize("count", [1, 2 * FRAME, 2 * FRAME + 1, HOP, HOP + 1])
 def test_a_segment_ends_with_the_frame_of_its_last_sample(count):
     segmenter, speech = new_segmenter(), numbers(count)
-    items = segmenter.push(speech) + segmenter.end_segment()
+    items = segmenter.push(speech_of(speech)) + segmenter.end_segment()
     before, after = shown_until_end(items)
     assert len(before) == LOOKAHEAD + -(-count // FRAME)
     shown = np.concatenate([audio.pcm for audio in before])
@@ -146,21 +151,21 @@ def test_a_segment_ends_with_the_frame_of_its_last_sample(count):
 def test_a_segment_without_speech_ends_without_frames():
     segmenter = new_segmenter()
     assert segmenter.end_segment() == [SegmentBoundary(0)]
-    segmenter.push(numbers(100))
+    segmenter.push(speech_of(numbers(100)))
     segmenter.end_segment()
     assert segmenter.end_segment() == [SegmentBoundary(2)]
 
 
 def test_an_end_after_idle_needs_no_more_frames():
     segmenter = new_segmenter()
-    segmenter.push(numbers(HOP))
+    segmenter.push(speech_of(numbers(HOP)))
     segmenter.fill()
     assert segmenter.end_segment() == [SegmentBoundary(0)]
 
 
 def test_an_end_early_in_idle_needs_no_second_hop():
     segmenter = new_segmenter()
-    segmenter.push(numbers(HOP + 3 * FRAME))
+    segmenter.push(speech_of(numbers(HOP + 3 * FRAME)))
     segmenter.fill()  # speech, then one frame of silence: one frame of look-ahead is missing
     before, _ = shown_until_end(segmenter.end_segment())
     assert len(before) == 1
@@ -168,8 +173,8 @@ def test_an_end_early_in_idle_needs_no_second_hop():
 
 def test_the_next_segment_begins_on_a_hop_with_its_own_number():
     segmenter = new_segmenter()
-    first = segmenter.push(numbers(100)) + segmenter.end_segment()
-    second = segmenter.push(numbers(HOP, start=500)) + segmenter.end_segment()
+    first = segmenter.push(speech_of(numbers(100))) + segmenter.end_segment()
+    second = segmenter.push(speech_of(numbers(HOP, start=500))) + segmenter.end_segment()
     assert second[0].pcm[0] == 500
     ids = [audio.segment_id for hop in first + second for audio in hop.frame_audio]
     assert ids == sorted(ids)
@@ -180,7 +185,7 @@ def test_the_next_segment_begins_on_a_hop_with_its_own_number():
 def test_silence_goes_before_speech_that_begins():
     segmenter = new_segmenter()
     segmenter.fill()
-    segmenter.push(numbers(100))
+    segmenter.push(speech_of(numbers(100)))
     hop = segmenter.fill()
     np.testing.assert_array_equal(hop.pcm, np.pad(numbers(100), (HOP - 100, 0)))
     assert segmenter.in_speech
@@ -190,7 +195,7 @@ def test_silence_goes_before_speech_that_begins():
 
 def test_silence_goes_after_speech_that_stopped_arriving():
     segmenter = new_segmenter()
-    segmenter.push(numbers(HOP + 100))
+    segmenter.push(speech_of(numbers(HOP + 100)))
     hop = segmenter.fill()
     np.testing.assert_array_equal(hop.pcm, np.pad(numbers(100, HOP + 1), (0, HOP - 100)))
     assert not segmenter.in_speech
@@ -198,7 +203,7 @@ def test_silence_goes_after_speech_that_stopped_arriving():
 
 def test_after_an_end_no_speech_is_expected():
     segmenter = new_segmenter()
-    segmenter.push(numbers(HOP))
+    segmenter.push(speech_of(numbers(HOP)))
     assert segmenter.in_speech
     segmenter.end_segment()
     assert not segmenter.in_speech
@@ -206,9 +211,9 @@ def test_after_an_end_no_speech_is_expected():
 
 def test_an_interrupt_leaves_no_old_audio():
     segmenter = new_segmenter()
-    segmenter.push(numbers(HOP + 100))
+    segmenter.push(speech_of(numbers(HOP + 100)))
     segmenter.interrupt()
-    hops = segmenter.push(numbers(HOP, start=5000))
+    hops = segmenter.push(speech_of(numbers(HOP, start=5000)))
     np.testing.assert_array_equal(hops[0].pcm, numbers(HOP, start=5000))
     assert not audio_of(hops)[: LOOKAHEAD * FRAME].any()
     assert {audio.segment_id for audio in hops[0].frame_audio} == {1}
@@ -216,10 +221,10 @@ def test_an_interrupt_leaves_no_old_audio():
 
 def test_an_interrupt_before_any_speech_begins_no_segment():
     segmenter = new_segmenter()
-    segmenter.push(numbers(0))
+    segmenter.push(speech_of(numbers(0)))
     segmenter.interrupt()
     assert segmenter.segment_id == 0
-    segmenter.push(numbers(10))
+    segmenter.push(speech_of(numbers(10)))
     segmenter.interrupt()
     segmenter.interrupt()
     assert segmenter.segment_id == 1
@@ -227,7 +232,7 @@ def test_an_interrupt_before_any_speech_begins_no_segment():
 
 def test_an_interrupt_after_an_end_begins_no_segment():
     segmenter = new_segmenter()
-    segmenter.push(numbers(10))
+    segmenter.push(speech_of(numbers(10)))
     segmenter.end_segment()
     segmenter.interrupt()
     assert segmenter.segment_id == 1

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from letstalk_rt.portrait.watermark import STATEMENT
-from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
+from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.protocol.audio_payload import OpusEncoder, to_int16
 from letstalk_server.protocol.client_messages import FramesFormat
 from letstalk_server.session.playout import PlayoutSlot
@@ -36,12 +36,16 @@ class FramePacker:
     Args:
         frames_format: configured format of the frames.
         has_badge: whether the frames have the visible badge.
+        sample_rate: sample rate of the slots' audio, Hz.
     """
 
-    def __init__(self, frames_format: FramesFormat, *, has_badge: bool) -> None:
+    def __init__(
+        self, frames_format: FramesFormat, *, has_badge: bool, sample_rate: int = SAMPLE_RATE
+    ) -> None:
         self.frames_format = frames_format
         self._flags = BADGE if has_badge else 0
-        self._opus = OpusEncoder() if frames_format.sound == "opus" else None
+        self._rate = sample_rate
+        self._opus = OpusEncoder(sample_rate) if frames_format.sound == "opus" else None
 
     def frame(self, slot: PlayoutSlot) -> bytes:
         """Return the message with a slot's frame. It takes a few ms: call it in a thread."""
@@ -57,11 +61,11 @@ class FramePacker:
         flags = REPEATED if slot.repeated else 0
         if self._opus is not None:
             for packet in self._opus(slot.pcm):
-                samples = SAMPLES_PER_FRAME // 2
-                yield _header(PayloadType.OPUS, slot, samples, 1, SAMPLE_RATE, flags) + packet
+                samples = slot.pcm.size // 2
+                yield _header(PayloadType.OPUS, slot, samples, 1, self._rate, flags) + packet
         elif self.frames_format.sound == "pcm16":
             data = to_int16(slot.pcm).astype("<i2").tobytes()
-            yield _header(PayloadType.PCM16, slot, SAMPLES_PER_FRAME, 1, SAMPLE_RATE, flags) + data
+            yield _header(PayloadType.PCM16, slot, slot.pcm.size, 1, self._rate, flags) + data
 
 
 def jpeg(rgb: np.ndarray, quality: int) -> bytes:

@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 from letstalk_rt import __version__
+from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES
 from letstalk_server.http.problem_details import PROBLEM_TYPES
 from letstalk_server.http.request_reading import MAX_NAME_CHARS, MAX_SEED
@@ -204,6 +205,7 @@ def _schemas() -> Json:
                 gaze_at_camera=FLAG,
                 required=(),
             ),
+            sample_rate={"enum": list(OUTPUT_RATES_HZ)},
             required=(),
         ),
         "Session": _session(),
@@ -231,7 +233,7 @@ def _session() -> Json:
         warnings=_list(TEXT),
         connections=_list(_object(id=TEXT, kind=TEXT, age_s=NUMBER)),
         age_s=NUMBER,
-        ends_in_s=NUMBER,
+        ends_in_s=_or_null(NUMBER),
     )
 
 

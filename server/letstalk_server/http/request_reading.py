@@ -7,9 +7,10 @@ from typing import Any, cast
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 
+from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ, check_output_rate
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import DEFAULT_MOTION
-from letstalk_rt.types import MotionOptions
+from letstalk_rt.types import SAMPLE_RATE, MotionOptions
 from letstalk_server.auth import Auth, Caller
 from letstalk_server.errors import BadRequestError
 from letstalk_server.http.problem_details import ContentTooLargeError
@@ -146,7 +147,13 @@ def parse_options(fields: object) -> ServedSessionOptions:
         raise BadRequestError('"badge" must be true or false.')
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
         raise BadRequestError(f'"seed" must be an integer, 0 to {MAX_SEED}.')
-    return ServedSessionOptions(badge, seed, _motion_of(fields.get("motion")))
+    rate = fields.get("sample_rate", SAMPLE_RATE)
+    try:
+        check_output_rate(rate)
+    except ConfigError:
+        known = ", ".join(map(str, OUTPUT_RATES_HZ))
+        raise BadRequestError(f'"sample_rate" must be one of {known}.') from None
+    return ServedSessionOptions(badge, seed, _motion_of(fields.get("motion")), rate)
 
 
 def _motion_of(fields: object) -> MotionOptions:

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 from letstalk_rt import __version__
 from letstalk_rt.errors import NotAnImageError
 from letstalk_rt.portrait.watermark import STATEMENT
-from letstalk_rt.types import FPS, SAMPLE_RATE
+from letstalk_rt.types import FPS
 from letstalk_server import metrics
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES, Caller
 from letstalk_server.errors import BadRequestError, ConsentMissingError, NotFoundError
@@ -106,8 +106,8 @@ def _limits(settings: Settings) -> dict[str, Any]:
     return {
         "max_upload_bytes": settings.max_upload_bytes,
         "max_upload_pixels": settings.max_upload_pixels,
-        "max_session_s": settings.max_session_s,
-        "max_idle_s": settings.max_idle_s,
+        "max_session_s": settings.session_limit_s,
+        "max_idle_s": settings.idle_limit_s,
         "grace_s": settings.grace_s,
         "heartbeat_s": settings.heartbeat_timeout_s,
         "max_message_bytes": settings.max_message_bytes,
@@ -291,11 +291,11 @@ def session_response(
         "ice_servers": turn.as_json(servers),
         "urls": {kind: f"v1/{kind}?session={session.id}" for kind in _KINDS},
         "video": session.video,
-        "audio": {"sample_rate": SAMPLE_RATE},
+        "audio": {"sample_rate": session.playout.sample_rate},
         "heartbeat_s": settings.heartbeat_timeout_s,
         "grace_s": settings.grace_s,
-        "max_session_s": settings.max_session_s,
-        "max_idle_s": settings.max_idle_s,
+        "max_session_s": settings.session_limit_s,
+        "max_idle_s": settings.idle_limit_s,
         "disclosure": session.disclosure,
         "warnings": list(session.avatar_entry.portrait.warnings),
         "connections": [
@@ -303,12 +303,16 @@ def session_response(
             for connection, since_s in session.connections.with_times()
         ],
         "age_s": round(now - session.lifetime.started_s, 1),
-        "ends_in_s": round(session.lifetime.ends_in_s, 1),
+        "ends_in_s": _rounded(session.lifetime.ends_in_s),
     }
     answer = json_response(body, status)
     for link in turn.as_links(servers):
         answer.headers.append("link", link)
     return answer
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 _KINDS = ("offer", "whep", "whip", "ws")

@@ -234,7 +234,11 @@ class WebSocketConnection:
                 number = int(playout.now() / SLOT_S) + 1
                 continue
             if packer is None or packer.frames_format != frames:
-                packer = FramePacker(frames, has_badge=self._session.has_badge)
+                packer = FramePacker(
+                    frames,
+                    has_badge=self._session.has_badge,
+                    sample_rate=playout.sample_rate,
+                )
             await self._pack(packer, number)
             current = int(playout.now() / SLOT_S)
             number = max(number + 1, current - MAX_CAUGHT_UP)

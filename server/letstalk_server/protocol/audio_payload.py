@@ -8,15 +8,13 @@ import av
 import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 
-from letstalk_rt.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from letstalk_rt.types import FPS, SAMPLE_RATE
 from letstalk_server.errors import BadAudioError
 from letstalk_server.protocol.client_messages import OPUS_RATE, AudioFormat
 
 MAX_OPUS_PACKET_BYTES = 1275 * 6
 OPUS_BITRATE = 48_000
 _PACKETS_PER_FRAME = 2
-_OPUS_SAMPLES = SAMPLES_PER_FRAME // _PACKETS_PER_FRAME
-_OPUS_TIME_BASE = Fraction(1, SAMPLE_RATE)
 
 
 class AudioPayloadDecoder(Protocol):
@@ -77,11 +75,15 @@ class OpusDecoder:
 
 
 class OpusEncoder:
-    """Encodes the avatar's audio as Opus packets of 20 ms."""
+    """Encodes the avatar's audio as Opus packets of 20 ms.
 
-    def __init__(self) -> None:
+    Args:
+        sample_rate: 16000, 24000 or 48000 Hz.
+    """
+
+    def __init__(self, sample_rate: int = SAMPLE_RATE) -> None:
         self._codec = _context("libopus", "w")
-        self._codec.sample_rate = SAMPLE_RATE
+        self._codec.sample_rate = self._sample_rate = sample_rate
         self._codec.format = "s16"
         self._codec.layout = "mono"
         self._codec.bit_rate = OPUS_BITRATE
@@ -89,12 +91,12 @@ class OpusEncoder:
         self._pts = 0
 
     def __call__(self, pcm: np.ndarray) -> Iterator[bytes]:
-        """Yield the packets of a frame's audio, `(640,)` float32 in [-1, 1]."""
-        for chunk in to_int16(pcm).reshape(_PACKETS_PER_FRAME, _OPUS_SAMPLES):
+        """Yield the packets of a frame's audio, `(sample_rate // 25,)` float32 in [-1, 1]."""
+        for chunk in to_int16(pcm).reshape(_PACKETS_PER_FRAME, -1):
             frame = av.AudioFrame.from_ndarray(chunk[None], format="s16", layout="mono")
-            frame.sample_rate, frame.pts = SAMPLE_RATE, self._pts
-            frame.time_base = _OPUS_TIME_BASE
-            self._pts += _OPUS_SAMPLES
+            frame.sample_rate, frame.pts = self._sample_rate, self._pts
+            frame.time_base = Fraction(1, self._sample_rate)
+            self._pts += chunk.size
             for packet in self._codec.encode(frame):
                 yield bytes(packet)
 

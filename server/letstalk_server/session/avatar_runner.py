@@ -55,7 +55,13 @@ class AvatarRunner:
         self._opened = asyncio.Event()
         self._selections: asyncio.Queue[AvatarEntry] = asyncio.Queue(1)
         still = self._with_badge(entry.portrait.canvas)
-        self.playout = SlotPlayout(still, is_live=is_live, on_slot=on_slot, on_stall=on_stall)
+        self.playout = SlotPlayout(
+            still,
+            is_live=is_live,
+            on_slot=on_slot,
+            on_stall=on_stall,
+            sample_rate=options.sample_rate,
+        )
 
     async def run(self) -> None:
         """Carry frames from the engine to the playout.
@@ -65,7 +71,10 @@ class AvatarRunner:
         """
         options = self._options
         session = self._avatar_service.avatar(self.avatar_entry).session(
-            seed=options.seed, motion=options.motion, playback="reported"
+            seed=options.seed,
+            motion=options.motion,
+            playback="reported",
+            output_sample_rate=options.sample_rate,
         )
         async with session as self._avatar:
             self._on_open(session)

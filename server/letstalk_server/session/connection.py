@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from letstalk_rt.inference.protocol import DEFAULT_MOTION
-from letstalk_rt.types import MotionOptions
+from letstalk_rt.types import SAMPLE_RATE, MotionOptions
 from letstalk_server.errors import ServerError
 from letstalk_server.protocol.client_messages import ConnectionConfig
 
@@ -43,11 +43,13 @@ class ServedSessionOptions:
         badge: show the visible "AI avatar" badge.
         seed: seed of the random numbers.
         motion: options of the motion control.
+        sample_rate: sample rate of the audio that leaves, Hz; see `AvatarSession`.
     """
 
     badge: bool = True
     seed: int = 0
     motion: MotionOptions = DEFAULT_MOTION
+    sample_rate: int = SAMPLE_RATE
 
 
 class Connection(Protocol):

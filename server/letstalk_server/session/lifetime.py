@@ -36,9 +36,10 @@ class Lifetime:
         self._warned: set[str] = set()
 
     @property
-    def ends_in_s(self) -> float:
-        """Time until `max_session_s` is reached, s."""
-        return max(0.0, self.started_s + self._settings.max_session_s - self._clock())
+    def ends_in_s(self) -> float | None:
+        """Time until the session's time limit is reached, s; None without a limit."""
+        limit_s = self._settings.session_limit_s
+        return max(0.0, self.started_s + limit_s - self._clock()) if limit_s else None
 
     def touch(self) -> None:
         """Restart the idle time."""
@@ -70,6 +71,8 @@ class Lifetime:
 
     def _limits(self) -> Iterator[tuple[str, EndReason, float]]:
         """Yield the warning code, the end reason and the time of each limit."""
-        yield "ends-soon", EndReason.TIME_OVER, self.started_s + self._settings.max_session_s
-        if self._settings.max_idle_s:
-            yield "idle-soon", EndReason.IDLE, self._active_s + self._settings.max_idle_s
+        settings = self._settings
+        if settings.session_limit_s:
+            yield "ends-soon", EndReason.TIME_OVER, self.started_s + settings.session_limit_s
+        if settings.idle_limit_s:
+            yield "idle-soon", EndReason.IDLE, self._active_s + settings.idle_limit_s

@@ -20,7 +20,7 @@ import numpy as np
 
 from letstalk_rt.session.pacing import CatchUpPolicy, HoldPolicy, PlayoutClock
 from letstalk_rt.session.playout import in_epoch
-from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, AVFrame
+from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame
 
 SLOT_S = 1 / FPS
 MAX_QUEUED_FRAMES = 4
@@ -37,7 +37,6 @@ CATCH_UP = CatchUpPolicy(
 STALL_SLOTS = 25
 _HISTORY = 16
 _SOON_S = 1e-6
-_SILENCE = np.zeros(SAMPLES_PER_FRAME, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class PlayoutSlot:
     Attributes:
         number: index since the start of the clock; due at `number / 25` s.
         rgb: `(H, W, 3)` uint8.
-        pcm: `(640,)` float32 in [-1, 1], 16 kHz mono.
+        pcm: `(sample_rate // 25,)` float32 in [-1, 1], mono.
         repeated: no frame came in time; `rgb` is that of the last one.
         frame: the frame that is shown; `None` if repeated.
     """
@@ -69,8 +68,10 @@ class SlotPlayout:
         on_slot: called once with each slot, when it is filled.
         clock: monotonic time, s.
         sleep: waits for a number of seconds.
+        sample_rate: sample rate of the audio, Hz.
 
     Attributes:
+        sample_rate: sample rate of the audio, Hz.
         repeats: slots without a frame.
         skips: frames without voice that were skipped to catch up.
     """
@@ -84,7 +85,10 @@ class SlotPlayout:
         on_slot: Callable[[PlayoutSlot], None] = lambda slot: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sample_rate: int = SAMPLE_RATE,
     ) -> None:
+        self.sample_rate = sample_rate
+        self._silence = np.zeros(sample_rate // FPS, np.float32)
         self.repeats = 0
         self.skips = 0
         self._rgb = still
@@ -173,7 +177,7 @@ class SlotPlayout:
         else:
             self._rgb = frame.rgb
             self._missed = 0
-        pcm = _SILENCE if frame is None else frame.pcm
+        pcm = self._silence if frame is None else frame.pcm
         slot = PlayoutSlot(self._next, self._rgb, pcm, frame is None, frame)
         self._slots.append(slot)
         self._next += 1

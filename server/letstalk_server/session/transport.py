@@ -20,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.session.playout import SlotPlayout
 
 
@@ -70,8 +71,9 @@ class Handlers:
     Attributes:
         state: called once with each new state.
         microphone: called once, when the microphone track starts.
-        audio: called with each chunk of the microphone, `(n,)` float32 in [-1, 1] at 16 kHz, in
-            order and without gaps.
+        audio: called with each chunk of the microphone, `(n,)` float32 in [-1, 1], in order and
+            without gaps.
+        audio_rate: sample rate of these chunks, 16000 or 48000 Hz.
         channel: called when the data channel is open and `peer.send` works.
         message: called with each data channel message, text or bytes; it is not trusted.
     """
@@ -79,6 +81,7 @@ class Handlers:
     state: Callable[[PeerState], None] = _ignore
     microphone: Callable[[], None] = _ignore
     audio: Callable[[np.ndarray], None] = _ignore
+    audio_rate: int = SAMPLE_RATE
     channel: Callable[[], None] = _ignore
     message: Callable[[object], None] = _ignore
 

@@ -249,7 +249,10 @@ class AiortcPeer:
         self._senders.append(sender)
         _replace(transceiver, "sender", sender)
         if kind == "audio":
-            self._receiver = RtpReceiver(transport, self._handlers.microphone, self._handlers.audio)
+            handlers = self._handlers
+            self._receiver = RtpReceiver(
+                transport, handlers.microphone, handlers.audio, handlers.audio_rate
+            )
             _replace(transceiver, "receiver", self._receiver)
         transceiver.receiver._set_rtcp_ssrc(sender._ssrc)
 

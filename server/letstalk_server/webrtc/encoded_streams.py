@@ -21,7 +21,6 @@ from letstalk_server.settings import Bitrates
 from letstalk_server.webrtc.encoders import (
     AUDIO_CLOCK_HZ,
     OPUS_DELAY_TICKS,
-    PACKET_SAMPLES,
     PACKETS_PER_S,
     VIDEO_CLOCK_HZ,
     EncodedUnit,
@@ -277,7 +276,8 @@ class EncodedAudio(EncodedStream):
 
     def __init__(self, playout: SlotPlayout) -> None:
         super().__init__(playout, AUDIO_CLOCK_HZ, OPUS_DELAY_TICKS, "opus")
-        self._opus = RtpOpusEncoder()
+        self._packet_samples = playout.sample_rate // PACKETS_PER_S
+        self._opus = RtpOpusEncoder(playout.sample_rate)
         self._uses_fec = False
 
     async def _serve(self) -> None:
@@ -297,13 +297,14 @@ class EncodedAudio(EncodedStream):
         lost = max((s.lost_ratio for s in self._subscriptions), default=0.0)
         wanted = lost > (FEC_OFF_LOSS if self._uses_fec else FEC_ON_LOSS)
         if wanted != self._uses_fec:
-            self._uses_fec, self._opus = wanted, RtpOpusEncoder(fec=wanted)
+            self._uses_fec = wanted
+            self._opus = RtpOpusEncoder(self._playout.sample_rate, fec=wanted)
 
     def packet_pcm(self, number: int) -> np.ndarray:
-        """Return the audio of packet `number`, `(320,)` float32."""
+        """Return the audio of packet `number`, `(sample_rate // 50,)` float32."""
         slot, part = divmod(number, PACKETS_PER_SLOT)
         pcm: np.ndarray = self._playout.read_slot(slot).pcm[
-            part * PACKET_SAMPLES : (part + 1) * PACKET_SAMPLES
+            part * self._packet_samples : (part + 1) * self._packet_samples
         ]
         return pcm
 

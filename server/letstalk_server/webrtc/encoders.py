@@ -25,16 +25,12 @@ AUDIO_CLOCK_HZ = 48_000
 """RTP clock rate of Opus, whatever the sample rate (RFC 7587)."""
 
 PACKETS_PER_S = 50
-PACKET_SAMPLES = SAMPLE_RATE // PACKETS_PER_S
-"""Samples of one Opus packet, 20 ms."""
-
 PACKET_TICKS = AUDIO_CLOCK_HZ // PACKETS_PER_S
 OPUS_BITRATE = 48_000
 OPUS_DELAY_TICKS = 312
 """Encoder delay of Opus, 6.5 ms."""
 
 _VIDEO_TIME_BASE = Fraction(1, VIDEO_CLOCK_HZ)
-_AUDIO_TIME_BASE = Fraction(1, SAMPLE_RATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,19 +206,23 @@ _ENCODERS: dict[str, type[Vp8Encoder] | type[H264Encoder]] = {
 
 
 class RtpOpusEncoder:
-    """An Opus encoder for 16 kHz mono audio, one RTP packet per call.
+    """An Opus encoder for mono audio, one RTP packet of 20 ms per call.
 
     Args:
+        sample_rate: 16000, 24000 or 48000 Hz.
         fec: forward error correction: each packet also holds the previous one, at half the
             quality. Encoding takes twice the time.
     """
 
-    def __init__(self, *, fec: bool = False) -> None:
+    def __init__(self, sample_rate: int = SAMPLE_RATE, *, fec: bool = False) -> None:
+        self._sample_rate = sample_rate
+        self._packet_samples = sample_rate // PACKETS_PER_S
+        self._time_base = Fraction(1, sample_rate)
         codec = av.CodecContext.create("libopus", "w")
         assert isinstance(codec, av.AudioCodecContext), codec
         codec.bit_rate = OPUS_BITRATE
-        codec.format, codec.layout, codec.sample_rate = "flt", "mono", SAMPLE_RATE
-        codec.time_base = _AUDIO_TIME_BASE
+        codec.format, codec.layout, codec.sample_rate = "flt", "mono", sample_rate
+        codec.time_base = self._time_base
         codec.options = {
             "application": "audio",
             "compression_level": "0",  # 10 takes three times as long and saves few bits
@@ -232,9 +232,9 @@ class RtpOpusEncoder:
         self._codec = codec
 
     def encode(self, pcm: np.ndarray, number: int) -> EncodedUnit:
-        """Encode packet `number`, `(320,)` float32 in [-1, 1]."""
+        """Encode packet `number`, `(sample_rate // 50,)` float32 in [-1, 1]."""
         frame = av.AudioFrame.from_ndarray(pcm[None], format="flt", layout="mono")
-        frame.sample_rate, frame.time_base = SAMPLE_RATE, _AUDIO_TIME_BASE
-        frame.pts = number * PACKET_SAMPLES
+        frame.sample_rate, frame.time_base = self._sample_rate, self._time_base
+        frame.pts = number * self._packet_samples
         payloads = [bytes(packet) for packet in self._codec.encode(frame)]
         return EncodedUnit(payloads, number * PACKET_TICKS, True)

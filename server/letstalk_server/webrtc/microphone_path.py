@@ -165,25 +165,29 @@ class MicrophonePath:
     """The receiving side of one peer's microphone. `push` never waits.
 
     Args:
-        on_audio: called with each chunk, `(n,)` float32 in [-1, 1] at 16 kHz, in order and gapless.
+        on_audio: called with each chunk, `(n,)` float32 in [-1, 1], in order and gapless.
+        sample_rate: sample rate of the chunks, 16000 or 48000 Hz.
 
     Attributes:
         concealed_samples: samples inserted for lost ones, at 48 kHz.
     """
 
-    def __init__(self, on_audio: Callable[[np.ndarray], None]) -> None:
+    def __init__(
+        self, on_audio: Callable[[np.ndarray], None], sample_rate: int = SAMPLE_RATE
+    ) -> None:
         self.concealed_samples = 0
         self._on_audio = on_audio
         self._reorder = ReorderBuffer()
         self._concealer = LossConcealer()
         self._decoder = _open_decoder()
-        self._downsample = Downsampler(CLOCK_HZ // SAMPLE_RATE)
+        factor = CLOCK_HZ // sample_rate
+        self._downsample = Downsampler(factor) if factor > 1 else None
 
     def push(self, sequence: int, timestamp: int, payload: bytes) -> None:
         """Add an Opus RTP packet."""
         for item in self._reorder.push(sequence, timestamp, payload):
             decoded = self._fill(item) if isinstance(item, AudioGap) else self._decode(item)
-            pcm = self._downsample(decoded)
+            pcm = decoded if self._downsample is None else self._downsample(decoded)
             if pcm.size:
                 self._on_audio(np.clip(pcm, -1.0, 1.0))  # the filter may overshoot
 

@@ -14,6 +14,7 @@ from aiortc.rtcrtpparameters import RTCRtpReceiveParameters
 from aiortc.rtcrtpreceiver import RTCRtpReceiver, StreamStatistics
 from aiortc.rtp import AnyRtcpPacket, RtcpReceiverInfo, RtcpRrPacket, RtcpSrPacket, RtpPacket
 
+from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.webrtc.hardening import harden
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ, MicrophonePath
 
@@ -27,13 +28,18 @@ class RtpReceiver(RTCRtpReceiver):
         transport: the DTLS transport of its transceiver.
         on_start: called once, when media may flow.
         on_audio: called with each chunk of audio; see `MicrophonePath`.
+        sample_rate: of these chunks, 16000 or 48000 Hz.
     """
 
     def __init__(
-        self, transport: Any, on_start: Callable[[], None], on_audio: Callable[[np.ndarray], None]
+        self,
+        transport: Any,
+        on_start: Callable[[], None],
+        on_audio: Callable[[np.ndarray], None],
+        sample_rate: int = SAMPLE_RATE,
     ) -> None:
         super().__init__("audio", transport)
-        self.microphone = MicrophonePath(on_audio)
+        self.microphone = MicrophonePath(on_audio, sample_rate)
         self.last_received_s = 0.0
         self._on_start = on_start
         self._payload_types: set[int | None] = set()

@@ -15,6 +15,7 @@ from letstalk_server.protocol.client_messages import ConnectionConfig
 from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.session import Session
 from letstalk_server.session.transport import Handlers, PeerRole, PeerState
+from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class WebRTCConnection:
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_MESSAGES_WAITING)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
+        # A session whose audio leaves at 24 or 48 kHz takes the microphone as it is decoded.
+        is_wideband = session.playout.sample_rate > SAMPLE_RATE
+        self._microphone_rate = CLOCK_HZ if is_wideband else SAMPLE_RATE
         self._peer = session.transport.open(
             _PEER_ROLES[kind],
             session.media,
@@ -57,6 +61,7 @@ class WebRTCConnection:
                 state=self._on_state,
                 microphone=self._on_microphone,
                 audio=self._on_audio,
+                audio_rate=self._microphone_rate,
                 channel=self._on_channel,
                 message=self._on_message,
             ),
@@ -133,7 +138,7 @@ class WebRTCConnection:
             self._session.speech.add_microphone(self.id)
 
     def _on_audio(self, pcm: np.ndarray) -> None:
-        self._session.speech.push_microphone(self.id, pcm, SAMPLE_RATE)
+        self._session.speech.push_microphone(self.id, pcm, self._microphone_rate)
 
     def _on_channel(self) -> None:
         self._has_channel = True

@@ -133,6 +133,26 @@ async def test_speech_may_have_any_whole_rate(address):
     await client.close()
 
 
+async def test_a_session_may_keep_the_quality_that_comes_in(address):
+    async with httpx.AsyncClient(base_url=f"http://{address}") as http:
+        made = await http.post("/v1/sessions", json={"options": {"sample_rate": 24_000}})
+    session = made.json()
+    assert session["audio"] == {"sample_rate": 24_000}
+    query = f"session={session['session']}&sample_rate=24000&frames=jpeg&max_fps=1"
+    client = await join(address, query)
+    tone = (8000 * np.sin(2 * np.pi * 10_000 * np.arange(24_000) / 24_000)).astype("<i2")
+    await client.send(tone.tobytes())
+    await client.send({"type": "segment.end"})
+    await client.hear("segment.finished")
+    sounds = [packet for packet in client.kinds(PayloadType.PCM16)]
+    assert {(packet[5], packet[7]) for packet in sounds} == {(960, 24_000)}
+    heard = np.frombuffer(b"".join(packet[-1] for packet in sounds), "<i2").astype(float)
+    spectrum = np.abs(np.fft.rfft(heard))
+    hz = np.fft.rfftfreq(heard.size, 1 / 24_000)
+    assert abs(hz[spectrum.argmax()] - 10_000) < 20, "above what the model hears"
+    await client.close()
+
+
 async def test_what_a_connection_wants_may_change(address):
     client = await join(address)
     await client.send({"type": "session.configure", "audio": {"sample_rate": 24_000}, "stats_s": 1})

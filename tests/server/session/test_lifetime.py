@@ -94,6 +94,22 @@ def test_the_longest_time_ends_a_session_however_busy_it_is():
 
 
 @pytest.mark.parametrize(
+    "settings", [Settings(kiosk=True), Settings(max_session_s=0, max_idle_s=0)]
+)
+def test_a_kiosk_has_no_time_limits_but_loses_a_peer_that_is_gone(settings):
+    stage = Stage(settings)
+    connection, _ = stage.join("a")
+    for _ in range(10):
+        stage.now_s += 86_400
+        assert stage.warned() == []
+        assert stage.lifetime.end() is None
+    assert stage.lifetime.ends_in_s is None
+    stage.connections.remove(connection)
+    stage.now_s += settings.grace_s + 0.1
+    assert stage.lifetime.end() is EndReason.LOST
+
+
+@pytest.mark.parametrize(
     "kind, gives_way",
     [(ConnectionKind.TALK, True), (ConnectionKind.SPEAK, True), (ConnectionKind.PLAY, False)],
 )

@@ -54,8 +54,8 @@ def executor():
         yield executor
 
 
-def playout_at(clock):
-    return SlotPlayout(STILL, clock=clock, sleep=clock.sleep)
+def playout_at(clock, **options):
+    return SlotPlayout(STILL, clock=clock, sleep=clock.sleep, **options)
 
 
 class Viewer:
@@ -240,6 +240,26 @@ async def test_each_slot_is_spoken_in_two_pieces_one_after_the_other():
     pieces = np.concatenate([voice.packet_pcm(number) for number in range(6)])
     wanted = np.concatenate([sound + np.float32(index / 10) for index in range(3)])
     np.testing.assert_array_equal(pieces, wanted)
+
+
+@pytest.mark.parametrize("rate, heard", [(16_000, False), (24_000, True), (48_000, True)])
+async def test_opus_carries_what_the_session_rate_can_hold(rate, heard):
+    clock = SteppedClock()
+    playout = playout_at(clock, sample_rate=rate)
+    voice = EncodedAudio(playout)
+    listener = Viewer(voice)
+    tone = 0.3 * np.sin(2 * np.pi * 10_000 * np.arange(rate) / rate).astype(np.float32)
+    if rate == 16_000:
+        tone[:] = 0  # a tone above 8 kHz cannot be in it
+    for index, pcm in enumerate(tone.reshape(25, -1)[:3]):
+        await playout.put(AVFrame(STILL, pcm, index, 0, 0, sample_rate=rate))
+    (units,) = await run_for(clock, 0.1, listener)
+    await voice.aclose()
+    decoder = av.CodecContext.create("opus", "r")
+    frames = [f for u in units for f in decoder.decode(av.Packet(u.payloads[0]))]
+    spectrum = np.abs(np.fft.rfft(np.concatenate([f.to_ndarray()[0] for f in frames])))
+    hz = np.fft.rfftfreq(2 * spectrum.size - 2, 1 / 48_000)
+    assert (spectrum[(hz > 9_800) & (hz < 10_200)].max() > 50) == heard
 
 
 async def test_another_scene_begins_with_a_key_frame(executor):
