@@ -9,13 +9,27 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 TYPES  := MYPYPATH=server $(BIN)/mypy -p letstalk_rt -p letstalk_server
 
-.PHONY: demo test soak lint types format bench picture screenshot readme venv clean
+.PHONY: demo test test-pipecat soak lint types format bench picture screenshot readme venv clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/letstalk demo --port $(PORT)
 
 test: lint $(VENV)/werift.stamp
 	$(BIN)/python -m pytest $(TESTS)
+
+# The adapter for Pipecat, in an environment of its own, because Pipecat pins what letstalk-rt leaves open.
+PIPECAT := .venv-pipecat
+test-pipecat: $(PIPECAT)/dev.stamp
+	cd client_examples/pipecat && $(CURDIR)/$(PIPECAT)/bin/python -m pytest $(TESTS)
+
+$(PIPECAT)/dev.stamp: pyproject.toml constraints.txt client_examples/pipecat/pyproject.toml \
+  client_examples/pipecat/constraints.txt
+	$(PYTHON) -m venv $(PIPECAT)
+	$(PIPECAT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -c client_examples/pipecat/constraints.txt $(shell grep '^torch==' constraints.txt)
+	$(PIPECAT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -c client_examples/pipecat/constraints.txt -e . -e 'client_examples/pipecat[dev]'
+	touch $@
 
 # What takes long: an hour of clock drift, two hundred sessions, what needs a GPU if there is one.
 soak: $(VENV)/werift.stamp
@@ -70,4 +84,4 @@ $(VENV)/werift.stamp: Makefile | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PIPECAT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

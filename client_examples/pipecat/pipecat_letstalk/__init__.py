@@ -1,0 +1,8 @@
+"""A talking avatar in a Pipecat pipeline: speech of any TTS service in, live video out."""
+
+from pipecat_letstalk.transports import output_params
+from pipecat_letstalk.video import LetsTalkVideoService
+
+__version__ = "0.1.0"
+
+__all__ = ["LetsTalkVideoService", "output_params"]
