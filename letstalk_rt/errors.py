@@ -14,7 +14,6 @@ LetsTalkError
 |-- SessionClosed      the session is closed; open another
 |-- AtCapacity         no capacity for another session now; try again later
 `-- EngineError        a step failed; the cause is chained
-    `-- ModelLost      the model died, hung or took too much memory, or cannot be started
 """
 
 
@@ -72,16 +71,3 @@ class AtCapacity(LetsTalkError):
 
 class EngineError(LetsTalkError):
     """A step failed; the cause is chained."""
-
-
-class ModelLost(EngineError):
-    """The model died, hung or took too much memory, or cannot be started.
-
-    Args:
-        message: what happened.
-        fault: the same for programs; one of `letstalk_rt.inference.protocol.Fault`.
-    """
-
-    def __init__(self, message: str, fault: str = "died") -> None:
-        super().__init__(message)
-        self.fault = fault

@@ -59,8 +59,8 @@ class MotionOptions:
 
     Attributes:
         expressiveness: scale of lip and face movement, from 0 to 2; 1 as the model generates it.
-        head_motion: whether the head moves, both by the model and by a random process that imitates
-            how people move their heads while talking.
+        head_motion: whether the head moves: with the voice, or, if the weights have no gestures,
+            by a random process that imitates how people move their heads while talking.
         blinks_per_min: mean number of blinks per minute that are added to the model's own, from 0
             to 60.
         gaze_at_camera: keep the gaze where it is in the portrait.

@@ -47,7 +47,6 @@ def test_the_public_names_are_these():
         "InputError",
         "Interrupted",
         "LetsTalkError",
-        "ModelLost",
         "MotionOptions",
         "NoFaceError",
         "NotAnImageError",

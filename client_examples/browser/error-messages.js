@@ -24,7 +24,6 @@ const MESSAGES = {
   ],
   "speech-late": ["Your voice arrives with gaps.", "The network or this computer is busy."],
   clipped: ["Your voice is too loud.", "Turn the microphone down or move a little away from it."],
-  "model-failed": ["The avatar stopped for a moment.", "It goes on by itself in a few seconds."],
   "model-behind": ["The server is busy.", "The video may pause for a moment."],
   unreachable: [
     "The server cannot be reached.",

@@ -312,7 +312,6 @@ const END_CODES = {
   deleted: "ended",
   idle: "idle",
   failed: "engine-failed",
-  "model-lost": "engine-failed",
   "time-over": "session-over",
   stopping: "stopping",
 };

@@ -8,7 +8,8 @@ import torch
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
-from letstalk_rt.models.avatar_model import AvatarModel, with_mouth_painter
+from letstalk_rt.models.avatar_model import AvatarModel, with_gestures, with_mouth_painter
+from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model
 from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
 
@@ -40,14 +41,27 @@ def export(args: argparse.Namespace) -> None:
         painter = MouthPainter(config)
         painter.load_state_dict(painted)
         model = with_mouth_painter(model, painter)
+    shape = with_chosen_lookahead(args, get_preset(args.preset)).gestures
+    moving = part_of(given, "gestures")
+    if (trained := runs / "gestures" / "model.pt").exists():
+        moving = torch.load(trained, map_location="cpu", weights_only=True)
+    if shape is not None and moving:
+        gestures = Gestures(shape)
+        gestures.load_state_dict(moving)
+        model = with_gestures(model, gestures)
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
 
 
 def chosen_preset(args: argparse.Namespace) -> Preset:
-    """Return the preset without a mouth painter, which is trained alone and added by export."""
-    preset = replace(get_preset(args.preset), mouth_painter=None)
+    """Return the preset without mouth painter and gestures, which export adds."""
+    preset = replace(get_preset(args.preset), mouth_painter=None, gestures=None)
+    return with_chosen_lookahead(args, preset)
+
+
+def with_chosen_lookahead(args: argparse.Namespace, preset: Preset) -> Preset:
+    """Return the preset with the look-ahead of `--lookahead-ms`, or with its own."""
     if args.lookahead_ms is None:
         return preset
     return with_lookahead(preset, args.lookahead_ms)
@@ -61,11 +75,13 @@ def given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
     """Return the model of the given weights, or of the newest stage if there are none.
 
-    Its lip reader is untrained if they do not hold one, and it has no mouth painter.
+    Its lip reader is untrained if they do not hold one; it has no mouth painter and no gestures.
     """
     model = AvatarModel(chosen_preset(args))
     weights = given or torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
-    weights = {k: v for k, v in weights.items() if not k.startswith("mouth_painter.")}
+    weights = {
+        k: v for k, v in weights.items() if not k.startswith(("mouth_painter.", "gestures."))
+    }
     initial = model.state_dict()
     lips = {k: v for k, v in initial.items() if k.startswith(("lips.", "lip_motion."))}
     model.load_state_dict(lips | weights)

@@ -2,7 +2,8 @@
 
 The order is autoencoder, and phones -> audio; then flow -> distill, which need both. decoder
 continues the training of the autoencoder's decoder, with a critic; the latents that flow was
-trained on stay as they are. lips trains the lip reader, after flow. finder and painter may run at
+trained on stay as they are. lips trains the lip reader, and gestures those of head, brows and eyes,
+after flow. finder and painter may run at
 any time. export joins all stages into one weights file. sync is separate: it trains the network of
 the sync score for `letstalk eval`.
 """
@@ -21,6 +22,7 @@ from letstalk_rt.cli.export import (
     export,
     given_weights,
     part_of,
+    with_chosen_lookahead,
 )
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
@@ -52,6 +54,13 @@ from letstalk_rt.training.stages.autoencoder import train_autoencoder
 from letstalk_rt.training.stages.distill import distill
 from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.flow import train_flow
+from letstalk_rt.training.stages.gesture_tracks import gesture_track, usual_sizes
+from letstalk_rt.training.stages.gestures import (
+    calibrate_gestures,
+    fit_brow_motion,
+    initial_gestures,
+    train_gestures,
+)
 from letstalk_rt.training.stages.lips import (
     fit_components,
     fit_sizes,
@@ -84,6 +93,9 @@ LOOPS = {
     "lips": LoopConfig(
         steps=900, learning_rate=1e-3, warm_up=30, ema=0.99, evaluate_every=100, weight_decay=0.05
     ),
+    "gestures": LoopConfig(
+        steps=500, learning_rate=3e-3, warm_up=30, ema=0.98, evaluate_every=50, weight_decay=0.05
+    ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
     "painter": LoopConfig(
         steps=12000, learning_rate=3e-4, warm_up=100, ema=0.998, evaluate_every=500
@@ -100,6 +112,7 @@ BATCH = {
     "flow": 32,
     "distill": 32,
     "lips": 48,
+    "gestures": 24,
     "finder": 32,
     "painter": 16,
     "sync": 24,
@@ -138,11 +151,14 @@ def _parser() -> argparse.ArgumentParser:
         help="look-ahead of the audio encoder: 0, 40, 80 or 160; the same in all stages from "
         "phones to export (default: the preset's, 80)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="lips: seed of the initial weights")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="lips, gestures: seed of the initial weights"
+    )
     parser.add_argument(
         "--weights",
         type=Path,
-        help="lips, export: weights file whose parts stand in for stages that have not run",
+        help="lips, gestures, export: weights file whose parts stand in for stages that have not "
+        "run",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
@@ -161,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
         "flow": _flow,
         "distill": _distill,
         "lips": _lips,
+        "gestures": _gestures,
         "finder": _finder,
         "painter": _painter,
         "sync": _sync,
@@ -330,6 +347,31 @@ def _lips(args: argparse.Namespace) -> None:
     parts |= {f"lip_motion.{k}": v for k, v in lip_motion.state_dict().items()}
     if is_main_process():
         torch.save(parts, folder / "model.pt")
+
+
+def _gestures(args: argparse.Namespace) -> None:
+    """Train the gestures, then calibrate them in motion that they generate freely."""
+    shape = with_chosen_lookahead(args, get_preset(args.preset)).gestures
+    face = base_model(args, given_weights(args)).face
+    if shape is None or face is None:
+        raise ConfigError(f"preset {args.preset!r} has no gestures; choose 'tiny'")
+    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_audio]
+    kept, _ = split_by_source(clips)
+    kept_names = {clip.name for clip in kept}
+    folder, batch = args.runs / "gestures", args.batch or BATCH["gestures"]
+    model = initial_gestures(clips, shape, args.seed)
+    tracks = [gesture_track(clip, face.head, model.prosody) for clip in clips]
+    sizes = usual_sizes(tracks)
+    filmed = [track for track in tracks if track.filmed]
+    training = [track for track in tracks if track.name in kept_names]
+    held_out = [track for track in filmed if track.name not in kept_names]
+    model = train_gestures(model, training, held_out, sizes, folder, _loop(args), batch_size=batch)
+    figures = calibrate_gestures(model, held_out, filmed, sizes)
+    print(" ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    filmed_clips = [clip for clip in clips if clip.name in {track.name for track in filmed}]
+    fit_brow_motion(model, face.autoencoder, filmed, filmed_clips)
+    if is_main_process():
+        torch.save(model.state_dict(), folder / "model.pt")
 
 
 def _finder(args: argparse.Namespace) -> None:

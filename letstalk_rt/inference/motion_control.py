@@ -16,7 +16,8 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.lip_control import LipControl
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel, FaceModules
-from letstalk_rt.models.face.head_motion import HeadTrajectory, rigid_projection
+from letstalk_rt.models.face.gestures import BLINK, BROWS, GAZE, HEAD, NUM_GESTURES, Gestures
+from letstalk_rt.models.face.head_motion import HeadTrajectory, face_size, rigid_projection
 from letstalk_rt.models.geometry.landmarks import (
     EYES,
     IRISES,
@@ -24,9 +25,6 @@ from letstalk_rt.models.geometry.landmarks import (
     landmark_indices,
 )
 from letstalk_rt.types import FPS, MotionOptions
-
-BLINK = (0.35, 0.9, 1.0, 0.65, 0.3, 0.1)
-"""How far the eyes are closed in each frame of a blink: 240 ms, closing faster than opening."""
 
 EASING = (0.5,)
 """Weight of the new motion in the first frames after an interrupt; the mouth closes in two."""
@@ -40,7 +38,9 @@ _IRIS = (landmark_indices(IRISES[:5]), landmark_indices(IRISES[5:]))
 
 
 class MotionController:
-    """Applies motion options, head motion and blinks to the motion of one session.
+    """Applies motion options, gestures, head motion and blinks to the motion of one session.
+
+    If the model has gestures, all head motion is theirs, and their window brings the blinks, too.
 
     Args:
         options: the motion options of the session.
@@ -62,7 +62,9 @@ class MotionController:
         self.options = options
         self._model, self._face = model, model.face
         self._ease_start: Tensor | None = None  # last motion shown before an interrupt
-        head = self._face.head if self._face is not None and options.head_motion else None
+        self._gestures = model.gestures
+        random_head = options.head_motion and self._gestures is None
+        head = self._face.head if self._face is not None and random_head else None
         self._head = HeadTrajectory(head.course, seed) if head is not None else None
         self._shown_values: deque[Tensor] = deque(maxlen=_REWIND + 1)
         self.set_portrait(features)
@@ -88,15 +90,23 @@ class MotionController:
             self._lip_control = LipControl.of(lip_motion, points, matrix, scale)
         if self._head is not None:
             self._head_directions = _head_directions(face, scale, points)
-        if changes:
-            self.matrix = _matrix(options, face, scale, points)
+        if self._gestures is not None:
+            self._gesture_directions = _gesture_directions(
+                options, self._gestures, face, scale, points
+            )
+        if changes or self._gestures is not None:
+            keep_head = options.head_motion and self._gestures is None
+            self.matrix = _matrix(options, face, scale, points, keep_head=keep_head)
 
-    def apply(self, motion: Tensor, lip_values: Tensor | None = None) -> Tensor:
+    def apply(
+        self, motion: Tensor, lip_values: Tensor | None = None, gestures: Tensor | None = None
+    ) -> Tensor:
         """Return the motion to show.
 
         Args:
             motion: sampled motion of a window, `(1, N, C, h, w)`.
             lip_values: lip values of each frame, `(1, N, Q)`; needed if the model has a lip reader.
+            gestures: gestures of each frame, `(1, N, D)`; needed if the model has them.
         """
         if self._ease_start is not None:
             motion = _ease(motion, self._ease_start)
@@ -109,13 +119,19 @@ class MotionController:
             assert lip_values is not None, "the lip reader's values set the lips"
             self._shown_values.extend(lip_values[0])
             motion = self._lip_control.apply(motion, self.options.expressiveness * lip_values)
+        if self._gestures is not None:
+            assert gestures is not None, "the gestures move the head"
+            motion = motion + (gestures @ self._gesture_directions).view(motion.shape)
         if self._head is not None:
             head_motion = self._head.next(motion.shape[1]).to(motion.device) @ self._head_directions
             motion = motion + head_motion.view(motion.shape)
         return motion
 
     def eye_closures(self, frames: int) -> Sequence[float]:
-        """Return how far the eyes are closed in each of the next frames, in [0, 1]."""
+        """Return how far the eyes are closed in each of the next frames, in [0, 1].
+
+        For models without gestures.
+        """
         return self._blinks.eye_closures(frames)
 
     def rewind(self, frames: int) -> None:
@@ -201,11 +217,31 @@ def _head_directions(face: FaceModules, scale: Tensor, portrait: Tensor) -> Tens
     return moved / scale
 
 
+def _gesture_directions(
+    options: MotionOptions, gestures: Gestures, face: FaceModules, scale: Tensor, portrait: Tensor
+) -> Tensor:
+    """Return each gesture as motion, `(D, 384)`, for landmarks `(L, 2)`; zeros if not wanted."""
+    directions = scale.new_zeros(NUM_GESTURES, LATENT_SIZE)
+    if options.head_motion:
+        directions[HEAD] = _head_directions(face, scale, portrait)
+    brows = options.expressiveness * gestures.brow_motion.float()
+    directions[BROWS, :FACE_SIZE] = brows / scale[:FACE_SIZE]
+    if not options.gaze_at_camera:
+        moved = portrait.new_zeros(2, NUM_LANDMARKS, 2)
+        for axis in range(2):
+            moved[axis, landmark_indices(IRISES), axis] = face_size(portrait)
+        inverse = _pseudo_inverse(face.autoencoder.landmark_matrix)
+        directions[GAZE] = moved.flatten(1) @ inverse.T / scale
+    return directions
+
+
 def _flat_scale(model: AvatarModel) -> Tensor:
     return model.motion_scale.float().expand(-1, 4, 4).flatten()
 
 
-def _matrix(options: MotionOptions, face: FaceModules, scale: Tensor, portrait: Tensor) -> Tensor:
+def _matrix(
+    options: MotionOptions, face: FaceModules, scale: Tensor, portrait: Tensor, *, keep_head: bool
+) -> Tensor:
     """Return the matrix on flat motion, `(384, 384)`, for the portrait's landmarks `(L, 2)`."""
     readout = face.autoencoder.landmark_matrix
     inverse = _pseudo_inverse(readout)
@@ -217,7 +253,7 @@ def _matrix(options: MotionOptions, face: FaceModules, scale: Tensor, portrait: 
     eyes = inverse @ eye_points @ (identity - rigid) @ readout
     rest = torch.eye(LATENT_SIZE, device=readout.device) - head - eyes
     change = eyes + options.expressiveness * rest
-    if options.head_motion:
+    if keep_head:
         change = change + head
     if options.gaze_at_camera:
         change = change + inverse @ _held_gaze(readout.device) @ readout @ change

@@ -31,9 +31,11 @@ from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionStat
 from letstalk_rt.metrics import NoClock, StageTimer
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
+from letstalk_rt.models.audio_encoder.prosody import ProsodyReader
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather, scatter
 from letstalk_rt.models.face.detector import FaceFinder
+from letstalk_rt.models.face.gestures import GestureWindow
 from letstalk_rt.models.loading import face_finder_for, load_model
 from letstalk_rt.threads import in_own_thread, thread_limit
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
@@ -228,11 +230,12 @@ class AvatarPipeline(Pipeline[SessionState]):
                 audio = torch.from_numpy(pcm).to(self.device)
                 tokens = self.encode_audio(audio, states)
                 lip_values = self.read_lips(audio, states)
+                gestures = self.gesture(audio, states)
             with clock.stage("sample"):
-                latents = self._sample(tokens, lip_values, states)
+                latents = self._sample(tokens, lip_values, gestures, states)
             with clock.stage("layout"):
                 inputs = self.frame_decoder.prepare(latents, states)
-        eye_closures = [state.motion_control.eye_closures(latents.shape[1]) for state in states]
+        eye_closures = self._eye_closures(gestures, states)
         parts = []
         partial_windows = self.frame_decoder.decode(inputs, eye_closures, states, clock)
         with clock.stage("paint"), closing(partial_windows):
@@ -255,6 +258,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         state.memory.rewind(unseen)
         state.cache.rewind(unseen)
         state.motion_control.rewind(unseen)
+        if state.gestures is not None:
+            state.gestures.motion.rewind(unseen)
         state.motion_control.ease_from(state.memory.latents[:, -1])
 
     @torch.inference_mode()
@@ -284,13 +289,46 @@ class AvatarPipeline(Pipeline[SessionState]):
         ahead = self.lookahead_frames - states[0].lookahead_frames
         return lip_motion.to_shown(self._encode(lips, pcm, [s.lips for s in states], ahead))
 
+    @torch.inference_mode()
+    def gesture(self, pcm: Tensor, states: Sequence[SessionState]) -> GestureWindow | None:
+        """Return the gestures of the frames of this step; None if the model has none.
+
+        Args:
+            pcm: `(B, hop)` on the model's device.
+            states: states of B sessions; the states of their gestures are updated in place.
+        """
+        gestures = self.model.gestures
+        if gestures is None:
+            return None
+        sessions = [state.gestures for state in states if state.gestures is not None]
+        ahead = self.lookahead_frames - states[0].lookahead_frames
+        prosody = self._encode(gestures.prosody, pcm, [s.prosody for s in sessions], ahead)
+        noise = torch.cat([s.noise.draw(1, 0.0, 1.0) for s in sessions]).to(self.device)
+        batch = gather([s.motion for s in sessions])
+        window: GestureWindow = gestures(prosody, noise, batch)
+        scatter(batch, [s.motion for s in sessions])
+        return window
+
+    def _eye_closures(
+        self, gestures: GestureWindow | None, states: Sequence[SessionState]
+    ) -> list[Sequence[float]]:
+        """Return how far the eyes of each session are closed in the frames of this step."""
+        if gestures is not None:
+            closures: list[Sequence[float]] = gestures.eye_closures.tolist()
+            return closures
+        return [s.motion_control.eye_closures(self.frames_per_window) for s in states]
+
     def _encode(
-        self, encoder: AudioEncoder | LipReader, pcm: Tensor, states: Sequence[Any], ahead: int
+        self,
+        encoder: AudioEncoder | LipReader | ProsodyReader,
+        pcm: Tensor,
+        states: Sequence[Any],
+        ahead: int,
     ) -> Tensor:
         """Return the output of an encoder for the frames of this step, `(B, N, ...)`.
 
         Args:
-            encoder: the audio encoder or the lip reader.
+            encoder: the audio encoder, the lip reader or the prosody reader.
             pcm: `(B, hop)` on the model's device.
             states: states of the encoder; updated in place.
             ahead: how many frames of the look-ahead have not arrived. Their audio is guessed as the
@@ -307,13 +345,18 @@ class AvatarPipeline(Pipeline[SessionState]):
         return encoded
 
     def _sample(
-        self, tokens: Tensor, lip_values: Tensor | None, states: Sequence[SessionState]
+        self,
+        tokens: Tensor,
+        lip_values: Tensor | None,
+        gestures: GestureWindow | None,
+        states: Sequence[SessionState],
     ) -> Tensor:
         """Return the latents of the next window, `(B, N, C, h, w)`.
 
         Args:
             tokens: audio tokens, `(B, N, K, A)`.
             lip_values: lip values, `(B, N, Q)`; None if the model has no lip reader.
+            gestures: from `gesture`.
             states: states of B sessions.
         """
         denoiser = self.model.denoiser
@@ -342,7 +385,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         shown = []
         for index, state in enumerate(states):
             values = None if lip_values is None else lip_values[index][None]
-            shown.append(state.motion_control.apply(motion[index][None], values))
+            moved = None if gestures is None else gestures.motion[index][None]
+            shown.append(state.motion_control.apply(motion[index][None], values, moved))
         portraits = torch.cat([state.features.latent for state in states])
         return self.model.to_latents(torch.cat(shown), portraits)
 

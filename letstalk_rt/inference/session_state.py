@@ -13,10 +13,12 @@ from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderState
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader, LipReaderState
+from letstalk_rt.models.audio_encoder.prosody import ProsodyReader, ProsodyState
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderState
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import overwrite
 from letstalk_rt.models.denoiser import PortraitState
+from letstalk_rt.models.face.gestures import NUM_NOISE, GestureState
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.portrait.compositor import Compositor
@@ -43,6 +45,23 @@ class BatchKey(NamedTuple):
 
 
 @dataclass
+class GestureSession:
+    """What the pipeline remembers of the gestures of one session.
+
+    Attributes:
+        prosody: state of the prosody reader.
+        silence: state of the prosody reader after long silence; shared and never written.
+        motion: state of the gesture network.
+        noise: random number generator of the gestures.
+    """
+
+    prosody: ProsodyState
+    silence: ProsodyState
+    motion: GestureState
+    noise: NoiseState
+
+
+@dataclass
 class SessionState:
     """Everything that the pipeline remembers of one session.
 
@@ -54,6 +73,7 @@ class SessionState:
         silence: state of the audio encoder after long silence; shared and never written.
         lips: state of the lip reader, if the model has one.
         lip_silence: state of the lip reader after long silence; shared and never written.
+        gestures: gestures of the session, if the model has them.
         memory: memory bank of motion: the anchor and the last clean latents.
         cache: keys and values of the memory bank, if the denoiser caches them.
         features: portrait features, for the decoder.
@@ -71,6 +91,7 @@ class SessionState:
     silence: AudioEncoderState | Wav2VecEncoderState
     lips: LipReaderState | None
     lip_silence: LipReaderState | None
+    gestures: GestureSession | None
     memory: MemoryBank
     cache: TemporalCache
     features: Any
@@ -93,6 +114,8 @@ class SessionState:
         overwrite(self.audio, self.silence)
         if self.lips is not None:
             overwrite(self.lips, self.lip_silence)
+        if self.gestures is not None:
+            overwrite(self.gestures.prosody, self.gestures.silence)
 
     @torch.inference_mode()
     def reset(self) -> None:
@@ -101,6 +124,9 @@ class SessionState:
         self.memory.reset()
         self.cache.reset()
         self.noise.reset()
+        if self.gestures is not None:
+            self.gestures.motion.reset()
+            self.gestures.noise.reset()
         self.motion_control.reset()
 
 
@@ -116,6 +142,10 @@ class StateFactory:
         self._model, self._steps = model, steps
         self._silence = self._silent_state(model.audio)
         self._lip_silence = None if model.lips is None else self._silent_state(model.lips)
+        gestures = model.gestures
+        self._prosody_silence: ProsodyState | None = (
+            None if gestures is None else self._silent_state(gestures.prosody)
+        )
 
     @torch.inference_mode()
     def create(self, portrait: Portrait, options: StateOptions) -> SessionState:
@@ -136,6 +166,7 @@ class StateFactory:
             silence=self._silence,
             lips=copy.deepcopy(self._lip_silence),
             lip_silence=self._lip_silence,
+            gestures=self._gestures(options),
             memory=MemoryBank.anchored(at_rest, model.denoiser.config.memory),
             cache=model.denoiser.init_cache(at_rest),
             features=features,
@@ -166,6 +197,17 @@ class StateFactory:
         state.motion_control.set_portrait(features)
         state.features = features
 
+    def _gestures(self, options: StateOptions) -> GestureSession | None:
+        gestures, silence = self._model.gestures, self._prosody_silence
+        if gestures is None or silence is None:
+            return None
+        return GestureSession(
+            prosody=copy.deepcopy(silence),
+            silence=silence,
+            motion=gestures.init_state(1, options.motion.blinks_per_min),
+            noise=NoiseState(options.seed, torch.zeros(1, NUM_NOISE)),
+        )
+
     @property
     def _device(self) -> torch.device:
         return self._model.motion_scale.device
@@ -193,7 +235,7 @@ class StateFactory:
         return MouthCompositor(painter, compositor.canvas, points, seed)
 
     @torch.inference_mode()
-    def _silent_state(self, encoder: AudioEncoder | LipReader) -> Any:
+    def _silent_state(self, encoder: AudioEncoder | LipReader | ProsodyReader) -> Any:
         """Create the state of an encoder after long silence, which an initial state is not."""
         state = encoder.init_state(1)
         encoder(torch.zeros(1, SETTLE_SAMPLES, device=self._device), state)

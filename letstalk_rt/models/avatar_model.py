@@ -22,9 +22,11 @@ from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.denoiser import Denoiser, PortraitState, guided_velocity
 from letstalk_rt.models.face.detector import FaceDetector, FaceFinder
+from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.head_motion import HeadMotion
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
+from letstalk_rt.models.face.spline import SPAN
 from letstalk_rt.models.memory import TemporalCache
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import sample, sample_mean
@@ -48,8 +50,8 @@ class FaceModules:
 class AvatarModel(nn.Module):
     """All networks of one preset, from the audio encoder to the mouth painter.
 
-    A model with the paper's autoencoder has no landmarks, so no face detector, no head motion and
-    no mouth painter.
+    A model with the paper's autoencoder has no landmarks, so no face detector, no head motion, no
+    gestures and no mouth painter.
 
     Args:
         preset: shapes of all parts.
@@ -66,6 +68,7 @@ class AvatarModel(nn.Module):
     lips: LipReader | None
     lip_motion: LipMotion | None
     mouth_painter: MouthPainter | None
+    gestures: Gestures | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -83,6 +86,7 @@ class AvatarModel(nn.Module):
         self.lips = _make_lips(preset, has_landmarks)
         self.lip_motion = None if self.lips is None else LipMotion()
         self.mouth_painter = _make_mouth_painter(preset)
+        self.gestures = _make_gestures(preset, has_landmarks)
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -185,9 +189,20 @@ class AvatarModel(nn.Module):
 
 def with_mouth_painter(model: AvatarModel, painter: MouthPainter) -> AvatarModel:
     """Return a copy of a model with this mouth painter, ready for inference."""
-    out = AvatarModel(replace(model.preset, mouth_painter=painter.config))
-    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("mouth_painter.")}
-    weights |= {f"mouth_painter.{name}": value for name, value in painter.state_dict().items()}
+    preset = replace(model.preset, mouth_painter=painter.config)
+    return _with_part(model, preset, "mouth_painter", painter)
+
+
+def with_gestures(model: AvatarModel, gestures: Gestures) -> AvatarModel:
+    """Return a copy of a model with these gestures, ready for inference."""
+    preset = replace(model.preset, gestures=gestures.config)
+    return _with_part(model, preset, "gestures", gestures)
+
+
+def _with_part(model: AvatarModel, preset: Preset, name: str, part: nn.Module) -> AvatarModel:
+    out = AvatarModel(preset)
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{name}.")}
+    weights |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
     out.load_state_dict(weights)
     return out.eval().requires_grad_(False)
 
@@ -230,6 +245,23 @@ def _make_lips(preset: Preset, has_landmarks: bool) -> LipReader | None:
             f"audio encoder's look-ahead of {lookahead_ms} ms, got {config}"
         )
     return LipReader(config)
+
+
+def _make_gestures(preset: Preset, has_landmarks: bool) -> Gestures | None:
+    config = preset.gestures
+    if config is None:
+        return None
+    if not has_landmarks or preset.denoiser.window != SPAN:
+        raise ConfigError(
+            f"preset {preset.name!r}: gestures need an autoencoder whose latents hold landmarks, "
+            f"and a window of {SPAN} frames; leave `gestures` out"
+        )
+    if config.lookahead_ms != preset.audio.lookahead_ms:
+        raise ConfigError(
+            f"preset {preset.name!r}: gestures need the audio encoder's look-ahead of "
+            f"{preset.audio.lookahead_ms} ms, got {config.lookahead_ms} ms"
+        )
+    return Gestures(config)
 
 
 def _make_autoencoder(preset: Preset) -> Autoencoder:

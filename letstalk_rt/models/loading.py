@@ -38,6 +38,14 @@ _EXACT = (
     "lips.usual",
     "lip_motion.heard",
     "lip_motion.meant",
+    "gestures.inertia",
+    "gestures.log_scale",
+    "gestures.amplitude",
+    "gestures.speech_gain",
+    "gestures.blink_weights",
+    "gestures.prosody.usual",
+    "gestures.prosody_mean",
+    "gestures.prosody_scale",
 )
 """Small or sensitive tensors that stay in float32."""
 
@@ -66,6 +74,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
     header = {"format": _FORMAT, "preset": model.preset.name, "lookahead_ms": lookahead}
     if model.preset.mouth_painter is not None:
         header["mouth_painter"] = "yes"
+    if model.preset.gestures is not None:
+        header["gestures"] = "yes"
     save_file(tensors, path, header)
     checksum_file(path).write_text(_digest(path) + "\n")
 
@@ -87,6 +97,8 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     shapes = with_lookahead(shapes, int(header["lookahead_ms"]))
     if "mouth_painter" not in header:  # without a painter, mouths are shown as decoded
         shapes = replace(shapes, mouth_painter=None)
+    if "gestures" not in header:  # without gestures, head and eyes move at random
+        shapes = replace(shapes, gestures=None)
     model = AvatarModel(shapes)
     expected = model.state_dict()
     if missing := sorted(expected.keys() ^ tensors.keys()):

@@ -16,6 +16,7 @@ from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainterConfig
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.denoiser import DenoiserConfig
+from letstalk_rt.models.face.gestures import GestureConfig
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Preset:
             needs an autoencoder whose latents hold landmarks.
         mouth_painter: shape of the mouth painter; None if mouths stay as decoded. Also None while
             other parts are trained, and for weights files without a painter.
+        gestures: shape of the gesture network; None leaves the head to random processes and the
+            eyes to random blinks. Also None while other parts are trained, and for weights files
+            without gestures.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Preset:
     denoiser_follows: bool = False
     lips: LipReaderConfig | None = None
     mouth_painter: MouthPainterConfig | None = None
+    gestures: GestureConfig | None = None
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
@@ -67,7 +72,9 @@ def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
     if isinstance(audio, Wav2VecEncoderConfig):
         return replace(preset, audio=audio.with_lookahead(lookahead_ms))
     lips = preset.lips and replace(preset.lips, lookahead_ms=lookahead_ms)
-    return replace(preset, audio=replace(audio, lookahead_ms=lookahead_ms), lips=lips)
+    gestures = preset.gestures and replace(preset.gestures, lookahead_ms=lookahead_ms)
+    audio = replace(audio, lookahead_ms=lookahead_ms)
+    return replace(preset, audio=audio, lips=lips, gestures=gestures)
 
 
 def _paper_scale(
@@ -128,6 +135,7 @@ PRESETS = {
         seam=(0.6, 0.35, 0.15, 0.05),
         lips=LipReaderConfig(),
         mouth_painter=MouthPainterConfig(),
+        gestures=GestureConfig(),
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

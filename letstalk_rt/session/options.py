@@ -24,7 +24,6 @@ class SessionOptions(TypedDict, total=False):
     voice_activity: VoiceActivity
     playback: PlaybackMode
     output_sample_rate: int
-    recovery_s: float
 
 
 def segmenter_for(

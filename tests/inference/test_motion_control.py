@@ -6,10 +6,11 @@ import torch
 from support.small_model import face_points, make_model, make_portrait, make_speech
 
 from letstalk_rt.errors import ConfigError, InputError
-from letstalk_rt.inference.motion_control import BLINK, BlinkSchedule, MotionController
+from letstalk_rt.inference.motion_control import BlinkSchedule, MotionController
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.face.eyelids import close_eyes, lid_lines
+from letstalk_rt.models.face.gestures import BLINK
 from letstalk_rt.models.face.head_motion import MOVEMENTS
 from letstalk_rt.models.geometry.landmarks import (
     EYES,

@@ -13,7 +13,6 @@ from support.server_fakes import Painter
 from support.small_model import make_model, make_portrait
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import Pipeline, StateOptions
 
@@ -28,20 +27,19 @@ def loaded(path):
     return module
 
 
-session_probes = loaded(BENCHMARKS / "session_probes.py")
+bench_session = loaded(BENCHMARKS / "bench_session.py")
 flash_avatar = loaded(BENCHMARKS / "webrtc" / "flash_avatar.py")
 
 MODELS = [
     AvatarPipeline,
-    IsolatedPipeline,
     FakePipeline,
     PartedPipeline,
     GatedPipeline,
     Painter,
     LoudIsBright,
     StillPipeline,
-    session_probes.FakePipeline,
-    session_probes.TimedPipeline,
+    bench_session.FakePipeline,
+    bench_session.TimedPipeline,
     flash_avatar.FlashPipeline,
 ]
 
@@ -60,7 +58,7 @@ def test_calls_take_what_the_protocol_says(model, call):
 
 
 def timed():
-    return session_probes.TimedPipeline(session_probes.FakePipeline(64), 1.0)
+    return bench_session.TimedPipeline(bench_session.FakePipeline(64), 1.0)
 
 
 MAKERS = [

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.small_model import PRESET, make_model, stir
+from support.small_model import GESTURES, PRESET, make_gesture_model, make_model, stir
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
-from letstalk_rt.models.avatar_model import AvatarModel, with_mouth_painter
+from letstalk_rt.models.avatar_model import AvatarModel, with_gestures, with_mouth_painter
+from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.loading import (
     checksum_file,
     load_model,
@@ -227,3 +228,47 @@ class TestMouthPainter:
         assert both.mouth_painter is not None
         assert torch.equal(both.mouth_painter.head.weight, second.head.weight)
         assert torch.equal(both.motion_scale, model.motion_scale)
+
+
+class TestGestures:
+    @pytest.fixture
+    def preset(self, monkeypatch):
+        preset = replace(PRESET, gestures=GESTURES)
+        monkeypatch.setitem(PRESETS, "small", preset)
+        return preset
+
+    def test_they_are_saved_and_loaded(self, preset, tmp_path):
+        model = make_gesture_model()
+        save_model(model, tmp_path / "small.safetensors")
+        loaded = load_model("small", tmp_path / "small.safetensors")
+        assert loaded.preset == preset and loaded.gestures is not None
+        for name, value in model.gestures.state_dict().items():
+            found = loaded.gestures.state_dict()[name]
+            torch.testing.assert_close(found, value, rtol=2**-10, atol=1e-7)
+        assert torch.equal(loaded.gestures.amplitude, model.gestures.amplitude)
+
+    def test_a_file_without_them_loads_without_them(self, saved, preset):
+        loaded = load_model("small", saved)
+        assert loaded.gestures is None and loaded.preset.gestures is None
+
+    def test_a_header_with_them_requires_their_tensors(self, saved, preset):
+        rewrite(saved, load_file(saved), HEADER | {"gestures": "yes"})
+        with pytest.raises(WeightsError, match="tensors differ, first 'gestures"):
+            load_model("small", saved)
+
+    def test_they_are_added_beside_a_mouth_painter(self, model):
+        painter = MouthPainter(TestMouthPainter.CONFIG)
+        both = with_gestures(with_mouth_painter(model, painter), Gestures(GESTURES))
+        assert both.mouth_painter is not None and both.gestures is not None
+        assert torch.equal(both.mouth_painter.head.weight, painter.head.weight)
+
+    @pytest.mark.parametrize(
+        "wrong, match",
+        [
+            ({"gestures": replace(GESTURES, lookahead_ms=40)}, "look-ahead of 80 ms, got 40 ms"),
+            ({"denoiser": replace(PRESET.denoiser, window=2)}, "a window of 4 frames"),
+        ],
+    )
+    def test_shapes_that_do_not_fit_are_named(self, wrong, match):
+        with pytest.raises(ConfigError, match=match):
+            AvatarModel(replace(PRESET, **({"gestures": GESTURES} | wrong)))

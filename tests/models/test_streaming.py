@@ -13,6 +13,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.mel import StreamingMel
+from letstalk_rt.models.audio_encoder.prosody import ProsodyReader
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream, Wav2Vec2StreamConfig
 from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.layers.causal_conv import CausalConv1d
@@ -62,6 +63,12 @@ def lip_reader() -> nn.Module:
     return module
 
 
+def prosody_reader() -> nn.Module:
+    module = ProsodyReader()
+    module.usual.normal_()
+    return module
+
+
 def wav2vec(block_frames: int) -> nn.Module:
     pytest.importorskip("transformers", reason="the extra paper is not installed")
     module = Wav2Vec2Stream(replace(WAV2VEC, block_frames=block_frames))
@@ -85,6 +92,7 @@ MODULES = [
         Case(lambda: encoder(5), unit=SAMPLES_PER_FRAME, axis=1), id="audio-encoder-mouth"
     ),
     pytest.param(Case(lip_reader, unit=SAMPLES_PER_FRAME, axis=1), id="lip-reader"),
+    pytest.param(Case(prosody_reader, unit=SAMPLES_PER_FRAME, axis=1), id="prosody"),
     pytest.param(wav2vec_case(1), id="wav2vec-block1"),
     pytest.param(wav2vec_case(4), id="wav2vec-block4"),
 ]

@@ -12,6 +12,7 @@ from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import DenoiserConfig
+from letstalk_rt.models.face.gestures import GAZE, GestureConfig
 from letstalk_rt.models.face.lip_motion import KNOTS
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import IRISES, LIPS, NUM_LANDMARKS, landmark_indices
@@ -20,6 +21,7 @@ from letstalk_rt.types import Portrait
 
 AUDIO = AudioEncoderConfig(width=16, token_width=8, dilations=(1, 2, 4), dropout=0.1)
 LIP_READER = LipReaderConfig(width=16)
+GESTURES = GestureConfig(audio_width=8, width=12)
 AUTOENCODER = AutoencoderConfig(
     encoder=(8, 8, 16, 16, 16), reference=(8, 8, 8), decoder=(16, 16, 16), style=16
 )
@@ -73,6 +75,20 @@ def make_lip_model(seed: int = 0) -> AvatarModel:
     lip_motion.natural.normal_(std=0.1)
     lip_motion.heard.copy_(torch.linspace(-1, 1, KNOTS).expand(NUM_LIP_VALUES, -1))
     lip_motion.meant.copy_(0.1 * lip_motion.heard)
+    return model.eval().requires_grad_(False)
+
+
+def make_gesture_model(seed: int = 0) -> AvatarModel:
+    """Make the model with gestures that move head, brows and irises."""
+    torch.manual_seed(seed)
+    model = AvatarModel(replace(PRESET, gestures=GESTURES))
+    stir(model)
+    gestures, head = model.gestures, model.head
+    assert gestures is not None and head is not None
+    gestures.amplitude.fill_(1.0)
+    gestures.amplitude[GAZE] = 0.2
+    gestures.brow_motion.normal_(std=0.1)
+    head.movements[0, :, 0] = 0.1
     return model.eval().requires_grad_(False)
 
 

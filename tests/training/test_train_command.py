@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.small_model import PRESET
+from support.small_model import GESTURES, PRESET
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.loading import load_model, save_model
 from letstalk_rt.models.presets import PRESETS
 from letstalk_rt.training.loop import LoopConfig, Run
@@ -39,6 +40,32 @@ class TestCommand:
         assert exported.mouth_painter is not None
         stem = exported.mouth_painter.stem.weight
         torch.testing.assert_close(stem, painter.stem.weight, rtol=2**-10, atol=1e-7)
+
+    def test_gestures_are_added_to_a_weights_file(self, root, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, gestures=GESTURES))
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        gestures = Gestures(GESTURES)
+        (tmp_path / "runs" / "gestures").mkdir(parents=True)
+        torch.save(gestures.state_dict(), tmp_path / "runs" / "gestures" / "model.pt")
+        train(["export", "--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
+               "--preset", "small", "--weights", str(tmp_path / "base.safetensors"),
+               "-o", str(tmp_path / "new.safetensors")])  # fmt: skip
+        exported = load_model("small", tmp_path / "new.safetensors").gestures
+        assert exported is not None
+        torch.testing.assert_close(exported.inertia, gestures.inertia)
+        train(["export", "--data", str(root), "--runs", str(tmp_path / "none"), "--threads", "1",
+               "--preset", "small", "--weights", str(tmp_path / "new.safetensors"),
+               "-o", str(tmp_path / "again.safetensors")])  # fmt: skip
+        kept = load_model("small", tmp_path / "again.safetensors").gestures
+        assert kept is not None and torch.equal(kept.inertia, exported.inertia)
+
+    def test_a_preset_without_gestures_is_named(self, root, cache, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "small", PRESET)
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        with pytest.raises(ConfigError, match="preset 'small' has no gestures"):
+            train(["gestures", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),
+                   "--threads", "1", "--preset", "small",
+                   "--weights", str(tmp_path / "base.safetensors")])  # fmt: skip
 
     def test_a_preset_without_mouth_painter_is_named(self, root, tmp_path):
         with pytest.raises(ConfigError, match="preset 'b' has no mouth painter"):

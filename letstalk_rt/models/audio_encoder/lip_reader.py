@@ -65,6 +65,12 @@ class RunningMeanState:
     count: Tensor
     initial: Tensor
 
+    @classmethod
+    def starting_at(cls, usual: Tensor, batch_size: int) -> "RunningMeanState":
+        """Create the state of new streams, whose mean is `usual`, `(64,)`."""
+        initial = usual.repeat(batch_size, 1)
+        return cls(initial.clone(), initial.new_zeros(batch_size, 1), initial)
+
     def reset(self) -> None:
         """Return to the initial mean."""
         self.mean.copy_(self.initial)
@@ -128,7 +134,7 @@ class LipReader(nn.Module):
         """Create the state of new sessions."""
         return LipReaderState(
             self.mel.init_state(batch_size),
-            self._initial_mean(batch_size),
+            RunningMeanState.starting_at(self.usual, batch_size),
             self.linear.init_state(batch_size),
             [layer.init_state(batch_size) for layer in self.layers],  # type: ignore[operator]
         )
@@ -149,17 +155,8 @@ class LipReader(nn.Module):
 
     def normalize(self, mel: Tensor, state: RunningMeanState | None = None) -> Tensor:
         """Subtract the running mean from log-mel `(B, 64, 4 n)`; return features `(B, n, 256)`."""
-        state = state or self._initial_mean(mel.shape[0])
-        split = mel.reshape(*mel.shape[:2], -1, MEL_PER_FRAME)
-        frames = split.permute(0, 2, 3, 1)  # (B, n, 4, 64)
-        means, features = frames.mean(2), []
-        voiced = (means.mean(2, keepdim=True) > VOICED_LEVEL).to(mel.dtype)
-        for index in range(frames.shape[1]):
-            share = voiced[:, index] / (state.count + 1 + PRIOR_FRAMES)
-            state.mean.add_(share * (means[:, index] - state.mean))
-            state.count.add_(voiced[:, index]).clamp_(max=MEAN_FRAMES)
-            features.append(frames[:, index] - state.mean[:, None])
-        return FEATURE_SCALE * torch.stack(features, 1).flatten(2)
+        state = state or RunningMeanState.starting_at(self.usual, mel.shape[0])
+        return FEATURE_SCALE * subtract_running_mean(mel, state).flatten(2)
 
     def predict(self, features: Tensor, state: LipReaderState | None = None) -> Tensor:
         """As `forward`, from the features of `normalize`; training augments those."""
@@ -182,6 +179,21 @@ class LipReader(nn.Module):
         middle = whole[..., : h.shape[-1]]
         return F.gelu(layer(F.dropout(h, self.config.dropout, self.training), state)) + middle
 
-    def _initial_mean(self, batch_size: int) -> RunningMeanState:
-        initial = self.usual.repeat(batch_size, 1)
-        return RunningMeanState(initial.clone(), initial.new_zeros(batch_size, 1), initial)
+
+def subtract_running_mean(mel: Tensor, state: RunningMeanState) -> Tensor:
+    """Subtract the running mean from log-mel `(B, 64, 4 n)`; return `(B, n, 4, 64)`.
+
+    Args:
+        mel: log-mel of the next `n` frames.
+        state: updated in place; frames without voice do not enter it.
+    """
+    split = mel.reshape(*mel.shape[:2], -1, MEL_PER_FRAME)
+    frames = split.permute(0, 2, 3, 1)  # (B, n, 4, 64)
+    means, relative = frames.mean(2), []
+    voiced = (means.mean(2, keepdim=True) > VOICED_LEVEL).to(mel.dtype)
+    for index in range(frames.shape[1]):
+        share = voiced[:, index] / (state.count + 1 + PRIOR_FRAMES)
+        state.mean.add_(share * (means[:, index] - state.mean))
+        state.count.add_(voiced[:, index]).clamp_(max=MEAN_FRAMES)
+        relative.append(frames[:, index] - state.mean[:, None])
+    return torch.stack(relative, 1)

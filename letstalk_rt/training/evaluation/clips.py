@@ -260,6 +260,7 @@ def _motion_figures(real: list[Row]) -> dict[str, float | int | str | None]:
         "head_range_ratio": middle(real, "head_range_ratio"),
         "head_range_ratio_filmed": middle(filmed, "head_range_ratio"),
         **{name: mean(real, name) for name in speech},
+        **{f"{name}_filmed": mean(filmed, name) for name in speech},
         "blinks_per_min": blinks_per_min("blinks"),
         "blinks_per_min_true": blinks_per_min("blinks_true"),
     }

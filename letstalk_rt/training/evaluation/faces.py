@@ -83,11 +83,16 @@ def read_faces(landmarker: Landmarks, frames: Iterable[np.ndarray]) -> FaceTrack
 
 def blink_rate(track: FaceTrack) -> float:
     """Return blinks per minute: short dips of the eye opening below 60 % of its median."""
+    return len(blinks(track)) / (len(track.points) / FPS / 60)
+
+
+def blinks(track: FaceTrack) -> list[tuple[int, int]]:
+    """Return the first frame of each blink, and the first frame after it."""
     opening = track.eye_opening
     shut = np.concatenate([[False], opening < SHUT * np.median(opening), [False]])
     edges = np.flatnonzero(np.diff(shut.astype(int)))
-    lengths = edges[1::2] - edges[::2]
-    return float((lengths <= _LONGEST_BLINK).sum() / (len(opening) / FPS / 60))
+    spans = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [(a, b) for a, b in spans if b - a <= _LONGEST_BLINK]
 
 
 def head_pose(track: FaceTrack) -> np.ndarray:
@@ -106,7 +111,12 @@ def head_pose(track: FaceTrack) -> np.ndarray:
 
 def head_range(track: FaceTrack) -> float:
     """Return the mean range of the four pose values, 5th to 95th percentile."""
-    low, high = np.percentile(head_pose(track), (5, 95), axis=0)
+    return pose_range(head_pose(track))
+
+
+def pose_range(pose: np.ndarray) -> float:
+    """Return the same for a head pose `(T, 4)`."""
+    low, high = np.percentile(pose, (5, 95), axis=0)
     return float((high - low).mean())
 
 

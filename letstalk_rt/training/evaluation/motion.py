@@ -50,7 +50,11 @@ def head_speech_correlation(track: FaceTrack, pcm: np.ndarray) -> float:
 
     NaN if the video is not longer than that.
     """
-    pose = head_pose(track)
+    return pose_speech_correlation(head_pose(track), pcm)
+
+
+def pose_speech_correlation(pose: np.ndarray, pcm: np.ndarray) -> float:
+    """Return the same for a head pose `(T, 4)` and audio `(n,)`."""
     speed = np.linalg.norm(np.diff(pose, axis=0, prepend=pose[:1]), axis=1)
     count = min(len(speed), len(pcm) // SAMPLES_PER_FRAME)
     if count <= _MEAN_FRAMES:

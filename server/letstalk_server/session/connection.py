@@ -32,7 +32,6 @@ class EndReason(StrEnum):
     IDLE = "idle"
     LOST = "lost"
     FAILED = "failed"
-    MODEL_LOST = "model-lost"
     STOPPING = "stopping"
 
 
