@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         NotAnImageError,
         PortraitError,
         SessionClosed,
+        SynthesisError,
+        TextError,
         TooManyPixelsError,
         WeightsError,
     )
@@ -50,6 +52,8 @@ __all__ = [
     "PortraitError",
     "SegmentEnd",
     "SessionClosed",
+    "SynthesisError",
+    "TextError",
     "TooManyPixelsError",
     "WeightsError",
 ]

@@ -6,6 +6,7 @@ LetsTalkError
 |-- DependencyError    an optional package or a system component is missing
 |-- InputError         the caller's data cannot be used       (also a ValueError)
 |   |-- AudioFormatError
+|   |-- TextError            the text cannot be spoken
 |   `-- PortraitError
 |       |-- NotAnImageError     the file is empty or not in a supported format
 |       |-- ImageDamagedError   the file is damaged or incomplete
@@ -13,6 +14,7 @@ LetsTalkError
 |       `-- NoFaceError         no face was found
 |-- SessionClosed      the session is closed; open another
 |-- AtCapacity         no capacity for another session now; try again later
+|-- SynthesisError     speech synthesis failed, or its endpoint refused
 `-- EngineError        a step failed; the cause is chained
 """
 
@@ -41,6 +43,10 @@ class AudioFormatError(InputError):
     """Audio has the wrong rate, layout, type or range."""
 
 
+class TextError(InputError):
+    """The text cannot be spoken; the message never repeats it."""
+
+
 class PortraitError(InputError):
     """The portrait cannot be read, or has no usable face."""
 
@@ -67,6 +73,10 @@ class SessionClosed(LetsTalkError):
 
 class AtCapacity(LetsTalkError):
     """There is no capacity for another session now; try again later."""
+
+
+class SynthesisError(LetsTalkError):
+    """Speech synthesis failed, or its endpoint refused the request."""
 
 
 class EngineError(LetsTalkError):

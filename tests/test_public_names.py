@@ -53,6 +53,8 @@ def test_the_public_names_are_these():
         "PortraitError",
         "SegmentEnd",
         "SessionClosed",
+        "SynthesisError",
+        "TextError",
         "TooManyPixelsError",
         "WeightsError",
     ]

@@ -7,6 +7,7 @@ import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
 import { Microphone } from "./microphone.js";
 import { OverlayControl } from "./overlay-control.js";
 import { StatsPanel } from "./stats-panel.js";
+import { TextBox } from "./text-box.js";
 
 const SESSION_KEY = "letstalk.session"; // in sessionStorage: survives a reload, not the tab
 const WARNING_MS = 10_000;
@@ -23,10 +24,12 @@ const saved = takeSavedSession();
 
 const api = new Api(server);
 const microphone = new Microphone();
+const textBox = new TextBox($("say"));
 let avatar = null;
 let picker = null;
 let isHolding = false; // the talk button or the space bar is held in push-to-talk
 let isOpening = false; // the microphone
+let isSaying = false; // a text was sent that is not heard yet
 
 // ---- State of the connection -------------------------------------------------------------
 
@@ -77,7 +80,8 @@ function refresh() {
   $("mute").disabled = mic === "off" || isHold;
   $("mute").setAttribute("aria-pressed", String(mic === "muted" && !isHold));
   $("mute-label").textContent = mic === "muted" && !isHold ? "Unmute" : "Mute";
-  $("interrupt").disabled = !isLive || !(avatar.speaking || !$("playing").hidden);
+  $("interrupt").disabled = !isLive || !(avatar.speaking || isSaying || !$("playing").hidden);
+  textBox.live = isLive;
   $("play-file").disabled = !isLive;
   $("caption").textContent = caption(state, isHold, mic);
   $("hint").textContent = isHold
@@ -117,6 +121,7 @@ let warningTimer = 0;
 
 function onWarning({ code, message }) {
   if (code === "bad-message") return; // a bug of this page; the visitor cannot help it
+  setSaying(false);
   showNotice({ code, message }, { mild: true, about: "server" });
   clearTimeout(warningTimer);
   warningTimer = setTimeout(() => hideNotice("server"), WARNING_MS);
@@ -215,8 +220,26 @@ function hidePlaying() {
   refresh();
 }
 
+/** Let the avatar speak a text. It can be interrupted at once, before anything is heard. */
+function say(text) {
+  setAudioOn(true); // this press is the user gesture that browsers require before playing audio
+  try {
+    avatar.say(text);
+    setSaying(true);
+  } catch (error) {
+    textBox.restore(text);
+    showNotice(error, { mild: true, about: "server" });
+  }
+}
+
+function setSaying(on) {
+  isSaying = on;
+  refresh();
+}
+
 function interrupt() {
   if ($("interrupt").disabled) return;
+  setSaying(false);
   hidePlaying();
   avatar.interrupt();
 }
@@ -267,6 +290,7 @@ function watchControls() {
   $("mode").addEventListener("change", ({ target }) => setMode(target.value));
   $("mute").addEventListener("click", () => (microphone.muted = !microphone.muted));
   $("interrupt").addEventListener("click", interrupt);
+  textBox.addEventListener("say", ({ detail }) => say(detail));
   $("playing-stop").addEventListener("click", interrupt);
   $("audio-toggle").addEventListener("click", () => setAudioOn(video.muted));
   $("play-file").addEventListener("click", () => $("audio-file").click());
@@ -294,7 +318,7 @@ function watchAvatar() {
   on("state", onState);
   on("speaking", () => {
     page.setAttribute("data-speaking", "");
-    refresh();
+    setSaying(false);
   });
   on("idle", () => {
     page.removeAttribute("data-speaking");
@@ -359,6 +383,7 @@ async function start() {
   onState({ state: "connecting" });
   try {
     const config = await api.request("v1/config").catch(() => ({}));
+    textBox.configure(config.speech);
     await picker.load(saved.avatar ?? query.get("avatar"), config.consent);
   } catch (error) {
     return onState({ state: "failed", error });

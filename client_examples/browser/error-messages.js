@@ -24,6 +24,9 @@ const MESSAGES = {
   ],
   "speech-late": ["Your voice arrives with gaps.", "The network or this computer is busy."],
   clipped: ["Your voice is too loud.", "Turn the microphone down or move a little away from it."],
+  "bad-text": ["This text cannot be spoken.", "Write a few words or sentences, in letters."],
+  "no-speech-engine": ["This server has no voice for text.", "Its operator can install one, such as espeak-ng."],
+  "speech-failed": ["The text could not be spoken.", "The server's voice failed. Try again in a moment."],
   "model-behind": ["The server is busy.", "The video may pause for a moment."],
   unreachable: [
     "The server cannot be reached.",

@@ -16,6 +16,7 @@ export { LetsTalkError };
 const RETRY_DELAYS_MS = [300, 1000, 2000, 4000, 8000];
 const INTERRUPT_TIMEOUT_MS = 3000;
 const STATS_S = 2;
+const MAX_TEXT_CHARS = 20_000; // more than any server accepts; larger messages would be lost
 
 /**
  * An avatar that is shown in a video element.
@@ -114,6 +115,15 @@ export class LetsTalkAvatar extends EventTarget {
   async hush() {
     this.#recording?.stop();
     await this.#setTrack(null);
+  }
+
+  /**
+   * Let the avatar speak a text with the server's voice. A text that cannot be spoken is reported
+   * by a `warning` with the code `bad-text`, `no-speech-engine` or `speech-failed`.
+   */
+  say(text) {
+    if (this.state !== "live") throw new LetsTalkError("not-live", "The avatar is not connected.");
+    this.send({ type: "speech.say", text: String(text).slice(0, MAX_TEXT_CHARS) });
   }
 
   /** Interrupt the avatar. Resolves to `{playedMs, droppedMs}`, or to null after a timeout. */

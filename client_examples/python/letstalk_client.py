@@ -47,11 +47,15 @@ class VideoFrame:
 
 @dataclass(frozen=True, slots=True)
 class AudioFrame:
-    """The 40 ms of audio that belong to a video frame: `pcm` is `(n,)` int16, 16 kHz mono."""
+    """The 40 ms of audio that belong to a video frame: `pcm` is `(n,)` int16, mono.
+
+    `sample_rate` is 16000 Hz unless the session was created with another one.
+    """
 
     number: int
     segment_id: int
     pcm: np.ndarray
+    sample_rate: int = SAMPLE_RATE
 
 
 class Client:
@@ -124,6 +128,10 @@ class Client:
             await self.push(pcm[start : start + CHUNK])
         await self.send(type="segment.end")
 
+    async def say_text(self, text: str) -> None:
+        """Let the server's voice speak a text; a message `session.error` tells if it cannot."""
+        await self.send(type="speech.say", text=text)
+
     async def interrupt(self) -> None:
         """Interrupt the avatar."""
         await self.send(type="avatar.interrupt")
@@ -135,12 +143,12 @@ class Client:
 
 def unpack(data: bytes) -> VideoFrame | AudioFrame:
     """Parse a binary message of the server."""
-    kind, flags, length, segment, number, width, height, _, _ = _HEADER.unpack_from(data)
+    kind, flags, length, segment, number, width, height, rate, _ = _HEADER.unpack_from(data)
     payload = data[length:]
     if kind in (_JPEG, _RGB):
         return VideoFrame(number, segment, (width, height), payload, bool(flags & 1))
     if kind == _PCM16:
-        return AudioFrame(number, segment, np.frombuffer(payload, "<i2").astype(np.int16))
+        return AudioFrame(number, segment, np.frombuffer(payload, "<i2").astype(np.int16), rate)
     raise ValueError(f"binary message of kind {kind}; expected 1 to 3")
 
 

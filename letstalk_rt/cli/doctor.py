@@ -26,6 +26,8 @@ _EXTRAS = {
     "mic": (("sounddevice",), "microphone and loudspeaker"),
     "camera": (("pyvirtualcam",), "the virtual camera"),
     "heic": (("pillow_heif",), "HEIC images"),
+    "speech": (("httpx",), "text to speech by an HTTP endpoint"),
+    "piper": (("piper",), "text to speech by Piper"),
 }
 """Extras of the package: their modules, and what they are for."""
 

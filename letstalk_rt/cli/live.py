@@ -1,13 +1,14 @@
-"""`letstalk mic` and `letstalk push`: animate a portrait live, with a microphone or a file."""
+"""`letstalk mic`, `push` and `say`: animate a portrait live, with a microphone, a file or text."""
 
 import argparse
 import asyncio
 import signal
+import sys
 import threading
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,8 +26,16 @@ if TYPE_CHECKING:
     from letstalk_rt.sinks.base import Sink
     from letstalk_rt.sinks.window import PreviewWindow
 
+Feed = Callable[["AvatarSession"], Awaitable[Any]]
+"""Pushes a whole source to a session."""
+
+ENGINES = ("auto", "system", "openai", "piper")
 MIC_SUMMARY = "microphone -> preview window, virtual camera or file, live"
 PUSH_SUMMARY = "microphone or audio file -> RTMP, RTMPS or SRT server, live"
+SAY_SUMMARY = "text -> preview window, virtual camera, file or streaming server, live"
+AUDIO_RATE = 48_000
+"""Sample rate of the audio that leaves, in Hz: as good as what came in."""
+
 _TAIL_S = 0.4
 """Time shown after the end of a file, in which the mouth closes."""
 
@@ -38,6 +47,36 @@ def add_mic_arguments(parser: argparse.ArgumentParser) -> None:
         "Without --camera and --output, a preview window opens."
     )
     add_portrait(parser)
+    _add_outputs(parser)
+    _add_source_options(parser)
+    _add_audio_options(parser)
+    add_model_options(parser)
+
+
+def add_say_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `letstalk say`."""
+    parser.description = (
+        "Let PORTRAIT speak TEXT, live. Without --camera, --output and --push, a preview window "
+        "opens, and the audio is played on the loudspeaker."
+    )
+    add_portrait(parser)
+    add = parser.add_argument
+    add("text", metavar="TEXT", help="what to say; - reads it from standard input")
+    add("--engine", default="auto", choices=ENGINES, help="what speaks (default: what there is)")
+    add("--voice", help="name of the voice, or the file of a Piper voice (.onnx)")
+    add(
+        "--base-url",
+        metavar="URL",
+        help="OpenAI-compatible endpoint, up to /v1; its key is read from OPENAI_API_KEY",
+    )
+    add("--speech-model", metavar="MODEL", help="model of that endpoint")
+    add("--push", metavar="URL", help="send it to a streaming server; see letstalk push")
+    _add_outputs(parser)
+    _add_audio_options(parser)
+    add_model_options(parser)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--window", action="store_true", help="show a preview window in addition to other outputs")
     add(
@@ -49,8 +88,6 @@ def add_mic_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--camera-size", metavar="WxH", help="camera size, e.g. 1280x720 (default: video size)")
     add("-o", "--output", type=Path, metavar="OUT.mp4", help="record to a file (mp4, mov, mkv)")
-    _add_audio_options(parser)
-    add_model_options(parser)
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,20 +104,45 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     add("--insecure", action="store_true", help="do not verify the certificate of an rtmps server")
     add("-o", "--output", type=Path, metavar="OUT.mp4", help="also record to a file")
     add("--loop", action="store_true", help="repeat the audio file")
+    _add_source_options(parser)
     _add_audio_options(parser)
     add_model_options(parser)
 
 
 def run_mic(options: argparse.Namespace) -> int:
     """Run `letstalk mic`."""
-    from letstalk_rt.sinks.virtual_camera import VirtualCamera
-
-    sinks: list[Sink] = []
-    if options.camera is not None:
-        size = _parse_size(options.camera_size)
-        sinks.append(VirtualCamera(options.camera or None, size=size, badge=options.badge))
+    sinks = _open_camera(options)
     window = options.window or not (sinks or options.output)
     return _run(options, sinks, _create_window(options) if window else None)
+
+
+def run_say(options: argparse.Namespace) -> int:
+    """Run `letstalk say`."""
+    from letstalk_rt.sinks.stream import StreamPush
+    from letstalk_rt.speech.engines import open_speech
+    from letstalk_rt.speech.interface import prepare_text
+
+    options.text = prepare_text(sys.stdin.read() if options.text == "-" else options.text)
+    options.speech = open_speech(
+        options.engine, options.voice, base_url=options.base_url, model=options.speech_model
+    )
+    sinks = _open_camera(options)
+    if options.push is not None:
+        sinks.append(StreamPush(options.push, badge=options.badge, sample_rate=AUDIO_RATE))
+    if not (sinks or options.output) and options.speaker is None:
+        options.speaker = ""
+    window = options.window or not (sinks or options.output)
+    return _run(options, sinks, _create_window(options) if window else None)
+
+
+def _open_camera(options: argparse.Namespace) -> "list[Sink]":
+    """Return the virtual camera, if one is wanted."""
+    from letstalk_rt.sinks.virtual_camera import VirtualCamera
+
+    if options.camera is None:
+        return []
+    size = _parse_size(options.camera_size)
+    return [VirtualCamera(options.camera or None, size=size, badge=options.badge)]
 
 
 def run_push(options: argparse.Namespace) -> int:
@@ -89,15 +151,23 @@ def run_push(options: argparse.Namespace) -> int:
 
     bit_rate = _parse_bit_rate(options.bitrate)
     stream = StreamPush(
-        options.url, bit_rate=bit_rate, badge=options.badge, verify=not options.insecure
+        options.url,
+        bit_rate=bit_rate,
+        badge=options.badge,
+        verify=not options.insecure,
+        sample_rate=AUDIO_RATE,
     )
     return _run(options, [stream], None)
 
 
-def _add_audio_options(parser: argparse.ArgumentParser) -> None:
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--audio", type=Path, metavar="FILE", help="use an audio file instead of the microphone")
     add("--microphone", metavar="DEVICE", help="number or part of the name (default: the system's)")
+
+
+def _add_audio_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--speaker",
         nargs="?",
@@ -121,10 +191,16 @@ def _run(options: argparse.Namespace, sinks: "list[Sink]", window: "PreviewWindo
     from letstalk_rt.sinks.speaker import Speaker
 
     if options.output is not None:
-        sinks.append(Recording(options.output, badge=options.badge))
+        sinks.append(Recording(options.output, badge=options.badge, sample_rate=AUDIO_RATE))
     if options.speaker is not None:
-        sinks.append(Speaker(options.speaker or None, delay_ms=options.sound_delay_ms))
-    if options.audio is None:
+        sinks.append(
+            Speaker(
+                options.speaker or None,
+                delay_ms=options.sound_delay_ms,
+                sample_rate=AUDIO_RATE,
+            )
+        )
+    if "text" not in options and options.audio is None:
         _check_microphone(options.microphone)
     # Handle SIGTERM like Ctrl-C, so that recordings are completed.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
@@ -181,9 +257,9 @@ async def _play_live(
 
     height, width = avatar.portrait.canvas.shape[:2]
     async with AsyncExitStack() as stack:
-        source = await _open_source(options, stack)
+        feed = await _open_feed(options, stack)
         session = await stack.enter_async_context(
-            avatar.session(seed=options.seed, playback="reported")
+            avatar.session(seed=options.seed, playback="reported", output_sample_rate=AUDIO_RATE)
         )
         segment_ended = asyncio.Event()
         playing = asyncio.create_task(
@@ -196,7 +272,7 @@ async def _play_live(
             ),
             name="play",
         )
-        feeding = asyncio.create_task(_feed(session, source, segment_ended), name="feed")
+        feeding = asyncio.create_task(_feed(session, feed, segment_ended), name="feed")
         try:
             async with asyncio.timeout(options.seconds):
                 await asyncio.wait({playing, feeding}, return_when=asyncio.FIRST_COMPLETED)
@@ -216,26 +292,27 @@ async def _play_live(
     return {**session.metrics.counts(), "skipped": sum(getattr(s, "skipped", 0) for s in sinks)}
 
 
-async def _open_source(
-    options: argparse.Namespace, stack: AsyncExitStack
-) -> "AsyncIterable[np.ndarray]":
+async def _open_feed(options: argparse.Namespace, stack: AsyncExitStack) -> Feed:
+    """Open the source; return a function that pushes all of it to a session."""
+    from letstalk_rt.sources.feed import feed
     from letstalk_rt.sources.file import FileSource
     from letstalk_rt.sources.microphone import Microphone
+    from letstalk_rt.sources.text import say
 
+    if "text" in options:
+        return lambda session: say(session, options.speech, options.text)
+    source: AsyncIterable[np.ndarray]
     if options.audio is not None:
-        return await asyncio.to_thread(
-            FileSource, options.audio, loop=getattr(options, "loop", False)
-        )
-    return await stack.enter_async_context(Microphone(options.microphone))
+        loop = getattr(options, "loop", False)
+        source = await asyncio.to_thread(FileSource, options.audio, loop=loop)
+    else:
+        source = await stack.enter_async_context(Microphone(options.microphone))
+    return lambda session: feed(session, source)
 
 
-async def _feed(
-    session: "AvatarSession", source: "AsyncIterable[np.ndarray]", segment_ended: asyncio.Event
-) -> None:
+async def _feed(session: "AvatarSession", feed: Feed, segment_ended: asyncio.Event) -> None:
     """Push the source, then wait until its last audio has been played."""
-    from letstalk_rt.sources.feed import feed
-
-    await feed(session, source)
+    await feed(session)
     await segment_ended.wait()
     await asyncio.sleep(_TAIL_S)
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, AddArguments, Run]] = {
     "render": (render.SUMMARY, render.add_arguments, render.run),
     "mic": (live.MIC_SUMMARY, live.add_mic_arguments, live.run_mic),
     "push": (live.PUSH_SUMMARY, live.add_push_arguments, live.run_push),
+    "say": (live.SAY_SUMMARY, live.add_say_arguments, live.run_say),
     "avatars": (avatars.SUMMARY, avatars.add_arguments, avatars.run),
     "bench": (bench.SUMMARY, bench.add_arguments, bench.run),
     "doctor": (doctor.SUMMARY, doctor.add_arguments, doctor.run),

@@ -1,7 +1,8 @@
-"""Sources of speech: a microphone, an audio file, any iterator of PCM."""
+"""Sources of speech: a microphone, an audio file, text, any iterator of PCM."""
 
 from letstalk_rt.sources.feed import feed
 from letstalk_rt.sources.file import FileSource
 from letstalk_rt.sources.microphone import Microphone
+from letstalk_rt.sources.text import say
 
-__all__ = ["FileSource", "Microphone", "feed"]
+__all__ = ["FileSource", "Microphone", "feed", "say"]

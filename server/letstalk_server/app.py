@@ -27,6 +27,7 @@ from letstalk_server.metrics import ServerMetrics
 from letstalk_server.session.avatar_service import AvatarService, LoadedModel, load_model
 from letstalk_server.session.limits import RateLimiter
 from letstalk_server.session.registry import SessionRegistry
+from letstalk_server.session.text_speech import open_engine
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc.aiortc_transport import AiortcTransport
 
@@ -50,6 +51,9 @@ def create_app(
     Args:
         settings: settings of the server.
         load: loads the model; called once, in a thread, before the server is ready.
+
+    Raises:
+        LetsTalkError: The speech engine that the settings name cannot be used.
     """
 
     @asynccontextmanager
@@ -59,7 +63,13 @@ def create_app(
         metrics: ServerMetrics = app.state.metrics
         avatar_service = await AvatarService.open(settings, load, metrics.record_step)
         transport = AiortcTransport(settings.ice_servers, settings.bitrates, prefer=settings.codec)
-        sessions = SessionRegistry(avatar_service, transport, settings, metrics.record_session_end)
+        sessions = SessionRegistry(
+            avatar_service,
+            transport,
+            settings,
+            metrics.record_session_end,
+            app.state.text_to_speech,
+        )
         app.state.avatar_service, app.state.sessions = avatar_service, sessions
         _register_gauges(metrics, avatar_service, sessions)
         try:
@@ -80,6 +90,7 @@ def create_app(
         },
     )
     app.state.settings = settings
+    app.state.text_to_speech = open_engine(settings)
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.uploading = asyncio.Semaphore(MAX_UPLOADS)

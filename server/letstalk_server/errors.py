@@ -26,6 +26,9 @@ ServerError
 |   |-- NotCarriedError        not-here: not available on this kind of connection
 |   |-- BadAudioError          bad-audio: the audio is not in the configured format
 |   |-- SpeechOverflowError    speech-overflow: too much speech is queued
+|   |-- BadTextError           bad-text: the text cannot be spoken
+|   |-- NoSpeechEngineError    no-speech-engine: the server cannot speak text
+|   |-- SpeechFailedError      speech-failed: the speech engine failed
 |   `-- FloorTakenError        floor-taken: another connection has the floor
 `-- ConnectionEndedError       (why the server closes a connection)
     |-- TakenOverError         taken-over: a newer connection replaced it
@@ -216,6 +219,24 @@ class SpeechOverflowError(MessageError):
     """Too much speech is queued."""
 
     code = "speech-overflow"
+
+
+class BadTextError(MessageError):
+    """The text is empty, too long, or has nothing that can be spoken."""
+
+    code = "bad-text"
+
+
+class NoSpeechEngineError(MessageError):
+    """The server has no speech engine."""
+
+    code = "no-speech-engine"
+
+
+class SpeechFailedError(MessageError):
+    """The speech engine failed."""
+
+    code = "speech-failed"
 
 
 class FloorTakenError(MessageError):

@@ -211,9 +211,28 @@ def _parser() -> argparse.ArgumentParser:
         default=_env("CODEC", default.codec),
         help="preferred video codec (%(default)s)",
     )
+    _add_speech(parser, default)
     _add_access(parser, default)
     _add_limits(parser, default)
     return parser
+
+
+def _add_speech(parser: argparse.ArgumentParser, default: Settings) -> None:
+    add = parser.add_argument_group("text to speech").add_argument
+    add(
+        "--speech",
+        choices=("auto", "system", "openai", "piper", "off"),
+        default=_env("SPEECH", default.speech),
+        help="what speaks text; auto: what is installed (%(default)s)",
+    )
+    add("--speech-voice", default=_env("SPEECH_VOICE", None), help="voice, or a Piper voice file")
+    add(
+        "--speech-url",
+        default=_env("SPEECH_URL", None),
+        metavar="URL",
+        help="OpenAI-compatible endpoint, up to /v1; its key is read from OPENAI_API_KEY",
+    )
+    add("--speech-model", default=_env("SPEECH_MODEL", None), help="model of that endpoint")
 
 
 def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
@@ -258,7 +277,7 @@ def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
     group.add_argument(
         "--kiosk",
         action="store_true",
-        default=_env("KIOSK", "") not in ("", "0", "false"),
+        default=_env("KIOSK", "off") == "on",
         help="for a screen that is always on: sessions have no time limits",
     )
     help_of = {
@@ -266,6 +285,7 @@ def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
         "max_connections": "connections on one session, viewers included",
         "max_session_s": "maximum duration of a session, s; 0 is no limit",
         "max_idle_s": "maximum time without speech or messages, s; 0 is no limit",
+        "max_say_chars": "maximum length of a text to be spoken",
         "grace_s": "grace period for a lost peer, s",
         "max_upload_bytes": "maximum size of a portrait file",
         "max_upload_pixels": "maximum number of pixels of a portrait",

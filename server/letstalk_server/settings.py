@@ -73,6 +73,12 @@ class Settings:
         max_upload_bytes: maximum size of a portrait file.
         max_upload_pixels: maximum number of pixels of a portrait.
         max_portraits: uploaded portraits kept in memory; the least recently used is dropped.
+        speech: engine that speaks text: `system`, `openai`, `piper`, `auto` (what is installed, or
+            none) or `off`.
+        speech_voice: name of its voice, or the file of a Piper voice.
+        speech_url: base URL of an OpenAI-compatible endpoint, up to and including `/v1`.
+        speech_model: model of that endpoint.
+        max_say_chars: maximum length of one text.
         kiosk: for a screen that is always on: sessions have no time limits, whatever
             `max_session_s` and `max_idle_s` are; they still end when their last peer is lost.
         max_session_s: maximum duration of a session; clients are warned a minute before; 0 is no
@@ -111,6 +117,11 @@ class Settings:
     max_upload_bytes: int = 20_000_000
     max_upload_pixels: int = 40_000_000
     max_portraits: int = 32
+    speech: Literal["auto", "system", "openai", "piper", "off"] = "auto"
+    speech_voice: str | None = None
+    speech_url: str | None = None
+    speech_model: str | None = None
+    max_say_chars: int = 1000
     kiosk: bool = False
     max_session_s: float = 7200.0
     max_idle_s: float = 900.0
@@ -145,6 +156,7 @@ class Settings:
                 _require(key, value, 1, 1024)
         _require_choice("auth", self.auth, "auto", "on", "off")
         _require_choice("codec", self.codec, "VP8", "H264")
+        _require_choice("speech", self.speech, "auto", "system", "openai", "piper", "off")
         _require_choice("badge", self.badge, "on", "required", "off")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key must be set together")
@@ -187,6 +199,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_message_bytes", 4096, 16_777_216),
     ("max_message_rate", 1, 100_000),
     ("max_speech_s", 1, 600),
+    ("max_say_chars", 1, 10_000),
     ("connect_timeout_s", 0.1, 600),
     ("heartbeat_timeout_s", 0.1, 600),
     ("report_timeout_s", 0.1, 600),

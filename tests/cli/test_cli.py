@@ -1,6 +1,7 @@
 """The command `letstalk`: its files, its output and its exit status."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,9 +213,31 @@ def test_mic_records_an_audio_file_live(
     assert "AI avatar" in av.open(str(out)).metadata["comment"]
 
 
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+def test_say_speaks_a_text_into_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str
+) -> None:
+    out = tmp_path / "said.mp4"
+    arguments = ["say", portrait, "Hello there!", "-o", str(out), "--size", "256", "--json"]
+    status, text = run(capsys, *arguments)
+    assert status == 0, text
+    assert "Hello" not in text, "what is said is not logged"
+    with av.open(str(out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 20
+    with av.open(str(out)) as container:
+        assert container.streams.audio[0].rate == 48_000
+        audio = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    assert np.abs(audio).max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["say", "FACE", "", "-o", "OUT.mp4"], "letters or digits"),
+        (["say", "FACE", "\U0001f600", "-o", "OUT.mp4"], "letters or digits"),
+        (["say", "FACE", "hi", "--voice", "no such voice", "-o", "OUT.mp4"], "no voice"),
+        (["say", "FACE", "hi", "--voice", "no.onnx", "-o", "OUT.mp4"], "no.onnx"),
+        (["say", "FACE", "hi", "--base-url", "nowhere", "-o", "OUT.mp4"], "base URL"),
         (["mic", "nobody", "--audio", "SPEECH", "-o", "OUT.mp4"], "no avatar named 'nobody'"),
         (["mic", "FACE", "--audio", "SPEECH", "-o", "OUT.gif"], "ends in '.gif'"),
         (["mic", "FACE", "--audio", "SPEECH", "--camera", "--camera-size", "big"], "1280x720"),

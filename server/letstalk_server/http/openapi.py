@@ -171,6 +171,7 @@ def _schemas() -> Json:
             auth=FLAG,
             disclosure=_object(badge=FLAG, badge_required=FLAG, statement=TEXT),
             consent=TEXT,
+            speech=_object(available=FLAG, max_chars=WHOLE),
             limits={"type": "object", "additionalProperties": NUMBER},
             video=_object(fps=WHOLE, size=WHOLE),
         ),

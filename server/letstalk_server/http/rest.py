@@ -96,6 +96,10 @@ async def config(request: Request) -> Response:
                 "statement": STATEMENT,
             },
             "consent": CONSENT,
+            "speech": {
+                "available": request.app.state.text_to_speech is not None,
+                "max_chars": settings.max_say_chars,
+            },
             "limits": _limits(settings),
             "video": {"fps": FPS, "size": settings.size},
         }

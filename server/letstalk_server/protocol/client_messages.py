@@ -15,7 +15,9 @@ from letstalk_server.errors import BadMessageError
 from letstalk_server.protocol.server_messages import fields_of
 
 MAX_TEXT_CHARS = 4096
-"""Longest text message, except `audio.append`."""
+"""Longest text message, except `audio.append` and `speech.say`."""
+
+LONG_MESSAGES = ('"audio.append"', '"speech.say"')
 
 MAX_NAME_CHARS = 128
 MAX_ID_CHARS = 64
@@ -132,6 +134,15 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True)
+class Say:
+    """A text to be spoken."""
+
+    type: ClassVar[str] = "speech.say"
+    text: str = field(repr=False, default="")
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EndSegment:
     """End the segment."""
 
@@ -148,7 +159,7 @@ class Overlay:
     event_id: str | None = None
 
 
-ClientMessage = Ping | Configure | Close | Interrupt | Select | Append | EndSegment | Overlay
+ClientMessage = Ping | Configure | Close | Interrupt | Select | Append | Say | EndSegment | Overlay
 
 
 def parse(text: object, max_bytes: int = 262_144) -> ClientMessage:
@@ -199,7 +210,8 @@ def _number(text: str, key: str) -> int:
 def _load(text: object, max_bytes: int) -> dict[str, Any]:
     if not isinstance(text, str):
         raise BadMessageError("a message must be JSON text, not binary")
-    if len(text) > MAX_TEXT_CHARS and '"audio.append"' not in text[:MAX_TEXT_CHARS]:
+    begin = text[:MAX_TEXT_CHARS]
+    if len(text) > MAX_TEXT_CHARS and not any(name in begin for name in LONG_MESSAGES):
         raise BadMessageError(f"a message may have {MAX_TEXT_CHARS} characters, got {len(text)}")
     if len(text) > 2 * max_bytes:
         raise BadMessageError(f"a message may have {2 * max_bytes} characters, got {len(text)}")
@@ -240,6 +252,13 @@ def _append(fields: dict[str, Any], event_id: str | None) -> Append:
         raise BadMessageError("the audio of audio.append must be base64") from None
 
 
+def _say(fields: dict[str, Any], event_id: str | None) -> Say:
+    text = fields.get("text")
+    if not isinstance(text, str):
+        raise BadMessageError("speech.say needs a string in the field text")
+    return Say(text, event_id)
+
+
 def _overlay(fields: dict[str, Any], event_id: str | None) -> Overlay:
     overlay = fields.get("overlay")
     if (
@@ -274,6 +293,7 @@ _BUILDERS: dict[str, Callable[[dict[str, Any], str | None], ClientMessage]] = {
     Interrupt.type: lambda fields, event_id: Interrupt(event_id),
     Select.type: _select,
     Append.type: _append,
+    Say.type: _say,
     EndSegment.type: lambda fields, event_id: EndSegment(event_id),
     Overlay.type: _overlay,
 }

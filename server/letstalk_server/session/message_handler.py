@@ -18,6 +18,9 @@ from letstalk_server.session.limits import TokenBucket
 if TYPE_CHECKING:
     from letstalk_server.session.session import Session
 
+TEXTS_PER_S, TEXT_BURST = 1.0, 10.0
+"""Sustained rate of texts to be spoken per connection, 1/s, and how many at once."""
+
 VIEWER_MESSAGES = (client_messages.Ping, client_messages.Configure)
 """Messages that do not need the scope `speak`."""
 
@@ -33,6 +36,7 @@ class MessageHandler:
     def __init__(self, session: "Session", connection: Connection) -> None:
         self._session, self._connection = session, connection
         self._rate = TokenBucket(session.settings.max_message_rate)
+        self._text_rate = TokenBucket(TEXTS_PER_S, burst=TEXT_BURST)
         self._decode = make_decoder(connection.config.audio)
 
     def handle(self, data: str | bytes) -> None:
@@ -80,6 +84,8 @@ class MessageHandler:
                 session.select(avatar, portrait)
             case client_messages.Append(audio):
                 self._push_audio(audio)
+            case client_messages.Say(text):
+                self._say(text, re)
             case client_messages.EndSegment():
                 session.speech.end_segment(connection.id)
             case client_messages.Overlay(overlay):
@@ -96,6 +102,13 @@ class MessageHandler:
         connection.config = config
         self._session.announcer.send(
             connection, server_messages.Configured(**config.as_json()), message.event_id
+        )
+
+    def _say(self, text: str, re: str | None) -> None:
+        if not self._text_rate.take():
+            raise MessageRateError("Send fewer texts: about one per second.")
+        self._session.text_speech.submit(
+            f"{self._connection.id}/text", text, lambda error: self._send_error(error, re)
         )
 
     def _push_audio(self, data: bytes) -> None:

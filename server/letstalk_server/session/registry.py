@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 
+from letstalk_rt.speech.interface import TextToSpeech
 from letstalk_server.auth import Caller
 from letstalk_server.errors import NotAllowedError, NotReadyError, UnknownSessionError
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
@@ -24,6 +25,7 @@ class SessionRegistry:
         transport: creates the peer connections.
         settings: capacity and time limits.
         on_end: called with each session that has ended.
+        text_to_speech: the engine that speaks text, if there is one.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class SessionRegistry:
         transport: Transport,
         settings: Settings,
         on_end: Callable[[Session], None] = lambda session: None,
+        text_to_speech: TextToSpeech | None = None,
     ) -> None:
         self.admission = AdmissionControl(avatar_service, settings.max_sessions)
         self._avatar_service, self._transport, self._settings = avatar_service, transport, settings
         self._on_end = on_end
+        self._text_to_speech = text_to_speech
         self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
         self._rate_limiter = RateLimiter(SESSIONS_PER_S)
         self._is_stopping = False
@@ -97,6 +101,7 @@ class SessionRegistry:
             options=options,
             owner=caller.subject,
             is_lasting=is_lasting,
+            text_to_speech=self._text_to_speech,
         )
         task = asyncio.create_task(session.run(), name="session")
         self._running[session.id] = session, task

@@ -2,7 +2,7 @@
 
 Its tasks form one `TaskGroup`: a failure ends the whole session and no other one. The parts are
 `Connections`, `Announcer` (messages to clients), `Lifetime` (time limits), `AvatarRunner` (engine),
-`PlaybackReporter` (shown frames) and `SpeechQueue` (floor control).
+`PlaybackReporter` (shown frames), `SpeechQueue` (floor control) and `TextSpeech` (texts).
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from letstalk_rt.portrait.watermark import STATEMENT
+from letstalk_rt.speech.interface import TextToSpeech
 from letstalk_rt.types import FPS
 from letstalk_server.errors import ServerError, TakenOverError, UnknownSessionError
 from letstalk_server.protocol import server_messages
@@ -27,6 +28,7 @@ from letstalk_server.session.message_handler import MessageHandler
 from letstalk_server.session.playout import SlotPlayout
 from letstalk_server.session.reporting import PlaybackReporter
 from letstalk_server.session.speech_queue import SpeechQueue
+from letstalk_server.session.text_speech import TextSpeech
 from letstalk_server.session.transport import Media, Transport
 from letstalk_server.settings import Settings
 
@@ -53,6 +55,7 @@ class Session:
         owner: the subject that opened it.
         is_lasting: whether it goes on without connections, instead of ending when the last one is
             closed.
+        text_to_speech: the engine that speaks text, if there is one.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Session:
         options: ServedSessionOptions | None = None,
         owner: str = "local",
         is_lasting: bool = True,
+        text_to_speech: TextToSpeech | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.owner = owner
@@ -77,6 +81,7 @@ class Session:
         self.lifetime = Lifetime(settings, self.connections)
         self.announcer = Announcer(self.id, self.connections)
         self.speech = SpeechQueue(settings.max_speech_s)
+        self.text_speech = TextSpeech(text_to_speech, self.speech, settings.max_say_chars)
         self._reporter = PlaybackReporter(self.announcer, on_voice=self.lifetime.touch)
         self._runner = AvatarRunner(
             avatar_service,
@@ -104,6 +109,7 @@ class Session:
                     (self._runner.run(), "engine"),
                     (self._runner.change_portraits(self.media.request_key_frame), "portraits"),
                     (self.speech.run(self._runner.opened), "speech"),
+                    (self.text_speech.run(), "texts"),
                     (self._runner.fill_due_slots(), "clock"),
                     (self._watch(), "watch"),
                 ):
@@ -253,6 +259,7 @@ class Session:
 
     def interrupt(self) -> server_messages.WasInterrupted:
         """Drop all speech that was not played; return how much was played and dropped."""
+        self.text_speech.clear()
         waiting_ms = round(1000 * self.speech.clear())
         return self._reporter.announce_interrupt(self._runner.interrupt(), waiting_ms)
 

@@ -128,9 +128,9 @@ class SpeechQueue:
         if source in self._microphones:
             self._microphones.remove(source)
 
-    async def wait_for_space(self) -> None:
-        """Wait until less than `max_s` of pushed speech is queued."""
-        while self._pushed_s >= self._max_s:
+    async def wait_for_space(self, seconds: float = 0.0) -> None:
+        """Wait until less than `max_s` of pushed speech is queued, or until `seconds` more fit."""
+        while self._pushed_s >= self._max_s or self._pushed_s + seconds > self._max_s > seconds:
             self._has_space.clear()
             await self._has_space.wait()
 
