@@ -9,7 +9,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 TYPES  := MYPYPATH=server $(BIN)/mypy -p letstalk_rt -p letstalk_server
 
-.PHONY: demo test test-pipecat soak lint types format bench picture screenshot readme venv clean
+.PHONY: demo test test-pipecat test-livekit soak lint types format bench picture screenshot readme \
+  venv clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/letstalk demo --port $(PORT)
@@ -29,6 +30,23 @@ $(PIPECAT)/dev.stamp: pyproject.toml constraints.txt client_examples/pipecat/pyp
 	  -c client_examples/pipecat/constraints.txt $(shell grep '^torch==' constraints.txt)
 	$(PIPECAT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -c client_examples/pipecat/constraints.txt -e . -e 'client_examples/pipecat[dev]'
+	touch $@
+
+# The plugin for LiveKit Agents, likewise: LiveKit brings a hundred packages along. With LIVEKIT_URL,
+# LIVEKIT_API_KEY and LIVEKIT_API_SECRET set, its tests run against that server.
+LIVEKIT := .venv-livekit
+test-livekit: $(LIVEKIT)/dev.stamp
+	cd client_examples/livekit && MYPYPATH=$(CURDIR) $(CURDIR)/$(LIVEKIT)/bin/mypy \
+	  --config-file $(CURDIR)/pyproject.toml --follow-imports=silent -p livekit.plugins.letstalk
+	cd client_examples/livekit && $(CURDIR)/$(LIVEKIT)/bin/python -m pytest $(TESTS)
+
+$(LIVEKIT)/dev.stamp: pyproject.toml constraints.txt client_examples/livekit/pyproject.toml \
+  client_examples/livekit/constraints.txt
+	$(PYTHON) -m venv $(LIVEKIT)
+	$(LIVEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -c client_examples/livekit/constraints.txt $(shell grep '^torch==' constraints.txt)
+	$(LIVEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -c client_examples/livekit/constraints.txt -e . -e 'client_examples/livekit[test]'
 	touch $@
 
 # What takes long: an hour of clock drift, two hundred sessions, what needs a GPU if there is one.
@@ -84,4 +102,5 @@ $(VENV)/werift.stamp: Makefile | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PIPECAT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PIPECAT) $(LIVEKIT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	  .hypothesis

@@ -1,0 +1,52 @@
+"""The runner of a session: what the local and the remote form share."""
+
+from livekit import rtc
+from livekit.agents.voice.avatar import AvatarOptions, AvatarRunner
+from livekit.plugins.letstalk.audio_io import LocalAudioOutput, RemoteAudioReceiver
+from livekit.plugins.letstalk.generator import LetsTalkGenerator
+
+from letstalk_rt import Avatar, AvatarSession, ConfigError
+from letstalk_rt.session.options import SessionOptions
+from letstalk_rt.types import FPS
+
+
+def open_session(avatar: Avatar, sample_rate: int, options: SessionOptions) -> AvatarSession:
+    """Create a session whose frames a generator can play.
+
+    Raises:
+        ConfigError: an option is out of range, or one that the generator sets.
+    """
+    for name in ("idle", "playback", "output_sample_rate"):
+        if name in options:
+            raise ConfigError(f"{name} is set by the plugin; leave it out")
+    complete = options.copy()
+    complete["playback"], complete["output_sample_rate"] = "reported", sample_rate
+    return avatar.session(**complete)
+
+
+def make_runner(
+    room: rtc.Room,
+    avatar: Avatar,
+    session: AvatarSession,
+    audio: LocalAudioOutput | RemoteAudioReceiver,
+    sample_rate: int,
+) -> AvatarRunner:
+    """Create the runner that plays a session in a room.
+
+    Args:
+        room: the room to publish the avatar's tracks in.
+        avatar: whose session it is.
+        session: an open session from `open_session`.
+        audio: where the agent's speech arrives.
+        sample_rate: of the audio that is published, in Hz.
+    """
+    height, width, _ = avatar.portrait.canvas.shape
+    generator = LetsTalkGenerator(session, reports=audio)
+    runner = AvatarRunner(
+        room,
+        audio_recv=audio,
+        video_gen=generator,
+        options=AvatarOptions(width, height, FPS, sample_rate, 1),
+    )
+    generator.av_sync = runner.av_sync
+    return runner

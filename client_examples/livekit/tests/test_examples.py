@@ -1,0 +1,54 @@
+"""The example agent, from the dispatch of its job to speech."""
+
+import asyncio
+import math
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+from livekit import api
+from support.listener import Listener
+from support.waiting import until
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+async def test_the_typed_agent_says_what_is_typed(house, avatar):
+    create_server = runpy.run_path(str(EXAMPLES / "typed_agent.py"))["create_server"]
+    key, url = house.server.key, house.server.url
+    key.pop("url")
+    agent = create_server(
+        avatar,
+        ws_url=url,
+        **key,
+        host="127.0.0.1",
+        port=0,
+        num_idle_processes=1,
+        load_threshold=math.inf,  # this machine may be busy with other tests
+    )
+    registered = asyncio.Event()
+    agent.on("worker_registered", lambda *_: registered.set())
+    running = asyncio.create_task(agent.run(devmode=True))
+    await registered.wait()
+    try:
+        room = await house.join("user")
+        async with api.LiveKitAPI(url, **key) as server:
+            await server.agent_dispatch.create_dispatch(
+                api.CreateAgentDispatchRequest(agent_name="letstalk-example", room=house.name)
+            )
+        await until(lambda: bool(room.remote_participants))
+        (identity,) = room.remote_participants
+        async with Listener(room, identity) as user:
+            await user.until_loud(0.2)
+            await user.until_quiet(1.0)
+            await room.local_participant.send_text("Hello again.", topic="lk.chat")
+            await user.until_loud(0.2)
+    finally:
+        await agent.aclose()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def test_the_worker_example_has_no_errors_before_it_serves():
+    assert "avatar" not in runpy.run_path(str(EXAMPLES / "avatar_worker.py"))
