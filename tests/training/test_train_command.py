@@ -1,9 +1,11 @@
 """`letstalk train` names what is missing."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from support import data_folder
 from support.small_model import GESTURES, PRESET
 
 from letstalk_rt.cli.train import main as train
@@ -58,6 +60,37 @@ class TestCommand:
                "-o", str(tmp_path / "again.safetensors")])  # fmt: skip
         kept = load_model("small", tmp_path / "again.safetensors").gestures
         assert kept is not None and torch.equal(kept.inertia, exported.inertia)
+
+    def test_gestures_are_trained_and_exported(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(data_folder, "FRAMES", 60)
+        monkeypatch.setattr(data_folder, "frame_level", lambda seed, index: 40 + seed)
+        rows = [
+            {"name": f"{name}-1", "split": "train", "tag": "ship", "kind": "real"}
+            for name in ("ella", "fred", "gina")
+        ]
+        root = tmp_path / "data"
+        (root / "clips").mkdir(parents=True)
+        for seed, row in enumerate(rows):
+            data_folder.write_clip(root / "clips", row["name"], seed)
+        lines = [json.dumps(row) for row in rows]
+        (root / "clips.jsonl").write_text("\n".join(lines))
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, gestures=GESTURES))
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        common = ["--data", str(root), "--cache", str(tmp_path / "cache"), "--runs",
+                  str(tmp_path / "runs"), "--threads", "1", "--preset", "small",
+                  "--weights", str(tmp_path / "base.safetensors")]  # fmt: skip
+        train(["gestures", *common, "--steps", "2", "--batch", "2"])
+        train(["export", *common, "-o", str(tmp_path / "new.safetensors")])
+        gestures = load_model("small", tmp_path / "new.safetensors").gestures
+        assert gestures is not None and gestures.prosody.usual.any()
+
+    def test_gestures_without_filmed_clips_are_refused(self, root, cache, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, gestures=GESTURES))
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        with pytest.raises(InputError, match="need filmed clips with audio"):
+            train(["gestures", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),
+                   "--threads", "1", "--preset", "small",
+                   "--weights", str(tmp_path / "base.safetensors")])  # fmt: skip
 
     def test_a_preset_without_gestures_is_named(self, root, cache, tmp_path, monkeypatch):
         monkeypatch.setitem(PRESETS, "small", PRESET)

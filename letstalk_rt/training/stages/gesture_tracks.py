@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.prosody import ProsodyReader
 from letstalk_rt.models.face.gestures import BROWS, GAZE, HEAD, NUM_GESTURES
 from letstalk_rt.models.face.head_motion import HeadMotion, face_size, rigid_landmarks
@@ -26,6 +27,7 @@ GENERATED_WEIGHT = 0.3
 _EYE_CORNERS = landmark_indices((33, 133, 263, 362))
 _BROWS_UP, _BROWS_DOWN = (3, 4, 5), (1, 2)  # blendshapes; the first is that of both inner brows
 _EYES_SHUT = slice(9, 11)  # blendshapes
+_LEAST_SIZE = 1e-6
 _SHUT_RISE = 0.25  # of these blendshapes in a blink; the landmarks alone dip in a glance down, too
 
 
@@ -115,9 +117,18 @@ def _course(points: Tensor, brows: Tensor, head: HeadMotion) -> Tensor:
 
 
 def usual_sizes(tracks: Sequence[GestureTrack]) -> Tensor:
-    """Return the usual deviation of each gesture in filmed clips, `(D,)`; equal for the head."""
-    sizes = torch.stack([group_sizes(t.course) for t in tracks if t.filmed])
-    return sizes.median(0).values
+    """Return the usual deviation of each gesture in filmed clips, `(D,)`; equal for the head.
+
+    Raises:
+        InputError: No clip was filmed, or all belong to GRID, whose heads hardly move.
+    """
+    sizes = [group_sizes(t.course) for t in tracks if t.filmed]
+    if not sizes:
+        raise InputError(
+            "gestures need filmed clips with audio, other than GRID's; add clips of kind `real` to "
+            "the split `train`"
+        )
+    return torch.stack(sizes).median(0).values.clamp(min=_LEAST_SIZE)
 
 
 def group_sizes(course: Tensor) -> Tensor:

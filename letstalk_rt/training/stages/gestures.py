@@ -59,6 +59,7 @@ _LEVEL_NOISE = 0.15  # on the prosody of an item, in standard deviations
 _BLINK_STEPS = 60  # of Newton's method, damped
 _BLINK_RIDGE = 1.0
 _BROW_RIDGE = 1e-3
+_LEAST_RANGE = 1e-6
 _LEAST_FRAMES_PER_BLINK = 25  # clips that blink more often are left out: their lids are misread
 
 
@@ -213,9 +214,10 @@ def calibrate_gestures(
     model.speech_gain.fill_(best)
     ratios, spreads = _size_ratios(model, filmed, pose)
     model.amplitude.div_(spreads)
-    model.amplitude[HEAD] = sizes[HEAD] / float(np.median(ratios))
+    model.amplitude[HEAD] = sizes[HEAD] / max(float(np.median(ratios)), _LEAST_RANGE)
     found["range_before"] = float(np.median(ratios))
-    found["range_held_out"] = float(np.median(_size_ratios(model, held_out, pose)[0]))
+    if held_out:
+        found["range_held_out"] = float(np.median(_size_ratios(model, held_out, pose)[0]))
     model.blink_weights.copy_(fit_blinks(filmed, model))
     return found
 
@@ -228,7 +230,8 @@ def _size_ratios(
     for seed in range(SEEDS):
         for track, course in zip(tracks, _runs(model, tracks, seed), strict=True):
             true, true_pose = track.course[: len(course)], track.pose[: len(course)]
-            ratios.append(pose_range((course[:, HEAD] @ pose).numpy()) / pose_range(true_pose))
+            moved = (course[:, HEAD] @ pose).numpy()
+            ratios.append(pose_range(moved) / max(pose_range(true_pose), _LEAST_RANGE))
             spreads.append(course.std(0) / true.std(0).clamp(min=1e-6))
     return ratios, torch.stack(spreads).median(0).values
 
