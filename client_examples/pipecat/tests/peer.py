@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
+import pytest
 from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame
@@ -181,10 +182,6 @@ class Microphone(MediaStreamTrack):
     def say(self, pcm):
         self._pcm = np.concatenate([self._pcm, pcm])
 
-    @property
-    def is_silent(self):
-        return not self._pcm.size
-
     async def recv(self):
         now_s = asyncio.get_running_loop().time()
         self._started_s = self._started_s or now_s
@@ -214,12 +211,24 @@ class LoopLag:
 
     @property
     def is_busy(self):
-        """Whether more than one timer in fifty was 10 ms late, or any 50 ms."""
+        """Whether more than one timer in fifty was 10 ms late."""
         late = sorted(self._late_s)
-        return late[len(late) * 49 // 50] > 0.01 or late[-1] > 0.05
+        return bool(late) and late[len(late) * 49 // 50] > 0.01
 
     async def _measure(self):
         while True:
             due_s = time.monotonic() + 0.01
             await asyncio.sleep(0.01)
             self._late_s.append(time.monotonic() - due_s)
+
+
+@asynccontextmanager
+async def in_real_time():
+    """Skip a test that fails while the machine is too busy for a call."""
+    async with LoopLag() as lag:
+        try:
+            yield
+        except (AssertionError, TimeoutError):
+            if lag.is_busy:
+                pytest.skip("the machine is too busy for a call")
+            raise

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestServer
 from canned_openai import CannedServer, speak
-from peer import MICROPHONE_HZ, Microphone, Peer
+from peer import MICROPHONE_HZ, Microphone, Peer, in_real_time
 from pipecat.runner.types import SmallWebRTCRunnerArguments
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 
@@ -74,6 +74,7 @@ async def test_it_greets_answers_and_can_be_interrupted(example):
     async with (
         TestServer(server.app()) as http,
         called(example, str(http.make_url("/v1"))) as peer,
+        in_real_time(),
     ):
         await peer.until(lambda: peer.loud_since(0) and peer.bright_since(0))
         await peer.until(lambda: peer.is_quiet_for(0.7))
@@ -90,7 +91,7 @@ async def test_it_greets_answers_and_can_be_interrupted(example):
 
 
 async def test_a_server_that_is_not_there_does_not_end_the_call(example):
-    async with called(example, "http://127.0.0.1:9/v1") as peer:
+    async with called(example, "http://127.0.0.1:9/v1") as peer, in_real_time():
         await peer.until(lambda: len(peer.seen) > 10)
         count = len(peer.seen)
         await peer.until(lambda: len(peer.seen) > count + 30)

@@ -4,7 +4,6 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 from canned_openai import speak
 from fakes import LEVEL_STEP, SIDE, tone, utterance
@@ -28,6 +27,7 @@ class Figures:
     """What a client of a speaking avatar measures.
 
     Attributes:
+        first_ms: from the first audio of the TTS service to the first loud audio.
         fps: images that arrived per second.
         distinct_fps: those that differ from the one before.
         skew_ms: the first bright image after the first loud audio.
@@ -36,6 +36,7 @@ class Figures:
         is_busy: whether the machine was too busy to measure.
     """
 
+    first_ms: float
     fps: float
     distinct_fps: float
     skew_ms: float
@@ -45,8 +46,9 @@ class Figures:
 
     def hold(self):
         """Return whether they are those of a live avatar."""
-        rates = self.fps >= 24 and self.distinct_fps >= 24
-        return rates and abs(self.skew_ms) <= 80 and not self.gaps and self.silence_ms <= 100
+        in_time = self.first_ms <= 700 and self.silence_ms <= 100
+        is_fluent = self.fps >= 24 and self.distinct_fps >= 24 and not self.gaps
+        return in_time and is_fluent and abs(self.skew_ms) <= 80
 
 
 async def measure(avatar):
@@ -70,6 +72,7 @@ async def measure(avatar):
     took_s = seen[-1].at_s - seen[0].at_s
     heard = [audio for audio in peer.heard if loud[0] <= audio.at_s <= cut_s]
     return Figures(
+        first_ms=(loud[0] - RECEIVER_S - began_s) * 1000,
         fps=(len(seen) - 1) / took_s,
         distinct_fps=changes / took_s,
         skew_ms=(bright[0] - loud[0] + RECEIVER_S) * 1000,
@@ -149,5 +152,4 @@ async def test_the_embedded_model_speaks():
             assert running.errors == []
     width, height = peer.seen[0].size
     assert max(width, height) == 256
-    greys = np.array([image.left for image in peer.seen])
-    assert greys.min() > 0
+    assert len({image.left for image in peer.seen}) > 1
