@@ -21,6 +21,8 @@ test: lint $(VENV)/werift.stamp
 # The adapter for Pipecat, in an environment of its own, because Pipecat pins what letstalk-rt leaves open.
 PIPECAT := .venv-pipecat
 test-pipecat: $(PIPECAT)/dev.stamp
+	cd client_examples/pipecat && MYPYPATH=$(CURDIR) $(CURDIR)/$(PIPECAT)/bin/mypy \
+	  --config-file $(CURDIR)/pyproject.toml --follow-imports=silent -p pipecat_letstalk
 	cd client_examples/pipecat && $(CURDIR)/$(PIPECAT)/bin/python -m pytest $(TESTS)
 
 $(PIPECAT)/dev.stamp: pyproject.toml constraints.txt client_examples/pipecat/pyproject.toml \

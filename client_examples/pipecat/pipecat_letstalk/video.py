@@ -109,13 +109,14 @@ class LetsTalkVideoService(AIService):
 
     async def cleanup(self) -> None:
         """Close the session; may be called again."""
-        await super().cleanup()
+        await super().cleanup()  # type: ignore[no-untyped-call]
         await self._close()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Take the speech out of the stream, react to turns, and pass everything else on."""
         if isinstance(frame, InterruptionFrame):
-            await self.cancel_ttfb_metrics()  # or it would be reported with the time until now
+            # Or it would be reported, with the time until now.
+            await self.cancel_ttfb_metrics()  # type: ignore[no-untyped-call]
         await super().process_frame(frame, direction)
         if isinstance(frame, Speech) and direction is FrameDirection.DOWNSTREAM:
             await self._take(frame)

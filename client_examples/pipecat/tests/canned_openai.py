@@ -8,6 +8,7 @@ It speaks with espeak-ng, if that is installed, and beeps otherwise.
 import asyncio
 import json
 import shutil
+import subprocess
 import sys
 from io import BytesIO
 
@@ -79,12 +80,10 @@ async def speak(text, rate_hz=RATE_HZ):
     if shutil.which("espeak-ng") is None:
         time_s = np.arange(rate_hz * len(text) // 15) / rate_hz
         return (np.sin(2 * np.pi * 220 * time_s) * 12_000).astype(np.int16)
-    process = await asyncio.create_subprocess_exec(
-        "espeak-ng", "--stdout", "--", text, stdout=asyncio.subprocess.PIPE
-    )
-    wav, _ = await process.communicate()
+    words = ["espeak-ng", "--stdout", "--", text]
+    spoken = await asyncio.to_thread(subprocess.run, words, capture_output=True, check=True)
     resampler = av.AudioResampler("s16", "mono", rate_hz)
-    with av.open(BytesIO(wav)) as container:
+    with av.open(BytesIO(spoken.stdout)) as container:
         frames = [frame for read in container.decode(audio=0) for frame in resampler.resample(read)]
     frames += resampler.resample(None)
     return np.concatenate([frame.to_ndarray()[0] for frame in frames])
