@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from loguru import logger
 from pipecat.frames.frames import Frame, TTSAudioRawFrame, TTSStoppedFrame
 
-from letstalk_rt import Avatar, AvatarSession, AVFrame, Event, SegmentEnd
+from letstalk_rt import AudioFormatError, Avatar, AvatarSession, AVFrame, Event, SegmentEnd
 from letstalk_rt.session.options import SessionOptions
 from letstalk_rt.session.pacing import PlayoutClock
 from letstalk_rt.session.playout import in_epoch
@@ -71,9 +71,14 @@ class AvatarPlayer:
             AudioFormatError: it cannot be used; nothing was pushed.
             SessionClosed: the session was closed or has failed.
         """
-        await self._session.push_audio(pcm_of(frame), frame.sample_rate)
+        pcm, was_protected = pcm_of(frame), self._is_protected
+        self._is_protected |= not frame.interruptible  # also while it waits in the next line
+        try:
+            await self._session.push_audio(pcm, frame.sample_rate)
+        except AudioFormatError:
+            self._is_protected = was_protected
+            raise
         self._in_segment = True
-        self._is_protected |= not frame.interruptible
         self._all_said.clear()
 
     async def end_segment(self, stop: TTSStoppedFrame) -> None:
