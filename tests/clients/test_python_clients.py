@@ -1,5 +1,8 @@
 """The Python examples speak a file with a real server and save a video, by both transports."""
 
+import asyncio
+import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +79,71 @@ def test_the_reason_of_a_refusal_is_printed(server, script, audio, tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "avatar" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+def test_a_spoken_question_is_answered_by_the_avatar(server, tmp_path):
+    pytest.importorskip("pocketsphinx")
+    question, video = tmp_path / "question.wav", tmp_path / "answer.mp4"
+    subprocess.run(["espeak-ng", "-w", str(question), "hello hello, how are you"], check=True)
+    done = run("voice_agent.py", "--url", server, "--audio", question, "--save", video)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert said["you"] and said["avatar"]
+    mouth, length_s, heard = read_video(video)
+    assert length_s > 2 and np.ptp(mouth) > 30, "the avatar speaks the answer"
+    assert np.abs(heard).max() > 0.1
+
+
+class AvatarOfATest:
+    """Notes what a voice agent asks of the avatar."""
+
+    def __init__(self):
+        self.said, self.interrupts = [], 0
+
+    async def say_text(self, text):
+        self.said.append(text)
+
+    async def interrupt(self):
+        self.interrupts += 1
+
+
+class RecogniserOfATest:
+    def recognise(self, pcm):
+        return "hello"
+
+
+async def test_speaking_while_the_avatar_speaks_interrupts_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(CLIENTS))
+    voice_agent = importlib.import_module("voice_agent")
+    avatar = AvatarOfATest()
+    agent = voice_agent.Agent(avatar, RecogniserOfATest(), voice_agent.canned, 0.02)
+    loud = np.full(voice_agent.BLOCK, 8000, np.int16)
+    quiet = np.zeros(voice_agent.BLOCK, np.int16)
+
+    async def blocks():
+        for block in [quiet] * 20 + [loud] * 30 + [quiet] * 60:
+            yield block
+        for _ in range(200):  # until the answer is under way
+            await asyncio.sleep(0.01)
+            if avatar.said:
+                break
+        assert avatar.said == [voice_agent.ANSWERS["hello"]] and avatar.interrupts == 0
+        agent.on_message({"type": "avatar.speaking"})
+        for block in [loud] * 30:
+            yield block
+        assert avatar.interrupts == 1, "before the second utterance has ended"
+        agent.on_message({"type": "segment.interrupted"})
+        agent.on_message({"type": "avatar.idle"})
+        for block in [quiet] * 60:
+            yield block
+
+    running_agent = asyncio.create_task(agent.run(blocks()))
+    while len(avatar.said) < 2:
+        assert not running_agent.done(), running_agent.exception()
+        await asyncio.sleep(0.01)
+    agent.on_message({"type": "segment.finished"})
+    await asyncio.wait_for(running_agent, 10)
 
 
 def test_a_missing_microphone_is_reported_in_one_line(server):
