@@ -1,16 +1,14 @@
 """An agent that says what is typed into the room's chat, with a face. It needs espeak-ng.
 
-    python typed_agent.py dev
+    python typed_agent.py start
 
 An agent that listens and thinks takes its other parts from LiveKit's plugins; the avatar stays the
 same: `AgentSession(stt=..., llm=..., tts=...)`.
 """
 
-import asyncio
+import logging
 import os
-import wave
 from collections.abc import AsyncIterator
-from io import BytesIO
 from typing import Any
 
 from livekit import rtc
@@ -25,33 +23,23 @@ from livekit.agents import (
 )
 from livekit.plugins import letstalk
 
-from letstalk_rt import Avatar
+from letstalk_rt import Avatar, LetsTalkError
 from letstalk_rt.avatars import list_avatars
+from letstalk_rt.speech import TextToSpeech, open_speech
 
-_CHUNK_S = 0.1
-
-
-async def synthesize(text: str) -> AsyncIterator[rtc.AudioFrame]:
-    """Yield the speech of a text.
-
-    Raises:
-        FileNotFoundError: espeak-ng is not installed.
-    """
-    process = await asyncio.create_subprocess_exec(
-        "espeak-ng",
-        "--stdin",
-        "--stdout",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    spoken, _ = await process.communicate(text.encode())
-    with wave.open(BytesIO(spoken)) as audio:
-        rate = audio.getframerate()
-        while chunk := audio.readframes(round(rate * _CHUNK_S)):
-            yield rtc.AudioFrame(chunk, rate, 1, len(chunk) // 2)
+logger = logging.getLogger("typed-agent")
 
 
-def create_server(avatar: Avatar, **options: Any) -> AgentServer:
+async def synthesize(voice: TextToSpeech, text: str) -> AsyncIterator[rtc.AudioFrame]:
+    """Yield the speech of a text; nothing, with a message in the log, if it cannot be spoken."""
+    try:
+        async for pcm, sample_rate in voice.stream(text):
+            yield rtc.AudioFrame(pcm.tobytes(), sample_rate, 1, pcm.size)
+    except LetsTalkError as error:
+        logger.error("a text was not spoken: %s", error)
+
+
+def create_server(avatar: Avatar, voice: TextToSpeech, **options: Any) -> AgentServer:
     """Return a server whose agents share one avatar, in threads of this process."""
     server = AgentServer(job_executor_type=JobExecutorType.THREAD, **options)
 
@@ -62,7 +50,7 @@ def create_server(avatar: Avatar, **options: Any) -> AgentServer:
 
         def say_typed(session: AgentSession, event: room_io.TextInputEvent) -> None:
             session.interrupt()
-            session.say(event.text, audio=synthesize(event.text))
+            session.say(event.text, audio=synthesize(voice, event.text))
 
         await letstalk.AvatarSession(avatar).start(session, context.room)
         await session.start(
@@ -72,7 +60,8 @@ def create_server(avatar: Avatar, **options: Any) -> AgentServer:
                 audio_input=False, text_input=room_io.TextInputOptions(text_input_cb=say_typed)
             ),
         )
-        session.say("Hello!", audio=synthesize("Hello! Type something, and I will say it."))
+        greeting = "Hello! Type something, and I will say it."
+        session.say(greeting, audio=synthesize(voice, greeting))
 
     return server
 
@@ -80,4 +69,4 @@ def create_server(avatar: Avatar, **options: Any) -> AgentServer:
 if __name__ == "__main__":
     portrait = os.environ.get("LETSTALK_PORTRAIT", list_avatars()["mira"])
     with Avatar.load(portrait) as loaded:
-        cli.run_app(create_server(loaded))
+        cli.run_app(create_server(loaded, open_speech()))
