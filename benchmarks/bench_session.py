@@ -6,6 +6,7 @@ loudspeaker. From time to time the speech is interrupted.
     python benchmarks/bench_session.py                  # ten minutes with the embedded model
     python benchmarks/bench_session.py --seconds 1800   # the slope of memory needs half an hour
     python benchmarks/bench_session.py --fake           # the engine alone: no model
+    python benchmarks/bench_session.py --isolate-model  # with the model in a process of its own
 
     mic_to_lips_ms            from a chunk's arrival to the release of its frame
       algorithmic_ms, queue_ms, compute_ms, playout_ms       the parts of it
@@ -24,6 +25,7 @@ import argparse
 import asyncio
 import json
 import os
+import pkgutil
 import platform
 import subprocess
 import sys
@@ -39,7 +41,6 @@ from card import commit, processor_name
 from session_probes import (
     CHUNK_MS,
     SPARE_S,
-    FakePipeline,
     Recorder,
     Series,
     TimedPipeline,
@@ -48,12 +49,15 @@ from session_probes import (
 
 from letstalk_rt import __version__
 from letstalk_rt.errors import PortraitError
+from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.metrics import percentiles
 from letstalk_rt.session.avatar import Avatar, AvatarSession
 from letstalk_rt.sinks.play import play
 from letstalk_rt.threads import shorten_openmp_spin
 from letstalk_rt.types import FPS, SAMPLE_RATE, Portrait
 
+MODEL = "letstalk_rt.inference.pipeline:AvatarPipeline.load"
+FAKE_MODEL = "session_probes:FakePipeline"
 PAUSE_S = 1.0  # of the speech, after an interrupt
 LAG_STEP_S = 0.005
 WARM_STARTS = 5
@@ -192,17 +196,22 @@ def open_avatar(options: argparse.Namespace) -> tuple[Avatar, TimedPipeline[Any]
     if options.fake:
         canvas = np.zeros((options.size, options.size, 3), np.uint8)
         portrait = Portrait(canvas, canvas, (0.0, 0.0, float(options.size)))
-        timed = TimedPipeline(FakePipeline(options.size), options.seconds)
+        timed = TimedPipeline(load(options, FAKE_MODEL, size=options.size), options.seconds)
         return Avatar.from_pipeline(timed, portrait), timed, None
-    from letstalk_rt.inference.pipeline import AvatarPipeline
     from letstalk_rt.portrait.image import prepare_portrait
 
-    pipeline = AvatarPipeline.load(
-        preset=options.preset, device=options.device, steps=options.steps, threads=options.threads
-    )
+    names = ("preset", "device", "steps", "threads")
+    pipeline = load(options, MODEL, **{name: getattr(options, name) for name in names})
     portrait = prepare_portrait(portrait_path(options.portrait), pipeline.finder, size=options.size)
     model = TimedPipeline(pipeline, options.seconds)
-    return Avatar.from_pipeline(model, portrait), model, pipeline.steps
+    return Avatar.from_pipeline(model, portrait), model, getattr(pipeline, "steps", None)
+
+
+def load(options: argparse.Namespace, function: str, **named: Any) -> Any:
+    """Return a pipeline, in this process or in one of its own, where it is ended with this one."""
+    if options.isolate_model:
+        return IsolatedPipeline(function, named)
+    return pkgutil.resolve_name(function)(**named)
 
 
 def portrait_path(given: Path | None) -> Path:
@@ -238,6 +247,7 @@ def card(avatar: Avatar, steps: int | None, options: argparse.Namespace) -> dict
         "seconds": options.seconds,
         "size": list(avatar.portrait.canvas.shape[:2]),
         "voice_activity": options.voice_activity,
+        "isolate_model": options.isolate_model,
         "python": platform.python_version(),
         "version": __version__,
         "commit": commit(),
@@ -282,6 +292,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no-cold", action="store_true", help="leave out the cold start")
     add("-o", "--output", type=Path, help="write the JSON to a file as well")
     add("--json", action="store_true", help="print the JSON line only")
+    add("--isolate-model", action="store_true", help="run the model in a process of its own")
     add("--first-frame", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

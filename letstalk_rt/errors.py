@@ -16,6 +16,7 @@ LetsTalkError
 |-- AtCapacity         no capacity for another session now; try again later
 |-- SynthesisError     speech synthesis failed, or its endpoint refused
 `-- EngineError        a step failed; the cause is chained
+    `-- ModelLost      the model died, hung or took too much memory, or cannot be started
 """
 
 
@@ -81,3 +82,16 @@ class SynthesisError(LetsTalkError):
 
 class EngineError(LetsTalkError):
     """A step failed; the cause is chained."""
+
+
+class ModelLost(EngineError):
+    """The model died, hung or took too much memory, or cannot be started.
+
+    Args:
+        message: what happened.
+        fault: the same for programs; one of `letstalk_rt.inference.protocol.Fault`.
+    """
+
+    def __init__(self, message: str, fault: str = "died") -> None:
+        super().__init__(message)
+        self.fault = fault

@@ -67,6 +67,7 @@ class Metrics:
         corrected: samples duplicated or left out to correct clock drift of the source.
         skipped: quiet samples left out to catch up after a stall.
         overflows: how often the source lost audio; see `sources.feed`.
+        recoveries: how often the model failed and the session went on with a fresh state.
         media_s: playing time of all windows.
         model_s: computing time of all windows.
         keep: how many of the latest durations are kept per stage.
@@ -83,6 +84,7 @@ class Metrics:
     corrected: int = 0
     skipped: int = 0
     overflows: int = 0
+    recoveries: int = 0
     media_s: float = 0.0
     model_s: float = 0.0
     _stages_ms: dict[str, deque[float]] = field(default_factory=dict)
@@ -128,7 +130,7 @@ class Metrics:
         """Return all counters by name."""
         names = (
             "frames", "steps", "missed", "stalls", "repeats", "drops", "filled", "corrected",
-            "skipped", "overflows",
+            "skipped", "overflows", "recoveries",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

@@ -322,6 +322,7 @@ const END_CODES = {
   deleted: "ended",
   idle: "idle",
   failed: "engine-failed",
+  "model-lost": "engine-failed",
   "time-over": "session-over",
   stopping: "stopping",
 };

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from letstalk_rt.errors import ConfigError
+from letstalk_rt.errors import ConfigError, ModelLost
 from letstalk_rt.types import MotionOptions, Portrait
 
 DEFAULT_MOTION = MotionOptions()
@@ -46,8 +47,27 @@ class StateOptions:
 DEFAULT_OPTIONS = StateOptions()
 
 
+class Fault(StrEnum):
+    """What went wrong with a model: the `fault` of a `ModelLost`, and a label of metrics."""
+
+    RAISED = "raised"
+    HUNG = "hung"
+    MEMORY = "memory"
+    DIED = "died"
+    START = "start"
+
+
+class StateLost(ModelLost):
+    """A state is gone, or none can be created now, because the model is started again.
+
+    It is no fault of the call that raises it: create another state, and call again.
+    """
+
+
 class Pipeline(Protocol[State]):
     """What the engine requires of a model: blocking calls, made from one thread at a time.
+
+    A call that raises anything but an `InputError` or a `ConfigError` leaves its states undefined.
 
     Attributes:
         frames_per_window: N, the number of frames that one step generates.

@@ -22,6 +22,7 @@ from letstalk_rt.audio.resample import check_pcm
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
 from letstalk_rt.audio.speech_resampler import SpeechResampler
 from letstalk_rt.errors import AudioFormatError, EngineError
+from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import (
     DEFAULT_MOTION,
     Pipeline,
@@ -36,6 +37,8 @@ from letstalk_rt.types import SAMPLE_RATE, AVFrame, MotionOptions, Portrait
 __all__ = ["AudioSource", "Avatar", "AvatarSession", "Pipeline"]
 
 T = TypeVar("T")
+
+_LOAD = "letstalk_rt.inference.pipeline:AvatarPipeline.load"
 
 AudioSource = str | os.PathLike[str] | np.ndarray | Iterable[np.ndarray]
 
@@ -58,7 +61,7 @@ class Avatar:
         self.pipeline = worker.pipeline
         self.portrait = portrait
         self._worker = worker
-        self._owns_worker = owns_worker
+        self._owns_worker, self._owns_pipeline = owns_worker, False
 
     @classmethod
     def load(
@@ -70,6 +73,7 @@ class Avatar:
         size: int = 512,
         steps: int | None = None,
         threads: int | None = None,
+        isolated: bool = False,
     ) -> Self:
         """Load a model and prepare a portrait for it. Blocks for some seconds.
 
@@ -80,17 +84,27 @@ class Avatar:
             size: longer side of the video in pixels.
             steps: sampling steps per window; None for the preset's default.
             threads: CPU threads that the model may use; None for torch's default.
+            isolated: run the model in a process of its own, which is started again when it dies.
+                The main module must then be importable: guard its code by
+                `if __name__ == "__main__"`.
 
         Raises:
             PortraitError: the source is not an image, or has no usable face.
             WeightsError: the weights are missing or damaged.
             ConfigError: the preset or device is unknown, or a setting is out of range.
         """
-        from letstalk_rt.inference.pipeline import AvatarPipeline
         from letstalk_rt.portrait.image import prepare_portrait
 
-        pipeline = AvatarPipeline.load(preset=preset, device=device, steps=steps, threads=threads)
-        return cls.from_pipeline(pipeline, prepare_portrait(portrait, pipeline.finder, size=size))
+        options = {"preset": preset, "device": device, "steps": steps, "threads": threads}
+        pipeline = IsolatedPipeline(_LOAD, options) if isolated else _load(options)
+        try:
+            prepared = prepare_portrait(portrait, pipeline.finder, size=size)
+        except BaseException:
+            _close(pipeline)
+            raise
+        avatar = cls.from_pipeline(pipeline, prepared)
+        avatar._owns_pipeline = True
+        return avatar
 
     @classmethod
     def from_pipeline(
@@ -167,6 +181,8 @@ class Avatar:
         """
         if self._owns_worker:
             self._worker.shutdown(wait=True)
+        if self._owns_pipeline:
+            _close(self.pipeline)
 
     def __enter__(self) -> Self:
         return self
@@ -214,6 +230,18 @@ class Avatar:
             ahead = hop, future
         if ahead is not None:
             yield ahead[0], _result(ahead[1])
+
+
+def _load(options: dict[str, Any]) -> Any:
+    from letstalk_rt.inference.pipeline import AvatarPipeline
+
+    return AvatarPipeline.load(**options)
+
+
+def _close(pipeline: Pipeline[Any]) -> None:
+    """End the process of an isolated model."""
+    if isinstance(pipeline, IsolatedPipeline):
+        pipeline.close()
 
 
 def _read_file(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:

@@ -34,7 +34,7 @@ class Event:
         segment_id: the segment, for `segment.*`.
         played_ms: how much of the segment's speech was played, for `segment.*`.
         dropped_ms: how much pushed speech was dropped, for `segment.interrupted`.
-        code: `model-behind`, `speech-late` or `clipped`, for `session.warning`.
+        code: `model-behind`, `model-failed`, `speech-late` or `clipped`, for `session.warning`.
         message: what the warning means and what to do, for `session.warning`.
     """
 

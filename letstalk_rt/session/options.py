@@ -24,6 +24,7 @@ class SessionOptions(TypedDict, total=False):
     voice_activity: VoiceActivity
     playback: PlaybackMode
     output_sample_rate: int
+    recovery_s: float
 
 
 def segmenter_for(

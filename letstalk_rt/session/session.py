@@ -20,6 +20,7 @@ from letstalk_rt.metrics import FrameStamps, Metrics
 from letstalk_rt.session.audio_input import AudioInput
 from letstalk_rt.session.events import Event, EventHub, EventListener
 from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
+from letstalk_rt.session.model_session import MAX_RECOVERY_S, RECOVERY_S
 from letstalk_rt.session.options import lookahead_in_frames, segmenter_for
 from letstalk_rt.session.playback import (
     IDLE_AFTER_FRAMES,
@@ -77,6 +78,7 @@ class AvatarSession:
             frames until they are due, such as `sinks.play.play`.
         output_sample_rate: sample rate of the frames' audio in Hz: 16000, 24000 or 48000. The model
             always hears 16 kHz; a higher rate passes the pushed audio on at up to this quality.
+        recovery_s: how long the session waits for a model that was lost and is started again.
 
     Attributes:
         metrics: stage durations and counters of this session.
@@ -100,9 +102,12 @@ class AvatarSession:
         voice_activity: VoiceActivity = "energy",
         playback: PlaybackMode = "on_read",
         output_sample_rate: int = SAMPLE_RATE,
+        recovery_s: float = RECOVERY_S,
     ) -> None:
         if max_hops < 1:
             raise ConfigError(f"max_hops must be at least 1, got {max_hops}")
+        if not 0 < recovery_s <= MAX_RECOVERY_S:
+            raise ConfigError(f"recovery_s must be up to {MAX_RECOVERY_S:g}, got {recovery_s}")
         check_voice_activity(voice_activity)
         check_playback_mode(playback)
         check_output_rate(output_sample_rate)
@@ -137,6 +142,8 @@ class AvatarSession:
             live=idle,
             lookahead_frames=lookahead,
             voice_activity=voice_activity,
+            recovery_s=recovery_s,
+            on_failure=self._warn_of_failure,
         )
         self._closed = False
         self._failure: Exception | None = None
@@ -309,6 +316,13 @@ class AvatarSession:
             self._failure = error
         finally:
             self._end()
+
+    def _warn_of_failure(self) -> None:
+        self._hub.warn(
+            "model-failed",
+            "The model failed and begins anew; the video pauses until then.",
+            self._now_s(),
+        )
 
     # Reading
 

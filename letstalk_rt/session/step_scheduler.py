@@ -7,25 +7,23 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic
 
 import numpy as np
 
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary, silence_like
 from letstalk_rt.audio.voice_activity import VoiceActivity, VoiceActivityDetector, make_vad
-from letstalk_rt.errors import LetsTalkError, SessionClosed
+from letstalk_rt.errors import ConfigError, InputError, SessionClosed
 from letstalk_rt.inference.protocol import Deliver, State, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.session.audio_input import AudioInput, StepInput
 from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
+from letstalk_rt.session.model_session import RECOVERY_S, ModelSession, as_awaitable
 from letstalk_rt.session.pacing import LeadTime
 from letstalk_rt.types import FPS, Portrait, SegmentEnd
-
-T = TypeVar("T")
 
 _EARLY_S = 0.001  # the precision of timers
 
@@ -77,6 +75,8 @@ class StepScheduler(Generic[State]):
         live: whether silence replaces speech that does not arrive in time.
         lookahead_frames: how many frames the video is behind the audio.
         voice_activity: how voice is distinguished from noise.
+        recovery_s: how long the session waits for a model that was lost.
+        on_failure: called when a call of the model has failed and the session goes on.
     """
 
     def __init__(
@@ -91,8 +91,11 @@ class StepScheduler(Generic[State]):
         live: bool,
         lookahead_frames: int,
         voice_activity: VoiceActivity,
+        recovery_s: float = RECOVERY_S,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        self._worker, self._pipeline = worker, worker.pipeline
+        self._worker = worker
+        self._recovery_s, self._on_failure = recovery_s, on_failure
         self._audio_input, self._frames, self._metrics = audio_input, frames, metrics
         self._wake, self._now_s = wake, now_s
         self._live, self._lookahead = live, lookahead_frames
@@ -110,16 +113,19 @@ class StepScheduler(Generic[State]):
             portrait: the portrait to animate.
             options: options of the session state.
         """
-        state = await _await(self._worker.submit(self._pipeline.init_state, portrait, options))
+        model = ModelSession(
+            self._worker, portrait, options, self._metrics, self._recovery_s, self._on_failure
+        )
+        await model.open()
         detector = await self._create_detector()
         while True:
             work = await self._next_work()
             if isinstance(work, PortraitChange):
-                await self._change(state, work)
+                await self._change(model, work)
             elif isinstance(work.item, SegmentBoundary):
                 self._frames.put(SegmentEnd(work.item.segment_id, self._audio_input.epoch))
             else:
-                await self._run_step(state, detector, work.item, work.queued_s)
+                await self._run_step(model, detector, work.item, work.queued_s)
 
     def change(self, change: PortraitChange) -> None:
         """Request another portrait from the next step on."""
@@ -178,26 +184,41 @@ class StepScheduler(Generic[State]):
     # The step
 
     async def _run_step(
-        self, state: State, detector: VoiceActivityDetector, hop: Hop, queued_s: float
+        self,
+        model: ModelSession[State],
+        detector: VoiceActivityDetector,
+        hop: Hop,
+        queued_s: float,
     ) -> None:
         """Generate the window of one hop, unless an interrupt comes first."""
         epoch = self._audio_input.epoch
         if epoch != self._epoch:
-            await self._resume_after_interrupt(state, detector, epoch)
+            await self._resume_after_interrupt(model, detector, epoch)
         model_input, voiced = await self._detect_voice(detector, hop)
         if epoch != self._audio_input.epoch:
             return
         step = _Step(hop, epoch, voiced, queued_s, self._now_s())
-        await _await(self._worker.step(model_input, state, self._deliver(step)))
-        assert len(step.made_s) == self._window, len(step.made_s)
-        self._lead.note(step.made_s)
+        is_regular = await model.step(
+            model_input,
+            lambda: self._deliver(step),
+            is_wanted=lambda: epoch == self._audio_input.epoch,
+        )
+        if is_regular:  # times after a failure say nothing about the next step
+            assert len(step.made_s) == self._window, len(step.made_s)
+            self._lead.note(step.made_s)
         self._metrics.stamp_step(self._now_s() - step.started_s, self._window / FPS)
 
     def _deliver(self, step: _Step) -> Deliver:
-        """Return a callback that passes partial windows from the model thread to the event loop."""
+        """Return a callback that passes partial windows from the model thread to the event loop.
+
+        Frames that an earlier attempt has delivered are left out.
+        """
         loop = asyncio.get_running_loop()
+        known = len(step.made_s)
 
         def deliver(frames: np.ndarray) -> None:
+            nonlocal known
+            frames, known = frames[known:], max(0, known - len(frames))
             with suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(self._put_frames, step, frames)
 
@@ -221,11 +242,11 @@ class StepScheduler(Generic[State]):
                 self._frames.put(SegmentEnd(audio.segment_id, step.epoch))
 
     async def _resume_after_interrupt(
-        self, state: State, detector: VoiceActivityDetector, epoch: int
+        self, model: ModelSession[State], detector: VoiceActivityDetector, epoch: int
     ) -> None:
         """Pass an interrupt to the model, with the number of frames that were not shown."""
         unseen = self._frames.end_bridge(self._now_s() + self._lead.lead_s)
-        await _await(self._worker.submit(self._pipeline.interrupt, state, unseen=unseen))
+        await model.interrupt(unseen)
         detector.reset()
         self._voiced = deque([False] * self._lookahead)
         self._epoch = epoch
@@ -238,7 +259,7 @@ class StepScheduler(Generic[State]):
         In a live session, the input is zeros where no voice is detected.
         """
         if detector.blocking:
-            voiced = await _await(self._worker.submit(detector.detect, hop.pcm))
+            voiced = await as_awaitable(self._worker.submit(detector.detect, hop.pcm))
         else:
             voiced = detector.detect(hop.pcm)
         self._voiced.extend(voiced)
@@ -248,23 +269,16 @@ class StepScheduler(Generic[State]):
 
     async def _create_detector(self) -> VoiceActivityDetector:
         if self._voice_activity == "silero":  # loads a network
-            return await _await(self._worker.submit(make_vad, self._voice_activity))
+            return await as_awaitable(self._worker.submit(make_vad, self._voice_activity))
         return make_vad(self._voice_activity)
 
-    async def _change(self, state: State, change: PortraitChange) -> None:
+    async def _change(self, model: ModelSession[State], change: PortraitChange) -> None:
         refusal: Exception | None = None
         try:
-            await _await(
-                self._worker.submit(self._pipeline.change_portrait, state, change.portrait)
-            )
-        except LetsTalkError as error:  # the caller's mistake: the session keeps the old portrait
+            await model.change_portrait(change.portrait)
+        except (InputError, ConfigError) as error:  # the caller's mistake: the old one stays
             refusal = error
         except BaseException:
             change.finish(SessionClosed("the session ended before it took the portrait"))
             raise
         change.finish(refusal)
-
-
-async def _await(future: "Future[T]") -> T:
-    """Wait for a call in the model thread."""
-    return await asyncio.wrap_future(future)

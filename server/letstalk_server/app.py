@@ -135,10 +135,12 @@ def _register_gauges(
     metrics: ServerMetrics, avatar_service: AvatarService, sessions: SessionRegistry
 ) -> None:
     began_s = time.monotonic()
+    metrics.register_model(lambda: avatar_service.model_health)
     metrics.register_gauges(
         lambda: sessions,
         {
             "places": ("Sessions that fit", lambda: float(sessions.admission.capacity)),
+            "model_up": ("Whether the model runs", lambda: float(avatar_service.is_model_running)),
             "model_busy_ratio": (
                 "Share of its time the model works",
                 avatar_service.worker.busy_ratio,

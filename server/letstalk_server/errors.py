@@ -18,7 +18,7 @@ ServerError
 |-- RetryLaterError
 |   |-- TooManyRequestsError   too-many-requests: of one subject
 |   |-- AtCapacityError        at-capacity (also an AtCapacity of the SDK)
-|   `-- NotReadyError          not-ready: the server is stopping
+|   `-- NotReadyError          not-ready: the server is stopping, or its model starts again
 |-- MessageError               (a message was refused; the connection stays open)
 |   |-- BadMessageError        bad-message: the message does not follow the protocol
 |   |-- MessageTooLargeError   message-too-large
@@ -44,6 +44,11 @@ from typing import ClassVar
 from letstalk_rt.errors import AtCapacity
 
 RETRY_AFTER_S = 10
+
+MODEL_RETRY_S = 5
+"""When to try again while the model is being started, s."""
+
+MODEL_AWAY = f"The model is being started again. Try again in {MODEL_RETRY_S} seconds."
 
 
 class ServerError(Exception):
@@ -171,7 +176,7 @@ class AtCapacityError(RetryLaterError, AtCapacity):
 
 
 class NotReadyError(RetryLaterError):
-    """The server is stopping."""
+    """The server is stopping, or its model is being started again."""
 
     code = "not-ready"
 

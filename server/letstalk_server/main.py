@@ -212,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         help="preferred video codec (%(default)s)",
     )
     _add_speech(parser, default)
+    _add_isolation(parser, default)
     _add_access(parser, default)
     _add_limits(parser, default)
     return parser
@@ -233,6 +234,37 @@ def _add_speech(parser: argparse.ArgumentParser, default: Settings) -> None:
         help="OpenAI-compatible endpoint, up to /v1; its key is read from OPENAI_API_KEY",
     )
     add("--speech-model", default=_env("SPEECH_MODEL", None), help="model of that endpoint")
+
+
+def _add_isolation(parser: argparse.ArgumentParser, default: Settings) -> None:
+    add = parser.add_argument_group("isolation of the model").add_argument
+    add(
+        "--isolate-model",
+        action=argparse.BooleanOptionalAction,
+        default=_flag("ISOLATE_MODEL", default.isolate_model),
+        help="run the model in a process of its own, which is started again when it dies",
+    )
+    add(
+        "--model-timeout-s",
+        type=float,
+        default=_env("MODEL_TIMEOUT_S", default.model_timeout_s),
+        metavar="S",
+        help="a step that takes longer counts as hung (%(default)s)",
+    )
+    add(
+        "--model-recovery-s",
+        type=float,
+        default=_env("MODEL_RECOVERY_S", default.model_recovery_s),
+        metavar="S",
+        help="sessions end when the model did not come back within this time (%(default)s)",
+    )
+    add(
+        "--model-memory-mb",
+        type=int,
+        default=_env("MODEL_MEMORY_MB", None),
+        metavar="N",
+        help="memory of the model's process (twice what it has after loading, at least 2 GB more)",
+    )
 
 
 def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
@@ -306,6 +338,13 @@ def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
 
 def _env(name: str, default: Any) -> Any:
     return os.environ.get(f"LETSTALK_{name}", default)
+
+
+def _flag(name: str, default: bool) -> bool:
+    text = str(_env(name, "on" if default else "off")).lower()
+    if text not in ("on", "off"):
+        raise ConfigError(f"LETSTALK_{name} is {text!r}, expected on or off")
+    return text == "on"
 
 
 def _secret(name: str) -> str | None:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from letstalk_rt.inference.supervisor import ModelHealth
 from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.session import Session
 
@@ -38,6 +39,11 @@ class ServerMetrics:
         self.stalls = Counter(
             "letstalk_stalls", "Stalls of sessions that ended", registry=self.registry
         )
+        self.recoveries = Counter(
+            "letstalk_recoveries",
+            "Failures of the model that sessions survived, of sessions that ended",
+            registry=self.registry,
+        )
         self.step_seconds = Histogram(
             "letstalk_step_seconds",
             "One call of the model",
@@ -62,6 +68,7 @@ class ServerMetrics:
         self.frames.labels("shown").inc(stats.frames - stats.repeats)
         self.frames.labels("repeated").inc(stats.repeats)
         self.stalls.inc(stats.stalls)
+        self.recoveries.inc(stats.recoveries)
 
     def register_gauges(
         self,
@@ -75,6 +82,10 @@ class ServerMetrics:
             gauges: description and source of the value, by name.
         """
         self.registry.register(_LiveCollector(sessions, gauges))
+
+    def register_model(self, health: Callable[[], ModelHealth]) -> None:
+        """Register what happened to the model, read at each scrape."""
+        self.registry.register(_ModelCollector(health))
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -102,6 +113,29 @@ class _LiveCollector(Collector):
         yield _stages(running)
 
 
+class _ModelCollector(Collector):
+    """Reads the health of the model at each scrape."""
+
+    def __init__(self, health: Callable[[], ModelHealth]) -> None:
+        self._health = health
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        health = self._health()
+        faults = CounterMetricFamily(
+            "letstalk_model_faults", "Failures of the model", labels=["kind"]
+        )
+        for kind, number in health.faults.items():
+            faults.add_metric([kind], number)
+        yield faults
+        yield CounterMetricFamily(
+            "letstalk_model_restarts", "How often the model was loaded again", health.restarts
+        )
+        yield GaugeMetricFamily(
+            "letstalk_model_outage_seconds", "Duration of the latest outage", health.outage_s
+        )
+
+
 def _connections(running: list[Session]) -> Metric:
     family = GaugeMetricFamily("letstalk_connections_open", "Open connections", labels=["role"])
     kinds = [connection.kind for session in running for connection in session.connections]
@@ -115,6 +149,10 @@ def _sums(running: list[Session]) -> Iterator[Metric]:
     values = {
         "live_frames": ("Frames shown in running sessions", [s.frames for s in stats]),
         "live_repeats": ("Frames repeated in running sessions", [s.repeats for s in stats]),
+        "live_recoveries": (
+            "Failures of the model that running sessions survived",
+            [s.recoveries for s in stats],
+        ),
         "live_stalls": ("Stalls of running sessions", [s.stalls for s in stats]),
         "live_backlog_ms": ("Speech that waits in running sessions", [s.backlog_ms for s in stats]),
         "video_bits_per_second": (

@@ -54,6 +54,10 @@ class Settings:
         size: longest side of the video, px.
         preset: the model configuration.
         threads: CPU threads of the model; `None` leaves the choice to the model.
+        isolate_model: run the model in a process of its own, which is started again when it dies.
+        model_timeout_s: duration of a step after which an isolated model counts as hung, s.
+        model_recovery_s: how long sessions wait for a model that is started again, s.
+        model_memory_mb: memory that an isolated model may take, MB; `None`: see `IsolationLimits`.
         bitrates: bounds of the video bitrate.
         codec: video codec if the peer supports both.
         ice_servers: none by default: an unreachable one delays every connection by 5 s.
@@ -99,6 +103,10 @@ class Settings:
     size: int = 512
     preset: str = "tiny"
     threads: int | None = None
+    isolate_model: bool = True
+    model_timeout_s: float = 2.5
+    model_recovery_s: float = 10.0
+    model_memory_mb: int | None = None
     bitrates: Bitrates = Bitrates()
     codec: Literal["VP8", "H264"] = "VP8"
     ice_servers: tuple[IceServer, ...] = ()
@@ -154,6 +162,8 @@ class Settings:
         for key in ("max_sessions", "threads"):
             if (value := getattr(self, key)) is not None:
                 _require(key, value, 1, 1024)
+        if self.model_memory_mb is not None:
+            _require("model_memory_mb", self.model_memory_mb, 256, 2**20)
         _require_choice("auth", self.auth, "auto", "on", "off")
         _require_choice("codec", self.codec, "VP8", "H264")
         _require_choice("speech", self.speech, "auto", "system", "openai", "piper", "off")
@@ -188,6 +198,8 @@ class Settings:
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("port", 0, 65_535),
     ("size", 256, 1080),
+    ("model_timeout_s", 0.5, 600),
+    ("model_recovery_s", 1, 600),
     ("turn_ttl_s", 60, 86_400),
     ("token_ttl_s", 10, 3600),
     ("max_connections", 1, 10_000),

@@ -13,6 +13,7 @@ from support.server_fakes import Painter
 from support.small_model import make_model, make_portrait
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import Pipeline, StateOptions
 
@@ -27,19 +28,20 @@ def loaded(path):
     return module
 
 
-bench_session = loaded(BENCHMARKS / "bench_session.py")
+session_probes = loaded(BENCHMARKS / "session_probes.py")
 flash_avatar = loaded(BENCHMARKS / "webrtc" / "flash_avatar.py")
 
 MODELS = [
     AvatarPipeline,
+    IsolatedPipeline,
     FakePipeline,
     PartedPipeline,
     GatedPipeline,
     Painter,
     LoudIsBright,
     StillPipeline,
-    bench_session.FakePipeline,
-    bench_session.TimedPipeline,
+    session_probes.FakePipeline,
+    session_probes.TimedPipeline,
     flash_avatar.FlashPipeline,
 ]
 
@@ -58,7 +60,7 @@ def test_calls_take_what_the_protocol_says(model, call):
 
 
 def timed():
-    return bench_session.TimedPipeline(bench_session.FakePipeline(64), 1.0)
+    return session_probes.TimedPipeline(session_probes.FakePipeline(64), 1.0)
 
 
 MAKERS = [

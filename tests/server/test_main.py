@@ -41,6 +41,16 @@ def test_settings_come_from_the_command_line_then_the_environment(monkeypatch, t
     assert settings.allow_origins == ("https://app.example",) and settings.max_idle_s == 0
 
 
+def test_the_model_is_isolated_unless_told_otherwise(monkeypatch):
+    assert parse([]).isolate_model and not parse(["--no-isolate-model"]).isolate_model
+    assert parse(["--model-memory-mb", "3000"]).model_memory_mb == 3000
+    monkeypatch.setenv("LETSTALK_ISOLATE_MODEL", "off")
+    assert not parse([]).isolate_model and parse(["--isolate-model"]).isolate_model
+    monkeypatch.setenv("LETSTALK_ISOLATE_MODEL", "maybe")
+    with pytest.raises(ConfigError, match="expected on or off"):
+        parse([])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -48,6 +58,9 @@ def test_settings_come_from_the_command_line_then_the_environment(monkeypatch, t
         {"max_sessions": 0},
         {"size": 4},
         {"threads": 0},
+        {"model_timeout_s": 0.1},
+        {"model_memory_mb": 10},
+        {"model_recovery_s": 0},
         {"tls_cert": "c.pem"},
         {"turn_urls": ("turn:x",)},
         {"secret": "short"},

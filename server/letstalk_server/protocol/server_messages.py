@@ -84,6 +84,7 @@ class Stats:
     Attributes:
         repeats: frames that did not come in time.
         held_ms: total time for which playout was held for late frames.
+        recoveries: how often the model failed and the session went on.
     """
 
     type: ClassVar[str] = "session.stats"
@@ -93,6 +94,7 @@ class Stats:
     held_ms: int
     stalls: int
     drops: int
+    recoveries: int
     backlog_ms: int
     stages_ms: Mapping[str, Mapping[str, float]]
 

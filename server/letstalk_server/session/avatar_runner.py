@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from letstalk_rt.errors import EngineError, ModelLost
 from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.session.avatar import AvatarSession
 from letstalk_rt.types import AVFrame, Interrupted
@@ -75,14 +76,23 @@ class AvatarRunner:
             motion=options.motion,
             playback="reported",
             output_sample_rate=options.sample_rate,
+            recovery_s=self._avatar_service.recovery_s,
         )
         async with session as self._avatar:
             self._on_open(session)
             self._opened.set()
-            async for item in session:
-                if isinstance(item, AVFrame):
-                    await self.playout.put(replace(item, rgb=self._with_badge(item.rgb)))
+            try:
+                await self._carry_frames(session)
+            except EngineError as error:
+                if isinstance(error.__cause__, ModelLost):
+                    raise SessionEnded(EndReason.MODEL_LOST) from error
+                raise
         raise SessionEnded(EndReason.FAILED)
+
+    async def _carry_frames(self, session: AvatarSession) -> None:
+        async for item in session:
+            if isinstance(item, AVFrame):
+                await self.playout.put(replace(item, rgb=self._with_badge(item.rgb)))
 
     async def opened(self) -> AvatarSession:
         """Wait until the engine session is open, and return it."""

@@ -12,6 +12,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,22 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from letstalk_rt.errors import PortraitError
+from letstalk_rt.errors import ModelLost, PortraitError
+from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Pipeline, State
+from letstalk_rt.inference.supervisor import IsolationLimits, ModelHealth
 from letstalk_rt.inference.worker import ModelWorker, measure_batches, worthwhile_batch
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import FPS, Portrait
-from letstalk_server.errors import DefaultAvatarError, UnknownAvatarError, UnknownPortraitError
+from letstalk_server.errors import (
+    MODEL_AWAY,
+    MODEL_RETRY_S,
+    DefaultAvatarError,
+    NotReadyError,
+    UnknownAvatarError,
+    UnknownPortraitError,
+)
 from letstalk_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,6 +45,8 @@ log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 192
 MAX_LABEL_CHARS = 60
+CARE_INTERVAL_S = 0.5
+"""How often it is checked whether an isolated model runs."""
 
 
 class PortraitPipeline(Pipeline[State], Protocol[State]):
@@ -107,13 +119,25 @@ class StepCost:
 
 
 def load_model(settings: Settings) -> LoadedModel:
-    """Load the real model. Slow and blocking."""
-    from letstalk_rt.inference.pipeline import AvatarPipeline
-
-    pipeline = AvatarPipeline.load(settings.preset, threads=settings.threads)
+    """Load the real model, in a process of its own if the settings say so. Slow and blocking."""
+    pipeline = _isolated_pipeline(settings) if settings.isolate_model else _pipeline(settings)
     library = AvatarLibrary()
     entries = sorted(library.entries(), key=lambda entry: not entry.builtin)
     return LoadedModel(pipeline, {entry.name: entry.path for entry in entries}, library)
+
+
+def _pipeline(settings: Settings) -> PortraitPipeline[Any]:
+    from letstalk_rt.inference.pipeline import AvatarPipeline
+
+    return AvatarPipeline.load(settings.preset, threads=settings.threads)
+
+
+def _isolated_pipeline(settings: Settings) -> PortraitPipeline[Any]:
+    return IsolatedPipeline(
+        "letstalk_rt.inference.pipeline:AvatarPipeline.load",
+        {"preset": settings.preset, "threads": settings.threads},
+        limits=IsolationLimits(step_s=settings.model_timeout_s, memory_mb=settings.model_memory_mb),
+    )
 
 
 class AvatarService:
@@ -121,13 +145,27 @@ class AvatarService:
 
     def __init__(self, model: LoadedModel, worker: ModelWorker[Any], settings: Settings) -> None:
         self.worker = worker
+        self.recovery_s = settings.model_recovery_s
         self.step_cost = StepCost(0.0, model.pipeline.frames_per_window / FPS)
         self._model = model
         self._settings = settings
         self._uploads: OrderedDict[str, AvatarEntry] = OrderedDict()
         self._mattes: dict[str, asyncio.Future[bytes]] = {}
         self._image_executor = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._care_task: asyncio.Task[None] | None = None
         self.defaults: dict[str, AvatarEntry] = {}
+
+    @property
+    def is_model_running(self) -> bool:
+        """Whether the model can be called now."""
+        pipeline = self._model.pipeline
+        return not isinstance(pipeline, IsolatedPipeline) or pipeline.is_running
+
+    @property
+    def model_health(self) -> ModelHealth:
+        """What happened to the model; of one that is not isolated, nothing is known."""
+        pipeline = self._model.pipeline
+        return pipeline.health if isinstance(pipeline, IsolatedPipeline) else ModelHealth()
 
     @classmethod
     async def open(
@@ -152,8 +190,13 @@ class AvatarService:
                 await avatar_service._add_default(name, path)
             await avatar_service._measure()
         except BaseException:
+            if isinstance(model.pipeline, IsolatedPipeline):
+                await asyncio.to_thread(model.pipeline.close)
             worker.shutdown(wait=False, cancel_futures=True)
             raise
+        if isinstance(model.pipeline, IsolatedPipeline):
+            care = avatar_service._care_for(model.pipeline)
+            avatar_service._care_task = asyncio.create_task(care, name="model-care")
         assert avatar_service.defaults, "the package ships at least one default avatar"
         return avatar_service
 
@@ -163,6 +206,11 @@ class AvatarService:
         Wait for the running step: the process aborts if the interpreter exits during one.
         """
         self._image_executor.shutdown(wait=False, cancel_futures=True)
+        if self._care_task is not None:
+            self._care_task.cancel()
+            await asyncio.wait([self._care_task])
+        if isinstance(self._model.pipeline, IsolatedPipeline):  # it need not finish its step
+            await asyncio.to_thread(self._model.pipeline.close)
         await asyncio.to_thread(self.worker.shutdown, wait=True, cancel_futures=True)
 
     def list_avatars(self, subject: str) -> Iterator[AvatarEntry]:
@@ -175,9 +223,13 @@ class AvatarService:
 
         Raises:
             PortraitError: The file is no image, is damaged, or shows no usable face.
+            NotReadyError: The model is being started again.
         """
         name = secrets.token_urlsafe(16)
-        entry = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
+        try:
+            entry = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
+        except ModelLost as error:
+            raise NotReadyError(MODEL_AWAY, MODEL_RETRY_S) from error
         self._uploads[name] = entry
         if len(self._uploads) > self._settings.max_portraits:
             oldest, _ = self._uploads.popitem(last=False)
@@ -246,6 +298,14 @@ class AvatarService:
             self.defaults[name] = await self._prepare(path, name, label_of(name), None)
         except PortraitError as error:  # an image of the operator must not stop the server
             log.warning("a default avatar was skipped (%s)", type(error).__name__)
+
+    async def _care_for(self, pipeline: IsolatedPipeline) -> None:
+        """Start the model again when it has died while no session called it."""
+        while True:
+            await asyncio.sleep(CARE_INTERVAL_S)
+            if pipeline.needs_care:
+                with suppress(ModelLost):  # the next attempt is later; its time grows
+                    await asyncio.wrap_future(self.worker.submit(pipeline.care))
 
     async def _measure(self) -> None:
         """Measure the cost of a step, and set the batch size."""

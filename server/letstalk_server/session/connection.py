@@ -32,6 +32,7 @@ class EndReason(StrEnum):
     IDLE = "idle"
     LOST = "lost"
     FAILED = "failed"
+    MODEL_LOST = "model-lost"
     STOPPING = "stopping"
 
 

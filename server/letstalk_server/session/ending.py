@@ -23,6 +23,10 @@ _CLOSING_ERRORS: dict[EndReason, tuple[type[ServerError], str]] = {
     ),
     EndReason.IDLE: (SessionOverError, "The session was idle for too long. Start a new session."),
     EndReason.FAILED: (EngineFailedError, "The avatar stopped. Start it again."),
+    EndReason.MODEL_LOST: (
+        EngineFailedError,
+        "The model stopped and did not come back in time. Start a new session in a minute.",
+    ),
     EndReason.STOPPING: (NotReadyError, "The server is stopping. Try again in a minute."),
 }
 WARNINGS = {

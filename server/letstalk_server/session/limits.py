@@ -5,7 +5,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from letstalk_server.auth import Caller
-from letstalk_server.errors import RETRY_AFTER_S, AtCapacityError, TooManyRequestsError
+from letstalk_server.errors import (
+    MODEL_AWAY,
+    MODEL_RETRY_S,
+    RETRY_AFTER_S,
+    AtCapacityError,
+    NotReadyError,
+    TooManyRequestsError,
+)
 from letstalk_server.session.avatar_service import AvatarService
 
 HEADROOM = 0.95
@@ -103,7 +110,10 @@ class AdmissionControl:
 
         Raises:
             AtCapacityError: The limit is reached, or the model is too busy.
+            NotReadyError: The model is being started again.
         """
+        if not self._avatar_service.is_model_running:
+            raise NotReadyError(MODEL_AWAY, MODEL_RETRY_S)
         if sessions >= self.capacity:
             raise AtCapacityError(
                 f"All {self.capacity} places are taken. Try again in {RETRY_AFTER_S} seconds."

@@ -9,7 +9,7 @@ from letstalk_server.protocol import server_messages
 from letstalk_server.session.announcer import Announcer
 from letstalk_server.session.playout import SLOT_S, PlayoutSlot, SlotPlayout
 
-_FORWARDED_WARNINGS = ("speech-late", "clipped")
+_FORWARDED_WARNINGS = ("model-failed", "speech-late", "clipped")
 """Codes of the engine's warnings that are sent to clients."""
 
 
@@ -72,6 +72,7 @@ class PlaybackReporter:
             held_ms=round(1000 * playout.held_s),
             stalls=metrics.stalls if metrics is not None else 0,
             drops=metrics.drops if metrics is not None else 0,
+            recoveries=metrics.recoveries if metrics is not None else 0,
             backlog_ms=self._avatar.backlog_ms if self._avatar is not None else 0,
             stages_ms={
                 name: {"p50": value.p50, "p95": value.p95, "p99": value.p99}

@@ -19,7 +19,12 @@ from support.server_fakes import (
 )
 
 from letstalk_server.auth import LOCAL, Caller
-from letstalk_server.errors import AtCapacityError, TooManyRequestsError, UnknownSessionError
+from letstalk_server.errors import (
+    AtCapacityError,
+    NotReadyError,
+    TooManyRequestsError,
+    UnknownSessionError,
+)
 from letstalk_server.session.avatar_service import AvatarService, StepCost
 from letstalk_server.session.connection import ConnectionKind, EndReason
 from letstalk_server.session.limits import AdmissionControl, RateLimiter
@@ -225,6 +230,8 @@ async def test_whip_and_whep_say_how_and_refuse_the_rest(path):
 class Busy:
     """A studio whose model is as fast and as busy as it is told."""
 
+    is_model_running = True
+
     def __init__(self, share, busy=0.0):
         self.step_cost, self.busy, self.worker = StepCost(share * 0.16, 0.16), busy, self
 
@@ -242,6 +249,13 @@ def test_as_many_are_let_in_as_the_model_can_serve():
     with pytest.raises(AtCapacityError, match="stutter"):
         AdmissionControl(Busy(0.2, busy=0.9), None).check(2)
     AdmissionControl(Busy(0.2, busy=0.9), None).check(0)
+
+
+def test_nobody_is_let_in_while_the_model_is_started_again():
+    studio = Busy(0.4)
+    studio.is_model_running = False
+    with pytest.raises(NotReadyError, match="started again"):
+        AdmissionControl(studio, None).check(0)
 
 
 def test_what_costs_may_not_be_done_all_the_time():
@@ -278,6 +292,7 @@ async def test_a_silent_peer_is_noticed_within_five_seconds(kind):
         settings=settings,
         media=None,
         is_resumed=False,
+        playout=SimpleNamespace(sample_rate=16_000),
         spawn=lambda work, name: work.close(),
         send_ready=lambda connection, resumed: None,
     )

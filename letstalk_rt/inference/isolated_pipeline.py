@@ -1,0 +1,363 @@
+"""A pipeline whose model runs in a process of its own, and is started again when that dies.
+
+    pipeline = IsolatedPipeline("letstalk_rt.inference.pipeline:AvatarPipeline.load", {})
+    worker = ModelWorker(pipeline)
+
+Steps that hang are ended by a watchdog, memory is limited, and the process of the sessions goes on
+whatever happens to the model. Session states live in the model's process and are lost with it:
+calls then raise `StateLost`, and the session creates another state. Frames come through shared
+memory. Nothing here imports torch.
+"""
+
+import statistics
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from letstalk_rt.errors import EngineError, LetsTalkError, ModelLost
+from letstalk_rt.inference.child_process import ChildProcess
+from letstalk_rt.inference.model_messages import (
+    Attached,
+    Done,
+    Failed,
+    NeedSpace,
+    Part,
+    Request,
+    Space,
+)
+from letstalk_rt.inference.protocol import (
+    DEFAULT_OPTIONS,
+    Deliver,
+    Fault,
+    Pipeline,
+    StateLost,
+    StateOptions,
+)
+from letstalk_rt.inference.shared_frames import FrameReader
+from letstalk_rt.inference.supervisor import (
+    DEFAULT_LIMITS,
+    IsolationLimits,
+    ModelHealth,
+    ModelSupervisor,
+)
+from letstalk_rt.types import Face, Portrait
+
+SLOWER = 8.0
+"""A step may take so many times as long as others, so that a slow machine is not taken for a model
+that hangs."""
+
+FIRST_STEP = 4.0
+"""The first step of a frame size may take so many times as long as others."""
+
+COMPILE_S = 300.0
+"""Limit for the first step of a shape in a compiled model."""
+
+MAX_RAISED = 2
+"""After so many unexpected errors in a row the process is replaced: a failed GPU stays failed."""
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class IsolatedState:
+    """The handle of a session state in the model's process.
+
+    Attributes:
+        number: its number there.
+        generation: how many processes were lost before that one.
+        key: its batch key, as text.
+    """
+
+    number: int
+    generation: int
+    key: str
+
+
+class IsolatedPipeline(Pipeline[IsolatedState]):
+    """The `Pipeline` of a model in a process of its own.
+
+    Like every pipeline it is called from one thread at a time; `close`, `needs_care`, `is_running`
+    and `health` may be used from others. Blocks until the model is loaded.
+
+    Args:
+        load: the function that loads the pipeline in that process, as `module:name`.
+        options: its keyword arguments.
+        limits: what the process may take.
+        clock: returns monotonic seconds.
+
+    Attributes:
+        finder: the face finder of the model.
+
+    Raises:
+        LetsTalkError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        load: str,
+        options: Mapping[str, Any],
+        *,
+        limits: IsolationLimits = DEFAULT_LIMITS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits, self._clock = limits, clock
+        self._supervisor = ModelSupervisor(load, options, limits, clock)
+        self._frames = FrameReader()
+        self._numbers = count()
+        self._dropped: deque[int] = deque()
+        self._steps_s: deque[float] = deque(maxlen=32)  # durations
+        self._warm: set[Hashable] = set()  # what was computed before
+        self._raised = 0  # in a row
+        loaded = self._supervisor.loaded
+        self._compiled, self._device = loaded.compiled, loaded.device
+        self.frames_per_window, self.hop = loaded.frames_per_window, loaded.hop
+        self.lookahead_frames = loaded.lookahead_frames
+        self.partial_sizes: Sequence[int] = loaded.partial_sizes
+        self.finder = IsolatedFinder(self._find_faces, loaded.crop_px, loaded.fingerprint)
+
+    @property
+    def device(self) -> str:
+        """The name of the model's device."""
+        return self._device
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the model's process; None while there is none."""
+        return self._supervisor.pid
+
+    @property
+    def health(self) -> ModelHealth:
+        """What happened to the model."""
+        return self._supervisor.health
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the model runs."""
+        return self._supervisor.is_running
+
+    @property
+    def needs_care(self) -> bool:
+        """Whether `care` has something to do."""
+        return self._supervisor.needs_care
+
+    def care(self) -> None:
+        """Start the model if it does not run, or else a spare process if one is due.
+
+        Raises:
+            ModelLost: the model could not be started.
+        """
+        self._supervisor.care()
+
+    def close(self) -> None:
+        """End the processes; a running call raises `ModelLost`. May be called twice."""
+        self._supervisor.close()
+        with self._supervisor.exchange:
+            self._frames.close()
+
+    # The calls of a pipeline
+
+    def init_state(
+        self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS
+    ) -> IsolatedState:
+        """Create the state of a session in the model's process, which is started if it is lost.
+
+        Raises:
+            PortraitError: `portrait` is not prepared for this model.
+            ConfigError: an option is out of range.
+            ModelLost: the model could not be started, or died of this call.
+        """
+        process, number = self._supervisor.running(), next(self._numbers)
+        arguments = (number, portrait, options)
+        key = self._call(process, "init_state", arguments, self._limits.call_s)
+        state = IsolatedState(number, self._supervisor.generation, key)
+        weakref.finalize(state, self._dropped.append, number).atexit = False
+        return state
+
+    def step(
+        self, pcm: np.ndarray, states: Sequence[IsolatedState], deliver: Deliver | None = None
+    ) -> np.ndarray:
+        """Take one hop and return one window for each of B sessions; see `Pipeline.step`.
+
+        Raises:
+            StateLost: the model was started again since a state was created.
+            ModelLost: the model died of this step, or it hung.
+            EngineError: the step raised an exception, which the message describes.
+        """
+        process = self._process_of(states)
+        began_s, kind = self._clock(), self._kind(states)
+        limit_s = self._step_limit_s(kind)
+        window = np.zeros(0, np.uint8)
+
+        def take(part: Part) -> None:
+            nonlocal window
+            batch, number, *size = part.shape
+            if part.first == 0:
+                window = np.empty((batch, self.frames_per_window, *size), np.uint8)
+            self._frames.copy(window, part.first, number)
+            if deliver is not None:
+                deliver(window[:, part.first : part.first + number])
+
+        numbers = tuple(state.number for state in states)
+        self._call(process, "step", (pcm, numbers, deliver is not None), limit_s, take)
+        if kind in self._warm or not self._compiled:
+            self._steps_s.append(self._clock() - began_s)
+        self._warm.add(kind)
+        self._supervisor.note_step()
+        return window
+
+    def interrupt(self, state: IsolatedState, *, unseen: int = 0) -> None:
+        """Forget all past speech; see `Pipeline.interrupt`.
+
+        Raises:
+            ModelLost: the state or the model is lost.
+        """
+        process = self._process_of([state])
+        self._call(process, "interrupt", (state.number, unseen), self._limits.call_s)
+
+    def change_portrait(self, state: IsolatedState, portrait: Portrait) -> None:
+        """Change the portrait from the next window on.
+
+        Raises:
+            PortraitError: `portrait` is not prepared for this model; nothing has changed.
+            ConfigError: this model cannot change portraits.
+            ModelLost: the state or the model is lost.
+        """
+        process = self._process_of([state])
+        arguments = (state.number, portrait)
+        state.key = self._call(process, "change_portrait", arguments, self._limits.call_s)
+
+    def batch_key(self, state: IsolatedState) -> Hashable:
+        """Return what sessions must have in common to run in one step."""
+        return state.generation, state.key
+
+    def _find_faces(self, rgb: np.ndarray) -> list[Face]:
+        found: list[Face] = self._call(
+            self._supervisor.running(), "find_faces", (rgb,), self._limits.portrait_s
+        )
+        return found
+
+    # The exchange with the process
+
+    def _call(
+        self,
+        process: ChildProcess,
+        name: str,
+        arguments: tuple[Any, ...],
+        limit_s: float,
+        take: Callable[[Part], None] | None = None,
+    ) -> Any:
+        """Run a call in the model's process and return its result."""
+        began_s = self._clock()
+        dropped = tuple(self._dropped.popleft() for _ in range(len(self._dropped)))
+        with self._supervisor.exchange:
+            try:
+                with process.limit(limit_s):
+                    process.send(Request(name, arguments, dropped))
+                    reply = self._await_reply(process, take)
+            except ModelLost as error:
+                self._lose(error, began_s)
+                raise
+            except BaseException as error:  # the exchange is cut off: it cannot go on
+                self._lose(ModelLost(str(error), Fault.DIED), began_s)
+                raise
+        if isinstance(reply, Failed):
+            self._note_error(reply.error, began_s)
+            raise reply.error
+        if name == "step":
+            self._raised = 0
+        return reply.result
+
+    def _await_reply(
+        self, process: ChildProcess, take: Callable[[Part], None] | None
+    ) -> Done | Failed:
+        while True:
+            match process.receive():
+                case Part() as part:
+                    assert take is not None, "only steps have partial windows"
+                    take(part)
+                case NeedSpace(nbytes):
+                    process.send(Space(self._allocate(nbytes)))
+                case Attached():
+                    self._frames.remove_name()
+                case Done() | Failed() as reply:
+                    return reply
+                case other:
+                    raise AssertionError(other)
+
+    def _allocate(self, nbytes: int) -> str:
+        try:
+            return self._frames.allocate(nbytes)
+        except OSError as error:
+            raise ModelLost(
+                f"no shared memory for frames of {nbytes / 2**20:.0f} MB ({error.strerror}); give "
+                "the system more, in a container with --shm-size",
+                Fault.MEMORY,
+            ) from error
+
+    def _kind(self, states: Sequence[IsolatedState]) -> Hashable:
+        """Return what must have been computed once before a step is fast."""
+        return states[0].generation, states[0].key, len(states) if self._compiled else 0
+
+    def _step_limit_s(self, kind: Hashable) -> float:
+        usual_s = statistics.median(self._steps_s) if self._steps_s else 0.0
+        limit_s = max(self._limits.step_s, SLOWER * usual_s)
+        if kind in self._warm:
+            return limit_s
+        return COMPILE_S if self._compiled else FIRST_STEP * limit_s
+
+    # Loss
+
+    def _process_of(self, states: Sequence[IsolatedState]) -> ChildProcess:
+        """Return the process that has these states."""
+        process = self._supervisor.current()
+        is_current = all(state.generation == self._supervisor.generation for state in states)
+        if process is None or not is_current:
+            raise StateLost("the model was started again; the state is gone", Fault.DIED)
+        return process
+
+    def _lose(self, error: ModelLost, began_s: float) -> None:
+        self._supervisor.lose(error, began_s)
+        self._frames.close()
+        self._warm.clear()
+        self._raised = 0
+
+    def _note_error(self, error: Exception, began_s: float) -> None:
+        """Count an unexpected error of a call, and replace the process after several in a row."""
+        if isinstance(error, LetsTalkError) and not isinstance(error, EngineError):
+            return  # the caller's mistake
+        self.health.faults[Fault.RAISED] += 1
+        self._raised += 1
+        if self._raised >= MAX_RAISED:
+            self._lose(ModelLost(str(error), Fault.RAISED), began_s)
+
+
+class IsolatedFinder:
+    """The face finder of an isolated model.
+
+    Args:
+        find: finds faces in the model's process.
+        crop_px: side in pixels of the crops that the model animates.
+        fingerprint: differs between finders with different weights.
+    """
+
+    def __init__(
+        self, find: Callable[[np.ndarray], list[Face]], crop_px: int, fingerprint: str
+    ) -> None:
+        self.crop_px = crop_px
+        self._find, self._fingerprint = find, fingerprint
+
+    def fingerprint(self) -> str:
+        """Return a string that differs between finders with different weights."""
+        return self._fingerprint
+
+    def find_faces(self, rgb: np.ndarray) -> list[Face]:
+        """Return the faces in `(H, W, 3)` uint8, largest first.
+
+        Raises:
+            ModelLost: the model could not be started, or died of this call.
+        """
+        return self._find(rgb)

@@ -1,0 +1,112 @@
+"""The messages between an `IsolatedPipeline` and the process that runs its model.
+
+Each request is answered by one `Done` or `Failed`. Before that, a step may send partial windows,
+for which it may first need larger shared memory. All messages are small, except those with a
+portrait or an image.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load the model; the first message to the process.
+
+    Attributes:
+        options: keyword arguments of the function that loads the pipeline.
+    """
+
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model is loaded.
+
+    Attributes:
+        frames_per_window: see `Pipeline`.
+        hop: see `Pipeline`.
+        lookahead_frames: see `Pipeline`.
+        partial_sizes: see `Pipeline`.
+        device: the name of the model's device.
+        crop_px: of the face finder; 0 if the pipeline has none.
+        fingerprint: of the face finder.
+        compiled: whether new shapes take a minute, because they are compiled.
+        load_again: options that load the same model sooner, because nothing is measured again.
+    """
+
+    frames_per_window: int
+    hop: int
+    lookahead_frames: int
+    partial_sizes: tuple[int, ...]
+    device: str
+    crop_px: int
+    fingerprint: str
+    compiled: bool
+    load_again: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call of the pipeline.
+
+    Attributes:
+        call: name of the call.
+        arguments: its arguments; states are given by their numbers.
+        dropped: numbers of states that are no longer needed.
+    """
+
+    call: str
+    arguments: tuple[Any, ...]
+    dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A partial window lies in the shared memory.
+
+    Attributes:
+        first: the number of its first frame in the window.
+        shape: `(B, n, H, W, 3)`.
+    """
+
+    first: int
+    shape: tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NeedSpace:
+    """A window does not fit into the shared memory; answered by `Space`."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """New shared memory; answered by `Attached`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The process has opened the shared memory, whose name may now be removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request is complete."""
+
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request has raised an exception."""
+
+    error: Exception
+
+
+Reply = Loaded | Part | NeedSpace | Attached | Done | Failed

@@ -1,0 +1,175 @@
+"""The model's side of a session: its state, and what happens when a call of the model fails.
+
+After a failure the session goes on with a fresh state: the motion of before is forgotten, and a
+step is run again, so that no speech is lost. A session whose steps keep failing ends, and so does
+one whose model stays away for too long.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from letstalk_rt.errors import EngineError, LetsTalkError, ModelLost
+from letstalk_rt.inference.protocol import Deliver, Fault, State, StateLost, StateOptions
+from letstalk_rt.inference.worker import ModelWorker
+from letstalk_rt.metrics import Metrics
+from letstalk_rt.types import Portrait
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""A session ends after so many failures of its own calls in a row."""
+
+RECOVERY_S = 10.0
+"""By default, a session ends when its model was away for so long."""
+
+MAX_RECOVERY_S = 600.0
+RETRY_S = 0.1
+"""Pause between two attempts while the model is started again."""
+
+
+class ModelSession(Generic[State]):
+    """The state of one session in the model, and calls that survive failures of the model.
+
+    Args:
+        worker: runs the model.
+        portrait: the portrait to animate.
+        options: options of the session state.
+        metrics: counts recoveries.
+        recovery_s: how long the session waits for a model that was lost.
+        on_failure: called when a call has failed and the session goes on.
+    """
+
+    def __init__(
+        self,
+        worker: ModelWorker[State],
+        portrait: Portrait,
+        options: StateOptions,
+        metrics: Metrics,
+        recovery_s: float = RECOVERY_S,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._worker, self._pipeline = worker, worker.pipeline
+        self._portrait, self._options = portrait, options
+        self._metrics, self._on_failure, self._recovery_s = metrics, on_failure, recovery_s
+        self._held: tuple[State] | None = None  # the state; None before the first, and after a loss
+
+    async def open(self) -> None:
+        """Create the state.
+
+        Raises:
+            PortraitError: the portrait is not prepared for this model.
+            ConfigError: an option is out of range.
+            ModelLost: the model does not run and did not come back.
+        """
+        await self._run(self._no_call)
+
+    async def step(
+        self, pcm: np.ndarray, deliver: Callable[[], Deliver], is_wanted: Callable[[], bool]
+    ) -> bool:
+        """Run a step, and after a failure run it again.
+
+        Args:
+            pcm: `(hop,)` float32.
+            deliver: returns for each attempt the callback that receives its partial windows.
+            is_wanted: whether the step is run again after a failure.
+
+        Returns:
+            Whether it succeeded at once.
+        """
+        attempts = 0
+
+        async def call(state: State) -> None:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 1 or is_wanted():
+                await as_awaitable(self._worker.step(pcm, state, deliver()))
+
+        await self._run(call)
+        return attempts == 1
+
+    async def interrupt(self, unseen: int) -> None:
+        """Forget all past speech, as a fresh state has."""
+
+        async def call(state: State) -> None:
+            if self._held is known:
+                await self._submit(self._pipeline.interrupt, state, unseen=unseen)
+
+        known = self._held
+        await self._run(call)
+
+    async def change_portrait(self, portrait: Portrait) -> None:
+        """Change the portrait from the next step on.
+
+        Raises:
+            PortraitError: the portrait is not prepared; the session keeps the old one.
+            ConfigError: the model cannot change portraits.
+        """
+
+        async def call(state: State) -> None:
+            await self._submit(self._pipeline.change_portrait, state, portrait)
+
+        await self._run(call)
+        self._portrait = portrait
+
+    async def _no_call(self, state: State) -> None:
+        """Do nothing: the state was created."""
+
+    async def _submit(self, fn: Callable[..., T], *args: object, **kwargs: object) -> T:
+        return await as_awaitable(self._worker.submit(fn, *args, **kwargs))
+
+    async def _run(self, call: Callable[[State], Awaitable[None]]) -> None:
+        """Run a call with the state; after a failure, with a fresh one."""
+        try:
+            await self._attempt(call)
+            return
+        except Exception as error:
+            failures = int(self._judge(error, 0))
+            logger.warning("a call of the model failed", extra={"error": type(error).__name__})
+        self._metrics.recoveries += 1
+        self._on_failure()
+        last: Exception | None = None
+        try:
+            async with asyncio.timeout(self._recovery_s):
+                while True:
+                    try:
+                        return await self._attempt(call)
+                    except Exception as error:
+                        last = error
+                        failures += self._judge(error, failures)
+                    await asyncio.sleep(RETRY_S)
+        except TimeoutError:
+            raise ModelLost(
+                f"the model did not come back within {self._recovery_s:g} s", Fault.START
+            ) from last
+
+    async def _attempt(self, call: Callable[[State], Awaitable[None]]) -> None:
+        if self._held is None:
+            state = await self._submit(self._pipeline.init_state, self._portrait, self._options)
+            self._held = (state,)
+        await call(self._held[0])
+
+    def _judge(self, error: Exception, failures: int) -> bool:
+        """Return whether an error counts as a failure of this session's own calls.
+
+        Raises:
+            Exception: the error itself, if the session cannot go on after it.
+        """
+        if isinstance(error, LetsTalkError) and not isinstance(error, EngineError):
+            raise error  # the caller's mistake
+        self._held = None
+        counts = not isinstance(error, StateLost)
+        if failures + counts >= MAX_FAILURES:
+            raise error
+        return counts
+
+
+async def as_awaitable(future: "Future[T]") -> T:
+    """Wait for a call in the model thread."""
+    return await asyncio.wrap_future(future)

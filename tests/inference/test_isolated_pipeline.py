@@ -1,0 +1,306 @@
+"""A model in a process of its own: faults of it are errors here, and it comes back."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.isolated_models import isolated
+
+from letstalk_rt.errors import EngineError, ModelLost, WeightsError
+from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
+from letstalk_rt.inference.protocol import Fault, StateLost
+from letstalk_rt.inference.supervisor import IsolationLimits, back_off_s
+from letstalk_rt.types import Portrait
+
+SHARED = Path("/dev/shm")
+TESTS = Path(__file__).parents[1]
+LIMIT_S = 60
+
+
+def portrait(size=32):
+    canvas = np.zeros((size, size, 3), np.uint8)
+    return Portrait(canvas, canvas, (0.0, 0.0, float(size)))
+
+
+def hop(level=0.5):
+    return np.full((1, 2560), level, np.float32)
+
+
+def until(condition):
+    end_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen"
+        time.sleep(0.02)
+
+
+def new_state(pipeline):
+    """Return a state, once the model is back."""
+    end_s = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            return pipeline.init_state(portrait())
+        except StateLost:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+
+
+def is_process(pid):
+    """Return whether a process exists, zombies included."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def shared(folder):
+    pipeline = isolated(folder, IsolationLimits(step_s=2.5, call_s=2.5, memory_mb=200))
+    yield pipeline
+    pipeline.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def pipeline(shared):
+    """The shared pipeline with a model that runs and has lived for some steps."""
+    state = new_state(shared)
+    for _ in range(10):
+        shared.step(hop(), [state])
+    return shared
+
+
+def test_windows_are_those_of_the_model_and_come_in_parts(pipeline):
+    small, large = (pipeline.init_state(portrait(size)) for size in (16, 64))
+    for state, size in ((small, 16), (large, 64), (small, 16)):
+        parts = []
+        window = pipeline.step(hop(), [state], parts.append)
+        assert window.shape == (1, 4, size, size, 3) and window.dtype == np.uint8
+        assert [part.shape[1] for part in parts] == list(pipeline.partial_sizes) == [1, 3]
+        np.testing.assert_array_equal(np.concatenate(parts, 1), window)
+    assert set(window[0, 2:].ravel()) == {63}
+    again = pipeline.step(hop(0.25), [small])
+    assert (window[0, 2:] == 63).all(), "a window is not overwritten by the next one"
+    assert set(again[0, 2:].ravel()) == {31}
+
+
+def test_sessions_of_one_key_run_as_one_batch(pipeline):
+    states = [pipeline.init_state(portrait()) for _ in range(3)]
+    assert len({pipeline.batch_key(state) for state in states}) == 1
+    pcm = np.concatenate([hop(level) for level in (0.25, 0.5, 1.0)])
+    window = pipeline.step(pcm, states)
+    assert [int(frames[3, 0, 0, 0]) for frames in window] == [31, 63, 127]
+
+
+def test_the_other_calls_reach_the_model(pipeline):
+    state = pipeline.init_state(portrait())
+    pipeline.step(hop(), [state])
+    pipeline.interrupt(state, unseen=1)
+    assert not pipeline.step(hop(), [state])[0, :2].any(), "past speech is forgotten"
+    key = pipeline.batch_key(state)
+    pipeline.change_portrait(state, portrait(16))
+    assert pipeline.step(hop(), [state]).shape == (1, 4, 16, 16, 3)
+    assert pipeline.batch_key(state) != key
+    faces = pipeline.finder.find_faces(np.zeros((100, 50, 3), np.uint8))
+    assert faces[0].landmarks[0].tolist() == [15.0, 50.0]
+
+
+def test_frames_lie_in_memory_that_has_no_name(pipeline):
+    before = set(os.listdir(SHARED)) if SHARED.exists() else set()
+    state = pipeline.init_state(portrait(128))
+    pipeline.step(hop(), [state])
+    assert SHARED.exists() is False or set(os.listdir(SHARED)) <= before
+
+
+def test_a_step_that_raises_leaves_the_process_as_it_is(pipeline, folder):
+    state, pid = pipeline.init_state(portrait()), pipeline.pid
+    raised = pipeline.health.faults[Fault.RAISED]
+    (folder / "raise").touch()
+    with pytest.raises(EngineError, match="RuntimeError: this step fails"):
+        pipeline.step(hop(), [state])
+    assert pipeline.health.faults[Fault.RAISED] == raised + 1
+    assert pipeline.step(hop(), [state]).any() and pipeline.pid == pid
+
+
+def test_a_model_that_keeps_raising_is_replaced(pipeline, folder):
+    state, pid = pipeline.init_state(portrait()), pipeline.pid
+    for _ in range(2):
+        (folder / "raise").touch()
+        with pytest.raises(EngineError, match="this step fails"):
+            pipeline.step(hop(), [state])
+    with pytest.raises(StateLost):
+        pipeline.step(hop(), [state])
+    assert pipeline.step(hop(), [new_state(pipeline)]).any()
+    assert pipeline.pid != pid and not is_process(pid)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("kill", Fault.DIED), ("memory", Fault.MEMORY), ("hang-60", Fault.HUNG)]
+)
+def test_a_model_that_is_lost_comes_back(pipeline, folder, name, fault):
+    state, other = pipeline.init_state(portrait()), pipeline.init_state(portrait())
+    pid = pipeline.pid
+    count, restarts = pipeline.health.faults[fault], pipeline.health.restarts
+    parts = []
+    (folder / name).touch()
+    with pytest.raises(ModelLost) as lost:
+        pipeline.step(hop(), [state], parts.append)
+    assert not isinstance(lost.value, StateLost) and lost.value.fault == fault
+    assert len(parts) == 1, "what was made before the fault was delivered"
+    assert not is_process(pid), "no zombie is left"
+    for stale in (state, other):
+        with pytest.raises(StateLost):
+            pipeline.step(hop(), [stale])
+    assert pipeline.step(hop(), [new_state(pipeline)]).any()
+    assert pipeline.health.faults[fault] == count + 1
+    assert pipeline.health.restarts == restarts + 1 and pipeline.health.outage_s > 0
+
+
+def test_a_short_hang_is_waited_for(pipeline, folder):
+    state, pid = pipeline.init_state(portrait()), pipeline.pid
+    (folder / "hang-1").touch()
+    assert pipeline.step(hop(), [state]).any() and pipeline.pid == pid
+
+
+def test_a_model_that_dies_while_nobody_calls_it_is_started_by_care(pipeline):
+    state, pid = pipeline.init_state(portrait()), pipeline.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pipeline.needs_care)
+    assert not pipeline.is_running
+    pipeline.care()
+    assert pipeline.is_running and pipeline.pid != pid
+    with pytest.raises(StateLost):
+        pipeline.interrupt(state)
+
+
+def test_a_stopped_process_that_does_not_even_read_is_ended(pipeline):
+    os.kill(pipeline.pid, signal.SIGSTOP)
+    image = np.zeros((64, 64, 3), np.uint8)
+    state = None
+    with pytest.raises(ModelLost) as lost:
+        # larger than a socket's buffer, so that sending blocks
+        state = pipeline.init_state(Portrait(np.zeros((2048, 2048, 3), np.uint8), image, (0, 0, 1)))
+    assert lost.value.fault == Fault.HUNG and state is None
+    assert new_state(pipeline)
+
+
+def test_the_pause_before_a_restart_grows():
+    assert [back_off_s(count) for count in range(6)] == [0, 0, 0.5, 1, 2, 4]
+    assert back_off_s(1000) == 30
+
+
+def test_a_model_that_cannot_be_started_again_is_tried_again(tmp_path):
+    pipeline = isolated(tmp_path)
+    try:
+        (tmp_path / "refuse").touch()
+        os.kill(pipeline.pid, signal.SIGKILL)
+        until(lambda: not pipeline.is_running)
+        with pytest.raises(StateLost, match="does not load"):
+            pipeline.init_state(portrait())
+        assert pipeline.health.faults[Fault.START] == 1 and not pipeline.is_running
+        with pytest.raises(StateLost, match="started again in"):
+            pipeline.init_state(portrait())
+        (tmp_path / "refuse").unlink()
+        assert new_state(pipeline)
+    finally:
+        pipeline.close()
+
+
+def test_errors_of_loading_are_those_of_the_model():
+    before = multiprocessing.active_children()
+    with pytest.raises(WeightsError, match="no weights"):
+        IsolatedPipeline("support.isolated_models:without_weights", {})
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        IsolatedPipeline("support.isolated_models:broken", {})
+    assert multiprocessing.active_children() == before
+
+
+def test_closing_ends_a_running_call_and_the_process(tmp_path):
+    pipeline = isolated(tmp_path)
+    state, pid, errors = pipeline.init_state(portrait()), pipeline.pid, []
+    (tmp_path / "hang-60").touch()
+
+    def step():
+        try:
+            pipeline.step(hop(), [state])
+        except ModelLost as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    until(lambda: not (tmp_path / "hang-60").exists())
+    pipeline.close()
+    pipeline.close()
+    thread.join(LIMIT_S)
+    assert len(errors) == 1 and not is_process(pid) and not pipeline.needs_care
+    with pytest.raises(ModelLost):
+        pipeline.init_state(portrait())
+
+
+SCRIPT = """
+import signal
+import sys
+import time
+
+sys.path.insert(0, {tests!r})
+from support.isolated_models import isolated
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    pipeline = isolated({folder!r})
+    print(pipeline.pid, flush=True)
+    try:
+        while True:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        pipeline.close()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_the_process_ends_with_its_parent(tmp_path, sent):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(TESTS), folder=str(tmp_path)))
+    command = [sys.executable, str(script)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as parent:
+        try:
+            pid = int(parent.stdout.readline())
+            if sent == signal.SIGINT:  # as Ctrl-C does
+                os.killpg(parent.pid, sent)
+            else:
+                parent.kill()
+            parent.wait(LIMIT_S)
+            assert "Traceback" not in parent.stderr.read()
+        finally:
+            parent.kill()
+    assert parent.returncode == (0 if sent == signal.SIGINT else -signal.SIGKILL)
+    until(lambda: not is_process(pid) or is_zombie(pid))
+
+
+def is_zombie(pid):
+    """Return whether an ended process waits for whoever has adopted it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

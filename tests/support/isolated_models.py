@@ -1,0 +1,118 @@
+"""Models for processes of their own, which fail when a file with the name of a fault appears.
+
+A fault happens once, in the next step: the step removes the file.
+"""
+
+import mmap
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from letstalk_rt.errors import WeightsError
+from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
+from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Pipeline
+from letstalk_rt.inference.supervisor import IsolationLimits
+from letstalk_rt.types import Face
+
+FAULTS = ("raise", "hang-1", "hang-2", "hang-60", "memory", "kill")
+# Touching pages one by one takes seconds on some virtual machines.
+PAGES = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
+STEP_S = 0.004
+"""What a step of one session takes."""
+
+
+class MiddleFinder:
+    """Finds a face in the middle of every image."""
+
+    crop_px = 256
+
+    def fingerprint(self):
+        return "middle"
+
+    def find_faces(self, rgb):
+        height, width = rgb.shape[:2]
+        x = np.array([0.3, 0.7, 0.5, 0.5]) * width
+        y = np.array([0.5, 0.5, 0.3, 0.75]) * height
+        return [Face(np.stack([x, y], 1).astype(np.float32), 0.9, 0.0)]
+
+
+class FaultyPipeline(Pipeline[dict]):
+    """Returns frames of the portrait's size whose level is that of the audio.
+
+    Args:
+        folder: where the files appear.
+        step_s: what a step of one session takes.
+    """
+
+    frames_per_window, hop, lookahead_frames, partial_sizes, device = 4, 2560, 2, (1, 3), "cpu"
+
+    def __init__(self, folder, step_s=STEP_S):
+        self.folder, self.step_s = Path(folder), step_s
+        self.finder = MiddleFinder()
+        if (self.folder / "refuse").exists():
+            raise RuntimeError("the model does not load")
+
+    def init_state(self, portrait, options=DEFAULT_OPTIONS):
+        return {"canvas": portrait.canvas, "past": np.zeros(1280, np.float32)}
+
+    def interrupt(self, state, *, unseen=0):
+        state["past"][:] = 0
+
+    def change_portrait(self, state, portrait):
+        state["canvas"] = portrait.canvas
+
+    def batch_key(self, state):
+        return state["canvas"].shape
+
+    def step(self, pcm, states, deliver=None):
+        time.sleep(self.step_s * len(states))
+        window = np.stack([self.make_window(*one) for one in zip(pcm, states, strict=True)])
+        if deliver is not None:
+            deliver(window[:, :1])
+        self.fail()
+        if deliver is not None:
+            deliver(window[:, 1:])
+        return window
+
+    def make_window(self, pcm, state):
+        audio = np.concatenate([state["past"], pcm])
+        state["past"] = audio[2560:]
+        levels = np.abs(audio[:2560].reshape(4, 640)).mean(1) * 255
+        return np.stack([state["canvas"] // 2 + np.uint8(level / 2) for level in levels])
+
+    def fail(self):
+        for fault in FAULTS:
+            path = self.folder / fault
+            if path.exists():
+                path.unlink()
+                self.commit(fault)
+
+    def commit(self, fault):
+        if fault == "raise":
+            raise RuntimeError("this step fails")
+        if fault.startswith("hang"):
+            time.sleep(float(fault.removeprefix("hang-")))
+        elif fault == "memory":
+            hoard = []
+            while True:
+                hoard.append(mmap.mmap(-1, 32 * 2**20, flags=PAGES))
+        elif fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def without_weights():
+    raise WeightsError("no weights here")
+
+
+def broken():
+    return 1 / 0
+
+
+def isolated(folder, limits=None, **options):
+    """Return a faulty pipeline in a process of its own."""
+    limits = limits or IsolationLimits(memory_mb=200)
+    options = {"folder": str(folder), **options}
+    return IsolatedPipeline("support.isolated_models:FaultyPipeline", options, limits=limits)
