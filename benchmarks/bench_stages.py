@@ -7,6 +7,7 @@ takes less than that: its real-time factor is above 1.
     python benchmarks/bench_stages.py --preset tiny --seconds 20
     python benchmarks/bench_stages.py --sessions 1,2,4,8 --json    one batch after the other
     python benchmarks/bench_stages.py --windows 2000               constant time and memory?
+    python benchmarks/bench_stages.py --isa avx2 --json            as on an older processor
     python benchmarks/bench_stages.py --preset b --device cuda --steps 2 --compile --sessions 1,16
 
 Stages: audio (speech to audio tokens), sample (noise to latents), decode (latents to faces),
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from card import commit, processor_name
+from instruction_sets import add_option, run_limited
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
@@ -184,6 +187,8 @@ def card(
         "preset": options.preset,
         "device": _device_name(device),
         "dtype": str(pipeline.variant),
+        "isa": options.isa,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "steps": pipeline.steps,
         "size": list(size),
@@ -223,6 +228,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--portrait", type=Path, help="an image (the first default avatar)")
     add("--seconds", type=float, default=20.0, help="how long to measure (%(default)s)")
     add("--json", action="store_true", help="print the JSON line only")
+    add_option(parser)
     return parser.parse_args(argv)
 
 
@@ -235,7 +241,9 @@ def _counts(text: str) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the card, a table for each batch and the JSON line."""
-    options = _options(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = _options(words)
+    run_limited(options.isa, __file__, words)
     started_s = time.perf_counter()
     pipeline, weights = load(options)
     portrait = prepare_portrait(

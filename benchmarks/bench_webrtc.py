@@ -7,6 +7,7 @@ CPU time of the transport alone: the whole server process, engine and playout in
 
     python benchmarks/bench_webrtc.py --seconds 600
     python benchmarks/bench_webrtc.py --seconds 20 --connects 5
+    python benchmarks/bench_webrtc.py --isa avx2                as on an older processor
 
 Microphone to lips is the time from a beep in the browser until it is played by the loudspeaker; the
 lips differ from that by the skew. The playing time is when the beep leaves the jitter buffer, plus
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from instruction_sets import add_option, environment
 
 from letstalk_rt import __version__
 
@@ -48,9 +50,11 @@ CODECS = ("VP8", "H264")
 
 
 @contextmanager
-def running(command: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Run a server; yield its address and process id."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def running(command: Sequence[str], isa: str | None = None) -> Iterator[tuple[str, int]]:
+    """Run a server, limited to an instruction set; yield its address and process id."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment(isa)
+    ) as process:
         try:
             assert process.stdout is not None
             address = re.search(r"http://[^\s/]+", process.stdout.readline())
@@ -131,7 +135,9 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "letstalk_server", "--port", "0"]
     if options.preset != "tiny":
         command += ["--preset", options.preset]
-    with running(command) as (address, _), browsing(address) as page:
+    if not options.isolate_model:
+        command.append("--no-isolate-model")
+    with running(command, options.isa) as (address, _), browsing(address) as page:
         firsts = []
         for _ in range(options.connects):
             firsts.append(page.evaluate("connect('VP8', false)"))
@@ -160,7 +166,7 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
 def bench_transport(options: argparse.Namespace, codec: str, seconds: float) -> dict[str, Any]:
     """Measure the server with an avatar whose model takes no time."""
     command = [sys.executable, str(HERE / "webrtc" / "flash_avatar.py"), "--port", "0"]
-    with running(command) as (address, process), browsing(address) as page:
+    with running(command, options.isa) as (address, process), browsing(address) as page:
         page.evaluate(f"connect('{codec}', true)")
         page.wait_for_timeout(WARM_UP_S * 1000)
         used_s, started_s = cpu_s(process), time.monotonic()
@@ -185,6 +191,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--connects", type=int, default=11, help="connections; the first is cold (%(default)s)")
     add("--skip-model", action="store_true", help="measure the transport alone")
     add("--json", action="store_true", help="print the JSON line only")
+    add(
+        "--isolate-model",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run the model in a process of its own, as the server does by default",
+    )
+    add_option(parser)
     return parser.parse_args(argv)
 
 
@@ -198,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result |= {
         "seconds": options.seconds,
         "preset": options.preset,
+        "isolate_model": options.isolate_model,
+        "isa": options.isa,
         "receiver": "chromium",
         "cores": os.cpu_count(),
         "machine": platform.machine(),
