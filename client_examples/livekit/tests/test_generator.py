@@ -109,6 +109,20 @@ async def test_each_segment_is_reported_by_itself(generator, reports):
     assert reports.told == [("started",), ("finished", 0.3), ("started",), ("finished", 0.2)]
 
 
+async def test_a_segment_without_usable_audio_ends_too(generator, reports):
+    silence = rtc.AudioFrame(bytes(200), 4_000, 1, 100)
+
+    async def push_both() -> None:
+        await push(generator, 0.2)
+        await generator.push_audio(silence)
+        await generator.push_audio(AudioSegmentEnd())
+
+    pushing = asyncio.create_task(push_both())
+    await take(generator, ends=2)
+    await pushing
+    assert reports.told == [("started",), ("finished", 0.2), ("finished", 0.0)]
+
+
 async def test_a_clear_drops_speech_and_empties_the_synchronizer(generator, reports):
     generator.av_sync = synchronizer = Synchronizer()
     pushing = asyncio.create_task(push(generator, 5.0))

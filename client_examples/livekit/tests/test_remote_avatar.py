@@ -11,6 +11,7 @@ from livekit.plugins import letstalk
 from support.agents import tone
 from support.fake_avatar import SIZE, fake_avatar
 from support.stage import House, remote_stage
+from support.waiting import until
 from support.workers import avatar_worker, until_reported
 
 from letstalk_rt import ConfigError
@@ -68,15 +69,31 @@ async def test_a_full_worker_reports_it_and_refuses(server, house, avatar):
 
 
 async def test_a_worker_is_free_again_when_the_agent_has_left(server, house, avatar):
-    async with avatar_worker(server, avatar) as worker:
-        async with remote_stage(house, worker) as stage:
-            await stage.user.until_seen(5)
+    async with avatar_worker(server, avatar) as worker, remote_stage(house, worker) as stage:
+        await stage.user.until_seen(5)
+        if server.is_stub:
+            await until_reported(server, worker, "WS_FULL")
         async with house:  # everybody leaves
             pass
+        if server.is_stub:
+            await until_reported(server, worker, "WS_AVAILABLE")
+        else:
+            await asyncio.sleep(10)
         async with House(server, f"{house.name}-next") as following:
-            await asyncio.sleep(1)
             async with remote_stage(following, worker) as stage:
                 await stage.user.until_seen(5)
+
+
+async def test_a_closed_avatar_leaves_while_its_agent_stays(house, avatar):
+    async with avatar_worker(house.server, avatar) as worker:
+        room = await house.join("agent")
+        session = letstalk.RemoteAvatarSession(worker=worker, **house.server.key)
+        user = await house.join("user")
+        await session.start(AgentSession(), room)
+        assert "agent-avatar" in user.remote_participants
+        await session.aclose()
+        await until(lambda: "agent-avatar" not in user.remote_participants, limit_s=20)
+        assert "agent" in user.remote_participants
 
 
 async def test_without_a_worker_the_agent_is_told(house):

@@ -29,6 +29,7 @@ class StubServer:
         app.router.add_get("/rtc/validate", self._validate)
         app.router.add_get("/agent", self._register)
         app.router.add_post("/twirp/livekit.AgentDispatchService/CreateDispatch", self._dispatch)
+        app.router.add_post("/twirp/livekit.AgentDispatchService/DeleteDispatch", self._recall)
         app.router.add_post("/twirp/livekit.RoomService/DeleteRoom", self._delete_room)
         app.router.add_get("/stub/workers", self._show_workers)
         self._runner = web.AppRunner(app, shutdown_timeout=1)
@@ -77,6 +78,10 @@ class StubServer:
     async def _dispatch(self, request: web.Request) -> web.Response:
         _claims(request)
         return await self._workers.dispatch(request)
+
+    async def _recall(self, request: web.Request) -> web.Response:
+        _claims(request)
+        return await self._workers.recall(request)
 
 
 def _claims(request: web.Request) -> dict:

@@ -42,6 +42,7 @@ class Workers:
         self._refused = 0
         self._key = api_key, api_secret
         self._jobs: dict[str, agent.Job] = {}
+        self._asked: dict[str, Worker] = {}  # by job
 
     async def serve(self, request: web.Request, url: str) -> web.WebSocketResponse:
         """Serve a worker until it disconnects."""
@@ -64,14 +65,21 @@ class Workers:
         that tests see the refusal.
         """
         wanted = agent_dispatch.CreateAgentDispatchRequest.FromString(await request.read())
-        await self._offer(wanted.agent_name, wanted.room, wanted.metadata)
         dispatch = agent_dispatch.AgentDispatch(
-            id=f"AD_{secrets.token_hex(4)}",
+            id=await self._offer(wanted.agent_name, wanted.room, wanted.metadata),
             agent_name=wanted.agent_name,
             room=wanted.room,
             metadata=wanted.metadata,
         )
         return web.Response(body=dispatch.SerializeToString(), content_type="application/protobuf")
+
+    async def recall(self, request: web.Request) -> web.Response:
+        """End the job of a dispatch, which has the same identifier here."""
+        wanted = agent_dispatch.DeleteAgentDispatchRequest.FromString(await request.read())
+        if (worker := self._asked.pop(wanted.dispatch_id, None)) is not None:
+            await worker.send(termination=agent.JobTermination(job_id=wanted.dispatch_id))
+        body = agent_dispatch.AgentDispatch(id=wanted.dispatch_id).SerializeToString()
+        return web.Response(body=body, content_type="application/protobuf")
 
     def to_json(self) -> dict[str, Any]:
         """Return the names of the workers, what they have reported, and how often they refused."""
@@ -81,7 +89,7 @@ class Workers:
         }
         return {"statuses": statuses, "refused": self._refused}
 
-    async def _offer(self, agent_name: str, room: str, metadata: str) -> None:
+    async def _offer(self, agent_name: str, room: str, metadata: str) -> str:
         job = agent.Job(
             id=f"AJ_{secrets.token_hex(4)}",
             type=agent.JT_ROOM,
@@ -92,8 +100,10 @@ class Workers:
         self._jobs[job.id] = job
         for worker in self._connected:
             if worker.agent_name == agent_name:
+                self._asked[job.id] = worker
                 await worker.send(availability=agent.AvailabilityRequest(job=job))
                 break
+        return job.id
 
     async def _handle(self, worker: Worker, message: agent.WorkerMessage, url: str) -> None:
         match message.WhichOneof("message"):

@@ -143,6 +143,7 @@ class RemoteAvatarSession(BaseAvatarSession[str]):
         self._sample_rate = sample_rate
         self._join_timeout_s = join_timeout_s
         self._server = (url, api_key, api_secret)
+        self._dispatch: api.AgentDispatch | None = None
         self._output: RemoteAudioOutput | None = None
         self._identity = ""
 
@@ -190,6 +191,7 @@ class RemoteAvatarSession(BaseAvatarSession[str]):
             self._room.off("participant_disconnected", self._on_participant_disconnected)
         await super().aclose()
         self._end(SessionClosed("it was closed"))
+        await self._release_worker()
 
     def _on_participant_disconnected(self, participant: rtc.RemoteParticipant) -> None:
         if participant.identity == self._identity:
@@ -207,9 +209,20 @@ class RemoteAvatarSession(BaseAvatarSession[str]):
         )
         try:
             async with api.LiveKitAPI(*self._server) as server:
-                await server.agent_dispatch.create_dispatch(request)
+                self._dispatch = await server.agent_dispatch.create_dispatch(request)
         except (api.TwirpError, aiohttp.ClientError, ValueError) as error:
             raise LiveKitError(
                 f"LiveKit did not take the request for an avatar worker ({error}); check "
                 "LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET"
             ) from error
+
+    async def _release_worker(self) -> None:
+        """End the worker's job, which may also begin only after `start` has given up."""
+        dispatch, self._dispatch = self._dispatch, None
+        if dispatch is None:
+            return
+        try:
+            async with api.LiveKitAPI(*self._server) as server:
+                await server.agent_dispatch.delete_dispatch(dispatch.id, dispatch.room)
+        except (api.TwirpError, aiohttp.ClientError) as error:  # gone with its room, most likely
+            logger.debug("the avatar's job was not deleted: %s", error)

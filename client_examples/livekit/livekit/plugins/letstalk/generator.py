@@ -106,16 +106,17 @@ class LetsTalkGenerator(VideoGenerator):
 
     async def _stream(self) -> AsyncIterator[MediaItem]:
         """Yield each frame when it is due, then its audio, and the end of a segment once heard."""
-        ended: SegmentEnd | None = None
+        ended: list[SegmentEnd] = []
         try:
             async for item in self._session:
                 if isinstance(item, SegmentEnd):
-                    ended = item
+                    ended.append(item)
                     continue
                 await self._wait_until_due(item)
-                if ended is not None and self._finish_segment(ended):
-                    yield AudioSegmentEnd()
-                ended = None
+                for end in ended:
+                    if self._finish_segment(end):
+                        yield AudioSegmentEnd()
+                ended.clear()
                 yield _video_frame(item)
                 self._session.notify_played(item)
                 if item.spoken and item.epoch == self._session.epoch:
