@@ -31,6 +31,7 @@ from pipecat.tests.utils import SleepFrame, run_test
 
 from letstalk_rt import ConfigError
 from pipecat_letstalk import LetsTalkVideoService
+from pipecat_letstalk.video import MAX_EARLY
 
 
 async def run(service, frames, after_s=0.0, **options):
@@ -144,6 +145,13 @@ async def test_speech_waits_for_the_output_transport(avatar):
     frames = [*utterance(pcm), SleepFrame(1.0)]
     down, _ = await run(LetsTalkVideoService(avatar=avatar), frames, after_s=0.5)
     assert spoken(down).size == pcm.size
+
+
+async def test_more_speech_than_can_wait_for_the_transport_is_reported(avatar):
+    speech = [audio_frame(words(0.01)) for _ in range(MAX_EARLY + 2)]
+    _, up = await run(LetsTalkVideoService(avatar=avatar), speech, after_s=60.0)
+    (error,) = of(ErrorFrame, up)
+    assert "still not ready" in error.error
 
 
 async def test_the_time_to_the_first_frame_is_measured_once_for_each_utterance(avatar):
