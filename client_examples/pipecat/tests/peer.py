@@ -211,9 +211,9 @@ class LoopLag:
 
     @property
     def is_busy(self):
-        """Whether more than one timer in fifty was 10 ms late."""
+        """Whether more than one timer in fifty was 5 ms late."""
         late = sorted(self._late_s)
-        return bool(late) and late[len(late) * 49 // 50] > 0.01
+        return bool(late) and late[len(late) * 49 // 50] > 0.005
 
     async def _measure(self):
         while True:
