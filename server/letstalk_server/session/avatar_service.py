@@ -304,7 +304,8 @@ class AvatarService:
         while True:
             await asyncio.sleep(CARE_INTERVAL_S)
             if pipeline.needs_care:
-                with suppress(ModelLost):  # the next attempt is later; its time grows
+                # The next attempt comes later. OSError: the system starts no process now.
+                with suppress(ModelLost, OSError):
                     await asyncio.wrap_future(self.worker.submit(pipeline.care))
 
     async def _measure(self) -> None:
