@@ -97,7 +97,7 @@ def test_after_an_interrupt_nothing_old_is_heard_and_new_speech_is_aligned(rate)
                 await anext(session)
             cut = session.interrupt()
             assert cut.played_ms == 120
-            assert cut.dropped_ms == pytest.approx(1600 - 120, abs=15), "a resampler holds the rest"
+            assert cut.dropped_ms == pytest.approx(1600 - 120, abs=40), "a resampler holds the rest"
             await talk
             sound = staircase(12, rate, seed=2)
             frames = await record(session, sound, chunk=1013, rate=rate)
