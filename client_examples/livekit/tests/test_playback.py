@@ -28,6 +28,7 @@ def test_what_is_queued_counts_as_it_is_heard(meter, clock):
     assert meter.position_s == pytest.approx(0.0)
     clock.now_s += 0.05
     assert meter.position_s == pytest.approx(0.05)
+    assert meter.remaining_s == pytest.approx(0.03)
     clock.now_s += 1
     assert meter.position_s == pytest.approx(0.08)
 

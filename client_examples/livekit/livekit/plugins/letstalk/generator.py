@@ -112,7 +112,7 @@ class LetsTalkGenerator(VideoGenerator):
                 if isinstance(item, SegmentEnd):
                     ended.append(item)
                     continue
-                await self._wait_until_due(item)
+                await self._wait_until_due(item, self._meter.remaining_s if ended else 0.0)
                 for end in ended:
                     if self._finish_segment(end):
                         yield AudioSegmentEnd()
@@ -126,7 +126,7 @@ class LetsTalkGenerator(VideoGenerator):
         except LetsTalkError as error:
             self._fail(error)
 
-    async def _wait_until_due(self, frame: AVFrame) -> None:
+    async def _wait_until_due(self, frame: AVFrame, at_least_s: float) -> None:
         now_s = time.monotonic()
         if not frame.index:
             self._clock.due_s(0, now_s + _RESERVE_S)
@@ -135,7 +135,7 @@ class LetsTalkGenerator(VideoGenerator):
             delay_s -= _AUDIO_AHEAD_S
         if not frame.spoken:
             self._heard = None
-        await asyncio.sleep(max(0.0, delay_s))
+        await asyncio.sleep(max(at_least_s, delay_s))
 
     def _note_audio(self, frame: AVFrame) -> None:
         """Record the audio of a frame that is queued next."""

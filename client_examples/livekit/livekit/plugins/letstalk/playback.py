@@ -70,7 +70,12 @@ class PlaybackMeter:
     @property
     def position_s(self) -> float:
         """Seconds of speech that were heard since the last reset."""
-        return max(0.0, self._spoken_s - max(0.0, self._audible_until_s - self._clock()))
+        return max(0.0, self._spoken_s - self.remaining_s)
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until all that is queued will have been heard."""
+        return max(0.0, self._audible_until_s - self._clock())
 
     @property
     def spoken_s(self) -> float:
