@@ -3,14 +3,16 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from letstalk_rt.errors import InputError
+from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.avatar_model import AvatarModel, with_gestures, with_mouth_painter
 from letstalk_rt.models.face.gestures import Gestures
-from letstalk_rt.models.loading import packaged_weights, read_weights, save_model
+from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
 
 
@@ -28,9 +30,8 @@ def export(args: argparse.Namespace) -> None:
         if _has_run(runs / "decoder"):
             face.autoencoder.load_state_dict(averaged(runs / "decoder"))
     if model.lips is not None and model.lip_motion is not None:
-        lips = runs / "lips" / "model.pt"
-        if lips.exists() or not part_of(given, "lips"):
-            weights = torch.load(existing(lips), map_location="cpu", weights_only=True)
+        if lip_file(runs).exists() or not part_of(given, "lips"):
+            weights = _read_lips(runs)["weights"]
             model.lips.load_state_dict(part_of(weights, "lips"))
             model.lip_motion.load_state_dict(part_of(weights, "lip_motion"))
     config = get_preset(args.preset).mouth_painter
@@ -75,17 +76,37 @@ def given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
     """Return the model of the given weights, or of the newest stage if there are none.
 
-    Its lip reader is untrained if they do not hold one; it has no mouth painter and no gestures.
+    It has no mouth painter and no gestures. Its lip reader is untrained if they do not hold one, or
+    if the stage `lips` has run: that one may have another shape.
     """
-    model = AvatarModel(chosen_preset(args))
+    shapes = chosen_preset(args)
+    replaced: tuple[str, ...] = ("mouth_painter.", "gestures.")
+    if lip_file(args.runs).exists():
+        shapes = replace(shapes, lips=LipReaderConfig(**_read_lips(args.runs)["shape"]))
+        replaced += ("lips.", "lip_motion.")
+    elif given:
+        shapes = replace(shapes, lips=stored_preset(args.weights, args.preset).lips)
+    model = AvatarModel(shapes)
     weights = given or torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
-    weights = {
-        k: v for k, v in weights.items() if not k.startswith(("mouth_painter.", "gestures."))
-    }
+    weights = {k: v for k, v in weights.items() if not k.startswith(replaced)}
     initial = model.state_dict()
     lips = {k: v for k, v in initial.items() if k.startswith(("lips.", "lip_motion."))}
     model.load_state_dict(lips | weights)
     return model.requires_grad_(False).eval()
+
+
+def lip_file(runs: Path) -> Path:
+    """Return the path of the result of the stage `lips`: shape and weights."""
+    return runs / "lips" / "model.pt"
+
+
+def _read_lips(runs: Path) -> dict[str, Any]:
+    stored = torch.load(existing(lip_file(runs)), map_location="cpu", weights_only=True)
+    if stored.keys() != {"shape", "weights"}:
+        raise InputError(
+            f"{lip_file(runs).name} of stage 'lips' is not of this version; run that stage again"
+        )
+    return dict(stored)
 
 
 def averaged(folder: Path) -> dict[str, torch.Tensor]:

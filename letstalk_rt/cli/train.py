@@ -9,7 +9,7 @@ the sync score for `letstalk eval`.
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -21,13 +21,14 @@ from letstalk_rt.cli.export import (
     existing,
     export,
     given_weights,
+    lip_file,
     part_of,
     with_chosen_lookahead,
 )
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader
+from letstalk_rt.models.audio_encoder.lip_reader import joined
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.lip_motion import LipMotion
@@ -64,7 +65,8 @@ from letstalk_rt.training.stages.gestures import (
 from letstalk_rt.training.stages.lips import (
     fit_components,
     fit_sizes,
-    train_lips,
+    parts_by_source,
+    train_member,
     without_auxiliary,
 )
 from letstalk_rt.training.stages.mouth_painter import train_mouth_painter
@@ -91,7 +93,7 @@ LOOPS = {
         steps=2000, learning_rate=1e-4, warm_up=50, ema=0.995, evaluate_every=250, weight_decay=0.02
     ),
     "lips": LoopConfig(
-        steps=900, learning_rate=1e-3, warm_up=30, ema=0.99, evaluate_every=100, weight_decay=0.05
+        steps=450, learning_rate=1e-3, warm_up=30, ema=0.99, evaluate_every=150, weight_decay=0.05
     ),
     "gestures": LoopConfig(
         steps=500, learning_rate=3e-3, warm_up=30, ema=0.98, evaluate_every=50, weight_decay=0.05
@@ -328,25 +330,29 @@ def _lips(args: argparse.Namespace) -> None:
     face = base_model(args, given_weights(args)).face
     assert face is not None, "a preset with a lip reader has landmarks"
     clips = load_clips(args.data, args.cache, "train")
-    kept, validation = split_by_source(clips)
-    folder = args.runs / "lips"
-
-    def trained(clips: list[Clip], validation: list[Clip], folder: Path) -> LipReader:
-        batch = args.batch or BATCH["lips"]
-        reader = train_lips(
-            clips, validation, folder, _loop(args), batch_size=batch, shape=shape, seed=args.seed
+    folder, members = args.runs / "lips", []
+    parts = parts_by_source(clips, shape.members)
+    for number, part in enumerate(parts):
+        held_out = {clip.name for clip in part}
+        member = train_member(
+            [clip for clip in clips if clip.name not in held_out],
+            part,
+            folder / f"member{number}",
+            _loop(args),
+            batch_size=args.batch or BATCH["lips"],
+            shape=shape,
+            seed=args.seed + number,
         )
-        return without_auxiliary(reader)
-
+        members.append(without_auxiliary(member))
     lip_motion = LipMotion()
-    figures = fit_sizes(lip_motion, trained(kept, validation, folder), validation, clips)
+    figures = fit_sizes(lip_motion, members, parts)
     print(" ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-    reader = trained(clips, [], folder / "all")
-    fit_components(lip_motion, face.autoencoder, kept)
-    parts = {f"lips.{k}": v for k, v in reader.state_dict().items()}
-    parts |= {f"lip_motion.{k}": v for k, v in lip_motion.state_dict().items()}
+    fit_components(lip_motion, face.autoencoder, clips)
+    reader = joined(members)
+    weights = {f"lips.{k}": v for k, v in reader.state_dict().items()}
+    weights |= {f"lip_motion.{k}": v for k, v in lip_motion.state_dict().items()}
     if is_main_process():
-        torch.save(parts, folder / "model.pt")
+        torch.save({"shape": asdict(reader.config), "weights": weights}, lip_file(args.runs))
 
 
 def _gestures(args: argparse.Namespace) -> None:

@@ -6,8 +6,9 @@ channel, to keep the package under 32 MB.
 """
 
 import hashlib
+import json
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from letstalk_rt.errors import WeightsError
+from letstalk_rt.models.audio_encoder.lip_reader import VOICED_LEVEL, LipReaderConfig
+from letstalk_rt.models.audio_encoder.mel import FLOOR, NUM_BANDS
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
-from letstalk_rt.models.presets import get_preset, with_lookahead
+from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
 
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
@@ -49,6 +52,9 @@ _EXACT = (
 )
 """Small or sensitive tensors that stay in float32."""
 
+_FIRST_LIPS = LipReaderConfig(members=1, bands=NUM_BANDS, floor=FLOOR, voiced_level=VOICED_LEVEL)
+"""The lip reader of weights files whose header does not state its shape."""
+
 EMBEDDED = "tiny"
 """The preset whose weights are in the package."""
 
@@ -76,6 +82,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         header["mouth_painter"] = "yes"
     if model.preset.gestures is not None:
         header["gestures"] = "yes"
+    if model.preset.lips is not None:
+        header["lips"] = json.dumps(asdict(model.preset.lips))
     save_file(tensors, path, header)
     checksum_file(path).write_text(_digest(path) + "\n")
 
@@ -94,12 +102,7 @@ def load_model(preset: str, path: Path | None = None) -> AvatarModel:
     shapes = get_preset(preset)
     path = path or packaged_weights(preset)
     header, tensors = _read(path, preset)
-    shapes = with_lookahead(shapes, int(header["lookahead_ms"]))
-    if "mouth_painter" not in header:  # without a painter, mouths are shown as decoded
-        shapes = replace(shapes, mouth_painter=None)
-    if "gestures" not in header:  # without gestures, head and eyes move at random
-        shapes = replace(shapes, gestures=None)
-    model = AvatarModel(shapes)
+    model = AvatarModel(_stored_shapes(shapes, header))
     expected = model.state_dict()
     if missing := sorted(expected.keys() ^ tensors.keys()):
         raise WeightsError(
@@ -160,6 +163,39 @@ def read_weights(path: Path, preset: str) -> dict[str, Tensor]:
         WeightsError: the file is missing or damaged, or holds another model.
     """
     return _read(path, preset)[1]
+
+
+def stored_preset(path: Path, preset: str) -> Preset:
+    """Return a preset with the shapes of a weights file.
+
+    Raises:
+        ConfigError: the preset is unknown.
+        WeightsError: the file is missing or damaged, or holds another model.
+    """
+    return _stored_shapes(get_preset(preset), _read(path, preset)[0])
+
+
+def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
+    lips = None if preset.lips is None else _stored_lips(header)
+    shapes = with_lookahead(replace(preset, lips=lips), int(header["lookahead_ms"]))
+    if "mouth_painter" not in header:  # without a painter, mouths are shown as decoded
+        shapes = replace(shapes, mouth_painter=None)
+    if "gestures" not in header:  # without gestures, head and eyes move at random
+        shapes = replace(shapes, gestures=None)
+    return shapes
+
+
+def _stored_lips(header: dict[str, str]) -> LipReaderConfig:
+    if "lips" not in header:
+        return _FIRST_LIPS
+    try:
+        lips = LipReaderConfig(**json.loads(header["lips"]))
+        return replace(lips, dilations=tuple(lips.dilations))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            "the header of the weights describes a lip reader that this version does not know: "
+            f"{header['lips'][:200]!r}; use the weights of this version"
+        ) from error
 
 
 def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:

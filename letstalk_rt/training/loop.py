@@ -80,6 +80,7 @@ class Run:
         config: Schedule and intervals.
         extras: Further parts of the checkpoint by name, such as a critic.
         rate_factors: Factors on the learning rate by the start of a parameter's name.
+        decay_factors: The same for the weight decay.
         step: Steps done so far.
         best_score: The highest score passed to `keep_if_best`.
         averaged: The EMA copy of the model.
@@ -93,6 +94,7 @@ class Run:
     config: LoopConfig
     extras: dict[str, Stateful] = field(default_factory=dict)
     rate_factors: dict[str, float] = field(default_factory=dict)
+    decay_factors: dict[str, float] = field(default_factory=dict)
     step: int = 0
     best_score: float = float("-inf")
     averaged: nn.Module = field(init=False)
@@ -120,13 +122,20 @@ class Run:
             self._resume()
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the trained parameters in groups with one learning rate each."""
-        groups: dict[float, list[nn.Parameter]] = {}
+        """Return the trained parameters in groups with one learning rate and decay each."""
+
+        def factor(factors: dict[str, float], name: str) -> float:
+            return next((f for start, f in factors.items() if name.startswith(start)), 1.0)
+
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                factors = [f for start, f in self.rate_factors.items() if name.startswith(start)]
-                groups.setdefault(factors[0] if factors else 1.0, []).append(parameter)
-        return [{"params": part, "factor": factor} for factor, part in groups.items()]
+                key = (factor(self.rate_factors, name), factor(self.decay_factors, name))
+                groups.setdefault(key, []).append(parameter)
+        return [
+            {"params": part, "factor": rate, "weight_decay": decay * self.config.weight_decay}
+            for (rate, decay), part in groups.items()
+        ]
 
     @property
     def device(self) -> torch.device:

@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.small_model import GESTURES, PRESET, make_gesture_model, make_model, stir
+from support.small_model import (
+    GESTURES,
+    LIP_READER,
+    PRESET,
+    make_gesture_model,
+    make_model,
+    stir,
+)
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError, WeightsError
+from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.avatar_model import AvatarModel, with_gestures, with_mouth_painter
 from letstalk_rt.models.face.gestures import Gestures
@@ -272,3 +280,34 @@ class TestGestures:
     def test_shapes_that_do_not_fit_are_named(self, wrong, match):
         with pytest.raises(ConfigError, match=match):
             AvatarModel(replace(PRESET, **({"gestures": GESTURES} | wrong)))
+
+
+class TestLipReader:
+    """The header holds the shape of the lip reader, so files of several shapes can be loaded."""
+
+    def saved(self, monkeypatch, tmp_path, shape):
+        preset = replace(PRESET, lips=shape)
+        monkeypatch.setitem(PRESETS, "small", preset)
+        save_model(AvatarModel(preset), tmp_path / "small.safetensors")
+        return tmp_path / "small.safetensors"
+
+    def test_a_file_may_hold_another_shape_than_the_preset(self, monkeypatch, tmp_path):
+        shape = replace(LIP_READER, members=2, bands=24)
+        path = self.saved(monkeypatch, tmp_path, shape)
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, lips=LIP_READER))
+        loaded = load_model("small", path)
+        assert loaded.lips is not None and loaded.lips.config == shape == loaded.preset.lips
+
+    def test_a_file_that_does_not_say_holds_the_first_shape(self, monkeypatch, tmp_path):
+        first = LipReaderConfig(members=1, bands=64, floor=1e-4, voiced_level=-1.2)
+        path = self.saved(monkeypatch, tmp_path, first)
+        rewrite(path, load_file(path))
+        loaded = load_model("small", path)
+        assert loaded.lips is not None and loaded.lips.config == first
+
+    @pytest.mark.parametrize("header", ['{"ears": 2}', "round"])
+    def test_an_unknown_shape_is_refused(self, monkeypatch, tmp_path, header):
+        path = self.saved(monkeypatch, tmp_path, LIP_READER)
+        rewrite(path, load_file(path), HEADER | {"lips": header})
+        with pytest.raises(WeightsError, match="does not know"):
+            load_model("small", path)

@@ -1,12 +1,12 @@
 """`letstalk train` names what is missing."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from support import data_folder
-from support.small_model import GESTURES, PRESET
+from support.small_model import GESTURES, LIP_READER, PRESET
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
@@ -99,6 +99,30 @@ class TestCommand:
             train(["gestures", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),
                    "--threads", "1", "--preset", "small",
                    "--weights", str(tmp_path / "base.safetensors")])  # fmt: skip
+
+    def test_a_lip_reader_of_another_shape_replaces_that_of_a_weights_file(
+        self, root, tmp_path, monkeypatch
+    ):
+        old, new = replace(LIP_READER, members=1), LIP_READER
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, lips=old))
+        save_model(AvatarModel(PRESETS["small"]), tmp_path / "base.safetensors")
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, lips=replace(new, members=3)))
+        command = ["export", "--data", str(root), "--runs", str(tmp_path / "runs"),
+                   "--threads", "1", "--preset", "small",
+                   "--weights", str(tmp_path / "base.safetensors"),
+                   "-o", str(tmp_path / "new.safetensors")]  # fmt: skip
+        train(command)
+        assert load_model("small", tmp_path / "new.safetensors").preset.lips == old
+        trained = AvatarModel(replace(PRESET, lips=new)).state_dict()
+        parts = {k: v for k, v in trained.items() if k.startswith(("lips.", "lip_motion."))}
+        (tmp_path / "runs" / "lips").mkdir(parents=True)
+        stored = {"shape": asdict(new), "weights": parts}
+        torch.save(stored, tmp_path / "runs" / "lips" / "model.pt")
+        train(command)
+        exported = load_model("small", tmp_path / "new.safetensors")
+        assert exported.lips is not None and exported.preset.lips == new
+        weight = exported.lips.enter.weight
+        torch.testing.assert_close(weight, parts["lips.enter.weight"], rtol=2**-10, atol=1e-7)
 
     def test_a_preset_without_mouth_painter_is_named(self, root, tmp_path):
         with pytest.raises(ConfigError, match="preset 'b' has no mouth painter"):

@@ -1,17 +1,21 @@
 """The lip reader: a small causal network beside the audio encoder that predicts lip values.
 
 Its input is log-mel minus a running mean, so that the tone of a voice or microphone matters little.
-A linear map of ten frames yields most of the prediction, a few convolutions the rest.
+A linear map of ten frames yields most of the prediction, a few convolutions the rest. Several
+members, trained with different clips set aside, run side by side; their mean is the prediction.
+
+Source: averaging of predictors trained on parts of the data: Breiman 1996, doi:10.1007/BF00058655.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
-from letstalk_rt.models.audio_encoder.mel import NUM_BANDS, STEP, MelState, StreamingMel
+from letstalk_rt.models.audio_encoder.mel import STEP, MelState, StreamingMel
 from letstalk_rt.models.layers.causal_conv import CausalConv1d, ConvState
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
@@ -41,6 +45,11 @@ class LipReaderConfig:
         reach: frames of audio that the linear map takes, the look-ahead included.
         dropout: dropout rate while training.
         lookahead_ms: 0, 40, 80 or 160.
+        members: networks side by side whose predictions are averaged.
+        bands: bands of the log-mel, `M`.
+        floor: power that is added before the logarithm.
+        voiced_level: mean log-mel above which a frame enters the running mean; digital silence is
+            `(log(floor) + 3) / 4`.
     """
 
     values: int = 8
@@ -49,6 +58,10 @@ class LipReaderConfig:
     reach: int = 10
     dropout: float = 0.25
     lookahead_ms: int = 80
+    members: int = 5
+    bands: int = 40
+    floor: float = 1e-6
+    voiced_level: float = -2.6
 
 
 @dataclass
@@ -56,9 +69,9 @@ class RunningMeanState:
     """The running mean of log-mel.
 
     Attributes:
-        mean: `(B, 64)` log-mel.
+        mean: `(B, M)` log-mel.
         count: voiced frames in the mean, `(B, 1)`, at most `MEAN_FRAMES`.
-        initial: the mean before any voiced frame, `(B, 64)`.
+        initial: the mean before any voiced frame, `(B, M)`.
     """
 
     mean: Tensor
@@ -67,7 +80,7 @@ class RunningMeanState:
 
     @classmethod
     def starting_at(cls, usual: Tensor, batch_size: int) -> "RunningMeanState":
-        """Create the state of new streams, whose mean is `usual`, `(64,)`."""
+        """Create the state of new streams, whose mean is `usual`, `(M,)`."""
         initial = usual.repeat(batch_size, 1)
         return cls(initial.clone(), initial.new_zeros(batch_size, 1), initial)
 
@@ -110,7 +123,7 @@ class LipReader(nn.Module):
     Attributes:
         lookahead_frames: the values returned with audio frame `n` belong to frame
             `n - lookahead_frames`.
-        usual: initial mean of log-mel, `(64,)`.
+        usual: initial mean of log-mel, `(M,)`.
 
     Raises:
         ConfigError: the look-ahead is none of 0, 40, 80 and 160 ms.
@@ -123,12 +136,15 @@ class LipReader(nn.Module):
         self.config = config or LipReaderConfig()
         c = self.config
         self.lookahead_frames = lookahead_in_frames(c.lookahead_ms)
-        self.mel = StreamingMel()
-        self.linear = CausalConv1d(MEL_PER_FRAME * NUM_BANDS, c.values, c.reach)
-        self.enter = nn.Linear(MEL_PER_FRAME * NUM_BANDS, c.width)
-        self.layers = nn.ModuleList(CausalConv1d(c.width, c.width, 3, d) for d in c.dilations)
-        self.leave = nn.Linear(c.width, c.values)
-        self.register_buffer("usual", torch.zeros(NUM_BANDS))
+        inputs, width = MEL_PER_FRAME * c.bands, c.members * c.width
+        self.mel = StreamingMel(c.bands, c.floor)
+        self.linear = CausalConv1d(inputs, c.values, c.reach)
+        self.enter = nn.Linear(inputs, width)
+        self.layers = nn.ModuleList(
+            CausalConv1d(width, width, 3, d, groups=c.members) for d in c.dilations
+        )
+        self.leave = nn.Linear(width, c.values)
+        self.register_buffer("usual", torch.zeros(c.bands))
 
     def init_state(self, batch_size: int) -> LipReaderState:
         """Create the state of new sessions."""
@@ -154,9 +170,10 @@ class LipReader(nn.Module):
         return self.predict(self.normalize(mel, state.mean if state else None), state)
 
     def normalize(self, mel: Tensor, state: RunningMeanState | None = None) -> Tensor:
-        """Subtract the running mean from log-mel `(B, 64, 4 n)`; return features `(B, n, 256)`."""
+        """Subtract the running mean from log-mel `(B, M, 4 n)`; return `(B, n, 4 M)`."""
         state = state or RunningMeanState.starting_at(self.usual, mel.shape[0])
-        return FEATURE_SCALE * subtract_running_mean(mel, state).flatten(2)
+        relative = subtract_running_mean(mel, state, self.config.voiced_level)
+        return FEATURE_SCALE * relative.flatten(2)
 
     def predict(self, features: Tensor, state: LipReaderState | None = None) -> Tensor:
         """As `forward`, from the features of `normalize`; training augments those."""
@@ -180,20 +197,44 @@ class LipReader(nn.Module):
         return F.gelu(layer(F.dropout(h, self.config.dropout, self.training), state)) + middle
 
 
-def subtract_running_mean(mel: Tensor, state: RunningMeanState) -> Tensor:
-    """Subtract the running mean from log-mel `(B, 64, 4 n)`; return `(B, n, 4, 64)`.
+def subtract_running_mean(
+    mel: Tensor, state: RunningMeanState, voiced_level: float = VOICED_LEVEL
+) -> Tensor:
+    """Subtract the running mean from log-mel `(B, M, 4 n)`; return `(B, n, 4, M)`.
 
     Args:
         mel: log-mel of the next `n` frames.
         state: updated in place; frames without voice do not enter it.
+        voiced_level: mean log-mel above which a frame is voiced.
     """
     split = mel.reshape(*mel.shape[:2], -1, MEL_PER_FRAME)
-    frames = split.permute(0, 2, 3, 1)  # (B, n, 4, 64)
+    frames = split.permute(0, 2, 3, 1)  # (B, n, 4, M)
     means, relative = frames.mean(2), []
-    voiced = (means.mean(2, keepdim=True) > VOICED_LEVEL).to(mel.dtype)
+    voiced = (means.mean(2, keepdim=True) > voiced_level).to(mel.dtype)
     for index in range(frames.shape[1]):
         share = voiced[:, index] / (state.count + 1 + PRIOR_FRAMES)
         state.mean.add_(share * (means[:, index] - state.mean))
         state.count.add_(voiced[:, index]).clamp_(max=MEAN_FRAMES)
         relative.append(frames[:, index] - state.mean[:, None])
     return torch.stack(relative, 1)
+
+
+def joined(readers: Sequence[LipReader]) -> LipReader:
+    """Return one lip reader that predicts the mean of several with one member each.
+
+    The maps of ten frames become one; the convolutions run side by side.
+    """
+    assert readers and all(reader.config.members == 1 for reader in readers)
+    whole = LipReader(replace(readers[0].config, members=len(readers)))
+    parts = [reader.state_dict() for reader in readers]
+    weights = {}
+    for name in parts[0]:
+        stacked = torch.stack([part[name] for part in parts])
+        if name.startswith(("enter.", "layers.")):
+            weights[name] = stacked.flatten(0, 1)
+        elif name == "leave.weight":
+            weights[name] = torch.cat(list(stacked), 1) / len(readers)
+        else:
+            weights[name] = stacked.mean(0)
+    whole.load_state_dict(weights)
+    return whole.eval()

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from letstalk_rt.types import SAMPLE_RATE
 
 NUM_BANDS = 64
+FLOOR = 1e-4
+"""Power that is added before the logarithm."""
+
 STEP = 160
 """Samples between two mel frames: 10 ms."""
 
@@ -31,8 +34,8 @@ class MelState:
         self.past.zero_()
 
 
-def mel_filters() -> Tensor:
-    """Return triangular filters `(WINDOW // 2 + 1, NUM_BANDS)`, evenly spaced in mel.
+def mel_filters(bands: int = NUM_BANDS) -> Tensor:
+    """Return triangular filters `(WINDOW // 2 + 1, bands)`, evenly spaced in mel.
 
     Source: mel(f) = 2595 log10(1 + f / 700), O'Shaughnessy 1987.
     """
@@ -41,7 +44,7 @@ def mel_filters() -> Tensor:
         return 2595 * torch.log10(1 + hz / 700)
 
     limits = mel(torch.tensor([_LOWEST_HZ, _HIGHEST_HZ]))
-    corners = torch.linspace(float(limits[0]), float(limits[1]), NUM_BANDS + 2)
+    corners = torch.linspace(float(limits[0]), float(limits[1]), bands + 2)
     bins = mel(torch.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1))[:, None]
     rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
@@ -49,14 +52,20 @@ def mel_filters() -> Tensor:
 
 
 class StreamingMel(nn.Module):
-    """Log-mel frames of 16 kHz audio; frame `j` ends with sample `160 (j + 1)`: it is causal."""
+    """Log-mel frames of 16 kHz audio; frame `j` ends with sample `160 (j + 1)`: it is causal.
+
+    Args:
+        bands: number of bands, `M`.
+        floor: power that is added before the logarithm.
+    """
 
     filters: Tensor
     window: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, bands: int = NUM_BANDS, floor: float = FLOOR) -> None:
         super().__init__()
-        self.register_buffer("filters", mel_filters(), persistent=False)
+        self.floor = floor
+        self.register_buffer("filters", mel_filters(bands), persistent=False)
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
 
     def init_state(self, batch_size: int) -> MelState:
@@ -71,7 +80,7 @@ class StreamingMel(nn.Module):
             state: updated in place.
 
         Returns:
-            `(B, 64, n / 160)`, about zero mean and unit size for speech.
+            `(B, M, n / 160)`, about zero mean and unit size for speech.
         """
         assert pcm.ndim == 2 and pcm.shape[1] > 0 and pcm.shape[1] % STEP == 0, pcm.shape
         if state is None:
@@ -81,4 +90,4 @@ class StreamingMel(nn.Module):
         spectrum = torch.fft.rfft(pcm.unfold(1, WINDOW, STEP) * self.window)
         power = spectrum.real**2 + spectrum.imag**2
         bands = F.linear(power, self.filters.T)
-        return ((torch.log(bands + 1e-4) + 3) / 4).transpose(1, 2)
+        return ((torch.log(bands + self.floor) + 3) / 4).transpose(1, 2)

@@ -21,6 +21,7 @@ COMPONENTS = 24
 KNOTS = 17
 """Number of knots of the map from predicted to shown values."""
 
+_LEAST_GAP = 0.012  # of lips that are nearly closed; on screen they look closed
 _HEAD_COMPONENTS = 6  # of the affine head motion
 _MIN_HEAD_SHARE = 0.05  # of the largest head component; smaller ones are noise
 
@@ -65,19 +66,22 @@ class LipMotion(nn.Module):
         Args:
             predicted: predicted values of each clip, `(T, Q)`.
             measured: measured values of each clip, `(T, Q)`.
-            silence: predicted values in silence, `(Q,)`; they are mapped to rest.
+            silence: predicted values in silence, `(Q,)`; they are mapped to rest. Where they are
+                below all others, gaps of people who talk are at least `_LEAST_GAP`, so that lips
+                still move there.
             agreement: Pearson's r of both, `(Q,)`; a value with a smaller r than the gap's is
                 scaled down, so that its noise is not amplified. A value that is not positively
                 correlated stays at rest.
         """
-        shares = torch.linspace(0.005, 0.995, KNOTS)
+        shares = torch.linspace(0.005, 0.995, KNOTS - 1)
         heard = torch.stack([p.quantile(shares, 0) for p in predicted]).median(0).values.T
         meant = torch.stack([m.quantile(shares, 0) for m in measured]).median(0).values.T
         trust = (agreement / agreement[0].clamp(min=1e-6)).clamp(0, 1)[:, None]
         meant = trust * (meant - _interpolate(heard, meant, silence)[:, None])
-        meant[GAPS] = meant[GAPS].clamp(min=0)
-        self.heard.copy_(heard)
-        self.meant.copy_(meant)
+        is_below = silence[:, None] < heard[:, :1]
+        meant[GAPS] = torch.maximum(meant, _LEAST_GAP * trust * is_below)[GAPS]
+        self.heard.copy_(torch.cat([torch.minimum(silence[:, None], heard[:, :1]), heard], 1))
+        self.meant.copy_(torch.cat([torch.where(is_below, 0.0, meant[:, :1]), meant], 1))
 
     @torch.no_grad()
     def fit_components(

@@ -34,13 +34,21 @@ class CausalConv1d(nn.Module):
         out_channels: `C_out`.
         kernel_size: `K`, in time steps.
         dilation: distance of the taps, in time steps.
+        groups: number of groups of channels that are convolved separately.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, dilation=dilation)
+        self.conv = nn.Conv1d(
+            in_channels, out_channels, kernel_size, dilation=dilation, groups=groups
+        )
         self.reach = (kernel_size - 1) * dilation
 
     def init_state(self, batch_size: int) -> ConvState:
@@ -64,7 +72,8 @@ class CausalConv1d(nn.Module):
         x = torch.cat([state.past.to(x.dtype), x], dim=-1)
         if self.reach:
             state.past.copy_(x[..., -self.reach :].detach())
-        if self.conv.dilation[0] > 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
+        dense = self.conv.dilation[0] == 1 or self.conv.groups > 1
+        if not dense and x.device.type == "cpu" and not torch.is_grad_enabled():
             return self._by_taps(x)
         out: Tensor = self.conv(x)
         return out

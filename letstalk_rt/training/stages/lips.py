@@ -18,18 +18,19 @@ from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.lip_reader import (
     FEATURE_SCALE,
     MEL_PER_FRAME,
-    VOICED_LEVEL,
     LipReader,
     LipReaderConfig,
+    joined,
 )
-from letstalk_rt.models.audio_encoder.mel import NUM_BANDS
 from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_values import GAPS, LIP_VALUES, NUM_LIP_VALUES, lip_values
 from letstalk_rt.models.geometry.landmarks import mouth_opening
-from letstalk_rt.training.data.audio_features import clip_mel, correlation, silence_mel
+from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.evaluation.motion import CLOSURE
 from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.types import SAMPLES_PER_FRAME
 
 MAX_SHIFT = 6
 """Largest offset between audio and lips that is corrected, in frames; larger ones are ignored."""
@@ -44,7 +45,11 @@ DEFAULT_SYNC = 0.4
 BLENDSHAPES = slice(25, 49)
 """Blendshapes of jaw, lips and cheeks: auxiliary targets, which are removed after training."""
 
-NUM_TARGETS = NUM_LIP_VALUES + BLENDSHAPES.stop - BLENDSHAPES.start
+_GAP = LIP_VALUES.index("gap")
+OPENING, LOG_OPENING, CLOSED = range(NUM_LIP_VALUES, NUM_LIP_VALUES + 3)
+"""Further auxiliary targets: the mouth opening, its logarithm, and whether the lips are closed."""
+
+NUM_TARGETS = CLOSED + 1 + BLENDSHAPES.stop - BLENDSHAPES.start
 REST_PERCENTILE = 10
 """Percentile of the mouth opening below which a clip's mouth counts as at rest."""
 
@@ -61,10 +66,13 @@ FRAME_STRIDE = 8
 WARM_UP_FRAMES = 8
 """First frames of an item, which lack past audio and are left out of the loss."""
 
-_COURSE_VALUES = 4  # the first values, whose correlation is part of the loss
-_SILENT_SHARE = 0.15  # share of items whose audio ends
+_COURSE_VALUES = [0, 1, 2, OPENING, LOG_OPENING, CLOSED]  # their correlation is part of the loss
+_SILENT_SHARE = 0.1  # share of items whose audio ends
+_MASKED_SHARE = 0.156  # largest share of the bands that are masked
 _SETTLE_FRAMES = 6  # frames from the end of the audio to a mouth at rest
 _VALUE_FLOOR, _SHAPE_FLOOR = 0.01, 0.02  # added to deviations, so that still mouths stay small
+_LOG_MARGIN, _LOG_FLOOR = 0.02, 0.2  # added to openings before the logarithm; as above
+_CLOSED_SCALE = 2.5  # closed or not: half of the unit deviation of the other targets or more
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,9 @@ class LipClip:
 
     Attributes:
         name: The clip's name.
-        features: Normalised log-mel `(T + L, 256)`, with L frames of look-ahead at the end.
-        silence: The features of silence in this clip, `(256,)`.
-        targets: `(T, 32)`, in standard deviations of the clip from its mean.
+        features: Normalised log-mel `(T + L, 4 M)`, with L frames of look-ahead at the end.
+        silence: The features of silence in this clip, `(4 M,)`.
+        targets: `(T, 35)`, in standard deviations of the clip from its mean.
         values: Lip values, `(T, 8)`.
         opening: Mouth opening, `(T,)`.
         weight: Weight in training; 0 leaves the clip out.
@@ -103,7 +111,8 @@ def rest_points(clip: Clip) -> Tensor:
 
 def lip_clip(clip: Clip, reader: LipReader) -> LipClip:
     """Prepare a clip for training, with its audio and lips synchronised."""
-    features = reader.normalize(clip_mel(clip.pcm, reader.lookahead_frames)[None])[0]
+    mel = _clip_mel(clip.pcm, reader)
+    features = reader.normalize(mel[None])[0]
     rest = rest_points(clip)
     values = lip_values(torch.from_numpy(clip.points), rest)
     values[:, GAPS] -= lip_values(rest[None], rest)[:, GAPS].clamp(max=REST_GAP)
@@ -115,7 +124,8 @@ def lip_clip(clip: Clip, reader: LipReader) -> LipClip:
     elif late < 0:
         features = features[-late:]
         targets, values, opening = targets[:late], values[:late], opening[:late]
-    quiet = silence_mel()[:, 0] - (clip_mel(clip.pcm).mean(1) if clip.has_audio else 0)
+    quiet = _clip_mel(np.zeros(0, np.float32), reader).mean(1)
+    quiet = quiet - (mel.mean(1) if clip.has_audio else 0)
     return LipClip(
         clip.name,
         features,
@@ -129,13 +139,32 @@ def lip_clip(clip: Clip, reader: LipReader) -> LipClip:
     )
 
 
+@torch.no_grad()
+def _clip_mel(pcm: np.ndarray, reader: LipReader) -> Tensor:
+    """Return log-mel `(M, 4 (T + L))` of a clip's audio, followed by L frames of silence."""
+    tail = np.zeros(reader.lookahead_frames * SAMPLES_PER_FRAME, np.float32)
+    mel: Tensor = reader.mel(torch.from_numpy(np.concatenate([pcm, tail]))[None])[0]
+    return mel
+
+
 def _standardized(values: Tensor, clip: Clip) -> Tensor:
-    """Return lip values and blendshapes in standard deviations of the clip, `(T, 32)`."""
+    """Return all targets in standard deviations of the clip from its mean, `(T, 35)`."""
+    opening = torch.from_numpy(mouth_opening(clip.points))[:, None].float()
+    log_opening = (opening.clamp(min=0) + _LOG_MARGIN).log()
+    closed = (opening < CLOSURE).float()
     shapes = torch.from_numpy(clip.blendshapes[:, BLENDSHAPES])
-    both = torch.cat([values, shapes], 1)
-    floor = torch.full((NUM_TARGETS,), _SHAPE_FLOOR)
-    floor[:NUM_LIP_VALUES] = _VALUE_FLOOR
-    return (both - both.mean(0)) / (both.std(0) + floor)
+    parts = (
+        (values, _VALUE_FLOOR),
+        (opening, _SHAPE_FLOOR),
+        (log_opening, _LOG_FLOOR),
+        (closed, None),
+        (shapes, _SHAPE_FLOOR),
+    )
+    scaled = [
+        (x - x.mean(0)) * (_CLOSED_SCALE if floor is None else 1 / (x.std(0) + floor))
+        for x, floor in parts
+    ]
+    return torch.cat(scaled, 1)
 
 
 def _weight(clip: Clip, opening: np.ndarray) -> float:
@@ -146,7 +175,7 @@ def _weight(clip: Clip, opening: np.ndarray) -> float:
 
 
 def rest_targets(clips: Sequence[LipClip]) -> Tensor:
-    """Return the targets of mouths at rest, `(32,)`: the median over clips."""
+    """Return the targets of mouths at rest, `(35,)`: the median over clips."""
     rest = []
     for clip in clips:
         count = len(clip.opening) * REST_PERCENTILE // 100 + 1
@@ -155,16 +184,17 @@ def rest_targets(clips: Sequence[LipClip]) -> Tensor:
     return torch.stack(rest).median(0).values
 
 
-def mean_voiced_mel(clips: Sequence[Clip]) -> Tensor:
-    """Return the mean log-mel of voiced frames, `(64,)`."""
-    mel = torch.cat([clip_mel(clip.pcm) for clip in clips if clip.has_audio], 1)
-    return mel[:, mel.mean(0) > VOICED_LEVEL].mean(1)
+def mean_voiced_mel(clips: Sequence[Clip], reader: LipReader) -> Tensor:
+    """Return the mean log-mel of voiced frames, `(M,)`."""
+    mel = torch.cat([_clip_mel(clip.pcm, reader) for clip in clips if clip.has_audio], 1)
+    return mel[:, mel.mean(0) > reader.config.voiced_level].mean(1)
 
 
 def augment_features(features: Tensor, generator: torch.Generator) -> Tensor:
-    """Augment features `(B, T, 256)`: spectral tilt, noise, a noise floor, masked bands."""
+    """Augment features `(B, T, 4 M)`: spectral tilt, noise, a noise floor, masked bands."""
     batch, time = features.shape[:2]
-    x = features.view(batch, -1, NUM_BANDS).clone()
+    num_bands = features.shape[2] // MEL_PER_FRAME
+    x = features.view(batch, -1, num_bands).clone()
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(batch, *shape, generator=generator)
@@ -172,19 +202,19 @@ def augment_features(features: Tensor, generator: torch.Generator) -> Tensor:
     def normal(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, generator=generator)
 
-    x += 0.2 * normal(1, NUM_BANDS)
+    x += 0.2 * normal(1, num_bands)
     x += 0.1 * uniform(1, 1) * normal(*x.shape[1:])
     floor = x.mean((1, 2), keepdim=True) + 0.5 * normal(1, 1) - 0.67
     noisy = torch.logaddexp(3 * x, 3 * floor) / 3
     x = torch.where(uniform(1, 1) < 0.3, noisy, x)
-    bands = torch.arange(NUM_BANDS)
-    first = (uniform(1, 1) * (NUM_BANDS - 10)).floor()
-    masked = (bands >= first) & (bands < first + 10 * uniform(1, 1)) & (uniform(1, 1) < 0.5)
+    bands, widest = torch.arange(num_bands), num_bands * _MASKED_SHARE
+    first = (uniform(1, 1) * (num_bands - widest)).floor()
+    masked = (bands >= first) & (bands < first + widest * uniform(1, 1)) & (uniform(1, 1) < 0.5)
     return torch.where(masked, 0.0, x).view(batch, time, -1)
 
 
 def lip_loss(predicted: Tensor, true: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Return the losses of predicted targets `(B, T, 32)`: gap, value and correlation.
+    """Return the losses of predicted targets `(B, T, 35)`: gap, value and correlation.
 
     Args:
         predicted: The prediction.
@@ -194,7 +224,7 @@ def lip_loss(predicted: Tensor, true: Tensor, mask: Tensor) -> dict[str, Tensor]
     error = (predicted - true).pow(2) * mask[..., None]
     share = mask.mean().clamp(min=1e-3)
     speaking = mask.amin(1) > 0  # items that hold silence are left out of the correlation
-    a, b = (x[speaking][..., :_COURSE_VALUES] for x in (predicted, true))
+    a, b = (x[speaking][..., _COURSE_VALUES] for x in (predicted, true))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     r = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-2)
     return {
@@ -219,7 +249,7 @@ class LipItemSource:
         self._rest = rest_targets(clips)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw augmented features `(B, T + L, 256)`, targets `(B, T, 32)` and mask `(B, T)`.
+        """Draw augmented features `(B, T + L, 4 M)`, targets `(B, T, 35)` and mask `(B, T)`.
 
         In some items the audio ends at a random frame, after which the lips come to rest.
         """
@@ -271,7 +301,26 @@ def predict_values(reader: LipReader, clip: LipClip) -> Tensor:
     return reader.eval().predict(features)[0, reader.lookahead_frames :].cpu()
 
 
-def train_lips(
+def parts_by_source(clips: Sequence[Clip], count: int) -> list[list[Clip]]:
+    """Divide clips into `count` parts; clips of one source stay together.
+
+    Raises:
+        InputError: All clips come from one source.
+    """
+    order = torch.randperm(
+        len(sources := sorted({clip.source for clip in clips})),
+        generator=torch.Generator().manual_seed(count),
+    )
+    if len(sources) < 2:
+        raise InputError(
+            "the clips with audio come from one source, and each member of the lip reader is "
+            "trained without some sources; add clips of other sources"
+        )
+    part = {sources[place]: index % count for index, place in enumerate(order.tolist())}
+    return [[clip for clip in clips if part[clip.source] == k] for k in range(count)]
+
+
+def train_member(
     clips: Sequence[Clip],
     validation: Sequence[Clip],
     folder: Path,
@@ -282,13 +331,12 @@ def train_lips(
     shape: LipReaderConfig | None = None,
     seed: int = 0,
 ) -> LipReader:
-    """Train a lip reader and return the one that is best on the validation clips.
+    """Train one member of a lip reader; its auxiliary targets are values, too.
 
     Args:
         clips: Training clips.
-        validation: Clips of other people in the train split, which select the best weights. If it
-            is empty, the last averaged weights are returned.
-        folder: The run's folder; `best.pt` is written there.
+        validation: Clips of other people in the train split, for the log.
+        folder: The run's folder.
         config: Schedule.
         batch_size: Items per step.
         frames: Length of an item in frames.
@@ -296,13 +344,17 @@ def train_lips(
         seed: Seed of the initial weights.
     """
     torch.manual_seed(seed)
-    reader = LipReader(replace(shape or LipReaderConfig(), values=NUM_TARGETS))
-    reader.usual.copy_(mean_voiced_mel([*clips, *validation]))
+    reader = LipReader(replace(shape or LipReaderConfig(), values=NUM_TARGETS, members=1))
+    reader.usual.copy_(mean_voiced_mel([*clips, *validation], reader))
     prepared = _weighted_clips(clips, reader)
     validation_clips = _weighted_clips(validation, reader)
     ahead = reader.lookahead_frames
     source = LipItemSource([c for c in prepared if len(c.targets) > frames], frames, ahead)
-    run = Run(folder, reader, config, rate_factors={"linear.": 0.2})
+    run = Run(
+        folder, reader, config, rate_factors={"linear.": 0.2}, decay_factors={"linear.": 10.0}
+    )
+    if run.step == 0:
+        run.generator.manual_seed(run.generator.initial_seed() + seed)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         x, true, mask = (part.to(run.device) for part in source.draw(batch_size, run.generator))
@@ -316,16 +368,10 @@ def train_lips(
         assert isinstance(averaged, LipReader)
         if not validation_clips:
             return {}
-        figures = evaluate_lips(averaged, validation_clips)
-        run.keep_if_best(float(np.nansum([figures["lips_filmed"], figures["lips_generated"] / 2])))
-        return figures
+        return evaluate_lips(averaged, validation_clips)
 
-    averaged = run.train(loss, evaluate)
-    weights = averaged.state_dict()
-    if validation_clips:
-        weights = torch.load(run.best, map_location="cpu", weights_only=True)
-    reader.load_state_dict(weights)
-    return reader
+    reader.load_state_dict(run.train(loss, evaluate).state_dict())
+    return reader.cpu().eval()
 
 
 def _weighted_clips(clips: Sequence[Clip], reader: LipReader) -> list[LipClip]:
@@ -334,10 +380,17 @@ def _weighted_clips(clips: Sequence[Clip], reader: LipReader) -> list[LipClip]:
 
 
 def without_auxiliary(reader: LipReader) -> LipReader:
-    """Return a trained reader without the auxiliary targets, on the CPU in eval mode."""
+    """Return a trained reader without the auxiliary targets, on the CPU in eval mode.
+
+    Its gap is the mean of the predicted gap and mouth opening, which agrees better with the truth.
+    """
     small = LipReader(replace(reader.config, values=NUM_LIP_VALUES))
     wanted = small.state_dict()
-    weights = {name: v[: len(wanted[name])] for name, v in reader.state_dict().items()}
+    weights: dict[str, Tensor] = {}
+    for name, value in reader.state_dict().items():
+        weights[name] = value[: len(wanted[name])].clone()
+        if name.startswith(("linear.", "leave.")):
+            weights[name][_GAP] = (value[_GAP] + value[OPENING]) / 2
     small.load_state_dict(weights)
     return small.eval()
 
@@ -352,48 +405,48 @@ def values_in_silence(reader: LipReader) -> Tensor:
 
 @torch.no_grad()
 def fit_sizes(
-    lip_motion: LipMotion,
-    reader: LipReader,
-    validation: Sequence[Clip],
-    clips: Sequence[Clip],
+    lip_motion: LipMotion, members: Sequence[LipReader], parts: Sequence[Sequence[Clip]]
 ) -> dict[str, float]:
     """Fit the size of shown lip values to filmed clips.
 
+    How large predictions are is measured on clips that a member was not trained on.
+
     Args:
         lip_motion: Receives the map.
-        reader: The lip reader.
-        validation: Clips that the reader was not trained on, for the size of its predictions.
-        clips: All clips, for the size of real lip motion.
+        members: The members of the lip reader, without auxiliary targets.
+        parts: The clips that each member was not trained on.
 
     Returns:
-        Pearson's r of each value with the measured one.
+        Pearson's r of each value with the measured one, of single members.
 
     Raises:
-        InputError: No validation clip is filmed and has audio.
+        InputError: No clip is filmed and has audio.
     """
-    held_out = [c for c in _weighted_clips(validation, reader) if c.is_real]
-    if not held_out:
-        raise InputError(
-            "no held-out clip of the train split is of kind 'real' and has audio, so the size of "
-            "lip motion is unknown; add filmed clips with audio"
-        )
-    predicted = [predict_values(reader, clip) for clip in held_out]
-    true = [_values_from_rest(clip) for clip in held_out]
-    agreement = [
-        float(
-            np.mean(
-                [
-                    correlation(p[:, q].numpy(), t[:, q].numpy())
-                    for p, t in zip(predicted, true, strict=True)
-                ]
+    predicted, measured, agreement = [], [], []
+    whole = joined(members)
+    for member, part in zip(members, parts, strict=True):
+        for clip in (c for c in _weighted_clips(part, member) if c.is_real):
+            own, true = predict_values(member, clip), _values_from_rest(clip)
+            predicted.append(
+                own.mean(0) + _spread_ratio(whole, members, clip) * (own - own.mean(0))
             )
+            measured.append(true)
+            pairs = zip(own.T.numpy(), true.T.numpy(), strict=True)
+            agreement.append([correlation(p, t) for p, t in pairs])
+    if not predicted:
+        raise InputError(
+            "no clip of the train split is of kind 'real' and has audio, so the size of lip motion "
+            "is unknown; add filmed clips with audio"
         )
-        for q in range(NUM_LIP_VALUES)
-    ]
-    measured = [_values_from_rest(c) for c in _weighted_clips(clips, reader) if c.is_real]
-    silence = values_in_silence(reader)
-    lip_motion.fit_sizes(predicted, measured, silence, torch.tensor(agreement))
-    return {f"r_{name}": r for name, r in zip(LIP_VALUES, agreement, strict=True)}
+    r = torch.tensor(agreement).mean(0)
+    lip_motion.fit_sizes(predicted, measured, values_in_silence(whole), r)
+    return {f"r_{name}": value for name, value in zip(LIP_VALUES, r.tolist(), strict=True)}
+
+
+def _spread_ratio(whole: LipReader, members: Sequence[LipReader], clip: LipClip) -> Tensor:
+    """Return how much less the mean of all members varies than one member, `(Q,)`."""
+    single = torch.stack([predict_values(member, clip).std(0) for member in members]).mean(0)
+    return predict_values(whole, clip).std(0) / single.clamp(min=1e-6)
 
 
 def _values_from_rest(clip: LipClip) -> Tensor:

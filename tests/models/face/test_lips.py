@@ -42,6 +42,13 @@ class TestSizes:
         torch.testing.assert_close(spread, wanted, atol=0.1, rtol=0.1)
         torch.testing.assert_close(motion.to_shown(quiet), torch.zeros(NUM_LIP_VALUES))
 
+    def test_lips_that_are_nearly_closed_still_move(self):
+        motion, values = LipMotion(), torch.linspace(-1, 1, 50)[:, None].expand(-1, NUM_LIP_VALUES)
+        quiet = torch.full((NUM_LIP_VALUES,), -2.0)
+        motion.fit_sizes([values], [values.clamp(min=0)], quiet, torch.ones(NUM_LIP_VALUES))
+        gaps = motion.to_shown(torch.tensor([-2.0, -1.5, -1.0, 1.0])[:, None].expand(-1, 8))[:, GAP]
+        assert gaps[0] == 0 and (gaps.diff() > 0).all() and gaps[2] < 0.03
+
     def test_values_with_little_agreement_are_not_amplified(self):
         motion, values = LipMotion(), torch.linspace(-1, 1, 50)[:, None].expand(-1, NUM_LIP_VALUES)
         trust = torch.ones(NUM_LIP_VALUES)
