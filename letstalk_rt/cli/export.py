@@ -15,6 +15,8 @@ from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
 
+_DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
+
 
 def export(args: argparse.Namespace) -> None:
     """Join the newest weights of all stages into one file.
@@ -27,7 +29,7 @@ def export(args: argparse.Namespace) -> None:
     if (face := model.face) is not None:
         if not given or _has_run(runs / "finder"):
             face.detector.load_state_dict(averaged(runs / "finder"))
-        if _has_run(runs / "decoder"):
+        if _has_run(runs / "decoder") or (given and not _has_decoder(model, given)):
             face.autoencoder.load_state_dict(averaged(runs / "decoder"))
     if model.lips is not None and model.lip_motion is not None:
         if lip_file(runs).exists() or not part_of(given, "lips"):
@@ -36,8 +38,8 @@ def export(args: argparse.Namespace) -> None:
             model.lip_motion.load_state_dict(part_of(weights, "lip_motion"))
     config = get_preset(args.preset).mouth_painter
     painted = part_of(given, "mouth_painter")
-    if _has_run(runs / "painter"):
-        painted = averaged(runs / "painter")
+    if (finished := runs / "painter" / "model.pt").exists():
+        painted = torch.load(finished, map_location="cpu", weights_only=True)
     if config is not None and painted:
         painter = MouthPainter(config)
         painter.load_state_dict(painted)
@@ -77,7 +79,8 @@ def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> Avat
     """Return the model of the given weights, or of the newest stage if there are none.
 
     It has no mouth painter and no gestures. Its lip reader is untrained if they do not hold one, or
-    if the stage `lips` has run: that one may have another shape.
+    if the stage `lips` has run: that one may have another shape. Its decoder is untrained if they
+    do not hold one of the preset's shape.
     """
     shapes = chosen_preset(args)
     replaced: tuple[str, ...] = ("mouth_painter.", "gestures.")
@@ -89,9 +92,11 @@ def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> Avat
     model = AvatarModel(shapes)
     weights = given or torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
     weights = {k: v for k, v in weights.items() if not k.startswith(replaced)}
-    initial = model.state_dict()
-    lips = {k: v for k, v in initial.items() if k.startswith(("lips.", "lip_motion."))}
-    model.load_state_dict(lips | weights)
+    if not _has_decoder(model, weights):
+        weights = {k: v for k, v in weights.items() if not k.startswith(_DECODER)}
+    replaceable = ("lips.", "lip_motion.", *_DECODER)
+    initial = {k: v for k, v in model.state_dict().items() if k.startswith(replaceable)}
+    model.load_state_dict(initial | weights)
     return model.requires_grad_(False).eval()
 
 
@@ -107,6 +112,12 @@ def _read_lips(runs: Path) -> dict[str, Any]:
             f"{lip_file(runs).name} of stage 'lips' is not of this version; run that stage again"
         )
     return dict(stored)
+
+
+def _has_decoder(model: AvatarModel, weights: dict[str, torch.Tensor]) -> bool:
+    """Return whether weights hold a decoder of the model's shape."""
+    own = {k: v.shape for k, v in model.state_dict().items() if k.startswith(_DECODER)}
+    return all(name in weights and weights[name].shape == shape for name, shape in own.items())
 
 
 def averaged(folder: Path) -> dict[str, torch.Tensor]:

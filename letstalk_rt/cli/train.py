@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         type=Path,
-        help="lips, gestures, export: weights file whose parts stand in for stages that have not "
+        help="decoder, lips, gestures, export: weights file with the parts of stages that have not "
         "run",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
@@ -208,9 +208,18 @@ def _loop(args: argparse.Namespace) -> LoopConfig:
 
 def _autoencoder(args: argparse.Namespace) -> None:
     fixed = args.stage == "decoder"
-    initial_weights = averaged(args.runs / "autoencoder") if fixed else None
+    shape = get_preset(args.preset).autoencoder
+    if isinstance(shape, DCAutoencoderConfig):
+        raise ConfigError(
+            f"preset {args.preset!r} uses DC-AE, which is not trained here; use preset 'tiny'"
+        )
+    initial_weights = None
     if args.start:
         initial_weights = averaged(args.start)
+    elif fixed and args.weights:
+        initial_weights = part_of(given_weights(args), "autoencoder")
+    elif fixed:
+        initial_weights = averaged(args.runs / "autoencoder")
     train_autoencoder(
         load_clips(args.data, args.cache, "train"),
         load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
@@ -218,6 +227,7 @@ def _autoencoder(args: argparse.Namespace) -> None:
         args.runs / args.stage,
         _loop(args),
         batch_size=args.batch or BATCH[args.stage],
+        shape=shape,
         initial_weights=initial_weights,
         freeze_latents=fixed,
         critic=fixed,

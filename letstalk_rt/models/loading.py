@@ -26,7 +26,7 @@ from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
 _AUDIO = ("audio.layers.", "lips.")
-_ONCE_PER_PORTRAIT = ("autoencoder.encoder.", "autoencoder.reference.", "mouth_painter.look.")
+_ONCE_PER_PORTRAIT = ("autoencoder.encoder.", "autoencoder.reference.")
 _WORTH_PACKING = 30_000
 _EXACT = (
     "latent_mean",

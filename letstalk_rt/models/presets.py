@@ -114,7 +114,7 @@ _LARGE_AUDIO = AudioEncoderConfig(width=512, token_width=512)
 PRESETS = {
     "tiny": Preset(
         name="tiny",
-        autoencoder=AutoencoderConfig(),
+        autoencoder=AutoencoderConfig(reference=(48, 32, 16), decoder=(96, 64, 48)),
         audio=_TINY_AUDIO,
         denoiser=DenoiserConfig(
             channels=LATENT_SHAPE[0],

@@ -9,11 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from letstalk_rt.models.autoencoder.mouth_painter import (
-    MouthAppearance,
-    MouthPainter,
-    random_appearance,
-)
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, masked_teeth
 from letstalk_rt.models.geometry.mouth_crop import (
     CROP_HEIGHT,
     CROP_WIDTH,
@@ -49,12 +45,12 @@ class MouthCompositor:
     def __init__(self, painter: MouthPainter, portrait: Tensor, points: Tensor, seed: int) -> None:
         self._painter = painter
         self._centre = aligned_centre(points)
-        self._appearance = random_appearance(seed, portrait.device)
+        self._teeth = painter.banked_teeth(seed)
         transform = align_mouths(points, self._centre)
         crop_points = transform(points)
         if float(lip_gap_px(crop_points)) >= TEETH_PX:
             opening = opening_mask(crop_points)
-            self._appearance = _appearance_of(painter, _crop(portrait, transform), opening)
+            self._teeth = masked_teeth(_crop(portrait, transform), opening)
 
     def __call__(self, frames: Tensor, points: Tensor) -> None:
         """Inpaint the open mouths of frames.
@@ -73,18 +69,11 @@ class MouthCompositor:
         each = [(frames[i], transform[[n]]) for n, i in enumerate(is_open)]
         crops = torch.cat([_crop(frame, to_crop) for frame, to_crop in each])
         opening = opening_mask(crop_points, dilation_px=_DILATION_PX)
-        appearance = self._appearance.repeat(len(is_open))
-        inside = self._painter(crops, opening, crop_points, appearance)
+        teeth = self._teeth.expand(len(is_open), -1, -1, -1)
+        inside = self._painter(crops, opening, crop_points, teeth)
         alpha = opening * visibility[is_open, None, None, None]
         for (frame, to_crop), colours, share in zip(each, inside, alpha, strict=True):
             _blend(frame, colours[None], share[None], to_crop)
-
-
-def _appearance_of(painter: MouthPainter, crop: Tensor, opening: Tensor) -> MouthAppearance:
-    """Return the appearance of an open mouth, from its crop and the mask of its opening."""
-    teeth = torch.cat([crop * opening, opening], 1)
-    code, _ = painter.encode_appearance(teeth)
-    return MouthAppearance(code, teeth)
 
 
 def _crop(frame: Tensor, transform: CropTransform) -> Tensor:

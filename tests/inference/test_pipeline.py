@@ -116,7 +116,7 @@ class TestPipeline:
 
     def test_a_mouth_painter_changes_open_mouths_only(self, pipeline):
         portrait, audio = make_portrait(), hops(2)
-        painter = MouthPainter(MouthPainterConfig(widths=(8, 8, 8), appearance_width=8))
+        painter = MouthPainter(MouthPainterConfig(widths=(8, 8, 8), bank=2))
         painting = AvatarPipeline(with_mouth_painter(make_model(), painter))
         plain = play(pipeline, pipeline.init_state(portrait), audio)
         state = painting.init_state(portrait)

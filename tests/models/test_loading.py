@@ -203,7 +203,7 @@ def test_a_file_that_does_not_say_its_look_ahead_is_named(saved):
 
 
 class TestMouthPainter:
-    CONFIG = MouthPainterConfig(widths=(8, 8, 8), appearance_width=8)
+    CONFIG = MouthPainterConfig(widths=(8, 8, 8), bank=2)
 
     @pytest.fixture
     def preset(self, monkeypatch):

@@ -5,16 +5,11 @@ import torch
 from support.mouths import TEETH, frontal_face, rotated, skin
 from torch import Tensor, nn
 
-from letstalk_rt.models.autoencoder.mouth_painter import (
-    APPEARANCE_SIZE,
-    MouthAppearance,
-    MouthPainter,
-    MouthPainterConfig,
-    random_appearance,
-)
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
+from letstalk_rt.models.geometry.mouth_crop import CROP_SIZE
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 
-SMALL = MouthPainterConfig(widths=(8, 8, 8), appearance_width=8)
+SMALL = MouthPainterConfig(widths=(8, 8, 8), bank=2)
 
 
 class OneColour(nn.Module):
@@ -22,17 +17,14 @@ class OneColour(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.appearances: list[MouthAppearance] = []
+        self.teeth: list[Tensor] = []
         self.openings: list[Tensor] = []
 
-    def encode_appearance(self, teeth: Tensor) -> tuple[Tensor, Tensor]:
-        code = teeth.mean((2, 3)).repeat(1, APPEARANCE_SIZE // 4)
-        return code, code
+    def banked_teeth(self, seed: int) -> Tensor:
+        return torch.full((1, 4, *CROP_SIZE), float(seed))
 
-    def forward(
-        self, crops: Tensor, opening: Tensor, points: Tensor, appearance: MouthAppearance
-    ) -> Tensor:
-        self.appearances.append(appearance)
+    def forward(self, crops: Tensor, opening: Tensor, points: Tensor, teeth: Tensor) -> Tensor:
+        self.teeth.append(teeth)
         self.openings.append(opening)
         colour = torch.tensor(TEETH) / 127.5 - 1
         return colour.view(1, 3, 1, 1).expand_as(crops)
@@ -118,16 +110,15 @@ def test_the_inpainted_area_scales_with_the_frame(size, scale):
 
 def test_teeth_of_the_portrait_are_used_for_all_frames():
     painter = OneColour()
-    shown = mouths_of(16.0, painter)
+    shown = mouths_of(16.0, painter, seed=3)
     shown(portrait_canvas()[None].clone(), frontal_face(12.0, at=(128, 128)))
-    assert float(painter.appearances[0].teeth[:, 3].max()) == 1
-    hidden = mouths_of(0.0, painter)
-    hidden(portrait_canvas()[None].clone(), frontal_face(12.0, at=(128, 128)))
-    assert not painter.appearances[1].teeth.any() and painter.appearances[1].code.any()
+    assert float(painter.teeth[0][:, 3].max()) == 1
+    assert torch.equal(painter.teeth[0][:, 3] > 0, painter.teeth[0][:, :3].any(1))
 
 
-def test_the_seed_determines_the_appearance():
-    def code(seed: int) -> Tensor:
-        return random_appearance(seed, torch.device("cpu")).code
-
-    assert torch.equal(code(3), code(3)) and not torch.equal(code(3), code(4))
+def test_the_seed_picks_the_teeth_of_a_portrait_that_shows_none():
+    painter = OneColour()
+    frames = portrait_canvas()[None].repeat(2, 1, 1, 1)
+    points = frontal_face(12.0, at=(128, 128)).repeat(2, 1, 1)
+    mouths_of(0.0, painter, seed=3)(frames, points)
+    assert torch.equal(painter.teeth[0], torch.full((2, 4, *CROP_SIZE), 3.0))

@@ -11,6 +11,7 @@ from support.small_model import GESTURES, LIP_READER, PRESET
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
+from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.loading import load_model, save_model
@@ -30,11 +31,12 @@ class TestCommand:
                    "--threads", "1"])  # fmt: skip
 
     def test_a_mouth_painter_is_added_to_a_weights_file(self, root, tmp_path, monkeypatch):
-        config = MouthPainterConfig(widths=(8, 8, 8), appearance_width=8)
+        config = MouthPainterConfig(widths=(8, 8, 8), bank=2)
         monkeypatch.setitem(PRESETS, "small", replace(PRESET, mouth_painter=config))
         save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
         painter = MouthPainter(config)
-        Run(tmp_path / "runs" / "painter", painter, LoopConfig(steps=1)).save()
+        (tmp_path / "runs" / "painter").mkdir(parents=True)
+        torch.save(painter.state_dict(), tmp_path / "runs" / "painter" / "model.pt")
         train(["export", "--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
                "--preset", "small", "--weights", str(tmp_path / "base.safetensors"),
                "-o", str(tmp_path / "new.safetensors")])  # fmt: skip
@@ -123,6 +125,24 @@ class TestCommand:
         assert exported.lips is not None and exported.preset.lips == new
         weight = exported.lips.enter.weight
         torch.testing.assert_close(weight, parts["lips.enter.weight"], rtol=2**-10, atol=1e-7)
+
+    def test_a_decoder_of_another_shape_replaces_that_of_a_weights_file(
+        self, root, tmp_path, monkeypatch
+    ):
+        shape = replace(PRESET.autoencoder, decoder=(8, 8, 16), reference=(8, 8, 4))
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, autoencoder=shape))
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        arguments = ["export", "--data", str(root), "--runs", str(tmp_path / "runs"), "--threads",
+                     "1", "--preset", "small", "--weights", str(tmp_path / "base.safetensors"),
+                     "-o", str(tmp_path / "new.safetensors")]  # fmt: skip
+        with pytest.raises(InputError, match="'decoder' does not exist; run that stage first"):
+            train(arguments)
+        trained = ReferenceAutoencoder(shape)
+        Run(tmp_path / "runs" / "decoder", trained, LoopConfig(steps=1)).save()
+        train(arguments)
+        exported = load_model("small", tmp_path / "new.safetensors").autoencoder
+        kept = trained.decoder.spread.weight
+        torch.testing.assert_close(exported.decoder.spread.weight, kept, rtol=2**-10, atol=1e-7)
 
     def test_a_preset_without_mouth_painter_is_named(self, root, tmp_path):
         with pytest.raises(ConfigError, match="preset 'b' has no mouth painter"):

@@ -1,9 +1,9 @@
 """The mouth painter: inpaints teeth, tongue and the dark inside of open mouths.
 
 The region between the lips is masked out and inpainted from its surroundings, the shape of the lips
-and the appearance of the mouth: the portrait's teeth where it shows them, otherwise a random code
-that stays the same for a session. The masked pixels are not an input, so the colours of stretched
-lips cannot show through.
+and a picture of teeth: the portrait's own where it shows them, otherwise one from a bank that is
+part of the weights. The same picture serves all frames of a session. The masked pixels are not an
+input, so the colours of stretched lips cannot show through.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,12 @@ from letstalk_rt.models.geometry.mouth_crop import (
     lip_edges,
 )
 
-APPEARANCE_SIZE = 16
-"""Values of an appearance code."""
-
-CODE_DEVIATION = 0.6
-"""Standard deviation of codes drawn at inference: below 1, so that rare mouths are rarer."""
-
 _SHAPE = LIPS + landmark_indices((152, 148, 377))
 """Landmarks that describe the shape of the mouth and how far the jaw is open."""
 
 _DEPTH_PX = 16.0
 _INPUT_CHANNELS = 3 + 1 + 3 + 4
-"""Surroundings, mask of the opening, position in the mouth, teeth of the portrait."""
+"""Surroundings, mask of the opening, position in the mouth, teeth."""
 
 
 @dataclass(frozen=True)
@@ -40,39 +34,16 @@ class MouthPainterConfig:
 
     Attributes:
         widths: channels at a half, a quarter and an eighth of the crop's size.
-        appearance_width: channels of the appearance encoder.
+        bank: number of pictures of teeth in the bank, `K`.
     """
 
     widths: tuple[int, int, int] = (48, 80, 96)
-    appearance_width: int = 48
+    bank: int = 8
 
 
-@dataclass
-class MouthAppearance:
-    """The appearance of the mouths of B people.
-
-    Attributes:
-        code: `(B, 16)`, of unit variance.
-        teeth: inside of the portrait's mouth and the mask of its opening, `(B, 4, 80, 112)`; zeros
-            if the mouth is closed.
-    """
-
-    code: Tensor
-    teeth: Tensor
-
-    def repeat(self, times: int) -> "MouthAppearance":
-        """Return each item `times` times."""
-        return MouthAppearance(
-            self.code.repeat_interleave(times, 0), self.teeth.repeat_interleave(times, 0)
-        )
-
-
-def random_appearance(seed: int, device: torch.device) -> MouthAppearance:
-    """Return a random appearance for a portrait that shows no teeth; the seed determines it."""
-    generator = torch.Generator().manual_seed(seed)
-    code = CODE_DEVIATION * torch.randn(1, APPEARANCE_SIZE, generator=generator)
-    teeth = torch.zeros(1, 4, CROP_HEIGHT, CROP_WIDTH, device=device)
-    return MouthAppearance(code.to(device), teeth)
+def masked_teeth(crops: Tensor, opening: Tensor) -> Tensor:
+    """Return the inside of openings of crops `(B, 3, H, W)`, and the mask: `(B, 4, H, W)`."""
+    return torch.cat([crops * opening, opening], 1)
 
 
 class _Block(nn.Module):
@@ -92,43 +63,25 @@ class _Block(nn.Module):
         return x + residual
 
 
-class AppearanceEncoder(nn.Module):
-    """Encodes an open mouth to the distribution of its appearance code."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(16, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 4, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 4, stride=2, padding=1),
-            nn.SiLU(),
-        )
-        self.head = nn.Linear(width, 2 * APPEARANCE_SIZE)
-
-    def forward(self, teeth: Tensor) -> tuple[Tensor, Tensor]:
-        """Map `(B, 4, 80, 112)` to mean and log standard deviation, `(B, 16)` each, in float32."""
-        x = F.pixel_unshuffle(teeth, 2).to(self.head.weight.dtype)
-        pooled = self.layers(x).mean((2, 3))
-        mean, spread = self.head(pooled.to(self.head.weight.dtype)).float().chunk(2, 1)
-        return mean, spread.clamp(-5, 1)
-
-
 class MouthPainter(nn.Module):
     """A small U-Net over the crop of a mouth, at half its size.
 
     Args:
         config: its shape.
+
+    Attributes:
+        bank: pictures of teeth for portraits that show none, `(K, 4, 80, 112)`, in 1/127; all zeros
+            until `set_bank`.
     """
+
+    bank: Tensor
 
     def __init__(self, config: MouthPainterConfig) -> None:
         super().__init__()
         self.config = config
         fine, middle, coarse = config.widths
-        self.look = AppearanceEncoder(config.appearance_width)
         self.style = nn.Sequential(
-            nn.Linear(APPEARANCE_SIZE + 2 * len(_SHAPE), 96),
+            nn.Linear(2 * len(_SHAPE), 96),
             nn.SiLU(),
             nn.Linear(96, coarse + middle),
         )
@@ -144,31 +97,35 @@ class MouthPainter(nn.Module):
         self.fine_out = _Block(fine)
         self.head = nn.Conv2d(fine, 12, 3, padding=1)
         self._widths = (coarse, middle)
+        bank = torch.zeros(config.bank, 4, CROP_HEIGHT, CROP_WIDTH, dtype=torch.int8)
+        self.register_buffer("bank", bank)
 
-    def encode_appearance(self, teeth: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode open mouths; see `AppearanceEncoder`."""
-        mean, spread = self.look(teeth)
-        return mean, spread
+    def set_bank(self, teeth: Tensor) -> None:
+        """Set the bank to the result of `masked_teeth`, `(K, 4, 80, 112)`."""
+        assert teeth.shape == self.bank.shape, teeth.shape
+        self.bank.copy_((teeth * 127).round().clamp(-127, 127))
 
-    def forward(
-        self, crops: Tensor, opening: Tensor, points: Tensor, appearance: MouthAppearance
-    ) -> Tensor:
+    def banked_teeth(self, seed: int) -> Tensor:
+        """Return one picture of the bank, `(1, 4, 80, 112)`; the seed determines which."""
+        return self.bank[seed % len(self.bank)][None].float() / 127
+
+    def forward(self, crops: Tensor, opening: Tensor, points: Tensor, teeth: Tensor) -> Tensor:
         """Inpaint the inside of mouths.
 
         Args:
             crops: `(B, 3, 80, 112)` in [-1, 1]; pixels inside the opening are ignored.
             opening: `(B, 1, 80, 112)` in [0, 1], see `mouth_crop.opening_mask`.
             points: landmarks `(B, L, 2)` in pixels of the crops.
-            appearance: one item per crop.
+            teeth: the result of `masked_teeth` for another frame of the same person, aligned
+                likewise, `(B, 4, 80, 112)`; zeros if there is none.
 
         Returns:
             The inside, `(B, 3, 80, 112)` float32 in [-1, 1]; valid inside the opening.
         """
         position = _position_in_mouth(points, opening)
-        inputs = torch.cat([crops * (1 - opening), opening, position, appearance.teeth], 1)
+        inputs = torch.cat([crops * (1 - opening), opening, position, teeth], 1)
         shape = (points[:, _SHAPE] - points.new_tensor(CROP_CENTRE)) / 32
-        condition = torch.cat([appearance.code, shape.flatten(1)], 1)
-        style = self.style(condition.to(self.stem.weight.dtype))
+        style = self.style(shape.flatten(1).to(self.stem.weight.dtype))
         to_coarse, to_middle = style[..., None, None].split(self._widths, 1)
         x = F.pixel_unshuffle(inputs, 2).to(self.stem.weight.dtype)
         fine = self.fine_in(self.stem(x.contiguous(memory_format=torch.channels_last)))

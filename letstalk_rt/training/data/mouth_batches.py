@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from letstalk_rt.models.autoencoder.mouth_painter import masked_teeth
+from letstalk_rt.models.geometry.landmarks import INNER_LOWER_LIP, INNER_UPPER_LIP
 from letstalk_rt.models.geometry.mouth_crop import (
     CROP_CENTRE,
     CROP_HEIGHT,
@@ -20,6 +22,12 @@ from letstalk_rt.training.data.mouth_crops import KINDS, MARGIN_PX, MouthCrops
 STILL_SHARE = 0.4
 """Share of stills in a batch, by weight."""
 
+COVERED_SHARE = 0.3
+"""Share of frames whose teeth are partly covered by a lip before they become an input."""
+
+LOWER_LIP_SHARE = 0.8
+"""Share of those in which the lower lip covers them, as in a smile."""
+
 
 @dataclass
 class MouthBatch:
@@ -29,9 +37,8 @@ class MouthBatch:
         crops: `(B, 3, 80, 112)` in [-1, 1].
         points: `(B, L, 2)` in pixels of the crops.
         opening: mask of the region to inpaint, `(B, 1, 80, 112)`.
-        teeth: another frame of the same person, `(B, 4, 80, 112)`, see `MouthAppearance.teeth`.
-        has_teeth: `(B,)`: 1 if `teeth` may be an input, 0 for stills, whose only frame is the
-            target itself.
+        teeth: another frame of the same person, `(B, 4, 80, 112)`, see `masked_teeth`. Of a still
+            it is a part of the still itself.
         pairs: number of frames at the end that follow the first ones.
     """
 
@@ -39,7 +46,6 @@ class MouthBatch:
     points: Tensor
     opening: Tensor
     teeth: Tensor
-    has_teeth: Tensor
     pairs: int
 
     def to(self, device: torch.device) -> "MouthBatch":
@@ -49,7 +55,6 @@ class MouthBatch:
             self.points.to(device),
             self.opening.to(device),
             self.teeth.to(device),
-            self.has_teeth.to(device),
             self.pairs,
         )
 
@@ -111,17 +116,16 @@ class MouthSource:
         if augment:
             self._mirror_half(pairs, generator, (crops, points), (other_crops, other_points))
             crops, other_crops = _tinted(crops, other_crops, pairs, generator)
+            other_crops = _relit(other_crops, pairs, generator)
             # At inference the mask is only as accurate as landmarks are.
             dilation_px = 3 * torch.rand(count, generator=generator) - 0.5
             points = points + 0.4 * torch.randn(points.shape, generator=generator)
-        other_opening = opening_mask(other_points)
-        has_teeth = torch.from_numpy(self.mouths.kind[rows.numpy()] >= KINDS.index("real"))
+        other_opening = opening_mask(self._partly_closed(rows, other_points, pairs, generator))
         return MouthBatch(
             crops,
             points,
             opening_mask(points, dilation_px=dilation_px),
-            torch.cat([other_crops * other_opening, other_opening], 1),
-            has_teeth.float(),
+            masked_teeth(other_crops, other_opening),
             pairs,
         )
 
@@ -131,6 +135,24 @@ class MouthSource:
         first, count = (torch.from_numpy(part[person]) for part in (self._first, self._count))
         share = torch.rand(len(rows), generator=generator)
         return first + (share * count).long().minimum(count - 1)
+
+    def _partly_closed(
+        self, rows: Tensor, points: Tensor, pairs: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return landmarks whose lips cover some of the teeth, of all stills and some frames.
+
+        A portrait that smiles shows less of its teeth than speech will.
+        """
+        draws = torch.rand(len(rows), 3, generator=generator)
+        _repeat_first(pairs, draws)
+        still = torch.from_numpy(self.mouths.kind[rows.numpy()] < KINDS.index("real"))
+        share = torch.where(still | (draws[:, 0] < COVERED_SHARE), 0.7 * draws[:, 1], 0.0)
+        lower_moves = draws[:, 2] < LOWER_LIP_SHARE
+        upper, lower = points[:, INNER_UPPER_LIP], points[:, INNER_LOWER_LIP]
+        points = points.clone()
+        points[:, INNER_LOWER_LIP] = lower.lerp(upper, (share * lower_moves)[:, None, None])
+        points[:, INNER_UPPER_LIP] = upper.lerp(lower, (share * ~lower_moves)[:, None, None])
+        return points
 
     def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         stored = np.stack([self.mouths.crops[i] for i in rows.tolist()])
@@ -199,6 +221,15 @@ def _transformed(crops: Tensor, points: Tensor, change: _Affine) -> tuple[Tensor
         crops, grid, mode="bicubic", padding_mode="reflection", align_corners=False
     )
     return crops.clamp(-1, 1), points
+
+
+def _relit(teeth: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
+    """Change the light on the teeth alone, so that the painter fits them to the surroundings."""
+    count = len(teeth)
+    gain = (0.2 * torch.randn(count, 1, 1, 1, generator=generator)).exp()
+    tint = (0.05 * torch.randn(count, 3, 1, 1, generator=generator)).exp()
+    _repeat_first(pairs, gain, tint)
+    return ((teeth + 1) * gain * tint - 1).clamp(-1, 1)
 
 
 def _tinted(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.training.critic import Critic
 from letstalk_rt.training.data.dataset import Clip, Stills
@@ -20,6 +21,24 @@ from letstalk_rt.training.stages.autoencoder_loss import (
     autoencoder_loss,
     heat_loss,
 )
+
+NEW_DECODER_STEPS = 400
+"""Steps over which noise and penalties grow for a new decoder of a trained encoder."""
+
+
+def load_fitting(model: ReferenceAutoencoder, weights: dict[str, Tensor]) -> bool:
+    """Load the weights of an autoencoder; return whether its decoder is new.
+
+    If the decoder has another shape, the model keeps its own, untrained decoder, and likewise the
+    heads of the reference encoder, which serve the decoder.
+    """
+    own = model.state_dict()
+    is_new = any(own[name].shape != value.shape for name, value in weights.items())
+    if is_new:
+        kept = {k: v for k, v in own.items() if k.startswith(("decoder.", "reference.heads."))}
+        weights = weights | kept
+    model.load_state_dict(weights)
+    return is_new
 
 
 def fit_landmarks(
@@ -58,6 +77,7 @@ def train_autoencoder(
     config: LoopConfig,
     *,
     batch_size: int = 8,
+    shape: AutoencoderConfig | None = None,
     weights: AutoencoderLossConfig | None = None,
     initial_weights: dict[str, Tensor] | None = None,
     freeze_latents: bool = False,
@@ -72,8 +92,10 @@ def train_autoencoder(
         folder: The run's folder.
         config: Schedule.
         batch_size: Pairs per step.
+        shape: Widths of the autoencoder; the defaults when None.
         weights: Weights of the loss.
-        initial_weights: Weights of a trained autoencoder to continue from.
+        initial_weights: Weights of a trained autoencoder to continue from. If its decoder has other
+            widths, the decoder is trained from scratch.
         freeze_latents: Train the reference encoder and the decoder only, so that the latents, on
             which a denoiser was trained, stay the same. Needs `initial_weights`.
         critic: Train with a patch discriminator for mouth and eyes.
@@ -82,13 +104,14 @@ def train_autoencoder(
     torch.manual_seed(0)
     weights = weights or AutoencoderLossConfig()
     source = PairSource(clips, stills, batch_size)
-    model = ReferenceAutoencoder()
+    model = ReferenceAutoencoder(shape)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    warm_up = 1500
     if initial_weights is None:
         model.set_mean_landmarks(source.mean_points())
         fit_landmarks(model, source, folder / "landmarks", device=config.device)
     else:
-        model.load_state_dict(initial_weights)
+        warm_up = NEW_DECODER_STEPS if load_fitting(model, initial_weights) else 1
         model.encoder.requires_grad_(not freeze_latents)
         model.read_points.requires_grad_(not freeze_latents)
     patch_critic = Critic(torch.device(config.device)) if critic else None
@@ -96,7 +119,7 @@ def train_autoencoder(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         frames, points = (part.to(run.device) for part in source.draw(run.generator))
-        maturity = 1.0 if initial_weights else min(1.0, step / 1500)
+        maturity = min(1.0, (step + 1) / warm_up)
         return autoencoder_loss(model, frames, points, weights, maturity, patch_critic)
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:

@@ -1,8 +1,7 @@
 """Trains the mouth painter: inpainting between the lips, on crops of clips and stills.
 
-Another frame of the same clip takes the place of the portrait: half of the time its teeth are an
-input, otherwise only its appearance code, which is held near a normal distribution so that it can
-be drawn at random for portraits with closed lips.
+Another frame of the same clip takes the place of the portrait: its teeth, in another light, are an
+input. After training, the painter inpaints the bank of teeth for portraits that show none.
 """
 
 from pathlib import Path
@@ -12,27 +11,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from letstalk_rt.models.autoencoder.mouth_painter import (
-    APPEARANCE_SIZE,
-    CODE_DEVIATION,
-    MouthAppearance,
-    MouthPainter,
-    MouthPainterConfig,
-)
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.geometry.mouth_crop import lip_gap_px
 from letstalk_rt.training.data.mouth_batches import MouthSource
 from letstalk_rt.training.data.mouth_crops import MouthCrops
+from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.mouth_painter_loss import (
-    CODE_WEIGHT,
     CRITIC_WEIGHT,
     DIFFERENCE_WEIGHTS,
     FEATURE_WEIGHT,
     MouthCritic,
     differences,
-    draw_appearances,
     inpaint,
+    shown_teeth,
 )
+from letstalk_rt.training.stages.teeth_bank import fit_bank
 
 CRITIC_START = 300
 """First step with a critic: before, mouths are grey, and it learns nothing from them."""
@@ -54,8 +48,8 @@ def train_mouth_painter(
     initial_weights: dict[str, Tensor] | None = None,
     critic_start: int = CRITIC_START,
     sheet_size: tuple[int, int] = SHEET_SIZE,
-) -> nn.Module:
-    """Train the mouth painter and return its EMA copy.
+) -> MouthPainter:
+    """Train the mouth painter; return its EMA copy, and write it, with its bank, to `model.pt`.
 
     Args:
         mouths: the crops of the train split.
@@ -78,14 +72,12 @@ def train_mouth_painter(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = source.draw(batch_size, run.generator).to(run.device)
-        appearance, divergence = draw_appearances(model, batch, run.generator)
-        painted = inpaint(model, batch, appearance)
+        painted = inpaint(model, batch, shown_teeth(batch, run.generator))
         parts = differences(painted, batch)
-        total = CODE_WEIGHT * divergence
+        total = painted.new_zeros(())
         for name, value in parts.items():
             total = total + DIFFERENCE_WEIGHTS[name] * value
         figures = {name: float(value.detach()) for name, value in parts.items()}
-        figures["look"] = float(divergence.detach())
         if step >= critic_start:
             with torch.autocast(run.device.type, torch.bfloat16):
                 figures["critic"] = critic.learn(painted, batch)
@@ -96,7 +88,12 @@ def train_mouth_painter(
         return total, figures
 
     validator = MouthValidator(mouths, validation, folder, sheet_size)
-    return run.train(loss, lambda model, step: validator(model, step, run.device))
+    trained = run.train(loss, lambda model, step: validator(model, step, run.device))
+    assert isinstance(trained, MouthPainter)
+    if is_main_process():
+        fit_bank(trained.cpu(), mouths)
+        torch.save(trained.state_dict(), folder / "model.pt")
+    return trained
 
 
 def split_mouths(mouths: MouthCrops) -> tuple[np.ndarray, np.ndarray]:
@@ -125,20 +122,16 @@ class MouthValidator:
         count = sheet_size[0] * sheet_size[1]
         picked = torch.multinomial(weight, count, False, generator=generator)
         self._batch = source.gather(picked, 0, generator, augment=False)
-        self._code = CODE_DEVIATION * torch.randn(count, APPEARANCE_SIZE, generator=generator)
+        self._others = self._batch.teeth.roll(sheet_size[0] + 1, 0)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int, device: torch.device) -> dict[str, float]:
-        """Return L1 and contrast inside mouths, with a random appearance and with shown teeth."""
+        """Return L1 and contrast inside mouths, with their own and with another person's teeth."""
         assert isinstance(model, MouthPainter)
         batch = self._batch.to(device)
-        drawn = MouthAppearance(self._code.to(device), torch.zeros_like(batch.teeth))
-        with torch.autocast(device.type, torch.bfloat16):
-            mean, _ = model.encode_appearance(batch.teeth)
-        shown = MouthAppearance(mean, batch.teeth * batch.has_teeth[:, None, None, None])
         figures, rows = {}, [batch.crops, batch.crops * (1 - batch.opening)]
-        for name, appearance in (("drawn", drawn), ("shown", shown)):
-            painted = inpaint(model, batch, appearance)
+        for name, teeth in (("own", batch.teeth), ("other", self._others.to(device))):
+            painted = inpaint(model, batch, teeth)
             rows.append(painted)
             figures[f"aside_l1_{name}"] = float(differences(painted, batch)["l1"])
             ratio = contrast(painted, batch.opening) / contrast(batch.crops, batch.opening)

@@ -1,7 +1,6 @@
 """Losses of the mouth painter: differences inside the opening, and a patch critic.
 
-Source: hinge loss, arXiv:1705.02894; feature matching, arXiv:1711.11585; variational bottleneck,
-arXiv:1312.6114.
+Source: hinge loss, arXiv:1705.02894; feature matching, arXiv:1711.11585.
 """
 
 from typing import Any
@@ -10,22 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from letstalk_rt.models.autoencoder.mouth_painter import (
-    APPEARANCE_SIZE,
-    MouthAppearance,
-    MouthPainter,
-)
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.training.data.mouth_batches import MouthBatch
 from letstalk_rt.training.distributed import average_gradients, broadcast_weights
 
-TEETH_SHARE = 0.5
-"""Share of mouths that are inpainted with the teeth of another frame as an input."""
-
-CODE_SHARE = 0.75
-"""Share of mouths that are inpainted with the code of another frame; others with a random one."""
+TEETH_SHARE = 0.85
+"""Share of mouths that are inpainted with teeth as an input."""
 
 DIFFERENCE_WEIGHTS = {"l1": 1.0, "colour": 2.0, "gradient": 1.0, "time": 1.0}
-FEATURE_WEIGHT, CRITIC_WEIGHT, CODE_WEIGHT = 1.0, 0.3, 0.003
+FEATURE_WEIGHT, CRITIC_WEIGHT = 1.0, 0.3
 
 
 class MouthPatchCritic(nn.Module):
@@ -118,37 +110,19 @@ def _patch_weights(opening: Tensor, like: Tensor) -> Tensor:
     return share / (share.sum((1, 2, 3), keepdim=True) + 0.02 * share[0].numel())
 
 
-def inpaint(model: MouthPainter, batch: MouthBatch, appearance: MouthAppearance) -> Tensor:
+def inpaint(model: MouthPainter, batch: MouthBatch, teeth: Tensor) -> Tensor:
     """Return the crops with their openings inpainted."""
     with torch.autocast(batch.crops.device.type, torch.bfloat16):
-        inside = model(batch.crops, batch.opening, batch.points, appearance)
+        inside = model(batch.crops, batch.opening, batch.points, teeth)
     return torch.lerp(batch.crops, inside, batch.opening)
 
 
-def draw_appearances(
-    model: MouthPainter, batch: MouthBatch, generator: torch.Generator
-) -> tuple[MouthAppearance, Tensor]:
-    """Draw the appearance of each mouth; both frames of a pair share theirs.
-
-    Returns:
-        The appearances, and the divergence of the codes from a standard normal distribution.
-    """
-    count, device = len(batch.crops), batch.crops.device
-
-    def draw(*shape: int, normal: bool = False) -> Tensor:
-        value = (torch.randn if normal else torch.rand)(count, *shape, generator=generator)
-        if batch.pairs:
-            value[-batch.pairs :] = value[: batch.pairs]
-        return value.to(device)
-
-    with torch.autocast(device.type, torch.bfloat16):
-        mean, spread = model.encode_appearance(batch.teeth)
-    noise = draw(APPEARANCE_SIZE, normal=True)
-    code = torch.where(draw(1) < CODE_SHARE, mean + spread.exp() * noise, noise)
-    divergence = 0.5 * (mean.square() + (2 * spread).exp() - 1) - spread
-    shown = (draw() < TEETH_SHARE).float() * batch.has_teeth
-    appearance = MouthAppearance(code, batch.teeth * shown[:, None, None, None])
-    return appearance, divergence.sum(1).mean()
+def shown_teeth(batch: MouthBatch, generator: torch.Generator) -> Tensor:
+    """Return the teeth of a batch, without those of some mouths; a pair has both or none."""
+    shown = torch.rand(len(batch.teeth), generator=generator) < TEETH_SHARE
+    if batch.pairs:
+        shown[-batch.pairs :] = shown[: batch.pairs]
+    return batch.teeth * shown.to(batch.teeth)[:, None, None, None]
 
 
 def differences(painted: Tensor, batch: MouthBatch) -> dict[str, Tensor]:
