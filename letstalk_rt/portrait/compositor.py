@@ -8,6 +8,7 @@ On a CPU the pixels are warped by OpenCV in 8-bit integers, in half the time and
 memory that torch takes; torch is used if the layers are on a GPU.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -63,10 +64,10 @@ class Compositor:
         self._rows, self._cols = rows, cols
         self._box_rows = slice(rows.start - top, rows.stop - top)
         self._box_cols = slice(cols.start - left, cols.stop - left)
-        fade = _fade(side)[self._box_rows, self._box_cols, None].to(device)
-        self._gain = fade.expand(-1, -1, 3).contiguous()
+        self._fade = _fade(side)[self._box_rows, self._box_cols].to(device)
+        self._gain = self._fade[..., None].expand(-1, -1, 3).contiguous()
         # 0.5 for rounding, because the cast to uint8 truncates.
-        self._offset = self._canvas[rows, cols] * (1 - fade) + 0.5
+        self._offset = self._canvas[rows, cols] * (1 - self._fade[..., None]) + 0.5
         self._source: np.ndarray | Tensor | None = None
         if layered and side > IMAGE_SIZE:
             upsampled = _upsampled(_crop_box(portrait.canvas, left, top, side))
@@ -148,12 +149,25 @@ class Compositor:
             faces = sampler(slice(0, self._side)).float()
             close_eyes(faces, frames.points, eye_closures, black=0)
             self._blend(shown, faces[:, :, self._box_rows], self._box_rows)
-        else:
-            height = max(1, _AT_ONCE_PX // self._side)
-            for top in range(self._box_rows.start, self._box_rows.stop, height):
-                rows = slice(top, min(top + height, self._box_rows.stop))
+            return shown
+        height = max(1, _AT_ONCE_PX // self._side)
+        for top in range(self._box_rows.start, self._box_rows.stop, height):
+            rows = slice(top, min(top + height, self._box_rows.stop))
+            if isinstance(sampler, _CpuLayerSampler):
+                self._blend_pixels(shown, sampler, rows)
+            else:
                 self._blend(shown, sampler(rows), rows)
         return shown
+
+    def _blend_pixels(self, shown: Tensor, sampler: "_CpuLayerSampler", rows: slice) -> None:
+        """Blend some rows of the sampler's faces into `shown`, in place, in 8-bit integers."""
+        here = slice(rows.start - self._box_rows.start, rows.stop - self._box_rows.start)
+        fade = self._fade[here].numpy()
+        canvas = self._canvas[self._rows, self._cols][here].numpy()
+        for item, pixels in enumerate(shown.numpy()):
+            face = sampler.face(item, rows)[:, self._box_cols]
+            mixed = cv2.blendLinear(np.ascontiguousarray(face), canvas, fade, 1 - fade)
+            pixels[self._rows, self._cols][here] = mixed
 
     def _blend(self, shown: Tensor, faces: Tensor, rows: slice) -> None:
         """Blend some rows of faces, `(N, 3, rows, side)` in [0, 255], into `shown`, in place."""
@@ -172,25 +186,34 @@ class _CpuLayerSampler:
         residual = _enlarge(_half_residual(frames), side).permute(0, 2, 3, 1)
         self._half_residual = residual.contiguous().numpy()
         # In pixels of the source, which has twice the resolution of the box.
-        flow = F.interpolate(frames.flow * flow_fade * side, (side, side), mode="bilinear")
-        axis = torch.arange(side, dtype=torch.float32) * 2
-        self._columns = (flow[:, 0] + axis).numpy()
-        self._rows = (flow[:, 1] + axis[:, None]).numpy()
+        flow = (frames.flow * flow_fade * side).permute(0, 2, 3, 1).contiguous().numpy()
+        self._positions = [
+            cv2.add(cv2.resize(one, (side, side), interpolation=cv2.INTER_LINEAR), _identity(side))
+            for one in flow
+        ]
+
+    def face(self, item: int, rows: slice) -> np.ndarray:
+        """Return some rows of one face, `(rows, side, 3)` uint8."""
+        face = cv2.remap(
+            self._source,
+            self._positions[item][rows],
+            None,  # type: ignore[arg-type]  # positions of x and y come in one array
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        return cv2.addWeighted(face, 1, self._half_residual[item][rows], 2, -256)
 
     def __call__(self, rows: slice) -> Tensor:
         """Return `(N, 3, rows, side)` uint8."""
-        items = zip(self._columns, self._rows, self._half_residual, strict=True)
-        faces = []
-        for columns, lines, residual in items:
-            face = cv2.remap(
-                self._source,
-                columns[rows],
-                lines[rows],
-                cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_REPLICATE,
-            )
-            faces.append(cv2.addWeighted(face, 1, residual[rows], 2, -256))
+        faces = [self.face(item, rows) for item in range(len(self._positions))]
         return torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=8)
+def _identity(side: int) -> np.ndarray:
+    """Return where each pixel of the box lies in the source, `(side, side, 2)`: x and y."""
+    axis = np.arange(side, dtype=np.float32) * 2
+    return np.stack(np.meshgrid(axis, axis), -1)
 
 
 class _LayerSampler:

@@ -7,8 +7,6 @@ frame by optical flow; the background flow of a portrait is zero.
 Source of the optical flow: dense inverse search, arXiv:1603.03590, as implemented in OpenCV.
 """
 
-import functools
-
 import cv2
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from letstalk_rt.models.geometry.landmark_warp import proximity_map, warp
+from letstalk_rt.models.geometry.landmark_warp import proximity_map, upsample, warp
 
 CELLS = 8
 """Height and width of the grid, in cells."""
@@ -45,19 +43,7 @@ def flow_from_latent(latent: Tensor, points: Tensor, size: int = 128) -> Tensor:
         Offsets as `face_flow` returns them, `(B, 2, size, size)`.
     """
     grid = rearrange(latent.float(), "b (c i j) h w -> b c (h i) (w j)", i=2, j=2) / GAIN
-    upsampling = _upsampling(size, grid.device)
-    return (upsampling @ grid @ upsampling.T) * _distance_mask(points, size)
-
-
-@functools.cache
-def _upsampling(size: int, device: torch.device) -> Tensor:
-    """Return the weights of bicubic upsampling along one axis, `(size, CELLS)`.
-
-    Upsampling as two small matrix products takes a tenth of the time of `interpolate`.
-    """
-    with torch.inference_mode(False):
-        cells = torch.eye(CELLS, device=device)[None, None]
-        return F.interpolate(cells, (size, CELLS), mode="bicubic", align_corners=False)[0, 0]
+    return upsample(grid, size, "bicubic") * _distance_mask(points, size)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from letstalk_rt.models.geometry.landmark_warp import (
     proximity_maps,
     sample_at,
     sampling_grid,
+    upsample,
     warp,
 )
 from letstalk_rt.models.geometry.landmarks import (
@@ -196,7 +197,7 @@ class Decoder(nn.Module):
             if level < 2:
                 x = self.ups[level](x)
         change = 0.1 * self.flow_head(F.silu(x)).float()
-        flow = inputs.flow + F.interpolate(change, scale_factor=2.0, mode="bilinear")
+        flow = inputs.flow + upsample(change, FLOW_SIZE)
         warped = warp(portrait.image.float(), flow, "bicubic")
         warped_cells = _channels_last(F.pixel_unshuffle(warped, 4), x.dtype)
         out = self.paint(torch.cat([x, warped_cells, inputs.gap], 1)).float()

