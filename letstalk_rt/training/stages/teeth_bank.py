@@ -1,6 +1,6 @@
 """Chooses the bank of teeth: what the mouth painter shows of portraits with closed lips.
 
-Taken are the stills of the train split with the sharpest front view of white teeth, as the trained
+Taken are stills of the train split with a sharp front view of white, close teeth, as the trained
 painter inpaints them, so that the bank consists of its own output.
 """
 
@@ -28,6 +28,11 @@ BRIGHTNESS = (-0.1, 0.45)
 """Colours of teeth in daylight: the mean distance of the highest from the lowest channel, and the
 mean of all, in [-1, 1]."""
 
+MIN_SHARPNESS = 0.05
+DARK = 0.45
+"""Mean step between neighbouring pixels below which teeth are blurred; how much darker than the
+mean of the opening a gap between teeth is."""
+
 MAX_TILT = 0.12
 MAX_OFFSET_PX = 6.0
 """How far the corners of the mouth may differ in height, over its width, and how far the middle of
@@ -52,7 +57,7 @@ def fit_bank(model: MouthPainter, mouths: MouthCrops) -> int:
     stored = np.stack([mouths.crops[i][inner] for i in rows])
     crops = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 127.5 - 1
     points = torch.from_numpy(mouths.points[rows]) - MARGIN_PX
-    score = sharpness_of_teeth(crops, points)
+    score = rate_teeth(crops, points)
     chosen = score.argsort(descending=True)[: model.config.bank]
     chosen = chosen[score[chosen] > 0]
     if len(chosen):
@@ -60,28 +65,38 @@ def fit_bank(model: MouthPainter, mouths: MouthCrops) -> int:
         opening = opening_mask(points)
         painted = model(crops, opening, points, masked_teeth(crops, opening))
         places = torch.arange(model.config.bank) % len(chosen)
-        model.set_bank(masked_teeth(painted, opening)[places])
+        # The painter deepens the gaps between teeth, and it will be applied to the bank again.
+        model.set_bank(masked_teeth(soften(painted), opening)[places])
     return len(chosen)
 
 
-def sharpness_of_teeth(crops: Tensor, points: Tensor) -> Tensor:
-    """Return the mean gradient inside the openings of crops, `(B,)`; 0 of what does not fit.
+def soften(crops: Tensor) -> Tensor:
+    """Return crops averaged over three columns with the weights 1, 2, 1."""
+    padded = F.pad(crops, (1, 1, 0, 0), mode="replicate")
+    return (padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]) / 4
+
+
+def rate_teeth(crops: Tensor, points: Tensor) -> Tensor:
+    """Return the share of an opening that is not dark, `(B,)`; 0 of what does not fit.
 
     Args:
         crops: `(B, 3, 80, 112)` in [-1, 1].
         points: landmarks `(B, L, 2)` in pixels of the crops.
     """
     opening = (opening_mask(points) > 0.5).float()
-    area = opening.sum((1, 2, 3)).clamp(min=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * opening).sum((1, 2, 3)) / opening.sum((1, 2, 3)).clamp(min=1)
+
     light = crops.mean(1, keepdim=True)
-    across = F.pad(light.diff(dim=3).abs(), (0, 1))
-    saturation = (crops.amax(1, keepdim=True) - crops.amin(1, keepdim=True)) * opening
-    brightness = (light * opening).sum((1, 2, 3)) / area
+    saturation = mean(crops.amax(1, keepdim=True) - crops.amin(1, keepdim=True))
+    brightness, sharpness = mean(light), mean(F.pad(light.diff(dim=3).abs(), (0, 1)))
+    dark = mean((light < brightness[:, None, None, None] - DARK).float())
     left, right = (points[:, i] for i in INNER_CORNERS)
     tilt = (right - left)[:, 1].abs() / (right - left)[:, 0].clamp(min=1)
     offset = ((left + right)[:, 0] / 2 - CROP_CENTRE[0]).abs()
     gap = lip_gap_px(points)
     fits = (gap > GAP_PX[0]) & (gap < GAP_PX[1]) & (tilt < MAX_TILT) & (offset < MAX_OFFSET_PX)
-    fits &= saturation.sum((1, 2, 3)) / area < MAX_SATURATION
+    fits &= (saturation < MAX_SATURATION) & (sharpness > MIN_SHARPNESS)
     fits &= (brightness > BRIGHTNESS[0]) & (brightness < BRIGHTNESS[1])
-    return (across * opening).sum((1, 2, 3)) / area * fits
+    return (1 - dark) * fits

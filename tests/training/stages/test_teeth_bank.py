@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from support.mouth_crops import make_crops
 from support.mouths import frontal_face
@@ -11,7 +12,7 @@ from torch import Tensor
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.geometry.mouth_crop import CROP_SIZE, opening_mask
 from letstalk_rt.training.data.mouth_crops import KINDS, MouthCrops
-from letstalk_rt.training.stages.teeth_bank import fit_bank, sharpness_of_teeth
+from letstalk_rt.training.stages.teeth_bank import fit_bank, rate_teeth, soften
 
 SMALL = MouthPainterConfig(widths=(8, 8, 8), bank=3)
 
@@ -21,15 +22,27 @@ def teeth(width_px: int, *, level: float = 0.3, tint: float = 0.0) -> tuple[Tens
     points = frontal_face(14.0, at=(56, 34))
     crop = torch.full((1, 3, *CROP_SIZE), 0.1)
     dark = torch.arange(CROP_SIZE[1]) % width_px == 0
-    inside = torch.where(dark, level - 0.5, level).expand(1, 3, *CROP_SIZE).clone()
+    inside = torch.where(dark, level - 0.8, level).expand(1, 3, *CROP_SIZE).clone()
     inside[:, 2] -= tint
     return torch.lerp(crop, inside, (opening_mask(points) > 0.5).float()), points
 
 
-def test_sharp_teeth_come_first():
-    fine, coarse = teeth(5), teeth(15)
-    scores = sharpness_of_teeth(torch.cat([coarse[0], fine[0]]), torch.cat([coarse[1], fine[1]]))
+def test_close_teeth_come_first():
+    close, gappy = teeth(7), teeth(4)
+    scores = rate_teeth(torch.cat([gappy[0], close[0]]), torch.cat([gappy[1], close[1]]))
     assert 0 < float(scores[0]) < float(scores[1])
+
+
+def test_blurred_teeth_score_zero():
+    crop, points = teeth(5)
+    for _ in range(6):
+        crop = soften(crop)
+    assert float(rate_teeth(crop, points)) == 0
+
+
+def test_softening_keeps_the_mean():
+    crop, _ = teeth(5)
+    assert float(soften(crop).mean()) == pytest.approx(float(crop.mean()), abs=1e-3)
 
 
 def test_what_is_no_front_view_of_white_teeth_scores_zero():
@@ -40,7 +53,7 @@ def test_what_is_no_front_view_of_white_teeth_scores_zero():
     nearly_closed = frontal_face(3.0, at=(56, 34))
     for mouth in ((crop, turned), (crop, tilted), (crop, nearly_closed), teeth(5, tint=0.6),
                   teeth(5, level=-0.5), teeth(5, level=0.9)):  # fmt: skip
-        assert float(sharpness_of_teeth(*mouth)) == 0
+        assert float(rate_teeth(*mouth)) == 0
 
 
 def with_teeth(mouths: MouthCrops, rows: list[int]) -> MouthCrops:
