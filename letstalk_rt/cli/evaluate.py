@@ -63,10 +63,10 @@ def evaluate(
         long_s: length of the long run in seconds; 0 skips it.
     """
     result = EvaluationResult()
-    autoencoder = pipeline.model.autoencoder
-    result.figures |= evaluate_reconstruction(autoencoder, clips)
-    result.figures |= evaluate_ssim(autoencoder, clips)
-    result.figures |= evaluate_pairs(autoencoder, clips)
+    autoencoder, painter = pipeline.model.autoencoder, pipeline.model.mouth_painter
+    result.figures |= evaluate_reconstruction(autoencoder, clips, painter=painter)
+    result.figures |= evaluate_ssim(autoencoder, clips, painter=painter)
+    result.figures |= evaluate_pairs(autoencoder, clips, painter=painter)
     evaluate_clips(pipeline, models, clips, result)
     if models.towers is not None:
         found = calibrate(models.towers, [c for c in clips if c.has_audio and c.kind == "real"])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.geometry.landmarks import SUBSET
 from letstalk_rt.training.data.dataset import Clip, to_unit
 from letstalk_rt.training.evaluation.reconstruction import (
@@ -41,12 +42,15 @@ def ssim_map(generated: Tensor, true: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ssim_of(model: Autoencoder, clip: Clip, every: int = 12) -> tuple[float, float] | None:
+def ssim_of(
+    model: Autoencoder, clip: Clip, every: int = 12, *, painter: MouthPainter | None = None
+) -> tuple[float, float] | None:
     """Return SSIM of the frame and of the mouth for a reconstructed clip; None if it is short."""
     chosen = list(range(every, clip.num_frames, every))
     if not chosen:
         return None
-    found = ssim_map(reconstruct(model, clip, chosen), frames_tensor(clip, chosen))
+    generated = reconstruct(model, clip, chosen, painter=painter)
+    found = ssim_map(generated, frames_tensor(clip, chosen))
     mouths = []
     for place, index in zip(found, chosen, strict=True):
         left, top, right, bottom = mouth_box(to_unit(clip.landmarks[index][list(SUBSET)]))
@@ -54,10 +58,12 @@ def ssim_of(model: Autoencoder, clip: Clip, every: int = 12) -> tuple[float, flo
     return float(found.mean()), float(torch.stack(mouths).mean())
 
 
-def evaluate_ssim(model: Autoencoder, clips: list[Clip]) -> dict[str, float]:
+def evaluate_ssim(
+    model: Autoencoder, clips: list[Clip], *, painter: MouthPainter | None = None
+) -> dict[str, float]:
     """Return SSIM of reconstruction through the latent, portrait = first frame, mean of clips."""
-    rows = np.array([row for clip in clips if (row := ssim_of(model, clip)) is not None])
-    whole, mouth = rows.mean(0)
+    found = (ssim_of(model, clip, painter=painter) for clip in clips)
+    whole, mouth = np.array([row for row in found if row is not None]).mean(0)
     return {"ssim": float(whole), "ssim_mouth": float(mouth)}
 
 

@@ -9,8 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
+from letstalk_rt.models.autoencoder.latents import PortraitFeatures
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.geometry.landmarks import LIPS
+from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.data.video_samples import to_pixels, write_video
 
@@ -47,9 +50,16 @@ def _cut(generated: Tensor, true: Tensor, points: np.ndarray) -> tuple[Tensor, T
 
 @torch.no_grad()
 def reconstruct(
-    model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int = 0
+    model: Autoencoder,
+    clip: Clip,
+    indices: list[int],
+    portrait_index: int = 0,
+    painter: MouthPainter | None = None,
 ) -> Tensor:
-    """Return frames reconstructed from their latents and a portrait frame, `(T, 3, 256, 256)`."""
+    """Return frames reconstructed from their latents and a portrait frame, `(T, 3, 256, 256)`.
+
+    With a mouth painter their mouths are inpainted, as in the frames of a session.
+    """
     device = next(model.parameters()).device
     portrait = model.encode_portrait(frames_tensor(clip, [portrait_index]).to(device))
     parts = []
@@ -57,8 +67,29 @@ def reconstruct(
         with torch.autocast(device.type, torch.bfloat16):
             frames = frames_tensor(clip, batch.tolist()).to(device)
             latents = model.encode(frames[None], portrait)
-            parts.append(model.decode(latents, portrait)[0].cpu())
+            decoded = model.decode(latents, portrait)[0].float()
+        if painter is not None:
+            assert isinstance(model, ReferenceAutoencoder)
+            points = model.decode_landmarks(latents[0])
+            decoded = _with_inpainted_mouths(decoded, points, portrait, painter)
+        parts.append(decoded.cpu())
     return torch.cat(parts)
+
+
+def _with_inpainted_mouths(
+    frames: Tensor, points: Tensor, portrait: PortraitFeatures, painter: MouthPainter
+) -> Tensor:
+    """Return frames `(T, 3, 256, 256)` with landmarks `(T, L, 2)` after the mouth compositor."""
+    canvas, *pixels = torch.from_numpy(to_pixels(torch.cat([portrait.image, frames]))).to(
+        frames.device
+    )
+    shown = torch.stack(pixels)
+    MouthCompositor(painter, canvas, _pixels_of(portrait.points), seed=0)(shown, _pixels_of(points))
+    return shown.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _pixels_of(points: Tensor) -> Tensor:
+    return (points.float() + 1) * 128
 
 
 def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
@@ -69,14 +100,18 @@ def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
 
 @torch.no_grad()
 def evaluate_reconstruction(
-    model: Autoencoder, clips: list[Clip], every: int = 12
+    model: Autoencoder,
+    clips: list[Clip],
+    every: int = 12,
+    *,
+    painter: MouthPainter | None = None,
 ) -> dict[str, float]:
     """Return the figures of reconstruction, portrait = first frame, mean over clips.
 
     Sharpness is the mean absolute Laplacian of the face over that of the true frames.
     """
     rows = [
-        _judge(model, clip, list(range(every, clip.num_frames, every)), 0)
+        _judge(model, clip, list(range(every, clip.num_frames, every)), 0, painter)
         for clip in clips
         if clip.num_frames > every
     ]
@@ -85,7 +120,13 @@ def evaluate_reconstruction(
 
 
 @torch.no_grad()
-def evaluate_pairs(model: Autoencoder, clips: list[Clip], pairs: int = 6) -> dict[str, float]:
+def evaluate_pairs(
+    model: Autoencoder,
+    clips: list[Clip],
+    pairs: int = 6,
+    *,
+    painter: MouthPainter | None = None,
+) -> dict[str, float]:
     """Return the same figures for portraits and targets drawn at random from each clip.
 
     Random portraits are nearer to their targets than a clip's first frame is to its last.
@@ -95,17 +136,21 @@ def evaluate_pairs(model: Autoencoder, clips: list[Clip], pairs: int = 6) -> dic
         for _ in range(pairs):
             source, target = torch.randint(clip.num_frames, (2,), generator=generator).tolist()
             if source != target:
-                rows.append(_judge(model, clip, [target], source))
+                rows.append(_judge(model, clip, [target], source, painter))
     whole, mouth, _ = torch.tensor(rows).mean(0).tolist()
     return {"psnr_pairs": whole, "psnr_mouth_pairs": mouth}
 
 
 def _judge(
-    model: Autoencoder, clip: Clip, indices: list[int], portrait_index: int
+    model: Autoencoder,
+    clip: Clip,
+    indices: list[int],
+    portrait_index: int,
+    painter: MouthPainter | None,
 ) -> tuple[float, float, float]:
     """Return PSNR, PSNR of the mouth, and the sharpness ratio of the face."""
     generated, true = (
-        reconstruct(model, clip, indices, portrait_index),
+        reconstruct(model, clip, indices, portrait_index, painter),
         frames_tensor(clip, indices),
     )
     cut = [_cut(m, x, clip.points[i]) for m, x, i in zip(generated, true, indices, strict=True)]

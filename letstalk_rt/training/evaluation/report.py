@@ -56,7 +56,7 @@ class Bar:
 
 BARS = {
     "psnr": Bar("reconstruction, dB", low=30),
-    "psnr_mouth": Bar("reconstruction of the mouth, dB", low=26.5),
+    "psnr_mouth": Bar("reconstruction of the mouth, dB", low=27),
     "sharpness_ratio": Bar("sharpness of reconstruction over the true frames'", low=0.85),
     "mouth_corr_grid": Bar("mouth opening, generated against true, GRID's clips", low=0.68),
     "mouth_corr_filmed": Bar("the same, other filmed clips", low=0.46),
@@ -67,10 +67,10 @@ BARS = {
     "open_portrait_gap": Bar("lip gap in silence of portraits with parted lips", high=0.03),
     "head_range_ratio": Bar("range of head motion over the true one's", 0.8, 1.2),
     "blinks_per_min": Bar("blinks per minute", 12, 22),
-    "identity_ratio": Bar("identity cosine to the portrait over the true frames'", low=0.85),
+    "identity_ratio": Bar("identity cosine to the portrait over the true frames'", low=0.97),
     "long_identity_ratio": Bar("the same in the long run", low=0.85),
     "drift_identity_p": Bar("chance of so large an identity slope without drift", low=0.05),
-    "sharpness_generated": Bar("sharpness of generated faces over the true ones'", low=0.85),
+    "sharpness_generated": Bar("sharpness of generated faces over the true ones'", low=0.9),
     "interior_contrast_ratio": Bar("contrast inside open mouths over the true ones'", 0.85, 1.2),
     "interior_ab": Bar("distance of their mean colours, a and b of CIELAB", high=4),
     "interior_shimmer": Bar("change inside them between frames over the true one", high=1.2),

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.mouths import frontal_face
 from support.small_model import AUTOENCODER, PRESET, stir
 from torch import nn
 
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import NUM_LANDMARKS
@@ -22,6 +24,7 @@ from letstalk_rt.training.evaluation.reconstruction import (
     evaluate_reconstruction,
     mouth_box,
     psnr,
+    reconstruct,
     sharpness,
 )
 from letstalk_rt.training.evaluation.rollout import save_sample
@@ -67,6 +70,16 @@ class TestFigures:
         figures = evaluate_reconstruction(model, clips[:1], every=12)
         assert set(figures) == {"psnr", "psnr_mouth", "sharpness_ratio"}
         assert all(math.isfinite(value) for value in figures.values())
+
+    def test_a_mouth_painter_changes_mouths_only(self, clips):
+        torch.manual_seed(0)
+        model = ReferenceAutoencoder(AUTOENCODER).eval()
+        model.set_mean_landmarks((frontal_face(14.0, at=(128, 128))[0] - 128) / 128)
+        painter = MouthPainter(MouthPainterConfig(widths=(8, 8, 8), bank=2)).eval()
+        plain = reconstruct(model, clips[0], [1, 2])
+        changed = (reconstruct(model, clips[0], [1, 2], painter=painter) - plain).abs().amax((0, 1))
+        assert float(changed[120:136, 104:152].mean()) > 0.05
+        assert float(changed[:80].max()) < 0.01
 
 
 class TestSamples:
