@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, masked_teeth
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, is_inner, masked_teeth
 from letstalk_rt.models.geometry.mouth_crop import (
     CROP_HEIGHT,
     CROP_WIDTH,
@@ -69,11 +69,23 @@ class MouthCompositor:
         each = [(frames[i], transform[[n]]) for n, i in enumerate(is_open)]
         crops = torch.cat([_crop(frame, to_crop) for frame, to_crop in each])
         opening = opening_mask(crop_points, dilation_px=_DILATION_PX)
-        teeth = self._teeth.expand(len(is_open), -1, -1, -1)
-        inside = self._painter(crops, opening, crop_points, teeth)
+        inside = self._inpaint(crops, opening, crop_points)
         alpha = opening * visibility[is_open, None, None, None]
         for (frame, to_crop), colours, share in zip(each, inside, alpha, strict=True):
             _blend(frame, colours[None], share[None], to_crop)
+
+    def _inpaint(self, crops: Tensor, opening: Tensor, points: Tensor) -> Tensor:
+        """Return the inside of mouths, `(B, 3, 80, 112)`."""
+        fits = is_inner(opening)
+        inside = torch.empty_like(crops)
+        for inner in (True, False):
+            chosen = fits if inner else ~fits
+            if count := int(chosen.sum()):
+                teeth = self._teeth.expand(count, -1, -1, -1)
+                inside[chosen] = self._painter(
+                    crops[chosen], opening[chosen], points[chosen], teeth, inner=inner
+                )
+        return inside
 
 
 def _crop(frame: Tensor, transform: CropTransform) -> Tensor:

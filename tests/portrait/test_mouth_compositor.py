@@ -23,7 +23,9 @@ class OneColour(nn.Module):
     def banked_teeth(self, seed: int) -> Tensor:
         return torch.full((1, 4, *CROP_SIZE), float(seed))
 
-    def forward(self, crops: Tensor, opening: Tensor, points: Tensor, teeth: Tensor) -> Tensor:
+    def forward(
+        self, crops: Tensor, opening: Tensor, points: Tensor, teeth: Tensor, *, inner: bool
+    ) -> Tensor:
         self.teeth.append(teeth)
         self.openings.append(opening)
         colour = torch.tensor(TEETH) / 127.5 - 1

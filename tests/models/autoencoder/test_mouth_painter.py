@@ -2,11 +2,13 @@
 
 import torch
 from support.mouths import frontal_face
+from support.small_model import stir
 from torch import Tensor
 
 from letstalk_rt.models.autoencoder.mouth_painter import (
     MouthPainter,
     MouthPainterConfig,
+    is_inner,
     masked_teeth,
 )
 from letstalk_rt.models.geometry.mouth_crop import CROP_SIZE, opening_mask
@@ -49,6 +51,21 @@ class TestPainter:
         whole = painter(*inputs)
         alone = painter(*(value[:1] for value in inputs))
         torch.testing.assert_close(whole[:1], alone, atol=1e-5, rtol=1e-4)
+
+    def test_the_middle_alone_is_close_to_the_whole(self):
+        torch.manual_seed(0)
+        painter = MouthPainter(SMALL).requires_grad_(False)
+        stir(painter)
+        crops, opening, points, teeth = self.inputs()
+        assert is_inner(opening).all()
+        whole = painter(crops, opening, points, teeth) * opening
+        middle = painter(crops, opening, points, teeth, inner=True)
+        assert middle.shape == whole.shape and not middle[..., :8, :].any()
+        assert float((middle * opening - whole).abs().max()) < 0.1 * float(whole.abs().max())
+
+    def test_wide_open_mouths_do_not_fit_into_the_middle(self):
+        opening = opening_mask(frontal_face(70.0, at=(56, 34)))
+        assert not is_inner(opening).any()
 
     def test_bfloat16_is_close_to_float32(self):
         inputs = self.inputs()
