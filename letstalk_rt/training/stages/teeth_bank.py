@@ -33,6 +33,9 @@ DARK = 0.45
 """Mean step between neighbouring pixels below which teeth are blurred; how much darker than the
 mean of the opening a gap between teeth is."""
 
+TINT_REMOVED = 0.5
+"""Share of the colour of borrowed teeth that is removed: it is the light of another portrait."""
+
 MAX_TILT = 0.12
 MAX_OFFSET_PX = 6.0
 """How far the corners of the mouth may differ in height, over its width, and how far the middle of
@@ -66,7 +69,8 @@ def fit_bank(model: MouthPainter, mouths: MouthCrops) -> int:
         painted = model(crops, opening, points, masked_teeth(crops, opening))
         places = torch.arange(model.config.bank) % len(chosen)
         # The painter deepens the gaps between teeth, and it will be applied to the bank again.
-        model.set_bank(masked_teeth(soften(painted), opening)[places])
+        whiter = soften(painted).lerp(soften(painted).mean(1, keepdim=True), TINT_REMOVED)
+        model.set_bank(masked_teeth(whiter, opening)[places])
     return len(chosen)
 
 
