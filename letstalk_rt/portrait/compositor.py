@@ -197,11 +197,12 @@ class _CpuLayerSampler:
         face = cv2.remap(
             self._source,
             self._positions[item][rows],
-            None,  # type: ignore[arg-type]  # positions of x and y come in one array
+            None,  # positions of x and y come in one array
             cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        return cv2.addWeighted(face, 1, self._half_residual[item][rows], 2, -256)
+        painted: np.ndarray = cv2.addWeighted(face, 1, self._half_residual[item][rows], 2, -256)
+        return painted
 
     def __call__(self, rows: slice) -> Tensor:
         """Return `(N, 3, rows, side)` uint8."""

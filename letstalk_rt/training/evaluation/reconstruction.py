@@ -70,6 +70,7 @@ def reconstruct(
             decoded = model.decode(latents, portrait)[0].float()
         if painter is not None:
             assert isinstance(model, ReferenceAutoencoder)
+            assert isinstance(portrait, PortraitFeatures)
             points = model.decode_landmarks(latents[0])
             decoded = _with_inpainted_mouths(decoded, points, portrait, painter)
         parts.append(decoded.cpu())
