@@ -12,7 +12,9 @@ from support.transport_stage import Path, SenderClock, skews_ms, staged
 from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.errors import BadOfferError, BadRequestError, IceRestartError
 from letstalk_server.session.transport import PeerRole, PeerState
-from letstalk_server.webrtc.encoders import PACKET_SAMPLES
+from letstalk_server.webrtc.encoders import PACKETS_PER_S
+
+PACKET_SAMPLES = SAMPLE_RATE // PACKETS_PER_S
 
 
 @pytest.fixture(autouse=True)
