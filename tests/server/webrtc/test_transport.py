@@ -141,7 +141,8 @@ async def test_a_voice_over_a_bad_path_keeps_its_time():
         async with asyncio.timeout(20):
             received = [await chunks.get() for _ in range(120)]
         assert peer.stats().concealed_ms > 0
-        assert np.concatenate(received).size == 120 * PACKET_SAMPLES
+        packets, rest = divmod(np.concatenate(received).size, PACKET_SAMPLES)
+        assert rest == 0 and 120 <= packets <= 126  # a gap may be concealed by one longer chunk
 
 
 OFFERS = {
