@@ -9,6 +9,10 @@ from letstalk_rt import Avatar, AvatarSession, ConfigError
 from letstalk_rt.session.options import SessionOptions
 from letstalk_rt.types import FPS
 
+_SYNCHRONIZER_FPS = 2 * FPS
+"""At the rate of the frames, the runner's synchronizer would never work off the three frames that
+wait in it when a session begins: lips would be 120 ms behind the voice. The generator paces them."""
+
 
 def open_session(avatar: Avatar, sample_rate: int, options: SessionOptions) -> AvatarSession:
     """Create a session whose frames a generator can play.
@@ -46,7 +50,7 @@ def make_runner(
         room,
         audio_recv=audio,
         video_gen=generator,
-        options=AvatarOptions(width, height, FPS, sample_rate, 1),
+        options=AvatarOptions(width, height, _SYNCHRONIZER_FPS, sample_rate, 1),
     )
     generator.av_sync = runner.av_sync
     return runner
