@@ -11,7 +11,8 @@ from letstalk_rt.types import FPS
 
 _SYNCHRONIZER_FPS = 2 * FPS
 """At the rate of the frames, the runner's synchronizer would never work off the three frames that
-wait in it when a session begins: lips would be 120 ms behind the voice. The generator paces them."""
+wait in it when a session begins, and lips would be 120 ms behind the voice. The generator paces
+them."""
 
 
 def open_session(avatar: Avatar, sample_rate: int, options: SessionOptions) -> AvatarSession:
