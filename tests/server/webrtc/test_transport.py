@@ -140,9 +140,10 @@ async def test_a_voice_over_a_bad_path_keeps_its_time():
         await guest.accept(answer)
         async with asyncio.timeout(20):
             received = [await chunks.get() for _ in range(120)]
-        assert peer.stats().concealed_ms > 0
+        concealed_ms = peer.stats().concealed_ms
         packets, rest = divmod(np.concatenate(received).size, PACKET_SAMPLES)
-        assert rest == 0 and 120 <= packets <= 126  # a gap may be concealed by one longer chunk
+        # Packets that are lost one after the other are concealed by one chunk, and by nothing else.
+        assert rest == 0 and 0 <= 1000 / PACKETS_PER_S * (packets - 120) < concealed_ms
 
 
 OFFERS = {
