@@ -6,6 +6,7 @@ landmarks stay in place when the crop is shifted; those of a false detection mov
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,14 +132,7 @@ class FaceFinder:
 
     def detect(self, image: Tensor) -> list[Box]:
         """Detect faces at two scales, so that both small and frame-filling faces are found."""
-        height, width = image.shape[-2:]
-        boxes: list[Box] = []
-        for pad in (1.0, 1.6):
-            side = pad * max(height, width)
-            left, top = (width - side) / 2, (height - side) / 2
-            resized = crop(image, left, top, side, DETECTOR_SIZE)
-            boxes += find_peaks(self.detector(resized)[0].float(), left, top, side)
-        return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
+        return detect_boxes(self.detector, image)
 
     def _landmarks_at(self, image: Tensor, box: Box) -> Face | None:
         """Find the face at a box; return None if there is no face."""
@@ -151,7 +145,7 @@ class FaceFinder:
         shifted = Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
         again = self.landmarks(image, shifted)
         distance = np.linalg.norm(again - points, axis=1).mean()
-        if not distance < _MAX_DISAGREEMENT * np.ptp(points[:, 1]) or not _plausible(points):
+        if not distance < _MAX_DISAGREEMENT * np.ptp(points[:, 1]) or not is_plausible(points):
             return None
         return Face(points.astype(np.float32), box.score, head_yaw(points))
 
@@ -162,6 +156,26 @@ class FaceFinder:
         heat = self.autoencoder.encode_with_heatmaps(cropped[None])[1]
         points = soft_argmax(heat[0])[0].float().cpu().numpy()
         return (points + 1) / 2 * box.side + [left, top]
+
+
+def detect_boxes(
+    detector: FaceDetector, image: Tensor, pads: Sequence[float] = (1.0, 1.6)
+) -> list[Box]:
+    """Return the boxes of faces in an image `(1, 3, H, W)`, the most certain first.
+
+    Args:
+        detector: the face detector.
+        image: values in [-1, 1].
+        pads: scales to look at: side of the square that is searched, over the longer side.
+    """
+    height, width = image.shape[-2:]
+    boxes: list[Box] = []
+    for pad in pads:
+        side = pad * max(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        resized = crop(image, left, top, side, DETECTOR_SIZE)
+        boxes += find_peaks(detector(resized)[0].float(), left, top, side)
+    return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
 
 
 def crop(image: Tensor, left: float, top: float, side: float, size: int) -> Tensor:
@@ -218,7 +232,7 @@ def find_peaks(out: Tensor, left: float, top: float, side: float) -> list[Box]:
     return boxes
 
 
-def _plausible(points: np.ndarray) -> bool:
+def is_plausible(points: np.ndarray) -> bool:
     """Return whether landmarks form an upright face: mouth below eyes, plausible proportions."""
     eyes = points[LEFT_LID + RIGHT_LID].mean(0)
     mouth = 0.5 * (points[MOUTH_LEFT] + points[MOUTH_RIGHT])
