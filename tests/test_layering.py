@@ -44,7 +44,9 @@ letstalk_server.session
 letstalk_server.webrtc
 letstalk_server.metrics
 letstalk_server.http
+letstalk_server.cluster
 letstalk_server.app
+letstalk_server.server
 letstalk_server.main
 letstalk_server.__main__
 letstalk_server
@@ -52,7 +54,7 @@ letstalk_server
 """All folders, lowest first; a file at the top of the server is a folder of its own."""
 
 HTTP = {"starlette", "uvicorn"}
-KNOWS_HTTP = {"letstalk_server.http", "letstalk_server.app", "letstalk_server.main"}
+KNOWS_HTTP = {f"letstalk_server.{name}" for name in ("http", "app", "server", "main")}
 
 
 def module_of(path: Path, root: Path) -> str:

@@ -19,6 +19,9 @@ export class Api {
   #token;
   #timer = 0;
 
+  /** Id of the session, or null. Avatars are asked of its server, which may be one of several. */
+  session = null;
+
   /**
    * @param {string} [url] URL of the server; by default where this module was loaded from.
    * @param {string|function} [token] a token, or a function (may be async) returning one.
@@ -34,6 +37,13 @@ export class Api {
   /** Return the full URL of a path on the server. */
   url(path) {
     return new URL(path, this.#base).href;
+  }
+
+  /** Return the path of the avatars, with a query of these parameters. */
+  avatarsPath(parameters = {}) {
+    const session = this.session ? { session: this.session } : {};
+    const query = new URLSearchParams({ ...parameters, ...session }).toString();
+    return query ? `v1/avatars?${query}` : "v1/avatars";
   }
 
   async token() {

@@ -327,6 +327,7 @@ function watchAvatar() {
   on("finished", () => playing && playing === sent && hidePlaying());
   on("selected", ({ warnings }) => warnings.length && showMessage(warnings.join(" ")));
   on("warning", onWarning);
+  on("forgotten", ({ avatar: id }) => picker.forget(id));
   on("blocked", () => setAudioOn(false));
   on("message", ({ type, disclosure }) => {
     if (type === "session.ready") page.toggleAttribute("data-badged", Boolean(disclosure?.badge));

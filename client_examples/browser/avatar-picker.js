@@ -28,7 +28,7 @@ export class AvatarPicker extends EventTarget {
 
   /** Load the list and choose the avatar with this id, or the first. */
   async load(id, consent) {
-    const { avatars, max_upload_bytes } = await this.#api.request("v1/avatars");
+    const { avatars, max_upload_bytes } = await this.#api.request(this.#api.avatarsPath());
     this.#avatars = avatars;
     this.#upload.configure(consent ?? DEFAULT_CONSENT, max_upload_bytes);
     this.choose(avatars.find((avatar) => avatar.id === id) ?? avatars[0]);
@@ -50,10 +50,19 @@ export class AvatarPicker extends EventTarget {
     this.choose(avatar);
   }
 
-  async #remove(avatar) {
+  /** Remove an avatar that the server no longer has. */
+  forget(id) {
+    this.#drop(this.#avatars.find((avatar) => avatar.id === id));
+  }
+
+  #drop(avatar) {
     this.#avatars = this.#avatars.filter((other) => other !== avatar);
     if (this.#chosen === avatar) this.choose(this.#avatars[0]);
     else this.#render();
+  }
+
+  async #remove(avatar) {
+    this.#drop(avatar);
     await this.#api.request(`v1/avatars/${avatar.id}`, { method: "DELETE" }).catch(() => {});
   }
 

@@ -23,7 +23,7 @@ const MAX_TEXT_CHARS = 20_000; // more than any server accepts; larger messages 
  *
  * Events (`detail` in brackets): `state` [{state, error}], `speaking`, `idle`,
  * `interrupted` [{playedMs, droppedMs}], `finished` [{segment, playedMs}],
- * `selected` [{avatar, warnings}], `warning` [{code, message}], `overlay` [settings],
+ * `selected` [{avatar, warnings}], `forgotten` [{avatar}: the server no longer has it], `warning` [{code, message}], `overlay` [settings],
  * `blocked` (the browser plays no audio before a click), `message` [the server's message].
  *
  * `state` is one of `new`, `connecting`, `live`, `reconnecting`, `failed`, `closed`.
@@ -67,6 +67,7 @@ export class LetsTalkAvatar extends EventTarget {
     this.#avatarId = options.avatar ?? null;
     this.api = new Api(options.url, options.token);
     if (options.session) this.session = { session: options.session };
+    this.api.session = options.session ?? null;
     video.playsInline = true;
     video.autoplay = true;
   }
@@ -189,6 +190,7 @@ export class LetsTalkAvatar extends EventTarget {
       const session = await this.#openSession();
       if (isStale()) return;
       this.session = session;
+      this.api.session = session.session;
       connection = this.#connection = new PeerConnection(
         this.api,
         session,
@@ -230,6 +232,18 @@ export class LetsTalkAvatar extends EventTarget {
         if (!GONE.has(error.code)) throw error;
       }
     }
+    try {
+      return await this.#createSession();
+    } catch (error) {
+      if (!AVATAR_GONE.has(error.code) || !this.#avatarId) throw error;
+    }
+    // An upload is on one server; when that is lost, another one shows its first avatar.
+    this.#emit("forgotten", { avatar: this.#avatarId });
+    this.#avatarId = null;
+    return this.#createSession();
+  }
+
+  #createSession() {
     const { badge } = this.#options;
     const options = badge === undefined ? {} : { options: { badge } };
     return this.api.post("v1/sessions", { ...this.#avatarField(), ...options });
@@ -315,6 +329,7 @@ export class LetsTalkAvatar extends EventTarget {
 
 // Error codes of a session that cannot be resumed.
 const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
+const AVATAR_GONE = new Set(["unknown-avatar", "unknown-portrait"]);
 const ENDED = new Set(["session-over", "idle", "engine-failed", "ended"]);
 const RESTARTING = new Set(["stopping", "not-ready"]);
 // Error codes by the reason of `session.ended`; `lost` and `closed` originate on this side.

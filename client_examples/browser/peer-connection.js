@@ -76,8 +76,8 @@ export class PeerConnection {
   }
 
   async #offerByJson() {
-    const offer = { type: "offer", sdp: this.pc.localDescription.sdp, session: this.#session.session };
-    return (await this.#api.post("v1/offer", offer)).sdp;
+    const offer = { type: "offer", sdp: this.pc.localDescription.sdp };
+    return (await this.#api.post(`v1/offer?session=${this.#session.session}`, offer)).sdp;
   }
 
   #offerByWhep() {

@@ -90,9 +90,10 @@ export class UploadDialog {
   async #upload() {
     const file = this.#file;
     this.#show("busy");
-    const label = encodeURIComponent($("label").value.trim() || DEFAULT_LABEL);
+    const label = $("label").value.trim() || DEFAULT_LABEL;
+    const path = this.#api.avatarsPath({ consent: true, label });
     try {
-      const uploaded = await this.#api.request(`v1/avatars?consent=true&label=${label}`, {
+      const uploaded = await this.#api.request(path, {
         method: "POST",
         headers: { "content-type": file.type || "application/octet-stream" },
         body: file,

@@ -125,8 +125,9 @@ async def speak(audio: Path, video: Path, url: str, token: str | None, avatar: s
     token = session["token"] or token
     call = Call(session["ice_servers"], audio, video)
     await call.pc.setLocalDescription(await call.pc.createOffer())
-    offer = {"type": "offer", "sdp": call.pc.localDescription.sdp, "session": session["session"]}
-    answer = await asyncio.to_thread(post, url, "v1/offer", offer, token)
+    offer = {"type": "offer", "sdp": call.pc.localDescription.sdp}
+    path = f"v1/offer?session={session['session']}"
+    answer = await asyncio.to_thread(post, url, path, offer, token)
     await call.pc.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
     await call.run()
 

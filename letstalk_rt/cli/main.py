@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, AddArguments, Run]] = {
 FORWARDED = {
     "demo": ("letstalk_server.main", "server", "serve the demo page: choose a face and talk"),
     "serve": ("letstalk_server.main", "server", "run the server with all its settings"),
+    "cluster": ("letstalk_server.cluster.main", "server", "place sessions on many workers"),
     "eval": ("letstalk_rt.cli.evaluate", "eval", "measure the model on a data folder"),
     "train": ("letstalk_rt.cli.train", "train", "train the model on a data folder"),
 }

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from letstalk_rt.errors import PortraitError
 from letstalk_server.auth import Auth
+from letstalk_server.cluster.agent_check import LOADING, AgentCheck, agent_state
 from letstalk_server.errors import BadRequestError, NotFoundError, ServerError
 from letstalk_server.http import pages, rest, signaling, websocket
 from letstalk_server.http.middleware import SecurityMiddleware
@@ -30,6 +31,7 @@ from letstalk_server.session.registry import SessionRegistry
 from letstalk_server.session.text_speech import open_engine
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc.aiortc_transport import AiortcTransport
+from letstalk_server.webrtc.public_address import PublicAddress
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +55,11 @@ def create_app(
         load: loads the model; called once, in a thread, before the server is ready.
 
     Raises:
-        LetsTalkError: The speech engine that the settings name cannot be used.
+        LetsTalkError: The speech engine or the public address of the settings cannot be used.
     """
+
+    named = settings.public_address
+    public_address = None if named is None else PublicAddress.find(named)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -62,7 +67,12 @@ def create_app(
         asyncio.get_running_loop().set_default_executor(threads)
         metrics: ServerMetrics = app.state.metrics
         avatar_service = await AvatarService.open(settings, load, metrics.record_step)
-        transport = AiortcTransport(settings.ice_servers, settings.bitrates, prefer=settings.codec)
+        transport = AiortcTransport(
+            settings.ice_servers,
+            settings.bitrates,
+            prefer=settings.codec,
+            public_address=public_address,
+        )
         sessions = SessionRegistry(
             avatar_service,
             transport,
@@ -71,6 +81,7 @@ def create_app(
             app.state.text_to_speech,
         )
         app.state.avatar_service, app.state.sessions = avatar_service, sessions
+        app.state.agent_check.state = lambda: agent_state(sessions)
         _register_gauges(metrics, avatar_service, sessions)
         try:
             yield
@@ -93,6 +104,7 @@ def create_app(
     app.state.text_to_speech = open_engine(settings)
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
+    app.state.agent_check = AgentCheck(lambda: LOADING)
     app.state.uploading = asyncio.Semaphore(MAX_UPLOADS)
     app.state.upload_limiter = RateLimiter(UPLOADS_PER_S)
     app.add_middleware(SecurityMiddleware, settings=settings)

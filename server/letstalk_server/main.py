@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import gc
 import logging
 import os
 import ssl
@@ -18,15 +17,13 @@ import uvicorn
 from letstalk_rt.errors import ConfigError, LetsTalkError
 from letstalk_rt.threads import shorten_openmp_spin
 from letstalk_server.app import create_app
-from letstalk_server.auth import SCOPES, Auth
+from letstalk_server.server import Server
 from letstalk_server.session.avatar_service import LoadedModel, load_model
-from letstalk_server.settings import Bitrates, IceServer, Settings
+from letstalk_server.settings import AGENT_PORT, Bitrates, IceServer, Settings
 
 PING_INTERVAL_S = 2.0
 PING_TIMEOUT_S = 2.0
 """For WebSockets: a lost client is noticed within the sum of both."""
-
-PAGE_SCOPES = ("sessions", "speak", "view", "avatars")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +100,7 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: not failures and "completing handshake" not in str(record.msg)
     )
-    server = _Server(config, settings, app.state.auth)
+    server = Server(config, settings, app)
     # Raised after uvicorn has shut down: by Ctrl-C, and if the start failed.
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.run()
@@ -141,45 +138,6 @@ def remove_message(record: logging.LogRecord) -> bool:
     return True
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that prints its address when it is ready."""
-
-    def __init__(self, config: uvicorn.Config, settings: Settings, auth: Auth) -> None:
-        super().__init__(config)
-        self._settings = settings
-        self._auth = auth
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        if not self.started:
-            return
-        # Exclude what is loaded from garbage collection: scanning it would delay all sessions.
-        gc.collect()
-        gc.freeze()
-        port = self.servers[0].sockets[0].getsockname()[1]
-        sys.stdout.write(f"letstalk is ready: {page_address(self._settings, port, self._auth)}\n")
-        sys.stdout.flush()
-
-
-def page_address(settings: Settings, port: int, auth: Auth) -> str:
-    """Return the address of the page; on a terminal, with a token if one is required.
-
-    Other output may be stored, and a token must not be.
-    """
-    scheme = "https" if settings.tls_cert else "http"
-    wildcard = settings.host in ("0.0.0.0", "::", "127.0.0.1", "::1")
-    host = "localhost" if wildcard else settings.host
-    address = f"{scheme}://{host}:{port}/"
-    if not auth.required:
-        return address
-    if not sys.stdout.isatty():
-        if settings.api_key is None:
-            return f"{address} (no tokens can be issued: LETSTALK_API_KEY is not set)"
-        return f"{address} (a token is required: see POST /v1/tokens in docs/protocol.md)"
-    token, _ = auth.issue("operator", PAGE_SCOPES, ttl_s=3600)
-    return f"{address}#token={token}"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="letstalk serve",
@@ -215,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_isolation(parser, default)
     _add_access(parser, default)
     _add_limits(parser, default)
+    _add_cluster(parser, default)
     return parser
 
 
@@ -336,6 +295,19 @@ def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
         )
 
 
+def _add_cluster(parser: argparse.ArgumentParser, default: Settings) -> None:
+    group = parser.add_argument_group("several machines, see docs/deployment.md")
+    for key, kind, metavar, words in (
+        ("worker_name", str, "NAME", "name of this worker, which its session ids begin with"),
+        ("agent_port", int, "PORT", f"answer HAProxy's agent check here, usually {AGENT_PORT}"),
+        ("public_address", str, "IP", "address for media that visitors reach, behind NAT"),
+        ("drain_s", float, "S", "how long a worker waits for its sessions after SIGTERM (30)"),
+    ):
+        value = _env(key.upper(), getattr(default, key))
+        option = "--" + key.replace("_", "-")
+        group.add_argument(option, type=kind, default=value, metavar=metavar, help=words)
+
+
 def _env(name: str, default: Any) -> Any:
     return os.environ.get(f"LETSTALK_{name}", default)
 
@@ -373,8 +345,6 @@ def _ice_server(text: str) -> IceServer:
     username, _, credential = login.partition(",")
     return IceServer(url, username or None, credential or None)
 
-
-assert set(PAGE_SCOPES) <= set(SCOPES)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,6 @@
 """The settings and their ranges. Only `main` reads the environment and the command line."""
 
+import re
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Literal
@@ -8,6 +9,11 @@ from urllib.parse import urlsplit
 from letstalk_rt.errors import ConfigError
 
 MIN_SECRET_CHARS = 32
+AGENT_PORT = 8081
+"""The usual port of the agent check."""
+
+WORKER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""A name of a worker is a label of DNS, such as the name of a pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,11 @@ class Settings:
         heartbeat_timeout_s: maximum silence of a connected page on the data channel.
         report_timeout_s: maximum time without any packet from another peer.
         grace_s: grace period in which a lost peer may reconnect.
+        worker_name: name of this worker in a cluster, which its session ids begin with.
+        agent_port: TCP port that answers HAProxy's agent check; `None`: no agent check.
+        public_address: IP address that the answers name for media, where it is not an address of
+            this machine (NAT).
+        drain_s: how long a worker that was told to stop waits for its sessions to end.
     """
 
     host: str = "127.0.0.1"
@@ -140,6 +151,10 @@ class Settings:
     heartbeat_timeout_s: float = 4.0
     report_timeout_s: float = 4.4
     grace_s: float = 15.0
+    worker_name: str | None = None
+    agent_port: int | None = None
+    public_address: str | None = None
+    drain_s: float = 30.0
 
     @property
     def auth_required(self) -> bool:
@@ -174,6 +189,23 @@ class Settings:
             raise ConfigError("turn_urls and turn_secret must be set together")
         self._check_secrets()
         self._check_origins()
+        self._check_cluster()
+
+    def _check_cluster(self) -> None:
+        if self.worker_name is not None and not WORKER_NAME.fullmatch(self.worker_name):
+            raise ConfigError(
+                f"worker_name is {self.worker_name!r}, expected 1 to 63 lower-case letters, digits "
+                "and hyphens, such as w7"
+            )
+        if self.agent_port is not None:
+            _require("agent_port", self.agent_port, 1, 65_535)
+        if self.public_address is not None:
+            try:
+                ip_address(self.public_address)
+            except ValueError:
+                raise ConfigError(
+                    f"public_address is {self.public_address!r}, expected an IP address"
+                ) from None
 
     def _check_secrets(self) -> None:
         for key in ("secret", "api_key"):
@@ -216,6 +248,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("heartbeat_timeout_s", 0.1, 600),
     ("report_timeout_s", 0.1, 600),
     ("grace_s", 0, 3600),
+    ("drain_s", 0, 86_400),
 )
 
 

@@ -18,7 +18,8 @@ from support.browser_tools import PAINTED
 
 from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_server import main
-from letstalk_server.main import page_address, parse, serve
+from letstalk_server.main import parse, serve
+from letstalk_server.server import page_address
 from letstalk_server.settings import Bitrates, IceServer, Settings
 
 TESTS = Path(__file__).parents[1]

@@ -8,7 +8,6 @@ packers use.
 import asyncio
 import io
 import logging
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from letstalk_server.errors import (
     UnknownAvatarError,
     UnknownPortraitError,
 )
+from letstalk_server.session.ids import new_id
 from letstalk_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class AvatarService:
             PortraitError: The file is no image, is damaged, or shows no usable face.
             NotReadyError: The model is being started again.
         """
-        name = secrets.token_urlsafe(16)
+        name = new_id(self._settings)
         try:
             entry = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
         except ModelLost as error:

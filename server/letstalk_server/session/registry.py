@@ -43,6 +43,8 @@ class SessionRegistry:
         self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
         self._rate_limiter = RateLimiter(SESSIONS_PER_S)
         self._is_stopping = False
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -61,7 +63,12 @@ class SessionRegistry:
         """
         if self._is_stopping:
             raise NotReadyError("The server is stopping. Try again in a minute.")
-        self.admission.check(sum(not session.is_abandoned for session in self))
+        self.admission.check(self.occupied)
+
+    @property
+    def occupied(self) -> int:
+        """Number of places that are taken; a session in its grace period takes none."""
+        return sum(not session.is_abandoned for session in self)
 
     def _free_capacity(self) -> None:
         """At capacity, end the first session that has no connections left."""
@@ -105,6 +112,7 @@ class SessionRegistry:
         )
         task = asyncio.create_task(session.run(), name="session")
         self._running[session.id] = session, task
+        self._is_empty.clear()
         task.add_done_callback(lambda _: self._remove(session))
         return session
 
@@ -138,11 +146,21 @@ class SessionRegistry:
             _, task = self._running[session.id]
             await asyncio.wait([task])
 
+    def drain(self) -> None:
+        """Admit no new sessions; those that live go on."""
+        self._is_stopping = True
+
+    async def wait_empty(self) -> None:
+        """Wait until no session is left."""
+        await self._is_empty.wait()
+
     async def aclose(self) -> None:
         """End all sessions and admit no new ones."""
-        self._is_stopping = True
+        self.drain()
         await asyncio.gather(*[self.close(session, EndReason.STOPPING) for session in self])
 
     def _remove(self, session: Session) -> None:
         del self._running[session.id]
+        if not self._running:
+            self._is_empty.set()
         self._on_end(session)

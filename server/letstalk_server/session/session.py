@@ -7,7 +7,6 @@ Its tasks form one `TaskGroup`: a failure ends the whole session and no other on
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import Connection, EndReason, ServedSessionOptions
 from letstalk_server.session.connections import Connections
 from letstalk_server.session.ending import SessionEnded, closing_error, end_reason_of, log_failures
+from letstalk_server.session.ids import new_id
 from letstalk_server.session.lifetime import Lifetime
 from letstalk_server.session.message_handler import MessageHandler
 from letstalk_server.session.playout import SlotPlayout
@@ -70,7 +70,7 @@ class Session:
         is_lasting: bool = True,
         text_to_speech: TextToSpeech | None = None,
     ) -> None:
-        self.id = secrets.token_urlsafe(16)
+        self.id = new_id(settings)
         self.owner = owner
         self.options = options or ServedSessionOptions()
         self.settings = settings

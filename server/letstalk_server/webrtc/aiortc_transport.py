@@ -30,6 +30,7 @@ from letstalk_server.session.transport import Handlers, Media, PeerRole, PeerSta
 from letstalk_server.settings import Bitrates, IceServer
 from letstalk_server.webrtc.encoded_streams import SharedMedia
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
+from letstalk_server.webrtc.public_address import PublicAddress
 from letstalk_server.webrtc.rtp_receiver import RtpReceiver
 from letstalk_server.webrtc.rtp_sender import RtpSender
 from letstalk_server.webrtc.sdp import clean_offer, media_kinds, parse_fragment
@@ -61,6 +62,7 @@ class AiortcTransport:
         ice_servers: STUN and TURN servers that the server itself uses.
         bitrates: bounds of the video bitrate.
         prefer: preferred video codec, `VP8` or `H264`.
+        public_address: address that the answers name for media, where NAT maps it to this machine.
         executor: where video is encoded; `close` shuts it down.
         connect: creates aiortc's peer connections.
     """
@@ -71,6 +73,7 @@ class AiortcTransport:
         bitrates: Bitrates | None = None,
         *,
         prefer: str = "VP8",
+        public_address: PublicAddress | None = None,
         executor: Executor | None = None,
         connect: Callable[[RTCConfiguration], RTCPeerConnection] = RTCPeerConnection,
     ) -> None:
@@ -82,6 +85,7 @@ class AiortcTransport:
             ENCODER_THREADS, thread_name_prefix="encode"
         )
         self._connect = connect
+        self._public_address = public_address
         self._configuration = RTCConfiguration(
             iceServers=[
                 RTCIceServer(
@@ -100,7 +104,9 @@ class AiortcTransport:
         """Create the server's end of a connection; nothing is sent before `answer`."""
         assert isinstance(media, SharedMedia), "media must be created by the same transport"
         pc = self._connect(self._configuration)
-        return AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs)
+        peer = AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs)
+        peer.public_address = self._public_address
+        return peer
 
     def close(self) -> None:
         """Shut down the threads; call after all peers and media are closed."""
@@ -108,7 +114,13 @@ class AiortcTransport:
 
 
 class AiortcPeer:
-    """A peer connection; see `transport.Peer`."""
+    """A peer connection; see `transport.Peer`.
+
+    Attributes:
+        public_address: see `AiortcTransport`.
+    """
+
+    public_address: PublicAddress | None = None
 
     def __init__(
         self,
@@ -170,7 +182,8 @@ class AiortcPeer:
         self._ufrag = next(
             (line[12:] for line in sdp.split("\r\n") if line.startswith("a=ice-ufrag:")), None
         )
-        return str(self._pc.localDescription.sdp)
+        sdp = str(self._pc.localDescription.sdp)
+        return sdp if self.public_address is None else self.public_address.put_into(sdp)
 
     async def trickle(self, fragment: str) -> None:
         """Add trickled candidates: the body of a WHIP or WHEP `PATCH` (RFC 8840).

@@ -1,0 +1,1 @@
+"""A cluster on one machine: hosts, workers with a model that costs nothing, and proxies."""

@@ -1,0 +1,1 @@
+"""Many workers behind HAProxy: the agent check, draining, and the proxy's configuration."""
