@@ -33,6 +33,7 @@ letstalk_rt.sinks
 letstalk_rt.training
 letstalk_rt.training.data
 letstalk_rt.training.evaluation
+letstalk_rt.training.prepare
 letstalk_rt.training.stages
 letstalk_rt.cli
 letstalk_rt.__main__

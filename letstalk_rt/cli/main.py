@@ -33,6 +33,7 @@ FORWARDED = {
     "serve": ("letstalk_server.main", "server", "run the server with all its settings"),
     "cluster": ("letstalk_server.cluster.main", "server", "place sessions on many workers"),
     "eval": ("letstalk_rt.cli.evaluate", "eval", "measure the model on a data folder"),
+    "prepare": ("letstalk_rt.cli.prepare", "train", "turn raw videos into a data folder"),
     "train": ("letstalk_rt.cli.train", "train", "train the model on a data folder"),
 }
 """Commands with their own parser: the module of their `main`, the extra it needs, a summary."""

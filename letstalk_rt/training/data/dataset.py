@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from letstalk_rt.training.distributed import main_process_first
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 FRAME_SIZE = 256
+"""Side of the frames that most stages work on, in pixels."""
+
 SYNC_LAG_IN_STEP = 1
 """The `sync_lag` of a clip whose lips and audio are synchronous."""
 
@@ -37,13 +40,15 @@ class Clip:
     Attributes:
         name: The clip's name in the data folder.
         kind: `real` (filmed by a camera) or `generated` (another model's output).
-        frames: `(T, 256, 256, 3)` uint8.
-        landmarks: `(T, 478, 2)` float32, pixels.
+        frames: `(T, S, S, 3)` uint8.
+        landmarks: `(T, 478, 2)` float32, pixels of these frames.
         blendshapes: `(T, 52)` float32.
         pcm: `(T * 640,)` float32, 16 kHz; silence if the clip has no audio.
         has_audio: Whether the clip has audio; if not, `pcm` is zeros.
         sync: Pearson's r of lips and audio at the best lag; NaN if unknown.
         lips_late: By how many frames the lips are later than the audio.
+        person: Who is shown; empty if the list does not say.
+        has_blendshapes: Whether `blendshapes` were measured; if not, they are zeros.
     """
 
     name: str
@@ -55,6 +60,8 @@ class Clip:
     has_audio: bool
     sync: float = float("nan")
     lips_late: int = 0
+    person: str = ""
+    has_blendshapes: bool = True
 
     @property
     def num_frames(self) -> int:
@@ -64,17 +71,27 @@ class Clip:
     @property
     def points(self) -> np.ndarray:
         """The model's landmarks, `(T, L, 2)` in [-1, 1]."""
-        return to_unit(self.landmarks[:, SUBSET])
+        return to_unit(self.landmarks[:, SUBSET], self.size_px)
+
+    @property
+    def size_px(self) -> int:
+        """The side of the frames, in pixels."""
+        return int(self.frames.shape[2])
 
     @property
     def source(self) -> str:
-        """The video that the clip was cut from; clips of one source often show the same person."""
-        return self.name.rsplit("-", 1)[0]
+        """What is set aside together: a person's clips, else those of one video."""
+        return self.person or self.name.rsplit("-", 1)[0]
 
     @property
     def is_grid(self) -> bool:
         """Whether this is a clip of the GRID corpus: the cleanest speech in the data."""
-        return "GRID" in self.name or "swwp2s" in self.name
+        return is_grid(self.name)
+
+
+def is_grid(name: str) -> bool:
+    """Return whether a clip of this name belongs to the GRID corpus."""
+    return "GRID" in name or "swwp2s" in name
 
 
 def to_unit(points_px: np.ndarray, size_px: int = FRAME_SIZE) -> np.ndarray:
@@ -115,26 +132,87 @@ def decode_audio(path: Path) -> np.ndarray:
     return np.concatenate(chunks).astype(np.float32)
 
 
+def clip_rows(
+    root: Path, split: str, *, tags: tuple[str, ...] = ("ship",)
+) -> list[dict[str, object]]:
+    """Return the lines of all clips of a split with one of the tags."""
+    rows = read_index(root, "clips.jsonl")
+    return [row for row in rows if row["split"] == split and row["tag"] in tags]
+
+
 @main_process_first
 def load_clips(
-    root: Path, cache: Path, split: str, *, tags: tuple[str, ...] = ("ship",)
+    root: Path,
+    cache: Path,
+    split: str,
+    *,
+    tags: tuple[str, ...] = ("ship",),
+    size_px: int = FRAME_SIZE,
 ) -> list[Clip]:
-    """Load all clips of a split with one of the tags; decode frames that are not cached yet."""
-    rows = [r for r in read_index(root, "clips.jsonl") if r["split"] == split and r["tag"] in tags]
-    return [_load_clip(root, cache, row) for row in tqdm(rows, desc=f"clips ({split})")]
+    """Load all clips of a split with one of the tags; decode frames that are not cached yet.
+
+    Args:
+        root: The data folder.
+        cache: Folder of decoded frames.
+        split: `train` or `eval`.
+        tags: Which clips to load.
+        size_px: Side of the frames; larger ones are made smaller.
+
+    Raises:
+        InputError: A list or a file is missing, or clips are smaller than `size_px`.
+    """
+    rows = clip_rows(root, split, tags=tags)
+    return [_load_clip(root, cache, row, size_px) for row in tqdm(rows, desc=f"clips ({split})")]
 
 
-def _load_clip(root: Path, cache: Path, row: dict[str, object]) -> Clip:
+def _load_clip(root: Path, cache: Path, row: dict[str, object], size_px: int) -> Clip:
     name = str(row["name"])
-    stored = cache / f"{name}.npy"
+    stored = cache / (f"{name}.npy" if size_px == FRAME_SIZE else f"{name}-{size_px}px.npy")
     if not stored.exists():
         cache.mkdir(parents=True, exist_ok=True)
         partial = stored.with_suffix(".part.npy")
-        np.save(partial, decode_frames(root / "clips" / f"{name}.mp4"))
+        whole = decode_frames(root / "clips" / f"{name}.mp4")
+        np.save(partial, np.stack([resized(frame, size_px, name) for frame in whole]))
         partial.rename(stored)
-    frames = np.load(stored, mmap_mode="r")
+    return clip_with_frames(root, row, np.load(stored, mmap_mode="r"))
+
+
+def resized(frame: np.ndarray, size_px: int, name: str) -> np.ndarray:
+    """Return a frame `(S, S, 3)` made smaller to `size_px`.
+
+    Raises:
+        InputError: The frame is not square, or smaller than `size_px`: enlarged frames have no
+            detail for a model to learn.
+    """
+    height, width = frame.shape[:2]
+    if height != width or width < size_px:
+        raise InputError(
+            f"clip {name!r} has frames of {width}x{height} px, expected {size_px}x{size_px} or "
+            f"larger squares; prepare the videos again with --size {size_px}"
+        )
+    if width == size_px:
+        return frame
+    smaller: np.ndarray = cv2.resize(frame, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    return smaller
+
+
+def read_clip(root: Path, row: dict[str, object], size_px: int) -> Clip:
+    """Return the clip of a line of the list, with its frames in memory.
+
+    Raises:
+        InputError: The clip is smaller than `size_px`.
+    """
+    name = str(row["name"])
+    frames = decode_frames(root / "clips" / f"{name}.mp4")
+    return clip_with_frames(root, row, np.stack([resized(f, size_px, name) for f in frames]))
+
+
+def clip_with_frames(root: Path, row: dict[str, object], frames: np.ndarray) -> Clip:
+    """Return the clip of a line of the list, given its frames `(T, S, S, 3)` at any size."""
+    name = str(row["name"])
     tracks = np.load(root / "clips" / f"{name}.npz")
     count = min(len(frames), len(tracks["landmarks"]))
+    scale = frames.shape[2] / int(str(row.get("size_px", FRAME_SIZE)))
     audio = root / "clips" / f"{name}.flac"
     pcm = np.zeros(count * SAMPLES_PER_FRAME, np.float32)
     if audio.exists():
@@ -144,12 +222,14 @@ def _load_clip(root: Path, cache: Path, row: dict[str, object]) -> Clip:
         name=name,
         kind=str(row["kind"]),
         frames=frames[:count],
-        landmarks=tracks["landmarks"][:count].astype(np.float32),
+        landmarks=tracks["landmarks"][:count].astype(np.float32) * scale,
         blendshapes=tracks["blendshapes"][:count].astype(np.float32),
         pcm=pcm,
         has_audio=audio.exists(),
         sync=float(str(row.get("sync_s", "nan"))),
         lips_late=int(str(row.get("sync_lag", SYNC_LAG_IN_STEP))) - SYNC_LAG_IN_STEP,
+        person=str(row.get("person", "")),
+        has_blendshapes=row.get("landmarks") != "own",
     )
 
 
@@ -183,7 +263,7 @@ class Landmarker:
             ) from error
         self._mp = mp
         options = vision.FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_path=str(model or _packaged_landmarker())),
+            base_options=BaseOptions(model_asset_path=str(model or packaged_landmarker())),
             running_mode=vision.RunningMode.IMAGE,
         )
         self._detector = vision.FaceLandmarker.create_from_options(options)
@@ -206,7 +286,7 @@ def landmarker_file(root: Path, given: Path | None = None) -> Path | None:
     return given or (default if default.exists() else None)
 
 
-def _packaged_landmarker() -> Path:
+def packaged_landmarker() -> Path:
     from importlib.metadata import PackageNotFoundError, files
 
     try:

@@ -1,0 +1,1 @@
+"""Turns raw videos into a data folder: `letstalk prepare`."""
