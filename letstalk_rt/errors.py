@@ -7,6 +7,7 @@ LetsTalkError
 |-- InputError         the caller's data cannot be used       (also a ValueError)
 |   |-- AudioFormatError
 |   |-- TextError            the text cannot be spoken
+|   |-- FilmError            the film cannot be read, or has nothing to dub
 |   `-- PortraitError
 |       |-- NotAnImageError     the file is empty or not in a supported format
 |       |-- ImageDamagedError   the file is damaged or incomplete
@@ -46,6 +47,10 @@ class AudioFormatError(InputError):
 
 class TextError(InputError):
     """The text cannot be spoken; the message never repeats it."""
+
+
+class FilmError(InputError):
+    """The film cannot be read, or has nothing to dub."""
 
 
 class PortraitError(InputError):

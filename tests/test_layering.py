@@ -27,6 +27,7 @@ letstalk_rt.models.paper
 letstalk_rt.models
 letstalk_rt.portrait
 letstalk_rt.inference
+letstalk_rt.dubbing
 letstalk_rt.session
 letstalk_rt.sources
 letstalk_rt.sinks

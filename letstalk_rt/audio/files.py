@@ -1,6 +1,8 @@
 """Reading audio files."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,21 @@ _MAX_MISSING_SHARE = 0.02
 _MAX_MISSING_S = 0.25
 _UNKNOWN_LENGTH = 0x7FFF_0000
 """Programs that write to a pipe store this or more as the length of the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """What the header of an audio file says.
+
+    Attributes:
+        rate: sample rate in Hz.
+        channels: channels of what `audio_chunks` yields, 1 or 2.
+        seconds: length; 0 if unknown.
+    """
+
+    rate: int
+    channels: int
+    seconds: float
 
 
 def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
@@ -45,6 +62,67 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
             raise AudioFormatError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
+def audio_facts(path: str | Path) -> AudioFacts:
+    """Return what the header of an audio file says.
+
+    Raises:
+        AudioFormatError: as for `read_audio`, as far as the header tells.
+    """
+    with _opened(path) as container:
+        stream = _audio_stream(container, path)
+        seconds = _stated_s(container, stream) or (container.duration or 0) / 1e6
+        return AudioFacts(stream.rate, 2 if stream.channels == 2 else 1, seconds)
+
+
+def audio_chunks(path: str | Path) -> Iterator[np.ndarray]:
+    """Yield the first audio track of a file in chunks, so that files may be of any length.
+
+    Returns:
+        float32 samples in [-1, 1], `(n,)`, or `(n, 2)` of a file with two channels; more than two
+        are mixed down to one.
+
+    Raises:
+        AudioFormatError: as for `read_audio`, when the data in question are reached.
+    """
+    with _opened(path) as container:
+        stream = _audio_stream(container, path)
+        decoded = 0
+        try:
+            for planes in _decode_chunks(container, stream):
+                if not np.isfinite(planes).all():
+                    raise _unusable(path, "a sample is NaN or infinite. Export the audio again.")
+                decoded += planes.shape[1]
+                yield _to_samples_first(planes if len(planes) < 3 else planes.mean(0)[None])
+        except av.FFmpegError as error:
+            raise _unusable(path, f"it is damaged after {decoded / stream.rate:.1f} s.") from error
+        if not decoded:
+            raise _unusable(path, "its audio track is empty. Use a file with audio.")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[InputContainer]:
+    """Open a file whose audio is read as a stream."""
+    try:
+        container = av.open(str(Path(path)), "r", options={"format_whitelist": _CONTAINERS})
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            message = f"Cannot read the audio file {path}: {error.strerror}. Check the path."
+            raise AudioFormatError(message) from error
+        raise _unusable(
+            path,
+            "it is not an audio or video file, or it is damaged; expected wav, flac, mp3, m4a, ogg "
+            "or mp4. Play the file to check it, or convert it to wav.",
+        ) from error
+    with container:
+        yield container
+
+
+def _audio_stream(container: InputContainer, path: str | Path) -> AudioStream:
+    if not container.streams.audio:
+        raise _unusable(path, "it has no audio track. Use a file with audio.")
+    return container.streams.audio[0]
+
+
 def _read(file: BinaryIO, path: str | Path) -> tuple[np.ndarray, int]:
     missing = _missing_wav_bytes(file)
     if missing:
@@ -63,9 +141,7 @@ def _read(file: BinaryIO, path: str | Path) -> tuple[np.ndarray, int]:
 
 
 def _decode(container: InputContainer, path: str | Path) -> tuple[np.ndarray, int]:
-    if not container.streams.audio:
-        raise _unusable(path, "it has no audio track. Use a file with audio.")
-    stream = container.streams.audio[0]
+    stream = _audio_stream(container, path)
     parts = list(_decode_chunks(container, stream))
     samples = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
     if samples.shape[1] == 0:

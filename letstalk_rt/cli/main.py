@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from letstalk_rt import __version__
-from letstalk_rt.cli import avatars, bench, doctor, live, render
+from letstalk_rt.cli import avatars, bench, doctor, dub, live, render
 from letstalk_rt.errors import ConfigError, DependencyError, InputError, LetsTalkError
 from letstalk_rt.threads import shorten_openmp_spin
 
@@ -19,6 +19,7 @@ AddArguments = Callable[[argparse.ArgumentParser], None]
 
 COMMANDS: dict[str, tuple[str, AddArguments, Run]] = {
     "render": (render.SUMMARY, render.add_arguments, render.run),
+    "dub": (dub.SUMMARY, dub.add_arguments, dub.run),
     "mic": (live.MIC_SUMMARY, live.add_mic_arguments, live.run_mic),
     "push": (live.PUSH_SUMMARY, live.add_push_arguments, live.run_push),
     "say": (live.SAY_SUMMARY, live.add_say_arguments, live.run_say),

@@ -41,6 +41,12 @@ def with_badge(rgb: np.ndarray) -> np.ndarray:
     return shown
 
 
+def badge_place(height: int, width: int) -> tuple[slice, slice]:
+    """Return the rows and columns that `with_badge` changes in a frame of this size."""
+    rows, cols, _, _ = _badge_for(height, width)
+    return rows, cols
+
+
 def statement_metadata() -> dict[str, str]:
     """Return the statement as metadata for the container of a recording."""
     return {"comment": STATEMENT}

@@ -11,10 +11,10 @@ few lines. This module imports neither torch nor a transport.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.session.options import SessionOptions, segmenter_for
 from letstalk_rt.session.session import AvatarSession
 from letstalk_rt.types import SAMPLE_RATE, AVFrame, MotionOptions, Portrait
+
+if TYPE_CHECKING:
+    from letstalk_rt.dubbing.dub_film import DubResult
 
 __all__ = ["AudioSource", "Avatar", "AvatarSession", "Pipeline"]
 
@@ -173,6 +176,56 @@ class Avatar:
             audio, sample_rate = _read_file(audio)
         chunks = [audio] if isinstance(audio, np.ndarray) else audio
         return self._render(self._hops(chunks, SpeechResampler(sample_rate)), options)
+
+    @staticmethod
+    def dub(
+        film: str | os.PathLike[str],
+        speech: str | os.PathLike[str] | np.ndarray,
+        output: str | os.PathLike[str],
+        sample_rate: int = SAMPLE_RATE,
+        *,
+        preset: str = "tiny",
+        device: str = "auto",
+        threads: int | None = None,
+        longer: str = "loop",
+        trim: bool = False,
+        badge: bool = True,
+        on_frame: Callable[[], object] = lambda: None,
+    ) -> "DubResult":
+        """Write a film of a person that says something else. Blocks until it is done.
+
+        Head, gaze, body and background stay those of the film; frames without a face, and faces in
+        profile, stay as they are. Memory does not grow with the length. The person must have
+        consented.
+
+        Args:
+            film: path of a video file.
+            speech: path of an audio or video file, or samples as for `render`.
+            output: a path that ends in .mp4, .m4v, .mov or .mkv.
+            sample_rate: sample rate of samples in Hz; ignored for a file.
+            preset: name of the model.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            threads: CPU threads that the model may use; None for torch's default.
+            longer: what is shown while the speech is longer than the film: `loop` goes back and
+                forth, `hold` keeps the last frame, whose lips still move, `cut` ends.
+            trim: end with the speech, even if the film is longer.
+            badge: draw the badge "AI avatar" into the frames.
+            on_frame: called after each frame.
+
+        Raises:
+            FilmError: the film cannot be read, or shows no face that can be dubbed.
+            AudioFormatError: the speech cannot be read.
+            ConfigError: an option is unknown, or the output cannot be written.
+        """
+        from letstalk_rt.dubbing.dub_film import DubOptions, Speech, dub_film
+        from letstalk_rt.dubbing.extension import longer_from
+        from letstalk_rt.dubbing.film import Film
+
+        options = DubOptions(longer_from(longer), trim, badge)
+        source = speech if isinstance(speech, np.ndarray) else Path(speech)
+        opened, voice = Film(Path(film)), Speech(source, sample_rate)
+        pipeline = _load({"preset": preset, "device": device, "threads": threads})
+        return dub_film(pipeline, opened, voice, Path(output), options, on_frame)
 
     def close(self) -> None:
         """Stop the model thread, once its queued calls are done. Close all sessions first.

@@ -95,9 +95,17 @@ def align_heads(points: Tensor) -> CropTransform:
     Returns:
         Transforms that map the centre of an average mouth to (0, 0).
     """
-    points = points.float()
-    target = _rigid_target(points.device)
-    rigid = points[:, RIGID]
+    return align_rigid(points, _rigid_target(points.device))
+
+
+def align_rigid(points: Tensor, target: Tensor) -> CropTransform:
+    """Align heads by least squares over the landmarks that do not deform.
+
+    Args:
+        points: `(B, L, 2)` in any unit; the transform takes points in the same unit.
+        target: where the transform should map `RIGID`, `(len(RIGID), 2)`.
+    """
+    rigid = points.float()[:, RIGID]
     centre, goal = rigid.mean(1, keepdim=True), target.mean(0)
     (x, y), (u, v) = (rigid - centre).unbind(-1), (target - goal).unbind(-1)
     size = (x * x + y * y).sum(1).clamp(min=1e-8)

@@ -1,0 +1,1 @@
+"""Dubbing: another voice for a film of a person, whose mouth says the new words."""

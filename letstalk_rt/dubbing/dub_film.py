@@ -1,0 +1,158 @@
+"""Dubs a film file: reads it, gives it other lips and another sound, and writes it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from letstalk_rt.audio.files import AudioFacts, audio_chunks, audio_facts
+from letstalk_rt.audio.resample import check_pcm, check_rate
+from letstalk_rt.dubbing.dubber import Dubber
+from letstalk_rt.dubbing.extension import Longer, extended
+from letstalk_rt.dubbing.film import Film, FilmFrame
+from letstalk_rt.dubbing.film_writer import FilmWriter, SoundFeed
+from letstalk_rt.dubbing.lip_track import LipTrack
+from letstalk_rt.dubbing.mouth_renderer import Patch
+from letstalk_rt.dubbing.planes import put
+from letstalk_rt.errors import AudioFormatError, FilmError
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.portrait.watermark import badge_place, with_badge
+
+
+@dataclass(frozen=True)
+class DubOptions:
+    """How a film is dubbed.
+
+    Attributes:
+        longer: what is shown while the speech is longer than the film.
+        trim: end with the speech, even if the film is longer; otherwise the lips then rest.
+        badge: draw the badge "AI avatar" into the frames.
+    """
+
+    longer: Longer = Longer.LOOP
+    trim: bool = False
+    badge: bool = True
+
+
+@dataclass(frozen=True)
+class DubResult:
+    """What came out.
+
+    Attributes:
+        frames: number of frames.
+        changed: how many of them show other lips; the others are as they were.
+        seconds: length of the film that was written.
+        width: in pixels.
+        height: in pixels.
+    """
+
+    frames: int
+    changed: int
+    seconds: float
+    width: int
+    height: int
+
+
+class Speech:
+    """The new voice: a file, or samples.
+
+    Args:
+        source: path of an audio or video file; or samples as for `Avatar.render`, `(n,)` or
+            `(n, channels)`.
+        rate: sample rate of samples in Hz; ignored for a file.
+
+    Raises:
+        AudioFormatError: the file, the samples or the rate cannot be used.
+    """
+
+    def __init__(self, source: str | Path | np.ndarray, rate: int) -> None:
+        self._source = source
+        if isinstance(source, np.ndarray):
+            check_pcm(source)
+            check_rate(rate)
+            if not len(source):
+                raise AudioFormatError("the audio is empty; pass at least one sample")
+            channels = 1 if source.ndim == 1 else source.shape[1]
+            self.facts = AudioFacts(rate, channels, len(source) / rate)
+        else:
+            self.facts = audio_facts(source)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield the samples from the beginning, float32."""
+        if not isinstance(self._source, np.ndarray):
+            yield from audio_chunks(self._source)
+            return
+        whole = self._source
+        for start in range(0, len(whole), self.facts.rate):
+            part = whole[start : start + self.facts.rate]
+            yield part / np.float32(32768) if part.dtype == np.int16 else part
+
+
+def dub_film(
+    pipeline: AvatarPipeline,
+    film: Film,
+    speech: Speech,
+    output: str | Path,
+    options: DubOptions | None = None,
+    on_frame: Callable[[], object] = lambda: None,
+) -> DubResult:
+    """Write a film whose person says something else. Blocks until it is done.
+
+    Args:
+        pipeline: the model.
+        film: the film.
+        speech: the new voice.
+        output: a path that ends in .mp4, .m4v, .mov or .mkv.
+        options: how it is dubbed.
+        on_frame: called after each frame.
+
+    Raises:
+        FilmError: the film is damaged, or shows no face that can be dubbed.
+        AudioFormatError: the speech is damaged.
+        ConfigError: the output cannot be written, or the model has no lip reader.
+    """
+    options = options or DubOptions()
+    facts, model = film.facts, pipeline.model
+    dubber = Dubber(model, pipeline.finder)
+    assert model.lips is not None and model.lip_motion is not None
+    rate = speech.facts.rate
+    lips = LipTrack(model.lips, model.lip_motion, speech.chunks(), rate)
+    frames = extended(film.frames(), facts, options.longer, lips.is_over, trim=options.trim)
+    half = float(1 / facts.rate) / 2
+    timed = ((f, f.rgb, float(f.time * facts.time_base) + half) for f in frames)
+    count = changed = 0
+    with FilmWriter(output, facts, rate, speech.facts.channels) as writer:
+        sound = SoundFeed(speech.chunks(), rate, writer)
+        end_s = 0.0
+        for frame, patch in dubber.dub(timed, lips):
+            _apply(frame, patch, film, badge=options.badge)
+            writer.write(frame.planes, frame.time)
+            end_s = float(frame.time * facts.time_base + 1 / facts.rate)
+            sound.until(end_s)
+            count, changed = count + 1, changed + (patch is not None)
+            on_frame()
+        if not changed:
+            raise FilmError(
+                f"No face was found in the film {film.path} that could be dubbed. Use a film of a "
+                "person who looks towards the camera, well lit and not covered."
+            )
+    return DubResult(count, changed, end_s, facts.width, facts.height)
+
+
+def _apply(frame: FilmFrame, patch: Patch | None, film: Film, *, badge: bool) -> None:
+    """Put a patch, and the badge, into the planes of a frame, in place."""
+    rgb, tags = frame.rgb, film.facts.tags
+    if patch is not None:
+        before = rgb[patch.rows, patch.columns]
+        put(frame.planes, patch.rows, patch.columns, before, patch.rgb, tags)
+    if badge:
+        shown = rgb
+        if patch is not None:
+            shown = rgb.copy()
+            shown[patch.rows, patch.columns] = patch.rgb
+        rows, columns = badge_place(*rgb.shape[:2])
+        rows = slice(rows.start // 2 * 2, rows.stop)
+        columns = slice(columns.start // 2 * 2, columns.stop)
+        after = with_badge(shown)[rows, columns]
+        put(frame.planes, rows, columns, shown[rows, columns], after, tags)

@@ -1,0 +1,287 @@
+"""Gives a stream of frames other lips: frames in, frames out, in constant memory.
+
+A short look-ahead finds the first references of a shot before it is shown, and lets the change fade
+out before a face is lost. References are added while the film goes on; from one to the next there
+is a cross-fade. Frames without a face, and faces in profile, pass through untouched.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, TypeVar
+
+import cv2
+import numpy as np
+import torch
+
+from letstalk_rt.dubbing.face_reader import FaceReader, FilmedFace
+from letstalk_rt.dubbing.lip_track import LipValues
+from letstalk_rt.dubbing.mouth_renderer import MouthRenderer, Patch
+from letstalk_rt.dubbing.reference import (
+    Reference,
+    head_pose,
+    make_reference,
+    reference_cost,
+)
+from letstalk_rt.dubbing.teeth import Teeth
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.face.detector import FaceFinder
+from letstalk_rt.threads import thread_limit
+
+LOOKAHEAD = 30
+"""Frames that are read before one is returned; fewer of large frames, see `LOOKAHEAD_BYTES`."""
+
+LOOKAHEAD_BYTES = 256 * 2**20
+
+MOST_REFERENCES = 6
+FADE_FRAMES = 5
+"""Length of a cross-fade between references, and of the ends of the change, in frames."""
+
+TURNED, PROFILE = 0.55, 0.75
+"""Yaw from which the change fades out, and from which frames pass through."""
+
+_POSE_UNIT = 0.05
+_NEW_POSE = 0.8  # a reference is added from this distance to all others
+_BETTER = 0.12  # a reference is replaced by one whose cost is lower by this
+_STAY = 0.25  # the present reference is kept unless another is better by this
+_CUT_LEVEL, _CUT_RATIO = 16.0, 4.0
+
+Item = TypeVar("Item")
+_Job = Callable[[], Patch | None]
+
+
+@dataclass
+class _Shown(Generic[Item]):
+    """A frame in the look-ahead."""
+
+    item: Item
+    rgb: np.ndarray
+    time_s: float
+    face: FilmedFace | None
+    shot: int
+
+
+@dataclass
+class _Shot:
+    """What is known of the shot that is shown.
+
+    Attributes:
+        number: counts the cuts.
+        references: references of the person.
+        chosen: the present one.
+        previous: the one before, while it fades out.
+        fade: how far the cross-fade is, in [0, 1].
+        strength: of the last frame; None before the first.
+        teeth: how the inside of the mouth looks.
+    """
+
+    number: int
+    teeth: Teeth
+    references: list[Reference] = field(default_factory=list)
+    chosen: Reference | None = None
+    previous: Reference | None = None
+    fade: float = 1.0
+    strength: float | None = None
+
+
+class Dubber:
+    """Changes the lips of one film.
+
+    Args:
+        model: a model with a lip reader.
+        finder: finds faces in whole images.
+
+    Raises:
+        ConfigError: the model has no lip reader.
+    """
+
+    def __init__(self, model: AvatarModel, finder: FaceFinder) -> None:
+        if model.face is None or model.lips is None or model.lip_motion is None:
+            raise ConfigError(
+                f"preset {model.preset.name!r} has no lip reader, which dubbing needs; use the "
+                "preset 'tiny'"
+            )
+        self._model = model
+        self._reader = FaceReader(finder, model.face.autoencoder)
+        self._renderer = MouthRenderer(model)
+
+    def dub(
+        self, frames: Iterable[tuple[Item, np.ndarray, float]], lips: LipValues
+    ) -> Iterator[tuple[Item, Patch | None]]:
+        """Yield each frame's item with the part that changes; None if nothing does.
+
+        One thread follows the face while others render.
+
+        Args:
+            frames: anything that stands for the frame, its pixels `(H, W, 3)` uint8, and the time
+                of its middle in seconds.
+            lips: lip values of the new speech.
+        """
+        workers = max(1, torch.get_num_threads() - 1)
+        rendered: deque[tuple[Item, Future[Patch | None]]] = deque()
+        with ThreadPoolExecutor(workers, "letstalk-dub") as pool, thread_limit(1):
+            try:
+                for item, job in self._jobs(frames, lips):
+                    rendered.append((item, pool.submit(_in_one_thread, job)))
+                    if len(rendered) > 2 * workers:
+                        item, future = rendered.popleft()
+                        yield item, future.result()
+                for item, future in rendered:
+                    yield item, future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _jobs(
+        self, frames: Iterable[tuple[Item, np.ndarray, float]], lips: LipValues
+    ) -> Iterator[tuple[Item, _Job]]:
+        """Yield each frame's item with what renders it."""
+        self._reader.reset()
+        ahead: deque[_Shown[Item]] = deque()
+        cuts, number, shot = CutDetector(), 0, None
+        for item, rgb, time_s in frames:
+            if cuts.is_cut(rgb):
+                number += 1
+                self._reader.reset()
+            ahead.append(_Shown(item, rgb, time_s, self._reader.read(rgb), number))
+            if len(ahead) > min(LOOKAHEAD, LOOKAHEAD_BYTES // rgb.nbytes):
+                shot = self._shot(ahead, shot)
+                self._extend(shot, ahead[-1])
+                yield ahead[0].item, self._show(ahead, shot, lips)
+                ahead.popleft()
+        while ahead:
+            shot = self._shot(ahead, shot)
+            yield ahead[0].item, self._show(ahead, shot, lips)
+            ahead.popleft()
+
+    def _shot(self, ahead: deque[_Shown[Item]], shot: _Shot | None) -> _Shot:
+        """Return the shot of the next frame; a new one begins with the best of the look-ahead."""
+        number = ahead[0].shot
+        if shot is None or shot.number != number:
+            shot = _Shot(number, Teeth(self._model.mouth_painter))
+            for shown in ahead:
+                if shown.shot == number and shown.face is not None:
+                    shot.teeth.offer(shown.face)
+        if not shot.references:
+            self._begin(shot, ahead)
+        return shot
+
+    def _begin(self, shot: _Shot, ahead: deque[_Shown[Item]]) -> None:
+        """Make the first reference of a shot: of the frames ahead, the one that suits best."""
+        usable = [s for s in ahead if s.shot == shot.number and _is_usable(s.face)]
+        if usable:
+            first = head_pose(_face(usable[0]))
+            best = min(usable, key=lambda s: _distance(head_pose(_face(s)), first) + _cost(s))
+            shot.references.append(make_reference(self._model, best.rgb, _face(best)))
+
+    def _extend(self, shot: _Shot, newest: _Shown[Item]) -> None:
+        """Add or replace references by the newest frame of the look-ahead."""
+        if newest.shot != shot.number or newest.face is None or not _is_usable(newest.face):
+            return
+        shot.teeth.offer(newest.face)
+        pose, cost = head_pose(newest.face), reference_cost(newest.face)
+        near = [r for r in shot.references if _distance(r.pose, pose) < _NEW_POSE]
+        if near and min(r.cost for r in near) - _BETTER <= cost:
+            return
+        made = make_reference(self._model, newest.rgb, newest.face)
+        kept = [r for r in shot.references if all(r is not other for other in near)]
+        shot.references = [made, *kept][:MOST_REFERENCES]
+
+    def _show(self, ahead: deque[_Shown[Item]], shot: _Shot, lips: LipValues) -> _Job:
+        """Return what renders the next frame."""
+        shown = ahead[0]
+        values = lips.at(shown.time_s)
+        strength = shot.strength = _strength(ahead, shot)
+        if strength <= 0 or shown.face is None or not shot.references:
+            return _unchanged
+        shot.teeth.change_if_closed(values)
+        mixed = self._choose(shot, shown.face)
+        return partial(
+            self._renderer.render,
+            shown.rgb,
+            shown.face,
+            mixed,
+            values,
+            shot.teeth.painter,
+            strength,
+        )
+
+    def _choose(self, shot: _Shot, face: FilmedFace) -> list[tuple[Reference, float]]:
+        """Return the references to mix."""
+        pose = head_pose(face)
+        best = min(shot.references, key=lambda r: _distance(r.pose, pose) + r.cost)
+        if shot.chosen is None:
+            shot.chosen = best
+        elif best is not shot.chosen and shot.fade >= 1:
+            gain = _distance(shot.chosen.pose, pose) + shot.chosen.cost
+            gain -= _distance(best.pose, pose) + best.cost
+            if gain > _STAY:
+                shot.previous, shot.chosen, shot.fade = shot.chosen, best, 0.0
+        shot.fade = min(1.0, shot.fade + 1 / FADE_FRAMES)
+        if shot.previous is None or shot.fade >= 1:
+            shot.previous = None
+            return [(shot.chosen, 1.0)]
+        return [(shot.previous, 1 - shot.fade), (shot.chosen, shot.fade)]
+
+
+class CutDetector:
+    """Notices cuts: a frame that differs far more from the one before than frames lately do."""
+
+    def __init__(self) -> None:
+        self._last: np.ndarray | None = None
+        self._usual = 0.0
+
+    def is_cut(self, rgb: np.ndarray) -> bool:
+        """Return whether the next frame, `(H, W, 3)` uint8, begins a new shot."""
+        small = cv2.resize(rgb, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
+        if self._last is None:
+            self._last = small
+            return False
+        change = float(np.abs(small - self._last).mean())
+        self._last = small
+        found = change > max(_CUT_LEVEL, _CUT_RATIO * self._usual)
+        if not found:
+            self._usual += 0.2 * (change - self._usual)
+        return found
+
+
+def _face(shown: _Shown[Item]) -> FilmedFace:
+    assert shown.face is not None
+    return shown.face
+
+
+def _cost(shown: _Shown[Item]) -> float:
+    return reference_cost(_face(shown))
+
+
+def _distance(pose: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(pose - other)) / _POSE_UNIT
+
+
+def _is_usable(face: FilmedFace | None) -> bool:
+    return face is not None and abs(face.yaw) < TURNED
+
+
+def _wanted(face: FilmedFace | None) -> float:
+    """Return how much of the change a face should show, in [0, 1]."""
+    if face is None:
+        return 0.0
+    return float(np.clip((PROFILE - abs(face.yaw)) / (PROFILE - TURNED), 0, 1))
+
+
+def _strength(ahead: deque[_Shown[Item]], shot: _Shot) -> float:
+    """Return how much of the change the next frame shows; it changes slowly within a shot."""
+    most = 1.0 if shot.strength is None else shot.strength + 1 / FADE_FRAMES
+    coming = [s for s in list(ahead)[: FADE_FRAMES + 1] if s.shot == shot.number]
+    return min(most, *(_wanted(s.face) + i / FADE_FRAMES for i, s in enumerate(coming)), 1.0)
+
+
+def _unchanged() -> None:
+    """Render nothing: the frame passes through."""
+
+
+def _in_one_thread(job: _Job) -> Patch | None:
+    with thread_limit(1):
+        return job()

@@ -1,0 +1,110 @@
+"""Lip values of a speech track at any time, read as a stream."""
+
+import copy
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from letstalk_rt.audio.resample import Resampler, check_pcm, to_mono
+from letstalk_rt.models.audio_encoder.lip_reader import LipReader
+from letstalk_rt.models.batch_state import overwrite
+from letstalk_rt.models.face.lip_motion import LipMotion
+from letstalk_rt.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+
+_BLOCK = SAMPLE_RATE  # samples that are read at once
+_SILENCE = np.zeros(_BLOCK, np.float32)
+_SETTLE = 52 * SAMPLES_PER_FRAME
+
+
+class LipValues(Protocol):
+    """Lip values over time."""
+
+    def at(self, time_s: float) -> Tensor:
+        """Return the lip values `(Q,)` at a time not before the last one asked for."""
+        ...
+
+
+class LipTrack:
+    """Lip values over time, which must be asked for in order; memory does not grow.
+
+    After the end of the speech the lips are those of silence.
+
+    Args:
+        reader: the lip reader.
+        motion: maps its values to the size of measured ones.
+        speech: mono samples in [-1, 1], in chunks.
+        sample_rate: of the chunks, Hz.
+    """
+
+    def __init__(
+        self,
+        reader: LipReader,
+        motion: LipMotion,
+        speech: Iterable[np.ndarray],
+        sample_rate: int,
+    ) -> None:
+        self._reader, self._motion = reader, motion
+        self._device = motion.natural.device
+        self._blocks = _blocks(speech, Resampler(sample_rate))
+        self._values: deque[Tensor] = deque()
+        self._first = 0  # number of the first value that is kept
+        self._state = reader.init_state(1)
+        with torch.inference_mode():
+            reader(torch.zeros(1, _SETTLE, device=self._device), self._state)
+        self._silence = copy.deepcopy(self._state)
+        self._skip = reader.lookahead_frames
+        self._samples = 0
+        self._ended = False
+
+    def at(self, time_s: float) -> Tensor:
+        """Return the lip values `(Q,)` at a time not before the last one asked for."""
+        position = max(0.0, time_s * FPS - 0.5)
+        index = int(position)
+        while self._first + len(self._values) < index + 2:
+            self._read()
+        while self._first < index - 1:
+            self._values.popleft()
+            self._first += 1
+        below, above = self._values[index - self._first], self._values[index - self._first + 1]
+        return torch.lerp(below, above, position - index)
+
+    def is_over(self, time_s: float) -> bool:
+        """Return whether the speech has ended at a time; reads as far as needed."""
+        while not self._ended and self._samples <= time_s * SAMPLE_RATE:
+            self._read()
+        return self._samples <= time_s * SAMPLE_RATE
+
+    @torch.inference_mode()
+    def _read(self) -> None:
+        """Read the next block."""
+        block = next(self._blocks, None)
+        if block is None:
+            block = _SILENCE
+            if not self._ended:
+                overwrite(self._state, self._silence)
+                self._ended = True
+        else:
+            self._samples += len(block)
+        rest = -len(block) % SAMPLES_PER_FRAME
+        pcm = torch.from_numpy(np.pad(block, (0, rest))).to(self._device)
+        values = self._motion.to_shown(self._reader(pcm[None], self._state))[0]
+        values, self._skip = values[self._skip :], max(0, self._skip - len(values))
+        self._values.extend(values)
+
+
+def _blocks(speech: Iterable[np.ndarray], resampler: Resampler) -> Iterator[np.ndarray]:
+    """Yield speech at 16 kHz in blocks of one second; the last may be shorter."""
+    rest = np.zeros(0, np.float32)
+    for chunk in speech:
+        check_pcm(chunk)
+        rest = np.concatenate([rest, resampler.push(to_mono(chunk))])
+        while len(rest) >= _BLOCK:
+            yield rest[:_BLOCK]
+            rest = rest[_BLOCK:]
+    rest = np.concatenate([rest, resampler.flush()])
+    if len(rest):
+        yield rest

@@ -1,0 +1,52 @@
+"""The motion of speech in a film: taken out of a frame's latent, and the new speech's put in.
+
+Motion is relative to a reference frame of the same person. Head motion is the affine map that best
+fits the upper face; of what is left, the most likely motion in people who talk is taken out, as a
+Gaussian estimate over the principal components of such motion. So head, gaze and brows stay.
+
+Source: the mean of a Gaussian given noisy linear measurements of it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from letstalk_rt.inference.lip_control import LipControl
+from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.face.head_motion import rigid_projection
+
+_NOISE = 0.012
+"""Standard deviation of a landmark's error, in units of half a crop: 1.5 px."""
+
+
+class SpeechMotion:
+    """Changes latents so that a mouth says something else; prepared once per reference frame.
+
+    Args:
+        model: a model with a lip reader.
+        latent: latent of the reference, `(C, h, w)`.
+    """
+
+    def __init__(self, model: AvatarModel, latent: Tensor) -> None:
+        face, lip_motion = model.face, model.lip_motion
+        assert face is not None and lip_motion is not None, "dubbing needs a lip reader"
+        points = face.autoencoder.decode_landmarks(latent).float()
+        self._latent = latent.float()
+        ones = latent.new_ones(LATENT_SIZE, dtype=torch.float32)
+        self._lips = LipControl.of(lip_motion, points, face.autoencoder.landmark_matrix, ones)
+        readout = face.autoencoder.landmark_matrix
+        identity = torch.eye(len(readout), device=readout.device)
+        still = (identity - rigid_projection(points)) @ readout  # (2L, 384), without head motion
+        natural = F.pad(lip_motion.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
+        seen = still @ natural.T  # (2L, K)
+        slack = _NOISE**2 * torch.eye(len(natural), device=readout.device)
+        scores = torch.linalg.solve(seen.T @ seen + slack, seen.T @ still)  # (K, 384)
+        self._speech = natural.T @ scores
+        """Maps motion to the part of it that is speech, `(384, 384)`."""
+
+    def with_lips(self, latent: Tensor, values: Tensor) -> Tensor:
+        """Return a frame's latent `(C, h, w)` with the mouth of these lip values, `(Q,)`."""
+        motion = (latent.float() - self._latent).flatten()
+        motion = (motion - self._speech @ motion).view(latent.shape)
+        return self._latent + self._lips.apply(motion, values)

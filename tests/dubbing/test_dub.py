@@ -1,0 +1,157 @@
+"""An avatar's own video is dubbed: other lips, and nothing else."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from support.films import FPS, scene, syllables, write_film
+
+from letstalk_rt.avatars import list_avatars
+from letstalk_rt.cli.main import main
+from letstalk_rt.dubbing.dub_film import DubOptions, Speech, dub_film
+from letstalk_rt.dubbing.dubber import Dubber
+from letstalk_rt.dubbing.extension import Longer
+from letstalk_rt.dubbing.face_reader import FaceReader
+from letstalk_rt.dubbing.film import Film
+from letstalk_rt.dubbing.lip_track import LipTrack, LipValues
+from letstalk_rt.dubbing.reference import mouth_gap
+from letstalk_rt.errors import FilmError
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.portrait.image import prepare_portrait
+from letstalk_rt.session.avatar import Avatar
+
+SECONDS = 1.6
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> AvatarPipeline:
+    return AvatarPipeline.load(dtype="float32")
+
+
+class Chewing:
+    """Lips that open and close so often a second."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+
+    def at(self, time_s: float) -> torch.Tensor:
+        """Return the lip values, all in proportion to the gap."""
+        gap = 0.15 * (1 - np.cos(2 * np.pi * self._per_s * time_s))
+        return gap * torch.tensor([1.0, 0.8, 0.0, 0.0, -0.1, -0.1, 0.5, 0.5])
+
+
+@pytest.fixture(scope="module")
+def talking(pipeline: AvatarPipeline) -> list[np.ndarray]:
+    """Frames of an avatar whose lips open and close twice a second."""
+    portrait = prepare_portrait(list_avatars()["mira"], pipeline.finder, size=256)
+    with Avatar.from_pipeline(pipeline, portrait) as avatar:
+        frames = [frame.rgb for frame in avatar.render(syllables(SECONDS))]
+    return dubbed(pipeline, frames, Chewing(2.0))[0]
+
+
+@pytest.fixture(scope="module")
+def film(talking: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_film(tmp_path_factory.mktemp("film") / "talking.mp4", talking)
+
+
+def track(pipeline: AvatarPipeline, speech: np.ndarray) -> LipTrack:
+    assert pipeline.model.lips is not None and pipeline.model.lip_motion is not None
+    return LipTrack(pipeline.model.lips, pipeline.model.lip_motion, [speech], 16_000)
+
+
+def dubbed(
+    pipeline: AvatarPipeline, frames: list[np.ndarray], lips: LipValues
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the frames with other lips, and which pixels may have changed."""
+    timed = ((i, rgb, (i + 0.5) / FPS) for i, rgb in enumerate(frames))
+    shown, masks = [], []
+    for index, patch in Dubber(pipeline.model, pipeline.finder).dub(timed, lips):
+        rgb, mask = frames[index].copy(), np.zeros(frames[index].shape[:2], bool)
+        if patch is not None:
+            rgb[patch.rows, patch.columns] = patch.rgb
+            mask[patch.rows, patch.columns] = patch.mask > 0
+        shown.append(rgb)
+        masks.append(mask)
+    return shown, masks
+
+
+def gaps(pipeline: AvatarPipeline, frames: list[np.ndarray]) -> list[float]:
+    """Return the lip gap of each frame in mouth widths, as the encoder reads it."""
+    assert pipeline.model.face is not None
+    reader = FaceReader(pipeline.finder, pipeline.model.face.autoencoder)
+    faces = [reader.read(rgb) for rgb in frames]
+    return [mouth_gap(face.points) for face in faces if face is not None]
+
+
+def test_lips_follow_the_new_speech_and_nothing_else_changes(pipeline, talking):
+    lips = Chewing(3.1)
+    shown, masks = dubbed(pipeline, talking, lips)
+    assert len(shown) == len(talking)
+    for old, new, mask in zip(talking, shown, masks, strict=True):
+        np.testing.assert_array_equal(old[~mask], new[~mask])
+        assert 0.01 < mask.mean() < 0.35
+    meant = [float(lips.at((i + 0.5) / FPS)[0]) for i in range(len(shown))]
+    new_gaps, old_gaps = gaps(pipeline, shown), gaps(pipeline, talking)
+    r_new, r_old = (np.corrcoef(new_gaps, other)[0, 1] for other in (meant, old_gaps))
+    assert r_new > 0.9
+    assert abs(r_old) < 0.3
+
+
+def test_frames_without_a_face_pass_and_cuts_are_noticed(pipeline, talking):
+    wall = scene(6, talking[0].shape[:2])
+    frames = talking[:8] + wall + talking[8:16]
+    shown, masks = dubbed(pipeline, frames, Chewing(3.0))
+    for index in range(8, 14):
+        np.testing.assert_array_equal(shown[index], frames[index])
+    assert masks[7].any() and masks[14].any(), "the change goes up to the cut"
+
+
+def test_a_film_is_written_with_its_size_and_the_new_sound(pipeline, film, tmp_path):
+    speech = syllables(SECONDS + 0.6, 44_100)
+    stereo = np.stack([speech, 0.5 * speech], 1)
+    out = tmp_path / "out.mp4"
+    options = DubOptions(Longer.LOOP)
+    result = dub_film(pipeline, Film(film), Speech(stereo, 44_100), out, options)
+    assert result.frames == round((SECONDS + 0.6) * FPS) == result.changed
+    with av.open(str(out)) as container:
+        assert "composite" in container.metadata["comment"]
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.width, video.height) == (result.width, result.height)
+        assert audio.rate == 44_100 and audio.channels == 2
+        sound = np.concatenate([f.to_ndarray() for f in container.decode(audio)], 1)
+    assert sound.shape[1] >= len(speech)
+    assert np.corrcoef(sound[0, : len(speech)], speech)[0, 1] > 0.95
+
+
+def test_no_face_at_all_is_an_error_and_leaves_no_file(pipeline, tmp_path):
+    wall = write_film(tmp_path / "wall.mp4", scene(10))
+    out = tmp_path / "out.mp4"
+    with pytest.raises(FilmError, match="No face"):
+        dub_film(pipeline, Film(wall), Speech(syllables(0.3), 16_000), out)
+    assert list(tmp_path.iterdir()) == [wall]
+
+
+def test_lip_values_are_the_same_in_any_chunks_and_rest_after_the_end(pipeline):
+    speech = syllables(2.3)
+    whole = track(pipeline, speech)
+    parts = LipTrack(
+        pipeline.model.lips, pipeline.model.lip_motion, np.array_split(speech, 37), 16_000
+    )
+    times = [0.0, 0.1, 0.5, 0.5, 1.99, 2.2, 4.0]
+    for time in times:
+        torch.testing.assert_close(whole.at(time), parts.at(time))
+    assert float(whole.at(6.0)[0]) < 0.01
+    assert not track(pipeline, speech).is_over(2.29) and track(pipeline, speech).is_over(2.31)
+
+
+@pytest.mark.parametrize(
+    ("film_bytes", "message"), [(b"nonsense", "not a video file"), (None, "Check the path")]
+)
+def test_the_command_reports_errors_in_one_line(tmp_path, capsys, film_bytes, message):
+    path = tmp_path / "clip.mp4"
+    if film_bytes is not None:
+        path.write_bytes(film_bytes)
+    code = main(["dub", str(path), str(path), "-o", str(tmp_path / "out.mp4")])
+    assert code == 2 and message in capsys.readouterr().err
