@@ -136,6 +136,8 @@ defaults
   timeout check 1s
   retries 3
   option redispatch 1
+  # A worker that closes an idle connection would look as if it were gone.
+  option http-server-close
   http-error status 503 content-type application/problem+json string '{away}' \
 hdr Retry-After {retry} hdr Cache-Control no-store
 """
@@ -207,12 +209,10 @@ hdr Retry-After {RETRY_AFTER_S} hdr Cache-Control no-store
 
 _OWNER = """\
 # Requests of an existing session: to its worker, also while that drains. If the worker is gone,
-# another one answers that there is no such session, and the page opens a new one. Connections are
-# not reused: a worker that closes an idle one would look as if it were gone.
+# another one answers that there is no such session, and the page opens a new one.
 backend owner
   retries 1
   retry-on conn-failure empty-response
-  option http-server-close
   use-server %[var(txn.worker)] if TRUE
 """
 
@@ -221,7 +221,6 @@ _OWNER_BY_DNS = """\
 # drains. If the worker is gone, the answer is that there is no such session.
 backend owner
   retries 0
-  option http-server-close
   http-request set-var(txn.host) var(txn.worker),concat(.{service})
   http-request do-resolve(txn.address,dns,ipv4) var(txn.host)
   http-request set-dst var(txn.address) if {{ var(txn.address) -m found }}

@@ -1,0 +1,33 @@
+"""The short form of what a cluster must do: three workers and two proxies on hosts of their own."""
+
+import json
+import shutil
+
+import prove_cluster
+import pytest
+from cluster_stage.hosts import LoopbackHosts, open_hosts
+
+pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+
+
+def test_a_cluster_places_drains_and_survives(tmp_path, capfd):
+    path = tmp_path / "cluster.json"
+    assert prove_cluster.main(["--placements", "40", "-o", str(path)]) == 0
+    report = json.loads(path.read_text())
+    placed = report["placements"]
+    assert sum(placed["placed"].values()) == 40
+    assert max(placed["most_sessions"].values()) <= placed["places"]
+    assert report["drained_worker"]["exit_status"] == 0
+    assert report["restarted_proxy"]["websocket_resumed"]
+    if report["hosts"] != "network namespaces":
+        pytest.skip(f"media from the worker's own address: {report['own_address']['skipped']}")
+    addresses = [named for named in report["own_address"]["candidates"].values()]
+    assert all(len(named) == 1 for named in addresses) and len(set(map(tuple, addresses))) == 3
+
+
+def test_without_namespaces_hosts_are_addresses_of_loopback(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with open_hosts() as hosts:
+        assert isinstance(hosts, LoopbackHosts) and "iproute2" in hosts.reason
+        assert hosts.address("a") != hosts.address("b") == hosts.address("b")
+        assert hosts.command("a", ["true"]) == ["true"]
