@@ -1,12 +1,15 @@
 """`letstalk avatars`: manages the avatars that commands refer to by name."""
 
 import argparse
+import getpass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from letstalk_rt.cli.options import add_json_option
 from letstalk_rt.cli.output import colored, write_json, write_line, write_notice
-from letstalk_rt.errors import PortraitError
+from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.library import CONSENT, ENDINGS, AvatarLibrary
 
 if TYPE_CHECKING:
@@ -28,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adding.add_argument("image", type=Path, metavar="IMAGE", help="jpg, png, webp or heic")
     adding.add_argument(
         "--replace", action="store_true", help="replace an existing avatar of this name"
+    )
+    adding.add_argument(
+        "--consent-by",
+        metavar="WHO",
+        help="who states that the person consented (default: the user of this machine)",
     )
     removing = actions.add_parser("remove", help="delete an avatar that you added")
     removing.add_argument("name", metavar="NAME")
@@ -63,7 +71,15 @@ def run(options: argparse.Namespace) -> int:
 def _list(library: AvatarLibrary, as_json: bool) -> int:
     entries = library.entries()
     if as_json:
-        found = [{"name": e.name, "path": e.path, "builtin": e.builtin} for e in entries]
+        found = [
+            {
+                "name": entry.name,
+                "path": entry.path,
+                "builtin": entry.builtin,
+                "consent": asdict(entry.consent) if entry.consent else None,
+            }
+            for entry in entries
+        ]
         write_json({"avatars": found, "cache_bytes": library.cache_bytes()})
         return 0
     width = max(len(entry.name) for entry in entries)
@@ -78,13 +94,21 @@ def _add(library: AvatarLibrary, options: argparse.Namespace) -> int:
     portrait = library.prepare(options.image, _load_finder())
     for warning in portrait.warnings:
         write_notice(warning)
-    entry = library.add(options.name, options.image, replace=options.replace)
+    consent = Consent.now(options.consent_by or _user())
+    entry = library.add(options.name, options.image, consent, replace=options.replace)
     if not options.json:
         write_notice(CONSENT)
     facts = {"added": entry.name, "path": entry.path, "warnings": portrait.warnings}
     text = f"{entry.name} was added; try: letstalk render {entry.name} speech.wav -o video.mp4"
     _report(options.json, facts, text)
     return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError) as error:
+        raise ConfigError("This user has no name; say who consents with --consent-by.") from error
 
 
 def _prepare(library: AvatarLibrary, options: argparse.Namespace) -> int:

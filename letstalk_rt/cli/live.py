@@ -16,7 +16,9 @@ from letstalk_rt.cli.options import (
     add_json_option,
     add_model_options,
     add_portrait,
+    add_sign_option,
     load_avatar,
+    read_signing,
 )
 from letstalk_rt.cli.output import write_json, write_notice
 from letstalk_rt.errors import ConfigError
@@ -88,6 +90,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
     add("--camera-size", metavar="WxH", help="camera size, e.g. 1280x720 (default: video size)")
     add("-o", "--output", type=Path, metavar="OUT.mp4", help="record to a file (mp4, mov, mkv)")
+    add_sign_option(parser)
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +106,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bitrate", default="2500k", help="bit rate of the video, e.g. 800k or 4M (%(default)s)")
     add("--insecure", action="store_true", help="do not verify the certificate of an rtmps server")
     add("-o", "--output", type=Path, metavar="OUT.mp4", help="also record to a file")
+    add_sign_option(parser)
     add("--loop", action="store_true", help="repeat the audio file")
     _add_source_options(parser)
     _add_audio_options(parser)
@@ -190,8 +194,11 @@ def _run(options: argparse.Namespace, sinks: "list[Sink]", window: "PreviewWindo
     from letstalk_rt.sinks.file import Recording
     from letstalk_rt.sinks.speaker import Speaker
 
+    signing = read_signing(options)
     if options.output is not None:
-        sinks.append(Recording(options.output, badge=options.badge, sample_rate=AUDIO_RATE))
+        sinks.append(
+            Recording(options.output, badge=options.badge, sample_rate=AUDIO_RATE, **signing)
+        )
     if options.speaker is not None:
         sinks.append(
             Speaker(

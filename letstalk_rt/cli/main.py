@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from letstalk_rt import __version__
-from letstalk_rt.cli import avatars, bench, doctor, dub, live, render
+from letstalk_rt.cli import avatars, bench, doctor, dub, live, render, sign
 from letstalk_rt.errors import ConfigError, DependencyError, InputError, LetsTalkError
 from letstalk_rt.threads import shorten_openmp_spin
 
@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, AddArguments, Run]] = {
     "mic": (live.MIC_SUMMARY, live.add_mic_arguments, live.run_mic),
     "push": (live.PUSH_SUMMARY, live.add_push_arguments, live.run_push),
     "say": (live.SAY_SUMMARY, live.add_say_arguments, live.run_say),
+    "sign": (sign.SIGN_SUMMARY, sign.add_sign_arguments, sign.run_sign),
+    "verify": (sign.VERIFY_SUMMARY, sign.add_verify_arguments, sign.run_verify),
     "avatars": (avatars.SUMMARY, avatars.add_arguments, avatars.run),
     "bench": (bench.SUMMARY, bench.add_arguments, bench.run),
     "doctor": (doctor.SUMMARY, doctor.add_arguments, doctor.run),

@@ -1,12 +1,23 @@
 """Options that several commands share, and loading the avatar that they name."""
 
 import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from letstalk_rt.cli.output import write_notice
+from letstalk_rt.errors import ConfigError
 
 if TYPE_CHECKING:
     from letstalk_rt.session.avatar import Avatar
+    from letstalk_rt.sinks.credentials import SigningCredentials
+    from letstalk_rt.sinks.provenance import Provenance
+
+
+class Signing(TypedDict):
+    """What `VideoWriter` and `Recording` take to state how a file was made, and to sign it."""
+
+    provenance: "Provenance"
+    credentials: "SigningCredentials | None"
 
 
 def add_portrait(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +45,36 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help='omit the badge "AI avatar"; you must then disclose that the video is generated',
     )
+
+
+def add_sign_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option to sign what is recorded."""
+    parser.add_argument(
+        "--sign",
+        nargs=2,
+        type=Path,
+        metavar=("CERT", "KEY"),
+        help="sign the file when it is complete (C2PA) with a certificate and its key, PEM files",
+    )
+
+
+def read_signing(options: argparse.Namespace) -> Signing:
+    """Return what the recording that the options name states, and the credentials, checked.
+
+    Raises:
+        LetsTalkError: the portrait is unknown, or the credentials or the output cannot be used.
+    """
+    from letstalk_rt.portrait.library import AvatarLibrary
+    from letstalk_rt.sinks.credentials import SigningCredentials
+    from letstalk_rt.sinks.provenance import Provenance
+
+    if options.sign is not None and options.output is None:
+        raise ConfigError("--sign signs a recording; name its file with --output.")
+    consent = AvatarLibrary().consent_of(options.portrait)
+    return {
+        "provenance": Provenance.of(options.preset, options.badge, consent),
+        "credentials": None if options.sign is None else SigningCredentials.read(*options.sign),
+    }
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

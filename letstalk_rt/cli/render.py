@@ -10,7 +10,9 @@ from letstalk_rt.cli.options import (
     add_json_option,
     add_model_options,
     add_portrait,
+    add_sign_option,
     load_avatar,
+    read_signing,
 )
 from letstalk_rt.cli.output import write_json, write_line
 from letstalk_rt.errors import ConfigError
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("audio", type=Path, metavar="AUDIO", help="wav, flac, mp3, m4a, ogg or mp4")
     add("-o", "--output", type=Path, required=True, metavar="OUT.mp4", help="video file to write")
     add("--fps", type=int, default=FPS, help="frames per second; only %(default)s")
+    add_sign_option(parser)
     add_model_options(parser)
     add_json_option(parser)
 
@@ -38,10 +41,11 @@ def run(options: argparse.Namespace) -> int:
 
     if options.fps != FPS:
         raise ConfigError(f"--fps is {options.fps}; the model generates {FPS} frames per second.")
+    signing = read_signing(options)
     samples, rate = read_audio(options.audio)
     size: list[int] = []
     frames = _render(options, samples, rate, size)
-    count = write_video(options.output, frames, samples, rate, badge=options.badge)
+    count = write_video(options.output, frames, samples, rate, badge=options.badge, **signing)
     if options.json:
         facts = {"output": options.output, "frames": count, "seconds": count / FPS}
         write_json({**facts, "width": size[0], "height": size[1]})

@@ -2,7 +2,8 @@
 
 Finding and framing the face of a large photograph takes a second; a prepared portrait is read in
 some milliseconds. The cache may be deleted at any time; the least recently used entries are removed
-when it is full.
+when it is full. Beside the image of an added avatar lies the record of who stated, and when, that
+the person agreed; removing the avatar deletes all of its files.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import re
 import shutil
 import sys
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ import numpy as np
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.types import Portrait
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ CONSENT = (
     "image you state that the person in it consented."
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_LAYOUT = 1
+_LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class LibraryEntry:
     name: str
     path: Path
     builtin: bool
+
+    @property
+    def consent(self) -> Consent | None:
+        """The recorded consent; None for built-in avatars, who are people that do not exist.
+
+        Raises:
+            PortraitError: the record is damaged.
+        """
+        return None if self.builtin else Consent.read(_consent_path(self.path))
 
 
 class AvatarLibrary:
@@ -95,8 +107,27 @@ class AvatarLibrary:
             )
         return by_name[str(name_or_path)]
 
-    def add(self, name: str, image: Path, *, replace: bool = False) -> LibraryEntry:
+    def consent_of(self, name_or_path: str | os.PathLike[str]) -> Consent | None:
+        """Return the recorded consent for what `find` finds; None if there is no record.
+
+        Raises:
+            PortraitError: there is neither a file nor an avatar of that name, or the record is
+                damaged.
+        """
+        path = self.find(name_or_path)
+        entry = next((entry for entry in self.entries() if entry.path == path), None)
+        return None if entry is None else entry.consent
+
+    def add(
+        self, name: str, image: Path, consent: Consent, *, replace: bool = False
+    ) -> LibraryEntry:
         """Copy an image into the library; call `prepare` first to check that it is usable.
+
+        Args:
+            name: name of the avatar.
+            image: its image file.
+            consent: who states that the person in it agreed.
+            replace: replace an added avatar of that name, and delete its files.
 
         Raises:
             ConfigError: the name is invalid or taken, or the folder is not writable.
@@ -118,7 +149,8 @@ class AvatarLibrary:
             temporary = target.with_name(target.name + ".part")
             shutil.copyfile(image, temporary)
             for entry in older:
-                entry.path.unlink(missing_ok=True)
+                self._delete(entry.path)
+            _consent_path(target).write_text(consent.text(), encoding="utf-8")
             temporary.replace(target)
         except OSError as error:
             raise ConfigError(
@@ -128,7 +160,7 @@ class AvatarLibrary:
         return LibraryEntry(name, target, False)
 
     def remove(self, name: str) -> None:
-        """Delete an added avatar.
+        """Delete all files of an added avatar: image, record of consent, prepared portraits.
 
         Raises:
             ConfigError: there is no avatar of that name, or it came with the package.
@@ -139,7 +171,17 @@ class AvatarLibrary:
                 "came with the package and cannot be removed" if entry else "is not in the library"
             )
             raise ConfigError(f"The avatar {name!r} {why}.")
-        entry.path.unlink(missing_ok=True)
+        self._delete(entry.path)
+
+    def _delete(self, image: Path) -> None:
+        with suppress(FileNotFoundError):
+            for path in self._cache.glob(f"{_digest(image.read_bytes())}-*"):
+                path.unlink(missing_ok=True)
+        for path in self._cache.glob("*.npz"):
+            if "-" not in path.name:  # of an earlier version: whose it is cannot be told
+                path.unlink(missing_ok=True)
+        image.unlink(missing_ok=True)
+        _consent_path(image).unlink(missing_ok=True)
 
     def prepare(self, image: Path, finder: "Finder", *, size: int = 512) -> Portrait:
         """Return the portrait of an image, from the cache if possible.
@@ -157,7 +199,7 @@ class AvatarLibrary:
                 image, finder, size=size
             )  # raises an error that says what is wrong
         key = f"{_LAYOUT} {__version__} {size} {finder.fingerprint()} ".encode()
-        cached = self._cache / f"{hashlib.sha256(key + data).hexdigest()[:32]}.npz"
+        cached = self._cache / f"{_digest(data)}-{_digest(key)}.npz"
         portrait = _load_cached(cached)
         if portrait is None:
             portrait = prepare_portrait(data, finder, size=size)
@@ -214,6 +256,14 @@ def default_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
     return base / "letstalk_rt"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _consent_path(image: Path) -> Path:
+    return image.with_suffix(".consent.json")
 
 
 def _serialize(portrait: Portrait) -> bytes:

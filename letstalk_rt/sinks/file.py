@@ -11,9 +11,11 @@ import av
 import numpy as np
 
 from letstalk_rt.errors import ConfigError, DependencyError
-from letstalk_rt.portrait.watermark import statement_metadata
 from letstalk_rt.sinks.av_encoder import AVEncoder, EncoderSettings
 from letstalk_rt.sinks.base import ThreadedSink
+from letstalk_rt.sinks.credentials import SigningCredentials
+from letstalk_rt.sinks.provenance import Provenance
+from letstalk_rt.sinks.signing import media_type_of, sign_recording
 from letstalk_rt.types import FPS, SAMPLE_RATE
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -30,6 +32,8 @@ def write_video(
     *,
     fps: int = FPS,
     badge: bool = True,
+    provenance: Provenance | None = None,
+    credentials: SigningCredentials | None = None,
 ) -> int:
     """Write frames and their audio as H.264 and AAC.
 
@@ -43,6 +47,8 @@ def write_video(
         rate: sample rate of `audio` in Hz, kept if AAC supports it.
         fps: frames per second.
         badge: draw the badge "AI avatar" into the frames.
+        provenance: see `VideoWriter`.
+        credentials: see `VideoWriter`.
 
     Returns:
         The number of frames written.
@@ -51,7 +57,15 @@ def write_video(
         ConfigError: the file cannot be written.
     """
     channels = 1 if audio.ndim == 1 else audio.shape[1]
-    with VideoWriter(path, rate, channels=channels, fps=fps, badge=badge) as writer:
+    with VideoWriter(
+        path,
+        rate,
+        channels=channels,
+        fps=fps,
+        badge=badge,
+        provenance=provenance,
+        credentials=credentials,
+    ) as writer:
         for index, rgb in enumerate(frames):
             writer.write(rgb, audio[index * rate // fps : (index + 1) * rate // fps])
         writer.write_audio(audio[writer.frames * rate // fps :])
@@ -64,6 +78,7 @@ class VideoWriter:
     The metadata of the file state that it is generated. The file is written as `NAME.part` and
     renamed when the block ends without an error; after an error it is removed. A `crash_safe` file
     is written under its own name, and after a crash it can be played up to its last two seconds.
+    With `credentials` it is signed when it is complete; a failure to sign leaves it unsigned.
     """
 
     def __init__(
@@ -76,6 +91,8 @@ class VideoWriter:
         badge: bool = True,
         crash_safe: bool = False,
         x264: dict[str, str] | None = None,
+        provenance: Provenance | None = None,
+        credentials: SigningCredentials | None = None,
     ) -> None:
         """Check the path.
 
@@ -87,9 +104,11 @@ class VideoWriter:
             badge: draw the badge "AI avatar" into the frames.
             crash_safe: keep what was written, also after an error or a crash.
             x264: options of the video encoder.
+            provenance: what metadata and signature state; its default knows the badge alone.
+            credentials: sign the file with these.
 
         Raises:
-            ConfigError: the extension of `path` is not supported.
+            ConfigError: the extension of `path` is not supported, or cannot be signed.
         """
         self.path = Path(path)
         if self.path.suffix.lower() not in CONTAINERS:
@@ -97,6 +116,10 @@ class VideoWriter:
                 f"The output {self.path.name} ends in {self.path.suffix!r}; expected one of "
                 f"{', '.join(CONTAINERS)}."
             )
+        if credentials is not None:
+            media_type_of(self.path)
+        self._credentials = credentials
+        self._provenance = provenance or Provenance(badge=badge)
         self._crash_safe = crash_safe
         part = self.path.with_name(self.path.name + ".part")
         self._temporary = self.path if crash_safe else part
@@ -134,7 +157,7 @@ class VideoWriter:
             )
         except OSError as error:
             raise self._cannot_write(error) from error
-        self._container.metadata.update(statement_metadata())
+        self._container.metadata.update(self._provenance.metadata())
         try:
             self._encoder = AVEncoder(self._container, self._settings)
         except DependencyError:
@@ -207,10 +230,20 @@ class VideoWriter:
         try:
             self._encoder.finish()
             self._container.close()
+        except OSError as error:
+            self._close_quietly()
+            raise self._cannot_write(error) from error
+        try:
+            if self._credentials is not None:
+                sign_recording(self._temporary, self._credentials, self._provenance, name=self.path)
+        finally:
+            self._move_into_place()
+
+    def _move_into_place(self) -> None:
+        try:
             if not self._crash_safe:
                 os.replace(self._temporary, self.path)
         except OSError as error:
-            self._close_quietly()
             raise self._cannot_write(error) from error
 
     def _close_quietly(self) -> None:
@@ -235,6 +268,8 @@ class Recording(ThreadedSink):
         badge: draw the badge "AI avatar" into the frames.
         max_video_frames: see `ThreadedSink`.
         sample_rate: `output_sample_rate` of the session, Hz.
+        provenance: see `VideoWriter`.
+        credentials: see `VideoWriter`.
     """
 
     def __init__(
@@ -244,10 +279,18 @@ class Recording(ThreadedSink):
         badge: bool = True,
         max_video_frames: int = 50,
         sample_rate: int = SAMPLE_RATE,
+        provenance: Provenance | None = None,
+        credentials: SigningCredentials | None = None,
     ) -> None:
         super().__init__("recording", max_video_frames=max_video_frames, sample_rate=sample_rate)
         self._writer = VideoWriter(
-            path, sample_rate, badge=badge, crash_safe=True, x264=dict(_LIVE_X264)
+            path,
+            sample_rate,
+            badge=badge,
+            crash_safe=True,
+            x264=dict(_LIVE_X264),
+            provenance=provenance,
+            credentials=credentials,
         )
 
     def _open(self, width: int, height: int) -> None:

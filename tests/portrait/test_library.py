@@ -1,5 +1,6 @@
 """Avatars are found by name, and a portrait is prepared once."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ from support.faces import SkinFinder, draw
 
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.library import AvatarLibrary, default_folder
 from letstalk_rt.types import Face
+
+AGREED = Consent.now("Anna")
 
 
 class CountingFinder(SkinFinder):
@@ -42,21 +46,59 @@ def test_the_avatars_that_ship_are_there(library: AvatarLibrary) -> None:
 def test_an_added_avatar_is_found_by_name_and_can_be_removed(
     library: AvatarLibrary, picture: Path
 ) -> None:
-    library.add("anna", picture)
+    library.add("anna", picture, AGREED)
     assert library.find("anna").read_bytes() == picture.read_bytes()
     with pytest.raises(ConfigError, match="already"):
-        library.add("anna", picture)
-    library.add("anna", picture, replace=True)
+        library.add("anna", picture, AGREED)
+    library.add("anna", picture, AGREED, replace=True)
     library.remove("anna")
     with pytest.raises(PortraitError, match="no avatar named 'anna'"):
         library.find("anna")
+
+
+def test_who_consented_and_when_is_kept(library: AvatarLibrary, picture: Path) -> None:
+    added = library.add("anna", picture, AGREED)
+    assert added.consent == AGREED == library.consent_of("anna")
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(AGREED.at)) < timedelta(minutes=5)
+    assert library.consent_of(picture) is None  # a file of that image says nothing
+    assert library.consent_of(next(iter(list_avatars()))) is None
+    later = Consent("Her agent", "2030-01-01T00:00:00+00:00")
+    library.add("anna", picture, later, replace=True)
+    assert library.consent_of("anna") == later
+
+
+def test_a_damaged_record_of_consent_is_an_error(library: AvatarLibrary, picture: Path) -> None:
+    entry = library.add("anna", picture, AGREED)
+    for text in ("", "[]", '{"by": "Anna", "at": "once"}'):
+        for record in entry.path.parent.glob("*.json"):
+            record.write_text(text)
+        with pytest.raises(PortraitError, match="record of consent .* cannot be read"):
+            library.consent_of("anna")
+
+
+def test_removing_an_avatar_deletes_all_of_its_files(
+    library: AvatarLibrary, picture: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.png"
+    draw(300, 400, [(150, 200, 140)]).save(other)
+    for name, image in (("anna", picture), ("ben", other)):
+        entry = library.add(name, image, AGREED)
+        for size in (512, 300):
+            library.prepare(entry.path, SkinFinder(), size=size)
+    (library.folder / "prepared" / f"{'0' * 32}.npz").write_bytes(b"of an earlier version")
+    library.remove("anna")
+    left = sorted(path for path in library.folder.rglob("*") if path.is_file())
+    assert [path.name for path in left[:2]] == ["ben.consent.json", "ben.png"]
+    assert len(left) == 4
+    library.add("ben", picture, AGREED, replace=True)
+    assert len([path for path in library.folder.rglob("*") if path.is_file()]) == 2
 
 
 def test_what_ships_can_be_hidden_but_not_removed(library: AvatarLibrary, picture: Path) -> None:
     name = next(iter(list_avatars()))
     with pytest.raises(ConfigError, match="came with the package"):
         library.remove(name)
-    library.add(name, picture)
+    library.add(name, picture, AGREED)
     assert library.find(name).read_bytes() == picture.read_bytes()
     library.remove(name)
     assert library.find(name) == list_avatars()[name]
@@ -76,7 +118,7 @@ def test_names_that_could_be_paths_are_refused(
     library: AvatarLibrary, picture: Path, name: str
 ) -> None:
     with pytest.raises(ConfigError, match="cannot be used"):
-        library.add(name, picture)
+        library.add(name, picture, AGREED)
 
 
 def test_a_portrait_is_prepared_once(library: AvatarLibrary, picture: Path) -> None:
@@ -129,7 +171,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, picture
     library = AvatarLibrary(tmp_path / "file" / "home")
     assert library.prepare(picture, SkinFinder()).canvas.shape == (384, 512, 3)
     with pytest.raises(ConfigError, match="LETSTALK_HOME"):
-        library.add("anna", picture)
+        library.add("anna", picture, AGREED)
 
 
 def test_the_users_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from support.server_fakes import BACKDROPS, Painter, Peer, portrait_jpeg, problem, serving
 
 from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_server.app import create_app
 from letstalk_server.session.avatar_service import LoadedModel
@@ -73,7 +74,7 @@ async def test_added_avatars_are_offered_and_prepared_once(tmp_path):
     for name, data in (("ann", portrait_jpeg((90, 20, 90))), ("grey", GREY)):
         (tmp_path / f"{name}.png").write_bytes(data)
         with suppress(ConfigError, PortraitError):
-            library.add(name, tmp_path / f"{name}.png")
+            library.add(name, tmp_path / f"{name}.png", Consent.now("Anna"))
     paths = {entry.name: entry.path for entry in library.entries() if not entry.builtin}
 
     async def offered(pipeline):
