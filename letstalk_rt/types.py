@@ -37,6 +37,39 @@ class Face:
 
 
 @dataclass(frozen=True, slots=True)
+class FaceTrack:
+    """Where the face of one frame of a film is, and what the encoder made of it.
+
+    Attributes:
+        rotation: of the transform from pixels of the frame to those of the face's upright crop:
+            cosine and sine of the angle, times the scale.
+        shift: of that transform, in pixels of the crop.
+        latent: `(C, h, w)` float32.
+        yaw: rotation of the head in [-1, 1]; 0 faces the camera.
+        sharpness: of the lower face.
+    """
+
+    rotation: tuple[float, float]
+    shift: tuple[float, float]
+    latent: np.ndarray
+    yaw: float
+    sharpness: float
+
+
+@dataclass(frozen=True, slots=True)
+class Footage:
+    """A short film of a person, which is shown back and forth while its lips speak.
+
+    Attributes:
+        frames: the frames as JPEG, 25 per second, all of the size of the canvas.
+        faces: the face in each frame; None where there is none.
+    """
+
+    frames: tuple[bytes, ...]
+    faces: tuple[FaceTrack | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Portrait:
     """An image prepared for animation.
 
@@ -45,12 +78,15 @@ class Portrait:
         crop: `(256, 256, 3)` uint8 RGB: the aligned face crop that the model animates.
         box: left, top and side of that crop in canvas pixels; it may reach beyond the canvas.
         warnings: messages for the user, e.g. that the largest of several faces was used.
+        footage: a film that moves in place of the canvas, which is one of its frames; None for a
+            picture.
     """
 
     canvas: np.ndarray
     crop: np.ndarray
     box: tuple[float, float, float]
     warnings: tuple[str, ...] = ()
+    footage: Footage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from letstalk_rt.cli.output import colored, write_json, write_line, write_notice
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.library import CONSENT, ENDINGS, AvatarLibrary
+from letstalk_rt.types import Portrait
 
 if TYPE_CHECKING:
     from letstalk_rt.models.face.detector import FaceFinder
@@ -91,7 +92,7 @@ def _list(library: AvatarLibrary, as_json: bool) -> int:
 
 
 def _add(library: AvatarLibrary, options: argparse.Namespace) -> int:
-    portrait = library.prepare(options.image, _load_finder())
+    portrait = _portrait_of(library, options.image)
     for warning in portrait.warnings:
         write_notice(warning)
     consent = Consent.now(options.consent_by or _user())
@@ -109,6 +110,16 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError) as error:
         raise ConfigError("This user has no name; say who consents with --consent-by.") from error
+
+
+def _portrait_of(library: AvatarLibrary, source: Path) -> Portrait:
+    """Prepare an image, or a film, to check that it is usable."""
+    from letstalk_rt.dubbing.footage import is_film, prepare_footage
+    from letstalk_rt.inference.pipeline import AvatarPipeline
+
+    if is_film(source):
+        return prepare_footage(source, AvatarPipeline.load())
+    return library.prepare(source, _load_finder())
 
 
 def _prepare(library: AvatarLibrary, options: argparse.Namespace) -> int:
@@ -142,7 +153,8 @@ def _prepare_one(
 
 def _find_images(library: AvatarLibrary, sources: list[str]) -> list[Path]:
     if not sources:
-        return [entry.path for entry in library.entries()]
+        paths = [entry.path for entry in library.entries()]
+        return [path for path in paths if path.suffix.lower() in ENDINGS]  # films are not cached
     found: list[Path] = []
     for source in sources:
         folder = Path(source)

@@ -25,8 +25,8 @@ def add_portrait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "portrait",
         metavar="PORTRAIT",
-        help="image of a face (jpg, png, webp, heic), or the name of an avatar: "
-        "see letstalk avatars list",
+        help="image of a face (jpg, png, webp, heic), short film of a person (mp4, mov, webm), or "
+        "name of an avatar: see letstalk avatars list",
     )
 
 
@@ -84,6 +84,7 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 def load_avatar(options: argparse.Namespace) -> "Avatar":
     """Load the model and the portrait that the options name."""
+    from letstalk_rt.dubbing.footage import is_film, prepare_footage
     from letstalk_rt.inference.pipeline import AvatarPipeline
     from letstalk_rt.portrait.library import AvatarLibrary
     from letstalk_rt.session.avatar import Avatar
@@ -93,7 +94,11 @@ def load_avatar(options: argparse.Namespace) -> "Avatar":
     pipeline = AvatarPipeline.load(
         preset=options.preset, device=options.device, steps=options.steps, threads=options.threads
     )
-    portrait = library.prepare(path, pipeline.finder, size=options.size)
+    if is_film(path):
+        write_notice("the film is prepared; this takes about as long as it lasts.")
+        portrait = prepare_footage(path, pipeline, size=options.size)
+    else:
+        portrait = library.prepare(path, pipeline.finder, size=options.size)
     for warning in portrait.warnings:
         write_notice(warning)
     return Avatar.from_pipeline(pipeline, portrait)

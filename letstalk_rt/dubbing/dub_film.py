@@ -13,9 +13,9 @@ from letstalk_rt.dubbing.extension import Longer, extended
 from letstalk_rt.dubbing.film import Film, FilmFrame
 from letstalk_rt.dubbing.film_writer import FilmWriter, SoundFeed
 from letstalk_rt.dubbing.lip_track import LipTrack
-from letstalk_rt.dubbing.mouth_renderer import Patch
 from letstalk_rt.dubbing.planes import put
 from letstalk_rt.errors import AudioFormatError, FilmError
+from letstalk_rt.inference.mouth_renderer import Patch
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.portrait.watermark import badge_place, with_badge
 
@@ -114,7 +114,7 @@ def dub_film(
     """
     options = options or DubOptions()
     facts, model = film.facts, pipeline.model
-    dubber = Dubber(model, pipeline.finder)
+    dubber = Dubber(model, pipeline.finder, pipeline.dtype)
     assert model.lips is not None and model.lip_motion is not None
     rate = speech.facts.rate
     lips = LipTrack(model.lips, model.lip_motion, speech.chunks(), rate)
@@ -134,7 +134,7 @@ def dub_film(
             on_frame()
         if not changed:
             raise FilmError(
-                f"No face was found in the film {film.path} that could be dubbed. Use a film of a "
+                f"No face was found in the film{film.name} that could be dubbed. Use a film of a "
                 "person who looks towards the camera, well lit and not covered."
             )
     return DubResult(count, changed, end_s, facts.width, facts.height)

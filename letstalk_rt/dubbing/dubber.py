@@ -12,21 +12,28 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-import cv2
 import numpy as np
 import torch
 
-from letstalk_rt.dubbing.face_reader import FaceReader, FilmedFace
+from letstalk_rt.dubbing.cuts import CutDetector
 from letstalk_rt.dubbing.lip_track import LipValues
-from letstalk_rt.dubbing.mouth_renderer import MouthRenderer, Patch
-from letstalk_rt.dubbing.reference import (
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.face_reader import FaceReader, FilmedFace
+from letstalk_rt.inference.mouth_renderer import MouthRenderer, Patch
+from letstalk_rt.inference.reference_frames import (
+    FADE_FRAMES,
+    MOST_REFERENCES,
+    NEW_POSE,
+    TURNED,
     Reference,
+    ReferenceMixer,
     head_pose,
     make_reference,
+    pose_distance,
     reference_cost,
+    shown_share,
 )
-from letstalk_rt.dubbing.teeth import Teeth
-from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.teeth import Teeth
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.threads import thread_limit
@@ -36,18 +43,7 @@ LOOKAHEAD = 30
 
 LOOKAHEAD_BYTES = 256 * 2**20
 
-MOST_REFERENCES = 6
-FADE_FRAMES = 5
-"""Length of a cross-fade between references, and of the ends of the change, in frames."""
-
-TURNED, PROFILE = 0.55, 0.75
-"""Yaw from which the change fades out, and from which frames pass through."""
-
-_POSE_UNIT = 0.05
-_NEW_POSE = 0.8  # a reference is added from this distance to all others
 _BETTER = 0.12  # a reference is replaced by one whose cost is lower by this
-_STAY = 0.25  # the present reference is kept unless another is better by this
-_CUT_LEVEL, _CUT_RATIO = 16.0, 4.0
 
 Item = TypeVar("Item")
 _Job = Callable[[], Patch | None]
@@ -71,9 +67,7 @@ class _Shot:
     Attributes:
         number: counts the cuts.
         references: references of the person.
-        chosen: the present one.
-        previous: the one before, while it fades out.
-        fade: how far the cross-fade is, in [0, 1].
+        mixer: chooses among them.
         strength: of the last frame; None before the first.
         teeth: how the inside of the mouth looks.
     """
@@ -81,9 +75,7 @@ class _Shot:
     number: int
     teeth: Teeth
     references: list[Reference] = field(default_factory=list)
-    chosen: Reference | None = None
-    previous: Reference | None = None
-    fade: float = 1.0
+    mixer: ReferenceMixer = field(default_factory=ReferenceMixer)
     strength: float | None = None
 
 
@@ -93,19 +85,22 @@ class Dubber:
     Args:
         model: a model with a lip reader.
         finder: finds faces in whole images.
+        dtype: number format of the encoder.
 
     Raises:
         ConfigError: the model has no lip reader.
     """
 
-    def __init__(self, model: AvatarModel, finder: FaceFinder) -> None:
+    def __init__(
+        self, model: AvatarModel, finder: FaceFinder, dtype: torch.dtype = torch.float32
+    ) -> None:
         if model.face is None or model.lips is None or model.lip_motion is None:
             raise ConfigError(
                 f"preset {model.preset.name!r} has no lip reader, which dubbing needs; use the "
                 "preset 'tiny'"
             )
         self._model = model
-        self._reader = FaceReader(finder, model.face.autoencoder)
+        self._reader = FaceReader(finder, model.face.autoencoder, dtype)
         self._renderer = MouthRenderer(model)
 
     def dub(
@@ -172,8 +167,14 @@ class Dubber:
         """Make the first reference of a shot: of the frames ahead, the one that suits best."""
         usable = [s for s in ahead if s.shot == shot.number and _is_usable(s.face)]
         if usable:
-            first = head_pose(_face(usable[0]))
-            best = min(usable, key=lambda s: _distance(head_pose(_face(s)), first) + _cost(s))
+            first = head_pose(_face(usable[0]).points)
+
+            def total(shown: _Shown[Item]) -> float:
+                face = _face(shown)
+                cost = reference_cost(face.points, face.sharpness)
+                return pose_distance(head_pose(face.points), first) + cost
+
+            best = min(usable, key=total)
             shot.references.append(make_reference(self._model, best.rgb, _face(best)))
 
     def _extend(self, shot: _Shot, newest: _Shown[Item]) -> None:
@@ -181,8 +182,9 @@ class Dubber:
         if newest.shot != shot.number or newest.face is None or not _is_usable(newest.face):
             return
         shot.teeth.offer(newest.face)
-        pose, cost = head_pose(newest.face), reference_cost(newest.face)
-        near = [r for r in shot.references if _distance(r.pose, pose) < _NEW_POSE]
+        pose = head_pose(newest.face.points)
+        cost = reference_cost(newest.face.points, newest.face.sharpness)
+        near = [r for r in shot.references if pose_distance(r.pose, pose) < NEW_POSE]
         if near and min(r.cost for r in near) - _BETTER <= cost:
             return
         made = make_reference(self._model, newest.rgb, newest.face)
@@ -197,7 +199,7 @@ class Dubber:
         if strength <= 0 or shown.face is None or not shot.references:
             return _unchanged
         shot.teeth.change_if_closed(values)
-        mixed = self._choose(shot, shown.face)
+        mixed = shot.mixer.mix(shot.references, head_pose(shown.face.points))
         return partial(
             self._renderer.render,
             shown.rgb,
@@ -208,74 +210,25 @@ class Dubber:
             strength,
         )
 
-    def _choose(self, shot: _Shot, face: FilmedFace) -> list[tuple[Reference, float]]:
-        """Return the references to mix."""
-        pose = head_pose(face)
-        best = min(shot.references, key=lambda r: _distance(r.pose, pose) + r.cost)
-        if shot.chosen is None:
-            shot.chosen = best
-        elif best is not shot.chosen and shot.fade >= 1:
-            gain = _distance(shot.chosen.pose, pose) + shot.chosen.cost
-            gain -= _distance(best.pose, pose) + best.cost
-            if gain > _STAY:
-                shot.previous, shot.chosen, shot.fade = shot.chosen, best, 0.0
-        shot.fade = min(1.0, shot.fade + 1 / FADE_FRAMES)
-        if shot.previous is None or shot.fade >= 1:
-            shot.previous = None
-            return [(shot.chosen, 1.0)]
-        return [(shot.previous, 1 - shot.fade), (shot.chosen, shot.fade)]
-
-
-class CutDetector:
-    """Notices cuts: a frame that differs far more from the one before than frames lately do."""
-
-    def __init__(self) -> None:
-        self._last: np.ndarray | None = None
-        self._usual = 0.0
-
-    def is_cut(self, rgb: np.ndarray) -> bool:
-        """Return whether the next frame, `(H, W, 3)` uint8, begins a new shot."""
-        small = cv2.resize(rgb, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
-        if self._last is None:
-            self._last = small
-            return False
-        change = float(np.abs(small - self._last).mean())
-        self._last = small
-        found = change > max(_CUT_LEVEL, _CUT_RATIO * self._usual)
-        if not found:
-            self._usual += 0.2 * (change - self._usual)
-        return found
-
 
 def _face(shown: _Shown[Item]) -> FilmedFace:
     assert shown.face is not None
     return shown.face
 
 
-def _cost(shown: _Shown[Item]) -> float:
-    return reference_cost(_face(shown))
-
-
-def _distance(pose: np.ndarray, other: np.ndarray) -> float:
-    return float(np.linalg.norm(pose - other)) / _POSE_UNIT
-
-
 def _is_usable(face: FilmedFace | None) -> bool:
     return face is not None and abs(face.yaw) < TURNED
-
-
-def _wanted(face: FilmedFace | None) -> float:
-    """Return how much of the change a face should show, in [0, 1]."""
-    if face is None:
-        return 0.0
-    return float(np.clip((PROFILE - abs(face.yaw)) / (PROFILE - TURNED), 0, 1))
 
 
 def _strength(ahead: deque[_Shown[Item]], shot: _Shot) -> float:
     """Return how much of the change the next frame shows; it changes slowly within a shot."""
     most = 1.0 if shot.strength is None else shot.strength + 1 / FADE_FRAMES
     coming = [s for s in list(ahead)[: FADE_FRAMES + 1] if s.shot == shot.number]
-    return min(most, *(_wanted(s.face) + i / FADE_FRAMES for i, s in enumerate(coming)), 1.0)
+    return min(most, *(_wanted(s) + i / FADE_FRAMES for i, s in enumerate(coming)), 1.0)
+
+
+def _wanted(shown: _Shown[Item]) -> float:
+    return shown_share(None if shown.face is None else shown.face.yaw)
 
 
 def _unchanged() -> None:

@@ -4,6 +4,7 @@ Frames stay in the film's own colour space, so that what dubbing does not touch 
 bit by bit as it was decoded.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Film:
     """A film file, which is read from its beginning as often as needed.
 
     Args:
-        path: the file.
+        source: path, or the bytes of a file.
 
     Attributes:
         facts: what it is like.
@@ -98,8 +99,10 @@ class Film:
         FilmError: the file cannot be read, has no video, or no frame can be decoded.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, source: str | Path | bytes) -> None:
+        self._data = source if isinstance(source, bytes) else None
+        self.name = "" if isinstance(source, bytes) else f" {source}"
+        self._path = None if isinstance(source, bytes) else Path(source)
         with self._opened() as (container, stream):
             first = next(self._decoded(container, stream), None)
             if first is None:
@@ -135,12 +138,13 @@ class Film:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        file = str(self._path) if self._data is None else io.BytesIO(self._data)
         try:
-            container = av.open(str(self.path), "r", options={"format_whitelist": _CONTAINERS})
+            container = av.open(file, "r", options={"format_whitelist": _CONTAINERS})
         except (av.FFmpegError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 raise FilmError(
-                    f"Cannot read the film {self.path}: {error.strerror}. Check the path."
+                    f"Cannot read the film{self.name}: {error.strerror}. Check the path."
                 ) from error
             raise self._unusable(
                 "it is not a video file, or it is damaged; expected mp4, mov, mkv, webm or avi. "
@@ -205,7 +209,7 @@ class Film:
         return FilmFrame(tuple(planes), rgb, time)
 
     def _unusable(self, reason: str) -> FilmError:
-        return FilmError(f"Cannot use the film {self.path}: {reason}")
+        return FilmError(f"Cannot use the film{self.name}: {reason}")
 
 
 def _kept_format(name: str, *, turned: bool) -> str:

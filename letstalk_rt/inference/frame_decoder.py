@@ -80,6 +80,12 @@ class FrameDecoder:
             first += count
             frame_inputs, eyes = [one[here] for one in inputs], [one[here] for one in eye_closures]
             jobs.append(partial(self._decode_part, frame_inputs, eyes, states, clock))
+        return self.in_order(jobs)
+
+    def in_order(
+        self, jobs: Sequence[Callable[[], np.ndarray]]
+    ) -> Generator[np.ndarray, None, None]:
+        """Yield the results of jobs in order, which run in parallel if there are threads."""
         if self.decode_pool is None:
             return (job() for job in jobs)
         return _results_in_order([self.decode_pool.submit(job) for job in jobs])

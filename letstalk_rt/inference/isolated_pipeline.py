@@ -46,7 +46,7 @@ from letstalk_rt.inference.supervisor import (
     ModelHealth,
     ModelSupervisor,
 )
-from letstalk_rt.types import Face, Portrait
+from letstalk_rt.types import Face, FaceTrack, Portrait
 
 SLOWER = 8.0
 """A step may take so many times as long as others, so that a slow machine is not taken for a model
@@ -233,6 +233,19 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
     def batch_key(self, state: IsolatedState) -> Hashable:
         """Return what sessions must have in common to run in one step."""
         return state.generation, state.key
+
+    def track_faces(self, frames: np.ndarray, last: FaceTrack | None) -> list[FaceTrack | None]:
+        """Return the face in each of consecutive frames; see `AvatarPipeline.track_faces`.
+
+        Raises:
+            ConfigError: the model cannot follow faces.
+            ModelLost: the model could not be started, or died of this call.
+        """
+        process, arguments = self._supervisor.running(), (frames, last)
+        found: list[FaceTrack | None] = self._call(
+            process, "track_faces", arguments, self._limits.portrait_s
+        )
+        return found
 
     def _find_faces(self, rgb: np.ndarray) -> list[Face]:
         found: list[Face] = self._call(

@@ -118,6 +118,7 @@ class _ModelServer:
             "interrupt": self._interrupt,
             "change_portrait": self._change_portrait,
             "find_faces": self._find_faces,
+            "track_faces": self._track_faces,
         }
 
     def reply(self, request: Request) -> Done | Failed:
@@ -144,6 +145,9 @@ class _ModelServer:
 
     def _find_faces(self, rgb: np.ndarray) -> Any:
         return getattr(self._pipeline, "finder").find_faces(rgb)  # noqa: B009 (not in the protocol)
+
+    def _track_faces(self, *arguments: Any) -> Any:
+        return getattr(self._pipeline, "track_faces")(*arguments)  # noqa: B009 (as above)
 
     def _step(self, pcm: np.ndarray, numbers: Sequence[int], in_parts: bool) -> None:
         sent = 0

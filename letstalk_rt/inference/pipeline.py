@@ -5,9 +5,10 @@ here uses asyncio, queues or wall-clock time.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from letstalk_rt.inference.autotune import (
 )
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device, choose_dtype
+from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.frame_decoder import FrameDecoder
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
 from letstalk_rt.inference.seam_easing import ease_seam
@@ -38,7 +40,7 @@ from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.face.gestures import GestureWindow
 from letstalk_rt.models.loading import face_finder_for, load_model
 from letstalk_rt.threads import in_own_thread, thread_limit
-from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, Portrait
 
 MAX_GUIDANCE = 10.0
 _PLAIN = DecoderVariant()
@@ -95,6 +97,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         self.frame_decoder = FrameDecoder(model, **options)
         self.partial_sizes = self.frame_decoder.partial_sizes
         self._states = StateFactory(model, steps=steps)
+        self._face_reader: FaceReader | None = None
 
     @classmethod
     def load(
@@ -223,6 +226,8 @@ class AvatarPipeline(Pipeline[SessionState]):
             InputError: the states differ in `batch_key`; nothing has changed.
         """
         self._check(pcm, states)
+        if states[0].player is not None:
+            return self._play(pcm, states, deliver, clock)
         decode_pool = self.frame_decoder.decode_pool
         threads = decode_pool.model_threads if decode_pool and deliver else None
         with thread_limit(threads):
@@ -255,12 +260,65 @@ class AvatarPipeline(Pipeline[SessionState]):
                 frame before them, so that the face does not jump.
         """
         state.silence_audio()
+        if state.player is not None:
+            state.player.interrupt(unseen)
         state.memory.rewind(unseen)
         state.cache.rewind(unseen)
         state.motion_control.rewind(unseen)
         if state.gestures is not None:
             state.gestures.motion.rewind(unseen)
         state.motion_control.ease_from(state.memory.latents[:, -1])
+
+    @torch.inference_mode()
+    def track_faces(self, frames: np.ndarray, last: FaceTrack | None) -> list[FaceTrack | None]:
+        """Return the face in each of consecutive frames of a film; None where there is none.
+
+        Args:
+            frames: `(n, H, W, 3)` uint8.
+            last: the face in the frame before; None if there is none.
+
+        Raises:
+            ConfigError: the model cannot follow faces.
+        """
+        if self.model.face is None:
+            raise ConfigError(
+                f"preset {self.model.preset.name!r} cannot follow faces, which films as portraits "
+                "need; use a picture, or the preset 'tiny'"
+            )
+        if self._face_reader is None:
+            autoencoder = self.model.face.autoencoder
+            self._face_reader = FaceReader(self.finder, autoencoder, self.dtype)
+        reader = self._face_reader
+        reader.reset(last)
+        found = [reader.read(rgb) for rgb in frames]
+        return [None if face is None else face.track for face in found]
+
+    def _play(
+        self,
+        pcm: np.ndarray,
+        states: Sequence[SessionState],
+        deliver: Deliver | None,
+        clock: StageTimer,
+    ) -> np.ndarray:
+        """Return the next window of sessions whose portraits are footage; see `step`."""
+        with clock.stage("audio"):
+            lip_values = self.read_lips(torch.from_numpy(pcm).to(self.device), states)
+        assert lip_values is not None, "footage needs a lip reader"
+        columns = []
+        for state, values in zip(states, lip_values, strict=True):
+            assert state.player is not None, "one batch is all footage"
+            columns.append([partial(state.player.render, f) for f in state.player.next(values)])
+        jobs = [partial(_rendered, row) for row in zip(*columns, strict=True)]
+        parts = []
+        with clock.stage("paint"):
+            for frames in self.frame_decoder.in_order(jobs):
+                if deliver is not None and len(self.partial_sizes) > 1:
+                    deliver(frames[:, None])
+                parts.append(frames)
+        window = np.stack(parts, 1)
+        if deliver is not None and len(self.partial_sizes) == 1:
+            deliver(window)
+        return window
 
     @torch.inference_mode()
     def encode_audio(self, pcm: Tensor, states: Sequence[SessionState]) -> Tensor:
@@ -408,6 +466,11 @@ class AvatarPipeline(Pipeline[SessionState]):
                 "sessions of one batch must have the same frame size, steps and look-ahead, got "
                 f"{sorted(keys)}; run them in separate steps"
             )
+
+
+def _rendered(jobs: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
+    """Return the same frame of each session, `(B, H, W, 3)` uint8."""
+    return np.stack([job() for job in jobs])
 
 
 def _choose_variant(model: AvatarModel, dtype: str, compiled: bool | None) -> DecoderVariant:

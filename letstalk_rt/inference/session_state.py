@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.inference.footage_player import FootagePlayer
 from letstalk_rt.inference.motion_control import MotionController
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderState
@@ -37,11 +38,13 @@ class BatchKey(NamedTuple):
         size: height and width of the frames in pixels.
         steps: sampling steps per window.
         lookahead_frames: how many frames the video is behind the audio.
+        footage: whether the portraits are films.
     """
 
     size: tuple[int, int]
     steps: int
     lookahead_frames: int
+    footage: bool
 
 
 @dataclass
@@ -85,6 +88,7 @@ class SessionState:
         motion_control: changes the motion that is shown, and schedules blinks.
         times: timesteps of the sampler.
         lookahead_frames: how many frames the video is behind the audio.
+        player: shows the footage of a portrait that is a film; otherwise None.
     """
 
     audio: AudioEncoderState | Wav2VecEncoderState
@@ -103,11 +107,13 @@ class SessionState:
     motion_control: MotionController
     times: list[float]
     lookahead_frames: int
+    player: FootagePlayer | None
 
     @property
     def batch_key(self) -> BatchKey:
         """The key that sessions must share to run in one batch."""
-        return BatchKey(self.size, len(self.times), self.lookahead_frames)
+        moves = self.player is not None
+        return BatchKey(self.size, len(self.times), self.lookahead_frames, moves)
 
     def silence_audio(self) -> None:
         """Forget all past audio, as after long silence."""
@@ -128,6 +134,8 @@ class SessionState:
             self.gestures.motion.reset()
             self.gestures.noise.reset()
         self.motion_control.reset()
+        if self.player is not None:
+            self.player.reset()
 
 
 class StateFactory:
@@ -180,6 +188,7 @@ class StateFactory:
             lookahead_frames=_check_range(
                 "lookahead_frames", options.lookahead_frames, lookahead, 0, lookahead
             ),
+            player=self._player(portrait, options.motion.expressiveness),
         )
 
     @torch.inference_mode()
@@ -190,12 +199,18 @@ class StateFactory:
             PortraitError: `portrait` is not prepared for this model; nothing has changed.
         """
         features, model = self._describe(portrait), self._model
+        state.player = self._player(portrait, state.motion_control.options.expressiveness)
         state.compositor = self._compositor(portrait)
         state.mouths = self._mouth_compositor(state.compositor, features, state.noise.seed)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
         state.motion_control.set_portrait(features)
         state.features = features
+
+    def _player(self, portrait: Portrait, expressiveness: float) -> FootagePlayer | None:
+        if portrait.footage is None:
+            return None
+        return FootagePlayer(self._model, portrait.footage, expressiveness)
 
     def _gestures(self, options: StateOptions) -> GestureSession | None:
         gestures, silence = self._model.gestures, self._prosody_silence

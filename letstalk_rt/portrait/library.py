@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff")
+FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+"""Short films of a person, which may stand where an image does."""
+
 CONSENT = (
     "Animate only people who agreed to it, and say that the video is generated. By adding an "
     "image you state that the person in it consented."
@@ -86,7 +89,7 @@ class AvatarLibrary:
         """Return all avatars, sorted by name; an added one replaces a built-in one of its name."""
         known = {name: LibraryEntry(name, path, True) for name, path in list_avatars().items()}
         for path in sorted(self._images.glob("*")):
-            if path.suffix.lower() in ENDINGS:
+            if path.suffix.lower() in ENDINGS + FILM_ENDINGS:
                 known[path.stem] = LibraryEntry(path.stem, path, False)
         return [known[name] for name in sorted(known)]
 
@@ -145,7 +148,9 @@ class AvatarLibrary:
         suffix = image.suffix.lower()
         try:
             self._images.mkdir(parents=True, exist_ok=True)
-            target = self._images / f"{name}{suffix if suffix in ENDINGS else '.jpg'}"
+            target = (
+                self._images / f"{name}{suffix if suffix in ENDINGS + FILM_ENDINGS else '.jpg'}"
+            )
             temporary = target.with_name(target.name + ".part")
             shutil.copyfile(image, temporary)
             for entry in older:

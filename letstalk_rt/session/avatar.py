@@ -81,7 +81,8 @@ class Avatar:
         """Load a model and prepare a portrait for it. Blocks for some seconds.
 
         Args:
-            portrait: path, bytes of an image file, `(H, W, 3)` uint8 RGB array, or PIL image.
+            portrait: path, bytes of an image file, `(H, W, 3)` uint8 RGB array, or PIL image; or
+                path or bytes of a short film of a person, which is then shown back and forth.
             preset: name of the model.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             size: longer side of the video in pixels.
@@ -93,15 +94,20 @@ class Avatar:
 
         Raises:
             PortraitError: the source is not an image, or has no usable face.
+            FilmError: the film cannot be read.
             WeightsError: the weights are missing or damaged.
             ConfigError: the preset or device is unknown, or a setting is out of range.
         """
+        from letstalk_rt.dubbing.footage import is_film, prepare_footage
         from letstalk_rt.portrait.image import prepare_portrait
 
         options = {"preset": preset, "device": device, "steps": steps, "threads": threads}
         pipeline = IsolatedPipeline(_LOAD, options) if isolated else _load(options)
         try:
-            prepared = prepare_portrait(portrait, pipeline.finder, size=size)
+            if is_film(portrait):
+                prepared = prepare_footage(portrait, pipeline, size=size)
+            else:
+                prepared = prepare_portrait(portrait, pipeline.finder, size=size)
         except BaseException:
             _close(pipeline)
             raise

@@ -6,21 +6,17 @@ import av
 import numpy as np
 import pytest
 import torch
-from support.films import FPS, scene, syllables, write_film
+from support.films import FPS, Chewing, dubbed, scene, syllables, talking_frames, write_film
 
-from letstalk_rt.avatars import list_avatars
 from letstalk_rt.cli.main import main
 from letstalk_rt.dubbing.dub_film import DubOptions, Speech, dub_film
-from letstalk_rt.dubbing.dubber import Dubber
 from letstalk_rt.dubbing.extension import Longer
-from letstalk_rt.dubbing.face_reader import FaceReader
 from letstalk_rt.dubbing.film import Film
-from letstalk_rt.dubbing.lip_track import LipTrack, LipValues
-from letstalk_rt.dubbing.reference import mouth_gap
+from letstalk_rt.dubbing.lip_track import LipTrack
 from letstalk_rt.errors import FilmError
+from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.portrait.image import prepare_portrait
-from letstalk_rt.session.avatar import Avatar
+from letstalk_rt.inference.reference_frames import mouth_gap
 
 SECONDS = 1.6
 
@@ -30,25 +26,9 @@ def pipeline() -> AvatarPipeline:
     return AvatarPipeline.load(dtype="float32")
 
 
-class Chewing:
-    """Lips that open and close so often a second."""
-
-    def __init__(self, per_s: float) -> None:
-        self._per_s = per_s
-
-    def at(self, time_s: float) -> torch.Tensor:
-        """Return the lip values, all in proportion to the gap."""
-        gap = 0.15 * (1 - np.cos(2 * np.pi * self._per_s * time_s))
-        return gap * torch.tensor([1.0, 0.8, 0.0, 0.0, -0.1, -0.1, 0.5, 0.5])
-
-
 @pytest.fixture(scope="module")
 def talking(pipeline: AvatarPipeline) -> list[np.ndarray]:
-    """Frames of an avatar whose lips open and close twice a second."""
-    portrait = prepare_portrait(list_avatars()["mira"], pipeline.finder, size=256)
-    with Avatar.from_pipeline(pipeline, portrait) as avatar:
-        frames = [frame.rgb for frame in avatar.render(syllables(SECONDS))]
-    return dubbed(pipeline, frames, Chewing(2.0))[0]
+    return talking_frames(pipeline, SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +39,6 @@ def film(talking: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
 def track(pipeline: AvatarPipeline, speech: np.ndarray) -> LipTrack:
     assert pipeline.model.lips is not None and pipeline.model.lip_motion is not None
     return LipTrack(pipeline.model.lips, pipeline.model.lip_motion, [speech], 16_000)
-
-
-def dubbed(
-    pipeline: AvatarPipeline, frames: list[np.ndarray], lips: LipValues
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the frames with other lips, and which pixels may have changed."""
-    timed = ((i, rgb, (i + 0.5) / FPS) for i, rgb in enumerate(frames))
-    shown, masks = [], []
-    for index, patch in Dubber(pipeline.model, pipeline.finder).dub(timed, lips):
-        rgb, mask = frames[index].copy(), np.zeros(frames[index].shape[:2], bool)
-        if patch is not None:
-            rgb[patch.rows, patch.columns] = patch.rgb
-            mask[patch.rows, patch.columns] = patch.mask > 0
-        shown.append(rgb)
-        masks.append(mask)
-    return shown, masks
 
 
 def gaps(pipeline: AvatarPipeline, frames: list[np.ndarray]) -> list[float]:

@@ -6,6 +6,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
+
+from letstalk_rt.avatars import list_avatars
+from letstalk_rt.dubbing.dubber import Dubber
+from letstalk_rt.dubbing.lip_track import LipValues
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.portrait.image import prepare_portrait
+from letstalk_rt.session.avatar import Avatar
 
 FPS = 25
 
@@ -60,3 +68,44 @@ def scene(count: int, size: tuple[int, int] = (96, 128), seed: int = 0) -> list[
     wall = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((16, 16, 1))).astype(np.uint8)
     wall = np.tile(wall, (3, 3, 1))
     return [wall[i : i + size[0], 2 * i : 2 * i + size[1]].copy() for i in range(count)]
+
+
+class Chewing:
+    """Lips that open and close so often a second."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+
+    def at(self, time_s: float) -> torch.Tensor:
+        """Return the lip values, all in proportion to the gap."""
+        gap = 0.15 * (1 - np.cos(2 * np.pi * self._per_s * time_s))
+        return gap * torch.tensor([1.0, 0.8, 0.0, 0.0, -0.1, -0.1, 0.5, 0.5])
+
+
+def dubbed(
+    pipeline: AvatarPipeline, frames: list[np.ndarray], lips: LipValues
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the frames with other lips, and which pixels may have changed."""
+    timed = ((i, rgb, (i + 0.5) / FPS) for i, rgb in enumerate(frames))
+    shown, masks = [], []
+    for index, patch in Dubber(pipeline.model, pipeline.finder).dub(timed, lips):
+        rgb, mask = frames[index].copy(), np.zeros(frames[index].shape[:2], bool)
+        if patch is not None:
+            rgb[patch.rows, patch.columns] = patch.rgb
+            mask[patch.rows, patch.columns] = patch.mask > 0
+        shown.append(rgb)
+        masks.append(mask)
+    return shown, masks
+
+
+def talking_frames(pipeline: AvatarPipeline, seconds: float) -> list[np.ndarray]:
+    """Return frames of an avatar whose lips open and close twice a second."""
+    portrait = prepare_portrait(list_avatars()["mira"], pipeline.finder, size=256)
+    with Avatar.from_pipeline(pipeline, portrait) as avatar:
+        frames = [frame.rgb for frame in avatar.render(syllables(seconds))]
+    return dubbed(pipeline, frames, Chewing(2.0))[0]
+
+
+def talking_film(pipeline: AvatarPipeline, path: Path, seconds: float) -> Path:
+    """Write these frames to a file, without sound."""
+    return write_film(path, talking_frames(pipeline, seconds))

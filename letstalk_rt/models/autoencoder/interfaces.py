@@ -1,6 +1,6 @@
 """The interfaces that autoencoders implement."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, TypeAlias
 
 import torch
@@ -114,6 +114,14 @@ class LandmarkAutoencoder(Autoencoder, Protocol):
 
     def encode_with_heatmaps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return latents and the logits of the landmarks' heat maps, `(B, T, L, s, s)`."""
+        ...
+
+    def encoder_in(self, dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return a function as `encode_with_heatmaps`, of `(B, 3, H, W)`, in a number format."""
+        ...
+
+    def portrait_features(self, image: Tensor, latent: Tensor) -> PortraitFeatures:
+        """Compute the features of portraits whose latents `(B, C, h, w)` are known."""
         ...
 
     def encode_portrait(self, image: Tensor) -> PortraitFeatures:

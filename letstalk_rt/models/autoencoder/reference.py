@@ -8,7 +8,8 @@ mouth, closed eyes, disocclusions). So the latent encodes motion only. The portr
 Source: reference guidance: RefVAE, arXiv:2606.01620 (by attention there, by a warp here).
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -103,6 +104,21 @@ class ReferenceAutoencoder(nn.Module):
         faces, heat = self.encoder(flat, self.mean_points)
         latents = without_background_flow(faces)
         return latents.unflatten(0, x.shape[:2]), heat.unflatten(0, x.shape[:2])
+
+    def encoder_in(self, dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return a function as `encode_with_heatmaps`, of frames `(B, 3, 256, 256)`, in a format.
+
+        In bfloat16 it takes half the time of float32; landmarks differ by 0.04 px (docs/log.md).
+        """
+        same = dtype == self.encoder.write_points.weight.dtype
+        encoder = self.encoder if same else copy.deepcopy(self.encoder).to(dtype)
+
+        def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
+            frames = frames.to(dtype, memory_format=torch.channels_last)
+            faces, heat = encoder(frames, self.mean_points)
+            return without_background_flow(faces), heat
+
+        return encode
 
     def with_background_flow(
         self,

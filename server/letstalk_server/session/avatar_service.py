@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from letstalk_rt.errors import ModelLost, PortraitError
+from letstalk_rt.errors import FilmError, ModelLost, PortraitError
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Pipeline, State
 from letstalk_rt.inference.supervisor import IsolationLimits, ModelHealth
 from letstalk_rt.inference.worker import ModelWorker, measure_batches, worthwhile_batch
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_rt.session.avatar import Avatar
-from letstalk_rt.types import FPS, Portrait
+from letstalk_rt.types import FPS, FaceTrack, Portrait
 from letstalk_server.errors import (
     MODEL_AWAY,
     MODEL_RETRY_S,
@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 192
 MAX_LABEL_CHARS = 60
+MAX_FOOTAGE_BYTES = 256 * 2**20
+"""Memory of uploaded films; the least recently used are dropped."""
+
 CARE_INTERVAL_S = 0.5
 """How often it is checked whether an isolated model runs."""
 
@@ -55,6 +58,10 @@ class PortraitPipeline(Pipeline[State], Protocol[State]):
     @property
     def finder(self) -> "Finder":
         """Finds faces in images."""
+        ...
+
+    def track_faces(self, frames: np.ndarray, last: FaceTrack | None) -> list[FaceTrack | None]:
+        """Return the face in each of consecutive frames of a film, after one with `last`."""
         ...
 
 
@@ -234,7 +241,16 @@ class AvatarService:
         if len(self._uploads) > self._settings.max_portraits:
             oldest, _ = self._uploads.popitem(last=False)
             self._mattes.pop(oldest, None)
+        self._limit_footage(name)
         return entry
+
+    def _limit_footage(self, newest: str) -> None:
+        """Drop the films that were used least recently, beyond a limit of memory."""
+        sizes = {name: _footage_bytes(entry) for name, entry in self._uploads.items()}
+        for name, size in list(sizes.items()):
+            if sum(sizes.values()) > MAX_FOOTAGE_BYTES and size and name != newest:
+                del self._uploads[name], sizes[name]
+                self._mattes.pop(name, None)
 
     def delete(self, name: str, subject: str) -> None:
         """Delete an upload.
@@ -321,6 +337,10 @@ class AvatarService:
         self, source: bytes | Path, name: str, label: str, owner: str | None
     ) -> AvatarEntry:
         loop = asyncio.get_running_loop()
+        if _is_film(source):
+            portrait = await self._prepare_film(source)
+            images = await loop.run_in_executor(self._image_executor, _encode_images, portrait)
+            return AvatarEntry(name, label, owner, portrait, *images)
         finder, size = self._model.pipeline.finder, self._settings.size
         library = self._model.library
         if library is not None and isinstance(source, Path):
@@ -334,10 +354,43 @@ class AvatarService:
         images = await loop.run_in_executor(self._image_executor, _encode_images, portrait)
         return AvatarEntry(name, label, owner, portrait, *images)
 
+    async def _prepare_film(self, source: bytes | Path) -> Portrait:
+        """Prepare a film; its faces are found in pieces, between the steps of sessions."""
+        from letstalk_rt.dubbing.footage import chunks_of, portrait_of, read_footage
+
+        loop, size = asyncio.get_running_loop(), self._settings.size
+        max_pixels = self._settings.max_upload_pixels if isinstance(source, bytes) else None
+        read = partial(read_footage, source, size, max_pixels=max_pixels)
+        try:
+            frames, warnings = await loop.run_in_executor(self._image_executor, read)
+        except FilmError as error:
+            raise PortraitError(str(error)) from error
+        faces: list[FaceTrack | None] = []
+        chunks = chunks_of(frames)
+        while (
+            chunk := await loop.run_in_executor(self._image_executor, next, chunks, None)
+        ) is not None:
+            last = faces[-1] if faces else None
+            call = partial(self._model.pipeline.track_faces, chunk, last)
+            faces += await asyncio.wrap_future(self.worker.submit(call))
+        make = partial(portrait_of, frames, faces, warnings)
+        return await loop.run_in_executor(self._image_executor, make)
+
 
 def label_of(name: str) -> str:
     """Return the display name of a default avatar."""
     return name.replace("_", " ").replace("-", " ").title()
+
+
+def _is_film(source: bytes | Path) -> bool:
+    from letstalk_rt.dubbing.footage import is_film
+
+    return is_film(source)
+
+
+def _footage_bytes(entry: AvatarEntry) -> int:
+    footage = entry.portrait.footage
+    return 0 if footage is None else sum(map(len, footage.frames))
 
 
 def _read_image(source: bytes | Path, max_pixels: int | None) -> np.ndarray:

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 from PIL import Image
+from support.films import scene, write_film
 from support.server_fakes import BACKDROPS, Painter, Peer, portrait_jpeg, problem, serving
 
 from letstalk_rt.errors import ConfigError, PortraitError
@@ -67,6 +68,33 @@ async def test_an_uploaded_portrait_is_framed_and_can_be_seen():
         image = np.array(Image.open(io.BytesIO(still.content)))
         assert image.shape[:2] == (body["height"], body["width"])
         assert np.abs(image[9, 9].astype(int) - (10, 90, 30)).max() < 12
+
+
+async def test_an_uploaded_film_becomes_an_avatar_that_moves(tmp_path):
+    path = write_film(tmp_path / "a.mp4", scene(12, (200, 300)))
+    async with serving(Settings(size=256)) as (app, client):
+        answer = await client.post(UPLOAD, content=path.read_bytes())
+        assert answer.status_code == 201, answer.text
+        body = answer.json()
+        assert (body["width"], body["height"]) == (256, 170)
+        entry = app.state.avatar_service.find(body["id"])
+        assert len(entry.portrait.footage.frames) == 12
+        still = await client.get("/" + body["still"])
+        assert Image.open(io.BytesIO(still.content)).size == (256, 170)
+
+
+async def test_films_that_cannot_be_used_are_refused_in_clear_words(tmp_path):
+    dark = write_film(tmp_path / "dark.mp4", [np.zeros((96, 128, 3), np.uint8)] * 12)
+    short = write_film(tmp_path / "short.mp4", scene(3))
+    broken = b"\x00\x00\x00\x18ftypisom" + bytes(100)
+    async with serving() as (_, client):
+        for data, code in (
+            (dark.read_bytes(), "no-face"),
+            (short.read_bytes(), "bad-portrait"),
+            (broken, "bad-portrait"),
+        ):
+            answer = await client.post(UPLOAD, content=data)
+            assert answer.status_code == 422 and code in answer.text
 
 
 async def test_added_avatars_are_offered_and_prepared_once(tmp_path):

@@ -12,8 +12,8 @@ FEATHER_PX = 13.0
 _CHIN_PX = 20.0
 """How far the mask extends below the chin, its soft edge included."""
 
-_SIDE_PX = 3.0
-"""How far the mask extends beyond the side of a face."""
+_SIDE_PX = 5.0
+"""How far the mask stays inside the side of a face, which may border on anything."""
 
 _LIPS_PX = 7.0
 """Nearer to the lips than this, colours of old and new frame are not compared."""
@@ -41,8 +41,8 @@ def mouth_mask(*faces: np.ndarray) -> np.ndarray:
         side = points[_LOWER_OVAL].astype(np.float64)
         centre = float(side[:, 0].mean())
         below = np.clip((side[:, 1] - top) / max(np.ptp(side[:, 1]), 1.0), 0, 1)
-        side[:, 0] += np.sign(side[:, 0] - centre) * _SIDE_PX
-        side[:, 1] += _CHIN_PX * below
+        side[:, 0] -= np.sign(side[:, 0] - centre) * _SIDE_PX * (1 - below)
+        side[:, 1] += _CHIN_PX * below**3
         side[:, 1] = np.maximum(side[:, 1], top)
         corners.append(side)
     hull = cv2.convexHull(np.concatenate(corners).astype(np.float32))

@@ -17,6 +17,7 @@ from letstalk_rt.models.autoencoder.latents import IMAGE_SIZE
 from letstalk_rt.models.face.detector import FaceFinder, head_yaw
 from letstalk_rt.models.face.face_tracker import LEAST_CERTAINTY, certainty
 from letstalk_rt.models.geometry.mouth_crop import RIGID, CropTransform, align_rigid
+from letstalk_rt.types import FaceTrack
 
 SEARCH_FRAMES = 4
 """While there is no face, the whole image is searched every so many frames."""
@@ -35,6 +36,7 @@ class FilmedFace:
         latent: `(C, h, w)`, which encodes the crop.
         points: landmarks that the latent encodes, `(L, 2)` in pixels of the crop.
         yaw: rotation of the head in [-1, 1]; 0 faces the camera.
+        sharpness: mean absolute Laplacian of the lower half of the crop.
     """
 
     to_crop: CropTransform
@@ -42,11 +44,36 @@ class FilmedFace:
     latent: Tensor
     points: Tensor
     yaw: float
+    sharpness: float
 
     @property
     def frame_points(self) -> Tensor:
         """The landmarks in pixels of the frame, `(L, 2)`."""
         return self.to_crop.inverse()(self.points[None])[0]
+
+    @property
+    def track(self) -> FaceTrack:
+        """What is needed to make this face again from its frame, without the encoder."""
+        (cos, sin), (x, y) = self.to_crop.rotation[0].tolist(), self.to_crop.shift[0].tolist()
+        latent = self.latent.float().cpu().numpy()
+        return FaceTrack((cos, sin), (x, y), latent, self.yaw, self.sharpness)
+
+
+def place_of(track: FaceTrack, device: torch.device) -> CropTransform:
+    """Return the transform from a frame to the crop of its face."""
+    rotation, shift = (
+        torch.tensor([part], device=device) for part in (track.rotation, track.shift)
+    )
+    return CropTransform(rotation, shift)
+
+
+def face_from(track: FaceTrack, rgb: np.ndarray, autoencoder: LandmarkAutoencoder) -> FilmedFace:
+    """Return the face of a frame `(H, W, 3)` uint8 whose track is known."""
+    latent = torch.from_numpy(track.latent).to(autoencoder.mean_points.device)
+    place = place_of(track, latent.device)
+    crop = torch.from_numpy(cut(rgb, place, IMAGE_SIZE)).permute(2, 0, 1)
+    points = crop_pixels(autoencoder.decode_landmarks(latent))
+    return FilmedFace(place, crop, latent, points, track.yaw, track.sharpness)
 
 
 class FaceReader:
@@ -55,16 +82,28 @@ class FaceReader:
     Args:
         finder: finds faces in whole images.
         autoencoder: its encoder reads the crops.
+        dtype: number format of the encoder.
     """
 
-    def __init__(self, finder: FaceFinder, autoencoder: LandmarkAutoencoder) -> None:
+    def __init__(
+        self,
+        finder: FaceFinder,
+        autoencoder: LandmarkAutoencoder,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._finder, self._autoencoder = finder, autoencoder
+        self._encode = autoencoder.encoder_in(dtype)
         self._target = crop_pixels(autoencoder.mean_points.float())[RIGID]
         self.reset()
 
-    def reset(self) -> None:
-        """Forget the face, as at a cut."""
+    def reset(self, last: FaceTrack | None = None) -> None:
+        """Forget the face, as at a cut, or go on after a frame with this one."""
         self._place: CropTransform | None = None
+        if last is not None:
+            device = self._target.device
+            latent = torch.from_numpy(last.latent).to(device)
+            points = crop_pixels(self._autoencoder.decode_landmarks(latent))
+            self._place = self._placed(place_of(last, device).inverse()(points[None])[0])
         self._unseen = SEARCH_FRAMES
 
     @torch.inference_mode()
@@ -105,11 +144,12 @@ class FaceReader:
         """Read the face in a crop; return None if there is no face."""
         crop = torch.from_numpy(cut(rgb, place, IMAGE_SIZE)).permute(2, 0, 1)
         image = crop.to(self._target.device).float() / 127.5 - 1
-        latents, heat = self._autoencoder.encode_with_heatmaps(image[None, None])
-        if float(certainty(heat[0])) < LEAST_CERTAINTY:
+        latents, heat = self._encode(image[None])
+        if float(certainty(heat)) < LEAST_CERTAINTY:
             return None
-        points = crop_pixels(self._autoencoder.decode_landmarks(latents[0, 0]))
-        return FilmedFace(place, crop, latents[0, 0], points, head_yaw(points.cpu().numpy()))
+        points = crop_pixels(self._autoencoder.decode_landmarks(latents[0]))
+        yaw = head_yaw(points.cpu().numpy())
+        return FilmedFace(place, crop, latents[0], points, yaw, sharpness(crop))
 
     def _placed(self, points: Tensor) -> CropTransform:
         """Return the transform to the crop of a face with these landmarks, `(L, 2)`."""
@@ -119,6 +159,12 @@ class FaceReader:
 def crop_pixels(points: Tensor) -> Tensor:
     """Convert landmarks in [-1, 1] to pixels of a crop."""
     return (points + 1) * (IMAGE_SIZE / 2)
+
+
+def sharpness(crop: Tensor) -> float:
+    """Return the mean absolute Laplacian of the lower half of a crop `(3, 256, 256)` uint8."""
+    grey = crop.float().mean(0).cpu().numpy()[IMAGE_SIZE // 2 : -24, 48:-48]
+    return float(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean())
 
 
 def matrix_of(transform: CropTransform) -> np.ndarray:

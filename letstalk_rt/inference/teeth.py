@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from letstalk_rt.dubbing.face_reader import FilmedFace
-from letstalk_rt.dubbing.reference import sharpness
+from letstalk_rt.inference.face_reader import FilmedFace
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.geometry.mouth_crop import align_heads, lip_gap_px
 from letstalk_rt.portrait.mouth_compositor import TEETH_PX, MouthCompositor
@@ -40,7 +39,7 @@ class Teeth:
         """Consider a frame."""
         if self._painter is None:
             return
-        score = _score(face)
+        score = teeth_score(face.points, face.yaw, face.sharpness)
         if self._score < 0 or score > _BETTER * self._score:
             self._score, self._next = score, face
 
@@ -50,14 +49,25 @@ class Teeth:
             return
         if self.painter is None or float(values[0]) < _CLOSED:
             face, self._next = self._next, None
-            image = face.crop.permute(1, 2, 0).contiguous().to(face.points.device)
-            with torch.inference_mode():
-                self.painter = MouthCompositor(self._painter, image, face.points[None], _SEED)
+            self.painter = painter_with_teeth(self._painter, face)
 
 
-def _score(face: FilmedFace) -> float:
-    """Return how well a frame shows the teeth; 0 if it does not."""
-    gap = float(lip_gap_px(align_heads(face.points[None])(face.points[None].float())))
-    if gap < TEETH_PX or abs(face.yaw) > _TURNED:
+@torch.inference_mode()
+def painter_with_teeth(painter: MouthPainter, face: FilmedFace) -> MouthCompositor:
+    """Return what inpaints mouths with the teeth of a face, or with others if it shows none."""
+    image = face.crop.permute(1, 2, 0).contiguous().to(face.points.device)
+    return MouthCompositor(painter, image, face.points[None], _SEED)
+
+
+def teeth_score(points: Tensor, yaw: float, sharpness: float) -> float:
+    """Return how well a frame shows the teeth; 0 if it does not.
+
+    Args:
+        points: landmarks `(L, 2)` in pixels of a crop.
+        yaw: rotation of the head.
+        sharpness: of the lower face.
+    """
+    gap = float(lip_gap_px(align_heads(points[None])(points[None].float())))
+    if gap < TEETH_PX or abs(yaw) > _TURNED:
         return 0.0
-    return min(gap, _ENOUGH_PX) * sharpness(face.crop)
+    return min(gap, _ENOUGH_PX) * sharpness

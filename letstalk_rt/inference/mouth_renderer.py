@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.dubbing.face_reader import FilmedFace, crop_pixels, matrix_of
-from letstalk_rt.dubbing.mouth_mask import lips_mask, mouth_mask
-from letstalk_rt.dubbing.reference import Reference
+from letstalk_rt.inference.face_reader import FilmedFace, crop_pixels, matrix_of
+from letstalk_rt.inference.mouth_mask import lips_mask, mouth_mask
+from letstalk_rt.inference.reference_frames import Reference
 from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, IMAGE_SIZE, DecodedLayers
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor

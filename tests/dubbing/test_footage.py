@@ -1,0 +1,126 @@
+"""A short film in place of a picture: it goes back and forth, and its lips speak."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.films import FPS, scene, syllables, talking_film, write_film
+
+from letstalk_rt.cli.main import main
+from letstalk_rt.dubbing.footage import is_film, prepare_footage
+from letstalk_rt.errors import NoFaceError, PortraitError
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.portrait.image import read_image
+from letstalk_rt.session.avatar import Avatar
+from letstalk_rt.types import Portrait
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> AvatarPipeline:
+    return AvatarPipeline.load(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def film(pipeline: AvatarPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talking_film(pipeline, tmp_path_factory.mktemp("film") / "talking.mp4", 0.6)
+
+
+@pytest.fixture(scope="module")
+def portrait(pipeline: AvatarPipeline, film: Path) -> Portrait:
+    return prepare_footage(film, pipeline, size=256)
+
+
+def shown_frames(portrait: Portrait) -> list[np.ndarray]:
+    assert portrait.footage is not None
+    return [read_image(data) for data in portrait.footage.frames]
+
+
+def step(pipeline: AvatarPipeline, state: object, pcm: np.ndarray | None = None) -> np.ndarray:
+    """Return the next window of one session, `(N, H, W, 3)`."""
+    hop = np.zeros((1, pipeline.hop), np.float32) if pcm is None else pcm[None]
+    return pipeline.step(hop, [state])[0]
+
+
+def nearest(rgb: np.ndarray, frames: list[np.ndarray]) -> int:
+    """Return which of the frames this is, by its upper half, which dubbing does not touch."""
+    half = len(rgb) // 2
+    return int(np.argmin([np.abs(rgb[:half].astype(int) - f[:half]).mean() for f in frames]))
+
+
+def test_the_footage_goes_back_and_forth_and_only_the_lower_face_changes(pipeline, portrait):
+    frames = shown_frames(portrait)
+    count = len(frames)
+    state = pipeline.init_state(portrait)
+    shown = np.concatenate([step(pipeline, state) for _ in range(-(-2 * count // 4))])
+    for number, rgb in enumerate(shown[: 2 * count]):
+        place = number % (2 * count - 2)
+        index = place if place < count else 2 * count - 2 - place
+        np.testing.assert_array_equal(rgb[:90], frames[index][:90])
+    changed = np.abs(shown[8].astype(int) - frames[8]).max(-1) > 0
+    assert 0.01 < changed.mean() < 0.35
+
+
+def test_delivery_batches_and_repetition_give_the_same_frames(pipeline, portrait):
+    pcm = syllables(0.32).reshape(2, -1)
+    one, other = (pipeline.init_state(portrait) for _ in range(2))
+    delivered: list[np.ndarray] = []
+    both = pipeline.step(np.stack([pcm[0], 0 * pcm[0]]), [one, other], delivered.append)
+    np.testing.assert_array_equal(np.concatenate(delivered, 1), both)
+    alone = pipeline.init_state(portrait)
+    np.testing.assert_array_equal(step(pipeline, alone, pcm[0]), both[0])
+    one.reset()
+    np.testing.assert_array_equal(step(pipeline, one, pcm[0]), both[0])
+    assert pipeline.batch_key(one) == pipeline.batch_key(alone)
+
+
+def test_an_interrupt_goes_back_by_what_was_not_shown(pipeline, portrait):
+    frames = shown_frames(portrait)
+    state = pipeline.init_state(portrait)
+    window = step(pipeline, state, syllables(0.16))
+    pipeline.interrupt(state, unseen=2)
+    assert nearest(window[2], frames) == 2
+    assert nearest(step(pipeline, state)[0], frames) == 2
+
+
+def test_a_session_changes_from_a_picture_to_a_film_and_back(pipeline, portrait):
+    picture = Portrait(portrait.canvas, portrait.crop, portrait.box)
+    state = pipeline.init_state(picture, StateOptions())
+    before = pipeline.batch_key(state)
+    step(pipeline, state)
+    pipeline.change_portrait(state, portrait)
+    assert pipeline.batch_key(state) != before, "the two cannot share a step"
+    np.testing.assert_array_equal(step(pipeline, state)[0][:90], shown_frames(portrait)[0][:90])
+    pipeline.change_portrait(state, picture)
+    assert pipeline.batch_key(state) == before
+    assert step(pipeline, state).shape == (4, *portrait.canvas.shape)
+
+
+def test_an_avatar_is_loaded_from_a_film(pipeline, portrait):
+    with Avatar.from_pipeline(pipeline, portrait) as avatar:
+        speech = syllables(0.5)
+        frames = list(avatar.render(speech))
+    assert len(frames) == round(0.5 * FPS) + 1
+    np.testing.assert_array_equal(np.concatenate([f.pcm for f in frames])[: len(speech)], speech)
+
+
+def test_films_that_cannot_be_used_are_refused(pipeline, tmp_path):
+    with pytest.raises(NoFaceError):
+        prepare_footage(write_film(tmp_path / "a.mp4", scene(12)), pipeline)
+    with pytest.raises(PortraitError, match="at least 10"):
+        prepare_footage(write_film(tmp_path / "b.mp4", scene(3)), pipeline)
+
+
+def test_films_are_told_from_pictures(film, tmp_path):
+    assert is_film(film) and is_film(str(film)) and is_film(film.read_bytes())
+    assert not is_film("face.jpg") and not is_film(np.zeros((4, 4, 3), np.uint8))
+    heic = b"\x00\x00\x00\x18ftypheic" + bytes(16)
+    assert not is_film(heic) and not is_film(b"\x89PNG\r\n\x1a\n" + bytes(16))
+
+
+def test_a_damaged_film_as_portrait_is_one_line(tmp_path, capsys):
+    film, sound = tmp_path / "a.mp4", tmp_path / "a.wav"
+    film.write_bytes(b"no film")
+    sound.write_bytes(b"no sound")
+    assert main(["render", str(film), str(sound), "-o", str(tmp_path / "o.mp4")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
