@@ -99,7 +99,8 @@ class ClockDriftCorrector:
     def _is_due(self, samples: int) -> bool:
         """Return whether a correction is due within this many samples, and count them if not."""
         due = (
-            self.live
+            samples > 0  # nothing is left of a chunk whose pause was shortened by all of it
+            and self.live
             and abs(self._excess) > _TOLERANCE
             and self._since_correction + samples >= _CORRECTION_INTERVAL
         )

@@ -88,3 +88,12 @@ def test_a_reset_keeps_the_count():
     corrector.reset()
     assert corrector.corrected == count > 0
     assert corrector.live
+
+
+def test_a_chunk_of_which_nothing_is_left_needs_no_correction():
+    """A backlog in a pause may swallow whole chunks while a correction is due."""
+    corrector, pcm = ClockDriftCorrector(), np.zeros(CHUNK, np.float32)
+    for number in range(1, 200):
+        corrector.observe(CHUNK, number * 0.1 * 1.0005)
+    assert corrector.kept_blocks(pcm[:0]) is None
+    assert corrector.kept_blocks(pcm) is not None, "one was due"
