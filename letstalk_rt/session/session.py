@@ -304,9 +304,11 @@ class AvatarSession:
         if self._failure is None:
             self._audio_input.drop_waiting()
             self._frames.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        if (task := self._task) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            # A cancelled task keeps the traceback, whose frames keep the state of the model.
+            self._task = None
 
     async def _run(self) -> None:
         try:

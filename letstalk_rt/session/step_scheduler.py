@@ -116,16 +116,19 @@ class StepScheduler(Generic[State]):
         model = ModelSession(
             self._worker, portrait, options, self._metrics, self._recovery_s, self._on_failure
         )
-        await model.open()
-        detector = await self._create_detector()
-        while True:
-            work = await self._next_work()
-            if isinstance(work, PortraitChange):
-                await self._change(model, work)
-            elif isinstance(work.item, SegmentBoundary):
-                self._frames.put(SegmentEnd(work.item.segment_id, self._audio_input.epoch))
-            else:
-                await self._run_step(model, detector, work.item, work.queued_s)
+        try:
+            await model.open()
+            detector = await self._create_detector()
+            while True:
+                work = await self._next_work()
+                if isinstance(work, PortraitChange):
+                    await self._change(model, work)
+                elif isinstance(work.item, SegmentBoundary):
+                    self._frames.put(SegmentEnd(work.item.segment_id, self._audio_input.epoch))
+                else:
+                    await self._run_step(model, detector, work.item, work.queued_s)
+        finally:
+            model.close()
 
     def change(self, change: PortraitChange) -> None:
         """Request another portrait from the next step on."""

@@ -1,6 +1,8 @@
 """Options of a session, what can be changed while it runs, its failures and its metrics."""
 
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -342,3 +344,30 @@ def test_the_first_frames_are_silent_and_counted_by_the_look_ahead():
         assert len(frames) == LOOKAHEAD + 4
 
     run(body())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.03, 1.0])
+def test_the_state_of_the_model_is_free_when_the_session_is_closed(seconds):
+    """It holds megabytes, and the collector of cycles may come much later."""
+
+    class Forgetful(FakePipeline):
+        def init_state(self, portrait, options):
+            state = super().init_state(portrait, options)
+            self.states.clear()
+            states.append(weakref.ref(state))
+            return state
+
+    async def body():
+        session = session_of(Forgetful(), idle=True)
+        async with session:
+            await session.push_audio(speech_of(0.1), RATE)
+            await asyncio.sleep(seconds)
+        await asyncio.sleep(1)
+        assert all(state() is None for state in states)
+
+    states = []
+    gc.disable()
+    try:
+        run(body())
+    finally:
+        gc.enable()

@@ -163,6 +163,13 @@ class SlotPlayout:
         oldest = self._slots[0].number
         return self._slots[max(0, number - oldest)]
 
+    def close(self) -> None:
+        """Drop the frames that wait and the older ones; the last one stays."""
+        while not self._frames.empty():
+            self._frames.get_nowait()
+        while len(self._slots) > 1:
+            self._slots.popleft()
+
     def is_filled(self, number: int) -> bool:
         """Return whether slot `number` was read already."""
         return self._next > number

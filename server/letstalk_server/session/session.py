@@ -124,6 +124,7 @@ class Session:
             self.end_reason = reason
             log.info("session ended: %s", reason)
             await self._close_connections(reason)
+            self.playout.close()
 
     def end(self, reason: EndReason) -> None:
         """Request the end of the session without waiting for it. Safe to call twice."""

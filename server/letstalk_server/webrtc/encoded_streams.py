@@ -208,6 +208,11 @@ class EncodedVideo(EncodedStream):
         self._key_frame_at_s = self._bitrate_set_at_s = -60.0
         self._last: np.ndarray | None = None
 
+    async def aclose(self) -> None:
+        """End the stream, and the encoder with its threads: nothing else would end them soon."""
+        await super().aclose()
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._close_encoder)
+
     def request_key_frame(self) -> None:
         self._key_frame_requested = True
 
@@ -229,6 +234,10 @@ class EncodedVideo(EncodedStream):
         # After a cancellation the thread may still be encoding when a new task has started.
         with self._encoding:
             return self._encoder.encode(rgb, number, key_frame=key_frame)
+
+    def _close_encoder(self) -> None:
+        with self._encoding:
+            self._encoder.close()
 
     def _begin_frame(self, rgb: np.ndarray) -> bool:
         """Adapt the bitrate and return whether this frame must be a key frame."""
@@ -279,6 +288,11 @@ class EncodedAudio(EncodedStream):
         self._packet_samples = playout.sample_rate // PACKETS_PER_S
         self._opus = RtpOpusEncoder(playout.sample_rate)
         self._uses_fec = False
+
+    async def aclose(self) -> None:
+        """End the stream and the encoder; see `EncodedVideo.aclose`."""
+        await super().aclose()
+        self._opus.close()
 
     async def _serve(self) -> None:
         number = int(self._playout.now() / PACKET_S)

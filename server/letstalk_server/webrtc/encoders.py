@@ -59,6 +59,10 @@ class VideoEncoder(Protocol):
         """Set the maximum bit/s. It costs a key frame, because FFmpeg opens a new codec."""
         ...
 
+    def close(self) -> None:
+        """Release the codec, which ends its threads."""
+        ...
+
 
 class _YuvConverter:
     """Converts RGB to planar YUV in place. A repeated frame is not converted again."""
@@ -107,6 +111,9 @@ class _PyAvVideoEncoder:
     def set_bitrate(self, bitrate: int) -> None:
         # FFmpeg cannot change the bitrate of libvpx; x264 takes many seconds to follow a change.
         self._bitrate, self._codec = bitrate, None
+
+    def close(self) -> None:
+        self._codec, self._yuv_converter = None, _YuvConverter()
 
     def _codec_for(self, frame: av.VideoFrame) -> VideoCodecContext:
         codec = self._codec
@@ -229,12 +236,17 @@ class RtpOpusEncoder:
             "fec": str(int(fec)),
             "packet_loss": "10" if fec else "0",
         }
-        self._codec = codec
+        self._codec: av.AudioCodecContext | None = codec
+
+    def close(self) -> None:
+        """Release the codec, which ends the threads of its filter graph."""
+        self._codec = None
 
     def encode(self, pcm: np.ndarray, number: int) -> EncodedUnit:
         """Encode packet `number`, `(sample_rate // 50,)` float32 in [-1, 1]."""
         frame = av.AudioFrame.from_ndarray(pcm[None], format="flt", layout="mono")
         frame.sample_rate, frame.time_base = self._sample_rate, self._time_base
         frame.pts = number * self._packet_samples
+        assert self._codec is not None, "the encoder is open"
         payloads = [bytes(packet) for packet in self._codec.encode(frame)]
         return EncodedUnit(payloads, number * PACKET_TICKS, True)

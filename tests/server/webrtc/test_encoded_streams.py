@@ -1,7 +1,10 @@
 """Encoded streams: one clock, one encoding for all subscribers, key frames and bitrates."""
 
 import asyncio
+import gc
+import os
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 
 import av
 import numpy as np
@@ -368,6 +371,25 @@ async def test_media_makes_one_stream_for_each_codec_and_stops_all(executor):
     await media.aclose()
     await media.aclose()
     assert [viewer.ends for viewer in viewers] == [1, 1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+async def test_media_that_was_closed_keeps_no_thread_of_a_codec(executor):
+    clock = SteppedClock()
+    media = SharedMedia(playout_at(clock), BITRATES, executor)
+    executor.submit(int).result()  # its own thread has started
+    gc.disable()  # the threads end at once, and not when cycles are collected
+    try:
+        before = len(os.listdir("/proc/self/task"))
+        streams = [media.video("VP8"), media.video("H264"), media.audio()]
+        viewers = [Viewer(stream) for stream in streams]
+        async with asyncio.timeout(30):
+            while not all(viewer.units for viewer in viewers):
+                await run_for(clock, 0.1, *viewers)
+        await media.aclose()
+        assert len(os.listdir("/proc/self/task")) <= before
+    finally:
+        gc.enable()
 
 
 def test_estimates_fall_with_loss_rise_without_and_stay_under_the_receivers_own():
