@@ -7,8 +7,10 @@ the audio. `python -m support.server_fakes` in tests/ serves the page with it.
 import asyncio
 import io
 import json
+import shutil
 import sys
 import tempfile
+import weakref
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -128,6 +130,7 @@ def model_of(pipeline):
 
     def load(settings):
         folder = Path(tempfile.mkdtemp(prefix="avatars-"))
+        weakref.finalize(pipeline, shutil.rmtree, folder)
         for name, backdrop in BACKDROPS.items():
             (folder / f"{name}.jpg").write_bytes(portrait_jpeg(backdrop))
         return LoadedModel(pipeline, {name: folder / f"{name}.jpg" for name in BACKDROPS})

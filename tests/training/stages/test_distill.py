@@ -254,7 +254,9 @@ def test_two_processes_train_as_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--master-port=0", "--standalone", str(script), str(tmp_path)]
     root = str(Path(__file__).parents[3])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    # torchrun leaves its logs in the folder for temporary files.
+    folders = {"PYTHONPATH": root, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, **folders, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     one, other = (torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2))
