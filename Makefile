@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 TYPES  := MYPYPATH=server $(BIN)/mypy -p letstalk_rt -p letstalk_server
 
-.PHONY: demo test test-pipecat test-livekit soak lint types format bench picture screenshot readme \
+.PHONY: demo test test-slow test-pipecat test-livekit soak lint types format bench bench-all picture screenshot readme \
   venv clean
 
 demo: $(VENV)/demo.stamp
@@ -51,9 +51,16 @@ $(LIVEKIT)/dev.stamp: pyproject.toml constraints.txt client_examples/livekit/pyp
 	  -c client_examples/livekit/constraints.txt -e . -e 'client_examples/livekit[test]'
 	touch $@
 
-# What takes long: an hour of clock drift, two hundred sessions, what needs a GPU if there is one.
-soak: $(VENV)/werift.stamp
+# Tests that take long: an hour of clock drift, two hundred sessions, what needs a GPU if there is one.
+test-slow: $(VENV)/werift.stamp
 	$(BIN)/python -m pytest -m "slow or gpu" $(TESTS)
+
+# Hours of live sessions, and thousands that come and go; PARTS takes some of "mock embedded churn".
+HOURS ?= 2
+PARTS ?= mock embedded churn
+soak: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/bench_soak.py --hours $(HOURS) --parts "$(PARTS)" \
+	  --output benchmarks/results $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -69,6 +76,10 @@ format: $(VENV)/dev.stamp
 
 bench: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/bench_stages.py $(ARGS)
+
+# Every row of speed and latency, with each instruction set of this processor, on an idle machine.
+bench-all: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 # The images of the README (they need espeak-ng and Chromium) and its table of figures.
 picture: $(VENV)/demo.stamp

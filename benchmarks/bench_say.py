@@ -192,13 +192,14 @@ def summary(took_ms: Sequence[float]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the result as JSON, and write it to a file if one is named."""
+    """Print the result, last as JSON, and write it to a file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--engine", default="system", choices=("system", "openai", "piper"))
     parser.add_argument("--voice", help="name or file of the voice")
     parser.add_argument("--url", help="base URL of an OpenAI-compatible endpoint")
     parser.add_argument("--texts", type=int, default=40, help="texts to speak (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write it here")
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(argv)
     with server(options) as address:
         took_ms = asyncio.run(measure(address, options.texts))
@@ -214,6 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if options.output is not None:
         options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if not options.json:
+        print("\n".join(f"{name:16} {value}" for name, value in result.items()))
     print(json.dumps(result))
 
 

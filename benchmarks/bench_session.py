@@ -7,6 +7,7 @@ loudspeaker. From time to time the speech is interrupted.
     python benchmarks/bench_session.py --seconds 1800   # the slope of memory needs half an hour
     python benchmarks/bench_session.py --fake           # the engine alone: no model
     python benchmarks/bench_session.py --isolate-model  # with the model in a process of its own
+    python benchmarks/bench_session.py --isa avx2       # as on an older processor
 
     mic_to_lips_ms            from a chunk's arrival to the release of its frame
       algorithmic_ms, queue_ms, compute_ms, playout_ms       the parts of it
@@ -38,6 +39,7 @@ from typing import Any
 
 import numpy as np
 from card import commit, processor_name
+from instruction_sets import add_option, run_limited
 from session_probes import (
     CHUNK_MS,
     SPARE_S,
@@ -248,6 +250,7 @@ def card(avatar: Avatar, steps: int | None, options: argparse.Namespace) -> dict
         "size": list(avatar.portrait.canvas.shape[:2]),
         "voice_activity": options.voice_activity,
         "isolate_model": options.isolate_model,
+        "isa": options.isa,
         "python": platform.python_version(),
         "version": __version__,
         "commit": commit(),
@@ -293,6 +296,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-o", "--output", type=Path, help="write the JSON to a file as well")
     add("--json", action="store_true", help="print the JSON line only")
     add("--isolate-model", action="store_true", help="run the model in a process of its own")
+    add_option(parser)
     add("--first-frame", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -316,6 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shorten_openmp_spin()
     words = list(sys.argv[1:] if argv is None else argv)
     options = parse(words)
+    run_limited(options.isa, __file__, words)
     avatar, timed, steps = open_avatar(options)
     with avatar:
         if options.first_frame:

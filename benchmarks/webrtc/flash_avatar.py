@@ -49,6 +49,39 @@ class MiddleFinder:
         return [Face(np.stack([x, y], 1), 0.9, 0.0)]
 
 
+class Flashes:
+    """Decides for one session how bright the patch of each frame is.
+
+    Args:
+        frames_per_window: frames of one step.
+        lookahead_frames: frames by which the model's frames lag behind its audio.
+    """
+
+    def __init__(self, frames_per_window: int = 4, lookahead_frames: int = 2) -> None:
+        self._samples = frames_per_window * SAMPLES_PER_FRAME
+        self._past = np.zeros(lookahead_frames * SAMPLES_PER_FRAME, np.float32)
+        self._shade = DARK
+
+    def reset(self) -> None:
+        """Drop the past audio."""
+        self._past[:] = 0
+
+    def shades(self, pcm: np.ndarray) -> list[int]:
+        """Take a hop, `(n,)` float32, and return the shade of each frame of its window."""
+        heard = np.concatenate([self._past, pcm])
+        self._past = heard[self._samples :].copy()
+        loud = np.abs(heard[: self._samples].reshape(-1, SAMPLES_PER_FRAME)) > LOUD
+        return [self._next(places) for places in loud]
+
+    def _next(self, loud: np.ndarray) -> int:
+        if not loud.any():
+            self._shade = DARK
+        elif self._shade == DARK:
+            first = int(loud.argmax())
+            self._shade = round(DIM + (BRIGHT - DIM) * first / SAMPLES_PER_FRAME)
+        return self._shade
+
+
 class FlashPipeline(Pipeline[dict[str, Any]]):
     """A pipeline with the timing of `AvatarPipeline` that shows flashes."""
 
@@ -61,18 +94,17 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
     def init_state(
         self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS
     ) -> dict[str, Any]:
-        """Return a state with the swaying frames, window by window, and silence as its past."""
+        """Return a state with the swaying frames, window by window."""
         canvas = portrait.canvas
         shifts = np.round(4 * np.sin(np.arange(WINDOWS * 4) * 2 * np.pi / SWAY)).astype(int)
         dark = np.stack([np.roll(canvas, shift, axis=1) for shift in shifts])
         dark[:, :PATCH, :PATCH] = DARK
-        past = np.zeros(self.lookahead_frames * SAMPLES_PER_FRAME, np.float32)
         windows = dark.reshape(WINDOWS, 1, self.frames_per_window, *canvas.shape)
-        return {"windows": windows, "past": past, "count": 0, "shade": DARK}
+        return {"windows": windows, "flashes": Flashes(), "count": 0}
 
     def interrupt(self, state: dict[str, Any], *, unseen: int = 0) -> None:
         """Drop the past audio."""
-        state["past"][:] = 0
+        state["flashes"].reset()
 
     def change_portrait(self, state: dict[str, Any], portrait: Portrait) -> None:
         """Raise ConfigError: the frames are made in advance."""
@@ -97,22 +129,14 @@ class FlashPipeline(Pipeline[dict[str, Any]]):
 
     def _draw(self, pcm: np.ndarray, state: dict[str, Any]) -> np.ndarray:
         """Return one window, `(1, N, H, W, 3)`; without a flash, one made in advance."""
-        heard = np.concatenate([state["past"], pcm])
-        state["past"] = heard[pcm.size :].copy()
-        window = state["windows"][state["count"] % WINDOWS]
+        shades = state["flashes"].shades(pcm)
+        window: np.ndarray = state["windows"][state["count"] % WINDOWS]
         state["count"] += 1
-        loud = np.abs(heard[: pcm.size].reshape(-1, SAMPLES_PER_FRAME)) > LOUD
-        if not loud.any():
-            state["shade"] = DARK
+        if all(shade == DARK for shade in shades):
             return window
         lit = window.copy()
-        for places, picture in zip(loud, lit[0], strict=True):
-            if not places.any():
-                state["shade"] = DARK
-            elif state["shade"] == DARK:
-                first = int(places.argmax())
-                state["shade"] = round(DIM + (BRIGHT - DIM) * first / SAMPLES_PER_FRAME)
-            picture[:PATCH, :PATCH] = state["shade"]
+        for shade, picture in zip(shades, lit[0], strict=True):
+            picture[:PATCH, :PATCH] = shade
         return lit
 
 

@@ -161,6 +161,7 @@ def _register_gauges(
                 "Share of the model's time that one session takes",
                 lambda: avatar_service.step_cost.share,
             ),
+            "tasks": ("Tasks of the event loop", lambda: float(len(asyncio.all_tasks()))),
             "uptime_seconds": ("Since the start", lambda: time.monotonic() - began_s),
         },
     )
