@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from letstalk_rt.session.avatar import Avatar, AvatarSession
     from letstalk_rt.session.events import Event
-    from letstalk_rt.types import AVFrame, Interrupted, MotionOptions, SegmentEnd
+    from letstalk_rt.types import AVFrame, CameraOptions, Interrupted, MotionOptions, SegmentEnd
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "AudioFormatError",
     "Avatar",
     "AvatarSession",
+    "CameraOptions",
     "ConfigError",
     "DependencyError",
     "EngineError",
@@ -66,6 +67,7 @@ _MODULES = {
     "AVFrame": "types",
     "Avatar": "session.avatar",
     "AvatarSession": "session.session",
+    "CameraOptions": "types",
     "Event": "session.events",
     "Interrupted": "types",
     "MotionOptions": "types",

@@ -6,11 +6,15 @@ Time is counted in integers: audio in samples, video in frames. Seconds appear o
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.metrics import FrameStamps
+
+LipDrive = Literal["sound", "camera", "blend"]
+"""What moves the lips of a session with a camera."""
 
 SAMPLE_RATE = 16_000
 """Sample rate of all audio inside the package, in Hz."""
@@ -113,6 +117,29 @@ class MotionOptions:
     def __post_init__(self) -> None:
         _check_range("expressiveness", self.expressiveness, 2)
         _check_range("blinks_per_min", self.blinks_per_min, 60)
+
+
+@dataclass(frozen=True, slots=True)
+class CameraOptions:
+    """How a camera moves the face of a session; see `AvatarSession.push_video`.
+
+    Attributes:
+        lips: what moves the lips: the `sound`, to which a smile is added; the `camera`; or a
+            `blend`, in which the sound counts for more while there is speech.
+        absolute: whether the head turns as the driver's is turned to the camera. Otherwise, and by
+            default, only how it moves from the driver's neutral look counts.
+
+    Raises:
+        ConfigError: `lips` is unknown.
+    """
+
+    lips: LipDrive = "sound"
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lips not in get_args(LipDrive):
+            known = ", ".join(get_args(LipDrive))
+            raise ConfigError(f"lips must be one of {known}, got {self.lips!r}")
 
 
 def _check_range(name: str, value: float, most: float) -> None:

@@ -10,7 +10,13 @@ import torch
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
-from letstalk_rt.models.avatar_model import AvatarModel, with_gestures, with_mouth_painter
+from letstalk_rt.models.avatar_model import (
+    AvatarModel,
+    with_face_reader,
+    with_gestures,
+    with_mouth_painter,
+)
+from letstalk_rt.models.face.face_reader import FaceReader
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
@@ -52,14 +58,21 @@ def export(args: argparse.Namespace) -> None:
         gestures = Gestures(shape)
         gestures.load_state_dict(moving)
         model = with_gestures(model, gestures)
+    reading = part_of(given, "face_reader")
+    if (trained := runs / "tracker" / "model.pt").exists():
+        reading = torch.load(trained, map_location="cpu", weights_only=True)
+    if get_preset(args.preset).face_reader and reading:
+        reader = FaceReader()
+        reader.load_state_dict(reading)
+        model = with_face_reader(model, reader)
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
 
 
 def chosen_preset(args: argparse.Namespace) -> Preset:
-    """Return the preset without mouth painter and gestures, which export adds."""
-    preset = replace(get_preset(args.preset), mouth_painter=None, gestures=None)
+    """Return the preset without mouth painter, gestures and face reader, which export adds."""
+    preset = replace(get_preset(args.preset), mouth_painter=None, gestures=None, face_reader=False)
     return with_chosen_lookahead(args, preset)
 
 
@@ -78,12 +91,12 @@ def given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
     """Return the model of the given weights, or of the newest stage if there are none.
 
-    It has no mouth painter and no gestures. Its lip reader is untrained if they do not hold one, or
-    if the stage `lips` has run: that one may have another shape. Its decoder is untrained if they
-    do not hold one of the preset's shape.
+    It has no mouth painter, no gestures and no face reader. Its lip reader is untrained if they do
+    not hold one, or if the stage `lips` has run: that one may have another shape. Its decoder is
+    untrained if they do not hold one of the preset's shape.
     """
     shapes = chosen_preset(args)
-    replaced: tuple[str, ...] = ("mouth_painter.", "gestures.")
+    replaced: tuple[str, ...] = ("mouth_painter.", "gestures.", "face_reader.")
     if lip_file(args.runs).exists():
         shapes = replace(shapes, lips=LipReaderConfig(**_read_lips(args.runs)["shape"]))
         replaced += ("lips.", "lip_motion.")

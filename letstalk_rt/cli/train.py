@@ -54,6 +54,7 @@ from letstalk_rt.training.stages.audio_encoder import (
 from letstalk_rt.training.stages.autoencoder import train_autoencoder
 from letstalk_rt.training.stages.distill import distill
 from letstalk_rt.training.stages.face_detector import train_face_detector
+from letstalk_rt.training.stages.face_reader import train_face_reader
 from letstalk_rt.training.stages.flow import train_flow
 from letstalk_rt.training.stages.gesture_tracks import gesture_track, usual_sizes
 from letstalk_rt.training.stages.gestures import (
@@ -99,6 +100,7 @@ LOOPS = {
         steps=500, learning_rate=3e-3, warm_up=30, ema=0.98, evaluate_every=50, weight_decay=0.05
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
+    "tracker": LoopConfig(steps=4000, learning_rate=2e-3, warm_up=100, ema=0.997),
     "painter": LoopConfig(
         steps=12000, learning_rate=3e-4, warm_up=100, ema=0.998, evaluate_every=500
     ),
@@ -116,6 +118,7 @@ BATCH = {
     "lips": 48,
     "gestures": 24,
     "finder": 32,
+    "tracker": 32,
     "painter": 16,
     "sync": 24,
 }
@@ -181,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         "lips": _lips,
         "gestures": _gestures,
         "finder": _finder,
+        "tracker": _tracker,
         "painter": _painter,
         "sync": _sync,
         "export": export,
@@ -398,6 +402,18 @@ def _finder(args: argparse.Namespace) -> None:
         _loop(args),
         batch_size=args.batch or BATCH["finder"],
     )
+
+
+def _tracker(args: argparse.Namespace) -> None:
+    reader = train_face_reader(
+        load_clips(args.data, args.cache, "train"),
+        load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
+        args.runs / "tracker",
+        _loop(args),
+        batch_size=args.batch or BATCH["tracker"],
+    )
+    if is_main_process():
+        torch.save(reader.state_dict(), args.runs / "tracker" / "model.pt")
 
 
 def _painter(args: argparse.Namespace) -> None:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.camera_control import CameraControl, driven_lips
 from letstalk_rt.inference.lip_control import LipControl
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel, FaceModules
+from letstalk_rt.models.face.face_motion import SHUT, DriveWindow
 from letstalk_rt.models.face.gestures import BLINK, BROWS, GAZE, HEAD, NUM_GESTURES, Gestures
 from letstalk_rt.models.face.head_motion import HeadTrajectory, face_size, rigid_projection
 from letstalk_rt.models.geometry.landmarks import (
@@ -29,6 +31,9 @@ from letstalk_rt.types import FPS, MotionOptions
 EASING = (0.5,)
 """Weight of the new motion in the first frames after an interrupt; the mouth closes in two."""
 
+NO_LANDMARKS = (
+    "the latents of this model hold no landmarks, so no camera can drive it; use preset 'tiny'"
+)
 _RIDGE = 1e-3  # of the largest singular value; directions without landmarks are not changed
 _LEAST_PAUSE_S = 0.8
 _SPREAD = 0.5  # standard deviation of the logarithm of the pauses between blinks
@@ -66,6 +71,8 @@ class MotionController:
         random_head = options.head_motion and self._gestures is None
         head = self._face.head if self._face is not None and random_head else None
         self._head = HeadTrajectory(head.course, seed) if head is not None else None
+        self._drive: DriveWindow | None = None
+        self._camera_control: CameraControl | None = None
         self._shown_values: deque[Tensor] = deque(maxlen=_REWIND + 1)
         self.set_portrait(features)
         self._blinks = BlinkSchedule(options.blinks_per_min, seed)
@@ -76,6 +83,8 @@ class MotionController:
         defaults = (options.expressiveness, options.head_motion, options.gaze_at_camera)
         changes = defaults != (1.0, True, False)
         self._lip_control: LipControl | None = None
+        self._portrait_points = None if face is None else features.points[0]
+        self._camera_control = None  # it takes 20 ms, and most sessions have no camera
         self.matrix: Tensor | None = None
         if face is None:
             if changes:
@@ -98,6 +107,23 @@ class MotionController:
             keep_head = options.head_motion and self._gestures is None
             self.matrix = _matrix(options, face, scale, points, keep_head=keep_head)
 
+    def drive(self, window: DriveWindow) -> None:
+        """Let a camera move the face in the next window.
+
+        Raises:
+            ConfigError: the model has no landmarks.
+        """
+        if self._camera_control is None:
+            self._camera_control = self._new_camera_control()
+        self._drive = window
+
+    def _new_camera_control(self) -> CameraControl:
+        face, points = self._face, self._portrait_points
+        if face is None or points is None:
+            raise ConfigError(NO_LANDMARKS)
+        inverse = _pseudo_inverse(face.autoencoder.landmark_matrix)
+        return CameraControl.of(face, self._gestures, points, _flat_scale(self._model), inverse)
+
     def apply(
         self, motion: Tensor, lip_values: Tensor | None = None, gestures: Tensor | None = None
     ) -> Tensor:
@@ -115,17 +141,42 @@ class MotionController:
             self._ease_start = None
         if self.matrix is not None:
             motion = (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
+        drive, self._drive = self._drive, None
         if self._lip_control is not None:
             assert lip_values is not None, "the lip reader's values set the lips"
             self._shown_values.extend(lip_values[0])
-            motion = self._lip_control.apply(motion, self.options.expressiveness * lip_values)
+            values = self.options.expressiveness * lip_values
+            if drive is not None:
+                values = driven_lips(values, drive)
+            motion = self._lip_control.apply(motion, values)
+        return motion + self._moved(motion, gestures, drive).view(motion.shape)
+
+    def _moved(self, motion: Tensor, gestures: Tensor | None, drive: DriveWindow | None) -> Tensor:
+        """Return the motion of head, brows and gaze, `(N, 384)`: its own, and the camera's."""
+        own = motion.new_zeros(motion.shape[1], LATENT_SIZE)
         if self._gestures is not None:
             assert gestures is not None, "the gestures move the head"
-            motion = motion + (gestures @ self._gesture_directions).view(motion.shape)
+            own = own + (gestures @ self._gesture_directions)[0]
         if self._head is not None:
-            head_motion = self._head.next(motion.shape[1]).to(motion.device) @ self._head_directions
-            motion = motion + head_motion.view(motion.shape)
-        return motion
+            own = own + self._head.next(len(own)).to(motion.device) @ self._head_directions
+        if drive is None:
+            return own
+        assert self._camera_control is not None, "`drive` has made it"
+        driven = self._camera_control.motion(drive, gaze=not self.options.gaze_at_camera)
+        return torch.lerp(own, driven, _weights(drive, motion.device)[:, None])
+
+    def driven_eye_closures(self, own: Sequence[float]) -> Sequence[float]:
+        """Return how far the eyes are closed in each frame, with those of the next window's drive.
+
+        Args:
+            own: how far the avatar itself closes them.
+        """
+        drive = self._drive
+        if drive is None:
+            return own
+        shut = drive.motion[:, SHUT]
+        mixed = np.asarray(own) * (1 - drive.weights) + shut * drive.weights
+        return [float(value) for value in mixed]
 
     def eye_closures(self, frames: int) -> Sequence[float]:
         """Return how far the eyes are closed in each of the next frames, in [0, 1].
@@ -153,6 +204,10 @@ class MotionController:
         self._blinks.reset()
         if self._head is not None:
             self._head.reset()
+
+
+def _weights(drive: DriveWindow, device: torch.device) -> Tensor:
+    return torch.from_numpy(drive.weights).float().to(device)
 
 
 def _ease(x: Tensor, start: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from letstalk_rt.inference.autotune import (
 )
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device, choose_dtype
+from letstalk_rt.inference.driver_camera import DriverCamera
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.frame_decoder import FrameDecoder
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
@@ -37,6 +38,7 @@ from letstalk_rt.models.audio_encoder.prosody import ProsodyReader
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather, scatter
 from letstalk_rt.models.face.detector import FaceFinder
+from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.models.face.gestures import GestureWindow
 from letstalk_rt.models.loading import face_finder_for, load_model
 from letstalk_rt.threads import in_own_thread, thread_limit
@@ -236,11 +238,11 @@ class AvatarPipeline(Pipeline[SessionState]):
                 tokens = self.encode_audio(audio, states)
                 lip_values = self.read_lips(audio, states)
                 gestures = self.gesture(audio, states)
+                eye_closures = self._eye_closures(gestures, states)
             with clock.stage("sample"):
                 latents = self._sample(tokens, lip_values, gestures, states)
             with clock.stage("layout"):
                 inputs = self.frame_decoder.prepare(latents, states)
-        eye_closures = self._eye_closures(gestures, states)
         parts = []
         partial_windows = self.frame_decoder.decode(inputs, eye_closures, states, clock)
         with clock.stage("paint"), closing(partial_windows):
@@ -249,6 +251,15 @@ class AvatarPipeline(Pipeline[SessionState]):
                     deliver(part)
                 parts.append(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+
+    @torch.inference_mode()
+    def drive(self, state: SessionState, window: DriveWindow) -> None:
+        """Let a camera move the face in the next window; see `DrivablePipeline.drive`."""
+        state.motion_control.drive(window)
+
+    def open_camera(self) -> DriverCamera:
+        """Return what reads a camera, for one session; see `DrivablePipeline.open_camera`."""
+        return DriverCamera.of(self.model)
 
     @torch.inference_mode()
     def interrupt(self, state: SessionState, *, unseen: int = 0) -> None:
@@ -371,10 +382,13 @@ class AvatarPipeline(Pipeline[SessionState]):
         self, gestures: GestureWindow | None, states: Sequence[SessionState]
     ) -> list[Sequence[float]]:
         """Return how far the eyes of each session are closed in the frames of this step."""
+        controls = [state.motion_control for state in states]
         if gestures is not None:
-            closures: list[Sequence[float]] = gestures.eye_closures.tolist()
-            return closures
-        return [s.motion_control.eye_closures(self.frames_per_window) for s in states]
+            own: list[Sequence[float]] = gestures.eye_closures.tolist()
+        else:
+            own = [control.eye_closures(self.frames_per_window) for control in controls]
+        pairs = zip(controls, own, strict=True)
+        return [control.driven_eye_closures(closures) for control, closures in pairs]
 
     def _encode(
         self,

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from letstalk_rt.errors import ConfigError, ModelLost
+from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import MotionOptions, Portrait
 
 DEFAULT_MOTION = MotionOptions()
@@ -62,6 +63,74 @@ class StateLost(ModelLost):
 
     It is no fault of the call that raises it: create another state, and call again.
     """
+
+
+class CameraStatus(StrEnum):
+    """What a camera sees."""
+
+    FACE = "face"
+    NO_FACE = "no-face"
+    SEVERAL = "several-faces"
+    LEARNING = "learning"
+
+
+@dataclass(frozen=True, slots=True)
+class CameraReading:
+    """What was read in one frame of a camera.
+
+    Attributes:
+        status: what it shows; `LEARNING` while the neutral look of the driver is being learnt.
+        motion: face motion, `(NUM_MOTION,)` float32; None unless the status is `FACE`.
+    """
+
+    status: CameraStatus
+    motion: np.ndarray | None = None
+
+
+class CameraReader(Protocol):
+    """Reads the camera of one session. Its calls block, and come from one thread at a time."""
+
+    def read(self, rgb: np.ndarray, captured_s: float, *, absolute: bool) -> CameraReading:
+        """Read a frame.
+
+        Args:
+            rgb: `(H, W, 3)` uint8.
+            captured_s: when it was captured, increasing.
+            absolute: whether the head pose is absolute, or relative to the neutral look.
+
+        Raises:
+            ModelLost: the reader's process has ended; the next call starts another.
+        """
+        ...
+
+    def take_neutral(self) -> None:
+        """Take the look of the next frames as the neutral one."""
+        ...
+
+    def close(self) -> None:
+        """Release what the reader holds. May be called twice."""
+        ...
+
+
+class DrivablePipeline(Protocol):
+    """What a pipeline offers whose faces a camera can move, beside a `Pipeline`."""
+
+    def open_camera(self) -> CameraReader:
+        """Return a reader for the camera of one session. May be called from any thread.
+
+        Raises:
+            ConfigError: no camera can drive this model.
+        """
+        ...
+
+    def drive(self, state: Any, window: DriveWindow) -> None:
+        """Let a camera move the face in the next window.
+
+        Args:
+            state: state of the session; updated in place.
+            window: has as many frames as the window.
+        """
+        ...
 
 
 class Pipeline(Protocol[State]):

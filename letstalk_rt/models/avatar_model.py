@@ -22,6 +22,7 @@ from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.denoiser import Denoiser, PortraitState, guided_velocity
 from letstalk_rt.models.face.detector import FaceDetector, FaceFinder
+from letstalk_rt.models.face.face_reader import FaceReader
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.head_motion import HeadMotion
 from letstalk_rt.models.face.lip_motion import LipMotion
@@ -69,6 +70,7 @@ class AvatarModel(nn.Module):
     lip_motion: LipMotion | None
     mouth_painter: MouthPainter | None
     gestures: Gestures | None
+    face_reader: FaceReader | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -87,6 +89,7 @@ class AvatarModel(nn.Module):
         self.lip_motion = None if self.lips is None else LipMotion()
         self.mouth_painter = _make_mouth_painter(preset)
         self.gestures = _make_gestures(preset, has_landmarks)
+        self.face_reader = FaceReader() if preset.face_reader and has_landmarks else None
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -197,6 +200,11 @@ def with_gestures(model: AvatarModel, gestures: Gestures) -> AvatarModel:
     """Return a copy of a model with these gestures, ready for inference."""
     preset = replace(model.preset, gestures=gestures.config)
     return _with_part(model, preset, "gestures", gestures)
+
+
+def with_face_reader(model: AvatarModel, reader: FaceReader) -> AvatarModel:
+    """Return a copy of a model with this face reader, ready for inference."""
+    return _with_part(model, replace(model.preset, face_reader=True), "face_reader", reader)
 
 
 def _with_part(model: AvatarModel, preset: Preset, name: str, part: nn.Module) -> AvatarModel:

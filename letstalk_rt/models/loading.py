@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file per model, with its preset in the header and a checksum file.
 
-Weights are stored in half precision. Large matrices of the networks that run once per portrait,
-of the audio encoder and of the lip reader are stored as 8-bit integers with a scale per output
-channel, to keep the package under 32 MB.
+Weights are stored in half precision. Large matrices of the networks that run once per portrait, of
+the audio encoder, of the lip reader and of the face reader are stored as 8-bit integers with a
+scale per output channel, to keep the package under 32 MB.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
 _AUDIO = ("audio.layers.", "lips.")
-_ONCE_PER_PORTRAIT = ("autoencoder.encoder.", "autoencoder.reference.")
+_IMAGES = ("autoencoder.encoder.", "autoencoder.reference.", "face_reader.")
 _WORTH_PACKING = 30_000
 _EXACT = (
     "latent_mean",
@@ -82,6 +82,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         header["mouth_painter"] = "yes"
     if model.preset.gestures is not None:
         header["gestures"] = "yes"
+    if model.preset.face_reader:
+        header["face_reader"] = "yes"
     if model.preset.lips is not None:
         header["lips"] = json.dumps(asdict(model.preset.lips))
     save_file(tensors, path, header)
@@ -182,6 +184,8 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
         shapes = replace(shapes, mouth_painter=None)
     if "gestures" not in header:  # without gestures, head and eyes move at random
         shapes = replace(shapes, gestures=None)
+    if "face_reader" not in header:  # without a face reader, no camera can drive the avatar
+        shapes = replace(shapes, face_reader=False)
     return shapes
 
 
@@ -226,7 +230,7 @@ def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _pack(name: str, value: Tensor) -> dict[str, Tensor]:
     if not value.is_floating_point() or name.endswith(_EXACT):
         return {name: value}
-    image_kernel = name.startswith(_ONCE_PER_PORTRAIT) and value.ndim == 4
+    image_kernel = name.startswith(_IMAGES) and value.ndim == 4
     audio_matrix = name.startswith(_AUDIO) and value.ndim > 1
     if (image_kernel or audio_matrix) and value.numel() > _WORTH_PACKING:
         scale = value.flatten(1).abs().amax(1).clamp(min=1e-12) / 127

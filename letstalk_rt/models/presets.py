@@ -49,6 +49,8 @@ class Preset:
         gestures: shape of the gesture network; None leaves the head to random processes and the
             eyes to random blinks. Also None while other parts are trained, and for weights files
             without gestures.
+        face_reader: whether the model has a face reader, without which no camera can drive it.
+            False while other parts are trained, and for weights files without one.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Preset:
     lips: LipReaderConfig | None = None
     mouth_painter: MouthPainterConfig | None = None
     gestures: GestureConfig | None = None
+    face_reader: bool = False
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
@@ -136,6 +139,7 @@ PRESETS = {
         lips=LipReaderConfig(),
         mouth_painter=MouthPainterConfig(),
         gestures=GestureConfig(),
+        face_reader=True,
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

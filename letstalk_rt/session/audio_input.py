@@ -159,6 +159,11 @@ class AudioInput:
         return self._expected_s + min(delay_s, _GRACE_S)
 
     @property
+    def is_real_time(self) -> bool:
+        """Whether the speech comes from a live source, so that a hop ends when it is queued."""
+        return self._live and self._drift.live
+
+    @property
     def backlog(self) -> float:
         """Samples that were pushed and not handed out in frames yet."""
         return self._taken - self._handed_out + self._arriving

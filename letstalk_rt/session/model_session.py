@@ -9,14 +9,22 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 
 from letstalk_rt.errors import EngineError, LetsTalkError, ModelLost
-from letstalk_rt.inference.protocol import Deliver, Fault, State, StateLost, StateOptions
+from letstalk_rt.inference.protocol import (
+    Deliver,
+    DrivablePipeline,
+    Fault,
+    State,
+    StateLost,
+    StateOptions,
+)
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
+from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import Portrait
 
 T = TypeVar("T")
@@ -75,7 +83,11 @@ class ModelSession(Generic[State]):
         self._held = None
 
     async def step(
-        self, pcm: np.ndarray, deliver: Callable[[], Deliver], is_wanted: Callable[[], bool]
+        self,
+        pcm: np.ndarray,
+        deliver: Callable[[], Deliver],
+        is_wanted: Callable[[], bool],
+        drive: DriveWindow | None = None,
     ) -> bool:
         """Run a step, and after a failure run it again.
 
@@ -83,6 +95,7 @@ class ModelSession(Generic[State]):
             pcm: `(hop,)` float32.
             deliver: returns for each attempt the callback that receives its partial windows.
             is_wanted: whether the step is run again after a failure.
+            drive: how a camera moves the face in this window; None leaves it alone.
 
         Returns:
             Whether it succeeded at once.
@@ -93,6 +106,9 @@ class ModelSession(Generic[State]):
             nonlocal attempts
             attempts += 1
             if attempts == 1 or is_wanted():
+                if drive is not None:
+                    drivable = cast("DrivablePipeline", self._pipeline)
+                    await self._submit(drivable.drive, state, drive)
                 await as_awaitable(self._worker.step(pcm, state, deliver()))
 
         await self._run(call)

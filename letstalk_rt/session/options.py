@@ -7,7 +7,7 @@ from letstalk_rt.audio.voice_activity import VoiceActivity
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import Pipeline
 from letstalk_rt.session.playback import PlaybackMode
-from letstalk_rt.types import FPS, SAMPLE_RATE, MotionOptions
+from letstalk_rt.types import FPS, SAMPLE_RATE, CameraOptions, MotionOptions
 
 _FRAME_MS = 1000 // FPS
 
@@ -23,6 +23,7 @@ class SessionOptions(TypedDict, total=False):
     motion: MotionOptions
     voice_activity: VoiceActivity
     playback: PlaybackMode
+    camera: CameraOptions
     output_sample_rate: int
     recovery_s: float
 

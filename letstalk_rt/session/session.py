@@ -14,10 +14,11 @@ import numpy as np
 from letstalk_rt.audio.speech_resampler import check_output_rate
 from letstalk_rt.audio.voice_activity import VoiceActivity, check_voice_activity, hold_frames
 from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
-from letstalk_rt.inference.protocol import DEFAULT_MOTION, StateOptions
+from letstalk_rt.inference.protocol import DEFAULT_MOTION, CameraStatus, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import FrameStamps, Metrics
 from letstalk_rt.session.audio_input import AudioInput
+from letstalk_rt.session.camera_input import CameraInput
 from letstalk_rt.session.events import Event, EventHub, EventListener
 from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
 from letstalk_rt.session.model_session import MAX_RECOVERY_S, RECOVERY_S
@@ -33,6 +34,7 @@ from letstalk_rt.session.step_scheduler import PortraitChange, StepScheduler
 from letstalk_rt.types import (
     SAMPLE_RATE,
     AVFrame,
+    CameraOptions,
     Interrupted,
     MotionOptions,
     Portrait,
@@ -41,6 +43,7 @@ from letstalk_rt.types import (
 
 logger = logging.getLogger(__name__)
 
+_NO_CAMERA_OPTIONS = CameraOptions()
 _STARVED_S = 0.24  # a reader that waited longer for a frame has run out of frames
 
 
@@ -79,6 +82,7 @@ class AvatarSession:
         output_sample_rate: sample rate of the frames' audio in Hz: 16000, 24000 or 48000. The model
             always hears 16 kHz; a higher rate passes the pushed audio on at up to this quality.
         recovery_s: how long the session waits for a model that was lost and is started again.
+        camera: how frames of a camera move the face, once some are pushed; see `push_video`.
 
     Attributes:
         metrics: stage durations and counters of this session.
@@ -103,6 +107,7 @@ class AvatarSession:
         playback: PlaybackMode = "on_read",
         output_sample_rate: int = SAMPLE_RATE,
         recovery_s: float = RECOVERY_S,
+        camera: CameraOptions = _NO_CAMERA_OPTIONS,
     ) -> None:
         if max_hops < 1:
             raise ConfigError(f"max_hops must be at least 1, got {max_hops}")
@@ -132,6 +137,7 @@ class AvatarSession:
             output_sample_rate,
         )
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
+        self._camera = CameraInput(worker.pipeline, camera, self._now_s, self._hub)
         self._scheduler = StepScheduler(
             worker,
             self._audio_input,
@@ -144,6 +150,7 @@ class AvatarSession:
             voice_activity=voice_activity,
             recovery_s=recovery_s,
             on_failure=self._warn_of_failure,
+            camera=self._camera,
         )
         self._closed = False
         self._failure: Exception | None = None
@@ -213,6 +220,44 @@ class AvatarSession:
         """
         self._check_open()
         await self._audio_input.push(pcm, sample_rate)
+
+    def push_video(self, frame: np.ndarray, timestamp: float | None = None) -> None:
+        """Push a frame of a camera, whose face moves the avatar's.
+
+        Returns at once: the frame is read in another thread, and skipped if a newer one arrives
+        first. The head pose, gaze, blinks, brows and smile of the largest face are shown by the
+        portrait, in its own proportions; see `CameraOptions`. While there is no face, more than
+        one, or no new frame, the avatar moves by itself, from half a second on.
+
+        Args:
+            frame: `(H, W, 3)` uint8 RGB; 320 to 640 pixels are enough. It is not kept.
+            timestamp: when the frame was captured, in seconds of the event loop's clock
+                (`loop.time()`), so that it fits the sound of that moment; None for now. A frame
+                that is older than the one before is ignored.
+
+        Raises:
+            ConfigError: `frame` is not an image, or no camera can drive this model.
+            SessionClosed: the session is not open or was closed.
+        """
+        self._check_open()
+        self._camera.push(frame, timestamp)
+
+    def take_neutral(self) -> None:
+        """Take the look of the driver's next frames as the neutral one, which is shown as rest.
+
+        Without it, the first half second of a driver counts as neutral.
+        """
+        self._check_open()
+        self._camera.take_neutral()
+
+    def set_camera(self, options: CameraOptions) -> None:
+        """Change from now on how the camera moves the face."""
+        self._camera.options = options
+
+    @property
+    def camera_status(self) -> CameraStatus | None:
+        """What the last frame of the camera showed; None before one was read."""
+        return self._camera.status
 
     async def end_segment(self) -> None:
         """End the current segment: its `SegmentEnd` follows the frame with its last audio.
@@ -385,6 +430,7 @@ class AvatarSession:
         self._audio_input.close(self._closed_error)
         self._readable.set()
         self._scheduler.refuse_changes(self._closed_error())
+        self._camera.close()
         self._hub.close()
 
     def _check_open(self) -> None:

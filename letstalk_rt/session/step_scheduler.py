@@ -19,7 +19,9 @@ from letstalk_rt.errors import ConfigError, InputError, SessionClosed
 from letstalk_rt.inference.protocol import Deliver, State, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
+from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.session.audio_input import AudioInput, StepInput
+from letstalk_rt.session.camera_input import CameraInput
 from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
 from letstalk_rt.session.model_session import RECOVERY_S, ModelSession, as_awaitable
 from letstalk_rt.session.pacing import LeadTime
@@ -77,6 +79,7 @@ class StepScheduler(Generic[State]):
         voice_activity: how voice is distinguished from noise.
         recovery_s: how long the session waits for a model that was lost.
         on_failure: called when a call of the model has failed and the session goes on.
+        camera: what a camera has seen; None if there is none.
     """
 
     def __init__(
@@ -93,7 +96,9 @@ class StepScheduler(Generic[State]):
         voice_activity: VoiceActivity,
         recovery_s: float = RECOVERY_S,
         on_failure: Callable[[], None] = lambda: None,
+        camera: CameraInput | None = None,
     ) -> None:
+        self._camera = camera
         self._worker = worker
         self._recovery_s, self._on_failure = recovery_s, on_failure
         self._audio_input, self._frames, self._metrics = audio_input, frames, metrics
@@ -205,11 +210,24 @@ class StepScheduler(Generic[State]):
             model_input,
             lambda: self._deliver(step),
             is_wanted=lambda: epoch == self._audio_input.epoch,
+            drive=self._drive_window(queued_s),
         )
         if is_regular:  # times after a failure say nothing about the next step
             assert len(step.made_s) == self._window, len(step.made_s)
             self._lead.note(step.made_s)
         self._metrics.stamp_step(self._now_s() - step.started_s, self._window / FPS)
+
+    def _drive_window(self, queued_s: float) -> DriveWindow | None:
+        """Return how a camera moves the face in the frames of a step; None without a camera.
+
+        Each frame shows what was captured at the same time as its sound.
+        """
+        if self._camera is None:
+            return None
+        heard_s = queued_s if self._audio_input.is_real_time else self._now_s()
+        frames = self._window + self._lookahead
+        first_s = heard_s - (frames - 0.5) / FPS
+        return self._camera.window([first_s + number / FPS for number in range(self._window)])
 
     def _deliver(self, step: _Step) -> Deliver:
         """Return a callback that passes partial windows from the model thread to the event loop.

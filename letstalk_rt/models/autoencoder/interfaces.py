@@ -104,6 +104,11 @@ class LandmarkAutoencoder(Autoencoder, Protocol):
     mean_points: Tensor
 
     @property
+    def encoder(self) -> nn.Module:
+        """Maps frames `(B, 3, S, S)` and `mean_points` to latents and heat maps."""
+        ...
+
+    @property
     def landmark_matrix(self) -> Tensor:
         """The linear map from a flattened latent to landmarks, `(2 L, C h w)`."""
         ...

@@ -24,6 +24,7 @@ class Int8Conv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
+        self.out_channels = conv.out_channels
         weight = conv.weight.detach().float()
         self.scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
         levels = (weight / self.scale.view(-1, 1, 1, 1)).round().to(torch.int8)

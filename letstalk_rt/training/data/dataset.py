@@ -49,6 +49,7 @@ class Clip:
         lips_late: By how many frames the lips are later than the audio.
         person: Who is shown; empty if the list does not say.
         has_blendshapes: Whether `blendshapes` were measured; if not, they are zeros.
+        pose: Head pose in each frame, from the head to the camera, `(T, 4, 4)`; None if unknown.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Clip:
     lips_late: int = 0
     person: str = ""
     has_blendshapes: bool = True
+    pose: np.ndarray | None = None
 
     @property
     def num_frames(self) -> int:
@@ -230,6 +232,7 @@ def clip_with_frames(root: Path, row: dict[str, object], frames: np.ndarray) -> 
         lips_late=int(str(row.get("sync_lag", SYNC_LAG_IN_STEP))) - SYNC_LAG_IN_STEP,
         person=str(row.get("person", "")),
         has_blendshapes=row.get("landmarks") != "own",
+        pose=tracks["pose"][:count].astype(np.float32) if "pose" in tracks else None,
     )
 
 

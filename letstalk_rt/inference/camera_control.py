@@ -1,0 +1,131 @@
+"""Camera control: moves a portrait as a person before a camera moves.
+
+The head is turned as a solid: the portrait's own landmarks with the depth of an average face. So
+its proportions stay, and only the motion is the driver's.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from letstalk_rt.models.autoencoder.latents import FACE_SIZE
+from letstalk_rt.models.avatar_model import FaceModules
+from letstalk_rt.models.face import face_motion as motion_of
+from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.models.face.gestures import Gestures
+from letstalk_rt.models.face.head_motion import MOVEMENTS
+from letstalk_rt.models.face.head_pose import HeadShape
+from letstalk_rt.models.face.lip_values import LIP_VALUES
+from letstalk_rt.models.geometry.landmarks import IRISES, NUM_LANDMARKS, landmark_indices
+
+LIMITS = np.array([0.45, 0.35, 0.5, 0.6, 0.6, 0.25])
+"""The largest head pose that is shown; larger ones approach it. A flat picture does not turn
+further without tearing."""
+
+_MAX_GAZE, _MAX_BROWS = 0.12, 1.2
+_BLENDED = 0.6  # weight of the sound in blended lips while there is speech
+_SPEECH_GAP = 0.06  # lip gap of the sound from which there is speech
+_IRIS_POINTS = landmark_indices(IRISES)
+_SMILED = [LIP_VALUES.index("width"), LIP_VALUES.index("corners")]
+
+
+@dataclass(frozen=True)
+class CameraControl:
+    """How face motion is shown by one portrait.
+
+    Attributes:
+        shape: the portrait's head.
+        write: maps displacements of landmarks to motion, `(384, 2L)`.
+        brows: motion of the brows by one unit, `(384,)`.
+    """
+
+    shape: HeadShape
+    write: Tensor
+    brows: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        face: FaceModules,
+        gestures: Gestures | None,
+        points: Tensor,
+        scale: Tensor,
+        inverse: Tensor,
+    ) -> "CameraControl":
+        """Create the camera control of a portrait.
+
+        Args:
+            face: the modules that know about faces.
+            gestures: know how brows are shown; None leaves them still.
+            points: landmarks of the portrait, `(L, 2)`.
+            scale: scale of motion, flat, `(384,)`.
+            inverse: maps displacements of landmarks to latents, `(384, 2L)`.
+        """
+        shape = HeadShape.of(points.cpu().double().numpy())
+        write = inverse.clone()
+        rigid = torch.from_numpy(shape.rigid).to(points.device).repeat_interleave(2).float()
+        usual = face.head.displacements(points.float()) * rigid
+        if bool(usual.abs().sum() > 0):  # what is behind the face follows as it does in clips
+            to_scores = torch.linalg.pinv(usual.T) * rigid
+            followed = face.head.background(points.float())
+            write[FACE_SIZE:] += followed.T @ to_scores
+            assert to_scores.shape[0] == MOVEMENTS, to_scores.shape
+        brows = torch.zeros_like(scale)
+        if gestures is not None:
+            brows[:FACE_SIZE] = gestures.brow_motion.float() / scale[:FACE_SIZE]
+        return cls(shape, write / scale[:, None], brows)
+
+    def motion(self, window: DriveWindow, *, gaze: bool = True) -> Tensor:
+        """Return the motion of head, brows and eyes in each frame, `(N, 384)`.
+
+        Args:
+            window: what the camera has seen.
+            gaze: whether the gaze is the driver's.
+        """
+        base = self.shape.shown(np.zeros(len(LIMITS)))
+        moved = np.stack([self._displacement(m, base, gaze) for m in window.motion])
+        flat = torch.from_numpy(moved.reshape(len(moved), -1)).float().to(self.write.device)
+        brows = np.clip(window.motion[:, motion_of.BROWS], -_MAX_BROWS, _MAX_BROWS)
+        raised = torch.from_numpy(brows).float().to(self.write.device)
+        return flat @ self.write.T + raised[:, None] * self.brows
+
+    def _displacement(self, motion: np.ndarray, base: np.ndarray, gaze: bool) -> np.ndarray:
+        pose = limited(motion[motion_of.POSE].astype(np.float64))
+        moved: np.ndarray = self.shape.shown(pose) - base
+        if gaze:
+            look = np.clip(motion[motion_of.GAZE], -_MAX_GAZE, _MAX_GAZE)
+            moved[_IRIS_POINTS] += self.shape.size * look
+        assert moved.shape == (NUM_LANDMARKS, 2), moved.shape
+        return moved
+
+
+def limited(pose: np.ndarray) -> np.ndarray:
+    """Return a head pose within `LIMITS`: unchanged if small, and close to them if large."""
+    knee = 0.6 * LIMITS
+    beyond = np.maximum(np.abs(pose) - knee, 0)
+    room = LIMITS - knee
+    return np.asarray(
+        np.sign(pose) * (np.minimum(np.abs(pose), knee) + room * np.tanh(beyond / room))
+    )
+
+
+def driven_lips(sound: Tensor, window: DriveWindow) -> Tensor:
+    """Return the lip values to show, `(1, N, Q)`.
+
+    Args:
+        sound: lip values of the sound, `(1, N, Q)`.
+        window: what the camera has seen.
+    """
+    weights = torch.from_numpy(window.weights).float().to(sound.device)[None, :, None]
+    camera = torch.from_numpy(window.motion[:, motion_of.LIPS]).float().to(sound.device)[None]
+    if window.lips == "sound":
+        smile = torch.from_numpy(window.motion[:, motion_of.SMILE]).float().to(sound.device)
+        driven = sound.clone()
+        driven[..., _SMILED] += smile
+        return torch.lerp(sound, driven, weights)
+    if window.lips == "blend":
+        speech = (sound[..., :1].amax(1, keepdim=True) / _SPEECH_GAP).clamp(0, 1)
+        camera = torch.lerp(camera, sound, _BLENDED * speech)
+    return torch.lerp(sound, camera, weights)

@@ -1,0 +1,73 @@
+"""Reads the camera of one session: the face tracker, then the driver's face motion."""
+
+from typing import Self
+
+import numpy as np
+
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.motion_control import NO_LANDMARKS
+from letstalk_rt.inference.protocol import CameraReading, CameraStatus
+from letstalk_rt.models.avatar_model import AvatarModel, FaceModules
+from letstalk_rt.models.face.driver import Driver
+from letstalk_rt.models.face.face_reader import without_norms
+from letstalk_rt.models.face.face_tracker import (
+    EncoderReader,
+    FaceTracker,
+    LandmarkReader,
+    TrackState,
+)
+from letstalk_rt.threads import thread_limit
+
+_FORGET_S = 5.0  # a face that was away for so long may be another one
+
+
+class DriverCamera:
+    """The `CameraReader` of a model in this process.
+
+    Args:
+        tracker: follows the face; has no state, so that any number of cameras may share it.
+    """
+
+    def __init__(self, tracker: FaceTracker) -> None:
+        self._tracker, self._track, self._driver = tracker, TrackState(), Driver()
+        self._seen_s: float | None = None
+
+    @classmethod
+    def of(cls, model: AvatarModel) -> Self:
+        """Create the reader of a camera for a model.
+
+        Raises:
+            ConfigError: the model has no landmarks.
+        """
+        if (face := model.face) is None:
+            raise ConfigError(NO_LANDMARKS)
+        return cls(FaceTracker(face.detector, _reader(model, face)))
+
+    def read(self, rgb: np.ndarray, captured_s: float, *, absolute: bool) -> CameraReading:
+        """Read a frame; see `CameraReader.read`. It takes one thread."""
+        with thread_limit(1):
+            face = self._tracker.track(rgb, self._track)
+        if face is None or self._track.others:
+            self._driver.lose()
+            return CameraReading(CameraStatus.NO_FACE if face is None else CameraStatus.SEVERAL)
+        if self._seen_s is not None and captured_s - self._seen_s > _FORGET_S:
+            self._driver.reset()
+        self._seen_s = captured_s
+        motion = self._driver.motion(face, captured_s, absolute=absolute)
+        if motion is None:
+            return CameraReading(CameraStatus.LEARNING)
+        return CameraReading(CameraStatus.FACE, motion)
+
+    def take_neutral(self) -> None:
+        """Take the look of the next frames as the neutral one."""
+        self._driver.take_neutral()
+
+    def close(self) -> None:
+        """Do nothing: the model belongs to others."""
+
+
+def _reader(model: AvatarModel, face: FaceModules) -> LandmarkReader:
+    """Return the face reader of a model, or its encoder if the weights hold none."""
+    if model.face_reader is not None:
+        return without_norms(model.face_reader)
+    return EncoderReader(face.autoencoder, in_8_bit=True)

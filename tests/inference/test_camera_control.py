@@ -1,0 +1,128 @@
+"""What a camera moves in the embedded model: head, lips and eyes, in the portrait's proportions."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from letstalk_rt.avatars import list_avatars
+from letstalk_rt.inference.camera_control import LIMITS, driven_lips, limited
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.inference.protocol import CameraStatus
+from letstalk_rt.models.face.face_motion import LIPS, NUM_MOTION, POSE, SHUT, SMILE, DriveWindow
+from letstalk_rt.models.face.head_pose import HeadShape
+from letstalk_rt.models.loading import load_model
+from letstalk_rt.portrait.image import prepare_portrait
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return AvatarPipeline.on(load_model("tiny"), dtype="float32", compiled=False)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    path = next(iter(list_avatars().values()))
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def portrait(pipeline, picture):
+    return prepare_portrait(picture, pipeline.finder, size=256)
+
+
+def window(weight=1.0, mode="sound", **values):
+    motion = np.zeros((4, NUM_MOTION), np.float32)
+    for name, value in values.items():
+        motion[:, {"pose": POSE, "shut": SHUT, "lips": LIPS, "smile": SMILE}[name]] = value
+    return DriveWindow(np.full(4, weight, np.float32), motion, mode)
+
+
+def shown_pose(pipeline, portrait, *drives):
+    """The head pose in the last frame, relative to the portrait, as the encoder reads it."""
+    state = pipeline.init_state(portrait)
+    for drive in drives:
+        pipeline.drive(state, drive)
+        frames = pipeline.step(np.zeros((1, 2560), np.float32), [state])
+    (face,) = pipeline.finder.find_faces(frames[0, -1])
+    (rest,) = pipeline.finder.find_faces(portrait.canvas)
+    return HeadShape.of(rest.landmarks).pose(face.landmarks)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_portrait_turns_as_the_driver_does(pipeline, portrait, axis):
+    turn = np.zeros(6)
+    turn[axis] = 0.15
+    ahead, back = (shown_pose(pipeline, portrait, window(pose=s * turn)) for s in (1, -1))
+    moved = (ahead - back)[:3] / 2
+    assert 0.05 < moved[axis] < 0.2  # a flat picture nods by half
+    assert abs(moved).argmax() == axis
+
+
+def test_without_weight_the_camera_changes_nothing(pipeline, portrait):
+    sound = np.random.default_rng(0).normal(0, 0.1, (1, 2560)).astype(np.float32)
+    states = [pipeline.init_state(portrait) for _ in range(2)]
+    pipeline.drive(states[0], window(0.0, pose=0.3, shut=1.0))
+    first, second = (pipeline.step(sound, [state]) for state in states)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_drive_holds_for_one_window(pipeline, portrait):
+    turn = [0.3, 0, 0, 0, 0, 0]
+    driven = shown_pose(pipeline, portrait, window(pose=turn))
+    after = shown_pose(pipeline, portrait, window(pose=turn), window(0.0))
+    assert driven[0] > 0.15 and abs(after[0]) < 0.1
+
+
+def test_eyes_close_with_the_drivers(pipeline, portrait):
+    state = pipeline.init_state(portrait)
+    pipeline.drive(state, window(shut=1.0))
+    assert state.motion_control.driven_eye_closures([0.0, 0.0, 0.2, 0.0]) == [1.0] * 4
+
+
+def test_large_turns_approach_a_limit():
+    np.testing.assert_allclose(limited(0.5 * LIMITS), 0.5 * LIMITS)
+    assert (limited(10 * LIMITS) <= LIMITS).all() and (limited(10 * LIMITS) > 0.95 * LIMITS).all()
+
+
+class TestLips:
+    sound = torch.full((1, 4, 8), 0.1)
+
+    def test_the_sound_moves_them_and_a_smile_is_added(self):
+        values = driven_lips(self.sound, window(mode="sound", smile=[0.2, -0.1]))
+        expected = self.sound.clone()
+        expected[..., 2] += 0.2
+        expected[..., 3] -= 0.1
+        torch.testing.assert_close(values, expected)
+
+    def test_the_camera_moves_them(self):
+        values = driven_lips(self.sound, window(mode="camera"))
+        torch.testing.assert_close(values, torch.zeros(1, 4, 8))
+
+    def test_in_a_blend_the_sound_counts_while_there_is_speech(self):
+        speech = driven_lips(self.sound, window(mode="blend"))
+        silence = driven_lips(0 * self.sound, window(mode="blend", lips=0.3))
+        torch.testing.assert_close(speech, torch.full((1, 4, 8), 0.06))
+        torch.testing.assert_close(silence, torch.full((1, 4, 8), 0.3))
+
+
+def test_a_portrait_before_the_camera_is_seen_and_rests(pipeline, picture):
+    reader = pipeline.open_camera()
+    readings = [reader.read(picture, n / 25, absolute=False) for n in range(12)]
+    assert readings[0].status is CameraStatus.LEARNING
+    assert readings[-1].status is CameraStatus.FACE
+    assert np.abs(readings[-1].motion).max() < 0.05
+    dark = reader.read(np.zeros_like(picture), 0.5, absolute=False)
+    assert dark.status is CameraStatus.NO_FACE and dark.motion is None
+
+
+def test_the_tracker_sees_the_portrait_turn(pipeline, portrait, picture):
+    reader = pipeline.open_camera()
+    state = pipeline.init_state(portrait)
+    for number in range(11):
+        reader.read(portrait.canvas, number / 25, absolute=False)
+    pipeline.drive(state, window(pose=[0.25, 0, 0, 0, 0, 0]))
+    frames = pipeline.step(np.zeros((1, 2560), np.float32), [state])[0]
+    for number, frame in enumerate([*frames, *[frames[-1]] * 8], 11):
+        reading = reader.read(frame, number / 25, absolute=False)
+    assert reading.motion[0] == pytest.approx(0.25, abs=0.1)

@@ -1,0 +1,174 @@
+"""The camera of a session: alignment by capture times, the fall-back, and bad frames."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from support.fakes import FakePipeline
+from support.live_sessions import session_of
+
+from letstalk_rt import CameraOptions, ConfigError
+from letstalk_rt.inference.protocol import CameraReading, CameraStatus
+from letstalk_rt.models.face.face_motion import NUM_MOTION
+from letstalk_rt.session.camera_input import CameraInput
+from letstalk_rt.session.events import EventHub
+
+FRAME = np.zeros((48, 64, 3), np.uint8)
+
+
+class FakeReader:
+    """Reads the yaw from the first pixel of a frame; 0 is no face."""
+
+    def __init__(self):
+        self.read_at_s, self.calls = [], []
+
+    def read(self, rgb, captured_s, *, absolute):
+        self.read_at_s.append(captured_s)
+        level = int(rgb[0, 0, 0])
+        if not level:
+            return CameraReading(CameraStatus.NO_FACE)
+        motion = np.zeros(NUM_MOTION, np.float32)
+        motion[0] = level / 100
+        return CameraReading(CameraStatus.FACE, motion)
+
+    def take_neutral(self):
+        self.calls.append("neutral")
+
+    def close(self):
+        self.calls.append("closed")
+
+
+class FakeDrivable(FakePipeline):
+    def __init__(self):
+        super().__init__()
+        self.reader, self.driven = FakeReader(), []
+
+    def open_camera(self):
+        return self.reader
+
+    def drive(self, state, window):
+        self.driven.append(window)
+
+
+class Camera:
+    """A camera input whose clock is set by hand."""
+
+    def __init__(self):
+        self.now_s, self.pipeline = 0.0, FakeDrivable()
+        self.input = CameraInput(self.pipeline, CameraOptions(), lambda: self.now_s, EventHub())
+
+    async def see(self, level, at_s):
+        """Push a frame and wait until it was read."""
+        self.now_s = at_s
+        frame = FRAME.copy()
+        frame[0, 0, 0] = level
+        self.input.push(frame, at_s)
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+            if self.pipeline.reader.read_at_s[-1:] == [at_s] and self.input.status is not None:
+                await asyncio.sleep(0.002)
+                return
+
+    async def see_until(self, level, first_s, last_s):
+        for at_s in np.arange(first_s, last_s, 0.04):
+            await self.see(level, float(at_s))
+
+    def weights(self, first_s, last_s):
+        shown = [self.input.window([float(t)]) for t in np.arange(first_s, last_s, 0.04)]
+        return [0.0 if window is None else float(window.weights[0]) for window in shown]
+
+
+async def test_frames_are_shown_at_the_time_at_which_they_were_captured():
+    camera = Camera()
+    await camera.see_until(10, 0.0, 0.4)
+    await camera.see(10, 0.40)
+    await camera.see(30, 0.48)
+    camera.weights(0.0, 0.4)  # fades in
+    yaws = [float(camera.input.window([at_s]).motion[0, 0]) for at_s in (0.40, 0.44, 0.48)]
+    np.testing.assert_allclose(yaws, [0.1, 0.2, 0.3], atol=1e-6)
+    camera.input.close()
+
+
+async def test_without_a_face_the_avatar_moves_by_itself_within_half_a_second():
+    camera = Camera()
+    await camera.see_until(20, 0.0, 1.0)
+    assert camera.weights(0.0, 0.96)[-1] == 1.0
+    await camera.see_until(0, 1.0, 1.6)
+    weights = camera.weights(1.0, 1.5)
+    assert weights[0] == 1.0 and weights[-1] == 0.0
+    assert weights == sorted(weights, reverse=True)
+    camera.input.close()
+
+
+async def test_frames_that_stop_count_as_a_lost_face():
+    camera = Camera()
+    await camera.see_until(20, 0.0, 1.0)
+    camera.weights(0.0, 0.96)
+    assert camera.weights(0.96, 1.5)[-1] == 0.0
+    camera.input.close()
+
+
+async def test_a_face_comes_back_without_a_jump():
+    camera = Camera()
+    await camera.see_until(10, 0.0, 0.6)
+    await camera.see_until(0, 0.6, 0.84)
+    await camera.see_until(40, 0.84, 1.6)
+    shown = []
+    for at_s in np.arange(0.0, 1.56, 0.04):
+        window = camera.input.window([float(at_s)])
+        shown.append(0.0 if window is None else float(window.weights[0] * window.motion[0, 0]))
+    assert max(abs(np.diff(shown))) < 0.12
+    assert shown[-1] == pytest.approx(0.4, abs=0.02)
+    camera.input.close()
+
+
+async def test_a_frame_that_is_older_than_the_last_is_ignored():
+    camera = Camera()
+    await camera.see(10, 1.0)
+    camera.now_s = 1.1
+    camera.input.push(FRAME, 0.9)
+    await asyncio.sleep(0.02)
+    assert camera.pipeline.reader.read_at_s == [1.0]
+    camera.input.close()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((48, 64), np.uint8),
+        np.zeros((48, 64, 3), np.float32),
+        np.zeros((8, 64, 3), np.uint8),
+        "frame",
+    ],
+)
+async def test_a_frame_that_is_no_image_is_refused(frame):
+    camera = Camera()
+    with pytest.raises(ConfigError, match="frame must"):
+        camera.input.push(frame, None)
+
+
+async def test_a_model_that_no_camera_can_drive_says_so():
+    async with session_of(idle=True) as session:
+        with pytest.raises(ConfigError, match="no camera can drive"):
+            session.push_video(FRAME)
+
+
+def test_unknown_lips_are_refused():
+    with pytest.raises(ConfigError, match="lips must be one of sound, camera, blend"):
+        CameraOptions(lips="both")
+
+
+async def test_a_session_drives_its_model_and_closes_the_camera():
+    pipeline = FakeDrivable()
+    async with session_of(pipeline, idle=True, camera=CameraOptions(lips="camera")) as session:
+        frame = np.full((48, 64, 3), 20, np.uint8)
+        for _ in range(40):
+            session.push_video(frame)
+            await asyncio.wait_for(anext(session), 5)
+            await asyncio.sleep(0.01)
+        session.take_neutral()
+        assert session.camera_status is CameraStatus.FACE
+        assert pipeline.driven and pipeline.driven[-1].lips == "camera"
+        assert pipeline.driven[-1].motion.shape == (4, NUM_MOTION)
+    await asyncio.sleep(0.05)
+    assert pipeline.reader.calls == ["neutral", "closed"]
