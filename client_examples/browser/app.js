@@ -2,6 +2,7 @@
 
 import { Api } from "./api.js";
 import { AvatarPicker } from "./avatar-picker.js";
+import { Camera } from "./camera.js";
 import { explain } from "./error-messages.js";
 import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
 import { Microphone } from "./microphone.js";
@@ -24,6 +25,7 @@ const saved = takeSavedSession();
 
 const api = new Api(server);
 const microphone = new Microphone();
+const camera = new Camera($("mirror"));
 const textBox = new TextBox($("say"));
 let avatar = null;
 let picker = null;
@@ -190,6 +192,40 @@ function onMicrophoneChange() {
 function onLevel({ detail: { level } }) {
   page.style.setProperty("--level", level.toFixed(3));
   $("meter").setAttribute("aria-valuenow", String(Math.round(level * 100)));
+}
+
+// ---- Camera ----------------------------------------------------------------------------------
+
+async function switchCamera(on) {
+  try {
+    if (on) await camera.open();
+    else camera.close();
+    await moveWithCamera();
+    hideNotice("camera");
+  } catch (error) {
+    camera.close();
+    showNotice(error, { about: "camera" });
+  }
+}
+
+function moveWithCamera() {
+  return avatar.move(camera.stream, { lips: $("camera-lips").value });
+}
+
+function onCameraChange() {
+  $("camera-switch").checked = camera.isOpen;
+  $("mirror").hidden = $("camera-fields").hidden = !camera.isOpen;
+}
+
+function watchCamera() {
+  camera.addEventListener("change", onCameraChange);
+  camera.addEventListener("lost", () => {
+    showNotice({ code: "camera-lost" }, { mild: true, about: "camera" });
+    avatar.move(null);
+  });
+  $("camera-switch").addEventListener("change", ({ target }) => switchCamera(target.checked));
+  $("camera-lips").addEventListener("change", moveWithCamera);
+  $("camera-neutral").addEventListener("click", () => avatar.takeNeutral());
 }
 
 // ---- Audio files ---------------------------------------------------------------------------
@@ -394,7 +430,7 @@ async function start() {
 
 function setUp() {
   const badge = query.get("badge") === "off" ? false : undefined;
-  avatar = new LetsTalkAvatar(video, { url: server, token, session: saved.session, badge });
+  avatar = new LetsTalkAvatar(video, { url: server, token, session: saved.session, badge, camera: true });
   picker = new AvatarPicker(avatar.api);
   picker.addEventListener("choose", ({ detail }) => showAvatar(detail));
   const stats = new StatsPanel(avatar, {
@@ -405,6 +441,7 @@ function setUp() {
   new OverlayControl(avatar);
   watchAvatar();
   watchMicrophone(stats);
+  watchCamera();
   watchControls();
   watchDrops();
   saveSessionOnLeave();

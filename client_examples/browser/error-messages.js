@@ -22,6 +22,19 @@ const MESSAGES = {
     "The microphone is silent.",
     "Check that it is not muted in your system settings, or choose another one there.",
   ],
+  "camera-denied": [
+    "The camera is blocked.",
+    "Click the icon next to the page's address, allow the camera for this page, then try again.",
+  ],
+  "camera-missing": ["No camera was found.", "Plug one in and try again. The avatar moves by itself without it."],
+  "camera-busy": ["The camera is in use.", "Another program is using it. Close that program and try again."],
+  "camera-insecure": [
+    "The camera needs a secure page.",
+    "Browsers allow it only on https:// pages and on localhost. Open this page at such an address.",
+  ],
+  "camera-lost": ["The camera was disconnected.", "The avatar moves by itself now. Plug it in again to continue."],
+  "camera-ignored": ["This server's avatar cannot follow a camera.", "It moves by itself."],
+  "camera-failed": ["The camera could not be read.", "The avatar moves by itself until it can."],
   "speech-late": ["Your voice arrives with gaps.", "The network or this computer is busy."],
   clipped: ["Your voice is too loud.", "Turn the microphone down or move a little away from it."],
   "bad-text": ["This text cannot be spoken.", "Write a few words or sentences, in letters."],
@@ -70,15 +83,17 @@ function splitMessage(message) {
   return [first, rest];
 }
 
-/** Return the code for an error raised by `getUserMedia`. */
-export function microphoneErrorCode(error) {
-  const codes = {
-    NotAllowedError: "mic-denied",
-    NotFoundError: "mic-missing",
-    OverconstrainedError: "mic-missing",
-    NotReadableError: "mic-busy",
-    AbortError: "mic-busy",
-    SecurityError: "mic-insecure",
-  };
-  return codes[error.name] ?? "mic-busy";
-}
+const DEVICE_ERRORS = {
+  NotAllowedError: "denied",
+  NotFoundError: "missing",
+  OverconstrainedError: "missing",
+  NotReadableError: "busy",
+  AbortError: "busy",
+  SecurityError: "insecure",
+};
+
+/** Return the code for an error raised by `getUserMedia` for a microphone. */
+export const microphoneErrorCode = (error) => `mic-${DEVICE_ERRORS[error.name] ?? "busy"}`;
+
+/** Return the code for an error raised by `getUserMedia` for a camera. */
+export const cameraErrorCode = (error) => `camera-${DEVICE_ERRORS[error.name] ?? "busy"}`;

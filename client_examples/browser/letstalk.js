@@ -39,6 +39,8 @@ export class LetsTalkAvatar extends EventTarget {
   #track = null;
   #recording = null;
   #muted = false;
+  #cameraTrack = null;
+  #cameraOptions = {};
 
   state = "new";
   error = null;
@@ -56,6 +58,7 @@ export class LetsTalkAvatar extends EventTarget {
    * @param {string} [options.avatar] id of the avatar; by default the server's first.
    * @param {string} [options.session] id of a session to join or resume.
    * @param {boolean} [options.badge] false hides the "AI avatar" badge, where the server allows it.
+   * @param {boolean} [options.camera] let `move` send a camera; false by default.
    * @param {boolean} [options.watch] only show the session, while another page speaks.
    * @param {boolean|"always"} [options.reconnect] reconnect after a lost connection;
    *   "always" never gives up, for pages that run unattended.
@@ -116,6 +119,30 @@ export class LetsTalkAvatar extends EventTarget {
   async hush() {
     this.#recording?.stop();
     await this.#setTrack(null);
+  }
+
+  /**
+   * Move the avatar with the face in the video of a `MediaStream`, until it is called with null.
+   * The server reads how the face moves and keeps no frame. Needs the option `camera`.
+   *
+   * @param {MediaStream|null} stream
+   * @param {object} [options]
+   * @param {"sound"|"camera"|"blend"} [options.lips] what moves the lips.
+   * @param {boolean} [options.absolute] turn the head as the visitor's is turned to the camera,
+   *   not by how it moves from the neutral look.
+   */
+  async move(stream, options = {}) {
+    if (stream && !this.#options.camera) {
+      throw new LetsTalkError("camera-off", "Set the option `camera` of LetsTalkAvatar.");
+    }
+    this.#cameraTrack = stream?.getVideoTracks()[0] ?? null;
+    this.#cameraOptions = options;
+    await this.#sendCamera();
+  }
+
+  /** Take the visitor's look of this moment as neutral: the avatar shows it as rest. */
+  takeNeutral() {
+    this.send({ type: "camera.neutral" });
   }
 
   /**
@@ -196,6 +223,7 @@ export class LetsTalkAvatar extends EventTarget {
         session,
         {
           watch: Boolean(this.#options.watch),
+          camera: Boolean(this.#options.camera),
           onMessage: (message) => isStale() || this.#onMessage(message),
           onLost: (error) => isStale() || this.#onLost(error),
         },
@@ -207,6 +235,7 @@ export class LetsTalkAvatar extends EventTarget {
       const [ready] = await Promise.all([connection.ready, this.#playVideo()]);
       if (isStale()) return connection.close();
       connection.send({ type: "session.configure", stats_s: STATS_S });
+      if (this.#cameraTrack) await this.#sendCamera();
       const shown = ready.avatar ?? requested;
       if (this.#avatarId && this.#avatarId !== shown) this.select(this.#avatarId);
     } catch (error) {
@@ -318,6 +347,11 @@ export class LetsTalkAvatar extends EventTarget {
       this.#emit("blocked");
       await this.#video.play().catch(() => {});
     }
+  }
+
+  async #sendCamera() {
+    if (this.#cameraTrack) this.send({ type: "camera.configure", ...this.#cameraOptions });
+    await this.#connection?.cameraSender?.replaceTrack(this.#cameraTrack);
   }
 
   async #setTrack(track) {

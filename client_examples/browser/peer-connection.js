@@ -25,6 +25,8 @@ export class PeerConnection {
 
   stream = new MediaStream();
   sender = null;
+  /** Sends the visitor's camera; null if it was not asked for. */
+  cameraSender = null;
   /** Resolves to the server's `session.ready` message. */
   ready;
 
@@ -33,10 +35,11 @@ export class PeerConnection {
    * @param {object} session the response of `POST /v1/sessions`.
    * @param {object} options
    * @param {boolean} options.watch receive only (WHEP), while another page speaks.
+   * @param {boolean} options.camera ask the server to receive a camera, which moves the avatar.
    * @param {function} options.onMessage called with each message of the server.
    * @param {function} options.onLost called once with the error if the connection is lost.
    */
-  constructor(api, session, { watch, onMessage, onLost }) {
+  constructor(api, session, { watch, camera, onMessage, onLost }) {
     this.#api = api;
     this.#session = session;
     this.#watchOnly = watch;
@@ -46,7 +49,9 @@ export class PeerConnection {
     // can be added later without another offer.
     const direction = watch ? "recvonly" : "sendrecv";
     this.sender = pc.addTransceiver("audio", { direction }).sender;
-    pc.addTransceiver("video", { direction: "recvonly" });
+    const hasCamera = Boolean(camera) && !watch;
+    const video = pc.addTransceiver("video", { direction: hasCamera ? "sendrecv" : "recvonly" });
+    if (hasCamera) this.cameraSender = video.sender;
     pc.ontrack = ({ track }) => this.stream.addTrack(track);
     pc.onconnectionstatechange = () => this.#onConnectionState();
     this.#stats = new StatsReader(pc);
@@ -77,6 +82,7 @@ export class PeerConnection {
 
   async #offerByJson() {
     const offer = { type: "offer", sdp: this.pc.localDescription.sdp };
+    if (this.cameraSender) offer.camera = true;
     return (await this.#api.post(`v1/offer?session=${this.#session.session}`, offer)).sdp;
   }
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -22,11 +22,13 @@ from letstalk_rt.cli.options import (
 )
 from letstalk_rt.cli.output import write_json, write_notice
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.types import CameraOptions, LipDrive
 
 if TYPE_CHECKING:
     from letstalk_rt.session.avatar import Avatar, AvatarSession
     from letstalk_rt.sinks.base import Sink
     from letstalk_rt.sinks.window import PreviewWindow
+    from letstalk_rt.sources.camera import Camera
 
 Feed = Callable[["AvatarSession"], Awaitable[Any]]
 """Pushes a whole source to a session."""
@@ -51,6 +53,7 @@ def add_mic_arguments(parser: argparse.ArgumentParser) -> None:
     add_portrait(parser)
     _add_outputs(parser)
     _add_source_options(parser)
+    _add_webcam_options(parser)
     _add_audio_options(parser)
     add_model_options(parser)
 
@@ -170,6 +173,28 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--microphone", metavar="DEVICE", help="number or part of the name (default: the system's)")
 
 
+def _add_webcam_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--webcam",
+        metavar="DEVICE",
+        help="move with the face before a camera: a number (0 is the first), a device or a video "
+        "file; without a face, the avatar moves by itself",
+    )
+    add(
+        "--lips",
+        choices=get_args(LipDrive),
+        default="sound",
+        help="what moves the lips with --webcam (%(default)s)",
+    )
+    add(
+        "--absolute",
+        action="store_true",
+        help="with --webcam: turn the head as yours is turned to the camera, instead of by how it "
+        "moves from where it was at the start",
+    )
+
+
 def _add_audio_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -265,8 +290,14 @@ async def _play_live(
     height, width = avatar.portrait.canvas.shape[:2]
     async with AsyncExitStack() as stack:
         feed = await _open_feed(options, stack)
+        camera = await _open_webcam(options, stack)
         session = await stack.enter_async_context(
-            avatar.session(seed=options.seed, playback="reported", output_sample_rate=AUDIO_RATE)
+            avatar.session(
+                seed=options.seed,
+                playback="reported",
+                output_sample_rate=AUDIO_RATE,
+                camera=_camera_options(options),
+            )
         )
         segment_ended = asyncio.Event()
         playing = asyncio.create_task(
@@ -280,9 +311,11 @@ async def _play_live(
             name="play",
         )
         feeding = asyncio.create_task(_feed(session, feed, segment_ended), name="feed")
+        watching = asyncio.create_task(_watch(session, camera), name="watch")
+        tasks = {playing, feeding, watching}
         try:
             async with asyncio.timeout(options.seconds):
-                await asyncio.wait({playing, feeding}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             pass  # --seconds are over
         except asyncio.CancelledError:  # Ctrl-C: the recording is still completed
@@ -291,9 +324,10 @@ async def _play_live(
             task.uncancel()
         finally:
             await session.aclose()
+            await _cancel(watching)
             await _cancel(feeding)
             await asyncio.wait([playing])
-        ended = [task.exception() for task in (playing, feeding) if not task.cancelled()]
+        ended = [task.exception() for task in tasks if not task.cancelled()]
         if failures := [error for error in ended if error is not None]:
             raise failures[0]  # an error of playing may cause one of feeding
     return {**session.metrics.counts(), "skipped": sum(getattr(s, "skipped", 0) for s in sinks)}
@@ -315,6 +349,30 @@ async def _open_feed(options: argparse.Namespace, stack: AsyncExitStack) -> Feed
     else:
         source = await stack.enter_async_context(Microphone(options.microphone))
     return lambda session: feed(session, source)
+
+
+async def _open_webcam(options: argparse.Namespace, stack: AsyncExitStack) -> "Camera | None":
+    """Open the camera that moves the face, if one is wanted."""
+    from letstalk_rt.sources.camera import Camera, parse_device
+
+    if getattr(options, "webcam", None) is None:
+        return None
+    return await stack.enter_async_context(Camera(parse_device(options.webcam)))
+
+
+def _camera_options(options: argparse.Namespace) -> CameraOptions:
+    if "webcam" not in options:
+        return CameraOptions()
+    return CameraOptions(lips=options.lips, absolute=options.absolute)
+
+
+async def _watch(session: "AvatarSession", camera: "Camera | None") -> None:
+    """Push the frames of the camera; when a file ends, the avatar goes on by itself."""
+    from letstalk_rt.sources.camera import watch
+
+    if camera is not None:
+        await watch(session, camera)
+    await asyncio.Event().wait()
 
 
 async def _feed(session: "AvatarSession", feed: Feed, segment_ended: asyncio.Event) -> None:

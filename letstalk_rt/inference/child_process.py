@@ -30,15 +30,21 @@ class ChildProcess:
         load: the function that loads the pipeline, as `module:name`.
         memory_mb: see `run_model`.
         clock: returns monotonic seconds.
+        main: the main function of the process.
     """
 
     def __init__(
-        self, load: str, memory_mb: int | None, clock: Callable[[], float] = time.monotonic
+        self,
+        load: str,
+        memory_mb: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        main: Callable[..., None] = run_model,
     ) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=run_model, args=(theirs, load, memory_mb), name="letstalk-model", daemon=True
+            target=main, args=(theirs, load, memory_mb), name="letstalk-model", daemon=True
         )
         with _without_interrupts():
             self._process.start()

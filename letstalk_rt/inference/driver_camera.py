@@ -1,5 +1,7 @@
 """Reads the camera of one session: the face tracker, then the driver's face motion."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -16,6 +18,7 @@ from letstalk_rt.models.face.face_tracker import (
     LandmarkReader,
     TrackState,
 )
+from letstalk_rt.models.loading import load_model
 from letstalk_rt.threads import thread_limit
 
 _FORGET_S = 5.0  # a face that was away for so long may be another one
@@ -71,3 +74,17 @@ def _reader(model: AvatarModel, face: FaceModules) -> LandmarkReader:
     if model.face_reader is not None:
         return without_norms(model.face_reader)
     return EncoderReader(face.autoencoder, in_8_bit=True)
+
+
+def load_cameras(preset: str, weights: Path | None = None) -> Callable[[], DriverCamera]:
+    """Load what reads cameras for a model; return a function that opens one for a session.
+
+    Raises:
+        ConfigError: the preset is unknown, or no camera can drive its model.
+        WeightsError: the weights are missing or damaged.
+    """
+    model = load_model(preset, weights)
+    if (face := model.face) is None:
+        raise ConfigError(NO_LANDMARKS)
+    tracker = FaceTracker(face.detector, _reader(model, face))
+    return lambda: DriverCamera(tracker)

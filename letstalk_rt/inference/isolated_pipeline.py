@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.errors import EngineError, LetsTalkError, ModelLost
+from letstalk_rt.inference.camera_process import LOAD_CAMERAS, CameraProcess, IsolatedCamera
 from letstalk_rt.inference.child_process import ChildProcess
 from letstalk_rt.inference.model_messages import (
     Attached,
@@ -46,6 +47,7 @@ from letstalk_rt.inference.supervisor import (
     ModelHealth,
     ModelSupervisor,
 )
+from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import Face, FaceTrack, Portrait
 
 SLOWER = 8.0
@@ -88,6 +90,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         options: its keyword arguments.
         limits: what the process may take.
         clock: returns monotonic seconds.
+        cameras: the function that loads what reads cameras, as `module:name`.
 
     Attributes:
         finder: the face finder of the model.
@@ -103,7 +106,10 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         *,
         limits: IsolationLimits = DEFAULT_LIMITS,
         clock: Callable[[], float] = time.monotonic,
+        cameras: str = LOAD_CAMERAS,
     ) -> None:
+        which = {key: options[key] for key in ("preset", "weights") if key in options}
+        self._cameras = CameraProcess(cameras, which, limits)
         self._limits, self._clock = limits, clock
         self._supervisor = ModelSupervisor(load, options, limits, clock)
         self._frames = FrameReader()
@@ -154,6 +160,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
 
     def close(self) -> None:
         """End the processes; a running call raises `ModelLost`. May be called twice."""
+        self._cameras.close()
         self._supervisor.close()
         with self._supervisor.exchange:
             self._frames.close()
@@ -217,6 +224,19 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         """
         process = self._process_of([state])
         self._call(process, "interrupt", (state.number, unseen), self._limits.call_s)
+
+    def open_camera(self) -> IsolatedCamera:
+        """Return a reader for the camera of one session; its process starts with a frame."""
+        return self._cameras.open()
+
+    def drive(self, state: IsolatedState, window: DriveWindow) -> None:
+        """Let a camera move the face in the next window.
+
+        Raises:
+            ModelLost: the state or the model is lost.
+        """
+        process = self._process_of([state])
+        self._call(process, "drive", (state.number, window), self._limits.call_s)
 
     def change_portrait(self, state: IsolatedState, portrait: Portrait) -> None:
         """Change the portrait from the next window on.

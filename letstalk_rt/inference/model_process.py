@@ -56,21 +56,21 @@ def run_model(connection: "Connection[Any, Any]", load: str, memory_mb: int | No
             after loading.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    _offer_to_oom_killer()
+    offer_to_oom_killer()
     shorten_openmp_spin()
-    guard = _Guard(memory_mb)
+    guard = ProcessGuard(memory_mb)
     with suppress(EOFError, OSError):  # the parent has closed the connection
         _serve(connection, load, guard)
 
 
-def _serve(connection: "Connection[Any, Any]", load: str, guard: "_Guard") -> None:
+def _serve(connection: "Connection[Any, Any]", load: str, guard: "ProcessGuard") -> None:
     function: Callable[..., Pipeline[Any]] = pkgutil.resolve_name(load)
     message = connection.recv()
     assert isinstance(message, Load), type(message)
     try:
         pipeline = function(**message.options)
     except Exception as error:
-        connection.send(Failed(_portable(error)))
+        connection.send(Failed(portable(error)))
         return
     gc.collect()
     gc.freeze()  # scanning what is loaded would delay all sessions
@@ -119,6 +119,7 @@ class _ModelServer:
             "change_portrait": self._change_portrait,
             "find_faces": self._find_faces,
             "track_faces": self._track_faces,
+            "drive": self._drive,
         }
 
     def reply(self, request: Request) -> Done | Failed:
@@ -130,7 +131,7 @@ class _ModelServer:
         except MemoryError:
             os._exit(EXIT_MEMORY)
         except Exception as error:
-            return Failed(_portable(error))
+            return Failed(portable(error))
 
     def _init_state(self, number: int, *arguments: Any) -> str:
         self._states[number] = self._pipeline.init_state(*arguments)
@@ -142,6 +143,9 @@ class _ModelServer:
 
     def _interrupt(self, number: int, unseen: int) -> None:
         self._pipeline.interrupt(self._states[number], unseen=unseen)
+
+    def _drive(self, number: int, window: Any) -> None:
+        getattr(self._pipeline, "drive")(self._states[number], window)  # noqa: B009 (as below)
 
     def _find_faces(self, rgb: np.ndarray) -> Any:
         return getattr(self._pipeline, "finder").find_faces(rgb)  # noqa: B009 (not in the protocol)
@@ -183,7 +187,7 @@ class _ModelServer:
         self._connection.send(reply)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """Return an error that the other process can read, with the traceback as a note."""
     if not isinstance(error, LetsTalkError):
         error_of_step = EngineError(f"{type(error).__name__}: {error}")
@@ -192,7 +196,7 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-class _Guard:
+class ProcessGuard:
     """A thread that ends the process when its parent has died or it takes too much memory.
 
     Args:
@@ -232,7 +236,7 @@ def resident_bytes() -> int | None:
     return None
 
 
-def _offer_to_oom_killer() -> None:
+def offer_to_oom_killer() -> None:
     """Make the system end this process first when memory runs out, and not the session's."""
     with suppress(OSError):  # only Linux has it
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")

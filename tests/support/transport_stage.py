@@ -106,11 +106,11 @@ async def staged(side=SIDE, **options):
 class Guest:
     """A real peer in this process that records what it receives."""
 
-    def __init__(self, voice=None, video=True, codec=None, configuration=None):
+    def __init__(self, voice=None, video=True, codec=None, configuration=None, camera=None):
         self.pc = RTCPeerConnection(configuration or RTCConfiguration(iceServers=[]))
         self.pc.addTransceiver(voice or "audio", "sendrecv" if voice else "recvonly")
         if video:
-            sight = self.pc.addTransceiver("video", "recvonly")
+            sight = self.pc.addTransceiver(camera or "video", "sendrecv" if camera else "recvonly")
             if codec is not None:
                 codecs = RTCRtpReceiver.getCapabilities("video").codecs
                 sight.setCodecPreferences([c for c in codecs if c.mimeType == f"video/{codec}"])

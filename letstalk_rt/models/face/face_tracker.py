@@ -141,6 +141,11 @@ def read_heatmaps(heat: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(places, -1), (1 / (1 + _SPREAD * spread)).mean(-1)
 
 
+def certainty(heat: Tensor) -> Tensor:
+    """Return how certain heat maps `(B, L, h, w)` of logits are; see `read_heatmaps`."""
+    return read_heatmaps(heat)[1]
+
+
 class FaceTracker:
     """Follows the largest face of a video. Calls are blocking, and use torch.
 

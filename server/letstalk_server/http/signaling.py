@@ -3,7 +3,9 @@
 WHIP is RFC 9725, WHEP is draft-ietf-wish-whep: raw SDP, one POST, all candidates in the answer.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -61,12 +63,13 @@ def routes() -> list[BaseRoute]:
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """The session that a connection asks for: an existing one, or a new one."""
+    """What a connection asks for: an existing session or a new one, and to send its camera."""
 
     session: str | None
     avatar: str | None = None
     portrait: str | None = None
     options: ServedSessionOptions = ServedSessionOptions()
+    has_camera: bool = False
 
 
 async def offer(request: Request) -> Response:
@@ -82,6 +85,7 @@ async def offer(request: Request) -> Response:
         text_field(fields, "avatar"),
         text_field(fields, "portrait"),
         parse_options(fields.get("options")),
+        has_camera=_camera_field(fields),
     )
     session, connection, answer = await connect(
         context, caller, ConnectionKind.TALK, session_request, sdp
@@ -154,7 +158,12 @@ async def connect(
         ServerError: The session, the avatar or the offer cannot be used, or the server is full.
     """
     session, is_new = session_for(context, caller, session_request)
-    connection = WebRTCConnection(session, kind, may_speak="speak" in caller.scopes)
+    connection = WebRTCConnection(
+        session,
+        kind,
+        may_speak="speak" in caller.scopes,
+        has_camera=session_request.has_camera,
+    )
     try:
         answer = await connection.open(sdp)
     except BaseException:
@@ -206,8 +215,19 @@ def session_request_of(request: HTTPConnection) -> SessionRequest:
     query = request.query_params
     badge = query_flag(request, "badge", True)
     return SessionRequest(
-        query.get("session"), query.get("avatar"), None, ServedSessionOptions(badge=badge)
+        query.get("session"),
+        query.get("avatar"),
+        None,
+        ServedSessionOptions(badge=badge),
+        has_camera=query_flag(request, "camera", False),
     )
+
+
+def _camera_field(fields: Mapping[str, Any]) -> bool:
+    value = fields.get("camera", False)
+    if not isinstance(value, bool):
+        raise BadRequestError("The field camera must be true or false.")
+    return value
 
 
 def _find_connection(request: Request) -> tuple[AppContext, Session, WebRTCConnection, Caller]:

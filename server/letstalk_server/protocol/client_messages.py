@@ -9,8 +9,9 @@ import binascii
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, get_args
 
+from letstalk_rt.types import CameraOptions, LipDrive
 from letstalk_server.errors import BadMessageError
 from letstalk_server.protocol.server_messages import fields_of
 
@@ -24,6 +25,7 @@ MAX_ID_CHARS = 64
 MAX_OVERLAY_FIELDS = 32
 MAX_OVERLAY_CHARS = 2000
 OPUS_RATE = 48_000
+_NO_CAMERA_OPTIONS = CameraOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,36 @@ class Overlay:
     event_id: str | None = None
 
 
-ClientMessage = Ping | Configure | Close | Interrupt | Select | Append | Say | EndSegment | Overlay
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """Change how the camera of a client moves the avatar."""
+
+    type: ClassVar[str] = "camera.configure"
+    camera: CameraOptions = _NO_CAMERA_OPTIONS
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """Take the look of the next frames of the camera as the neutral one."""
+
+    type: ClassVar[str] = "camera.neutral"
+    event_id: str | None = None
+
+
+ClientMessage = (
+    Ping
+    | Configure
+    | Close
+    | Interrupt
+    | Select
+    | Append
+    | Say
+    | EndSegment
+    | Overlay
+    | Camera
+    | Neutral
+)
 
 
 def parse(text: object, max_bytes: int = 262_144) -> ClientMessage:
@@ -274,6 +305,14 @@ def _overlay(fields: dict[str, Any], event_id: str | None) -> Overlay:
     return Overlay(overlay, event_id)
 
 
+def _camera(fields: dict[str, Any], event_id: str | None) -> Camera:
+    absolute = fields.get("absolute", False)
+    if not isinstance(absolute, bool):
+        raise BadMessageError("absolute of camera.configure must be true or false")
+    lips = _one_of(fields.get("lips", "sound"), "lips", get_args(LipDrive))
+    return Camera(CameraOptions(lips, absolute), event_id)  # type: ignore[arg-type]  # checked
+
+
 def _configure(fields: dict[str, Any], event_id: str | None) -> Configure:
     for key in ("audio", "frames"):
         if not isinstance(fields.get(key), dict | None):
@@ -296,6 +335,8 @@ _BUILDERS: dict[str, Callable[[dict[str, Any], str | None], ClientMessage]] = {
     Say.type: _say,
     EndSegment.type: lambda fields, event_id: EndSegment(event_id),
     Overlay.type: _overlay,
+    Camera.type: _camera,
+    Neutral.type: lambda fields, event_id: Neutral(event_id),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from letstalk_rt.errors import EngineError, ModelLost
 from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.session.avatar import AvatarSession
-from letstalk_rt.types import AVFrame, Interrupted
+from letstalk_rt.types import AVFrame, CameraOptions, Interrupted
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import EndReason, ServedSessionOptions
 from letstalk_server.session.ending import SessionEnded
@@ -53,6 +53,7 @@ class AvatarRunner:
         self._avatar_service, self._options, self._has_badge = avatar_service, options, has_badge
         self._on_open = on_open
         self._avatar: AvatarSession | None = None
+        self._camera = CameraOptions()
         self._opened = asyncio.Event()
         self._selections: asyncio.Queue[AvatarEntry] = asyncio.Queue(1)
         still = self._with_badge(entry.portrait.canvas)
@@ -77,6 +78,7 @@ class AvatarRunner:
             playback="reported",
             output_sample_rate=options.sample_rate,
             recovery_s=self._avatar_service.recovery_s,
+            camera=self._camera,
         )
         async with session as self._avatar:
             self._on_open(session)
@@ -138,6 +140,22 @@ class AvatarRunner:
         interrupted = self._avatar.interrupt()
         self.playout.silence(self._avatar.epoch)
         return interrupted
+
+    def push_video(self, rgb: np.ndarray, captured_s: float) -> None:
+        """Let a frame of a camera move the avatar; see `AvatarSession.push_video`."""
+        if self._avatar is not None and not self._avatar.closed:
+            self._avatar.push_video(rgb, captured_s)
+
+    def set_camera(self, options: CameraOptions) -> None:
+        """Change how a camera moves the avatar."""
+        self._camera = options
+        if self._avatar is not None:
+            self._avatar.set_camera(options)
+
+    def take_neutral(self) -> None:
+        """Take the look of the next frames of the camera as the neutral one."""
+        if self._avatar is not None and not self._avatar.closed:
+            self._avatar.take_neutral()
 
     def _with_badge(self, rgb: np.ndarray) -> np.ndarray:
         return with_badge(rgb) if self._has_badge else rgb

@@ -88,6 +88,10 @@ class MessageHandler:
                 self._say(text, re)
             case client_messages.EndSegment():
                 session.speech.end_segment(connection.id)
+            case client_messages.Camera(camera):
+                session.set_camera(camera)
+            case client_messages.Neutral():
+                session.take_neutral()
             case client_messages.Overlay(overlay):
                 session.overlay = overlay
                 session.announcer.broadcast(server_messages.OverlayUpdated(overlay))

@@ -11,9 +11,12 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
+import numpy as np
+
+from letstalk_rt.errors import ConfigError
 from letstalk_rt.portrait.watermark import STATEMENT
 from letstalk_rt.speech.interface import TextToSpeech
-from letstalk_rt.types import FPS
+from letstalk_rt.types import FPS, CameraOptions
 from letstalk_server.errors import ServerError, TakenOverError, UnknownSessionError
 from letstalk_server.protocol import server_messages
 from letstalk_server.session.announcer import Announcer
@@ -94,6 +97,7 @@ class Session:
             on_stall=lambda: self.announcer.broadcast(_STALLED),
         )
         self.media: Media = transport.media(self.playout)
+        self._ignores_camera = False
         self._is_lasting = is_lasting
         self._group = asyncio.TaskGroup()
         self._ending: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
@@ -263,6 +267,27 @@ class Session:
         self.text_speech.clear()
         waiting_ms = round(1000 * self.speech.clear())
         return self._reporter.announce_interrupt(self._runner.interrupt(), waiting_ms)
+
+    def push_video(self, rgb: np.ndarray, captured_s: float) -> None:
+        """Let a frame of a client's camera move the avatar; it is not kept.
+
+        A model that no camera can drive ignores it, and says so once.
+        """
+        if self._ignores_camera:
+            return
+        try:
+            self._runner.push_video(rgb, captured_s)
+        except ConfigError as error:
+            self._ignores_camera = True
+            self.announcer.broadcast(server_messages.Warn("camera-ignored", str(error)))
+
+    def set_camera(self, options: CameraOptions) -> None:
+        """Change how a camera moves the avatar."""
+        self._runner.set_camera(options)
+
+    def take_neutral(self) -> None:
+        """Take the look of the next frames of the camera as the neutral one."""
+        self._runner.take_neutral()
 
     def stats(self) -> server_messages.Stats:
         """Return the statistics of the session."""

@@ -27,9 +27,9 @@ from letstalk_server.session.playout import SlotPlayout
 class PeerRole(StrEnum):
     """The role of a peer."""
 
-    TALKER = "talker"  # microphone, avatar, data channel
+    TALKER = "talker"  # microphone, perhaps a camera, avatar, data channel
     VIEWER = "viewer"  # receives the avatar: WHEP
-    PUBLISHER = "publisher"  # sends a microphone: WHIP
+    PUBLISHER = "publisher"  # sends a microphone, perhaps a camera: WHIP
 
 
 class PeerState(StrEnum):
@@ -74,6 +74,9 @@ class Handlers:
         audio: called with each chunk of the microphone, `(n,)` float32 in [-1, 1], in order and
             without gaps.
         audio_rate: sample rate of these chunks, 16000 or 48000 Hz.
+        video: called with each frame of the peer's camera, `(H, W, 3)` uint8 RGB, and its capture
+            time, `time.monotonic`; it is not trusted.
+        has_camera: whether the peer may send a camera; without it, its video is declined.
         channel: called when the data channel is open and `peer.send` works.
         message: called with each data channel message, text or bytes; it is not trusted.
     """
@@ -82,6 +85,8 @@ class Handlers:
     microphone: Callable[[], None] = _ignore
     audio: Callable[[np.ndarray], None] = _ignore
     audio_rate: int = SAMPLE_RATE
+    video: Callable[[np.ndarray, float], None] = _ignore
+    has_camera: bool = False
     channel: Callable[[], None] = _ignore
     message: Callable[[object], None] = _ignore
 

@@ -21,6 +21,7 @@ from aiortc import (
     RTCSessionDescription,
 )
 from aiortc.codecs import CODECS, is_rtx
+from aiortc.mediastreams import MediaStreamTrack
 from aiortc.rtcrtpparameters import RTCRtcpFeedback
 from aiortc.sdp import candidate_from_sdp
 
@@ -28,6 +29,7 @@ from letstalk_server.errors import BadOfferError, BadRequestError, IceRestartErr
 from letstalk_server.session.playout import SlotPlayout
 from letstalk_server.session.transport import Handlers, Media, PeerRole, PeerState, PeerStats
 from letstalk_server.settings import Bitrates, IceServer
+from letstalk_server.webrtc.camera_path import CameraPath
 from letstalk_server.webrtc.encoded_streams import SharedMedia
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 from letstalk_server.webrtc.public_address import PublicAddress
@@ -52,6 +54,9 @@ _DIRECTIONS = {
     (PeerRole.PUBLISHER, "video"): "inactive",
     (PeerRole.PUBLISHER, "audio"): "recvonly",
 }
+_WITH_CAMERA = {PeerRole.TALKER: "sendrecv", PeerRole.PUBLISHER: "recvonly"}
+"""Directions of the video of a peer that sends its camera."""
+
 _CODECS = {"video": ("video/vp8", "video/rtx", "video/h264"), "audio": ("audio/opus",)}
 
 
@@ -104,7 +109,7 @@ class AiortcTransport:
         """Create the server's end of a connection; nothing is sent before `answer`."""
         assert isinstance(media, SharedMedia), "media must be created by the same transport"
         pc = self._connect(self._configuration)
-        peer = AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs)
+        peer = AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs, self._executor)
         peer.public_address = self._public_address
         return peer
 
@@ -130,6 +135,7 @@ class AiortcPeer:
         handlers: Handlers,
         bitrates: Bitrates,
         codecs: dict[str, tuple[str, ...]],
+        executor: Executor,
     ) -> None:
         self._pc = pc
         self._role = role
@@ -137,6 +143,8 @@ class AiortcPeer:
         self._handlers = handlers
         self._bitrates = bitrates
         self._codecs = codecs
+        self._executor = executor
+        self._watching: asyncio.Task[None] | None = None
         self._senders: list[RtpSender] = []
         self._receiver: RtpReceiver | None = None
         self._channel: RTCDataChannel | None = None
@@ -145,6 +153,7 @@ class AiortcPeer:
         self._closing = False
         pc.on("connectionstatechange", self._on_state)
         pc.on("datachannel", self._on_channel)
+        pc.on("track", self._on_track)
 
     @property
     def state(self) -> PeerState:
@@ -244,6 +253,9 @@ class AiortcPeer:
         except Exception as error:
             # aiortc may raise on connections that were not fully set up; the rest must still close.
             log.warning("closing a peer connection failed (%s)", type(error).__name__)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         for sender in self._senders:
             await sender.stop()
         if self._receiver is not None:
@@ -254,6 +266,8 @@ class AiortcPeer:
     def _add(self, kind: str) -> None:
         """Add the transceiver of an offered media section, with our sender and receiver."""
         direction = _DIRECTIONS[self._role, kind]
+        if kind == "video" and self._handlers.has_camera:
+            direction = _WITH_CAMERA.get(self._role, direction)
         transceiver = self._pc.addTransceiver(kind, direction)
         transceiver.setCodecPreferences(_capabilities(kind, self._codecs[kind]))
         transport = transceiver.sender.transport
@@ -285,6 +299,11 @@ class AiortcPeer:
             "closed": PeerState.CLOSED,
         }
         self._set_state(states.get(self._pc.connectionState, PeerState.CONNECTING))
+
+    def _on_track(self, track: MediaStreamTrack) -> None:
+        if track.kind == "video" and self._handlers.has_camera and self._watching is None:
+            path = CameraPath(self._handlers.video, self._executor)
+            self._watching = asyncio.create_task(path.run(track), name="camera")
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if self._channel is not None:

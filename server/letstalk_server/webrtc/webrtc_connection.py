@@ -37,9 +37,12 @@ class WebRTCConnection:
         session: the session that it belongs to.
         kind: kind of the connection.
         may_speak: whether its token has the scope `speak`.
+        has_camera: whether it asks to send a camera, which moves the avatar.
     """
 
-    def __init__(self, session: Session, kind: ConnectionKind, *, may_speak: bool) -> None:
+    def __init__(
+        self, session: Session, kind: ConnectionKind, *, may_speak: bool, has_camera: bool = False
+    ) -> None:
         self.id = "c" + secrets.token_urlsafe(12)
         self.kind = kind
         self.may_speak = may_speak
@@ -62,6 +65,8 @@ class WebRTCConnection:
                 microphone=self._on_microphone,
                 audio=self._on_audio,
                 audio_rate=self._microphone_rate,
+                video=self._on_video,
+                has_camera=has_camera and may_speak,
                 channel=self._on_channel,
                 message=self._on_message,
             ),
@@ -139,6 +144,10 @@ class WebRTCConnection:
 
     def _on_audio(self, pcm: np.ndarray) -> None:
         self._session.speech.push_microphone(self.id, pcm, self._microphone_rate)
+
+    def _on_video(self, rgb: np.ndarray, captured_s: float) -> None:
+        if self._closing is None:
+            self._session.push_video(rgb, captured_s)
 
     def _on_channel(self) -> None:
         self._has_channel = True

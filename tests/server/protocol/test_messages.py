@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from letstalk_rt import CameraOptions
 from letstalk_server.errors import BadMessageError
 from letstalk_server.protocol import client_messages, server_messages
 
@@ -31,6 +32,12 @@ DOCS = Path(__file__).parents[3] / "docs" / "protocol.md"
         (
             {"type": "overlay.update", "overlay": {"bg": "green"}},
             client_messages.Overlay({"bg": "green"}),
+        ),
+        ({"type": "camera.neutral"}, client_messages.Neutral()),
+        ({"type": "camera.configure"}, client_messages.Camera(CameraOptions())),
+        (
+            {"type": "camera.configure", "lips": "blend", "absolute": True},
+            client_messages.Camera(CameraOptions("blend", True)),
         ),
         ({"type": "session.configure", "stats_s": 2}, client_messages.Configure(stats_s=2)),
     ],
@@ -67,6 +74,8 @@ def test_messages_of_a_client_are_understood(fields, message):
         '{"type": "session.configure", "audio": {"format": "opus", "sample_rate": 16000}}',
         '{"type": "session.configure", "frames": {"quality": true}}',
         '{"type": "session.configure", "stats_s": -1}',
+        '{"type": "camera.configure", "lips": "eyes"}',
+        '{"type": "camera.configure", "absolute": 1}',
         "[" * 4000,
         '{"type": "session.ping", "x": "' + "y" * 5000 + '"}',
     ],

@@ -1,0 +1,88 @@
+"""A peer's camera: its frames arrive if it has asked for that, with the times of their capture."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from aiortc.mediastreams import VideoStreamTrack
+from av import VideoFrame
+from support.transport_stage import staged
+
+from letstalk_server.session.transport import PeerRole
+from letstalk_server.webrtc.camera_path import MOST_PX, CaptureClock, as_rgb
+
+
+class Webcam(VideoStreamTrack):
+    """A camera whose picture gets brighter."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = 0
+
+    async def recv(self):
+        pts, time_base = await self.next_timestamp()
+        self.shown += 1
+        level = 40 + 2 * min(self.shown, 80)
+        frame = VideoFrame.from_ndarray(np.full((240, 320, 3), level, np.uint8), format="rgb24")
+        frame.pts, frame.time_base = pts, time_base
+        return frame
+
+
+@pytest.mark.parametrize("role", [PeerRole.TALKER, PeerRole.PUBLISHER])
+async def test_frames_arrive_in_order_with_their_times(role):
+    frames = []
+    async with staged() as stage:
+        guest = stage.guest(camera=Webcam())
+        enough = asyncio.Event()
+
+        def on_video(rgb, captured_s):
+            frames.append((rgb, captured_s))
+            if len(frames) == 20:
+                enough.set()
+
+        await stage.connect(guest, role, video=on_video, has_camera=True)
+        await asyncio.wait_for(enough.wait(), 30)
+        now_s = asyncio.get_running_loop().time()
+    assert all(rgb.shape == (240, 320, 3) and rgb.dtype == np.uint8 for rgb, _ in frames)
+    levels = [float(rgb.mean()) for rgb, _ in frames]
+    assert levels == sorted(levels) and levels[-1] > levels[0] + 10
+    times_s = np.array([captured_s for _, captured_s in frames])
+    assert (np.diff(times_s) > 0).all() and now_s - 10 < times_s[0] < times_s[-1] <= now_s
+
+
+@pytest.mark.parametrize(
+    "role, answered", [(PeerRole.TALKER, "sendonly"), (PeerRole.PUBLISHER, "inactive")]
+)
+async def test_a_camera_that_nobody_asked_for_is_declined(role, answered):
+    frames = []
+    async with staged() as stage:
+        guest = stage.guest(camera=Webcam())
+        await stage.connect(guest, role, video=lambda *frame: frames.append(frame))
+        await asyncio.sleep(0.5)
+    video = guest.answer[guest.answer.index("m=video") :]
+    assert f"a={answered}" in video
+    assert frames == []
+
+
+async def test_a_camera_may_join_without_a_track_and_later_leave():
+    async with staged() as stage:
+        guest = stage.guest()
+        peer = await stage.connect(guest, PeerRole.TALKER, has_camera=True)
+        await guest.until(lambda: len(guest.video) > 2)
+        await peer.aclose()
+
+
+def test_frames_that_arrive_late_were_captured_at_a_steady_rate():
+    clock, rng = CaptureClock(), np.random.default_rng(0)
+    stamps_s = np.arange(200) / 25
+    late_s = rng.exponential(0.03, 200)
+    captured_s = np.array(
+        [clock.captured_s(s, 100 + s + d) for s, d in zip(stamps_s, late_s, strict=True)]
+    )
+    np.testing.assert_allclose(np.diff(captured_s)[100:], 0.04, atol=0.005)
+    assert (captured_s <= 100 + stamps_s + late_s).all()
+
+
+def test_large_frames_are_made_smaller():
+    large = VideoFrame.from_ndarray(np.zeros((720, 1280, 3), np.uint8), format="rgb24")
+    assert as_rgb(large).shape == (270, MOST_PX, 3)
