@@ -254,8 +254,12 @@ class AvatarPipeline(Pipeline[SessionState]):
 
     @torch.inference_mode()
     def drive(self, state: SessionState, window: DriveWindow) -> None:
-        """Let a camera move the face in the next window; see `DrivablePipeline.drive`."""
-        state.motion_control.drive(window)
+        """Let a camera move the face in the next window; see `DrivablePipeline.drive`.
+
+        A film in the place of a portrait keeps its own motion.
+        """
+        if state.player is None:
+            state.motion_control.drive(window)
 
     def open_camera(self) -> DriverCamera:
         """Return what reads a camera, for one session; see `DrivablePipeline.open_camera`."""
