@@ -23,6 +23,7 @@ USER letstalk
 ENV LETSTALK_HOST=0.0.0.0 PYTHONUNBUFFERED=1
 EXPOSE 8080/tcp
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
-  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://localhost:8080/healthz', timeout=2)"]
-STOPSIGNAL SIGINT
+  CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://localhost:' + os.environ.get('LETSTALK_PORT', '8080') + '/healthz', timeout=2)"]
+# Drains a worker of a cluster; any other server stops at once.
+STOPSIGNAL SIGTERM
 CMD ["letstalk", "serve"]

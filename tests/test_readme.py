@@ -38,7 +38,7 @@ def test_the_lines_of_python_run(
 
 
 def test_the_commands_exist() -> None:
-    shown = set(re.findall(r"^letstalk (\w+)", COMMAND_LINE, re.MULTILINE))
+    shown = set(re.findall(r"^letstalk ([\w-]+)", COMMAND_LINE, re.MULTILINE))
     assert shown == {*COMMANDS, *FORWARDED}
     makefile = (ROOT / "Makefile").read_text()
     contributing = (ROOT / "CONTRIBUTING.md").read_text()

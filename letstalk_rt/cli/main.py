@@ -35,11 +35,17 @@ FORWARDED = {
     "demo": ("letstalk_server.main", "server", "serve the demo page: choose a face and talk"),
     "serve": ("letstalk_server.main", "server", "run the server with all its settings"),
     "cluster": ("letstalk_server.cluster.main", "server", "place sessions on many workers"),
+    "livekit-worker": (
+        "livekit.plugins.letstalk.command",
+        "livekit-plugins-letstalk",
+        "show avatars in rooms of LiveKit",
+    ),
     "eval": ("letstalk_rt.cli.evaluate", "eval", "measure the model on a data folder"),
     "prepare": ("letstalk_rt.cli.prepare", "train", "turn raw videos into a data folder"),
     "train": ("letstalk_rt.cli.train", "train", "train the model on a data folder"),
 }
-"""Commands with their own parser: the module of their `main`, the extra it needs, a summary."""
+"""Commands with their own parser: the module of their `main`, the extra or package that it needs, a
+summary."""
 
 _EPILOG = """exit status: 0 success; 1 failure; 2 invalid input or option;
 3 this machine is too slow (bench, doctor); 130 stopped by Ctrl-C"""
@@ -100,9 +106,10 @@ def _import_main(module: str, extra: str, command: str) -> Callable[[list[str]],
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("letstalk_rt."):
             raise
+        package = extra if "-" in extra else f"letstalk-rt[{extra}]"
         raise DependencyError(
             f"letstalk {command} needs the package {error.name!r}; "
-            f"install it with: pip install 'letstalk-rt[{extra}]'"
+            f"install it with: pip install '{package}'"
         ) from error
     return run
 

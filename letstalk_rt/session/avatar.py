@@ -22,6 +22,7 @@ from letstalk_rt.audio.resample import check_pcm
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
 from letstalk_rt.audio.speech_resampler import SpeechResampler
 from letstalk_rt.errors import AudioFormatError, EngineError
+from letstalk_rt.inference.admission import MeasuredLoad, StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import (
     DEFAULT_MOTION,
@@ -146,6 +147,13 @@ class Avatar:
     def session(self, **options: Unpack[SessionOptions]) -> AvatarSession:
         """Create a live session; see `AvatarSession` for the options."""
         return AvatarSession(self._worker, self.portrait, **options)
+
+    def measure_load(self) -> MeasuredLoad:
+        """Measure what a step costs here; the result tells how full the worker is.
+
+        Blocks for some seconds. Call it before the first session, which would be delayed.
+        """
+        return MeasuredLoad(self._worker, StepCost.measure(self._worker, self.portrait))
 
     def render(
         self,

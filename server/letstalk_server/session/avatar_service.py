@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from letstalk_rt.errors import FilmError, ModelLost, PortraitError
+from letstalk_rt.inference.admission import StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Pipeline, State
 from letstalk_rt.inference.supervisor import IsolationLimits, ModelHealth
-from letstalk_rt.inference.worker import ModelWorker, measure_batches, worthwhile_batch
+from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import FPS, FaceTrack, Portrait
@@ -105,24 +106,6 @@ class AvatarEntry:
         """Width and height of the video, px; both are even, as 4:2:0 requires."""
         height, width = self.portrait.canvas.shape[:2]
         return width & ~1, height & ~1
-
-
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """The measured cost of the model on this machine.
-
-    Attributes:
-        step_s: compute time of one session's step, s.
-        window_s: duration of the video that a step makes, s.
-    """
-
-    step_s: float
-    window_s: float
-
-    @property
-    def share(self) -> float:
-        """Share of the model thread's time that one session takes; above 1 it is too slow."""
-        return self.step_s / self.window_s
 
 
 def load_model(settings: Settings) -> LoadedModel:
@@ -327,11 +310,7 @@ class AvatarService:
     async def _measure(self) -> None:
         """Measure the cost of a step, and set the batch size."""
         portrait = next(iter(self.defaults.values())).portrait
-        future = self.worker.submit(measure_batches, self._model.pipeline, portrait)
-        seconds = await asyncio.wrap_future(future)
-        self.worker.max_batch = worthwhile_batch(seconds)
-        best_s = seconds[self.worker.max_batch] / self.worker.max_batch
-        self.step_cost = StepCost(best_s, self.step_cost.window_s)
+        self.step_cost = await asyncio.to_thread(StepCost.measure, self.worker, portrait)
 
     async def _prepare(
         self, source: bytes | Path, name: str, label: str, owner: str | None

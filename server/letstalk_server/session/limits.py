@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from letstalk_rt.inference.admission import HEADROOM
 from letstalk_server.auth import Caller
 from letstalk_server.errors import (
     MODEL_AWAY,
@@ -14,9 +15,6 @@ from letstalk_server.errors import (
     TooManyRequestsError,
 )
 from letstalk_server.session.avatar_service import AvatarService
-
-HEADROOM = 0.95
-"""Share of the model thread's time that sessions may fill."""
 
 
 class TokenBucket:
@@ -98,8 +96,7 @@ class AdmissionControl:
     @property
     def capacity(self) -> int:
         """Maximum number of sessions."""
-        share = self._avatar_service.step_cost.share
-        measured = max(1, int(HEADROOM / share)) if share > 0 else 1024
+        measured = self._avatar_service.step_cost.places
         return measured if self._max_sessions is None else self._max_sessions
 
     def check(self, sessions: int) -> None:

@@ -1,6 +1,7 @@
 """The avatar worker: a process that joins rooms as the avatar of agents elsewhere."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from livekit import rtc
@@ -24,13 +25,16 @@ from letstalk_rt.session.options import SessionOptions
 _FULL = 0.999
 """The load at which a worker reports `WS_FULL`; LiveKit wants it below 1."""
 
+_MAX_MEASURED = 100
+"""Idle threads for so many jobs at most, however fast the model is."""
+
 _ON_BEHALF = "lk.publish_on_behalf"
 
 
 def avatar_server(
     avatar: Avatar,
     *,
-    capacity: int = 1,
+    capacity: int | None = 1,
     worker: str = AVATAR_WORKER,
     session_options: SessionOptions | None = None,
     **server_options: Any,
@@ -42,8 +46,8 @@ def avatar_server(
 
     Args:
         avatar: the loaded avatar; the caller closes it after the server.
-        capacity: how many avatars the machine can show at once, from 1 to 100; `letstalk bench`
-            measures it.
+        capacity: how many avatars the machine can show at once, from 1 to 100; None measures it,
+            which takes some seconds, and reports `WS_FULL` also while the model is too busy.
         worker: the name under which agents ask for it.
         session_options: options of the sessions, see `letstalk_rt.AvatarSession`.
         server_options: further arguments of `AgentServer`, such as `ws_url`, `api_key`,
@@ -55,15 +59,16 @@ def avatar_server(
     Raises:
         ConfigError: an option is out of range.
     """
-    if capacity not in range(1, 101):
+    if capacity is not None and capacity not in range(1, 101):
         raise ConfigError(f"capacity must be from 1 to 100, got {capacity!r}")
     options = session_options or {}
     open_session(avatar, 24_000, options)  # refuses bad options now, not in a job
+    places, load = _measured(avatar) if capacity is None else _fixed(capacity)
     server = AgentServer(
         job_executor_type=JobExecutorType.THREAD,
-        load_fnc=lambda server: len(server.active_jobs) / capacity,
+        load_fnc=lambda server: load(len(server.active_jobs)),
         load_threshold=_FULL,
-        num_idle_processes=capacity,
+        num_idle_processes=places,
         **server_options,
     )
 
@@ -72,6 +77,18 @@ def avatar_server(
 
     server.rtc_session(serve, agent_name=worker, on_request=_accept)
     return server
+
+
+def _fixed(capacity: int) -> tuple[int, Callable[[int], float]]:
+    return capacity, lambda jobs: jobs / capacity
+
+
+def _measured(avatar: Avatar) -> tuple[int, Callable[[int], float]]:
+    """Return the places of this machine, and the load by the number of jobs."""
+    measured = avatar.measure_load()
+    places = min(measured.cost.places, _MAX_MEASURED)
+    logger.info("the machine has places for %d avatars", places)
+    return places, lambda jobs: max(measured.of(jobs), jobs / places)
 
 
 async def _accept(request: JobRequest) -> None:
