@@ -2,13 +2,13 @@
 
     python benchmarks/bench_fusion.py cost --preset b --device cuda --save
     python benchmarks/bench_fusion.py cost --preset tiny --save
-    python benchmarks/bench_fusion.py effect --data DATA --cache CACHE --latents LATENTS --save
+    python benchmarks/bench_fusion.py effect --data DATA --cache CACHE --save
     python benchmarks/bench_fusion.py table
 
 `cost` counts parameters and FLOPs of every pair of schemes without making weights, and times one
 denoiser call. `effect` trains a small denoiser by diffusion for each row of the paper's ablation,
-each for the same CPU time, on the latents that `letstalk train flow` keeps
-(`runs/flow/latents.pt`), and evaluates it on other people. `table` writes docs/fusion.md from
+each for the same CPU time, on the latents of the clips, and evaluates it on other people. `table`
+writes docs/fusion.md from
 what was saved. The last line is JSON.
 """
 
@@ -302,8 +302,8 @@ def measure_effect(options: argparse.Namespace) -> dict[str, Any]:
     clips = [c for c in load_clips(options.data, options.cache, "train") if c.has_audio]
     kept, validation = split_by_source(clips)
     length = options.frames - options.frames % TINY.frames
-    learnt = prepare(model, encode_clips(model.autoencoder, kept, options.latents), TINY.frames)
-    others = prepare(model, encode_clips(model.autoencoder, validation, options.latents), length)
+    learnt = prepare(model, encode_clips(model.autoencoder, kept), TINY.frames)
+    others = prepare(model, encode_clips(model.autoencoder, validation), length)
     rows = []
     for portrait, audio in ABLATION:
         shape = replace(TINY, portrait_fusion=portrait, audio_fusion=audio)
@@ -403,7 +403,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     effect = commands.add_parser("effect", help="train small and judge")
     effect.add_argument("--data", type=Path, required=True, help="the data folder")
     effect.add_argument("--cache", type=Path, required=True, help="decoded frames")
-    effect.add_argument("--latents", type=Path, required=True, help="kept by letstalk train flow")
     effect.add_argument("--weights", type=Path, help="of the embedded model (the package's)")
     effect.add_argument("--seconds", type=float, default=75.0, help="of training (%(default)s)")
     effect.add_argument("--batch", type=int, default=8)

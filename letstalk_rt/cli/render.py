@@ -15,6 +15,7 @@ from letstalk_rt.cli.options import (
     read_signing,
 )
 from letstalk_rt.cli.output import write_json, write_line
+from letstalk_rt.cli.render_faithful import add_faithful_options, is_faithful, render_faithful
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import FPS
 
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=int, default=FPS, help="frames per second; only %(default)s")
     add_sign_option(parser)
     add_model_options(parser)
+    add_faithful_options(parser)
     add_json_option(parser)
 
 
@@ -44,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     signing = read_signing(options)
     samples, rate = read_audio(options.audio)
     size: list[int] = []
-    frames = _render(options, samples, rate, size)
+    make = render_faithful if is_faithful(options) else _render
+    frames = make(options, samples, rate, size)
     count = write_video(options.output, frames, samples, rate, badge=options.badge, **signing)
     if options.json:
         facts = {"output": options.output, "frames": count, "seconds": count / FPS}

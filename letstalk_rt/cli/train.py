@@ -1,11 +1,11 @@
 """`letstalk train`: trains the model in stages; run a stage again to resume it.
 
-The order is autoencoder, and phones -> audio; then flow -> distill, which need both. decoder
-continues the training of the autoencoder's decoder, with a critic; the latents that flow was
-trained on stay as they are. lips trains the lip reader, and gestures those of head, brows and eyes,
-after flow. finder and painter may run at
-any time. export joins all stages into one weights file. sync is separate: it trains the network of
-the sync score for `letstalk eval`.
+The order is autoencoder, and phones -> audio; then flow -> distill, which need both; the presets b
+and l need only flow -> distill. decoder continues the training of the autoencoder's decoder, with a
+critic; the latents that flow was trained on stay as they are. lips trains the lip reader, and
+gestures those of head, brows and eyes, after flow. finder and painter may run at any time. faithful
+trains the published model and needs no other stage. export joins all stages into one weights file.
+sync is separate: it trains the network of the sync score for `letstalk eval`.
 """
 
 import argparse
@@ -18,25 +18,22 @@ from letstalk_rt.cli.export import (
     averaged,
     base_model,
     chosen_preset,
-    existing,
     export,
     given_weights,
     lip_file,
     part_of,
     with_chosen_lookahead,
 )
-from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.cli.train_faithful import run_faithful
+from letstalk_rt.cli.train_flow import run_distill, run_flow
+from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.audio_encoder.lip_reader import joined
-from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
-from letstalk_rt.training.data.audio_features import mel_encoder
-from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
+from letstalk_rt.training.data.dataset import landmarker_file, load_clips, load_stills
 from letstalk_rt.training.data.mouth_crops import load_mouth_crops
-from letstalk_rt.training.data.tracks import Track, encode_clips, fit_scales
 from letstalk_rt.training.distributed import (
     destroy_process_group,
     init_process_group,
@@ -45,17 +42,12 @@ from letstalk_rt.training.distributed import (
 from letstalk_rt.training.evaluation.sync import train_sync
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.audio_encoder import (
-    MouthReader,
-    calibrate,
-    clean_clip,
     split_by_source,
     train_audio,
 )
 from letstalk_rt.training.stages.autoencoder import train_autoencoder
-from letstalk_rt.training.stages.distill import distill
 from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.face_reader import train_face_reader
-from letstalk_rt.training.stages.flow import train_flow
 from letstalk_rt.training.stages.gesture_tracks import gesture_track, usual_sizes
 from letstalk_rt.training.stages.gestures import (
     calibrate_gestures,
@@ -71,6 +63,7 @@ from letstalk_rt.training.stages.lips import (
     without_auxiliary,
 )
 from letstalk_rt.training.stages.mouth_painter import train_mouth_painter
+from letstalk_rt.training.stages.paper import PUBLISHED_LOOP
 from letstalk_rt.training.stages.phones import load_phones, train_phones
 
 LOOPS = {
@@ -93,6 +86,7 @@ LOOPS = {
     "distill": LoopConfig(
         steps=2000, learning_rate=1e-4, warm_up=50, ema=0.995, evaluate_every=250, weight_decay=0.02
     ),
+    "faithful": PUBLISHED_LOOP,
     "lips": LoopConfig(
         steps=450, learning_rate=1e-3, warm_up=30, ema=0.99, evaluate_every=150, weight_decay=0.05
     ),
@@ -115,6 +109,7 @@ BATCH = {
     "audio": 24,
     "flow": 32,
     "distill": 32,
+    "faithful": 1,
     "lips": 48,
     "gestures": 24,
     "finder": 32,
@@ -147,7 +142,16 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="flow: train the denoiser of --start on the background motion only",
     )
-    parser.add_argument("--autoencoder", help="presets b and l: folder or hub id of DC-AE f32c32")
+    parser.add_argument(
+        "--autoencoder", help="presets b and l, faithful: folder or hub id of DC-AE f32c32"
+    )
+    parser.add_argument("--wav2vec", help="faithful: folder or hub id of wav2vec2-base")
+    parser.add_argument(
+        "--drop-speech",
+        type=float,
+        default=0.0,
+        help="faithful: share of items without speech, which guidance needs (as published, 0)",
+    )
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument(
@@ -157,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         "phones to export (default: the preset's, 80)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="lips, gestures: seed of the initial weights"
+        "--seed", type=int, default=0, help="flow, lips, gestures: seed of the initial weights"
     )
     parser.add_argument(
         "--weights",
@@ -179,8 +183,9 @@ def main(argv: list[str] | None = None) -> int:
         "decoder": _autoencoder,
         "phones": _phones,
         "audio": _audio,
-        "flow": _flow,
-        "distill": _distill,
+        "flow": lambda args: run_flow(args, _loop(args), args.batch or BATCH["flow"]),
+        "distill": lambda args: run_distill(args, _loop(args), args.batch or BATCH["distill"]),
+        "faithful": lambda args: run_faithful(args, _loop(args), args.batch or BATCH["faithful"]),
         "lips": _lips,
         "gestures": _gestures,
         "finder": _finder,
@@ -260,80 +265,6 @@ def _audio(args: argparse.Namespace) -> None:
         initial_weights=part_of(averaged(args.runs / "phones"), "audio"),
         encoder=_encoder(args),
     )
-
-
-def _flow(args: argparse.Namespace) -> None:
-    if args.surroundings and not args.start:
-        raise InputError(
-            "--surroundings continues the training of a denoiser: name its run with --start"
-        )
-    model = AvatarModel(chosen_preset(args))
-    if isinstance(model.preset.autoencoder, DCAutoencoderConfig):
-        model.autoencoder = _paper_autoencoder(args, model.autoencoder.image_size)
-    else:
-        model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
-    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_audio]
-    initial_weights = part_of(averaged(args.start), "denoiser") if args.start else None
-    tracks, validation = _tracks(args, model, clips)
-    reader = _reader(args)
-    calibrate(reader, [track.audio_clip for track in validation])
-    audio = mel_encoder(model)
-    audio.load_state_dict(reader.audio.state_dict())
-    if args.start and audio.mouth is not None:  # the projection that its denoiser was trained with
-        show = part_of(averaged(args.start), "audio.mouth.show")
-        audio.mouth.show.load_state_dict(show)
-    kept = {track.audio_clip.name for track in tracks}
-    others = [clip for clip in clips if clip.name not in kept]
-    best = train_flow(
-        model,
-        tracks,
-        validation,
-        args.runs / "flow",
-        _loop(args),
-        batch_size=args.batch or BATCH["flow"],
-        samples=others[::8] if model.face is not None else [],
-        initial_weights=initial_weights,
-        freeze_faces=args.surroundings,
-    )
-    _save(best, args.runs / "flow")
-
-
-def _distill(args: argparse.Namespace) -> None:
-    model = AvatarModel(chosen_preset(args))
-    path = existing(args.runs / "flow" / "model.pt")
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_audio]
-    tracks, validation = _tracks(args, model, clips)
-    batch = args.batch or BATCH["distill"]
-    best = distill(model, tracks, validation, args.runs / "distill", _loop(args), batch_size=batch)
-    _save(best, args.runs / "distill")
-
-
-def _tracks(
-    args: argparse.Namespace, model: AvatarModel, clips: list[Clip]
-) -> tuple[list[Track], list[Track]]:
-    """Return encoded clips for training and for validation; set the scales of the model."""
-    folder = args.runs / "flow"
-    folder.mkdir(parents=True, exist_ok=True)
-    reader = _reader(args)
-    autoencoder = model.autoencoder.requires_grad_(False).eval()
-    autoencoder.to(choose_device(args.device))
-    autoencoder.to(memory_format=torch.channels_last)
-    ahead = model.audio.lookahead_frames
-    everything = encode_clips(autoencoder, clips, folder / "latents.pt", ahead)
-    fit_scales(model, everything)
-    kept = {clip.name for clip in split_by_source(clips)[0]}
-    everything = [replace(t, audio_clip=clean_clip(reader, t.audio_clip)) for t in everything]
-    tracks = [t for t in everything if t.audio_clip.name in kept]
-    validation = [
-        t for t in everything if t.audio_clip.name not in kept and t.audio_clip.weight > 0.2
-    ]
-    return tracks, validation
-
-
-def _save(model: AvatarModel, folder: Path) -> None:
-    if is_main_process():
-        torch.save(model.state_dict(), folder / "model.pt")
 
 
 def _lips(args: argparse.Namespace) -> None:
@@ -437,23 +368,6 @@ def _sync(args: argparse.Namespace) -> None:
     train_sync(
         kept, validation, args.runs / "sync", _loop(args), batch_size=args.batch or BATCH["sync"]
     )
-
-
-def _paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:
-    if args.autoencoder is None:
-        raise InputError(
-            f"preset {args.preset!r} needs the paper's autoencoder: set --autoencoder to a folder, "
-            "or a hub id such as mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"
-        )
-    return DCAutoencoder.load(args.autoencoder, image_size)
-
-
-def _reader(args: argparse.Namespace) -> MouthReader:
-    reader = MouthReader(_encoder(args))
-    path = existing(args.runs / "audio" / "best.pt")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    reader.load_state_dict(state)
-    return reader
 
 
 if __name__ == "__main__":

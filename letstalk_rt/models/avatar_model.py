@@ -137,6 +137,7 @@ class AvatarModel(nn.Module):
         guidance: float,
         *,
         predict: Callable[..., Tensor] | None = None,
+        plain: bool = False,
     ) -> Tensor:
         """Sample the motion of a window from noise, with the sampler that fits the denoiser.
 
@@ -148,6 +149,9 @@ class AvatarModel(nn.Module):
             times: as returned by `timesteps`.
             guidance: weight of the audio against no audio.
             predict: see `guided_velocity`.
+            plain: integrate velocities by Euler's method, even if the denoiser has a second time:
+                for a flow that was not distilled, which knows neither mean velocities nor guidance
+                as an input.
 
         Returns:
             The motion, of the shape of `noise`.
@@ -162,7 +166,7 @@ class AvatarModel(nn.Module):
                 self.denoiser, x, at, tokens, portrait, cache, weight, end=to, predict=predict
             )
 
-        if self.denoiser.config.second_time:
+        if self.denoiser.config.second_time and not plain:
             return sample_mean(velocity, noise, times)
         return sample(velocity, noise, times)
 

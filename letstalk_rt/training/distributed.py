@@ -44,6 +44,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def is_main_process() -> bool:
     """Return whether this process writes files and evaluates."""
     return rank() == 0

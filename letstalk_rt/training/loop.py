@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from letstalk_rt.errors import ConfigError
+from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.training.distributed import (
     barrier,
     broadcast_weights,
@@ -35,6 +35,7 @@ class LoopConfig:
         weight_decay: Weight decay of AdamW.
         max_grad_norm: The norm to which gradients are clipped.
         ema: Decay of the averaged weights.
+        betas: Decays of AdamW's averages of the gradient and of its square.
         save_every_s: Seconds between two checkpoints.
         report_every: Steps between two lines of the log.
         evaluate_every: Steps between two evaluations.
@@ -48,6 +49,7 @@ class LoopConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     ema: float = 0.999
+    betas: tuple[float, float] = (0.9, 0.99)
     save_every_s: float = 240.0
     report_every: int = 50
     evaluate_every: int = 1000
@@ -71,8 +73,9 @@ class Run:
     """A resumable training run in a folder.
 
     A run that was stopped continues from its last checkpoint, which holds the weights, their
-    average, the optimiser, the random generators and the best score so far. Dropout is not
-    reproduced.
+    average, the optimiser and the best score so far. All randomness of a step, dropout included,
+    follows from the number of the step and of the process: a run that was stopped ends as one
+    that was not, in any number of processes.
 
     Attributes:
         folder: The folder of `last.pt`, `log.jsonl` and the files that evaluations write.
@@ -85,8 +88,8 @@ class Run:
         best_score: The highest score passed to `keep_if_best`.
         averaged: The EMA copy of the model.
         optimizer: The optimiser of the model.
-        generator: Random generator of the batches, on the CPU.
-        noise: Random generator of the noise, on the model's device.
+        generator: Random generator of the batches, on the CPU; seeded anew for each step.
+        noise: Random generator of the noise, on the model's device; likewise.
     """
 
     folder: Path
@@ -113,13 +116,36 @@ class Run:
             self._parameter_groups(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
-            betas=(0.9, 0.99),
+            betas=self.config.betas,
         )
-        # Each process of a distributed run draws its own batches.
-        self.generator = torch.Generator().manual_seed(2 * rank())
-        self.noise = torch.Generator(self.device).manual_seed(2 * rank() + 1)
+        self.generator, self.noise = torch.Generator(), torch.Generator(self.device)
         if self.checkpoint.exists():
             self._resume()
+        self._seed()
+
+    def _seed(self) -> None:
+        """Seed all randomness for the next step; each process draws its own batches."""
+        self.generator.manual_seed(step_seed(self.step))
+        self.noise.manual_seed(step_seed(self.step, 1))
+        torch.manual_seed(step_seed(self.step, 2))
+
+    def start_from(self, folder: Path) -> None:
+        """Take weights, their average and the optimiser of another run; the schedule begins anew.
+
+        A run that has a checkpoint of its own keeps that.
+
+        Raises:
+            InputError: That run has no checkpoint.
+        """
+        if self.checkpoint.exists():
+            return
+        other = folder / self.checkpoint.name
+        if not other.exists():
+            raise InputError(f"{folder} holds no checkpoint {other.name} to start from")
+        state = torch.load(other, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Return the trained parameters in groups with one learning rate and decay each."""
@@ -205,6 +231,7 @@ class Run:
         return self.averaged
 
     def _update(self, loss: Callable[[int], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
+        self._seed()
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * self.rate()
@@ -239,8 +266,6 @@ class Run:
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "noise": self.noise.get_state(),
             "best_score": self.best_score,
             "extras": {name: part.state_dict() for name, part in self.extras.items()},
         }
@@ -257,13 +282,6 @@ class Run:
         self.best_score = state["best_score"]
         for name, part in self.extras.items():
             part.load_state_dict(state["extras"][name])
-        if not is_main_process():  # the checkpoint holds the main process's generators
-            self.generator.manual_seed(hash((rank(), self.step)))
-            self.noise.manual_seed(hash((rank(), self.step, 1)))
-            return
-        self.generator.set_state(state["generator"])
-        if state["noise"].numel() == self.noise.get_state().numel():  # the same type of device
-            self.noise.set_state(state["noise"])
 
     def _log(self, figures: dict[str, float]) -> None:
         if not is_main_process():
@@ -274,6 +292,11 @@ class Run:
         line = {"step": self.step, "time_s": round(time.time()), **figures}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def step_seed(step: int, stream: int = 0) -> int:
+    """Return the seed of one of four streams of randomness of a step in this process."""
+    return ((step << 12) + rank()) * 4 + stream
 
 
 def _summary_writer(folder: Path) -> Any:

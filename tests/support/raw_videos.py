@@ -10,7 +10,7 @@ import numpy as np
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.portrait.image import prepare_portrait
-from letstalk_rt.training.evaluation.generation import generate_frames
+from letstalk_rt.training.evaluation.generation import as_portrait, generate_frames
 from support.small_model import make_speech
 
 SECONDS = 2.4
@@ -26,14 +26,12 @@ def speech(seed: int = 3) -> np.ndarray:
 
 @cache
 def talking_faces() -> list[np.ndarray]:
-    """Render two people who say the same, `(T, 256, 256, 3)` uint8 each."""
+    """Render two people who say the same, framed as clips are, `(T, 256, 256, 3)` uint8 each."""
     pipeline = AvatarPipeline.load("tiny", "cpu", dtype="float32", compiled=False)
     portraits = [
-        prepare_portrait(str(list_avatars()[name]), pipeline.finder, size=256)
+        as_portrait(prepare_portrait(str(list_avatars()[name]), pipeline.finder).crop)
         for name in ("mira", "leon")
     ]
-    canvases = {portrait.canvas.shape for portrait in portraits}
-    assert canvases == {(256, 256, 3)}
     both = np.stack([speech()] * 2)
     return list(np.stack(list(generate_frames(pipeline, portraits, both)), 1))
 

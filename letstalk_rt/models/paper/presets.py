@@ -9,6 +9,9 @@ from letstalk_rt.models.paper.fusion import Fusion
 
 LINEAR_HEAD_WIDTH = 32
 
+FAITHFUL = "faithful-"
+"""What the names of these presets begin with on the command line, to tell them from streaming."""
+
 
 @dataclass(frozen=True)
 class PaperConfig:

@@ -83,7 +83,7 @@ class Clip:
     @property
     def source(self) -> str:
         """What is set aside together: a person's clips, else those of one video."""
-        return self.person or self.name.rsplit("-", 1)[0]
+        return self.person or _video_of(self.name)
 
     @property
     def is_grid(self) -> bool:
@@ -132,6 +132,20 @@ def decode_audio(path: Path) -> np.ndarray:
             for resampled in resampler.resample(frame)
         ]
     return np.concatenate(chunks).astype(np.float32)
+
+
+def source_of(row: dict[str, object]) -> str:
+    """Return the source of the clip of a line of the list; see `Clip.source`."""
+    return str(row.get("person", "")) or _video_of(str(row["name"]))
+
+
+def has_audio(root: Path, row: dict[str, object]) -> bool:
+    """Return whether the clip of a line of the list has audio."""
+    return (root / "clips" / f"{row['name']}.flac").exists()
+
+
+def _video_of(name: str) -> str:
+    return name.rsplit("-", 1)[0]
 
 
 def clip_rows(

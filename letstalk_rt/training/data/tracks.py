@@ -1,22 +1,21 @@
 """Clips as latents, computed once, and the scales that a model takes from them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from letstalk_rt.models.audio_encoder.causal import LOOKAHEAD_FRAMES
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
 from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
-from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.dataset import Clip, is_grid, read_clip
 from letstalk_rt.training.data.spoken_clips import AudioClip, audio_clip
-from letstalk_rt.training.distributed import main_process_first
+from letstalk_rt.training.data.store import Store, fingerprint
 
 _MIN_SCALE = 1e-3  # scale of a channel that never changes
 
@@ -27,49 +26,141 @@ class Track:
 
     Attributes:
         audio_clip: Its audio and mouth targets.
-        latents: `(V, T, C, h, w)`: V versions (plain, mirrored).
+        latents: `(V, T, C, h, w)`: V versions (plain, mirrored); in a store in bfloat16, mapped
+            from disk.
         quiet: Whether the mouth is near its rest position in a frame, `(T,)` bool.
+        moments: Sums from which scales follow; see `moments`.
+        heard: The lip gap that can be heard in each frame, `(T,)`; None if it was not stored.
     """
 
     audio_clip: AudioClip
     latents: Tensor
     quiet: Tensor
+    moments: Tensor
+    heard: Tensor | None = None
 
 
-@main_process_first
 @torch.no_grad()
 def encode_clips(
     autoencoder: Autoencoder,
     clips: list[Clip],
-    cache: Path | None = None,
     lookahead_frames: int = LOOKAHEAD_FRAMES,
 ) -> list[Track]:
-    """Encode clips, plain and mirrored; the file `cache` stores this autoencoder's latents."""
-    latents: dict[str, Tensor] = {}
-    if cache is not None and cache.exists():
-        latents = torch.load(cache, weights_only=True)
-    if missing := [clip for clip in clips if clip.name not in latents]:
-        latents |= {clip.name: _encode(autoencoder, clip) for clip in tqdm(missing, desc="latents")}
-        if cache is not None:
-            torch.save(latents, cache)
-    tracks = []
-    for clip in clips:
-        opening = mouth_opening(clip.points)
-        quiet = torch.from_numpy(opening <= np.percentile(opening, 25) + 0.01)
-        tracks.append(Track(audio_clip(clip, lookahead_frames), latents[clip.name], quiet))
-    return tracks
+    """Encode clips, plain and mirrored, in memory."""
+    return [
+        _track(clip.name, clip.kind, clip.is_grid, encode_clip(autoencoder, clip, lookahead_frames))
+        for clip in clips
+    ]
+
+
+@torch.no_grad()
+def encode_clip(
+    autoencoder: Autoencoder,
+    clip: Clip,
+    lookahead_frames: int = LOOKAHEAD_FRAMES,
+    *,
+    dtype: torch.dtype = torch.float32,
+    gap: Callable[[Clip], np.ndarray] | None = None,
+) -> dict[str, Tensor]:
+    """Return the arrays of a clip as a store holds them.
+
+    Args:
+        autoencoder: The autoencoder.
+        clip: The clip, with frames of the autoencoder's size.
+        lookahead_frames: Look-ahead of the audio encoder.
+        dtype: Number format of the latents.
+        gap: Returns the lip gap that can be heard, `(T,)`, if it is to be stored.
+    """
+    latents = _encode(autoencoder, clip)
+    opening = mouth_opening(clip.points)
+    audio = audio_clip(clip, lookahead_frames)
+    arrays = {
+        "latents": latents.to(dtype),
+        "moments": moments(latents),
+        "mel": audio.mel,
+        "targets": audio.targets,
+        "quiet": torch.from_numpy(opening <= np.percentile(opening, 25) + 0.01),
+        "weight": torch.tensor(audio.weight, dtype=torch.float32),
+    }
+    if gap is not None:
+        arrays["heard"] = torch.from_numpy(gap(clip).astype(np.float32))
+    return arrays
+
+
+@torch.no_grad()
+def stored_tracks(
+    autoencoder: Autoencoder,
+    root: Path,
+    rows: list[dict[str, object]],
+    folder: Path,
+    lookahead_frames: int = LOOKAHEAD_FRAMES,
+    *,
+    gap: Callable[[Clip], np.ndarray] | None = None,
+) -> list[Track]:
+    """Encode clips that are not in a store yet, in all processes, and return them memory-mapped.
+
+    Args:
+        autoencoder: The autoencoder, on its device.
+        root: The data folder.
+        rows: Lines of the clips.
+        folder: Folder of the store.
+        lookahead_frames: Look-ahead of the audio encoder.
+        gap: Returns the lip gap that can be heard, `(T,)`, if it is to be stored.
+
+    Raises:
+        InputError: The store was made by another autoencoder, or a clip cannot be read.
+    """
+    # Landmarks are read from latents of the embedded model: 8 bits of mantissa are half a pixel.
+    dtype = torch.bfloat16 if autoencoder.landmarks is None else torch.float32
+    identity = {
+        "autoencoder": fingerprint(autoencoder),
+        "image_size": autoencoder.image_size,
+        "lookahead_frames": lookahead_frames,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    by_name = {str(row["name"]): row for row in rows}
+    store = Store(folder, identity)
+
+    def encode(name: str) -> dict[str, Tensor]:
+        clip = read_clip(root, by_name[name], autoencoder.image_size)
+        return encode_clip(autoencoder, clip, lookahead_frames, dtype=dtype, gap=gap)
+
+    store.encode(by_name, encode)
+    arrays = store.arrays()
+    return [
+        _track(name, str(row["kind"]), is_grid(name), arrays[name]) for name, row in by_name.items()
+    ]
+
+
+def _track(name: str, kind: str, grid: bool, arrays: dict[str, Tensor]) -> Track:
+    audio = AudioClip(
+        name, arrays["mel"], arrays["targets"], float(arrays["weight"]), grid, kind == "real"
+    )
+    return Track(audio, arrays["latents"], arrays["quiet"], arrays["moments"], arrays.get("heard"))
+
+
+def moments(latents: Tensor) -> Tensor:
+    """Return sums over every fifth frame of latents `(V, T, C, h, w)`, from which scales follow.
+
+    Returns:
+        `(4, C)` float64: numbers of values, sums and sums of squares of latents, and sums of
+        squares of motion relative to the first frame.
+    """
+    plain = latents.flatten(0, 1)[::5].double()
+    moved = (latents - latents[:, :1]).flatten(0, 1)[::5].double()
+    count = plain.new_full((plain.shape[1],), plain[:, 0].numel())
+    sums = [values.sum((0, 2, 3)) for values in (plain, plain**2, moved**2)]
+    return torch.stack([count, *sums])
 
 
 def _encode(autoencoder: Autoencoder, clip: Clip) -> Tensor:
     """Return the latents of a clip and of its mirror image; its first frame is the portrait."""
     parts, portrait, device = [], None, next(autoencoder.parameters()).device
-    size = autoencoder.image_size
+    assert clip.size_px == autoencoder.image_size, (clip.size_px, autoencoder.image_size)
     for start in range(0, clip.num_frames, 16):
         rgb = torch.from_numpy(clip.frames[start : start + 16].copy())
         frames = rgb.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
-        if frames.shape[-1] != size:
-            frames = F.interpolate(frames, (size, size), mode="bicubic", antialias=True)
-        both = torch.stack([frames, frames.flip(-1)]).clamp(-1, 1)
+        both = torch.stack([frames, frames.flip(-1)])
         with torch.autocast(device.type, torch.bfloat16):
             if portrait is None:
                 portrait = autoencoder.encode_portrait(both[:, 0])
@@ -82,13 +173,12 @@ def fit_scales(model: AvatarModel, tracks: list[Track]) -> None:
 
     If the latents hold landmarks, the head motion processes are fitted, too.
     """
-    latents = torch.cat([t.latents.flatten(0, 1)[::5] for t in tracks])
-    model.latent_mean.copy_(latents.mean((0, 2, 3))[:, None, None])
-    model.latent_scale.copy_(latents.std((0, 2, 3)).clamp(min=_MIN_SCALE)[:, None, None])
-    motion = torch.cat([(t.latents - t.latents[:, :1]).flatten(0, 1)[::5] for t in tracks])
-    model.motion_scale.copy_(
-        motion.pow(2).mean((0, 2, 3)).sqrt().clamp(min=_MIN_SCALE)[:, None, None]
-    )
+    total = torch.stack([track.moments for track in tracks]).sum(0)
+    count, first, second, moved = total
+    variance = (second - first**2 / count) / (count - 1)
+    model.latent_mean.copy_((first / count)[:, None, None])
+    model.latent_scale.copy_(variance.clamp(min=0).sqrt().clamp(min=_MIN_SCALE)[:, None, None])
+    model.motion_scale.copy_((moved / count).sqrt().clamp(min=_MIN_SCALE)[:, None, None])
     if (face := model.face) is not None:
         plain = [track.latents[0] for track in tracks]
         background = [clip[:, FACE_SHAPE[0] :].flatten(1) for clip in plain]

@@ -113,8 +113,8 @@ class WindowSource:
         start = randint(count - self.window + 1)
         if silent:
             start = _quiet_start(track.quiet, self.window, start)
-        portrait = latents[randint(count) if uniform() < 0.7 else 0]
-        memory = latents.new_zeros(self.memory, *latents.shape[1:])
+        portrait = latents[randint(count) if uniform() < 0.7 else 0].float()
+        memory = torch.zeros(self.memory, *latents.shape[1:])
         filled = torch.zeros(self.memory, dtype=torch.bool)
         u = uniform()
         if u < self.loss.frozen_memory:
@@ -129,7 +129,8 @@ class WindowSource:
         if silent:
             mel = self.quiet_mel + 0.02 * torch.rand(mel.shape, generator=generator)
             targets = torch.zeros_like(targets)
-        return portrait, latents[start : start + self.window], memory, filled, mel, targets
+        window = latents[start : start + self.window].float()
+        return portrait, window, memory, filled, mel, targets
 
     def _audio(self, track: Track, start: int) -> tuple[Tensor, Tensor]:
         first, stop = start - AUDIO_CONTEXT_FRAMES, start + self.window

@@ -1,5 +1,7 @@
 """Generates latents window by window, as in streaming, and evaluates a model by them."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.training.data.audio_features import (
     MEL_PER_FRAME,
@@ -22,10 +25,19 @@ from letstalk_rt.training.data.audio_features import (
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.data.tracks import Track
 from letstalk_rt.training.data.video_samples import to_pixels, write_video
+from letstalk_rt.training.evaluation.decoded import DecodedLips
 from letstalk_rt.training.evaluation.reconstruction import frames_tensor
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 EVALUATION_FRAMES = 72
+MAX_TRACKS = 48
+FLOW_STEPS = 8
+"""Steps by which a flow with a second time is integrated before it is distilled."""
+
+_BATCH = 4
+_STILL = 1e-4  # deviation of the mouth opening below which lips stand still
+
+Generator = Callable[..., Tensor]
 
 
 @torch.no_grad()
@@ -37,6 +49,7 @@ def generate(
     steps: int,
     guidance: float = 1.0,
     seed: int = 0,
+    plain: bool = False,
 ) -> Tensor:
     """Generate latents for whole utterances, window by window as in streaming.
 
@@ -47,6 +60,7 @@ def generate(
         steps: Sampling steps.
         guidance: Weight of the audio condition against none.
         seed: Seed of the noise.
+        plain: Whether to integrate velocities; see `AvatarModel.sample_window`.
 
     Returns:
         `(B, T, C, h, w)`.
@@ -70,6 +84,7 @@ def generate(
             model.denoiser.encode_memory(bank.latents, bank.filled),
             times,
             guidance,
+            plain=plain,
         )
         motion = ease_seam(motion, bank, preset.seam)
         bank.write(motion)
@@ -77,58 +92,147 @@ def generate(
     return torch.cat(generated, 1)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled when it is judged.
+
+    Attributes:
+        steps: Sampling steps per window.
+        guidance: Weight of the audio condition.
+        plain: Whether velocities are integrated by Euler's method; see `AvatarModel.sample_window`.
+    """
+
+    steps: int
+    guidance: float = 1.0
+    plain: bool = False
+
+
+def flow_sampling(preset: Preset) -> Sampling:
+    """Return how a flow is sampled before it is distilled: as it was trained.
+
+    A denoiser with a second time learns mean velocities and guidance only by distillation; until
+    then it is a plain flow without guidance, which needs more steps.
+    """
+    if preset.denoiser.second_time or preset.denoiser.guidance_input:
+        return Sampling(FLOW_STEPS, 1.0, plain=True)
+    return Sampling(preset.steps, preset.guidance)
+
+
 @torch.no_grad()
 def evaluate_flow(
-    model: AvatarModel, tracks: list[Track], steps: int = 2, guidance: float = 1.0
+    model: AvatarModel,
+    tracks: list[Track],
+    sampling: Sampling,
+    lips: DecodedLips | None = None,
+    generator: Generator = generate,
 ) -> dict[str, float]:
     """Evaluate a model on the first three seconds of each clip, from its first frame and audio.
 
-    Mouth openings are compared by the landmarks of the latents, which is fast and serves to select
-    weights; `letstalk eval` measures frames. Latents without landmarks are compared directly.
+    Mouth openings are compared: by the landmarks of the latents, or where latents hold none, by
+    landmarks of decoded frames. This serves to select weights; `letstalk eval` measures more.
+
+    Args:
+        model: The model.
+        tracks: Clips; at most `MAX_TRACKS`, spaced evenly, are used, a few at a time.
+        sampling: How to sample.
+        lips: Reads decoded frames; needed where latents hold no landmarks.
+        generator: Generates latents; `generate`, unless something else is to be judged.
+
+    Raises:
+        InputError: No clip is long enough.
     """
     tracks = [track for track in tracks if len(track.quiet) >= EVALUATION_FRAMES]
     if not tracks:
         raise InputError(f"no validation clip has {EVALUATION_FRAMES} frames; add longer clips")
-    device = model.motion_scale.device
-    ahead = model.audio.lookahead_frames
-    mel = torch.stack([t.audio_clip.mel[:, : 4 * (EVALUATION_FRAMES + ahead)] for t in tracks])
-    mel = mel.to(device)
-    truth = torch.stack([track.latents[0, :EVALUATION_FRAMES] for track in tracks])
-    truth = truth.to(device)
-    landmarks = model.autoencoder.landmarks
-    if landmarks is None:
-        generated = generate(model, mel, truth[:, 0], steps=steps, guidance=guidance)
-        error = (generated - truth) / model.motion_scale
-        return {"error": float(error.pow(2).mean())}
-    true = mouth_opening(landmarks.decode_landmarks(truth).cpu().numpy())
+    places = np.linspace(0, len(tracks) - 1, min(MAX_TRACKS, len(tracks))).round().astype(int)
+    tracks = [tracks[place] for place in places]
+    others = tracks[-(len(tracks) // 2) :] + tracks[: -(len(tracks) // 2)]
+    true: list[np.ndarray] = []
+    own: list[np.ndarray] = []
+    wrong: list[np.ndarray] = []
+    for start in range(0, len(tracks), _BATCH):
+        part = tracks[start : start + _BATCH]
+        truth = torch.stack([track.latents[0, :EVALUATION_FRAMES].float() for track in part])
+        true.append(_true_openings(model, part, truth))
+        for made, speakers in ((own, part), (wrong, others[start : start + _BATCH])):
+            latents = generator(
+                model,
+                _mel(model, speakers),
+                truth[:, 0].to(model.motion_scale.device),
+                steps=sampling.steps,
+                guidance=sampling.guidance,
+                plain=sampling.plain,
+            )
+            made.append(_openings(model, latents, truth[:, 0], lips))
+    return _figures(tracks, np.concatenate(true), np.concatenate(own), np.concatenate(wrong))
 
-    def openings(audio: Tensor) -> np.ndarray:
-        generated = generate(model, audio, truth[:, 0], steps=steps, guidance=guidance)
-        return mouth_opening(landmarks.decode_landmarks(generated).cpu().numpy())
 
-    own, wrong = openings(mel), openings(mel.roll(len(mel) // 2, 0))
-    r = np.array([correlation(a, b) for a, b in zip(own, true, strict=True)])
+def _figures(
+    tracks: list[Track], true: np.ndarray, own: np.ndarray, wrong: np.ndarray
+) -> dict[str, float]:
+    """Compare mouth openings `(B, T)`; those of a face that was not found are NaN."""
+    r = np.array([_correlation(a, b) for a, b in zip(own, true, strict=True)])
     real = np.array([track.audio_clip.is_real for track in tracks])
-    return {
+    lags = [best_lag(a, b)[0] for a, b in zip(own, true, strict=True) if np.isfinite(a).all()]
+    figures = {
         "corr": float(r.mean()),
         "corr_real": float(r[real].mean()) if real.any() else float("nan"),
-        "lag": float(np.median([best_lag(a, b)[0] for a, b in zip(own, true, strict=True)])),
+        "lag": float(np.median(lags)) if lags else float("nan"),
         "corr_shuffled": float(
-            np.mean([correlation(a, b) for a, b in zip(wrong, true, strict=True)])
+            np.mean([_correlation(a, b) for a, b in zip(wrong, true, strict=True)])
         ),
-        "range_ratio": float(np.median(own.std(1) / true.std(1).clip(1e-6))),
+        "range_ratio": float(np.nanmedian(np.nan_to_num(own.std(1)) / true.std(1).clip(1e-6))),
+        "faces": float(np.isfinite(own).all(1).mean()),
     }
+    heard = [track.heard for track in tracks]
+    if all(gap is not None for gap in heard):
+        pairs = zip(own, heard, strict=True)
+        figures["sync"] = float(
+            np.mean([_correlation(a, np.asarray(b)[: len(a)]) for a, b in pairs])
+        )
+    return figures
+
+
+def _correlation(made: np.ndarray, true: np.ndarray) -> float:
+    """Return Pearson's r; 0 for lips that do not move, or of a face that was not found."""
+    if not np.isfinite(made).all() or made.std() < _STILL:
+        return 0.0
+    return correlation(made, true)
+
+
+def _mel(model: AvatarModel, tracks: list[Track]) -> Tensor:
+    last = MEL_PER_FRAME * (EVALUATION_FRAMES + model.audio.lookahead_frames)
+    mel = torch.stack([track.audio_clip.mel[:, :last] for track in tracks])
+    return mel.to(model.motion_scale.device)
+
+
+def _true_openings(model: AvatarModel, tracks: list[Track], truth: Tensor) -> np.ndarray:
+    """Return the true mouth openings `(B, T)`, up to scale and offset."""
+    if (landmarks := model.autoencoder.landmarks) is not None:
+        points = landmarks.decode_landmarks(truth.to(model.motion_scale.device))
+        return mouth_opening(points.cpu().numpy())
+    return np.stack([np.asarray(t.audio_clip.targets[:EVALUATION_FRAMES, 0]) / 3 for t in tracks])
+
+
+def _openings(
+    model: AvatarModel, latents: Tensor, portraits: Tensor, lips: DecodedLips | None
+) -> np.ndarray:
+    """Return the mouth openings `(B, T)` of generated latents."""
+    if (landmarks := model.autoencoder.landmarks) is not None:
+        return mouth_opening(landmarks.decode_landmarks(latents).cpu().numpy())
+    assert lips is not None, "latents without landmarks are judged by decoded frames"
+    return np.stack([lips(model.autoencoder, clip) for clip in latents])
 
 
 def score(figures: dict[str, float]) -> float:
-    """Return the score that selects the best weights: mouth correlation, or the negative error."""
-    if "error" in figures:
-        return -figures["error"]
+    """Return the score that selects the best weights: mouth correlation; 0 for a still picture."""
     return float(np.nanmean([figures["corr"], figures["corr_real"]]))
 
 
 @torch.no_grad()
-def save_sample(model: AvatarModel, clip: Clip, path: Path, frames: int = 100) -> None:
+def save_sample(
+    model: AvatarModel, clip: Clip, path: Path, sampling: Sampling, frames: int = 100
+) -> None:
     """Write a video: true frames above those generated from the clip's first frame and audio."""
     count = min(frames, clip.num_frames) // model.denoiser.config.window
     count *= model.denoiser.config.window
@@ -137,8 +241,14 @@ def save_sample(model: AvatarModel, clip: Clip, path: Path, frames: int = 100) -
     features = model.autoencoder.encode_portrait(true[:1].to(device))
     ahead = model.audio.lookahead_frames
     mel = clip_mel(clip.pcm, ahead)[None, :, : MEL_PER_FRAME * (count + ahead)].to(device)
-    preset = model.preset
-    latents = generate(model, mel, features.latent, steps=preset.steps, guidance=preset.guidance)
+    latents = generate(
+        model,
+        mel,
+        features.latent,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        plain=sampling.plain,
+    )
     generated = [
         model.autoencoder.decode(part, features)[0].cpu()
         for part in latents.split(model.denoiser.config.window, 1)

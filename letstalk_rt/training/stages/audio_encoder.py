@@ -71,9 +71,14 @@ def split_by_source(clips: list[Clip], every: int = 6) -> tuple[list[Clip], list
 
     Clips of one source often show the same person; they stay together.
     """
-    sources = set(sorted({clip.source for clip in clips})[::every])
+    sources = held_out_sources({clip.source for clip in clips}, every)
     training = [clip for clip in clips if clip.source not in sources]
     return training, [clip for clip in clips if clip.source in sources]
+
+
+def held_out_sources(sources: set[str], every: int = 6) -> set[str]:
+    """Return the sources that are for validation: every sixth, but about 20 of very many."""
+    return set(sorted(sources)[:: max(every, len(sources) // 20)])
 
 
 def clean_clip(reader: MouthReader, clip: AudioClip) -> AudioClip:
@@ -90,6 +95,20 @@ def clean_clip(reader: MouthReader, clip: AudioClip) -> AudioClip:
         lag, best_r = 0, r
     weight = clip.weight * float(np.clip(best_r / 0.45, 0.05, 1.0))
     return replace(clip, mel=_shifted(clip.mel, -lag * MEL_PER_FRAME), weight=weight)
+
+
+def listed_clip(clip: AudioClip, sync: float, lips_late: int) -> AudioClip:
+    """Align and weight a clip by what the list of clips says, where no reader was trained.
+
+    Args:
+        clip: The clip.
+        sync: Pearson's r of lips and audio at the best lag; NaN if unknown.
+        lips_late: By how many frames the lips are later than the audio.
+    """
+    if np.isnan(sync):
+        return clip
+    weight = clip.weight * float(np.clip(sync / 0.45, 0.05, 1.0))
+    return replace(clip, mel=_shifted(clip.mel, lips_late * MEL_PER_FRAME), weight=weight)
 
 
 def _shifted(mel: Tensor, steps: int) -> Tensor:

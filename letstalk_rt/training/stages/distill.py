@@ -30,9 +30,12 @@ from letstalk_rt.models.denoiser import Denoiser, PortraitState
 from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize_memory
 from letstalk_rt.models.sampler import timesteps
 from letstalk_rt.training.data.audio_features import augment_mel, mel_encoder
+from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.prefetch import Prefetch
 from letstalk_rt.training.data.tracks import Track
 from letstalk_rt.training.data.windows import Batch, FlowLossConfig, WindowSource
-from letstalk_rt.training.evaluation.rollout import evaluate_flow, score
+from letstalk_rt.training.evaluation.decoded import DecodedLips
+from letstalk_rt.training.evaluation.rollout import Sampling, evaluate_flow, save_sample, score
 from letstalk_rt.training.loop import LoopConfig, Run
 
 
@@ -299,6 +302,7 @@ def distill(
     *,
     batch_size: int = 32,
     loss: DistillLossConfig | None = None,
+    samples: list[Clip] | None = None,
 ) -> AvatarModel:
     """Distil a trained flow and return the model that was best on `validation`.
 
@@ -310,6 +314,7 @@ def distill(
         config: Schedule.
         batch_size: Windows per step, in each process.
         loss: Weights of the loss; None distils the preset's guidance.
+        samples: Clips whose sample videos are written at each evaluation.
 
     Raises:
         InputError: No clip is long enough for the roll-outs.
@@ -327,20 +332,30 @@ def distill(
     lengths = [shape.window * (1 + windows) for windows in range(1 + weights.rollout)]
     sources = [_source(tracks, frames, shape.memory) for frames in lengths]
 
-    def draw(step: int) -> tuple[Tensor, dict[str, float]]:
-        windows = int(torch.randint(weights.rollout + 1, (1,), generator=run.generator))
-        batch = sources[windows].draw(batch_size, run.generator)
-        batch = replace(batch, mel=augment_mel(batch.mel, run.generator))
+    sampling = Sampling(model.preset.steps, model.preset.guidance)
+    lips = DecodedLips(run.device) if model.autoencoder.landmarks is None else None
+
+    def draw(generator: torch.Generator) -> tuple[int, Batch]:
+        windows = int(torch.randint(weights.rollout + 1, (1,), generator=generator))
+        batch = sources[windows].draw(batch_size, generator)
+        return windows, replace(batch, mel=augment_mel(batch.mel, generator))
+
+    def train_step(step: int) -> tuple[Tensor, dict[str, float]]:
+        windows, batch = batches(step)
         return trainer.loss(model, batch.to(run.device), windows, run.noise)
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, DistillTrainer)
         candidate = _with_denoiser(model, averaged.denoiser)
-        figures = evaluate_flow(candidate, validation, model.preset.steps, model.preset.guidance)
+        figures = evaluate_flow(candidate, validation, sampling, lips)
+        for clip in samples or []:
+            place = folder / f"sample-{clip.name}-{step:06d}.mp4"
+            save_sample(candidate, clip, place, sampling)
         run.keep_if_best(score(figures))
         return figures
 
-    run.train(draw, evaluate)
+    with Prefetch(draw, config.steps) as batches:
+        run.train(train_step, evaluate)
     trainer.load_state_dict(torch.load(run.best, map_location="cpu", weights_only=True))
     return _with_denoiser(model, trainer.denoiser)
 

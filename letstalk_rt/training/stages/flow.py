@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.training.data.audio_features import augment_mel
 from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.prefetch import Prefetch
 from letstalk_rt.training.data.tracks import Track
-from letstalk_rt.training.data.windows import FlowLossConfig, WindowSource
-from letstalk_rt.training.evaluation.rollout import evaluate_flow, save_sample, score
+from letstalk_rt.training.data.windows import Batch, FlowLossConfig, WindowSource
+from letstalk_rt.training.evaluation.decoded import DecodedLips
+from letstalk_rt.training.evaluation.rollout import (
+    evaluate_flow,
+    flow_sampling,
+    save_sample,
+    score,
+)
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.flow_loss import FlowTrainer
 
@@ -34,6 +41,7 @@ def train_flow(
     batch_size: int = 48,
     samples: list[Clip] | None = None,
     initial_weights: dict[str, Tensor] | None = None,
+    start: Path | None = None,
     freeze_faces: bool = False,
 ) -> AvatarModel:
     """Train denoiser and audio encoder and return the model that was best on `validation`.
@@ -47,6 +55,7 @@ def train_flow(
         batch_size: Windows per step.
         samples: Clips whose sample videos are written at each evaluation.
         initial_weights: Weights of a trained denoiser to continue from.
+        start: Folder of a run of the same shapes to continue from with its average and optimiser.
         freeze_faces: Train only the background flow in the denoiser's last layer, so that what
             `initial_weights` generate of faces stays the same, and return the last model.
     """
@@ -62,23 +71,30 @@ def train_flow(
         model.denoiser.load_state_dict(initial_weights)
     model.to(config.device)
     run = Run(folder, trainer, config)
+    if start is not None:
+        run.start_from(start)
+    sampling = flow_sampling(model.preset)
+    lips = DecodedLips(run.device) if model.autoencoder.landmarks is None else None
+
+    def draw(generator: torch.Generator) -> Batch:
+        batch = source.draw(batch_size, generator)
+        return replace(batch, mel=augment_mel(batch.mel, generator))
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = source.draw(batch_size, run.generator)
-        batch = replace(batch, mel=augment_mel(batch.mel, run.generator))
-        return trainer.loss(model, batch.to(run.device), run.noise)
+        return trainer.loss(model, batches(step).to(run.device), run.noise)
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, FlowTrainer)
         candidate = with_parts(model, averaged)
-        preset = candidate.preset
-        figures = evaluate_flow(candidate, validation, preset.steps, preset.guidance)
+        figures = evaluate_flow(candidate, validation, sampling, lips)
         for clip in samples or []:
-            save_sample(candidate, clip, folder / f"sample-{clip.name}-{step:06d}.mp4")
+            place = folder / f"sample-{clip.name}-{step:06d}.mp4"
+            save_sample(candidate, clip, place, sampling)
         run.keep_if_best(score(figures))
         return figures
 
-    last = run.train(loss, evaluate).state_dict()
+    with Prefetch(draw, config.steps) as batches:
+        last = run.train(loss, evaluate).state_dict()
     best = last if freeze_faces else torch.load(run.best, map_location="cpu", weights_only=True)
     trainer.load_state_dict(best)
     return with_parts(model, trainer)

@@ -19,7 +19,11 @@ from letstalk_rt.errors import InputError
 from letstalk_rt.models.memory import regularize_memory
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.diffusion import Diffusion
+from letstalk_rt.training.data.paper_items import noisy_images
+from letstalk_rt.training.data.prefetch import Prefetch
 from letstalk_rt.training.loop import LoopConfig, Run
+
+__all__ = ["PUBLISHED_LOOP", "PaperBatch", "noisy_images", "paper_loss", "train_paper_model"]
 
 PUBLISHED_LOOP = LoopConfig(
     steps=300_000,
@@ -29,9 +33,10 @@ PUBLISHED_LOOP = LoopConfig(
     weight_decay=0.0,
     max_grad_norm=0.1,
     ema=0.9999,
+    betas=(0.9, 0.999),
 )
-"""Constant learning rate, no weight decay; gradients are clipped from the start instead of from
-step 20,000 on."""
+"""Constant learning rate, no weight decay, AdamW's usual betas as published (our stages have 0.9
+and 0.99); gradients are clipped from the start instead of from step 20,000 on."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,6 @@ class PaperBatch:
     def to(self, device: torch.device) -> "PaperBatch":
         """Return the batch on a device."""
         return PaperBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
-
-
-def noisy_images(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Add noise to portraits and memory frames `(B, ..., 3, H, W)` before they are encoded.
-
-    The deviation is drawn per item: the exponential of a normal of mean -3 and deviation 0.5.
-    """
-    log_sigma = torch.randn(len(images), generator=generator) * 0.5 - 3
-    sigma = log_sigma.exp().to(images).view(-1, *[1] * (images.ndim - 1))
-    return images + sigma * torch.randn(images.shape, generator=generator).to(images)
 
 
 def paper_loss(
@@ -135,9 +130,10 @@ def train_paper_model(
     diffusion, run = Diffusion(), Run(folder, model, config)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = draw(run.generator).to(run.device)
-        return paper_loss(model, diffusion, batch, run.generator, drop_speech=drop_speech)
+        batch = batches(step).to(run.device)
+        return paper_loss(model, diffusion, batch, run.noise, drop_speech=drop_speech)
 
-    averaged = run.train(loss)
+    with Prefetch(draw, config.steps) as batches:
+        averaged = run.train(loss)
     assert isinstance(averaged, PaperModel)
     return averaged

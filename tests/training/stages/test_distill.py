@@ -15,7 +15,7 @@ from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import Denoiser
 from letstalk_rt.models.sampler import sample_mean, timesteps
-from letstalk_rt.training.data.tracks import Track
+from letstalk_rt.training.data.tracks import Track, moments
 from letstalk_rt.training.data.windows import AUDIO_CONTEXT_FRAMES, Batch
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.distill import (
@@ -196,7 +196,8 @@ def tracks(count=2, frames=80):
         for name, value in values.items():
             object.__setattr__(clip, name, value)
         latents = torch.randn(2, frames, 24, 4, 4).cumsum(1) * 0.1
-        made.append(Track(clip, latents, torch.ones(frames, dtype=torch.bool)))
+        quiet = torch.ones(frames, dtype=torch.bool)
+        made.append(Track(clip, latents, quiet, moments(latents)))
     return made
 
 

@@ -1,0 +1,72 @@
+"""`letstalk render --preset faithful-s`: the published model, which is not live."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from letstalk_rt.errors import InputError
+from letstalk_rt.types import FPS, SAMPLE_RATE
+
+_PREFIX = "faithful-"
+
+
+def add_faithful_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only the presets `faithful-*` have."""
+    group = parser.add_argument_group("presets faithful-s, -b, -l, -xl (the published model)")
+    add = group.add_argument
+    add("--faithful-weights", type=Path, metavar="FILE", help="written by letstalk train faithful")
+    add("--autoencoder", metavar="PLACE", help="folder or hub id of DC-AE f32c32")
+    add("--wav2vec", metavar="PLACE", help="folder or hub id of wav2vec2-base")
+    add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="(%(default)s, as published)")
+    add("--guidance", type=float, default=1.0, help="weight of the speech (%(default)s)")
+
+
+def is_faithful(options: argparse.Namespace) -> bool:
+    """Return whether the options name a preset of the published model."""
+    return str(options.preset).startswith(_PREFIX)
+
+
+def render_faithful(
+    options: argparse.Namespace, samples: np.ndarray, rate: int, size: list[int]
+) -> Iterator[np.ndarray]:
+    """Yield the frames of a whole utterance; write width and height into `size`.
+
+    Raises:
+        InputError: An option is missing, or the audio is empty.
+    """
+    import soxr
+    from tqdm import tqdm
+
+    from letstalk_rt.inference.faithful import FaithfulRenderer, FaithfulSampling
+    from letstalk_rt.models.loading import load_face_finder
+    from letstalk_rt.portrait.compositor import Compositor
+    from letstalk_rt.portrait.library import AvatarLibrary
+
+    for name in ("faithful_weights", "autoencoder", "wav2vec"):
+        if getattr(options, name) is None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"preset {options.preset!r} needs {option}; see docs/paper.md")
+    renderer = FaithfulRenderer.load(
+        options.preset,
+        options.faithful_weights,
+        options.autoencoder,
+        options.wav2vec,
+        options.device,
+    )
+    library = AvatarLibrary()
+    finder = load_face_finder(crop_px=renderer.image_size)
+    portrait = library.prepare(library.find(options.portrait), finder, size=options.size)
+    height, width = portrait.canvas.shape[:2]
+    size += [width, height]
+    mono = samples if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
+    pcm = soxr.resample(mono.astype(np.float32), rate, SAMPLE_RATE)
+    sampling = FaithfulSampling(
+        options.steps, options.sampler == "ddim", options.guidance, options.seed
+    )
+    compositor = Compositor(portrait)
+    total = -(-len(pcm) * FPS // SAMPLE_RATE)
+    rendered = renderer.render(portrait.crop, pcm, sampling)
+    for face in tqdm(rendered, total=total, unit="frame", disable=None, leave=False):
+        yield compositor.compose(face[None])[0]

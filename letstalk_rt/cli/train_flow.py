@@ -1,0 +1,194 @@
+"""The stages `flow` and `distill` of `letstalk train`: from latents to a denoiser."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from letstalk_rt.cli.export import averaged, chosen_preset, existing, part_of
+from letstalk_rt.errors import InputError
+from letstalk_rt.inference.devices import choose_device
+from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
+from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.presets import DCAutoencoderConfig
+from letstalk_rt.training.data.audio_features import mel_encoder
+from letstalk_rt.training.data.dataset import Clip, clip_rows, has_audio, read_clip, source_of
+from letstalk_rt.training.data.tracks import Track, fit_scales, stored_tracks
+from letstalk_rt.training.distributed import barrier, is_main_process
+from letstalk_rt.training.evaluation.decoded import HeardGap
+from letstalk_rt.training.loop import LoopConfig
+from letstalk_rt.training.stages.audio_encoder import (
+    MouthReader,
+    calibrate,
+    clean_clip,
+    held_out_sources,
+    listed_clip,
+)
+from letstalk_rt.training.stages.distill import distill
+from letstalk_rt.training.stages.flow import train_flow
+
+SCALES = ("latent_mean", "latent_scale", "motion_scale")
+
+_SAMPLES = 4
+"""Clips of which sample videos are written."""
+
+
+def run_flow(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
+    """Train the denoiser."""
+    if args.surroundings and not args.start:
+        raise InputError(
+            "--surroundings continues the training of a denoiser: name its run with --start"
+        )
+    torch.manual_seed(args.seed)
+    model = AvatarModel(chosen_preset(args))
+    if isinstance(model.preset.autoencoder, DCAutoencoderConfig):
+        model.autoencoder = paper_autoencoder(args, model.autoencoder.image_size)
+    else:
+        model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
+    reader = _reader(args, model)
+    tracks, validation = _tracks(args, model, reader)
+    audio = mel_encoder(model)
+    if reader is not None:
+        calibrate(reader, [track.audio_clip for track in validation])
+        audio.load_state_dict(reader.audio.state_dict())
+    whole = None  # a run of the same parts goes on with its average and optimiser
+    if args.start and audio.mouth is not None:  # the projection that its denoiser was trained with
+        show = part_of(averaged(args.start), "audio.mouth.show")
+        audio.mouth.show.load_state_dict(show)
+    elif not args.surroundings:
+        whole = args.start
+    best = train_flow(
+        model,
+        tracks,
+        validation,
+        args.runs / "flow",
+        loop,
+        batch_size=batch,
+        samples=_samples(args, model, validation),
+        initial_weights=part_of(averaged(args.start), "denoiser") if args.start else None,
+        start=whole,
+        freeze_faces=args.surroundings,
+    )
+    _save(best, args.runs / "flow")
+
+
+def run_distill(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
+    """Distil the trained flow."""
+    model = AvatarModel(chosen_preset(args))
+    path = existing(args.runs / "flow" / "model.pt")
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    tracks, validation = _tracks(args, model, _reader(args, model))
+    samples = _samples(args, model, validation) if model.face is None else []
+    best = distill(
+        model, tracks, validation, args.runs / "distill", loop, batch_size=batch, samples=samples
+    )
+    _save(best, args.runs / "distill")
+
+
+def paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:
+    """Load the autoencoder that `--autoencoder` names.
+
+    Raises:
+        InputError: The option is missing.
+    """
+    if args.autoencoder is None:
+        raise InputError(
+            f"preset {args.preset!r} needs the paper's autoencoder: set --autoencoder to a folder, "
+            "or a hub id such as mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"
+        )
+    return DCAutoencoder.load(args.autoencoder, image_size)
+
+
+def _tracks(
+    args: argparse.Namespace, model: AvatarModel, reader: MouthReader | None
+) -> tuple[list[Track], list[Track]]:
+    """Return encoded clips for training and for validation; set the scales of the model."""
+    rows = [r for r in clip_rows(args.data, "train") if has_audio(args.data, r)]
+    if not rows:
+        raise InputError("the data folder has no clips with audio to train on")
+    folder = args.runs / "flow"
+    folder.mkdir(parents=True, exist_ok=True)
+    autoencoder = model.autoencoder.requires_grad_(False).eval()
+    autoencoder.to(choose_device(args.device))
+    autoencoder.to(memory_format=torch.channels_last)
+    everything = stored_tracks(
+        autoencoder,
+        args.data,
+        rows,
+        folder / "latents",
+        model.audio.lookahead_frames,
+        gap=HeardGap() if autoencoder.landmarks is None else None,
+    )
+    _set_scales(model, everything, folder, args.start if args.stage == "flow" else None)
+    held_out = held_out_sources({source_of(row) for row in rows})
+    tracks, validation = [], []
+    for row, track in zip(rows, everything, strict=True):
+        if reader is not None:
+            track = replace(track, audio_clip=clean_clip(reader, track.audio_clip))
+        else:
+            sync, lag = float(str(row.get("sync_s", "nan"))), int(str(row.get("sync_lag", 1)))
+            track = replace(track, audio_clip=listed_clip(track.audio_clip, sync, lag - 1))
+        if source_of(row) not in held_out:
+            tracks.append(track)
+        elif track.audio_clip.weight > 0.2:
+            validation.append(track)
+    if not tracks or not validation:
+        raise InputError(
+            f"{len(tracks)} clips to train on and {len(validation)} to validate with are too few: "
+            "clips of at least two people are needed"
+        )
+    return tracks, validation
+
+
+def _set_scales(model: AvatarModel, tracks: list[Track], folder: Path, start: Path | None) -> None:
+    """Set the scales: those of this run, of the run to start from, or fitted to the clips.
+
+    They are fitted once and kept, so that a run goes on with them when clips are added.
+    """
+    path = folder / "scales.pt"
+    for place in (path, *([start / "scales.pt"] if start else [])):
+        if place.exists():
+            stored = torch.load(place, map_location="cpu", weights_only=True)
+            model.load_state_dict(stored, strict=False)
+            break
+    else:
+        fit_scales(model, tracks)
+    barrier()
+    if is_main_process() and not path.exists():
+        state = model.state_dict()
+        kept = {k: v for k, v in state.items() if k in SCALES or k.startswith("head.")}
+        torch.save(kept, path)
+    barrier()
+
+
+def _samples(args: argparse.Namespace, model: AvatarModel, validation: list[Track]) -> list[Clip]:
+    """Return some clips of the validation people with their frames."""
+    rows = {str(row["name"]): row for row in clip_rows(args.data, "train")}
+    names = [track.audio_clip.name for track in validation][:: max(1, len(validation) // _SAMPLES)]
+    size = model.autoencoder.image_size
+    return [read_clip(args.data, rows[name], size) for name in names[:_SAMPLES]]
+
+
+def _reader(args: argparse.Namespace, model: AvatarModel) -> MouthReader | None:
+    """Return the result of the stage `audio`.
+
+    An encoder with a bottleneck needs it. Another one is trained with the denoiser and may begin
+    from random weights: then the list of clips tells which audio fits its lips.
+    """
+    shape = model.preset.audio
+    path = args.runs / "audio" / "best.pt"
+    if not isinstance(shape, AudioEncoderConfig):
+        return None
+    if shape.mouth_values == 0 and not path.exists():
+        return None
+    reader = MouthReader(shape)
+    state = torch.load(existing(path), map_location="cpu", weights_only=True)
+    reader.load_state_dict(state)
+    return reader
+
+
+def _save(model: AvatarModel, folder: Path) -> None:
+    if is_main_process():
+        torch.save(model.state_dict(), folder / "model.pt")

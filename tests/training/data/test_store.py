@@ -1,0 +1,138 @@
+"""Latents on disk: encoded once and in parts, by whoever comes, and read where they lie."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from letstalk_rt.errors import InputError
+from letstalk_rt.training.data import store as store_module
+from letstalk_rt.training.data.prefetch import Prefetch
+from letstalk_rt.training.data.store import Store, fingerprint
+
+IDENTITY = {"autoencoder": "abc", "dtype": "bfloat16"}
+NAMES = [f"clip{i}" for i in range(7)]
+
+
+def arrays(name):
+    seed = NAMES.index(name)
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "latents": torch.randn(2, 3 + seed, 4, 2, 2, generator=generator).bfloat16(),
+        "quiet": torch.arange(3 + seed) % 2 == 0,
+        "moments": torch.full((4, 2), seed, dtype=torch.float64),
+        "weight": torch.tensor(0.5),
+    }
+
+
+def make_store(folder, **identity):
+    return Store(folder, IDENTITY | identity, clips_per_shard=2)
+
+
+def assert_complete(folder):
+    found = make_store(folder).arrays()
+    assert sorted(found) == NAMES
+    for name in NAMES:
+        for key, value in arrays(name).items():
+            assert found[name][key].dtype == value.dtype
+            assert torch.equal(found[name][key], value), (name, key)
+
+
+def test_what_is_stored_comes_back_from_the_disk(tmp_path):
+    make_store(tmp_path).encode(NAMES, arrays)
+    assert_complete(tmp_path)
+    latents = make_store(tmp_path).arrays()["clip0"]["latents"]
+    path = next(tmp_path.glob("shard-00000.bin"))
+    place = json.loads(path.with_suffix(".json").read_text())["clip0"]["latents"]["offset"]
+    bits = np.frombuffer(path.read_bytes(), np.int16, latents.numel(), place)
+    assert np.array_equal(latents.view(torch.int16).numpy().ravel(), bits)
+
+
+def test_a_stopped_encoding_goes_on_with_what_is_missing(tmp_path):
+    seen = []
+
+    def breaking(name):
+        if name == "clip4":
+            raise KeyboardInterrupt
+        seen.append(name)
+        return arrays(name)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_store(tmp_path).encode(NAMES, breaking)
+    assert seen == NAMES[:4]
+    again = []
+    make_store(tmp_path).encode(NAMES, lambda name: again.append(name) or arrays(name))
+    assert again == NAMES[4:]
+    assert_complete(tmp_path)
+
+
+def test_processes_share_the_work_and_wait_for_each_other(tmp_path, monkeypatch):
+    place, meet = threading.local(), threading.Barrier(2)
+    monkeypatch.setattr(store_module, "world_size", lambda: 2)
+    monkeypatch.setattr(store_module, "rank", lambda: place.rank)
+    monkeypatch.setattr(store_module, "is_main_process", lambda: place.rank == 0)
+    monkeypatch.setattr(store_module, "barrier", meet.wait)
+    seen = {0: [], 1: []}
+
+    def work(rank):
+        place.rank = rank
+        make_store(tmp_path).encode(NAMES, lambda name: seen[rank].append(name) or arrays(name))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == {0: ["clip0", "clip1", "clip4", "clip5"], 1: ["clip2", "clip3", "clip6"]}
+    assert_complete(tmp_path)
+
+
+def test_later_clips_get_shards_of_their_own(tmp_path):
+    make_store(tmp_path).encode(NAMES[:3], arrays)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.bin")}
+    make_store(tmp_path).encode(NAMES, arrays)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert_complete(tmp_path)
+
+
+def test_latents_of_another_autoencoder_are_refused(tmp_path):
+    make_store(tmp_path).encode(NAMES[:1], arrays)
+    with pytest.raises(InputError, match="made with another autoencoder; delete"):
+        make_store(tmp_path, autoencoder="xyz").encode(NAMES[:1], arrays)
+
+
+def test_a_fingerprint_tells_weights_apart():
+    torch.manual_seed(0)
+    a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert fingerprint(a) != fingerprint(b)
+    b.load_state_dict(a.state_dict())
+    assert fingerprint(a) == fingerprint(b)
+
+
+class TestPrefetch:
+    def test_batches_are_those_of_their_steps_whatever_is_drawn_ahead(self):
+        def draw(generator):
+            return torch.rand(3, generator=generator)
+
+        with Prefetch(draw, 6, depth=4) as ahead, Prefetch(draw, 6, depth=0) as plain:
+            whole = [ahead(step) for step in range(6)]
+            assert all(torch.equal(plain(step), whole[step]) for step in range(6))
+        with Prefetch(draw, 6) as resumed:
+            assert torch.equal(resumed(4), whole[4])
+        assert not torch.equal(whole[0], whole[1])
+
+    def test_nothing_is_drawn_beyond_the_last_step(self):
+        drawn = []
+        with Prefetch(lambda generator: drawn.append(1), 2, depth=5) as batches:
+            batches(0)
+            batches(1)
+        assert len(drawn) == 2
+
+    def test_an_error_is_raised_at_its_step(self):
+        def draw(generator):
+            raise InputError("no clips")
+
+        with Prefetch(draw, 3) as batches, pytest.raises(InputError, match="no clips"):
+            batches(0)

@@ -1,0 +1,109 @@
+"""A toy of the presets `b` and `l` goes from clips to a model without phones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.small_model import PRESET
+
+from letstalk_rt.cli.train import main as train
+from letstalk_rt.errors import InputError
+from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
+from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig
+from letstalk_rt.training.evaluation import rollout
+from letstalk_rt.training.loop import Run
+
+pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+
+SMALL = {"widths": (32,) * 6, "encoder_layers": (1,) * 6, "decoder_layers": (1,) * 6}
+TOY = replace(
+    PRESET,
+    name="toy",
+    autoencoder=DCAutoencoderConfig(64),
+    audio=AudioEncoderConfig(width=16, token_width=8, dilations=(1, 2), dropout=0.0),
+    denoiser=replace(
+        PRESET.denoiser,
+        channels=32,
+        side=2,
+        second_time=True,
+        guidance_input=True,
+        dropout=0.1,
+    ),
+    guidance=2.0,
+)
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The options of a toy whose autoencoder is a folder in diffusers' format."""
+    torch.manual_seed(0)
+    make = DCAutoencoder.random
+    make(64, **SMALL).inner.save_pretrained(tmp_path / "dc")
+    monkeypatch.setattr(DCAutoencoder, "random", lambda size=512: make(size, **SMALL))
+    monkeypatch.setitem(PRESETS, "toy", TOY)
+    monkeypatch.setattr(rollout, "EVALUATION_FRAMES", 8)
+    return ["--preset", "toy", "--threads", "1", "--device", "cpu", "--autoencoder",
+            str(tmp_path / "dc"), "--batch", "2"]  # fmt: skip
+
+
+def run_flow(root, cache, runs, toy, steps="4", *more):
+    train(["flow", "--data", str(root), "--cache", str(cache), "--runs", str(runs), *toy,
+           "--steps", steps, *more])  # fmt: skip
+    return torch.load(runs / "flow" / "model.pt", weights_only=True)
+
+
+def test_a_killed_flow_ends_as_one_that_was_not_killed(root, cache, tmp_path, toy, monkeypatch):
+    whole = run_flow(root, cache, tmp_path / "whole", toy)
+    save, saved = Run.save, []
+
+    def killed(run):
+        save(run)
+        saved.append(run.step)
+        if run.step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", killed)
+        patch.setattr(
+            "letstalk_rt.training.loop.time.monotonic", iter(range(0, 10**6, 500)).__next__
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run_flow(root, cache, tmp_path / "parts", toy)
+    assert saved[-1] == 2
+    again = run_flow(root, cache, tmp_path / "parts", toy)
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
+    # Samples are written for this preset, too, and no stage before was needed.
+    assert list((tmp_path / "parts" / "flow").glob("sample-*.mp4"))
+    assert not (tmp_path / "parts" / "audio").exists()
+    assert whole["latent_scale"].std() > 0
+
+
+def test_a_run_started_from_another_keeps_its_scales_average_and_optimiser(
+    root, cache, tmp_path, toy
+):
+    run_flow(root, cache, tmp_path / "first", toy, "2")
+    first = torch.load(tmp_path / "first" / "flow" / "last.pt", weights_only=True)
+    scales = torch.load(tmp_path / "first" / "flow" / "scales.pt", weights_only=True)
+    scales["motion_scale"] *= 2  # as if they were of other clips
+    torch.save(scales, tmp_path / "first" / "flow" / "scales.pt")
+    second = run_flow(root, cache, tmp_path / "second", toy, "1", "--rate", "1e-12",
+                      "--start", str(tmp_path / "first" / "flow"))  # fmt: skip
+    assert torch.equal(second["motion_scale"], scales["motion_scale"])
+    state = torch.load(tmp_path / "second" / "flow" / "last.pt", weights_only=True)
+    steps = [int(s["step"]) for s in state["optimizer"]["state"].values()]
+    assert set(steps) == {3}  # two of the first run and its own
+    name = "denoiser.head.weight"
+    torch.testing.assert_close(state["model"][name], first["model"][name], atol=1e-6, rtol=0)
+
+
+def test_clips_smaller_than_the_model_are_refused(root, cache, tmp_path, toy, monkeypatch):
+    large = replace(
+        TOY,
+        autoencoder=DCAutoencoderConfig(512),
+        denoiser=replace(TOY.denoiser, side=16),
+    )
+    monkeypatch.setitem(PRESETS, "toy", large)
+    with pytest.raises(InputError, match=r"256x256 px, expected 512x512.*--size 512"):
+        run_flow(root, cache, tmp_path / "runs", toy)
