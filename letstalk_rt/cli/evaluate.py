@@ -23,6 +23,7 @@ from letstalk_rt.training.evaluation.clips import (
     EvaluationResult,
     evaluate_clips,
 )
+from letstalk_rt.training.evaluation.dubbing import evaluate_dubbing
 from letstalk_rt.training.evaluation.identity import Identity
 from letstalk_rt.training.evaluation.image_quality import evaluate_ssim
 from letstalk_rt.training.evaluation.long_run import (
@@ -132,6 +133,10 @@ def main(argv: list[str] | None = None) -> int:
     clips = spread(load_clips(args.data, args.cache, "eval"), args.clips)
     if not clips:
         raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
+    if args.dub:
+        figures = evaluate_dubbing(pipeline, landmarker, clips)
+        _write(EvaluationResult(figures=dict(figures)), args)
+        return 0
     stills = still_portraits(pipeline, args.data, args.stills)
     result = evaluate(pipeline, models, clips, stills, long_s=args.long_s)
     _write(result, args)
@@ -179,6 +184,11 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=600,
         help="length of the long run in seconds; 0 skips it (%(default)s)",
+    )
+    add(
+        "--dub",
+        action="store_true",
+        help="measure dubbing alone: filmed clips with their own sound and with another's",
     )
     add("--sync", type=Path, default=Path("runs/sync/best.pt"),
         help="network of the sync score, from `letstalk train sync` (%(default)s)")  # fmt: skip

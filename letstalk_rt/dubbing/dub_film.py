@@ -126,8 +126,7 @@ def dub_film(
         sound = SoundFeed(speech.chunks(), rate, writer)
         end_s = 0.0
         for frame, patch in dubber.dub(timed, lips):
-            _apply(frame, patch, film, badge=options.badge)
-            writer.write(frame.planes, frame.time)
+            writer.write(_changed(frame, patch, film, badge=options.badge), frame.time)
             end_s = float(frame.time * facts.time_base + 1 / facts.rate)
             sound.until(end_s)
             count, changed = count + 1, changed + (patch is not None)
@@ -140,19 +139,22 @@ def dub_film(
     return DubResult(count, changed, end_s, facts.width, facts.height)
 
 
-def _apply(frame: FilmFrame, patch: Patch | None, film: Film, *, badge: bool) -> None:
-    """Put a patch, and the badge, into the planes of a frame, in place."""
+def _changed(
+    frame: FilmFrame, patch: Patch | None, film: Film, *, badge: bool
+) -> tuple[np.ndarray, ...]:
+    """Return the planes of a frame with a patch and the badge; the frame may be shown again."""
     rgb, tags = frame.rgb, film.facts.tags
+    planes = tuple(plane.copy() for plane in frame.planes)
+    shown = rgb
     if patch is not None:
         before = rgb[patch.rows, patch.columns]
-        put(frame.planes, patch.rows, patch.columns, before, patch.rgb, tags)
+        put(planes, patch.rows, patch.columns, before, patch.rgb, tags)
+        shown = rgb.copy()
+        shown[patch.rows, patch.columns] = patch.rgb
     if badge:
-        shown = rgb
-        if patch is not None:
-            shown = rgb.copy()
-            shown[patch.rows, patch.columns] = patch.rgb
         rows, columns = badge_place(*rgb.shape[:2])
         rows = slice(rows.start // 2 * 2, rows.stop)
         columns = slice(columns.start // 2 * 2, columns.stop)
         after = with_badge(shown)[rows, columns]
-        put(frame.planes, rows, columns, shown[rows, columns], after, tags)
+        put(planes, rows, columns, shown[rows, columns], after, tags)
+    return planes

@@ -9,6 +9,9 @@ from letstalk_rt.models.geometry.landmarks import LIPS, OVAL, landmark_indices
 FEATHER_PX = 13.0
 """Width of the soft edge, in pixels of a crop."""
 
+_NOSE_PX = 9.0
+"""How far the mask extends above the base of the nose, so that it covers a raised upper lip."""
+
 _CHIN_PX = 20.0
 """How far the mask extends below the chin, its soft edge included."""
 
@@ -37,7 +40,7 @@ def mouth_mask(*faces: np.ndarray) -> np.ndarray:
     """
     corners = []
     for points in faces:
-        top = float(points[_NOSE, 1].mean())
+        top = float(points[_NOSE, 1].mean()) - _NOSE_PX
         side = points[_LOWER_OVAL].astype(np.float64)
         centre = float(side[:, 0].mean())
         below = np.clip((side[:, 1] - top) / max(np.ptp(side[:, 1]), 1.0), 0, 1)

@@ -4,6 +4,7 @@ A reference shows the mouth closed or nearly so, sharply. Of several the one who
 most like the frame's is used.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ NEW_POSE = 0.5
 
 _POSE_UNIT = 0.05
 _STAY = 0.25  # the present reference is kept unless another is better by this
-_GAP_COST, _BLUR_COST, _SHARP = 4.0, 0.3, 12.0
+_GAP_COST, _BLUR_COST, _SHARP = 4.0, 0.8, 10.0
 _OUTLINE = landmark_indices(OVAL)
 
 
@@ -105,7 +106,7 @@ def mouth_gap(points: Tensor) -> float:
 def reference_cost(points: Tensor, sharpness: float) -> float:
     """Return how little a frame suits as a reference: an open mouth, or blur."""
     gap = mouth_gap(points)
-    return _GAP_COST * max(0.0, gap - 0.02) - _BLUR_COST * min(1.0, sharpness / _SHARP)
+    return _GAP_COST * max(0.0, gap - 0.02) + _BLUR_COST * math.log(_SHARP / max(sharpness, 0.1))
 
 
 def shown_share(yaw: float | None) -> float:
