@@ -23,7 +23,7 @@ from letstalk_rt.training.evaluation.clips import (
     EvaluationResult,
     evaluate_clips,
 )
-from letstalk_rt.training.evaluation.dubbing import evaluate_dubbing
+from letstalk_rt.training.evaluation.dubbing import DUBBED_FRAMES, evaluate_dubbing
 from letstalk_rt.training.evaluation.identity import Identity
 from letstalk_rt.training.evaluation.image_quality import evaluate_ssim
 from letstalk_rt.training.evaluation.long_run import (
@@ -112,7 +112,7 @@ def json_line(figures: dict[str, float | int | str | None]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the evaluation and print its figures."""
     args = _parser().parse_args(argv)
-    for name in ("clips", "stills", "long_s"):
+    for name in ("clips", "stills", "long_s", "dub_frames"):
         if (value := getattr(args, name)) is not None and value < 0:
             raise ConfigError(f"--{name.replace('_', '-')} must not be negative, got {value}")
     if 0 < args.long_s < SLICE_S:
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     if not clips:
         raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
     if args.dub:
-        figures = evaluate_dubbing(pipeline, landmarker, clips)
+        figures = evaluate_dubbing(pipeline, landmarker, clips, args.dub_frames, _note_clip)
         _write(EvaluationResult(figures=dict(figures)), args)
         return 0
     stills = still_portraits(pipeline, args.data, args.stills)
@@ -148,6 +148,11 @@ def spread(clips: list[Clip], count: int | None) -> list[Clip]:
     if count is None or count >= len(clips):
         return clips
     return [clips[i] for i in np.linspace(0, len(clips) - 1, count).round().astype(int)]
+
+
+def _note_clip(name: str, row: dict[str, float]) -> None:
+    """Write the figures of one clip to stderr."""
+    print(name, json_line(dict(row)), file=sys.stderr, flush=True)
 
 
 def _write(result: EvaluationResult, args: argparse.Namespace) -> None:
@@ -189,6 +194,12 @@ def _parser() -> argparse.ArgumentParser:
         "--dub",
         action="store_true",
         help="measure dubbing alone: filmed clips with their own sound and with another's",
+    )
+    add(
+        "--dub-frames",
+        type=int,
+        default=DUBBED_FRAMES,
+        help="with --dub: frames of each clip (%(default)s)",
     )
     add("--sync", type=Path, default=Path("runs/sync/best.pt"),
         help="network of the sync score, from `letstalk train sync` (%(default)s)")  # fmt: skip

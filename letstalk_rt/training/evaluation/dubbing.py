@@ -4,7 +4,7 @@ With its own sound a clip should come out as it was; with another clip's sound i
 like that clip's and no longer like its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -22,7 +22,7 @@ from letstalk_rt.training.evaluation.reconstruction import mouth_box
 from letstalk_rt.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 DUBBED_FRAMES = 125
-"""Of a longer clip only so many frames are dubbed."""
+"""By default, only so many frames of a longer clip are dubbed."""
 
 _BAND = (0.02, 0.98)
 """The seam is where the mask lies between these."""
@@ -48,10 +48,12 @@ class Dubbed:
     passed: int
 
 
-def dub_clip(pipeline: AvatarPipeline, clip: Clip, pcm: np.ndarray) -> Dubbed:
-    """Dub the first frames of a clip with `pcm`, `(n,)` at 16 kHz."""
+def dub_clip(
+    pipeline: AvatarPipeline, clip: Clip, pcm: np.ndarray, most: int = DUBBED_FRAMES
+) -> Dubbed:
+    """Dub the first frames of a clip, at most so many, with `pcm`, `(n,)` at 16 kHz."""
     model = pipeline.model
-    count = min(clip.num_frames, len(pcm) // SAMPLES_PER_FRAME, DUBBED_FRAMES)
+    count = min(clip.num_frames, len(pcm) // SAMPLES_PER_FRAME, most)
     before = np.stack([np.asarray(clip.frames[i]) for i in range(count)])
     dubber = Dubber(model, pipeline.finder, pipeline.dtype)  # reports a model without lip reader
     assert model.lips is not None and model.lip_motion is not None
@@ -68,22 +70,35 @@ def dub_clip(pipeline: AvatarPipeline, clip: Clip, pcm: np.ndarray) -> Dubbed:
 
 
 def evaluate_dubbing(
-    pipeline: AvatarPipeline, landmarker: Landmarks, clips: Sequence[Clip]
+    pipeline: AvatarPipeline,
+    landmarker: Landmarks,
+    clips: Sequence[Clip],
+    most: int = DUBBED_FRAMES,
+    on_clip: Callable[[str, dict[str, float]], object] = lambda name, row: None,
 ) -> dict[str, float]:
-    """Return the figures of dubbing: medians over filmed clips with sound."""
+    """Return the figures of dubbing: medians over filmed clips with sound.
+
+    Args:
+        pipeline: the model.
+        landmarker: finds landmarks in frames.
+        clips: the clips.
+        most: of each clip, at most so many frames are dubbed.
+        on_clip: called with the name and the figures of each clip.
+    """
     filmed = [clip for clip in clips if clip.kind == "real" and clip.has_audio]
     rows: list[dict[str, float]] = []
     for index, clip in enumerate(filmed):
         other = filmed[(index + 1) % len(filmed)]
-        own = dub_clip(pipeline, clip, clip.pcm)
+        own = dub_clip(pipeline, clip, clip.pcm, most)
         row = quality(own, clip.landmarks[: len(own.before)]) | seams(own)
         row["dub_own_r"] = _agreement(landmarker, own.after, _opening(clip))
         if other is not clip:
-            new = dub_clip(pipeline, clip, other.pcm)
+            new = dub_clip(pipeline, clip, other.pcm, most)
             row["dub_r_new"] = _agreement(landmarker, new.after, _opening(other))
             row["dub_r_old"] = _agreement(landmarker, new.after, _opening(clip))
             row |= {f"{name}_other": value for name, value in seams(new).items()}
         rows.append(row)
+        on_clip(clip.name, row)
     names = sorted({name for row in rows for name in row})
     figures = {
         name: float(np.nanmedian([row[name] for row in rows if name in row])) for name in names
