@@ -131,8 +131,9 @@ def quality(dubbed: Dubbed, landmarks: np.ndarray) -> dict[str, float]:
             float(found[max(top - 5, 0) : bottom - 5, max(left - 5, 0) : right - 5].mean())
         )
     outside = (dubbed.masks == 0) & (dubbed.before != dubbed.after).any(-1)
+    error = max(float(np.mean(errors)), 1e-6)
     return {
-        "dub_psnr_mouth": float(10 * np.log10(255**2 / max(np.mean(errors), 1e-6))),
+        "dub_psnr_mouth": float(10 * np.log10(255**2 / error)),
         "dub_ssim_mouth": float(np.mean(similar)),
         "dub_outside_changed": float(outside.sum()),
         "dub_passed": dubbed.passed / len(dubbed.before),
