@@ -1,0 +1,117 @@
+"""The published model end to end on a toy: clips, training, a weights file, a video."""
+
+import av
+import numpy as np
+import pytest
+import torch
+from support.data_folder import write_flac
+from support.small_model import make_speech, stir
+from support.small_paper_model import make_preset
+
+from letstalk_rt.avatars import list_avatars
+from letstalk_rt.cli.main import main as letstalk
+from letstalk_rt.cli.train import main as train
+from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
+from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream
+from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
+from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.paper.presets import PAPER_PRESETS, PaperPreset
+
+transformers = pytest.importorskip("transformers", reason="the extra `paper` is not installed")
+pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+
+LAYERS, WIDTH = 2, 16
+SMALL = {"widths": (32,) * 6, "encoder_layers": (1,) * 6, "decoder_layers": (1,) * 6}
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Random networks of the two kinds, as folders in their libraries' formats."""
+    folder = tmp_path_factory.mktemp("networks")
+    torch.manual_seed(0)
+    DCAutoencoder.random(64, **SMALL).inner.save_pretrained(folder / "dc")
+    shape = transformers.Wav2Vec2Config(
+        num_hidden_layers=LAYERS,
+        hidden_size=WIDTH,
+        num_attention_heads=2,
+        intermediate_size=24,
+        conv_dim=(16,) * 7,
+    )
+    model = transformers.Wav2Vec2Model(shape).eval()
+    stir(model)
+    model.save_pretrained(folder / "w2v")
+    return folder
+
+
+@pytest.fixture
+def preset(monkeypatch):
+    plain = make_preset(channels=32, side=2)
+    projector = AudioProjectorConfig(
+        reach=2, layers=LAYERS, feature_width=WIDTH, hidden=16, tokens=3, token_width=16
+    )
+    monkeypatch.setitem(
+        PAPER_PRESETS, "toy", PaperPreset("toy", plain.denoiser, projector, steps=3)
+    )
+    return "faithful-toy"
+
+
+def options(networks):
+    return ["--autoencoder", str(networks / "dc"), "--wav2vec", str(networks / "w2v"),
+            "--device", "cpu", "--threads", "1"]  # fmt: skip
+
+
+def test_clips_become_a_weights_file_and_that_a_video(root, networks, preset, tmp_path):
+    common = ["faithful", "--data", str(root), "--runs", str(tmp_path), "--preset", preset]
+    train([*common, *options(networks), "--steps", "2", "--batch", "2"])
+    weights = tmp_path / "faithful" / "model.safetensors"
+    assert weights.exists()
+    before = torch.load(tmp_path / "faithful" / "last.pt", weights_only=True)
+    train([*common, *options(networks), "--steps", "3", "--batch", "2"])  # it resumes
+    after = torch.load(tmp_path / "faithful" / "last.pt", weights_only=True)
+    assert (before["step"], after["step"]) == (2, 3)
+    assert after["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
+
+    write_flac(tmp_path / "speech.flac", make_speech(0.4))
+    for sampler in ("ddpm", "ddim"):
+        output = tmp_path / f"{sampler}.mp4"
+        words = ["render", str(list_avatars()["mira"]), str(tmp_path / "speech.flac")]
+        words += ["-o", str(output), "--preset", preset, "--sampler", sampler, "--size", "256"]
+        words += ["--faithful-weights", str(weights), *options(networks)]
+        status = letstalk(words)
+        assert status == 0
+        with av.open(str(output)) as container:
+            frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        assert len(frames) == 10 and max(frames[0].shape) == 256
+        assert any(not np.array_equal(frame, frames[0]) for frame in frames)
+
+
+def test_whole_utterances_are_heard_as_transformers_hears_them(networks):
+    """Hidden states of all layers against transformers' own, run as published."""
+    model = transformers.Wav2Vec2Model.from_pretrained(networks / "w2v").eval()
+    pcm = torch.from_numpy(make_speech(1.2))[None]
+    made = WholeWav2Vec2(Wav2Vec2Stream.load(networks / "w2v"))(pcm)
+    frames = pcm.shape[1] // 640
+    with torch.no_grad():
+        unit = (pcm - pcm.mean()) / torch.sqrt(pcm.var(unbiased=False) + 1e-7)
+        features = torch.nn.functional.interpolate(
+            model.feature_extractor(unit), size=frames, mode="linear", align_corners=True
+        )
+        states = []
+        hooks = [
+            layer.register_forward_hook(lambda m, i, o: states.append(o))
+            for layer in model.encoder.layers
+        ]
+        model.encoder(model.feature_projection(features.transpose(1, 2))[0])
+        for hook in hooks:
+            hook.remove()
+    assert made.shape == (1, frames, LAYERS, WIDTH)
+    torch.testing.assert_close(made, torch.stack(states, 2), atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_missing_is_named(root, networks, preset, tmp_path):
+    common = ["faithful", "--data", str(root), "--runs", str(tmp_path), "--threads", "1"]
+    with pytest.raises(ConfigError, match="choose --preset faithful-s"):
+        train([*common, "--preset", "b"])
+    with pytest.raises(InputError, match="set --wav2vec"):
+        train([*common, "--preset", preset, "--autoencoder", str(networks / "dc")])
