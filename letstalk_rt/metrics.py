@@ -68,6 +68,9 @@ class Metrics:
         skipped: quiet samples left out to catch up after a stall.
         overflows: how often the source lost audio; see `sources.feed`.
         recoveries: how often the model failed and the session went on with a fresh state.
+        quality_level: the present quality level; 0 is full quality.
+        quality_changes: how often it has changed.
+        reduced: frames handed out below full quality.
         media_s: playing time of all windows.
         model_s: computing time of all windows.
         keep: how many of the latest durations are kept per stage.
@@ -85,6 +88,9 @@ class Metrics:
     skipped: int = 0
     overflows: int = 0
     recoveries: int = 0
+    quality_level: int = 0
+    quality_changes: int = 0
+    reduced: int = 0
     media_s: float = 0.0
     model_s: float = 0.0
     _stages_ms: dict[str, deque[float]] = field(default_factory=dict)
@@ -130,7 +136,7 @@ class Metrics:
         """Return all counters by name."""
         names = (
             "frames", "steps", "missed", "stalls", "repeats", "drops", "filled", "corrected",
-            "skipped", "overflows", "recoveries",
+            "skipped", "overflows", "recoveries", "quality_level", "quality_changes", "reduced",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

@@ -162,6 +162,8 @@ class AVFrame:
         voiced: whether voice activity was detected in its audio; without detection, whether it
             holds pushed speech.
         sample_rate: of `pcm`, in Hz; 16000 unless the session has another `output_sample_rate`.
+        repeated: whether `rgb` is the image of the frame before, because the session generates
+            fewer than 25 images per second now; see `Quality.fps`.
     """
 
     rgb: np.ndarray
@@ -173,6 +175,7 @@ class AVFrame:
     spoken: int = 0
     voiced: bool = False
     sample_rate: int = SAMPLE_RATE
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

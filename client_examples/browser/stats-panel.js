@@ -80,6 +80,7 @@ function rows(stats, delayMs, server) {
   ];
   const step = server?.stages_ms?.step;
   if (step) pairs.push(["Model, per step", `${Math.round(step.p50)} ms`]);
+  if (server?.quality_level) pairs.push(["Server is busy", `quality lowered by ${server.quality_level}`]);
   return pairs.flatMap(([name, value]) => {
     const term = Object.assign(document.createElement("dt"), { textContent: name });
     const text = Object.assign(document.createElement("dd"), { textContent: value });

@@ -23,6 +23,7 @@ from letstalk_rt.cli.options import (
 from letstalk_rt.cli.output import write_json, write_notice
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import CameraOptions, LipDrive
+from letstalk_rt.session.adaptive_quality import DegradationPreference
 
 if TYPE_CHECKING:
     from letstalk_rt.session.avatar import Avatar, AvatarSession
@@ -211,6 +212,12 @@ def _add_audio_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="additional audio delay, for programs that show the camera late (%(default)s)",
     )
+    add(
+        "--degradation-preference",
+        choices=get_args(DegradationPreference),
+        default="balanced",
+        help="what is lowered while this machine is too slow (%(default)s)",
+    )
     add("--seconds", type=float, help="stop after this time")
     add_json_option(parser)
 
@@ -297,6 +304,7 @@ async def _play_live(
                 playback="reported",
                 output_sample_rate=AUDIO_RATE,
                 camera=_camera_options(options),
+                degradation_preference=options.degradation_preference,
             )
         )
         segment_ended = asyncio.Event()

@@ -2,20 +2,33 @@
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
-from functools import partial
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
-from letstalk_rt.inference.session_state import SessionState
+from letstalk_rt.inference.quality import FULL_QUALITY, Quality, plan_window
+from letstalk_rt.inference.session_state import QualityState, SessionState
 from letstalk_rt.metrics import StageTimer
 from letstalk_rt.models.autoencoder.latents import DecodedLayers
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
 from letstalk_rt.threads import DecodePool
+from letstalk_rt.types import FPS
+
+_FULL_SIZE_COST, _DECODE_COST, _PAINTER_COST = 0.05, 0.2, 0.2
+"""What the parts of a step take that a lower quality leaves out, of a step of full quality."""
+
+_IMAGE_COST = 0.7
+"""Share of a step that depends on the number of images."""
+
+_LOW_FPS = 20
 
 
 class FrameDecoder:
@@ -30,7 +43,8 @@ class FrameDecoder:
         partial_sizes: number of frames in each partial window. On a CPU they are single frames,
             because the first is due while the last is still being decoded; a GPU decodes the whole
             window at once, and so does compiled code, which would be recompiled for each shape.
-        decode_pool: threads that decode partial windows in parallel; None for whole windows.
+        decode_pool: threads that decode frames in parallel; None for whole windows.
+        quality_levels: see `Pipeline`.
     """
 
     def __init__(self, model: AvatarModel, *, compiled: bool, recorded: bool) -> None:
@@ -43,6 +57,7 @@ class FrameDecoder:
         self._decode = CompiledFunction(
             self._decoder(), name="decoder", compiled=compiled, recorded=recorded
         )
+        self.quality_levels = self._levels()
 
     def prepare(self, latents: Tensor, states: Sequence[SessionState]) -> list[Any]:
         """Prepare the latents `(B, N, C, h, w)` of a window; return B inputs to slice by frame.
@@ -57,6 +72,18 @@ class FrameDecoder:
             self._model.autoencoder.prepare_decoder(x, s.features.repeat(len(x))) for x, s in pairs
         ]
 
+    def set_quality(self, state: SessionState, quality: Quality) -> None:
+        """Change what is computed for a session from the next window on.
+
+        Raises:
+            ConfigError: this decoder has no such quality.
+        """
+        if not 1 <= quality.fps <= FPS or quality.decode_every < 1:
+            raise ConfigError(f"fps must be from 1 to {FPS}, decode_every at least 1: {quality}")
+        if quality.decode_every > 1 and not self._can_follow:
+            raise ConfigError("this decoder has no flow between frames: decode_every must be 1")
+        state.quality = QualityState(quality)
+
     def decode(
         self,
         inputs: Sequence[Any],
@@ -66,21 +93,21 @@ class FrameDecoder:
     ) -> Generator[np.ndarray, None, None]:
         """Yield the partial windows in order, `(B, n, H, W, 3)` uint8, each as soon as it is ready.
 
-        Decoding changes no state, so partial windows are decoded in parallel if there are threads.
+        Frames are decoded in parallel if there are threads.
 
         Args:
             inputs: B results of `prepare`.
             eye_closures: how far the eyes of each session are closed in each frame, in [0, 1].
-            states: states of B sessions.
-            clock: measures the stages decode and composite of each partial window.
+            states: states of B sessions; their `QualityState` is updated.
+            clock: measures the stages decode and composite of each frame or window.
         """
-        jobs, first = [], 0
-        for count in self.partial_sizes:
-            here = slice(first, first + count)
-            first += count
-            frame_inputs, eyes = [one[here] for one in inputs], [one[here] for one in eye_closures]
-            jobs.append(partial(self._decode_part, frame_inputs, eyes, states, clock))
-        return self.in_order(jobs)
+        count: int = self._model.denoiser.config.window
+        window = _Window.planned(inputs, eye_closures, states, clock, count)
+        images = self._whole_window(window) if self.decode_pool is None else self._frames(window)
+        with closing(images):
+            for part in pairwise(accumulate(self.partial_sizes, initial=0)):
+                yield np.stack(window.with_repeats(range(*part), next(images)))
+        window.note_end(count)
 
     def in_order(
         self, jobs: Sequence[Callable[[], np.ndarray]]
@@ -91,35 +118,101 @@ class FrameDecoder:
         return _results_in_order([self.decode_pool.submit(job) for job in jobs])
 
     @torch.inference_mode()
-    def _decode_part(
-        self,
-        inputs: Sequence[Any],
-        eye_closures: Sequence[Sequence[float]],
-        states: Sequence[SessionState],
-        clock: StageTimer,
-    ) -> np.ndarray:
-        """Return n composited frames of each session: `(B, n, H, W, 3)` uint8."""
-        with clock.stage("decode"):
-            frames = self._decode_frames(inputs, states)
-        with clock.stage("composite"):
-            each = zip(states, frames, eye_closures, strict=True)
-            return np.stack([_composite(*one) for one in each])
+    def _whole_window(self, window: "_Window") -> Generator[list[np.ndarray | None], None, None]:
+        """Yield once: the new images of each session, `(m, H, W, 3)` uint8."""
+        with window.clock.stage("decode"):
+            frames = self._decode_all(window)
+        with window.clock.stage("composite"):
+            images: list[np.ndarray | None] = []
+            for index, (one, plan) in enumerate(zip(frames, window.plans, strict=True)):
+                new = [number for number, decoded in enumerate(plan) if decoded is not None]
+                chosen = one if len(new) == len(plan) else one[new]
+                images.append(window.composite(index, new, chosen) if new else None)
+        yield images
 
-    def _decode_frames(
-        self, inputs: Sequence[Any], states: Sequence[SessionState]
-    ) -> Sequence[Tensor | DecodedLayers]:
-        """Decode the frames of each session.
-
-        A CPU decodes one session after another: the feature maps of several do not fit into its
-        cache, and a batch of four takes a tenth longer.
-        """
-        pairs = zip(inputs, states, strict=True)
-        if self._per_frame:
-            return [self._decode(x, s.features.repeat(len(x))) for x, s in pairs]
+    def _decode_all(self, window: "_Window") -> Sequence[Tensor | DecodedLayers]:
+        pairs = zip(window.inputs, window.states, strict=True)
         if self._device.type == "cpu":
             return [self._decode(x[None], s.features)[0] for x, s in pairs]
-        frames = self._decode(torch.stack(list(inputs)), gather([s.features for s in states]))
-        return [frames[i] for i in range(len(states))]
+        features = gather([s.features for s in window.states])
+        frames = self._decode(torch.stack(list(window.inputs)), features)
+        return [frames[i] for i in range(len(window.states))]
+
+    def _frames(self, window: "_Window") -> Generator[list[np.ndarray | None], None, None]:
+        """Yield for each frame the new image of each session, `(1, H, W, 3)` uint8, or None.
+
+        A thread decodes one frame of one session, and those that follow it: the feature maps of
+        several sessions do not fit into the cache of a CPU, where a batch of four takes a tenth
+        longer. When closed or failed, wait until all threads have ended.
+        """
+        assert self.decode_pool is not None
+        groups = sorted(
+            (group, index) for index in range(len(window.plans)) for group in window.groups(index)
+        )
+        images = [[Future[np.ndarray]() for _ in plan] for plan in window.plans]
+        jobs = [
+            self.decode_pool.submit(self._decode_group, window, index, group, images[index])
+            for group, index in groups
+        ]
+        try:
+            for number in range(len(window.plans[0])):
+                yield [
+                    None if plan[number] is None else one[number].result()
+                    for plan, one in zip(window.plans, images, strict=True)
+                ]
+        finally:
+            wait(jobs)
+
+    @torch.inference_mode()
+    def _decode_group(
+        self,
+        window: "_Window",
+        index: int,
+        group: Sequence[int],
+        images: "Sequence[Future[np.ndarray]]",
+    ) -> None:
+        """Decode the first frame of a group; the others follow it. Resolve their images."""
+        try:
+            features, first = window.states[index].features, window.frame(index, group[0])
+            with window.clock.stage("decode"):
+                decoded = self._decode(first, features)
+            for number in group:
+                frame = decoded
+                if number != group[0]:
+                    with window.clock.stage("follow"):
+                        inputs = window.frame(index, number)
+                        frame = self._follow(inputs, features, first, decoded)
+                with window.clock.stage("composite"):
+                    images[number].set_result(window.composite(index, [number], frame))
+        except BaseException as error:
+            for number in group:
+                if not images[number].done():
+                    images[number].set_exception(error)
+
+    def _follow(self, *arguments: Any) -> DecodedLayers:
+        autoencoder = self._model.autoencoder.landmarks
+        assert autoencoder is not None, "see `set_quality`"
+        return autoencoder.follow_landmarks(*arguments)
+
+    @property
+    def _can_follow(self) -> bool:
+        return self._per_frame and self._model.autoencoder.landmarks is not None
+
+    def _levels(self) -> tuple[Quality, ...]:
+        """Return the quality levels of this model: what is seen least is left out first."""
+        levels = [FULL_QUALITY]
+
+        def add(saved: float, **changes: Any) -> None:
+            levels.append(replace(levels[-1], cost=levels[-1].cost - saved, **changes))
+
+        if self._model.face is not None:
+            add(_FULL_SIZE_COST, full_size=False)
+        if self._can_follow:
+            add(_DECODE_COST, decode_every=2)
+        if self._model.mouth_painter is not None:
+            add(_PAINTER_COST, mouth_painter=False)
+        add(levels[-1].cost * _IMAGE_COST * (1 - _LOW_FPS / FPS), fps=_LOW_FPS)
+        return tuple(levels)
 
     def _decoder(self) -> Callable[..., Any]:
         autoencoder = self._model.autoencoder
@@ -130,13 +223,94 @@ class FrameDecoder:
         return self._model.motion_scale.device
 
 
-def _composite(
-    state: SessionState, frames: Tensor | DecodedLayers, eye_closures: Sequence[float]
+@dataclass
+class _Window:
+    """The window of B sessions that is being decoded.
+
+    Attributes:
+        inputs: see `FrameDecoder.decode`.
+        eye_closures: see `FrameDecoder.decode`.
+        states: states of B sessions.
+        clock: measures the stages.
+        plans: for each session, see `plan_window`.
+    """
+
+    inputs: Sequence[Any]
+    eye_closures: Sequence[Sequence[float]]
+    states: Sequence[SessionState]
+    clock: StageTimer
+    plans: list[list[int | None]]
+
+    @classmethod
+    def planned(
+        cls,
+        inputs: Sequence[Any],
+        eye_closures: Sequence[Sequence[float]],
+        states: Sequence[SessionState],
+        clock: StageTimer,
+        count: int,
+    ) -> "_Window":
+        """Plan a window of `count` frames."""
+        plans = [plan_window(s.quality.quality, s.quality.made, count) for s in states]
+        return cls(inputs, eye_closures, states, clock, plans)
+
+    def groups(self, index: int) -> list[list[int]]:
+        """Return the frames of a session that are decoded, each with those that follow it."""
+        plan = self.plans[index]
+        decoded = [number for number, source in enumerate(plan) if source == number]
+        return [[n for n, source in enumerate(plan) if source == first] for first in decoded]
+
+    def frame(self, index: int, number: int) -> Any:
+        """Return the decoder's inputs for one frame of a session."""
+        return self.inputs[index][number : number + 1]
+
+    def composite(
+        self, index: int, numbers: Sequence[int], frames: Tensor | DecodedLayers
+    ) -> np.ndarray:
+        """Composite these frames of a session into its portrait: `(m, H, W, 3)` uint8."""
+        state = self.states[index]
+        if isinstance(frames, Tensor):
+            return state.compositor.compose(frames)  # such a model generates blinks itself
+        quality = state.quality.quality
+        mouths = state.mouths if quality.mouth_painter else None
+        closures = [self.eye_closures[index][number] for number in numbers]
+        return state.compositor.compose_layers(
+            frames, closures, mouths, full_size=quality.full_size
+        )
+
+    def with_repeats(self, part: range, images: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """Return the frames of each session in a partial window, `(n, H, W, 3)` uint8.
+
+        Args:
+            part: numbers of its frames.
+            images: the new images of each session among them.
+        """
+        filled = []
+        for state, plan, new in zip(self.states, self.plans, images, strict=True):
+            sources = [plan[number] for number in part]
+            frames = new if None not in sources else _repeat(sources, new, state.quality.last_image)
+            assert frames is not None, "without new images, all are repeated"
+            if state.quality.quality.fps < FPS:
+                state.quality.last_image = frames[-1].copy()  # the caller may change the frames
+            filled.append(frames)
+        return filled
+
+    def note_end(self, count: int) -> None:
+        """Record that `count` frames were made."""
+        for state in self.states:
+            state.quality.made += count
+
+
+def _repeat(
+    sources: Sequence[int | None], new: np.ndarray | None, last: np.ndarray | None
 ) -> np.ndarray:
-    """Composite the frames of one session into its portrait: `(n, H, W, 3)` uint8."""
-    if isinstance(frames, Tensor):
-        return state.compositor.compose(frames)  # such a model generates blinks itself
-    return state.compositor.compose_layers(frames, eye_closures, state.mouths)
+    """Return frames of which those without a source repeat the image before them."""
+    images, frames = iter(() if new is None else new), []
+    for source in sources:
+        last = last if source is None else next(images)
+        assert last is not None, "the first frame has an image"
+        frames.append(last)
+    return np.stack(frames)
 
 
 def _results_in_order(jobs: "Sequence[Future[np.ndarray]]") -> Generator[np.ndarray, None, None]:

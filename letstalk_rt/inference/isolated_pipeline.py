@@ -40,6 +40,7 @@ from letstalk_rt.inference.protocol import (
     StateLost,
     StateOptions,
 )
+from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameReader
 from letstalk_rt.inference.supervisor import (
     DEFAULT_LIMITS,
@@ -123,6 +124,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         self.frames_per_window, self.hop = loaded.frames_per_window, loaded.hop
         self.lookahead_frames = loaded.lookahead_frames
         self.partial_sizes: Sequence[int] = loaded.partial_sizes
+        self.quality_levels: Sequence[Quality] = loaded.quality_levels
         self.finder = IsolatedFinder(self._find_faces, loaded.crop_px, loaded.fingerprint)
 
     @property
@@ -249,6 +251,16 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         process = self._process_of([state])
         arguments = (state.number, portrait)
         state.key = self._call(process, "change_portrait", arguments, self._limits.call_s)
+
+    def set_quality(self, state: IsolatedState, quality: Quality) -> None:
+        """Change what is computed for a session from the next window on.
+
+        Raises:
+            ConfigError: this model has no such quality.
+            ModelLost: the state or the model is lost.
+        """
+        process = self._process_of([state])
+        self._call(process, "set_quality", (state.number, quality), self._limits.call_s)
 
     def batch_key(self, state: IsolatedState) -> Hashable:
         """Return what sessions must have in common to run in one step."""

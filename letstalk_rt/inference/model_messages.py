@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from letstalk_rt.inference.quality import Quality
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -34,6 +36,7 @@ class Loaded:
         crop_px: of the face finder; 0 if the pipeline has none.
         fingerprint: of the face finder.
         compiled: whether new shapes take a minute, because they are compiled.
+        quality_levels: see `Pipeline`.
         load_again: options that load the same model sooner, because nothing is measured again.
     """
 
@@ -45,6 +48,7 @@ class Loaded:
     crop_px: int
     fingerprint: str
     compiled: bool
+    quality_levels: tuple[Quality, ...]
     load_again: Mapping[str, Any]
 
 

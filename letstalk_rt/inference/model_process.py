@@ -35,6 +35,7 @@ from letstalk_rt.inference.model_messages import (
     Space,
 )
 from letstalk_rt.inference.protocol import Pipeline
+from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameWriter
 from letstalk_rt.threads import shorten_openmp_spin
 
@@ -96,6 +97,7 @@ def _describe(pipeline: Pipeline[Any]) -> Loaded:
         crop_px=finder.crop_px if finder is not None else 0,
         fingerprint=finder.fingerprint() if finder is not None else "",
         compiled=bool(formats.get("compiled")),
+        quality_levels=tuple(pipeline.quality_levels),
         load_again=formats,
     )
 
@@ -117,6 +119,7 @@ class _ModelServer:
             "step": self._step,
             "interrupt": self._interrupt,
             "change_portrait": self._change_portrait,
+            "set_quality": self._set_quality,
             "find_faces": self._find_faces,
             "track_faces": self._track_faces,
             "drive": self._drive,
@@ -146,6 +149,9 @@ class _ModelServer:
 
     def _drive(self, number: int, window: Any) -> None:
         getattr(self._pipeline, "drive")(self._states[number], window)  # noqa: B009 (as below)
+
+    def _set_quality(self, number: int, quality: Quality) -> None:
+        self._pipeline.set_quality(self._states[number], quality)
 
     def _find_faces(self, rgb: np.ndarray) -> Any:
         return getattr(self._pipeline, "finder").find_faces(rgb)  # noqa: B009 (not in the protocol)

@@ -29,6 +29,7 @@ from letstalk_rt.inference.driver_camera import DriverCamera
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.frame_decoder import FrameDecoder
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
 from letstalk_rt.metrics import NoClock, StageTimer
@@ -98,6 +99,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         self._predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
         self.frame_decoder = FrameDecoder(model, **options)
         self.partial_sizes = self.frame_decoder.partial_sizes
+        self.quality_levels = self.frame_decoder.quality_levels
         self._states = StateFactory(model, steps=steps)
         self._face_reader: FaceReader | None = None
 
@@ -194,6 +196,14 @@ class AvatarPipeline(Pipeline[SessionState]):
         """
         self._states.change_portrait(state, portrait)
 
+    def set_quality(self, state: SessionState, quality: Quality) -> None:
+        """Change what is computed for a session from the next window on.
+
+        Raises:
+            ConfigError: this model has no such quality.
+        """
+        self.frame_decoder.set_quality(state, quality)
+
     def batch_key(self, state: SessionState) -> BatchKey:
         """Return what sessions must have in common to run in one step."""
         return state.batch_key
@@ -218,7 +228,7 @@ class AvatarPipeline(Pipeline[SessionState]):
             deliver: called with each partial window, `(B, n, H, W, 3)`, as soon as it is ready. One
                 core is then left free, so that other processes disturb the step less.
             clock: measures the stages audio, sample, layout and paint, and within paint the stages
-                decode and composite of each partial window.
+                decode, follow and composite of each frame.
 
         Returns:
             `(B, N, H, W, 3)` uint8, new memory.

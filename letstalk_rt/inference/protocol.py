@@ -9,6 +9,7 @@ import numpy as np
 
 from letstalk_rt.errors import ConfigError, ModelLost
 from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.types import MotionOptions, Portrait
 
 DEFAULT_MOTION = MotionOptions()
@@ -143,12 +144,14 @@ class Pipeline(Protocol[State]):
         hop: the number of samples at 16 kHz that one step consumes.
         lookahead_frames: how many frames the video is behind the audio.
         partial_sizes: number of frames in each partial window; their sum is N.
+        quality_levels: what `set_quality` accepts, from full quality down.
     """
 
     frames_per_window: int
     hop: int
     lookahead_frames: int
     partial_sizes: Sequence[int]
+    quality_levels: Sequence[Quality] = (FULL_QUALITY,)
 
     @property
     def device(self) -> object:
@@ -198,6 +201,16 @@ class Pipeline(Protocol[State]):
             ConfigError: this model cannot change portraits.
         """
         ...
+
+    def set_quality(self, state: State, quality: Quality) -> None:
+        """Change what is computed for a session from the next window on.
+
+        A state has full quality at first. Models with one quality need not implement this.
+
+        Raises:
+            ConfigError: this model has no such quality.
+        """
+        raise ConfigError("this model has one quality only")
 
     def batch_key(self, state: State) -> Hashable:
         """Return the key that sessions of one batch share; may be called from any thread."""

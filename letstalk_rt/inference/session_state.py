@@ -1,7 +1,7 @@
 """The state of a session in the pipeline, and how it is created from a portrait."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.inference.footage_player import FootagePlayer
 from letstalk_rt.inference.motion_control import MotionController
 from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderState
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader, LipReaderState
@@ -45,6 +46,21 @@ class BatchKey(NamedTuple):
     steps: int
     lookahead_frames: int
     footage: bool
+
+
+@dataclass
+class QualityState:
+    """What a session computes for each frame, and where it is in the pattern of repeated images.
+
+    Attributes:
+        quality: what is computed.
+        made: frames made since that was set.
+        last_image: the last image, `(H, W, 3)` uint8, kept while images are repeated.
+    """
+
+    quality: Quality = FULL_QUALITY
+    made: int = 0
+    last_image: np.ndarray | None = None
 
 
 @dataclass
@@ -89,6 +105,7 @@ class SessionState:
         times: timesteps of the sampler.
         lookahead_frames: how many frames the video is behind the audio.
         player: shows the footage of a portrait that is a film; otherwise None.
+        quality: what is computed for each frame.
     """
 
     audio: AudioEncoderState | Wav2VecEncoderState
@@ -108,6 +125,7 @@ class SessionState:
     times: list[float]
     lookahead_frames: int
     player: FootagePlayer | None
+    quality: QualityState = field(default_factory=QualityState)
 
     @property
     def batch_key(self) -> BatchKey:
@@ -136,6 +154,7 @@ class SessionState:
         self.motion_control.reset()
         if self.player is not None:
             self.player.reset()
+        self.quality = QualityState()
 
 
 class StateFactory:

@@ -108,6 +108,8 @@ class Compositor:
         frames: DecodedLayers,
         eye_closures: Sequence[float] = (),
         paint_mouths: Callable[[Tensor, Tensor], None] | None = None,
+        *,
+        full_size: bool = True,
     ) -> np.ndarray:
         """Return the canvas with each of these faces, at the sharpness of the canvas.
 
@@ -116,11 +118,14 @@ class Compositor:
             eye_closures: how far to close the eyes in each frame, in [0, 1]; see `close_eyes`.
             paint_mouths: called with the composited frames `(N, H, W, 3)` uint8, which it changes
                 in place, and landmarks `(N, L, 2)` in their pixels; see `MouthCompositor`.
+            full_size: whether faces are composited at the size of the canvas; if not, at that of
+                the layers, and enlarged, which takes less time.
 
         Returns:
             `(N, H, W, 3)` uint8, new memory.
         """
-        shown = self._compose_layers(frames, eye_closures or [0.0] * len(frames.flow))
+        closures = eye_closures or [0.0] * len(frames.flow)
+        shown = self._compose_layers(frames, closures, self._source if full_size else None)
         if paint_mouths is not None:
             paint_mouths(shown, self.to_canvas(frames.points))
         return shown.cpu().numpy()
@@ -134,16 +139,21 @@ class Compositor:
         """The canvas, `(H, W, 3)` uint8; must not be written to."""
         return self._canvas
 
-    def _compose_layers(self, frames: DecodedLayers, eye_closures: Sequence[float]) -> Tensor:
-        if self._source is None:
+    def _compose_layers(
+        self,
+        frames: DecodedLayers,
+        eye_closures: Sequence[float],
+        source: np.ndarray | Tensor | None,
+    ) -> Tensor:
+        if source is None:
             faces = frames.frames.clamp(-1, 1)
             close_eyes(faces, frames.points, eye_closures)
             return self._compose_faces(_to_bytes(faces))
         sampler: _CpuLayerSampler | _LayerSampler
-        if isinstance(self._source, np.ndarray):
-            sampler = _CpuLayerSampler(self._source, frames, self._flow_fade)
+        if isinstance(source, np.ndarray):
+            sampler = _CpuLayerSampler(source, frames, self._flow_fade)
         else:
-            sampler = _LayerSampler(self._source, frames, self._flow_fade)
+            sampler = _LayerSampler(source, frames, self._flow_fade)
         shown = self._canvas.expand(len(eye_closures), -1, -1, -1).clone()
         if any(eye_closures):
             faces = sampler(slice(0, self._side)).float()

@@ -14,6 +14,7 @@ EventType = Literal[
     "avatar.speaking",
     "avatar.listening",
     "avatar.idle",
+    "session.quality",
     "session.warning",
 ]
 
@@ -35,7 +36,9 @@ class Event:
         played_ms: how much of the segment's speech was played, for `segment.*`.
         dropped_ms: how much pushed speech was dropped, for `segment.interrupted`.
         code: `model-behind`, `model-failed`, `speech-late` or `clipped`, for `session.warning`.
-        message: what the warning means and what to do, for `session.warning`.
+        message: what the warning means and what to do, for `session.warning`; what has changed, for
+            `session.quality`.
+        quality_level: the new quality level, for `session.quality`; 0 is full quality.
     """
 
     type: EventType
@@ -44,6 +47,7 @@ class Event:
     dropped_ms: int | None = None
     code: str | None = None
     message: str | None = None
+    quality_level: int | None = None
 
 
 EventListener = Callable[[Event], None]

@@ -30,6 +30,7 @@ class QueuedFrame:
         hop_complete_s: when the hop that it was generated from was complete.
         model_start_s: when its step was requested.
         made_s: when it was generated.
+        repeated: whether `rgb` is the image of the frame before.
     """
 
     rgb: np.ndarray
@@ -38,6 +39,7 @@ class QueuedFrame:
     hop_complete_s: float
     model_start_s: float
     made_s: float
+    repeated: bool = False
 
 
 class FrameQueue:

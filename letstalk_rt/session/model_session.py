@@ -22,6 +22,7 @@ from letstalk_rt.inference.protocol import (
     StateLost,
     StateOptions,
 )
+from letstalk_rt.inference.quality import FULL_QUALITY, Quality, new_images
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.models.face.face_motion import DriveWindow
@@ -67,6 +68,8 @@ class ModelSession(Generic[State]):
         self._portrait, self._options = portrait, options
         self._metrics, self._on_failure, self._recovery_s = metrics, on_failure, recovery_s
         self._held: tuple[State] | None = None  # the state; None before the first, and after a loss
+        self._quality = FULL_QUALITY
+        self._made = 0  # frames since that was set
 
     async def open(self) -> None:
         """Create the state.
@@ -110,9 +113,24 @@ class ModelSession(Generic[State]):
                     drivable = cast("DrivablePipeline", self._pipeline)
                     await self._submit(drivable.drive, state, drive)
                 await as_awaitable(self._worker.step(pcm, state, deliver()))
+                self._made += self._pipeline.frames_per_window
 
         await self._run(call)
         return attempts == 1
+
+    def new_images(self) -> list[bool]:
+        """Return which frames of the next step have an image of their own; see `new_images`."""
+        return new_images(self._made, self._pipeline.frames_per_window, self._quality.fps)
+
+    async def set_quality(self, quality: Quality) -> None:
+        """Change what is computed from the next step on; it holds for fresh states, too."""
+
+        async def call(state: State) -> None:
+            if self._held is known:  # a fresh state has it already
+                await self._submit(self._pipeline.set_quality, state, quality)
+
+        known, self._quality, self._made = self._held, quality, 0
+        await self._run(call)
 
     async def interrupt(self, unseen: int) -> None:
         """Forget all past speech, as a fresh state has."""
@@ -172,7 +190,9 @@ class ModelSession(Generic[State]):
     async def _attempt(self, call: Callable[[State], Awaitable[None]]) -> None:
         if self._held is None:
             state = await self._submit(self._pipeline.init_state, self._portrait, self._options)
-            self._held = (state,)
+            if self._quality != FULL_QUALITY:
+                await self._submit(self._pipeline.set_quality, state, self._quality)
+            self._held, self._made = (state,), 0
         await call(self._held[0])
 
     def _judge(self, error: Exception, failures: int) -> bool:

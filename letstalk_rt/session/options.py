@@ -6,6 +6,7 @@ from letstalk_rt.audio.segmenter import Segmenter
 from letstalk_rt.audio.voice_activity import VoiceActivity
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import Pipeline
+from letstalk_rt.session.adaptive_quality import DegradationPreference
 from letstalk_rt.session.playback import PlaybackMode
 from letstalk_rt.types import FPS, SAMPLE_RATE, CameraOptions, MotionOptions
 
@@ -26,6 +27,7 @@ class SessionOptions(TypedDict, total=False):
     camera: CameraOptions
     output_sample_rate: int
     recovery_s: float
+    degradation_preference: DegradationPreference
 
 
 def segmenter_for(

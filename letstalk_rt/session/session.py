@@ -15,8 +15,15 @@ from letstalk_rt.audio.speech_resampler import check_output_rate
 from letstalk_rt.audio.voice_activity import VoiceActivity, check_voice_activity, hold_frames
 from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
 from letstalk_rt.inference.protocol import DEFAULT_MOTION, CameraStatus, StateOptions
+from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import FrameStamps, Metrics
+from letstalk_rt.session.adaptive_quality import (
+    DegradationPreference,
+    QualityAdapter,
+    check_degradation_preference,
+    levels_for,
+)
 from letstalk_rt.session.audio_input import AudioInput
 from letstalk_rt.session.camera_input import CameraInput
 from letstalk_rt.session.events import Event, EventHub, EventListener
@@ -83,6 +90,9 @@ class AvatarSession:
             always hears 16 kHz; a higher rate passes the pushed audio on at up to this quality.
         recovery_s: how long the session waits for a model that was lost and is started again.
         camera: how frames of a camera move the face, once some are pushed; see `push_video`.
+        degradation_preference: what a live session lowers when steps of the model are late for a
+            second: `balanced`, `maintain-framerate`, `maintain-resolution`, as in WebRTC, or
+            `disabled`. The size of the frames and their number stay the same.
 
     Attributes:
         metrics: stage durations and counters of this session.
@@ -108,6 +118,7 @@ class AvatarSession:
         output_sample_rate: int = SAMPLE_RATE,
         recovery_s: float = RECOVERY_S,
         camera: CameraOptions = _NO_CAMERA_OPTIONS,
+        degradation_preference: DegradationPreference = "balanced",
     ) -> None:
         if max_hops < 1:
             raise ConfigError(f"max_hops must be at least 1, got {max_hops}")
@@ -116,6 +127,7 @@ class AvatarSession:
         check_voice_activity(voice_activity)
         check_playback_mode(playback)
         check_output_rate(output_sample_rate)
+        check_degradation_preference(degradation_preference)
         self.output_sample_rate = output_sample_rate
         self.metrics = Metrics()
         self._portrait, self._idle = portrait, idle
@@ -138,6 +150,10 @@ class AvatarSession:
         )
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
         self._camera = CameraInput(worker.pipeline, camera, self._now_s, self._hub)
+        levels = levels_for(
+            degradation_preference if idle else "disabled", worker.pipeline.quality_levels
+        )
+        self._quality = QualityAdapter(levels)
         self._scheduler = StepScheduler(
             worker,
             self._audio_input,
@@ -151,6 +167,8 @@ class AvatarSession:
             recovery_s=recovery_s,
             on_failure=self._warn_of_failure,
             camera=self._camera,
+            quality=self._quality,
+            on_quality=self._announce_quality,
         )
         self._closed = False
         self._failure: Exception | None = None
@@ -201,6 +219,11 @@ class AvatarSession:
     def state(self) -> str:
         """The avatar state: `speaking`, `listening` or `idle`."""
         return self._playback.state.name
+
+    @property
+    def quality(self) -> Quality:
+        """What is computed for each frame now; see `degradation_preference`."""
+        return self._quality.quality
 
     async def push_audio(self, pcm: np.ndarray, sample_rate: int) -> None:
         """Push a chunk of speech of any length; wait while the queue of hops is full.
@@ -371,6 +394,18 @@ class AvatarSession:
             self._now_s(),
         )
 
+    def _announce_quality(self) -> None:
+        level, lowest = self._quality.level, self._quality.lowest
+        self.metrics.quality_level = level
+        self.metrics.quality_changes += 1
+        message = (
+            "Full quality again."
+            if level == 0
+            else f"The machine is too slow for full quality now: level {level} of {lowest}, "
+            f"{self.quality.fps} images per second."
+        )
+        self._hub.emit(Event("session.quality", message=message, quality_level=level))
+
     # Reading
 
     async def _await_frames(self) -> None:
@@ -413,6 +448,7 @@ class AvatarSession:
             audio_in_s, frame.hop_complete_s, frame.model_start_s, frame.made_s, now_s
         )
         self.metrics.stamp_frame(stamps)
+        self.metrics.reduced += self._quality.level > 0
         return AVFrame(
             frame.rgb,
             audio.pcm,
@@ -423,6 +459,7 @@ class AvatarSession:
             spoken=audio.spoken * self.output_sample_rate // SAMPLE_RATE,
             voiced=frame.voiced,
             sample_rate=self.output_sample_rate,
+            repeated=frame.repeated,
         )
 
     def _end(self) -> None:

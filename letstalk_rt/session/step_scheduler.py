@@ -20,6 +20,7 @@ from letstalk_rt.inference.protocol import Deliver, State, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.session.adaptive_quality import QualityAdapter, StepTiming
 from letstalk_rt.session.audio_input import AudioInput, StepInput
 from letstalk_rt.session.camera_input import CameraInput
 from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
@@ -62,6 +63,8 @@ class _Step:
     queued_s: float
     started_s: float
     made_s: list[float] = field(default_factory=list)  # of each frame, since `started_s`
+    is_new: list[bool] = field(default_factory=list)  # whether each frame has an image of its own
+    is_late: bool = False
 
 
 class StepScheduler(Generic[State]):
@@ -80,6 +83,8 @@ class StepScheduler(Generic[State]):
         recovery_s: how long the session waits for a model that was lost.
         on_failure: called when a call of the model has failed and the session goes on.
         camera: what a camera has seen; None if there is none.
+        quality: decides on the quality level.
+        on_quality: called when that has changed.
     """
 
     def __init__(
@@ -97,6 +102,8 @@ class StepScheduler(Generic[State]):
         recovery_s: float = RECOVERY_S,
         on_failure: Callable[[], None] = lambda: None,
         camera: CameraInput | None = None,
+        quality: QualityAdapter | None = None,
+        on_quality: Callable[[], None] = lambda: None,
     ) -> None:
         self._camera = camera
         self._worker = worker
@@ -107,6 +114,8 @@ class StepScheduler(Generic[State]):
         self._voice_activity: VoiceActivity = voice_activity
         self._window = worker.pipeline.frames_per_window
         self._lead = LeadTime(FPS)
+        self._quality, self._on_quality = quality or QualityAdapter(), on_quality
+        self._image: np.ndarray | None = None  # the last one
         self._epoch = 0  # of the model's last step
         self._voiced = deque([False] * lookahead_frames)  # of frames not made yet
         self._changes: deque[PortraitChange] = deque()
@@ -200,7 +209,8 @@ class StepScheduler(Generic[State]):
     ) -> None:
         """Generate the window of one hop, unless an interrupt comes first."""
         epoch = self._audio_input.epoch
-        if epoch != self._epoch:
+        is_first = epoch != self._epoch
+        if is_first:
             await self._resume_after_interrupt(model, detector, epoch)
         model_input, voiced = await self._detect_voice(detector, hop)
         if epoch != self._audio_input.epoch:
@@ -208,14 +218,18 @@ class StepScheduler(Generic[State]):
         step = _Step(hop, epoch, voiced, queued_s, self._now_s())
         is_regular = await model.step(
             model_input,
-            lambda: self._deliver(step),
+            lambda: self._deliver(step, model.new_images()),
             is_wanted=lambda: epoch == self._audio_input.epoch,
             drive=self._drive_window(queued_s),
         )
         if is_regular:  # times after a failure say nothing about the next step
             assert len(step.made_s) == self._window, len(step.made_s)
             self._lead.note(step.made_s)
-        self._metrics.stamp_step(self._now_s() - step.started_s, self._window / FPS)
+        ended_s = self._now_s()
+        timing = StepTiming(ended_s, ended_s - step.started_s, self._window / FPS, step.is_late)
+        self._metrics.stamp_step(timing.took_s, timing.media_s)
+        if is_regular and not is_first:  # the first frame after an interrupt has no fixed due time
+            await self._adapt_quality(model, timing)
 
     def _drive_window(self, queued_s: float) -> DriveWindow | None:
         """Return how a camera moves the face in the frames of a step; None without a camera.
@@ -229,13 +243,19 @@ class StepScheduler(Generic[State]):
         first_s = heard_s - (frames - 0.5) / FPS
         return self._camera.window([first_s + number / FPS for number in range(self._window)])
 
-    def _deliver(self, step: _Step) -> Deliver:
+    async def _adapt_quality(self, model: ModelSession[State], timing: StepTiming) -> None:
+        """Lower or raise the quality, if the last steps ask for it."""
+        if self._quality.note_step(timing):
+            await model.set_quality(self._quality.quality)
+            self._on_quality()
+
+    def _deliver(self, step: _Step, is_new: list[bool]) -> Deliver:
         """Return a callback that passes partial windows from the model thread to the event loop.
 
         Frames that an earlier attempt has delivered are left out.
         """
         loop = asyncio.get_running_loop()
-        known = len(step.made_s)
+        known, step.is_new = len(step.made_s), is_new
 
         def deliver(frames: np.ndarray) -> None:
             nonlocal known
@@ -249,11 +269,12 @@ class StepScheduler(Generic[State]):
         """Queue the next frames of a step."""
         assert frames.dtype == np.uint8, frames.dtype
         now_s, hop = self._now_s(), step.hop
-        for rgb in frames:
+        for made in frames:
             number = len(step.made_s)
-            audio = hop.frame_audio[number]
+            audio, rgb = hop.frame_audio[number], self._image_for(step, number, made)
             step.made_s.append(now_s - step.started_s)
-            stamps = (step.queued_s, step.started_s, now_s)
+            step.is_late |= self._live and -math.inf < self._frames.due_s < now_s
+            stamps = (step.queued_s, step.started_s, now_s, rgb is not made)
             if step.epoch != self._audio_input.epoch:
                 silence = silence_like(audio, self._audio_input.segment_id)
                 self._frames.put_stale(QueuedFrame(rgb, silence, False, *stamps))
@@ -261,6 +282,15 @@ class StepScheduler(Generic[State]):
             self._frames.put(QueuedFrame(rgb, audio, step.voiced[number], *stamps))
             if number + 1 == hop.end_after:
                 self._frames.put(SegmentEnd(audio.segment_id, step.epoch))
+
+    def _image_for(self, step: _Step, number: int, made: np.ndarray) -> np.ndarray:
+        """Return the image of a frame: for a repeated one the same array as for the one before.
+
+        So that encoders can tell that there is nothing to encode.
+        """
+        if step.is_new[number] or self._image is None:
+            self._image = made
+        return self._image
 
     async def _resume_after_interrupt(
         self, model: ModelSession[State], detector: VoiceActivityDetector, epoch: int

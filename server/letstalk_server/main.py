@@ -9,12 +9,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import uvicorn
 
 from letstalk_rt.errors import ConfigError, LetsTalkError
+from letstalk_rt.session.adaptive_quality import DegradationPreference
 from letstalk_rt.threads import shorten_openmp_spin
 from letstalk_server.app import create_app
 from letstalk_server.server import Server
@@ -157,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=_env("THREADS", None), help="CPU threads of the model")
     add("--tls-cert", default=_env("TLS_CERT", None), help="certificate file, for HTTPS")
     add("--tls-key", default=_env("TLS_KEY", None), help="private key file")
+    add(
+        "--degradation-preference",
+        choices=get_args(DegradationPreference),
+        default=_env("DEGRADATION_PREFERENCE", default.degradation_preference),
+        help="what sessions lower while the model is too slow (%(default)s)",
+    )
     add(
         "--bitrate",
         default=_env("BITRATE", None),

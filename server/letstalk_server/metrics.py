@@ -44,6 +44,11 @@ class ServerMetrics:
             "Failures of the model that sessions survived, of sessions that ended",
             registry=self.registry,
         )
+        self.quality_changes = Counter(
+            "letstalk_quality_changes",
+            "Changes of the quality level, of sessions that ended",
+            registry=self.registry,
+        )
         self.step_seconds = Histogram(
             "letstalk_step_seconds",
             "One call of the model",
@@ -69,6 +74,7 @@ class ServerMetrics:
         self.frames.labels("repeated").inc(stats.repeats)
         self.stalls.inc(stats.stalls)
         self.recoveries.inc(stats.recoveries)
+        self.quality_changes.inc(stats.quality_changes)
 
     def register_gauges(
         self,
@@ -110,6 +116,7 @@ class _LiveCollector(Collector):
         yield GaugeMetricFamily("letstalk_sessions", "Sessions that run", len(running))
         yield _connections(running)
         yield from _sums(running)
+        yield _quality_levels(running)
         yield _stages(running)
 
 
@@ -162,6 +169,18 @@ def _sums(running: list[Session]) -> Iterator[Metric]:
     }
     for name, (description, parts) in values.items():
         yield GaugeMetricFamily(f"letstalk_{name}", description, sum(parts))
+
+
+def _quality_levels(running: list[Session]) -> Metric:
+    family = GaugeMetricFamily(
+        "letstalk_quality_level_sessions",
+        "Running sessions by quality level; 0 is full quality",
+        labels=["level"],
+    )
+    levels = [session.stats().quality_level for session in running]
+    for level in range(max([0, *levels]) + 1):
+        family.add_metric([str(level)], levels.count(level))
+    return family
 
 
 def _stages(running: list[Session]) -> Metric:

@@ -7,6 +7,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.session.adaptive_quality import (
+    DegradationPreference,
+    check_degradation_preference,
+)
 
 MIN_SECRET_CHARS = 32
 AGENT_PORT = 8081
@@ -64,6 +68,7 @@ class Settings:
         model_timeout_s: duration of a step after which an isolated model counts as hung, s.
         model_recovery_s: how long sessions wait for a model that is started again, s.
         model_memory_mb: memory that an isolated model may take, MB; `None`: see `IsolationLimits`.
+        degradation_preference: what sessions lower when the model is too slow; see `AvatarSession`.
         bitrates: bounds of the video bitrate.
         codec: video codec if the peer supports both.
         ice_servers: none by default: an unreachable one delays every connection by 5 s.
@@ -118,6 +123,7 @@ class Settings:
     model_timeout_s: float = 2.5
     model_recovery_s: float = 10.0
     model_memory_mb: int | None = None
+    degradation_preference: DegradationPreference = "balanced"
     bitrates: Bitrates = Bitrates()
     codec: Literal["VP8", "H264"] = "VP8"
     ice_servers: tuple[IceServer, ...] = ()
@@ -179,6 +185,7 @@ class Settings:
                 _require(key, value, 1, 1024)
         if self.model_memory_mb is not None:
             _require("model_memory_mb", self.model_memory_mb, 256, 2**20)
+        check_degradation_preference(self.degradation_preference)
         _require_choice("auth", self.auth, "auto", "on", "off")
         _require_choice("codec", self.codec, "VP8", "H264")
         _require_choice("speech", self.speech, "auto", "system", "openai", "piper", "off")

@@ -16,6 +16,7 @@ from support.isolated_models import isolated
 from letstalk_rt.errors import EngineError, ModelLost, WeightsError
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Fault, StateLost
+from letstalk_rt.inference.quality import FULL_QUALITY
 from letstalk_rt.inference.supervisor import IsolationLimits, back_off_s
 from letstalk_rt.types import Portrait
 
@@ -24,8 +25,8 @@ TESTS = Path(__file__).parents[1]
 LIMIT_S = 60
 
 
-def portrait(size=32):
-    canvas = np.zeros((size, size, 3), np.uint8)
+def portrait(size=32, level=0):
+    canvas = np.full((size, size, 3), level, np.uint8)
     return Portrait(canvas, canvas, (0.0, 0.0, float(size)))
 
 
@@ -102,6 +103,15 @@ def test_sessions_of_one_key_run_as_one_batch(pipeline):
     pcm = np.concatenate([hop(level) for level in (0.25, 0.5, 1.0)])
     window = pipeline.step(pcm, states)
     assert [int(frames[3, 0, 0, 0]) for frames in window] == [31, 63, 127]
+
+
+def test_quality_levels_are_those_of_the_model_and_each_session_has_its_own(pipeline):
+    full, reduced = pipeline.quality_levels
+    assert full == FULL_QUALITY and reduced.cost == 0.5
+    bright = [pipeline.init_state(portrait(level=200)) for _ in range(2)]
+    pipeline.set_quality(bright[1], reduced)
+    window = pipeline.step(np.concatenate([hop(0.0)] * 2), bright)
+    assert window[0].mean() > 90 and not window[1].any()
 
 
 def test_the_other_calls_reach_the_model(pipeline):

@@ -57,10 +57,11 @@ class WatchedCompositor:
         frames: DecodedLayers,
         eye_closures: Sequence[float],
         paint_mouths: MouthCompositor | None,
+        **options: bool,
     ) -> np.ndarray:
         self.calls += 1
         self._before(self.calls)
-        composed = self._inner.compose_layers(frames, eye_closures, paint_mouths)
+        composed = self._inner.compose_layers(frames, eye_closures, paint_mouths, **options)
         self.done += 1
         return composed
 

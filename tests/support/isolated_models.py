@@ -14,6 +14,7 @@ import numpy as np
 from letstalk_rt.errors import WeightsError
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Pipeline
+from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.inference.supervisor import IsolationLimits
 from letstalk_rt.types import Face
 
@@ -48,6 +49,7 @@ class FaultyPipeline(Pipeline[dict]):
     """
 
     frames_per_window, hop, lookahead_frames, partial_sizes, device = 4, 2560, 2, (1, 3), "cpu"
+    quality_levels = (FULL_QUALITY, Quality(mouth_painter=False, cost=0.5))
 
     def __init__(self, folder, step_s=STEP_S):
         self.folder, self.step_s = Path(folder), step_s
@@ -63,6 +65,10 @@ class FaultyPipeline(Pipeline[dict]):
 
     def change_portrait(self, state, portrait):
         state["canvas"] = portrait.canvas
+
+    def set_quality(self, state, quality):
+        """Frames of less than full quality are dark."""
+        state["canvas"] = state["canvas"] * 0 if quality != FULL_QUALITY else state["canvas"]
 
     def batch_key(self, state):
         return state["canvas"].shape

@@ -144,3 +144,13 @@ class LandmarkAutoencoder(Autoencoder, Protocol):
     def run_decoder(self, inputs: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
         """Decode B frames from the result of `prepare_decoder`, one portrait per frame."""
         ...
+
+    def follow_landmarks(
+        self,
+        inputs: DecoderInputs,
+        portrait: PortraitFeatures,
+        earlier: DecoderInputs,
+        decoded: DecodedLayers,
+    ) -> DecodedLayers:
+        """Return the layers of B frames from those of earlier ones, without running the decoder."""
+        ...

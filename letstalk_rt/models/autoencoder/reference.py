@@ -37,7 +37,7 @@ from letstalk_rt.models.autoencoder.networks import (
     Encoder,
     ReferenceEncoder,
 )
-from letstalk_rt.models.geometry.landmark_warp import face_flow
+from letstalk_rt.models.geometry.landmark_warp import face_flow, warp
 from letstalk_rt.models.geometry.landmarks import NUM_LANDMARKS
 
 LANDMARK_GAIN = 4.0
@@ -195,6 +195,28 @@ class ReferenceAutoencoder(nn.Module):
         """Decode B frames from the result of `prepare_decoder`, one portrait per frame."""
         layers: DecodedLayers = self.decoder(inputs, portrait)
         return layers
+
+    def follow_landmarks(
+        self,
+        inputs: DecoderInputs,
+        portrait: PortraitFeatures,
+        earlier: DecoderInputs,
+        decoded: DecodedLayers,
+    ) -> DecodedLayers:
+        """Return the layers of B frames from those of earlier ones, without running the decoder.
+
+        The flow is that of their own landmarks with the earlier correction; the inpainting is the
+        earlier one.
+
+        Args:
+            inputs: from `prepare_decoder`.
+            portrait: one portrait per frame.
+            earlier: inputs of the earlier frames, one per frame.
+            decoded: their layers.
+        """
+        flow = decoded.flow + inputs.flow - earlier.flow
+        warped = warp(portrait.image.float(), flow, "bicubic")
+        return DecodedLayers(warped, decoded.mask, decoded.change, flow, inputs.points)
 
     def decode_layers(self, latents: Tensor, portrait: PortraitFeatures) -> DecodedLayers:
         """Decode `(B, T, 24, 4, 4)` to the layers of B times T frames, one portrait per item."""

@@ -55,6 +55,16 @@ class Warn:
 
 
 @dataclass(frozen=True, slots=True)
+class QualityChanged:
+    """The session has lowered or raised its quality; level 0 is full quality."""
+
+    type: ClassVar[str] = "session.quality"
+    level: int
+    fps: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fail:
     """A message was refused or, if `fatal`, the connection ends."""
 
@@ -82,9 +92,12 @@ class Stats:
     """Statistics of the session.
 
     Attributes:
+        fps: different images per second, since the start.
         repeats: frames that did not come in time.
         held_ms: total time for which playout was held for late frames.
         recoveries: how often the model failed and the session went on.
+        quality_level: the present quality level; 0 is full quality.
+        quality_changes: how often it has changed.
     """
 
     type: ClassVar[str] = "session.stats"
@@ -95,6 +108,8 @@ class Stats:
     stalls: int
     drops: int
     recoveries: int
+    quality_level: int
+    quality_changes: int
     backlog_ms: int
     stages_ms: Mapping[str, Mapping[str, float]]
 
@@ -175,6 +190,7 @@ ServerMessage = (
     | Pong
     | Configured
     | Warn
+    | QualityChanged
     | Fail
     | Ended
     | Stats

@@ -79,6 +79,7 @@ class AvatarRunner:
             output_sample_rate=options.sample_rate,
             recovery_s=self._avatar_service.recovery_s,
             camera=self._camera,
+            degradation_preference=self._avatar_service.degradation_preference,
         )
         async with session as self._avatar:
             self._on_open(session)
@@ -92,9 +93,12 @@ class AvatarRunner:
         raise SessionEnded(EndReason.FAILED)
 
     async def _carry_frames(self, session: AvatarSession) -> None:
+        made, shown = None, self.avatar_entry.portrait.canvas
         async for item in session:
             if isinstance(item, AVFrame):
-                await self.playout.put(replace(item, rgb=self._with_badge(item.rgb)))
+                if item.rgb is not made:  # else the image is repeated, and so is the array
+                    made, shown = item.rgb, self._with_badge(item.rgb)
+                await self.playout.put(replace(item, rgb=shown))
 
     async def opened(self) -> AvatarSession:
         """Wait until the engine session is open, and return it."""

@@ -136,6 +136,7 @@ class AvatarService:
     def __init__(self, model: LoadedModel, worker: ModelWorker[Any], settings: Settings) -> None:
         self.worker = worker
         self.recovery_s = settings.model_recovery_s
+        self.degradation_preference = settings.degradation_preference
         self.step_cost = StepCost(0.0, model.pipeline.frames_per_window / FPS)
         self._model = model
         self._settings = settings

@@ -25,7 +25,7 @@ class PlaybackReporter:
         self._announcer = announcer
         self._on_voice = on_voice
         self._avatar: AvatarSession | None = None
-        self._slots = 0
+        self._slots = self._images = 0
         self._announced_speaking = False
 
     def follow(self, avatar: AvatarSession) -> None:
@@ -36,6 +36,7 @@ class PlaybackReporter:
     def show(self, slot: PlayoutSlot) -> None:
         """Report a slot that is shown now."""
         self._slots += 1
+        self._images += slot.frame is not None and not slot.frame.repeated
         if slot.frame is None or self._avatar is None:
             return
         self._announcer.segment_id = slot.frame.segment_id
@@ -66,19 +67,26 @@ class PlaybackReporter:
         stages = metrics.stages_ms() if metrics is not None else {}
         shown_s = max(SLOT_S, playout.now())
         return server_messages.Stats(
-            fps=round((self._slots - playout.repeats) / shown_s, 1),
+            fps=round(self._images / shown_s, 1),
             frames=self._slots,
             repeats=playout.repeats,
             held_ms=round(1000 * playout.held_s),
             stalls=metrics.stalls if metrics is not None else 0,
             drops=metrics.drops if metrics is not None else 0,
             recoveries=metrics.recoveries if metrics is not None else 0,
+            quality_level=metrics.quality_level if metrics is not None else 0,
+            quality_changes=metrics.quality_changes if metrics is not None else 0,
             backlog_ms=self._avatar.backlog_ms if self._avatar is not None else 0,
             stages_ms={
                 name: {"p50": value.p50, "p95": value.p95, "p99": value.p99}
                 for name, value in stages.items()
             },
         )
+
+    def _quality(self, event: Event) -> server_messages.QualityChanged:
+        assert self._avatar is not None, "events come from an avatar"
+        fps = self._avatar.quality.fps
+        return server_messages.QualityChanged(event.quality_level or 0, fps, event.message or "")
 
     def _announce_speaking(self, speaking: bool) -> None:
         """Announce a change between speaking and idle, also by an interrupt."""
@@ -98,6 +106,8 @@ class PlaybackReporter:
                 )
             case "avatar.listening":
                 self._announcer.broadcast(server_messages.Listening())
+            case "session.quality":
+                self._announcer.broadcast(self._quality(event))
             case "session.warning" if event.code in _FORWARDED_WARNINGS:
                 self._announcer.broadcast(server_messages.Warn(event.code, event.message or ""))
             case _:  # speaking and idle follow the state; interrupts are announced separately

@@ -179,7 +179,7 @@ class EncodedStream:
 
 
 class EncodedVideo(EncodedStream):
-    """The encoded video of a session, 25 fps.
+    """The encoded video of a session, 25 fps, or the fewer that the session generates.
 
     Args:
         playout: the session's clock and slots.
@@ -223,7 +223,11 @@ class EncodedVideo(EncodedStream):
             # Skip slots that are already past.
             number = max(number + 1, int(self._playout.now() / SLOT_S))
             await self._playout.wait_until(number * SLOT_S)
-            rgb = self._playout.read_slot(number).rgb
+            slot = self._playout.read_slot(number)
+            rgb = slot.rgb
+            is_repeated = slot.frame is not None and slot.frame.repeated
+            if is_repeated and rgb is self._last and not self._key_frame_requested:
+                continue  # an avatar of less than 25 images per second: nothing new to encode
             key_frame = self._begin_frame(rgb)
             encoded = await loop.run_in_executor(
                 self._executor, self._encode, rgb, number, key_frame
