@@ -52,10 +52,19 @@ def test_the_model_is_isolated_unless_told_otherwise(monkeypatch):
         parse([])
 
 
+def test_what_may_be_lowered_is_an_option_and_can_be_switched_off(monkeypatch):
+    assert parse([]).degradation_preference == "balanced"
+    wanted = "maintain-framerate"
+    assert parse(["--degradation-preference", wanted]).degradation_preference == wanted
+    monkeypatch.setenv("LETSTALK_DEGRADATION_PREFERENCE", "disabled")
+    assert parse([]).degradation_preference == "disabled"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"port": 70_000},
+        {"degradation_preference": "none"},
         {"max_sessions": 0},
         {"size": 4},
         {"threads": 0},

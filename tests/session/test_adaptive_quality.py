@@ -193,7 +193,7 @@ class Watched:
 class TestSession:
     def test_a_busy_machine_lowers_quality_says_so_and_comes_back(self):
         watched = Watched(0.1)
-        run(watched.speak((0.1, 5), (0.2, 15), (0.1, 40)))
+        run(watched.speak((0.1, 2), (0.2, 6), (0.1, 22)))
         metrics = watched.session.metrics
         assert watched.levels[0] > 0 and watched.levels[-1] == 0
         assert len(watched.levels) <= 5, "it does not oscillate"
@@ -203,21 +203,21 @@ class TestSession:
 
     def test_the_delay_does_not_grow_while_the_machine_is_busy(self):
         watched = Watched(0.1)
-        run(watched.speak((0.1, 5), (0.2, 60)))
-        early, late = watched.delays_s(15, 25), watched.delays_s(50, 60)
+        run(watched.speak((0.1, 2), (0.2, 24)))
+        early, late = watched.delays_s(8, 12), watched.delays_s(22, 26)
         assert max(late) <= max(early) + 0.001
         without = Watched(0.1, degradation_preference="disabled")
-        run(without.speak((0.1, 5), (0.2, 60)))
-        assert max(without.delays_s(50, 60)) > max(late) + 0.3, "this load is too much otherwise"
+        run(without.speak((0.1, 2), (0.2, 24)))
+        assert max(without.delays_s(22, 26)) > max(late) + 0.3, "this load is too much otherwise"
 
     def test_disabled_sessions_keep_full_quality(self):
         watched = Watched(0.2, degradation_preference="disabled")
-        run(watched.speak((0.2, 10)))
+        run(watched.speak((0.2, 5)))
         assert not watched.levels and watched.pipeline.qualities == [FULL_QUALITY]
 
     def test_at_20_fps_each_frame_keeps_its_audio_and_one_in_five_repeats_an_image(self):
         watched = Watched(0.1, degradation_preference="maintain-resolution")
-        run(watched.speak((0.1, 2), (0.18, 15)))
+        run(watched.speak((0.1, 2), (0.18, 10)))
         frames = watched.screen.frames
         assert [frame.index for frame in frames] == list(range(len(frames)))
         assert all(frame.pcm.size == FRAME for frame in frames)
@@ -233,8 +233,8 @@ class TestSession:
         watched = Watched(0.1)
 
         async def main():
-            speaking = asyncio.create_task(watched.speak((0.2, 10)))
-            await asyncio.sleep(6)
+            speaking = asyncio.create_task(watched.speak((0.2, 6)))
+            await asyncio.sleep(4)
             assert watched.levels
             before = list(watched.pipeline.qualities)
             watched.pipeline.fails_once = True

@@ -7,6 +7,7 @@ import pytest
 from support import virtual_time
 from support.fakes import FakePipeline, TimedWorker, portrait
 
+from letstalk_rt.inference.quality import Quality
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.session.events import Event
 from letstalk_rt.session.session import AvatarSession
@@ -23,6 +24,7 @@ class FakeEngine:
 
     def __init__(self):
         self.metrics, self.backlog_ms, self.state = Metrics(), 120, "idle"
+        self.quality = Quality(fps=20)
         self.played, self.on_played = [], lambda: None
 
     def on_event(self, listener):
@@ -65,8 +67,9 @@ def reporter(announcer, engine, voices):
     return reporter
 
 
-def slot(number, segment_id=0, voiced=False):
-    frame = AVFrame(RGB, PCM, number, segment_id, 0, spoken=640 * voiced, voiced=voiced)
+def slot(number, segment_id=0, voiced=False, **options):
+    spoken = 640 * voiced
+    frame = AVFrame(RGB, PCM, number, segment_id, 0, spoken=spoken, voiced=voiced, **options)
     return PlayoutSlot(number, RGB, PCM, False, frame)
 
 
@@ -132,6 +135,23 @@ def test_only_some_warnings_of_the_engine_are_for_clients(reporter, announcer, e
     for code in ("speech-late", "model-behind", "clipped"):
         engine.emit(Event("session.warning", code=code, message="look"))
     assert [message.code for message, _ in announcer.told] == ["speech-late", "clipped"]
+
+
+def test_changes_of_the_quality_are_told_with_the_frame_rate(reporter, announcer, engine):
+    engine.emit(Event("session.quality", message="busy", quality_level=4))
+    assert announcer.told == [(server_messages.QualityChanged(4, 20, "busy"), 0)]
+
+
+def test_the_frame_rate_counts_images_and_not_frames_that_repeat_one(reporter, engine):
+    engine.metrics.quality_level, engine.metrics.quality_changes = 4, 3
+    now_s = 0.0
+    playout = SlotPlayout(RGB, clock=lambda: now_s, on_slot=reporter.show)
+    playout.now()
+    for number in range(25):
+        reporter.show(slot(number, repeated=number % 5 == 4))
+    now_s = 1.0
+    stats = reporter.stats(playout)
+    assert (stats.fps, stats.frames, stats.quality_level, stats.quality_changes) == (20, 25, 4, 3)
 
 
 def test_statistics_are_of_the_engine_and_of_the_slots(reporter, engine):

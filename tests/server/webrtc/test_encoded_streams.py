@@ -180,6 +180,29 @@ async def test_pictures_and_sound_carry_the_time_of_one_clock(executor):
     await voice.aclose()
 
 
+async def test_an_image_that_a_frame_repeats_is_not_encoded_again_unless_somebody_comes(executor):
+    clock = SteppedClock()
+    playout = playout_at(clock)
+    stream = EncodedVideo(playout, "VP8", BITRATES, executor, clock)
+
+    async def fill():
+        image = STILL
+        for index in range(60):
+            image = image if index % 5 == 4 else noise(index % 7)
+            pcm = np.zeros(SAMPLES_PER_FRAME, np.float32)
+            await playout.put(AVFrame(image, pcm, index, 0, 0, repeated=index % 5 == 4))
+
+    filling = asyncio.create_task(fill())
+    (seen,) = await run_for(clock, 1.6, Viewer(stream))
+    steps = np.diff([unit.timestamp for unit in seen][10:]) // VIDEO_TICKS
+    assert set(steps) == {1, 2}, "frames that are sent keep their times"
+    assert abs((steps == 2).mean() - 0.25) < 0.1
+    (late,) = await run_for(clock, 0.4, Viewer(stream))
+    assert late[0].key_frame
+    filling.cancel()
+    await stream.aclose()
+
+
 async def test_a_sender_that_does_not_take_misses_pictures_and_goes_on_with_a_key_frame(executor):
     clock = SteppedClock()
     stream = EncodedVideo(playout_at(clock), "VP8", BITRATES, executor, clock)
