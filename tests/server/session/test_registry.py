@@ -333,6 +333,7 @@ async def test_two_sessions_of_one_size_share_the_models_calls():
         assert "letstalk_step_seconds_bucket" in text and "letstalk_sessions 2.0" in text
         assert 'letstalk_stage_ms{quantile="p95",stage="step"}' in text
         assert 'letstalk_quality_level_sessions{level="0"} 2.0' in text
+        assert "letstalk_quality_changes_total 0.0" in text
 
 
 async def test_logs_hold_nothing_of_anybody(caplog):
