@@ -125,7 +125,7 @@ class FootagePlayer:
         self._eases = True
 
     @torch.inference_mode()
-    def render(self, frame: FootageFrame) -> np.ndarray:
+    def render(self, frame: FootageFrame, *, with_painter: bool = True) -> np.ndarray:
         """Return a frame, `(H, W, 3)` uint8; may be called from any thread."""
         rgb = decoded_frame(self._footage.frames[frame.index])
         plan, track = self._plans[frame.index], self._footage.faces[frame.index]
@@ -133,7 +133,8 @@ class FootagePlayer:
             return rgb
         face = face_from(track, rgb, self._autoencoder)
         mixed = [(self._references[number], weight) for number, weight in plan.mixed]
-        patch = self._renderer.render(rgb, face, mixed, frame.values, self._paint, plan.strength)
+        paint = self._paint if with_painter else None
+        patch = self._renderer.render(rgb, face, mixed, frame.values, paint, plan.strength)
         if patch is not None:
             rgb[patch.rows, patch.columns] = patch.rgb
         return rgb

@@ -5,7 +5,7 @@ from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
 from letstalk_rt.threads import DecodePool
 from letstalk_rt.types import FPS
+
+T = TypeVar("T")
 
 _FULL_SIZE_COST, _DECODE_COST, _PAINTER_COST = 0.05, 0.2, 0.2
 """What the parts of a step take that a lower quality leaves out, of a step of full quality."""
@@ -109,9 +111,7 @@ class FrameDecoder:
                 yield np.stack(window.with_repeats(range(*part), next(images)))
         window.note_end(count)
 
-    def in_order(
-        self, jobs: Sequence[Callable[[], np.ndarray]]
-    ) -> Generator[np.ndarray, None, None]:
+    def in_order(self, jobs: Sequence[Callable[[], T]]) -> Generator[T, None, None]:
         """Yield the results of jobs in order, which run in parallel if there are threads."""
         if self.decode_pool is None:
             return (job() for job in jobs)
@@ -287,12 +287,13 @@ class _Window:
         """
         filled = []
         for state, plan, new in zip(self.states, self.plans, images, strict=True):
-            sources = [plan[number] for number in part]
-            frames = new if None not in sources else _repeat(sources, new, state.quality.last_image)
-            assert frames is not None, "without new images, all are repeated"
-            if state.quality.quality.fps < FPS:
-                state.quality.last_image = frames[-1].copy()  # the caller may change the frames
-            filled.append(frames)
+            is_new = [plan[number] is not None for number in part]
+            if new is not None and state.quality.quality.fps == FPS:
+                filled.append(new)
+                continue
+            made = iter(() if new is None else new)
+            each = [state.quality.image(next(made) if one else None) for one in is_new]
+            filled.append(np.stack(each))
         return filled
 
     def note_end(self, count: int) -> None:
@@ -301,19 +302,7 @@ class _Window:
             state.quality.made += count
 
 
-def _repeat(
-    sources: Sequence[int | None], new: np.ndarray | None, last: np.ndarray | None
-) -> np.ndarray:
-    """Return frames of which those without a source repeat the image before them."""
-    images, frames = iter(() if new is None else new), []
-    for source in sources:
-        last = last if source is None else next(images)
-        assert last is not None, "the first frame has an image"
-        frames.append(last)
-    return np.stack(frames)
-
-
-def _results_in_order(jobs: "Sequence[Future[np.ndarray]]") -> Generator[np.ndarray, None, None]:
+def _results_in_order(jobs: "Sequence[Future[T]]") -> Generator[T, None, None]:
     """Yield the results of jobs in order; when closed or failed, wait until all have ended."""
     try:
         for job in jobs:

@@ -29,7 +29,7 @@ from letstalk_rt.inference.driver_camera import DriverCamera
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.frame_decoder import FrameDecoder
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
-from letstalk_rt.inference.quality import Quality
+from letstalk_rt.inference.quality import Quality, new_images
 from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
 from letstalk_rt.metrics import NoClock, StageTimer
@@ -332,11 +332,18 @@ class AvatarPipeline(Pipeline[SessionState]):
         columns = []
         for state, values in zip(states, lip_values, strict=True):
             assert state.player is not None, "one batch is all footage"
-            columns.append([partial(state.player.render, f) for f in state.player.next(values)])
+            quality = state.quality.quality
+            render = partial(state.player.render, with_painter=quality.mouth_painter)
+            is_new = new_images(state.quality.made, self.frames_per_window, quality.fps)
+            shown = zip(state.player.next(values), is_new, strict=True)
+            columns.append([partial(render, f) if new else None for f, new in shown])
+            state.quality.made += self.frames_per_window
         jobs = [partial(_rendered, row) for row in zip(*columns, strict=True)]
         parts = []
         with clock.stage("paint"):
-            for frames in self.frame_decoder.in_order(jobs):
+            for images in self.frame_decoder.in_order(jobs):
+                each = zip(states, images, strict=True)
+                frames = np.stack([state.quality.image(image) for state, image in each])
                 if deliver is not None and len(self.partial_sizes) > 1:
                     deliver(frames[:, None])
                 parts.append(frames)
@@ -496,9 +503,9 @@ class AvatarPipeline(Pipeline[SessionState]):
             )
 
 
-def _rendered(jobs: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
-    """Return the same frame of each session, `(B, H, W, 3)` uint8."""
-    return np.stack([job() for job in jobs])
+def _rendered(jobs: Sequence[Callable[[], np.ndarray] | None]) -> list[np.ndarray | None]:
+    """Return the same frame of each session, `(H, W, 3)` uint8; None for one without a job."""
+    return [None if job is None else job() for job in jobs]
 
 
 def _choose_variant(model: AvatarModel, dtype: str, compiled: bool | None) -> DecoderVariant:

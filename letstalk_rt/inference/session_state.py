@@ -25,7 +25,7 @@ from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
-from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 
 MAX_STEPS = 50
 SETTLE_SAMPLES = 52 * SAMPLES_PER_FRAME
@@ -61,6 +61,14 @@ class QualityState:
     quality: Quality = FULL_QUALITY
     made: int = 0
     last_image: np.ndarray | None = None
+
+    def image(self, made: np.ndarray | None) -> np.ndarray:
+        """Return the next image: what was made, or the last one again."""
+        image = self.last_image if made is None else made
+        assert image is not None, "the first frame has an image"
+        if self.quality.fps < FPS:
+            self.last_image = image.copy()  # the caller may change what it gets
+        return image
 
 
 @dataclass
