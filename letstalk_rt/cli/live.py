@@ -22,8 +22,8 @@ from letstalk_rt.cli.options import (
 )
 from letstalk_rt.cli.output import write_json, write_notice
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.types import CameraOptions, LipDrive
 from letstalk_rt.session.adaptive_quality import DegradationPreference
+from letstalk_rt.types import CameraOptions, LipDrive
 
 if TYPE_CHECKING:
     from letstalk_rt.session.avatar import Avatar, AvatarSession

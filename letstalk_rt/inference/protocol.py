@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from letstalk_rt.errors import ConfigError, ModelLost
-from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality
+from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import MotionOptions, Portrait
 
 DEFAULT_MOTION = MotionOptions()
