@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 TYPES  := MYPYPATH=server $(BIN)/mypy -p letstalk_rt -p letstalk_server
 
-.PHONY: demo test test-slow test-pipecat test-livekit soak lint types format bench bench-all picture screenshot readme \
+.PHONY: demo test test-slow test-pipecat test-livekit soak fuzz bad-network lint types format bench bench-all picture screenshot readme \
   venv clean
 
 demo: $(VENV)/demo.stamp
@@ -61,6 +61,13 @@ PARTS ?= mock embedded churn
 soak: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/bench_soak.py --hours $(HOURS) --parts "$(PARTS)" \
 	  --output benchmarks/results $(ARGS)
+
+# Hostile input: ARGS="--inputs 100000 --seed 0"; and bad networks, which need root.
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/fuzz_server.py $(ARGS)
+
+bad-network: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/bench_network.py $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

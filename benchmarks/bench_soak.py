@@ -12,9 +12,6 @@ Each part runs the server in a process of its own, with the model isolated as un
     python benchmarks/bench_soak.py --hours 2 --parts mock,embedded,churn
     python benchmarks/bench_soak.py --hours 0.1 --parts embedded
 
-Over WebRTC, the network interfaces of the machine must stay while it runs: a connection over one
-that is removed is lost.
-
 The clients speak in beeps, and the avatar flashes at the beginning of each, so that the skew of
 video and audio is measured where they are received: by the sender reports over WebRTC, by the frame
 numbers on the WebSocket. Bars, of which a missed one makes the exit status 1:

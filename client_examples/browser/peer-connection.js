@@ -5,10 +5,11 @@ import { LipSync } from "./lip-sync.js";
 import { StatsReader } from "./stats-reader.js";
 
 const PING_MS = 1500;
-const SERVER_SILENT_MS = 4000; // without a message for so long, the server is considered lost
+const SERVER_SILENT_MS = 8000; // without a message for so long, the server is considered lost
 const CONNECT_MS = 12_000;
 const GATHER_MS = 1000;
 const GRACE_MS = 1500; // a "disconnected" connection may recover by itself
+const ANSWER_MS = 1000; // the server answers a request within this time, or the network is down
 
 /** A peer connection with its data channel, audio sender, statistics and lip sync. */
 export class PeerConnection {
@@ -126,10 +127,27 @@ export class PeerConnection {
     const state = this.pc.connectionState;
     if (state === "connected") this.#wasConnected = true;
     if (state === "failed") this.#fail(this.#wasConnected ? connectionLost() : networkBlocked());
-    if (state === "disconnected") {
-      setTimeout(() => {
-        if (this.pc.connectionState === "disconnected") this.#fail(connectionLost());
-      }, GRACE_MS);
+    if (state === "disconnected") this.#awaitRecovery();
+  }
+
+  // While the server does not answer requests either, the network is down: the connection then
+  // recovers faster by itself than another one could be opened. `#heartbeat` limits the wait.
+  async #awaitRecovery() {
+    const isDown = () => this.pc.connectionState === "disconnected";
+    while (isDown()) {
+      await pause(GRACE_MS);
+      if (!isDown() || !(await this.#serverAnswers())) continue;
+      await pause(GRACE_MS / 2);
+      if (isDown()) this.#fail(connectionLost());
+    }
+  }
+
+  async #serverAnswers() {
+    try {
+      await this.#api.request("v1/config", { signal: AbortSignal.timeout(ANSWER_MS) });
+      return true;
+    } catch ({ code }) {
+      return code !== "unreachable";
     }
   }
 
@@ -146,6 +164,8 @@ export class PeerConnection {
     this.#onLost(error);
   }
 }
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 const connectionLost = () =>
   new LetsTalkError("connection-lost", "The connection was lost.", { retry: true });

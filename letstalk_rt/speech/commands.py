@@ -76,8 +76,8 @@ async def _write(process: asyncio.subprocess.Process, text: str) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # the exit status says what was wrong
         process.stdin.write(text.encode() + b"\n")
         await process.stdin.drain()
+        # Not waited for: asyncio of Python 3.11 fails in the background if that wait is cancelled.
         process.stdin.close()
-        await process.stdin.wait_closed()
 
 
 async def _output_of(process: asyncio.subprocess.Process, name: str) -> AsyncGenerator[bytes, None]:

@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         "--bitrate",
         default=_env("BITRATE", None),
         metavar="START,MIN,MAX",
-        help="video bitrate, bit/s (1000000,250000,2000000)",
+        help="video bitrate, bit/s (1000000,150000,2000000)",
     )
     add(
         "--codec",

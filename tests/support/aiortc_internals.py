@@ -1,8 +1,12 @@
 """The private attributes of aiortc that tests need; nothing else in tests/ touches them."""
 
+import asyncio
 from types import SimpleNamespace
 
+from aioice import ice
 from aiortc.rtp import RtcpPacket
+
+from letstalk_server.webrtc.hardening import harden, harden_channel
 
 
 def set_jitter_buffer(receiver, buffer):
@@ -51,6 +55,9 @@ class FakeDtlsTransport:
     async def _send_rtp(self, data):
         self.sent.append(data)
 
+    async def _recv_next(self):
+        raise NotImplementedError
+
     async def _handle_rtp_data(self, data, arrival_time_ms):
         raise NotImplementedError
 
@@ -61,3 +68,100 @@ class FakeDtlsTransport:
     async def receive(self, packet):
         """Receive an RTCP packet of the peer."""
         await self._handle_rtcp_data(bytes(packet))
+
+
+def keep_consent():
+    """Let no connection end because its checks are answered late, as on a stopped clock."""
+    ice.CONSENT_FAILURES = 10**9
+
+
+class Arrivals:
+    """Where packets arrive at one end of a peer connection, after ICE, SRTP and DTLS.
+
+    Args:
+        pc: a connected peer connection.
+    """
+
+    def __init__(self, pc):
+        self._dtls = pc.getTransceivers()[0].sender.transport
+        self._ice = self._dtls.transport._connection
+        self._sctp = pc.sctp
+
+    def harden(self):
+        """Drop what cannot be processed: for the end of an attacker, which shares the process."""
+        harden(self._dtls)
+        harden_channel(self._sctp)
+
+    @property
+    def is_alive(self):
+        """Whether DTLS still passes packets on."""
+        return self._dtls.state == "connected"
+
+    @property
+    def has_association(self):
+        """Whether the SCTP association stands."""
+        return self._sctp.state == "connected"
+
+    @property
+    def ssrcs(self):
+        """The SSRCs that are sent."""
+        return list(self._dtls._rtp_router.senders)
+
+    @property
+    def credentials(self):
+        """User name and password of a connectivity check of the peer."""
+        name = f"{self._ice.local_username}:{self._ice.remote_username}"
+        return name, self._ice.local_password
+
+    @property
+    def sctp_tags(self):
+        """The verification tag, and the TSN that is expected next."""
+        return self._sctp._local_verification_tag, (self._sctp._last_received_tsn + 1) % 2**32
+
+    @property
+    def own_port(self):
+        """The port of the socket that is used."""
+        return self._ice._nominated[1].local_addr[1]
+
+    @property
+    def own_host(self):
+        """The address of the socket that is used."""
+        return self._ice._nominated[1].local_addr[0]
+
+    @property
+    def peer_port(self):
+        """The port that packets are sent to."""
+        return self._ice._nominated[1].remote_addr[1]
+
+    async def rebind(self):
+        """Send from another port from now on, without ICE's knowledge; return that port."""
+        protocol = self._ice._nominated[1].protocol
+        host = protocol.transport.get_extra_info("sockname")[0]
+        loop = asyncio.get_running_loop()
+        old = protocol.transport
+        protocol.transport, _ = await loop.create_datagram_endpoint(
+            lambda: protocol, local_addr=(host, 0)
+        )
+        self._left_behind = old  # still open: a closed one would end the connection
+        return protocol.transport.get_extra_info("sockname")[1]
+
+    async def close_left_behind(self):
+        """Close the socket that `rebind` has left behind, after the connection is closed."""
+        self._left_behind.abort()
+        await asyncio.sleep(0)
+
+    def datagram(self, data, address):
+        """Let a datagram arrive at the socket."""
+        self._ice._protocols[0].datagram_received(data, address)
+
+    async def rtp(self, data):
+        """Let a decrypted RTP packet arrive."""
+        await self._dtls._handle_rtp_data(data, arrival_time_ms=0)
+
+    async def rtcp(self, data):
+        """Let a decrypted RTCP packet arrive."""
+        await self._dtls._handle_rtcp_data(data)
+
+    async def sctp(self, data):
+        """Let a decrypted SCTP packet arrive."""
+        await self._sctp._handle_data(data)

@@ -13,6 +13,7 @@ from typing import Any
 from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
+    RTCDtlsTransport,
     RTCIceServer,
     RTCPeerConnection,
     RTCRtpCodecCapability,
@@ -31,7 +32,9 @@ from letstalk_server.session.transport import Handlers, Media, PeerRole, PeerSta
 from letstalk_server.settings import Bitrates, IceServer
 from letstalk_server.webrtc.camera_path import CameraPath
 from letstalk_server.webrtc.encoded_streams import SharedMedia
+from letstalk_server.webrtc.hardening import harden, harden_channel, harden_connection
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
+from letstalk_server.webrtc.moving_peers import MovingPeer
 from letstalk_server.webrtc.public_address import PublicAddress
 from letstalk_server.webrtc.rtp_receiver import RtpReceiver
 from letstalk_server.webrtc.rtp_sender import RtpSender
@@ -149,8 +152,10 @@ class AiortcPeer:
         self._receiver: RtpReceiver | None = None
         self._channel: RTCDataChannel | None = None
         self._ufrag: str | None = None
+        self._moving: list[MovingPeer] = []
         self._state = PeerState.CONNECTING
         self._closing = False
+        harden_connection(pc)
         pc.on("connectionstatechange", self._on_state)
         pc.on("datachannel", self._on_channel)
         pc.on("track", self._on_track)
@@ -191,6 +196,12 @@ class AiortcPeer:
         self._ufrag = next(
             (line[12:] for line in sdp.split("\r\n") if line.startswith("a=ice-ufrag:")), None
         )
+        for transport in self._transports():
+            harden(transport)
+            self._moving.append(MovingPeer(transport.transport._connection))
+            self._moving[-1].watch()
+        if self._pc.sctp is not None:
+            harden_channel(self._pc.sctp)
         sdp = str(self._pc.localDescription.sdp)
         return sdp if self.public_address is None else self.public_address.put_into(sdp)
 
@@ -247,6 +258,8 @@ class AiortcPeer:
         if self._closing:
             return
         self._closing = True
+        for peer in self._moving:
+            await peer.aclose()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._pc.close()
@@ -262,6 +275,11 @@ class AiortcPeer:
             await self._receiver.stop()
         self._pc.remove_all_listeners()
         self._set_state(PeerState.CLOSED)
+
+    def _transports(self) -> set[RTCDtlsTransport]:
+        """Return the DTLS transports: one, if all media sections are bundled."""
+        transports = {transceiver.sender.transport for transceiver in self._pc.getTransceivers()}
+        return transports if self._pc.sctp is None else transports | {self._pc.sctp.transport}
 
     def _add(self, kind: str) -> None:
         """Add the transceiver of an offered media section, with our sender and receiver."""

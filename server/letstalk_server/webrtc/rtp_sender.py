@@ -49,6 +49,12 @@ from letstalk_server.webrtc.encoded_streams import (
 )
 from letstalk_server.webrtc.encoders import EncodedUnit
 from letstalk_server.webrtc.hardening import harden
+from letstalk_server.webrtc.sending_rates import (
+    RETRANSMISSIONS_PER_S,
+    RETRANSMITTED_SHARE,
+    RetransmissionLimit,
+    SentRate,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +64,18 @@ SEND_TIME = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 HISTORY = 256
 """Packets kept for retransmission, about 2 s of video: older ones would arrive too late."""
 
-RETRANSMISSIONS_PER_S = 200
-"""Limit of retransmissions: a flood of NACKs must not cause a flood of packets."""
+PACKET_BYTES = 1200
+"""Size of a full packet of video."""
 
 BURST = 8
 """Packets sent at once before a pause, so that a key frame does not overflow a router's queue."""
 
 BURST_PAUSE_S = 0.002
+
+PACING, PACED_S = 2.5, 0.01
+"""Factor of the estimated bandwidth at which video is sent once that is known to be low, and the
+length of a burst: a key frame must not fill the router's queue, where the audio waits behind it."""
+
 MAX_PENDING = 64
 """Packets that may be pending when a frame arrives; with more, the frame is dropped."""
 
@@ -77,35 +88,6 @@ MAX_UNREPORTED_HOLD_S = 0.005
 _HEADER = struct.Struct("!BBHLL")
 _ONE_BYTE = 0xBEDE
 """Profile of one-byte header extensions, RFC 8285."""
-
-
-class _RetransmissionLimit:
-    """A sliding window of one second that limits retransmissions."""
-
-    def __init__(self) -> None:
-        self._times_s: deque[float] = deque(maxlen=RETRANSMISSIONS_PER_S)
-
-    def allow(self, now_s: float) -> bool:
-        """Count a retransmission and return True, or return False if there were too many."""
-        if len(self._times_s) == RETRANSMISSIONS_PER_S and now_s - self._times_s[0] < 1:
-            return False
-        self._times_s.append(now_s)
-        return True
-
-
-class _SentRate:
-    """The recently sent bitrate, bit/s."""
-
-    def __init__(self) -> None:
-        self.bit_s = 0.0
-        self._octets, self._at_s = 0, 0.0
-
-    def update(self, octets: int, now_s: float) -> None:
-        """Update from the number of octets sent so far; call about twice a second."""
-        if self._at_s:
-            latest = (octets - self._octets) * 8 / max(now_s - self._at_s, 0.01)
-            self.bit_s = (self.bit_s + latest) / 2 if self.bit_s else latest
-        self._octets, self._at_s = octets, now_s
 
 
 class RtpSender(RTCRtpSender):
@@ -136,6 +118,7 @@ class RtpSender(RTCRtpSender):
         self._stream: EncodedStream | None = None
         self._subscription: Subscription | None = None
         self._estimate = BandwidthEstimate(bitrates)
+        self._usual_bitrate = bitrates.start
         self._reports: asyncio.Task[None] | None = None
         self._is_stopped = False
         self._pending: deque[tuple[int, bool, bytes]] = deque()
@@ -149,9 +132,9 @@ class RtpSender(RTCRtpSender):
         self._send_time_at = 0
         self._cname = ""
         self._history: dict[int, tuple[int, int, bool, bytes]] = {}
-        self._retransmission_limit = _RetransmissionLimit()
+        self._retransmission_limit = RetransmissionLimit()
         self._packets = self._octets = 0
-        self._sent = _SentRate()
+        self._sent = SentRate()
         self._reported_held_s = 0.0
         self.last_received_s = 0.0
 
@@ -245,16 +228,34 @@ class RtpSender(RTCRtpSender):
     def _send_burst(self) -> None:
         """Send pending packets, with a pause after each burst."""
         self._pause = None
+        rate = self._pacing_rate()
+        sent = 0
         for _ in range(min(BURST, len(self._pending))):
+            sent += 8 * len(self._pending[0][2])
             self._send_packet(*self._pending.popleft())
+            if rate is not None and sent >= PACED_S * rate:
+                break
         if self._pending:
-            loop = asyncio.get_running_loop()
-            self._pause = loop.call_later(BURST_PAUSE_S, self._send_burst)
+            pause_s = BURST_PAUSE_S if rate is None else max(BURST_PAUSE_S, sent / rate)
+            self._pause = asyncio.get_running_loop().call_later(pause_s, self._send_burst)
         elif (
             self._stream is not None
             and self._stream.held_s - self._reported_held_s > MAX_UNREPORTED_HOLD_S
         ):
             self._report_now(self._stream)
+
+    def _pacing_rate(self) -> float | None:
+        """Return the bit/s at which to send, or None if no limit of the network is known."""
+        if self.kind != "video" or self._estimate.bitrate >= self._usual_bitrate:
+            return None
+        return PACING * self._estimate.bitrate
+
+    def _max_retransmissions(self) -> int:
+        """Return the number of packets that may be sent again within a second."""
+        if self._estimate.bitrate >= self._usual_bitrate:
+            return RETRANSMISSIONS_PER_S
+        packets = RETRANSMITTED_SHARE * self._estimate.bitrate / (8 * PACKET_BYTES)
+        return min(RETRANSMISSIONS_PER_S, max(BURST, int(packets)))
 
     def _send_packet(self, timestamp: int, marker: bool, payload: bytes) -> None:
         sequence = self._sequence
@@ -284,7 +285,7 @@ class RtpSender(RTCRtpSender):
             if self._stream is not None:
                 self._stream.request_key_frame()  # frames that depend on it cannot be decoded
             return
-        if not self._retransmission_limit.allow(self._monotonic()):
+        if not self._retransmission_limit.allow(self._monotonic(), self._max_retransmissions()):
             return
         _, timestamp, marker, payload = kept
         if self._rtx_payload_type is None:

@@ -43,7 +43,9 @@ def clean_offer(sdp: str, role: PeerRole) -> str:
         or not {"video", "audio"} & set(kinds)
     ):
         raise BadOfferError(f"The offer must have {_REQUIREMENTS[role]}.")
-    mids = {line[6:].strip() for line in lines if line.startswith("a=mid:")}
+    mids = _mids(lines)
+    if len(mids) > len(set(mids)):
+        raise BadOfferError("Two media sections of the offer have the same a=mid, or none.")
     bundles = [line.split()[1:] for line in lines if line.startswith("a=group:BUNDLE")]
     if any(mid not in mids for bundle in bundles for mid in bundle):
         raise BadOfferError(
@@ -57,6 +59,17 @@ def clean_offer(sdp: str, role: PeerRole) -> str:
 def media_kinds(sdp: str) -> list[str]:
     """Return the kind of each media section: `audio`, `video`, `application` or something else."""
     return [line[2:].split(" ")[0] for line in _lines(sdp) if line.startswith("m=")]
+
+
+def _mids(lines: list[str]) -> list[str]:
+    """Return the `mid` of each media section: its last one, as aiortc reads it; or nothing."""
+    mids: list[str] = []
+    for line in lines:
+        if line.startswith("m="):
+            mids.append("")
+        elif line.startswith("a=mid:") and mids:
+            mids[-1] = line[6:].strip()
+    return mids
 
 
 @dataclass(frozen=True, slots=True)

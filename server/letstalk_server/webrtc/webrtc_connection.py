@@ -110,9 +110,13 @@ class WebRTCConnection:
         settings = self._session.settings
         if self._peer.state is PeerState.CONNECTING:
             return now_s - self._opened_s > settings.connect_timeout_s
-        if self.kind is ConnectionKind.TALK and self._has_channel:
-            return now_s - self._last_received_s > settings.heartbeat_timeout_s
         last_received_s = max(self._peer.last_received_s, self._last_received_s)
+        if self.kind is ConnectionKind.TALK and self._has_channel:
+            # After an outage packets come at once, messages only when SCTP sends them again.
+            return (
+                now_s - last_received_s > settings.heartbeat_timeout_s
+                or now_s - self._last_received_s > 2 * settings.heartbeat_timeout_s
+            )
         return now_s - last_received_s > settings.report_timeout_s
 
     async def aclose(self, error: ServerError | None = None) -> None:

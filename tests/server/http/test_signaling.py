@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -151,6 +152,15 @@ async def test_a_peer_that_falls_silent_gives_its_place_back():
     async with serving(Settings(heartbeat_timeout_s=0.6, grace_s=0.1)) as (app, client):
         peer = await Peer(ping_s=0).join(client)
         await free(app)
+        await peer.close()
+
+
+async def test_a_page_whose_messages_are_late_stays_while_its_packets_arrive():
+    async with serving(Settings(heartbeat_timeout_s=1.5, grace_s=0.1)) as (app, client):
+        peer = await Peer(Voice(tone(1.0)), ping_s=0).join(client)
+        started_s = time.monotonic()
+        await free(app)
+        assert time.monotonic() - started_s > 2.2, "its packets did not count"
         await peer.close()
 
 

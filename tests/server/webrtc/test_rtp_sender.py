@@ -33,9 +33,11 @@ from letstalk_server.webrtc.rtp_sender import (
     BURST,
     HISTORY,
     MAX_PENDING,
-    RETRANSMISSIONS_PER_S,
+    PACING,
+    PACKET_BYTES,
     RtpSender,
 )
+from letstalk_server.webrtc.sending_rates import RETRANSMISSIONS_PER_S, RETRANSMITTED_SHARE
 
 BITRATES = Bitrates(800_000, 200_000, 900_000)
 PARAMETERS = RTCRtpSendParameters(
@@ -173,5 +175,37 @@ def test_an_estimate_below_what_is_sent_lowers_the_bitrate_and_damaged_ones_are_
         assert stage.stream.subscription.bitrate is None
         await stage.feedback(RTCP_PSFB_APP, pack_remb_fci(300_000, [ssrc]))
         assert stage.stream.subscription.bitrate == 300_000
+
+    play(scene)
+
+
+def test_on_a_slow_line_a_large_frame_does_not_fill_the_routers_queue(play):
+    async def scene(stage):
+        for _ in range(100):  # 800 kbit/s
+            stage.send(2, size=2000)
+            await asyncio.sleep(0.04)
+        ssrc, before = stage.packets()[0].ssrc, len(stage.packets())
+        await stage.feedback(RTCP_PSFB_APP, pack_remb_fci(300_000, [ssrc]))
+        stage.send(20, size=1200)
+        assert len(stage.packets()) == before + 1, "one packet takes more than a burst's 10 ms"
+        await asyncio.sleep(0.1)
+        sent = len(stage.packets()) - before
+        assert 1200 * 8 * (sent - 1) <= PACING * 300_000 * 0.1, "it exceeds the paced rate"
+        await asyncio.sleep(0.5)
+        assert len(stage.packets()) == before + 20
+
+    play(scene)
+
+
+def test_on_a_slow_line_fewer_packets_are_sent_again(play):
+    async def scene(stage):
+        for _ in range(100):
+            stage.send(2, size=2000)
+            await asyncio.sleep(0.04)
+        packets = stage.packets()
+        await stage.feedback(RTCP_PSFB_APP, pack_remb_fci(300_000, [packets[0].ssrc]))
+        await stage.nack(*[packet.sequence_number for packet in packets[-100:]])
+        again = len(stage.packets()) - len(packets)
+        assert 0 < 8 * PACKET_BYTES * again <= RETRANSMITTED_SHARE * 300_000
 
     play(scene)

@@ -1,0 +1,70 @@
+"""Attacks the server with mutated offers, packets, images and messages: nothing may break.
+
+    make fuzz                                                 10,000 inputs, a new seed
+    python benchmarks/fuzz_server.py --inputs 100000 --seed 0
+    python benchmarks/fuzz_server.py --target sctp
+
+What must hold after each input: no exception, no status 500, an answer in time, the connection
+stands, the log is silent, and at the end the memory is back. An input that breaks something is made
+as small as possible and added to the corpus (`tests/fuzz/corpus/TARGET/found-*`), whose entries the
+tests try again. The last line is JSON.
+"""
+
+import argparse
+import json
+import logging
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(1, str(Path(__file__).parents[1] / "server"))
+
+from fuzz.running import attack
+from fuzz.targets import TARGETS
+
+from letstalk_rt import __version__
+
+MAX_GROWN_MB = 64
+"""Growth of the process after the first round above which memory has not come back."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 1 if something broke."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=10_000, help="of all targets (%(default)s)")
+    parser.add_argument("--seed", type=int, help="of the inputs; a new one if there is none")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="default: all")
+    options = parser.parse_args(argv)
+    seed = random.randrange(2**31) if options.seed is None else options.seed
+    logging.getLogger("aioice").setLevel(logging.WARNING)  # as the server does
+    logging.getLogger("aiortc").setLevel(logging.WARNING)
+    names = options.target or list(TARGETS)
+    whole = sum(TARGETS[name][1] for name in names)
+    print(f"seed {seed}", flush=True)
+    outcomes: dict[str, Any] = {}
+    for name in names:
+        count = max(1, round(options.inputs * TARGETS[name][1] / whole))
+        outcome = outcomes[name] = attack(name, count, seed)
+        print(f"{name:10} {outcome.inputs:6} inputs {outcome.seconds:6.0f} s"
+              f"  {outcome.grown_mb:+5.0f} MB  {outcome.failure or 'nothing broke'}",
+              flush=True)  # fmt: skip
+        if outcome.kept:
+            print(f"  {outcome.kept}", flush=True)
+    result = {
+        "benchmark": "fuzz",
+        "targets": {name: asdict(outcome) for name, outcome in outcomes.items()},
+        "seed": seed,
+        "version": __version__,
+        "inputs": sum(outcome.inputs for outcome in outcomes.values()),
+    }
+    print(json.dumps(result))
+    grown = any(outcome.grown_mb > MAX_GROWN_MB for outcome in outcomes.values())
+    return int(grown or any(outcome.failure for outcome in outcomes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
