@@ -52,7 +52,15 @@ class CameraProcess:
 
     def open(self) -> "IsolatedCamera":
         """Return a reader for the camera of one session."""
-        return IsolatedCamera(self.call, next(self._numbers))
+        return IsolatedCamera(self, next(self._numbers))
+
+    def forget(self, number: int) -> None:
+        """Forget a camera, if the process runs."""
+        with self._lock:
+            if self._process is None:
+                return
+        with suppress(ModelLost):
+            self.call("close", number)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Run a call in the process.
@@ -74,9 +82,12 @@ class CameraProcess:
         return reply.result
 
     def close(self) -> None:
-        """End the process. May be called twice."""
+        """End the process; a running call raises `ModelLost`. May be called twice."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()  # a call that runs ends at once
         with self._lock:
-            self._closed = True
             self._end()
 
     def _running(self) -> ChildProcess:
@@ -107,28 +118,28 @@ class IsolatedCamera(CameraReader):
     """The `CameraReader` of one session, in the process of all cameras.
 
     Args:
-        call: runs a call in the process.
+        process: the process.
         number: of this camera there.
     """
 
-    def __init__(self, call: Callable[..., Any], number: int) -> None:
-        self._call, self._number = call, number
+    def __init__(self, process: CameraProcess, number: int) -> None:
+        self._process, self._number = process, number
 
     def read(self, rgb: np.ndarray, captured_s: float, *, absolute: bool) -> CameraReading:
         """Read a frame; see `CameraReader.read`."""
         step = -(-max(rgb.shape[:2]) // MOST_PX)
         small = np.ascontiguousarray(rgb[::step, ::step])
-        reading: CameraReading = self._call("read", self._number, small, captured_s, absolute)
+        arguments = (self._number, small, captured_s, absolute)
+        reading: CameraReading = self._process.call("read", *arguments)
         return reading
 
     def take_neutral(self) -> None:
         """Take the look of the next frames as the neutral one."""
-        self._call("take_neutral", self._number)
+        self._process.call("take_neutral", self._number)
 
     def close(self) -> None:
         """Forget the camera. May be called twice."""
-        with suppress(ModelLost):
-            self._call("close", self._number)
+        self._process.forget(self._number)
 
 
 def run_cameras(connection: "Connection[Any, Any]", load: str, memory_mb: int | None) -> None:

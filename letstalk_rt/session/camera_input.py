@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from letstalk_rt.errors import ConfigError, LetsTalkError
+from letstalk_rt.errors import ConfigError, EngineError, LetsTalkError
 from letstalk_rt.inference.protocol import CameraReader, CameraReading, CameraStatus
 from letstalk_rt.models.face.face_motion import NUM_MOTION, DriveWindow
 from letstalk_rt.session.events import EventHub
@@ -30,6 +30,9 @@ HOLD_S = 0.15
 
 FADE_FRAMES = 7
 """Frames in which the share of the camera falls from 1 to 0, or rises."""
+
+RETRY_S = 3.0
+"""Pause after a frame that could not be read, because its reader's process may have ended."""
 
 _KEPT = 50  # readings
 _EASE = 0.7  # share of a jump that is left in the next frame
@@ -190,10 +193,10 @@ class CameraInput:
 
     def _note_failure(self, error: BaseException) -> None:
         logger.warning("a frame of a camera was not read", extra={"error": type(error).__name__})
-        if not isinstance(error, LetsTalkError):
-            self._hub.warn(
-                "camera-failed", "A frame of the camera could not be read.", self._now_s()
-            )
+        known = isinstance(error, LetsTalkError) and not isinstance(error, EngineError)
+        self._rest_until_s = np.inf if known else self._now_s() + RETRY_S
+        message = str(error) if known else "The camera cannot be read now."
+        self._hub.warn("camera-failed", message, self._now_s())
 
 
 def _check(frame: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import pytest
 from support.fakes import FakePipeline
 from support.live_sessions import session_of
 
-from letstalk_rt import CameraOptions, ConfigError
+from letstalk_rt import CameraOptions, ConfigError, ModelLost
 from letstalk_rt.inference.protocol import CameraReading, CameraStatus
 from letstalk_rt.models.face.face_motion import NUM_MOTION
 from letstalk_rt.session.camera_input import CameraInput
@@ -20,10 +20,12 @@ class FakeReader:
     """Reads the yaw from the first pixel of a frame; 0 is no face."""
 
     def __init__(self):
-        self.read_at_s, self.calls = [], []
+        self.read_at_s, self.calls, self.fails = [], [], False
 
     def read(self, rgb, captured_s, *, absolute):
         self.read_at_s.append(captured_s)
+        if self.fails:
+            raise ModelLost("its process has ended")
         level = int(rgb[0, 0, 0])
         if not level:
             return CameraReading(CameraStatus.NO_FACE)
@@ -54,8 +56,8 @@ class Camera:
     """A camera input whose clock is set by hand."""
 
     def __init__(self):
-        self.now_s, self.pipeline = 0.0, FakeDrivable()
-        self.input = CameraInput(self.pipeline, CameraOptions(), lambda: self.now_s, EventHub())
+        self.now_s, self.pipeline, self.hub = 0.0, FakeDrivable(), EventHub()
+        self.input = CameraInput(self.pipeline, CameraOptions(), lambda: self.now_s, self.hub)
 
     async def see(self, level, at_s):
         """Push a frame and wait until it was read."""
@@ -172,3 +174,18 @@ async def test_a_session_drives_its_model_and_closes_the_camera():
         assert pipeline.driven[-1].motion.shape == (4, NUM_MOTION)
     await asyncio.sleep(0.05)
     assert pipeline.reader.calls == ["neutral", "closed"]
+
+
+async def test_a_camera_that_cannot_be_read_is_reported_and_tried_again_later():
+    warned = []
+    camera = Camera()
+    camera.hub.listen(lambda event: warned.append(event.code))
+    camera.pipeline.reader.fails = True
+    await camera.see(10, 1.0)
+    await camera.see(10, 1.04)
+    assert camera.pipeline.reader.read_at_s == [1.0] and warned == ["camera-failed"]
+    camera.pipeline.reader.fails = False
+    await camera.see(10, 9.0)
+    assert camera.pipeline.reader.read_at_s == [1.0, 9.0]
+    assert camera.input.status is CameraStatus.FACE
+    camera.input.close()

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from letstalk_rt.errors import WeightsError
+from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
-from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Pipeline
+from letstalk_rt.inference.protocol import (
+    DEFAULT_OPTIONS,
+    CameraReading,
+    CameraStatus,
+    Pipeline,
+)
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.inference.supervisor import IsolationLimits
+from letstalk_rt.models.face.face_motion import NUM_MOTION
 from letstalk_rt.types import Face
 
 FAULTS = ("raise", "hang-1", "hang-2", "hang-60", "memory", "kill")
@@ -122,3 +128,32 @@ def isolated(folder, limits=None, **options):
     limits = limits or IsolationLimits(memory_mb=200)
     options = {"folder": str(folder), **options}
     return IsolatedPipeline("support.isolated_models:FaultyPipeline", options, limits=limits)
+
+
+class SizeReader:
+    """Says how large frames are, and how many there were; dies of white ones."""
+
+    def __init__(self):
+        self.count = 0
+
+    def read(self, rgb, captured_s, *, absolute):
+        if rgb.min() == 255:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+        motion = np.zeros(NUM_MOTION, np.float32)
+        motion[:4] = [*rgb.shape[:2], captured_s, self.count]
+        return CameraReading(CameraStatus.FACE, motion)
+
+    def take_neutral(self):
+        self.count = 100
+
+    def close(self):
+        raise AssertionError("the process forgets readers by itself")
+
+
+def load_sizes():
+    return SizeReader
+
+
+def load_nothing():
+    raise ConfigError("no camera can drive this model")

@@ -17,7 +17,7 @@ SECURITY_HEADERS = {
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "permissions-policy": "microphone=(self), camera=(), geolocation=()",
+    "permissions-policy": "microphone=(self), camera=(self), geolocation=()",
 }
 OWN_OPTIONS = ("/v1/whip", "/v1/whep")
 """Paths that answer `OPTIONS` themselves."""

@@ -135,6 +135,7 @@ def _webrtc() -> Json:
         avatar=NAME,
         portrait=NAME,
         options=_ref("Options"),
+        camera=FLAG,
         required=("type", "sdp"),
     )
     answer = _object(type={"const": "answer"}, sdp=TEXT, session=TEXT, connection=TEXT)
@@ -142,9 +143,12 @@ def _webrtc() -> Json:
     query = [_query("session", NAME), _query("avatar", NAME), _query("badge", {"enum": [
         "true", "false"]})]  # fmt: skip
 
-    def exchange(words: str) -> Json:
+    camera = _query("camera", {"enum": ["true", "false"]})
+
+    def exchange(words: str, *more: Json) -> Json:
+        given = [*query, *more]
         return {
-            "post": _op(words, 201, TEXT, media="application/sdp", body=sdp, parameters=query),
+            "post": _op(words, 201, TEXT, media="application/sdp", body=sdp, parameters=given),
             "options": _op("What clients may do", 204, None, is_open=True),
         }
 
@@ -153,7 +157,7 @@ def _webrtc() -> Json:
             "post": _op("Connect a browser", 201, answer, body=_json_body(offer, required=True))
         },
         "/v1/whep": exchange("Watch: WHEP"),
-        "/v1/whip": exchange("Speak: WHIP"),
+        "/v1/whip": exchange("Speak: WHIP", camera),
     }
 
 

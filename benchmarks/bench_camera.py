@@ -1,0 +1,329 @@
+"""Measures camera drive: how well an avatar follows filmed people, and how late.
+
+`--data` drives a default avatar with the filmed clips of the split `eval` and compares driver and
+avatar frame by frame, by MediaPipe and by a face recognition network that the model has never seen:
+correlation of yaw, pitch and roll, the share of blinks that are shown, and the likeness to the
+portrait over that of the undriven avatar. It needs the extra `eval`.
+
+`--latency` runs the server and headless Chromium, whose camera shows a film of a face that jumps
+sideways once a second. It measures the time from a jump in the visitor's mirror to that of the
+avatar. `--film` shows a film of yours instead, and prints nothing but the delays.
+
+    python benchmarks/bench_camera.py --data DATA --cache CACHE --clips 8
+    python benchmarks/bench_camera.py --latency --seconds 60
+
+The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from card import commit, processor_name
+
+from letstalk_rt import __version__
+
+WARM_UP = 15
+"""Frames before the neutral look is known and the camera has faded in."""
+
+JUMP_FRAMES = 25
+_LEAST_MOTION = np.radians(1.5)  # standard deviation of an angle that counts as motion
+_SHUT_RISE = 0.25  # of the blendshapes of shut eyes in a blink
+_NEAR = 2  # frames by which a blink may be off
+_EYES_SHUT = slice(9, 11)
+
+
+def bench_drive(options: argparse.Namespace) -> dict[str, Any]:
+    """Drive an avatar with filmed clips; return the figures of each and their means."""
+    from letstalk_rt.inference.pipeline import AvatarPipeline
+    from letstalk_rt.portrait.library import AvatarLibrary
+    from letstalk_rt.training.data.dataset import landmarker_file, load_clips
+    from letstalk_rt.training.evaluation.identity import Identity
+
+    pipeline = AvatarPipeline.load(threads=options.threads)
+    library = AvatarLibrary()
+    portrait = library.prepare(library.find(options.avatar), pipeline.finder, size=options.size)
+    clips = [c for c in load_clips(options.data, options.cache, "eval") if c.kind == "real"]
+    clips = sorted(clips, key=lambda c: -float(poses(c.pose)[:, :3].std(0).mean()))
+    judge, identity = Judge(landmarker_file(options.data)), Identity()
+    still = identity.likeness(portrait.canvas, undriven(pipeline, portrait, 40))
+    rows = []
+    for clip in clips[: options.clips]:
+        frames = driven(pipeline, portrait, clip, options)
+        row = {"clip": clip.name, **compare(clip, frames, judge)}
+        row["identity"] = identity.likeness(portrait.canvas, frames[WARM_UP::8]) / still
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    names = ("yaw", "pitch", "roll", "identity")
+    means = {name: _mean([row[name] for row in rows]) for name in names}
+    shown, blinked = (sum(row[k] for row in rows) for k in ("blinks_shown", "blinks"))
+    means["blink_recall"] = shown / blinked if blinked else float("nan")
+    means["seen"] = _mean([row["seen"] for row in rows])
+    return {"clips": rows, "mean": means}
+
+
+def driven(pipeline: Any, portrait: Any, clip: Any, options: argparse.Namespace) -> np.ndarray:
+    """Return the frames of an avatar that is driven by a clip, frame by frame."""
+    from letstalk_rt.inference.protocol import CameraStatus, StateOptions
+    from letstalk_rt.models.face.face_motion import NUM_MOTION, DriveWindow
+
+    reader, state = pipeline.open_camera(), pipeline.init_state(portrait, StateOptions())
+    count = 4 * (min(options.frames, clip.num_frames) // 4)
+    frames, last = [], np.zeros(NUM_MOTION, np.float32)
+    for first in range(0, count, 4):
+        motion, weights = [], []
+        for index in range(first, first + 4):
+            reading = reader.read(clip.frames[index], index / 25, absolute=False)
+            last = last if reading.motion is None else reading.motion
+            motion.append(last)
+            weights.append(float(reading.status is CameraStatus.FACE))
+        window = DriveWindow(np.array(weights, np.float32), np.stack(motion), options.lips)
+        pipeline.drive(state, window)
+        pcm = clip.pcm[None, first * 640 : (first + 4) * 640]
+        frames.append(pipeline.step(np.ascontiguousarray(pcm), [state])[0])
+    return np.concatenate(frames)
+
+
+def undriven(pipeline: Any, portrait: Any, count: int) -> np.ndarray:
+    """Return frames of the avatar's own life."""
+    state = pipeline.init_state(portrait)
+    silence = np.zeros((1, pipeline.hop), np.float32)
+    return np.concatenate([pipeline.step(silence, [state])[0] for _ in range(count // 4)])[::4]
+
+
+class Judge:
+    """MediaPipe's face landmarker with head pose and blendshapes."""
+
+    def __init__(self, model: Path | None) -> None:
+        import mediapipe as mp
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        self._mp = mp
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(model)),
+            running_mode=vision.RunningMode.IMAGE,
+            output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
+        )
+        self._detector = vision.FaceLandmarker.create_from_options(options)
+
+    def __call__(self, rgb: np.ndarray) -> tuple[np.ndarray, float] | None:
+        """Return the pose `(4, 4)` and how far both eyes are shut; None without a face."""
+        data = np.ascontiguousarray(rgb)
+        found = self._detector.detect(
+            self._mp.Image(image_format=self._mp.ImageFormat.SRGB, data=data)
+        )
+        if not found.facial_transformation_matrixes:
+            return None
+        shut = [shape.score for shape in found.face_blendshapes[0][_EYES_SHUT]]
+        return np.array(found.facial_transformation_matrixes[0]), float(np.mean(shut))
+
+
+def poses(matrices: np.ndarray) -> np.ndarray:
+    """Return yaw, pitch and roll of poses `(T, 4, 4)` with y up and z to the camera, `(T, 3)`."""
+    from letstalk_rt.models.face.head_pose import angles
+
+    down = np.diag([1.0, -1.0, -1.0])
+    return np.stack([angles(down @ matrix[:3, :3] @ down) for matrix in matrices])
+
+
+def compare(clip: Any, frames: np.ndarray, judge: Judge) -> dict[str, Any]:
+    """Compare a driver with the avatar."""
+    seen = [judge(frame) for frame in frames]
+    found = np.array([one is not None for one in seen])
+    found[:WARM_UP] = False
+    avatar = poses(np.stack([one[0] if one else np.eye(4) for one in seen]))[found]
+    driver = poses(clip.pose[: len(frames)])[found]
+    out: dict[str, Any] = {"frames": len(frames), "seen": float(found[WARM_UP:].mean())}
+    for axis, name in enumerate(("yaw", "pitch", "roll")):
+        moves = driver[:, axis].std() > _LEAST_MOTION
+        r = np.corrcoef(driver[:, axis], avatar[:, axis])[0, 1] if moves else float("nan")
+        out[name] = float(r)
+        out[f"{name}_gain"] = float(np.polyfit(driver[:, axis], avatar[:, axis], 1)[0])
+    theirs = clip.blendshapes[: len(frames), _EYES_SHUT].mean(1)
+    ours = np.array([one[1] if one else 0.0 for one in seen])
+    spans = blinks(theirs)
+    rise = ours - np.median(ours)
+    shown = [s for s in spans if rise[max(0, s[0] - _NEAR) : s[1] + _NEAR].max() > _SHUT_RISE]
+    return out | {"blinks": len(spans), "blinks_shown": len(shown)}
+
+
+def blinks(shut: np.ndarray) -> list[tuple[int, int]]:
+    """Return the first frame of each blink after the warm-up, and the first frame after it."""
+    closed = shut > np.median(shut) + _SHUT_RISE
+    closed[:WARM_UP] = False
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], closed, [False]]).astype(int)))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a <= 15]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+# The delay
+
+WATCH = """
+() => {
+  window.seen = { mirror: [], video: [] };
+  for (const id of ["mirror", "video"]) {
+    const video = document.getElementById(id);
+    const context = new OffscreenCanvas(64, 48).getContext("2d", { willReadFrequently: true });
+    let last = null;
+    const look = () => {
+      context.drawImage(video, 0, 0, 64, 48);
+      const now = context.getImageData(0, 0, 64, 48).data;
+      let sum = 0;
+      if (last) for (let i = 0; i < now.length; i++) sum += Math.abs(now[i] - last[i]);
+      window.seen[id].push([performance.now(), sum / now.length]);
+      last = now;
+      video.requestVideoFrameCallback(look);
+    };
+    video.requestVideoFrameCallback(look);
+  }
+}
+"""
+"""Collects `[time in ms, change since the frame before]` of the mirror and of the avatar."""
+
+
+def make_film(path: Path, seconds: int = 8) -> None:
+    """Write a film for Chromium's fake camera: a portrait that jumps sideways once a second."""
+    import av
+    from PIL import Image
+
+    from letstalk_rt.avatars import list_avatars
+
+    face = next(iter(list_avatars().values()))
+    portrait = np.asarray(Image.open(face).convert("RGB").resize((420, 420)))
+    with av.open(str(path), "w", format="yuv4mpegpipe") as container:
+        stream = container.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        for number in range(25 * seconds):
+            left = 60 if number // JUMP_FRAMES % 2 else 160
+            rgb = np.full((480, 640, 3), 120, np.uint8)
+            rgb[30:450, left : left + 420] = portrait
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def bench_latency(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the delay from a jump in the mirror to that of the avatar."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("Chromium is missing; install it with: apt-get install chromium")
+    command = [sys.executable, "-m", "letstalk_server", "--port", "0"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as run,
+    ):
+        try:
+            assert run.stdout is not None
+            address = re.search(r"http://\S+", run.stdout.readline())
+            if address is None:
+                raise SystemExit("the server did not start")
+            film = options.film or Path(folder) / "film.y4m"
+            if options.film is None:
+                make_film(film)
+            flags = [
+                "--no-sandbox",
+                "--use-fake-device-for-media-stream",
+                "--use-fake-ui-for-media-stream",
+                f"--use-file-for-fake-video-capture={film}",
+                "--autoplay-policy=no-user-gesture-required",
+            ]
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+                page = browser.new_page()
+                page.goto(address.group())
+                page.wait_for_selector("body[data-state=live]", timeout=60_000)
+                page.check("#camera-switch", force=True)
+                time.sleep(6)
+                page.evaluate(WATCH)
+                time.sleep(options.seconds)
+                seen = page.evaluate("() => window.seen")
+                if options.screenshot is not None:
+                    page.screenshot(path=str(options.screenshot))
+                browser.close()
+        finally:
+            run.send_signal(signal.SIGINT)
+            run.communicate(timeout=30)
+    delays = delays_ms(np.array(seen["mirror"]), np.array(seen["video"]))
+    if not delays:
+        return {"jumps": 0}
+    p50, p95 = np.percentile(delays, (50, 95))
+    return {"jumps": len(delays), "p50_ms": round(float(p50)), "p95_ms": round(float(p95))}
+
+
+def delays_ms(mirror: np.ndarray, avatar: np.ndarray) -> list[float]:
+    """Return for each jump of the mirror how much later the avatar began to move.
+
+    Args:
+        mirror: time in ms and change of each frame, `(N, 2)`.
+        avatar: the same of the avatar.
+    """
+    jumps = mirror[mirror[:, 1] > 0.5 * mirror[:, 1].max(), 0]
+    threshold = 4 * np.median(avatar[:, 1]) + 0.15 * np.percentile(avatar[:, 1], 99)
+    moves = avatar[avatar[:, 1] > threshold, 0]
+    delays = []
+    for at in jumps:
+        after = moves[(moves > at) & (moves < at + 900)]
+        if len(after):
+            delays.append(float(after[0] - at))
+    return delays
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add = parser.add_argument
+    add("--data", type=Path, help="data folder; drive an avatar with its clips")
+    add("--cache", type=Path, default=Path("cache"), help="folder of decoded frames")
+    add("--clips", type=int, default=8, help="how many clips, those with most motion first")
+    add("--frames", type=int, default=250, help="of each clip, at most")
+    add("--avatar", default="mira")
+    add("--size", type=int, default=512)
+    add("--lips", choices=("sound", "camera", "blend"), default="camera")
+    add("--threads", type=int)
+    add("--latency", action="store_true", help="measure the delay in Chromium")
+    add("--film", type=Path, help="film (y4m, mjpeg) for Chromium's fake camera")
+    add("--seconds", type=float, default=60)
+    add("--screenshot", type=Path)
+    add("--output", type=Path, help="write the result to a file, too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the wanted parts and print the result as JSON."""
+    options = parse(argv)
+    if options.data is None and not options.latency:
+        raise SystemExit("choose --data DATA, --latency or both")
+    result: dict[str, Any] = {
+        "version": __version__,
+        "commit": commit(),
+        "processor": processor_name(),
+    }
+    if options.data is not None:
+        result["drive"] = bench_drive(options)
+    if options.latency:
+        result["latency"] = bench_latency(options)
+    line = json.dumps(result)
+    if options.output is not None:
+        options.output.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
