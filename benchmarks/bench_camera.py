@@ -39,9 +39,9 @@ WARM_UP = 15
 
 JUMP_FRAMES = 25
 _LEAST_MOTION = np.radians(1.5)  # standard deviation of an angle that counts as motion
-_SHUT_RISE = 0.25  # of the blendshapes of shut eyes in a blink
+_SHUT = 0.65  # share of the median opening below which an eye counts as closed
 _NEAR = 2  # frames by which a blink may be off
-_EYES_SHUT = slice(9, 11)
+_LIDS = ((159, 145, 33, 133), (386, 374, 263, 362))
 
 
 def bench_drive(options: argparse.Namespace) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def undriven(pipeline: Any, portrait: Any, count: int) -> np.ndarray:
 
 
 class Judge:
-    """MediaPipe's face landmarker with head pose and blendshapes."""
+    """MediaPipe's face landmarker with head pose."""
 
     def __init__(self, model: Path | None) -> None:
         import mediapipe as mp
@@ -113,21 +113,21 @@ class Judge:
         options = vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model)),
             running_mode=vision.RunningMode.IMAGE,
-            output_face_blendshapes=True,
             output_facial_transformation_matrixes=True,
         )
         self._detector = vision.FaceLandmarker.create_from_options(options)
 
     def __call__(self, rgb: np.ndarray) -> tuple[np.ndarray, float] | None:
-        """Return the pose `(4, 4)` and how far both eyes are shut; None without a face."""
+        """Return the pose `(4, 4)` and the opening of the eyes; None without a face."""
         data = np.ascontiguousarray(rgb)
         found = self._detector.detect(
             self._mp.Image(image_format=self._mp.ImageFormat.SRGB, data=data)
         )
         if not found.facial_transformation_matrixes:
             return None
-        shut = [shape.score for shape in found.face_blendshapes[0][_EYES_SHUT]]
-        return np.array(found.facial_transformation_matrixes[0]), float(np.mean(shut))
+        height, width = rgb.shape[:2]
+        points = np.array([(p.x * width, p.y * height) for p in found.face_landmarks[0]])
+        return np.array(found.facial_transformation_matrixes[0]), float(opening(points))
 
 
 def poses(matrices: np.ndarray) -> np.ndarray:
@@ -151,17 +151,25 @@ def compare(clip: Any, frames: np.ndarray, judge: Judge) -> dict[str, Any]:
         r = np.corrcoef(driver[:, axis], avatar[:, axis])[0, 1] if moves else float("nan")
         out[name] = float(r)
         out[f"{name}_gain"] = float(np.polyfit(driver[:, axis], avatar[:, axis], 1)[0])
-    theirs = clip.blendshapes[: len(frames), _EYES_SHUT].mean(1)
-    ours = np.array([one[1] if one else 0.0 for one in seen])
-    spans = blinks(theirs)
-    rise = ours - np.median(ours)
-    shown = [s for s in spans if rise[max(0, s[0] - _NEAR) : s[1] + _NEAR].max() > _SHUT_RISE]
+    ours = np.array([one[1] if one else np.nan for one in seen])
+    spans = blinks(opening(clip.landmarks[: len(frames)]))
+    closed = ours < _SHUT * np.nanmedian(ours)
+    shown = [s for s in spans if closed[max(0, s[0] - _NEAR) : s[1] + _NEAR].any()]
     return out | {"blinks": len(spans), "blinks_shown": len(shown)}
 
 
-def blinks(shut: np.ndarray) -> list[tuple[int, int]]:
+def opening(points: np.ndarray) -> np.ndarray:
+    """Return the opening of the eyes over their width, `(...,)`, of meshes `(..., 478, 2)`."""
+
+    def distance(a: int, b: int) -> np.ndarray:
+        return np.asarray(np.linalg.norm(points[..., a, :] - points[..., b, :], axis=-1))
+
+    return np.mean([distance(u, d) / distance(a, b) for u, d, a, b in _LIDS], 0)
+
+
+def blinks(opened: np.ndarray) -> list[tuple[int, int]]:
     """Return the first frame of each blink after the warm-up, and the first frame after it."""
-    closed = shut > np.median(shut) + _SHUT_RISE
+    closed = opened < _SHUT * np.median(opened)
     closed[:WARM_UP] = False
     edges = np.flatnonzero(np.diff(np.concatenate([[False], closed, [False]]).astype(int)))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a <= 15]

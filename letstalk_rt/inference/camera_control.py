@@ -16,11 +16,11 @@ from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.head_motion import MOVEMENTS
-from letstalk_rt.models.face.head_pose import HeadShape
+from letstalk_rt.models.face.head_pose import HeadShape, angles, average_head, rotation
 from letstalk_rt.models.face.lip_values import LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import IRISES, NUM_LANDMARKS, landmark_indices
 
-LIMITS = np.array([0.45, 0.35, 0.5, 0.6, 0.6, 0.25])
+LIMITS = np.array([0.32, 0.25, 0.4, 0.5, 0.5, 0.2])
 """The largest head pose that is shown; larger ones approach it. A flat picture does not turn
 further without tearing."""
 
@@ -37,11 +37,13 @@ class CameraControl:
 
     Attributes:
         shape: the portrait's head.
+        to_front: how the portrait's head is turned from the front, `(3, 3)`.
         write: maps displacements of landmarks to motion, `(384, 2L)`.
         brows: motion of the brows by one unit, `(384,)`.
     """
 
     shape: HeadShape
+    to_front: np.ndarray
     write: Tensor
     brows: Tensor
 
@@ -64,6 +66,7 @@ class CameraControl:
             inverse: maps displacements of landmarks to latents, `(384, 2L)`.
         """
         shape = HeadShape.of(points.cpu().double().numpy())
+        to_front = average_head().view(points.cpu().double().numpy())[0]
         write = inverse.clone()
         rigid = torch.from_numpy(shape.rigid).to(points.device).repeat_interleave(2).float()
         usual = face.head.displacements(points.float()) * rigid
@@ -75,7 +78,7 @@ class CameraControl:
         brows = torch.zeros_like(scale)
         if gestures is not None:
             brows[:FACE_SIZE] = gestures.brow_motion.float() / scale[:FACE_SIZE]
-        return cls(shape, write / scale[:, None], brows)
+        return cls(shape, to_front, write / scale[:, None], brows)
 
     def motion(self, window: DriveWindow, *, gaze: bool = True) -> Tensor:
         """Return the motion of head, brows and eyes in each frame, `(N, 384)`.
@@ -93,6 +96,8 @@ class CameraControl:
 
     def _displacement(self, motion: np.ndarray, base: np.ndarray, gaze: bool) -> np.ndarray:
         pose = limited(motion[motion_of.POSE].astype(np.float64))
+        own = angles(self.to_front)
+        pose[:3] = angles(rotation(own + pose[:3]) @ self.to_front.T)
         moved: np.ndarray = self.shape.shown(pose) - base
         if gaze:
             look = np.clip(motion[motion_of.GAZE], -_MAX_GAZE, _MAX_GAZE)

@@ -45,11 +45,13 @@ class Neutral:
         shape: the head.
         points: landmarks, `(L, 2)`.
         expressions: what the reader says of it, `(E,)`.
+        to_front: how the head is turned from the front, `(3, 3)`.
     """
 
     shape: HeadShape
     points: np.ndarray
     expressions: np.ndarray
+    to_front: np.ndarray
 
 
 class Driver:
@@ -118,7 +120,8 @@ class Driver:
         points = np.median([look.landmarks for look in looks], 0)
         expressions = np.median([look.expressions for look in looks], 0)
         shape = HeadShape.of(points)
-        self._neutral, self._wanted = Neutral(shape, points, expressions), 0
+        to_front = average_head().view(points)[0]
+        self._neutral, self._wanted = Neutral(shape, points, expressions, to_front), 0
         if self._last is not None:  # the motion goes on from where it is
             self._offset = self._last.copy()
         self._filter.reset()
@@ -128,9 +131,9 @@ class Driver:
         points = face.landmarks.astype(np.float64)
         pose = neutral.shape.pose(points)
         still = neutral.shape.unposed(points, pose)
-        if absolute:
-            to_front = average_head().view(neutral.points)[0]
-            pose = np.concatenate([angles(rotation(pose[:3]) @ to_front), pose[3:]])
+        # Differences of angles: a nod of a head that is turned aside is shown as a nod.
+        turned = angles(rotation(pose[:3]) @ neutral.to_front)
+        pose[:3] = turned if absolute else turned - angles(neutral.to_front)
         out[motion_of.POSE] = pose
         moved = (still - neutral.points) / neutral.shape.size
         change = _change(face, neutral, moved, still)
