@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--trim", action="store_true", help="end with AUDIO, even if FILM is longer")
     add("--preset", default="tiny", help="model preset (%(default)s)")
+    add("--weights", type=Path, metavar="FILE", help="its weights (default: those of the package)")
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--threads", type=int, help="CPU threads of the model (default: chosen by torch)")
     add(
@@ -55,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
             f"{film.facts.pixel_format}, of 8 bits."
         )
     chosen = DubOptions(Longer(options.longer), options.trim, options.badge)
-    pipeline = AvatarPipeline.load(options.preset, options.device, threads=options.threads)
+    pipeline = AvatarPipeline.load(
+        options.preset, options.device, threads=options.threads, weights=options.weights
+    )
     total = _total(film.facts.frames, float(film.facts.rate), speech.facts.seconds, chosen)
     # disable=None: no progress bar unless stderr is a terminal
     with tqdm(total=total or None, unit="frame", disable=None, leave=False) as bar:

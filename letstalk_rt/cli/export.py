@@ -19,7 +19,7 @@ from letstalk_rt.models.avatar_model import (
 from letstalk_rt.models.face.face_reader import FaceReader
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
-from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
+from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
 
 _DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
 
@@ -76,6 +76,24 @@ def chosen_preset(args: argparse.Namespace) -> Preset:
     return with_chosen_lookahead(args, preset)
 
 
+def trained_preset(args: argparse.Namespace) -> Preset:
+    """Return `chosen_preset` with the autoencoder of the stage `flow`, if that was the paper's.
+
+    Raises:
+        InputError: that stage has not stored which autoencoder it used.
+    """
+    preset = chosen_preset(args)
+    if not isinstance(preset.autoencoder, DCAutoencoderConfig):
+        return preset
+    identity = existing(identity_file(args.runs)).read_text(encoding="utf-8")
+    return replace(preset, autoencoder=replace(preset.autoencoder, identity=identity))
+
+
+def identity_file(runs: Path) -> Path:
+    """Return the path of layout and scaling factor of the autoencoder of the stage `flow`."""
+    return runs / "flow" / "autoencoder.json"
+
+
 def with_chosen_lookahead(args: argparse.Namespace, preset: Preset) -> Preset:
     """Return the preset with the look-ahead of `--lookahead-ms`, or with its own."""
     if args.lookahead_ms is None:
@@ -95,7 +113,10 @@ def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> Avat
     not hold one, or if the stage `lips` has run: that one may have another shape. Its decoder is
     untrained if they do not hold one of the preset's shape.
     """
-    shapes = chosen_preset(args)
+    shapes = chosen_preset(args) if given else trained_preset(args)
+    if given:
+        stored = stored_preset(args.weights, args.preset)
+        shapes = replace(shapes, autoencoder=stored.autoencoder)
     replaced: tuple[str, ...] = ("mouth_painter.", "gestures.", "face_reader.")
     if lip_file(args.runs).exists():
         shapes = replace(shapes, lips=LipReaderConfig(**_read_lips(args.runs)["shape"]))

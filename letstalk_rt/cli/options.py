@@ -36,6 +36,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, default=512, help="longer side of the video in pixels (%(default)s)")
     add("--seed", type=int, default=0, help="seed of head motion and blinks (%(default)s)")
     add("--preset", default="tiny", help="model preset (%(default)s)")
+    add("--weights", type=Path, metavar="FILE", help="its weights (default: those of the package)")
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--steps", type=int, help="sampling steps per window, 1 to 4 (default: the preset's)")
     add("--threads", type=int, help="CPU threads of the model (default: chosen by torch)")
@@ -92,7 +93,11 @@ def load_avatar(options: argparse.Namespace) -> "Avatar":
     library = AvatarLibrary()
     path = library.find(options.portrait)
     pipeline = AvatarPipeline.load(
-        preset=options.preset, device=options.device, steps=options.steps, threads=options.threads
+        preset=options.preset,
+        device=options.device,
+        steps=options.steps,
+        threads=options.threads,
+        weights=options.weights,
     )
     if is_film(path):
         write_notice("the film is prepared; this takes about as long as it lasts.")

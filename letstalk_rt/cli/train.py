@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one training stage to its end."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
-    init_process_group()
+    init_process_group(args.device)
     {
         "autoencoder": _autoencoder,
         "decoder": _autoencoder,

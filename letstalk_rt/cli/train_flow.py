@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 
-from letstalk_rt.cli.export import averaged, chosen_preset, existing, part_of
+from letstalk_rt.cli.export import (
+    averaged,
+    chosen_preset,
+    existing,
+    identity_file,
+    part_of,
+    trained_preset,
+)
 from letstalk_rt.errors import InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
@@ -44,7 +51,11 @@ def run_flow(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
     torch.manual_seed(args.seed)
     model = AvatarModel(chosen_preset(args))
     if isinstance(model.preset.autoencoder, DCAutoencoderConfig):
-        model.autoencoder = paper_autoencoder(args, model.autoencoder.image_size)
+        loaded = paper_autoencoder(args, model.autoencoder.image_size)
+        model.autoencoder = loaded
+        if is_main_process():
+            identity_file(args.runs).parent.mkdir(parents=True, exist_ok=True)
+            identity_file(args.runs).write_text(loaded.identity, encoding="utf-8")
     else:
         model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
     reader = _reader(args, model)
@@ -76,7 +87,7 @@ def run_flow(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
 
 def run_distill(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
     """Distil the trained flow."""
-    model = AvatarModel(chosen_preset(args))
+    model = AvatarModel(trained_preset(args))
     path = existing(args.runs / "flow" / "model.pt")
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     tracks, validation = _tracks(args, model, _reader(args, model))

@@ -281,6 +281,8 @@ def _make_autoencoder(preset: Preset) -> Autoencoder:
     autoencoder: Autoencoder
     if isinstance(config, AutoencoderConfig):
         autoencoder = ReferenceAutoencoder(config)
+    elif config.identity is not None:
+        autoencoder = DCAutoencoder.of_identity(config.identity, config.image_size)
     else:
         autoencoder = DCAutoencoder.random(config.image_size)
     channels, height, width = autoencoder.latent_shape

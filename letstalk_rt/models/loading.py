@@ -19,9 +19,15 @@ from torch import Tensor
 from letstalk_rt.errors import WeightsError
 from letstalk_rt.models.audio_encoder.lip_reader import VOICED_LEVEL, LipReaderConfig
 from letstalk_rt.models.audio_encoder.mel import FLOOR, NUM_BANDS
+from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
-from letstalk_rt.models.presets import Preset, get_preset, with_lookahead
+from letstalk_rt.models.presets import (
+    DCAutoencoderConfig,
+    Preset,
+    get_preset,
+    with_lookahead,
+)
 
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
@@ -78,6 +84,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         tensors |= _pack(name, value.detach().cpu().contiguous())
     lookahead = str(model.audio.config.lookahead_ms)
     header = {"format": _FORMAT, "preset": model.preset.name, "lookahead_ms": lookahead}
+    if isinstance(model.autoencoder, DCAutoencoder):
+        header["autoencoder"] = model.autoencoder.identity
     if model.preset.mouth_painter is not None:
         header["mouth_painter"] = "yes"
     if model.preset.gestures is not None:
@@ -180,6 +188,14 @@ def stored_preset(path: Path, preset: str) -> Preset:
 def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
     lips = None if preset.lips is None else _stored_lips(header)
     shapes = with_lookahead(replace(preset, lips=lips), int(header["lookahead_ms"]))
+    if isinstance(shapes.autoencoder, DCAutoencoderConfig):
+        if "autoencoder" not in header:
+            raise WeightsError(
+                "the weights do not say which autoencoder they hold: its layout and scaling factor "
+                "are missing from the header; export them again with this version"
+            )
+        known = replace(shapes.autoencoder, identity=header["autoencoder"])
+        shapes = replace(shapes, autoencoder=known)
     if "mouth_painter" not in header:  # without a painter, mouths are shown as decoded
         shapes = replace(shapes, mouth_painter=None)
     if "gestures" not in header:  # without gestures, head and eyes move at random
@@ -216,7 +232,8 @@ def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise WeightsError(f"{path.name} is not a safetensors file") from error
     if header.get("format") != _FORMAT or header.get("preset") != preset:
         raise WeightsError(
-            f"{path.name} holds {header.get('preset', 'an unknown model')!r}, expected {preset!r}"
+            f"{path.name} holds {header.get('preset', 'an unknown model')!r}, expected {preset!r}; "
+            "choose the preset that the weights are of"
         )
     if "lookahead_ms" not in header:
         raise WeightsError(f"{path.name} lacks a look-ahead in its header; use `save_model`")

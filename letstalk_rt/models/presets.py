@@ -21,9 +21,15 @@ from letstalk_rt.models.face.gestures import GestureConfig
 
 @dataclass(frozen=True)
 class DCAutoencoderConfig:
-    """The paper's autoencoder, DC-AE f32c32, for frames of one size."""
+    """The paper's autoencoder, DC-AE f32c32, for frames of one size.
+
+    Attributes:
+        image_size: height and width of the frames, in pixels.
+        identity: see `DCAutoencoder.identity`; None for the layout and the factor of SANA's.
+    """
 
     image_size: int = 512
+    identity: str | None = None
 
 
 @dataclass(frozen=True)

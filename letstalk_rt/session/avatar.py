@@ -77,6 +77,7 @@ class Avatar:
         size: int = 512,
         steps: int | None = None,
         threads: int | None = None,
+        weights: str | os.PathLike[str] | None = None,
         isolated: bool = False,
     ) -> Self:
         """Load a model and prepare a portrait for it. Blocks for some seconds.
@@ -89,6 +90,7 @@ class Avatar:
             size: longer side of the video in pixels.
             steps: sampling steps per window; None for the preset's default.
             threads: CPU threads that the model may use; None for torch's default.
+            weights: weights file of the preset; None for the one in the package.
             isolated: run the model in a process of its own, which is started again when it dies.
                 The main module must then be importable: guard its code by
                 `if __name__ == "__main__"`.
@@ -96,13 +98,19 @@ class Avatar:
         Raises:
             PortraitError: the source is not an image, or has no usable face.
             FilmError: the film cannot be read.
-            WeightsError: the weights are missing or damaged.
+            WeightsError: the weights are missing, damaged or of another preset.
             ConfigError: the preset or device is unknown, or a setting is out of range.
         """
         from letstalk_rt.dubbing.footage import is_film, prepare_footage
         from letstalk_rt.portrait.image import prepare_portrait
 
-        options = {"preset": preset, "device": device, "steps": steps, "threads": threads}
+        options = {
+            "preset": preset,
+            "device": device,
+            "steps": steps,
+            "threads": threads,
+            "weights": None if weights is None else Path(weights),
+        }
         pipeline = IsolatedPipeline(_LOAD, options) if isolated else _load(options)
         try:
             if is_film(portrait):
@@ -201,6 +209,7 @@ class Avatar:
         preset: str = "tiny",
         device: str = "auto",
         threads: int | None = None,
+        weights: str | os.PathLike[str] | None = None,
         longer: str = "loop",
         trim: bool = False,
         badge: bool = True,
@@ -220,6 +229,7 @@ class Avatar:
             preset: name of the model.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             threads: CPU threads that the model may use; None for torch's default.
+            weights: weights file of the preset; None for the one in the package.
             longer: what is shown while the speech is longer than the film: `loop` goes back and
                 forth, `hold` keeps the last frame, whose lips still move, `cut` ends.
             trim: end with the speech, even if the film is longer.
@@ -238,7 +248,8 @@ class Avatar:
         options = DubOptions(longer_from(longer), trim, badge)
         source = speech if isinstance(speech, np.ndarray) else Path(speech)
         opened, voice = Film(Path(film)), Speech(source, sample_rate)
-        pipeline = _load({"preset": preset, "device": device, "threads": threads})
+        own = None if weights is None else Path(weights)
+        pipeline = _load({"preset": preset, "device": device, "threads": threads, "weights": own})
         return dub_film(pipeline, opened, voice, Path(output), options, on_frame)
 
     def close(self) -> None:

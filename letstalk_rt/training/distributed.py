@@ -17,17 +17,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from letstalk_rt.inference.devices import choose_device
+
 P = ParamSpec("P")
 R = TypeVar("R")
 TIMEOUT = timedelta(hours=3)
 """How long the other processes wait while the main process evaluates or prepares data."""
 
 
-def init_process_group() -> None:
-    """Join the process group if torchrun started this process; each process takes its own GPU."""
+def init_process_group(device: str = "auto") -> None:
+    """Join the process group if torchrun started this process; each process takes its own GPU.
+
+    Args:
+        device: where the model is trained, as `--device` names it; on a CPU the processes
+            communicate by Gloo, also on machines that have GPUs.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         return
-    cuda = torch.cuda.is_available()
+    cuda = choose_device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
@@ -107,7 +114,7 @@ def distributed_loss(model: nn.Module, loss: Callable[..., Any]) -> Callable[...
         return loss
     wrapped = nn.parallel.DistributedDataParallel(
         _Loss(model, loss),
-        device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None,
+        device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None,
         find_unused_parameters=True,  # condition dropout may skip a part
     )
     return wrapped

@@ -155,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=int, default=_env("SIZE", default.size), help="longest side of the video, px"
     )
     add("--preset", default=_env("PRESET", default.preset), help="which model")
+    add("--weights", default=_env("WEIGHTS", None), metavar="FILE", help="its weights")
     add("--threads", type=int, default=_env("THREADS", None), help="CPU threads of the model")
     add("--tls-cert", default=_env("TLS_CERT", None), help="certificate file, for HTTPS")
     add("--tls-key", default=_env("TLS_KEY", None), help="private key file")

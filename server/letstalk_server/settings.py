@@ -64,6 +64,7 @@ class Settings:
             model allows.
         size: longest side of the video, px.
         preset: the model configuration.
+        weights: weights file of the preset; `None` for the one in the package.
         threads: CPU threads of the model; `None` leaves the choice to the model.
         isolate_model: run the model in a process of its own, which is started again when it dies.
         model_timeout_s: duration of a step after which an isolated model counts as hung, s.
@@ -120,6 +121,7 @@ class Settings:
     max_sessions: int | None = None
     size: int = 512
     preset: str = "tiny"
+    weights: str | None = None
     threads: int | None = None
     isolate_model: bool = True
     model_timeout_s: float = 2.5

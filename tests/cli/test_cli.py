@@ -264,6 +264,18 @@ def test_invalid_options_are_one_line_and_status_2(
     assert status == 2 and message in last and last.startswith("letstalk: "), text
 
 
+def test_own_weights_are_passed_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+) -> None:
+    own = str(tmp_path / "own.safetensors")
+    for words in (["render", portrait, speech], ["mic", portrait, "--audio", speech]):
+        out = str(tmp_path / "out.mp4")
+        status, text = run(capsys, *words, "-o", out, "--weights", own)
+        assert status == 0, text
+        assert LoudIsBright.loaded_with["weights"] == Path(own)
+        LoudIsBright.loaded_with = {}
+
+
 def test_avatars_are_added_listed_prepared_and_removed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str
 ) -> None:

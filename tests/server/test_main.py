@@ -20,6 +20,7 @@ from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_server import main
 from letstalk_server.main import parse, serve
 from letstalk_server.server import page_address
+from letstalk_server.session.avatar_service import load_model
 from letstalk_server.settings import Bitrates, IceServer, Settings
 
 TESTS = Path(__file__).parents[1]
@@ -40,6 +41,14 @@ def test_settings_come_from_the_command_line_then_the_environment(monkeypatch, t
     assert settings.turn_secret == "coturn knows it" and settings.turn_urls == ("turn:t.example",)
     assert settings.bitrates == Bitrates(600_000, 300_000, 900_000)
     assert settings.allow_origins == ("https://app.example",) and settings.max_idle_s == 0
+
+
+def test_own_weights_are_loaded(monkeypatch):
+    assert parse([]).weights is None
+    monkeypatch.setenv("LETSTALK_WEIGHTS", "mine.safetensors")
+    assert parse([]).weights == "mine.safetensors"
+    with pytest.raises(WeightsError, match="no weights at own.safetensors"):
+        load_model(parse(["--weights", "own.safetensors", "--no-isolate-model"]))
 
 
 def test_the_model_is_isolated_unless_told_otherwise(monkeypatch):

@@ -5,6 +5,7 @@ import sys
 import threading
 import types
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from support.sessions import (
 from support.virtual_time import run_real
 
 from letstalk_rt.audio.resample import Resampler
-from letstalk_rt.errors import AudioFormatError, EngineError
+from letstalk_rt.errors import AudioFormatError, EngineError, WeightsError
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import AVFrame
@@ -175,6 +176,23 @@ def test_an_avatar_is_closed_twice(avatar):
     avatar.close()
 
 
+def test_own_weights_are_loaded(monkeypatch):
+    loaded = []
+
+    class AvatarPipeline:
+        @classmethod
+        def load(cls, **options):
+            loaded.append(options["weights"])
+            raise WeightsError("stop here")
+
+    module = types.ModuleType("letstalk_rt.inference.pipeline")
+    module.AvatarPipeline = AvatarPipeline
+    monkeypatch.setitem(sys.modules, "letstalk_rt.inference.pipeline", module)
+    with pytest.raises(WeightsError, match="stop here"):
+        Avatar.load("me.jpg", weights="own.safetensors")
+    assert loaded == [Path("own.safetensors")]
+
+
 def test_loading_brings_model_and_portrait_together(monkeypatch):
     pipeline = FakePipeline()
     pipeline.finder = object()
@@ -200,6 +218,7 @@ def test_loading_brings_model_and_portrait_together(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     with Avatar.load("me.jpg", "tiny", "cpu", size=64) as avatar:
         options = {"preset": "tiny", "device": "cpu", "steps": None, "threads": None}
+        options["weights"] = None
         assert calls == [options, ("me.jpg", pipeline.finder, 64)]
         frame = next(iter(avatar.render(speech(HOP))))
     assert isinstance(frame, AVFrame)

@@ -7,6 +7,7 @@ creates untrained weights of the same shape, which take the same time to run.
 Source: DC-AE, arXiv:2410.10733; SANA, arXiv:2410.10629; LetsTalk, arXiv:2411.16748.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,38 @@ class DCAutoencoder(nn.Module):
             scaling_factor=SCALING_FACTOR,
         )
         return cls(inner, image_size, SCALING_FACTOR)
+
+    @property
+    def identity(self) -> str:
+        """Layout and scaling factor as JSON: what its weights alone do not tell."""
+        inner: Any = self.inner
+        layout = {key: value for key, value in inner.config.items() if not key.startswith("_")}
+        return json.dumps({"layout": layout, "scaling_factor": self.scaling_factor})
+
+    @classmethod
+    def of_identity(cls, identity: str, image_size: int = 512) -> Self:
+        """Create untrained weights of the layout, and with the scaling factor, of an `identity`.
+
+        Raises:
+            DependencyError: diffusers is not installed.
+            WeightsError: it is not the identity of a DC-AE f32c32.
+        """
+        kind = _autoencoder_dc()
+        try:
+            stored = json.loads(identity)
+            layout, scaling_factor = dict(stored["layout"]), float(stored["scaling_factor"])
+            _check_config("the weights file", {"_class_name": kind.__name__, **layout})
+            inner = kind(**layout)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise WeightsError(
+                f"the autoencoder that the weights describe cannot be made: {identity[:200]!r}; "
+                "expected layout and scaling factor of a DC-AE f32c32, as `save_model` writes them"
+            ) from error
+        if not 0 < scaling_factor < float("inf"):
+            raise WeightsError(
+                f"the autoencoder's scaling factor is {scaling_factor}, not positive"
+            )
+        return cls(inner, image_size, scaling_factor)
 
     def encode(self, x: Tensor, portrait: DCPortraitFeatures | None = None) -> Tensor:
         """Encode `(B, T, 3, H, W)` in [-1, 1] to `(B, T, 32, h, w)`, unit variance.

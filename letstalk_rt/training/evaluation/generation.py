@@ -1,8 +1,9 @@
 """Generates videos for the evaluation, by the streaming pipeline."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from letstalk_rt.inference.pipeline import AvatarPipeline
@@ -31,6 +32,15 @@ def as_portrait(frame: np.ndarray) -> Portrait:
     return Portrait(canvas=frame.copy(), crop=frame.copy(), box=(0.0, 0.0, float(frame.shape[0])))
 
 
+def with_crop_of(portrait: Portrait, size: int) -> Portrait:
+    """Return a portrait whose crop has a side of `size` pixels."""
+    side = portrait.crop.shape[0]
+    if side == size:
+        return portrait
+    method = cv2.INTER_AREA if size < side else cv2.INTER_CUBIC
+    return replace(portrait, crop=cv2.resize(portrait.crop, (size, size), interpolation=method))
+
+
 def generate_frames(
     pipeline: AvatarPipeline, portraits: Sequence[Portrait], speech: np.ndarray, seed: int = 0
 ) -> Iterator[np.ndarray]:
@@ -38,14 +48,19 @@ def generate_frames(
 
     Args:
         pipeline: The model.
-        portraits: B portraits of one canvas size.
+        portraits: B portraits of one canvas size; crops of another size than the model's are
+            resized.
         speech: `(B, n)` float32 at 16 kHz, `n` a multiple of 640.
         seed: Seed of the first session; the others get the next numbers.
 
     Yields:
         `(B, H, W, 3)` uint8, once for each frame of the speech.
     """
-    states = [pipeline.init_state(p, StateOptions(seed + i)) for i, p in enumerate(portraits)]
+    size = pipeline.model.autoencoder.image_size
+    states = [
+        pipeline.init_state(with_crop_of(portrait, size), StateOptions(seed + index))
+        for index, portrait in enumerate(portraits)
+    ]
     batch, samples = speech.shape
     count = samples // SAMPLES_PER_FRAME
     needed = count + pipeline.lookahead_frames

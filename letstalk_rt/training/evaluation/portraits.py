@@ -9,7 +9,7 @@ import numpy as np
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.portrait.image import prepare_portrait
-from letstalk_rt.training.data.dataset import Clip, read_index
+from letstalk_rt.training.data.dataset import FRAME_SIZE, Clip, read_index
 from letstalk_rt.training.evaluation.clips import (
     EVERY,
     EvaluationModels,
@@ -28,6 +28,7 @@ from letstalk_rt.training.evaluation.generation import (
     generate_videos,
     opening_correlation,
     true_track,
+    with_crop_of,
 )
 from letstalk_rt.training.evaluation.image_quality import face_sharpness, seam_flicker
 from letstalk_rt.training.evaluation.motion import (
@@ -196,7 +197,9 @@ def still_portraits(
     for place in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int):
         try:
             source = root / "portraits" / files[place]
-            found.append((files[place], prepare_portrait(source, pipeline.finder, size=size)))
+            portrait = prepare_portrait(source, pipeline.finder, size=size)
+            # Clips and stills are judged at one size; the model gets the crop of its own.
+            found.append((files[place], with_crop_of(portrait, FRAME_SIZE)))
         except PortraitError as error:
             print(f"{files[place]}: {error}", file=sys.stderr)
     return found

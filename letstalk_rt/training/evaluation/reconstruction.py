@@ -58,14 +58,17 @@ def reconstruct(
 ) -> Tensor:
     """Return frames reconstructed from their latents and a portrait frame, `(T, 3, 256, 256)`.
 
-    With a mouth painter their mouths are inpainted, as in the frames of a session.
+    A model of another size sees the frames resized, and its frames are resized back, so that
+    figures of all models are of one size. With a mouth painter their mouths are inpainted, as in
+    the frames of a session.
     """
-    device = next(model.parameters()).device
-    portrait = model.encode_portrait(frames_tensor(clip, [portrait_index]).to(device))
+    device, size = next(model.parameters()).device, model.image_size
+    shown = resized(frames_tensor(clip, [portrait_index]), size)
+    portrait = model.encode_portrait(shown.to(device))
     parts = []
     for batch in torch.tensor(indices).split(8):
         with torch.autocast(device.type, torch.bfloat16):
-            frames = frames_tensor(clip, batch.tolist()).to(device)
+            frames = resized(frames_tensor(clip, batch.tolist()), size).to(device)
             latents = model.encode(frames[None], portrait)
             decoded = model.decode(latents, portrait)[0].float()
         if painter is not None:
@@ -73,7 +76,7 @@ def reconstruct(
             assert isinstance(portrait, PortraitFeatures)
             points = model.decode_landmarks(latents[0])
             decoded = _with_inpainted_mouths(decoded, points, portrait, painter)
-        parts.append(decoded.cpu())
+        parts.append(resized(decoded.cpu(), clip.size_px))
     return torch.cat(parts)
 
 
@@ -97,6 +100,14 @@ def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
     """Return frames of a clip as `(T, 3, 256, 256)` in [-1, 1]."""
     frames = torch.from_numpy(clip.frames[indices].copy())
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def resized(frames: Tensor, size: int) -> Tensor:
+    """Return frames `(T, 3, H, W)` in [-1, 1] as `(T, 3, size, size)`, unchanged if they are."""
+    if frames.shape[-1] == size:
+        return frames
+    smooth = F.interpolate(frames, (size, size), mode="bicubic", antialias=True)
+    return smooth.clamp(-1, 1)
 
 
 @torch.no_grad()

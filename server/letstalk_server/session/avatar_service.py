@@ -119,15 +119,25 @@ def load_model(settings: Settings) -> LoadedModel:
 def _pipeline(settings: Settings) -> PortraitPipeline[Any]:
     from letstalk_rt.inference.pipeline import AvatarPipeline
 
-    return AvatarPipeline.load(settings.preset, threads=settings.threads)
+    return AvatarPipeline.load(
+        settings.preset, threads=settings.threads, weights=_weights(settings)
+    )
 
 
 def _isolated_pipeline(settings: Settings) -> PortraitPipeline[Any]:
     return IsolatedPipeline(
         "letstalk_rt.inference.pipeline:AvatarPipeline.load",
-        {"preset": settings.preset, "threads": settings.threads},
+        {
+            "preset": settings.preset,
+            "threads": settings.threads,
+            "weights": _weights(settings),
+        },
         limits=IsolationLimits(step_s=settings.model_timeout_s, memory_mb=settings.model_memory_mb),
     )
+
+
+def _weights(settings: Settings) -> Path | None:
+    return None if settings.weights is None else Path(settings.weights)
 
 
 class AvatarService:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.data_folder import face_points, write_data_folder
+from support.small_dc_model import make_dc_model
 from support.small_model import make_model, make_portrait, make_speech
 
 from letstalk_rt.cli import evaluate as command
@@ -287,3 +288,15 @@ class TestWhole:
 
     def test_towers_hold_little(self):
         assert sum(p.numel() for p in SyncTowers().parameters()) < 400_000
+
+
+def test_a_model_without_landmarks_and_of_another_size_is_measured(clips, monkeypatch):
+    pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+    monkeypatch.setattr(portraits, "STILL_FRAMES", 8)
+    monkeypatch.setattr(portraits, "SILENT_FRAMES", 4)
+    monkeypatch.setattr(long_run, "SLICE_S", 1)
+    judges = EvaluationModels(BrightnessLandmarker(), lambda portrait, frames: 0.8)
+    pipeline = AvatarPipeline(make_dc_model())
+    found = command.evaluate(pipeline, judges, clips[:2], [("still", make_portrait(0))], long_s=1)
+    line = json.loads(command.json_line(found.figures))
+    assert line["preset"] == "small-dc" and line["psnr"] > 0 and line["clips"] >= 1
