@@ -27,6 +27,7 @@ from letstalk_server.http.problem_details import (
 from letstalk_server.metrics import ServerMetrics
 from letstalk_server.session.avatar_service import AvatarService, LoadedModel, load_model
 from letstalk_server.session.limits import RateLimiter
+from letstalk_server.session.recorder import RecordingStore
 from letstalk_server.session.registry import SessionRegistry
 from letstalk_server.session.text_speech import open_engine
 from letstalk_server.settings import Settings
@@ -79,6 +80,7 @@ def create_app(
             settings,
             metrics.record_session_end,
             app.state.text_to_speech,
+            app.state.recordings,
         )
         app.state.avatar_service, app.state.sessions = avatar_service, sessions
         app.state.agent_check.state = lambda: agent_state(sessions)
@@ -102,6 +104,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.text_to_speech = open_engine(settings)
+    app.state.recordings = RecordingStore.open(settings)
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.agent_check = AgentCheck(lambda: LOADING)

@@ -178,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         help="preferred video codec (%(default)s)",
     )
     _add_speech(parser, default)
+    _add_recording(parser)
     _add_isolation(parser, default)
     _add_access(parser, default)
     _add_limits(parser, default)
@@ -201,6 +202,18 @@ def _add_speech(parser: argparse.ArgumentParser, default: Settings) -> None:
         help="OpenAI-compatible endpoint, up to /v1; its key is read from OPENAI_API_KEY",
     )
     add("--speech-model", default=_env("SPEECH_MODEL", None), help="model of that endpoint")
+
+
+def _add_recording(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("recording").add_argument
+    add(
+        "--record-folder",
+        default=_env("RECORD_FOLDER", None),
+        metavar="FOLDER",
+        help="record every session as mp4 into this folder; visitors must know",
+    )
+    add("--sign-cert", default=_env("SIGN_CERT", None), help="certificate that signs recordings")
+    add("--sign-key", default=_env("SIGN_KEY", None), help="its private key file")
 
 
 def _add_isolation(parser: argparse.ArgumentParser, default: Settings) -> None:

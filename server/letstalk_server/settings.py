@@ -96,6 +96,9 @@ class Settings:
         speech_url: base URL of an OpenAI-compatible endpoint, up to and including `/v1`.
         speech_model: model of that endpoint.
         max_say_chars: maximum length of one text.
+        record_folder: record every session into this folder; `None` records nothing.
+        sign_cert: certificate chain with which recordings are signed; with `sign_key`.
+        sign_key: its private key file.
         kiosk: for a screen that is always on: sessions have no time limits, whatever
             `max_session_s` and `max_idle_s` are; they still end when their last peer is lost.
         max_session_s: maximum duration of a session; clients are warned a minute before; 0 is no
@@ -151,6 +154,9 @@ class Settings:
     speech_url: str | None = None
     speech_model: str | None = None
     max_say_chars: int = 1000
+    record_folder: str | None = None
+    sign_cert: str | None = None
+    sign_key: str | None = None
     kiosk: bool = False
     max_session_s: float = 7200.0
     max_idle_s: float = 900.0
@@ -196,6 +202,10 @@ class Settings:
         _require_choice("badge", self.badge, "on", "required", "off")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key must be set together")
+        if (self.sign_cert is None) != (self.sign_key is None):
+            raise ConfigError("sign_cert and sign_key must be set together")
+        if self.sign_cert is not None and self.record_folder is None:
+            raise ConfigError("sign_cert signs recordings: set record_folder, too")
         if bool(self.turn_urls) != (self.turn_secret is not None):
             raise ConfigError("turn_urls and turn_secret must be set together")
         self._check_secrets()

@@ -1,5 +1,6 @@
 """A toy of the presets `b` and `l` goes from clips to a model without phones."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig
 from letstalk_rt.training.evaluation import rollout
 from letstalk_rt.training.loop import Run
@@ -107,3 +109,12 @@ def test_clips_smaller_than_the_model_are_refused(root, cache, tmp_path, toy, mo
     monkeypatch.setitem(PRESETS, "toy", large)
     with pytest.raises(InputError, match=r"256x256 px, expected 512x512.*--size 512"):
         run_flow(root, cache, tmp_path / "runs", toy)
+
+
+def test_the_scaling_factor_of_the_autoencoder_survives_export(root, cache, tmp_path, toy):
+    config = tmp_path / "dc" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.3189}))
+    run_flow(root, cache, tmp_path / "runs", toy, "1")
+    out = tmp_path / "toy.safetensors"
+    train(["export", "--data", str(root), "--runs", str(tmp_path / "runs"), *toy, "-o", str(out)])
+    assert load_model("toy", out).autoencoder.scaling_factor == 0.3189

@@ -173,7 +173,7 @@ def _schemas() -> Json:
         "Config": _object(
             version=TEXT,
             auth=FLAG,
-            disclosure=_object(badge=FLAG, badge_required=FLAG, statement=TEXT),
+            disclosure=_object(badge=FLAG, badge_required=FLAG, statement=TEXT, recorded=FLAG),
             consent=TEXT,
             speech=_object(available=FLAG, max_chars=WHOLE),
             limits={"type": "object", "additionalProperties": NUMBER},
@@ -199,6 +199,7 @@ def _schemas() -> Json:
             height=WHOLE,
             face=_list(NUMBER),
             warnings=_list(TEXT),
+            consent_at=_or_null(TEXT),
         ),
         "Options": _object(
             badge=FLAG,
@@ -234,7 +235,7 @@ def _session() -> Json:
         grace_s=NUMBER,
         max_session_s=NUMBER,
         max_idle_s=NUMBER,
-        disclosure=_object(badge=FLAG, statement=TEXT),
+        disclosure=_object(badge=FLAG, statement=TEXT, recorded=FLAG),
         warnings=_list(TEXT),
         connections=_list(_object(id=TEXT, kind=TEXT, age_s=NUMBER)),
         age_s=NUMBER,

@@ -94,6 +94,7 @@ async def config(request: Request) -> Response:
                 "badge": settings.badge != "off",
                 "badge_required": settings.badge == "required",
                 "statement": STATEMENT,
+                "recorded": settings.record_folder is not None,
             },
             "consent": CONSENT,
             "speech": {
@@ -206,10 +207,13 @@ async def show_avatar(request: Request) -> Response:
 
 
 async def delete_avatar(request: Request) -> Response:
-    """Delete an upload."""
+    """Delete an upload, and what was recorded of it."""
     context = AppContext(request)
     caller = context.authorize("avatars")
-    context.avatar_service.delete(request.path_params["name"], caller.subject)
+    name = request.path_params["name"]
+    context.avatar_service.delete(name, caller.subject)
+    if (recordings := request.app.state.recordings) is not None:
+        await asyncio.to_thread(recordings.delete, name)
     return Response(status_code=204)
 
 
@@ -244,6 +248,7 @@ def avatar_json(entry: AvatarEntry) -> dict[str, Any]:
         "height": height,
         "face": [round(value) for value in entry.portrait.box],
         "warnings": list(entry.portrait.warnings),
+        "consent_at": None if entry.consent is None else entry.consent.at,
     }
 
 

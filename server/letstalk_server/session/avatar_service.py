@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -25,6 +25,7 @@ from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Pipeline, State
 from letstalk_rt.inference.supervisor import IsolationLimits, ModelHealth
 from letstalk_rt.inference.worker import ModelWorker
+from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import FPS, FaceTrack, Portrait
@@ -92,6 +93,7 @@ class AvatarEntry:
         portrait: the prepared portrait.
         still: JPEG of the whole canvas, framed exactly as the video.
         thumbnail: small JPEG of the face.
+        consent: who stated that the person agreed, and when; `None` for people who do not exist.
     """
 
     id: str
@@ -100,6 +102,7 @@ class AvatarEntry:
     portrait: Portrait
     still: bytes
     thumbnail: bytes
+    consent: Consent | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -220,7 +223,7 @@ class AvatarService:
         yield from (entry for entry in self._uploads.values() if entry.owner == subject)
 
     async def upload(self, data: bytes, subject: str = "local", label: str = "") -> AvatarEntry:
-        """Prepare an uploaded portrait and keep it in memory.
+        """Prepare an uploaded portrait and keep it in memory, with the uploader's consent.
 
         Raises:
             PortraitError: The file is no image, is damaged, or shows no usable face.
@@ -231,6 +234,7 @@ class AvatarService:
             entry = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
         except ModelLost as error:
             raise NotReadyError(MODEL_AWAY, MODEL_RETRY_S) from error
+        entry = replace(entry, consent=Consent.now(subject))
         self._uploads[name] = entry
         if len(self._uploads) > self._settings.max_portraits:
             oldest, _ = self._uploads.popitem(last=False)
@@ -305,7 +309,10 @@ class AvatarService:
 
     async def _add_default(self, name: str, path: Path) -> None:
         try:
-            self.defaults[name] = await self._prepare(path, name, label_of(name), None)
+            entry = await self._prepare(path, name, label_of(name), None)
+            library = self._model.library
+            consent = None if library is None else library.consent_of(path)
+            self.defaults[name] = replace(entry, consent=consent)
         except PortraitError as error:  # an image of the operator must not stop the server
             log.warning("a default avatar was skipped (%s)", type(error).__name__)
 

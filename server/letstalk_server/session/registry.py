@@ -9,6 +9,7 @@ from letstalk_server.errors import NotAllowedError, NotReadyError, UnknownSessio
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import EndReason, ServedSessionOptions
 from letstalk_server.session.limits import AdmissionControl, RateLimiter
+from letstalk_server.session.recorder import RecordingStore
 from letstalk_server.session.session import Session
 from letstalk_server.session.transport import Transport
 from letstalk_server.settings import Settings
@@ -26,6 +27,7 @@ class SessionRegistry:
         settings: capacity and time limits.
         on_end: called with each session that has ended.
         text_to_speech: the engine that speaks text, if there is one.
+        recordings: where sessions are recorded, if they are.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class SessionRegistry:
         settings: Settings,
         on_end: Callable[[Session], None] = lambda session: None,
         text_to_speech: TextToSpeech | None = None,
+        recordings: RecordingStore | None = None,
     ) -> None:
         self.admission = AdmissionControl(avatar_service, settings.max_sessions)
         self._avatar_service, self._transport, self._settings = avatar_service, transport, settings
         self._on_end = on_end
         self._text_to_speech = text_to_speech
+        self._recordings = recordings
         self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
         self._rate_limiter = RateLimiter(SESSIONS_PER_S)
         self._is_stopping = False
@@ -109,6 +113,7 @@ class SessionRegistry:
             owner=caller.subject,
             is_lasting=is_lasting,
             text_to_speech=self._text_to_speech,
+            recordings=self._recordings,
         )
         task = asyncio.create_task(session.run(), name="session")
         self._running[session.id] = session, task

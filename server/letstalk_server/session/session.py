@@ -28,7 +28,8 @@ from letstalk_server.session.ending import SessionEnded, closing_error, end_reas
 from letstalk_server.session.ids import new_id
 from letstalk_server.session.lifetime import Lifetime
 from letstalk_server.session.message_handler import MessageHandler
-from letstalk_server.session.playout import SlotPlayout
+from letstalk_server.session.playout import PlayoutSlot, SlotPlayout
+from letstalk_server.session.recorder import RecordingStore, SessionRecorder
 from letstalk_server.session.reporting import PlaybackReporter
 from letstalk_server.session.speech_queue import SpeechQueue
 from letstalk_server.session.text_speech import TextSpeech
@@ -59,6 +60,7 @@ class Session:
         is_lasting: whether it goes on without connections, instead of ending when the last one is
             closed.
         text_to_speech: the engine that speaks text, if there is one.
+        recordings: where the session is recorded, if it is.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Session:
         owner: str = "local",
         is_lasting: bool = True,
         text_to_speech: TextToSpeech | None = None,
+        recordings: RecordingStore | None = None,
     ) -> None:
         self.id = new_id(settings)
         self.owner = owner
@@ -93,8 +96,18 @@ class Session:
             has_badge=self.has_badge,
             is_live=self.speech.is_live,
             on_open=self._reporter.follow,
-            on_slot=self._reporter.show,
+            on_slot=self._show,
             on_stall=lambda: self.announcer.broadcast(_STALLED),
+        )
+        self._recorder = (
+            None
+            if recordings is None
+            else SessionRecorder(
+                recordings,
+                lambda: self.avatar_entry,
+                badge=self.has_badge,
+                sample_rate=self.playout.sample_rate,
+            )
         )
         self.media: Media = transport.media(self.playout)
         self._ignores_camera = False
@@ -128,7 +141,14 @@ class Session:
             self.end_reason = reason
             log.info("session ended: %s", reason)
             await self._close_connections(reason)
+            if self._recorder is not None:
+                await self._recorder.aclose()
             self.playout.close()
+
+    def _show(self, slot: PlayoutSlot) -> None:
+        self._reporter.show(slot)
+        if self._recorder is not None:
+            self._recorder.show(slot)
 
     def end(self, reason: EndReason) -> None:
         """Request the end of the session without waiting for it. Safe to call twice."""
@@ -249,8 +269,9 @@ class Session:
 
     @property
     def disclosure(self) -> dict[str, Any]:
-        """The disclosure that the video is generated."""
-        return {"badge": self.has_badge, "statement": STATEMENT}
+        """The disclosure that the video is generated, and whether it is recorded."""
+        is_recorded = self._recorder is not None
+        return {"badge": self.has_badge, "statement": STATEMENT, "recorded": is_recorded}
 
     def select(self, avatar: str | None, portrait: str | None = None) -> None:
         """Change the avatar, and announce it; it replaces a selection that was not applied yet.
