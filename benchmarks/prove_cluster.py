@@ -4,7 +4,7 @@ Each of the five, and this program as the visitor, is a host of its own: a netwo
 the machine allows it, else an address of loopback. The workers are real servers whose model shows a
 still picture. Exits with 1 if a bound is missed.
 
-    python benchmarks/prove_cluster.py -o benchmarks/results/cluster-2core.json
+    python benchmarks/prove_cluster.py --page -o benchmarks/results/cluster-2core.json
     python benchmarks/prove_cluster.py --placements 40
 
 The last line is JSON.
@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 from cluster_stage.cluster import Cluster, running, wait_for
 from cluster_stage.hosts import open_hosts
+from cluster_stage.page import resume_elsewhere
 from cluster_stage.visitors import (
     Peer,
     clients,
@@ -43,6 +44,7 @@ VISITORS = 30
 
 FULL_S = 1.0
 NOTICED_S = 4.0
+RESUMED_S = 2.0
 RETRY_S = 0.2
 
 Clients = list[httpx.AsyncClient]
@@ -300,17 +302,32 @@ async def prove(cluster: Cluster, total: int) -> Figures:
     return figures
 
 
+def stopped_under_a_page() -> Figures:
+    """Stop the worker of a live page at once, and time the page until it is live elsewhere."""
+    with (
+        open_hosts() as hosts,
+        running(hosts, workers=2, proxies=1, places=PLACES, drain_s=0) as cluster,
+    ):
+        figures = resume_elsewhere(cluster, "p1")
+    print(f"page: {json.dumps(figures)}", flush=True)
+    moved = figures["stopped"] != figures["resumed_on"]
+    return figures | {"holds": moved and figures["without_picture_s"] < RESUMED_S}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all parts; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--placements", type=int, default=200, metavar="N")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write it here")
+    parser.add_argument("--page", action="store_true", help="also the page, in Chromium")
     options = parser.parse_args(arguments)
     with (
         open_hosts() as hosts,
         running(hosts, workers=WORKERS, proxies=PROXIES, places=PLACES, drain_s=120) as cluster,
     ):
         figures = asyncio.run(prove(cluster, options.placements))
+    if options.page:
+        figures["page"] = stopped_under_a_page()
     report = {
         "benchmark": "cluster",
         "hosts": hosts.reason or "network namespaces",

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from cluster_stage.hosts import Hosts
-from letstalk_server.cluster.haproxy import Frontend, WorkerAddress, configuration
+from letstalk_server.cluster.haproxy import DnsWorkers, Frontend, WorkerAddress, configuration
 
 WORKER = Path(__file__).with_name("worker.py")
 API_KEY = "an-api-key-for-the-cluster-stage-0123456789"
@@ -50,10 +50,10 @@ class Cluster:
             if name not in self._workers:
                 self._workers.append(name)
 
-    def start_proxy(self, name: str) -> None:
-        """Start a proxy in front of the workers that were started so far."""
+    def start_proxy(self, name: str, dns: DnsWorkers | None = None) -> None:
+        """Start a proxy in front of the workers that were started so far, or that DNS lists."""
         address = self.hosts.address(name)
-        workers = [
+        workers = dns or [
             WorkerAddress(each, self.hosts.address(each), PORT, AGENT_PORT)
             for each in self._workers
         ]
@@ -69,6 +69,11 @@ class Cluster:
     def wait_ready(self, proxy: str, workers: int) -> None:
         """Wait until a proxy has this number of workers that take sessions."""
         wait_for(lambda: list(self.weights(proxy).values()).count(100) == workers, START_S)
+
+    def places_weighed(self, proxy: str) -> int:
+        """Return how many servers of a proxy are up and wholly free, whatever their names."""
+        rows = [row for row in self._rows(proxy) if _is_up(row)]
+        return sum(row["weight"] == "100" for row in rows)
 
     def weights(self, proxy: str) -> dict[str, int]:
         """Return the weight of each worker that is up, as a proxy sees it."""
@@ -114,7 +119,7 @@ class Cluster:
         except httpx.TransportError:  # it is being started
             return []
         rows = csv.DictReader(io.StringIO(text))
-        return [row for row in rows if row["pxname"] == "place" and row["svname"] in self._workers]
+        return [row for row in rows if row["pxname"] == "place" and row["svname"] != "BACKEND"]
 
 
 @contextmanager

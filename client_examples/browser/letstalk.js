@@ -297,9 +297,14 @@ export class LetsTalkAvatar extends EventTarget {
     this.#connection?.close();
     this.#connection = null;
     this.#setSpeaking(false);
-    if (ENDED.has(error.code) && !this.#options.session) this.session = null;
+    // A refused request has `afterS`; without it, the server has ended the session.
+    const isOver = ENDED.has(error.code) || (RESTARTING.has(error.code) && !error.afterS);
+    if (isOver && !this.#options.session) this.session = null;
     if (!this.#shouldReconnect(error)) return this.#setState("failed", error);
-    const delayMs = RETRY_DELAYS_MS[this.#retries++] ?? RETRY_DELAYS_MS.at(-1);
+    // A server that stops has said so; another one of its cluster may take over at once.
+    const isMoving = RESTARTING.has(error.code) && this.#retries === 0;
+    const retryMs = RETRY_DELAYS_MS[this.#retries++] ?? RETRY_DELAYS_MS.at(-1);
+    const delayMs = isMoving ? 0 : retryMs;
     const waitMs = Math.max(delayMs, 1000 * (error.afterS ?? 0));
     this.#setState("reconnecting", error);
     this.#timer = setTimeout(() => this.#open("reconnecting"), waitMs);
