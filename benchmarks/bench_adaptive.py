@@ -151,9 +151,12 @@ async def run(avatar: Avatar, preference: str, options: argparse.Namespace) -> d
         works = (playout.run(session), microphone.record(), microphone.push())
         tasks = [asyncio.create_task(work) for work in works]
         await watch(session, seconds, options, began_s)
+        ended = [task for task in tasks if task.done()]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        for task in ended:
+            task.result()  # a session that has failed has no figures
     return figures(preference, seconds, microphone.dropped, session)
 
 
