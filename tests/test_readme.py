@@ -42,7 +42,7 @@ def test_the_commands_exist() -> None:
     assert shown == {*COMMANDS, *FORWARDED}
     makefile = (ROOT / "Makefile").read_text()
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
-    targets = set(re.findall(r"^make (\w+)|`make (\w+)", README + contributing, re.MULTILINE))
+    targets = set(re.findall(r"^make ([\w-]+)|`make ([\w-]+)", README + contributing, re.MULTILINE))
     assert len(targets) > 5
     for target in map("".join, targets):
         assert f"\n{target}:" in makefile
