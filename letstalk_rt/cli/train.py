@@ -26,13 +26,13 @@ from letstalk_rt.cli.export import (
 )
 from letstalk_rt.cli.train_faithful import run_faithful
 from letstalk_rt.cli.train_flow import run_distill, run_flow
-from letstalk_rt.errors import ConfigError
+from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.audio_encoder.lip_reader import joined
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
-from letstalk_rt.training.data.dataset import landmarker_file, load_clips, load_stills
+from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
 from letstalk_rt.training.data.mouth_crops import load_mouth_crops
 from letstalk_rt.training.distributed import (
     destroy_process_group,
@@ -208,6 +208,21 @@ def _encoder(args: argparse.Namespace) -> AudioEncoderConfig:
     return audio
 
 
+def _with_blendshapes(clips: list[Clip]) -> list[Clip]:
+    """Return the clips, whose blendshapes are targets of a stage.
+
+    Raises:
+        InputError: Some were prepared without.
+    """
+    lacking = [clip.name for clip in clips if not clip.has_blendshapes]
+    if lacking:
+        raise InputError(
+            f"{len(lacking)} clips have no blendshapes, which this stage learns, first "
+            f"{lacking[0]!r}; prepare them with --landmarks mediapipe"
+        )
+    return clips
+
+
 def _loop(args: argparse.Namespace) -> LoopConfig:
     config = LOOPS[args.stage]
     device = choose_device(args.device).type
@@ -255,7 +270,8 @@ def _phones(args: argparse.Namespace) -> None:
 
 
 def _audio(args: argparse.Namespace) -> None:
-    kept, validation = split_by_source(load_clips(args.data, args.cache, "train"))
+    clips = _with_blendshapes(load_clips(args.data, args.cache, "train"))
+    kept, validation = split_by_source(clips)
     train_audio(
         kept,
         validation,
@@ -274,7 +290,7 @@ def _lips(args: argparse.Namespace) -> None:
         raise ConfigError(f"preset {args.preset!r} has no lip reader; choose 'tiny'")
     face = base_model(args, given_weights(args)).face
     assert face is not None, "a preset with a lip reader has landmarks"
-    clips = load_clips(args.data, args.cache, "train")
+    clips = _with_blendshapes(load_clips(args.data, args.cache, "train"))
     folder, members = args.runs / "lips", []
     parts = parts_by_source(clips, shape.members)
     for number, part in enumerate(parts):
@@ -306,7 +322,8 @@ def _gestures(args: argparse.Namespace) -> None:
     face = base_model(args, given_weights(args)).face
     if shape is None or face is None:
         raise ConfigError(f"preset {args.preset!r} has no gestures; choose 'tiny'")
-    clips = [c for c in load_clips(args.data, args.cache, "train") if c.has_audio]
+    clips = _with_blendshapes(load_clips(args.data, args.cache, "train"))
+    clips = [clip for clip in clips if clip.has_audio]
     kept, _ = split_by_source(clips)
     kept_names = {clip.name for clip in kept}
     folder, batch = args.runs / "gestures", args.batch or BATCH["gestures"]

@@ -154,6 +154,16 @@ class TestCommand:
             train(["flow", "--data", str(root), "--runs", str(tmp_path), "--threads", "1",
                    "--surroundings"])  # fmt: skip
 
+    def test_clips_without_blendshapes_are_refused_where_they_are_learnt(self, cache, tmp_path):
+        root = tmp_path / "data"
+        (root / "clips").mkdir(parents=True)
+        data_folder.write_clip(root / "clips", "hans-1", 0)
+        row = {"name": "hans-1", "split": "train", "tag": "ship", "kind": "real"}
+        (root / "clips.jsonl").write_text(json.dumps(row | {"landmarks": "own"}))
+        with pytest.raises(InputError, match="'hans-1'; prepare them with --landmarks mediapipe"):
+            train(["audio", "--data", str(root), "--cache", str(tmp_path / "cache"), "--runs",
+                   str(tmp_path), "--threads", "1"])  # fmt: skip
+
     def test_a_wrong_folder_is_named(self, tmp_path):
         with pytest.raises(InputError, match="no clips.jsonl"):
             train(["autoencoder", "--data", str(tmp_path), "--threads", "1"])
