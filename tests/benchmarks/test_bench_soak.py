@@ -118,6 +118,8 @@ def test_one_bad_quarter_of_an_hour_misses_the_bar_of_the_skew():
     assert missed(bench_soak.skew_bars(run)[1]) == ["skew p95 of talk, ms"]
     run.skews["talk"] = [each for each in late if each[0] < 3000]
     assert "share of beeps found by talk" in missed(bench_soak.skew_bars(run)[1])
+    run.skews["talk"] = []
+    assert "skew p95 of talk, ms" in missed(bench_soak.skew_bars(run)[1])
 
 
 def test_everything_that_is_more_afterwards_misses_its_bar():
