@@ -153,7 +153,7 @@ class MotionController:
 
     def _moved(self, motion: Tensor, gestures: Tensor | None, drive: DriveWindow | None) -> Tensor:
         """Return the motion of head, brows and gaze, `(N, 384)`: its own, and the camera's."""
-        own = motion.new_zeros(motion.shape[1], LATENT_SIZE)
+        own = motion.new_zeros(motion.shape[1], motion[0, 0].numel())
         if self._gestures is not None:
             assert gestures is not None, "the gestures move the head"
             own = own + (gestures @ self._gesture_directions)[0]
