@@ -204,6 +204,7 @@ async function switchCamera(on) {
     hideNotice("camera");
   } catch (error) {
     camera.close();
+    onCameraChange(); // a camera that was never open has not changed, but the switch has
     showNotice(error, { about: "camera" });
   }
 }

@@ -24,7 +24,7 @@ NEUTRAL_FRAMES = 10
 
 _RETAKE_FRAMES = 4  # of a look that the driver has declared neutral
 _RESTING_GAP = 0.08  # smaller lip gaps of the neutral look count as closed lips
-_SHUT_FROM, _SHUT_RANGE = 0.12, 0.4  # of the reader's value above that of the open eyes
+_SHUT_FROM, _SHUT_RANGE = 0.1, 0.3  # of the reader's value above that of the open eyes
 _SMILE_FROM, _SMILE_RANGE, _SMILE_SHARE = 0.08, 0.3, 0.15  # likewise; and how fast it follows
 _EASE = 0.75  # share of a jump that is left in the next frame
 _BROW_GAIN, _SMILE_GAIN = 5.0, 3.0  # of landmarks in face sizes, to the size of blendshapes
