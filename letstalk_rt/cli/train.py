@@ -88,7 +88,13 @@ LOOPS = {
     ),
     "faithful": PUBLISHED_LOOP,
     "lips": LoopConfig(
-        steps=450, learning_rate=1e-3, warm_up=30, ema=0.99, evaluate_every=150, weight_decay=0.05
+        steps=400,
+        learning_rate=1e-3,
+        warm_up=30,
+        final_rate=1.0,
+        ema=0.0,
+        evaluate_every=100,
+        weight_decay=0.05,
     ),
     "gestures": LoopConfig(
         steps=500, learning_rate=3e-3, warm_up=30, ema=0.98, evaluate_every=50, weight_decay=0.05

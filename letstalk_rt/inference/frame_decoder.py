@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -31,6 +32,25 @@ _IMAGE_COST = 0.7
 """Share of a step that depends on the number of images."""
 
 _LOW_FPS = 20
+
+
+@dataclass(frozen=True)
+class FrameDetails:
+    """What is drawn onto the decoded frames of one session.
+
+    Attributes:
+        eye_closures: how far the eyes are closed in each of N frames, in [0, 1].
+        sound: the sound around each frame, for the mouth, `(N, S)`; None if unknown.
+    """
+
+    eye_closures: Sequence[float]
+    sound: Tensor | None
+
+    def of(self, numbers: Sequence[int]) -> "FrameDetails":
+        """Return the details of some of the frames."""
+        closures = [self.eye_closures[number] for number in numbers]
+        sound = None if self.sound is None else self.sound[list(numbers)]
+        return FrameDetails(closures, sound)
 
 
 class FrameDecoder:
@@ -89,7 +109,7 @@ class FrameDecoder:
     def decode(
         self,
         inputs: Sequence[Any],
-        eye_closures: Sequence[Sequence[float]],
+        details: Sequence[FrameDetails],
         states: Sequence[SessionState],
         clock: StageTimer,
     ) -> Generator[np.ndarray, None, None]:
@@ -99,12 +119,12 @@ class FrameDecoder:
 
         Args:
             inputs: B results of `prepare`.
-            eye_closures: how far the eyes of each session are closed in each frame, in [0, 1].
+            details: of each session.
             states: states of B sessions; their `QualityState` is updated.
             clock: measures the stages decode and composite of each frame or window.
         """
         count: int = self._model.denoiser.config.window
-        window = _Window.planned(inputs, eye_closures, states, clock, count)
+        window = _Window.planned(inputs, details, states, clock, count)
         images = self._whole_window(window) if self.decode_pool is None else self._frames(window)
         with closing(images):
             for part in pairwise(accumulate(self.partial_sizes, initial=0)):
@@ -229,14 +249,14 @@ class _Window:
 
     Attributes:
         inputs: see `FrameDecoder.decode`.
-        eye_closures: see `FrameDecoder.decode`.
+        details: see `FrameDecoder.decode`.
         states: states of B sessions.
         clock: measures the stages.
         plans: for each session, see `plan_window`.
     """
 
     inputs: Sequence[Any]
-    eye_closures: Sequence[Sequence[float]]
+    details: Sequence[FrameDetails]
     states: Sequence[SessionState]
     clock: StageTimer
     plans: list[list[int | None]]
@@ -245,14 +265,14 @@ class _Window:
     def planned(
         cls,
         inputs: Sequence[Any],
-        eye_closures: Sequence[Sequence[float]],
+        details: Sequence[FrameDetails],
         states: Sequence[SessionState],
         clock: StageTimer,
         count: int,
     ) -> "_Window":
         """Plan a window of `count` frames."""
         plans = [plan_window(s.quality.quality, s.quality.made, count) for s in states]
-        return cls(inputs, eye_closures, states, clock, plans)
+        return cls(inputs, details, states, clock, plans)
 
     def groups(self, index: int) -> list[list[int]]:
         """Return the frames of a session that are decoded, each with those that follow it."""
@@ -272,10 +292,11 @@ class _Window:
         if isinstance(frames, Tensor):
             return state.compositor.compose(frames)  # such a model generates blinks itself
         quality = state.quality.quality
+        details = self.details[index].of(numbers)
         mouths = state.mouths if quality.mouth_painter else None
-        closures = [self.eye_closures[index][number] for number in numbers]
+        paint = None if mouths is None else partial(mouths, sound=details.sound)
         return state.compositor.compose_layers(
-            frames, closures, mouths, full_size=quality.full_size
+            frames, details.eye_closures, paint, full_size=quality.full_size
         )
 
     def with_repeats(self, part: range, images: Sequence[np.ndarray | None]) -> list[np.ndarray]:

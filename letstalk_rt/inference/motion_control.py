@@ -142,6 +142,10 @@ class MotionController:
         if self.matrix is not None:
             motion = (motion.flatten(-3).float() @ self.matrix.T).view(motion.shape)
         drive, self._drive = self._drive, None
+        own, driven = self._moved(motion, gestures, drive)
+        motion = motion + own.view(motion.shape)
+        # Gestures disturb the lips a little, so these are set afterwards. A nod from a camera moves
+        # the chin, which would be taken back.
         if self._lip_control is not None:
             assert lip_values is not None, "the lip reader's values set the lips"
             self._shown_values.extend(lip_values[0])
@@ -149,9 +153,11 @@ class MotionController:
             if drive is not None:
                 values = driven_lips(values, drive)
             motion = self._lip_control.apply(motion, values)
-        return motion + self._moved(motion, gestures, drive).view(motion.shape)
+        return motion if driven is None else motion + driven.view(motion.shape)
 
-    def _moved(self, motion: Tensor, gestures: Tensor | None, drive: DriveWindow | None) -> Tensor:
+    def _moved(
+        self, motion: Tensor, gestures: Tensor | None, drive: DriveWindow | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the motion of head, brows and gaze, `(N, 384)`: its own, and the camera's."""
         own = motion.new_zeros(motion.shape[1], motion[0, 0].numel())
         if self._gestures is not None:
@@ -160,10 +166,11 @@ class MotionController:
         if self._head is not None:
             own = own + self._head.next(len(own)).to(motion.device) @ self._head_directions
         if drive is None:
-            return own
+            return own, None
         assert self._camera_control is not None, "`drive` has made it"
         driven = self._camera_control.motion(drive, gaze=not self.options.gaze_at_camera)
-        return torch.lerp(own, driven, _weights(drive, motion.device)[:, None])
+        weights = _weights(drive, motion.device)[:, None]
+        return (1 - weights) * own, weights * driven
 
     def driven_eye_closures(self, own: Sequence[float]) -> Sequence[float]:
         """Return how far the eyes are closed in each frame, with those of the next window's drive.

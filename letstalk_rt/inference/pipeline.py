@@ -7,7 +7,7 @@ here uses asyncio, queues or wall-clock time.
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -27,15 +27,13 @@ from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device, choose_dtype
 from letstalk_rt.inference.driver_camera import DriverCamera
 from letstalk_rt.inference.face_reader import FaceReader
-from letstalk_rt.inference.frame_decoder import FrameDecoder
+from letstalk_rt.inference.frame_decoder import FrameDecoder, FrameDetails
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
 from letstalk_rt.inference.quality import Quality, new_images
 from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
 from letstalk_rt.metrics import NoClock, StageTimer
-from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader
-from letstalk_rt.models.audio_encoder.prosody import ProsodyReader
+from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather, scatter
 from letstalk_rt.models.face.detector import FaceFinder
@@ -47,6 +45,19 @@ from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, Portrait
 
 MAX_GUIDANCE = 10.0
 _PLAIN = DecoderVariant()
+
+
+@dataclass(frozen=True)
+class LipReading:
+    """What the lip reader hears in the frames of a step.
+
+    Attributes:
+        values: lip values in the size of measured ones, `(B, N, Q)`.
+        sound: the sound around each frame, `(B, N, S)`, see `mouth_sound`.
+    """
+
+    values: Tensor
+    sound: Tensor
 
 
 class AvatarPipeline(Pipeline[SessionState]):
@@ -246,15 +257,17 @@ class AvatarPipeline(Pipeline[SessionState]):
             with clock.stage("audio"):
                 audio = torch.from_numpy(pcm).to(self.device)
                 tokens = self.encode_audio(audio, states)
-                lip_values = self.read_lips(audio, states)
+                heard = self.read_lips(audio, states)
                 gestures = self.gesture(audio, states)
                 eye_closures = self._eye_closures(gestures, states)
             with clock.stage("sample"):
-                latents = self._sample(tokens, lip_values, gestures, states)
+                latents = self._sample(tokens, heard, gestures, states)
             with clock.stage("layout"):
                 inputs = self.frame_decoder.prepare(latents, states)
         parts = []
-        partial_windows = self.frame_decoder.decode(inputs, eye_closures, states, clock)
+        sounds = [None] * len(states) if heard is None else list(heard.sound)
+        details = [FrameDetails(*one) for one in zip(eye_closures, sounds, strict=True)]
+        partial_windows = self.frame_decoder.decode(inputs, details, states, clock)
         with clock.stage("paint"), closing(partial_windows):
             for part in partial_windows:
                 if deliver is not None:
@@ -327,10 +340,10 @@ class AvatarPipeline(Pipeline[SessionState]):
     ) -> np.ndarray:
         """Return the next window of sessions whose portraits are footage; see `step`."""
         with clock.stage("audio"):
-            lip_values = self.read_lips(torch.from_numpy(pcm).to(self.device), states)
-        assert lip_values is not None, "footage needs a lip reader"
+            heard = self.read_lips(torch.from_numpy(pcm).to(self.device), states)
+        assert heard is not None, "footage needs a lip reader"
         columns = []
-        for state, values in zip(states, lip_values, strict=True):
+        for state, values in zip(states, heard.values, strict=True):
             assert state.player is not None, "one batch is all footage"
             quality = state.quality.quality
             render = partial(state.player.render, with_painter=quality.mouth_painter)
@@ -364,8 +377,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         return self._encode(self.model.audio, pcm, [state.audio for state in states], ahead)
 
     @torch.inference_mode()
-    def read_lips(self, pcm: Tensor, states: Sequence[SessionState]) -> Tensor | None:
-        """Return the lip values of the frames of this step, `(B, N, Q)`.
+    def read_lips(self, pcm: Tensor, states: Sequence[SessionState]) -> LipReading | None:
+        """Return what the lip reader hears in the frames of this step.
 
         None if the model has no lip reader.
 
@@ -377,7 +390,9 @@ class AvatarPipeline(Pipeline[SessionState]):
         if lips is None or lip_motion is None:
             return None
         ahead = self.lookahead_frames - states[0].lookahead_frames
-        return lip_motion.to_shown(self._encode(lips, pcm, [s.lips for s in states], ahead))
+        heard = self._encode(lips.hear, pcm, [s.lips for s in states], ahead)
+        values, sound = heard.split([lips.config.values, MOUTH_SOUND], -1)
+        return LipReading(lip_motion.to_shown(values), sound)
 
     @torch.inference_mode()
     def gesture(self, pcm: Tensor, states: Sequence[SessionState]) -> GestureWindow | None:
@@ -413,7 +428,7 @@ class AvatarPipeline(Pipeline[SessionState]):
 
     def _encode(
         self,
-        encoder: AudioEncoder | LipReader | ProsodyReader,
+        encoder: Callable[[Tensor, Any], Tensor],
         pcm: Tensor,
         states: Sequence[Any],
         ahead: int,
@@ -421,14 +436,14 @@ class AvatarPipeline(Pipeline[SessionState]):
         """Return the output of an encoder for the frames of this step, `(B, N, ...)`.
 
         Args:
-            encoder: the audio encoder, the lip reader or the prosody reader.
+            encoder: encodes the next part of a stream; updates its state.
             pcm: `(B, hop)` on the model's device.
             states: states of the encoder; updated in place.
             ahead: how many frames of the look-ahead have not arrived. Their audio is guessed as the
                 hop mirrored in time, which is continuous.
         """
         state = gather(states)
-        encoded: Tensor = encoder(pcm, state)
+        encoded = encoder(pcm, state)
         scatter(state, states)
         if ahead:
             windows = -(-ahead // self.frames_per_window)
@@ -440,7 +455,7 @@ class AvatarPipeline(Pipeline[SessionState]):
     def _sample(
         self,
         tokens: Tensor,
-        lip_values: Tensor | None,
+        heard: LipReading | None,
         gestures: GestureWindow | None,
         states: Sequence[SessionState],
     ) -> Tensor:
@@ -448,7 +463,7 @@ class AvatarPipeline(Pipeline[SessionState]):
 
         Args:
             tokens: audio tokens, `(B, N, K, A)`.
-            lip_values: lip values, `(B, N, Q)`; None if the model has no lip reader.
+            heard: from `read_lips`.
             gestures: from `gesture`.
             states: states of B sessions.
         """
@@ -477,7 +492,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         scatter(kept, [state.cache for state in states])
         shown = []
         for index, state in enumerate(states):
-            values = None if lip_values is None else lip_values[index][None]
+            values = None if heard is None else heard.values[index][None]
             moved = None if gestures is None else gestures.motion[index][None]
             shown.append(state.motion_control.apply(motion[index][None], values, moved))
         portraits = torch.cat([state.features.latent for state in states])

@@ -2,7 +2,8 @@
 
 After the faces are composited, the mouth of each frame is cropped along its landmarks, the region
 between the lips is inpainted by the mouth painter, and the result is blended back with soft edges.
-Frames with closed lips are left as they are and take no time.
+Frames with closed lips are left as they are and take no time, unless the portrait's own lips are
+parted: a warp leaves a line of its teeth where the lips should meet, and the painter covers it.
 """
 
 import torch
@@ -10,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, is_inner, masked_teeth
+from letstalk_rt.models.autoencoder.teeth_light import skin_light
+from letstalk_rt.models.geometry.landmarks import LOWER_LIP, UPPER_LIP
 from letstalk_rt.models.geometry.mouth_crop import (
-    CROP_HEIGHT,
-    CROP_WIDTH,
+    CROP_SIZE,
+    FINE,
+    FINE_SIZE,
     CropTransform,
     align_mouths,
     aligned_centre,
@@ -31,6 +35,10 @@ TEETH_PX = 4.0
 _DILATION_PX = 1.0
 """How far inpainting extends onto the lips, which is the accuracy of landmarks."""
 
+_SEAM_PX, _SEAM_GAP_PX = 1.5, 6.0
+"""How much further it extends onto the closed lips of a parted portrait, and the lip gap from which
+on it does not."""
+
 
 class MouthCompositor:
     """Inpaints the mouths of one session; prepared once per portrait, never changed by a frame.
@@ -45,82 +53,115 @@ class MouthCompositor:
     def __init__(self, painter: MouthPainter, portrait: Tensor, points: Tensor, seed: int) -> None:
         self._painter = painter
         self._centre = aligned_centre(points)
-        self._teeth = painter.banked_teeth(seed)
         transform = align_mouths(points, self._centre)
         crop_points = transform(points)
-        if float(lip_gap_px(crop_points)) >= TEETH_PX:
-            opening = opening_mask(crop_points)
-            self._teeth = masked_teeth(_crop(portrait, transform), opening)
+        crop = _crop(portrait, transform.scaled(FINE), FINE_SIZE)
+        opening = opening_mask(crop_points, resolution=FINE)
+        self._parted = float(lip_gap_px(crop_points)) >= TEETH_PX
+        if self._parted:
+            teeth = masked_teeth(crop, opening)
+        else:
+            teeth = painter.banked_teeth(seed, skin_light(crop, opening))
+        self._teeth = painter.encode_teeth(teeth)
 
-    def __call__(self, frames: Tensor, points: Tensor) -> None:
+    def __call__(self, frames: Tensor, points: Tensor, *, sound: Tensor | None = None) -> None:
         """Inpaint the open mouths of frames.
 
         Args:
             frames: `(N, H, W, 3)` uint8, changed in place.
             points: landmarks `(N, L, 2)` in their pixels.
+            sound: the sound around each frame, `(N, S)`; None if unknown.
         """
         transform = align_mouths(points, self._centre)
         crop_points = transform(points)
-        visibility = ((lip_gap_px(crop_points) - CLOSED_PX) / (OPEN_PX - CLOSED_PX)).clamp(0, 1)
+        visibility, dilation = self._extent_of(crop_points)
         is_open = [i for i, share in enumerate(visibility.tolist()) if share > 0]
         if not is_open:
             return
         transform, crop_points = transform[is_open], crop_points[is_open]
         each = [(frames[i], transform[[n]]) for n, i in enumerate(is_open)]
-        crops = torch.cat([_crop(frame, to_crop) for frame, to_crop in each])
-        opening = opening_mask(crop_points, dilation_px=_DILATION_PX)
-        inside = self._inpaint(crops, opening, crop_points)
+        crops = torch.cat([_crop(frame, to_crop, CROP_SIZE) for frame, to_crop in each])
+        opening = opening_mask(crop_points, dilation_px=dilation[is_open], resolution=FINE)
+        heard = None if sound is None else sound[is_open]
+        inside = self._inpaint(crops, F.avg_pool2d(opening, FINE), crop_points, heard)
         alpha = opening * visibility[is_open, None, None, None]
         for (frame, to_crop), colours, share in zip(each, inside, alpha, strict=True):
-            _blend(frame, colours[None], share[None], to_crop)
+            _blend(frame, colours[None], share[None], to_crop.scaled(FINE))
 
-    def _inpaint(self, crops: Tensor, opening: Tensor, points: Tensor) -> Tensor:
-        """Return the inside of mouths, `(B, 3, 80, 112)`."""
-        fits = is_inner(opening)
-        inside = torch.empty_like(crops)
-        for inner in (True, False):
-            chosen = fits if inner else ~fits
-            if count := int(chosen.sum()):
-                teeth = self._teeth.expand(count, -1, -1, -1)
-                inside[chosen] = self._painter(
-                    crops[chosen], opening[chosen], points[chosen], teeth, inner=inner
-                )
-        return inside
+    def _extent_of(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how visible inpainting is, and how far it extends onto the lips in px, `(B,)`.
+
+        Args:
+            points: landmarks `(B, L, 2)` in pixels of the crops.
+        """
+        gap = points[:, LOWER_LIP, 1] - points[:, UPPER_LIP, 1]  # below 0 where lips are pressed
+        if not self._parted:
+            visibility = ((gap - CLOSED_PX) / (OPEN_PX - CLOSED_PX)).clamp(0, 1)
+            return visibility, torch.full_like(gap, _DILATION_PX)
+        return torch.ones_like(gap), _DILATION_PX + _SEAM_PX * (1 - gap / _SEAM_GAP_PX).clamp(0, 1)
+
+    def _inpaint(
+        self, crops: Tensor, opening: Tensor, points: Tensor, sound: Tensor | None
+    ) -> Tensor:
+        """Return the inside of mouths, `(B, 3, 160, 224)`."""
+        fits = is_inner(opening).tolist()
+        together = len(opening) if len(set(fits)) == 1 else 1
+        parts = []
+        for first in range(0, len(opening), together):
+            here = slice(first, first + together)
+            teeth = self._teeth.expand(together, -1, -1, -1)
+            heard = None if sound is None else sound[here]
+            mouths = (crops[here], opening[here], points[here], teeth, heard)
+            parts.append(self._painter(*mouths, inner=fits[first]))
+        return torch.cat(parts)
 
 
-def _crop(frame: Tensor, transform: CropTransform) -> Tensor:
-    """Crop the mouth from a frame `(H, W, 3)` uint8: `(1, 3, 80, 112)` in [-1, 1]."""
-    rows, columns = _extent(frame, transform)
+def _crop(frame: Tensor, transform: CropTransform, size: tuple[int, int]) -> Tensor:
+    """Crop the mouth from a frame `(H, W, 3)` uint8: `(1, 3, *size)` in [-1, 1]."""
+    rows, columns = _extent(frame, transform, (0, 0, *size))
     part = frame[rows, columns].permute(2, 0, 1)[None].float() / 127.5 - 1
     transform = _from_part(transform, rows, columns)
     factor = int(1 / float(transform.scale))
     if factor > 1:  # average first: sampling single pixels of a larger frame would flicker
         part = F.avg_pool2d(part, factor, ceil_mode=True)
         transform = CropTransform(transform.rotation * factor, transform.shift)
-    return resample(part, transform)
+    return resample(part, transform, size)
 
 
 def _blend(frame: Tensor, colours: Tensor, alpha: Tensor, transform: CropTransform) -> None:
-    """Blend colours `(1, 3, 80, 112)` in [-1, 1] into a frame `(H, W, 3)` uint8, in place."""
-    rows, columns = _extent(frame, transform, alpha)
+    """Blend colours `(1, 3, 160, 224)` in [-1, 1] into a frame `(H, W, 3)` uint8, in place."""
+    rows, columns = _extent(frame, transform, _visible_part(alpha[0, 0]))
     part = frame[rows, columns]
-    to_frame = _from_part(transform, rows, columns).inverse()
+    painted = torch.cat([colours, alpha], 1)
+    transform = _from_part(transform, rows, columns)
+    if float(transform.scale) > FINE - 0.5:  # the frame has fewer pixels: average first, as above
+        painted = F.avg_pool2d(painted, FINE)
+        transform = transform.scaled(1 / FINE)
     size = (part.shape[0], part.shape[1])
-    painted = resample(torch.cat([colours, alpha], 1), to_frame, size)[0].permute(1, 2, 0)
-    pixels = torch.lerp(part.float(), painted[..., :3] * 127.5 + 127.5, painted[..., 3:])
+    shown = resample(painted, transform.inverse(), size)[0].permute(1, 2, 0)
+    pixels = torch.lerp(part.float(), shown[..., :3] * 127.5 + 127.5, shown[..., 3:])
     part.copy_((pixels + 0.5).clamp_(0, 255))
 
 
+def _visible_part(alpha: Tensor) -> tuple[int, int, int, int]:
+    """Return top, left, bottom and right of what is above 0 in `(h, w)`, with a margin."""
+    down, across = (alpha > 0).any(1).nonzero(), (alpha > 0).any(0).nonzero()
+    if not len(down):
+        return 0, 0, *alpha.shape
+    return int(down[0]) - 1, int(across[0]) - 1, int(down[-1]) + 2, int(across[-1]) + 2
+
+
 def _extent(
-    frame: Tensor, transform: CropTransform, alpha: Tensor | None = None
+    frame: Tensor, transform: CropTransform, part: tuple[int, int, int, int]
 ) -> tuple[slice, slice]:
-    """Return the rows and columns of a frame that a crop covers, or the part where alpha > 0."""
-    left, top, right, bottom = 0, 0, CROP_WIDTH, CROP_HEIGHT
-    if alpha is not None:
-        down, across = (alpha[0, 0] > 0).any(1).nonzero(), (alpha[0, 0] > 0).any(0).nonzero()
-        if len(down):
-            top, bottom = int(down[0]) - 1, int(down[-1]) + 2
-            left, right = int(across[0]) - 1, int(across[-1]) + 2
+    """Return the rows and columns of a frame that a part of a crop covers.
+
+    Args:
+        frame: `(H, W, 3)`.
+        transform: from the frame to the crop.
+        part: top, left, bottom and right in the crop.
+    """
+    top, left, bottom, right = part
     corners = transform.shift.new_tensor(
         [[[left, top], [right, top], [left, bottom], [right, bottom]]]
     )

@@ -6,7 +6,7 @@ from support.mouths import TEETH, frontal_face, rotated, skin
 from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
-from letstalk_rt.models.geometry.mouth_crop import CROP_SIZE
+from letstalk_rt.models.geometry.mouth_crop import FINE_SIZE
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 
 SMALL = MouthPainterConfig(widths=(8, 8, 8), bank=2)
@@ -19,17 +19,30 @@ class OneColour(nn.Module):
         super().__init__()
         self.teeth: list[Tensor] = []
         self.openings: list[Tensor] = []
+        self.sounds: list[Tensor | None] = []
 
-    def banked_teeth(self, seed: int) -> Tensor:
-        return torch.full((1, 4, *CROP_SIZE), float(seed))
+    def banked_teeth(self, seed: int, skin: Tensor) -> Tensor:
+        assert skin.shape == (1, 3)
+        return torch.full((1, 4, *FINE_SIZE), float(seed))
+
+    def encode_teeth(self, teeth: Tensor) -> Tensor:
+        return teeth
 
     def forward(
-        self, crops: Tensor, opening: Tensor, points: Tensor, teeth: Tensor, *, inner: bool
+        self,
+        crops: Tensor,
+        opening: Tensor,
+        points: Tensor,
+        teeth: Tensor,
+        sound: Tensor | None,
+        *,
+        inner: bool,
     ) -> Tensor:
         self.teeth.append(teeth)
+        self.sounds.append(sound)
         self.openings.append(opening)
         colour = torch.tensor(TEETH) / 127.5 - 1
-        return colour.view(1, 3, 1, 1).expand_as(crops)
+        return colour.view(1, 3, 1, 1).expand(len(crops), 3, *FINE_SIZE)
 
 
 def portrait_canvas() -> Tensor:
@@ -64,6 +77,15 @@ def test_closed_lips_are_skipped():
     assert not painter.openings and torch.equal(frames[1], portrait_canvas())
 
 
+@pytest.mark.parametrize("gap", [0.4, -5.0])
+def test_closed_lips_of_a_parted_portrait_are_covered_by_a_narrow_seam(gap):
+    frames = portrait_canvas()[None].clone()
+    mouths_of(16.0)(frames, frontal_face(gap, at=(128, 128)))
+    changed = (frames[0] != portrait_canvas()).any(-1)
+    rows = changed[:, 128].nonzero()
+    assert 3 <= len(rows) <= 9 and abs(float(rows.float().mean()) - 128) <= 1
+
+
 def test_inpainting_fades_in_as_lips_part():
     shares = []
     for gap in (0.7, 0.95, 1.2, 1.45, 1.7):
@@ -89,6 +111,15 @@ def test_only_open_mouths_of_a_batch_are_inpainted():
         mouths_of(0.0)(alone, points[[index]])
         assert torch.equal(frames[index], alone[0])
         assert (alone[0, row, 128].int() - torch.tensor(TEETH)).abs().max() <= 1
+
+
+def test_each_open_mouth_gets_the_sound_of_its_frame():
+    painter = OneColour()
+    points = torch.cat([frontal_face(gap, at=(128, 128)) for gap in (14.0, 0.0, 14.0)])
+    frames = portrait_canvas()[None].repeat(3, 1, 1, 1)
+    sound = torch.arange(3.0)[:, None].expand(-1, 60)
+    mouths_of(0.0, painter)(frames, points, sound=sound)
+    assert painter.sounds[0] is not None and painter.sounds[0][:, 0].tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("at", [(2, 2), (254, 250), (128, 300), (-90, -90)])
@@ -123,4 +154,4 @@ def test_the_seed_picks_the_teeth_of_a_portrait_that_shows_none():
     frames = portrait_canvas()[None].repeat(2, 1, 1, 1)
     points = frontal_face(12.0, at=(128, 128)).repeat(2, 1, 1)
     mouths_of(0.0, painter, seed=3)(frames, points)
-    assert torch.equal(painter.teeth[0], torch.full((2, 4, *CROP_SIZE), 3.0))
+    assert torch.equal(painter.teeth[0], torch.full((2, 4, *FINE_SIZE), 3.0))

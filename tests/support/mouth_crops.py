@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
+from letstalk_rt.models.geometry.mouth_crop import FINE
 from letstalk_rt.training.data.mouth_crops import KINDS, STORED_SIZE, MouthCrops
 from support.mouths import frontal_face, skin
 
@@ -27,12 +29,15 @@ def make_crops(people: int = 6, frames: int = 5) -> MouthCrops:
             time.append(frame)
             kind.append(KINDS.index("openmouth" if still else "real"))
     whole = np.array(person)
+    stills = np.stack(crops[:2]).repeat(FINE, 1).repeat(FINE, 2)
     return MouthCrops(
-        np.stack(crops),
+        stills,
+        np.stack(crops[2:]),
         np.stack(points).astype(np.float32),
         whole,
         np.array(time),
         np.array(kind),
         whole,
         np.ones(len(whole), np.float32),
+        (rng.normal(size=(len(whole), MOUTH_SOUND)) * (whole > 1)[:, None]).astype(np.float16),
     )

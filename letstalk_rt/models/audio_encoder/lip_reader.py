@@ -1,12 +1,15 @@
 """The lip reader: a small causal network beside the audio encoder that predicts lip values.
 
-Its input is log-mel minus a running mean, so that the tone of a voice or microphone matters little.
+Its input is log-mel minus a running mean, so that the tone of a voice or microphone matters little,
+above a floor that lies as far below the mean in each recording: silence sounds like the pauses of
+speech, and lips come to rest in it as they do there.
 A linear map of ten frames yields most of the prediction, a few convolutions the rest. Several
 members, trained with different clips set aside, run side by side; their mean is the prediction.
 
 Source: averaging of predictors trained on parts of the data: Breiman 1996, doi:10.1007/BF00058655.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
 from letstalk_rt.models.audio_encoder.mel import STEP, MelState, StreamingMel
+from letstalk_rt.models.audio_encoder.mouth_sound import mouth_sound
 from letstalk_rt.models.layers.causal_conv import CausalConv1d, ConvState
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
@@ -32,6 +36,8 @@ MEAN_FRAMES = 750
 
 FEATURE_SCALE = 4 / 3
 """Scales log-mel minus its mean to about unit variance."""
+
+_NATS = 4.0  # of power in one unit of log-mel
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class LipReaderConfig:
         floor: power that is added before the logarithm.
         voiced_level: mean log-mel above which a frame enters the running mean; digital silence is
             `(log(floor) + 3) / 4`.
+        range_db: how far below the running mean each band is audible; noise of that level is added.
     """
 
     values: int = 8
@@ -62,6 +69,7 @@ class LipReaderConfig:
     bands: int = 40
     floor: float = 1e-6
     voiced_level: float = -2.6
+    range_db: float = 30.0
 
 
 @dataclass
@@ -99,12 +107,14 @@ class LipReaderState:
         mean: the running mean.
         linear: past inputs of the linear map.
         layers: past inputs of each convolution.
+        features: the last `L + 1` frames of features, `(B, L + 1, 4 M)`.
     """
 
     mel: MelState
     mean: RunningMeanState
     linear: ConvState
     layers: list[ConvState]
+    features: Tensor
 
     def reset(self) -> None:
         """Return to the initial state."""
@@ -112,6 +122,7 @@ class LipReaderState:
         self.mean.reset()
         for part in (self.linear, *self.layers):
             part.reset()
+        self.features.zero_()
 
 
 class LipReader(nn.Module):
@@ -153,6 +164,7 @@ class LipReader(nn.Module):
             RunningMeanState.starting_at(self.usual, batch_size),
             self.linear.init_state(batch_size),
             [layer.init_state(batch_size) for layer in self.layers],  # type: ignore[operator]
+            self.usual.new_zeros(batch_size, *self._past_shape),
         )
 
     def forward(self, pcm: Tensor, state: LipReaderState | None = None) -> Tensor:
@@ -165,15 +177,35 @@ class LipReader(nn.Module):
         Returns:
             `(B, n / 640, Q)`; entry `i` of the stream belongs to frame `i - lookahead_frames`.
         """
+        return self.hear(pcm, state)[..., : self.config.values]
+
+    def hear(self, pcm: Tensor, state: LipReaderState | None = None) -> Tensor:
+        """As `forward`, with the sound for the mouth painter: `(B, n / 640, Q + S)`.
+
+        See `mouth_sound`.
+        """
         assert pcm.ndim == 2 and pcm.shape[1] % SAMPLES_PER_FRAME == 0, pcm.shape
-        mel = self.mel(pcm, state.mel if state else None)
-        return self.predict(self.normalize(mel, state.mean if state else None), state)
+        state = state or self.init_state(len(pcm))
+        features = self.normalize(self.mel(pcm, state.mel), state.mean)
+        sound = mouth_sound(features, state.features)
+        recent = torch.cat([state.features, features], 1)[:, -self._past_shape[0] :]
+        state.features.copy_(recent)
+        return torch.cat([self.predict(features, state), sound], -1)
+
+    @property
+    def _past_shape(self) -> tuple[int, int]:
+        return self.lookahead_frames + 1, MEL_PER_FRAME * self.config.bands
 
     def normalize(self, mel: Tensor, state: RunningMeanState | None = None) -> Tensor:
         """Subtract the running mean from log-mel `(B, M, 4 n)`; return `(B, n, 4 M)`."""
         state = state or RunningMeanState.starting_at(self.usual, mel.shape[0])
         relative = subtract_running_mean(mel, state, self.config.voiced_level)
-        return FEATURE_SCALE * relative.flatten(2)
+        return FEATURE_SCALE * self._above_floor(relative).flatten(2)
+
+    def _above_floor(self, relative: Tensor) -> Tensor:
+        """Add noise `range_db` below the running mean to log-mel relative to it."""
+        floor = relative.new_tensor(-self.config.range_db / 10 * math.log(10))
+        return torch.logaddexp(_NATS * relative, floor) / _NATS
 
     def predict(self, features: Tensor, state: LipReaderState | None = None) -> Tensor:
         """As `forward`, from the features of `normalize`; training augments those."""

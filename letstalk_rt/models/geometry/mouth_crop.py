@@ -26,6 +26,10 @@ from letstalk_rt.models.geometry.landmarks import (
 
 CROP_HEIGHT, CROP_WIDTH = 80, 112
 CROP_SIZE = (CROP_HEIGHT, CROP_WIDTH)
+FINE = 2
+"""Inpainted colours have this many pixels per pixel of a crop, along each side."""
+
+FINE_SIZE = (FINE * CROP_HEIGHT, FINE * CROP_WIDTH)
 CROP_CENTRE = (56.0, 34.0)
 """Position of the centre of a mouth in its crop; there is more space below, for an open jaw."""
 
@@ -74,6 +78,10 @@ class CropTransform:
         rotation = self.rotation * self.rotation.new_tensor([1.0, -1.0])
         rotation = rotation / self.rotation.square().sum(-1, keepdim=True)
         return CropTransform(rotation, -_rotate(self.shift, rotation))
+
+    def scaled(self, by: float) -> "CropTransform":
+        """Return the transforms to crops that are larger by a factor."""
+        return CropTransform(self.rotation * by, self.shift * by)
 
     def shifted(self, by: Tensor) -> "CropTransform":
         """Return the transforms with the result shifted by `(B, 2)` pixels of the crop."""
@@ -151,7 +159,11 @@ def lip_gap_px(points: Tensor) -> Tensor:
 
 
 def opening_mask(
-    points: Tensor, size: tuple[int, int] = CROP_SIZE, *, dilation_px: Tensor | float = 0.0
+    points: Tensor,
+    size: tuple[int, int] = CROP_SIZE,
+    *,
+    dilation_px: Tensor | float = 0.0,
+    resolution: int = 1,
 ) -> Tensor:
     """Return the mask of open mouths: `(B, 1, H, W)`, 1 between the lips, 0 elsewhere, soft edges.
 
@@ -159,27 +171,36 @@ def opening_mask(
         points: landmarks `(B, L, 2)` in pixels of a crop.
         size: height and width of the crop.
         dilation_px: how far the mask extends onto the lips; `(B,)`, or one value for all.
+        resolution: pixels of the mask per pixel of the crop, along each side.
     """
     height, width = size
-    upper, lower, within = lip_edges(points, width)
+    upper, lower, within = lip_edges(points, width, resolution)
     if isinstance(dilation_px, Tensor):
         dilation_px = dilation_px[:, None]
-    y = torch.arange(height, device=points.device)[:, None] + 0.5
-    upper, lower = upper - dilation_px, lower + dilation_px
+    y = _pixel_centres(height, resolution, points)[:, None]
+    middle = (upper + lower) / 2  # pressed lips cross
+    upper, lower = upper.minimum(middle) - dilation_px, lower.maximum(middle) + dilation_px
     below_upper = ((y - upper[:, None]) / _EDGE_PX + 0.5).clamp(0, 1)
     above_lower = ((lower[:, None] - y) / _EDGE_PX + 0.5).clamp(0, 1)
     parted = ((lower - upper) / _EDGE_PX).clamp(0, 1) * within
     return (below_upper * above_lower * parted[:, None])[:, None]
 
 
-def lip_edges(points: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def lip_edges(
+    points: Tensor, width: int = CROP_WIDTH, resolution: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the inner edges of the lips in each column of a crop.
+
+    Args:
+        points: landmarks `(B, L, 2)` in pixels of a crop.
+        width: width of the crop.
+        resolution: columns per pixel of the crop.
 
     Returns:
         Heights of the upper and the lower edge in pixels, `(B, W)`, and `(B, W)` with 1 for columns
         between the corners of the mouth and 0 for others, with soft edges.
     """
-    columns = torch.arange(width, device=points.device) + 0.5
+    columns = _pixel_centres(width, resolution, points)
     left, right = (points[:, i : i + 1] for i in INNER_CORNERS)
     edges = []
     for lip in (INNER_UPPER_LIP, INNER_LOWER_LIP):
@@ -188,6 +209,11 @@ def lip_edges(points: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     within = ((columns - left[..., 0]) / _EDGE_PX + 0.5).clamp(0, 1)
     within = within * ((right[..., 0] - columns) / _EDGE_PX + 0.5).clamp(0, 1)
     return edges[0], edges[1], within
+
+
+def _pixel_centres(extent: int, resolution: int, like: Tensor) -> Tensor:
+    """Return the positions of pixels along a side of a crop, in pixels of the crop."""
+    return (torch.arange(extent * resolution, device=like.device) + 0.5) / resolution
 
 
 def _height_at(line: Tensor, columns: Tensor) -> Tensor:

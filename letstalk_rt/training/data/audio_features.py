@@ -1,5 +1,7 @@
 """Audio features of training: log-mel of clips, augmentation of log-mel, mouth targets."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import LOOKAHEAD_FRAMES, CausalAudioEncoder
+from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.mel import NUM_BANDS, StreamingMel
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
@@ -129,3 +132,10 @@ def mel_encoder(model: AvatarModel) -> CausalAudioEncoder:
             "trained; choose a preset with the causal audio encoder, such as 'tiny'"
         )
     return model.audio
+
+
+@torch.no_grad()
+def mean_voiced_mel(pcms: Iterable[np.ndarray], reader: LipReader) -> Tensor:
+    """Return the mean log-mel of voiced frames of 16 kHz audio, `(M,)`."""
+    mel = torch.cat([reader.mel(torch.from_numpy(pcm)[None])[0] for pcm in pcms], 1)
+    return mel[:, mel.mean(0) > reader.config.voiced_level].mean(1)

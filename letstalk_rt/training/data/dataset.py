@@ -29,6 +29,9 @@ FRAME_SIZE = 256
 SYNC_LAG_IN_STEP = 1
 """The `sync_lag` of a clip whose lips and audio are synchronous."""
 
+MAX_SHIFT = 6
+"""Largest offset between audio and lips that is corrected, in frames; larger ones are ignored."""
+
 STILL_SIZE = 320
 """Stills are stored with a margin, so that a random crop needs no padding."""
 
@@ -243,11 +246,16 @@ def clip_with_frames(root: Path, row: dict[str, object], frames: np.ndarray) -> 
         pcm=pcm,
         has_audio=audio.exists(),
         sync=float(str(row.get("sync_s", "nan"))),
-        lips_late=int(str(row.get("sync_lag", SYNC_LAG_IN_STEP))) - SYNC_LAG_IN_STEP,
+        lips_late=lips_late(row),
         person=str(row.get("person", "")),
         has_blendshapes=row.get("landmarks") != "own",
         pose=tracks["pose"][:count].astype(np.float32) if "pose" in tracks else None,
     )
+
+
+def lips_late(row: dict[str, object]) -> int:
+    """Return by how many frames the lips of a clip are later than its audio."""
+    return int(str(row.get("sync_lag", SYNC_LAG_IN_STEP))) - SYNC_LAG_IN_STEP
 
 
 @dataclass(frozen=True)

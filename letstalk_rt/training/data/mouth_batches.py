@@ -1,4 +1,8 @@
-"""Batches of open mouths for the mouth painter, augmented in geometry and, less, in colour."""
+"""Batches of open mouths for the mouth painter, augmented in geometry and, less, in colour.
+
+All crops have the size of stills, twice that of video frames. Frames of video are enlarged, and are
+compared with what is inpainted at their own size only, so that they teach nothing about details.
+"""
 
 from dataclasses import dataclass
 
@@ -13,6 +17,8 @@ from letstalk_rt.models.geometry.mouth_crop import (
     CROP_CENTRE,
     CROP_HEIGHT,
     CROP_WIDTH,
+    FINE,
+    FINE_SIZE,
     lip_gap_px,
     opening_mask,
 )
@@ -34,11 +40,13 @@ class MouthBatch:
     """B mouths. Some are pairs of consecutive frames: the last frames follow the first ones.
 
     Attributes:
-        crops: `(B, 3, 80, 112)` in [-1, 1].
-        points: `(B, L, 2)` in pixels of the crops.
-        opening: mask of the region to inpaint, `(B, 1, 80, 112)`.
-        teeth: another frame of the same person, `(B, 4, 80, 112)`, see `masked_teeth`. Of a still
+        crops: `(B, 3, 160, 224)` in [-1, 1].
+        points: `(B, L, 2)` in pixels of 80x112 crops.
+        opening: mask of the region to inpaint, `(B, 1, 160, 224)`.
+        teeth: another frame of the same person, `(B, 4, 160, 224)`, see `masked_teeth`. Of a still
             it is a part of the still itself.
+        sound: the audio around each frame, `(B, S)`; zeros where it is not known.
+        is_still: whether each item is a still, `(B,)` bool.
         pairs: number of frames at the end that follow the first ones.
     """
 
@@ -46,6 +54,8 @@ class MouthBatch:
     points: Tensor
     opening: Tensor
     teeth: Tensor
+    sound: Tensor
+    is_still: Tensor
     pairs: int
 
     def to(self, device: torch.device) -> "MouthBatch":
@@ -55,8 +65,16 @@ class MouthBatch:
             self.points.to(device),
             self.opening.to(device),
             self.teeth.to(device),
+            self.sound.to(device),
+            self.is_still.to(device),
             self.pairs,
         )
+
+    def comparable(self, crops: Tensor) -> Tensor:
+        """Return crops `(B, 3, 160, 224)` with no more details than the true ones have."""
+        coarse = F.avg_pool2d(crops, FINE)
+        enlarged = F.interpolate(coarse, scale_factor=FINE, mode="bilinear", align_corners=False)
+        return torch.where(self.is_still[:, None, None, None], crops, enlarged)
 
 
 class MouthSource:
@@ -70,7 +88,7 @@ class MouthSource:
     def __init__(self, mouths: MouthCrops, rows: np.ndarray) -> None:
         self.mouths = mouths
         gap = lip_gap_px(torch.from_numpy(mouths.points)).numpy()
-        still = mouths.kind < KINDS.index("real")
+        still = mouths.is_still(np.arange(len(mouths)))
         weight = mouths.weight * np.clip(gap / 9, 0.3, 3)
         weight[mouths.kind == KINDS.index("openmouth")] *= 4
         chosen = np.zeros(len(gap), bool)
@@ -104,30 +122,35 @@ class MouthSource:
         """Return a batch of these rows."""
         count, others = len(rows), self._other_frames(rows, generator)
         _repeat_first(pairs, others)
-        crops, points = self._read(rows)
-        other_crops, other_points = self._read(others)
         change = _Affine.random(count, generator) if augment else _Affine.identity(count)
         _repeat_first(pairs, change.matrix, change.shift)
-        crops, points = _transformed(crops, points, change)
+        crops, points = _transformed(*self._read(rows), change)
         similar = change.jittered(generator) if augment else change
         _repeat_first(pairs, similar.matrix, similar.shift)
-        other_crops, other_points = _transformed(other_crops, other_points, similar)
+        other_crops, other_points = _transformed(*self._read(others), similar)
+        sound = torch.from_numpy(self.mouths.sound[rows.numpy()]).float()
         dilation_px = torch.ones(count)
         if augment:
+            sound = _noisy(sound, pairs, generator)
             self._mirror_half(pairs, generator, (crops, points), (other_crops, other_points))
             crops, other_crops = _tinted(crops, other_crops, pairs, generator)
             other_crops = _relit(other_crops, pairs, generator)
             # At inference the mask is only as accurate as landmarks are.
             dilation_px = 3 * torch.rand(count, generator=generator) - 0.5
             points = points + 0.4 * torch.randn(points.shape, generator=generator)
-        other_opening = opening_mask(self._partly_closed(rows, other_points, pairs, generator))
+        covered = self._partly_closed(rows, other_points, pairs, generator)
         return MouthBatch(
             crops,
             points,
-            opening_mask(points, dilation_px=dilation_px),
-            masked_teeth(other_crops, other_opening),
+            opening_mask(points, dilation_px=dilation_px, resolution=FINE),
+            masked_teeth(other_crops, opening_mask(covered, resolution=FINE)),
+            sound,
+            self._is_still(rows),
             pairs,
         )
+
+    def _is_still(self, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self.mouths.is_still(rows.numpy()))
 
     def _other_frames(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Draw another frame of the same person for each row."""
@@ -145,8 +168,9 @@ class MouthSource:
         """
         draws = torch.rand(len(rows), 3, generator=generator)
         _repeat_first(pairs, draws)
-        still = torch.from_numpy(self.mouths.kind[rows.numpy()] < KINDS.index("real"))
-        share = torch.where(still | (draws[:, 0] < COVERED_SHARE), 0.7 * draws[:, 1], 0.0)
+        share = torch.where(
+            self._is_still(rows) | (draws[:, 0] < COVERED_SHARE), 0.7 * draws[:, 1], 0.0
+        )
         lower_moves = draws[:, 2] < LOWER_LIP_SHARE
         upper, lower = points[:, INNER_UPPER_LIP], points[:, INNER_LOWER_LIP]
         points = points.clone()
@@ -154,9 +178,14 @@ class MouthSource:
         points[:, INNER_UPPER_LIP] = upper.lerp(lower, (share * ~lower_moves)[:, None, None])
         return points
 
-    def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        stored = np.stack([self.mouths.crops[i] for i in rows.tolist()])
-        crops = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 127.5 - 1
+    def _read(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return stored crops, `(3, h, w)` in [-1, 1] each, and their landmarks."""
+        first = len(self.mouths.stills)
+        stored = [
+            self.mouths.stills[i] if i < first else self.mouths.frames[i - first]
+            for i in rows.tolist()
+        ]
+        crops = [torch.from_numpy(c).permute(2, 0, 1).float() / 127.5 - 1 for c in stored]
         return crops, torch.from_numpy(self.mouths.points[rows.numpy()])
 
     def _mirror_half(
@@ -205,22 +234,45 @@ def _repeat_first(pairs: int, *values: Tensor) -> None:
             value[-pairs:] = value[:pairs]
 
 
-def _transformed(crops: Tensor, points: Tensor, change: _Affine) -> tuple[Tensor, Tensor]:
-    """Sample the final crops from stored ones, whose margin leaves space for the transform."""
+def _transformed(crops: list[Tensor], points: Tensor, change: _Affine) -> tuple[Tensor, Tensor]:
+    """Sample the final crops from stored ones, whose margin leaves space for the transform.
+
+    Returns:
+        Crops `(B, 3, 160, 224)`, and landmarks in pixels of 80x112 crops.
+    """
     centre = torch.tensor(CROP_CENTRE) + MARGIN_PX
     target = torch.tensor(CROP_CENTRE) + change.shift
     points = (points - centre) @ change.matrix.mT + target[:, None]
+    height, width = FINE_SIZE
     y, x = torch.meshgrid(
-        torch.arange(CROP_HEIGHT) + 0.5, torch.arange(CROP_WIDTH) + 0.5, indexing="ij"
+        (torch.arange(height) + 0.5) / FINE, (torch.arange(width) + 0.5) / FINE, indexing="ij"
     )
     goal = torch.stack([x, y], -1).view(1, -1, 2) - target[:, None]
     source = goal @ torch.linalg.inv(change.matrix).mT + centre
-    extent = torch.tensor([crops.shape[-1], crops.shape[-2]])
-    grid = (source / extent * 2 - 1).view(len(crops), CROP_HEIGHT, CROP_WIDTH, 2)
-    crops = F.grid_sample(
-        crops, grid, mode="bicubic", padding_mode="reflection", align_corners=False
-    )
-    return crops.clamp(-1, 1), points
+    extent = torch.tensor([CROP_WIDTH, CROP_HEIGHT]) + 2 * MARGIN_PX
+    grid = (source / extent * 2 - 1).view(len(crops), height, width, 2)
+    sampled = [
+        F.grid_sample(
+            crop[None],
+            positions[None],
+            mode="bicubic",
+            padding_mode="reflection",
+            align_corners=False,
+        )
+        for crop, positions in zip(crops, grid, strict=True)
+    ]
+    return torch.cat(sampled).clamp(-1, 1), points
+
+
+def _noisy(sound: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
+    """Add noise to the sound, shared by its frames, and remove one in five."""
+    count = len(sound)
+    gain = 0.2 * torch.randn(count, 1, generator=generator)
+    kept = (torch.rand(count, 1, generator=generator) > 0.2).float()
+    _repeat_first(pairs, gain, kept)
+    known = sound.any(1, keepdim=True)
+    noise = 0.1 * torch.randn(sound.shape, generator=generator)
+    return torch.where(known, (sound + gain + noise) * kept, 0.0)
 
 
 def _relit(teeth: Tensor, pairs: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.lip_reader import (
-    FEATURE_SCALE,
     MEL_PER_FRAME,
     LipReader,
     LipReaderConfig,
@@ -26,14 +25,11 @@ from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_values import GAPS, LIP_VALUES, NUM_LIP_VALUES, lip_values
 from letstalk_rt.models.geometry.landmarks import mouth_opening
-from letstalk_rt.training.data.audio_features import correlation
-from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.audio_features import correlation, mean_voiced_mel
+from letstalk_rt.training.data.dataset import MAX_SHIFT, Clip
 from letstalk_rt.training.evaluation.motion import CLOSURE
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.types import SAMPLES_PER_FRAME
-
-MAX_SHIFT = 6
-"""Largest offset between audio and lips that is corrected, in frames; larger ones are ignored."""
 
 MIN_SYNC = 0.25
 MIN_OPENING_STD = 0.015
@@ -67,9 +63,7 @@ WARM_UP_FRAMES = 8
 """First frames of an item, which lack past audio and are left out of the loss."""
 
 _COURSE_VALUES = [0, 1, 2, OPENING, LOG_OPENING, CLOSED]  # their correlation is part of the loss
-_SILENT_SHARE = 0.1  # share of items whose audio ends
 _MASKED_SHARE = 0.156  # largest share of the bands that are masked
-_SETTLE_FRAMES = 6  # frames from the end of the audio to a mouth at rest
 _VALUE_FLOOR, _SHAPE_FLOOR = 0.01, 0.02  # added to deviations, so that still mouths stay small
 _LOG_MARGIN, _LOG_FLOOR = 0.02, 0.2  # added to openings before the logarithm; as above
 _CLOSED_SCALE = 2.5  # closed or not: half of the unit deviation of the other targets or more
@@ -82,7 +76,6 @@ class LipClip:
     Attributes:
         name: The clip's name.
         features: Normalised log-mel `(T + L, 4 M)`, with L frames of look-ahead at the end.
-        silence: The features of silence in this clip, `(4 M,)`.
         targets: `(T, 35)`, in standard deviations of the clip from its mean.
         values: Lip values, `(T, 8)`.
         opening: Mouth opening, `(T,)`.
@@ -93,7 +86,6 @@ class LipClip:
 
     name: str
     features: Tensor
-    silence: Tensor
     targets: Tensor
     values: Tensor
     opening: np.ndarray
@@ -124,12 +116,9 @@ def lip_clip(clip: Clip, reader: LipReader) -> LipClip:
     elif late < 0:
         features = features[-late:]
         targets, values, opening = targets[:late], values[:late], opening[:late]
-    quiet = _clip_mel(np.zeros(0, np.float32), reader).mean(1)
-    quiet = quiet - (mel.mean(1) if clip.has_audio else 0)
     return LipClip(
         clip.name,
         features,
-        (quiet * FEATURE_SCALE).repeat(MEL_PER_FRAME),
         targets,
         values,
         opening,
@@ -174,22 +163,6 @@ def _weight(clip: Clip, opening: np.ndarray) -> float:
     return (2.0 if clip.kind == "real" else 1.0) * max(0.2, sync)
 
 
-def rest_targets(clips: Sequence[LipClip]) -> Tensor:
-    """Return the targets of mouths at rest, `(35,)`: the median over clips."""
-    rest = []
-    for clip in clips:
-        count = len(clip.opening) * REST_PERCENTILE // 100 + 1
-        closed = torch.from_numpy(clip.opening).argsort()[:count]
-        rest.append(clip.targets[closed].mean(0))
-    return torch.stack(rest).median(0).values
-
-
-def mean_voiced_mel(clips: Sequence[Clip], reader: LipReader) -> Tensor:
-    """Return the mean log-mel of voiced frames, `(M,)`."""
-    mel = torch.cat([_clip_mel(clip.pcm, reader) for clip in clips if clip.has_audio], 1)
-    return mel[:, mel.mean(0) > reader.config.voiced_level].mean(1)
-
-
 def augment_features(features: Tensor, generator: torch.Generator) -> Tensor:
     """Augment features `(B, T, 4 M)`: spectral tilt, noise, a noise floor, masked bands."""
     batch, time = features.shape[:2]
@@ -213,24 +186,16 @@ def augment_features(features: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(masked, 0.0, x).view(batch, time, -1)
 
 
-def lip_loss(predicted: Tensor, true: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Return the losses of predicted targets `(B, T, 35)`: gap, value and correlation.
-
-    Args:
-        predicted: The prediction.
-        true: The targets.
-        mask: `(B, T)`, 0 for frames whose target is unknown.
-    """
-    error = (predicted - true).pow(2) * mask[..., None]
-    share = mask.mean().clamp(min=1e-3)
-    speaking = mask.amin(1) > 0  # items that hold silence are left out of the correlation
-    a, b = (x[speaking][..., _COURSE_VALUES] for x in (predicted, true))
+def lip_loss(predicted: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Return the losses of predicted targets `(B, T, 35)`: gap, value and correlation."""
+    error = (predicted - true).pow(2)
+    a, b = (x[..., _COURSE_VALUES] for x in (predicted, true))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     r = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-2)
     return {
-        "gap": 2 * error[..., 0].mean() / share,
-        "value": error.mean() / share,
-        "correlation": 1 - r.mean() if len(r) else predicted.new_zeros(()),
+        "gap": 2 * error[..., 0].mean(),
+        "value": error.mean(),
+        "correlation": 1 - r.mean(),
     }
 
 
@@ -246,33 +211,18 @@ class LipItemSource:
     def __init__(self, clips: list[LipClip], frames: int, lookahead_frames: int) -> None:
         self._clips, self._frames, self._ahead = clips, frames, lookahead_frames
         self._weights = torch.tensor([c.weight * len(c.targets) for c in clips])
-        self._rest = rest_targets(clips)
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw augmented features `(B, T + L, 4 M)`, targets `(B, T, 35)` and mask `(B, T)`.
-
-        In some items the audio ends at a random frame, after which the lips come to rest.
-        """
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw augmented features `(B, T + L, 4 M)` and targets `(B, T, 35)`."""
         frames, ahead = self._frames, self._ahead
-        features, targets, silence = [], [], []
+        features, targets = [], []
         for index in torch.multinomial(self._weights, batch_size, True, generator=generator):
             clip = self._clips[int(index)]
             last = len(clip.targets) - frames
             start = int(torch.randint(last + 1, (1,), generator=generator))
             features.append(clip.features[start : start + frames + ahead])
             targets.append(clip.targets[start : start + frames])
-            silence.append(clip.silence)
-        augmented = augment_features(torch.stack(features), generator)
-        chance = torch.rand(batch_size, 1, generator=generator)
-        end = torch.where(
-            chance < _SILENT_SHARE, (chance / _SILENT_SHARE * frames).floor(), 2.0 * frames
-        )
-        place = torch.arange(frames + ahead)
-        x = torch.where((place >= end)[..., None], torch.stack(silence)[:, None], augmented)
-        place = place[:frames]
-        mask = ((place < end - ahead) | (place >= end + _SETTLE_FRAMES)).float()
-        true = torch.where((place >= end)[..., None], self._rest, torch.stack(targets))
-        return x, true, mask
+        return augment_features(torch.stack(features), generator), torch.stack(targets)
 
 
 @torch.no_grad()
@@ -345,7 +295,8 @@ def train_member(
     """
     torch.manual_seed(seed)
     reader = LipReader(replace(shape or LipReaderConfig(), values=NUM_TARGETS, members=1))
-    reader.usual.copy_(mean_voiced_mel([*clips, *validation], reader))
+    spoken = (clip.pcm for clip in (*clips, *validation) if clip.has_audio)
+    reader.usual.copy_(mean_voiced_mel(spoken, reader))
     prepared = _weighted_clips(clips, reader)
     validation_clips = _weighted_clips(validation, reader)
     ahead = reader.lookahead_frames
@@ -357,9 +308,9 @@ def train_member(
         run.generator.manual_seed(run.generator.initial_seed() + seed)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        x, true, mask = (part.to(run.device) for part in source.draw(batch_size, run.generator))
+        x, true = (part.to(run.device) for part in source.draw(batch_size, run.generator))
         predicted = reader.predict(x)[:, ahead:]
-        parts = lip_loss(*(part[:, WARM_UP_FRAMES:] for part in (predicted, true, mask)))
+        parts = lip_loss(*(part[:, WARM_UP_FRAMES:] for part in (predicted, true)))
         return sum(parts.values(), x.new_zeros(())), {
             k: float(v.detach()) for k, v in parts.items()
         }

@@ -126,15 +126,21 @@ class MouthValidator:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int, device: torch.device) -> dict[str, float]:
-        """Return L1 and contrast inside mouths, with their own and with another person's teeth."""
+        """Return L1 and contrast inside mouths; also with teeth of others, and without sound."""
         assert isinstance(model, MouthPainter)
         batch = self._batch.to(device)
         figures, rows = {}, [batch.crops, batch.crops * (1 - batch.opening)]
-        for name, teeth in (("own", batch.teeth), ("other", self._others.to(device))):
-            painted = inpaint(model, batch, teeth)
+        silence = torch.zeros_like(batch.sound)
+        for name, teeth, sound in (
+            ("own", batch.teeth, batch.sound),
+            ("other", self._others.to(device), batch.sound),
+            ("mute", batch.teeth, silence),
+        ):
+            painted = inpaint(model, batch, teeth, sound)
             rows.append(painted)
             figures[f"aside_l1_{name}"] = float(differences(painted, batch)["l1"])
-            ratio = contrast(painted, batch.opening) / contrast(batch.crops, batch.opening)
+            shown, true = (batch.comparable(crops) for crops in (painted, batch.crops))
+            ratio = contrast(shown, batch.opening) / contrast(true, batch.opening)
             figures[f"aside_contrast_{name}"] = float(ratio.median())
         self._write_sheet(rows, self._folder / f"mouths-{step:06d}.png")
         return figures

@@ -1,5 +1,7 @@
 """Losses of the mouth painter: differences inside the opening, and a patch critic.
 
+Frames of video are compared at their own size, stills at twice that, see `MouthBatch.comparable`.
+
 Source: hinge loss, arXiv:1705.02894; feature matching, arXiv:1711.11585.
 """
 
@@ -10,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
+from letstalk_rt.models.geometry.mouth_crop import FINE
 from letstalk_rt.training.data.mouth_batches import MouthBatch
 from letstalk_rt.training.distributed import average_gradients, broadcast_weights
 
 TEETH_SHARE = 0.85
 """Share of mouths that are inpainted with teeth as an input."""
 
-DIFFERENCE_WEIGHTS = {"l1": 1.0, "colour": 2.0, "gradient": 1.0, "time": 1.0}
+DIFFERENCE_WEIGHTS = {"l1": 1.0, "colour": 2.0, "gradient": 1.0, "detail": 0.5, "time": 1.0}
 FEATURE_WEIGHT, CRITIC_WEIGHT = 1.0, 0.3
 
 
@@ -27,7 +30,7 @@ class MouthPatchCritic(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(
             [
-                nn.Conv2d(16, 48, 3, padding=1),
+                nn.Conv2d(64, 48, 3, padding=1),
                 nn.Conv2d(48, 80, 4, stride=2, padding=1),
                 nn.Conv2d(80, 112, 4, stride=2, padding=1),
                 nn.Conv2d(112, 112, 3, padding=1),
@@ -36,8 +39,8 @@ class MouthPatchCritic(nn.Module):
         self.head = nn.Conv2d(112, 1, 3, padding=1)
 
     def forward(self, crops: Tensor, opening: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the scores `(B, 1, 10, 14)` of `(B, 3, 80, 112)`, and features of all layers."""
-        x = F.pixel_unshuffle(torch.cat([crops, opening], 1), 2)
+        """Return the scores `(B, 1, 10, 14)` of `(B, 3, 160, 224)`, and features of all layers."""
+        x = F.pixel_unshuffle(torch.cat([crops, opening], 1), 4)
         x = x.contiguous(memory_format=torch.channels_last)
         features = []
         for layer in self.layers:
@@ -66,7 +69,7 @@ class MouthCritic:
     def learn(self, painted: Tensor, batch: MouthBatch) -> float:
         """Take one step at telling inpainted mouths from true ones; return the hinge loss."""
         self.model.requires_grad_(True)
-        both = torch.cat([batch.crops, painted.detach()])
+        both = torch.cat([batch.comparable(batch.crops), batch.comparable(painted.detach())])
         scores, _ = self.model(both, batch.opening.repeat(2, 1, 1, 1))
         real, fake = scores.chunk(2)
         weight = _patch_weights(batch.opening, real)
@@ -81,9 +84,9 @@ class MouthCritic:
     def losses(self, painted: Tensor, batch: MouthBatch) -> tuple[Tensor, Tensor]:
         """Return the adversarial loss, and the distance of features from those of true mouths."""
         self.model.requires_grad_(False)
-        scores, features = self.model(painted, batch.opening)
+        scores, features = self.model(batch.comparable(painted), batch.opening)
         with torch.no_grad():
-            _, true_features = self.model(batch.crops, batch.opening)
+            _, true_features = self.model(batch.comparable(batch.crops), batch.opening)
         weight = _patch_weights(batch.opening, scores)
         distance = scores.new_zeros(())
         for ours, theirs in zip(features, true_features, strict=True):
@@ -110,10 +113,14 @@ def _patch_weights(opening: Tensor, like: Tensor) -> Tensor:
     return share / (share.sum((1, 2, 3), keepdim=True) + 0.02 * share[0].numel())
 
 
-def inpaint(model: MouthPainter, batch: MouthBatch, teeth: Tensor) -> Tensor:
-    """Return the crops with their openings inpainted."""
+def inpaint(
+    model: MouthPainter, batch: MouthBatch, teeth: Tensor, sound: Tensor | None = None
+) -> Tensor:
+    """Return the crops with their openings inpainted, `(B, 3, 160, 224)`."""
+    crops, opening = (F.avg_pool2d(part, FINE) for part in (batch.crops, batch.opening))
     with torch.autocast(batch.crops.device.type, torch.bfloat16):
-        inside = model(batch.crops, batch.opening, batch.points, teeth)
+        heard = batch.sound if sound is None else sound
+        inside = model(crops, opening, batch.points, model.encode_teeth(teeth), heard)
     return torch.lerp(batch.crops, inside, batch.opening)
 
 
@@ -127,15 +134,21 @@ def shown_teeth(batch: MouthBatch, generator: torch.Generator) -> Tensor:
 
 def differences(painted: Tensor, batch: MouthBatch) -> dict[str, Tensor]:
     """Return the distances of inpainted mouths from true ones, by name of the loss."""
-    inside = batch.opening / (batch.opening.sum((1, 2, 3), keepdim=True) + 40) / len(painted)
-    error = painted - batch.crops
-    blurred = F.avg_pool2d(error, 7, stride=1, padding=3, count_include_pad=False)
-    across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+    area = FINE**2 * 40
+    inside = batch.opening / (batch.opening.sum((1, 2, 3), keepdim=True) + area) / len(painted)
+    error = batch.comparable(painted) - batch.comparable(batch.crops)
+    size = 7 * FINE - 1
+    blurred = F.avg_pool2d(error, size, stride=1, padding=size // 2, count_include_pad=False)
+    across, down = (
+        error[..., FINE:] - error[..., :-FINE],
+        error[..., FINE:, :] - error[..., :-FINE, :],
+    )
     losses = {
         "l1": (error.abs().mean(1, keepdim=True) * inside).sum(),
         "colour": (blurred.abs().mean(1, keepdim=True) * inside).sum(),
-        "gradient": (across.abs().mean(1, keepdim=True) * inside[..., 1:]).sum()
-        + (down.abs().mean(1, keepdim=True) * inside[..., 1:, :]).sum(),
+        "gradient": (across.abs().mean(1, keepdim=True) * inside[..., FINE:]).sum()
+        + (down.abs().mean(1, keepdim=True) * inside[..., FINE:, :]).sum(),
+        "detail": _detail(error, inside),
         "time": painted.new_zeros(()),
     }
     if batch.pairs:
@@ -144,3 +157,11 @@ def differences(painted: Tensor, batch: MouthBatch) -> dict[str, Tensor]:
         scale = len(painted) / batch.pairs
         losses["time"] = scale * (change.abs().mean(1, keepdim=True) * both).sum()
     return losses
+
+
+def _detail(error: Tensor, inside: Tensor) -> Tensor:
+    """Return the error of the difference between neighbouring pixels; stills only have some."""
+    across, down = error.diff(dim=-1), error.diff(dim=-2)
+    return (across.abs().mean(1, keepdim=True) * inside[..., 1:]).sum() + (
+        down.abs().mean(1, keepdim=True) * inside[..., 1:, :]
+    ).sum()

@@ -1,6 +1,7 @@
 """The training data of the mouth painter: crops of open mouths, and batches of them."""
 
 import json
+import wave
 from pathlib import Path
 
 import av
@@ -11,6 +12,8 @@ from PIL import Image
 from support.mouth_crops import MIDDLE, make_crops
 from support.mouths import frontal_face, mesh, skin
 
+from letstalk_rt.errors import InputError
+from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
 from letstalk_rt.models.geometry.landmarks import SUBSET
 from letstalk_rt.training.data.mouth_batches import MouthSource
 from letstalk_rt.training.data.mouth_crops import KINDS, STORED_SIZE, load_mouth_crops
@@ -19,7 +22,7 @@ from letstalk_rt.training.data.mouth_crops import KINDS, STORED_SIZE, load_mouth
 @pytest.fixture
 def source():
     crops = make_crops()
-    return MouthSource(crops, np.arange(len(crops.crops)))
+    return MouthSource(crops, np.arange(len(crops)))
 
 
 class TestCrops:
@@ -46,6 +49,11 @@ class TestCrops:
                     frame = av.VideoFrame.from_ndarray(skin(), "rgb24")
                     container.mux(stream.encode(frame))
                 container.mux(stream.encode())
+            with wave.open(str(root / "clips" / f"{name}.flac"), "wb") as audio:
+                audio.setparams((1, 2, 16000, 0, "NONE", ""))
+                loud = np.random.default_rng(0).normal(0, 3000, 8 * 640)
+                loud[: 4 * 640] *= 0.05
+                audio.writeframes(loud.astype(np.int16).tobytes())
             rows.append({"name": name, "split": split, "tag": tag, "kind": "real", "upscale": 1.3})
         (root / "clips.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         Image.fromarray(skin(512)).save(root / "openmouth" / "film-1-0042.jpg")
@@ -57,7 +65,9 @@ class TestCrops:
 
     def test_open_mouths_of_the_split_with_tag_ship_are_cropped(self, folder, tmp_path):
         mouths = load_mouth_crops(folder, tmp_path / "cache", "train")
-        assert mouths.crops.shape[1:] == (*STORED_SIZE, 3)
+        assert mouths.frames.shape[1:] == (*STORED_SIZE, 3)
+        assert mouths.stills.shape == (1, 2 * STORED_SIZE[0], 2 * STORED_SIZE[1], 3)
+        assert mouths.is_still(np.arange(len(mouths))).tolist() == [True] + [False] * 5
         assert [KINDS[k] for k in mouths.kind] == ["openmouth", *["real"] * (len(mouths.kind) - 1)]
         # gaps up to 1.5 px are shut, and of frame 6 no face is known
         assert mouths.time.tolist() == [0, 2, 3, 4, 5, 7]
@@ -69,13 +79,26 @@ class TestCrops:
         centre = mouths.points[:, [SUBSET.index(i) for i in (61, 291, 13, 14)]].mean(1)
         assert np.abs(centre - MIDDLE.numpy()).max() < 2
         # the picture under the middle of the mouth is what it was in the frame
-        assert np.abs(mouths.crops[1, 58, 80].astype(int) - skin()[140, 128]).max() < 8
+        assert np.abs(mouths.frames[0, 58, 80].astype(int) - skin()[140, 128]).max() < 8
+        assert np.abs(mouths.stills[0, 116, 160].astype(int) - skin(512)[280, 256]).max() < 8
+
+    def test_frames_come_with_the_sound_around_them(self, folder, tmp_path):
+        mouths = load_mouth_crops(folder, tmp_path / "cache", "train")
+        assert mouths.sound.shape == (6, MOUTH_SOUND) and not mouths.sound[0].any()
+        hiss = mouths.sound[mouths.time >= 4].astype(float).mean()
+        assert hiss > mouths.sound[1 : 1 + 2].astype(float).mean() + 0.5
+
+    def test_without_stills_or_clips_it_says_what_is_missing(self, folder, tmp_path):
+        (folder / "openmouth.jsonl").unlink()
+        with pytest.raises(InputError, match="found 0 stills and 1 clips"):
+            load_mouth_crops(folder, tmp_path / "cache", "train")
 
     def test_they_are_cached(self, folder, tmp_path):
         first = load_mouth_crops(folder, tmp_path / "cache", "train")
         (folder / "clips.jsonl").unlink()
         again = load_mouth_crops(folder, tmp_path / "cache", "train")
-        assert np.array_equal(first.crops, again.crops)
+        assert np.array_equal(first.frames, again.frames)
+        assert np.array_equal(first.stills, again.stills)
         assert np.array_equal(first.points, again.points)
 
 
@@ -102,3 +125,17 @@ class TestBatches:
         inside = (batch.opening[:, 0] > 0.5).float()
         share = (inside * red).sum((1, 2)) / inside.sum((1, 2))
         assert float(share[coloured].median()) > 0.75
+
+    def test_frames_of_video_are_compared_without_details(self, source):
+        batch = source.gather(torch.tensor([0, 5]), 0, torch.Generator().manual_seed(3))
+        noise = torch.zeros_like(batch.crops)
+        noise[..., ::2], noise[..., 1::2] = 0.1, -0.1
+        change = batch.comparable(batch.crops + noise) - batch.comparable(batch.crops)
+        assert batch.is_still.tolist() == [True, False]
+        assert float(change[0].abs().min()) > 0.09 and float(change[1].abs().max()) < 1e-5
+
+    def test_sound_is_missing_for_stills_and_one_frame_in_five(self, source):
+        batch = source.gather(torch.arange(2, 22).repeat(10), 0, torch.Generator().manual_seed(4))
+        assert 0.7 < float(batch.sound.any(1).float().mean()) < 0.9
+        stills = source.gather(torch.tensor([0, 1]), 0, torch.Generator().manual_seed(4))
+        assert not stills.sound.any()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from support.mouth_crops import make_crops
 
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
@@ -26,12 +27,12 @@ SMALL = MouthPainterConfig(widths=(8, 8, 8), bank=2)
 @pytest.fixture
 def source():
     crops = make_crops()
-    return MouthSource(crops, np.arange(len(crops.crops)))
+    return MouthSource(crops, np.arange(len(crops)))
 
 
 class TestSplit:
     def test_no_recording_is_in_both_parts(self):
-        mouths = replace(make_crops(30), source=np.arange(len(make_crops(30).crops)) // 5)
+        mouths = replace(make_crops(30), source=np.arange(len(make_crops(30))) // 5)
         kept, aside = split_mouths(mouths)
         assert len(aside) and not set(mouths.source[kept]) & set(mouths.source[aside])
         drawn = MouthSource(mouths, kept).weight
@@ -54,7 +55,8 @@ class TestLosses:
     def test_only_errors_inside_the_opening_count(self, source):
         batch = source.draw(8, torch.Generator().manual_seed(0))
         assert all(float(v) == 0 for v in differences(batch.crops, batch).values())
-        outside = batch.crops + (batch.opening == 0)
+        near = F.max_pool2d(batch.opening, 5, stride=1, padding=2)  # enlarging blurs the edge
+        outside = batch.crops + (near == 0)
         far = differences(outside, batch)
         assert float(far["l1"]) == 0 and float(far["time"]) == 0
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from support.mouth_crops import make_crops
@@ -12,7 +11,7 @@ from torch import Tensor
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.geometry.mouth_crop import CROP_SIZE, opening_mask
 from letstalk_rt.training.data.mouth_crops import KINDS, MouthCrops
-from letstalk_rt.training.stages.teeth_bank import fit_bank, rate_teeth, soften
+from letstalk_rt.training.stages.teeth_bank import fit_bank, fit_light, rate_teeth, soften
 
 SMALL = MouthPainterConfig(widths=(8, 8, 8), bank=3)
 
@@ -35,9 +34,7 @@ def test_close_teeth_come_first():
 
 def test_blurred_teeth_score_zero():
     crop, points = teeth(5)
-    for _ in range(6):
-        crop = soften(crop)
-    assert float(rate_teeth(crop, points)) == 0
+    assert float(rate_teeth(soften(crop, times=6), points)) == 0
 
 
 def test_softening_keeps_the_mean():
@@ -58,27 +55,45 @@ def test_what_is_no_front_view_of_white_teeth_scores_zero():
 
 def with_teeth(mouths: MouthCrops, rows: list[int]) -> MouthCrops:
     """Return crops of which these rows are portraits that show teeth."""
-    crops, kind, points = mouths.crops.copy(), mouths.kind.copy(), mouths.points.copy()
+    stills, kind, points = mouths.stills.copy(), mouths.kind.copy(), mouths.points.copy()
     for n, row in enumerate(rows):
         crop, face = teeth(5 + n)
         inner = ((crop[0].permute(1, 2, 0) + 1) * 127.5).numpy()
-        crops[row, 24:104, 24:136] = inner
+        stills[row, 48:208, 48:272] = inner.repeat(2, 0).repeat(2, 1)
         points[row] = face[0].numpy() + 24
         kind[row] = KINDS.index("portrait")
-    return replace(mouths, crops=crops, kind=kind, points=points)
+    return replace(mouths, stills=stills, kind=kind, points=points)
+
+
+def with_kind(mouths: MouthCrops, kind: str) -> MouthCrops:
+    """Return crops whose stills are of this kind."""
+    kinds = mouths.kind.copy()
+    kinds[: len(mouths.stills)] = KINDS.index(kind)
+    return replace(mouths, kind=kinds)
 
 
 def test_the_bank_repeats_what_was_found():
     torch.manual_seed(0)
     painter = MouthPainter(SMALL)
-    assert fit_bank(painter, with_teeth(make_crops(), [3, 9])) == 2
-    first, second, third = (painter.banked_teeth(n) for n in range(3))
+    assert fit_bank(painter, with_teeth(make_crops(), [0, 1])) == 2
+    mean = painter.light[:1]
+    first, second, third = (painter.banked_teeth(n, mean) for n in range(3))
     assert first.any() and not torch.equal(first, second) and torch.equal(first, third)
+
+
+def test_the_light_on_teeth_is_fitted_to_that_on_the_skin():
+    lights = (0.6, 0.8, 1.0)
+    crops, points = zip(*(teeth(4, level=0.6) for _ in lights), strict=True)
+    lit = [(crop + 1) * light - 1 for crop, light in zip(crops, lights, strict=True)]
+    light = fit_light(torch.cat(lit), torch.cat(points))
+    assert float(light.slope[2]) == pytest.approx(1, abs=0.05)
+    mean = torch.tensor([0.55 * x for x in lights]).log().mean()
+    assert float(light.skin[2]) == pytest.approx(float(mean), abs=0.02)
 
 
 def test_without_teeth_the_bank_stays_empty():
     painter = MouthPainter(SMALL)
     mouths = make_crops()
-    closed = replace(mouths, kind=np.full_like(mouths.kind, KINDS.index("portrait")))
+    closed = with_kind(mouths, "portrait")
     assert fit_bank(painter, mouths) == 0 and fit_bank(painter, closed) == 0
     assert not painter.bank.any()
