@@ -64,7 +64,8 @@ def bench_drive(options: argparse.Namespace) -> dict[str, Any]:
         row = {"clip": clip.name, **compare(clip, frames, judge)}
         row["identity"] = identity.likeness(portrait.canvas, frames[WARM_UP::8]) / still
         rows.append(row)
-        print(json.dumps(row), flush=True)
+        if not options.json:
+            print(json.dumps(row), flush=True)
     names = ("yaw", "pitch", "roll", "identity")
     means = {name: _mean([row[name] for row in rows]) for name in names}
     shown, blinked = (sum(row[k] for row in rows) for k in ("blinks_shown", "blinks"))
@@ -310,6 +311,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=60)
     add("--screenshot", type=Path)
     add("--output", type=Path, help="write the result to a file, too")
+    add("--json", action="store_true", help="print the JSON line of the result only")
     return parser.parse_args(argv)
 
 
@@ -327,10 +329,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["drive"] = bench_drive(options)
     if options.latency:
         result["latency"] = bench_latency(options)
-    line = json.dumps(result)
     if options.output is not None:
-        options.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+        options.output.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--speech", help="with this sound file")
     parser.add_argument("--threads", type=int, help="CPU threads of the model")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write it here")
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(argv)
     pipeline = AvatarPipeline.load(threads=options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,6 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if options.output is not None:
         options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if not options.json:
+        for name, value in figures.items():
+            print(f"{name}: {value}")
     print(json.dumps(result))
 
 

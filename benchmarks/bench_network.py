@@ -174,6 +174,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=30, help="length of each case (%(default)s)")
     add("--link", choices=["netem", "tun"], help="default: netem where the kernel has it")
     add("--keep", type=Path, help="folder for recordings and the servers' logs")
+    add("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args(argv)
 
 
@@ -192,7 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             got = measure(peer, name, options.seconds, netem=link == "netem", keep=options.keep)
             found.setdefault(peer, {})[name] = got.as_json()
-            print(f"{peer:9} {name:8}", *(f"{k} {v}" for k, v in got.as_json().items()), flush=True)
+            if not options.json:
+                figures = (f"{k} {v}" for k, v in got.as_json().items())
+                print(f"{peer:9} {name:8}", *figures, flush=True)
     result = {"benchmark": "network", "link": link, "seconds": options.seconds, "cases": found}
     result |= {
         "load": os.getloadavg(),

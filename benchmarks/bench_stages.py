@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,27 @@ def memory_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+class _ThisThread:
+    """Runs jobs in the thread that submits them; takes the place of a `DecodePool`."""
+
+    def __init__(self, model_threads: int) -> None:
+        self.model_threads = model_threads
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(function(*arguments))
+        return done
+
+
 def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, float]:
     """Return parameters, FLOPs of one window and the memory of a session."""
     from torch.utils.flop_counter import FlopCounterMode
 
     pcm = speech(pipeline.hop / SAMPLE_RATE)[None]
     decoder = pipeline.frame_decoder
-    # The counter does not see operations in other threads, so decode in this one.
-    decode_pool, decoder.decode_pool = decoder.decode_pool, None
+    decode_pool = decoder.decode_pool
+    if decode_pool is not None:  # the counter does not see operations in other threads
+        decoder.decode_pool = _ThisThread(decode_pool.model_threads)
     with FlopCounterMode(display=False) as counter:
         pipeline.step(pcm, [state])
     decoder.decode_pool = decode_pool

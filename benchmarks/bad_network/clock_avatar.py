@@ -36,7 +36,12 @@ class ClockPipeline(FlashPipeline):
     ) -> dict[str, Any]:
         """Return a state: what `FlashPipeline` has, and no sound so far."""
         state = super().init_state(portrait, options)
-        return state | {"age": OLD, "offset_ms": 0, "quiet": QUIET_FRAMES}
+        past = np.zeros(self.lookahead_frames * SAMPLES_PER_FRAME, np.float32)
+        return state | {"age": OLD, "offset_ms": 0, "quiet": QUIET_FRAMES, "past": past}
+
+    def interrupt(self, state: dict[str, Any], *, unseen: int = 0) -> None:
+        """Drop the past audio."""
+        state["past"][:] = 0
 
     def _draw(self, pcm: np.ndarray, state: dict[str, Any]) -> np.ndarray:
         heard = np.concatenate([state["past"], pcm])

@@ -124,7 +124,7 @@ def take_failures(page, screenshots):
     page.wait_for_selector('body[data-state="reconnecting"]')
     screenshots.take("reconnecting")
     page.unroute("**/v1/offer")
-    page.route("**/v1/avatars", refuse)
+    page.route("**/v1/avatars*", refuse)
     page.reload()
     page.wait_for_selector("#failure:not([hidden])")
     screenshots.take("failed")

@@ -80,10 +80,10 @@ def test_a_full_server_is_reported_and_retried(browser, server):
 def test_a_rejected_token_is_explained(browser, server):
     with visiting(browser, server, expect=["v1/"]) as page:
         live(page)
-        page.route("**/v1/avatars", problem(401, "token-expired", "The token has expired."))
+        page.route("**/v1/avatars*", problem(401, "token-expired", "The token has expired."))
         page.reload()
         assert "link has expired" in failure(page)
-        page.unroute("**/v1/avatars")
+        page.unroute("**/v1/avatars*")
         page.click("#retry")
         live(page)
 

@@ -73,7 +73,7 @@ def test_options_reach_the_model(
     options = ["--steps", "2", "--device", "cpu", "--threads", "1"]
     assert run(capsys, "render", portrait, speech, "-o", str(tmp_path / "o.mp4"), *options)[0] == 0
     assert LoudIsBright.loaded_with == {
-        "preset": "tiny", "device": "cpu", "steps": 2, "threads": 1,
+        "preset": "tiny", "device": "cpu", "steps": 2, "threads": 1, "weights": None,
     }  # fmt: skip
 
 

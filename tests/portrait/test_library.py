@@ -1,6 +1,5 @@
 """Avatars are found by name, and a portrait is prepared once."""
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,6 @@ def test_an_added_avatar_is_found_by_name_and_can_be_removed(
 def test_who_consented_and_when_is_kept(library: AvatarLibrary, picture: Path) -> None:
     added = library.add("anna", picture, AGREED)
     assert added.consent == AGREED == library.consent_of("anna")
-    assert abs(datetime.now(UTC) - datetime.fromisoformat(AGREED.at)) < timedelta(minutes=5)
     assert library.consent_of(picture) is None  # a file of that image says nothing
     assert library.consent_of(next(iter(list_avatars()))) is None
     later = Consent("Her agent", "2030-01-01T00:00:00+00:00")

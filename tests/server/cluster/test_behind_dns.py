@@ -26,6 +26,8 @@ def test_workers_are_found_by_dns_and_sessions_by_the_name_of_their_worker():
             cluster.start_workers(*names)
             cluster.start_proxy("p1", DnsWorkers(SERVICE, PORT, AGENT_PORT, 4, nameserver))
             with httpx.Client(base_url=cluster.url("p1"), headers=OPERATOR) as client:
+                # A server is up from the start; "UP" alone says that all its checks succeeded.
+                wait_for(lambda: list(cluster.states("p1").values()).count("UP") == 2, 60)
                 wait_for(lambda: cluster.places_weighed("p1") == 2, 60)
                 opened = [client.post("/v1/sessions").json()["session"] for _ in range(4)]
                 assert {name.partition(".")[0] for name in opened} == set(names)

@@ -27,7 +27,7 @@ from letstalk_rt.training.evaluation.reconstruction import (
     reconstruct,
     sharpness,
 )
-from letstalk_rt.training.evaluation.rollout import save_sample
+from letstalk_rt.training.evaluation.rollout import Sampling, save_sample
 
 
 def frames_of(path):
@@ -101,6 +101,6 @@ class TestSamples:
         torch.manual_seed(0)
         model = AvatarModel(PRESET)
         stir(model)
-        save_sample(model.eval(), clips[0], tmp_path / "sample.mp4")
+        save_sample(model.eval(), clips[0], tmp_path / "sample.mp4", Sampling(steps=1))
         kinds, frames = frames_of(tmp_path / "sample.mp4")
         assert kinds == {"video", "audio"} and len(frames) == clips[0].num_frames // 4 * 4
