@@ -46,6 +46,7 @@ FULL_S = 1.0
 NOTICED_S = 4.0
 RESUMED_S = 2.0
 RETRY_S = 0.2
+MOST_EARLY_REFUSALS = 20
 
 Clients = list[httpx.AsyncClient]
 Figures = dict[str, Any]
@@ -95,11 +96,13 @@ async def placements(cluster: Cluster, proxies: Clients, total: int) -> Figures:
 
 async def full_cluster(cluster: Cluster, proxies: Clients) -> Figures:
     """Fill all places one after the other, and time the refusals that follow."""
-    opened = []
-    while len(opened) < WORKERS * PLACES:
+    opened, refused = [], 0
+    while len(opened) < WORKERS * PLACES and refused < MOST_EARLY_REFUSALS:
         session, _ = await open_session(proxies[len(opened) % PROXIES])
-        if session is None:
-            break
+        if session is None:  # the last place of a worker is known a moment after it became free
+            refused += 1
+            await asyncio.sleep(RETRY_S)
+            continue
         opened.append(session)
     filled = len(opened)
     took_s, wrong = [], 0
@@ -112,6 +115,7 @@ async def full_cluster(cluster: Cluster, proxies: Clients) -> Figures:
     await _until_free(cluster)
     return {
         "filled": filled,
+        "refused_early": refused,
         "refusal_ms": _quantiles(took_s),
         "holds": filled == WORKERS * PLACES and not wrong and max(took_s) < FULL_S,
     }
