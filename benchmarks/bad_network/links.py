@@ -57,7 +57,7 @@ class Link(Protocol):
         ...
 
     def move(self) -> None:
-        """Give the client's host another address, as a phone that changes its network."""
+        """Change the address of the client's host, as a phone does that changes its network."""
         ...
 
 
@@ -116,7 +116,7 @@ class NetemLink:
             tc("qdisc", "replace", "dev", device, "root", "netem", *wanted, host=host)
 
     def move(self) -> None:
-        """Give the client's host another address, as a phone that changes its network."""
+        """Change the address of the client's host, as a phone does that changes its network."""
         _change_address(self._ends[1][0], self._ends[1][1])
 
 
@@ -153,11 +153,11 @@ class TunLink:
         self._impairment = impairment
 
     def move(self) -> None:
-        """Give the client's host another address, as a phone that changes its network."""
+        """Change the address of the client's host, as a phone does that changes its network."""
         _change_address(self._client, self._client_tun)
 
     def rebind(self) -> None:
-        """Give the client another address outside, of which it learns nothing itself.
+        """Change the address of the client outside, of which it learns nothing itself.
 
         That is what a router with network address translation does after it was restarted.
         """

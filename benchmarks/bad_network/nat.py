@@ -23,7 +23,7 @@ class Nat:
         self._count = 0
 
     def rebind(self) -> None:
-        """Give the client another address outside; packets to the old one are lost."""
+        """Change the address of the client outside; packets to the old one are lost."""
         self._outside = socket.inet_aton(address(FIRST_OUTSIDE + self._count))
         self._count += 1
 

@@ -1,4 +1,4 @@
-"""Gives a stream of frames other lips: frames in, frames out, in constant memory.
+"""Changes the lips in a stream of frames: frames in, frames out, in constant memory.
 
 A short look-ahead finds the first references of a shot before it is shown, and lets the change fade
 out before a face is lost. References are added while the film goes on; from one to the next there

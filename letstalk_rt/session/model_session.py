@@ -82,7 +82,7 @@ class ModelSession(Generic[State]):
         await self._run(self._no_call)
 
     def close(self) -> None:
-        """Give up the state: its memory is free at once, not when cycles are collected."""
+        """Release the state: its memory is free at once, not when cycles are collected."""
         self._held = None
 
     async def step(

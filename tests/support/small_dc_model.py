@@ -27,7 +27,7 @@ def make_dc_autoencoder(width: int = 32, seed: int = 0) -> DCAutoencoder:
 
 
 def make_dc_preset(name: str = "small-dc", identity: str | None = None) -> Preset:
-    """Give the preset; without an identity its autoencoder would be as large as SANA's."""
+    """Return the preset; without an identity its autoencoder would be as large as SANA's."""
     denoiser = replace(DENOISER, channels=32, side=IMAGE_SIZE // 32, guidance_input=True)
     autoencoder = DCAutoencoderConfig(IMAGE_SIZE, identity or make_dc_autoencoder().identity)
     return replace(PRESET, name=name, autoencoder=autoencoder, denoiser=denoiser)
