@@ -5,12 +5,10 @@ must not delay a step. It is not that of the sessions either, which loads no tor
 whatever happens to those that do. It is started by the first camera.
 """
 
-import gc
-import pkgutil
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.errors import ModelLost
+from letstalk_rt.inference.child_main import ProcessGuard, load_in, portable, run_child
 from letstalk_rt.inference.child_process import ChildProcess
 from letstalk_rt.inference.model_messages import Done, Failed, Load, Request
-from letstalk_rt.inference.model_process import ProcessGuard, offer_to_oom_killer, portable
 from letstalk_rt.inference.protocol import CameraReader, CameraReading
 from letstalk_rt.inference.supervisor import IsolationLimits
-from letstalk_rt.threads import shorten_openmp_spin
 
 LOAD_CAMERAS = "letstalk_rt.inference.driver_camera:load_cameras"
 """Loads what reads cameras: a function that returns a `CameraReader` for each session."""
@@ -148,26 +145,15 @@ def run_cameras(connection: "Connection[Any, Any]", load: str, memory_mb: int | 
     Args:
         connection: to the `CameraProcess`.
         load: see `CameraProcess`.
-        memory_mb: see `run_model`.
+        memory_mb: see `run_child`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    offer_to_oom_killer()
-    shorten_openmp_spin()
-    guard = ProcessGuard(memory_mb)
-    with suppress(EOFError, OSError):  # the parent has closed the connection
-        _serve(connection, load, guard)
+    run_child(partial(_serve, connection, load), memory_mb)
 
 
 def _serve(connection: "Connection[Any, Any]", load: str, guard: ProcessGuard) -> None:
-    message = connection.recv()
-    assert isinstance(message, Load), type(message)
-    try:
-        open_camera: Callable[[], CameraReader] = pkgutil.resolve_name(load)(**message.options)
-    except Exception as error:
-        connection.send(Failed(portable(error)))
+    open_camera: Callable[[], CameraReader] | None = load_in(connection, load, guard)
+    if open_camera is None:
         return
-    gc.collect()
-    guard.limit_growth()
     connection.send(Done())
     cameras: dict[int, CameraReader] = {}
     while True:

@@ -5,13 +5,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from typing import Any
 
 from letstalk_rt.errors import ModelLost
-from letstalk_rt.inference.model_process import EXIT_MEMORY, run_model
+from letstalk_rt.inference.child_main import EXIT_MEMORY
+from letstalk_rt.inference.model_process import run_model
 from letstalk_rt.inference.protocol import Fault
+from letstalk_rt.inference.waiting import CallLimit, waited_s
 
 WATCH_S = 0.1
 """How often the watchdog looks at the deadline."""
@@ -24,7 +27,9 @@ class ChildProcess:
     """A process that runs one model.
 
     All calls but `kill` come from one thread at a time. A watchdog thread kills the process when a
-    call takes longer than its limit; the call then raises `ModelLost`.
+    call takes longer than its limit; the call then raises `ModelLost`. On Linux, time in which the
+    process waited for a processor does not count: on a busy machine, killing it would only add the
+    work of another start. Nor does time in which its answer waits to be read.
 
     Args:
         load: the function that loads the pipeline, as `module:name`.
@@ -53,7 +58,7 @@ class ChildProcess:
         self.pid = self._process.pid
         self._clock = clock
         self._lock = threading.Lock()  # of the two below
-        self._deadline_s: float | None = None
+        self._limit: CallLimit | None = None
         self._has_hung = False
         threading.Thread(target=self._watch, name="letstalk-watchdog", daemon=True).start()
 
@@ -66,12 +71,12 @@ class ChildProcess:
     def limit(self, limit_s: float) -> Iterator[None]:
         """Kill the process if the enclosed calls take longer than this."""
         with self._lock:
-            self._deadline_s = self._clock() + limit_s
+            self._limit = CallLimit(self._clock(), limit_s)
         try:
             yield
         finally:
             with self._lock:
-                self._deadline_s = None
+                self._limit = None
 
     def send(self, message: object) -> None:
         """Send a message.
@@ -119,9 +124,18 @@ class ChildProcess:
     def _watch(self) -> None:
         while not wait([self._process.sentinel], WATCH_S):
             with self._lock:
-                if self._deadline_s is not None and self._clock() > self._deadline_s:
-                    self._has_hung, self._deadline_s = True, None
+                if self._is_overdue():
+                    self._has_hung, self._limit = True, None
                     self._process.kill()
+
+    def _is_overdue(self) -> bool:
+        limit = self._limit
+        if limit is None or not limit.is_over(self._clock(), partial(waited_s, self.pid)):
+            return False
+        try:
+            return not wait([self._connection], 0)  # the caller has not come to read its answer
+        except OSError:  # it was closed just now
+            return False
 
 
 @contextmanager

@@ -1,32 +1,18 @@
-"""What runs in the process of an isolated model: it loads a pipeline and serves calls of it.
+"""What runs in the process of an isolated model: it loads a pipeline and serves calls of it."""
 
-The process ends when its connection is closed or its parent dies, and when it takes more memory
-than allowed. It is started with its modules imported and without a model, so that a spare process
-is ready within a second.
-"""
-
-import gc
 import os
-import pkgutil
-import platform
-import signal
-import threading
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from letstalk_rt.errors import EngineError, LetsTalkError
+from letstalk_rt.inference.child_main import EXIT_MEMORY, ProcessGuard, load_in, portable, run_child
 from letstalk_rt.inference.model_messages import (
     Attached,
     Done,
     Failed,
-    Load,
     Loaded,
     NeedSpace,
     Part,
@@ -37,14 +23,6 @@ from letstalk_rt.inference.model_messages import (
 from letstalk_rt.inference.protocol import Pipeline
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameWriter
-from letstalk_rt.threads import shorten_openmp_spin
-
-EXIT_MEMORY = 77
-"""Exit status of a process that took too much memory."""
-
-WATCH_S = 0.1
-GROWTH_MB, GROWTH = 2048, 2.0
-"""Without a limit, a process may grow by so much after loading, or to so many times its size."""
 
 
 def run_model(connection: "Connection[Any, Any]", load: str, memory_mb: int | None) -> None:
@@ -53,29 +31,15 @@ def run_model(connection: "Connection[Any, Any]", load: str, memory_mb: int | No
     Args:
         connection: to the `IsolatedPipeline`.
         load: the function that loads the pipeline, as `module:name`.
-        memory_mb: how much memory the process may take; None for a limit relative to its size
-            after loading.
+        memory_mb: see `run_child`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    offer_to_oom_killer()
-    shorten_openmp_spin()
-    guard = ProcessGuard(memory_mb)
-    with suppress(EOFError, OSError):  # the parent has closed the connection
-        _serve(connection, load, guard)
+    run_child(partial(_serve, connection, load), memory_mb)
 
 
-def _serve(connection: "Connection[Any, Any]", load: str, guard: "ProcessGuard") -> None:
-    function: Callable[..., Pipeline[Any]] = pkgutil.resolve_name(load)
-    message = connection.recv()
-    assert isinstance(message, Load), type(message)
-    try:
-        pipeline = function(**message.options)
-    except Exception as error:
-        connection.send(Failed(portable(error)))
+def _serve(connection: "Connection[Any, Any]", load: str, guard: ProcessGuard) -> None:
+    pipeline: Pipeline[Any] | None = load_in(connection, load, guard)
+    if pipeline is None:
         return
-    gc.collect()
-    gc.freeze()  # scanning what is loaded would delay all sessions
-    guard.limit_growth()
     connection.send(_describe(pipeline))
     server = _ModelServer(pipeline, connection)
     while True:
@@ -191,58 +155,3 @@ class _ModelServer:
 
     def _send(self, reply: Reply) -> None:
         self._connection.send(reply)
-
-
-def portable(error: Exception) -> Exception:
-    """Return an error that the other process can read, with the traceback as a note."""
-    if not isinstance(error, LetsTalkError):
-        error_of_step = EngineError(f"{type(error).__name__}: {error}")
-        error_of_step.add_note("".join(traceback.format_exception(error)))
-        return error_of_step
-    return error
-
-
-class ProcessGuard:
-    """A thread that ends the process when its parent has died or it takes too much memory.
-
-    Args:
-        memory_mb: how much memory the process may take; None until `limit_growth`.
-    """
-
-    def __init__(self, memory_mb: int | None) -> None:
-        self._most_bytes = memory_mb * 2**20 if memory_mb is not None else None
-        self._has_limit = memory_mb is not None
-        threading.Thread(target=self._watch, name="letstalk-guard", daemon=True).start()
-
-    def limit_growth(self) -> None:
-        """Set the limit relative to the present size, if none was given."""
-        used = resident_bytes()
-        if not self._has_limit and used is not None:
-            self._most_bytes = int(max(GROWTH * used, used + GROWTH_MB * 2**20))
-
-    def _watch(self) -> None:
-        parent = parent_process()
-        assert parent is not None, "this runs in a process of its own"
-        while not wait([parent.sentinel], WATCH_S):
-            used = resident_bytes()
-            if self._most_bytes is not None and used is not None and used > self._most_bytes:
-                os._exit(EXIT_MEMORY)
-        os._exit(0)
-
-
-def resident_bytes() -> int | None:
-    """Return the resident memory of this process; on macOS its maximum; None where unknown."""
-    if platform.system() == "Linux":
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-    if platform.system() == "Darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
-
-
-def offer_to_oom_killer() -> None:
-    """Make the system end this process first when memory runs out, and not the session's."""
-    with suppress(OSError):  # only Linux has it
-        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")

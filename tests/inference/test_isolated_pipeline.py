@@ -18,6 +18,7 @@ from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Fault, StateLost
 from letstalk_rt.inference.quality import FULL_QUALITY
 from letstalk_rt.inference.supervisor import IsolationLimits, back_off_s
+from letstalk_rt.inference.waiting import waited_s
 from letstalk_rt.types import Portrait
 
 SHARED = Path("/dev/shm")
@@ -184,11 +185,37 @@ def test_a_short_hang_is_waited_for(pipeline, folder):
     assert pipeline.step(hop(), [state]).any() and pipeline.pid == pid
 
 
+@pytest.mark.skipif(not waited_s(os.getpid()), reason="the system does not count waits")
+def test_a_step_that_waits_for_a_processor_is_not_taken_for_a_hang(tmp_path):
+    pipeline = isolated(tmp_path, IsolationLimits(step_s=1.8, memory_mb=200))
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = []
+    try:
+        state = new_state(pipeline)
+        pipeline.step(hop(), [state])
+        core = {min(os.sched_getaffinity(0))}
+        for thread in waited_s(pipeline.pid):
+            os.sched_setaffinity(thread, core)
+        others = [subprocess.Popen(spin) for _ in range(3)]
+        for other in others:
+            os.sched_setaffinity(other.pid, core)
+        (tmp_path / "work-1").touch()
+        began_s = time.monotonic()
+        assert pipeline.step(hop(), [state]).any()
+        assert time.monotonic() - began_s > 1.8, "longer than the limit"
+        assert not any(pipeline.health.faults.values())
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+        pipeline.close()
+
+
 def test_a_model_that_dies_while_nobody_calls_it_is_started_by_care(pipeline):
     state, pid = pipeline.init_state(portrait()), pipeline.pid
     os.kill(pid, signal.SIGKILL)
+    until(lambda: not pipeline.is_running)
     until(lambda: pipeline.needs_care)
-    assert not pipeline.is_running
     pipeline.care()
     assert pipeline.is_running and pipeline.pid != pid
     with pytest.raises(StateLost):

@@ -24,7 +24,7 @@ from letstalk_rt.inference.supervisor import IsolationLimits
 from letstalk_rt.models.face.face_motion import NUM_MOTION
 from letstalk_rt.types import Face
 
-FAULTS = ("raise", "hang-1", "hang-2", "hang-60", "memory", "kill")
+FAULTS = ("raise", "hang-1", "hang-2", "hang-60", "work-1", "memory", "kill")
 # Touching pages one by one takes seconds on some virtual machines.
 PAGES = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
 STEP_S = 0.004
@@ -103,10 +103,14 @@ class FaultyPipeline(Pipeline[dict]):
                 self.commit(fault)
 
     def commit(self, fault):
+        began_s = time.thread_time()
         if fault == "raise":
             raise RuntimeError("this step fails")
         if fault.startswith("hang"):
             time.sleep(float(fault.removeprefix("hang-")))
+        elif fault.startswith("work"):  # as much on a busy processor as on an idle one
+            while time.thread_time() < float(fault.removeprefix("work-")) + began_s:
+                pass
         elif fault == "memory":
             hoard = []
             while True:
