@@ -157,7 +157,7 @@ def prepare(model: AvatarModel, tracks: Sequence[Track], frames: int) -> list[La
     """Return scaled latents and audio tokens of all clips that are long enough."""
     clips = []
     for track in tracks:
-        mel = track.audio_clip.mel[None]
+        mel = track.audio_clip.features[None]
         tokens = mel_encoder(model).encode_mel(mel)[0, LOOKAHEAD_FRAMES:]
         face = track.latents[0, :, FACE].float()  # without the background flow
         latents = (face - model.latent_mean[FACE]) / model.latent_scale[FACE]

@@ -151,7 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--autoencoder", help="presets b and l, faithful: folder or hub id of DC-AE f32c32"
     )
-    parser.add_argument("--wav2vec", help="faithful: folder or hub id of wav2vec2-base")
+    parser.add_argument(
+        "--wav2vec",
+        help="faithful, flow of b-wav2vec2 and l-wav2vec2: folder or hub id of the base model",
+    )
     parser.add_argument(
         "--drop-speech",
         type=float,
@@ -208,8 +211,8 @@ def _encoder(args: argparse.Namespace) -> AudioEncoderConfig:
     audio = chosen_preset(args).audio
     if not isinstance(audio, AudioEncoderConfig):
         raise ConfigError(
-            f"preset {args.preset!r} uses wav2vec 2.0, which `letstalk train` does not train; use "
-            f"preset {args.preset.removesuffix('-wav2vec2')!r} instead"
+            f"preset {args.preset!r} hears by wav2vec 2.0 and needs neither stage 'phones' nor "
+            "'audio': run stage 'flow' with --wav2vec"
         )
     return audio
 
@@ -265,17 +268,19 @@ def _autoencoder(args: argparse.Namespace) -> None:
 
 
 def _phones(args: argparse.Namespace) -> None:
+    shape = _encoder(args)
     train_phones(
         load_phones(args.data, args.cache),
         args.runs / "phones",
         _loop(args),
         batch_size=args.batch or BATCH["phones"],
-        encoder=_encoder(args),
+        encoder=shape,
         initial_weights=part_of(averaged(args.start), "audio") if args.start else None,
     )
 
 
 def _audio(args: argparse.Namespace) -> None:
+    shape = _encoder(args)
     clips = _with_blendshapes(load_clips(args.data, args.cache, "train"))
     kept, validation = split_by_source(clips)
     train_audio(
@@ -285,7 +290,7 @@ def _audio(args: argparse.Namespace) -> None:
         _loop(args),
         batch_size=args.batch or BATCH["audio"],
         initial_weights=part_of(averaged(args.runs / "phones"), "audio"),
-        encoder=_encoder(args),
+        encoder=shape,
     )
 
 

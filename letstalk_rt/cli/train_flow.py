@@ -14,14 +14,17 @@ from letstalk_rt.cli.export import (
     part_of,
     trained_preset,
 )
-from letstalk_rt.errors import InputError
+from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
+from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder
+from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.presets import DCAutoencoderConfig
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import Clip, clip_rows, has_audio, read_clip, source_of
+from letstalk_rt.training.data.sound_inputs import sound_input
 from letstalk_rt.training.data.tracks import Track, fit_scales, stored_tracks
 from letstalk_rt.training.distributed import barrier, is_main_process
 from letstalk_rt.training.evaluation.decoded import HeardGap
@@ -58,16 +61,17 @@ def run_flow(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
             identity_file(args.runs).write_text(loaded.identity, encoding="utf-8")
     else:
         model.autoencoder.load_state_dict(averaged(args.runs / "autoencoder"))
+    if isinstance(model.audio, Wav2VecEncoder):
+        model.audio.stream = _speech_model(args, model.audio)
     reader = _reader(args, model)
     tracks, validation = _tracks(args, model, reader)
-    audio = mel_encoder(model)
     if reader is not None:
         calibrate(reader, [track.audio_clip for track in validation])
-        audio.load_state_dict(reader.audio.state_dict())
+        mel_encoder(model).load_state_dict(reader.audio.state_dict())
     whole = None  # a run of the same parts goes on with its average and optimiser
-    if args.start and audio.mouth is not None:  # the projection that its denoiser was trained with
-        show = part_of(averaged(args.start), "audio.mouth.show")
-        audio.mouth.show.load_state_dict(show)
+    mouth = mel_encoder(model).mouth if reader is not None else None
+    if args.start and mouth is not None:  # the projection that its denoiser was trained with
+        mouth.show.load_state_dict(part_of(averaged(args.start), "audio.mouth.show"))
     elif not args.surroundings:
         whole = args.start
     best = train_flow(
@@ -112,6 +116,28 @@ def paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencode
     return DCAutoencoder.load(args.autoencoder, image_size)
 
 
+def _speech_model(args: argparse.Namespace, encoder: Wav2VecEncoder) -> Wav2Vec2Stream:
+    """Load the wav2vec 2.0 that `--wav2vec` names; it is part of the weights and not trained.
+
+    Raises:
+        InputError: The option is missing.
+        ConfigError: The model has another shape than the preset's.
+    """
+    if args.wav2vec is None:
+        raise InputError(
+            f"preset {args.preset!r} needs wav2vec 2.0: set --wav2vec to a folder, or a hub id "
+            "such as facebook/wav2vec2-base-960h"
+        )
+    shape = encoder.stream.config
+    stream = Wav2Vec2Stream.load(args.wav2vec, shape)
+    if stream.config != shape:
+        raise ConfigError(
+            f"this wav2vec 2.0 has {stream.config.layers} layers of {stream.config.width}, preset "
+            f"{args.preset!r} expects {shape.layers} of {shape.width}; use the base model"
+        )
+    return stream
+
+
 def _tracks(
     args: argparse.Namespace, model: AvatarModel, reader: MouthReader | None
 ) -> tuple[list[Track], list[Track]]:
@@ -124,11 +150,13 @@ def _tracks(
     autoencoder = model.autoencoder.requires_grad_(False).eval()
     autoencoder.to(choose_device(args.device))
     autoencoder.to(memory_format=torch.channels_last)
+    model.audio.to(choose_device(args.device))
     everything = stored_tracks(
         autoencoder,
         args.data,
         rows,
         folder / "latents",
+        sound_input(model.audio),
         model.audio.lookahead_frames,
         gap=HeardGap() if autoencoder.landmarks is None else None,
     )

@@ -18,7 +18,8 @@ from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.denoiser import Denoiser
 from letstalk_rt.models.loading import face_finder_for
 from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig, get_preset
-from letstalk_rt.training.data.windows import AUDIO_CONTEXT_FRAMES, Batch, FlowLossConfig
+from letstalk_rt.training.data.sound_inputs import AUDIO_CONTEXT_FRAMES
+from letstalk_rt.training.data.windows import Batch, FlowLossConfig
 from letstalk_rt.training.stages.flow_loss import FlowTrainer
 from letstalk_rt.types import Portrait
 
@@ -191,7 +192,7 @@ class TestPaperAutoencoder:
             window=torch.randn(2, 4, *shape[1:]),
             memory=torch.randn(2, 8, *shape[1:]),
             filled=torch.ones(2, 8, dtype=torch.bool),
-            mel=torch.rand(2, 64, 4 * (AUDIO_CONTEXT_FRAMES + 6)),
+            features=torch.rand(2, 64, 4 * (AUDIO_CONTEXT_FRAMES + 6)),
             targets=torch.zeros(2, AUDIO_CONTEXT_FRAMES + 4, 11),
             weight=torch.ones(2),
         )

@@ -124,11 +124,20 @@ class AudioProjector(nn.Module):
             padded = torch.cat([past.to(features.dtype), features], 1)
             state.past.copy_(padded[:, features.shape[1] :].detach())
             state.started.fill_(True)
-        padded = padded.to(self.norm.weight.dtype)
-        windows = padded.unfold(1, 2 * config.reach + 1, 1)  # (B, T, layers, width, frames)
-        return self._project(windows.permute(0, 1, 4, 2, 3).flatten(2))
+        return self.project_inner(padded)
 
-    def _project(self, windows: Tensor) -> Tensor:
+    def project_inner(self, features: Tensor) -> Tensor:
+        """Project the frames all of whose neighbours are given.
+
+        Args:
+            features: `(B, T + 2 * reach, layers, feature_width)`.
+
+        Returns:
+            `(B, T, tokens, token_width)`, without the first and the last `reach` frames.
+        """
+        features = features.to(self.norm.weight.dtype)
+        windows = features.unfold(1, 2 * self.config.reach + 1, 1)  # (B, T, layers, width, frames)
+        windows = windows.permute(0, 1, 4, 2, 3).flatten(2)
         hidden = F.relu(self.layer2(F.relu(self.layer1(windows))))
         tokens = self.layer3(hidden).unflatten(-1, (self.config.tokens, -1))
         normed: Tensor = self.norm(tokens)

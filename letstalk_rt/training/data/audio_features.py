@@ -121,15 +121,15 @@ def best_lag(generated: np.ndarray, true: np.ndarray, reach: int = 6) -> tuple[i
 
 
 def mel_encoder(model: AvatarModel) -> CausalAudioEncoder:
-    """Return the audio encoder of a model, to be trained on log-mel.
+    """Return the audio encoder of a model, which takes log-mel.
 
     Raises:
-        ConfigError: The model's audio encoder is wav2vec 2.0, which takes PCM and is not trained.
+        ConfigError: The model's audio encoder is wav2vec 2.0, which takes PCM.
     """
     if not isinstance(model.audio, CausalAudioEncoder):
         raise ConfigError(
-            f"preset {model.preset.name!r} uses wav2vec 2.0 as its audio encoder, which cannot be "
-            "trained; choose a preset with the causal audio encoder, such as 'tiny'"
+            f"preset {model.preset.name!r} uses wav2vec 2.0 as its audio encoder, which takes no "
+            "log-mel; choose a preset with the causal audio encoder, such as 'tiny'"
         )
     return model.audio
 

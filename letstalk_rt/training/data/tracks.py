@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.models.audio_encoder.causal import LOOKAHEAD_FRAMES
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
 from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
+from letstalk_rt.training.data.audio_features import mouth_targets
 from letstalk_rt.training.data.dataset import Clip, is_grid, read_clip
-from letstalk_rt.training.data.spoken_clips import AudioClip, audio_clip
+from letstalk_rt.training.data.sound_inputs import MelInput, SoundInput
+from letstalk_rt.training.data.spoken_clips import AudioClip, clip_weight
 from letstalk_rt.training.data.store import Store, fingerprint
 
 _MIN_SCALE = 1e-3  # scale of a channel that never changes
@@ -44,11 +45,12 @@ class Track:
 def encode_clips(
     autoencoder: Autoencoder,
     clips: list[Clip],
-    lookahead_frames: int = LOOKAHEAD_FRAMES,
+    sound: SoundInput | None = None,
 ) -> list[Track]:
-    """Encode clips, plain and mirrored, in memory."""
+    """Encode clips, plain and mirrored, in memory; their sound as log-mel unless said otherwise."""
+    sound = sound or MelInput()
     return [
-        _track(clip.name, clip.kind, clip.is_grid, encode_clip(autoencoder, clip, lookahead_frames))
+        _track(clip.name, clip.kind, clip.is_grid, encode_clip(autoencoder, clip, sound), sound)
         for clip in clips
     ]
 
@@ -57,7 +59,7 @@ def encode_clips(
 def encode_clip(
     autoencoder: Autoencoder,
     clip: Clip,
-    lookahead_frames: int = LOOKAHEAD_FRAMES,
+    sound: SoundInput | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     gap: Callable[[Clip], np.ndarray] | None = None,
@@ -67,20 +69,20 @@ def encode_clip(
     Args:
         autoencoder: The autoencoder.
         clip: The clip, with frames of the autoencoder's size.
-        lookahead_frames: Look-ahead of the audio encoder.
+        sound: Computes the features of its audio; None for log-mel.
         dtype: Number format of the latents.
         gap: Returns the lip gap that can be heard, `(T,)`, if it is to be stored.
     """
+    sound = sound or MelInput()
     latents = _encode(autoencoder, clip)
     opening = mouth_opening(clip.points)
-    audio = audio_clip(clip, lookahead_frames)
     arrays = {
         "latents": latents.to(dtype),
         "moments": moments(latents),
-        "mel": audio.mel,
-        "targets": audio.targets,
+        sound.name: sound.of_clip(clip.pcm),
+        "targets": mouth_targets(clip),
         "quiet": torch.from_numpy(opening <= np.percentile(opening, 25) + 0.01),
-        "weight": torch.tensor(audio.weight, dtype=torch.float32),
+        "weight": torch.tensor(clip_weight(clip), dtype=torch.float32),
     }
     if gap is not None:
         arrays["heard"] = torch.from_numpy(gap(clip).astype(np.float32))
@@ -93,7 +95,8 @@ def stored_tracks(
     root: Path,
     rows: list[dict[str, object]],
     folder: Path,
-    lookahead_frames: int = LOOKAHEAD_FRAMES,
+    sound: SoundInput,
+    lookahead_frames: int,
     *,
     gap: Callable[[Clip], np.ndarray] | None = None,
 ) -> list[Track]:
@@ -104,6 +107,7 @@ def stored_tracks(
         root: The data folder.
         rows: Lines of the clips.
         folder: Folder of the store.
+        sound: Computes the features of their audio.
         lookahead_frames: Look-ahead of the audio encoder.
         gap: Returns the lip gap that can be heard, `(T,)`, if it is to be stored.
 
@@ -117,24 +121,26 @@ def stored_tracks(
         "image_size": autoencoder.image_size,
         "lookahead_frames": lookahead_frames,
         "dtype": str(dtype).removeprefix("torch."),
+        **sound.identity,
     }
     by_name = {str(row["name"]): row for row in rows}
     store = Store(folder, identity)
 
     def encode(name: str) -> dict[str, Tensor]:
         clip = read_clip(root, by_name[name], autoencoder.image_size)
-        return encode_clip(autoencoder, clip, lookahead_frames, dtype=dtype, gap=gap)
+        return encode_clip(autoencoder, clip, sound, dtype=dtype, gap=gap)
 
     store.encode(by_name, encode)
     arrays = store.arrays()
     return [
-        _track(name, str(row["kind"]), is_grid(name), arrays[name]) for name, row in by_name.items()
+        _track(name, str(row["kind"]), is_grid(name), arrays[name], sound)
+        for name, row in by_name.items()
     ]
 
 
-def _track(name: str, kind: str, grid: bool, arrays: dict[str, Tensor]) -> Track:
+def _track(name: str, kind: str, grid: bool, arrays: dict[str, Tensor], sound: SoundInput) -> Track:
     audio = AudioClip(
-        name, arrays["mel"], arrays["targets"], float(arrays["weight"]), grid, kind == "real"
+        name, arrays[sound.name], arrays["targets"], float(arrays["weight"]), grid, kind == "real"
     )
     return Track(audio, arrays["latents"], arrays["quiet"], arrays["moments"], arrays.get("heard"))
 

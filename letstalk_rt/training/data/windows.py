@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from letstalk_rt.training.data.audio_features import MEL_PER_FRAME, silence_mel
+from letstalk_rt.training.data.audio_features import NUM_MOUTH_TARGETS
+from letstalk_rt.training.data.sound_inputs import AUDIO_CONTEXT_FRAMES, SoundInput
 from letstalk_rt.training.data.tracks import Track
-
-AUDIO_CONTEXT_FRAMES = 32
-"""Frames of audio before the window in a training item: the encoder's receptive field."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,15 @@ class FlowLossConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of training items, with A = `AUDIO_CONTEXT_FRAMES` and L frames of look-ahead.
+    """A batch of training items, with A = `AUDIO_CONTEXT_FRAMES`.
 
     Attributes:
         portrait: Portrait latents `(B, C, h, w)`.
         window: Latents of the window `(B, N, C, h, w)`.
         memory: Latents of the frames before it `(B, M, C, h, w)`.
         filled: Which entries of `memory` are valid, `(B, M)` bool.
-        mel: Log-mel `(B, 64, 4 * (A + N + L))`.
-        targets: Mouth targets of the frames of `mel`, `(B, A + N, 11)`.
+        features: What the audio encoder is trained on, `(B, ...)`; see `SoundInput.window`.
+        targets: Mouth targets of the window and A frames before it, `(B, A + N, 11)`.
         weight: Weights of the items `(B,)`.
     """
 
@@ -64,7 +62,7 @@ class Batch:
     window: Tensor
     memory: Tensor
     filled: Tensor
-    mel: Tensor
+    features: Tensor
     targets: Tensor
     weight: Tensor
 
@@ -81,22 +79,31 @@ class WindowSource:
         window: Frames per window.
         memory: Frames before it.
         loss: Shares of special items.
+        sound: Cuts the features of the tracks.
     """
 
-    def __init__(self, tracks: list[Track], window: int, memory: int, loss: FlowLossConfig) -> None:
+    def __init__(
+        self,
+        tracks: list[Track],
+        window: int,
+        memory: int,
+        loss: FlowLossConfig,
+        sound: SoundInput,
+    ) -> None:
         self.tracks, self.window, self.memory, self.loss = tracks, window, memory, loss
+        self.sound = sound
         self.weights = torch.tensor([track.audio_clip.weight for track in tracks])
         self.odds = torch.tensor([len(t.quiet) ** 0.7 for t in tracks]) * self.weights.sqrt()
-        self.quiet_mel = silence_mel()
+        sound.silence(window, torch.Generator())  # what it needs is computed here, in this thread
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch."""
         chosen = torch.multinomial(self.odds, batch_size, True, generator=generator).tolist()
         items = [self._item(index, generator) for index in chosen]
-        portrait, window, memory, filled, mel, targets = (
+        portrait, window, memory, filled, features, targets = (
             torch.stack(column) for column in zip(*items, strict=True)
         )
-        return Batch(portrait, window, memory, filled, mel, targets, self.weights[chosen])
+        return Batch(portrait, window, memory, filled, features, targets, self.weights[chosen])
 
     def _item(self, index: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         track = self.tracks[index]
@@ -125,22 +132,20 @@ class WindowSource:
             known = min(self.memory, end)
             memory[self.memory - known :] = latents[end - known : end]
             filled[self.memory - known :] = True
-        mel, targets = self._audio(track, start)
         if silent:
-            mel = self.quiet_mel + 0.02 * torch.rand(mel.shape, generator=generator)
-            targets = torch.zeros_like(targets)
+            features = self.sound.silence(self.window, generator)
+            targets = torch.zeros(AUDIO_CONTEXT_FRAMES + self.window, NUM_MOUTH_TARGETS)
+        else:
+            audio = track.audio_clip
+            features = self.sound.window(audio.features, start - audio.shift, self.window)
+            targets = self._targets(audio.targets, start)
         window = latents[start : start + self.window].float()
-        return portrait, window, memory, filled, mel, targets
+        return portrait, window, memory, filled, features, targets
 
-    def _audio(self, track: Track, start: int) -> tuple[Tensor, Tensor]:
-        first, stop = start - AUDIO_CONTEXT_FRAMES, start + self.window
-        audio, begin = track.audio_clip, max(first, 0)
-        columns = slice(MEL_PER_FRAME * begin, MEL_PER_FRAME * (stop + audio.lookahead_frames))
-        mel, targets = audio.mel[:, columns], audio.targets[begin:stop]
-        if first < 0:
-            mel = torch.cat([self.quiet_mel.expand(-1, -MEL_PER_FRAME * first), mel], 1)
-            targets = F.pad(targets, (0, 0, -first, 0))
-        return mel, targets
+    def _targets(self, targets: Tensor, start: int) -> Tensor:
+        first = start - AUDIO_CONTEXT_FRAMES
+        known = targets[max(first, 0) : start + self.window]
+        return F.pad(known, (0, 0, max(-first, 0), 0))
 
 
 def _quiet_start(quiet: Tensor, window: int, fallback: int) -> int:

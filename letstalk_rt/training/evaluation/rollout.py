@@ -15,14 +15,9 @@ from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import NoiseState, timesteps
-from letstalk_rt.training.data.audio_features import (
-    MEL_PER_FRAME,
-    best_lag,
-    clip_mel,
-    correlation,
-    mel_encoder,
-)
+from letstalk_rt.training.data.audio_features import best_lag, correlation
 from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.sound_inputs import audio_tokens, sound_input, trained_part
 from letstalk_rt.training.data.tracks import Track
 from letstalk_rt.training.data.video_samples import to_pixels, write_video
 from letstalk_rt.training.evaluation.decoded import DecodedLips
@@ -43,7 +38,7 @@ Generator = Callable[..., Tensor]
 @torch.no_grad()
 def generate(
     model: AvatarModel,
-    mel: Tensor,
+    features: Tensor,
     portrait: Tensor,
     *,
     steps: int,
@@ -55,7 +50,8 @@ def generate(
 
     Args:
         model: The model in eval mode.
-        mel: Log-mel `(B, 64, 4 * (T + L))`, `T` a multiple of the window, L the look-ahead.
+        features: Log-mel `(B, 64, 4 * (T + L))`, `T` a multiple of the window, L the look-ahead;
+            or what else `SoundInput.whole` returns for `T` frames.
         portrait: Portrait latents `(B, C, h, w)`.
         steps: Sampling steps.
         guidance: Weight of the audio condition against none.
@@ -67,8 +63,10 @@ def generate(
     """
     config = model.denoiser.config
     preset = model.preset
-    chance = [NoiseState(seed + i, torch.zeros(1, *portrait.shape[1:])) for i in range(len(mel))]
-    tokens = mel_encoder(model).encode_mel(mel)[:, model.audio.lookahead_frames :]
+    chance = [
+        NoiseState(seed + i, torch.zeros(1, *portrait.shape[1:])) for i in range(len(features))
+    ]
+    tokens = audio_tokens(trained_part(model.audio), features)
     state = model.denoiser.portrait_state(model.normalized_portrait(portrait))
     bank = MemoryBank.anchored(torch.zeros_like(portrait), config.memory)
     times, generated = timesteps(steps), []
@@ -157,7 +155,7 @@ def evaluate_flow(
         for made, speakers in ((own, part), (wrong, others[start : start + _BATCH])):
             latents = generator(
                 model,
-                _mel(model, speakers),
+                _features(model, speakers),
                 truth[:, 0].to(model.motion_scale.device),
                 steps=sampling.steps,
                 guidance=sampling.guidance,
@@ -200,10 +198,10 @@ def _correlation(made: np.ndarray, true: np.ndarray) -> float:
     return correlation(made, true)
 
 
-def _mel(model: AvatarModel, tracks: list[Track]) -> Tensor:
-    last = MEL_PER_FRAME * (EVALUATION_FRAMES + model.audio.lookahead_frames)
-    mel = torch.stack([track.audio_clip.mel[:, :last] for track in tracks])
-    return mel.to(model.motion_scale.device)
+def _features(model: AvatarModel, tracks: list[Track]) -> Tensor:
+    sound, clips = sound_input(model.audio), [track.audio_clip for track in tracks]
+    heard = [sound.whole(clip.features, -clip.shift, EVALUATION_FRAMES) for clip in clips]
+    return torch.stack(heard).to(model.motion_scale.device)
 
 
 def _true_openings(model: AvatarModel, tracks: list[Track], truth: Tensor) -> np.ndarray:
@@ -239,11 +237,11 @@ def save_sample(
     device = model.motion_scale.device
     true = frames_tensor(clip, list(range(count)))
     features = model.autoencoder.encode_portrait(true[:1].to(device))
-    ahead = model.audio.lookahead_frames
-    mel = clip_mel(clip.pcm, ahead)[None, :, : MEL_PER_FRAME * (count + ahead)].to(device)
+    sound = sound_input(model.audio)
+    heard = sound.whole(sound.of_clip(clip.pcm), 0, count)[None].to(device)
     latents = generate(
         model,
-        mel,
+        heard,
         features.latent,
         steps=sampling.steps,
         guidance=sampling.guidance,

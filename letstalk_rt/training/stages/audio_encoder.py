@@ -94,7 +94,7 @@ def clean_clip(reader: MouthReader, clip: AudioClip) -> AudioClip:
     if abs(lag) == MAX_SHIFT or best_r < r + 0.08 or best_r < 0.35:
         lag, best_r = 0, r
     weight = clip.weight * float(np.clip(best_r / 0.45, 0.05, 1.0))
-    return replace(clip, mel=_shifted(clip.mel, -lag * MEL_PER_FRAME), weight=weight)
+    return replace(clip, features=_shifted(clip.features, -lag * MEL_PER_FRAME), weight=weight)
 
 
 def listed_clip(clip: AudioClip, sync: float, lips_late: int) -> AudioClip:
@@ -108,7 +108,7 @@ def listed_clip(clip: AudioClip, sync: float, lips_late: int) -> AudioClip:
     if np.isnan(sync):
         return clip
     weight = clip.weight * float(np.clip(sync / 0.45, 0.05, 1.0))
-    return replace(clip, mel=_shifted(clip.mel, lips_late * MEL_PER_FRAME), weight=weight)
+    return replace(clip, shift=lips_late, weight=weight)
 
 
 def _shifted(mel: Tensor, steps: int) -> Tensor:
@@ -122,7 +122,7 @@ def _shifted(mel: Tensor, steps: int) -> Tensor:
 @torch.no_grad()
 def predict_opening(reader: MouthReader, clip: AudioClip) -> np.ndarray:
     """Return the mouth opening that the reader predicts from a clip's audio, `(T,)`."""
-    mel = clip.mel[None].to(next(reader.parameters()).device)
+    mel = clip.features[None].to(next(reader.parameters()).device)
     opening: np.ndarray = reader.eval()(mel)[0, :, 0].cpu().numpy()
     return opening
 
@@ -196,7 +196,7 @@ class AudioItemSource:
             start = int(torch.randint(last + 1, (1,), generator=generator))
             stop = start + self._frames
             mel_stop = MEL_PER_FRAME * (stop + clip.lookahead_frames)
-            mels.append(clip.mel[:, MEL_PER_FRAME * start : mel_stop])
+            mels.append(clip.features[:, MEL_PER_FRAME * start : mel_stop])
             targets.append(clip.targets[start:stop])
         mel, true = augment_mel(torch.stack(mels), generator), torch.stack(targets)
         silent = torch.rand(batch_size, 1, 1, generator=generator) < 0.05
@@ -271,7 +271,7 @@ def calibrate(reader: MouthReader, validation_clips: Sequence[AudioClip]) -> Non
         return
     clips = [clip for clip in validation_clips if clip.is_real] or list(validation_clips)
     device = next(reader.parameters()).device
-    predicted = [reader.eval()(clip.mel[None].to(device))[0].cpu() for clip in clips]
+    predicted = [reader.eval()(clip.features[None].to(device))[0].cpu() for clip in clips]
     deviation = torch.stack([values.std(0) for values in predicted]).mean(0)
     true = torch.stack([clip.targets.std(0) for clip in clips]).mean(0)
     gain = (true / deviation.clamp(min=1e-4)).clamp(1.0, MAX_GAIN).to(device)

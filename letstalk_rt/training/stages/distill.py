@@ -29,9 +29,14 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import Denoiser, PortraitState
 from letstalk_rt.models.memory import MemoryBank, TemporalCache, regularize_memory
 from letstalk_rt.models.sampler import timesteps
-from letstalk_rt.training.data.audio_features import augment_mel, mel_encoder
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.data.prefetch import Prefetch
+from letstalk_rt.training.data.sound_inputs import (
+    SoundInput,
+    audio_tokens,
+    sound_input,
+    trained_part,
+)
 from letstalk_rt.training.data.tracks import Track
 from letstalk_rt.training.data.windows import Batch, FlowLossConfig, WindowSource
 from letstalk_rt.training.evaluation.decoded import DecodedLips
@@ -99,10 +104,9 @@ class DistillTrainer(nn.Module):
             generator: Random generator on the batch's device.
         """
         shape = self.denoiser.config
-        audio = mel_encoder(model).eval()
+        audio = trained_part(model.audio).eval()
         with torch.no_grad():
-            spoken = audio.encode_mel(batch.mel)[:, audio.lookahead_frames :]
-            spoken = spoken[:, -batch.window.shape[1] :]
+            spoken = audio_tokens(audio, batch.features)[:, -batch.window.shape[1] :]
             data = model.to_motion(batch.window, batch.portrait)
             true, own = self.memories(model, batch, data, spoken, windows, generator)
         last = slice(windows * shape.window, (windows + 1) * shape.window)
@@ -330,7 +334,8 @@ def distill(
     run = Run(folder, trainer, config)
 
     lengths = [shape.window * (1 + windows) for windows in range(1 + weights.rollout)]
-    sources = [_source(tracks, frames, shape.memory) for frames in lengths]
+    sound = sound_input(model.audio)
+    sources = [_source(tracks, frames, shape.memory, sound) for frames in lengths]
 
     sampling = Sampling(model.preset.steps, model.preset.guidance)
     lips = DecodedLips(run.device) if model.autoencoder.landmarks is None else None
@@ -338,7 +343,7 @@ def distill(
     def draw(generator: torch.Generator) -> tuple[int, Batch]:
         windows = int(torch.randint(weights.rollout + 1, (1,), generator=generator))
         batch = sources[windows].draw(batch_size, generator)
-        return windows, replace(batch, mel=augment_mel(batch.mel, generator))
+        return windows, replace(batch, features=sound.augment(batch.features, generator))
 
     def train_step(step: int) -> tuple[Tensor, dict[str, float]]:
         windows, batch = batches(step)
@@ -360,12 +365,12 @@ def distill(
     return _with_denoiser(model, trainer.denoiser)
 
 
-def _source(tracks: list[Track], frames: int, memory: int) -> WindowSource:
+def _source(tracks: list[Track], frames: int, memory: int, sound: SoundInput) -> WindowSource:
     """Return a source of whole roll-outs, without stale memory, from long enough tracks."""
     long_enough = [track for track in tracks if len(track.quiet) >= frames]
     if not long_enough:
         raise InputError(f"no clip has the {frames} frames that roll-outs need; add longer clips")
-    return WindowSource(long_enough, frames, memory, FlowLossConfig(stale_memory=0.0))
+    return WindowSource(long_enough, frames, memory, FlowLossConfig(stale_memory=0.0), sound)
 
 
 def _with_denoiser(model: AvatarModel, denoiser: nn.Module) -> AvatarModel:

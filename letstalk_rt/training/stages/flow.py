@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.training.data.audio_features import augment_mel
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.data.prefetch import Prefetch
+from letstalk_rt.training.data.sound_inputs import sound_input, trained_part
 from letstalk_rt.training.data.tracks import Track
 from letstalk_rt.training.data.windows import Batch, FlowLossConfig, WindowSource
 from letstalk_rt.training.evaluation.decoded import DecodedLips
@@ -66,7 +66,8 @@ def train_flow(
         trainer.freeze_faces()
         config = replace(config, weight_decay=0.0)
     shape = model.denoiser.config
-    source = WindowSource(tracks, shape.window, shape.memory, trainer.weights)
+    sound = sound_input(model.audio)
+    source = WindowSource(tracks, shape.window, shape.memory, trainer.weights, sound)
     if initial_weights is not None:
         model.denoiser.load_state_dict(initial_weights)
     model.to(config.device)
@@ -78,7 +79,7 @@ def train_flow(
 
     def draw(generator: torch.Generator) -> Batch:
         batch = source.draw(batch_size, generator)
-        return replace(batch, mel=augment_mel(batch.mel, generator))
+        return replace(batch, features=sound.augment(batch.features, generator))
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         return trainer.loss(model, batches(step).to(run.device), run.noise)
@@ -105,5 +106,5 @@ def with_parts(model: AvatarModel, trainer: FlowTrainer) -> AvatarModel:
     out = AvatarModel(model.preset)
     out.load_state_dict(model.state_dict())
     out.denoiser.load_state_dict(trainer.denoiser.state_dict())
-    out.audio.load_state_dict(trainer.audio.state_dict())
+    trained_part(out.audio).load_state_dict(trainer.audio.state_dict())
     return out.to(model.motion_scale.device).eval()

@@ -6,15 +6,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
 from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import LIPS
 from letstalk_rt.models.memory import regularize_memory
-from letstalk_rt.training.data.audio_features import (
-    NUM_MOUTH_TARGETS,
-    WARM_UP_FRAMES,
-    mel_encoder,
-)
+from letstalk_rt.training.data.audio_features import NUM_MOUTH_TARGETS
+from letstalk_rt.training.data.sound_inputs import audio_tokens, trained_part, warm_up_frames
 from letstalk_rt.training.data.windows import Batch, FlowLossConfig
 from letstalk_rt.training.stages.autoencoder_loss import mouth_spans
 
@@ -26,7 +24,7 @@ class FlowTrainer(nn.Module):
     """The trained modules: denoiser, audio encoder, and a helper head that predicts the mouth.
 
     If the audio encoder has a bottleneck, its prediction of the mouth values is frozen; only their
-    projection to audio tokens is trained.
+    projection to audio tokens is trained. Of wav2vec 2.0 only the projector is trained.
 
     Args:
         model: The model; its autoencoder is frozen.
@@ -35,11 +33,11 @@ class FlowTrainer(nn.Module):
 
     def __init__(self, model: AvatarModel, loss: FlowLossConfig) -> None:
         super().__init__()
-        self.denoiser, self.audio = model.denoiser, mel_encoder(model)
-        token_width = self.audio.config.token_width
-
-        has_bottleneck = self.audio.mouth is not None
-        self.mouth = None if has_bottleneck else nn.Linear(4 * token_width, NUM_MOUTH_TARGETS)
+        self.denoiser, self.audio = model.denoiser, trained_part(model.audio)
+        shape = model.denoiser.config
+        width = shape.audio_tokens * shape.audio_width
+        has_bottleneck = isinstance(self.audio, CausalAudioEncoder) and self.audio.mouth is not None
+        self.mouth = None if has_bottleneck else nn.Linear(width, NUM_MOUTH_TARGETS)
         self.weights = loss
 
     def freeze_faces(self) -> None:
@@ -90,13 +88,14 @@ class FlowTrainer(nn.Module):
         With a bottleneck, the tokens come from true mouth values with noise like that of
         predictions, and for some items from predictions.
         """
-        if self.audio.mouth is None:
-            tokens = self.audio.encode_mel(batch.mel)[:, self.audio.lookahead_frames :]
-            assert self.mouth is not None
+        if self.mouth is not None:
+            tokens = audio_tokens(self.audio, batch.features)
             mouth = self.mouth(tokens.flatten(2)).float()
-            return tokens[:, -frames:], (mouth - batch.targets)[:, WARM_UP_FRAMES:].abs()
+            errors = (mouth - batch.targets[:, -mouth.shape[1] :]).abs()
+            return tokens[:, -frames:], errors[:, warm_up_frames(self.audio) :]
+        assert isinstance(self.audio, CausalAudioEncoder) and self.audio.mouth is not None
         with torch.no_grad():
-            predicted = self.audio.read_mouth(batch.mel)[:, -frames:].float()
+            predicted = self.audio.read_mouth(batch.features)[:, -frames:].float()
         true, count = batch.targets[:, -frames:], len(batch.targets)
         rand, randn = _random_functions(generator)
         amount = self.weights.mouth_noise * rand(count, 1, 1) * batch.targets.std((0, 1))

@@ -21,7 +21,7 @@ from letstalk_rt.training.stages.audio_encoder import (
 
 @torch.no_grad()
 def read_all(reader, clip):
-    return reader(clip.mel[None])[0]
+    return reader(clip.features[None])[0]
 
 
 @pytest.mark.parametrize("lookahead_ms, ahead", [(0, 0), (40, 1), (160, 4)])
@@ -30,14 +30,14 @@ def test_training_follows_the_look_ahead(lookahead_ms, ahead, root, cache):
     heard = audio_clip(clip, ahead)
     assert heard.lookahead_frames == ahead
     reader = MouthReader(replace(PRESET.audio, lookahead_ms=lookahead_ms))
-    assert reader(heard.mel[None]).shape[1] == clip.num_frames
+    assert reader(heard.features[None]).shape[1] == clip.num_frames
 
 
 def test_a_bottleneck_reads_the_mouth_itself(root, cache):
     clip = load_clips(root, cache, "train")[0]
     reader = MouthReader(replace(PRESET.audio, mouth_values=NUM_MOUTH_TARGETS)).eval()
     assert reader.head is None
-    mel = audio_clip(clip).mel[None]
+    mel = audio_clip(clip).features[None]
     ahead = reader.audio.lookahead_frames
     assert torch.equal(reader(mel), reader.audio.read_mouth(mel)[:, ahead:])
 

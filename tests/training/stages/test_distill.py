@@ -15,8 +15,9 @@ from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import Denoiser
 from letstalk_rt.models.sampler import sample_mean, timesteps
+from letstalk_rt.training.data.sound_inputs import AUDIO_CONTEXT_FRAMES
 from letstalk_rt.training.data.tracks import Track, moments
-from letstalk_rt.training.data.windows import AUDIO_CONTEXT_FRAMES, Batch
+from letstalk_rt.training.data.windows import Batch
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.distill import (
     DistillLossConfig,
@@ -59,7 +60,7 @@ def make_batch(memory=MEMORY, windows=0, count=3):
         window=torch.randn(count, frames, 24, 4, 4),
         memory=torch.randn(count, memory, 24, 4, 4),
         filled=filled,
-        mel=torch.rand(count, 64, 4 * (AUDIO_CONTEXT_FRAMES + frames + 2)),
+        features=torch.rand(count, 64, 4 * (AUDIO_CONTEXT_FRAMES + frames + 2)),
         targets=torch.zeros(count, AUDIO_CONTEXT_FRAMES + frames, 11),
         weight=torch.ones(count),
     )
@@ -116,7 +117,7 @@ class TestRollout:
     ):
         model = make()
         trainer, batch = make_trainer(model), make_batch(windows=windows)
-        tokens = model.audio.encode_mel(batch.mel)[:, 2:][:, -WINDOW * (windows + 1) :]
+        tokens = model.audio.encode_mel(batch.features)[:, 2:][:, -WINDOW * (windows + 1) :]
         data = model.to_motion(batch.window, batch.portrait)
         (true, known), (own, filled) = trainer.memories(
             model, batch, data, tokens, windows, chance()
@@ -188,7 +189,7 @@ def tracks(count=2, frames=80):
         clip = clip_type.__new__(clip_type)
         values = {
             "name": f"clip{index}",
-            "mel": torch.rand(64, 4 * (frames + 2)),
+            "features": torch.rand(64, 4 * (frames + 2)),
             "targets": torch.zeros(frames, 11),
             "weight": 1.0,
             "is_real": True,

@@ -17,8 +17,9 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.training.data.audio_features import (
     NUM_MOUTH_TARGETS,
 )
+from letstalk_rt.training.data.sound_inputs import AUDIO_CONTEXT_FRAMES, MelInput
 from letstalk_rt.training.data.tracks import encode_clips, fit_scales
-from letstalk_rt.training.data.windows import AUDIO_CONTEXT_FRAMES, FlowLossConfig, WindowSource
+from letstalk_rt.training.data.windows import FlowLossConfig, WindowSource
 from letstalk_rt.training.evaluation import rollout
 from letstalk_rt.training.evaluation.rollout import generate
 from letstalk_rt.training.loop import LoopConfig, Run
@@ -48,7 +49,9 @@ class TestFlowLoss:
 
     def draw(self, tracks, seed=0, size=12, **shares):
         config = PRESET.denoiser
-        source = WindowSource(tracks, config.window, config.memory, FlowLossConfig(**shares))
+        source = WindowSource(
+            tracks, config.window, config.memory, FlowLossConfig(**shares), MelInput()
+        )
         return source.draw(size, generator(seed))
 
     def test_units_have_unit_variance(self, model, tracks):
@@ -82,8 +85,10 @@ class TestFlowLoss:
             assert batch.filled[item].tolist() == [False] * (6 - known) + [True] * known
             before = tracks[track].latents[version, start - known : start]
             assert torch.equal(batch.memory[item, 6 - known :], before)
-            heard = tracks[track].audio_clip.mel[:, 4 * start : 4 * (start + 4 + LOOKAHEAD_FRAMES)]
-            assert torch.equal(batch.mel[item][:, 4 * AUDIO_CONTEXT_FRAMES :], heard)
+            heard = tracks[track].audio_clip.features[
+                :, 4 * start : 4 * (start + 4 + LOOKAHEAD_FRAMES)
+            ]
+            assert torch.equal(batch.features[item][:, 4 * AUDIO_CONTEXT_FRAMES :], heard)
             told = tracks[track].audio_clip.targets[start : start + 4]
             assert torch.equal(batch.targets[item, AUDIO_CONTEXT_FRAMES:], told)
 
@@ -157,7 +162,7 @@ class TestFlowLoss:
         stir(model)
         fit_scales(model, tracks)
         batch = self.draw(tracks, 1, 8)
-        other = replace(batch, mel=torch.randn_like(batch.mel))
+        other = replace(batch, features=torch.randn_like(batch.features))
 
         def value(batch, **shares):
             trainer = FlowTrainer(model, FlowLossConfig(no_audio=0.0, **shares)).eval()
@@ -175,7 +180,7 @@ class TestFlowLoss:
         assert changed == {"mouth.show.weight", "mouth.show.bias"}
 
     def test_whole_sounds_are_generated_window_by_window(self, model, tracks):
-        sounds = torch.stack([track.audio_clip.mel for track in tracks])
+        sounds = torch.stack([track.audio_clip.features for track in tracks])
         portraits = torch.stack([track.latents[0, 0] for track in tracks])
         made = generate(model.eval(), sounds, portraits, steps=1)
         assert made.shape == (2, FRAMES, 24, 4, 4) and made.isfinite().all()
@@ -225,7 +230,7 @@ def test_a_gpu_run_goes_on_where_it_stopped(tracks, tmp_path):
     trainer = FlowTrainer(model.to("cuda"), FlowLossConfig())
     run = Run(tmp_path, trainer, config)
     shape = model.denoiser.config
-    source = WindowSource(tracks, shape.window, shape.memory, FlowLossConfig())
+    source = WindowSource(tracks, shape.window, shape.memory, FlowLossConfig(), MelInput())
 
     def loss(step):
         return trainer.loss(model, source.draw(4, run.generator).to(run.device), run.noise)
