@@ -85,9 +85,8 @@ def test_a_recording_is_judged_by_skew_and_by_what_follows_an_outage():
     assert skews_ms([(1.0, 1.0, 0.2)], []) == []
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_an_outage_of_five_seconds_ends_neither_the_session_nor_the_connection():
+def test_after_an_outage_of_five_seconds_picture_and_sound_go_on_in_the_same_connection():
     """The long form, with all cases and with Chromium, is `benchmarks/bench_network.py`."""
     netem = why_no_netem() is None
     seen = measure("aiortc", "outage", 4.0, netem=netem, warm_up_s=3.0)

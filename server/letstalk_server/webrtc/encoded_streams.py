@@ -77,6 +77,11 @@ class Subscription:
         self.lost_ratio = 0.0
         """Share of packets that this receiver lost recently."""
 
+    def wait_for_key_frame(self) -> None:
+        """Deliver nothing before the next key frame, and request one."""
+        self._needs_key_frame = True
+        self._stream.request_key_frame()
+
     def push(self, unit: EncodedUnit) -> None:
         """Deliver a unit. After one that was dropped, wait for the next key frame."""
         if self._needs_key_frame and not unit.key_frame:

@@ -22,9 +22,6 @@ from aiortc.exceptions import InvalidStateError
 from aiortc.rtcrtpparameters import RTCRtpSendParameters
 from aiortc.rtcrtpsender import RTCRtpSender, random_sequence_number
 from aiortc.rtp import (
-    RTCP_PSFB_APP,
-    RTCP_PSFB_FIR,
-    RTCP_PSFB_PLI,
     RTCP_RTPFB_NACK,
     AnyRtcpPacket,
     RtcpByePacket,
@@ -36,7 +33,6 @@ from aiortc.rtp import (
     RtcpSourceInfo,
     RtcpSrPacket,
     pack_header_extensions,
-    unpack_remb_fci,
 )
 
 from letstalk_server.settings import Bitrates
@@ -49,6 +45,8 @@ from letstalk_server.webrtc.encoded_streams import (
 )
 from letstalk_server.webrtc.encoders import EncodedUnit
 from letstalk_server.webrtc.hardening import harden
+from letstalk_server.webrtc.outages import SKIPPED, Outages
+from letstalk_server.webrtc.rtcp_feedback import asks_for_key_frame, estimated_bitrate
 from letstalk_server.webrtc.sending_rates import (
     RETRANSMISSIONS_PER_S,
     RETRANSMITTED_SHARE,
@@ -133,6 +131,9 @@ class RtpSender(RTCRtpSender):
         self._cname = ""
         self._history: dict[int, tuple[int, int, bool, bytes]] = {}
         self._retransmission_limit = RetransmissionLimit()
+        self._outages = Outages()
+        self._packets_before = 0
+        self._is_beginning = self._is_loss_known = False
         self._packets = self._octets = 0
         self._sent = SentRate()
         self._reported_held_s = 0.0
@@ -214,6 +215,11 @@ class RtpSender(RTCRtpSender):
         """Send a frame or an audio packet; return False if too many packets are pending."""
         if len(self._pending) > MAX_PENDING:
             return False
+        if self._is_beginning:
+            # The subscription has waited for this key frame.
+            self._is_beginning = False
+            self._sequence = (self._sequence + SKIPPED) & 0xFFFF
+            self._packets_before = self._packets
         if self._enabled:
             timestamp = (self._origin + unit.timestamp) & 0xFFFFFFFF
             markers = [False] * (len(unit.payloads) - 1) + [self.kind == "video"]
@@ -279,7 +285,22 @@ class RtpSender(RTCRtpSender):
         fixed = _HEADER.pack(first, payload_type | marker << 7, sequence, timestamp, ssrc)
         return fixed + extensions
 
+    def _begin_anew(self) -> None:
+        """Send a key frame next, as the beginning of a stream; see `outages`."""
+        if self._subscription is not None:
+            self._is_beginning = self._is_loss_known = True
+            self._pending.clear()
+            self._subscription.wait_for_key_frame()
+
+    def _is_left_behind(self, sequence: int) -> bool:
+        """Return whether a packet was sent before the stream began anew."""
+        age = (self._sequence - sequence) & 0xFFFF
+        has_begun_anew = self._packets_before > 0
+        return self._is_beginning or (has_begun_anew and age > self._packets - self._packets_before)
+
     def _resend(self, sequence: int) -> None:
+        if self._is_left_behind(sequence):
+            return
         kept = self._history.get(sequence % HISTORY)
         if kept is None or kept[0] != sequence:
             if self._stream is not None:
@@ -337,40 +358,42 @@ class RtpSender(RTCRtpSender):
         self._send_bytes(b"".join(bytes(packet) for packet in packets))
 
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
-        self.last_received_s = self._monotonic()
+        self.last_received_s = now_s = self._monotonic()
+        if self.kind == "video" and self._outages.is_over(now_s):
+            self._begin_anew()
         if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
             for report in packet.reports:
                 if report.ssrc == self._ssrc:
-                    self._estimate.update_loss(report.fraction_lost / 256)
-                    self._share_estimate()
+                    self._update_loss(report.fraction_lost / 256)
         elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
+            limit = self._max_retransmissions()
+            if self._outages.is_beyond_repair(now_s, packet.lost, limit):
+                self._begin_anew()
             for sequence in packet.lost:
                 self._resend(sequence)
         elif isinstance(packet, RtcpPsfbPacket):
             self._handle_feedback(packet)
 
+    def _update_loss(self, ratio: float) -> None:
+        if self._is_loss_known:
+            # It counts an outage, or the numbers that were skipped, which say nothing of bandwidth.
+            self._is_loss_known = False
+            return
+        self._estimate.update_loss(ratio)
+        self._share_estimate()
+
     def _handle_feedback(self, packet: RtcpPsfbPacket) -> None:
-        if packet.fmt == RTCP_PSFB_PLI or (
-            packet.fmt == RTCP_PSFB_FIR and self._ssrc.to_bytes(4, "big") in _fir_ssrcs(packet.fci)
-        ):
+        if asks_for_key_frame(packet, self._ssrc):
             if self._stream is not None:
                 self._stream.request_key_frame()
-        elif packet.fmt == RTCP_PSFB_APP:
-            try:
-                bitrate, ssrcs = unpack_remb_fci(packet.fci)
-            except (ValueError, IndexError, struct.error):
-                return  # another application message, or a malformed one
-            if self._ssrc in ssrcs:
-                self._estimate.update_remb(bitrate, self._sent.bit_s)
-                self._share_estimate()
+            return
+        bitrate = estimated_bitrate(packet, self._ssrc)
+        if bitrate is not None:
+            self._estimate.update_remb(bitrate, self._sent.bit_s)
+            self._share_estimate()
 
     def _share_estimate(self) -> None:
         if self._subscription is not None:
             self._subscription.lost_ratio = self._estimate.lost_ratio
             if isinstance(self._stream, EncodedVideo):
                 self._subscription.bitrate = self._estimate.bitrate
-
-
-def _fir_ssrcs(fci: bytes) -> list[bytes]:
-    """Return the SSRCs of a FIR: entries of 8 bytes that begin with the SSRC."""
-    return [fci[start : start + 4] for start in range(0, len(fci), 8)]

@@ -17,6 +17,8 @@ from aiortc.rtp import (
     RTCP_PSFB_PLI,
     RTCP_RTPFB_NACK,
     RtcpPsfbPacket,
+    RtcpReceiverInfo,
+    RtcpRrPacket,
     RtcpRtpfbPacket,
     RtpPacket,
     is_rtcp,
@@ -29,6 +31,7 @@ from letstalk_server.session.playout import SlotPlayout
 from letstalk_server.settings import Bitrates
 from letstalk_server.webrtc.encoded_streams import EncodedVideo, Subscription
 from letstalk_server.webrtc.encoders import EncodedUnit
+from letstalk_server.webrtc.outages import SILENT_S, SKIPPED
 from letstalk_server.webrtc.rtp_sender import (
     BURST,
     HISTORY,
@@ -84,6 +87,18 @@ class Scene:
     async def feedback(self, fmt, fci=b"", media_ssrc=0):
         packet = RtcpPsfbPacket(fmt=fmt, ssrc=1, media_ssrc=media_ssrc, fci=fci)
         await self.transport.receive(packet)
+
+    async def report(self, lost_ratio):
+        block = RtcpReceiverInfo(
+            ssrc=self.packets()[0].ssrc,
+            fraction_lost=round(lost_ratio * 256),
+            packets_lost=0,
+            highest_sequence=0,
+            jitter=0,
+            lsr=0,
+            dlsr=0,
+        )
+        await self.transport.receive(RtcpRrPacket(ssrc=1, reports=[block]))
 
     async def nack(self, *lost):
         ssrc = self.packets()[0].ssrc
@@ -204,8 +219,64 @@ def test_on_a_slow_line_fewer_packets_are_sent_again(play):
             await asyncio.sleep(0.04)
         packets = stage.packets()
         await stage.feedback(RTCP_PSFB_APP, pack_remb_fci(300_000, [packets[0].ssrc]))
-        await stage.nack(*[packet.sequence_number for packet in packets[-100:]])
+        await stage.nack(*[packet.sequence_number for packet in packets[-200::2]])
         again = len(stage.packets()) - len(packets)
         assert 0 < 8 * PACKET_BYTES * again <= RETRANSMITTED_SHARE * 300_000
+
+    play(scene)
+
+
+def test_a_peer_that_comes_back_after_an_outage_gets_a_new_beginning_and_nothing_of_before(play):
+    async def scene(stage):
+        stage.send(3)
+        await stage.report(0.0)
+        ssrc, last = stage.packets()[0].ssrc, stage.packets()[-1].sequence_number
+        await asyncio.sleep(SILENT_S + 0.1)
+        await stage.report(0.9)
+        assert stage.stream.key_frame_requests == 1 and stage.stream.subscription.lost_ratio == 0
+        await stage.nack(last, (last + 1) % 2**16)
+        assert len(stage.packets()) == 3, "what was lost is not sent again"
+        stage.send(2)
+        first = stage.packets()[3].sequence_number
+        assert (first - last - 1) % 2**16 == SKIPPED
+        await stage.nack(*[(first - back) % 2**16 for back in range(128, 0, -1)], first)
+        assert [packet.sequence_number for packet in stage.packets()[5:]] == [first]
+        assert stage.stream.key_frame_requests == 1, "the skipped numbers are no loss"
+        await stage.feedback(RTCP_PSFB_PLI, media_ssrc=ssrc)
+        assert stage.stream.key_frame_requests == 2
+
+    play(scene)
+
+
+def test_a_gap_that_is_too_long_to_repair_costs_one_key_frame_in_place_of_the_packets(play):
+    async def scene(stage):
+        for _ in range(100):
+            stage.send(2, size=2000)
+            await asyncio.sleep(0.04)
+        packets = stage.packets()
+        numbers = [packet.sequence_number for packet in packets[-100:]]
+        await stage.feedback(RTCP_PSFB_APP, pack_remb_fci(300_000, [packets[0].ssrc]))
+        for _ in range(3):
+            await stage.nack(*numbers)
+        assert len(stage.packets()) == len(packets) and stage.stream.key_frame_requests == 1
+        stage.send(1)
+        await stage.nack(*numbers)
+        assert len(stage.packets()) == len(packets) + 1
+
+    play(scene)
+
+
+def test_packets_after_a_new_beginning_are_sent_again_also_when_numbers_wrap(play):
+    async def scene(stage):
+        stage.send(1)
+        await stage.report(0.0)
+        await asyncio.sleep(SILENT_S + 0.1)
+        await stage.report(0.0)
+        for _ in range(2**16 // BURST + 1):
+            stage.send(BURST)
+        lost = stage.packets()[-1]
+        await stage.nack(lost.sequence_number)
+        assert stage.packets()[-1].sequence_number == lost.sequence_number
+        assert len(stage.packets()) == 1 + 2**16 + BURST + 1
 
     play(scene)
