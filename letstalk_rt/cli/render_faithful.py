@@ -14,10 +14,12 @@ _PREFIX = "faithful-"
 
 def add_faithful_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that only the presets `faithful-*` have."""
-    group = parser.add_argument_group("presets faithful-s, -b, -l, -xl (the published model)")
+    group = parser.add_argument_group(
+        "presets faithful-s, -b, -l, -xl and faithful-v1-s-2 to -xl-8 (the published model)"
+    )
     add = group.add_argument
     add("--faithful-weights", type=Path, metavar="FILE", help="written by letstalk train faithful")
-    add("--autoencoder", metavar="PLACE", help="folder or hub id of DC-AE f32c32")
+    add("--autoencoder", metavar="PLACE", help="folder or hub id of DC-AE f32c32; v1: SD-VAE")
     add("--wav2vec", metavar="PLACE", help="folder or hub id of wav2vec2-base")
     add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="(%(default)s, as published)")
     add("--guidance", type=float, default=1.0, help="weight of the speech (%(default)s)")

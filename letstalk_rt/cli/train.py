@@ -149,7 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         help="flow: train the denoiser of --start on the background motion only",
     )
     parser.add_argument(
-        "--autoencoder", help="presets b and l, faithful: folder or hub id of DC-AE f32c32"
+        "--autoencoder",
+        help="folder or hub id: presets b, l, faithful: DC-AE f32c32; faithful-v1-*: SD-VAE",
     )
     parser.add_argument(
         "--wav2vec",

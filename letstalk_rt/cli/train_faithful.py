@@ -4,11 +4,10 @@ import argparse
 
 import torch
 
-from letstalk_rt.cli.train_flow import paper_autoencoder
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
-from letstalk_rt.models.autoencoder.dc_ae import COMPRESSION
+from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
 from letstalk_rt.models.paper.checkpoints import save_paper_model
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.presets import FAITHFUL, PaperPreset, get_paper_preset
@@ -23,8 +22,9 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
     """Encode clips, train denoiser and projector, and write `faithful/model.safetensors`."""
     if not args.preset.startswith(FAITHFUL):
         raise ConfigError(
-            f"stage 'faithful' trains the published model: choose --preset {FAITHFUL}s, "
-            f"{FAITHFUL}b, {FAITHFUL}l or {FAITHFUL}xl, got {args.preset!r}"
+            f"stage {args.stage!r} trains the published model: choose --preset {FAITHFUL}s, "
+            f"{FAITHFUL}b, {FAITHFUL}l or {FAITHFUL}xl, or {FAITHFUL}v1-b-2 and the like, got "
+            f"{args.preset!r}"
         )
     preset = get_paper_preset(args.preset.removeprefix(FAITHFUL))
     if args.wav2vec is None:
@@ -33,13 +33,13 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
             "such as facebook/wav2vec2-base-960h"
         )
     device = choose_device(args.device)
-    autoencoder = paper_autoencoder(args, preset.denoiser.side * COMPRESSION).to(device)
+    autoencoder = _autoencoder(args, preset).to(device)
     features = WholeWav2Vec2.load(args.wav2vec).to(device)
     check_features(preset, features)
     rows = [row for row in clip_rows(args.data, "train") if has_audio(args.data, row)]
     folder = args.runs / "faithful"
     clips = stored_paper_clips(
-        autoencoder, features, str(args.wav2vec), args.data, rows, folder / "latents"
+        autoencoder, features, features.identity, args.data, rows, folder / "latents"
     )
     source = PaperSource(clips, preset.denoiser)
     torch.manual_seed(args.seed)
@@ -51,8 +51,23 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
 
     averaged = train_paper_model(model, draw, folder, loop, drop_speech=args.drop_speech)
     if is_main_process():
-        save_paper_model(averaged, folder / "model.safetensors")
+        save_paper_model(averaged, folder / "model.safetensors", autoencoder, features)
         print(f"{folder / 'model.safetensors'}: render it with --preset {args.preset}")
+
+
+def _autoencoder(args: argparse.Namespace, preset: PaperPreset) -> PublishedAutoencoder:
+    """Load the autoencoder that `--autoencoder` names.
+
+    Raises:
+        InputError: The option is missing.
+        WeightsError: It is not the autoencoder of the preset.
+    """
+    if args.autoencoder is None:
+        raise InputError(
+            f"preset {args.preset!r} needs {preset.autoencoder.title}: set --autoencoder to a "
+            "folder in the format of diffusers, or a hub id"
+        )
+    return preset.autoencoder.load(args.autoencoder, preset.image_size)
 
 
 def check_features(preset: PaperPreset, features: WholeWav2Vec2) -> None:

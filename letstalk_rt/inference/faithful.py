@@ -14,8 +14,8 @@ import torch
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
-from letstalk_rt.models.autoencoder.dc_ae import COMPRESSION, DCAutoencoder
-from letstalk_rt.models.paper.checkpoints import load_paper_model
+from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
+from letstalk_rt.models.paper.checkpoints import check_companions, load_paper_model
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.models.paper.presets import FAITHFUL, get_paper_preset
@@ -44,12 +44,12 @@ class FaithfulRenderer:
 
     Args:
         model: Denoiser and projector.
-        autoencoder: The paper's autoencoder.
+        autoencoder: The autoencoder of the model's preset.
         speech: wav2vec 2.0.
     """
 
     def __init__(
-        self, model: PaperModel, autoencoder: DCAutoencoder, speech: WholeWav2Vec2
+        self, model: PaperModel, autoencoder: PublishedAutoencoder, speech: WholeWav2Vec2
     ) -> None:
         self.model, self.autoencoder, self.speech = model.eval(), autoencoder, speech
         self._device = next(model.parameters()).device
@@ -61,26 +61,25 @@ class FaithfulRenderer:
         """Load all three.
 
         Args:
-            preset: `faithful-s`, `faithful-b`, `faithful-l` or `faithful-xl`.
+            preset: Such as `faithful-s`, or `faithful-v1-s-2` for the paper's first version.
             weights: File that `letstalk train faithful` wrote.
-            autoencoder: Folder or hub id of DC-AE f32c32.
+            autoencoder: Folder or hub id of DC-AE f32c32; for the first version, of SD-VAE.
             wav2vec: Folder or hub id of wav2vec2-base.
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
             ConfigError: The preset is unknown.
-            WeightsError: A file is missing, damaged or of another model.
+            WeightsError: A file is missing, damaged or of another model, or the weights were
+                trained with another autoencoder or speech model.
             DependencyError: The extra `paper` is not installed.
         """
         where = choose_device(device)
         shapes = get_paper_preset(preset.removeprefix(FAITHFUL))
         model = load_paper_model(shapes, weights).to(where)
-        image_size = shapes.denoiser.side * COMPRESSION
-        return cls(
-            model,
-            DCAutoencoder.load(autoencoder, image_size).to(where),
-            WholeWav2Vec2.load(wav2vec).to(where),
-        )
+        vae = shapes.autoencoder.load(autoencoder, shapes.image_size)
+        speech = WholeWav2Vec2.load(wav2vec)
+        check_companions(weights, vae, speech)
+        return cls(model, vae.to(where), speech.to(where))
 
     @property
     def image_size(self) -> int:

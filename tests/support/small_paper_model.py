@@ -5,6 +5,8 @@ from dataclasses import replace
 import torch
 
 from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
+from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.presets import PaperConfig, PaperPreset
 from letstalk_rt.training.stages.paper import PaperBatch
@@ -29,7 +31,9 @@ CONFIG = PaperConfig(
 
 def make_preset(**changes: object) -> PaperPreset:
     """Give the preset, with other values for some fields of its denoiser."""
-    return PaperPreset("small", replace(CONFIG, **changes), PROJECTOR, steps=6)
+    config = replace(CONFIG, **changes)
+    autoencoder = KLAutoencoder if config.channels == KLAutoencoder.channels else DCAutoencoder
+    return PaperPreset("small", config, PROJECTOR, 6, autoencoder)
 
 
 def make_paper_model(seed: int = 0, **changes: object) -> PaperModel:

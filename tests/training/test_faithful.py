@@ -1,22 +1,26 @@
 """The published model end to end on a toy: clips, training, a weights file, a video."""
 
+from dataclasses import replace
+
 import av
 import numpy as np
 import pytest
 import torch
 from support.data_folder import write_flac
 from support.small_model import make_speech, stir
-from support.small_paper_model import make_preset
+from support.small_paper_model import make_paper_model, make_preset
 
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.cli.main import main as letstalk
 from letstalk_rt.cli.train import main as train
-from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.errors import ConfigError, InputError, WeightsError
 from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream
 from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.paper.presets import PAPER_PRESETS, PaperPreset
+from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
+from letstalk_rt.models.paper.checkpoints import check_companions, save_paper_model
+from letstalk_rt.models.paper.presets import PAPER_PRESETS
 
 transformers = pytest.importorskip("transformers", reason="the extra `paper` is not installed")
 pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
@@ -31,6 +35,8 @@ def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     DCAutoencoder.random(64, **SMALL).inner.save_pretrained(folder / "dc")
+    kl = KLAutoencoder.random(64, widths=(8,) * 4, layers=1, norm_groups=4).inner
+    kl.save_pretrained(folder / "kl")
     shape = transformers.Wav2Vec2Config(
         num_hidden_layers=LAYERS,
         hidden_size=WIDTH,
@@ -44,30 +50,42 @@ def networks(tmp_path_factory):
     return folder
 
 
+TOYS = {
+    "toy": make_preset(channels=32, side=2),
+    "v1-toy-2": make_preset(side=8, patch=2, attention="softmax", memory=0),
+}
+AUTOENCODERS = {"toy": "dc", "v1-toy-2": "kl"}
+
+
 @pytest.fixture
-def preset(monkeypatch):
-    plain = make_preset(channels=32, side=2)
+def presets(monkeypatch):
     projector = AudioProjectorConfig(
         reach=2, layers=LAYERS, feature_width=WIDTH, hidden=16, tokens=3, token_width=16
     )
-    monkeypatch.setitem(
-        PAPER_PRESETS, "toy", PaperPreset("toy", plain.denoiser, projector, steps=3)
-    )
+    for name, plain in TOYS.items():
+        shapes = replace(plain, name=name, projector=projector, steps=3)
+        monkeypatch.setitem(PAPER_PRESETS, name, shapes)
+
+
+@pytest.fixture
+def preset(presets):
     return "faithful-toy"
 
 
-def options(networks):
-    return ["--autoencoder", str(networks / "dc"), "--wav2vec", str(networks / "w2v"),
+def options(networks, autoencoder="dc"):
+    return ["--autoencoder", str(networks / autoencoder), "--wav2vec", str(networks / "w2v"),
             "--device", "cpu", "--threads", "1"]  # fmt: skip
 
 
-def test_clips_become_a_weights_file_and_that_a_video(root, networks, preset, tmp_path):
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_clips_become_a_weights_file_and_that_a_video(root, networks, presets, name, tmp_path):
+    preset, given = f"faithful-{name}", options(networks, AUTOENCODERS[name])
     common = ["faithful", "--data", str(root), "--runs", str(tmp_path), "--preset", preset]
-    train([*common, *options(networks), "--steps", "2", "--batch", "2"])
+    train([*common, *given, "--steps", "2", "--batch", "2"])
     weights = tmp_path / "faithful" / "model.safetensors"
     assert weights.exists()
     before = torch.load(tmp_path / "faithful" / "last.pt", weights_only=True)
-    train([*common, *options(networks), "--steps", "3", "--batch", "2"])  # it resumes
+    train([*common, *given, "--steps", "3", "--batch", "2"])  # it resumes
     after = torch.load(tmp_path / "faithful" / "last.pt", weights_only=True)
     assert (before["step"], after["step"]) == (2, 3)
     assert after["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
@@ -77,7 +95,7 @@ def test_clips_become_a_weights_file_and_that_a_video(root, networks, preset, tm
         output = tmp_path / f"{sampler}.mp4"
         words = ["render", str(list_avatars()["mira"]), str(tmp_path / "speech.flac")]
         words += ["-o", str(output), "--preset", preset, "--sampler", sampler, "--size", "256"]
-        words += ["--faithful-weights", str(weights), *options(networks)]
+        words += ["--faithful-weights", str(weights), *given]
         status = letstalk(words)
         assert status == 0
         with av.open(str(output)) as container:
@@ -115,3 +133,39 @@ def test_what_is_missing_is_named(root, networks, preset, tmp_path):
         train([*common, "--preset", "b"])
     with pytest.raises(InputError, match="set --wav2vec"):
         train([*common, "--preset", preset, "--autoencoder", str(networks / "dc")])
+
+
+@pytest.mark.parametrize("name, autoencoder", [("toy", "kl"), ("v1-toy-2", "dc")])
+def test_the_autoencoder_of_the_other_version_is_refused(
+    root, networks, presets, name, autoencoder, tmp_path
+):
+    expected = {"kl": "AutoencoderDC", "dc": "AutoencoderKL"}[autoencoder]
+    with pytest.raises(WeightsError, match=f"expected {expected}"):
+        train(["faithful", "--data", str(root), "--runs", str(tmp_path), "--preset",
+               f"faithful-{name}", *options(networks, autoencoder)])  # fmt: skip
+
+
+def test_weights_are_refused_with_other_networks_than_they_were_trained_with(networks, tmp_path):
+    path = tmp_path / "w.safetensors"
+    model = make_paper_model(side=8)
+    vae = KLAutoencoder.load(networks / "kl", 64)
+    speech = WholeWav2Vec2(Wav2Vec2Stream.load(networks / "w2v"))
+    save_paper_model(model, path)
+    with pytest.raises(WeightsError, match="does not say which autoencoder"):
+        check_companions(path, vae, speech)
+    save_paper_model(model, path, vae, speech)
+    check_companions(path, vae, speech)
+    vae.scaling_factor *= 2
+    with pytest.raises(WeightsError, match="another scaling factor: 0.18215, got 0.3643"):
+        check_companions(path, vae, speech)
+    with pytest.raises(WeightsError, match="another kind: SD-VAE f8c4, got DC-AE f32c32"):
+        check_companions(path, DCAutoencoder.load(networks / "dc", 64), speech)
+    other = KLAutoencoder.random(64, widths=(8,) * 4, layers=1, norm_groups=4)
+    with pytest.raises(WeightsError, match="other weights of SD-VAE"):
+        check_companions(path, other, speech)
+    with torch.no_grad():
+        vae.scaling_factor /= 2
+        encoder = Wav2Vec2Stream.load(networks / "w2v")
+        next(encoder.parameters()).mul_(2)
+    with pytest.raises(WeightsError, match="another wav2vec 2.0"):
+        check_companions(path, vae, WholeWav2Vec2(encoder))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream, Wav2Vec2StreamConfig
+from letstalk_rt.models.layers.network import fingerprint
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 _EPS = 1e-7
@@ -36,6 +37,11 @@ class WholeWav2Vec2:
     def load(cls, source: str | Path) -> Self:
         """Load a checkpoint; arguments and errors are those of `Wav2Vec2Stream.load`."""
         return cls(Wav2Vec2Stream.load(source, Wav2Vec2StreamConfig()))
+
+    @property
+    def identity(self) -> str:
+        """A hash of the weights, to tell speech models apart."""
+        return fingerprint(self._parts)
 
     @property
     def layers(self) -> int:

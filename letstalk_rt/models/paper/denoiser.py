@@ -4,6 +4,7 @@ A clip of 16 latents is denoised together, all at one timestep, with 2 latents o
 block: bidirectional softmax attention over memory and clip in time; fusion of speech; linear
 attention within each frame, with fusion of the portrait; a gated convolutional FFN; adaLN-Zero from
 the timestep alone. `fusion` has the fusion schemes; Symbiotic and Direct are the published ones.
+`spatial` has what the first version of the paper does within frames instead.
 
 Parameters of the published model, width d, L blocks, 32 latent channels, audio tokens of 768:
 
@@ -23,12 +24,22 @@ Parameters of the published model, width d, L blocks, 32 latent channels, audio 
     l    L 24  d 1,024       773,600,320       773.6 M
     xl   L 28  d 1,152     1,134,868,672     1,134.9 M
 
+The first version of the paper has softmax attention within frames, an MLP in place of the
+convolutional FFN, no memory, 4 latent channels, and patches of p x p latent positions as tokens:
+
+    spatial attention     qkv 3 d^2 + 3 d, out d^2 + d                            4 d^2 +  4 d
+    FFN                   4 d^2 + 4 d, 4 d^2 + d                                  8 d^2 +  5 d
+    a block                                                                      25 d^2 + 1559 d
+    outside the blocks    embedding (4 p^2 + 1) d, head 8 p^2 (d + 1)
+    total                 L (25 d^2 + 1559 d) + 3 d^2 + (261 + 12 p^2) d + 8 p^2
+
 Position embeddings are fixed and not counted. Faults of the public code are corrected: the audio
 projector is trained and averaged with the denoiser; guidance applies to the noise half of all
 channels, with portrait and memory kept; the memory of the first clip is the portrait, never the
 true video; and each clip is yielded as soon as it is sampled.
 
-Source: LetsTalk, arXiv:2411.16748, and its public code at 26660f1 (sizes of `Litecatlong`).
+Source: LetsTalk, arXiv:2411.16748, and its public code at 26660f1 (sizes of `Litecatlong` and, for
+the first version, `VDTcat`).
 """
 
 import math
@@ -41,109 +52,12 @@ from torch.utils.checkpoint import checkpoint
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.audio_encoder.projector import AudioProjector
-from letstalk_rt.models.layers.attention import (
-    GatedConvFFN,
-    LinearAttention,
-    TimeEmbedding,
-    attend,
-    grid_positions,
-    modulate,
-)
+from letstalk_rt.models.layers.attention import TimeEmbedding, grid_positions, modulate
 from letstalk_rt.models.layers.checks import check_tensor
+from letstalk_rt.models.paper.block import PaperBlock
 from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.fusion import (
-    LINEAR_EPS,
-    Fusion,
-    attend_jointly,
-    audio_fusion,
-    plain_norm,
-    portrait_fusion,
-)
-from letstalk_rt.models.paper.presets import (
-    LINEAR_HEAD_WIDTH,
-    PaperConfig,
-    PaperPreset,
-)
-
-
-class ClipAttention(nn.Module):
-    """Bidirectional softmax attention over memory and clip in time, per spatial position."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.fc = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within `(B, T, P, D)`; return the result, to be added to `x`."""
-        batch, heads = x.shape[0], self.heads
-        qkv = rearrange(self.qkv(self.norm(x)), "b t p (k h d) -> k (b p) h t d", k=3, h=heads)
-        attended = rearrange(attend(*qkv.unbind(0)), "(b p) h t d -> b t p (h d)", b=batch)
-        out: Tensor = self.fc(self.out(attended))
-        return out
-
-
-class PaperBlock(nn.Module):
-    """One block; see the module docstring for its order."""
-
-    def __init__(self, config: PaperConfig) -> None:
-        super().__init__()
-        width, heads = config.width, config.heads
-        self.side = config.side
-        self.time = ClipAttention(width, heads)
-        self.audio = audio_fusion(config.audio_fusion, width, config.audio_width, heads)
-        self.portrait = portrait_fusion(
-            config.portrait_fusion, width, heads, config.ffn_ratio, config.side
-        )
-        self.norm_space, self.norm_ffn = plain_norm(width), plain_norm(width)
-        self.space = LinearAttention(width, LINEAR_HEAD_WIDTH, LINEAR_EPS)
-        self.ffn = GatedConvFFN(width, config.ffn_ratio)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def forward(
-        self, both: Tensor, slots: int, c: Tensor, portrait: Tensor, audio: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the hidden states for the next block.
-
-        Args:
-            both: memory, then clip, `(B, slots + T, P, D)`; memory takes part in temporal attention
-                only.
-            slots: frames of memory.
-            c: embedding of the timestep, `(B, 1, D)`.
-            portrait: tokens of the portrait, see `fusion`.
-            audio: tokens of the speech, see `fusion`.
-
-        Returns:
-            The next `both`, `portrait` and `audio`.
-        """
-        both = both + self.time(both)
-        memory, x = both[:, :slots], both[:, slots:]
-        x, audio = self.audio(x, audio, c)
-        x, portrait = self.portrait(x, portrait, c)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
-        modulation = shift1, scale1, gate1
-        x, portrait, audio = self._attend_within_frames(x, portrait, audio, modulation)
-        normed = modulate(self.norm_ffn(x), shift2, scale2)
-        x = x + gate2[..., None, :] * self.ffn(normed.flatten(0, 1), self.side).view(x.shape)
-        return torch.cat([memory, x], 1), portrait, audio
-
-    def _attend_within_frames(
-        self, x: Tensor, portrait: Tensor, audio: Tensor, modulation: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend within each frame, jointly with conditions of Symbiotic fusion."""
-        shift, scale, gate = modulation
-        joins = [self.portrait.joins, self.audio.joins]
-        joined = [tokens for tokens, j in zip((portrait, audio), joins, strict=True) if j]
-        normed = [modulate(self.norm_space(part), shift, scale) for part in (x, *joined)]
-        first, rest = attend_jointly(self.space, normed[0], normed[1:])
-        gate = gate[..., None, :]
-        updated = [old + gate * new for old, new in zip(joined, rest, strict=True)]
-        portrait = updated.pop(0) if joins[0] else portrait
-        audio = updated.pop(0) if joins[1] else audio
-        return x + gate * first, portrait, audio
+from letstalk_rt.models.paper.fusion import Fusion, plain_norm
+from letstalk_rt.models.paper.presets import PaperConfig, PaperPreset
 
 
 class PaperDenoiser(nn.Module):
@@ -164,8 +78,10 @@ class PaperDenoiser(nn.Module):
         self.config = config
         self.recompute = False
         width = config.width
-        self.embed = nn.Linear(config.channels, width)
-        self.register_buffer("positions", grid_positions(config.side, width), persistent=False)
+        self.embed = nn.Linear(config.channels * config.patch**2, width)
+        # The published embeddings have columns before rows.
+        positions = grid_positions(config.grid, width).roll(width // 2, -1)
+        self.register_buffer("positions", positions, persistent=False)
         frame_positions = line_positions(config.memory + config.frames, width)
         self.register_buffer("frame_positions", frame_positions, persistent=False)
         self.embed_time = TimeEmbedding(width)
@@ -175,7 +91,7 @@ class PaperDenoiser(nn.Module):
         self.blocks = nn.ModuleList(PaperBlock(config) for _ in range(config.depth))
         self.norm = plain_norm(width)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.head = nn.Linear(width, 2 * config.channels)
+        self.head = nn.Linear(width, 2 * config.channels * config.patch**2)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -200,7 +116,8 @@ class PaperDenoiser(nn.Module):
             t: its timestep `(B,)` in [0, 1]; 1 is noise. Step `s` of 1000 is `s / 1000`.
             tokens: audio tokens `(B, T, K, A)`.
             portrait: portrait latent `(B, C, h, w)`.
-            memory: clean latents before the clip, `(B, f, C, h, w)`, oldest first.
+            memory: clean latents before the clip, `(B, f, C, h, w)`, oldest first; `f` is 0 in the
+                first version of the paper.
 
         Returns:
             `(B, T, 2 C, h, w)`: noise, then the variance in the form that `Diffusion.predict`
@@ -225,11 +142,16 @@ class PaperDenoiser(nn.Module):
                 both, portrait_tokens, audio = block(both, slots, c, portrait_tokens, audio)
         shift, scale = self.final_modulation(c).chunk(2, -1)
         out = self.head(modulate(self.norm(both[:, slots:]), shift, scale))
-        predicted: Tensor = rearrange(out, "b t (y x) c -> b t c y x", y=self.config.side)
+        grid, patch = self.config.grid, self.config.patch
+        predicted: Tensor = rearrange(
+            out, "b t (y x) (p q c) -> b t c (y p) (x q)", y=grid, p=patch, q=patch
+        )
         return predicted
 
     def _embed(self, latents: Tensor) -> Tensor:
-        tokens = rearrange(latents.to(self.embed.weight.dtype), "b t c y x -> b t (y x) c")
+        patch = self.config.patch
+        latents = latents.to(self.embed.weight.dtype)
+        tokens = rearrange(latents, "b t c (y p) (x q) -> b t (y x) (c p q)", p=patch, q=patch)
         embedded: Tensor = self.embed(tokens) + self.positions
         return embedded
 
@@ -360,7 +282,7 @@ class PaperModel(nn.Module):
                 return guided_prediction(self.denoiser, x, t, tokens, portrait, memory, guidance)
 
             clip = sampler(predict, noise, generator)
-            memory = clip[:, -config.memory :]
+            memory = clip[:, frames - config.memory :]
             yield clip
 
 

@@ -28,10 +28,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.layers.attention import GatedConvFFN, LinearAttention, attend, modulate
+from letstalk_rt.models.layers.attention import attend, modulate
+from letstalk_rt.models.paper.spatial import Attention, feed_forward, spatial_attention
 
 NORM_EPS = 1e-6
-LINEAR_EPS = 1e-8
 
 
 class Fusion(StrEnum):
@@ -108,12 +108,19 @@ class SiamesePortrait(nn.Module):
 
     joins = False
 
-    def __init__(self, width: int, heads: int, ffn_ratio: float, side: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn_ratio: float,
+        side: int,
+        attention: Attention = Attention.LINEAR,
+    ) -> None:
         super().__init__()
         self.side = side
         self.norm_space, self.norm_ffn = plain_norm(width), plain_norm(width)
-        self.space = LinearAttention(width, eps=LINEAR_EPS)
-        self.ffn = GatedConvFFN(width, ffn_ratio)
+        self.space = spatial_attention(attention, width, heads)
+        self.ffn = feed_forward(attention, width, ffn_ratio)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.read = CrossAttention(width, width, heads)
 
@@ -159,12 +166,17 @@ class SymbioticFusion(nn.Module):
 
 
 def portrait_fusion(
-    scheme: Fusion, width: int, heads: int, ffn_ratio: float, side: int
+    scheme: Fusion,
+    width: int,
+    heads: int,
+    ffn_ratio: float,
+    side: int,
+    attention: Attention = Attention.LINEAR,
 ) -> nn.Module:
     """Return the fusion layer of one block for the portrait."""
     makers: dict[Fusion, Callable[[], nn.Module]] = {
         Fusion.DIRECT: lambda: DirectFusion(width, width, heads),
-        Fusion.SIAMESE: lambda: SiamesePortrait(width, heads, ffn_ratio, side),
+        Fusion.SIAMESE: lambda: SiamesePortrait(width, heads, ffn_ratio, side, attention),
         Fusion.SYMBIOTIC: SymbioticFusion,
     }
     return makers[scheme]()
@@ -181,7 +193,7 @@ def audio_fusion(scheme: Fusion, width: int, token_width: int, heads: int) -> nn
 
 
 def attend_jointly(
-    attention: LinearAttention, x: Tensor, joined: list[Tensor]
+    attention: nn.Module, x: Tensor, joined: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Attend jointly over frame tokens and joined condition tokens, frame by frame.
 
@@ -194,6 +206,6 @@ def attend_jointly(
         The results for `x` and for each of `joined`, in the same shapes.
     """
     both = torch.cat([x, *joined], 2)
-    attended = attention(both.flatten(0, 1))[0].view(both.shape)
+    attended: Tensor = attention(both.flatten(0, 1))[0].view(both.shape)
     first, *rest = attended.split([x.shape[2], *(j.shape[2] for j in joined)], 2)
     return first, rest

@@ -15,6 +15,7 @@ from letstalk_rt.models.audio_encoder.causal import LOOKAHEAD_FRAMES, CausalAudi
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
 from letstalk_rt.models.audio_encoder.projector import AudioProjector
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder
+from letstalk_rt.models.layers.network import fingerprint
 from letstalk_rt.training.data.audio_features import (
     MEL_PER_FRAME,
     WARM_UP_FRAMES,
@@ -22,7 +23,6 @@ from letstalk_rt.training.data.audio_features import (
     clip_mel,
     silence_mel,
 )
-from letstalk_rt.training.data.store import fingerprint
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 AUDIO_CONTEXT_FRAMES = 32

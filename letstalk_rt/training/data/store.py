@@ -6,7 +6,6 @@ fixed once, in `manifest.json`, so that any number of processes may encode shard
 Later clips go into further shards.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -16,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.layers.network import Network
 from letstalk_rt.training.distributed import barrier, is_main_process, rank, world_size
 
 CLIPS_PER_SHARD = 64
@@ -34,15 +32,6 @@ _DTYPES = {
 }
 _STORED_AS = {torch.bfloat16: torch.int16}  # numpy has no bfloat16: its bits are stored
 _ALIGNMENT = 64
-
-
-def fingerprint(module: Network | nn.Module) -> str:
-    """Return a hash of a module's weights, to recognise what latents were made by."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from letstalk_rt.models.autoencoder.interfaces import Autoencoder
 from letstalk_rt.models.autoencoder.latents import FACE_SHAPE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
+from letstalk_rt.models.layers.network import fingerprint
 from letstalk_rt.training.data.audio_features import mouth_targets
 from letstalk_rt.training.data.dataset import Clip, is_grid, read_clip
 from letstalk_rt.training.data.sound_inputs import MelInput, SoundInput
 from letstalk_rt.training.data.spoken_clips import AudioClip, clip_weight
-from letstalk_rt.training.data.store import Store, fingerprint
+from letstalk_rt.training.data.store import Store
 
 _MIN_SCALE = 1e-3  # scale of a channel that never changes
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from letstalk_rt.errors import ConfigError, DependencyError, InputError, WeightsError
-from letstalk_rt.models.autoencoder.dc_ae import SCALING_FACTOR, DCAutoencoder, DCPortraitFeatures
+from letstalk_rt.models.autoencoder.dc_ae import SCALING_FACTOR, DCAutoencoder
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
+from letstalk_rt.models.autoencoder.published import PlainPortraitFeatures
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 
 pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
@@ -70,7 +71,7 @@ class TestUse:
     def test_a_portrait_is_its_latent(self, autoencoder):
         picture = frames()[:, 0]
         portrait = autoencoder.encode_portrait(picture)
-        assert isinstance(portrait, DCPortraitFeatures)
+        assert isinstance(portrait, PlainPortraitFeatures)
         torch.testing.assert_close(portrait.latent, autoencoder.encode(picture[:, None])[:, 0])
 
     def test_it_is_frozen(self, autoencoder):

@@ -17,6 +17,7 @@ from support.small_paper_model import (
 
 from letstalk_rt.errors import ConfigError, InputError, WeightsError
 from letstalk_rt.models.audio_encoder.projector import PUBLISHED_PROJECTOR
+from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
 from letstalk_rt.models.paper import denoiser as module
 from letstalk_rt.models.paper.checkpoints import load_paper_model, save_paper_model
 from letstalk_rt.models.paper.denoiser import (
@@ -34,6 +35,14 @@ from letstalk_rt.models.paper.presets import (
 )
 
 COUNTS = {"s": 59_446_720, "b": 222_407_488, "l": 773_600_320, "xl": 1_134_868_672}
+FIRST_COUNTS = {
+    ("s", 2): 51_981_728, ("s", 4): 52_037_120, ("s", 8): 52_258_688,
+    ("b", 2): 193_321_760, ("b", 4): 193_432_448, ("b", 8): 193_875_200,
+    ("l", 2): 670_921_760, ("l", 4): 671_069_312, ("l", 8): 671_659_520,
+    ("xl", 2): 983_597_216, ("xl", 4): 983_763_200, ("xl", 8): 984_427_136,
+}  # fmt: skip
+"""Counted by executing the authors' `VDTcat` models at 26660f1."""
+SIZES = [("s", 12, 384), ("b", 12, 768), ("l", 24, 1024), ("xl", 28, 1152)]
 PUBLISHED_MILLIONS = {"s": 59.4, "b": 222.4, "l": 773.6, "xl": 1134.9}
 
 
@@ -86,8 +95,25 @@ class TestSizes:
         assert (config.portrait_fusion, config.audio_fusion) == ("symbiotic", "direct")
         assert get_paper_preset("l").steps == 250
 
+    @pytest.mark.parametrize("size, depth, d", SIZES)
+    @pytest.mark.parametrize("p", [2, 4, 8])
+    def test_the_first_version_has_its_count(self, size, depth, d, p):
+        preset = get_paper_preset(f"v1-{size}-{p}")
+        with torch.device("meta"):
+            model = PaperModel(preset)
+        derived = depth * (25 * d**2 + 1559 * d) + 3 * d**2 + (261 + 12 * p**2) * d + 8 * p**2
+        assert count_parameters(model.denoiser) == derived == FIRST_COUNTS[size, p]
+
+    def test_the_first_version_has_this_shape(self):
+        preset = get_paper_preset("v1-b-4")
+        config = preset.denoiser
+        assert (config.frames, config.memory, config.latent_shape) == (16, 0, (4, 32, 32))
+        assert (config.attention, config.patch, config.grid) == ("softmax", 4, 8)
+        assert (preset.autoencoder, preset.image_size) == (KLAutoencoder, 256)
+        assert get_paper_preset("b").image_size == 512
+
     def test_an_unknown_preset_is_refused(self):
-        with pytest.raises(ConfigError, match="'tiny'; known: s, b, l, xl"):
+        with pytest.raises(ConfigError, match="'tiny'; known: s, b, l, xl, v1-s-2"):
             get_paper_preset("tiny")
 
     @pytest.mark.parametrize(
@@ -97,6 +123,10 @@ class TestSizes:
             ({"heads": 7}, "7 heads"),
             ({"depth": 0}, "depth"),
             ({"audio_fusion": "loud"}, "unknown fusion 'loud'; known: direct"),
+            ({"attention": "loud"}, "unknown attention 'loud'; known: linear, softmax"),
+            ({"patch": 3}, "patches of 3 do not tile latents of 4x4"),
+            ({"memory": -1}, "memory of the denoiser must be positive"),
+            ({"attention": "softmax", "width": 42, "heads": 6}, "multiple of 4"),
         ],
     )
     def test_a_shape_that_cannot_be_is_refused(self, changes, message):
@@ -105,7 +135,11 @@ class TestSizes:
 
     def test_projector_and_denoiser_must_fit(self):
         with pytest.raises(ConfigError, match="audio projector"):
-            PaperModel(PaperPreset("odd", CONFIG, PUBLISHED_PROJECTOR))
+            PaperModel(PaperPreset("odd", CONFIG, PUBLISHED_PROJECTOR, autoencoder=KLAutoencoder))
+
+    def test_denoiser_and_autoencoder_must_fit(self):
+        with pytest.raises(ConfigError, match="has 4 channels, latents of DC-AE f32c32 have 32"):
+            PaperPreset("odd", CONFIG, PROJECTOR)
 
 
 class TestDenoiser:
@@ -290,7 +324,9 @@ class TestCheckpoint:
 
 
 def test_every_preset_says_every_shape():
-    assert set(PAPER_PRESETS) == set(COUNTS)
+    assert set(PAPER_PRESETS) == set(COUNTS) | {
+        f"v1-{size}-{patch}" for size in COUNTS for patch in (2, 4, 8)
+    }
     assert {f.name for f in fields(PaperConfig)} >= {"channels", "side", "width", "depth"}
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from letstalk_rt.errors import InputError
+from letstalk_rt.models.layers.network import fingerprint
 from letstalk_rt.training.data import store as store_module
 from letstalk_rt.training.data.prefetch import Prefetch
-from letstalk_rt.training.data.store import Store, fingerprint
+from letstalk_rt.training.data.store import Store
 
 IDENTITY = {"autoencoder": "abc", "dtype": "bfloat16"}
 NAMES = [f"clip{i}" for i in range(7)]
