@@ -81,7 +81,7 @@ class BadOfferError(ServerError):
 
 
 class IceRestartError(ServerError):
-    """ICE cannot be restarted; a new connection is needed."""
+    """ICE cannot be restarted like this."""
 
     code = "ice-restart-unsupported"
 

@@ -113,7 +113,7 @@ def _sessions() -> Json:
         "/v1/sessions/{name}/connections/{connection}": {
             "parameters": [_path("name"), _path("connection")],
             "patch": _op(
-                "Trickle ICE candidates",
+                "Trickle ICE candidates, or restart ICE (200)",
                 204,
                 None,
                 parameters=[_header("If-Match")],

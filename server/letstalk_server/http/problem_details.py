@@ -63,7 +63,7 @@ PROBLEM_TYPES = {
         ("too-many-pixels", 422, "That picture has too many pixels"),
         ("bad-portrait", 422, "That picture cannot be used as a portrait"),
         ("no-face", 422, "No face was found in that picture"),
-        ("ice-restart-unsupported", 422, "Connections are not restarted"),
+        ("ice-restart-unsupported", 422, "ICE cannot be restarted like this"),
         ("precondition-required", 428, "If-Match is needed"),
         ("too-many-requests", 429, "That was too often"),
         ("internal", 500, "Something went wrong on the server"),

@@ -16,7 +16,6 @@ from letstalk_server.errors import (
     AuthenticationError,
     BadOfferError,
     BadRequestError,
-    IceRestartError,
     NotAllowedError,
     NotFoundError,
 )
@@ -118,7 +117,7 @@ async def describe_methods(request: Request) -> Response:
 
 
 async def trickle(request: Request) -> Response:
-    """Add trickled candidates of a client."""
+    """Add trickled candidates of a client, or restart ICE."""
     context, session, connection, caller = _find_connection(request)
     caller.require("speak" if connection.kind is not ConnectionKind.PLAY else "view", "speak")
     if content_type(request) != FRAGMENT:
@@ -126,14 +125,14 @@ async def trickle(request: Request) -> Response:
     condition = request.headers.get("if-match")
     if condition is None:
         raise PreconditionRequiredError("Send the connection's ETag in If-Match.")
+    body = _decode_sdp(await read_body(request, MAX_FRAGMENT_BYTES))
     if condition.strip() == "*":
-        raise IceRestartError(
-            "ICE restarts are not supported. Open a new connection on the same session instead."
-        )
-    if condition.strip() != _etag(connection):
+        answer = await connection.restart_ice(body)
+        headers = NO_STORE | {"etag": connection.etag}
+        return Response(answer, headers=headers, media_type=FRAGMENT)
+    if condition.strip() != connection.etag:
         raise PreconditionFailedError("If-Match is not the ETag of this connection.")
-    body = await read_body(request, MAX_FRAGMENT_BYTES)
-    await connection.trickle(_decode_sdp(body))
+    await connection.trickle(body)
     return Response(status_code=204)  # without ETag: the ICE session has not changed
 
 
@@ -201,7 +200,7 @@ async def _answer_offer(request: Request, kind: ConnectionKind, scope: str) -> R
     )
     headers = NO_STORE | {
         "location": _address(session, connection),
-        "etag": _etag(connection),
+        "etag": connection.etag,
         "accept-patch": FRAGMENT,
     }
     response = Response(answer, status_code=201, headers=headers, media_type=None)
@@ -254,7 +253,3 @@ def _decode_sdp(body: bytes) -> str:
 
 def _address(session: Session, connection: WebRTCConnection) -> str:
     return f"/v1/sessions/{session.id}/connections/{connection.id}"
-
-
-def _etag(connection: WebRTCConnection) -> str:
-    return f'"{connection.id}"'

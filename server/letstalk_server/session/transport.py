@@ -136,6 +136,15 @@ class Peer(Protocol):
         """
         ...
 
+    async def restart(self, fragment: str) -> str:
+        """Restart ICE with the body of a WHIP or WHEP `PATCH`; return that of the answer.
+
+        Raises:
+            BadRequestError: The body is not a valid SDP fragment, or has no credentials.
+            IceRestartError: The connection cannot be restarted.
+        """
+        ...
+
     def send(self, text: str) -> bool:
         """Send a data channel message; return False if no channel is open or its buffer is full."""
         ...

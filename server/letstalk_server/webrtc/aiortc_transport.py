@@ -33,12 +33,19 @@ from letstalk_server.settings import Bitrates, IceServer
 from letstalk_server.webrtc.camera_path import CameraPath
 from letstalk_server.webrtc.encoded_streams import SharedMedia
 from letstalk_server.webrtc.hardening import harden, harden_channel, harden_connection
+from letstalk_server.webrtc.ice_restart import IceCredentials, restart_ice, write_fragment
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 from letstalk_server.webrtc.moving_peers import MovingPeer
 from letstalk_server.webrtc.public_address import PublicAddress
 from letstalk_server.webrtc.rtp_receiver import RtpReceiver
 from letstalk_server.webrtc.rtp_sender import RtpSender
-from letstalk_server.webrtc.sdp import clean_offer, media_kinds, parse_fragment
+from letstalk_server.webrtc.sdp import (
+    SdpFragment,
+    clean_offer,
+    is_ice_text,
+    media_kinds,
+    parse_fragment,
+)
 
 log = logging.getLogger(__name__)
 
@@ -215,8 +222,37 @@ class AiortcPeer:
         parsed = parse_fragment(fragment)
         if parsed.ufrag is not None and parsed.ufrag != self._ufrag:
             raise IceRestartError(
-                "ICE restarts are not supported. Close this connection and open a new one."
+                "The fragment has another ice-ufrag than the connection. To restart ICE, send "
+                "If-Match: *."
             )
+        await self._add_candidates(parsed)
+
+    async def restart(self, fragment: str) -> str:
+        """Restart ICE: the body of a `PATCH` with the peer's new credentials (RFC 9725, 4.3.3).
+
+        Returns:
+            The fragment to answer with: our new credentials, and all candidates.
+
+        Raises:
+            BadRequestError: The body is not a valid SDP fragment, or has no credentials.
+            IceRestartError: The media sections of the connection are not bundled.
+        """
+        parsed = parse_fragment(fragment)
+        if not is_ice_text(parsed.ufrag, 4) or not is_ice_text(parsed.password, 22):
+            raise BadRequestError(
+                "An ICE restart needs a new a=ice-ufrag and a=ice-pwd, as RFC 8839 defines them."
+            )
+        transports = self._transports()
+        if len(transports) != 1:
+            raise IceRestartError("ICE restarts need all media sections in one BUNDLE group.")
+        self._ufrag = parsed.ufrag
+        theirs = IceCredentials(str(parsed.ufrag), str(parsed.password))
+        ours = restart_ice(transports.pop().transport._connection, theirs)
+        await self._add_candidates(parsed)
+        answer = write_fragment(str(self._pc.localDescription.sdp), ours)
+        return answer if self.public_address is None else self.public_address.put_into(answer)
+
+    async def _add_candidates(self, parsed: SdpFragment) -> None:
         for text, mid in parsed.candidates:
             try:
                 candidate = candidate_from_sdp(text)

@@ -79,10 +79,12 @@ class SdpFragment:
     Attributes:
         candidates: the text after `candidate:` and the `mid` of the media section, for each.
         ufrag: ICE user name fragment of the connection; `None` if the fragment has none.
+        password: likewise the ICE password.
     """
 
     candidates: tuple[tuple[str, str], ...]
     ufrag: str | None
+    password: str | None = None
 
 
 def parse_fragment(text: str) -> SdpFragment:
@@ -95,12 +97,14 @@ def parse_fragment(text: str) -> SdpFragment:
         raise BadRequestError(
             f"The fragment has {len(text)} characters; the limit is {MAX_FRAGMENT_CHARS}."
         )
-    candidates, mid, ufrag = [], None, None
+    candidates, mid, ufrag, password = [], None, None, None
     for line in _lines(text):
         if line.startswith("a=mid:"):
             mid = line[6:].strip()
         elif line.startswith("a=ice-ufrag:"):
             ufrag = line[12:].strip()
+        elif line.startswith("a=ice-pwd:"):
+            password = line[10:].strip()
         elif line.startswith("a=candidate:") and not _SLOW_LINE.match(line):
             if mid is None:
                 raise BadRequestError(
@@ -109,7 +113,12 @@ def parse_fragment(text: str) -> SdpFragment:
             candidates.append((line[12:].strip(), mid))
     if len(candidates) > MAX_CANDIDATES:
         raise BadRequestError(f"The fragment has more than {MAX_CANDIDATES} candidates.")
-    return SdpFragment(tuple(candidates), ufrag)
+    return SdpFragment(tuple(candidates), ufrag, password)
+
+
+def is_ice_text(text: str | None, shortest: int) -> bool:
+    """Return whether a text may be an ICE user name fragment or password (RFC 8839, 5.4)."""
+    return text is not None and re.fullmatch(rf"[A-Za-z0-9+/]{{{shortest},256}}", text) is not None
 
 
 def _lines(sdp: str) -> list[str]:

@@ -51,6 +51,7 @@ class WebRTCConnection:
         self._resumed = session.is_resumed
         self._opened_s = self._last_received_s = time.monotonic()
         self._has_channel = False
+        self._restarts = 0
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_MESSAGES_WAITING)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
@@ -94,6 +95,21 @@ class WebRTCConnection:
             ServerError: The candidates cannot be used.
         """
         await self._peer.trickle(fragment)
+
+    async def restart_ice(self, fragment: str) -> str:
+        """Restart ICE, so that the peer can go on from another address; return the answer.
+
+        Raises:
+            ServerError: The fragment cannot be used.
+        """
+        answer = await self._peer.restart(fragment)
+        self._restarts += 1
+        return answer
+
+    @property
+    def etag(self) -> str:
+        """The entity tag of the ICE session: another one after each restart (RFC 9725)."""
+        return f'"{self.id}"' if self._restarts == 0 else f'"{self.id}.{self._restarts}"'
 
     @property
     def video_bitrate(self) -> int:

@@ -177,7 +177,8 @@ async def test_players_come_and_go_by_whep():
 
         problem(await patch(), 428, "precondition-required")
         problem(await patch(if_match='"other"'), 412, "precondition-failed")
-        problem(await patch(if_match="*"), 422, "ice-restart-unsupported")
+        problem(await patch(if_match="*"), 400, "bad-request")
+        problem(await patch("a=ice-ufrag:other\r\n", if_match=tag), 422, "ice-restart-unsupported")
         problem(await patch(if_match=tag, content_type="text/plain"), 415, "unsupported-media-type")
         candidate = "a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n"
         taken = await patch(f"a=mid:0\r\n{candidate}", if_match=tag)
