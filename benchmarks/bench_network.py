@@ -63,8 +63,6 @@ CASES = {
     "rebind": Case(event="rebind"),
     "all": Case(Impairment(loss=0.1, jitter_ms=100, rate_kbit=300), event="outage"),
 }
-NEEDS_RECONNECTS = ("move",)
-"""Cases for the page only: aiortc as a client can neither restart ICE nor reconnect."""
 
 
 @contextmanager
@@ -187,8 +185,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, dict[str, Any]] = {}
     for peer in options.peer or ["aiortc", "chromium"]:
         for name in options.case or list(CASES):
-            if peer == "aiortc" and name in NEEDS_RECONNECTS:
-                continue
             if link == "netem" and name == "rebind":
                 continue
             got = measure(peer, name, options.seconds, netem=link == "netem", keep=options.keep)

@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,20 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from browsing import browsing
 from instruction_sets import add_option, environment
 
 from letstalk_rt import __version__
 
 HERE = Path(__file__).parent
 PAGE = "<!doctype html><title>bench</title><video muted playsinline width=512></video>"
-FLAGS = [
-    "--no-sandbox",
-    "--autoplay-policy=no-user-gesture-required",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 WARM_UP_S = 5
 CODECS = ("VP8", "H264")
 
@@ -67,23 +59,12 @@ def running(command: Sequence[str], isa: str | None = None) -> Iterator[tuple[st
 
 
 @contextmanager
-def browsing(address: str) -> Iterator[Any]:
+def receiving(address: str) -> Iterator[Any]:
     """Open the benchmark's page at a server's address; yield it."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("Chromium is missing; install it with: apt-get install chromium")
     script = (HERE / "webrtc" / "receiver.js").read_text(encoding="utf-8")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        body = f"{PAGE}<script>{script}</script>"
-        page.route("**/bench", lambda route: route.fulfill(body=body, content_type="text/html"))
-        page.goto(f"{address}/bench")
+    body = f"{PAGE}<script>{script}</script>"
+    with browsing(address, body, {"listening.js": HERE / "webrtc" / "listening.js"}) as page:
         yield page
-        browser.close()
 
 
 def cpu_s(process: int) -> float:
@@ -137,7 +118,7 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
         command += ["--preset", options.preset]
     if not options.isolate_model:
         command.append("--no-isolate-model")
-    with running(command, options.isa) as (address, _), browsing(address) as page:
+    with running(command, options.isa) as (address, _), receiving(address) as page:
         firsts = []
         for _ in range(options.connects):
             firsts.append(page.evaluate("connect('VP8', false)"))
@@ -166,7 +147,7 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
 def bench_transport(options: argparse.Namespace, codec: str, seconds: float) -> dict[str, Any]:
     """Measure the server with an avatar whose model takes no time."""
     command = [sys.executable, str(HERE / "webrtc" / "flash_avatar.py"), "--port", "0"]
-    with running(command, options.isa) as (address, process), browsing(address) as page:
+    with running(command, options.isa) as (address, process), receiving(address) as page:
         page.evaluate(f"connect('{codec}', true)")
         page.wait_for_timeout(WARM_UP_S * 1000)
         used_s, started_s = cpu_s(process), time.monotonic()

@@ -21,7 +21,7 @@ from letstalk_server.settings import AGENT_PORT
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "deploy" / "run_compose.py"
-WORKER = ROOT / "benchmarks" / "cluster_stage" / "worker.py"
+WORKER = ROOT / "benchmarks" / "cluster_worker.py"
 TEXT = (ROOT / "compose.yaml").read_text("utf-8")
 API_KEY = "an-api-key-of-thirty-two-characters"
 VARIABLES = {

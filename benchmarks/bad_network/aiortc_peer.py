@@ -19,6 +19,7 @@ from typing import Any
 
 import av
 import numpy as np
+from aioice.ice import get_host_addresses
 from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
@@ -28,8 +29,12 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import AnyRtcpPacket, RtcpSrPacket, RtpPacket
 from bad_network import marks
+from bad_network.moving_client import restart_ice
 
 PING_S = 1.0
+LOOK_S = 0.2
+"""Time between two looks at the addresses of this host."""
+
 PERIOD_S, BEEP_S = 0.8, 0.24
 """Time from beep to beep, and the length of one."""
 
@@ -122,7 +127,7 @@ class SenderClock:
 
 
 class AiortcPeer:
-    """A peer that behaves like the page, without its reconnects."""
+    """A peer that behaves like the page in a browser, without its reconnects."""
 
     def __init__(self) -> None:
         self.recording = Recording()
@@ -140,7 +145,8 @@ class AiortcPeer:
         self._pc.on("track", self._on_track)
         self._pc.on("connectionstatechange", self._on_state)
         self._tasks: list[asyncio.Task[None]] = []
-        self._quiet_s = 0.0
+        self._quiet_s, self._next_pts = 0.0, 0
+        self._place = ""
         self._heard_pts: list[int] = []
         self._shown_pts: list[tuple[float, int, float | None]] = []
 
@@ -155,8 +161,11 @@ class AiortcPeer:
             lambda: json.load(urllib.request.urlopen(request, timeout=20))
         )
         self.session = answer["session"]
+        connection = answer["connection"]
+        self._place = f"{address}/v1/sessions/{self.session}/connections/{connection}"
         await self._pc.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
         self._tasks.append(asyncio.create_task(self._ping()))
+        self._tasks.append(asyncio.create_task(self._follow_addresses()))
 
     async def close(self) -> Recording:
         """Close the connection, and return what was recorded."""
@@ -176,6 +185,22 @@ class AiortcPeer:
             await asyncio.sleep(PING_S)
             if self._channel.readyState == "open":
                 self._channel.send('{"type": "session.ping"}')
+
+    async def _follow_addresses(self) -> None:
+        known = get_host_addresses(True, True)
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = get_host_addresses(True, True)
+            if now and now != known:
+                known = now
+                await restart_ice(self._pc, self._restart)
+
+    async def _restart(self, fragment: str) -> str:
+        headers = {"content-type": "application/trickle-ice-sdpfrag", "if-match": "*"}
+        request = urllib.request.Request(self._place, fragment.encode(), headers, method="PATCH")
+        return await asyncio.to_thread(
+            lambda: urllib.request.urlopen(request, timeout=5).read().decode()
+        )
 
     def _on_message(self, text: str) -> None:
         self.recording.messages.append((time.monotonic(), json.loads(text)["type"]))
@@ -207,6 +232,9 @@ class AiortcPeer:
                 return
             assert isinstance(frame, av.AudioFrame) and frame.pts is not None
             self.recording.sounds.append(time.monotonic())
+            if frame.pts != self._next_pts:
+                self._quiet_s = 0.0  # a beep whose beginning was lost cannot be timed
+            self._next_pts = frame.pts + frame.samples
             samples = np.abs(frame.to_ndarray().reshape(frame.samples, -1).max(1).astype(int))
             loud = np.flatnonzero(samples > LOUD)
             if loud.size and self._quiet_s + loud[0] / RATE > QUIET_S:

@@ -8,7 +8,6 @@ plays it.
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,47 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from bad_network.aiortc_peer import beeps
+from browsing import browsing
 
 HERE = Path(__file__).parent
 PAGE = "<!doctype html><title>bad network</title><video playsinline width=512></video>"
-FLAGS = [
-    "--no-sandbox",
-    "--autoplay-policy=no-user-gesture-required",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 
 
 @contextmanager
-def browsing(address: str) -> Iterator[Any]:
+def talking(address: str) -> Iterator[Any]:
     """Open the page at a server's address; yield it."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("Chromium is missing; install it with: apt-get install chromium")
-    # What records audio is given to secure origins only.
-    flags = [*FLAGS, f"--unsafely-treat-insecure-origin-as-secure={address}"]
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        body = f'{PAGE}<script type="module">{script}</script>'
-        page.route("**/bench", lambda route: route.fulfill(body=body, content_type="text/html"))
-        page.on("console", lambda message: print(message.text, file=sys.stderr))
-        page.on("pageerror", lambda error: print(error, file=sys.stderr))
-        page.goto(f"{address}/bench")
+    modules = {"listening.js": HERE.parent / "webrtc" / "listening.js"}
+    # What records audio is given to secure origins only.
+    flags = [f"--unsafely-treat-insecure-origin-as-secure={address}"]
+    with browsing(
+        address, f'{PAGE}<script type="module">{script}</script>', modules, flags
+    ) as page:
         page.wait_for_function("() => Boolean(window.start)")
         yield page
-        browser.close()
 
 
 def watch(address: str, seconds: float) -> None:
     """Connect, tell when the page is live, and record for so long."""
-    with browsing(address) as page:
+    with talking(address) as page:
         session = page.evaluate("(samples) => start(samples)", beeps().tolist())
         print(json.dumps({"session": session, "live_s": time.monotonic()}), flush=True)
         page.wait_for_timeout(seconds * 1000)

@@ -24,8 +24,9 @@ from letstalk_server.main import serve
 from letstalk_server.session.avatar_service import LoadedModel
 from letstalk_server.settings import Settings
 
-QUIET_FRAMES = 6
-"""Frames without sound before a sound counts as a new one."""
+QUIET_FRAMES = 8
+"""Frames without sound before a sound counts as a new one: longer than the pause that a peer waits
+for, because a beep that only one of the two counts must not be one with marks."""
 
 
 class ClockPipeline(FlashPipeline):

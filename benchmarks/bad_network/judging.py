@@ -100,11 +100,20 @@ def judge(
 
 
 def skews_ms(shown: Sequence[Sequence[float | None]], heard: Sequence[float]) -> list[float]:
-    """Return for each frame with marks how much later its beep is heard than it is due."""
+    """Return for each frame with marks how much later its beep is heard than it is due.
+
+    A frame with the marks of the one before is repeated, because the server had no other in time;
+    it has no sound of its own.
+    """
     sounds = np.array(heard)
     if not sounds.size:
         return []
-    due = [frame[1] - frame[2] for frame in shown if frame[1] is not None and frame[2] is not None]
+    before = [None, *(frame[2] for frame in shown)]
+    due = [
+        frame[1] - frame[2]
+        for frame, age_before in zip(shown, before, strict=False)
+        if frame[1] is not None and frame[2] is not None and frame[2] != age_before
+    ]
     nearest = [float(sounds[np.abs(sounds - at).argmin()] - at) for at in due]
     return [1000 * skew for skew in nearest if abs(skew) < FAR_S]
 

@@ -2,12 +2,13 @@
 // beeps, and a record of what is shown and heard. Times are milliseconds of `performance.now()`.
 
 import { LetsTalkAvatar } from "/letstalk.js";
+import { listen, loudspeakerDelay } from "/listening.js";
 
 const BLOCK = 32; // as marks.py
 const COLUMNS = 4;
 const ROWS = 3;
-const LOUD = 0.03;
-const QUIET_S = 0.3;
+const GAP_MS = 170; // without a packet of audio
+const LOST_BEGINNING_MS = 400; // after a gap, with the delay of the jitter buffer
 
 const record = { shown: [], heard: [], sounds: [], states: [], messages: [] };
 const video = document.querySelector("video");
@@ -15,6 +16,7 @@ const drawing = new OffscreenCanvas(COLUMNS * BLOCK, ROWS * BLOCK);
 const pixels = drawing.getContext("2d", { willReadFrequently: true });
 const listenedTo = new Set();
 let pc = null;
+let resumedMs = -Infinity; // when packets of audio came again after a gap
 
 // The module keeps its connection to itself.
 const Native = window.RTCPeerConnection;
@@ -50,25 +52,18 @@ function look(now, { expectedDisplayTime }) {
   video.requestVideoFrameCallback(look);
 }
 
-async function listen(track) {
+function hear(track) {
   if (listenedTo.has(track.id)) return;
   listenedTo.add(track.id);
-  const reader = new MediaStreamTrackProcessor({ track }).readable.getReader();
-  let quietS = 0;
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const samples = new Float32Array(value.numberOfFrames);
-    value.copyTo(samples, { planeIndex: 0, format: "f32-planar" });
-    samples.forEach((sample, i) => {
-      const loud = Math.abs(sample) > LOUD;
-      if (loud && quietS > QUIET_S) {
-        record.heard.push((value.timestamp + (1e6 * i) / value.sampleRate) / 1000);
-      }
-      quietS = loud ? 0 : quietS + 1 / value.sampleRate;
-    });
-    value.close();
-  }
+  listen(track, (at) => {
+    // A beep whose beginning was lost cannot be timed.
+    if (performance.now() - resumedMs > LOST_BEGINNING_MS) record.heard.push(at);
+  });
+}
+
+function noteSound(now) {
+  if (now - (record.sounds.at(-1) ?? now) > GAP_MS) resumedMs = now;
+  record.sounds.push(now);
 }
 
 // Packets of audio arrive: the jitter buffer conceals their absence, so that its output tells nothing.
@@ -79,19 +74,10 @@ async function countPackets() {
     if (!pc) continue;
     for (const report of (await pc.getStats()).values()) {
       if (report.type !== "inbound-rtp" || report.kind !== "audio") continue;
-      if (report.packetsReceived !== last) record.sounds.push(performance.now());
+      if (report.packetsReceived !== last) noteSound(performance.now());
       last = report.packetsReceived;
     }
   }
-}
-
-async function loudspeakerDelay() {
-  for (const report of (await pc.getStats()).values()) {
-    if (report.type === "media-playout") {
-      return (1000 * report.totalPlayoutDelay) / report.totalSamplesCount;
-    }
-  }
-  throw new Error("the browser does not tell its loudspeaker's delay");
 }
 
 function microphone(samples) {
@@ -117,13 +103,13 @@ window.start = async (samples) => {
   await avatar.connect();
   avatar.speak(microphone(samples));
   video.requestVideoFrameCallback(look);
-  setInterval(() => video.srcObject?.getAudioTracks().forEach(listen), 100);
+  setInterval(() => video.srcObject?.getAudioTracks().forEach(hear), 100);
   countPackets();
   return avatar.session.session;
 };
 
 window.finish = async () => {
-  const laterMs = await loudspeakerDelay();
+  const laterMs = await loudspeakerDelay(pc);
   const heard = record.heard.map((at) => at + laterMs);
   const stats = [...(await pc.getStats()).values()].filter(({ type }) => type === "inbound-rtp");
   return { ...record, heard, session: avatar.session.session, stats };

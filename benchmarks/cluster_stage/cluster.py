@@ -17,7 +17,7 @@ import httpx
 from cluster_stage.hosts import Hosts
 from letstalk_server.cluster.haproxy import DnsWorkers, Frontend, WorkerAddress, configuration
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).parents[1] / "cluster_worker.py"
 API_KEY = "an-api-key-for-the-cluster-stage-0123456789"
 PORT, AGENT_PORT, STATS_PORT = 8080, 8081, 8404
 OPERATOR = {"authorization": f"Bearer {API_KEY}"}

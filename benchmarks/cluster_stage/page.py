@@ -1,17 +1,13 @@
 """The page in a real browser, whose worker is told to stop while it is live."""
 
-import shutil
 from typing import Any
 
 import httpx
+from browsing import FLAGS, executable
 
 from cluster_stage.cluster import OPERATOR, Cluster
 from cluster_stage.visitors import worker_of
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-FLAGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--no-first-run"]
 LIVE = 'body[data-state="live"][data-video]'
 SESSION = "new URL(document.getElementById('overlay-link').value).searchParams.get('session')"
 NOTE_STATES = """
@@ -42,7 +38,7 @@ def resume_elsewhere(cluster: Cluster, proxy: str) -> dict[str, Any]:
     fields = {"subject": "visitor-1", "scopes": ["sessions", "speak", "view", "avatars"]}
     token = httpx.post(f"{url}/v1/tokens", json=fields, headers=OPERATOR).json()["token"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=executable(), args=FLAGS)
         page = browser.new_page(bypass_csp=True)  # Playwright waits by `eval`
         page.set_default_timeout(90_000)
         page.goto(f"{url}/#token={token}")

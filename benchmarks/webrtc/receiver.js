@@ -42,37 +42,6 @@ class Onsets extends AudioWorkletProcessor {
 }
 registerProcessor("onsets", Onsets);`;
 
-// Note when each sound comes out of the jitter buffer. Through an AudioContext it would be 45 ms
-// later, in a path that a listener to the page does not have.
-async function listen(track, heard) {
-  const reader = new MediaStreamTrackProcessor({ track }).readable.getReader();
-  let quiet = 0;
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const samples = new Float32Array(value.numberOfFrames);
-    value.copyTo(samples, { planeIndex: 0, format: "f32-planar" });
-    samples.forEach((sample, i) => {
-      const loud = Math.abs(sample) > 0.03;
-      // Timestamps are on the page's clock, in microseconds.
-      if (loud && quiet > 0.3 * value.sampleRate) {
-        heard.push((value.timestamp + (1e6 * i) / value.sampleRate) / 1000);
-      }
-      quiet = loud ? 0 : quiet + 1;
-    });
-    value.close();
-  }
-}
-
-// How long after the jitter buffer the loudspeaker plays a sound, on average, milliseconds.
-async function loudspeakerDelay(pc) {
-  for (const report of (await pc.getStats()).values()) {
-    if (report.type !== "media-playout") continue;
-    return (1000 * report.totalPlayoutDelay) / report.totalSamplesCount;
-  }
-  throw new Error("the browser does not tell its loudspeaker's delay");
-}
-
 function preferCodec(transceiver, codec) {
   const known = RTCRtpReceiver.getCapabilities("video").codecs;
   const wanted = known.filter((each) => each.mimeType === `video/${codec}`);
@@ -82,6 +51,7 @@ function preferCodec(transceiver, codec) {
 // Connect; gives the milliseconds from the offer to the first picture.
 window.connect = async (codec, speaks) => {
   const { LipSync } = await import("/lip-sync.js"); // as the page does
+  const { listen } = await import("/listening.js");
   const context = new AudioContext({ sampleRate: 48000, latencyHint: "interactive" });
   await context.resume();
   const source = voice(context);
@@ -93,7 +63,7 @@ window.connect = async (codec, speaks) => {
   const stream = new MediaStream();
   pc.ontrack = ({ track }) => {
     stream.addTrack(track);
-    if (track.kind === "audio") listen(track, onsets.heard);
+    if (track.kind === "audio") listen(track, (at) => onsets.heard.push(at));
   };
   video.srcObject = stream;
   const onsets = { said: [], heard: [] };
@@ -166,6 +136,7 @@ window.watch = async (seconds) => {
     if (report.type === "inbound-rtp" && report.kind === "video") Object.assign(stats, report);
   }
   const fps = ((last.presented - first.presented) * 1000) / (last.at - first.at);
+  const { loudspeakerDelay } = await import("/listening.js");
   const later = await loudspeakerDelay(connection.pc);
   const heard = onsets.heard.map((at) => at + later);
   return { said: onsets.said, heard, flashes, fps, pictures, gap, stats };

@@ -83,6 +83,8 @@ def test_a_recording_is_judged_by_skew_and_by_what_follows_an_outage():
     assert gone.picture_back_s == float("inf") and not gone.passed
     assert not judge(recording(), {"session": "other"}, began_s=1.0, ended_s=None).passed
     assert skews_ms([(1.0, 1.0, 0.2)], []) == []
+    repeated = [(1.0, 1.0, 0.2), (1.04, 1.04, 0.2), (1.08, 1.08, 0.24)]
+    assert skews_ms(repeated, [0.82]) == pytest.approx([20, -20])
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

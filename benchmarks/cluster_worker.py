@@ -1,6 +1,6 @@
 """A worker of a cluster whose avatar stands still, so that many fit on one machine.
 
-    python benchmarks/cluster_stage/worker.py --worker-name w1 --max-sessions 8
+    python benchmarks/cluster_worker.py --worker-name w1 --max-sessions 8
 
 It takes the options of `letstalk serve`.
 """
@@ -11,30 +11,14 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
+from webrtc.flash_avatar import MiddleFinder
 
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
-from letstalk_rt.types import Face, Portrait
+from letstalk_rt.types import Portrait
 from letstalk_server.main import parse, serve
 from letstalk_server.session.avatar_service import LoadedModel
 from letstalk_server.settings import Settings
-
-
-class MiddleFinder:
-    """A face finder that returns the middle of any image."""
-
-    crop_px = 256
-
-    def fingerprint(self) -> str:
-        """Return a name of its own."""
-        return "middle"
-
-    def find_faces(self, rgb: np.ndarray) -> list[Face]:
-        """Return one face in `(H, W, 3)`."""
-        height, width = rgb.shape[:2]
-        x = np.array([0.35, 0.65, 0.5, 0.5], np.float32) * width
-        y = np.array([0.45, 0.45, 0.3, 0.7], np.float32) * height
-        return [Face(np.stack([x, y], 1), 0.9, 0.0)]
 
 
 class StillPipeline(Pipeline[list[np.ndarray]]):
