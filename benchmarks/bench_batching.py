@@ -1,10 +1,11 @@
 """Compares steps of several sessions one by one with steps in a batch.
 
-Several live sessions of one portrait share the model's thread, first with one step after another,
+Several live sessions share the model's thread, first with one step after another,
 then with steps in a batch when they wait at the same time. Each gets live audio and is read at 25
 frames per second. `step` is the time a session waits for its window, queueing included.
 
     python benchmarks/bench_batching.py --sessions 1 2 3 --seconds 20
+    python benchmarks/bench_batching.py --size 512 384 720        # sizes by turns, in one batch
 
 The last line is JSON: `step_ms` of each batch size, back to back; then, for each number of
 sessions and each of both ways, `step_ms` (p50, p95, p99), `repeated_ratio`, `busy_ratio` and
@@ -17,6 +18,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -41,19 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     pipeline = AvatarPipeline.load(options.preset, threads=options.threads)
     first = next(iter(list_avatars().values()))
-    portrait = prepare_portrait(first, pipeline.finder, size=options.size)
-    alone = in_own_thread(measure_batches)(pipeline, portrait, BATCHES, stop_early=False)
+    portraits = [prepare_portrait(first, pipeline.finder, size=size) for size in options.size]
+    alone = in_own_thread(measure_batches)(pipeline, portraits, BATCHES, stop_early=False)
     result: dict[str, Any] = {
         "version": __version__,
         "machine": platform.processor() or platform.machine(),
         "preset": options.preset,
+        "size": options.size,
         "step_ms": {str(count): round(1000 * took_s, 2) for count, took_s in alone.items()},
         "worthwhile_batch": worthwhile_batch(alone),
         "live": [],
     }
     for count in options.sessions:
         for batch in (1, max(BATCHES)):
-            found = asyncio.run(live(pipeline, portrait, count, batch, options.seconds))
+            found = asyncio.run(live(pipeline, portraits, count, batch, options.seconds))
             result["live"].append({"sessions": count, "max_batch": batch} | found)
             if not options.json:
                 print(result["live"][-1], flush=True)
@@ -62,12 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def live(
-    pipeline: Pipeline[Any], portrait: Portrait, count: int, batch: int, seconds: float
+    pipeline: Pipeline[Any], portraits: Sequence[Portrait], count: int, batch: int, seconds: float
 ) -> dict[str, Any]:
     """Run `count` sessions at the same time; return their waiting times and repeated frames."""
     worker = ModelWorker(pipeline, max_batch=batch)
-    avatar = Avatar.from_pipeline(pipeline, portrait, worker=worker)
-    sessions = [avatar.session(seed=seed, playback="reported") for seed in range(count)]
+    taken = islice(cycle(portraits), count)
+    avatars = [Avatar.from_pipeline(pipeline, each, worker=worker) for each in taken]
+    sessions = [one.session(seed=n, playback="reported") for n, one in enumerate(avatars)]
     began_s = time.monotonic()
     try:
         shown = await asyncio.gather(
@@ -126,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     add = parser.add_argument
     add("--preset", default="tiny", help="the model (%(default)s)")
-    add("--size", type=int, default=512, help="longer side of the frames, px (%(default)s)")
+    add("--size", type=int, nargs="+", default=[512], help="longer sides, px, by turns (512)")
     add("--threads", type=int, help="CPU threads of the model (torch's choice)")
     add("--seconds", type=float, default=20.0, help="of each run (%(default)s)")
     add("--sessions", type=int, nargs="+", default=[1, 2, 3], help="at the same time (1 2 3)")

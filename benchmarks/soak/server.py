@@ -19,7 +19,13 @@ from webrtc.flash_avatar import PATCH, Flashes
 
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
-from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.inference.protocol import (
+    DEFAULT_OPTIONS,
+    Deliver,
+    Pipeline,
+    StateOptions,
+    Windows,
+)
 from letstalk_rt.types import Portrait
 from letstalk_server.main import serve
 from letstalk_server.session.avatar_service import LoadedModel
@@ -92,25 +98,26 @@ class FlashingPipeline(Pipeline[FlashingState]):
 
     def step(
         self, pcm: np.ndarray, states: Sequence[FlashingState], deliver: Deliver | None = None
-    ) -> np.ndarray:
+    ) -> list[np.ndarray]:
         """Run a step of the model, and paint the patch into each partial window."""
         shades = [state.flashes.shades(hop) for hop, state in zip(pcm, states, strict=True)]
-        parts: list[np.ndarray] = []
+        parts: list[list[np.ndarray]] = []
 
-        def paint(part: np.ndarray) -> None:
-            first = sum(done.shape[1] for done in parts)
-            parts.append(painted(part, [each[first : first + part.shape[1]] for each in shades]))
+        def paint(windows: Windows) -> None:
+            first = sum(len(done[0]) for done in parts)
+            pairs = zip(windows, shades, strict=True)
+            parts.append([painted(one, each[first : first + len(one)]) for one, each in pairs])
             if deliver is not None:
                 deliver(parts[-1])
 
         self._inner.step(pcm, [state.inner for state in states], paint)
-        return np.concatenate(parts, axis=1)
+        return [np.concatenate(one) for one in zip(*parts, strict=True)]
 
 
-def painted(window: np.ndarray, shades: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return a copy of `(B, n, H, W, 3)` with the patch of each frame in its shade."""
+def painted(window: np.ndarray, shades: Sequence[int]) -> np.ndarray:
+    """Return a copy of `(n, H, W, 3)` with the patch of each frame in its shade."""
     window = window.copy()
-    window[:, :, :PATCH, :PATCH] = np.array(shades, np.uint8)[:, :, None, None, None]
+    window[:, :PATCH, :PATCH] = np.array(shades, np.uint8)[:, None, None, None]
     return window
 
 

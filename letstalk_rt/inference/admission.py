@@ -30,7 +30,7 @@ class StepCost:
     def measure(cls, worker: ModelWorker[Any], portrait: Portrait) -> Self:
         """Measure the model, and set the batch size of its worker. Blocks for some seconds."""
         pipeline = worker.pipeline
-        seconds = worker.submit(measure_batches, pipeline, portrait).result()
+        seconds = worker.submit(measure_batches, pipeline, [portrait]).result()
         worker.max_batch = worthwhile_batch(seconds)
         return cls(seconds[worker.max_batch] / worker.max_batch, pipeline.frames_per_window / FPS)
 

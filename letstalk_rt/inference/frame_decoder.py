@@ -112,10 +112,10 @@ class FrameDecoder:
         details: Sequence[FrameDetails],
         states: Sequence[SessionState],
         clock: StageTimer,
-    ) -> Generator[np.ndarray, None, None]:
-        """Yield the partial windows in order, `(B, n, H, W, 3)` uint8, each as soon as it is ready.
+    ) -> Generator[list[np.ndarray], None, None]:
+        """Yield the partial windows in order, B arrays `(n, H, W, 3)` uint8, as soon as possible.
 
-        Frames are decoded in parallel if there are threads.
+        Frames are decoded in parallel if there are threads. The sizes of the pictures may differ.
 
         Args:
             inputs: B results of `prepare`.
@@ -128,7 +128,7 @@ class FrameDecoder:
         images = self._whole_window(window) if self.decode_pool is None else self._frames(window)
         with closing(images):
             for part in pairwise(accumulate(self.partial_sizes, initial=0)):
-                yield np.stack(window.with_repeats(range(*part), next(images)))
+                yield window.with_repeats(range(*part), next(images))
         window.note_end(count)
 
     def in_order(self, jobs: Sequence[Callable[[], T]]) -> Generator[T, None, None]:

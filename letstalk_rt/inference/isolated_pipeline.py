@@ -73,11 +73,13 @@ class IsolatedState:
         number: its number there.
         generation: how many processes were lost before that one.
         key: its batch key, as text.
+        size: height and width of its frames in pixels.
     """
 
     number: int
     generation: int
     key: str
+    size: tuple[int, int]
 
 
 class IsolatedPipeline(Pipeline[IsolatedState]):
@@ -182,13 +184,13 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         process, number = self._supervisor.running(), next(self._numbers)
         arguments = (number, portrait, options)
         key = self._call(process, "init_state", arguments, self._limits.call_s)
-        state = IsolatedState(number, self._supervisor.generation, key)
+        state = IsolatedState(number, self._supervisor.generation, key, _size(portrait))
         weakref.finalize(state, self._dropped.append, number).atexit = False
         return state
 
     def step(
         self, pcm: np.ndarray, states: Sequence[IsolatedState], deliver: Deliver | None = None
-    ) -> np.ndarray:
+    ) -> list[np.ndarray]:
         """Take one hop and return one window for each of B sessions; see `Pipeline.step`.
 
         Raises:
@@ -197,26 +199,25 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
             EngineError: the step raised an exception, which the message describes.
         """
         process = self._process_of(states)
-        began_s, kind = self._clock(), self._kind(states)
-        limit_s = self._step_limit_s(kind)
-        window = np.zeros(0, np.uint8)
+        began_s, kinds = self._clock(), self._kinds(states)
+        limit_s = self._step_limit_s(kinds)
+        windows: list[np.ndarray] = []
 
         def take(part: Part) -> None:
-            nonlocal window
-            batch, number, *size = part.shape
             if part.first == 0:
-                window = np.empty((batch, self.frames_per_window, *size), np.uint8)
-            self._frames.copy(window, part.first, number)
+                shapes = [(self.frames_per_window, *size, 3) for size in part.sizes]
+                windows.extend(np.empty(shape, np.uint8) for shape in shapes)
+            self._frames.copy(windows, part.first, part.count)
             if deliver is not None:
-                deliver(window[:, part.first : part.first + number])
+                deliver([window[part.first : part.first + part.count] for window in windows])
 
         numbers = tuple(state.number for state in states)
         self._call(process, "step", (pcm, numbers, deliver is not None), limit_s, take)
-        if kind in self._warm or not self._compiled:
+        if kinds <= self._warm or not self._compiled:
             self._steps_s.append(self._clock() - began_s)
-        self._warm.add(kind)
+        self._warm |= kinds
         self._supervisor.note_step()
-        return window
+        return windows
 
     def interrupt(self, state: IsolatedState, *, unseen: int = 0) -> None:
         """Forget all past speech; see `Pipeline.interrupt`.
@@ -251,6 +252,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         process = self._process_of([state])
         arguments = (state.number, portrait)
         state.key = self._call(process, "change_portrait", arguments, self._limits.call_s)
+        state.size = _size(portrait)
 
     def set_quality(self, state: IsolatedState, quality: Quality) -> None:
         """Change what is computed for a session from the next window on.
@@ -343,14 +345,17 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
                 Fault.MEMORY,
             ) from error
 
-    def _kind(self, states: Sequence[IsolatedState]) -> Hashable:
-        """Return what must have been computed once before a step is fast."""
-        return states[0].generation, states[0].key, len(states) if self._compiled else 0
+    def _kinds(self, states: Sequence[IsolatedState]) -> set[Hashable]:
+        """Return all that must have been computed once before a step is fast."""
+        kinds: set[Hashable] = {(state.generation, state.key, state.size) for state in states}
+        if self._compiled:
+            kinds.add((states[0].generation, states[0].key, len(states)))
+        return kinds
 
-    def _step_limit_s(self, kind: Hashable) -> float:
+    def _step_limit_s(self, kinds: set[Hashable]) -> float:
         usual_s = statistics.median(self._steps_s) if self._steps_s else 0.0
         limit_s = max(self._limits.step_s, SLOWER * usual_s)
-        if kind in self._warm:
+        if kinds <= self._warm:
             return limit_s
         return COMPILE_S if self._compiled else FIRST_STEP * limit_s
 
@@ -378,6 +383,10 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         self._raised += 1
         if self._raised >= MAX_RAISED:
             self._lose(ModelLost(str(error), Fault.RAISED), began_s)
+
+
+def _size(portrait: Portrait) -> tuple[int, int]:
+    return portrait.canvas.shape[0], portrait.canvas.shape[1]
 
 
 class IsolatedFinder:

@@ -69,15 +69,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A partial window lies in the shared memory.
+    """A partial window of each session lies in the shared memory.
 
     Attributes:
         first: the number of its first frame in the window.
-        shape: `(B, n, H, W, 3)`.
+        count: the number of its frames.
+        sizes: height and width of the frames of each session in pixels.
     """
 
     first: int
-    shape: tuple[int, int, int, int, int]
+    count: int
+    sizes: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

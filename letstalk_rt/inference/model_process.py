@@ -20,7 +20,7 @@ from letstalk_rt.inference.model_messages import (
     Request,
     Space,
 )
-from letstalk_rt.inference.protocol import Pipeline
+from letstalk_rt.inference.protocol import Pipeline, Windows
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameWriter
 
@@ -126,22 +126,21 @@ class _ModelServer:
     def _step(self, pcm: np.ndarray, numbers: Sequence[int], in_parts: bool) -> None:
         sent = 0
 
-        def send(part: np.ndarray) -> None:
+        def send(parts: Windows) -> None:
             nonlocal sent
-            self._send_part(part, sent)
-            sent += part.shape[1]
+            self._send_parts(parts, sent)
+            sent += len(parts[0])
 
         states = [self._states[number] for number in numbers]
-        window = self._pipeline.step(pcm, states, send if in_parts else None)
+        windows = self._pipeline.step(pcm, states, send if in_parts else None)
         if not in_parts:
-            send(window)
+            send(windows)
 
-    def _send_part(self, part: np.ndarray, first: int) -> None:
-        assert part.dtype == np.uint8 and part.ndim == 5, (part.dtype, part.shape)
-        batch, count, height, width, channels = part.shape
-        window = batch, self._pipeline.frames_per_window, height, width, channels
-        self._frames.write(part, first, window)
-        self._send(Part(first, (batch, count, height, width, channels)))
+    def _send_parts(self, parts: Windows, first: int) -> None:
+        assert all(part.dtype == np.uint8 and part.ndim == 4 for part in parts), "see `Windows`"
+        self._frames.write(parts, first, self._pipeline.frames_per_window)
+        sizes = tuple((part.shape[1], part.shape[2]) for part in parts)
+        self._send(Part(first, len(parts[0]), sizes))
 
     def _key(self, number: int) -> str:
         # As text: the key itself may be of a type whose module imports torch.

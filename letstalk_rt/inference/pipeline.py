@@ -4,19 +4,17 @@ All memory of a session is in its `SessionState`, which is passed in and updated
 here uses asyncio, queues or wall-clock time.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
+from letstalk_rt.inference.audio_stage import AudioStage
 from letstalk_rt.inference.autotune import (
     DecoderVariant,
     apply_variant,
@@ -27,37 +25,22 @@ from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device, choose_dtype
 from letstalk_rt.inference.driver_camera import DriverCamera
 from letstalk_rt.inference.face_reader import FaceReader
+from letstalk_rt.inference.footage_stage import FootageStage
 from letstalk_rt.inference.frame_decoder import FrameDecoder, FrameDetails
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
-from letstalk_rt.inference.quality import Quality, new_images
-from letstalk_rt.inference.seam_easing import ease_seam
+from letstalk_rt.inference.quality import Quality
+from letstalk_rt.inference.sample_stage import SampleStage
 from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
 from letstalk_rt.metrics import NoClock, StageTimer
-from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.batch_state import gather, scatter
 from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.face.face_motion import DriveWindow
-from letstalk_rt.models.face.gestures import GestureWindow
 from letstalk_rt.models.loading import face_finder_for, load_model
 from letstalk_rt.threads import in_own_thread, thread_limit
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, Portrait
 
 MAX_GUIDANCE = 10.0
 _PLAIN = DecoderVariant()
-
-
-@dataclass(frozen=True)
-class LipReading:
-    """What the lip reader hears in the frames of a step.
-
-    Attributes:
-        values: lip values in the size of measured ones, `(B, N, Q)`.
-        sound: the sound around each frame, `(B, N, S)`, see `mouth_sound`.
-    """
-
-    values: Tensor
-    sound: Tensor
 
 
 class AvatarPipeline(Pipeline[SessionState]):
@@ -74,6 +57,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         replayed: whether to record the denoiser and the decoder as CUDA graphs.
 
     Attributes:
+        audio_stage: encodes audio.
         frame_decoder: decodes latents to frames.
     """
 
@@ -107,9 +91,12 @@ class AvatarPipeline(Pipeline[SessionState]):
         if self.device.type != "cpu" and model.preset.denoiser_follows:
             model.denoiser.to(self.dtype)
         options = {"compiled": variant.compiled, "recorded": replayed}
-        self._predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
+        predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
+        self.audio_stage = AudioStage(model)
+        self._sample_stage = SampleStage(model, guidance, predict)
         self.frame_decoder = FrameDecoder(model, **options)
         self.partial_sizes = self.frame_decoder.partial_sizes
+        self._footage_stage = FootageStage(self.frame_decoder, self.frames_per_window)
         self.quality_levels = self.frame_decoder.quality_levels
         self._states = StateFactory(model, steps=steps)
         self._face_reader: FaceReader | None = None
@@ -227,22 +214,23 @@ class AvatarPipeline(Pipeline[SessionState]):
         deliver: Deliver | None = None,
         *,
         clock: StageTimer = NoClock(),  # noqa: B008 (it has no state)
-    ) -> np.ndarray:
+    ) -> list[np.ndarray]:
         """Take one hop and return one window for each of B sessions.
 
         The window ends one look-ahead before the end of the hop: with 80 ms, its first frame shows
-        the second-last frame of the previous hop's audio.
+        the second-last frame of the previous hop's audio. All networks work at sizes of their own,
+        so the pictures of the sessions may have different sizes.
 
         Args:
             pcm: `(B, hop)` float32 in [-1, 1] at 16 kHz.
             states: states of B sessions with the same `batch_key`; updated in place.
-            deliver: called with each partial window, `(B, n, H, W, 3)`, as soon as it is ready. One
-                core is then left free, so that other processes disturb the step less.
+            deliver: called with each partial window, B arrays `(n, H, W, 3)`, as soon as it is
+                ready. One core is then left free, so that other processes disturb the step less.
             clock: measures the stages audio, sample, layout and paint, and within paint the stages
                 decode, follow and composite of each frame.
 
         Returns:
-            `(B, N, H, W, 3)` uint8, new memory.
+            B windows `(N, H, W, 3)` uint8, new memory.
 
         Raises:
             AudioFormatError: `pcm` has the wrong shape or dtype, or holds NaN; nothing has changed.
@@ -250,30 +238,50 @@ class AvatarPipeline(Pipeline[SessionState]):
         """
         self._check(pcm, states)
         if states[0].player is not None:
-            return self._play(pcm, states, deliver, clock)
-        decode_pool = self.frame_decoder.decode_pool
-        threads = decode_pool.model_threads if decode_pool and deliver else None
-        with thread_limit(threads):
-            with clock.stage("audio"):
-                audio = torch.from_numpy(pcm).to(self.device)
-                tokens = self.encode_audio(audio, states)
-                heard = self.read_lips(audio, states)
-                gestures = self.gesture(audio, states)
-                eye_closures = self._eye_closures(gestures, states)
-            with clock.stage("sample"):
-                latents = self._sample(tokens, heard, gestures, states)
-            with clock.stage("layout"):
-                inputs = self.frame_decoder.prepare(latents, states)
+            partial_windows = self._play(pcm, states, clock)
+        else:
+            partial_windows = self._generate(pcm, states, clock, is_live=deliver is not None)
         parts = []
-        sounds = [None] * len(states) if heard is None else list(heard.sound)
-        details = [FrameDetails(*one) for one in zip(eye_closures, sounds, strict=True)]
-        partial_windows = self.frame_decoder.decode(inputs, details, states, clock)
-        with clock.stage("paint"), closing(partial_windows):
+        with closing(partial_windows):
             for part in partial_windows:
                 if deliver is not None:
                     deliver(part)
                 parts.append(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+        if len(parts) == 1:
+            return parts[0]
+        return [np.concatenate(one) for one in zip(*parts, strict=True)]
+
+    def _generate(
+        self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer, *, is_live: bool
+    ) -> Generator[list[np.ndarray], None, None]:
+        """Yield the partial windows of sessions whose portraits are pictures; see `step`."""
+        decode_pool = self.frame_decoder.decode_pool
+        threads = decode_pool.model_threads if decode_pool and is_live else None
+        with thread_limit(threads):
+            with clock.stage("audio"):
+                heard = self.audio_stage(torch.from_numpy(pcm).to(self.device), states)
+            with clock.stage("sample"):
+                latents = self._sample_stage(heard, states)
+            with clock.stage("layout"):
+                inputs = self.frame_decoder.prepare(latents, states)
+        sounds = [None] * len(states) if heard.lips is None else list(heard.lips.sound)
+        pairs = zip(heard.eye_closures, sounds, strict=True)
+        details = [FrameDetails(closures, sound) for closures, sound in pairs]
+        with (
+            clock.stage("paint"),
+            closing(self.frame_decoder.decode(inputs, details, states, clock)) as parts,
+        ):
+            yield from parts
+
+    def _play(
+        self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer
+    ) -> Generator[list[np.ndarray], None, None]:
+        """Yield the partial windows of sessions whose portraits are footage; see `step`."""
+        with clock.stage("audio"):
+            lips = self.audio_stage.read_lips(torch.from_numpy(pcm).to(self.device), states)
+        assert lips is not None, "footage needs a lip reader"
+        with clock.stage("paint"), closing(self._footage_stage(lips, states)) as parts:
+            yield from parts
 
     @torch.inference_mode()
     def drive(self, state: SessionState, window: DriveWindow) -> None:
@@ -331,179 +339,6 @@ class AvatarPipeline(Pipeline[SessionState]):
         found = [reader.read(rgb) for rgb in frames]
         return [None if face is None else face.track for face in found]
 
-    def _play(
-        self,
-        pcm: np.ndarray,
-        states: Sequence[SessionState],
-        deliver: Deliver | None,
-        clock: StageTimer,
-    ) -> np.ndarray:
-        """Return the next window of sessions whose portraits are footage; see `step`."""
-        with clock.stage("audio"):
-            heard = self.read_lips(torch.from_numpy(pcm).to(self.device), states)
-        assert heard is not None, "footage needs a lip reader"
-        columns = []
-        for state, values in zip(states, heard.values, strict=True):
-            assert state.player is not None, "one batch is all footage"
-            quality = state.quality.quality
-            render = partial(state.player.render, with_painter=quality.mouth_painter)
-            is_new = new_images(state.quality.made, self.frames_per_window, quality.fps)
-            shown = zip(state.player.next(values), is_new, strict=True)
-            columns.append([partial(render, f) if new else None for f, new in shown])
-            state.quality.made += self.frames_per_window
-        jobs = [partial(_rendered, row) for row in zip(*columns, strict=True)]
-        parts = []
-        with clock.stage("paint"):
-            for images in self.frame_decoder.in_order(jobs):
-                each = zip(states, images, strict=True)
-                frames = np.stack([state.quality.image(image) for state, image in each])
-                if deliver is not None and len(self.partial_sizes) > 1:
-                    deliver(frames[:, None])
-                parts.append(frames)
-        window = np.stack(parts, 1)
-        if deliver is not None and len(self.partial_sizes) == 1:
-            deliver(window)
-        return window
-
-    @torch.inference_mode()
-    def encode_audio(self, pcm: Tensor, states: Sequence[SessionState]) -> Tensor:
-        """Return the audio tokens of the frames of this step, `(B, N, K, A)`.
-
-        Args:
-            pcm: `(B, hop)` on the model's device.
-            states: states of B sessions; the states of the audio encoder are updated in place.
-        """
-        ahead = self.lookahead_frames - states[0].lookahead_frames
-        return self._encode(self.model.audio, pcm, [state.audio for state in states], ahead)
-
-    @torch.inference_mode()
-    def read_lips(self, pcm: Tensor, states: Sequence[SessionState]) -> LipReading | None:
-        """Return what the lip reader hears in the frames of this step.
-
-        None if the model has no lip reader.
-
-        Args:
-            pcm: `(B, hop)` on the model's device.
-            states: states of B sessions; the states of the lip reader are updated in place.
-        """
-        lips, lip_motion = self.model.lips, self.model.lip_motion
-        if lips is None or lip_motion is None:
-            return None
-        ahead = self.lookahead_frames - states[0].lookahead_frames
-        heard = self._encode(lips.hear, pcm, [s.lips for s in states], ahead)
-        values, sound = heard.split([lips.config.values, MOUTH_SOUND], -1)
-        return LipReading(lip_motion.to_shown(values), sound)
-
-    @torch.inference_mode()
-    def gesture(self, pcm: Tensor, states: Sequence[SessionState]) -> GestureWindow | None:
-        """Return the gestures of the frames of this step; None if the model has none.
-
-        Args:
-            pcm: `(B, hop)` on the model's device.
-            states: states of B sessions; the states of their gestures are updated in place.
-        """
-        gestures = self.model.gestures
-        if gestures is None:
-            return None
-        sessions = [state.gestures for state in states if state.gestures is not None]
-        ahead = self.lookahead_frames - states[0].lookahead_frames
-        prosody = self._encode(gestures.prosody, pcm, [s.prosody for s in sessions], ahead)
-        noise = torch.cat([s.noise.draw(1, 0.0, 1.0) for s in sessions]).to(self.device)
-        batch = gather([s.motion for s in sessions])
-        window: GestureWindow = gestures(prosody, noise, batch)
-        scatter(batch, [s.motion for s in sessions])
-        return window
-
-    def _eye_closures(
-        self, gestures: GestureWindow | None, states: Sequence[SessionState]
-    ) -> list[Sequence[float]]:
-        """Return how far the eyes of each session are closed in the frames of this step."""
-        controls = [state.motion_control for state in states]
-        if gestures is not None:
-            own: list[Sequence[float]] = gestures.eye_closures.tolist()
-        else:
-            own = [control.eye_closures(self.frames_per_window) for control in controls]
-        pairs = zip(controls, own, strict=True)
-        return [control.driven_eye_closures(closures) for control, closures in pairs]
-
-    def _encode(
-        self,
-        encoder: Callable[[Tensor, Any], Tensor],
-        pcm: Tensor,
-        states: Sequence[Any],
-        ahead: int,
-    ) -> Tensor:
-        """Return the output of an encoder for the frames of this step, `(B, N, ...)`.
-
-        Args:
-            encoder: encodes the next part of a stream; updates its state.
-            pcm: `(B, hop)` on the model's device.
-            states: states of the encoder; updated in place.
-            ahead: how many frames of the look-ahead have not arrived. Their audio is guessed as the
-                hop mirrored in time, which is continuous.
-        """
-        state = gather(states)
-        encoded = encoder(pcm, state)
-        scatter(state, states)
-        if ahead:
-            windows = -(-ahead // self.frames_per_window)
-            guess = torch.cat([pcm.flip(1), pcm] * windows, 1)[:, : windows * self.hop]
-            following = encoder(guess, copy.deepcopy(state))
-            encoded = torch.cat([encoded, following], 1)[:, ahead : ahead + self.frames_per_window]
-        return encoded
-
-    def _sample(
-        self,
-        tokens: Tensor,
-        heard: LipReading | None,
-        gestures: GestureWindow | None,
-        states: Sequence[SessionState],
-    ) -> Tensor:
-        """Return the latents of the next window, `(B, N, C, h, w)`.
-
-        Args:
-            tokens: audio tokens, `(B, N, K, A)`.
-            heard: from `read_lips`.
-            gestures: from `gesture`.
-            states: states of B sessions.
-        """
-        denoiser = self.model.denoiser
-        memory = gather([state.memory for state in states])
-        kept = gather([state.cache for state in states])
-        cache = (
-            kept
-            if denoiser.config.cached
-            else denoiser.encode_memory(memory.latents, memory.filled)
-        )
-        portrait = gather([state.portrait for state in states])
-        motion = self.model.sample_window(
-            self._draw_noise(states).to(self.device),
-            tokens,
-            portrait,
-            cache,
-            states[0].times,
-            self.guidance,
-            predict=self._predict,
-        )
-        motion = ease_seam(motion, memory, self.model.preset.seam)
-        memory.write(motion)
-        denoiser.update_cache(motion, kept)
-        scatter(memory, [state.memory for state in states])
-        scatter(kept, [state.cache for state in states])
-        shown = []
-        for index, state in enumerate(states):
-            values = None if heard is None else heard.values[index][None]
-            moved = None if gestures is None else gestures.motion[index][None]
-            shown.append(state.motion_control.apply(motion[index][None], values, moved))
-        portraits = torch.cat([state.features.latent for state in states])
-        return self.model.to_latents(torch.cat(shown), portraits)
-
-    def _draw_noise(self, states: Sequence[SessionState]) -> Tensor:
-        """Draw the noise of the next window, `(B, N, C, h, w)`, on the CPU."""
-        count, preset = self.frames_per_window, self.model.preset
-        drawn = [s.noise.draw(count, preset.noise_correlation, preset.temperature) for s in states]
-        return torch.cat(drawn)
-
     def _check(self, pcm: np.ndarray, states: Sequence[SessionState]) -> None:
         wanted = (len(states), self.hop)
         if pcm.shape != wanted or pcm.dtype != np.float32:
@@ -513,14 +348,9 @@ class AvatarPipeline(Pipeline[SessionState]):
         keys = {state.batch_key for state in states}
         if len(keys) != 1:
             raise InputError(
-                "sessions of one batch must have the same frame size, steps and look-ahead, got "
-                f"{sorted(keys)}; run them in separate steps"
+                "sessions of one batch must have the same steps and look-ahead, and films or "
+                f"pictures as portraits, got {sorted(keys)}; run them in separate steps"
             )
-
-
-def _rendered(jobs: Sequence[Callable[[], np.ndarray] | None]) -> list[np.ndarray | None]:
-    """Return the same frame of each session, `(H, W, 3)` uint8; None for one without a job."""
-    return [None if job is None else job() for job in jobs]
 
 
 def _choose_variant(model: AvatarModel, dtype: str, compiled: bool | None) -> DecoderVariant:

@@ -13,8 +13,15 @@ from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import MotionOptions, Portrait
 
 DEFAULT_MOTION = MotionOptions()
-Deliver = Callable[[np.ndarray], None]
-"""Receives a partial window, uint8, in the model thread."""
+Windows = Sequence[np.ndarray] | np.ndarray
+"""One window or partial window of each session of a batch: B arrays `(n, H, W, 3)` uint8 whose
+sizes may differ, or one array `(B, n, H, W, 3)`."""
+
+Deliver = Callable[[Windows], None]
+"""Receives the partial windows of a batch, in the model thread."""
+
+DeliverFrames = Callable[[np.ndarray], None]
+"""Receives a partial window of one session, `(n, H, W, 3)` uint8, in the model thread."""
 
 State = TypeVar("State")
 """Everything that a model remembers of one session; opaque to the engine."""
@@ -169,17 +176,16 @@ class Pipeline(Protocol[State]):
 
     def step(
         self, pcm: np.ndarray, states: Sequence[State], deliver: Deliver | None = None
-    ) -> np.ndarray:
+    ) -> Windows:
         """Take one hop and return one window for each of B sessions.
 
         Args:
             pcm: `(B, hop)` float32 in [-1, 1].
             states: states of B sessions with the same `batch_key`; updated in place.
-            deliver: called with each partial window in order, `(B, n, H, W, 3)`, as soon as it is
-                ready.
+            deliver: called with the partial windows in order, as soon as they are ready.
 
         Returns:
-            `(B, N, H, W, 3)` uint8.
+            One window of each session.
         """
         ...
 

@@ -36,13 +36,11 @@ class BatchKey(NamedTuple):
     """The properties that all sessions of one batch must share.
 
     Attributes:
-        size: height and width of the frames in pixels.
         steps: sampling steps per window.
         lookahead_frames: how many frames the video is behind the audio.
         footage: whether the portraits are films.
     """
 
-    size: tuple[int, int]
     steps: int
     lookahead_frames: int
     footage: bool
@@ -108,7 +106,6 @@ class SessionState:
         compositor: puts the face back into the canvas.
         mouths: inpaints open mouths in composited frames; None for a model without mouth painter.
         noise: random number generator of the sampler's noise.
-        size: height and width of the frames in pixels.
         motion_control: changes the motion that is shown, and schedules blinks.
         times: timesteps of the sampler.
         lookahead_frames: how many frames the video is behind the audio.
@@ -128,7 +125,6 @@ class SessionState:
     compositor: Compositor
     mouths: MouthCompositor | None
     noise: NoiseState
-    size: tuple[int, int]
     motion_control: MotionController
     times: list[float]
     lookahead_frames: int
@@ -139,7 +135,7 @@ class SessionState:
     def batch_key(self) -> BatchKey:
         """The key that sessions must share to run in one batch."""
         moves = self.player is not None
-        return BatchKey(self.size, len(self.times), self.lookahead_frames, moves)
+        return BatchKey(len(self.times), self.lookahead_frames, moves)
 
     def silence_audio(self) -> None:
         """Forget all past audio, as after long silence."""
@@ -209,7 +205,6 @@ class StateFactory:
             compositor=compositor,
             mouths=self._mouth_compositor(compositor, features, options.seed),
             noise=NoiseState(options.seed, torch.zeros(1, *shape)),
-            size=(portrait.canvas.shape[0], portrait.canvas.shape[1]),
             motion_control=MotionController(options.motion, model, features, options.seed),
             times=timesteps(_check_range("steps", options.steps, self._steps, 1, MAX_STEPS)),
             lookahead_frames=_check_range(
@@ -230,7 +225,6 @@ class StateFactory:
         state.compositor = self._compositor(portrait)
         state.mouths = self._mouth_compositor(state.compositor, features, state.noise.seed)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
-        state.size = (portrait.canvas.shape[0], portrait.canvas.shape[1])
         state.motion_control.set_portrait(features)
         state.features = features
 

@@ -1,16 +1,34 @@
-"""Shared memory that carries one window of frames from the model's process to the session's.
+"""Shared memory that carries the windows of one step from the model's process to the session's.
 
 The reader creates the memory, and its name is removed as soon as the writer has opened it. From
 then on the system frees it when both processes have ended, however they end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
-Shape = tuple[int, int, int, int, int]
-"""Shape of a window: `(B, N, H, W, 3)`."""
+from letstalk_rt.inference.protocol import Windows
+
+Sizes = Sequence[tuple[int, int]]
+"""Height and width of the frames of each session in pixels."""
+
+
+def nbytes_of(sizes: Sizes, frames: int) -> list[int]:
+    """Return the size of each session's window of so many frames."""
+    return [3 * frames * height * width for height, width in sizes]
+
+
+def windows_in(memory: SharedMemory, sizes: Sizes, frames: int) -> list[np.ndarray]:
+    """Return the windows `(N, H, W, 3)` of the sessions, which lie one behind the other."""
+    shapes = [(frames, height, width, 3) for height, width in sizes]
+    places = pairwise(accumulate(nbytes_of(sizes, frames), initial=0))
+    return [
+        np.ndarray(shape, np.uint8, memory.buf, place)
+        for shape, (place, _) in zip(shapes, places, strict=True)
+    ]
 
 
 class FrameReader:
@@ -37,11 +55,13 @@ class FrameReader:
             self._memory.unlink()
             self._is_named = False
 
-    def copy(self, window: np.ndarray, first: int, count: int) -> None:
-        """Copy `count` frames from number `first` on into `window`, `(B, N, H, W, 3)` uint8."""
+    def copy(self, windows: Sequence[np.ndarray], first: int, count: int) -> None:
+        """Copy `count` frames from number `first` on into windows `(N, H, W, 3)` uint8."""
         assert self._memory is not None, "nothing was allocated"
-        shared = np.ndarray(window.shape, np.uint8, self._memory.buf)
-        np.copyto(window[:, first : first + count], shared[:, first : first + count])
+        sizes = [window.shape[1:3] for window in windows]
+        shared = windows_in(self._memory, sizes, len(windows[0]))
+        for window, here in zip(windows, shared, strict=True):
+            window[first : first + count] = here[first : first + count]
 
     def close(self) -> None:
         """Release the memory. May be called twice."""
@@ -63,17 +83,18 @@ class FrameWriter:
         self._allocate, self._attached = allocate, attached
         self._memory: SharedMemory | None = None
 
-    def write(self, part: np.ndarray, first: int, window: Shape) -> None:
-        """Copy a partial window to its place, in larger memory if it does not fit.
+    def write(self, parts: Windows, first: int, frames: int) -> None:
+        """Copy partial windows to their places, in larger memory if they do not fit.
 
         Args:
-            part: `(B, n, H, W, 3)` uint8.
-            first: the number of its first frame in the window.
-            window: shape of the window.
+            parts: a partial window of each session.
+            first: the number of their first frame in the window.
+            frames: N, the number of frames in a whole window.
         """
-        memory = self._with_space(int(np.prod(window)))
-        shared = np.ndarray(window, np.uint8, memory.buf)
-        np.copyto(shared[:, first : first + part.shape[1]], part)
+        sizes = [part.shape[1:3] for part in parts]
+        memory = self._with_space(sum(nbytes_of(sizes, frames)))
+        for part, here in zip(parts, windows_in(memory, sizes, frames), strict=True):
+            here[first : first + len(part)] = part
 
     def _with_space(self, nbytes: int) -> SharedMemory:
         if self._memory is not None and self._memory.size >= nbytes:

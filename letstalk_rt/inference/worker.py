@@ -15,11 +15,18 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle, islice
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
-from letstalk_rt.inference.protocol import Deliver, Pipeline, State, StateOptions
+from letstalk_rt.inference.protocol import (
+    DeliverFrames,
+    Pipeline,
+    State,
+    StateOptions,
+    Windows,
+)
 from letstalk_rt.types import Portrait
 
 P = ParamSpec("P")
@@ -50,7 +57,7 @@ class _Step(Generic[State]):
 
     pcm: np.ndarray
     state: State
-    deliver: Deliver | None
+    deliver: DeliverFrames | None
     key: Hashable
     future: "Future[np.ndarray]"
 
@@ -88,7 +95,8 @@ class WorkerLoad:
 class ModelWorker(Generic[State]):
     """Runs all calls of a model in one thread, and batches steps of sessions that wait for it.
 
-    Steps are batched if their states have the same `batch_key`. Partial windows are delivered only
+    Steps are batched if their states have the same `batch_key`; the sizes of their pictures may
+    differ. Partial windows are delivered only
     while no other call waits, because they cost more than a whole window.
 
     Args:
@@ -122,7 +130,7 @@ class ModelWorker(Generic[State]):
         self._stopping = False
 
     def step(
-        self, pcm: np.ndarray, state: State, deliver: Deliver | None = None
+        self, pcm: np.ndarray, state: State, deliver: DeliverFrames | None = None
     ) -> "Future[np.ndarray]":
         """Queue the step of one session.
 
@@ -245,7 +253,7 @@ class ModelWorker(Generic[State]):
 
 def measure_batches(
     pipeline: Pipeline[State],
-    portrait: Portrait,
+    portraits: Sequence[Portrait],
     counts: Sequence[int] = BATCHES,
     *,
     stop_early: bool = True,
@@ -255,7 +263,7 @@ def measure_batches(
 
     Args:
         pipeline: the model.
-        portrait: any portrait.
+        portraits: any portraits, which the sessions take by turns.
         counts: batch sizes, increasing from 1.
         stop_early: stop at the first batch size that is not worthwhile, or after `MEASURE_S`.
         clock: returns monotonic seconds.
@@ -266,7 +274,8 @@ def measure_batches(
     began_s = clock()
     seconds: dict[int, float] = {}
     for count in counts:
-        states = [pipeline.init_state(portrait, StateOptions(seed)) for seed in range(count)]
+        taken = islice(cycle(portraits), count)
+        states = [pipeline.init_state(each, StateOptions(n)) for n, each in enumerate(taken)]
         pcm = np.zeros((count, pipeline.hop), np.float32)
         pipeline.step(pcm, states)  # warm-up
         seconds[count] = min(_timed(pipeline, pcm, states, clock) for _ in range(3))
@@ -297,9 +306,9 @@ def worthwhile_batch(seconds: dict[int, float]) -> int:
     return max([1, *good])
 
 
-def _deliver_first(deliver: Deliver, part: np.ndarray) -> None:
+def _deliver_first(deliver: DeliverFrames, parts: Windows) -> None:
     """Deliver a partial window of a batch of one session."""
-    deliver(part[0])
+    deliver(parts[0])
 
 
 def _resolve(future: "Future[T]", call: Callable[[], T]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from letstalk_rt.errors import EngineError, LetsTalkError, ModelLost
 from letstalk_rt.inference.protocol import (
-    Deliver,
+    DeliverFrames,
     DrivablePipeline,
     Fault,
     State,
@@ -88,7 +88,7 @@ class ModelSession(Generic[State]):
     async def step(
         self,
         pcm: np.ndarray,
-        deliver: Callable[[], Deliver],
+        deliver: Callable[[], DeliverFrames],
         is_wanted: Callable[[], bool],
         drive: DriveWindow | None = None,
     ) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary, silence_like
 from letstalk_rt.audio.voice_activity import VoiceActivity, VoiceActivityDetector, make_vad
 from letstalk_rt.errors import ConfigError, InputError, SessionClosed
-from letstalk_rt.inference.protocol import Deliver, State, StateOptions
+from letstalk_rt.inference.protocol import DeliverFrames, State, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.models.face.face_motion import DriveWindow
@@ -249,7 +249,7 @@ class StepScheduler(Generic[State]):
             await model.set_quality(self._quality.quality)
             self._on_quality()
 
-    def _deliver(self, step: _Step, is_new: list[bool]) -> Deliver:
+    def _deliver(self, step: _Step, is_new: list[bool]) -> DeliverFrames:
         """Return a callback that passes partial windows from the model thread to the event loop.
 
         Frames that an earlier attempt has delivered are left out.

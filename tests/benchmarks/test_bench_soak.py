@@ -72,12 +72,12 @@ def test_the_patch_is_painted_over_the_frames_of_any_model():
     state = pipeline.init_state(portrait())
     parts = []
     loud = np.full((1, HOP), 0.5, np.float32)
-    window = pipeline.step(loud, [state], parts.append)
-    assert [part.shape[1] for part in parts] == [1, 3]
-    assert np.array_equal(np.concatenate(parts, 1), window)
-    assert (window[0, :2, :PATCH, :PATCH] == DARK).all()
-    assert (window[0, 2:, :PATCH, :PATCH] == DIM).all()
-    assert (window[:, :, PATCH:, PATCH:] == 200).all()
+    (window,) = pipeline.step(loud, [state], parts.extend)
+    assert [len(part) for part in parts] == [1, 3]
+    assert np.array_equal(np.concatenate(parts), window)
+    assert (window[:2, :PATCH, :PATCH] == DARK).all()
+    assert (window[2:, :PATCH, :PATCH] == DIM).all()
+    assert (window[:, PATCH:, PATCH:] == 200).all()
 
 
 def test_what_a_process_and_its_children_hold_is_counted(tmp_path):

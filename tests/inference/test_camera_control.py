@@ -43,8 +43,8 @@ def shown_pose(pipeline, portrait, *drives):
     state = pipeline.init_state(portrait)
     for drive in drives:
         pipeline.drive(state, drive)
-        frames = pipeline.step(np.zeros((1, 2560), np.float32), [state])
-    (face,) = pipeline.finder.find_faces(frames[0, -1])
+        (frames,) = pipeline.step(np.zeros((1, 2560), np.float32), [state])
+    (face,) = pipeline.finder.find_faces(frames[-1])
     (rest,) = pipeline.finder.find_faces(portrait.canvas)
     return HeadShape.of(rest.landmarks).pose(face.landmarks)
 

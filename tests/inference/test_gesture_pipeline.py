@@ -29,7 +29,7 @@ def options(seed=0, **motion):
 def gestures(pipeline, states, speech):
     """Gestures `(B, 4 hops, D)` and eye closures of sessions that hear speech `(B, n)`."""
     windows = [
-        pipeline.gesture(torch.from_numpy(hop).clone(), states)
+        pipeline.audio_stage.gesture(torch.from_numpy(hop).clone(), states)
         for hop in np.split(speech, speech.shape[1] // pipeline.hop, 1)
     ]
     motion = torch.cat([w.motion for w in windows], 1)

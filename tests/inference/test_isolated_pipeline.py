@@ -88,14 +88,14 @@ def test_windows_are_those_of_the_model_and_come_in_parts(pipeline):
     small, large = (pipeline.init_state(portrait(size)) for size in (16, 64))
     for state, size in ((small, 16), (large, 64), (small, 16)):
         parts = []
-        window = pipeline.step(hop(), [state], parts.append)
-        assert window.shape == (1, 4, size, size, 3) and window.dtype == np.uint8
-        assert [part.shape[1] for part in parts] == list(pipeline.partial_sizes) == [1, 3]
-        np.testing.assert_array_equal(np.concatenate(parts, 1), window)
-    assert set(window[0, 2:].ravel()) == {63}
-    again = pipeline.step(hop(0.25), [small])
-    assert (window[0, 2:] == 63).all(), "a window is not overwritten by the next one"
-    assert set(again[0, 2:].ravel()) == {31}
+        (window,) = pipeline.step(hop(), [state], parts.extend)
+        assert window.shape == (4, size, size, 3) and window.dtype == np.uint8
+        assert [len(part) for part in parts] == list(pipeline.partial_sizes) == [1, 3]
+        np.testing.assert_array_equal(np.concatenate(parts), window)
+    assert set(window[2:].ravel()) == {63}
+    (again,) = pipeline.step(hop(0.25), [small])
+    assert (window[2:] == 63).all(), "a window is not overwritten by the next one"
+    assert set(again[2:].ravel()) == {31}
 
 
 def test_sessions_of_one_key_run_as_one_batch(pipeline):
@@ -104,6 +104,18 @@ def test_sessions_of_one_key_run_as_one_batch(pipeline):
     pcm = np.concatenate([hop(level) for level in (0.25, 0.5, 1.0)])
     window = pipeline.step(pcm, states)
     assert [int(frames[3, 0, 0, 0]) for frames in window] == [31, 63, 127]
+
+
+def test_frames_of_one_batch_may_have_different_sizes(pipeline):
+    sizes = (16, 48, 32)
+    states = [pipeline.init_state(portrait(size)) for size in sizes]
+    pcm = np.concatenate([hop(level) for level in (0.25, 0.5, 1.0)])
+    parts = []
+    windows = pipeline.step(pcm, states, parts.append)
+    assert [window.shape for window in windows] == [(4, size, size, 3) for size in sizes]
+    assert [set(window[3].ravel()) for window in windows] == [{31}, {63}, {127}]
+    for whole, first, rest in zip(windows, *parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([first, rest]), whole)
 
 
 def test_quality_levels_are_those_of_the_model_and_each_session_has_its_own(pipeline):
@@ -119,11 +131,11 @@ def test_the_other_calls_reach_the_model(pipeline):
     state = pipeline.init_state(portrait())
     pipeline.step(hop(), [state])
     pipeline.interrupt(state, unseen=1)
-    assert not pipeline.step(hop(), [state])[0, :2].any(), "past speech is forgotten"
+    assert not pipeline.step(hop(), [state])[0][:2].any(), "past speech is forgotten"
     key = pipeline.batch_key(state)
     pipeline.change_portrait(state, portrait(16))
-    assert pipeline.step(hop(), [state]).shape == (1, 4, 16, 16, 3)
-    assert pipeline.batch_key(state) != key
+    assert pipeline.step(hop(), [state])[0].shape == (4, 16, 16, 3)
+    assert pipeline.batch_key(state) == key, "sizes may differ in a batch"
     faces = pipeline.finder.find_faces(np.zeros((100, 50, 3), np.uint8))
     assert faces[0].landmarks[0].tolist() == [15.0, 50.0]
 
@@ -142,7 +154,7 @@ def test_a_step_that_raises_leaves_the_process_as_it_is(pipeline, folder):
     with pytest.raises(EngineError, match="RuntimeError: this step fails"):
         pipeline.step(hop(), [state])
     assert pipeline.health.faults[Fault.RAISED] == raised + 1
-    assert pipeline.step(hop(), [state]).any() and pipeline.pid == pid
+    assert pipeline.step(hop(), [state])[0].any() and pipeline.pid == pid
 
 
 def test_a_model_that_keeps_raising_is_replaced(pipeline, folder):
@@ -153,7 +165,7 @@ def test_a_model_that_keeps_raising_is_replaced(pipeline, folder):
             pipeline.step(hop(), [state])
     with pytest.raises(StateLost):
         pipeline.step(hop(), [state])
-    assert pipeline.step(hop(), [new_state(pipeline)]).any()
+    assert pipeline.step(hop(), [new_state(pipeline)])[0].any()
     assert pipeline.pid != pid and not is_process(pid)
 
 
@@ -174,7 +186,7 @@ def test_a_model_that_is_lost_comes_back(pipeline, folder, name, fault):
     for stale in (state, other):
         with pytest.raises(StateLost):
             pipeline.step(hop(), [stale])
-    assert pipeline.step(hop(), [new_state(pipeline)]).any()
+    assert pipeline.step(hop(), [new_state(pipeline)])[0].any()
     assert pipeline.health.faults[fault] == count + 1
     assert pipeline.health.restarts == restarts + 1 and pipeline.health.outage_s > 0
 
@@ -182,7 +194,7 @@ def test_a_model_that_is_lost_comes_back(pipeline, folder, name, fault):
 def test_a_short_hang_is_waited_for(pipeline, folder):
     state, pid = pipeline.init_state(portrait()), pipeline.pid
     (folder / "hang-1").touch()
-    assert pipeline.step(hop(), [state]).any() and pipeline.pid == pid
+    assert pipeline.step(hop(), [state])[0].any() and pipeline.pid == pid
 
 
 @pytest.mark.skipif(not waited_s(os.getpid()), reason="the system does not count waits")
@@ -201,7 +213,7 @@ def test_a_step_that_waits_for_a_processor_is_not_taken_for_a_hang(tmp_path):
             os.sched_setaffinity(other.pid, core)
         (tmp_path / "work-1").touch()
         began_s = time.monotonic()
-        assert pipeline.step(hop(), [state]).any()
+        assert pipeline.step(hop(), [state])[0].any()
         assert time.monotonic() - began_s > 1.8, "longer than the limit"
         assert not any(pipeline.health.faults.values())
     finally:

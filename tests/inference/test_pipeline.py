@@ -72,18 +72,18 @@ def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
 
 class TestPipeline:
     def test_pictures_have_the_canvas_size(self, pipeline):
-        pictures = pipeline.step(hops(1)[0], [pipeline.init_state(make_portrait())])
-        assert pictures.shape == (1, 4, 96, 112, 3) and pictures.dtype == np.uint8
+        (pictures,) = pipeline.step(hops(1)[0], [pipeline.init_state(make_portrait())])
+        assert pictures.shape == (4, 96, 112, 3) and pictures.dtype == np.uint8
 
     def test_a_window_in_parts_equals_the_whole(self, pipeline):
         portrait, sound = make_portrait(), hops(3)
         states = [pipeline.init_state(portrait, StateOptions(3)) for _ in range(2)]
         for hop in sound:
             parts: list[np.ndarray] = []
-            whole = pipeline.step(hop, states[:1])
-            window = pipeline.step(hop, states[1:], parts.append)
-            assert [part.shape[1] for part in parts] == [*pipeline.partial_sizes] == [1, 1, 1, 1]
-            assert np.array_equal(np.concatenate(parts, 1), window)
+            (whole,) = pipeline.step(hop, states[:1])
+            (window,) = pipeline.step(hop, states[1:], lambda part, parts=parts: parts.extend(part))
+            assert [len(part) for part in parts] == [*pipeline.partial_sizes] == [1, 1, 1, 1]
+            assert np.array_equal(np.concatenate(parts), window)
             assert largest_difference(whole, window) <= 1, "but for rounding"
 
     def test_a_part_that_fails_ends_the_step_and_not_the_session(self, pipeline):
@@ -97,7 +97,7 @@ class TestPipeline:
         with pytest.raises(RuntimeError, match="no memory"):
             pipeline.step(sound[0], [state], lambda part: None)
         assert watched.calls == 4  # nothing is painted any more
-        assert pipeline.step(sound[1], [state], lambda part: None).shape[1] == 4
+        assert len(pipeline.step(sound[1], [state], lambda part: None)[0]) == 4
 
     def test_when_nobody_takes_a_part_painting_ends_with_the_step(self, pipeline):
         state, sound = pipeline.init_state(make_portrait(size=64)), hops(1)
@@ -217,6 +217,29 @@ class TestPipeline:
             alone = play(pipeline, state, sounds[index])
             shown = np.concatenate([pictures[index] for pictures in together])
             assert largest_difference(shown, alone) <= 1
+
+    def test_sessions_of_different_sizes_in_one_step_are_as_good_as_alone(self, pipeline):
+        sizes, sounds = (64, 96, 160), [hops(3, i) for i in range(3)]
+        portraits = [make_portrait(i, size=size) for i, size in enumerate(sizes)]
+
+        def begin(index: int) -> SessionState:
+            return pipeline.init_state(portraits[index], StateOptions(index))
+
+        states = [begin(index) for index in range(3)]
+        shown: list[list[np.ndarray]] = [[], [], []]
+
+        def take(parts: Sequence[np.ndarray]) -> None:
+            for one, part in zip(shown, parts, strict=True):
+                one.append(part.copy())
+
+        for pcm in zip(*sounds, strict=True):
+            windows = pipeline.step(np.concatenate(pcm), states, take)
+            for one, window in zip(shown, windows, strict=True):
+                assert np.array_equal(np.concatenate(one[-4:]), window)
+        for index, frames in enumerate(shown):
+            alone = play(pipeline, begin(index), sounds[index])
+            assert alone.shape[1:3] == portraits[index].canvas.shape[:2]
+            assert largest_difference(np.concatenate(frames), alone) <= 1, "but for rounding"
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_state_keeps_its_addresses_and_size_for_ever(self, pipeline, count):

@@ -89,7 +89,7 @@ def test_qualities_that_cannot_be_are_refused(pipeline):
     for quality in (Quality(fps=0), Quality(fps=30), Quality(decode_every=0)):
         with pytest.raises(ConfigError, match="from 1 to 25, decode_every at least 1"):
             pipeline.set_quality(state, quality)
-    assert pipeline.step(HOPS[0], [state]).shape[:2] == (1, 4)
+    assert len(pipeline.step(HOPS[0], [state])[0]) == 4
 
 
 def test_frames_that_follow_another_come_after_one_that_is_decoded():

@@ -79,10 +79,10 @@ class Painter(Pipeline[dict]):
 
     def step(self, pcm, states, deliver=None):
         self.steps += 1
-        window = np.stack([self.paint_window(p, s) for p, s in zip(pcm, states, strict=True)])
+        windows = [self.paint_window(p, s) for p, s in zip(pcm, states, strict=True)]
         if deliver is not None:
-            deliver(window)
-        return window
+            deliver(windows)
+        return windows
 
     def paint_window(self, pcm, state):
         canvas = state["portrait"].canvas

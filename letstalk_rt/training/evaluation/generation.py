@@ -70,7 +70,7 @@ def generate_frames(
     index = -pipeline.lookahead_frames
     for hop in range(hops):
         pcm = padded[:, hop * pipeline.hop : (hop + 1) * pipeline.hop]
-        frames = pipeline.step(np.ascontiguousarray(pcm), states)
+        frames = np.stack(pipeline.step(np.ascontiguousarray(pcm), states))
         for place in range(frames.shape[1]):
             if 0 <= index < count:
                 yield frames[:, place]
