@@ -1,5 +1,7 @@
-"""The page in a real browser, whose worker is told to stop while it is live."""
+"""The page in a real browser, whose worker stops or is killed while it is live."""
 
+import signal
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -10,27 +12,31 @@ from cluster_stage.visitors import worker_of
 
 LIVE = 'body[data-state="live"][data-video]'
 SESSION = "new URL(document.getElementById('overlay-link').value).searchParams.get('session')"
-NOTE_STATES = """
+NOTE_FRAMES = """
 () => {
-  window.states = [];
-  const note = () => {
-    const { state, video } = document.body.dataset;
-    window.states.push([performance.now() / 1000, state, video !== undefined]);
+  window.shown = [];
+  const video = document.getElementById("video");
+  const note = (now) => {
+    window.shown.push(now / 1000);
+    video.requestVideoFrameCallback(note);
   };
-  new MutationObserver(note).observe(document.body, {
-    attributes: true,
-    attributeFilter: ["data-state", "data-video"],
-  });
+  video.requestVideoFrameCallback(note);
 }
 """
-RESUMED = "window.states.some(([, state, video]) => state === 'live' && video)"
+RESUMED = f"(first) => document.querySelector('{LIVE}') && ({SESSION} ?? first) !== first"
+AFTER_MS = 1000
 
 
-def resume_elsewhere(cluster: Cluster, proxy: str) -> dict[str, Any]:
-    """Open the page through a proxy, stop its worker, and wait until it is live on another one.
+def resume_elsewhere(cluster: Cluster, proxy: str, number: signal.Signals) -> dict[str, Any]:
+    """Open the page through a proxy, end its worker, and wait until it is live on another one.
+
+    Args:
+        cluster: has two workers or more.
+        proxy: name of the proxy.
+        number: the signal that the worker gets.
 
     Returns:
-        Both workers, and the time from the end of the picture to the next one, s.
+        Both workers, and the longest time between two frames of the video, s.
     """
     from playwright.sync_api import sync_playwright
 
@@ -44,15 +50,18 @@ def resume_elsewhere(cluster: Cluster, proxy: str) -> dict[str, Any]:
         page.goto(f"{url}/#token={token}")
         page.wait_for_selector(LIVE)
         page.wait_for_function(f"{SESSION} !== null")
-        first = worker_of(page.evaluate(SESSION))
-        page.evaluate(NOTE_STATES)
-        cluster.stop(first)
-        page.wait_for_function(RESUMED)
+        page.evaluate(NOTE_FRAMES)
+        page.wait_for_function("window.shown.length > 25")
+        session = page.evaluate(SESSION)
+        cluster.stop(worker_of(session), number)
+        page.wait_for_function(RESUMED, arg=session)
+        page.wait_for_timeout(AFTER_MS)
         second = worker_of(page.evaluate(SESSION))
-        states = page.evaluate("window.states")
+        shown = page.evaluate("window.shown")
         browser.close()
-    lost_s = next(at_s for at_s, state, video in states if state != "live" or not video)
-    live_s = next(
-        at_s for at_s, state, video in states if at_s > lost_s and state == "live" and video
-    )
-    return {"stopped": first, "resumed_on": second, "without_picture_s": round(live_s - lost_s, 2)}
+    gaps = [after - before for before, after in pairwise(shown)]
+    return {
+        "stopped": worker_of(session),
+        "resumed_on": second,
+        "without_picture_s": round(max(gaps), 2),
+    }

@@ -2,7 +2,7 @@
 //
 // Its frames go to the server, which reads how the face moves and forgets them.
 
-import { LetsTalkError } from "./api.js";
+import { closeDevice, openDevice } from "./device.js";
 import { cameraErrorCode } from "./error-messages.js";
 
 const CONSTRAINTS = {
@@ -34,20 +34,14 @@ export class Camera extends EventTarget {
   /** Ask for permission and open the camera. */
   async open() {
     if (this.isOpen) return;
-    if (!navigator.mediaDevices) {
-      throw new LetsTalkError("camera-insecure", "This page is not secure.");
-    }
-    try {
-      this.#stream = await navigator.mediaDevices.getUserMedia({ video: CONSTRAINTS });
-    } catch (error) {
-      throw new LetsTalkError(cameraErrorCode(error), error.message);
-    }
-    const [track] = this.#stream.getVideoTracks();
-    track.contentHint = "motion"; // the rate matters more than sharpness
-    track.onended = () => {
+    const onLost = () => {
       this.close();
       this.dispatchEvent(new Event("lost"));
     };
+    const options = { insecure: "camera-insecure", codeOf: cameraErrorCode, onLost };
+    this.#stream = await openDevice({ video: CONSTRAINTS }, options);
+    const [track] = this.#stream.getVideoTracks();
+    track.contentHint = "motion"; // the rate matters more than sharpness
     this.#mirror.srcObject = this.#stream;
     this.#mirror.play().catch(() => {});
     this.dispatchEvent(new Event("change"));
@@ -55,10 +49,7 @@ export class Camera extends EventTarget {
 
   close() {
     if (!this.isOpen) return;
-    for (const track of this.#stream.getTracks()) {
-      track.onended = null;
-      track.stop();
-    }
+    closeDevice(this.#stream);
     this.#stream = this.#mirror.srcObject = null;
     this.dispatchEvent(new Event("change"));
   }

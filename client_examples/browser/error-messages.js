@@ -46,6 +46,7 @@ const MESSAGES = {
     "The server cannot be reached.",
     "Check your network connection, and that the server is running.",
   ],
+  "session-gone": ["The server was lost.", "The conversation begins anew by itself."],
   "connection-lost": ["The connection was lost.", "Check your network connection."],
   "ice-failed": [
     "The network blocks the video.",

@@ -301,8 +301,9 @@ export class LetsTalkAvatar extends EventTarget {
     const isOver = ENDED.has(error.code) || (RESTARTING.has(error.code) && !error.afterS);
     if (isOver && !this.#options.session) this.session = null;
     if (!this.#shouldReconnect(error)) return this.#setState("failed", error);
-    // A server that stops has said so; another one of its cluster may take over at once.
-    const isMoving = RESTARTING.has(error.code) && this.#retries === 0;
+    // Another server of the cluster may take over at once from one that stops, or was lost.
+    const isLeft = RESTARTING.has(error.code) || error.code === "session-gone";
+    const isMoving = isLeft && this.#retries === 0;
     const retryMs = RETRY_DELAYS_MS[this.#retries++] ?? RETRY_DELAYS_MS.at(-1);
     const delayMs = isMoving ? 0 : retryMs;
     const waitMs = Math.max(delayMs, 1000 * (error.afterS ?? 0));
@@ -369,7 +370,7 @@ export class LetsTalkAvatar extends EventTarget {
 // Error codes of a session that cannot be resumed.
 const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
 const AVATAR_GONE = new Set(["unknown-avatar", "unknown-portrait"]);
-const ENDED = new Set(["session-over", "idle", "engine-failed", "ended"]);
+const ENDED = new Set(["session-over", "idle", "engine-failed", "ended", "session-gone"]);
 const RESTARTING = new Set(["stopping", "not-ready"]);
 // Error codes by the reason of `session.ended`; `lost` and `closed` originate on this side.
 const END_CODES = {

@@ -1,6 +1,6 @@
 // The visitor's microphone: opening, level meter, mute, and what can go wrong.
 
-import { LetsTalkError } from "./api.js";
+import { closeDevice, openDevice } from "./device.js";
 import { microphoneErrorCode } from "./error-messages.js";
 
 const CONSTRAINTS = {
@@ -50,28 +50,20 @@ export class Microphone extends EventTarget {
 
   async open() {
     if (this.isOpen) return;
-    if (!navigator.mediaDevices) throw new LetsTalkError("mic-insecure", "This page is not secure.");
-    try {
-      this.#stream = await navigator.mediaDevices.getUserMedia({ audio: CONSTRAINTS });
-    } catch (error) {
-      throw new LetsTalkError(microphoneErrorCode(error), error.message);
-    }
-    const [track] = this.#stream.getAudioTracks();
-    track.enabled = !this.#muted;
-    track.onended = () => {
+    const onLost = () => {
       this.close();
       this.dispatchEvent(new Event("lost"));
     };
+    const options = { insecure: "mic-insecure", codeOf: microphoneErrorCode, onLost };
+    this.#stream = await openDevice({ audio: CONSTRAINTS }, options);
+    this.#stream.getAudioTracks()[0].enabled = !this.#muted;
     this.#measure();
     this.dispatchEvent(new Event("change"));
   }
 
   close() {
     if (!this.isOpen) return;
-    for (const track of this.#stream.getTracks()) {
-      track.onended = null;
-      track.stop();
-    }
+    closeDevice(this.#stream);
     this.#stream = null;
     this.#context.close();
     this.#emitLevel(0);

@@ -9,6 +9,8 @@ const SERVER_SILENT_MS = 8000; // without a message for so long, the server is c
 const CONNECT_MS = 12_000;
 const GATHER_MS = 1000;
 const GRACE_MS = 1500; // a "disconnected" connection may recover by itself
+const LOOK_MS = 150;
+const SILENT_MS = 500; // without media for so long, the page asks whether its session still exists
 const ANSWER_MS = 1000; // the server answers a request within this time, or the network is down
 
 /** A peer connection with its data channel, audio sender, statistics and lip sync. */
@@ -79,6 +81,7 @@ export class PeerConnection {
     await this.pc.setRemoteDescription({ type: "answer", sdp });
     this.#lastMessageMs = performance.now();
     this.#timer = setInterval(() => this.#heartbeat(), PING_MS);
+    this.#watchMedia();
   }
 
   async #offerByJson() {
@@ -143,11 +146,33 @@ export class PeerConnection {
   }
 
   async #serverAnswers() {
+    return (await this.#ask("v1/config"))?.code !== "unreachable";
+  }
+
+  // A server that was killed says nothing, and ICE would notice it after seconds. Its proxy, or the
+  // one that was started in its place, knows at once that the session is gone.
+  async #watchMedia() {
+    let last = 0;
+    let heardMs = performance.now();
+    while (!this.#closed) {
+      await pause(LOOK_MS);
+      const latest = latestMedia(this.pc);
+      if (latest !== last) heardMs = performance.now();
+      last = latest;
+      if (!last || performance.now() - heardMs < SILENT_MS) continue;
+      const problem = await this.#ask(`v1/sessions/${this.#session.session}`);
+      if (problem?.code === "unknown-session") this.#fail(sessionGone());
+      if (problem?.code !== "unreachable") heardMs = performance.now();
+    }
+  }
+
+  /** Send a request; return the error if it is refused or not answered in time, else null. */
+  async #ask(path) {
     try {
-      await this.#api.request("v1/config", { signal: AbortSignal.timeout(ANSWER_MS) });
-      return true;
-    } catch ({ code }) {
-      return code !== "unreachable";
+      await this.#api.request(path, { signal: AbortSignal.timeout(ANSWER_MS) });
+      return null;
+    } catch (error) {
+      return error;
     }
   }
 
@@ -170,12 +195,21 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const connectionLost = () =>
   new LetsTalkError("connection-lost", "The connection was lost.", { retry: true });
 
+const sessionGone = () =>
+  new LetsTalkError("session-gone", "The server has lost the session.", { retry: true });
+
 const networkBlocked = () =>
   new LetsTalkError(
     "ice-failed",
     "The server answers, but video and audio cannot get through this network.",
     { retry: true },
   );
+
+/** Return when the latest media was played, in milliseconds, or 0 before the first. */
+function latestMedia(pc) {
+  const sources = pc.getReceivers().flatMap((receiver) => receiver.getSynchronizationSources());
+  return Math.max(0, ...sources.map(({ timestamp }) => timestamp));
+}
 
 /** Resolve when all ICE candidates are gathered, after `GATHER_MS` at the latest. */
 function iceGathered(pc) {

@@ -1,6 +1,7 @@
-"""The page behind a proxy: when its worker is stopped, it goes on with another one by itself."""
+"""The page behind a proxy: when its worker stops or dies, it goes on with another one by itself."""
 
 import shutil
+import signal
 
 import pytest
 from cluster_stage.cluster import running
@@ -15,9 +16,11 @@ pytestmark = [
 ]
 
 
-def test_the_page_resumes_elsewhere_when_its_worker_is_stopped():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_page_resumes_elsewhere_when_its_worker_is_stopped_or_killed(number):
     hosts = LoopbackHosts("loopback is enough for this test", [])
     with running(hosts, workers=2, proxies=1, places=4, drain_s=0) as cluster:
-        found = resume_elsewhere(cluster, "p1")
+        found = resume_elsewhere(cluster, "p1", number)
         assert {found["stopped"], found["resumed_on"]} == {"w1", "w2"}, found
-        assert cluster.processes[found["stopped"]].wait(60) == 0
+        status = cluster.processes[found["stopped"]].wait(60)
+        assert status == (0 if number is signal.SIGTERM else -signal.SIGKILL)
