@@ -6,10 +6,10 @@ where the kernel has it (`--link netem`); elsewhere, a thread of this process do
 (`--link tun`). The avatar costs nothing to make and marks when its sounds began
 (`bad_network/clock_avatar.py`). The peer is aiortc's, or Chromium with the page's own module.
 
-    python benchmarks/bench_network.py                            every case, aiortc and Chromium
+    python benchmarks/bench_network.py -o benchmarks/results/network-2core.json
     python benchmarks/bench_network.py --peer aiortc --case outage --seconds 20
 
-The last line is JSON.
+Without options, both peers do every case. The last line is JSON.
 """
 
 import argparse
@@ -172,6 +172,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=30, help="length of each case (%(default)s)")
     add("--link", choices=["netem", "tun"], help="default: netem where the kernel has it")
     add("--keep", type=Path, help="folder for recordings and the servers' logs")
+    add("-o", "--output", type=Path, metavar="FILE", help="also write the JSON here")
     add("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args(argv)
 
@@ -188,18 +189,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             if link == "netem" and name == "rebind":
                 continue
             got = measure(peer, name, options.seconds, netem=link == "netem", keep=options.keep)
-            found.setdefault(peer, {})[name] = got.as_json()
+            found.setdefault(peer, {})[name] = got.as_json() | {"load": os.getloadavg()[0]}
             if not options.json:
                 figures = (f"{k} {v}" for k, v in got.as_json().items())
                 print(f"{peer:9} {name:8}", *figures, flush=True)
     result = {"benchmark": "network", "link": link, "seconds": options.seconds, "cases": found}
     result |= {
-        "load": os.getloadavg(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "version": __version__,
     }
     print(json.dumps(result))
+    if options.output is not None:
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(not all(case["passed"] for cases in found.values() for case in cases.values()))
 
 

@@ -52,12 +52,13 @@ class Judgement:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return all values, rounded, and whether it passed."""
+        """Return all values, rounded, and whether it passed; what never came back has None."""
         rounded = {
-            key: round(value, 3) if isinstance(value, float) else value
+            key: round(value, 3) if isinstance(value, float) and np.isfinite(value) else value
             for key, value in asdict(self).items()
         }
-        return rounded | {"passed": self.passed}
+        known = {key: None if value == float("inf") else value for key, value in rounded.items()}
+        return known | {"passed": self.passed}
 
 
 def judge(
