@@ -4,7 +4,8 @@ The order is autoencoder, and phones -> audio; then flow -> distill, which need 
 and l need only flow -> distill. decoder continues the training of the autoencoder's decoder, with a
 critic; the latents that flow was trained on stay as they are. lips trains the lip reader, and
 gestures those of head, brows and eyes, after flow. finder and painter may run at any time. faithful
-trains the published model and needs no other stage. export joins all stages into one weights file.
+trains the published model and needs no other stage; ablate trains it with and without noise and
+patch drop of the memory and writes one table. export joins all stages into one weights file.
 sync is separate: it trains the network of the sync score for `letstalk eval`.
 """
 
@@ -24,6 +25,7 @@ from letstalk_rt.cli.export import (
     part_of,
     with_chosen_lookahead,
 )
+from letstalk_rt.cli.train_ablate import run_ablate
 from letstalk_rt.cli.train_faithful import run_faithful
 from letstalk_rt.cli.train_flow import run_distill, run_flow
 from letstalk_rt.errors import ConfigError, InputError
@@ -87,6 +89,7 @@ LOOPS = {
         steps=2000, learning_rate=1e-4, warm_up=50, ema=0.995, evaluate_every=250, weight_decay=0.02
     ),
     "faithful": PUBLISHED_LOOP,
+    "ablate": replace(PUBLISHED_LOOP, steps=20_000),
     "lips": LoopConfig(
         steps=400,
         learning_rate=1e-3,
@@ -116,6 +119,7 @@ BATCH = {
     "flow": 32,
     "distill": 32,
     "faithful": 1,
+    "ablate": 1,
     "lips": 48,
     "gestures": 24,
     "finder": 32,
@@ -174,6 +178,12 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="flow, lips, gestures: seed of the initial weights"
     )
     parser.add_argument(
+        "--seeds", type=int, default=1, help="ablate: number of seeds, from --seed on"
+    )
+    parser.add_argument(
+        "--sampling-steps", type=int, default=50, help="ablate: steps of DDIM (%(default)s)"
+    )
+    parser.add_argument(
         "--weights",
         type=Path,
         help="decoder, lips, gestures, export: weights file with the parts of stages that have not "
@@ -196,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         "flow": lambda args: run_flow(args, _loop(args), args.batch or BATCH["flow"]),
         "distill": lambda args: run_distill(args, _loop(args), args.batch or BATCH["distill"]),
         "faithful": lambda args: run_faithful(args, _loop(args), args.batch or BATCH["faithful"]),
+        "ablate": lambda args: run_ablate(args, _loop(args), args.batch or BATCH["ablate"]),
         "lips": _lips,
         "gestures": _gestures,
         "finder": _finder,

@@ -1,6 +1,7 @@
 """The stage `faithful` of `letstalk train`: LetsTalk as published, from clips to a weights file."""
 
 import argparse
+from dataclasses import dataclass
 
 import torch
 
@@ -12,14 +13,58 @@ from letstalk_rt.models.paper.checkpoints import save_paper_model
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.presets import FAITHFUL, PaperPreset, get_paper_preset
 from letstalk_rt.training.data.dataset import clip_rows, has_audio
-from letstalk_rt.training.data.paper_items import PaperSource, stored_paper_clips
+from letstalk_rt.training.data.paper_items import PaperClip, PaperSource, stored_paper_clips
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.paper import PaperBatch, train_paper_model
 
 
+@dataclass(frozen=True)
+class FaithfulParts:
+    """What training of the published model needs besides the model.
+
+    Attributes:
+        preset: The shapes.
+        autoencoder: The autoencoder, on the device.
+        speech: The speech model, on the device.
+        rows: Lines of the clips with audio.
+        clips: Their latents and features, in the same order.
+    """
+
+    preset: PaperPreset
+    autoencoder: PublishedAutoencoder
+    speech: WholeWav2Vec2
+    rows: list[dict[str, object]]
+    clips: list[PaperClip]
+
+
 def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
     """Encode clips, train denoiser and projector, and write `faithful/model.safetensors`."""
+    parts = load_parts(args)
+    preset, folder = parts.preset, args.runs / "faithful"
+    source = PaperSource(parts.clips, preset.denoiser)
+    torch.manual_seed(args.seed)
+    model = PaperModel(preset)
+    model.denoiser.recompute = True  # a clip of 16 frames at 512 px needs it from `b` on
+
+    def draw(generator: torch.Generator) -> PaperBatch:
+        return PaperBatch(**source.draw(batch, generator))
+
+    averaged = train_paper_model(model, draw, folder, loop, drop_speech=args.drop_speech)
+    if is_main_process():
+        path = folder / "model.safetensors"
+        save_paper_model(averaged, path, parts.autoencoder, parts.speech)
+        print(f"{path}: render it with --preset {args.preset}")
+
+
+def load_parts(args: argparse.Namespace) -> FaithfulParts:
+    """Load the networks that the options name, and encode the clips into `faithful/latents`.
+
+    Raises:
+        ConfigError: The preset is not one of the published model, or does not fit the networks.
+        InputError: An option is missing.
+        WeightsError: A network cannot be read, or is not that of the preset.
+    """
     if not args.preset.startswith(FAITHFUL):
         raise ConfigError(
             f"stage {args.stage!r} trains the published model: choose --preset {FAITHFUL}s, "
@@ -37,22 +82,9 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
     features = WholeWav2Vec2.load(args.wav2vec).to(device)
     check_features(preset, features)
     rows = [row for row in clip_rows(args.data, "train") if has_audio(args.data, row)]
-    folder = args.runs / "faithful"
-    clips = stored_paper_clips(
-        autoencoder, features, features.identity, args.data, rows, folder / "latents"
-    )
-    source = PaperSource(clips, preset.denoiser)
-    torch.manual_seed(args.seed)
-    model = PaperModel(preset)
-    model.denoiser.recompute = True  # a clip of 16 frames at 512 px needs it from `b` on
-
-    def draw(generator: torch.Generator) -> PaperBatch:
-        return PaperBatch(**source.draw(batch, generator))
-
-    averaged = train_paper_model(model, draw, folder, loop, drop_speech=args.drop_speech)
-    if is_main_process():
-        save_paper_model(averaged, folder / "model.safetensors", autoencoder, features)
-        print(f"{folder / 'model.safetensors'}: render it with --preset {args.preset}")
+    folder = args.runs / "faithful" / "latents"
+    clips = stored_paper_clips(autoencoder, features, features.identity, args.data, rows, folder)
+    return FaithfulParts(preset, autoencoder, features, rows, clips)
 
 
 def _autoencoder(args: argparse.Namespace, preset: PaperPreset) -> PublishedAutoencoder:

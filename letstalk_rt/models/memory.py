@@ -163,10 +163,11 @@ def regularize_memory(
     Args:
         latents: `(B, M, C, h, w)`, unit variance.
         generator: random number generator.
-        max_noise: upper bound of the noise's rectified-flow time, which is drawn per item.
+        max_noise: upper bound of the noise's rectified-flow time, which is drawn per item; 0 for no
+            noise.
         drop: share of spatial positions that are zeroed; drawn per item, the same in all frames.
         diffusion: draw the noise as published, for the model trained by diffusion: from steps 0 to
-            49 of 1000 instead of times up to `max_noise`.
+            49 of 1000 instead of times up to `max_noise`, unless that is 0.
 
     Returns:
         `(1 - t) latents + t noise`, or `alpha latents + sigma noise`, with some positions zero;
@@ -180,7 +181,7 @@ def regularize_memory(
     each = (batch, 1, 1, 1, 1)
     if diffusion:
         steps = torch.randint(NOISE_STEPS, each, generator=generator, device=where)
-        amount = diffusion_sigma(steps)
+        amount = diffusion_sigma(steps) * (max_noise > 0)
         signal = (1 - amount**2).sqrt()
     else:
         amount = torch.rand(each, generator=generator, device=where) * max_noise

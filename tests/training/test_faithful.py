@@ -1,5 +1,6 @@
 """The published model end to end on a toy: clips, training, a weights file, a video."""
 
+import json
 from dataclasses import replace
 
 import av
@@ -169,3 +170,32 @@ def test_weights_are_refused_with_other_networks_than_they_were_trained_with(net
         next(encoder.parameters()).mul_(2)
     with pytest.raises(WeightsError, match="another wav2vec 2.0"):
         check_companions(path, vae, WholeWav2Vec2(encoder))
+
+
+class TestAblation:
+    def words(self, root, networks, runs, name="toy", *more):
+        return ["ablate", "--data", str(root), "--runs", str(runs), "--preset",
+                f"faithful-{name}", *options(networks, AUTOENCODERS[name]), "--steps", "2",
+                "--batch", "1", "--sampling-steps", "2", *more]  # fmt: skip
+
+    def test_one_command_trains_all_variants_and_writes_one_table(
+        self, root, networks, presets, tmp_path
+    ):
+        train(self.words(root, networks, tmp_path, "toy", "--seeds", "2"))
+        table = json.loads((tmp_path / "ablate" / "table.json").read_text())
+        names = ["noise and patch drop", "noise", "patch drop", "neither"]
+        assert [row["variant"] for row in table["rows"]] == names
+        assert [(row["variant"], row["seed"]) for row in table["each"]] == [
+            (name, seed) for seed in (0, 1) for name in names
+        ]
+        assert table["seeds"] == [0, 1] and table["training steps"] == 2
+        for row in table["rows"]:
+            of_both = [r["error"] for r in table["each"] if r["variant"] == row["variant"]]
+            assert row["error"] == pytest.approx(sum(of_both) / 2)
+            assert row["error"] > 0 and row["sharpness_last"] > 0
+        page = (tmp_path / "ablate" / "table.md").read_text()
+        assert all(f"| {name} |" in page for name in names)
+
+    def test_a_model_without_memory_is_refused(self, root, networks, presets, tmp_path):
+        with pytest.raises(ConfigError, match="'v1-toy-2' has no memory"):
+            train(self.words(root, networks, tmp_path, "v1-toy-2"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.memory import regularize_memory
+from letstalk_rt.models.memory import DROP, MAX_NOISE, regularize_memory
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.training.data.paper_items import noisy_images
@@ -61,6 +61,22 @@ class PaperBatch:
         return PaperBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
+@dataclass(frozen=True)
+class MemoryRegularization:
+    """How memory is corrupted in training; both on as published.
+
+    Attributes:
+        noise: Whether noise of the first 50 of 1000 steps is added.
+        patch_drop: Whether a quarter of the positions is dropped.
+    """
+
+    noise: bool = True
+    patch_drop: bool = True
+
+
+PUBLISHED_MEMORY = MemoryRegularization()
+
+
 def paper_loss(
     model: PaperModel,
     diffusion: Diffusion,
@@ -68,6 +84,7 @@ def paper_loss(
     generator: torch.Generator,
     *,
     drop_speech: float = 0.0,
+    regularization: MemoryRegularization = PUBLISHED_MEMORY,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the hybrid loss of a batch and its parts.
 
@@ -78,6 +95,8 @@ def paper_loss(
         generator: Random generator, on any device.
         drop_speech: Share of items whose audio tokens are zeros, which guidance needs; 0 as
             published.
+        regularization: How memory is corrupted. The generator is advanced by the same amount
+            whatever is on, so ablations see the same noise elsewhere.
 
     Raises:
         InputError: A tensor has the wrong shape or type, or holds NaN.
@@ -92,7 +111,13 @@ def paper_loss(
     )
     dropped = torch.rand(count, 1, 1, 1, generator=generator, device=source) < drop_speech
     tokens = tokens.masked_fill(dropped.to(device), 0.0)
-    memory = regularize_memory(batch.memory, generator, diffusion=True)
+    memory = regularize_memory(
+        batch.memory,
+        generator,
+        max_noise=MAX_NOISE if regularization.noise else 0.0,
+        drop=DROP if regularization.patch_drop else 0.0,
+        diffusion=True,
+    )
     noise = torch.randn(clip.shape, generator=generator, device=source).to(device)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -112,6 +137,7 @@ def train_paper_model(
     config: LoopConfig = PUBLISHED_LOOP,
     *,
     drop_speech: float = 0.0,
+    regularization: MemoryRegularization = PUBLISHED_MEMORY,
 ) -> PaperModel:
     """Train a model and return the average of its weights.
 
@@ -121,6 +147,7 @@ def train_paper_model(
         folder: The run's folder.
         config: Schedule.
         drop_speech: See `paper_loss`.
+        regularization: See `paper_loss`.
 
     Raises:
         InputError: `drop_speech` is out of range, or a batch has wrong tensors.
@@ -131,7 +158,14 @@ def train_paper_model(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = batches(step).to(run.device)
-        return paper_loss(model, diffusion, batch, run.noise, drop_speech=drop_speech)
+        return paper_loss(
+            model,
+            diffusion,
+            batch,
+            run.noise,
+            drop_speech=drop_speech,
+            regularization=regularization,
+        )
 
     with Prefetch(draw, config.steps) as batches:
         averaged = run.train(loss)

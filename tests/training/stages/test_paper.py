@@ -12,6 +12,7 @@ from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.paper import (
     PUBLISHED_LOOP,
+    MemoryRegularization,
     PaperBatch,
     noisy_images,
     paper_loss,
@@ -102,3 +103,20 @@ def test_a_clip_that_is_learnt_comes_back_through_the_published_sampler(tmp_path
     )
     assert (video - clip).square().mean() < 0.05 * clip.square().mean()
     assert (video - portrait[:, None]).square().mean() > 0.5
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("patch_drop", [False, True])
+def test_noise_and_patch_drop_of_the_memory_are_switched_off_one_by_one(noise, patch_drop):
+    model, batch, seen = make_paper_model(), make_batch(64), []
+    model.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args))
+    switched = MemoryRegularization(noise, patch_drop)
+    paper_loss(model, Diffusion(), batch, chance(), regularization=switched)
+    paper_loss(model, Diffusion(), batch, chance())
+    memory, published = seen[0][4], seen[1][4]
+    dropped = (memory == 0).all(2).all(1)
+    assert bool(dropped.any()) == patch_drop
+    kept = (~dropped)[:, None, None].expand_as(memory)
+    assert torch.equal(memory[kept], batch.memory[kept]) == (not noise)
+    assert torch.equal(seen[0][0], seen[1][0])  # the same noise elsewhere
+    assert torch.equal(memory, published) == (noise and patch_drop)
