@@ -4,7 +4,6 @@ Time is counted in integers: audio in samples, video in frames. Seconds appear o
 `session/pacing.py` and in metrics.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -143,7 +142,7 @@ class CameraOptions:
 
 
 def _check_range(name: str, value: float, most: float) -> None:
-    if not (math.isfinite(value) and 0 <= value <= most):
+    if not 0 <= value <= most:  # nor NaN; whole numbers may be larger than any float
         raise ConfigError(f"{name} must be from 0 to {most}, got {value}")
 
 

@@ -1,6 +1,9 @@
 """Speech by a program of the system: text goes to its input, PCM comes from its output."""
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -66,9 +69,18 @@ async def run_command(command: Command, text: str) -> Speech:
             )
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
             await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a program, without taking its exit status as `Process.kill` does where it has exited:
+    asyncio, which waits for that status in a thread, would log a warning."""
+    with suppress(ProcessLookupError):
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.kill(process.pid, signal.SIGKILL)
 
 
 async def _write(process: asyncio.subprocess.Process, text: str) -> None:

@@ -7,6 +7,7 @@ import os
 import ssl
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -92,8 +93,7 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
         ws_ping_timeout=PING_TIMEOUT_S,
         timeout_graceful_shutdown=10,
     )
-    for name in ("aioice", "aiortc"):  # below WARNING they log IP addresses
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten_libraries()
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(remove_message)
     # `main` prints one line instead of uvicorn's traceback of the same error. A refused WebSocket
@@ -108,6 +108,15 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
     if failures:
         raise failures[0]
     return 0 if server.started else 1
+
+
+def quieten_libraries() -> None:
+    """Keep libraries from logging what clients have sent."""
+    for name in ("aioice", "aiortc"):  # below WARNING they log IP addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Damage of an image is told to who uploaded it.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _check_certificate(settings: Settings) -> None:

@@ -33,6 +33,11 @@ class Outcome:
 
     Attributes:
         inputs: how many were tried.
+        refused: how many of them were refused with a reason, or dropped by us; aiortc drops others
+            in silence.
+        log_records: how many records of the server's log were checked.
+        before_mb: resident memory of the process after the warm-up.
+        after_mb: the same at the end.
         seconds: how long that took.
         failure: what broke; None if nothing did.
         kept: the input that broke it, as small as possible; it is in the corpus now.
@@ -42,6 +47,10 @@ class Outcome:
     """
 
     inputs: int = 0
+    refused: int = 0
+    log_records: int = 0
+    before_mb: float = 0.0
+    after_mb: float = 0.0
     seconds: float = 0.0
     failure: str | None = None
     kept: str | None = None
@@ -78,9 +87,11 @@ def attack(target, count, seed):
                 break
         world.reopen()
         after = held()
+    outcome.refused, outcome.log_records = attacked.refused, world.watch.records
     outcome.seconds = time.monotonic() - started_s
     if before is not None and outcome.failure is None:
-        outcome.grown_mb = (after[0] - before[0]) / 1e6
+        outcome.before_mb, outcome.after_mb = before[0] / 1e6, after[0] / 1e6
+        outcome.grown_mb = outcome.after_mb - outcome.before_mb
         outcome.threads, outcome.handles = after[1] - before[1], after[2] - before[2]
     return outcome
 

@@ -11,25 +11,8 @@ import json
 import re
 import struct
 
-import numpy as np
 from aioice import stun
-from aiortc import RTCConfiguration, RTCPeerConnection
-from aiortc.rtp import (
-    RTCP_PSFB_APP,
-    RTCP_PSFB_FIR,
-    RTCP_PSFB_PLI,
-    RTCP_RTPFB_NACK,
-    RtcpByePacket,
-    RtcpPsfbPacket,
-    RtcpReceiverInfo,
-    RtcpRrPacket,
-    RtcpRtpfbPacket,
-    RtcpSdesPacket,
-    RtcpSenderInfo,
-    RtcpSourceInfo,
-    RtcpSrPacket,
-    pack_remb_fci,
-)
+from aiortc import RTCConfiguration, RTCPeerConnection, rtp
 from PIL import Image
 from support.opus import opus_packets
 from support.server_fakes import portrait_jpeg
@@ -149,19 +132,22 @@ async def _offers():
 
 
 def _images():
-    yield portrait_jpeg(size=(96, 96))
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8))
+    face = portrait_jpeg(size=(128, 128))  # it is accepted, in each format
+    yield face
+    image = Image.open(io.BytesIO(face))
     for form, options in [
-        ("PNG", {}), ("WEBP", {"lossless": True}), ("WEBP", {"quality": 30}), ("GIF", {}),
-        ("BMP", {}), ("TIFF", {}), ("JPEG", {"progressive": True, "comment": b"SENTINEL"}),
+        ("PNG", {}), ("WEBP", {"lossless": True}), ("WEBP", {"quality": 90}), ("GIF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("JPEG", {"progressive": True, "quality": 95, "comment": b"SENTINEL"}),
     ]:  # fmt: skip
         buffer = io.BytesIO()
         image.save(buffer, form, **options)
         yield buffer.getvalue()
-    buffer = io.BytesIO()
-    image.convert("P").save(buffer, "PNG", transparency=3)
-    yield buffer.getvalue()
+    indexed = image.quantize(16)
+    for form, options in [("PNG", {"transparency": 3}), ("BMP", {}), ("TIFF", {})]:
+        buffer = io.BytesIO()
+        indexed.save(buffer, form, **options)
+        yield buffer.getvalue()
 
 
 def _datagrams():
@@ -204,17 +190,19 @@ def _rtp():
 
 
 def _rtcp():
-    info = RtcpReceiverInfo(SSRC, 30, 100, 5000, 300, 7, 8)
-    sender = RtcpSenderInfo(2**63, 2, 3, 4)
+    info = rtp.RtcpReceiverInfo(SSRC, 30, 100, 5000, 300, 7, 8)
+    sender = rtp.RtcpSenderInfo(2**63, 2, 3, 4)
     packets = [
-        RtcpRrPacket(ssrc=1, reports=[info]),
-        RtcpSrPacket(ssrc=1, sender_info=sender, reports=[info, info]),
-        RtcpRtpfbPacket(fmt=RTCP_RTPFB_NACK, ssrc=1, media_ssrc=SSRC, lost=[1, 2, 3, 40]),
-        RtcpPsfbPacket(fmt=RTCP_PSFB_PLI, ssrc=1, media_ssrc=SSRC),
-        RtcpPsfbPacket(fmt=RTCP_PSFB_FIR, ssrc=1, media_ssrc=0, fci=MARK + b"\1\0\0\0"),
-        RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(300_000, [SSRC])),
-        RtcpSdesPacket(chunks=[RtcpSourceInfo(ssrc=1, items=[(1, b"SENTINEL")])]),
-        RtcpByePacket(sources=[1, SSRC]),
+        rtp.RtcpRrPacket(ssrc=1, reports=[info]),
+        rtp.RtcpSrPacket(ssrc=1, sender_info=sender, reports=[info, info]),
+        rtp.RtcpRtpfbPacket(fmt=rtp.RTCP_RTPFB_NACK, ssrc=1, media_ssrc=SSRC, lost=[1, 2, 3, 40]),
+        rtp.RtcpPsfbPacket(fmt=rtp.RTCP_PSFB_PLI, ssrc=1, media_ssrc=SSRC),
+        rtp.RtcpPsfbPacket(fmt=rtp.RTCP_PSFB_FIR, ssrc=1, media_ssrc=0, fci=MARK + b"\1\0\0\0"),
+        rtp.RtcpPsfbPacket(
+            fmt=rtp.RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=rtp.pack_remb_fci(300_000, [SSRC])
+        ),
+        rtp.RtcpSdesPacket(chunks=[rtp.RtcpSourceInfo(ssrc=1, items=[(1, b"SENTINEL")])]),
+        rtp.RtcpByePacket(sources=[1, SSRC]),
     ]
     for packet in packets:
         yield bytes(packet)

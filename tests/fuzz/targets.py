@@ -2,11 +2,14 @@
 did what it must not."""
 
 import asyncio
+from unittest import mock
 
 from aioice import stun
 from google_crc32c import value as crc32c
 
 from fuzz.world import SECRETS, Broken, application, connection, conversation
+from letstalk_server.protocol.server_messages import Fail
+from letstalk_server.session.announcer import Announcer
 
 MARK = b"\xca\xfe\xd0\x0d"
 """In a packet: the SSRC of the attacked connection, or the TSN that it expects."""
@@ -15,37 +18,55 @@ REFUSED = {400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 428, 429}
 """Answers to hostile requests. 503 is one too: each new session is refused while others end."""
 
 FRESH_AFTER = 2000
-"""Inputs after which a connection is replaced: hostile peers may well ruin their own one."""
+"""Inputs after which a world is replaced: hostile peers may well ruin their own connection."""
 
 
-class Requests:
-    """Attacks the HTTP API of a whole server; subclasses send the input.
+class Target:
+    """Attacks what a world holds; subclasses say how.
 
     Attributes:
         opening: makes the world.
+        refused: how many inputs were refused, or dropped.
     """
 
-    opening = staticmethod(application)
+    opening = None
 
     def __init__(self, world):
         self.world = world
+        self.refused = 0
+        self._count = 0
 
     def check(self, data):
         """Attack with one input."""
+        self._count += 1
         try:
-            self.world.run(self._attack(self.world.inside, data))
+            goes_on = self.world.run(self.attack(self.world.inside, data))
             self.world.watch.check()
         except Exception:
             self.world.reopen()
             raise
+        if not goes_on or self._count % FRESH_AFTER == 0:
+            self.world.reopen()
 
-    async def _attack(self, inside, data):
+    async def attack(self, inside, data):
+        """Let an input arrive, and return whether the world can still be attacked."""
+        raise NotImplementedError
+
+
+class Requests(Target):
+    """Attacks the HTTP API of a whole server; subclasses send the input."""
+
+    opening = staticmethod(application)
+
+    async def attack(self, inside, data):
+        """Send a request; it is answered or refused in order."""
         response = await self.send(inside.client, inside, data)
         status = response.status_code
         if status in (200, 201, 204):
             if location := response.headers.get("location"):
                 await inside.client.delete(location)
-            return
+            return True
+        self.refused += 1
         if status not in REFUSED | {503}:
             raise Broken(f"expected success or a refusal, got status {status}")
         problem = response.json()
@@ -53,6 +74,7 @@ class Requests:
             raise Broken(f"expected a problem document that explains, got {sorted(problem)}")
         if any(secret in response.text for secret in SECRETS):
             raise Broken(f"expected a refusal that does not repeat the input, got {problem}")
+        return True
 
     async def send(self, client, inside, data):
         """Send the input, and return the response."""
@@ -105,66 +127,44 @@ class Bodies(Requests):
         return await client.post(path, content=data[1:], headers=headers)
 
 
-class Messages:
+class Messages(Target):
     """Messages of a data channel: text after the byte `T`, otherwise audio."""
 
     opening = staticmethod(conversation)
 
-    def __init__(self, world):
-        self.world = world
-
-    def check(self, data):
-        """Attack with one input."""
-        try:
-            goes_on = self.world.run(self._attack(self.world.inside, data))
-            self.world.watch.check()
-        except Exception:
-            self.world.reopen()
-            raise
-        if not goes_on:
-            self.world.reopen()  # a message may end the session: that is its right
-
-    async def _attack(self, inside, data):
+    async def attack(self, inside, data):
+        """Let a message arrive; it may end the session, that is its right."""
         session = inside.session
         if session is None:
             return False
         (connection,) = list(session.connections)
         message = data[1:].decode("utf-8", "replace") if data[:1] == b"T" else data
-        session.connections.receive(connection, message)
+        with mock.patch.object(Announcer, "send", self._counted(Announcer.send)):
+            session.connections.receive(connection, message)
         return session.end_reason is None and len(session.connections) == 1
 
+    def _counted(self, send):
+        def counted(announcer, connection, message, *rest):
+            self.refused += isinstance(message, Fail)
+            return send(announcer, connection, message, *rest)
 
-class Packets:
-    """Attacks a connection with packets; subclasses let the input arrive.
+        return counted
 
-    Attributes:
-        opening: makes the world.
-    """
+
+class Packets(Target):
+    """Attacks a connection with packets; subclasses let the input arrive."""
 
     opening = staticmethod(connection)
 
-    def __init__(self, world):
-        self.world = world
-        self._count = 0
-
-    def check(self, data):
-        """Attack with one input."""
-        self._count += 1
-        try:
-            self.world.run(self._attack(self.world.inside, data))
-            self.world.watch.check()
-        except Exception:
-            self.world.reopen()
-            raise
-        usable = self.is_usable(self.world.inside.packets)
-        if self._count % FRESH_AFTER == 0 or not usable:
-            self.world.reopen()
-
-    async def _attack(self, inside, data):
+    async def attack(self, inside, data):
+        """Let a packet arrive; the connection stands after it."""
+        dropped = self.world.watch.dropped
         await self.arrive(inside.packets, data)
         await asyncio.sleep(0)  # what the packet woke up
+        self.refused += self.world.watch.dropped > dropped
         if not (inside.is_connected and inside.packets.is_alive):
             raise Broken("expected that the connection stands, but it was closed")
+        return self.is_usable(inside.packets)
 
     def is_usable(self, packets):
         """Return whether the connection can still be attacked."""

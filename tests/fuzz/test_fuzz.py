@@ -16,7 +16,6 @@ NEW_SLOW = {"sctp": 4, "sdp": 10}
 """Likewise where an input costs much: each association that an input ends is set up again."""
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # of a damaged image
 @pytest.mark.parametrize("opening", [application, conversation, connection])
 def test_the_corpus_and_new_inputs_break_nothing(opening):
     targets = {name: kind for name, (kind, _) in TARGETS.items() if kind.opening is opening}

@@ -5,16 +5,21 @@ import faulthandler
 import gc
 import logging
 import re
+import signal
 from contextlib import asynccontextmanager
 
 from support import aiortc_internals
 from support.server_fakes import Peer, serving
 from support.transport_stage import staged
 
+from letstalk_server.main import quieten_libraries
 from letstalk_server.session.transport import PeerRole, PeerState
 from letstalk_server.settings import Settings
 
 TIMEOUT_S = 60
+BUSY_S = 10
+"""Processor time after which a loop without an await counts as hung; it may take memory as well."""
+
 SECRETS = ("SENTINEL", "192.0.2.")
 """Parts of the corpus that no log may contain: the seeds have them where speech, SDP and addresses
 would be."""
@@ -26,18 +31,31 @@ class Broken(AssertionError):
     """The server did what it must never do; the message tells what was expected."""
 
 
+class Hung(Exception):
+    """The server was busy for too long. Not one of the errors that malformed packets raise."""
+
+
 class Watch(logging.Handler):
-    """Collects what must not be in a log: warnings, failures of tasks, secrets."""
+    """Collects what must not be in a log: warnings, failures of tasks, secrets.
+
+    Attributes:
+        found: what was collected since the last check.
+        records: how many records of our own code were looked at.
+        dropped: how many of them say that a packet was dropped.
+    """
 
     def __init__(self):
         super().__init__(logging.DEBUG)
         self.found = []
+        self.records = self.dropped = 0
 
     def emit(self, record):
         text = self.format(record)
+        self.records += 1
+        self.dropped += "was dropped" in text
         if record.levelno >= logging.WARNING:
             self.found.append(f"{record.name} {record.levelname}: {text}")
-        elif record.levelno >= logging.INFO and any(secret in text for secret in SECRETS):
+        elif any(secret in text for secret in SECRETS):
             self.found.append(f"a secret in the log of {record.name}: {text}")
 
     def on_loop(self, loop, context):
@@ -68,7 +86,10 @@ class World:
         self.inside = None
 
     def __enter__(self):
+        quieten_libraries()
         logging.getLogger().addHandler(self.watch)
+        logging.getLogger("letstalk_server").setLevel(logging.DEBUG)
+        signal.signal(signal.SIGVTALRM, self._give_up)
         self._loop.set_exception_handler(self.watch.on_loop)
         aiortc_internals.keep_consent()
         self.open()
@@ -76,6 +97,8 @@ class World:
 
     def __exit__(self, *failure):
         faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
+        logging.getLogger("letstalk_server").setLevel(logging.NOTSET)
         self.close()
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
@@ -105,13 +128,20 @@ class World:
             async with asyncio.timeout(TIMEOUT_S):
                 return await work
 
-        if self._runs % 100 == 0:  # for loops without an await
+        signal.setitimer(signal.ITIMER_VIRTUAL, BUSY_S)  # for loops without an await
+        if self._runs % 100 == 0:  # and for those of libraries in C
             faulthandler.dump_traceback_later(10 * TIMEOUT_S, exit=True)
         self._runs += 1
         try:
             return self._loop.run_until_complete(bounded())
         except TimeoutError:
             raise Broken(f"expected an answer within {TIMEOUT_S} s, got none") from None
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+    def _give_up(self, number, frame):
+        self.watch.found.append(f"a loop that takes more than {BUSY_S} s")  # if `Hung` is caught
+        raise Hung(f"expected an answer within {BUSY_S} s of processor time, got none")
 
 
 class Application:
