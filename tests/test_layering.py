@@ -26,6 +26,7 @@ letstalk_rt.models.face
 letstalk_rt.models.paper
 letstalk_rt.models
 letstalk_rt.portrait
+letstalk_rt.recording
 letstalk_rt.inference
 letstalk_rt.dubbing
 letstalk_rt.session

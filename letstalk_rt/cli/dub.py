@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from letstalk_rt.cli.options import add_json_option
+from letstalk_rt.cli.options import add_json_option, add_sign_option, read_signing
 from letstalk_rt.cli.output import write_json, write_line, write_notice
 
 SUMMARY = "film of a person + audio file -> the film with that voice"
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help='omit the badge "AI avatar"; you must then disclose that the film is generated',
     )
+    add_sign_option(parser)
     add_json_option(parser)
 
 
@@ -50,12 +51,13 @@ def run(options: argparse.Namespace) -> int:
     from letstalk_rt.inference.pipeline import AvatarPipeline
 
     film, speech = Film(options.film), Speech(options.audio, 0)
+    signing = read_signing(options, options.film)
     if film.facts.converted is not None:
         write_notice(
             f"the film's pixel format {film.facts.converted} is converted to "
             f"{film.facts.pixel_format}, of 8 bits."
         )
-    chosen = DubOptions(Longer(options.longer), options.trim, options.badge)
+    chosen = DubOptions(Longer(options.longer), options.trim, options.badge, **signing)
     pipeline = AvatarPipeline.load(
         options.preset, options.device, threads=options.threads, weights=options.weights
     )

@@ -226,7 +226,7 @@ def _run(options: argparse.Namespace, sinks: "list[Sink]", window: "PreviewWindo
     from letstalk_rt.sinks.file import Recording
     from letstalk_rt.sinks.speaker import Speaker
 
-    signing = read_signing(options)
+    signing = read_signing(options, options.portrait)
     if options.output is not None:
         sinks.append(
             Recording(options.output, badge=options.badge, sample_rate=AUDIO_RATE, **signing)

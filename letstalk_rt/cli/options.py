@@ -2,22 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from letstalk_rt.cli.output import write_notice
 from letstalk_rt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from letstalk_rt.recording.output_file import Signing
     from letstalk_rt.session.avatar import Avatar
-    from letstalk_rt.sinks.credentials import SigningCredentials
-    from letstalk_rt.sinks.provenance import Provenance
-
-
-class Signing(TypedDict):
-    """What `VideoWriter` and `Recording` take to state how a file was made, and to sign it."""
-
-    provenance: "Provenance"
-    credentials: "SigningCredentials | None"
 
 
 def add_portrait(parser: argparse.ArgumentParser) -> None:
@@ -48,30 +40,38 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sign_option(parser: argparse.ArgumentParser) -> None:
+def add_sign_option(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     """Add the option to sign what is recorded."""
     parser.add_argument(
         "--sign",
         nargs=2,
         type=Path,
+        required=required,
         metavar=("CERT", "KEY"),
         help="sign the file when it is complete (C2PA) with a certificate and its key, PEM files",
     )
 
 
-def read_signing(options: argparse.Namespace) -> Signing:
+def read_signing(options: argparse.Namespace, shown: str | Path) -> "Signing":
     """Return what the recording that the options name states, and the credentials, checked.
+
+    Args:
+        options: of the command.
+        shown: the portrait or film; if it is in the library, its recorded consent is stated.
 
     Raises:
         LetsTalkError: the portrait is unknown, or the credentials or the output cannot be used.
     """
     from letstalk_rt.portrait.library import AvatarLibrary
-    from letstalk_rt.sinks.credentials import SigningCredentials
-    from letstalk_rt.sinks.provenance import Provenance
+    from letstalk_rt.recording.credentials import SigningCredentials
+    from letstalk_rt.recording.provenance import Provenance
+    from letstalk_rt.recording.signing import media_type_of
 
     if options.sign is not None and options.output is None:
         raise ConfigError("--sign signs a recording; name its file with --output.")
-    consent = AvatarLibrary().consent_of(options.portrait)
+    if options.sign is not None:
+        media_type_of(options.output)
+    consent = AvatarLibrary().consent_of(shown)
     return {
         "provenance": Provenance.of(options.preset, options.badge, consent),
         "credentials": None if options.sign is None else SigningCredentials.read(*options.sign),

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.fps != FPS:
         raise ConfigError(f"--fps is {options.fps}; the model generates {FPS} frames per second.")
-    signing = read_signing(options)
+    signing = read_signing(options, options.portrait)
     samples, rate = read_audio(options.audio)
     size: list[int] = []
     make = render_faithful if is_faithful(options) else _render

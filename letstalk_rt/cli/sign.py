@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from letstalk_rt.cli.options import add_json_option
+from letstalk_rt.cli.options import add_json_option, add_sign_option
 from letstalk_rt.cli.output import colored, write_json, write_line
 
 if TYPE_CHECKING:
-    from letstalk_rt.sinks.provenance import Provenance
-    from letstalk_rt.sinks.signing import Verification
+    from letstalk_rt.recording.provenance import Provenance
+    from letstalk_rt.recording.signing import Verification
 
 SIGN_SUMMARY = "sign a recording that was not signed at its end"
 VERIFY_SUMMARY = "tell whether a recording is signed, by whom, and unchanged since"
@@ -29,16 +29,8 @@ def add_sign_arguments(parser: argparse.ArgumentParser) -> None:
         "Sign FILE, a recording of letstalk that a crash or a full disk cut off. It states what "
         "the recording says about itself: model, badge and consent."
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="mp4, m4v or mov")
-    parser.add_argument(
-        "--sign",
-        nargs=2,
-        type=Path,
-        required=True,
-        metavar=("CERT", "KEY"),
-        help="certificate and its key, PEM files",
-    )
-    add_json_option(parser)
+    _add_file(parser)
+    add_sign_option(parser, required=True)
 
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,17 +39,21 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
         "Verify the signature of FILE. The status is 0 if it is unchanged, and with --trust only "
         "if one of the authorities in PEM issued the signer's certificate."
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="mp4, m4v or mov")
+    _add_file(parser)
     parser.add_argument(
         "--trust", type=Path, metavar="PEM", help="certificates of authorities that you trust"
     )
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="mp4, m4v or mov")
     add_json_option(parser)
 
 
 def run_sign(options: argparse.Namespace) -> int:
     """Sign the file in place."""
-    from letstalk_rt.sinks.credentials import SigningCredentials
-    from letstalk_rt.sinks.signing import sign_existing
+    from letstalk_rt.recording.credentials import SigningCredentials
+    from letstalk_rt.recording.signing import sign_existing
 
     provenance = sign_existing(options.file, SigningCredentials.read(*options.sign))
     if options.json:
@@ -69,8 +65,8 @@ def run_sign(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Print the result of the verification."""
-    from letstalk_rt.sinks.credentials import read_authority
-    from letstalk_rt.sinks.signing import verify_recording
+    from letstalk_rt.recording.credentials import read_authority
+    from letstalk_rt.recording.signing import verify_recording
 
     authority = None if options.trust is None else read_authority(options.trust)
     found = verify_recording(options.file, authority)

@@ -1,7 +1,7 @@
 """Dubs a film file: reads it, gives it other lips and another sound, and writes it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from letstalk_rt.dubbing.planes import put
 from letstalk_rt.errors import AudioFormatError, FilmError
 from letstalk_rt.inference.mouth_renderer import Patch
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.portrait.watermark import badge_place, with_badge
+from letstalk_rt.portrait.watermark import DUBBED_SOURCE_TYPE, badge_place, with_badge
+from letstalk_rt.recording.credentials import SigningCredentials
+from letstalk_rt.recording.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,15 @@ class DubOptions:
         longer: what is shown while the speech is longer than the film.
         trim: end with the speech, even if the film is longer; otherwise the lips then rest.
         badge: draw the badge "AI avatar" into the frames.
+        provenance: what metadata and signature state; None knows the badge alone.
+        credentials: sign the film with these when it is complete; mkv cannot be signed.
     """
 
     longer: Longer = Longer.LOOP
     trim: bool = False
     badge: bool = True
+    provenance: Provenance | None = None
+    credentials: SigningCredentials | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,11 @@ def dub_film(
     half = float(1 / facts.rate) / 2
     timed = ((f, f.rgb, float(f.time * facts.time_base) + half) for f in frames)
     count = changed = 0
-    with FilmWriter(output, facts, rate, speech.facts.channels) as writer:
+    made = options.provenance or Provenance(badge=options.badge)
+    made = replace(made, source_type=DUBBED_SOURCE_TYPE)
+    with FilmWriter(
+        output, facts, rate, speech.facts.channels, made, options.credentials
+    ) as writer:
         sound = SoundFeed(speech.chunks(), rate, writer)
         end_s = 0.0
         for frame, patch in dubber.dub(timed, lips):

@@ -1,12 +1,10 @@
 """Writes a film with its own colours, size and frame times, and with another sound."""
 
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import av
 import numpy as np
@@ -14,17 +12,10 @@ from av.audio.stream import AudioStream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from letstalk_rt import __version__
 from letstalk_rt.dubbing.film import FilmFacts, plane_pixels
-from letstalk_rt.errors import ConfigError
-
-CONTAINERS: Final = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-STATEMENT = (
-    "Dubbed: the mouth of the person in this film was generated from another voice. Digital "
-    "source type: http://cv.iptc.org/newscodes/digitalsourcetype/"
-    f"compositeWithTrainedAlgorithmicMedia. Made by letstalk_rt {__version__}."
-)
-"""What the metadata of a dubbed film state, with the source type of the IPTC."""
+from letstalk_rt.recording.credentials import SigningCredentials
+from letstalk_rt.recording.output_file import OutputFile
+from letstalk_rt.recording.provenance import Provenance
 
 _RATES_HZ = (16_000, 24_000, 32_000, 44_100, 48_000)
 _X264 = {"crf": "18", "preset": "veryfast"}
@@ -41,19 +32,23 @@ class FilmWriter:
         facts: what the film is like.
         rate: sample rate of the sound in Hz.
         channels: its channels, 1 or 2.
+        provenance: what metadata and signature state.
+        credentials: sign the film with these when it is complete.
 
     Raises:
-        ConfigError: the extension of `path` is not supported.
+        ConfigError: the extension of `path` is not supported, or cannot be signed.
     """
 
-    def __init__(self, path: str | Path, facts: FilmFacts, rate: int, channels: int) -> None:
-        self.path = Path(path)
-        if self.path.suffix.lower() not in CONTAINERS:
-            raise ConfigError(
-                f"The output {self.path.name} ends in {self.path.suffix!r}; expected one of "
-                f"{', '.join(CONTAINERS)}."
-            )
-        self._temporary = self.path.with_name(self.path.name + ".part")
+    def __init__(
+        self,
+        path: str | Path,
+        facts: FilmFacts,
+        rate: int,
+        channels: int,
+        provenance: Provenance,
+        credentials: SigningCredentials | None = None,
+    ) -> None:
+        self._file = OutputFile(Path(path), provenance, credentials)
         self._facts, self._rate, self._channels = facts, rate, channels
         self._samples = 0
 
@@ -63,15 +58,7 @@ class FilmWriter:
         Raises:
             ConfigError: the file cannot be written.
         """
-        if self.path.is_dir():
-            raise ConfigError(f"Cannot write {self.path}: it is a folder. Give the path of a file.")
-        container = CONTAINERS[self.path.suffix.lower()]
-        options = {} if container == "matroska" else {"movflags": "+faststart"}
-        try:
-            self._container = av.open(str(self._temporary), "w", format=container, options=options)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        self._container.metadata["comment"] = STATEMENT
+        self._container = self._file.open()
         self._video = self._video_stream()
         self._audio = self._audio_stream()
         return self
@@ -83,14 +70,13 @@ class FilmWriter:
         trace: TracebackType | None,
     ) -> None:
         """Complete the file; after an error remove it."""
+        if error is not None:
+            self._file.discard(self._container)
+            return
         try:
-            if error is None:
-                self._finish()
-            else:
-                with suppress(OSError, ValueError):  # the first error is the one to report
-                    self._container.close()
+            self._finish()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._file.remove_temporary()
 
     def write(self, planes: tuple[np.ndarray, ...], time: int) -> None:
         """Write a frame.
@@ -146,11 +132,7 @@ class FilmWriter:
                 self._mux(self._audio, converted)
         for stream in (self._video, self._audio):
             self._mux(stream, None)
-        try:
-            self._container.close()
-            os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        self._file.complete(self._container)
 
     def _mux(
         self, stream: VideoStream | AudioStream, frame: VideoFrame | av.AudioFrame | None
@@ -158,14 +140,7 @@ class FilmWriter:
         try:
             self._container.mux(stream.encode(frame))  # type: ignore[arg-type]
         except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def _cannot_write(self, error: OSError) -> ConfigError:
-        reason = error.strerror or error
-        return ConfigError(
-            f"Cannot write {self.path}: {reason}. Choose a folder that exists, is writable and has "
-            "free space."
-        )
+            raise self._file.cannot_write(error) from error
 
 
 class SoundFeed:

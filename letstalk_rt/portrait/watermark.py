@@ -20,6 +20,16 @@ STATEMENT = (
     f"was filmed. Digital source type: {SOURCE_TYPE}. Made by letstalk_rt {__version__}."
 )
 
+DUBBED_SOURCE_TYPE = (
+    "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+)
+"""That of a film of which parts were generated."""
+
+DUBBED_STATEMENT = (
+    "Dubbed: the mouth of the person in this film was generated from another voice. Digital "
+    f"source type: {DUBBED_SOURCE_TYPE}. Made by letstalk_rt {__version__}."
+)
+
 _SHARE = 0.045
 _MIN_PX, _MAX_PX = 9, 40
 

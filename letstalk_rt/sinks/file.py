@@ -1,24 +1,20 @@
 """Writes video files with audio, in sync to the sample."""
 
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import av
 import numpy as np
 
-from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.errors import DependencyError
+from letstalk_rt.recording.credentials import SigningCredentials
+from letstalk_rt.recording.output_file import OutputFile
+from letstalk_rt.recording.provenance import Provenance
 from letstalk_rt.sinks.av_encoder import AVEncoder, EncoderSettings
 from letstalk_rt.sinks.base import ThreadedSink
-from letstalk_rt.sinks.credentials import SigningCredentials
-from letstalk_rt.sinks.provenance import Provenance
-from letstalk_rt.sinks.signing import media_type_of, sign_recording
 from letstalk_rt.types import FPS, SAMPLE_RATE
 
-CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _LIVE_X264 = {"crf": "20", "preset": "superfast", "bf": "0"}
 _KEY_FRAME_S = 1.0
 """A recording that is cut off loses at most this, and what the encoder buffers."""
@@ -110,19 +106,9 @@ class VideoWriter:
         Raises:
             ConfigError: the extension of `path` is not supported, or cannot be signed.
         """
-        self.path = Path(path)
-        if self.path.suffix.lower() not in CONTAINERS:
-            raise ConfigError(
-                f"The output {self.path.name} ends in {self.path.suffix!r}; expected one of "
-                f"{', '.join(CONTAINERS)}."
-            )
-        if credentials is not None:
-            media_type_of(self.path)
-        self._credentials = credentials
-        self._provenance = provenance or Provenance(badge=badge)
-        self._crash_safe = crash_safe
-        part = self.path.with_name(self.path.name + ".part")
-        self._temporary = self.path if crash_safe else part
+        self._file = OutputFile(
+            Path(path), provenance or Provenance(badge=badge), credentials, crash_safe
+        )
         self._settings = EncoderSettings(
             rate,
             channels,
@@ -145,24 +131,12 @@ class VideoWriter:
             ConfigError: the file cannot be written.
             DependencyError: this FFmpeg lacks an encoder.
         """
-        if self.path.is_dir():
-            raise ConfigError(f"Cannot write {self.path}: it is a folder. Give the path of a file.")
-        container = CONTAINERS[self.path.suffix.lower()]
-        try:
-            self._container = av.open(
-                str(self._temporary),
-                "w",
-                format=container,
-                options=_options(container, self._crash_safe),
-            )
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        self._container.metadata.update(self._provenance.metadata())
+        self._container = self._file.open()
         try:
             self._encoder = AVEncoder(self._container, self._settings)
         except DependencyError:
-            self._close_quietly()
-            self._temporary.unlink(missing_ok=True)
+            self._file.discard(self._container)
+            self._file.temporary.unlink(missing_ok=True)  # there is nothing to keep
             raise
         return self
 
@@ -173,14 +147,13 @@ class VideoWriter:
         trace: TracebackType | None,
     ) -> None:
         """Complete the file; after an error remove it, unless it is crash-safe."""
+        if error is not None and not self._file.crash_safe:
+            self._file.discard(self._container)
+            return
         try:
-            if error is None or self._crash_safe:
-                self._finish()
-            else:
-                self._close_quietly()
+            self._finish()
         finally:
-            if not self._crash_safe:
-                self._temporary.unlink(missing_ok=True)
+            self._file.remove_temporary()
 
     def start(self, width: int, height: int) -> None:
         """Write the header of the file now, so that an unwritable path is reported early.
@@ -197,8 +170,8 @@ class VideoWriter:
             self._encoder.start(width, height)
             self._container.start_encoding()
         except OSError as error:
-            self._close_quietly()
-            raise self._cannot_write(error) from error
+            self._file.discard(self._container)
+            raise self._file.cannot_write(error) from error
 
     def write(self, rgb: np.ndarray | None, pcm: np.ndarray) -> None:
         """Write one frame and any amount of audio.
@@ -215,7 +188,7 @@ class VideoWriter:
         try:
             self._encoder.write(rgb, pcm)
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise self._file.cannot_write(error) from error
 
     def write_audio(self, pcm: np.ndarray) -> None:
         """Write audio alone; see `write`."""
@@ -223,39 +196,16 @@ class VideoWriter:
         try:
             self._encoder.write_audio(pcm)
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise self._file.cannot_write(error) from error
 
     def _finish(self) -> None:
         assert self._encoder is not None
         try:
             self._encoder.finish()
-            self._container.close()
         except OSError as error:
-            self._close_quietly()
-            raise self._cannot_write(error) from error
-        try:
-            if self._credentials is not None:
-                sign_recording(self._temporary, self._credentials, self._provenance, name=self.path)
-        finally:
-            self._move_into_place()
-
-    def _move_into_place(self) -> None:
-        try:
-            if not self._crash_safe:
-                os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def _close_quietly(self) -> None:
-        with suppress(OSError, ValueError):  # the first error is the one to report
-            self._container.close()
-
-    def _cannot_write(self, error: OSError) -> ConfigError:
-        reason = error.strerror or error
-        return ConfigError(
-            f"Cannot write {self.path}: {reason}. Choose a folder that exists, is writable "
-            "and has free space."
-        )
+            self._file.discard(self._container)
+            raise self._file.cannot_write(error) from error
+        self._file.complete(self._container)
 
 
 class Recording(ThreadedSink):
@@ -302,13 +252,3 @@ class Recording(ThreadedSink):
 
     def _close(self) -> None:
         self._writer.__exit__(None, None, None)
-
-
-def _options(container: str, crash_safe: bool) -> dict[str, str]:
-    if container == "matroska":
-        return {"cluster_time_limit": "1000", "flush_packets": "1"} if crash_safe else {}
-    if not crash_safe:
-        return {"movflags": "+faststart"}
-    # Fragments while recording, a plain file at the end, so that players know its length.
-    flags = "+frag_keyframe+delay_moov+hybrid_fragmented"
-    return {"movflags": flags, "flush_packets": "1"}

@@ -10,27 +10,11 @@ from types import ModuleType
 import av
 import numpy as np
 import pytest
-from support.faces import LoudIsBright, SkinFinder, draw
+from support.commands import Run
+from support.faces import LoudIsBright, draw
 
 from letstalk_rt.cli import main
 from letstalk_rt.sinks.file import write_video
-
-
-@pytest.fixture(autouse=True)
-def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("LETSTALK_HOME", str(tmp_path_factory.mktemp("home")))
-    module = ModuleType("letstalk_rt.inference.pipeline")
-    module.AvatarPipeline = LoudIsBright  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "letstalk_rt.inference.pipeline", module)
-    monkeypatch.setattr(LoudIsBright, "fails_at", None)
-    monkeypatch.setattr("letstalk_rt.models.loading.load_face_finder", SkinFinder)
-
-
-@pytest.fixture
-def portrait(tmp_path: Path) -> str:
-    path = tmp_path / "face.png"
-    draw(400, 300, [(200, 150, 130)]).save(path)
-    return str(path)
 
 
 @pytest.fixture
@@ -43,20 +27,11 @@ def speech(tmp_path: Path) -> str:
     return str(path)
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    try:
-        status = main.main(arguments)
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return status, captured.err + captured.out
-
-
 def test_render_writes_a_video_in_sync(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+    run: Run, tmp_path: Path, portrait: str, speech: str
 ) -> None:
     out = tmp_path / "out.mp4"
-    status, text = run(capsys, "render", portrait, speech, "-o", str(out), "--size", "320")
+    status, text = run("render", portrait, speech, "-o", str(out), "--size", "320")
     assert status == 0, text
     with av.open(str(out)) as container:
         assert container.streams.audio[0].rate == 44_100
@@ -67,22 +42,18 @@ def test_render_writes_a_video_in_sync(
     assert len(bright) <= 6  # AAC smears the end of the tone
 
 
-def test_options_reach_the_model(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
-) -> None:
+def test_options_reach_the_model(run: Run, tmp_path: Path, portrait: str, speech: str) -> None:
     options = ["--steps", "2", "--device", "cpu", "--threads", "1"]
-    assert run(capsys, "render", portrait, speech, "-o", str(tmp_path / "o.mp4"), *options)[0] == 0
+    assert run("render", portrait, speech, "-o", str(tmp_path / "o.mp4"), *options)[0] == 0
     assert LoudIsBright.loaded_with == {
         "preset": "tiny", "device": "cpu", "steps": 2, "threads": 1, "weights": None,
     }  # fmt: skip
 
 
-def test_warnings_of_the_portrait_are_printed(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, speech: str
-) -> None:
+def test_warnings_of_the_portrait_are_printed(run: Run, tmp_path: Path, speech: str) -> None:
     path = tmp_path / "two.png"
     draw(800, 400, [(200, 200, 130), (600, 200, 200)]).save(path)
-    status, text = run(capsys, "render", str(path), speech, "-o", str(tmp_path / "o.mp4"))
+    status, text = run("render", str(path), speech, "-o", str(tmp_path / "o.mp4"))
     assert status == 0 and "2 faces were found" in text
 
 
@@ -99,12 +70,7 @@ def test_warnings_of_the_portrait_are_printed(
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    portrait: str,
-    speech: str,
-    changed: dict[str, str],
-    message: str,
+    run: Run, tmp_path: Path, portrait: str, speech: str, changed: dict[str, str], message: str
 ) -> None:
     (tmp_path / "text.png").write_bytes(b"hello" * 100)
     draw(300, 300, []).save(tmp_path / "wall.png")
@@ -112,29 +78,25 @@ def test_bad_input_is_one_line_and_status_2(
     given |= {k: str(tmp_path / v) for k, v in changed.items() if not k.startswith("--")}
     extra = [part for k, v in changed.items() if k.startswith("--") for part in (k, v)]
     arguments = ["render", given["portrait"], given["audio"], "-o", given["output"], *extra]
-    status, text = run(capsys, *arguments)
+    status, text = run(*arguments)
     assert status == 2 and message in text
     assert text.startswith("letstalk: ") and text.count("\n") == 1
     assert not list(tmp_path.glob("out.*")) and not list(tmp_path.glob("*.part"))
 
 
 def test_missing_weights_have_status_1(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+    run: Run, tmp_path: Path, portrait: str, speech: str
 ) -> None:
     arguments = ["render", portrait, speech, "-o", str(tmp_path / "o.mp4"), "--preset", "lost"]
-    status, text = run(capsys, *arguments)
+    status, text = run(*arguments)
     assert (status, text) == (1, "letstalk: The weights of preset 'lost' are missing.\n")
 
 
 def test_a_failing_step_is_reported_with_its_cause_and_leaves_no_file(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    portrait: str,
-    speech: str,
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, portrait: str, speech: str
 ) -> None:
     monkeypatch.setattr(LoudIsBright, "fails_at", 3)
-    status, text = run(capsys, "render", portrait, speech, "-o", str(tmp_path / "o.mp4"))
+    status, text = run("render", portrait, speech, "-o", str(tmp_path / "o.mp4"))
     assert status == 1 and "RuntimeError: out of memory" in text and "Traceback" not in text
     assert not list(tmp_path.glob("o.mp4*"))
 
@@ -144,10 +106,10 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         main.main(["render", "a.png", str(tmp_path / "b.wav"), "-o", "c.mp4", "--debug"])
 
 
-def test_a_usage_error_has_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys)[0] == 2
-    assert run(capsys, "dance")[0] == 2
-    assert run(capsys, "render", "only.jpg")[0] == 2
+def test_a_usage_error_has_status_2(run: Run) -> None:
+    assert run()[0] == 2
+    assert run("dance")[0] == 2
+    assert run("render", "only.jpg")[0] == 2
 
 
 def test_forwarded_commands_receive_their_arguments_unchanged(
@@ -166,14 +128,12 @@ def test_forwarded_commands_receive_their_arguments_unchanged(
     assert seen == [["--port", "0", "-h"]]
 
 
-def test_a_missing_extra_is_named(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> ModuleType:
         raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
 
     monkeypatch.setattr(main, "import_module", missing)
-    status, text = run(capsys, "demo")
+    status, text = run("demo")
     assert status == 1 and "'uvicorn'" in text and "pip install 'letstalk-rt[server]'" in text
 
 
@@ -201,11 +161,11 @@ def test_version_and_help_load_no_torch() -> None:
 
 
 def test_mic_records_an_audio_file_live(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+    run: Run, tmp_path: Path, portrait: str, speech: str
 ) -> None:
     out = tmp_path / "live.mp4"
     arguments = ["mic", portrait, "--audio", speech, "-o", str(out), "--size", "256", "--json"]
-    status, text = run(capsys, *arguments)
+    status, text = run(*arguments)
     assert status == 0, text
     assert '"stalls"' in text.splitlines()[-1]
     with av.open(str(out)) as container:
@@ -214,12 +174,10 @@ def test_mic_records_an_audio_file_live(
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
-def test_say_speaks_a_text_into_a_file(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str
-) -> None:
+def test_say_speaks_a_text_into_a_file(run: Run, tmp_path: Path, portrait: str) -> None:
     out = tmp_path / "said.mp4"
     arguments = ["say", portrait, "Hello there!", "-o", str(out), "--size", "256", "--json"]
-    status, text = run(capsys, *arguments)
+    status, text = run(*arguments)
     assert status == 0, text
     assert "Hello" not in text, "what is said is not logged"
     with av.open(str(out)) as container:
@@ -250,38 +208,31 @@ def test_say_speaks_a_text_into_a_file(
     ],
 )
 def test_invalid_options_are_one_line_and_status_2(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    portrait: str,
-    speech: str,
-    arguments: list[str],
-    message: str,
+    run: Run, tmp_path: Path, portrait: str, speech: str, arguments: list[str], message: str
 ) -> None:
     names = {"FACE": portrait, "SPEECH": speech}
     arguments = [names.get(a, a.replace("OUT", str(tmp_path / "out"))) for a in arguments]
-    status, text = run(capsys, *arguments)
+    status, text = run(*arguments)
     last = text.splitlines()[-1]
     assert status == 2 and message in last and last.startswith("letstalk: "), text
 
 
-def test_own_weights_are_passed_on(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
-) -> None:
+def test_own_weights_are_passed_on(run: Run, tmp_path: Path, portrait: str, speech: str) -> None:
     own = str(tmp_path / "own.safetensors")
     for words in (["render", portrait, speech], ["mic", portrait, "--audio", speech]):
         out = str(tmp_path / "out.mp4")
-        status, text = run(capsys, *words, "-o", out, "--weights", own)
+        status, text = run(*words, "-o", out, "--weights", own)
         assert status == 0, text
         assert LoudIsBright.loaded_with["weights"] == Path(own)
         LoudIsBright.loaded_with = {}
 
 
 def test_avatars_are_added_listed_prepared_and_removed(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str
+    run: Run, tmp_path: Path, portrait: str
 ) -> None:
-    status, text = run(capsys, "avatars", "add", "anna", portrait)
+    status, text = run("avatars", "add", "anna", portrait)
     assert status == 0 and "consented" in text
-    found = json.loads(run(capsys, "avatars", "list", "--json")[1])
+    found = json.loads(run("avatars", "list", "--json")[1])
     assert {"name": "anna", "builtin": False}.items() <= {
         k: v for a in found["avatars"] if a["name"] == "anna" for k, v in a.items()
     }.items()
@@ -289,40 +240,36 @@ def test_avatars_are_added_listed_prepared_and_removed(
     folder.mkdir()
     draw(300, 400, [(150, 200, 140)]).save(folder / "good.png")
     draw(300, 300, []).save(folder / "wall.png")
-    status, text = run(capsys, "avatars", "prepare", str(folder), "anna")
+    status, text = run("avatars", "prepare", str(folder), "anna")
     assert status == 2 and "good.png" in text and "No face" in text
-    assert run(capsys, "avatars", "remove", "anna")[0] == 0
-    assert run(capsys, "avatars", "remove", "anna")[0] == 2
+    assert run("avatars", "remove", "anna")[0] == 0
+    assert run("avatars", "remove", "anna")[0] == 2
 
 
 def test_render_accepts_an_avatar_by_name_and_prints_json(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+    run: Run, tmp_path: Path, portrait: str, speech: str
 ) -> None:
-    run(capsys, "avatars", "add", "anna", portrait)
+    run("avatars", "add", "anna", portrait)
     out = tmp_path / "o.mp4"
-    status, text = run(capsys, "render", "anna", speech, "-o", str(out), "--json", "--no-badge")
+    status, text = run("render", "anna", speech, "-o", str(out), "--json", "--no-badge")
     facts = json.loads(text.splitlines()[-1])
     assert status == 0 and (facts["width"], facts["height"]) == (512, 384)
 
 
-def test_bench_reports_whether_the_machine_is_fast_enough(
-    capsys: pytest.CaptureFixture[str], portrait: str
-) -> None:
-    status, text = run(capsys, "bench", portrait, "--seconds", "0.1", "--json")
+def test_bench_reports_whether_the_machine_is_fast_enough(run: Run, portrait: str) -> None:
+    status, text = run("bench", portrait, "--seconds", "0.1", "--json")
     facts = json.loads(text)
     assert status == (0 if facts["fits"] else 3) and facts["windows"] >= 3
 
 
-def test_doctor_reports_a_missing_camera(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_reports_a_missing_camera(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
-    status, text = run(capsys, "doctor", "--seconds", "0", "--json")
+    status, text = run("doctor", "--seconds", "0", "--json")
     checks = {check["name"]: check for check in json.loads(text)["checks"]}
     assert status == 0 and checks["python"]["status"] == "ok"
     assert checks["camera"]["status"] == "missing" and "[camera]" in checks["camera"]["advice"]
     assert all(check["status"] == "ok" or check["advice"] for check in checks.values())
 
 
-def test_output_is_not_colored_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "\033" not in run(capsys, "avatars", "list")[1]
+def test_output_is_not_colored_without_a_terminal(run: Run) -> None:
+    assert "\033" not in run("avatars", "list")[1]

@@ -4,31 +4,20 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from support.certificates import Issued, issue
-from support.faces import LoudIsBright, SkinFinder, draw
+from support.commands import Run
+from support.films import scene, write_film
 
-from letstalk_rt.cli import main
+from letstalk_rt.recording.provenance import Provenance
 from letstalk_rt.sinks.file import write_video
-from letstalk_rt.sinks.provenance import Provenance
 
 pytest.importorskip("c2pa")
 
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
-
-
-@pytest.fixture(autouse=True)
-def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("LETSTALK_HOME", str(tmp_path_factory.mktemp("home")))
-    module = ModuleType("letstalk_rt.inference.pipeline")
-    module.AvatarPipeline = LoudIsBright  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "letstalk_rt.inference.pipeline", module)
-    monkeypatch.setattr("letstalk_rt.models.loading.load_face_finder", SkinFinder)
 
 
 @pytest.fixture(scope="module")
@@ -43,36 +32,17 @@ def speech(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.fixture
-def portrait(tmp_path: Path) -> str:
-    path = tmp_path / "face.png"
-    draw(400, 300, [(200, 150, 130)]).save(path)
-    return str(path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    status = main.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.err + captured.out
-
-
 def test_a_render_is_signed_with_the_consent_of_its_avatar(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    portrait: str,
-    speech: str,
-    issued: Issued,
+    run: Run, tmp_path: Path, portrait: str, speech: str, issued: Issued
 ) -> None:
-    assert run(capsys, "avatars", "add", "anna", portrait, "--consent-by", "Anna Smith")[0] == 0
-    listed = json.loads(run(capsys, "avatars", "list", "--json")[1])["avatars"]
+    assert run("avatars", "add", "anna", portrait, "--consent-by", "Anna Smith")[0] == 0
+    listed = json.loads(run("avatars", "list", "--json")[1])["avatars"]
     (consent,) = [avatar["consent"] for avatar in listed if avatar["name"] == "anna"]
     assert consent["by"] == "Anna Smith"
     out = tmp_path / "out.mp4"
-    status, text = run(
-        capsys, "render", "anna", speech, "-o", out, "--sign", issued.chain, issued.key
-    )
+    status, text = run("render", "anna", speech, "-o", out, "--sign", issued.chain, issued.key)
     assert status == 0, text
-    status, text = run(capsys, "verify", out, "--trust", issued.authority, "--json")
+    status, text = run("verify", out, "--trust", issued.authority, "--json")
     found = json.loads(text)
     assert status == 0 and found["state"] == "trusted" and found["signer"] == "signer"
     stated = {"recorded": True, "at": consent["at"]}
@@ -82,42 +52,38 @@ def test_a_render_is_signed_with_the_consent_of_its_avatar(
 
 
 def test_a_live_recording_is_signed_at_its_end(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    portrait: str,
-    speech: str,
-    issued: Issued,
+    run: Run, tmp_path: Path, portrait: str, speech: str, issued: Issued
 ) -> None:
     out = tmp_path / "out.mp4"
     pair = ("--sign", issued.chain, issued.key)
-    status, text = run(capsys, "mic", portrait, "--audio", speech, "-o", out, "--no-badge", *pair)
+    status, text = run("mic", portrait, "--audio", speech, "-o", out, "--no-badge", *pair)
     assert status == 0, text
-    status, text = run(capsys, "verify", out)
+    status, text = run("verify", out)
     assert status == 0 and "intact" in text and "no badge, consent not recorded" in text
-    status, text = run(capsys, "verify", out, "--trust", issued.authority)
+    status, text = run("verify", out, "--trust", issued.authority)
     assert status == 0 and "trusted" in text
     data = bytearray(out.read_bytes())
     data[-50] ^= 1
     out.write_bytes(data)
-    status, text = run(capsys, "verify", out)
+    status, text = run("verify", out)
     assert status == 1 and "changed" in text and "bmffHash.mismatch" in text
-    status, text = run(capsys, "sign", out, *pair)
+    status, text = run("sign", out, *pair)
     assert status == 2 and "has been changed since it was signed" in text
 
 
 def test_a_recording_without_a_signature_can_be_signed_later(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, issued: Issued
+    run: Run, tmp_path: Path, issued: Issued
 ) -> None:
     out = tmp_path / "out.mp4"
     frames = [np.full((96, 128, 3), 9 * index, np.uint8) for index in range(25)]
     made = Provenance("b", False, "2026-11-22T10:00:00+00:00")
     write_video(out, frames, np.zeros(16_000, np.float32), 16_000, provenance=made)
-    assert run(capsys, "verify", out)[0] == 1
-    status, text = run(capsys, "sign", out, "--sign", issued.chain, issued.key, "--json")
+    assert run("verify", out)[0] == 1
+    status, text = run("sign", out, "--sign", issued.chain, issued.key, "--json")
     assert status == 0 and json.loads(text)["model"] == "b"
     other = issue(tmp_path, "other")
-    assert run(capsys, "verify", out, "--trust", other.authority)[0] == 1
-    status, text = run(capsys, "verify", out, "--trust", issued.authority)
+    assert run("verify", out, "--trust", other.authority)[0] == 1
+    status, text = run("verify", out, "--trust", issued.authority)
     assert status == 0 and "model b, no badge, consent recorded 2026-11-22T10" in text
 
 
@@ -129,6 +95,8 @@ def test_a_recording_without_a_signature_can_be_signed_later(
         (["mic", "mira", "--audio", "SPEECH", "--camera", "--sign", "CERT", "KEY"], "--output"),
         (["render", "mira", "SPEECH", "-o", "OUT.mp4", "--sign", "CERT", "CERT"], "not a private"),
         (["render", "mira", "SPEECH", "-o", "OUT.mp4", "--sign", "NONE", "KEY"], "Cannot read"),
+        (["dub", "FILM", "SPEECH", "-o", "OUT.mkv", "--sign", "CERT", "KEY"], "cannot carry"),
+        (["dub", "FILM", "SPEECH", "-o", "OUT.mp4", "--sign", "KEY", "KEY"], "not a certificate"),
         (["sign", "SPEECH", "--sign", "CERT", "KEY"], "speech.mkv cannot carry a C2PA"),
         (["verify", "SPEECH"], "speech.mkv cannot carry a C2PA"),
         (["verify", "OUT.mp4"], "Cannot read"),
@@ -136,30 +104,26 @@ def test_a_recording_without_a_signature_can_be_signed_later(
     ],
 )
 def test_what_cannot_be_signed_or_verified_is_one_line_and_status_2(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    speech: str,
-    issued: Issued,
-    arguments: list[str],
-    message: str,
+    run: Run, tmp_path: Path, speech: str, issued: Issued, arguments: list[str], message: str
 ) -> None:
-    names = {"SPEECH": speech, "CERT": str(issued.chain), "KEY": str(issued.key)}
+    film = write_film(tmp_path / "film.mp4", scene(3))
+    names = {"FILM": str(film), "SPEECH": speech, "CERT": str(issued.chain), "KEY": str(issued.key)}
     names |= {"OUT.mkv": str(tmp_path / "out.mkv"), "OUT.mp4": str(tmp_path / "out.mp4")}
-    status, text = run(capsys, *(names.get(argument, argument) for argument in arguments))
+    status, text = run(*(names.get(argument, argument) for argument in arguments))
     assert status == 2 and message in text and text.count("\n") == 1, text
     assert not (tmp_path / "out.mkv").exists() and not (tmp_path / "out.mp4").exists()
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_the_certificate_of_the_deployment_page_can_sign(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, portrait: str, speech: str
+    run: Run, tmp_path: Path, portrait: str, speech: str
 ) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     (script,) = [block for block in blocks if "openssl genpkey" in block]
     command = ["bash", "-e", "-c", script]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
     out, pair = tmp_path / "out.mp4", (tmp_path / "sign.pem", tmp_path / "sign.key")
-    assert run(capsys, "render", portrait, speech, "-o", out, "--sign", *pair)[0] == 0
-    status, text = run(capsys, "verify", out, "--trust", tmp_path / "authority.pem")
+    assert run("render", portrait, speech, "-o", out, "--sign", *pair)[0] == 0
+    status, text = run("verify", out, "--trust", tmp_path / "authority.pem")
     assert status == 0 and "signer: Example recordings" in text
     assert (tmp_path / "sign.key").stat().st_mode & 0o077 == 0

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from support.certificates import issue
 from support.films import FPS, Chewing, dubbed, scene, syllables, talking_frames, write_film
 
 from letstalk_rt.cli.main import main
@@ -17,6 +18,10 @@ from letstalk_rt.errors import FilmError
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.reference_frames import mouth_gap
+from letstalk_rt.portrait.watermark import DUBBED_SOURCE_TYPE
+from letstalk_rt.recording.credentials import SigningCredentials, read_authority
+from letstalk_rt.recording.provenance import Provenance
+from letstalk_rt.recording.signing import verify_recording
 
 SECONDS = 1.6
 
@@ -76,7 +81,11 @@ def test_a_film_is_written_with_its_size_and_the_new_sound(pipeline, film, tmp_p
     speech = np.append(syllables(SECONDS - 0.6, 44_100), np.zeros(round(1.2 * 44_100), np.float32))
     stereo = np.stack([speech, 0.5 * speech], 1)
     out = tmp_path / "out.mp4"
-    options = DubOptions(Longer.LOOP)
+    keys = issue(tmp_path)
+    made = Provenance("tiny", True, None)
+    options = DubOptions(
+        Longer.LOOP, provenance=made, credentials=SigningCredentials.read(keys.chain, keys.key)
+    )
     result = dub_film(pipeline, Film(film), Speech(stereo, 44_100), out, options)
     assert result.frames == round((SECONDS + 0.6) * FPS) == result.changed
     with av.open(str(out)) as container:
@@ -87,6 +96,8 @@ def test_a_film_is_written_with_its_size_and_the_new_sound(pipeline, film, tmp_p
         sound = np.concatenate([f.to_ndarray() for f in container.decode(audio)], 1)
     assert sound.shape[1] >= len(speech)
     assert np.corrcoef(sound[0, : len(speech)], speech)[0, 1] > 0.95
+    found = verify_recording(out, read_authority(keys.authority))
+    assert found.state == "trusted" and found.source_type == DUBBED_SOURCE_TYPE
     frames = [frame.rgb.astype(int) for frame in Film(out).frames()]
     end = round(SECONDS * FPS) - 1
     for step in (1, 2, 3):  # the lips rest, so what is shown again is the same

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from support.certificates import issue
 from support.films import read_planes, scene, write_film
 
 from letstalk_rt.dubbing.extension import Longer, back_and_forth, extended, longer_from
@@ -14,11 +15,15 @@ from letstalk_rt.dubbing.film import Film, FilmFrame
 from letstalk_rt.dubbing.film_writer import FilmWriter
 from letstalk_rt.dubbing.planes import put
 from letstalk_rt.errors import ConfigError, FilmError
+from letstalk_rt.portrait.watermark import DUBBED_SOURCE_TYPE
+from letstalk_rt.recording.credentials import SigningCredentials, read_authority
+from letstalk_rt.recording.provenance import Provenance
+from letstalk_rt.recording.signing import sign_existing, verify_recording
 
 
 def copy_film(source: Path, target: Path) -> None:
     film = Film(source)
-    with FilmWriter(target, film.facts, 16_000, 1) as writer:
+    with FilmWriter(target, film.facts, 16_000, 1, Provenance()) as writer:
         for frame in film.frames():
             writer.write(frame.planes, frame.time)
         writer.write_sound(np.zeros(16_000, np.float32))
@@ -164,3 +169,23 @@ def test_one_frame_goes_nowhere_and_unknown_options_are_refused():
     assert [next(places) for _ in range(3)] == [0, 0, 0]
     with pytest.raises(ConfigError, match="loop"):
         longer_from("rewind")
+
+
+def test_a_dubbed_film_says_so_and_can_be_signed(tmp_path):
+    pytest.importorskip("c2pa")
+    keys = issue(tmp_path)
+    credentials = SigningCredentials.read(keys.chain, keys.key)
+    made = Provenance("tiny", True, "2026-11-22T10:00:00+00:00", DUBBED_SOURCE_TYPE)
+    source = Film(write_film(tmp_path / "source.mp4", scene(3)))
+    signed, later = tmp_path / "signed.mp4", tmp_path / "later.mp4"
+    for path, chosen in ((signed, credentials), (later, None)):
+        with FilmWriter(path, source.facts, 16_000, 1, made, chosen) as writer:
+            for frame in source.frames():
+                writer.write(frame.planes, frame.time)
+    assert sign_existing(later, credentials) == made
+    for path in (signed, later):
+        found = verify_recording(path, read_authority(keys.authority))
+        assert (found.state, found.provenance) == ("trusted", made)
+        assert found.source_type == DUBBED_SOURCE_TYPE
+    with pytest.raises(ConfigError, match="cannot carry a C2PA"):
+        FilmWriter(tmp_path / "out.mkv", source.facts, 16_000, 1, made, credentials)

@@ -1,7 +1,6 @@
 """Shared by the HTTP handlers: bounded reading of bodies and queries, authorisation, responses."""
 
 import asyncio
-import json
 from typing import Any, cast
 
 from starlette.requests import HTTPConnection, Request
@@ -15,6 +14,7 @@ from letstalk_server.auth import Auth, Caller
 from letstalk_server.errors import BadRequestError
 from letstalk_server.http.problem_details import ContentTooLargeError
 from letstalk_server.metrics import ServerMetrics
+from letstalk_server.protocol.json_text import load_object
 from letstalk_server.session.avatar_service import AvatarService
 from letstalk_server.session.connection import ServedSessionOptions
 from letstalk_server.session.registry import SessionRegistry
@@ -107,12 +107,9 @@ async def read_json(request: Request, *, may_be_empty: bool = False) -> dict[str
     if content_type(request) != "application/json":
         raise BadRequestError("The content type must be application/json.")
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise BadRequestError("The body must be a JSON object.")
-    return fields
+        return load_object(data)
+    except ValueError:
+        raise BadRequestError("The body must be a JSON object.") from None
 
 
 def content_type(request: Request) -> str:

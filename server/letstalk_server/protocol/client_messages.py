@@ -9,10 +9,11 @@ import binascii
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NoReturn, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from letstalk_rt.types import CameraOptions, LipDrive
 from letstalk_server.errors import BadMessageError
+from letstalk_server.protocol.json_text import load_object
 from letstalk_server.protocol.server_messages import fields_of
 
 MAX_TEXT_CHARS = 4096
@@ -247,16 +248,9 @@ def _load(text: object, max_bytes: int) -> dict[str, Any]:
     if len(text) > 2 * max_bytes:
         raise BadMessageError(f"a message may have {2 * max_bytes} characters, got {len(text)}")
     try:
-        fields = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise BadMessageError("a message must be JSON") from error
-    if not isinstance(fields, dict):
-        raise BadMessageError("a message must be a JSON object")
-    return fields
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(name)  # NaN and Infinity are not JSON
+        return load_object(text)
+    except ValueError:
+        raise BadMessageError("a message must be a JSON object") from None
 
 
 def _build(fields: dict[str, Any], event_id: str | None) -> ClientMessage:

@@ -10,8 +10,8 @@ from support.server_fakes import Peer, patient, portrait_jpeg, serving
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.portrait.consent import Consent
-from letstalk_rt.sinks.credentials import read_authority
-from letstalk_rt.sinks.signing import verify_recording
+from letstalk_rt.recording.credentials import read_authority
+from letstalk_rt.recording.signing import verify_recording
 from letstalk_rt.types import AVFrame, Portrait
 from letstalk_server.main import parse
 from letstalk_server.session.avatar_service import AvatarEntry

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from letstalk_rt import __version__
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.portrait.watermark import SOURCE_TYPE
-from letstalk_rt.sinks.credentials import ALGORITHM, SigningCredentials, import_c2pa
-from letstalk_rt.sinks.mp4_boxes import PlayablePart, has_manifest
-from letstalk_rt.sinks.provenance import Provenance, read_provenance
+from letstalk_rt.recording.credentials import ALGORITHM, SigningCredentials, import_c2pa
+from letstalk_rt.recording.mp4_boxes import PlayablePart, has_manifest
+from letstalk_rt.recording.provenance import Provenance, read_provenance
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime"}
 ASSERTION = "org.letstalk-rt.avatar"
@@ -209,7 +209,7 @@ def _context(authority: bytes | None = None) -> Any:
 
 
 def _manifest(provenance: Provenance, title: str) -> dict[str, Any]:
-    created = {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE}
+    created = {"action": "c2pa.created", "digitalSourceType": provenance.source_type}
     return {
         "title": title,
         "claim_generator_info": [{"name": "letstalk_rt", "version": __version__}],
@@ -228,11 +228,15 @@ def _verification(report: dict[str, Any], validation: str) -> Verification:
     data = {item["label"]: item.get("data") or {} for item in manifest.get("assertions", ())}
     actions = data.get("c2pa.actions.v2", {}).get("actions", ())
     created = [action for action in actions if action.get("action") == "c2pa.created"]
+    source_type = created[0].get("digitalSourceType") if created else None
+    provenance = None
+    if ASSERTION in data:
+        provenance = Provenance.from_assertion(data[ASSERTION], source_type or SOURCE_TYPE)
     return Verification(
         state,
         signer=manifest.get("signature_info", {}).get("common_name"),
-        source_type=created[0].get("digitalSourceType") if created else None,
-        provenance=Provenance.from_assertion(data[ASSERTION]) if ASSERTION in data else None,
+        source_type=source_type,
+        provenance=provenance,
         failures=tuple(code for code in codes if state == "changed" or code != _UNTRUSTED),
     )
 

@@ -15,10 +15,10 @@ from support.certificates import Issued, issue
 
 from letstalk_rt.errors import ConfigError, DependencyError
 from letstalk_rt.portrait.watermark import SOURCE_TYPE
-from letstalk_rt.sinks.credentials import SigningCredentials, read_authority
+from letstalk_rt.recording.credentials import SigningCredentials, read_authority
+from letstalk_rt.recording.provenance import Provenance, read_provenance
+from letstalk_rt.recording.signing import sign_existing, sign_recording, verify_recording
 from letstalk_rt.sinks.file import Recording, VideoWriter, write_video
-from letstalk_rt.sinks.provenance import Provenance, read_provenance
-from letstalk_rt.sinks.signing import sign_existing, sign_recording, verify_recording
 from letstalk_rt.types import AVFrame
 
 pytest.importorskip("c2pa")
@@ -61,7 +61,7 @@ def cut_off(path: Path) -> Path:
     code = f"""
 import os, numpy as np
 from letstalk_rt.sinks.file import VideoWriter
-from letstalk_rt.sinks.provenance import Provenance
+from letstalk_rt.recording.provenance import Provenance
 made = Provenance("tiny", True, {MADE.consent_at!r})
 writer = VideoWriter({str(path)!r}, 16_000, crash_safe=True, x264={{"preset": "superfast"}},
                      provenance=made)
@@ -260,9 +260,9 @@ def test_a_full_disk_leaves_the_recording_unsigned_and_whole(
     code = f"""
 import resource, sys
 from pathlib import Path
-from letstalk_rt.sinks.credentials import SigningCredentials
-from letstalk_rt.sinks.provenance import Provenance
-from letstalk_rt.sinks.signing import sign_recording
+from letstalk_rt.recording.credentials import SigningCredentials
+from letstalk_rt.recording.provenance import Provenance
+from letstalk_rt.recording.signing import sign_recording
 credentials = SigningCredentials.read(Path({str(issued.chain)!r}), Path({str(issued.key)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)}, {len(before)}))
 sign_recording(Path({str(path)!r}), credentials, Provenance())
@@ -279,7 +279,7 @@ def test_a_render_that_cannot_be_signed_is_kept(tmp_path: Path, issued: Issued) 
     code = f"""
 import resource, numpy as np
 from pathlib import Path
-from letstalk_rt.sinks.credentials import SigningCredentials
+from letstalk_rt.recording.credentials import SigningCredentials
 from letstalk_rt.sinks.file import write_video
 credentials = SigningCredentials.read(Path({str(issued.chain)!r}), Path({str(issued.key)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
@@ -302,9 +302,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path, issued: Issued) -> None:
 import os, shutil, subprocess
 from pathlib import Path
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size={size}", "tmpfs", {str(disk)!r}], check=True)
-from letstalk_rt.sinks.credentials import SigningCredentials
-from letstalk_rt.sinks.provenance import Provenance
-from letstalk_rt.sinks.signing import sign_recording
+from letstalk_rt.recording.credentials import SigningCredentials
+from letstalk_rt.recording.provenance import Provenance
+from letstalk_rt.recording.signing import sign_recording
 path = Path(shutil.copy({str(path)!r}, {str(disk)!r}))
 credentials = SigningCredentials.read(Path({str(issued.chain)!r}), Path({str(issued.key)!r}))
 try:
