@@ -19,6 +19,7 @@ import asyncio
 import bisect
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections import deque
@@ -234,6 +235,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=int, default=512, help="longer side of the frames (%(default)s)")
     add("--portrait", type=Path, help="an image (the first default avatar)")
     add("--isolate-model", action=argparse.BooleanOptionalAction, default=True)
+    add("--note", default="", help="a remark for the result, such as what else ran")
     add("-o", "--output", type=Path, help="write the JSON to a file as well")
     add("--json", action="store_true", help="print the JSON line only")
     instruction_sets.add_option(parser)
@@ -254,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "busy": options.busy,
         "size": options.size,
         "isolated": options.isolate_model,
+        "note": options.note,
+        "load_1min": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "version": __version__,
         "commit": commit(),
         "runs": [],
@@ -269,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print_run(found)
     text = json.dumps(result)
     if options.output is not None:
-        options.output.write_text(text + "\n")
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(text)
 
 

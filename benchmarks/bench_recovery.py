@@ -12,10 +12,11 @@ of speech one step fails, in each of these ways:
 
     python benchmarks/bench_recovery.py
     python benchmarks/bench_recovery.py --faults kill kill-again --sessions 1
+    python benchmarks/bench_recovery.py --model webrtc.flash_avatar:FlashPipeline   # a mock
 
     fresh_s     from the fault to the next frame that was generated after it, the worst session's
     loaded_s    from the call that failed until the model was loaded again; none if it was not lost
-    lost_ms     speech that was not shown, of all sessions
+    lost_ms     speech that was not shown, of all sessions that live on
     ended       sessions that have ended
 
 Exit status 1 if a session took longer than `--within` seconds and did not end with a reason. The
@@ -42,7 +43,7 @@ from faulty_model import FAULTS, FELL
 from session_probes import voice
 
 from letstalk_rt import __version__
-from letstalk_rt.errors import EngineError
+from letstalk_rt.errors import EngineError, SessionClosed
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.portrait.image import prepare_portrait
@@ -60,7 +61,7 @@ SPEECH_S = 2.0
 
 @dataclass
 class Viewer:
-    """What the viewer of one session saw since it was last cleared.
+    """What the viewer of one session saw.
 
     Attributes:
         session: the session.
@@ -103,21 +104,19 @@ async def measure(
     care = asyncio.create_task(care_for(worker))
     rows = []
     try:
-        async with contextlib.AsyncExitStack() as stack:
-            sessions = [
-                await stack.enter_async_context(avatar.session(seed=n, playback="reported"))
-                for n in range(options.sessions)
-            ]
-            viewers = [Viewer(session) for session in sessions]
-            tasks = [asyncio.create_task(viewer.watch()) for viewer in viewers]
-            for fault in options.faults:
-                await asyncio.sleep(0.5 if fault == "kill-again" else options.settle)
+        for fault in options.faults:
+            await asyncio.sleep(0 if fault == "kill-again" else options.settle)
+            async with contextlib.AsyncExitStack() as stack:
+                each = [
+                    avatar.session(seed=n, playback="reported") for n in range(options.sessions)
+                ]
+                viewers = [Viewer(await stack.enter_async_context(one)) for one in each]
                 rows.append(await one_fault(fault, pipeline, viewers, folder))
-                if not options.json:
-                    print(json.dumps(rows[-1]), flush=True)
-            await ended([*tasks, care])
+            if not options.json:
+                print(json.dumps(rows[-1]), flush=True)
     finally:
         care.cancel()
+        await asyncio.wait([care])
     return rows
 
 
@@ -126,10 +125,8 @@ async def one_fault(
 ) -> dict[str, Any]:
     """Let a step fail while all sessions speak; return what followed."""
     restarts, faults = pipeline.health.restarts, dict(pipeline.health.faults)
-    for viewer in viewers:
-        viewer.made_s.clear()
-        viewer.spoken = 0
     speech = voice(SPEECH_S)
+    watches = [asyncio.create_task(viewer.watch()) for viewer in viewers]
     talks = [asyncio.create_task(talk(viewer.session, speech)) for viewer in viewers]
     await until(lambda: all(viewer.spoken for viewer in viewers))
     (folder / FELL).unlink(missing_ok=True)
@@ -139,9 +136,12 @@ async def one_fault(
     await until(lambda: all(viewer.fresh_s(fell_s) or viewer.error for viewer in viewers))
     await asyncio.wait(talks)
     await asyncio.sleep(AFTER_S)
+    for watch in watches:
+        watch.cancel()
+    await asyncio.wait(watches)
     times = [viewer.fresh_s(fell_s) for viewer in viewers]
     took_s = [at_s - fell_s for at_s in times if at_s is not None]
-    lost = sum(max(0, len(speech) - viewer.spoken) for viewer in viewers)
+    lost = sum(max(0, len(speech) - viewer.spoken) for viewer in viewers if not viewer.error)
     was_lost = pipeline.health.restarts > restarts
     return {
         "fault": fault,
@@ -160,7 +160,7 @@ async def one_fault(
 
 async def talk(session: AvatarSession, speech: np.ndarray) -> None:
     """Push speech as fast as the session takes it, unless that ends."""
-    with contextlib.suppress(EngineError):
+    with contextlib.suppress(SessionClosed):
         await session.push_audio(speech, SAMPLE_RATE)
         await session.end_segment()
 
@@ -184,13 +184,6 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():  # noqa: ASYNC110 (what it waits for happens in another process)
             await asyncio.sleep(0.005)
-
-
-async def ended(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel tasks and wait for their end."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
 
 
 def is_good(row: dict[str, Any], sessions: int, within_s: float) -> bool:

@@ -1,14 +1,16 @@
 """Keeps the process of a model running: starts it again after a loss, with a pause that grows.
 
-A spare process, which has imported everything and has no model, makes a restart about a second
-faster. Nothing here imports torch.
+A spare process makes a restart faster: it has imported everything and, where memory allows, loaded
+the model as well. Nothing here imports torch.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from letstalk_rt.errors import LetsTalkError, ModelLost
@@ -26,7 +28,10 @@ After one short life the model is started again at once; after several in a row,
 
 BACK_OFF_S, MAX_BACK_OFF_S = 0.5, 30.0
 SPARE_AFTER_S = 5.0
-"""A spare process is started so long after the model: its imports take a core for a second."""
+"""A spare process is started so long after the model: that takes a core for a second or two."""
+
+STANDBY_FREE_BYTES = 2 * 2**30
+"""The spare process loads the model only if so much memory is available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class IsolationLimits:
         start_s: duration of loading.
         memory_mb: resident memory; None: twice as much as after loading, or 2 GB more if that is
             more. Not enforced on Windows.
+        standby: whether the spare process loads the model, on a CPU and where 2 GB are available.
+            Otherwise it only imports modules.
     """
 
     step_s: float = 2.5
@@ -47,6 +54,7 @@ class IsolationLimits:
     portrait_s: float = 30.0
     start_s: float = 120.0
     memory_mb: int | None = None
+    standby: bool = True
 
 
 DEFAULT_LIMITS = IsolationLimits()
@@ -104,6 +112,7 @@ class ModelSupervisor:
         self._process: ChildProcess | None = None
         self._starting: ChildProcess | None = None  # while it loads
         self._spare: ChildProcess | None = None
+        self._is_standby = False  # whether that loads the model
         self._steps = 0  # of the process
         self._short_lives = 0  # in a row
         self._loaded_s = self._lost_s = self._retry_s = clock()
@@ -135,13 +144,13 @@ class ModelSupervisor:
         """Start the model if it does not run, or else a spare process if one is due.
 
         Raises:
-            StateLost: the model could not be started.
+            ModelLost: the model could not be started, or the spare process has ended at once.
         """
         self.running()
         with self.exchange:
             if self._spare_is_due and not self._is_closed:
                 self._close_spare()
-                self._spare = ChildProcess(self._load, self._limits.memory_mb)
+                self._start_spare()
 
     def current(self) -> ChildProcess | None:
         """Return the process of this generation, or None if it is lost."""
@@ -222,11 +231,12 @@ class ModelSupervisor:
         """Start the model, in the spare process if there is one."""
         if self._is_closed:
             raise ModelLost("the model was closed", Fault.START)
-        process = self._next_process()
+        process, is_standby = self._next_process()
         self._starting = process
         try:
             with process.limit(self._limits.start_s):
-                process.send(Load(self._options))
+                if not is_standby:
+                    process.send(Load(self._options))
                 reply = process.receive()
         finally:
             self._starting = None
@@ -237,19 +247,44 @@ class ModelSupervisor:
         self._process, self._loaded_s = process, self._clock()
         return reply
 
-    def _next_process(self) -> ChildProcess:
-        """Return the spare process, or else a new one."""
+    def _next_process(self) -> tuple[ChildProcess, bool]:
+        """Return the spare process, or else a new one, and whether it was told to load."""
         spare, self._spare = self._spare, None
         if spare is not None and spare.is_alive:
-            return spare
+            return spare, self._is_standby
         if spare is not None:
             spare.close()
-        return ChildProcess(self._load, self._limits.memory_mb)
+        return ChildProcess(self._load, self._limits.memory_mb), False
+
+    def _start_spare(self) -> None:
+        """Start a spare process, and let it load the model if that may cost so much memory."""
+        spare = self._spare = ChildProcess(self._load, self._limits.memory_mb)
+        on_cpu = self.loaded.device.startswith("cpu")  # a GPU may have no room for two
+        free = available_bytes()
+        has_room = free is not None and free >= STANDBY_FREE_BYTES
+        self._is_standby = self._limits.standby and on_cpu and has_room
+        if self._is_standby:
+            spare.send(Load(self._options))
 
     def _close_spare(self) -> None:
         if self._spare is not None:
             self._spare.close()
             self._spare = None
+
+
+def available_bytes() -> int | None:
+    """Return how much memory this process and its children may still take; None where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        known = dict(line.split(":", 1) for line in lines)
+        free = int(known["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    with suppress(OSError, ValueError):  # the limit of a container, which may be "max"
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return free
 
 
 def back_off_s(short_lives: int) -> float:

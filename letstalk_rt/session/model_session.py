@@ -173,26 +173,34 @@ class ModelSession(Generic[State]):
         self._metrics.recoveries += 1
         self._on_failure()
         last: Exception | None = None
+        now_s = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(self._recovery_s):
+            async with asyncio.timeout(self._recovery_s) as limit:
                 while True:
-                    try:
-                        return await self._attempt(call)
+                    try:  # a model that gives a state is back, however long the call takes
+                        return await self._attempt(call, lambda: limit.reschedule(None))
                     except Exception as error:
                         last = error
                         failures += self._judge(error, failures)
+                    if limit.when() is None:  # it is away again
+                        limit.reschedule(now_s() + self._recovery_s)
                     await asyncio.sleep(RETRY_S)
         except TimeoutError:
             raise ModelLost(
                 f"the model did not come back within {self._recovery_s:g} s", Fault.START
             ) from last
 
-    async def _attempt(self, call: Callable[[State], Awaitable[None]]) -> None:
+    async def _attempt(
+        self,
+        call: Callable[[State], Awaitable[None]],
+        on_state: Callable[[], None] = lambda: None,
+    ) -> None:
         if self._held is None:
             state = await self._submit(self._pipeline.init_state, self._portrait, self._options)
             if self._quality != FULL_QUALITY:
                 await self._submit(self._pipeline.set_quality, state, self._quality)
             self._held, self._made = (state,), 0
+        on_state()
         await call(self._held[0])
 
     def _judge(self, error: Exception, failures: int) -> bool:

@@ -17,7 +17,12 @@ from letstalk_rt.errors import EngineError, ModelLost, WeightsError
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Fault, StateLost
 from letstalk_rt.inference.quality import FULL_QUALITY
-from letstalk_rt.inference.supervisor import IsolationLimits, back_off_s
+from letstalk_rt.inference.supervisor import (
+    SPARE_AFTER_S,
+    IsolationLimits,
+    available_bytes,
+    back_off_s,
+)
 from letstalk_rt.inference.waiting import waited_s
 from letstalk_rt.types import Portrait
 
@@ -263,6 +268,36 @@ def test_a_model_that_cannot_be_started_again_is_tried_again(tmp_path):
             pipeline.init_state(portrait())
         (tmp_path / "refuse").unlink()
         assert new_state(pipeline)
+    finally:
+        pipeline.close()
+
+
+@pytest.mark.skipif(available_bytes() is None, reason="the free memory is unknown here")
+@pytest.mark.parametrize("standby", [True, False])
+def test_a_spare_process_has_loaded_the_model_if_it_may(tmp_path, standby):
+    ahead_s = 0.0
+    pipeline = IsolatedPipeline(
+        "support.isolated_models:FaultyPipeline",
+        {"folder": str(tmp_path)},
+        limits=IsolationLimits(memory_mb=200, standby=standby),
+        clock=lambda: time.monotonic() + ahead_s,
+    )
+    try:
+        assert not pipeline.needs_care
+        ahead_s = SPARE_AFTER_S + 1
+        assert pipeline.needs_care
+        pipeline.care()
+        assert not pipeline.needs_care
+        until(lambda: len(list(tmp_path.glob("loaded-*"))) == 1 + standby)
+        (tmp_path / "refuse").touch()
+        os.kill(pipeline.pid, signal.SIGKILL)
+        until(lambda: not pipeline.is_running)
+        if standby:
+            assert pipeline.step(hop(), [pipeline.init_state(portrait())])[0].any()
+            assert pipeline.health.restarts == 1
+        else:
+            with pytest.raises(StateLost, match="does not load"):
+                pipeline.init_state(portrait())
     finally:
         pipeline.close()
 

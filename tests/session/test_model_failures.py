@@ -1,10 +1,11 @@
 """A session survives failures of its model: nothing is lost, and it ends only after several."""
 
 import asyncio
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
-from support.fakes import FakePipeline, PartedPipeline, portrait
+from support.fakes import FakePipeline, InlineWorker, PartedPipeline, portrait
 from support.live_sessions import Screen, live_session, microphone, session_of, speech_of
 from support.sessions import RATE, check_frames, joined_pcm, record, say, speech, until_end
 from support.virtual_time import run
@@ -123,6 +124,33 @@ def test_a_session_ends_when_the_model_stays_away():
             took_s = asyncio.get_running_loop().time() - began_s
         assert isinstance(failure.__cause__, ModelLost)
         assert "within 7 s" in str(failure.__cause__) and 6.9 < took_s < 8
+
+    run(body())
+
+
+def test_a_model_that_is_back_but_slow_is_waited_for():
+    class SlowWorker(InlineWorker):
+        """The step after the failed one begins later than the model may be away."""
+
+        waits = True
+
+        def step(self, pcm, state, deliver=None):
+            if self.pipeline.calls < 4 or not self.waits:
+                return super().step(pcm, state, deliver)
+            self.waits, future = False, Future()
+
+            def begin():
+                future.set_result(self.step(pcm, state, deliver).result())
+
+            asyncio.get_running_loop().call_later(3.0, begin)
+            return future
+
+    async def body():
+        async with session_of(worker=SlowWorker(Failing({4: lost()})), recovery_s=1.0) as session:
+            began_s = asyncio.get_running_loop().time()
+            frames = await record(session, speech(30_000))
+            assert asyncio.get_running_loop().time() - began_s >= 3.0
+        assert session.metrics.recoveries == 1 and len(frames) > 40
 
     run(body())
 

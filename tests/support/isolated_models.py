@@ -62,6 +62,7 @@ class FaultyPipeline(Pipeline[dict]):
         self.finder = MiddleFinder()
         if (self.folder / "refuse").exists():
             raise RuntimeError("the model does not load")
+        (self.folder / f"loaded-{os.getpid()}").touch()
 
     def init_state(self, portrait, options=DEFAULT_OPTIONS):
         return {"canvas": portrait.canvas, "past": np.zeros(1280, np.float32)}

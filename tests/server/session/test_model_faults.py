@@ -167,7 +167,7 @@ async def test_the_tracks_of_a_viewer_live_on(tmp_path):
 
 
 async def test_a_session_whose_model_stays_away_ends_with_the_reason(tmp_path):
-    pipeline = isolated(tmp_path)
+    pipeline = isolated(tmp_path, IsolationLimits(memory_mb=200, standby=False))
     settings = patient(**OPTIONS | {"model_recovery_s": 1.0})
     async with serving(settings, pipeline) as (app, client):
         answer = await client.post("/v1/sessions", json={})
