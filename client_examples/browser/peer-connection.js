@@ -154,15 +154,18 @@ export class PeerConnection {
   async #watchMedia() {
     let last = 0;
     let heardMs = performance.now();
+    let silentMs = SILENT_MS;
     while (!this.#closed) {
       await pause(LOOK_MS);
       const latest = latestMedia(this.pc);
-      if (latest !== last) heardMs = performance.now();
+      if (latest !== last) [heardMs, silentMs] = [performance.now(), SILENT_MS];
       last = latest;
-      if (!last || performance.now() - heardMs < SILENT_MS) continue;
+      if (!last || performance.now() - heardMs < silentMs) continue;
       const problem = await this.#ask(`v1/sessions/${this.#session.session}`);
       if (problem?.code === "unknown-session") this.#fail(sessionGone());
-      if (problem?.code !== "unreachable") heardMs = performance.now();
+      if (problem?.code === "unreachable") continue;
+      // The session lives: ask less and less often, for a page may also be paused.
+      [heardMs, silentMs] = [performance.now(), Math.min(2 * silentMs, SERVER_SILENT_MS)];
     }
   }
 

@@ -6,10 +6,17 @@ until it has them or 512 later packets. So the sender decides: it sends a key fr
 sequence numbers so far ahead that any receiver takes it for another beginning.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 SILENT_S = 2.0
-"""A connected peer reports at least every 1.5 s; one that was silent for longer was cut off."""
+"""Browsers and aiortc report at least every 1.5 s; one that was silent for longer was cut off."""
+
+INTERVALS = 8
+"""Latest intervals between packets that are remembered: some receivers report every 5 s only."""
+
+MOST_REPAIRED = 100
+"""Packets in a row, more than a second of video, that may be worth sending again."""
 
 SKIPPED = 4096
 """Sequence numbers between the last packet and the first one after it: more than what receivers
@@ -24,12 +31,15 @@ class Outages:
 
     def __init__(self) -> None:
         self._heard_s: float | None = None
+        self._intervals_s: deque[float] = deque([0.0], INTERVALS)
         self._began_s = -INTERVAL_S
 
     def is_over(self, now_s: float) -> bool:
         """Note that the peer was heard; return whether it had been silent for too long."""
-        was_silent = self._heard_s is not None and now_s - self._heard_s > SILENT_S
+        interval_s = 0.0 if self._heard_s is None else now_s - self._heard_s
+        was_silent = interval_s > max(SILENT_S, 2 * max(self._intervals_s))
         self._heard_s = now_s
+        self._intervals_s.append(interval_s)
         if was_silent:
             self._began_s = now_s
         return was_silent
@@ -42,7 +52,7 @@ class Outages:
             lost: sequence numbers that the peer asks for, in ascending order.
             limit: packets that may be sent again.
         """
-        if now_s - self._began_s < INTERVAL_S or longest_run(lost) <= limit:
+        if now_s - self._began_s < INTERVAL_S or longest_run(lost) <= min(limit, MOST_REPAIRED):
             return False
         self._began_s = now_s
         return True

@@ -280,3 +280,25 @@ def test_packets_after_a_new_beginning_are_sent_again_also_when_numbers_wrap(pla
         assert len(stage.packets()) == 1 + 2**16 + BURST + 1
 
     play(scene)
+
+
+def test_a_receiver_that_reports_seldom_is_taken_for_one_that_was_cut_off_only_once(play):
+    async def scene(stage):
+        stage.send(1)
+        for _ in range(20):
+            await stage.report(0.0)
+            await asyncio.sleep(5)
+        assert stage.stream.key_frame_requests == 1
+
+    play(scene)
+
+
+def test_a_very_long_gap_is_not_repaired_on_a_fast_line_either(play):
+    async def scene(stage):
+        for _ in range(32):
+            stage.send(BURST)
+        lost = [packet.sequence_number for packet in stage.packets()][-128:]
+        await stage.nack(*lost)
+        assert len(stage.packets()) == 32 * BURST and stage.stream.key_frame_requests == 1
+
+    play(scene)
