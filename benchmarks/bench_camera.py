@@ -3,7 +3,7 @@
 `--data` drives a default avatar with the filmed clips of the split `eval` and compares driver and
 avatar frame by frame, by MediaPipe and by a face recognition network that the model has never seen:
 correlation of yaw, pitch and roll, the share of blinks that are shown, and the likeness to the
-portrait over that of the undriven avatar. It needs the extra `eval`.
+portrait over that of the driver to their own neutral look. It needs the extra `eval`.
 
 `--latency` runs the server and headless Chromium, whose camera shows a film of a face that jumps
 sideways once a second. It measures the time from a jump in the visitor's mirror to that of the
@@ -33,6 +33,7 @@ import numpy as np
 from card import commit, processor_name
 
 from letstalk_rt import __version__
+from letstalk_rt.models.face.driver import NEUTRAL_FRAMES
 
 WARM_UP = 15
 """Frames before the neutral look is known and the camera has faded in."""
@@ -62,16 +63,35 @@ def bench_drive(options: argparse.Namespace) -> dict[str, Any]:
     for clip in clips[: options.clips]:
         frames = driven(pipeline, portrait, clip, options)
         row = {"clip": clip.name, **compare(clip, frames, judge)}
-        row["identity"] = identity.likeness(portrait.canvas, frames[WARM_UP::8]) / still
+        row |= likeness(identity, portrait, frames, clip, still)
         rows.append(row)
         if not options.json:
             print(json.dumps(row), flush=True)
-    names = ("yaw", "pitch", "roll", "identity")
+    names = ("yaw", "pitch", "roll", "identity_ratio", "identity_true", "identity_undriven")
     means = {name: _mean([row[name] for row in rows]) for name in names}
     shown, blinked = (sum(row[k] for row in rows) for k in ("blinks_shown", "blinks"))
     means["blink_recall"] = shown / blinked if blinked else float("nan")
     means["seen"] = _mean([row["seen"] for row in rows])
     return {"clips": rows, "mean": means}
+
+
+def likeness(
+    identity: Any, portrait: Any, frames: np.ndarray, clip: Any, still: float
+) -> dict[str, float]:
+    """Return the likeness to the portrait over that of the driver to their own neutral look.
+
+    A face that turns or laughs is less like its picture, whoever it is: so is the driver's. The
+    ratio to the undriven avatar, which looks into the camera, is given beside it.
+    """
+    shown = range(WARM_UP, len(frames), 8)
+    moved = identity.likeness(portrait.canvas, frames[list(shown)])
+    rest = np.asarray(clip.frames[NEUTRAL_FRAMES // 2])
+    true = identity.likeness(rest, np.asarray(clip.frames[list(shown)]))
+    return {
+        "identity_ratio": moved / true,
+        "identity_true": true,
+        "identity_undriven": moved / still,
+    }
 
 
 def driven(pipeline: Any, portrait: Any, clip: Any, options: argparse.Namespace) -> np.ndarray:

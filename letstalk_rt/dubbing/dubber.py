@@ -8,7 +8,7 @@ is a cross-fade. Frames without a face, and faces in profile, pass through untou
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -43,6 +43,13 @@ LOOKAHEAD = 30
 
 LOOKAHEAD_BYTES = 256 * 2**20
 
+STEADY_FRAMES = 2
+"""Latents of a still head are averaged over so many frames on either side: noise of landmarks would
+flicker at the seam. The lips are set afterwards, so their motion does not become slower."""
+
+MOOD_FRAMES = 25
+"""The film's own expression, such as a smile, is the mean over so many frames on either side."""
+
 _BETTER = 0.12  # a reference is replaced by one whose cost is lower by this
 
 Item = TypeVar("Item")
@@ -70,6 +77,7 @@ class _Shot:
         mixer: chooses among them.
         strength: of the last frame; None before the first.
         teeth: how the inside of the mouth looks.
+        past: latents of the last frames with a face, and the places of their crops.
     """
 
     number: int
@@ -77,6 +85,7 @@ class _Shot:
     references: list[Reference] = field(default_factory=list)
     mixer: ReferenceMixer = field(default_factory=ReferenceMixer)
     strength: float | None = None
+    past: deque[FilmedFace] = field(default_factory=lambda: deque(maxlen=MOOD_FRAMES))
 
 
 class Dubber:
@@ -199,21 +208,41 @@ class Dubber:
         if strength <= 0 or shown.face is None or not shot.references:
             return _unchanged
         shot.teeth.change_if_closed(values)
+        coming = [s.face for s in ahead if s.shot == shot.number and s.face is not None]
+        steady = replace(shown.face, latent=_steady(shot.past, coming))
+        mood = torch.stack([f.latent for f in [*shot.past, *coming[:MOOD_FRAMES]]]).mean(0)
+        shot.past.append(shown.face)
         mixed = shot.mixer.mix(shot.references, head_pose(shown.face.points))
         return partial(
             self._renderer.render,
             shown.rgb,
-            shown.face,
+            steady,
             mixed,
             values,
             shot.teeth.painter,
             strength,
+            mood,
         )
 
 
 def _face(shown: _Shown[Item]) -> FilmedFace:
     assert shown.face is not None
     return shown.face
+
+
+def _steady(past: deque[FilmedFace], coming: list[FilmedFace]) -> torch.Tensor:
+    """Return the latent of the first of the frames to come, with less noise if the head is still.
+
+    The latents of a moving head belong to different crops, and are not mixed.
+    """
+    face = coming[0]
+    latents = [face.latent]
+    for near in (list(past)[::-1], coming[1:]):
+        for other in near[:STEADY_FRAMES]:
+            if other.to_crop is not face.to_crop:
+                break
+            latents.append(other.latent)
+    return torch.stack(latents).mean(0)
 
 
 def _is_usable(face: FilmedFace | None) -> bool:

@@ -4,7 +4,7 @@ The head is turned as a solid: the portrait's own landmarks with the depth of an
 its proportions stay, and only the motion is the driver's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,16 +18,24 @@ from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.head_motion import MOVEMENTS
 from letstalk_rt.models.face.head_pose import HeadShape, angles, average_head, rotation
 from letstalk_rt.models.face.lip_values import LIP_VALUES
-from letstalk_rt.models.geometry.landmarks import IRISES, NUM_LANDMARKS, landmark_indices
+from letstalk_rt.models.geometry.landmarks import EYES, IRISES, NUM_LANDMARKS, landmark_indices
 
-LIMITS = np.array([0.32, 0.25, 0.4, 0.5, 0.5, 0.2])
+LIMITS = np.array([0.26, 0.2, 0.4, 0.25, 0.25, 0.15])
 """The largest head pose that is shown; larger ones approach it. A flat picture does not turn
-further without tearing."""
+or move further without tearing."""
+
+DEPTH = 1.43
+"""By how much a head is deeper than the average head, which is too flat: the landmarks to which it
+was fitted stay behind the head. So much makes MediaPipe see turns of two portraits in full."""
+
+_NOD = 0.9  # share of a nod that is seen then
 
 _MAX_GAZE, _MAX_BROWS = 0.12, 1.2
 _BLENDED = 0.6  # weight of the sound in blended lips while there is speech
 _SPEECH_GAP = 0.06  # lip gap of the sound from which there is speech
 _IRIS_POINTS = landmark_indices(IRISES)
+_EYE_POINTS = EYES + _IRIS_POINTS
+_MOST_DEVIATIONS = 2.0  # by which lips that a camera sees may differ from those at rest
 _SMILED = [LIP_VALUES.index("width"), LIP_VALUES.index("corners")]
 
 
@@ -40,12 +48,14 @@ class CameraControl:
         to_front: how the portrait's head is turned from the front, `(3, 3)`.
         write: maps displacements of landmarks to motion, `(384, 2L)`.
         brows: motion of the brows by one unit, `(384,)`.
+        keep_eyes: takes the motion of eyes and lids out of motion, `(384, 384)`.
     """
 
     shape: HeadShape
     to_front: np.ndarray
     write: Tensor
     brows: Tensor
+    keep_eyes: Tensor
 
     @classmethod
     def of(
@@ -65,7 +75,8 @@ class CameraControl:
             scale: scale of motion, flat, `(384,)`.
             inverse: maps displacements of landmarks to latents, `(384, 2L)`.
         """
-        shape = HeadShape.of(points.cpu().double().numpy())
+        flat = HeadShape.of(points.cpu().double().numpy())
+        shape = replace(flat, points=flat.points * [1.0, 1.0, DEPTH])
         to_front = average_head().view(points.cpu().double().numpy())[0]
         write = inverse.clone()
         rigid = torch.from_numpy(shape.rigid).to(points.device).repeat_interleave(2).float()
@@ -78,7 +89,11 @@ class CameraControl:
         brows = torch.zeros_like(scale)
         if gestures is not None:
             brows[:FACE_SIZE] = gestures.brow_motion.float() / scale[:FACE_SIZE]
-        return cls(shape, to_front, write / scale[:, None], brows)
+        eyes = torch.zeros(2 * NUM_LANDMARKS, device=points.device)
+        eyes.view(-1, 2)[_EYE_POINTS] = 1
+        moved = inverse * eyes @ face.autoencoder.landmark_matrix
+        keep_eyes = torch.eye(len(moved), device=points.device) - moved * scale / scale[:, None]
+        return cls(shape, to_front, write / scale[:, None], brows, keep_eyes)
 
     def motion(self, window: DriveWindow, *, gaze: bool = True) -> Tensor:
         """Return the motion of head, brows and eyes in each frame, `(N, 384)`.
@@ -96,6 +111,7 @@ class CameraControl:
 
     def _displacement(self, motion: np.ndarray, base: np.ndarray, gaze: bool) -> np.ndarray:
         pose = limited(motion[motion_of.POSE].astype(np.float64))
+        pose[1] /= _NOD
         own = angles(self.to_front)
         pose[:3] = angles(rotation(own + pose[:3]) @ self.to_front.T)
         moved: np.ndarray = self.shape.shown(pose) - base
@@ -107,24 +123,27 @@ class CameraControl:
 
 
 def limited(pose: np.ndarray) -> np.ndarray:
-    """Return a head pose within `LIMITS`: unchanged if small, and close to them if large."""
-    knee = 0.6 * LIMITS
-    beyond = np.maximum(np.abs(pose) - knee, 0)
-    room = LIMITS - knee
-    return np.asarray(
-        np.sign(pose) * (np.minimum(np.abs(pose), knee) + room * np.tanh(beyond / room))
-    )
+    """Return a head pose within `LIMITS`: unchanged if small, and close to them if large.
+
+    There is no knee: a motion that goes far beyond the limits keeps its shape.
+    """
+    room = LIMITS * 2 / np.pi
+    return np.asarray(room * np.arctan(pose / room))
 
 
-def driven_lips(sound: Tensor, window: DriveWindow) -> Tensor:
+def driven_lips(sound: Tensor, window: DriveWindow, usual: Tensor) -> Tensor:
     """Return the lip values to show, `(1, N, Q)`.
 
     Args:
         sound: lip values of the sound, `(1, N, Q)`.
         window: what the camera has seen.
+        usual: standard deviations of lip values in people who talk, `(Q,)`. Values far beyond are
+            errors of the landmarks, or would distort the whole face.
     """
     weights = torch.from_numpy(window.weights).float().to(sound.device)[None, :, None]
     camera = torch.from_numpy(window.motion[:, motion_of.LIPS]).float().to(sound.device)[None]
+    most = _MOST_DEVIATIONS * usual
+    camera = most * torch.tanh(camera / most)
     if window.lips == "sound":
         smile = torch.from_numpy(window.motion[:, motion_of.SMILE]).float().to(sound.device)
         driven = sound.clone()

@@ -23,7 +23,11 @@ SEARCH_FRAMES = 4
 """While there is no face, the whole image is searched every so many frames."""
 
 _MOST_SHIFT_PX, _MOST_SCALE = 10.0, 1.1
-"""How far a head may move in its crop before the crop is placed anew."""
+"""How far a head may move in its crop before the crop is placed anew and read again."""
+
+_STILL_PX, _STILL_SCALE, _STILL_TURN = 1.5, 0.015, 0.015
+"""A head that moves less in its crop is still: the crop of the next frame stays where it is, lest
+the noise of landmarks move what is rendered in it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class FaceReader:
             device = self._target.device
             latent = torch.from_numpy(last.latent).to(device)
             points = crop_pixels(self._autoencoder.decode_landmarks(latent))
-            self._place = self._placed(place_of(last, device).inverse()(points[None])[0])
+            self._place = self._next_place(place_of(last, device), points)
         self._unseen = SEARCH_FRAMES
 
     @torch.inference_mode()
@@ -115,7 +119,7 @@ class FaceReader:
             if self._unseen >= SEARCH_FRAMES:
                 self._unseen = 0
                 face = self._find(rgb)
-        self._place = None if face is None else self._placed(face.frame_points)
+        self._place = None if face is None else self._next_place(face.to_crop, face.points)
         if face is None:
             return None
         self._unseen = SEARCH_FRAMES  # a face that is lost is searched for at once
@@ -150,6 +154,18 @@ class FaceReader:
         points = crop_pixels(self._autoencoder.decode_landmarks(latents[0]))
         yaw = head_yaw(points.cpu().numpy())
         return FilmedFace(place, crop, latents[0], points, yaw, sharpness(crop))
+
+    def _next_place(self, place: CropTransform, points: Tensor) -> CropTransform:
+        """Return the crop of the next frame, given this one's and the landmarks in it."""
+        moved = self._placed(points)
+        centre = moved(points.new_full((1, 1, 2), IMAGE_SIZE / 2))[0, 0] - IMAGE_SIZE / 2
+        turn = float(moved.rotation[0, 1]) / float(moved.scale)
+        is_still = (
+            float(centre.norm()) < _STILL_PX
+            and abs(float(moved.scale) - 1) < _STILL_SCALE
+            and abs(turn) < _STILL_TURN
+        )
+        return place if is_still else self._placed(place.inverse()(points[None])[0])
 
     def _placed(self, points: Tensor) -> CropTransform:
         """Return the transform to the crop of a face with these landmarks, `(L, 2)`."""

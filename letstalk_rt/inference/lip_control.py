@@ -86,6 +86,16 @@ class LipControl:
         change = self.rest + target - flat @ self.read.T
         return motion + (change @ self.write.T).view(motion.shape)
 
+    def usual(self, lip_motion: LipMotion, scale: Tensor) -> Tensor:
+        """Return the standard deviation of each lip value in people who talk, `(Q,)`.
+
+        Args:
+            lip_motion: statistics of mouths that talk.
+            scale: scale of motion, flat, `(384,)`.
+        """
+        natural = F.pad(lip_motion.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
+        return torch.linalg.vector_norm(self.read / scale @ natural.T, dim=1)
+
 
 def _completion(natural: Tensor, read: Tensor, noise: Sequence[float]) -> Tensor:
     """Return the matrix from lip values to the most likely latent, `(384, Q)`.

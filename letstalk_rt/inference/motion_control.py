@@ -150,10 +150,26 @@ class MotionController:
             assert lip_values is not None, "the lip reader's values set the lips"
             self._shown_values.extend(lip_values[0])
             values = self.options.expressiveness * lip_values
-            if drive is not None:
-                values = driven_lips(values, drive)
-            motion = self._lip_control.apply(motion, values)
+            if drive is None:
+                motion = self._lip_control.apply(motion, values)
+            else:
+                motion = self._with_driven_lips(motion, values, drive)
         return motion if driven is None else motion + driven.view(motion.shape)
+
+    def _with_driven_lips(self, motion: Tensor, values: Tensor, drive: DriveWindow) -> Tensor:
+        """Return motion with the lips of camera and sound; the lids stay where they are.
+
+        People who open the mouth wide also narrow their eyes, and lips beyond the usual would close
+        them, so that no blink could be seen.
+        """
+        assert self._lip_control is not None and self._camera_control is not None
+        lip_motion = self._model.lip_motion
+        assert lip_motion is not None, "it makes the lip control"
+        usual = self._lip_control.usual(lip_motion, _flat_scale(self._model))
+        own = self._lip_control.apply(motion, values)
+        shown = self._lip_control.apply(motion, driven_lips(values, drive, usual))
+        change = (shown - own).flatten(-3) @ self._camera_control.keep_eyes.T
+        return own + change.view(motion.shape)
 
     def _moved(
         self, motion: Tensor, gestures: Tensor | None, drive: DriveWindow | None

@@ -83,6 +83,7 @@ class MouthRenderer:
         values: Tensor,
         paint_mouth: MouthCompositor | None,
         strength: float = 1.0,
+        mood: Tensor | None = None,
     ) -> Patch | None:
         """Return the part of a frame that changes; None if its face lies outside of the frame.
 
@@ -93,8 +94,10 @@ class MouthRenderer:
             values: lip values, `(Q,)`.
             paint_mouth: inpaints between the lips.
             strength: how much of the result is shown, in [0, 1].
+            mood: the mean latent of the frames around, whose expression stays; None for that of
+                the references.
         """
-        faces = [(self._generate(face, r, values), r, weight) for r, weight in references]
+        faces = [(self._generate(face, r, values, mood), r, weight) for r, weight in references]
         old = face.points.float().cpu().numpy()
         new = [one.points.cpu().numpy() for one, _, _ in faces]
         mask = mouth_mask(old, *new)
@@ -124,9 +127,11 @@ class MouthRenderer:
         mixed = before + alpha[..., None] * (after[0].numpy().astype(np.float32) - before)
         return Patch(rows, columns, (mixed + 0.5).clip(0, 255).astype(np.uint8), alpha)
 
-    def _generate(self, face: FilmedFace, reference: Reference, values: Tensor) -> _Face:
+    def _generate(
+        self, face: FilmedFace, reference: Reference, values: Tensor, mood: Tensor | None
+    ) -> _Face:
         """Decode a face with other lips, in its crop."""
-        latent = reference.motion.with_lips(face.latent, values)[None]
+        latent = reference.motion.with_lips(face.latent, values, mood)[None]
         inputs = self._autoencoder.prepare_decoder(latent, reference.features)
         layers: DecodedLayers = self._autoencoder.run_decoder(inputs, reference.features)
         flow = layers.flow[0].permute(1, 2, 0) * (IMAGE_SIZE / 2)

@@ -15,9 +15,13 @@ from letstalk_rt.inference.lip_control import LipControl
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.head_motion import rigid_projection
+from letstalk_rt.models.face.lip_values import LIP_VALUES
 
 _NOISE = 0.012
 """Standard deviation of a landmark's error, in units of half a crop: 1.5 px."""
+
+_SMILE = [LIP_VALUES.index("width"), LIP_VALUES.index("corners")]
+_KEPT = 1.0  # share of a smile that is kept
 
 
 class SpeechMotion:
@@ -45,8 +49,18 @@ class SpeechMotion:
         self._speech = natural.T @ scores
         """Maps motion to the part of it that is speech, `(384, 384)`."""
 
-    def with_lips(self, latent: Tensor, values: Tensor) -> Tensor:
-        """Return a frame's latent `(C, h, w)` with the mouth of these lip values, `(Q,)`."""
+    def with_lips(self, latent: Tensor, values: Tensor, mood: Tensor | None = None) -> Tensor:
+        """Return a frame's latent `(C, h, w)` with the mouth of these lip values, `(Q,)`.
+
+        Args:
+            latent: of the frame.
+            values: lip values of the new speech.
+            mood: the mean latent of the frames around: how wide it smiles is kept.
+        """
+        if mood is not None:
+            usual = self._lips.read @ (mood.float() - self._latent).flatten() - self._lips.rest
+            values = values.clone()
+            values[_SMILE] += _KEPT * usual[_SMILE]
         motion = (latent.float() - self._latent).flatten()
         motion = (motion - self._speech @ motion).view(latent.shape)
         return self._latent + self._lips.apply(motion, values)

@@ -19,7 +19,7 @@ import numpy as np
 
 from letstalk_rt.errors import ConfigError, EngineError, LetsTalkError
 from letstalk_rt.inference.protocol import CameraReader, CameraReading, CameraStatus
-from letstalk_rt.models.face.face_motion import NUM_MOTION, DriveWindow
+from letstalk_rt.models.face.face_motion import NUM_MOTION, SHUT, DriveWindow
 from letstalk_rt.session.events import EventHub
 from letstalk_rt.types import FPS, CameraOptions
 
@@ -150,7 +150,11 @@ class CameraInput:
             return before.motion
         assert after.motion is not None, "it was chosen so"
         share = (time_s - before.captured_s) / max(1e-6, after.captured_s - before.captured_s)
-        return (1 - share) * before.motion + share * after.motion
+        mixed = (1 - share) * before.motion + share * after.motion
+        near = before if share < 0.5 else after
+        assert near.motion is not None, "it was chosen so"
+        mixed[SHUT] = max(mixed[SHUT], near.motion[SHUT])  # a blink may be one reading long
+        return np.asarray(mixed)
 
     # Reading
 

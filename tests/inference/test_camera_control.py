@@ -11,6 +11,7 @@ from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import CameraStatus
 from letstalk_rt.models.face.face_motion import LIPS, NUM_MOTION, POSE, SHUT, SMILE, DriveWindow
 from letstalk_rt.models.face.head_pose import HeadShape
+from letstalk_rt.models.geometry.landmarks import EYES
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.portrait.image import prepare_portrait
 
@@ -81,29 +82,50 @@ def test_eyes_close_with_the_drivers(pipeline, portrait):
 
 
 def test_large_turns_approach_a_limit():
-    np.testing.assert_allclose(limited(0.5 * LIMITS), 0.5 * LIMITS)
+    np.testing.assert_allclose(limited(0.1 * LIMITS), 0.1 * LIMITS, rtol=0.01)
     assert (limited(10 * LIMITS) <= LIMITS).all() and (limited(10 * LIMITS) > 0.95 * LIMITS).all()
 
 
 class TestLips:
     sound = torch.full((1, 4, 8), 0.1)
+    usual = torch.full((8,), 0.2)
 
     def test_the_sound_moves_them_and_a_smile_is_added(self):
-        values = driven_lips(self.sound, window(mode="sound", smile=[0.2, -0.1]))
+        values = driven_lips(self.sound, window(mode="sound", smile=[0.2, -0.1]), self.usual)
         expected = self.sound.clone()
         expected[..., 2] += 0.2
         expected[..., 3] -= 0.1
         torch.testing.assert_close(values, expected)
 
     def test_the_camera_moves_them(self):
-        values = driven_lips(self.sound, window(mode="camera"))
+        values = driven_lips(self.sound, window(mode="camera"), self.usual)
         torch.testing.assert_close(values, torch.zeros(1, 4, 8))
 
     def test_in_a_blend_the_sound_counts_while_there_is_speech(self):
-        speech = driven_lips(self.sound, window(mode="blend"))
-        silence = driven_lips(0 * self.sound, window(mode="blend", lips=0.3))
+        speech = driven_lips(self.sound, window(mode="blend"), self.usual)
+        silence = driven_lips(0 * self.sound, window(mode="blend", lips=0.3), self.usual)
         torch.testing.assert_close(speech, torch.full((1, 4, 8), 0.06))
-        torch.testing.assert_close(silence, torch.full((1, 4, 8), 0.3))
+        shown = 0.4 * np.tanh(0.3 / 0.4)
+        torch.testing.assert_close(silence, torch.full((1, 4, 8), float(shown)))
+
+    def test_lips_far_beyond_the_usual_approach_a_limit(self):
+        values = driven_lips(self.sound, window(mode="camera", lips=3.0), self.usual)
+        torch.testing.assert_close(values, torch.full((1, 4, 8), 0.4))
+
+
+def test_a_wide_open_mouth_does_not_keep_eyes_from_closing(pipeline, portrait):
+    wide = [0.25, 0.12, 0.2, -0.05, -0.08, -0.07, 0.04, -0.03]
+    state = pipeline.init_state(portrait)
+
+    def eyes(shut):
+        pipeline.drive(state, window(mode="camera", lips=wide, shut=shut))
+        frame = pipeline.step(np.zeros((1, 2560), np.float32), [state])[0][-1]
+        (face,) = pipeline.finder.find_faces(portrait.canvas)
+        points = face.landmarks[EYES].round().astype(int)
+        (left, top), (right, bottom) = points.min(0) - 2, points.max(0) + 2
+        return frame[top:bottom, left:right].astype(float)
+
+    assert np.abs(eyes(1.0) - eyes(0.0)).mean() > 5
 
 
 def test_a_portrait_before_the_camera_is_seen_and_rests(pipeline, picture):

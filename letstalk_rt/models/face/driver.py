@@ -10,12 +10,16 @@ from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import NUM_MOTION, OneEuroFilter
 from letstalk_rt.models.face.face_reader import BROWS, NUM_EXPRESSIONS, SHUT, SMILE
 from letstalk_rt.models.face.face_tracker import TrackedFace
-from letstalk_rt.models.face.head_pose import HeadShape, angles, average_head, rotation
+from letstalk_rt.models.face.head_pose import (
+    HeadShape,
+    angles,
+    average_head,
+    opened_between,
+    turn_between,
+)
 from letstalk_rt.models.face.lip_values import GAPS, LIP_VALUES, lip_values
 from letstalk_rt.models.geometry.landmarks import (
     IRISES,
-    LEFT_LID,
-    RIGHT_LID,
     landmark_indices,
 )
 
@@ -24,14 +28,14 @@ NEUTRAL_FRAMES = 10
 
 _RETAKE_FRAMES = 4  # of a look that the driver has declared neutral
 _RESTING_GAP = 0.08  # smaller lip gaps of the neutral look count as closed lips
-_SHUT_FROM, _SHUT_RANGE = 0.1, 0.3  # of the reader's value above that of the open eyes
+_SHUT_FROM, _SHUT_RANGE = 0.22, 0.26  # of the opening, below that of the open eyes
+_OPENS, _NARROWS = 0.08, 0.02  # how fast the level of open eyes follows wider and narrower ones
 _SMILE_FROM, _SMILE_RANGE, _SMILE_SHARE = 0.08, 0.3, 0.15  # likewise; and how fast it follows
 _EASE = 0.75  # share of a jump that is left in the next frame
 _BROW_GAIN, _SMILE_GAIN = 5.0, 3.0  # of landmarks in face sizes, to the size of blendshapes
 
 _IRISES = (landmark_indices(IRISES[:5]), landmark_indices(IRISES[5:]))
 _CORNERS = (landmark_indices((33, 133)), landmark_indices((263, 362)))
-_LIDS = (RIGHT_LID, LEFT_LID)
 _BROWS, _MOUTH = landmark_indices((70, 300)), landmark_indices((61, 291))
 (_NOSE,) = landmark_indices((10,))
 _WIDTH, _CORNER_HEIGHT = LIP_VALUES.index("width"), LIP_VALUES.index("corners")
@@ -74,6 +78,7 @@ class Driver:
         self._looks: deque[TrackedFace] = deque(maxlen=NEUTRAL_FRAMES)
         self._wanted = NEUTRAL_FRAMES
         self._smile = np.zeros(2)
+        self._open = 0.0  # opening of the open eyes, relative to the neutral look
         self._offset = np.zeros(NUM_MOTION)
         self._last: np.ndarray | None = None
         self._filter.reset()
@@ -131,14 +136,12 @@ class Driver:
         points = face.landmarks.astype(np.float64)
         pose = neutral.shape.pose(points)
         still = neutral.shape.unposed(points, pose)
-        # Differences of angles: a nod of a head that is turned aside is shown as a nod.
-        turned = angles(rotation(pose[:3]) @ neutral.to_front)
-        pose[:3] = turned if absolute else turned - angles(neutral.to_front)
+        turned = turn_between(neutral.points, points)
+        pose[:3] = turned + angles(neutral.to_front) if absolute else turned
         out[motion_of.POSE] = pose
         moved = (still - neutral.points) / neutral.shape.size
         change = _change(face, neutral, moved, still)
-        shut = float(change[SHUT].mean())
-        out[motion_of.SHUT] = np.clip((shut - _SHUT_FROM) / _SHUT_RANGE, 0, 1)
+        out[motion_of.SHUT] = self._shut(-float(change[SHUT].mean()))
         out[motion_of.BROWS] = change[BROWS]
         out[motion_of.GAZE] = _gaze(moved)
         lips = _lips(still, neutral.points)
@@ -148,6 +151,17 @@ class Driver:
         self._smile = self._smile + _SMILE_SHARE * (target - self._smile)
         out[motion_of.SMILE] = self._smile
         return out
+
+    def _shut(self, opening: float) -> float:
+        """Return how far the eyes are shut, given their opening relative to the neutral look.
+
+        What counts as open follows the person, who may look down or squint. Nearly closed lids
+        count as closed: landmarks stay behind lids that are as fast as a blink.
+        """
+        below = self._open - opening
+        self._open -= (_OPENS if below < 0 else _NARROWS) * below
+        share = float(np.clip((below - _SHUT_FROM) / _SHUT_RANGE, 0, 1))
+        return share * share * (3 - 2 * share)
 
 
 def _change(
@@ -160,19 +174,11 @@ def _change(
     if face.expressions.size:
         return np.asarray(face.expressions - neutral.expressions)
     out = np.zeros(NUM_EXPRESSIONS)
-    for side, lids in enumerate(_LIDS):
-        opening = _opening(still, lids) / max(1e-6, _opening(neutral.points, lids))
-        out[side] = np.clip(1 - opening, -1, 1)
+    out[SHUT] = -opened_between(neutral.points, face.landmarks)
     corners = np.array(_CORNERS).ravel()
     out[BROWS] = _BROW_GAIN * (moved[corners, 1].mean() - moved[_BROWS, 1].mean())
     out[SMILE] = _SMILE_GAIN * (moved[_NOSE, 1] - moved[_MOUTH, 1].mean())
     return out
-
-
-def _opening(points: np.ndarray, lids: list[int]) -> float:
-    """Return the height of an eye over its width."""
-    upper, lower, a, b = (points[index] for index in lids)
-    return float(np.linalg.norm(upper - lower)) / max(1e-6, float(np.linalg.norm(a - b)))
 
 
 def _gaze(moved: np.ndarray) -> np.ndarray:

@@ -25,6 +25,15 @@ AVERAGE_HEAD = Path(__file__).parent.parent.parent / "weights" / "average_head.n
 """Landmarks of an average face from the front, over half the side of its crop, and their depth
 towards the camera in face sizes: `(L, 3)`."""
 
+HEAD_TURNS = AVERAGE_HEAD.with_name("head_turns.npy")
+"""Yaw, pitch and roll by one unit of each landmark, `(3, L, 2)`: a regression from landmarks of the
+encoder, in sizes of the face, to measured head poses."""
+
+EYE_OPENINGS = AVERAGE_HEAD.with_name("eye_openings.npy")
+"""Opening of the eyes by one unit of each landmark, `(L, 2)`: a regression likewise, from landmarks
+in sizes of the face with the eyes level."""
+
+_EYE_CORNERS = landmark_indices((33, 263))
 _SOFT = np.array(EYES + landmark_indices(IRISES) + LIPS)
 
 
@@ -88,6 +97,61 @@ def average_head() -> HeadShape:
     """Return the average head, from the front."""
     stored = np.load(AVERAGE_HEAD)
     return _solid(stored[:, :2], -stored[:, 2])
+
+
+@functools.cache
+def head_turns() -> np.ndarray:
+    """Return the regression from landmarks to angles, `(3, L, 2)`; see `HEAD_TURNS`."""
+    return np.asarray(np.load(HEAD_TURNS), np.float64)
+
+
+def turn_between(rest: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return by which yaw, pitch and roll a head has turned from one view to another, `(3,)`.
+
+    Landmarks that a network reads stay behind the head: of a nod they show half. The regression
+    knows that, and all landmarks together have less noise than the pose of a solid.
+
+    Args:
+        rest: landmarks of the first view, `(L, 2)`.
+        points: of the second.
+    """
+    moved = in_face_sizes(points) - in_face_sizes(rest)
+    return np.asarray(np.tensordot(head_turns(), moved, 2))
+
+
+@functools.cache
+def _eye_openings() -> np.ndarray:
+    return np.asarray(np.load(EYE_OPENINGS), np.float64)
+
+
+def opened_between(rest: np.ndarray, points: np.ndarray) -> float:
+    """Return by how much the eyes have opened from one view of a face to another.
+
+    Args:
+        rest: landmarks of the first view, `(L, 2)`.
+        points: of the second.
+
+    Returns:
+        The change of the opening over that of open eyes: -1 for eyes that have closed.
+    """
+    moved = _level(in_face_sizes(points)) - _level(in_face_sizes(rest))
+    return float((_eye_openings() * moved).sum())
+
+
+def _level(points: np.ndarray) -> np.ndarray:
+    """Return landmarks `(L, 2)` turned so that the eyes are level."""
+    x, y = points[_EYE_CORNERS[1]] - points[_EYE_CORNERS[0]]
+    cos, sin = np.array([x, y]) / max(1e-6, float(np.hypot(x, y)))
+    return np.asarray(points @ np.array([[cos, -sin], [sin, cos]]))
+
+
+def in_face_sizes(points: np.ndarray) -> np.ndarray:
+    """Return landmarks `(..., L, 2)` from the middle of the rigid ones, in their deviations."""
+    points = np.asarray(points, np.float64)
+    rigid = points[..., average_head().rigid, :]
+    centre = rigid.mean(-2, keepdims=True)
+    size = np.sqrt(((rigid - centre) ** 2).sum(-1).mean(-1))
+    return np.asarray((points - centre) / np.maximum(size, 1e-6)[..., None, None])
 
 
 def _solid(points: np.ndarray, depth: np.ndarray) -> HeadShape:

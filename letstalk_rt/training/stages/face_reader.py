@@ -22,6 +22,7 @@ from letstalk_rt.training.data.dataset import Clip, Stills
 from letstalk_rt.training.loop import LoopConfig, Run
 
 _POINTS, _HEAT, _EXPRESSIONS = 20.0, 0.1, 2.0  # weights of the losses
+_RIDGE = 1e-4  # per frame
 _TARGET_WIDTH = 0.65  # of the heat maps, cells
 
 
@@ -107,6 +108,28 @@ def _shape_of(points: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, float]:
     shape = np.linalg.solve(rows.T @ rows + ridge, rows.T @ flat).T
     turning = float(pose[:, 0, 2].var() + pose[:, 1, 2].var())
     return shape - shape[still].mean(0), turning
+
+
+def fit_reading(
+    tracks: Sequence[np.ndarray], targets: Sequence[np.ndarray], weights: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return the regression from landmarks to what they tell, `(D, L, 2)`.
+
+    So `weights/head_turns.npy` was made, from `in_face_sizes` of landmarks that the tracker reads
+    to measured head poses, and `weights/eye_openings.npy`, with the eyes level. Both are relative
+    to the rest of each clip, because faces differ at rest.
+
+    Args:
+        tracks: landmarks of each clip, `(T, L, 2)`.
+        targets: what was measured in its frames, `(T, D)`.
+        weights: of its frames, `(T,)`; closed eyes are rare and count for more.
+    """
+    seen = np.concatenate([(t - np.median(t, 0)).reshape(len(t), -1) for t in tracks])
+    wanted = np.concatenate([target - np.median(target, 0) for target in targets])
+    weighted = seen * np.concatenate(weights)[:, None]
+    ridge = _RIDGE * len(seen) * np.eye(seen.shape[1])
+    solved = np.linalg.solve(weighted.T @ seen + ridge, weighted.T @ wanted)
+    return np.asarray(solved.T.reshape(wanted.shape[1], *tracks[0].shape[1:]))
 
 
 def train_face_reader(
