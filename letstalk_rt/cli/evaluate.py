@@ -15,9 +15,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from letstalk_rt.cli.evaluate_faithful import add_faithful_options, evaluate_faithful
+from letstalk_rt.cli.render_faithful import is_faithful
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.training.data.dataset import Clip, Landmarker, landmarker_file, load_clips
+from letstalk_rt.training.data.dataset import (
+    Clip,
+    Landmarker,
+    landmarker_file,
+    load_clips,
+    tags_with,
+)
 from letstalk_rt.training.evaluation.clips import (
     EvaluationModels,
     EvaluationResult,
@@ -122,6 +130,12 @@ def main(argv: list[str] | None = None) -> int:
         print("no sync score: train its network with `letstalk train sync`", file=sys.stderr)
     landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
     models = EvaluationModels(landmarker, Identity().likeness, towers)
+    clips = spread(load_clips(args.data, args.cache, "eval", tags=tags_with(args.lab)), args.clips)
+    if not clips:
+        raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
+    if is_faithful(args):
+        _write(evaluate_faithful(args, models, clips), args)
+        return 0
     pipeline = AvatarPipeline.load(
         args.preset,
         args.device,
@@ -130,9 +144,6 @@ def main(argv: list[str] | None = None) -> int:
         threads=args.threads,
         weights=args.weights,
     )
-    clips = spread(load_clips(args.data, args.cache, "eval"), args.clips)
-    if not clips:
-        raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
     if args.dub:
         figures = evaluate_dubbing(pipeline, landmarker, clips, args.dub_frames, _note_clip)
         _write(EvaluationResult(figures=dict(figures)), args)
@@ -171,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="the data folder")
     add("--cache", type=Path, default=Path("cache"), help="folder of decoded frames")
+    add("--lab", action="store_true", help="also evaluate on clips with the tag lab")
     add("--preset", default="tiny")
     add("--weights", type=Path, help="weights file (default: the one of the package)")
     add("--device", default="auto")
@@ -213,4 +225,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--samples", type=Path, help="folder for contact sheets")
     add("--json", action="store_true", help="print the figures as JSON in the last line")
+    add_faithful_options(parser)
     return parser

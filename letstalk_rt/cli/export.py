@@ -1,6 +1,7 @@
 """`letstalk train export`: joins the results of the training stages into one weights file."""
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from letstalk_rt.models.avatar_model import (
 from letstalk_rt.models.face.face_reader import FaceReader
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
+from letstalk_rt.models.paper.presets import FAITHFUL
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
 
 _DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
@@ -30,6 +32,9 @@ def export(args: argparse.Namespace) -> None:
     The parts of `--weights` stand in for stages that have not run.
     """
     runs: Path = args.runs
+    if args.preset.startswith(FAITHFUL):
+        _export_faithful(args)
+        return
     given = given_weights(args)
     model = base_model(args, given)
     if (face := model.face) is not None:
@@ -68,6 +73,14 @@ def export(args: argparse.Namespace) -> None:
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _export_faithful(args: argparse.Namespace) -> None:
+    """Copy the result of the stage `faithful`, which is whole, to its place."""
+    if args.output is None:
+        raise InputError(f"preset {args.preset!r} has no place in the package: name a file with -o")
+    shutil.copyfile(existing(args.runs / "faithful" / "model.safetensors"), args.output)
+    print(f"{args.output.name}: {args.output.stat().st_size / 1e6:.1f} MB")
 
 
 def chosen_preset(args: argparse.Namespace) -> Preset:

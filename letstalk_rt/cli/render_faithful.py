@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,6 @@ def add_faithful_options(parser: argparse.ArgumentParser) -> None:
         "presets faithful-s, -b, -l, -xl and faithful-v1-s-2 to -xl-8 (the published model)"
     )
     add = group.add_argument
-    add("--faithful-weights", type=Path, metavar="FILE", help="written by letstalk train faithful")
     add("--autoencoder", metavar="PLACE", help="folder or hub id of DC-AE f32c32; v1: SD-VAE")
     add("--wav2vec", metavar="PLACE", help="folder or hub id of wav2vec2-base")
     add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="(%(default)s, as published)")
@@ -28,6 +26,17 @@ def add_faithful_options(parser: argparse.ArgumentParser) -> None:
 def is_faithful(options: argparse.Namespace) -> bool:
     """Return whether the options name a preset of the published model."""
     return str(options.preset).startswith(_PREFIX)
+
+
+def check_given(options: argparse.Namespace) -> None:
+    """Check that the options name weights, autoencoder and speech model.
+
+    Raises:
+        InputError: One is missing.
+    """
+    for name in ("weights", "autoencoder", "wav2vec"):
+        if getattr(options, name) is None:
+            raise InputError(f"preset {options.preset!r} needs --{name}; see docs/paper.md")
 
 
 def render_faithful(
@@ -46,13 +55,10 @@ def render_faithful(
     from letstalk_rt.portrait.compositor import Compositor
     from letstalk_rt.portrait.library import AvatarLibrary
 
-    for name in ("faithful_weights", "autoencoder", "wav2vec"):
-        if getattr(options, name) is None:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"preset {options.preset!r} needs {option}; see docs/paper.md")
+    check_given(options)
     renderer = FaithfulRenderer.load(
         options.preset,
-        options.faithful_weights,
+        options.weights,
         options.autoencoder,
         options.wav2vec,
         options.device,

@@ -34,7 +34,13 @@ from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.audio_encoder.lip_reader import joined
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
-from letstalk_rt.training.data.dataset import Clip, landmarker_file, load_clips, load_stills
+from letstalk_rt.training.data.dataset import (
+    Clip,
+    landmarker_file,
+    load_clips,
+    load_stills,
+    tags_with,
+)
 from letstalk_rt.training.data.mouth_crops import load_mouth_crops
 from letstalk_rt.training.distributed import (
     destroy_process_group,
@@ -134,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=[*LOOPS, "export"])
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
     parser.add_argument(
+        "--lab",
+        action="store_true",
+        help="also train on clips with the tag lab: their licence may not allow distributing the "
+        "weights",
+    )
+    parser.add_argument(
         "--cache", type=Path, default=Path("cache"), help="folder of decoded frames"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
@@ -219,6 +231,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _clips(args: argparse.Namespace) -> list[Clip]:
+    return load_clips(args.data, args.cache, "train", tags=tags_with(args.lab))
+
+
 def _encoder(args: argparse.Namespace) -> AudioEncoderConfig:
     audio = chosen_preset(args).audio
     if not isinstance(audio, AudioEncoderConfig):
@@ -266,7 +282,7 @@ def _autoencoder(args: argparse.Namespace) -> None:
     elif fixed:
         initial_weights = averaged(args.runs / "autoencoder")
     train_autoencoder(
-        load_clips(args.data, args.cache, "train"),
+        _clips(args),
         load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
         load_clips(args.data, args.cache, "eval"),
         args.runs / args.stage,
@@ -293,7 +309,7 @@ def _phones(args: argparse.Namespace) -> None:
 
 def _audio(args: argparse.Namespace) -> None:
     shape = _encoder(args)
-    clips = _with_blendshapes(load_clips(args.data, args.cache, "train"))
+    clips = _with_blendshapes(_clips(args))
     kept, validation = split_by_source(clips)
     train_audio(
         kept,
@@ -313,7 +329,7 @@ def _lips(args: argparse.Namespace) -> None:
         raise ConfigError(f"preset {args.preset!r} has no lip reader; choose 'tiny'")
     face = base_model(args, given_weights(args)).face
     assert face is not None, "a preset with a lip reader has landmarks"
-    clips = _with_blendshapes(load_clips(args.data, args.cache, "train"))
+    clips = _with_blendshapes(_clips(args))
     folder, members = args.runs / "lips", []
     parts = parts_by_source(clips, shape.members)
     for number, part in enumerate(parts):
@@ -345,7 +361,7 @@ def _gestures(args: argparse.Namespace) -> None:
     face = base_model(args, given_weights(args)).face
     if shape is None or face is None:
         raise ConfigError(f"preset {args.preset!r} has no gestures; choose 'tiny'")
-    clips = _with_blendshapes(load_clips(args.data, args.cache, "train"))
+    clips = _with_blendshapes(_clips(args))
     clips = [clip for clip in clips if clip.has_audio]
     kept, _ = split_by_source(clips)
     kept_names = {clip.name for clip in kept}
@@ -367,7 +383,7 @@ def _gestures(args: argparse.Namespace) -> None:
 
 def _finder(args: argparse.Namespace) -> None:
     train_face_detector(
-        load_clips(args.data, args.cache, "train"),
+        _clips(args),
         load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
         args.runs / "finder",
         _loop(args),
@@ -377,7 +393,7 @@ def _finder(args: argparse.Namespace) -> None:
 
 def _tracker(args: argparse.Namespace) -> None:
     reader = train_face_reader(
-        load_clips(args.data, args.cache, "train"),
+        _clips(args),
         load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
         args.runs / "tracker",
         _loop(args),
@@ -404,7 +420,7 @@ def _painter(args: argparse.Namespace) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    kept, validation = split_by_source(load_clips(args.data, args.cache, "train"))
+    kept, validation = split_by_source(_clips(args))
     train_sync(
         kept, validation, args.runs / "sync", _loop(args), batch_size=args.batch or BATCH["sync"]
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from letstalk_rt.cli.train_flow import spoken_rows
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
@@ -12,7 +13,6 @@ from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
 from letstalk_rt.models.paper.checkpoints import save_paper_model
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.presets import FAITHFUL, PaperPreset, get_paper_preset
-from letstalk_rt.training.data.dataset import clip_rows, has_audio
 from letstalk_rt.training.data.paper_items import PaperClip, PaperSource, stored_paper_clips
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
@@ -81,7 +81,7 @@ def load_parts(args: argparse.Namespace) -> FaithfulParts:
     autoencoder = _autoencoder(args, preset).to(device)
     features = WholeWav2Vec2.load(args.wav2vec).to(device)
     check_features(preset, features)
-    rows = [row for row in clip_rows(args.data, "train") if has_audio(args.data, row)]
+    rows = spoken_rows(args)
     folder = args.runs / "faithful" / "latents"
     clips = stored_paper_clips(autoencoder, features, features.identity, args.data, rows, folder)
     return FaithfulParts(preset, autoencoder, features, rows, clips)

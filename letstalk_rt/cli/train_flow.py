@@ -23,7 +23,14 @@ from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.presets import DCAutoencoderConfig
 from letstalk_rt.training.data.audio_features import mel_encoder
-from letstalk_rt.training.data.dataset import Clip, clip_rows, has_audio, read_clip, source_of
+from letstalk_rt.training.data.dataset import (
+    Clip,
+    clip_rows,
+    has_audio,
+    read_clip,
+    source_of,
+    tags_with,
+)
 from letstalk_rt.training.data.sound_inputs import sound_input
 from letstalk_rt.training.data.tracks import Track, fit_scales, stored_tracks
 from letstalk_rt.training.distributed import barrier, is_main_process
@@ -102,6 +109,20 @@ def run_distill(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
     _save(best, args.runs / "distill")
 
 
+def spoken_rows(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Return the lines of clips with audio to train on.
+
+    Raises:
+        InputError: There are none.
+    """
+    listed = clip_rows(args.data, "train", tags=tags_with(args.lab))
+    rows = [row for row in listed if has_audio(args.data, row)]
+    if not rows:
+        kept = "" if args.lab else "; those with the tag `lab` are read with --lab only"
+        raise InputError(f"the data folder has no clips with audio to train on{kept}")
+    return rows
+
+
 def paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:
     """Load the autoencoder that `--autoencoder` names.
 
@@ -142,9 +163,7 @@ def _tracks(
     args: argparse.Namespace, model: AvatarModel, reader: MouthReader | None
 ) -> tuple[list[Track], list[Track]]:
     """Return encoded clips for training and for validation; set the scales of the model."""
-    rows = [r for r in clip_rows(args.data, "train") if has_audio(args.data, r)]
-    if not rows:
-        raise InputError("the data folder has no clips with audio to train on")
+    rows = spoken_rows(args)
     folder = args.runs / "flow"
     folder.mkdir(parents=True, exist_ok=True)
     autoencoder = model.autoencoder.requires_grad_(False).eval()
@@ -204,7 +223,7 @@ def _set_scales(model: AvatarModel, tracks: list[Track], folder: Path, start: Pa
 
 def _samples(args: argparse.Namespace, model: AvatarModel, validation: list[Track]) -> list[Clip]:
     """Return some clips of the validation people with their frames."""
-    rows = {str(row["name"]): row for row in clip_rows(args.data, "train")}
+    rows = {str(row["name"]): row for row in spoken_rows(args)}
     names = [track.audio_clip.name for track in validation][:: max(1, len(validation) // _SAMPLES)]
     size = model.autoencoder.image_size
     return [read_clip(args.data, rows[name], size) for name in names[:_SAMPLES]]

@@ -203,7 +203,8 @@ class AvatarLibrary:
             return prepare_portrait(
                 image, finder, size=size
             )  # raises an error that says what is wrong
-        key = f"{_LAYOUT} {__version__} {size} {finder.fingerprint()} ".encode()
+        crop_px, finder_key = finder.crop_px, finder.fingerprint()
+        key = f"{_LAYOUT} {__version__} {size} {crop_px} {finder_key} ".encode()
         cached = self._cache / f"{_digest(data)}-{_digest(key)}.npz"
         portrait = _load_cached(cached)
         if portrait is None:

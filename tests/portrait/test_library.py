@@ -74,6 +74,15 @@ def test_a_damaged_record_of_consent_is_an_error(library: AvatarLibrary, picture
             library.consent_of("anna")
 
 
+def test_models_of_other_crops_have_portraits_of_their_own(
+    library: AvatarLibrary, picture: Path
+) -> None:
+    small, large = SkinFinder(), SkinFinder()
+    large.crop_px = 512
+    assert library.prepare(picture, small).crop.shape == (256, 256, 3)
+    assert library.prepare(picture, large).crop.shape == (512, 512, 3)
+
+
 def test_removing_an_avatar_deletes_all_of_its_files(
     library: AvatarLibrary, picture: Path, tmp_path: Path
 ) -> None:

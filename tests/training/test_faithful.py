@@ -96,7 +96,7 @@ def test_clips_become_a_weights_file_and_that_a_video(root, networks, presets, n
         output = tmp_path / f"{sampler}.mp4"
         words = ["render", str(list_avatars()["mira"]), str(tmp_path / "speech.flac")]
         words += ["-o", str(output), "--preset", preset, "--sampler", sampler, "--size", "256"]
-        words += ["--faithful-weights", str(weights), *given]
+        words += ["--weights", str(weights), *given]
         status = letstalk(words)
         assert status == 0
         with av.open(str(output)) as container:

@@ -151,6 +151,11 @@ def _video_of(name: str) -> str:
     return name.rsplit("-", 1)[0]
 
 
+def tags_with(lab: bool) -> tuple[str, ...]:
+    """Return the tags of clips that are read: `ship`, and `lab` if asked for."""
+    return ("ship", "lab") if lab else ("ship",)
+
+
 def clip_rows(
     root: Path, split: str, *, tags: tuple[str, ...] = ("ship",)
 ) -> list[dict[str, object]]:
