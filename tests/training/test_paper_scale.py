@@ -1,15 +1,16 @@
 """A toy of the presets `b` and `l` goes from clips to a model without phones."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from support.small_model import PRESET
+from support.data_folder import write_clip
+from support.toys import DC_LAYOUT, TOY_B, write_autoencoder
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig
@@ -18,32 +19,14 @@ from letstalk_rt.training.loop import Run
 
 pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
 
-SMALL = {"widths": (32,) * 6, "encoder_layers": (1,) * 6, "decoder_layers": (1,) * 6}
-TOY = replace(
-    PRESET,
-    name="toy",
-    autoencoder=DCAutoencoderConfig(64),
-    audio=AudioEncoderConfig(width=16, token_width=8, dilations=(1, 2), dropout=0.0),
-    denoiser=replace(
-        PRESET.denoiser,
-        channels=32,
-        side=2,
-        second_time=True,
-        guidance_input=True,
-        dropout=0.1,
-    ),
-    guidance=2.0,
-)
-
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The options of a toy whose autoencoder is a folder in diffusers' format."""
-    torch.manual_seed(0)
+    write_autoencoder(tmp_path / "dc")
     make = DCAutoencoder.random
-    make(64, **SMALL).inner.save_pretrained(tmp_path / "dc")
-    monkeypatch.setattr(DCAutoencoder, "random", lambda size=512: make(size, **SMALL))
-    monkeypatch.setitem(PRESETS, "toy", TOY)
+    monkeypatch.setattr(DCAutoencoder, "random", lambda size=512: make(size, **DC_LAYOUT))
+    monkeypatch.setitem(PRESETS, "toy", replace(TOY_B, name="toy"))
     monkeypatch.setattr(rollout, "EVALUATION_FRAMES", 8)
     return ["--preset", "toy", "--threads", "1", "--device", "cpu", "--autoencoder",
             str(tmp_path / "dc"), "--batch", "2"]  # fmt: skip
@@ -100,11 +83,27 @@ def test_a_run_started_from_another_keeps_its_scales_average_and_optimiser(
     torch.testing.assert_close(state["model"][name], first["model"][name], atol=1e-6, rtol=0)
 
 
+def test_clips_that_come_later_do_not_change_the_scales(root, cache, tmp_path, toy):
+    """A denoiser that was trained with some scales goes on with them."""
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    first = run_flow(data, cache, tmp_path / "runs", toy, "1")
+    row = {"name": "emil-1", "split": "train", "tag": "ship", "kind": "real"}
+    write_clip(data / "clips", row["name"], 4)
+    with (data / "clips.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    second = run_flow(data, cache, tmp_path / "runs", toy, "2")
+    for name in ("latent_mean", "latent_scale", "motion_scale"):
+        assert torch.equal(first[name], second[name])
+    stored = (tmp_path / "runs" / "flow" / "latents" / "manifest.json").read_text()
+    assert "emil-1" in stored
+
+
 def test_clips_smaller_than_the_model_are_refused(root, cache, tmp_path, toy, monkeypatch):
     large = replace(
-        TOY,
+        TOY_B,
         autoencoder=DCAutoencoderConfig(512),
-        denoiser=replace(TOY.denoiser, side=16),
+        denoiser=replace(TOY_B.denoiser, side=16),
     )
     monkeypatch.setitem(PRESETS, "toy", large)
     with pytest.raises(InputError, match=r"256x256 px, expected 512x512.*--size 512"):

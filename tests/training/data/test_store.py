@@ -51,6 +51,18 @@ def test_what_is_stored_comes_back_from_the_disk(tmp_path):
     assert np.array_equal(latents.view(torch.int16).numpy().ravel(), bits)
 
 
+def test_arrays_are_mapped_and_not_read_into_memory(tmp_path):
+    """What changes on the disk afterwards is seen: nothing had been read before."""
+    make_store(tmp_path).encode(NAMES, arrays)
+    latents = make_store(tmp_path).arrays()["clip0"]["latents"]
+    path = tmp_path / "shard-00000.bin"
+    place = json.loads(path.with_suffix(".json").read_text())["clip0"]["latents"]["offset"]
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(torch.full_like(latents, 7.0).view(torch.int16).numpy().tobytes())
+    assert (latents == 7).all()
+
+
 def test_a_stopped_encoding_goes_on_with_what_is_missing(tmp_path):
     seen = []
 
