@@ -123,10 +123,22 @@ let warningTimer = 0;
 
 function onWarning({ code, message }) {
   if (code === "bad-message") return; // a bug of this page; the visitor cannot help it
+  if (code === "recording-failed") showRecorded({ recorded: false });
   setSaying(false);
   showNotice({ code, message }, { mild: true, about: "server" });
   clearTimeout(warningTimer);
   warningTimer = setTimeout(() => hideNotice("server"), WARNING_MS);
+}
+
+/** Say whether the server records what is shown and said, before anything is said. */
+function showRecorded(disclosure) {
+  const chip = $("recorded");
+  const isRecorded = Boolean(disclosure?.recorded);
+  if (!isRecorded && chip.hidden) return;
+  chip.hidden = false;
+  chip.toggleAttribute("data-failed", !isRecorded);
+  const text = disclosure?.signed ? "Recorded, signed" : "Recorded";
+  chip.textContent = isRecorded ? text : "Not recorded any more";
 }
 
 // ---- Microphone ----------------------------------------------------------------------------
@@ -367,7 +379,9 @@ function watchAvatar() {
   on("forgotten", ({ avatar: id }) => picker.forget(id));
   on("blocked", () => setAudioOn(false));
   on("message", ({ type, disclosure }) => {
-    if (type === "session.ready") page.toggleAttribute("data-badged", Boolean(disclosure?.badge));
+    if (type !== "session.ready") return;
+    page.toggleAttribute("data-badged", Boolean(disclosure?.badge));
+    showRecorded(disclosure);
   });
   video.addEventListener("playing", () => (page.dataset.video = ""));
 }
@@ -422,6 +436,7 @@ async function start() {
   try {
     const config = await api.request("v1/config").catch(() => ({}));
     textBox.configure(config.speech);
+    showRecorded(config.disclosure);
     await picker.load(saved.avatar ?? query.get("avatar"), config.consent);
   } catch (error) {
     return onState({ state: "failed", error });

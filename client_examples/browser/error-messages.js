@@ -40,6 +40,7 @@ const MESSAGES = {
   "bad-text": ["This text cannot be spoken.", "Write a few words or sentences, in letters."],
   "no-speech-engine": ["This server has no voice for text.", "Its operator can install one, such as espeak-ng."],
   "speech-failed": ["The text could not be spoken.", "The server's voice failed. Try again in a moment."],
+  "recording-failed": ["The recording has ended.", "It could not be written or signed. You can go on."],
   "model-failed": ["The avatar stopped for a moment.", "It goes on by itself in a few seconds."],
   "model-behind": ["The server is busy.", "The video may pause for a moment."],
   unreachable: [

@@ -173,7 +173,9 @@ def _schemas() -> Json:
         "Config": _object(
             version=TEXT,
             auth=FLAG,
-            disclosure=_object(badge=FLAG, badge_required=FLAG, statement=TEXT, recorded=FLAG),
+            disclosure=_object(
+                badge=FLAG, badge_required=FLAG, statement=TEXT, recorded=FLAG, signed=FLAG
+            ),
             consent=TEXT,
             speech=_object(available=FLAG, max_chars=WHOLE),
             limits={"type": "object", "additionalProperties": NUMBER},
@@ -235,7 +237,7 @@ def _session() -> Json:
         grace_s=NUMBER,
         max_session_s=NUMBER,
         max_idle_s=NUMBER,
-        disclosure=_object(badge=FLAG, statement=TEXT, recorded=FLAG),
+        disclosure=_object(badge=FLAG, statement=TEXT, recorded=FLAG, signed=FLAG),
         warnings=_list(TEXT),
         connections=_list(_object(id=TEXT, kind=TEXT, age_s=NUMBER)),
         age_s=NUMBER,

@@ -95,6 +95,7 @@ async def config(request: Request) -> Response:
                 "badge_required": settings.badge == "required",
                 "statement": STATEMENT,
                 "recorded": settings.record_folder is not None,
+                "signed": settings.sign_cert is not None,
             },
             "consent": CONSENT,
             "speech": {

@@ -94,6 +94,11 @@ class RecordingStore:
         """Return whether the recordings of this avatar were deleted."""
         return avatar in self._deleted
 
+    @property
+    def signs(self) -> bool:
+        """Whether recordings are signed."""
+        return self._credentials is not None
+
     def delete(self, avatar: str) -> None:
         """Delete all recordings of an avatar, and accept no further ones. This blocks."""
         self._deleted.add(avatar)
@@ -113,9 +118,11 @@ class SessionRecorder:
         avatar: returns the avatar that is shown.
         badge: whether frames carry the badge.
         sample_rate: sample rate of the audio, Hz.
+        on_failure: called when the recording ends by a failure, or cannot be signed.
 
     Attributes:
         dropped: frames that were not recorded because the disk or the encoder was too slow.
+        has_failed: whether the recording has ended by a failure.
     """
 
     def __init__(
@@ -125,8 +132,11 @@ class SessionRecorder:
         *,
         badge: bool,
         sample_rate: int,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.dropped = 0
+        self.has_failed = False
+        self._on_failure = on_failure
         self._store, self._avatar = store, avatar
         self._badge, self._sample_rate = badge, sample_rate
         self._frames: asyncio.Queue[tuple[AvatarEntry, AVFrame] | None]
@@ -167,6 +177,8 @@ class SessionRecorder:
             while not self._frames.empty():  # nobody may wait for room
                 self._frames.get_nowait()
             self._recording = None
+            self.has_failed = True
+            self._on_failure()
 
     async def _write(self, entry: AvatarEntry, frame: AVFrame) -> None:
         if self._store.is_deleted(entry.id):

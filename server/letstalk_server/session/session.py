@@ -42,6 +42,9 @@ WATCH_INTERVAL_S = 0.5
 LAST_MESSAGE_S = 0.3
 """Time in which the last messages are sent before the connections are closed."""
 
+_NOT_RECORDED = server_messages.Warn(
+    "recording-failed", "The recording has ended: it could not be written or signed."
+)
 _STALLED = server_messages.Warn(
     "model-behind", "The server is too slow at the moment: the video is paused."
 )
@@ -99,6 +102,7 @@ class Session:
             on_slot=self._show,
             on_stall=lambda: self.announcer.broadcast(_STALLED),
         )
+        self._signs = recordings is not None and recordings.signs
         self._recorder = (
             None
             if recordings is None
@@ -107,6 +111,7 @@ class Session:
                 lambda: self.avatar_entry,
                 badge=self.has_badge,
                 sample_rate=self.playout.sample_rate,
+                on_failure=lambda: self.announcer.broadcast(_NOT_RECORDED),
             )
         )
         self.media: Media = transport.media(self.playout)
@@ -270,8 +275,12 @@ class Session:
     @property
     def disclosure(self) -> dict[str, Any]:
         """The disclosure that the video is generated, and whether it is recorded."""
-        is_recorded = self._recorder is not None
-        return {"badge": self.has_badge, "statement": STATEMENT, "recorded": is_recorded}
+        return {
+            "badge": self.has_badge,
+            "statement": STATEMENT,
+            "recorded": self._recorder is not None and not self._recorder.has_failed,
+            "signed": self._signs,
+        }
 
     def select(self, avatar: str | None, portrait: str | None = None) -> None:
         """Change the avatar, and announce it; it replaces a selection that was not applied yet.

@@ -48,10 +48,12 @@ def frames_in(path):
         return sum(1 for _ in container.decode(video=0))
 
 
-async def record(store, shown):
+async def record(store, shown, on_failure=lambda: None):
     """Show slots of one avatar after the other, at the pace at which they are written."""
     now = [shown[0][0]]
-    recorder = SessionRecorder(store, lambda: now[0], badge=True, sample_rate=16_000)
+    recorder = SessionRecorder(
+        store, lambda: now[0], badge=True, sample_rate=16_000, on_failure=on_failure
+    )
     start = 0
     for one, count in shown:
         now[0] = one
@@ -104,8 +106,10 @@ async def test_a_folder_that_is_lost_ends_the_recording_alone(tmp_path, caplog):
     _, chosen = settings(tmp_path)
     store = RecordingStore.open(chosen)
     (tmp_path / "recordings").rmdir()
-    recorder = await record(store, [(entry(), 60)])
+    failures = []
+    recorder = await record(store, [(entry(), 60)], lambda: failures.append("failed"))
     await recorder.aclose()
+    assert failures == ["failed"]
     assert "not recorded any more (ConfigError)" in caplog.text
     assert str(tmp_path) not in caplog.text
 
@@ -151,7 +155,7 @@ async def test_the_server_records_says_so_and_deletes(tmp_path):
         assert (await client.get("/v1/config")).json()["disclosure"]["recorded"]
         opened = await client.post("/v1/sessions", json={"avatar": uploaded["id"]})
         session = opened.json()
-        assert session["disclosure"]["recorded"]
+        assert session["disclosure"]["recorded"] and session["disclosure"]["signed"]
         peer = await Peer().join(client, session=session["session"])
         folder = tmp_path / "recordings" / uploaded["id"]
         for _ in range(400):
