@@ -94,7 +94,8 @@ class LipControl:
             scale: scale of motion, flat, `(384,)`.
         """
         natural = F.pad(lip_motion.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
-        return torch.linalg.vector_norm(self.read / scale @ natural.T, dim=1)
+        usual: Tensor = torch.linalg.vector_norm(self.read / scale @ natural.T, dim=1)
+        return usual
 
 
 def _completion(natural: Tensor, read: Tensor, noise: Sequence[float]) -> Tensor:
