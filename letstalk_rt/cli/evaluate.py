@@ -48,6 +48,11 @@ from letstalk_rt.training.evaluation.portraits import (
     evaluate_stills,
     still_portraits,
 )
+from letstalk_rt.training.evaluation.published import (
+    PublishedMetrics,
+    PublishedSync,
+    ScriptFeatures,
+)
 from letstalk_rt.training.evaluation.reconstruction import evaluate_pairs, evaluate_reconstruction
 from letstalk_rt.training.evaluation.report import write_report
 from letstalk_rt.training.evaluation.sync import calibrate, load_towers
@@ -128,8 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     towers = load_towers(args.sync) if args.sync.exists() else None
     if towers is None:
         print("no sync score: train its network with `letstalk train sync`", file=sys.stderr)
+    published = published_metrics(args)
     landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
-    models = EvaluationModels(landmarker, Identity().likeness, towers)
+    models = EvaluationModels(landmarker, Identity().likeness, towers, published)
     clips = spread(load_clips(args.data, args.cache, "eval", tags=tags_with(args.lab)), args.clips)
     if not clips:
         raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
@@ -152,6 +158,21 @@ def main(argv: list[str] | None = None) -> int:
     result = evaluate(pipeline, models, clips, stills, long_s=args.long_s)
     _write(result, args)
     return 0
+
+
+def published_metrics(args: argparse.Namespace) -> PublishedMetrics | None:
+    """Load the networks of published metrics that the options name; None without any.
+
+    Raises:
+        WeightsError: A file is missing, or not such a network.
+    """
+    if args.inception is None and args.i3d is None and args.syncnet is None:
+        return None
+    return PublishedMetrics(
+        args.inception and ScriptFeatures(args.inception, "inception"),
+        args.i3d and ScriptFeatures(args.i3d, "i3d"),
+        args.syncnet and PublishedSync(args.syncnet),
+    )
 
 
 def spread(clips: list[Clip], count: int | None) -> list[Clip]:
@@ -215,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--sync", type=Path, default=Path("runs/sync/best.pt"),
         help="network of the sync score, from `letstalk train sync` (%(default)s)")  # fmt: skip
+    add("--inception", type=Path, metavar="FILE", help="TorchScript network, for FID")
+    add("--i3d", type=Path, metavar="FILE", help="TorchScript network, for FVD")
+    add("--syncnet", type=Path, metavar="FILE", help="TorchScript network, for Sync-C and Sync-D")
     add("--landmarker", type=Path, help="face_landmarker.task")
     add("--report", type=Path, metavar="FILE.html", help="report with plots and images")
     add(

@@ -64,10 +64,14 @@ def evaluate_faithful(
             _render(renderer, models, clip, pcm, sampling)
             for pcm in (clip.pcm, mismatched_audio(spoken, index))
         )
+        if models.published is not None:
+            models.published.add(np.asarray(clip.frames), own.frames, clip.pcm)
         result.clips.append(_row(models, clip, own, wrong))
         result.sheets.append((clip.name, contact_sheet(np.asarray(clip.frames), own.frames)))
         result.curves.append((clip.name, np.stack([true_track(clip).opening, own.track.opening])))
     result.figures |= _figures(result.clips)
+    if models.published is not None:
+        result.figures |= models.published.figures()
     result.figures |= {
         "steps": sampling.steps or renderer.model.preset.steps,
         "guidance": guidance,

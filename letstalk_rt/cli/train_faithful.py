@@ -2,8 +2,10 @@
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from letstalk_rt.cli.train_flow import spoken_rows
 from letstalk_rt.errors import ConfigError, InputError
@@ -12,11 +14,16 @@ from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
 from letstalk_rt.models.paper.checkpoints import save_paper_model
 from letstalk_rt.models.paper.denoiser import PaperModel
+from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.models.paper.presets import FAITHFUL, PaperPreset, get_paper_preset
 from letstalk_rt.training.data.paper_items import PaperClip, PaperSource, stored_paper_clips
+from letstalk_rt.training.data.video_samples import to_pixels, write_video
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.paper import PaperBatch, train_paper_model
+
+SAMPLE_CLIPS, SAMPLE_STEPS = 4, 25
+"""Clips of frames of a sample video, and steps of DDIM."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,43 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
     def draw(generator: torch.Generator) -> PaperBatch:
         return PaperBatch(**source.draw(batch, generator))
 
-    averaged = train_paper_model(model, draw, folder, loop, drop_speech=args.drop_speech)
+    def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, PaperModel)
+        write_sample(averaged, parts, folder / f"sample-{step:06d}.mp4")
+        return {}
+
+    averaged = train_paper_model(
+        model, draw, folder, loop, drop_speech=args.drop_speech, evaluate=evaluate
+    )
     if is_main_process():
         path = folder / "model.safetensors"
         save_paper_model(averaged, path, parts.autoencoder, parts.speech)
         print(f"{path}: render it with --preset {args.preset}")
+
+
+@torch.no_grad()
+def write_sample(model: PaperModel, parts: FaithfulParts, path: Path) -> None:
+    """Write a video: true frames through the autoencoder, beside what the model generates.
+
+    It is the beginning of the longest clip, by DDIM; its sound is in the data folder.
+    """
+    clip = max(parts.clips, key=lambda clip: len(clip.features))
+    frames = model.preset.denoiser.frames
+    count = min(len(clip.features) // frames, SAMPLE_CLIPS) * frames
+    device = next(model.parameters()).device
+    generated = model.generate(
+        clip.features[None, :count].float().to(device),
+        clip.latents[:1, 0].float().to(device),
+        diffusion=Diffusion(SAMPLE_STEPS),
+        deterministic=True,
+        generator=torch.Generator(device).manual_seed(0),
+    )
+    made = torch.cat(list(generated), 1)
+    both = [
+        torch.cat([parts.autoencoder.decode(latents[:, i : i + 1])[0] for i in range(count)])
+        for latents in (clip.latents[:1, :count].float().to(device), made)
+    ]
+    write_video(path, to_pixels(torch.cat(both, -1)))
 
 
 def load_parts(args: argparse.Namespace) -> FaithfulParts:

@@ -102,7 +102,7 @@ def run_distill(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
     path = existing(args.runs / "flow" / "model.pt")
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     tracks, validation = _tracks(args, model, _reader(args, model))
-    samples = _samples(args, model, validation) if model.face is None else []
+    samples = _samples(args, model, validation)
     best = distill(
         model, tracks, validation, args.runs / "distill", loop, batch_size=batch, samples=samples
     )

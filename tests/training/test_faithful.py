@@ -85,6 +85,10 @@ def test_clips_become_a_weights_file_and_that_a_video(root, networks, presets, n
     train([*common, *given, "--steps", "2", "--batch", "2"])
     weights = tmp_path / "faithful" / "model.safetensors"
     assert weights.exists()
+    with av.open(str(tmp_path / "faithful" / "sample-000002.mp4")) as container:
+        shown = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    assert shown[0].shape == (64, 128, 3) and len(shown) % 4 == 0  # true beside generated
+    assert np.abs(shown[-1][:, :64].astype(int) - shown[-1][:, 64:]).mean() > 0
     before = torch.load(tmp_path / "faithful" / "last.pt", weights_only=True)
     train([*common, *given, "--steps", "3", "--batch", "2"])  # it resumes
     after = torch.load(tmp_path / "faithful" / "last.pt", weights_only=True)

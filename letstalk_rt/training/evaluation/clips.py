@@ -38,6 +38,7 @@ from letstalk_rt.training.evaluation.motion import (
     head_speech_correlation,
     opening_range,
 )
+from letstalk_rt.training.evaluation.published import PublishedMetrics
 from letstalk_rt.training.evaluation.sync import LIP_POINTS, SyncTowers, sync_score
 from letstalk_rt.types import FPS
 
@@ -64,11 +65,13 @@ class EvaluationModels:
         landmarker: Detects landmarks.
         likeness: Compares identities.
         towers: Compute the sync score; None leaves it out.
+        published: Collects published metrics; None leaves them out.
     """
 
     landmarker: Landmarks
     likeness: Likeness
     towers: SyncTowers | None = None
+    published: PublishedMetrics | None = None
 
 
 @dataclass
@@ -110,12 +113,16 @@ def evaluate_clips(
         own, wrong = generate_videos(pipeline, models.landmarker, [portrait] * 2, speech)
         true = read_interior(np.asarray(clip.frames), true_track(clip))
         generated, shuffled = (read_interior(video.frames, video.track) for video in (own, wrong))
+        if models.published is not None:
+            models.published.add(np.asarray(clip.frames), own.frames, clip.pcm)
         row = _clip_row(pipeline, models, clip, own, wrong)
         findings.clips.append(row | _interior_row(true, generated, shuffled))
         findings.mouths.append((clip.name, mouth_sheet(true, generated)))
         findings.sheets.append((clip.name, contact_sheet(np.asarray(clip.frames), own.frames)))
         findings.curves.append((clip.name, np.stack([true_track(clip).opening, own.track.opening])))
     findings.figures |= _clip_figures(findings.clips)
+    if models.published is not None:
+        findings.figures |= models.published.figures()
 
 
 def _clip_row(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.memory import DROP, MAX_NOISE, regularize_memory
@@ -138,6 +138,7 @@ def train_paper_model(
     *,
     drop_speech: float = 0.0,
     regularization: MemoryRegularization = PUBLISHED_MEMORY,
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
 ) -> PaperModel:
     """Train a model and return the average of its weights.
 
@@ -148,6 +149,8 @@ def train_paper_model(
         config: Schedule.
         drop_speech: See `paper_loss`.
         regularization: See `paper_loss`.
+        evaluate: Called now and then with the averaged model and the number of steps; returns named
+            figures for the log.
 
     Raises:
         InputError: `drop_speech` is out of range, or a batch has wrong tensors.
@@ -168,6 +171,6 @@ def train_paper_model(
         )
 
     with Prefetch(draw, config.steps) as batches:
-        averaged = run.train(loss)
+        averaged = run.train(loss, evaluate)
     assert isinstance(averaged, PaperModel)
     return averaged

@@ -27,6 +27,7 @@ from letstalk_rt.training.evaluation.faces import (
 )
 from letstalk_rt.training.evaluation.image_quality import seam_flicker, ssim_map
 from letstalk_rt.training.evaluation.long_run import TimedFrames, slope
+from letstalk_rt.training.evaluation.published import PublishedMetrics
 from letstalk_rt.training.evaluation.report import BARS, Bar, plot, write_report
 from letstalk_rt.training.evaluation.sync import (
     LIP_POINTS,
@@ -233,7 +234,12 @@ def findings(clips, towers):
 
 
 def judge_all(clips, towers):
-    judges = EvaluationModels(BrightnessLandmarker(), lambda portrait, frames: 0.8, towers)
+    judges = EvaluationModels(
+        BrightnessLandmarker(),
+        lambda portrait, frames: 0.8,
+        towers,
+        PublishedMetrics(inception=lambda frames: frames.mean((1, 2))),
+    )
     stills = [(f"still-{seed}", make_portrait(seed)) for seed in range(2)]
     return command.evaluate(AvatarPipeline(make_model()), judges, clips, stills, long_s=3)
 
@@ -244,6 +250,7 @@ class TestWhole:
         assert line.keys() >= REQUIRED and line.keys() >= set(BARS)
         assert line["clips"] == 3, "the mute clip is left out"
         assert line["identity_ratio"] == 1 and line["fps"] > 0
+        assert line["fid"] > 0 and line["fid_samples"] > 3 and "fvd" not in line
 
     def test_truth_and_shuffled_sound_stand_beside(self, findings):
         for row in findings.clips:
