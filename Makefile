@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 TYPES  := MYPYPATH=server $(BIN)/mypy -p letstalk_rt -p letstalk_server
 
-.PHONY: demo test test-slow test-pipecat test-livekit soak fuzz bad-network lint types format bench bench-all picture screenshot readme \
+.PHONY: demo test test-slow test-pipecat test-livekit soak fuzz bad-network lint types format bench bench-all picture picture-films screenshot readme \
   venv clean
 
 demo: $(VENV)/demo.stamp
@@ -91,6 +91,10 @@ bench-all: $(VENV)/dev.stamp
 # The images of the README (they need espeak-ng and Chromium) and its table of figures.
 picture: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/readme_picture.py $(ARGS)
+
+# Camera drive and dubbing in moving pictures; ARGS="--driver FILM" names who moves the avatar.
+picture-films: $(VENV)/demo.stamp
+	$(BIN)/python benchmarks/readme_films.py $(ARGS)
 
 screenshot: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/readme_page.py $(ARGS)
