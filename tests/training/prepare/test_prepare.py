@@ -1,6 +1,7 @@
 """Raw videos become a data folder that training reads."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,10 +12,20 @@ from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.training.data.dataset import load_clips
+from letstalk_rt.training.prepare.sound import separate
 
 COMMON = ["--landmarks", "own", "--workers", "1", "--min-s", "0.9", "--size", "128",
           "--tag", "ship", "--eval-share", "0.01"]  # fmt: skip
 LATE = 5
+HALVE = """
+import sys, wave
+import numpy as np
+with wave.open(sys.argv[1]) as file:
+    facts, sound = file.getparams(), np.frombuffer(file.readframes(10**9), np.int16)
+with wave.open(sys.argv[2], "wb") as file:
+    file.setparams(facts)
+    file.writeframes((sound // 2).astype(np.int16).tobytes())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +133,34 @@ class TestPreparation:
         assert small.frames.shape[1:] == (64, 64, 3)
         assert small.landmarks * 2 == pytest.approx(large.landmarks, abs=1e-3)
         assert mouth_opening(small.points) == pytest.approx(mouth_opening(large.points), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_several_processes_prepare_the_same(raw, data, tmp_path):
+    folder = tmp_path / "data"
+    at = COMMON.index("--workers")
+    assert (
+        prepare([str(raw), "-o", str(folder), *COMMON[:at], "--workers", "2", *COMMON[at + 2 :]])
+        == 0
+    )
+    assert rows(folder) == rows(data)
+
+
+class TestSeparation:
+    def test_the_program_s_sound_is_used(self, tmp_path):
+        """Here the program halves it."""
+        pcm = speech()[:16_000]
+        program = tmp_path / "halve.py"
+        program.write_text(HALVE)
+        command = f"{sys.executable} {program} {{input}} {{output}}"
+        halved = separate(pcm, command, tmp_path)
+        assert halved.shape == pcm.shape and halved.dtype == np.float32
+        assert halved == pytest.approx(pcm / 2, abs=1e-4)
+
+    @pytest.mark.parametrize("command", ["false {input} {output}", "true {input} {output}"])
+    def test_a_program_that_fails_or_writes_nothing_is_named(self, tmp_path, command):
+        with pytest.raises(InputError, match=f"the separation '{command[:4].strip()}.* failed"):
+            separate(speech()[:1600], command, tmp_path)
 
 
 @pytest.mark.parametrize(
