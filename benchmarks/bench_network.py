@@ -163,6 +163,14 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write a result; cases of an earlier one that were not measured again stay in the file."""
+    cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
+    for peer, found in result["cases"].items():
+        cases[peer] = cases.get(peer, {}) | found
+    path.write_text(json.dumps(result | {"cases": cases}, indent=1) + "\n", encoding="utf-8")
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -172,7 +180,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=30, help="length of each case (%(default)s)")
     add("--link", choices=["netem", "tun"], help="default: netem where the kernel has it")
     add("--keep", type=Path, help="folder for recordings and the servers' logs")
-    add("-o", "--output", type=Path, metavar="FILE", help="also write the JSON here")
+    add("-o", "--output", type=Path, metavar="FILE", help="also write it; keeps other cases")
     add("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args(argv)
 
@@ -189,11 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if link == "netem" and name == "rebind":
                 continue
             got = measure(peer, name, options.seconds, netem=link == "netem", keep=options.keep)
-            found.setdefault(peer, {})[name] = got.as_json() | {"load": os.getloadavg()[0]}
+            measured = {"seconds": options.seconds, "load": round(os.getloadavg()[0], 1)}
+            found.setdefault(peer, {})[name] = got.as_json() | measured
             if not options.json:
                 figures = (f"{k} {v}" for k, v in got.as_json().items())
                 print(f"{peer:9} {name:8}", *figures, flush=True)
-    result = {"benchmark": "network", "link": link, "seconds": options.seconds, "cases": found}
+    result = {"benchmark": "network", "link": link, "cases": found}
     result |= {
         "cores": os.cpu_count(),
         "machine": platform.machine(),
@@ -201,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(result))
     if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(options.output, result)
     return int(not all(case["passed"] for cases in found.values() for case in cases.values()))
 
 

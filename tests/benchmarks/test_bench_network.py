@@ -1,6 +1,7 @@
 """The benchmark of bad networks: its marks, its address translation, its judgement; and a short run
 over a real link with an outage, where network namespaces are allowed."""
 
+import json
 import socket
 import struct
 
@@ -11,7 +12,7 @@ from bad_network.hosts import why_not
 from bad_network.judging import judge, skews_ms
 from bad_network.links import why_no_netem
 from bad_network.nat import Nat
-from bench_network import measure
+from bench_network import measure, write
 
 
 @pytest.mark.parametrize("age", range(marks.OLD))
@@ -85,6 +86,14 @@ def test_a_recording_is_judged_by_skew_and_by_what_follows_an_outage():
     assert skews_ms([(1.0, 1.0, 0.2)], []) == []
     repeated = [(1.0, 1.0, 0.2), (1.04, 1.04, 0.2), (1.08, 1.08, 0.24)]
     assert skews_ms(repeated, [0.82]) == pytest.approx([20, -20])
+
+
+def test_a_case_that_is_measured_again_replaces_the_one_in_the_file_and_no_other(tmp_path):
+    path = tmp_path / "network.json"
+    write(path, {"cases": {"aiortc": {"loss": 1, "rate": 2}}})
+    write(path, {"cases": {"aiortc": {"rate": 3}, "chromium": {"loss": 4}}, "link": "tun"})
+    cases = {"aiortc": {"loss": 1, "rate": 3}, "chromium": {"loss": 4}}
+    assert json.loads(path.read_text()) == {"cases": cases, "link": "tun"}
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
