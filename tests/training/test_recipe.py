@@ -67,7 +67,8 @@ def place(tmp_path, monkeypatch):
     (folder / "RAW").mkdir(parents=True)
     (folder / "HDTF_dataset").mkdir()
     for name, face in PEOPLE.items():
-        write_raw(folder / "RAW" / f"{name}.mp4", faces[face], speech()[: FRAMES * 640])
+        suffix = {"RD": "webm", "WDA": "mkv", "WRA": "mp4"}[name.partition("_")[0]]
+        write_raw(folder / "RAW" / f"{name}.{suffix}", faces[face], speech()[: FRAMES * 640])
         part, _, person = name.partition("_")
         lists = folder / "HDTF_dataset"
         (lists / f"{part}_annotion_time.txt").write_text(f"{person}.mp4 00:00-00:02\n")
