@@ -8,13 +8,15 @@ takes less than that: its real-time factor is above 1.
     python benchmarks/bench_stages.py --sessions 1,2,4,8 --json    one batch after the other
     python benchmarks/bench_stages.py --windows 2000               constant time and memory?
     python benchmarks/bench_stages.py --isa avx2 --json            as on an older processor
-    python benchmarks/bench_stages.py --preset b --device cuda --steps 2 --compile --sessions 1,16
+    python benchmarks/bench_stages.py --preset b --device cuda --steps 2 --compile \
+        --sessions 1,2,4,8,16 -o b-2-steps.json
 
 Stages: audio (speech to audio tokens), sample (noise to latents), decode (latents to faces),
 composite (faces into the portraits). The last line is JSON. A preset without weights in the package
-is measured with random ones: the work is the same. `steady` compares the first and the last tenth
-of the windows. FLOPs are those of one window of one session, multiplications and additions counted
-singly; what runs in 8-bit integers is not counted.
+is measured with random ones: the work is the same. `peak_mb` is the most memory that the GPU held
+in a batch, decoder included; without a GPU, the most resident memory at any sample. `steady`
+compares the first and the last tenth of the windows. FLOPs are those of one window of one session,
+multiplications and additions counted singly; what runs in 8-bit integers is not counted.
 """
 
 import argparse
@@ -137,6 +139,13 @@ def memory_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def peak_mb(held_mb: Sequence[float]) -> float:
+    """Return the most GPU memory since the last reset, or the most of what was sampled."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return max(held_mb)
+
+
 class _ThisThread:
     """Runs jobs in the thread that submits them; takes the place of a `DecodePool`."""
 
@@ -241,6 +250,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=int, default=512, help="longer side of the frames (%(default)s)")
     add("--portrait", type=Path, help="an image (the first default avatar)")
     add("--seconds", type=float, default=20.0, help="how long to measure (%(default)s)")
+    add("-o", "--output", type=Path, help="also write the JSON line into this file")
     add("--json", action="store_true", help="print the JSON line only")
     add_option(parser)
     return parser.parse_args(argv)
@@ -275,7 +285,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for result in batches if not options.json else ():
         _print_result(result)
     one = batches[0] if len(batches) == 1 else {"batches": batches}
-    print(json.dumps(facts | one))
+    line = json.dumps(facts | one)
+    if options.output:
+        options.output.write_text(line + "\n", encoding="utf-8")
+    print(line)
 
 
 def _batch(
@@ -283,6 +296,8 @@ def _batch(
 ) -> dict[str, Any]:
     """Measure one size of batch."""
     clock = StageClock(torch.cuda.synchronize if torch.cuda.is_available() else None)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     held_mb = [memory_mb()]
     windows_ms = measure(
         pipeline,
@@ -294,6 +309,7 @@ def _batch(
         lambda: held_mb.append(memory_mb()),
     )
     result = {"sessions": len(states)} | report(pipeline, windows_ms, clock)
+    result["peak_mb"] = round(peak_mb(held_mb), 2)
     return result | {"steady": steady(windows_ms, held_mb[1:] or held_mb)}
 
 

@@ -98,8 +98,11 @@ def test_batches_are_measured_one_after_the_other(
     path = tmp_path / "face.png"
     draw(300, 300, [(150, 150, 150)]).save(path)
     words = ["--portrait", str(path), "--windows", "30", "--sessions", "1,3", "--size", "256"]
-    still.main([*words, "--json"])
-    batches = json.loads(capsys.readouterr().out)["batches"]
+    still.main([*words, "--json", "-o", str(tmp_path / "out.json")])
+    line = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "out.json").read_text()) == line
+    batches = line["batches"]
+    assert all(b["peak_mb"] >= b["steady"]["most_mb"] > 0 for b in batches)
     assert [(b["sessions"], b["windows"]) for b in batches] == [(1, 30), (3, 30)]
     assert all({"first_ms", "last_ms", "first_mb", "last_mb"} <= set(b["steady"]) for b in batches)
 
