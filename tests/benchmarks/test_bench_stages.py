@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from support.faces import draw
 from support.fake_pipelines import StillPipeline
+from support.small_dc_model import make_dc_preset
 from support.small_model import make_model, make_portrait
 
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.metrics import StageClock, StageTimer
+from letstalk_rt.models.presets import PRESETS
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "bench_stages.py"
 
@@ -118,3 +120,23 @@ def test_time_and_memory_of_the_first_and_the_last_tenth_are_compared(bench: Mod
 def test_a_batch_of_no_session_is_refused(bench: ModuleType, text: str) -> None:
     with pytest.raises(SystemExit):
         bench.main(["--sessions", text])
+
+
+def test_a_toy_of_b_is_measured_with_its_decoder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
+    spec = importlib.util.spec_from_file_location("bench_stages", BENCH)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(PRESETS, "toy-b", make_dc_preset("toy-b"))
+    path = tmp_path / "out.json"
+    module.main(
+        ["--preset", "toy-b", "--device", "cpu", "--steps", "4", "--sessions", "1,2", "--windows",
+         "2", "--size", "256", "--dtype", "float32", "--json", "-o", str(path)]
+    )  # fmt: skip
+    facts = json.loads(path.read_text())
+    assert (facts["steps"], facts["weights"]) == (4, "random")
+    assert [batch["sessions"] for batch in facts["batches"]] == [1, 2]
+    assert all(batch["stages_ms"]["decode"] > 0 for batch in facts["batches"])
