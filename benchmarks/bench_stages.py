@@ -285,10 +285,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for result in batches if not options.json else ():
         _print_result(result)
     one = batches[0] if len(batches) == 1 else {"batches": batches}
-    line = json.dumps(facts | one)
+    text = json.dumps(facts | one)
     if options.output:
-        options.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+        options.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def _batch(

@@ -28,7 +28,7 @@ class IceCredentials:
 
 
 def restart_ice(connection: Any, theirs: IceCredentials) -> IceCredentials:
-    """Give a connection new credentials, and return its own; checks of the old ones are refused.
+    """Change the credentials of a connection, and return its own; old ones are refused.
 
     Args:
         connection: aioice's connection.
