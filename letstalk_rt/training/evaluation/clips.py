@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.evaluation.faces import (
     FaceTrack,
@@ -36,7 +37,7 @@ from letstalk_rt.training.evaluation.interior import (
 from letstalk_rt.training.evaluation.motion import (
     count_closures,
     head_speech_correlation,
-    opening_range,
+    value_range,
 )
 from letstalk_rt.training.evaluation.published import PublishedMetrics
 from letstalk_rt.training.evaluation.sync import LIP_POINTS, SyncTowers, sync_score
@@ -160,9 +161,8 @@ def _motion_row(clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo) -> Row:
     true, generated = true_track(clip), own.track
     matched, count = count_closures(generated.opening, true.opening)
     return {
-        "opening_range_ratio": _ratio(
-            opening_range(generated.opening), opening_range(true.opening)
-        ),
+        "opening_range_ratio": _ratio(value_range(generated.opening), value_range(true.opening)),
+        **_width_row(generated, true),
         "closures": count,
         "closures_met": matched,
         "closures_met_shuffled": count_closures(wrong.track.opening, true.opening)[0],
@@ -171,6 +171,17 @@ def _motion_row(clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo) -> Row:
         "head_speech_r_true": head_speech_correlation(true, clip.pcm),
         "head_speech_r_shuffled": head_speech_correlation(wrong.track, clip.pcm),
         "frames": clip.num_frames,
+    }
+
+
+def _width_row(generated: FaceTrack, true: FaceTrack) -> Row:
+    """Return how wide mouths are, how far their width changes, and its r with the true one."""
+    count = min(len(generated.points), len(true.points))
+    shown, wanted = generated.mouth_spread[:count], true.mouth_spread[:count]
+    return {
+        "mouth_width_ratio": _ratio(float(np.median(shown)), float(np.median(wanted))),
+        "mouth_width_range_ratio": _ratio(value_range(shown), value_range(wanted)),
+        "mouth_width_corr": correlation(shown, wanted),
     }
 
 
@@ -262,6 +273,9 @@ def _motion_figures(real: list[Row]) -> dict[str, float | int | str | None]:
         "mouth_corr_filmed": mean(filmed, "mouth_corr"),
         "opening_range_ratio": middle(real, "opening_range_ratio"),
         "opening_range_ratio_filmed": middle(filmed, "opening_range_ratio"),
+        "mouth_width_ratio": middle(filmed, "mouth_width_ratio"),
+        "mouth_width_range_ratio": middle(filmed, "mouth_width_range_ratio"),
+        "mouth_width_corr": mean(filmed, "mouth_width_corr"),
         "closure_recall": recall("closures_met"),
         "closure_recall_shuffled": recall("closures_met_shuffled"),
         "head_range_ratio": middle(real, "head_range_ratio"),

@@ -60,6 +60,13 @@ class FaceTrack:
         return width
 
     @property
+    def mouth_spread(self) -> np.ndarray:
+        """The mouth width over the distance between the outer eye corners, `(T,)`."""
+        eyes = np.maximum(_distance(self.points, _RIGHT_CORNER, _LEFT_CORNER), 1e-6)
+        spread: np.ndarray = self.mouth_width / eyes
+        return spread
+
+    @property
     def eye_opening(self) -> np.ndarray:
         """The lid gap over eye width, mean of both eyes, `(T,)`."""
         eyes = [

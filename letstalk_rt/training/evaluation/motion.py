@@ -19,9 +19,9 @@ _TOLERANCE_FRAMES = 2  # by which a generated closure may be early or late
 _MEAN_FRAMES = 25  # over which head speed and loudness are averaged
 
 
-def opening_range(opening: np.ndarray) -> float:
-    """Return the range of the mouth opening `(T,)`, 10th to 90th percentile."""
-    low, high = np.percentile(opening, (10, 90))
+def value_range(values: np.ndarray) -> float:
+    """Return the range of values `(T,)`, 10th to 90th percentile."""
+    low, high = np.percentile(values, (10, 90))
     return float(high - low)
 
 

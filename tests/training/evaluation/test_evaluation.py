@@ -204,7 +204,8 @@ class TestReport:
 REQUIRED = {
     "psnr", "psnr_mouth", "mouth_corr", "mouth_corr_grid", "mouth_lag", "mouth_corr_shuffled",
     "identity_ratio", "sharpness_ratio", "seam_flicker", "silence_openness_ratio", "drift", "fps",
-    "mouth_corr_filmed", "mouth_range_ratio", "opening_range_ratio", "closure_recall",
+    "mouth_corr_filmed", "mouth_range_ratio", "opening_range_ratio", "mouth_width_ratio",
+    "mouth_width_range_ratio", "mouth_width_corr", "closure_recall",
     "closure_recall_shuffled", "open_portrait_gap", "head_range_ratio", "head_speech_r",
     "blinks_per_min", "diversity_head", "diversity_opening",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from letstalk_rt.training.evaluation.motion import (
     count_closures,
     diversity,
     head_speech_correlation,
-    opening_range,
+    value_range,
 )
 
 
@@ -23,7 +23,7 @@ def track(points: np.ndarray) -> FaceTrack:
 class TestMotion:
     def test_the_range_leaves_rare_openings_out(self):
         opening = np.concatenate([np.linspace(0, 0.2, 101), [0.9]])
-        assert opening_range(opening) == pytest.approx(0.16, abs=0.01)
+        assert value_range(opening) == pytest.approx(0.16, abs=0.01)
 
     def test_closures_lie_between_openings_and_last_two_frames(self):
         opening = np.full(30, 0.2)
