@@ -344,8 +344,8 @@ from support.isolated_models import isolated
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     pipeline = isolated({folder!r})
-    print(pipeline.pid, flush=True)
     try:
+        print(pipeline.pid, flush=True)
         while True:
             time.sleep(0.1)
     except KeyboardInterrupt:
