@@ -18,7 +18,7 @@ from letstalk_rt.training.evaluation.clips import (
     EvaluationResult,
     Row,
     contact_sheet,
-    lip_distance,
+    lip_row,
     mean,
     middle,
 )
@@ -26,7 +26,6 @@ from letstalk_rt.training.evaluation.faces import read_faces
 from letstalk_rt.training.evaluation.generation import (
     GeneratedVideo,
     mismatched_audio,
-    opening_correlation,
     true_track,
 )
 from letstalk_rt.training.evaluation.sync import sync_score
@@ -101,18 +100,7 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _row(models: EvaluationModels, clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo) -> Row:
-    true = true_track(clip)
-    corr, lag = opening_correlation(own.track, true)
-    row: Row = {
-        "name": clip.name,
-        "kind": "grid" if clip.is_grid else clip.kind,
-        "mouth_corr": corr,
-        "mouth_lag": lag,
-        "mouth_corr_shuffled": opening_correlation(wrong.track, true)[0],
-        "mouth_range_ratio": float(own.track.opening.std() / max(true.opening.std(), 1e-6)),
-        "lip_distance": lip_distance(own.track, true),
-        "faces_missing": own.track.missing,
-    }
+    row = lip_row(clip, own, wrong)
     chosen = slice(EVERY, None, EVERY)
     videos = {"identity": own.frames[chosen], "identity_true": np.asarray(clip.frames[chosen])}
     for name, frames in videos.items():

@@ -134,17 +134,8 @@ def _clip_row(
     wrong: GeneratedVideo,
 ) -> Row:
     true, generated = true_track(clip), own.track
-    corr, lag = opening_correlation(generated, true)
     seams = (pipeline.frames_per_window, pipeline.lookahead_frames)
-    row: Row = {
-        "name": clip.name,
-        "kind": "grid" if clip.is_grid else clip.kind,
-        "mouth_corr": corr,
-        "mouth_lag": lag,
-        "mouth_corr_shuffled": opening_correlation(wrong.track, true)[0],
-        "mouth_range_ratio": float(generated.opening.std() / max(true.opening.std(), 1e-6)),
-        "lip_distance": lip_distance(generated, true),
-        "faces_missing": generated.missing,
+    row = lip_row(clip, own, wrong) | {
         "seam_flicker": seam_flicker(own.frames, *seams),
         "seam_flicker_true": seam_flicker(np.asarray(clip.frames), *seams),
         "blinks": blink_rate(generated),
@@ -154,6 +145,28 @@ def _clip_row(
     }
     row |= _motion_row(clip, own, wrong)
     return row | _image_row(models, clip, own.frames) | _sync_row(models, clip, own, wrong)
+
+
+def lip_row(clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo) -> Row:
+    """Return how well generated lips agree with the true ones.
+
+    Args:
+        clip: the clip.
+        own: generated with its audio.
+        wrong: generated with another clip's audio.
+    """
+    true, generated = true_track(clip), own.track
+    corr, lag = opening_correlation(generated, true)
+    return {
+        "name": clip.name,
+        "kind": "grid" if clip.is_grid else clip.kind,
+        "mouth_corr": corr,
+        "mouth_lag": lag,
+        "mouth_corr_shuffled": opening_correlation(wrong.track, true)[0],
+        "mouth_range_ratio": float(generated.opening.std() / max(true.opening.std(), 1e-6)),
+        "lip_distance": lip_distance(generated, true),
+        "faces_missing": generated.missing,
+    }
 
 
 def _motion_row(clip: Clip, own: GeneratedVideo, wrong: GeneratedVideo) -> Row:
