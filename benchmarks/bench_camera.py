@@ -9,6 +9,11 @@ portrait over that of the driver to their own neutral look. It needs the extra `
 sideways once a second. It measures the time from a jump in the visitor's mirror to that of the
 avatar. `--film` shows a film of yours instead, and prints nothing but the delays.
 
+`--rate` runs a session as the server does, with the model in a process of its own, in real time:
+sound as from a microphone and frames as from a webcam, 25 a second. It measures what is shown and
+the processor time of each part, without the camera for a quarter of the time and then with it.
+
+    python benchmarks/bench_camera.py --rate --seconds 60
     python benchmarks/bench_camera.py --data DATA --cache CACHE --clips 8
     python benchmarks/bench_camera.py --latency --seconds 60
 
@@ -30,10 +35,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from camera_rate import bench_rate
 from card import commit, processor_name
+from instruction_sets import add_option, run_limited
 
 from letstalk_rt import __version__
 from letstalk_rt.models.face.driver import NEUTRAL_FRAMES
+from letstalk_rt.threads import shorten_openmp_spin
 
 WARM_UP = 15
 """Frames before the neutral look is known and the camera has faded in."""
@@ -100,6 +108,7 @@ def driven(pipeline: Any, portrait: Any, clip: Any, options: argparse.Namespace)
     from letstalk_rt.models.face.face_motion import NUM_MOTION, DriveWindow
 
     reader, state = pipeline.open_camera(), pipeline.init_state(portrait, StateOptions())
+    lips = options.lips or "camera"
     count = 4 * (min(options.frames, clip.num_frames) // 4)
     frames, last = [], np.zeros(NUM_MOTION, np.float32)
     for first in range(0, count, 4):
@@ -109,7 +118,7 @@ def driven(pipeline: Any, portrait: Any, clip: Any, options: argparse.Namespace)
             last = last if reading.motion is None else reading.motion
             motion.append(last)
             weights.append(float(reading.status is CameraStatus.FACE))
-        window = DriveWindow(np.array(weights, np.float32), np.stack(motion), options.lips)
+        window = DriveWindow(np.array(weights, np.float32), np.stack(motion), lips)
         pipeline.drive(state, window)
         pcm = clip.pcm[None, first * 640 : (first + 4) * 640]
         frames.append(pipeline.step(np.ascontiguousarray(pcm), [state])[0])
@@ -324,7 +333,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--frames", type=int, default=250, help="of each clip, at most")
     add("--avatar", default="mira")
     add("--size", type=int, default=512)
-    add("--lips", choices=("sound", "camera", "blend"), default="camera")
+    add("--lips", choices=("sound", "camera", "blend"), help="(camera; with --rate sound)")
+    add("--rate", action="store_true", help="measure the frame rate in real time")
     add("--threads", type=int)
     add("--latency", action="store_true", help="measure the delay in Chromium")
     add("--film", type=Path, help="film (y4m, mjpeg) for Chromium's fake camera")
@@ -332,19 +342,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--screenshot", type=Path)
     add("--output", type=Path, help="write the result to a file, too")
     add("--json", action="store_true", help="print the JSON line of the result only")
+    add_option(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the wanted parts and print the result as JSON."""
-    options = parse(argv)
-    if options.data is None and not options.latency:
-        raise SystemExit("choose --data DATA, --latency or both")
+    shorten_openmp_spin()
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = parse(words)
+    if options.data is None and not options.latency and not options.rate:
+        raise SystemExit("choose --data DATA, --rate, --latency or several of them")
+    run_limited(options.isa, __file__, words)
     result: dict[str, Any] = {
         "version": __version__,
         "commit": commit(),
         "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "isa": options.isa,
     }
+    if options.rate:
+        result["rate"] = bench_rate(options)
     if options.data is not None:
         result["drive"] = bench_drive(options)
     if options.latency:

@@ -1,0 +1,74 @@
+"""The benchmark of camera drive: its films, and how its figures follow from what was counted."""
+
+import os
+
+import bench_camera
+import camera_films
+import numpy as np
+import pytest
+from camera_probes import COUNTERS, PARTS, Counters
+from camera_rate import driving_ms, figures
+
+
+def test_the_face_of_a_film_moves_without_jerks_from_side_to_side():
+    places = np.array([camera_films.place(number) for number in range(4 * 25)])
+    assert places.max() - places.min() > 30
+    assert np.abs(np.diff(places)).max() < 0.5 * (places.max() - places.min())
+    np.testing.assert_allclose(places[:50], places[50:])
+    rest = np.abs(np.diff(places)) < 1e-9
+    assert rest.mean() > 0.6
+
+
+def test_a_film_is_read_again_as_it_was_written(tmp_path):
+    import av
+
+    frames = [np.full((48, 64, 3), level, np.uint8) for level in (40, 120, 200)]
+    camera_films.write_film(tmp_path / "film.y4m", frames)
+    with av.open(str(tmp_path / "film.y4m")) as container:
+        read = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [frame.shape for frame in read] == [(48, 64, 3)] * 3
+    np.testing.assert_allclose([frame.mean() for frame in read], [40, 120, 200], atol=3)
+
+
+@pytest.fixture
+def counters(tmp_path, monkeypatch):
+    monkeypatch.setenv(COUNTERS, "none")  # restored afterwards
+    return Counters.create(tmp_path / "counters")
+
+
+def test_what_other_processes_count_is_read_from_their_file(counters):
+    theirs = Counters.given()
+    with theirs.stage("read"):
+        sum(range(100_000))
+    with theirs.stage("unknown"):
+        pass
+    calls, cpu_s, wall_s = counters.values().T
+    read = PARTS.index("read")
+    assert calls.tolist() == [float(name == "read") for name in PARTS]
+    assert cpu_s[read] > 0 and wall_s[read] > 0
+
+
+def parts(**values):
+    """Return what was counted: calls, processor time and time of each part, in s."""
+    return np.array([values.get(name, (0.0, 0.0, 0.0)) for name in PARTS])
+
+
+def test_the_figures_of_the_rate_follow_from_what_was_counted():
+    counted = parts(read=(250, 5.0, 6.25), step=(60, 9.0, 6.0), sample=(60, 2.4, 2.0))
+    found = figures(np.array([240, 10, 60, 3, 25, 1.0]), counted, 10.0)
+    assert found["fps"] == 24.0 and found["repeated_share"] == 0.04
+    assert found["reduced_share"] == 0.1 and found["missed_share"] == 0.05
+    assert found["read_fps"] == 25.0 and found["read_ms"] == 25.0 and found["step_ms"] == 100.0
+    assert found["cpu_ms_per_frame"]["read"] == 20.0
+    assert found["cpu_ms_per_frame"]["generate"] == 36.0
+    assert found["cores"] == 1.5
+    still = figures(
+        np.array([250, 0, 60, 0, 0, 1.0]), parts(sample=(60, 1.2, 1), step=(60, 8, 6)), 10.0
+    )
+    assert driving_ms(still, found) == 5.0
+
+
+def test_a_part_has_to_be_chosen():
+    with pytest.raises(SystemExit, match="--rate"):
+        bench_camera.main([])
+    assert os.environ.get(COUNTERS) is None
