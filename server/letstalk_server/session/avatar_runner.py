@@ -1,6 +1,8 @@
 """Runs the engine session: carries its frames to the playout and changes the portrait."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,6 +17,9 @@ from letstalk_server.session.connection import EndReason, ServedSessionOptions
 from letstalk_server.session.ending import SessionEnded
 from letstalk_server.session.playout import SLOT_S, PlayoutSlot, SlotPlayout
 
+FILMED_S = 0.5
+"""A camera counts as live for so long after its last frame."""
+
 _FILL_DELAY_S, _CHECK_SLOTS = 0.005, 4
 """Wait before a slot is filled that no connection has read, and slots between two checks."""
 
@@ -27,7 +32,8 @@ class AvatarRunner:
         entry: the first avatar.
         options: options of the session.
         has_badge: draw the visible badge into the frames.
-        is_live: returns whether the present speech comes from a live source.
+        is_live: returns whether the present speech comes from a live source. A camera that moves
+            the avatar counts as one, too.
         on_open: called with the engine session when it is open.
         on_slot: called with each slot when it is shown.
         on_stall: called when no frame has come for a second.
@@ -53,17 +59,22 @@ class AvatarRunner:
         self._avatar_service, self._options, self._has_badge = avatar_service, options, has_badge
         self._on_open = on_open
         self._avatar: AvatarSession | None = None
-        self._camera = CameraOptions()
+        self._camera, self._filmed_s = CameraOptions(), -math.inf
         self._opened = asyncio.Event()
         self._selections: asyncio.Queue[AvatarEntry] = asyncio.Queue(1)
         still = self._with_badge(entry.portrait.canvas)
         self.playout = SlotPlayout(
             still,
-            is_live=is_live,
+            is_live=lambda: is_live() or self.is_filmed,
             on_slot=on_slot,
             on_stall=on_stall,
             sample_rate=options.sample_rate,
         )
+
+    @property
+    def is_filmed(self) -> bool:
+        """Whether a camera moves the avatar now: then its frames should be shown at once."""
+        return time.monotonic() - self._filmed_s < FILMED_S
 
     async def run(self) -> None:
         """Carry frames from the engine to the playout.
@@ -149,6 +160,7 @@ class AvatarRunner:
         """Let a frame of a camera move the avatar; see `AvatarSession.push_video`."""
         if self._avatar is not None and not self._avatar.closed:
             self._avatar.push_video(rgb, captured_s)
+            self._filmed_s = time.monotonic()
 
     def set_camera(self, options: CameraOptions) -> None:
         """Change how a camera moves the avatar."""

@@ -63,7 +63,8 @@ class SlotPlayout:
 
     Args:
         still: `(H, W, 3)` uint8, shown until the first frame comes.
-        is_live: returns whether speech comes from a live source; other frames are made ahead.
+        is_live: returns whether speech or motion comes from a live source; other frames are made
+            ahead.
         on_stall: called once when no frame has come for a second.
         on_slot: called once with each slot, when it is filled.
         clock: monotonic time, s.

@@ -46,6 +46,7 @@ from letstalk_server.webrtc.sdp import (
     media_kinds,
     parse_fragment,
 )
+from letstalk_server.webrtc.video_buffer import use_prompt_buffer
 
 log = logging.getLogger(__name__)
 
@@ -335,6 +336,8 @@ class AiortcPeer:
                 transport, handlers.microphone, handlers.audio, handlers.audio_rate
             )
             _replace(transceiver, "receiver", self._receiver)
+        elif self._handlers.has_camera:
+            use_prompt_buffer(transceiver.receiver)
         transceiver.receiver._set_rtcp_ssrc(sender._ssrc)
 
     def _set_state(self, state: PeerState) -> None:

@@ -64,6 +64,30 @@ async def test_a_camera_that_nobody_asked_for_is_declined(role, answered):
     assert frames == []
 
 
+class StoppedWebcam(Webcam):
+    """A camera that stops after some frames."""
+
+    async def recv(self):
+        if self.shown == 5:
+            await asyncio.Event().wait()
+        return await super().recv()
+
+
+async def test_a_frame_does_not_wait_for_the_next_one():
+    last = asyncio.Event()
+    async with staged() as stage:
+        webcam = StoppedWebcam()
+        guest = stage.guest(camera=webcam)
+
+        def on_video(rgb, captured_s):
+            if rgb.mean() > 47:  # the fifth is coded as 48, the fourth as 46
+                last.set()
+
+        await stage.connect(guest, PeerRole.TALKER, video=on_video, has_camera=True)
+        await asyncio.wait_for(last.wait(), 30)
+    assert webcam.shown == 5
+
+
 async def test_a_camera_may_join_without_a_track_and_later_leave():
     async with staged() as stage:
         guest = stage.guest()
