@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.batch_frame import BatchFrame, Composited, finish
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality, plan_window
 from letstalk_rt.inference.session_state import QualityState, SessionState
@@ -143,11 +143,12 @@ class FrameDecoder:
         with window.clock.stage("decode"):
             frames = self._decode_all(window)
         with window.clock.stage("composite"):
-            images: list[np.ndarray | None] = []
+            made: list[Composited | None] = []
             for index, (one, plan) in enumerate(zip(frames, window.plans, strict=True)):
                 new = [number for number, decoded in enumerate(plan) if decoded is not None]
                 chosen = one if len(new) == len(plan) else one[new]
-                images.append(window.composite(index, new, chosen) if new else None)
+                made.append(window.composite(index, new, chosen) if new else None)
+            images = finish(made, self._model.mouth_painter)
         yield images
 
     def _decode_all(self, window: "_Window") -> Sequence[Tensor | DecodedLayers]:
@@ -163,23 +164,22 @@ class FrameDecoder:
 
         A thread decodes one frame of one session, and those that follow it: the feature maps of
         several sessions do not fit into the cache of a CPU, where a batch of four takes a tenth
-        longer. When closed or failed, wait until all threads have ended.
+        longer. The thread that composites the last of them inpaints the mouths of all sessions.
+        When closed or failed, wait until all threads have ended.
         """
         assert self.decode_pool is not None
         groups = sorted(
             (group, index) for index in range(len(window.plans)) for group in window.groups(index)
         )
-        images = [[Future[np.ndarray]() for _ in plan] for plan in window.plans]
+        painter = self._model.mouth_painter
+        frames = [BatchFrame(column, painter) for column in zip(*window.plans, strict=True)]
         jobs = [
-            self.decode_pool.submit(self._decode_group, window, index, group, images[index])
+            self.decode_pool.submit(self._decode_group, window, index, group, frames)
             for group, index in groups
         ]
         try:
-            for number in range(len(window.plans[0])):
-                yield [
-                    None if plan[number] is None else one[number].result()
-                    for plan, one in zip(window.plans, images, strict=True)
-                ]
+            for frame in frames:
+                yield frame.images.result()
         finally:
             wait(jobs)
 
@@ -189,9 +189,10 @@ class FrameDecoder:
         window: "_Window",
         index: int,
         group: Sequence[int],
-        images: "Sequence[Future[np.ndarray]]",
+        frames: Sequence[BatchFrame],
     ) -> None:
-        """Decode the first frame of a group; the others follow it. Resolve their images."""
+        """Decode the first frame of a group; the others follow it. Add what is composited."""
+        added = 0
         try:
             features, first = window.states[index].features, window.frame(index, group[0])
             with window.clock.stage("decode"):
@@ -203,11 +204,11 @@ class FrameDecoder:
                         inputs = window.frame(index, number)
                         frame = self._follow(inputs, features, first, decoded)
                 with window.clock.stage("composite"):
-                    images[number].set_result(window.composite(index, [number], frame))
+                    frames[number].add(index, window.composite(index, [number], frame))
+                added += 1
         except BaseException as error:
-            for number in group:
-                if not images[number].done():
-                    images[number].set_exception(error)
+            for number in group[added:]:
+                frames[number].fail(error)
 
     def _follow(self, *arguments: Any) -> DecodedLayers:
         autoencoder = self._model.autoencoder.landmarks
@@ -286,18 +287,20 @@ class _Window:
 
     def composite(
         self, index: int, numbers: Sequence[int], frames: Tensor | DecodedLayers
-    ) -> np.ndarray:
-        """Composite these frames of a session into its portrait: `(m, H, W, 3)` uint8."""
+    ) -> Composited:
+        """Composite these frames of a session into its portrait."""
         state = self.states[index]
-        if isinstance(frames, Tensor):
-            return state.compositor.compose(frames)  # such a model generates blinks itself
+        if isinstance(frames, Tensor):  # such a model generates blinks and mouths itself
+            return Composited(torch.from_numpy(state.compositor.compose(frames)), None)
         quality = state.quality.quality
         details = self.details[index].of(numbers)
-        mouths = state.mouths if quality.mouth_painter else None
-        paint = None if mouths is None else partial(mouths, sound=details.sound)
-        return state.compositor.compose_layers(
-            frames, details.eye_closures, paint, full_size=quality.full_size
+        shown = state.compositor.compose_layers(
+            frames, details.eye_closures, full_size=quality.full_size
         )
+        if state.mouths is None or not quality.mouth_painter:
+            return Composited(shown, None)
+        points = state.compositor.to_canvas(frames.points)
+        return Composited(shown, state.mouths.crop_open(shown, points, details.sound))
 
     def with_repeats(self, part: range, images: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         """Return the frames of each session in a partial window, `(n, H, W, 3)` uint8.

@@ -9,7 +9,7 @@ memory that torch takes; torch is used if the layers are on a GPU.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -107,28 +107,23 @@ class Compositor:
         self,
         frames: DecodedLayers,
         eye_closures: Sequence[float] = (),
-        paint_mouths: Callable[[Tensor, Tensor], None] | None = None,
         *,
         full_size: bool = True,
-    ) -> np.ndarray:
+    ) -> Tensor:
         """Return the canvas with each of these faces, at the sharpness of the canvas.
 
         Args:
             frames: the layers of N frames.
             eye_closures: how far to close the eyes in each frame, in [0, 1]; see `close_eyes`.
-            paint_mouths: called with the composited frames `(N, H, W, 3)` uint8, which it changes
-                in place, and landmarks `(N, L, 2)` in their pixels; see `MouthCompositor`.
             full_size: whether faces are composited at the size of the canvas; if not, at that of
                 the layers, and enlarged, which takes less time.
 
         Returns:
-            `(N, H, W, 3)` uint8, new memory.
+            `(N, H, W, 3)` uint8 on their device, new memory; for `MouthCompositor`, whose landmarks
+            are those of the frames, see `to_canvas`.
         """
         closures = eye_closures or [0.0] * len(frames.flow)
-        shown = self._compose_layers(frames, closures, self._source if full_size else None)
-        if paint_mouths is not None:
-            paint_mouths(shown, self.to_canvas(frames.points))
-        return shown.cpu().numpy()
+        return self._compose_layers(frames, closures, self._source if full_size else None)
 
     def to_canvas(self, points: Tensor) -> Tensor:
         """Convert landmarks `(N, L, 2)` in [-1, 1] of the crop to pixels of the canvas."""

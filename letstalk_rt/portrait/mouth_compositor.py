@@ -1,10 +1,15 @@
-"""The mouth compositor: inpaints the open mouths of a session's frames, on the canvas.
+"""The mouth compositor: inpaints the open mouths of frames, on the canvas.
 
 After the faces are composited, the mouth of each frame is cropped along its landmarks, the region
 between the lips is inpainted by the mouth painter, and the result is blended back with soft edges.
+Crops have one size whatever the size of the frames, so the painter takes the mouths of several
+sessions at once; only cropping and blending are done for each by itself.
 Frames with closed lips are left as they are and take no time, unless the portrait's own lips are
 parted: a warp leaves a line of its teeth where the lips should meet, and the painter covers it.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +45,39 @@ _SEAM_PX, _SEAM_GAP_PX = 1.5, 6.0
 on it does not."""
 
 
+@dataclass(frozen=True)
+class OpenMouths:
+    """The open mouths in frames of one session, cropped for the painter.
+
+    Attributes:
+        frames: M frames with open mouths, each `(H, W, 3)` uint8: views of what is shown.
+        to_crop: from these frames to the crops.
+        crops: `(M, 3, 80, 112)` in [-1, 1].
+        opening: what is inpainted, `(M, 1, 160, 224)` in [0, 1].
+        visibility: how visible that is, `(M,)` in [0, 1].
+        points: landmarks `(M, L, 2)` in pixels of the crops.
+        teeth: from `MouthPainter.encode_teeth`, `(1, C, 40, 56)`.
+        sound: the sound around each frame, `(M, S)`; None if unknown.
+    """
+
+    frames: list[Tensor]
+    to_crop: CropTransform
+    crops: Tensor
+    opening: Tensor
+    visibility: Tensor
+    points: Tensor
+    teeth: Tensor
+    sound: Tensor | None
+
+    def blend(self, inside: Tensor) -> None:
+        """Blend the inside of these mouths, `(M, 3, 160, 224)` in [-1, 1], into the frames."""
+        alpha = self.opening * self.visibility[:, None, None, None]
+        for n, frame in enumerate(self.frames):
+            _blend(frame, inside[[n]], alpha[[n]], self.to_crop[[n]].scaled(FINE))
+
+
 class MouthCompositor:
-    """Inpaints the mouths of one session; prepared once per portrait, never changed by a frame.
+    """The mouth of one session; prepared once per portrait, never changed by a frame.
 
     Args:
         painter: the network.
@@ -64,11 +100,19 @@ class MouthCompositor:
             teeth = painter.banked_teeth(seed, skin_light(crop, opening))
         self._teeth = painter.encode_teeth(teeth)
 
-    def __call__(self, frames: Tensor, points: Tensor, *, sound: Tensor | None = None) -> None:
-        """Inpaint the open mouths of frames.
+    def __call__(self, frames: Tensor, points: Tensor) -> None:
+        """Inpaint the open mouths of frames; see `crop_open`."""
+        mouths = self.crop_open(frames, points)
+        if mouths is not None:
+            inpaint(self._painter, [mouths])
+
+    def crop_open(
+        self, frames: Tensor, points: Tensor, sound: Tensor | None = None
+    ) -> OpenMouths | None:
+        """Return the open mouths of frames, for `inpaint`; None if there are none.
 
         Args:
-            frames: `(N, H, W, 3)` uint8, changed in place.
+            frames: `(N, H, W, 3)` uint8; `inpaint` changes them in place.
             points: landmarks `(N, L, 2)` in their pixels.
             sound: the sound around each frame, `(N, S)`; None if unknown.
         """
@@ -77,16 +121,18 @@ class MouthCompositor:
         visibility, dilation = self._extent_of(crop_points)
         is_open = [i for i, share in enumerate(visibility.tolist()) if share > 0]
         if not is_open:
-            return
-        transform, crop_points = transform[is_open], crop_points[is_open]
-        each = [(frames[i], transform[[n]]) for n, i in enumerate(is_open)]
-        crops = torch.cat([_crop(frame, to_crop, CROP_SIZE) for frame, to_crop in each])
-        opening = opening_mask(crop_points, dilation_px=dilation[is_open], resolution=FINE)
-        heard = None if sound is None else sound[is_open]
-        inside = self._inpaint(crops, F.avg_pool2d(opening, FINE), crop_points, heard)
-        alpha = opening * visibility[is_open, None, None, None]
-        for (frame, to_crop), colours, share in zip(each, inside, alpha, strict=True):
-            _blend(frame, colours[None], share[None], to_crop.scaled(FINE))
+            return None
+        here = crop_points[is_open]
+        return OpenMouths(
+            frames=[frames[i] for i in is_open],
+            to_crop=transform[is_open],
+            crops=torch.cat([_crop(frames[i], transform[[i]], CROP_SIZE) for i in is_open]),
+            opening=opening_mask(here, dilation_px=dilation[is_open], resolution=FINE),
+            visibility=visibility[is_open],
+            points=here,
+            teeth=self._teeth,
+            sound=None if sound is None else sound[is_open],
+        )
 
     def _extent_of(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return how visible inpainting is, and how far it extends onto the lips in px, `(B,)`.
@@ -100,20 +146,48 @@ class MouthCompositor:
             return visibility, torch.full_like(gap, _DILATION_PX)
         return torch.ones_like(gap), _DILATION_PX + _SEAM_PX * (1 - gap / _SEAM_GAP_PX).clamp(0, 1)
 
-    def _inpaint(
-        self, crops: Tensor, opening: Tensor, points: Tensor, sound: Tensor | None
-    ) -> Tensor:
-        """Return the inside of mouths, `(B, 3, 160, 224)`."""
-        fits = is_inner(opening).tolist()
-        together = len(opening) if len(set(fits)) == 1 else 1
-        parts = []
-        for first in range(0, len(opening), together):
-            here = slice(first, first + together)
-            teeth = self._teeth.expand(together, -1, -1, -1)
-            heard = None if sound is None else sound[here]
-            mouths = (crops[here], opening[here], points[here], teeth, heard)
-            parts.append(self._painter(*mouths, inner=fits[first]))
-        return torch.cat(parts)
+
+def inpaint(painter: MouthPainter, sessions: Sequence[OpenMouths]) -> None:
+    """Inpaint open mouths of several sessions in place.
+
+    The network runs once for all, or once for those in the middle of their crops and once for the
+    others, because for the first it is faster: see `is_inner`.
+
+    Args:
+        painter: the network, which encoded their teeth.
+        sessions: mouths of at least one session; the sound of all is known, or of none.
+    """
+    opening = F.avg_pool2d(torch.cat([one.opening for one in sessions]), FINE)
+    inputs = [
+        torch.cat([one.crops for one in sessions]),
+        opening,
+        torch.cat([one.points for one in sessions]),
+        torch.cat([one.teeth.expand(len(one.crops), -1, -1, -1) for one in sessions]),
+    ]
+    heard = [one.sound for one in sessions if one.sound is not None]
+    if heard:
+        inputs.append(torch.cat(heard))
+    inside = _inside(painter, inputs, is_inner(opening).tolist())
+    for one, part in zip(sessions, inside.split([len(one.crops) for one in sessions]), strict=True):
+        one.blend(part)
+
+
+def _inside(painter: MouthPainter, inputs: Sequence[Tensor], fits: Sequence[bool]) -> Tensor:
+    """Return the inside of mouths, `(B, 3, 160, 224)`.
+
+    Args:
+        painter: the network.
+        inputs: its inputs for B mouths.
+        fits: which openings lie in the middle of their crops.
+    """
+    if len(set(fits)) == 1:
+        whole: Tensor = painter(*inputs, inner=fits[0])
+        return whole
+    inside = inputs[0].new_empty(len(fits), 3, *FINE_SIZE)
+    for inner in (True, False):
+        here = [i for i, fit in enumerate(fits) if fit == inner]
+        inside[here] = painter(*[x[here] for x in inputs], inner=inner)
+    return inside
 
 
 def _crop(frame: Tensor, transform: CropTransform, size: tuple[int, int]) -> Tensor:

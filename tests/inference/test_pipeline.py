@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from support.small_model import make_model, make_portrait, make_speech
+from support.small_model import make_model, make_portrait, make_speech, stir
+from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, PortraitError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.session_state import SETTLE_SAMPLES, SessionState
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.autoencoder.reference import DecodedLayers
@@ -19,7 +21,6 @@ from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.portrait.compositor import Compositor
-from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 from letstalk_rt.types import SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 
@@ -30,6 +31,15 @@ def addresses(state: object) -> list[tuple[int, torch.Size]]:
 @pytest.fixture(scope="module")
 def pipeline():
     return AvatarPipeline(make_model())
+
+
+@pytest.fixture(scope="module")
+def painting():
+    """A pipeline with a mouth painter."""
+    torch.manual_seed(0)
+    painter = MouthPainter(MouthPainterConfig(widths=(8, 8, 8), bank=2))
+    stir(painter)
+    return AvatarPipeline(with_mouth_painter(make_model(), painter))
 
 
 def hops(count: int, seed: int = 0) -> np.ndarray:
@@ -56,14 +66,16 @@ class WatchedCompositor:
         self,
         frames: DecodedLayers,
         eye_closures: Sequence[float],
-        paint_mouths: MouthCompositor | None,
         **options: bool,
-    ) -> np.ndarray:
+    ) -> Tensor:
         self.calls += 1
         self._before(self.calls)
-        composed = self._inner.compose_layers(frames, eye_closures, paint_mouths, **options)
+        composed = self._inner.compose_layers(frames, eye_closures, **options)
         self.done += 1
         return composed
+
+    def to_canvas(self, points: Tensor) -> Tensor:
+        return self._inner.to_canvas(points)
 
 
 def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
@@ -115,10 +127,8 @@ class TestPipeline:
             pipeline.step(sound[0], [state], refuse)
         assert watched.done == 4
 
-    def test_a_mouth_painter_changes_open_mouths_only(self, pipeline):
+    def test_a_mouth_painter_changes_open_mouths_only(self, pipeline, painting):
         portrait, audio = make_portrait(), hops(2)
-        painter = MouthPainter(MouthPainterConfig(widths=(8, 8, 8), bank=2))
-        painting = AvatarPipeline(with_mouth_painter(make_model(), painter))
         plain = play(pipeline, pipeline.init_state(portrait), audio)
         state = painting.init_state(portrait)
         painted = play(painting, state, audio)
@@ -218,7 +228,9 @@ class TestPipeline:
             shown = np.concatenate([pictures[index] for pictures in together])
             assert largest_difference(shown, alone) <= 1
 
-    def test_sessions_of_different_sizes_in_one_step_are_as_good_as_alone(self, pipeline):
+    @pytest.mark.parametrize("kind", ["pipeline", "painting"])
+    def test_sessions_of_different_sizes_in_one_step_are_as_good_as_alone(self, kind, request):
+        pipeline = request.getfixturevalue(kind)
         sizes, sounds = (64, 96, 160), [hops(3, i) for i in range(3)]
         portraits = [make_portrait(i, size=size) for i, size in enumerate(sizes)]
 
@@ -240,6 +252,34 @@ class TestPipeline:
             alone = play(pipeline, begin(index), sounds[index])
             assert alone.shape[1:3] == portraits[index].canvas.shape[:2]
             assert largest_difference(np.concatenate(frames), alone) <= 1, "but for rounding"
+
+    def test_the_mouths_of_all_sessions_are_inpainted_at_once(self, painting):
+        portraits = [make_portrait(i, size=size) for i, size in enumerate((64, 96, 160))]
+        states = [painting.init_state(each) for each in portraits]
+        counts: list[int] = []
+        watched = painting.model.mouth_painter.register_forward_hook(
+            lambda module, inputs, result: counts.append(len(result))
+        )
+        try:
+            painting.step(hops(1)[0].repeat(3, 0), states)
+            painting.set_quality(states[1], Quality(mouth_painter=False))
+            painting.step(hops(1)[0].repeat(3, 0), states)
+        finally:
+            watched.remove()
+        assert counts == [3, 3, 3, 3, 2, 2, 2, 2]
+
+    def test_a_part_that_fails_in_a_batch_ends_the_step_for_all(self, painting):
+        states = [painting.init_state(make_portrait(i, size=64)) for i in range(2)]
+
+        def fail_once(call: int) -> None:
+            if call == 2:
+                raise RuntimeError("no memory")
+
+        watched = states[1].compositor = WatchedCompositor(states[1].compositor, fail_once)
+        with pytest.raises(RuntimeError, match="no memory"):
+            painting.step(hops(1)[0].repeat(2, 0), states)
+        assert watched.calls == 4, "nothing is painted any more"
+        assert [len(one) for one in painting.step(hops(1)[0].repeat(2, 0), states)] == [4, 4]
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_state_keeps_its_addresses_and_size_for_ever(self, pipeline, count):

@@ -99,13 +99,13 @@ class TestLayers:
     @pytest.mark.parametrize("box", [(30.0, 20.0, 333.0), (-50.0, -70.0, 500.0)])
     def test_at_rest_the_canvas_is_shown_bit_for_bit(self, box: tuple[float, float, float]) -> None:
         portrait = portrait_with(box, (400, 420))
-        shown = Compositor(portrait, layered=True).compose_layers(at_rest(2))
+        shown = Compositor(portrait, layered=True).compose_layers(at_rest(2)).numpy()
         assert shown.shape == (2, 400, 420, 3)
         assert (shown == portrait.canvas).all()
 
     def test_outside_the_box_and_at_its_border_is_the_canvas_bit_for_bit(self) -> None:
         portrait = portrait_with((60.0, 10.0, 280.0))
-        shown = Compositor(portrait, layered=True).compose_layers(anything(2))
+        shown = Compositor(portrait, layered=True).compose_layers(anything(2)).numpy()
         same = (shown == portrait.canvas).all(-1)
         inside = np.zeros(same.shape[1:], bool)
         inside[11:289, 61:339] = True
@@ -115,7 +115,7 @@ class TestLayers:
         portrait = portrait_with((20.0, 30.0, 340.0), (400, 400))
         frames = at_rest()
         frames.flow[:, 0], frames.flow[:, 1] = 3 * 2 / 340, -5 * 2 / 340
-        shown = Compositor(portrait, layered=True).compose_layers(frames)[0]
+        shown = Compositor(portrait, layered=True).compose_layers(frames).numpy()[0]
         moved = portrait.canvas[100 - 5 : 300 - 5, 100 + 3 : 300 + 3]
         assert np.abs(shown[100:300, 100:300].astype(int) - moved).max() <= 1
 
@@ -125,7 +125,7 @@ class TestLayers:
         portrait.canvas[:] = shade[None, :, None]
         frames = at_rest()
         frames.flow[:, 0] = 16 * 2 / 340
-        shown = Compositor(portrait, layered=True).compose_layers(frames)[0].astype(int)
+        shown = Compositor(portrait, layered=True).compose_layers(frames).numpy()[0].astype(int)
         change = shown[200, 20:190, 0] - portrait.canvas[200, 20:190, 0]
         assert change[0] == 0 and change[-1] == pytest.approx(10, abs=1)
         assert (np.diff(change) >= -1).all() and np.abs(np.diff(change)).max() <= 2
@@ -140,7 +140,7 @@ class TestLayers:
         frames.mask *= 0.5
         colour = torch.tensor([0.2, -0.4, 0.8])
         frames.change[0, :, 128:, 100:150] = colour[:, None, None]
-        shown = Compositor(portrait, layered=True).compose_layers(frames)[0].astype(int)
+        shown = Compositor(portrait, layered=True).compose_layers(frames).numpy()[0].astype(int)
         wanted = 100 + 0.5 * colour.numpy() * 127.5
         assert np.abs(shown[262:440, 206:294] - wanted).max() <= 2
         assert (shown[:250] == 100).all() and (shown[:, 310:] == 100).all()
@@ -149,7 +149,7 @@ class TestLayers:
         portrait = portrait_with((20.0, 30.0, 340.0), (400, 400))
         frames = at_rest(2)
         frames.change[0], frames.change[1] = 1.9, -1.9
-        shown = Compositor(portrait, layered=True).compose_layers(frames)
+        shown = Compositor(portrait, layered=True).compose_layers(frames).numpy()
         light, dark = shown[:, 150:250, 150:250]
         assert (light >= portrait.canvas[150:250, 150:250]).all() and light.min() > 230
         assert (dark <= portrait.canvas[150:250, 150:250]).all() and dark.max() < 20
@@ -157,9 +157,9 @@ class TestLayers:
     def test_frames_do_not_mix(self) -> None:
         compositor = Compositor(portrait_with((0.0, 0.0, 700.0), (700, 700)), layered=True)
         frames = anything(5)
-        together = compositor.compose_layers(frames)
+        together = compositor.compose_layers(frames).numpy()
         for number in range(5):
-            alone = compositor.compose_layers(frames[number : number + 1])[0]
+            alone = compositor.compose_layers(frames[number : number + 1]).numpy()[0]
             assert np.abs(together[number].astype(int) - alone).max() <= 1
 
     @pytest.mark.parametrize("side", [300.0, 700.0])
@@ -176,7 +176,10 @@ class TestLayers:
             torch.randn(2, 3, 8, 8, generator=generator), (256, 256), mode="bicubic"
         )
         here, there = (
-            Compositor(portrait, layered=True, opencv=opencv).compose_layers(frames).astype(int)
+            Compositor(portrait, layered=True, opencv=opencv)
+            .compose_layers(frames)
+            .numpy()
+            .astype(int)
             for opencv in (True, False)
         )
         assert np.abs(here - there).max() <= 3 and np.abs(here - there).mean() < 0.5
@@ -184,7 +187,7 @@ class TestLayers:
     def test_a_small_face_is_shown_as_the_model_painted_it(self) -> None:
         portrait = portrait_with((50.0, 20.0, 220.0))
         frames = anything(2)
-        layered = Compositor(portrait, layered=True).compose_layers(frames)
+        layered = Compositor(portrait, layered=True).compose_layers(frames).numpy()
         assert np.array_equal(layered, Compositor(portrait).compose(frames.frames))
 
     @pytest.mark.parametrize("side", [220, 340])
@@ -193,7 +196,10 @@ class TestLayers:
         frames = at_rest(2)
         frames.points = face_points().expand(2, -1, -1)
         compositor = Compositor(portrait, layered=True)
-        seen, closed = compositor.compose_layers(frames), compositor.compose_layers(frames, [1, 0])
+        seen, closed = (
+            compositor.compose_layers(frames).numpy(),
+            compositor.compose_layers(frames, [1, 0]).numpy(),
+        )
         assert np.array_equal(seen[1], closed[1])
         rows, cols = (seen[0] != closed[0]).any(-1).nonzero()
         eyes = (frames.points[0, EYES].numpy() + 1) / 2 * side + 30
@@ -212,7 +218,7 @@ def test_a_face_at_rest_is_almost_the_photograph(size: int) -> None:
         with torch.inference_mode():
             features = model.autoencoder.encode_portrait(crop)
             frames = model.autoencoder.decode_layers(features.latent[:, None], features)[0]
-        layers = Compositor(portrait, layered=True).compose_layers(frames)[0]
+        layers = Compositor(portrait, layered=True).compose_layers(frames).numpy()[0]
         picture = Compositor(portrait).compose(frames.frames)[0]
         error = ((layers.astype(float) - portrait.canvas) ** 2).mean()
         assert 10 * np.log10(255**2 / error) > 36

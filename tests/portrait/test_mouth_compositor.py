@@ -3,11 +3,13 @@
 import pytest
 import torch
 from support.mouths import TEETH, frontal_face, rotated, skin
+from support.small_model import stir
 from torch import Tensor, nn
 
+from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.geometry.mouth_crop import FINE_SIZE
-from letstalk_rt.portrait.mouth_compositor import MouthCompositor
+from letstalk_rt.portrait.mouth_compositor import MouthCompositor, OpenMouths, inpaint
 
 SMALL = MouthPainterConfig(widths=(8, 8, 8), bank=2)
 
@@ -34,7 +36,7 @@ class OneColour(nn.Module):
         opening: Tensor,
         points: Tensor,
         teeth: Tensor,
-        sound: Tensor | None,
+        sound: Tensor | None = None,
         *,
         inner: bool,
     ) -> Tensor:
@@ -118,7 +120,9 @@ def test_each_open_mouth_gets_the_sound_of_its_frame():
     points = torch.cat([frontal_face(gap, at=(128, 128)) for gap in (14.0, 0.0, 14.0)])
     frames = portrait_canvas()[None].repeat(3, 1, 1, 1)
     sound = torch.arange(3.0)[:, None].expand(-1, 60)
-    mouths_of(0.0, painter)(frames, points, sound=sound)
+    mouths = mouths_of(0.0, painter).crop_open(frames, points, sound)
+    assert mouths is not None
+    inpaint(painter, [mouths])  # type: ignore[arg-type]
     assert painter.sounds[0] is not None and painter.sounds[0][:, 0].tolist() == [0, 2]
 
 
@@ -155,3 +159,67 @@ def test_the_seed_picks_the_teeth_of_a_portrait_that_shows_none():
     points = frontal_face(12.0, at=(128, 128)).repeat(2, 1, 1)
     mouths_of(0.0, painter, seed=3)(frames, points)
     assert torch.equal(painter.teeth[0], torch.full((2, 4, *FINE_SIZE), 3.0))
+
+
+class TestSeveralSessions:
+    """Mouths of sessions whose frames have different sizes go through the network together."""
+
+    SIZES = (256, 512, 384)
+
+    def mouths(self, painter: MouthPainter, low: bool) -> tuple[list[Tensor], list[OpenMouths]]:
+        """Return the frames of three sessions, and their open mouths.
+
+        Args:
+            painter: the network.
+            low: whether the lower lip of the second session lies below the middle of its crop.
+        """
+        frames, mouths = [], []
+        for n, size in enumerate(self.SIZES):
+            scale, middle = size / 256, (size / 2, size / 2)
+            canvas = torch.from_numpy(skin(size))
+            rest = frontal_face(5.0 * n, scale=scale, at=middle)  # two of them show teeth
+            points = torch.cat(
+                [
+                    frontal_face(gap, scale=scale, at=middle)
+                    for gap in (12.0 + n, 60.0 if low and n == 1 else 9.0)
+                ]
+            )
+            frames.append(canvas[None].repeat(2, 1, 1, 1))
+            sound = torch.full((2, MOUTH_SOUND), float(n))
+            compositor = MouthCompositor(painter, canvas, rest, n)
+            cropped = compositor.crop_open(frames[-1], points, sound)
+            assert cropped is not None
+            mouths.append(cropped)
+        return frames, mouths
+
+    @pytest.fixture
+    def painter(self) -> MouthPainter:
+        torch.manual_seed(0)
+        made = MouthPainter(SMALL).eval().requires_grad_(False)
+        stir(made)
+        made.bank.copy_(torch.randint(-99, 99, made.bank.shape))
+        return made
+
+    @pytest.mark.parametrize("low, calls", [(False, [6]), (True, [5, 1])])
+    def test_the_network_runs_once_for_all_that_it_can_take_together(self, painter, low, calls):
+        counts: list[int] = []
+        watched = painter.register_forward_hook(
+            lambda module, inputs, result: counts.append(len(result))
+        )
+        try:
+            inpaint(painter, self.mouths(painter, low)[1])
+        finally:
+            watched.remove()
+        assert counts == calls
+
+    @pytest.mark.parametrize("low", [False, True])
+    def test_frames_are_those_of_each_session_alone(self, painter, low):
+        together, mouths = self.mouths(painter, low)
+        inpaint(painter, mouths)
+        alone, mouths = self.mouths(painter, low)
+        for one in mouths:
+            inpaint(painter, [one])
+        plain = self.mouths(painter, low)[0]
+        for shown, wanted, before in zip(together, alone, plain, strict=True):
+            assert (shown.int() - wanted.int()).abs().max() <= 1, "but for rounding"
+            assert all((a != b).any() for a, b in zip(wanted, before, strict=True))
