@@ -37,6 +37,7 @@ class FrameStamps:
         model_start_s: when the step was requested.
         model_end_s: when the frame was generated.
         released_s: when it was handed to the reader.
+        captured_s: when what it shows of a camera was captured; None if no camera moves it.
     """
 
     audio_in_s: float | None
@@ -44,6 +45,7 @@ class FrameStamps:
     model_start_s: float
     model_end_s: float
     released_s: float
+    captured_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -127,6 +129,9 @@ class Metrics:
         self.stamp("playout", shown_s - stamps.released_s)
         if stamps.audio_in_s is not None:
             self.stamp("live", shown_s - stamps.audio_in_s)
+        if stamps.captured_s is not None:
+            self.stamp("camera_wait", stamps.model_start_s - stamps.captured_s)
+            self.stamp("camera", shown_s - stamps.captured_s)
 
     def stages_ms(self) -> dict[str, Percentiles]:
         """Return the percentiles of each stage recorded so far."""

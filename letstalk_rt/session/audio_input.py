@@ -31,6 +31,7 @@ _QUIET_RMS = 0.005
 _GRACE_S = 0.1  # the longest wait for more speech
 _MARGIN_S = 0.02
 _MIN_PUSHES, _MAX_PUSHES = 16, 256  # whose delays are needed, and are kept
+_SILENT_S = 0.5  # a live source that pushes nothing for so long is none any more
 _LATE_S = 0.5  # speech pushed within this time after a filled hop was late, not a new utterance
 
 
@@ -160,8 +161,9 @@ class AudioInput:
 
     @property
     def is_real_time(self) -> bool:
-        """Whether the speech comes from a live source, so that a hop ends when it is queued."""
-        return self._live and self._drift.live
+        """Whether speech comes from a live source now, so that a hop ends when it is queued."""
+        has_ended = self._now_s() > self._expected_s + _SILENT_S
+        return self._live and self._drift.live and not has_ended
 
     @property
     def backlog(self) -> float:

@@ -7,6 +7,7 @@ frames. Frames are not kept. Nothing here imports torch.
 
 import asyncio
 import logging
+import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 
 from letstalk_rt.errors import ConfigError, EngineError, LetsTalkError
 from letstalk_rt.inference.protocol import CameraReader, CameraReading, CameraStatus
+from letstalk_rt.metrics import Metrics
 from letstalk_rt.models.face.face_motion import NUM_MOTION, SHUT, DriveWindow
 from letstalk_rt.session.events import EventHub
 from letstalk_rt.types import FPS, CameraOptions
@@ -36,6 +38,7 @@ RETRY_S = 3.0
 
 _KEPT = 50  # readings
 _EASE = 0.7  # share of a jump that is left in the next frame
+_KNOWN_COSTS, _KNOWN_AGES = 16, 12  # readings; steps: two seconds
 _LEAST_SIDE, _MOST_SIDE = 32, 4096  # px of a frame
 _BUSY = 0.35  # the largest share of a core that reading may take, beside reading every frame
 
@@ -54,15 +57,24 @@ class CameraInput:
         options: how the camera moves the face; may be replaced at any time.
         now_s: returns monotonic seconds.
         hub: receives warnings.
+        metrics: records how long frames wait and are read; None for none.
 
     Attributes:
         options: how the camera moves the face.
     """
 
     def __init__(
-        self, pipeline: Any, options: CameraOptions, now_s: Callable[[], float], hub: EventHub
+        self,
+        pipeline: Any,
+        options: CameraOptions,
+        now_s: Callable[[], float],
+        hub: EventHub,
+        metrics: Metrics | None = None,
     ) -> None:
         self.options = options
+        self._metrics = metrics or Metrics()
+        self._costs_s: deque[float] = deque(maxlen=_KNOWN_COSTS)
+        self._ages_s: deque[float] = deque(maxlen=_KNOWN_AGES)
         self._pipeline, self._now_s, self._hub = pipeline, now_s, hub
         self._reader: CameraReader | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -84,6 +96,7 @@ class CameraInput:
         _check(frame)
         now_s = self._now_s()
         captured_s = now_s if captured_s is None else min(captured_s, now_s)
+        self._metrics.stamp("camera_push", now_s - captured_s)
         if self._reader is None:
             self._open()
         if self._reading:
@@ -110,6 +123,19 @@ class CameraInput:
     def status(self) -> CameraStatus | None:
         """What the camera sees; None before the first frame was read."""
         return self._status
+
+    def age_s(self, now_s: float) -> float:
+        """Return how long ago the newest motion was captured: the most of the last steps.
+
+        Motion of that age is known in each of them, so that none has to be guessed. Infinity if no
+        face was seen. Call it once per step.
+        """
+        known = (one.captured_s for one in reversed(self._seen) if one.motion is not None)
+        newest_s = next(known, None)
+        if newest_s is None:
+            return math.inf
+        self._ages_s.append(now_s - newest_s)
+        return max(self._ages_s)
 
     def window(self, times_s: Sequence[float]) -> DriveWindow | None:
         """Return how the camera moves the face at these times; None if it does not.
@@ -180,9 +206,12 @@ class CameraInput:
         if self._closed or future.cancelled():
             return
         now_s = self._now_s()
-        took_s = now_s - began_s
-        if took_s > _BUSY / FPS:  # a core is not the camera's alone
-            self._rest_until_s = now_s + took_s * (1 / _BUSY - 1)
+        self._metrics.stamp("camera_read", now_s - began_s)
+        # A reading that took longer than others has waited for a processor, and not used it.
+        self._costs_s.append(now_s - began_s)
+        cost_s = min(self._costs_s)
+        if cost_s > _BUSY / FPS:  # a core is not the camera's alone
+            self._rest_until_s = max(now_s, began_s + cost_s / _BUSY)
         error = future.exception()
         if error is not None:
             self._note_failure(error)

@@ -31,6 +31,7 @@ class QueuedFrame:
         model_start_s: when its step was requested.
         made_s: when it was generated.
         repeated: whether `rgb` is the image of the frame before.
+        captured_s: see `FrameStamps`.
     """
 
     rgb: np.ndarray
@@ -40,6 +41,7 @@ class QueuedFrame:
     model_start_s: float
     made_s: float
     repeated: bool = False
+    captured_s: float | None = None
 
 
 class FrameQueue:

@@ -149,7 +149,7 @@ class AvatarSession:
             output_sample_rate,
         )
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
-        self._camera = CameraInput(worker.pipeline, camera, self._now_s, self._hub)
+        self._camera = CameraInput(worker.pipeline, camera, self._now_s, self._hub, self.metrics)
         levels = levels_for(
             degradation_preference if idle else "disabled", worker.pipeline.quality_levels
         )
@@ -445,7 +445,12 @@ class AvatarSession:
         audio, now_s = frame.audio, self._now_s()
         audio_in_s = self._audio_input.note_handed_out(audio.spoken)
         stamps = FrameStamps(
-            audio_in_s, frame.hop_complete_s, frame.model_start_s, frame.made_s, now_s
+            audio_in_s,
+            frame.hop_complete_s,
+            frame.model_start_s,
+            frame.made_s,
+            now_s,
+            frame.captured_s,
         )
         self.metrics.stamp_frame(stamps)
         self.metrics.reduced += self._quality.level > 0

@@ -6,7 +6,7 @@ All calls of the model run in the worker's thread, so the event loop is never bl
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic
@@ -23,6 +23,7 @@ from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.session.adaptive_quality import QualityAdapter, StepTiming
 from letstalk_rt.session.audio_input import AudioInput, StepInput
 from letstalk_rt.session.camera_input import CameraInput
+from letstalk_rt.session.camera_times import CameraTimes
 from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
 from letstalk_rt.session.model_session import RECOVERY_S, ModelSession, as_awaitable
 from letstalk_rt.session.pacing import LeadTime
@@ -65,6 +66,7 @@ class _Step:
     made_s: list[float] = field(default_factory=list)  # of each frame, since `started_s`
     is_new: list[bool] = field(default_factory=list)  # whether each frame has an image of its own
     is_late: bool = False
+    captured_s: Sequence[float] = ()  # what each frame shows of a camera; empty without one
 
 
 class StepScheduler(Generic[State]):
@@ -105,7 +107,7 @@ class StepScheduler(Generic[State]):
         quality: QualityAdapter | None = None,
         on_quality: Callable[[], None] = lambda: None,
     ) -> None:
-        self._camera = camera
+        self._camera, self._camera_times = camera, CameraTimes()
         self._worker = worker
         self._recovery_s, self._on_failure = recovery_s, on_failure
         self._audio_input, self._frames, self._metrics = audio_input, frames, metrics
@@ -216,11 +218,12 @@ class StepScheduler(Generic[State]):
         if epoch != self._audio_input.epoch:
             return
         step = _Step(hop, epoch, voiced, queued_s, self._now_s())
+        drive = self._drive_window(step)
         is_regular = await model.step(
             model_input,
             lambda: self._deliver(step, model.new_images()),
             is_wanted=lambda: epoch == self._audio_input.epoch,
-            drive=self._drive_window(queued_s),
+            drive=drive,
         )
         if is_regular:  # times after a failure say nothing about the next step
             assert len(step.made_s) == self._window, len(step.made_s)
@@ -231,17 +234,24 @@ class StepScheduler(Generic[State]):
         if is_regular and not is_first:  # the first frame after an interrupt has no fixed due time
             await self._adapt_quality(model, timing)
 
-    def _drive_window(self, queued_s: float) -> DriveWindow | None:
+    def _drive_window(self, step: _Step) -> DriveWindow | None:
         """Return how a camera moves the face in the frames of a step; None without a camera.
 
-        Each frame shows what was captured at the same time as its sound.
+        Each frame shows what was captured at the same time as its sound. Without the sound of a
+        live source there is nothing to wait for, and the newest is shown.
         """
         if self._camera is None:
             return None
-        heard_s = queued_s if self._audio_input.is_real_time else self._now_s()
-        frames = self._window + self._lookahead
-        first_s = heard_s - (frames - 0.5) / FPS
-        return self._camera.window([first_s + number / FPS for number in range(self._window)])
+        now_s, behind_s = self._now_s(), (self._lookahead + 0.5) / FPS
+        if self._audio_input.is_real_time:
+            last_s = step.queued_s - behind_s
+        else:
+            last_s = now_s - min(behind_s, self._camera.age_s(now_s))
+        times_s = self._camera_times.window(last_s - (self._window - 1) / FPS, self._window)
+        window = self._camera.window(times_s)
+        if window is not None:
+            step.captured_s = times_s
+        return window
 
     async def _adapt_quality(self, model: ModelSession[State], timing: StepTiming) -> None:
         """Lower or raise the quality, if the last steps ask for it."""
@@ -274,7 +284,8 @@ class StepScheduler(Generic[State]):
             audio, rgb = hop.frame_audio[number], self._image_for(step, number, made)
             step.made_s.append(now_s - step.started_s)
             step.is_late |= self._live and -math.inf < self._frames.due_s < now_s
-            stamps = (step.queued_s, step.started_s, now_s, rgb is not made)
+            captured_s = step.captured_s[number] if step.captured_s else None
+            stamps = (step.queued_s, step.started_s, now_s, rgb is not made, captured_s)
             if step.epoch != self._audio_input.epoch:
                 silence = silence_like(audio, self._audio_input.segment_id)
                 self._frames.put_stale(QueuedFrame(rgb, silence, False, *stamps))

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from support.fakes import FakePipeline
-from support.live_sessions import session_of
+from support.live_sessions import Screen, live_session, microphone, session_of, speech_of
 
 from letstalk_rt import CameraOptions, ConfigError, ModelLost
 from letstalk_rt.inference.protocol import CameraReading, CameraStatus
@@ -124,6 +124,38 @@ async def test_a_face_comes_back_without_a_jump():
     camera.input.close()
 
 
+async def test_the_age_of_the_newest_motion_is_the_most_of_the_last_steps():
+    camera = Camera()
+    await camera.see(10, 1.0)
+    assert [camera.input.age_s(at_s) for at_s in (1.05, 1.08)] == pytest.approx([0.05, 0.08])
+    await camera.see(10, 1.08)
+    assert camera.input.age_s(1.1) == pytest.approx(0.08)
+    for step in range(12):
+        await camera.see(10, 1.2 + 0.16 * step)
+        age_s = camera.input.age_s(1.21 + 0.16 * step)
+    assert age_s == pytest.approx(0.01)
+    camera.input.close()
+
+
+async def test_a_reading_that_waited_for_a_processor_does_not_make_the_camera_rest_longer():
+    camera = Camera()
+    reads = camera.pipeline.reader.read_at_s
+    for number in range(10):  # the fake reader takes no time by this clock
+        await camera.see(10, 0.04 * number)
+    assert len(reads) == 10
+    slow = camera.pipeline.reader.read
+
+    def late(rgb, captured_s, *, absolute):
+        camera.now_s += 0.1
+        return slow(rgb, captured_s, absolute=absolute)
+
+    camera.pipeline.reader.read = late
+    await camera.see(10, 0.4)
+    await camera.see(10, 0.52)
+    assert reads[-2:] == [0.4, 0.52]
+    camera.input.close()
+
+
 async def test_a_frame_that_is_older_than_the_last_is_ignored():
     camera = Camera()
     await camera.see(10, 1.0)
@@ -174,6 +206,42 @@ async def test_a_session_drives_its_model_and_closes_the_camera():
         assert pipeline.driven[-1].motion.shape == (4, NUM_MOTION)
     await asyncio.sleep(0.05)
     assert pipeline.reader.calls == ["neutral", "closed"]
+
+
+async def waits_s(seconds, speech=None):
+    """Return by how much each frame's capture is before the end of its hop, `(steps, 4)`."""
+    waits = []
+    async with live_session(FakeDrivable(), 0.01) as session:
+        screen = Screen(session)
+        talking = speech is not None and asyncio.create_task(microphone(session, speech))
+        frame, loop = np.full((48, 64, 3), 20, np.uint8), asyncio.get_running_loop()
+        until_s = loop.time() + seconds
+        while loop.time() < until_s:
+            session.push_video(frame)
+            await asyncio.sleep(0.04)
+        await screen.close()
+        if talking:
+            talking.cancel()
+            await asyncio.wait([talking])
+        assert {"camera_push", "camera_read", "camera_wait", "camera"} <= set(
+            session.metrics.stages_ms()
+        )
+        for shown in screen.frames:
+            if shown.stamps.captured_s is not None:
+                waits.append(shown.stamps.hop_complete_s - shown.stamps.captured_s)
+    return np.array(waits[: len(waits) // 4 * 4]).reshape(-1, 4)
+
+
+async def test_the_newest_is_shown_unless_a_microphone_is_live():
+    waits = await waits_s(2.0)
+    np.testing.assert_allclose(np.diff(waits), -0.04, atol=0.011)
+    assert waits[:, -1].min() < 0.09  # 100 ms with the sound of a microphone
+
+
+async def test_frames_fit_the_sound_of_a_live_microphone():
+    waits = await waits_s(3.0, speech_of(4.0))
+    # Two frames of look-ahead, and half a frame from its middle to its end.
+    assert np.median(waits[-5:, -1]) == pytest.approx(0.1, abs=0.012)
 
 
 async def test_a_camera_that_cannot_be_read_is_reported_and_tried_again_later():

@@ -1,5 +1,6 @@
 """Reports shown frames to the engine, and the engine's events to the clients."""
 
+import time
 from collections.abc import Callable
 
 from letstalk_rt.session.avatar import AvatarSession
@@ -19,9 +20,16 @@ class PlaybackReporter:
     Args:
         announcer: sends messages to the clients.
         on_voice: called for each shown frame that has voice.
+        now_s: returns seconds of the engine's clock.
     """
 
-    def __init__(self, announcer: Announcer, on_voice: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        announcer: Announcer,
+        on_voice: Callable[[], None] = lambda: None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now_s = now_s
         self._announcer = announcer
         self._on_voice = on_voice
         self._avatar: AvatarSession | None = None
@@ -41,6 +49,8 @@ class PlaybackReporter:
             return
         self._announcer.segment_id = slot.frame.segment_id
         self._avatar.notify_played(slot.frame)
+        if slot.frame.stamps is not None:
+            self._avatar.metrics.stamp_shown(slot.frame.stamps, self._now_s())
         self._announce_speaking(self._avatar.state == "speaking")
         if slot.frame.voiced:
             self._on_voice()
