@@ -28,6 +28,9 @@ EXIT_MEMORY = 77
 """Exit status of a process that took too much memory."""
 
 WATCH_S = 0.1
+_STATM = Path("/proc/self/statm")
+"""Made once: a new path each time would intern its parts, and fill the table of such strings."""
+
 GROWTH_MB, GROWTH = 2048, 2.0
 """Without a limit, a process may grow by so much after loading, or to so many times its size."""
 
@@ -114,7 +117,7 @@ class ProcessGuard:
 def resident_bytes() -> int | None:
     """Return the resident memory of this process; on macOS its maximum; None where unknown."""
     if platform.system() == "Linux":
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        pages = _STATM.read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
     if platform.system() == "Darwin":
         import resource

@@ -19,6 +19,7 @@ from letstalk_rt.errors import ConfigError, LetsTalkError
 from letstalk_rt.session.adaptive_quality import DegradationPreference
 from letstalk_rt.threads import shorten_openmp_spin
 from letstalk_server.app import create_app
+from letstalk_server.memory import share_freed_memory
 from letstalk_server.server import Server
 from letstalk_server.session.avatar_service import LoadedModel, load_model
 from letstalk_server.settings import AGENT_PORT, Bitrates, IceServer, Settings
@@ -65,6 +66,8 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
         LetsTalkError: The certificate cannot be used, or the model cannot be loaded.
     """
     _check_certificate(settings)
+    if settings.isolate_model:  # the threads of a model allocate at the same time
+        share_freed_memory()
     # A second thread would spin long after each frame is converted.
     cv2.setNumThreads(1)
     failures: list[LetsTalkError] = []

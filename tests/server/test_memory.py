@@ -1,0 +1,40 @@
+"""The server's process does not grow when its threads take turns."""
+
+import subprocess
+import sys
+
+import pytest
+
+REOPEN = """
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from letstalk_server.memory import share_freed_memory
+from letstalk_server.webrtc.encoders import open_encoder
+
+def resident_mb():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]) / 1000
+
+share_freed_memory()
+threads = [ThreadPoolExecutor(1) for _ in range(4)]
+rgb = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+encoder = open_encoder("VP8", 800_000)
+for number in range(12):
+    thread = threads[number % 4]
+    thread.submit(encoder.encode, rgb, number, key_frame=False).result()
+    if number == 0:
+        before_mb = resident_mb()
+    encoder.set_bitrate(800_000 + number)
+print(resident_mb() - before_mb)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; only glibc has arenas")
+def test_a_codec_that_each_thread_opens_again_takes_no_more_memory():
+    done = subprocess.run(
+        [sys.executable, "-c", REOPEN], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert float(done.stdout) < 8.0, "one codec takes 10 MB, and three more threads open it"
