@@ -6,10 +6,9 @@ is a cross-fade. Frames without a face, and faces in profile, pass through untou
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -19,7 +18,7 @@ from letstalk_rt.dubbing.cuts import CutDetector
 from letstalk_rt.dubbing.lip_track import LipValues
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.face_reader import FaceReader, FilmedFace
-from letstalk_rt.inference.mouth_renderer import MouthRenderer, Patch
+from letstalk_rt.inference.mouth_renderer import MouthRenderer, MouthTask, Patch
 from letstalk_rt.inference.reference_frames import (
     FADE_FRAMES,
     MOST_REFERENCES,
@@ -52,8 +51,12 @@ MOOD_FRAMES = 25
 
 _BETTER = 0.12  # a reference is replaced by one whose cost is lower by this
 
+TOGETHER = 4
+"""Frames that are rendered together."""
+
+_LARGE_BYTES = 8 * 2**20  # frames that are larger are rendered one by one
+
 Item = TypeVar("Item")
-_Job = Callable[[], Patch | None]
 
 
 @dataclass
@@ -125,23 +128,24 @@ class Dubber:
             lips: lip values of the new speech.
         """
         workers = max(1, torch.get_num_threads() - 1)
-        rendered: deque[tuple[Item, Future[Patch | None]]] = deque()
+        groups: deque[tuple[list[Item], Future[list[Patch | None]]]] = deque()
         with ThreadPoolExecutor(workers, "letstalk-dub") as pool, thread_limit(1):
             try:
-                for item, job in self._jobs(frames, lips):
-                    rendered.append((item, pool.submit(_in_one_thread, job)))
-                    if len(rendered) > 2 * workers:
-                        item, future = rendered.popleft()
-                        yield item, future.result()
-                for item, future in rendered:
-                    yield item, future.result()
+                for group in _grouped(self._tasks(frames, lips)):
+                    tasks = [task for _, task in group]
+                    future = pool.submit(_rendered, self._renderer, tasks)
+                    groups.append(([item for item, _ in group], future))
+                    if len(groups) > 2 * workers:
+                        yield from _results(groups.popleft())
+                while groups:
+                    yield from _results(groups.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _jobs(
+    def _tasks(
         self, frames: Iterable[tuple[Item, np.ndarray, float]], lips: LipValues
-    ) -> Iterator[tuple[Item, _Job]]:
-        """Yield each frame's item with what renders it."""
+    ) -> Iterator[tuple[Item, MouthTask | None]]:
+        """Yield each frame's item with what is to be rendered."""
         self._reader.reset()
         ahead: deque[_Shown[Item]] = deque()
         cuts, number, shot = CutDetector(), 0, None
@@ -200,29 +204,21 @@ class Dubber:
         kept = [r for r in shot.references if all(r is not other for other in near)]
         shot.references = [made, *kept][:MOST_REFERENCES]
 
-    def _show(self, ahead: deque[_Shown[Item]], shot: _Shot, lips: LipValues) -> _Job:
-        """Return what renders the next frame."""
+    def _show(self, ahead: deque[_Shown[Item]], shot: _Shot, lips: LipValues) -> MouthTask | None:
+        """Return what is to be rendered in the next frame; None if it passes through."""
         shown = ahead[0]
         values = lips.at(shown.time_s)
         strength = shot.strength = _strength(ahead, shot)
         if strength <= 0 or shown.face is None or not shot.references:
-            return _unchanged
+            return None
         shot.teeth.change_if_closed(values)
         coming = [s.face for s in ahead if s.shot == shot.number and s.face is not None]
         steady = replace(shown.face, latent=_steady(shot.past, coming))
         mood = torch.stack([f.latent for f in [*shot.past, *coming[:MOOD_FRAMES]]]).mean(0)
         shot.past.append(shown.face)
         mixed = shot.mixer.mix(shot.references, head_pose(shown.face.points))
-        return partial(
-            self._renderer.render,
-            shown.rgb,
-            steady,
-            mixed,
-            values,
-            shot.teeth.painter,
-            strength,
-            mood,
-        )
+        paint = shot.teeth.painter
+        return MouthTask(shown.rgb, steady, mixed, values, paint, strength, mood)
 
 
 def _face(shown: _Shown[Item]) -> FilmedFace:
@@ -260,10 +256,29 @@ def _wanted(shown: _Shown[Item]) -> float:
     return shown_share(None if shown.face is None else shown.face.yaw)
 
 
-def _unchanged() -> None:
-    """Render nothing: the frame passes through."""
+def _grouped(
+    tasks: Iterator[tuple[Item, MouthTask | None]],
+) -> Iterator[list[tuple[Item, MouthTask | None]]]:
+    """Yield tasks in groups to be rendered together; large frames one by one."""
+    group: list[tuple[Item, MouthTask | None]] = []
+    for item, task in tasks:
+        group.append((item, task))
+        if len(group) == TOGETHER or (task is not None and task.rgb.nbytes > _LARGE_BYTES):
+            yield group
+            group = []
+    if group:
+        yield group
 
 
-def _in_one_thread(job: _Job) -> Patch | None:
+def _rendered(renderer: MouthRenderer, tasks: list[MouthTask | None]) -> list[Patch | None]:
+    """Render in this thread what is to be rendered."""
     with thread_limit(1):
-        return job()
+        patches = iter(renderer.render([task for task in tasks if task is not None]))
+    return [None if task is None else next(patches) for task in tasks]
+
+
+def _results(
+    group: tuple[list[Item], Future[list[Patch | None]]],
+) -> Iterator[tuple[Item, Patch | None]]:
+    items, future = group
+    return zip(items, future.result(), strict=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.inference.face_reader import FilmedFace, crop_pixels, face_from
-from letstalk_rt.inference.mouth_renderer import MouthRenderer
+from letstalk_rt.inference.mouth_renderer import MouthRenderer, MouthTask
 from letstalk_rt.inference.reference_frames import (
     FADE_FRAMES,
     NEW_POSE,
@@ -134,7 +134,8 @@ class FootagePlayer:
         face = face_from(track, rgb, self._autoencoder)
         mixed = [(self._references[number], weight) for number, weight in plan.mixed]
         paint = self._paint if with_painter else None
-        patch = self._renderer.render(rgb, face, mixed, frame.values, paint, plan.strength)
+        task = MouthTask(rgb, face, mixed, frame.values, paint, plan.strength)
+        patch = self._renderer.render([task])[0]
         if patch is not None:
             rgb[patch.rows, patch.columns] = patch.rgb
         return rgb

@@ -9,6 +9,7 @@ Source: colours that continue across a seam: Poisson image editing, doi:10.1145/
 here by normalised convolution (Knutsson and Westin, doi:10.1109/CVPR.1993.341081).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -17,13 +18,19 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.inference.face_reader import FilmedFace, crop_pixels, matrix_of
-from letstalk_rt.inference.mouth_mask import lips_mask, mouth_mask
+from letstalk_rt.inference.mouth_mask import lips_mask, mouth_mask, mouth_outline, part_around
 from letstalk_rt.inference.reference_frames import Reference
-from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, IMAGE_SIZE, DecodedLayers
+from letstalk_rt.models.autoencoder.latents import (
+    CELL_PX,
+    FLOW_SIZE,
+    IMAGE_SIZE,
+    DecodedLayers,
+    DecoderInputs,
+    FramePart,
+)
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 
-_COLOUR_SIZE = 64
 _COLOUR_CELLS = 3.0  # width of the kernel that interpolates colours
 _MOST_COLOUR = 40.0
 _SMALL = 1e-3
@@ -47,20 +54,59 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class MouthTask:
+    """A frame whose mouth is to be rendered.
+
+    Attributes:
+        rgb: the frame, `(H, W, 3)` uint8.
+        face: its face.
+        references: references to mix, with weights whose sum is 1.
+        values: lip values, `(Q,)`.
+        paint_mouth: inpaints between the lips.
+        strength: how much of the result is shown, in [0, 1].
+        mood: the mean latent of the frames around, whose expression stays; None for that of the
+            references.
+    """
+
+    rgb: np.ndarray
+    face: FilmedFace
+    references: Sequence[tuple[Reference, float]]
+    values: Tensor
+    paint_mouth: MouthCompositor | None
+    strength: float = 1.0
+    mood: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A face that will be generated.
+
+    Attributes:
+        inputs: of the decoder, one item.
+        reference: what it is made from.
+        weight: its share of the result.
+        points: its landmarks, `(L, 2)` in pixels of the crop.
+    """
+
+    inputs: DecoderInputs
+    reference: Reference
+    weight: float
+    points: Tensor
+
+
+@dataclass(frozen=True)
 class _Face:
-    """A generated face, in its crop.
+    """A generated face, in a part of its crop.
 
     Attributes:
         flow: from pixels of the crop to those of the reference, `(128, 128, 2)`, in pixels.
-        change: what is added to the warped reference, `(256, 256, 3)` in [-255, 255].
-        image: the whole crop, `(256, 256, 3)` in [0, 255].
-        points: its landmarks, `(L, 2)` in pixels of the crop.
+        change: what is added to the warped reference in the part, `(h, w, 3)` in [-255, 255].
+        image: the part, `(h, w, 3)` in [0, 255].
     """
 
     flow: np.ndarray
     change: np.ndarray
     image: np.ndarray
-    points: Tensor
 
 
 class MouthRenderer:
@@ -75,87 +121,111 @@ class MouthRenderer:
         self._autoencoder = model.face.autoencoder
 
     @torch.inference_mode()
-    def render(
-        self,
-        rgb: np.ndarray,
-        face: FilmedFace,
-        references: list[tuple[Reference, float]],
-        values: Tensor,
-        paint_mouth: MouthCompositor | None,
-        strength: float = 1.0,
-        mood: Tensor | None = None,
-    ) -> Patch | None:
-        """Return the part of a frame that changes; None if its face lies outside of the frame.
+    def render(self, tasks: Sequence[MouthTask]) -> list[Patch | None]:
+        """Return the part that changes of each frame; None if its face lies outside of the frame.
 
-        Args:
-            rgb: the frame, `(H, W, 3)` uint8.
-            face: its face.
-            references: references to mix, with weights whose sum is 1.
-            values: lip values, `(Q,)`.
-            paint_mouth: inpaints between the lips.
-            strength: how much of the result is shown, in [0, 1].
-            mood: the mean latent of the frames around, whose expression stays; None for that of
-                the references.
+        Several frames at once take less time than one by one.
         """
-        faces = [(self._generate(face, r, values, mood), r, weight) for r, weight in references]
+        plans: list[list[_Plan]] = [[] for _ in tasks]
+        references = {id(r): r for task in tasks for r, _ in task.references}
+        for reference in references.values():
+            self._plan(tasks, reference, plans)
+        return [self._render(*one) for one in zip(tasks, plans, strict=True)]
+
+    def _plan(
+        self, tasks: Sequence[MouthTask], reference: Reference, plans: list[list[_Plan]]
+    ) -> None:
+        """Prepare to decode all faces that are made from a reference; add to the tasks' plans."""
+        chosen = [
+            (index, weight)
+            for index, task in enumerate(tasks)
+            for used, weight in task.references
+            if used is reference
+        ]
+        latents = [
+            reference.motion.with_lips(tasks[i].face.latent, tasks[i].values, tasks[i].mood)
+            for i, _ in chosen
+        ]
+        features = reference.features.repeat(len(latents))
+        inputs = self._autoencoder.prepare_decoder(torch.stack(latents), features)
+        points = crop_pixels(inputs.points.float())
+        for number, (index, weight) in enumerate(chosen):
+            one = inputs[number : number + 1]
+            plans[index].append(_Plan(one, reference, weight, points[number]))
+
+    def _render(self, task: MouthTask, plans: Sequence[_Plan]) -> Patch | None:
+        face, rgb = task.face, task.rgb
         old = face.points.float().cpu().numpy()
-        new = [one.points.cpu().numpy() for one, _, _ in faces]
-        mask = mouth_mask(old, *new)
-        extent = _extent(mask, face, rgb.shape)
+        new = [plan.points.cpu().numpy() for plan in plans]
+        outline = mouth_outline(old, *new)
+        part = part_around(outline)
+        mask = mouth_mask(outline, part)
+        extent = _extent(mask, part, face, rgb.shape)
         if extent is None:
             return None
         rows, columns = extent
         to_crop = _from_part(matrix_of(face.to_crop), rows, columns)
         size = (columns.stop - columns.start, rows.stop - rows.start)
-        before = rgb[rows, columns].astype(np.float32)
-        lips = lips_mask(old, *new)
-        crop = face.crop.permute(1, 2, 0).numpy()
-        made = np.zeros_like(before)
-        for one, reference, weight in faces:
-            colours = _colour_change(crop, one.image, mask, lips)
-            made += weight * _at_frame(one, reference, colours, to_crop, size)
-        after = torch.from_numpy((made + 0.5).clip(0, 255).astype(np.uint8))[None]
-        if paint_mouth is not None:
-            corner = face.points.new_tensor([columns.start, rows.start])
-            points = sum(weight * one.points for one, _, weight in faces)
-            assert isinstance(points, Tensor)
-            in_part = face.to_crop.inverse()(points[None]) - corner
-            shown = after.to(points.device)
-            paint_mouth(shown, in_part)
-            after = shown.cpu()
-        alpha = strength * cv2.warpAffine(mask, to_crop, size, flags=_SAMPLE)
-        mixed = before + alpha[..., None] * (after[0].numpy().astype(np.float32) - before)
-        return Patch(rows, columns, (mixed + 0.5).clip(0, 255).astype(np.uint8), alpha)
+        lips = lips_mask(part, old, *new)
+        crop = face.crop[(slice(None), *part.pixels)].permute(1, 2, 0).numpy()
+        after, shown = None, 0.0
+        for plan in plans:
+            made = self._generate(plan, part)
+            colours = _colour_change(crop, made.image, mask, lips)
+            one = _at_frame(made, plan.reference, colours, to_crop, part, size)
+            shown += plan.weight
+            share = plan.weight / shown
+            after = one if after is None else cv2.addWeighted(one, share, after, 1 - share, 0)
+        assert after is not None, "a face is made from at least one reference"
+        if task.paint_mouth is not None:
+            after = _painted(after, task.paint_mouth, face, plans, (rows, columns))
+        alpha = task.strength * cv2.warpAffine(mask, _in_part(to_crop, part), size, flags=_SAMPLE)
+        before = np.ascontiguousarray(rgb[rows, columns])
+        mixed = cv2.blendLinear(after, before, alpha, 1 - alpha)
+        return Patch(rows, columns, mixed, alpha)
 
-    def _generate(
-        self, face: FilmedFace, reference: Reference, values: Tensor, mood: Tensor | None
-    ) -> _Face:
-        """Decode a face with other lips, in its crop."""
-        latent = reference.motion.with_lips(face.latent, values, mood)[None]
-        inputs = self._autoencoder.prepare_decoder(latent, reference.features)
-        layers: DecodedLayers = self._autoencoder.run_decoder(inputs, reference.features)
-        flow = layers.flow[0].permute(1, 2, 0) * (IMAGE_SIZE / 2)
-        change = layers.residual[0].permute(1, 2, 0).float() * 127.5
-        image = (layers.frames[0].permute(1, 2, 0).float() * 127.5 + 127.5).clamp(0, 255)
-        return _Face(
-            flow.float().cpu().numpy(),
-            change.cpu().numpy(),
-            image.cpu().numpy(),
-            crop_pixels(layers.points[0].float()),
+    def _generate(self, plan: _Plan, part: FramePart) -> _Face:
+        """Decode a part of a face with other lips."""
+        layers: DecodedLayers = self._autoencoder.run_decoder(
+            plan.inputs, plan.reference.features, part
         )
+        flow = layers.flow[0].permute(1, 2, 0) * (IMAGE_SIZE / 2)
+        residual = layers.residual.float()
+        image = (layers.warped.float() + residual)[0].permute(1, 2, 0) * 127.5 + 127.5
+        change = residual[0].permute(1, 2, 0) * 127.5
+        return _Face(*(x.contiguous().cpu().numpy() for x in (flow.float(), change, image)))
 
 
 _SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
+def _painted(
+    after: np.ndarray,
+    paint_mouth: MouthCompositor,
+    face: FilmedFace,
+    plans: Sequence[_Plan],
+    extent: tuple[slice, slice],
+) -> np.ndarray:
+    """Return a rectangle of a frame with the inside of the mouth."""
+    corner = face.points.new_tensor([extent[1].start, extent[0].start])
+    points = torch.stack([plan.weight * plan.points for plan in plans]).sum(0)
+    shown = torch.from_numpy(after)[None].to(points.device)
+    paint_mouth(shown, face.to_crop.inverse()(points[None]) - corner)
+    painted: np.ndarray = shown[0].cpu().numpy()
+    return painted
+
+
 def _extent(
-    mask: np.ndarray, face: FilmedFace, shape: tuple[int, ...]
+    mask: np.ndarray, part: FramePart, face: FilmedFace, shape: tuple[int, ...]
 ) -> tuple[slice, slice] | None:
-    """Return the rows and columns of a frame that a mask of its crop covers, from even numbers."""
+    """Return the rows and columns of a frame that a mask in its crop covers, from even numbers."""
     down, across = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(down):
         return None
-    box = [[x, y] for x in (across[0], across[-1] + 1) for y in (down[0], down[-1] + 1)]
+    top, left = (side.start for side in part.pixels)
+    box = [
+        [left + x, top + y] for x in (across[0], across[-1] + 1) for y in (down[0], down[-1] + 1)
+    ]
     corners = face.to_crop.inverse()(face.points.new_tensor([box]))[0]
     low = corners.amin(0).floor().long().tolist()
     high = corners.amax(0).ceil().long().tolist()
@@ -173,40 +243,48 @@ def _from_part(matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
     return moved
 
 
+def _in_part(to_crop: np.ndarray, part: FramePart) -> np.ndarray:
+    """Return a matrix to pixels of a crop as one to pixels of a part of it."""
+    moved = to_crop.copy()
+    moved[:, 2] -= [side.start for side in part.pixels[::-1]]
+    return moved
+
+
 def _at_frame(
     face: _Face,
     reference: Reference,
     colours: np.ndarray,
     to_crop: np.ndarray,
+    part: FramePart,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Return a generated face at the frame's resolution, `(h, w, 3)` float32.
+    """Return a generated face at the frame's resolution, `(h, w, 3)` uint8.
 
     Args:
         face: the face.
         reference: what it was made from.
-        colours: change of colours, `(64, 64, 3)`.
+        colours: change of colours, in cells of the part.
         to_crop: maps pixels of the part of the frame to those of the crop.
-        size: width and height of the part.
+        part: the part of the crop that was generated.
+        size: width and height of the part of the frame.
     """
     cells = _to_cells(to_crop, FLOW_SIZE)
     flow = cv2.warpAffine(face.flow, cells, size, flags=_SAMPLE, borderMode=cv2.BORDER_REPLICATE)
-    x, y = np.meshgrid(np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32))
+    x, y = np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32)[:, None]
     zoom = len(reference.source) / IMAGE_SIZE
-    at = [
-        (zoom * (row[0] * x + row[1] * y + row[2] + 0.5 + flow[..., axis]) - 0.5).astype(np.float32)
-        for axis, row in enumerate(to_crop)
-    ]
+    at = []
+    for axis, row in enumerate(zoom * to_crop.astype(np.float32)):
+        across, down = row[0] * x, row[1] * y + (row[2] + 0.5 * zoom - 0.5)
+        at.append(zoom * flow[..., axis] + across + down)
     warped = cv2.remap(
         reference.source, at[0], at[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    ).astype(np.float32)
-    warped += cv2.warpAffine(face.change, to_crop, size, flags=_SAMPLE)
-    warped += cv2.warpAffine(
-        colours, _to_cells(to_crop, _COLOUR_SIZE), size, flags=_SAMPLE,
-        borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
-    sharp: np.ndarray = warped
-    return sharp
+    )
+    change = face.change + cv2.resize(colours, face.change.shape[1::-1])
+    change = cv2.warpAffine(
+        change, _in_part(to_crop, part), size, flags=_SAMPLE, borderMode=cv2.BORDER_REPLICATE
+    )
+    made: np.ndarray = cv2.add(warped, change, dtype=cv2.CV_8U)
+    return made
 
 
 def _to_cells(to_crop: np.ndarray, cells: int) -> np.ndarray:
@@ -220,23 +298,22 @@ def _to_cells(to_crop: np.ndarray, cells: int) -> np.ndarray:
 def _colour_change(
     crop: np.ndarray, image: np.ndarray, mask: np.ndarray, lips: np.ndarray
 ) -> np.ndarray:
-    """Return what to add to a generated crop so that its skin has the frame's colours.
+    """Return what to add to a part of a generated crop so that its skin has the frame's colours.
 
     Args:
-        crop: the frame's crop, `(256, 256, 3)` uint8.
-        image: the generated crop, likewise, float32.
-        mask: the part that is replaced, `(256, 256)`.
-        lips: 1 where the two show different things, `(256, 256)` uint8.
+        crop: the frame's crop, `(h, w, 3)` uint8.
+        image: the generated one, likewise, float32.
+        mask: the part that is replaced, `(h, w)`.
+        lips: 1 where the two show different things, `(h, w)` uint8.
 
     Returns:
-        `(64, 64, 3)` float32.
+        `(h / 4, w / 4, 3)` float32.
     """
-    size = (_COLOUR_SIZE, _COLOUR_SIZE)
+    size = (mask.shape[1] // CELL_PX, mask.shape[0] // CELL_PX)
     weight = ((mask > 0) & (lips == 0)).astype(np.float32)
-    change = (crop.astype(np.float32) - image).clip(-_MOST_COLOUR, _MOST_COLOUR)
-    total = cv2.resize(change * weight[..., None], size, interpolation=cv2.INTER_AREA)
-    share = cv2.resize(weight, size, interpolation=cv2.INTER_AREA)
-    total = cv2.GaussianBlur(total, (0, 0), _COLOUR_CELLS)
-    share = cv2.GaussianBlur(share, (0, 0), _COLOUR_CELLS)
-    smooth: np.ndarray = total / (share + _SMALL)[..., None]
+    change = (crop - image.clip(0, 255)).clip(-_MOST_COLOUR, _MOST_COLOUR)
+    weighted = np.concatenate([change * weight[..., None], weight[..., None]], -1)
+    total = cv2.resize(weighted, size, interpolation=cv2.INTER_AREA)
+    total = cv2.GaussianBlur(total, (0, 0), _COLOUR_CELLS, borderType=cv2.BORDER_CONSTANT)
+    smooth: np.ndarray = total[..., :3] / (total[..., 3:] + _SMALL)
     return smooth

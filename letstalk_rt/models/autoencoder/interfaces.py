@@ -6,7 +6,12 @@ from typing import Any, Protocol, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from letstalk_rt.models.autoencoder.latents import DecodedLayers, DecoderInputs, PortraitFeatures
+from letstalk_rt.models.autoencoder.latents import (
+    DecodedLayers,
+    DecoderInputs,
+    FramePart,
+    PortraitFeatures,
+)
 from letstalk_rt.models.layers.network import Network
 
 Frames: TypeAlias = Tensor | DecodedLayers
@@ -141,8 +146,10 @@ class LandmarkAutoencoder(Autoencoder, Protocol):
         """Prepare to decode latents `(B, C, h, w)`, one portrait per latent."""
         ...
 
-    def run_decoder(self, inputs: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
-        """Decode B frames from the result of `prepare_decoder`, one portrait per frame."""
+    def run_decoder(
+        self, inputs: DecoderInputs, portrait: PortraitFeatures, part: FramePart | None = None
+    ) -> DecodedLayers:
+        """Decode B frames from the result of `prepare_decoder`; a part of them if one is given."""
         ...
 
     def follow_landmarks(

@@ -23,6 +23,39 @@ FLOW_SIZE = 128
 """Height and width of the flow, in cells of two pixels; it is discontinuous along the mouth."""
 
 
+CELL_PX = 4
+"""Pixels along each side of a cell of the decoder's finest maps, which have 64x64."""
+
+
+@dataclass(frozen=True)
+class FramePart:
+    """A rectangle of a frame, in cells of the decoder's finest maps.
+
+    Attributes:
+        rows: rows of cells.
+        columns: columns of cells.
+    """
+
+    rows: slice
+    columns: slice
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Rows and columns in pixels of the frame."""
+        return self._scaled(CELL_PX)
+
+    def of(self, maps: Tensor) -> Tensor:
+        """Return this part of maps `(..., s, s)` of whole frames, for s of 64, 128 or 256."""
+        return maps[(..., *self._scaled(maps.shape[-1] * CELL_PX // IMAGE_SIZE))]
+
+    def _scaled(self, by: int) -> tuple[slice, slice]:
+        rows, columns = self.rows, self.columns
+        return slice(rows.start * by, rows.stop * by), slice(columns.start * by, columns.stop * by)
+
+
+WHOLE_FRAME = FramePart(slice(0, IMAGE_SIZE // CELL_PX), slice(0, IMAGE_SIZE // CELL_PX))
+
+
 @dataclass
 class PortraitFeatures:
     """What the decoder needs of a portrait; computed once and not changed.
@@ -96,7 +129,8 @@ class DecodedLayers:
     """Decoded frames as the layers that they consist of; `...` is `B`, or `B, T`.
 
     A frame is `warped + residual`. A frame of another size follows from the portrait of that size,
-    the flow and the residual.
+    the flow and the residual. Of frames of which a part was decoded, `warped`, `mask` and `change`
+    are this part.
 
     Attributes:
         warped: the warped portrait, `(..., 3, 256, 256)`.

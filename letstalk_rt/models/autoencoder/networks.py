@@ -16,8 +16,11 @@ from letstalk_rt.models.autoencoder.latents import (
     FACE_SHAPE,
     FACE_SIZE,
     FLOW_SIZE,
+    IMAGE_SIZE,
+    WHOLE_FRAME,
     DecodedLayers,
     DecoderInputs,
+    FramePart,
     PortraitFeatures,
     face_part,
 )
@@ -27,7 +30,6 @@ from letstalk_rt.models.geometry.landmark_warp import (
     sample_at,
     sampling_grid,
     upsample,
-    warp,
 )
 from letstalk_rt.models.geometry.landmarks import (
     EYES,
@@ -94,10 +96,18 @@ class Encoder(nn.Module):
 
 def soft_argmax(heat: Tensor) -> Tensor:
     """Return the mean positions `(B, L, 2)`, in [-1, 1], of heat maps `(B, L, h, w)` of logits."""
-    share = torch.softmax(heat.flatten(2), -1).unflatten(-1, heat.shape[-2:])
-    axis_x = (torch.arange(heat.shape[-1], device=heat.device) + 0.5) / heat.shape[-1] * 2 - 1
-    axis_y = (torch.arange(heat.shape[-2], device=heat.device) + 0.5) / heat.shape[-2] * 2 - 1
-    return torch.stack([(share.sum(2) * axis_x).sum(-1), (share.sum(3) * axis_y).sum(-1)], -1)
+    share = torch.softmax(heat.flatten(2), -1)
+    with torch.autocast(heat.device.type, enabled=False):  # positions need all 32 bits
+        places: Tensor = share.float() @ _cell_centres(heat.shape[-2], heat.shape[-1], heat.device)
+    return places
+
+
+@functools.cache
+def _cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """Return x and y of the cells of a map, row by row, in [-1, 1]: `(height * width, 2)`."""
+    with torch.inference_mode(False):
+        x, y = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in (width, height))
+        return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
 
 
 class ReferenceEncoder(nn.Module):
@@ -183,26 +193,50 @@ class Decoder(nn.Module):
             ),
         )
 
-    def forward(self, inputs: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
-        """Decode B frames, one portrait per frame."""
+    def forward(
+        self, inputs: DecoderInputs, portrait: PortraitFeatures, part: FramePart | None = None
+    ) -> DecodedLayers:
+        """Decode B frames, one portrait per frame.
+
+        Near its edges a part differs slightly from the same part of a whole frame, because nothing
+        beyond it is computed at the finest level.
+        """
+        part = part or WHOLE_FRAME
         x, styles = inputs.start, iter(inputs.styles)
         for level, grid in enumerate(inputs.grids):
+            if level == 2:
+                x, grid = part.of(x), grid[:, part.rows, part.columns]
             sampled = sample_at(portrait.features[level].float(), grid)
             parts = [x, _channels_last(sampled, x.dtype)]
             if level == 2:
-                parts.append(inputs.maps)
+                parts.append(part.of(inputs.maps))
             x = self.mix[level](torch.cat(parts, 1))
             for block in self.blocks[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, next(styles))
             if level < 2:
                 x = self.ups[level](x)
-        change = 0.1 * self.flow_head(F.silu(x)).float()
-        flow = inputs.flow + upsample(change, FLOW_SIZE)
-        warped = warp(portrait.image.float(), flow, "bicubic")
+        flow = self._corrected(inputs.flow, x, part)
+        grid = sampling_grid(_double(flow))
+        warped = sample_at(portrait.image.float(), grid[(slice(None), *part.pixels)], "bicubic")
         warped_cells = _channels_last(F.pixel_unshuffle(warped, 4), x.dtype)
-        out = self.paint(torch.cat([x, warped_cells, inputs.gap], 1)).float()
+        out = self.paint(torch.cat([x, warped_cells, part.of(inputs.gap)], 1)).float()
         out = F.pixel_shuffle(out, 4)
         return DecodedLayers(warped, torch.sigmoid(out[:, :1]), out[:, 1:], flow, inputs.points)
+
+    def _corrected(self, flow: Tensor, x: Tensor, part: FramePart) -> Tensor:
+        """Return the flow of whole frames, corrected in a part of them."""
+        change = 0.1 * self.flow_head(F.silu(x)).float()
+        if part == WHOLE_FRAME:
+            return flow + upsample(change, FLOW_SIZE)
+        flow = flow.clone()
+        part.of(flow).add_(F.interpolate(change, scale_factor=2.0, mode="bilinear"))
+        return flow
+
+
+def _double(flow: Tensor) -> Tensor:
+    """Return a flow at the size of a frame, `(B, 2, 256, 256)`."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    return F.interpolate(flow, size, mode="bilinear", align_corners=False)
 
 
 @functools.cache

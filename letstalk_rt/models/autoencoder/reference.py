@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder import background_flow
+from letstalk_rt.models.autoencoder.blocks import for_inference
 from letstalk_rt.models.autoencoder.latents import (
     FACE_SHAPE,
     FACE_SIZE,
@@ -26,6 +27,7 @@ from letstalk_rt.models.autoencoder.latents import (
     LATENT_SIZE,
     DecodedLayers,
     DecoderInputs,
+    FramePart,
     PortraitFeatures,
     background_part,
     face_part,
@@ -110,8 +112,7 @@ class ReferenceAutoencoder(nn.Module):
 
         In bfloat16 it takes half the time of float32; landmarks differ by 0.04 px (docs/log.md).
         """
-        same = dtype == self.encoder.write_points.weight.dtype
-        encoder = self.encoder if same else copy.deepcopy(self.encoder).to(dtype)
+        encoder = for_inference(copy.deepcopy(self.encoder)).to(dtype)
 
         def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
             frames = frames.to(dtype, memory_format=torch.channels_last)
@@ -191,9 +192,17 @@ class ReferenceAutoencoder(nn.Module):
         """Decode `(B, C, h, w)` to layers; for the arguments see `prepare_decoder`."""
         return self.run_decoder(self.prepare_decoder(latents, portrait, coarse), portrait)
 
-    def run_decoder(self, inputs: DecoderInputs, portrait: PortraitFeatures) -> DecodedLayers:
-        """Decode B frames from the result of `prepare_decoder`, one portrait per frame."""
-        layers: DecodedLayers = self.decoder(inputs, portrait)
+    def run_decoder(
+        self, inputs: DecoderInputs, portrait: PortraitFeatures, part: FramePart | None = None
+    ) -> DecodedLayers:
+        """Decode B frames, or a part of them, from the result of `prepare_decoder`.
+
+        Args:
+            inputs: from `prepare_decoder`.
+            portrait: one portrait per frame.
+            part: what is decoded of each frame; all when None.
+        """
+        layers: DecodedLayers = self.decoder(inputs, portrait, part)
         return layers
 
     def follow_landmarks(

@@ -5,6 +5,7 @@ searched only now and then: for a face that was lost, and for a second one. Heat
 certain they are: the landmarks of a face lie in few cells, those of anything else are spread out.
 """
 
+import functools
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -130,15 +131,21 @@ def read_heatmaps(heat: Tensor) -> tuple[Tensor, Tensor]:
         less the wider it is.
     """
     height, width = heat.shape[-2:]
-    share = torch.softmax(heat.flatten(2), -1).unflatten(-1, (height, width))
-    places, spread = [], torch.zeros_like(share[..., 0, 0])
-    for along, cells in ((2, width), (3, height)):
-        axis = torch.arange(cells, device=heat.device) + 0.5
-        marginal = share.sum(along)
-        place = marginal @ axis
-        spread = spread + (marginal @ axis**2 - place**2)
-        places.append(place / cells * 2 - 1)
-    return torch.stack(places, -1), (1 / (1 + _SPREAD * spread)).mean(-1)
+    share = torch.softmax(heat.flatten(2), -1)
+    moments = share @ _cell_moments(height, width, heat.device).to(share)
+    place, square = moments[..., :2], moments[..., 2:]
+    spread = (square - place**2).sum(-1)
+    sides = place.new_tensor([width, height])
+    return place * (2 / sides), (1 / (1 + _SPREAD * spread)).mean(-1)
+
+
+@functools.cache
+def _cell_moments(height: int, width: int, device: torch.device) -> Tensor:
+    """Return x, y and their squares of the cells of a map, from its middle: `(h * w, 4)`."""
+    with torch.inference_mode(False):
+        x, y = (torch.arange(n, device=device) + 0.5 - n / 2 for n in (width, height))
+        places = torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
+        return torch.cat([places, places**2], -1)
 
 
 def certainty(heat: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ import pytest
 import torch
 from support.small_model import AUTOENCODER, stir
 
-from letstalk_rt.models.autoencoder.blocks import ChannelNorm, Down, Up
+from letstalk_rt.models.autoencoder.blocks import ChannelNorm, Down, Up, for_inference
 from letstalk_rt.models.autoencoder.latents import (
     FACE_SHAPE,
     FACE_SIZE,
     FLOW_SIZE,
     LATENT_SHAPE,
+    FramePart,
     without_background_flow,
 )
 from letstalk_rt.models.autoencoder.networks import soft_argmax
@@ -286,3 +287,37 @@ class TestLandmarks:
 
     def test_a_mouth_without_width_gives_no_nan(self):
         assert np.isfinite(mouth_opening(np.zeros((1, NUM_LANDMARKS, 2)))).all()
+
+
+class TestPartsOfFrames:
+    PART = FramePart(slice(20, 52), slice(16, 54))
+
+    def test_a_part_is_that_of_the_whole_frame_but_for_its_edges(self, model):
+        portrait = model.encode_portrait(pictures(1))
+        inputs = model.prepare_decoder(model.encode(pictures(1, 1))[0], portrait)
+        whole = model.run_decoder(inputs, portrait)
+        part = model.run_decoder(inputs, portrait, self.PART)
+        inside = (..., slice(40, -40), slice(40, -40))
+        assert part.warped.shape == (1, 3, 128, 152)
+        torch.testing.assert_close(
+            part.frames[inside], self.PART.of(whole.frames)[inside], atol=1e-4, rtol=0
+        )
+        inner = (..., slice(70, 80), slice(60, 80))
+        torch.testing.assert_close(part.flow[inner], whole.flow[inner], atol=1e-5, rtol=0)
+
+    def test_maps_of_all_sizes_are_cut_at_the_same_place(self):
+        rows = torch.linspace(0, 1, 257)
+        for size in (64, 128, 256):
+            edges = rows[:: 256 // size][:-1].expand(size, size).T  # upper edge of each row
+            assert float(self.PART.of(edges)[0, 0]) == pytest.approx(20 / 64)
+            assert self.PART.of(edges).shape == (32 * size // 64, 38 * size // 64)
+
+
+def test_a_network_for_inference_computes_the_same(model):
+    x, down = torch.randn(2, 8, 16, 16), Down(8, 16)
+    torch.testing.assert_close(down.as_convolution()(x), down(x), atol=1e-5, rtol=1e-5)
+    frames = pictures(2)
+    expected = model.encode_with_heatmaps(frames[None])
+    for made, wanted in zip(model.encoder_in(torch.float32)(frames), expected, strict=True):
+        torch.testing.assert_close(made, wanted[0], atol=2e-4, rtol=1e-4)
+    assert not any(isinstance(part, Down) for part in for_inference(model.encoder).modules())
