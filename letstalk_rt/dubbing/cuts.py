@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 _CUT_LEVEL, _CUT_RATIO = 16.0, 4.0
+_SAMPLES = 128  # pixels along the shorter side of a frame that are looked at
 
 
 class CutDetector:
@@ -15,6 +16,10 @@ class CutDetector:
 
     def is_cut(self, rgb: np.ndarray) -> bool:
         """Return whether the next frame, `(H, W, 3)` uint8, begins a new shot."""
+        step = max(
+            1, min(rgb.shape[:2]) // _SAMPLES
+        )  # of a large frame a part of the pixels will do
+        rgb = np.ascontiguousarray(rgb[::step, ::step])
         small = cv2.resize(rgb, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
         if self._last is None:
             self._last = small

@@ -31,13 +31,15 @@ def put(
         after: as it will be.
         tags: how the planes are to be read.
     """
-    change = after.astype(np.float32) - before
     red, blue = _KR_KB.get(tags.space, _BT601)
-    luma = change @ np.array([red, 1 - red - blue, blue], np.float32)
+    luma = np.array([red, 1 - red - blue, blue])
     ranges = (1.0, 1.0) if tags.full_range else (219 / 255, 224 / 255)
-    _add(planes[0], rows, columns, ranges[0] * luma)
-    for plane, channel, share in ((planes[1], 2, blue), (planes[2], 0, red)):
-        chroma = ranges[1] * (change[..., channel] - luma) / (2 * (1 - share))
+    blues, reds = ((np.eye(3)[i] - luma) / (2 * (1 - luma[i])) for i in (2, 0))
+    matrix = np.array([ranges[0] * luma, ranges[1] * blues, ranges[1] * reds], np.float32)
+    change = cv2.transform(cv2.subtract(after, before, dtype=cv2.CV_32F), matrix)
+    _add(planes[0], rows, columns, change[..., 0])
+    for plane, number in ((planes[1], 1), (planes[2], 2)):
+        chroma = np.ascontiguousarray(change[..., number])
         down = -(-planes[0].shape[0] // plane.shape[0])
         across = -(-planes[0].shape[1] // plane.shape[1])
         size = (-(-chroma.shape[1] // across), -(-chroma.shape[0] // down))

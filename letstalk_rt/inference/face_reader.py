@@ -179,7 +179,7 @@ def crop_pixels(points: Tensor) -> Tensor:
 
 def sharpness(crop: Tensor) -> float:
     """Return the mean absolute Laplacian of the lower half of a crop `(3, 256, 256)` uint8."""
-    grey = crop.float().mean(0).cpu().numpy()[IMAGE_SIZE // 2 : -24, 48:-48]
+    grey = crop[:, IMAGE_SIZE // 2 : -24, 48:-48].float().mean(0).cpu().numpy()
     return float(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean())
 
 

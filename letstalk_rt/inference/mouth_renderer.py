@@ -29,7 +29,7 @@ from letstalk_rt.models.autoencoder.latents import (
     FramePart,
 )
 from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.portrait.mouth_compositor import MouthCompositor
+from letstalk_rt.portrait.mouth_compositor import MouthCompositor, inpaint
 
 _COLOUR_CELLS = 3.0  # width of the kernel that interpolates colours
 _MOST_COLOUR = 40.0
@@ -62,7 +62,7 @@ class MouthTask:
         face: its face.
         references: references to mix, with weights whose sum is 1.
         values: lip values, `(Q,)`.
-        paint_mouth: inpaints between the lips.
+        mouth: crops what is inpainted between the lips; None to leave it as it is.
         strength: how much of the result is shown, in [0, 1].
         mood: the mean latent of the frames around, whose expression stays; None for that of the
             references.
@@ -72,7 +72,7 @@ class MouthTask:
     face: FilmedFace
     references: Sequence[tuple[Reference, float]]
     values: Tensor
-    paint_mouth: MouthCompositor | None
+    mouth: MouthCompositor | None
     strength: float = 1.0
     mood: Tensor | None = None
 
@@ -109,6 +109,25 @@ class _Face:
     image: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A generated lower face at the frame's resolution.
+
+    Attributes:
+        rows: rows of the frame.
+        columns: columns of the frame.
+        rgb: its pixels there, `(h, w, 3)` uint8.
+        alpha: its opacity, `(h, w)` in [0, 1].
+        points: its landmarks, `(1, L, 2)` in pixels of `rgb`.
+    """
+
+    rows: slice
+    columns: slice
+    rgb: Tensor
+    alpha: np.ndarray
+    points: Tensor
+
+
 class MouthRenderer:
     """Renders lower faces; holds no state.
 
@@ -119,6 +138,7 @@ class MouthRenderer:
     def __init__(self, model: AvatarModel) -> None:
         assert model.face is not None
         self._autoencoder = model.face.autoencoder
+        self._painter = model.mouth_painter
 
     @torch.inference_mode()
     def render(self, tasks: Sequence[MouthTask]) -> list[Patch | None]:
@@ -130,7 +150,10 @@ class MouthRenderer:
         references = {id(r): r for task in tasks for r, _ in task.references}
         for reference in references.values():
             self._plan(tasks, reference, plans)
-        return [self._render(*one) for one in zip(tasks, plans, strict=True)]
+        drawn = [self._draw(*one) for one in zip(tasks, plans, strict=True)]
+        self._inpaint(tasks, drawn)
+        pairs = zip(tasks, drawn, strict=True)
+        return [None if one is None else _patch(task, one) for task, one in pairs]
 
     def _plan(
         self, tasks: Sequence[MouthTask], reference: Reference, plans: list[list[_Plan]]
@@ -153,14 +176,15 @@ class MouthRenderer:
             one = inputs[number : number + 1]
             plans[index].append(_Plan(one, reference, weight, points[number]))
 
-    def _render(self, task: MouthTask, plans: Sequence[_Plan]) -> Patch | None:
-        face, rgb = task.face, task.rgb
+    def _draw(self, task: MouthTask, plans: Sequence[_Plan]) -> _Drawn | None:
+        """Generate a lower face, its mouth not inpainted yet."""
+        face = task.face
         old = face.points.float().cpu().numpy()
         new = [plan.points.cpu().numpy() for plan in plans]
         outline = mouth_outline(old, *new)
         part = part_around(outline)
         mask = mouth_mask(outline, part)
-        extent = _extent(mask, part, face, rgb.shape)
+        extent = _extent(mask, part, face, task.rgb.shape)
         if extent is None:
             return None
         rows, columns = extent
@@ -177,12 +201,23 @@ class MouthRenderer:
             share = plan.weight / shown
             after = one if after is None else cv2.addWeighted(one, share, after, 1 - share, 0)
         assert after is not None, "a face is made from at least one reference"
-        if task.paint_mouth is not None:
-            after = _painted(after, task.paint_mouth, face, plans, (rows, columns))
-        alpha = task.strength * cv2.warpAffine(mask, _in_part(to_crop, part), size, flags=_SAMPLE)
-        before = np.ascontiguousarray(rgb[rows, columns])
-        mixed = cv2.blendLinear(after, before, alpha, 1 - alpha)
-        return Patch(rows, columns, mixed, alpha)
+        alpha = cv2.warpAffine(mask, _in_part(to_crop, part), size, flags=_SAMPLE)
+        points = torch.stack([plan.weight * plan.points for plan in plans]).sum(0)
+        corner = points.new_tensor([columns.start, rows.start])
+        in_frame = face.to_crop.inverse()(points[None]) - corner
+        return _Drawn(rows, columns, torch.from_numpy(after).to(points.device), alpha, in_frame)
+
+    def _inpaint(self, tasks: Sequence[MouthTask], drawn: Sequence[_Drawn | None]) -> None:
+        """Inpaint the open mouths of lower faces, in place."""
+        mouths = [
+            task.mouth.crop_open(one.rgb[None], one.points)
+            for task, one in zip(tasks, drawn, strict=True)
+            if task.mouth is not None and one is not None
+        ]
+        is_open = [one for one in mouths if one is not None]
+        if is_open:
+            assert self._painter is not None, "a mouth compositor comes from its model"
+            inpaint(self._painter, is_open)
 
     def _generate(self, plan: _Plan, part: FramePart) -> _Face:
         """Decode a part of a face with other lips."""
@@ -199,20 +234,12 @@ class MouthRenderer:
 _SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
-def _painted(
-    after: np.ndarray,
-    paint_mouth: MouthCompositor,
-    face: FilmedFace,
-    plans: Sequence[_Plan],
-    extent: tuple[slice, slice],
-) -> np.ndarray:
-    """Return a rectangle of a frame with the inside of the mouth."""
-    corner = face.points.new_tensor([extent[1].start, extent[0].start])
-    points = torch.stack([plan.weight * plan.points for plan in plans]).sum(0)
-    shown = torch.from_numpy(after)[None].to(points.device)
-    paint_mouth(shown, face.to_crop.inverse()(points[None]) - corner)
-    painted: np.ndarray = shown[0].cpu().numpy()
-    return painted
+def _patch(task: MouthTask, drawn: _Drawn) -> Patch:
+    """Blend a lower face into its frame."""
+    alpha = task.strength * drawn.alpha
+    before = np.ascontiguousarray(task.rgb[drawn.rows, drawn.columns])
+    mixed = cv2.blendLinear(drawn.rgb.cpu().numpy(), before, alpha, 1 - alpha)
+    return Patch(drawn.rows, drawn.columns, mixed, alpha)
 
 
 def _extent(
