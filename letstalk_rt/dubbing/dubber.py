@@ -32,6 +32,7 @@ from letstalk_rt.inference.reference_frames import (
     reference_cost,
     shown_share,
 )
+from letstalk_rt.inference.steady_latents import MOOD_FRAMES, PlacedLatent, steady_latent
 from letstalk_rt.inference.teeth import Teeth
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
@@ -41,13 +42,6 @@ LOOKAHEAD = 30
 """Frames that are read before one is returned; fewer of large frames, see `LOOKAHEAD_BYTES`."""
 
 LOOKAHEAD_BYTES = 256 * 2**20
-
-STEADY_FRAMES = 2
-"""Latents of a still head are averaged over so many frames on either side: noise of landmarks would
-flicker at the seam. The lips are set afterwards, so their motion does not become slower."""
-
-MOOD_FRAMES = 25
-"""The film's own expression, such as a smile, is the mean over so many frames on either side."""
 
 _BETTER = 0.12  # a reference is replaced by one whose cost is lower by this
 
@@ -213,7 +207,9 @@ class Dubber:
             return None
         shot.teeth.change_if_closed(values)
         coming = [s.face for s in ahead if s.shot == shot.number and s.face is not None]
-        steady = replace(shown.face, latent=_steady(shot.past, coming))
+        before, after = map(_placed, reversed(shot.past)), map(_placed, coming[1:])
+        latent = steady_latent(_placed(shown.face), before, after)
+        steady = replace(shown.face, latent=latent)
         mood = torch.stack([f.latent for f in [*shot.past, *coming[:MOOD_FRAMES]]]).mean(0)
         shot.past.append(shown.face)
         mixed = shot.mixer.mix(shot.references, head_pose(shown.face.points))
@@ -226,19 +222,8 @@ def _face(shown: _Shown[Item]) -> FilmedFace:
     return shown.face
 
 
-def _steady(past: deque[FilmedFace], coming: list[FilmedFace]) -> torch.Tensor:
-    """Return the latent of the first of the frames to come, with less noise if the head is still.
-
-    The latents of a moving head belong to different crops, and are not mixed.
-    """
-    face = coming[0]
-    latents = [face.latent]
-    for near in (list(past)[::-1], coming[1:]):
-        for other in near[:STEADY_FRAMES]:
-            if other.to_crop is not face.to_crop:
-                break
-            latents.append(other.latent)
-    return torch.stack(latents).mean(0)
+def _placed(face: FilmedFace) -> PlacedLatent:
+    return PlacedLatent(id(face.to_crop), face.latent)
 
 
 def _is_usable(face: FilmedFace | None) -> bool:

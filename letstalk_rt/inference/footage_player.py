@@ -5,7 +5,7 @@ faces and nothing else: neither denoiser nor gestures take part.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from letstalk_rt.inference.reference_frames import (
     reference_cost,
     shown_share,
 )
+from letstalk_rt.inference.steady_latents import PlacedLatent, moods, steady_latent
 from letstalk_rt.inference.teeth import painter_with_teeth, teeth_score
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.types import FaceTrack, Footage
@@ -45,10 +46,14 @@ class _Plan:
     Attributes:
         strength: how much of the change is shown.
         mixed: numbers and weights of the references.
+        latent: of its face, with less noise if the head is still; None without a face.
+        mood: the mean latent of the frames around, whose expression stays; likewise.
     """
 
     strength: float
     mixed: tuple[tuple[int, float], ...]
+    latent: Tensor | None
+    mood: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -129,12 +134,12 @@ class FootagePlayer:
         """Return a frame, `(H, W, 3)` uint8; may be called from any thread."""
         rgb = decoded_frame(self._footage.frames[frame.index])
         plan, track = self._plans[frame.index], self._footage.faces[frame.index]
-        if track is None or plan.strength <= 0:
+        if track is None or plan.latent is None or plan.strength <= 0:
             return rgb
-        face = face_from(track, rgb, self._autoencoder)
+        face = replace(face_from(track, rgb, self._autoencoder), latent=plan.latent)
         mixed = [(self._references[number], weight) for number, weight in plan.mixed]
         paint = self._paint if with_painter else None
-        task = MouthTask(rgb, face, mixed, frame.values, paint, plan.strength)
+        task = MouthTask(rgb, face, mixed, frame.values, paint, plan.strength, plan.mood)
         patch = self._renderer.render([task])[0]
         if patch is not None:
             rgb[patch.rows, patch.columns] = patch.rgb
@@ -193,6 +198,8 @@ class FootagePlayer:
         count, mixer = len(self._footage.frames), ReferenceMixer()
         numbers = {id(reference): n for n, reference in enumerate(self._references)}
         wanted = [shown_share(None if t is None else t.yaw) for t in self._footage.faces]
+        faces = [self._placed(track) for track in self._footage.faces]
+        lasting = moods(faces)
         plans = []
         for index, points in enumerate(self._points):
             near = range(max(0, index - FADE_FRAMES), min(count, index + FADE_FRAMES + 1))
@@ -201,8 +208,17 @@ class FootagePlayer:
             if points is not None:
                 mixed = mixer.mix(self._references, head_pose(points))
             pairs = tuple((numbers[id(reference)], weight) for reference, weight in mixed)
-            plans.append(_Plan(strength, pairs))
+            face, latent = faces[index], None
+            if face is not None:
+                latent = steady_latent(face, reversed(faces[:index]), faces[index + 1 :])
+            plans.append(_Plan(strength, pairs, latent, lasting[index]))
         return plans
+
+    def _placed(self, track: FaceTrack | None) -> PlacedLatent | None:
+        if track is None:
+            return None
+        latent = torch.from_numpy(track.latent).to(self._autoencoder.mean_points.device)
+        return PlacedLatent((track.rotation, track.shift), latent)
 
 
 def decoded_frame(data: bytes) -> np.ndarray:

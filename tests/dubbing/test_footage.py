@@ -1,19 +1,27 @@
 """A short film in place of a picture: it goes back and forth, and its lips speak."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.films import FPS, scene, syllables, talking_film, write_film
 
 from letstalk_rt.cli.main import main
 from letstalk_rt.dubbing.footage import is_film, prepare_footage
 from letstalk_rt.errors import NoFaceError, PortraitError
+from letstalk_rt.inference.face_reader import FaceReader
+from letstalk_rt.inference.footage_player import FootagePlayer
+from letstalk_rt.inference.lip_control import LipControl
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.models.autoencoder.latents import LATENT_SIZE
+from letstalk_rt.models.face.lip_values import LIP_VALUES
+from letstalk_rt.models.geometry.landmarks import MOUTH_LEFT, MOUTH_RIGHT
 from letstalk_rt.portrait.image import read_image
 from letstalk_rt.session.avatar import Avatar
-from letstalk_rt.types import Portrait
+from letstalk_rt.types import Footage, Portrait
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,46 @@ def test_delivery_batches_and_repetition_give_the_same_frames(pipeline, portrait
     one.reset()
     np.testing.assert_array_equal(step(pipeline, one, pcm[0]), both[0])
     assert pipeline.batch_key(one) == pipeline.batch_key(alone)
+
+
+def rendered(pipeline: AvatarPipeline, footage: Footage, count: int) -> list[np.ndarray]:
+    """Return the first frames of footage with lips at rest."""
+    assert pipeline.model.lip_motion is not None
+    player = FootagePlayer(pipeline.model, footage, 1.0)
+    still = torch.zeros(count, len(pipeline.model.lip_motion.heard))
+    return [player.render(frame) for frame in player.next(still)]
+
+
+def test_noise_of_landmarks_does_not_move_the_lower_face_of_a_still_head(pipeline, portrait):
+    data, face = portrait.footage.frames[0], portrait.footage.faces[0]
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(12, *face.latent.shape))
+    noisy = [replace(face, latent=(face.latent + n).astype(np.float32)) for n in noise]
+    moving = [replace(f, shift=(f.shift[0] + 0.01 * i, f.shift[1])) for i, f in enumerate(noisy)]
+    change = []
+    for faces in (noisy, moving):
+        shown = np.stack(rendered(pipeline, Footage((data,) * 12, tuple(faces)), 12)).astype(float)
+        change.append(np.abs(np.diff(shown, axis=0)).mean())
+    assert change[0] < 0.6 * change[1]
+
+
+def test_a_smile_of_the_film_is_kept(pipeline, portrait):
+    model, footage = pipeline.model, portrait.footage
+    data, face = footage.frames[0], footage.faces[0]
+    autoencoder = model.face.autoencoder
+    points = autoencoder.decode_landmarks(torch.from_numpy(face.latent))
+    control = LipControl.of(
+        model.lip_motion, points, autoencoder.landmark_matrix, torch.ones(LATENT_SIZE)
+    )
+    width = control.write[:, LIP_VALUES.index("width")].view(face.latent.shape).numpy()
+    wide = replace(face, latent=face.latent + 0.15 * width)
+    reader = FaceReader(pipeline.finder, autoencoder)
+    widths = []
+    for other in (face, wide):
+        blurred = replace(other, sharpness=face.sharpness / 2)  # the first stays the reference
+        shown = rendered(pipeline, Footage((data,) * 40, (face, *(blurred,) * 39)), 40)[35]
+        found = reader.read(shown).frame_points
+        widths.append(float((found[MOUTH_LEFT] - found[MOUTH_RIGHT]).norm()))
+    assert widths[1] > 1.02 * widths[0]
 
 
 def test_an_interrupt_goes_back_by_what_was_not_shown(pipeline, portrait):

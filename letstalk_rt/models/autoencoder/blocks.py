@@ -106,4 +106,8 @@ def for_inference(network: nn.Module) -> nn.Module:
             setattr(network, name, part.as_convolution())
         else:
             for_inference(part)
-    return network.to(memory_format=torch.channels_last)
+    for part in network.children():
+        if isinstance(part, nn.Conv2d):
+            weight = part.weight.detach().contiguous(memory_format=torch.channels_last)
+            part.weight = nn.Parameter(weight)
+    return network
