@@ -5,9 +5,14 @@ avatar frame by frame, by MediaPipe and by a face recognition network that the m
 correlation of yaw, pitch and roll, the share of blinks that are shown, and the likeness to the
 portrait over that of the driver to their own neutral look. It needs the extra `eval`.
 
-`--latency` runs the server and headless Chromium, whose camera shows a film of a face that jumps
-sideways once a second. It measures the time from a jump in the visitor's mirror to that of the
-avatar. `--film` shows a film of yours instead, and prints nothing but the delays.
+`--page` drives the avatar with the first of these clips once more as visitors do: the clip is the
+camera of headless Chromium, and the avatar's frames come from the page of the server.
+
+`--latency` shows that camera a film of a face that moves sideways once a second. It measures the
+time from the middle of a move in the visitor's mirror to that in the avatar, and tells where the
+time goes: `server_ms` has the stages of `letstalk_rt.metrics`, from the capture of a frame to its
+playout. `--microphone` switches the microphone on, too: frames then wait for their sound. `--film`
+shows a film of yours instead.
 
 `--rate` runs a session as the server does, with the model in a process of its own, in real time:
 sound as from a microphone and frames as from a webcam, 25 a second. It measures what is shown and
@@ -15,6 +20,7 @@ the processor time of each part, without the camera for a quarter of the time an
 
     python benchmarks/bench_camera.py --rate --seconds 60
     python benchmarks/bench_camera.py --data DATA --cache CACHE --clips 8
+    python benchmarks/bench_camera.py --data DATA --cache CACHE --clips 1 --page --seconds 20
     python benchmarks/bench_camera.py --latency --seconds 60
 
 The last line is JSON.
@@ -23,18 +29,13 @@ The last line is JSON.
 import argparse
 import json
 import os
-import re
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from camera_page import bench_latency, bench_page
 from camera_rate import bench_rate
 from card import commit, processor_name
 from instruction_sets import add_option, run_limited
@@ -46,7 +47,6 @@ from letstalk_rt.threads import shorten_openmp_spin
 WARM_UP = 15
 """Frames before the neutral look is known and the camera has faded in."""
 
-JUMP_FRAMES = 25
 _LEAST_MOTION = np.radians(1.5)  # standard deviation of an angle that counts as motion
 _SHUT = 0.65  # share of the median opening below which an eye counts as closed
 _NEAR = 2  # frames by which a blink may be off
@@ -80,7 +80,10 @@ def bench_drive(options: argparse.Namespace) -> dict[str, Any]:
     shown, blinked = (sum(row[k] for row in rows) for k in ("blinks_shown", "blinks"))
     means["blink_recall"] = shown / blinked if blinked else float("nan")
     means["seen"] = _mean([row["seen"] for row in rows])
-    return {"clips": rows, "mean": means}
+    result: dict[str, Any] = {"drive": {"clips": rows, "mean": means}}
+    if options.page:
+        result["page"] = bench_page(clips[0], judge, poses(clips[0].pose), options)
+    return result
 
 
 def likeness(
@@ -210,119 +213,6 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-# The delay
-
-WATCH = """
-() => {
-  window.seen = { mirror: [], video: [] };
-  for (const id of ["mirror", "video"]) {
-    const video = document.getElementById(id);
-    const context = new OffscreenCanvas(64, 48).getContext("2d", { willReadFrequently: true });
-    let last = null;
-    const look = () => {
-      context.drawImage(video, 0, 0, 64, 48);
-      const now = context.getImageData(0, 0, 64, 48).data;
-      let sum = 0;
-      if (last) for (let i = 0; i < now.length; i++) sum += Math.abs(now[i] - last[i]);
-      window.seen[id].push([performance.now(), sum / now.length]);
-      last = now;
-      video.requestVideoFrameCallback(look);
-    };
-    video.requestVideoFrameCallback(look);
-  }
-}
-"""
-"""Collects `[time in ms, change since the frame before]` of the mirror and of the avatar."""
-
-
-def make_film(path: Path, seconds: int = 8) -> None:
-    """Write a film for Chromium's fake camera: a portrait that jumps sideways once a second."""
-    import av
-    from PIL import Image
-
-    from letstalk_rt.avatars import list_avatars
-
-    face = next(iter(list_avatars().values()))
-    portrait = np.asarray(Image.open(face).convert("RGB").resize((420, 420)))
-    with av.open(str(path), "w", format="yuv4mpegpipe") as container:
-        stream = container.add_stream("rawvideo", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
-        for number in range(25 * seconds):
-            left = 60 if number // JUMP_FRAMES % 2 else 160
-            rgb = np.full((480, 640, 3), 120, np.uint8)
-            rgb[30:450, left : left + 420] = portrait
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def bench_latency(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the delay from a jump in the mirror to that of the avatar."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("Chromium is missing; install it with: apt-get install chromium")
-    command = [sys.executable, "-m", "letstalk_server", "--port", "0"]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as run,
-    ):
-        try:
-            assert run.stdout is not None
-            address = re.search(r"http://\S+", run.stdout.readline())
-            if address is None:
-                raise SystemExit("the server did not start")
-            film = options.film or Path(folder) / "film.y4m"
-            if options.film is None:
-                make_film(film)
-            flags = [
-                "--no-sandbox",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-                f"--use-file-for-fake-video-capture={film}",
-                "--autoplay-policy=no-user-gesture-required",
-            ]
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-                page = browser.new_page()
-                page.goto(address.group())
-                page.wait_for_selector("body[data-state=live]", timeout=60_000)
-                page.check("#camera-switch", force=True)
-                time.sleep(6)
-                page.evaluate(WATCH)
-                time.sleep(options.seconds)
-                seen = page.evaluate("() => window.seen")
-                if options.screenshot is not None:
-                    page.screenshot(path=str(options.screenshot))
-                browser.close()
-        finally:
-            run.send_signal(signal.SIGINT)
-            run.communicate(timeout=30)
-    delays = delays_ms(np.array(seen["mirror"]), np.array(seen["video"]))
-    if not delays:
-        return {"jumps": 0}
-    p50, p95 = np.percentile(delays, (50, 95))
-    return {"jumps": len(delays), "p50_ms": round(float(p50)), "p95_ms": round(float(p95))}
-
-
-def delays_ms(mirror: np.ndarray, avatar: np.ndarray) -> list[float]:
-    """Return for each jump of the mirror how much later the avatar began to move.
-
-    Args:
-        mirror: time in ms and change of each frame, `(N, 2)`.
-        avatar: the same of the avatar.
-    """
-    jumps = mirror[mirror[:, 1] > 0.5 * mirror[:, 1].max(), 0]
-    threshold = 4 * np.median(avatar[:, 1]) + 0.15 * np.percentile(avatar[:, 1], 99)
-    moves = avatar[avatar[:, 1] > threshold, 0]
-    delays = []
-    for at in jumps:
-        after = moves[(moves > at) & (moves < at + 900)]
-        if len(after):
-            delays.append(float(after[0] - at))
-    return delays
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -337,6 +227,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rate", action="store_true", help="measure the frame rate in real time")
     add("--threads", type=int)
     add("--latency", action="store_true", help="measure the delay in Chromium")
+    add("--page", action="store_true", help="send a clip through Chromium, too; needs --data")
+    add("--microphone", action="store_true", help="measure the delay with a live microphone")
     add("--film", type=Path, help="film (y4m, mjpeg) for Chromium's fake camera")
     add("--seconds", type=float, default=60)
     add("--screenshot", type=Path)
@@ -364,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.rate:
         result["rate"] = bench_rate(options)
     if options.data is not None:
-        result["drive"] = bench_drive(options)
+        result |= bench_drive(options)
     if options.latency:
         result["latency"] = bench_latency(options)
     if options.output is not None:

@@ -1,6 +1,6 @@
 """Films for cameras that are not there: a face that moves as people do, or a clip of the data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,15 @@ WIDTH, HEIGHT = 480, 360
 """What the page asks a camera for."""
 
 FPS = 25
+NUMBER_BITS = 10
+"""Bits of the number of a frame; see `numbered`."""
+
 MOVE_FRAMES = 25
 """The face begins to move so often, to one side and back by turns."""
 
 _MOVING_FRAMES = 6  # from rest to rest
 _SIDE_PX = 330  # of the face's picture
-_FROM_PX, _BY_PX = 50, 48  # its left edge, and how far it moves
+_FROM_PX, _BY_PX = 62, 26  # its left edge, and how far it moves: little more than a quarter face
 
 
 def place(number: int) -> float:
@@ -43,7 +46,24 @@ def moving_face(frames: int) -> Iterator[np.ndarray]:
         yield cv2.warpAffine(face, to_frame, (WIDTH, HEIGHT), borderValue=(120, 120, 120))
 
 
-def write_film(path: Path, frames: Iterator[np.ndarray] | Sequence[np.ndarray]) -> None:
+def numbered(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield square frames in the middle of a film, with their numbers at its left edge.
+
+    A number is a column of ten blocks, the lowest bit at the top, white for 1.
+    """
+    import cv2
+
+    for number, frame in enumerate(frames):
+        rgb = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+        left = (WIDTH - HEIGHT) // 2
+        rgb[:, left : left + HEIGHT] = cv2.resize(np.asarray(frame), (HEIGHT, HEIGHT))
+        for bit in range(NUMBER_BITS):
+            side = HEIGHT // NUMBER_BITS
+            rgb[bit * side : (bit + 1) * side, :40] = 255 * (number >> bit & 1)
+        yield rgb
+
+
+def write_film(path: Path, frames: Iterable[np.ndarray]) -> None:
     """Write frames `(H, W, 3)` uint8 as a film for Chromium's fake camera (y4m)."""
     import av
 

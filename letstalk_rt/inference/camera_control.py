@@ -20,9 +20,9 @@ from letstalk_rt.models.face.head_pose import HeadShape, angles, average_head, r
 from letstalk_rt.models.face.lip_values import LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import EYES, IRISES, NUM_LANDMARKS, landmark_indices
 
-LIMITS = np.array([0.26, 0.2, 0.4, 0.25, 0.25, 0.15])
+LIMITS = np.array([0.26, 0.2, 0.33, 0.16, 0.16, 0.12])
 """The largest head pose that is shown; larger ones approach it. A flat picture does not turn
-or move further without tearing."""
+or move further without tearing, and a face that is moved far is less like its picture."""
 
 DEPTH = 1.43
 """By how much a head is deeper than the average head, which is too flat: the landmarks to which it
@@ -48,14 +48,14 @@ class CameraControl:
         to_front: how the portrait's head is turned from the front, `(3, 3)`.
         write: maps displacements of landmarks to motion, `(384, 2L)`.
         brows: motion of the brows by one unit, `(384,)`.
-        keep_eyes: takes the motion of eyes and lids out of motion, `(384, 384)`.
+        beside_head: takes the motion of head, eyes and lids out of motion, `(384, 384)`.
     """
 
     shape: HeadShape
     to_front: np.ndarray
     write: Tensor
     brows: Tensor
-    keep_eyes: Tensor
+    beside_head: Tensor
 
     @classmethod
     def of(
@@ -91,9 +91,12 @@ class CameraControl:
             brows[:FACE_SIZE] = gestures.brow_motion.float() / scale[:FACE_SIZE]
         eyes = torch.zeros(2 * NUM_LANDMARKS, device=points.device)
         eyes.view(-1, 2)[_EYE_POINTS] = 1
-        moved = inverse * eyes @ face.autoencoder.landmark_matrix
-        keep_eyes = torch.eye(len(moved), device=points.device) - moved * scale / scale[:, None]
-        return cls(shape, to_front, write / scale[:, None], brows, keep_eyes)
+        without = torch.eye(len(scale), device=points.device)
+        solid = torch.from_numpy(_solid_part(shape)).float().to(points.device)
+        for part in (eyes.diag(), solid):
+            moved = inverse @ part @ face.autoencoder.landmark_matrix
+            without = without - (moved * scale / scale[:, None]) @ without
+        return cls(shape, to_front, write / scale[:, None], brows, without)
 
     def motion(self, window: DriveWindow, *, gaze: bool = True) -> Tensor:
         """Return the motion of head, brows and eyes in each frame, `(N, 384)`.
@@ -127,8 +130,19 @@ def limited(pose: np.ndarray) -> np.ndarray:
 
     There is no knee: a motion that goes far beyond the limits keeps its shape.
     """
-    room = LIMITS * 2 / np.pi
-    return np.asarray(room * np.arctan(pose / room))
+    return np.asarray(pose / np.sqrt(1 + (pose / LIMITS) ** 2))
+
+
+def _solid_part(shape: HeadShape) -> np.ndarray:
+    """Return the matrix from displacements of landmarks to those of the head in them, `(2L, 2L)`.
+
+    It is the motion of a solid that agrees best with the landmarks that speech does not move.
+    """
+    rest, small = shape.shown(np.zeros(len(LIMITS))), 0.05
+    steps = small * np.eye(len(LIMITS))
+    moves = np.stack([(shape.shown(step) - rest).ravel() / small for step in steps], 1)
+    rigid = np.repeat(shape.rigid, 2)[:, None]
+    return np.asarray(moves @ np.linalg.pinv(moves * rigid))
 
 
 def driven_lips(sound: Tensor, window: DriveWindow, usual: Tensor) -> Tensor:

@@ -157,10 +157,10 @@ class MotionController:
         return motion if driven is None else motion + driven.view(motion.shape)
 
     def _with_driven_lips(self, motion: Tensor, values: Tensor, drive: DriveWindow) -> Tensor:
-        """Return motion with the lips of camera and sound; the lids stay where they are.
+        """Return motion with the lips of camera and sound; head and lids stay where they are.
 
         People who open the mouth wide also narrow their eyes, and lips beyond the usual would close
-        them, so that no blink could be seen.
+        them, so that no blink could be seen. Lips of a turned head would turn it once more.
         """
         assert self._lip_control is not None and self._camera_control is not None
         lip_motion = self._model.lip_motion
@@ -168,7 +168,7 @@ class MotionController:
         usual = self._lip_control.usual(lip_motion, _flat_scale(self._model))
         own = self._lip_control.apply(motion, values)
         shown = self._lip_control.apply(motion, driven_lips(values, drive, usual))
-        change = (shown - own).flatten(-3) @ self._camera_control.keep_eyes.T
+        change = (shown - own).flatten(-3) @ self._camera_control.beside_head.T
         return own + change.view(motion.shape)
 
     def _moved(

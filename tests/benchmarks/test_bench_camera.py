@@ -4,6 +4,7 @@ import os
 
 import bench_camera
 import camera_films
+import camera_page
 import numpy as np
 import pytest
 from camera_probes import COUNTERS, PARTS, Counters
@@ -12,7 +13,7 @@ from camera_rate import driving_ms, figures
 
 def test_the_face_of_a_film_moves_without_jerks_from_side_to_side():
     places = np.array([camera_films.place(number) for number in range(4 * 25)])
-    assert places.max() - places.min() > 30
+    assert places.max() - places.min() > 20
     assert np.abs(np.diff(places)).max() < 0.5 * (places.max() - places.min())
     np.testing.assert_allclose(places[:50], places[50:])
     rest = np.abs(np.diff(places)) < 1e-9
@@ -66,6 +67,54 @@ def test_the_figures_of_the_rate_follow_from_what_was_counted():
         np.array([250, 0, 60, 0, 0, 1.0]), parts(sample=(60, 1.2, 1), step=(60, 8, 6)), 10.0
     )
     assert driving_ms(still, found) == 5.0
+
+
+def test_the_numbers_of_frames_are_in_the_film():
+    frames = [np.full((64, 64, 3), 90, np.uint8)] * 700
+    film = list(camera_films.numbered(frames))
+    side = camera_films.HEIGHT // camera_films.NUMBER_BITS
+    for number in (0, 1, 2, 513, 699):
+        bits = film[number][side // 2 :: side, 20, 1] > 128
+        assert sum(1 << bit for bit in np.flatnonzero(bits)) == number
+
+
+def shown(delay_s, rate_hz=25.0, seconds=20, noise=0.0):
+    """Return times in ms and frames of what a film shows so much later."""
+    rng = np.random.default_rng(0)
+    times_s = np.arange(0, seconds, 1 / rate_hz) + rng.uniform(0, 0.004, int(seconds * rate_hz))
+    number = np.floor((times_s - delay_s) * 25).astype(int)
+    lefts = np.array([camera_films.place(n % 200) for n in number])
+    x = np.arange(24) * 20.0
+    frames = np.stack([np.exp(-((x - left - 150) ** 2) / 3000) for left in lefts])
+    return times_s * 1000, 200 * frames + noise * rng.standard_normal(frames.shape)
+
+
+@pytest.mark.parametrize("delay_s", [0.12, 0.31, 0.7])
+def test_the_delay_of_each_move_is_found(delay_s):
+    mirror_ms, mirror = shown(0.0)
+    avatar_ms, avatar = shown(delay_s, noise=2.0)
+    moves = camera_page.crossings(mirror_ms, camera_page.course(mirror))
+    followed = camera_page.crossings(avatar_ms, camera_page.course(avatar))
+    delays = camera_page.delays_ms(moves, followed)
+    assert 18 <= len(moves) <= 20 and len(delays) >= 18
+    np.testing.assert_allclose(delays, 1000 * delay_s, atol=45)
+    assert np.median(delays) == pytest.approx(1000 * delay_s, abs=30)
+
+
+def test_a_move_that_is_not_followed_has_no_delay():
+    assert camera_page.delays_ms([0.0, 1000.0, 3000.0], [300.0, 1400.0]) == [300.0, 400.0]
+
+
+def test_an_avatar_is_compared_at_the_delay_at_which_it_agrees_best():
+    rng = np.random.default_rng(1)
+    driver = np.cumsum(rng.standard_normal((300, 3)), 0) / 20
+    mirror = np.stack([1000 + 40.0 * np.arange(600), np.arange(600) % 300], 1)
+    times_ms = 1000 + 40.0 * np.arange(20, 580) + 7.0
+    number = ((times_ms - 340 - 1000) // 40).astype(int)
+    avatar = 0.5 * driver[number % 300] + 0.02 * rng.standard_normal((560, 3))
+    found = camera_page.follow(mirror, times_ms, avatar, driver)
+    assert found["delay_ms"] == pytest.approx(340, abs=40)
+    assert min(found[name] for name in ("yaw", "pitch", "roll")) > 0.95
 
 
 def test_a_part_has_to_be_chosen():

@@ -128,6 +128,14 @@ def test_a_wide_open_mouth_does_not_keep_eyes_from_closing(pipeline, portrait):
     assert np.abs(eyes(1.0) - eyes(0.0)).mean() > 5
 
 
+@pytest.mark.parametrize("gap", [0.15, 0.3])
+def test_a_mouth_that_opens_does_not_turn_the_head(pipeline, portrait, gap):
+    lips = [gap, 0.7 * gap, 0, 0, 0, 0, 0, 0]
+    poses = [shown_pose(pipeline, portrait, window(mode="camera", lips=v)) for v in (lips, 0.0)]
+    yaw, pitch, roll = (poses[0] - poses[1])[:3]
+    assert abs(yaw) < 0.01 and abs(pitch) < 0.02 and abs(roll) < 0.01
+
+
 def test_a_portrait_before_the_camera_is_seen_and_rests(pipeline, picture):
     reader = pipeline.open_camera()
     readings = [reader.read(picture, n / 25, absolute=False) for n in range(12)]
