@@ -1,55 +1,76 @@
-"""Compares steps of several sessions one by one with steps in a batch.
+"""Measures how many sessions one process holds, and what it saves that their steps are batched.
 
-Several live sessions share the model's thread, first with one step after another,
-then with steps in a batch when they wait at the same time. Each gets live audio and is read at 25
-frames per second. `step` is the time a session waits for its window, queueing included.
+How many: batches of one session, of two and so on run back to back with open mouths, at each
+quality level, until windows of 160 ms take longer than they play. Then several live sessions share
+the model's thread, first with one step after another, then with steps in a batch when they wait at
+the same time. Each gets live audio and is read at 25 frames per second. `step` is the time a
+session waits for its window, queueing included.
 
     python benchmarks/bench_batching.py --sessions 1 2 3 --seconds 20
     python benchmarks/bench_batching.py --size 512 384 720        # sizes by turns, in one batch
+    python benchmarks/bench_batching.py --isa avx2 --json         # as on an older processor
 
-The last line is JSON: `step_ms` of each batch size, back to back; then, for each number of
-sessions and each of both ways, `step_ms` (p50, p95, p99), `repeated_ratio`, `busy_ratio` and
-`sessions_per_call`.
+The last line is JSON: `sessions_at_25_fps`, the most sessions in a batch of which 95 % of the
+windows take less than 160 ms, at full quality, and in `held` the same for each quality level;
+`step_ms` of each batch size with silence, as the server measures it when it starts; then, for each
+number of sessions and each of both ways, `step_ms` (p50, p95, p99), `repeated_ratio`, `busy_ratio`
+and `sessions_per_call`.
 """
 
 import argparse
 import asyncio
 import json
-import platform
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from card import commit, processor_name
+from instruction_sets import add_option, run_limited
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.inference.protocol import Pipeline
+from letstalk_rt.inference.protocol import Pipeline, StateOptions
+from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.inference.worker import BATCHES, ModelWorker, measure_batches, worthwhile_batch
 from letstalk_rt.metrics import Metrics, percentiles
 from letstalk_rt.portrait.image import prepare_portrait
 from letstalk_rt.session.avatar import Avatar, AvatarSession
 from letstalk_rt.session.playout import Playout
 from letstalk_rt.threads import in_own_thread
-from letstalk_rt.types import SAMPLE_RATE, Portrait
+from letstalk_rt.types import FPS, SAMPLE_RATE, Portrait
 
 CHUNK = SAMPLE_RATE // 50
+WARM_UP_WINDOWS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit status."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    run_limited(options.isa, __file__, words)
     pipeline = AvatarPipeline.load(options.preset, threads=options.threads)
     first = next(iter(list_avatars().values()))
     portraits = [prepare_portrait(first, pipeline.finder, size=size) for size in options.size]
+    levels = in_own_thread(_held_by_level)(pipeline, portraits, options.windows, options.most)
     alone = in_own_thread(measure_batches)(pipeline, portraits, BATCHES, stop_early=False)
     result: dict[str, Any] = {
         "version": __version__,
-        "machine": platform.processor() or platform.machine(),
+        "commit": commit(),
+        "device": processor_name() if pipeline.device.type == "cpu" else str(pipeline.device),
+        "dtype": str(pipeline.variant),
+        "isa": options.isa,
+        "threads": torch.get_num_threads(),
         "preset": options.preset,
         "size": options.size,
+        "sessions_at_25_fps": levels[0]["sessions_at_25_fps"],
+        "held": levels,
         "step_ms": {str(count): round(1000 * took_s, 2) for count, took_s in alone.items()},
         "worthwhile_batch": worthwhile_batch(alone),
         "live": [],
@@ -60,8 +81,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result["live"].append({"sessions": count, "max_batch": batch} | found)
             if not options.json:
                 print(result["live"][-1], flush=True)
-    print(json.dumps(result))
+    text = json.dumps(result)
+    if options.output:
+        options.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
     return 0
+
+
+def held(
+    pipeline: Pipeline[Any],
+    portraits: Sequence[Portrait],
+    quality: Quality,
+    windows: int,
+    most: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Return how many sessions a process holds at a quality.
+
+    Args:
+        pipeline: the model.
+        portraits: the portraits, which the sessions take by turns.
+        quality: what is computed for each frame.
+        windows: how many windows of each batch are measured.
+        most: the largest batch.
+        clock: returns monotonic seconds.
+    """
+    budget_ms = pipeline.frames_per_window * 1000 / FPS
+    count = 0
+    step_ms: dict[str, dict[str, float]] = {}
+    while count < most:
+        states = _states(pipeline, portraits, quality, count + 1)
+        taken = percentiles(_windows_ms(pipeline, states, windows, clock))
+        step_ms[str(count + 1)] = {name: round(ms, 2) for name, ms in asdict(taken).items()}
+        if taken.p95 >= budget_ms:
+            break
+        count += 1
+    return {"quality": asdict(quality), "sessions_at_25_fps": count, "step_ms": step_ms}
+
+
+def _held_by_level(
+    pipeline: Pipeline[Any], portraits: Sequence[Portrait], windows: int, most: int
+) -> list[dict[str, Any]]:
+    return [held(pipeline, portraits, one, windows, most) for one in pipeline.quality_levels]
+
+
+def _states(
+    pipeline: Pipeline[Any], portraits: Sequence[Portrait], quality: Quality, count: int
+) -> list[Any]:
+    taken = islice(cycle(portraits), count)
+    states = [pipeline.init_state(each, StateOptions(n)) for n, each in enumerate(taken)]
+    for state in states if quality != FULL_QUALITY else ():
+        pipeline.set_quality(state, quality)
+    return states
+
+
+def _windows_ms(
+    pipeline: Pipeline[Any], states: Sequence[Any], windows: int, clock: Callable[[], float]
+) -> list[float]:
+    """Return how long each window of a batch took, after a warm-up."""
+    voices = np.stack(
+        [voice((WARM_UP_WINDOWS + windows) * pipeline.hop, n) for n in range(len(states))]
+    )
+    taken_ms = []
+    for pcm in np.split(voices, WARM_UP_WINDOWS + windows, axis=1):
+        began_s = clock()
+        pipeline.step(np.ascontiguousarray(pcm), states)
+        taken_ms.append(1000 * (clock() - began_s))
+    return taken_ms[WARM_UP_WINDOWS:]
+
+
+def voice(count: int, seed: int) -> np.ndarray:
+    """Return `(count,)` float32 that sounds like vowels: mouths open, which noise does less."""
+    time_s = np.arange(count) / SAMPLE_RATE
+    partials = [np.sin(2 * np.pi * (110 + 15 * (seed % 6)) * k * time_s) / k for k in range(1, 20)]
+    swell = 0.5 - 0.5 * np.cos(2 * np.pi * 3.1 * time_s + seed)
+    breath = 0.02 * np.random.default_rng(seed).standard_normal(count)
+    sound: np.ndarray = (0.1 * swell * np.sum(partials, 0) + breath).astype(np.float32)
+    return sound
 
 
 async def live(
@@ -134,6 +230,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, help="CPU threads of the model (torch's choice)")
     add("--seconds", type=float, default=20.0, help="of each run (%(default)s)")
     add("--sessions", type=int, nargs="+", default=[1, 2, 3], help="at the same time (1 2 3)")
+    add(
+        "--windows", type=int, default=50, help="of each batch, for how many are held (%(default)s)"
+    )
+    add("--most", type=int, default=32, help="sessions in the largest batch (%(default)s)")
+    add("-o", "--output", type=Path, help="also write the JSON line into this file")
+    add_option(parser)
     add("--json", action="store_true", help="print the JSON line only")
     return parser
 

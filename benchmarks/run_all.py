@@ -4,8 +4,9 @@
     python benchmarks/run_all.py --isa avx2 --seconds 60
     python benchmarks/run_all.py --only webrtc
 
-In turn, on an otherwise idle machine: `bench_stages` (alone), `bench_session` (microphone to lips
-without a network) and `bench_webrtc` (the same beside Chromium). Each writes
+In turn, on an otherwise idle machine: `bench_stages` (alone), `bench_batching` (how many sessions
+one process holds), `bench_session` (microphone to lips without a network) and `bench_webrtc` (the
+same beside Chromium). Each writes
 `benchmarks/results/bench_NAME-tiny-CORES-ISA.json`. It refuses a machine that is busy, unless
 `--busy` is given. The last line is JSON.
 """
@@ -23,7 +24,7 @@ from typing import Any
 from instruction_sets import FLAGS, LIMITS, processor_flags
 
 HERE = Path(__file__).parent
-NAMES = ("stages", "session", "webrtc")
+NAMES = ("stages", "batching", "session", "webrtc")
 MOST_LOAD = 0.5
 """Load of the last minute above which the machine counts as busy."""
 
@@ -45,6 +46,7 @@ def rows(sets: Sequence[str], seconds: float, names: Sequence[str] = NAMES) -> l
     """Return the benchmarks to run, one instruction set after the other in each."""
     options = {
         "stages": ("--seconds", f"{min(seconds, 60.0):g}"),
+        "batching": ("--seconds", f"{min(seconds, 20.0):g}"),
         "session": ("--seconds", f"{seconds:g}", "--isolate-model"),
         "webrtc": ("--seconds", f"{seconds:g}"),
     }

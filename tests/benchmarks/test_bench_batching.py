@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from support.server_fakes import Painter
 
+from letstalk_rt.inference.protocol import DEFAULT_OPTIONS
+from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.inference.worker import measure_batches
 from letstalk_rt.types import Portrait
 
@@ -56,3 +58,43 @@ def test_measuring_stops_where_joining_is_not_worth_it(face):
     assert set(measure_batches(Painter(), [face], clock=lambda: next(now_s))) == {1}, "it took long"
     whole = measure_batches(Painter(), [face], counts=(1, 2, 4), stop_early=False)
     assert set(whole) == {1, 2, 4} and all(seconds > 0 for seconds in whole.values())
+
+
+class Slow(Painter):
+    """A model whose windows take `costs_s` for each session, by quality, on a clock of its own."""
+
+    def __init__(self, costs_s):
+        super().__init__()
+        self.costs_s, self.now_s, self.loudness = costs_s, 0.0, []
+
+    def init_state(self, portrait, options=DEFAULT_OPTIONS):
+        return super().init_state(portrait, options) | {"quality": FULL_QUALITY}
+
+    def set_quality(self, state, quality):
+        state["quality"] = quality
+
+    def step(self, pcm, states, deliver=None):
+        self.loudness.append(np.abs(pcm).max())
+        self.now_s += sum(self.costs_s[state["quality"]] for state in states)
+        return super().step(pcm, states, deliver)
+
+
+def test_a_process_holds_as_many_sessions_as_fit_into_the_playing_time(bench, face):
+    lower = Quality(mouth_painter=False)
+    model = Slow({FULL_QUALITY: 0.05, lower: 0.03})
+
+    def held(quality, most=32):
+        return bench.held(model, [face], quality, windows=4, most=most, clock=lambda: model.now_s)
+
+    full = held(FULL_QUALITY)
+    assert full["sessions_at_25_fps"] == 3, "three windows take 150 ms, four 200"
+    assert full["step_ms"]["4"] == {"p50": 200.0, "p95": 200.0, "p99": 200.0}
+    assert held(lower)["sessions_at_25_fps"] == 5
+    assert held(lower, most=2)["sessions_at_25_fps"] == 2
+    assert min(model.loudness) > 0.05, "mouths speak"
+
+
+def test_a_process_that_is_too_slow_holds_no_session(bench, face):
+    model = Slow({FULL_QUALITY: 0.2})
+    none = bench.held(model, [face], FULL_QUALITY, 4, 32, clock=lambda: model.now_s)
+    assert none["sessions_at_25_fps"] == 0 and set(none["step_ms"]) == {"1"}
