@@ -73,7 +73,8 @@ class OpenMouths:
         """Blend the inside of these mouths, `(M, 3, 160, 224)` in [-1, 1], into the frames."""
         alpha = self.opening * self.visibility[:, None, None, None]
         for n, frame in enumerate(self.frames):
-            _blend(frame, inside[[n]], alpha[[n]], self.to_crop[[n]].scaled(FINE))
+            here = slice(n, n + 1)
+            _blend(frame, inside[here], alpha[here], self.to_crop[[n]].scaled(FINE))
 
 
 class MouthCompositor:
@@ -165,6 +166,7 @@ def inpaint(painter: MouthPainter, sessions: Sequence[OpenMouths]) -> None:
         torch.cat([one.teeth.expand(len(one.crops), -1, -1, -1) for one in sessions]),
     ]
     heard = [one.sound for one in sessions if one.sound is not None]
+    assert len(heard) in (0, len(sessions)), "all of one model"
     if heard:
         inputs.append(torch.cat(heard))
     inside = _inside(painter, inputs, is_inner(opening).tolist())
