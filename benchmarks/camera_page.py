@@ -247,6 +247,8 @@ def bench_page(
             seen = page.evaluate("() => window.seen")
     found = [(at, judge(_decoded(jpeg))) for at, jpeg in sorted(seen["video"])]
     times = np.array([at for at, one in found if one is not None])
+    if not len(times):
+        raise SystemExit("the page showed no face of an avatar; see its screenshot by --latency")
     avatar = poses(np.stack([one[0] for _, one in found if one is not None]))
     result = {"clip": clip.name, "frames": len(found), "seen": len(times) / max(1, len(found))}
     return result | follow(np.array(seen["mirror"]), times, avatar, driver[:count])

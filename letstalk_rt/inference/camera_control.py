@@ -20,7 +20,7 @@ from letstalk_rt.models.face.head_pose import HeadShape, angles, average_head, r
 from letstalk_rt.models.face.lip_values import LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import EYES, IRISES, NUM_LANDMARKS, landmark_indices
 
-LIMITS = np.array([0.26, 0.2, 0.33, 0.16, 0.16, 0.12])
+LIMITS = np.array([0.2, 0.2, 0.26, 0.1, 0.1, 0.12])
 """The largest head pose that is shown; larger ones approach it. A flat picture does not turn
 or move further without tearing, and a face that is moved far is less like its picture."""
 
