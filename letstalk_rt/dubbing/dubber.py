@@ -171,7 +171,7 @@ class Dubber:
         return shot
 
     def _begin(self, shot: _Shot, ahead: deque[_Shown[Item]]) -> None:
-        """Make the first reference of a shot: of the frames ahead, the one that suits best."""
+        """Make the first references of a shot: of the frames ahead, those that suit best."""
         usable = [s for s in ahead if s.shot == shot.number and _is_usable(s.face)]
         if usable:
             first = head_pose(_face(usable[0]).points)
@@ -183,9 +183,11 @@ class Dubber:
 
             best = min(usable, key=total)
             shot.references.append(make_reference(self._model, best.rgb, _face(best)))
+            for shown in ahead:
+                self._extend(shot, shown)
 
     def _extend(self, shot: _Shot, newest: _Shown[Item]) -> None:
-        """Add or replace references by the newest frame of the look-ahead."""
+        """Add or replace references by a frame of the look-ahead."""
         if newest.shot != shot.number or newest.face is None or not _is_usable(newest.face):
             return
         shot.teeth.offer(newest.face)
@@ -212,7 +214,8 @@ class Dubber:
         steady = replace(shown.face, latent=latent)
         mood = torch.stack([f.latent for f in [*shot.past, *coming[:MOOD_FRAMES]]]).mean(0)
         shot.past.append(shown.face)
-        mixed = shot.mixer.mix(shot.references, head_pose(shown.face.points))
+        poses = [head_pose(face.points) for face in coming[: FADE_FRAMES + 1]]
+        mixed = shot.mixer.mix(shot.references, poses)
         paint = shot.teeth.painter
         return MouthTask(shown.rgb, steady, mixed, values, paint, strength, mood)
 

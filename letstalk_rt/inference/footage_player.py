@@ -206,7 +206,9 @@ class FootagePlayer:
             strength = min(1.0, *(wanted[i] + abs(i - index) / FADE_FRAMES for i in near))
             mixed: list[tuple[Reference, float]] = []
             if points is not None:
-                mixed = mixer.mix(self._references, head_pose(points))
+                coming = self._points[index : index + FADE_FRAMES + 1]
+                poses = [head_pose(one) for one in coming if one is not None]
+                mixed = mixer.mix(self._references, poses)
             pairs = tuple((numbers[id(reference)], weight) for reference, weight in mixed)
             face, latent = faces[index], None
             if face is not None:

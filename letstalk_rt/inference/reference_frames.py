@@ -5,6 +5,7 @@ most like the frame's is used.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,11 +131,20 @@ class ReferenceMixer:
     previous: Reference | None = None
     fade: float = 1.0
 
-    def mix(self, references: list[Reference], pose: np.ndarray) -> list[tuple[Reference, float]]:
-        """Return the references to mix in the next frame, with weights whose sum is 1."""
+    def mix(
+        self, references: list[Reference], poses: Sequence[np.ndarray]
+    ) -> list[tuple[Reference, float]]:
+        """Return the references to mix in the next frame, with weights whose sum is 1.
+
+        Args:
+            references: references to choose from.
+            poses: how the head is turned in the next frame and, as far as it is known, in the
+                `FADE_FRAMES` after it: a fade begins before a head has turned.
+        """
 
         def total(reference: Reference) -> float:
-            return pose_distance(reference.pose, pose) + reference.cost
+            away = [pose_distance(reference.pose, pose) for pose in poses]
+            return float(np.mean([d * max(1.0, d) for d in away])) + reference.cost
 
         best = min(references, key=total)
         if self.chosen is None:
