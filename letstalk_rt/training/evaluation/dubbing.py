@@ -69,6 +69,14 @@ def dub_clip(
     return Dubbed(before, after, masks, passed)
 
 
+def heard_gaps(pipeline: AvatarPipeline, pcm: np.ndarray, count: int) -> np.ndarray:
+    """Return the lip gap that is heard in `pcm` at each of so many frames, `(count,)`."""
+    model = pipeline.model
+    assert model.lips is not None and model.lip_motion is not None
+    lips = LipTrack(model.lips, model.lip_motion, [pcm], SAMPLE_RATE)
+    return np.array([float(lips.at((i + 0.5) / FPS)[0]) for i in range(count)])
+
+
 def evaluate_dubbing(
     pipeline: AvatarPipeline,
     landmarker: Landmarks,
@@ -96,6 +104,8 @@ def evaluate_dubbing(
             new = dub_clip(pipeline, clip, other.pcm, most)
             row["dub_r_new"] = _agreement(landmarker, new.after, _opening(other))
             row["dub_r_old"] = _agreement(landmarker, new.after, _opening(clip))
+            heard = heard_gaps(pipeline, other.pcm, len(new.after))
+            row["dub_r_heard"] = _agreement(landmarker, new.after, heard)
             row |= {f"{name}_other": value for name, value in seams(new).items()}
         rows.append(row)
         on_clip(clip.name, row)
