@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from support.films import syllables
 
-from letstalk_rt.training.evaluation.dubbing import Dubbed, quality, seams
+from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.training.evaluation.dubbing import Dubbed, heard_gaps, quality, seams
 
 SIDE = 64
 
@@ -53,3 +55,11 @@ def test_a_change_outside_the_mask_is_counted():
     after[2, 0, 0] += 1
     after[3, 32, 32] += 1
     assert quality(Dubbed(film(), after, masks(), 0), landmarks())["dub_outside_changed"] == 1
+
+
+def test_gaps_that_are_heard_move_with_the_sound_and_rest_in_silence():
+    pipeline = AvatarPipeline.load(dtype="float32")
+    spoken = heard_gaps(pipeline, syllables(1.2), 25)
+    silent = heard_gaps(pipeline, np.zeros(1600, np.float32), 25)
+    assert spoken.shape == silent.shape == (25,)
+    assert np.ptp(spoken) > 5 * np.ptp(silent)
