@@ -15,13 +15,18 @@ from letstalk_rt.models.avatar_model import (
     AvatarModel,
     with_face_reader,
     with_gestures,
+    with_lip_refiner,
     with_mouth_painter,
 )
 from letstalk_rt.models.face.face_reader import FaceReader
 from letstalk_rt.models.face.gestures import Gestures
+from letstalk_rt.models.face.lip_refiner import LipRefiner
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.paper.presets import FAITHFUL
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
+
+_ADDED = ("mouth_painter.", "gestures.", "face_reader.", "lip_refiner.")
+"""Parts that export adds at its end; weights files need not have them."""
 
 _DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
 
@@ -47,32 +52,48 @@ def export(args: argparse.Namespace) -> None:
             weights = _read_lips(runs)["weights"]
             model.lips.load_state_dict(part_of(weights, "lips"))
             model.lip_motion.load_state_dict(part_of(weights, "lip_motion"))
-    config = get_preset(args.preset).mouth_painter
-    painted = part_of(given, "mouth_painter")
-    if (finished := runs / "painter" / "model.pt").exists():
-        painted = torch.load(finished, map_location="cpu", weights_only=True)
-    if config is not None and painted:
-        painter = MouthPainter(config)
-        painter.load_state_dict(painted)
-        model = with_mouth_painter(model, painter)
-    shape = with_chosen_lookahead(args, get_preset(args.preset)).gestures
-    moving = part_of(given, "gestures")
-    if (trained := runs / "gestures" / "model.pt").exists():
-        moving = torch.load(trained, map_location="cpu", weights_only=True)
-    if shape is not None and moving:
-        gestures = Gestures(shape)
-        gestures.load_state_dict(moving)
-        model = with_gestures(model, gestures)
-    reading = part_of(given, "face_reader")
-    if (trained := runs / "tracker" / "model.pt").exists():
-        reading = torch.load(trained, map_location="cpu", weights_only=True)
-    if get_preset(args.preset).face_reader and reading:
-        reader = FaceReader()
-        reader.load_state_dict(reading)
-        model = with_face_reader(model, reader)
+    model = _with_added_parts(model, args, given)
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _with_added_parts(
+    model: AvatarModel, args: argparse.Namespace, given: dict[str, torch.Tensor]
+) -> AvatarModel:
+    """Return the model with the parts of its preset that are trained or given."""
+    preset, runs = with_chosen_lookahead(args, get_preset(args.preset)), args.runs
+    painted = _trained_part(runs / "painter", given, "mouth_painter")
+    if preset.mouth_painter is not None and painted:
+        painter = MouthPainter(preset.mouth_painter)
+        painter.load_state_dict(painted)
+        model = with_mouth_painter(model, painter)
+    moving = _trained_part(runs / "gestures", given, "gestures")
+    if preset.gestures is not None and moving:
+        gestures = Gestures(preset.gestures)
+        gestures.load_state_dict(moving)
+        model = with_gestures(model, gestures)
+    reading = _trained_part(runs / "tracker", given, "face_reader")
+    if preset.face_reader and reading:
+        reader = FaceReader()
+        reader.load_state_dict(reading)
+        model = with_face_reader(model, reader)
+    refining = _trained_part(runs / "refiner", given, "lip_refiner")
+    if preset.lip_refiner and refining:
+        refiner = LipRefiner()
+        refiner.load_state_dict(refining)
+        model = with_lip_refiner(model, refiner)
+    return model
+
+
+def _trained_part(
+    folder: Path, given: dict[str, torch.Tensor], part: str
+) -> dict[str, torch.Tensor]:
+    """Return the weights of a part from the folder of its stage, else the given; maybe none."""
+    if not (trained := folder / "model.pt").exists():
+        return part_of(given, part)
+    weights: dict[str, torch.Tensor] = torch.load(trained, map_location="cpu", weights_only=True)
+    return weights
 
 
 def _export_faithful(args: argparse.Namespace) -> None:
@@ -84,8 +105,10 @@ def _export_faithful(args: argparse.Namespace) -> None:
 
 
 def chosen_preset(args: argparse.Namespace) -> Preset:
-    """Return the preset without mouth painter, gestures and face reader, which export adds."""
-    preset = replace(get_preset(args.preset), mouth_painter=None, gestures=None, face_reader=False)
+    """Return the preset without the parts that export adds: see `_ADDED`."""
+    preset = get_preset(args.preset)
+    preset = replace(preset, mouth_painter=None, gestures=None)
+    preset = replace(preset, face_reader=False, lip_refiner=False)
     return with_chosen_lookahead(args, preset)
 
 
@@ -122,15 +145,15 @@ def given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
     """Return the model of the given weights, or of the newest stage if there are none.
 
-    It has no mouth painter, no gestures and no face reader. Its lip reader is untrained if they do
-    not hold one, or if the stage `lips` has run: that one may have another shape. Its decoder is
-    untrained if they do not hold one of the preset's shape.
+    It has none of `_ADDED`. Its lip reader is untrained if they do not hold one, or if the stage
+    `lips` has run: that one may have another shape. Its decoder is untrained if they do not hold
+    one of the preset's shape.
     """
     shapes = chosen_preset(args) if given else trained_preset(args)
     if given:
         stored = stored_preset(args.weights, args.preset)
         shapes = replace(shapes, autoencoder=stored.autoencoder)
-    replaced: tuple[str, ...] = ("mouth_painter.", "gestures.", "face_reader.")
+    replaced: tuple[str, ...] = _ADDED
     if lip_file(args.runs).exists():
         shapes = replace(shapes, lips=LipReaderConfig(**_read_lips(args.runs)["shape"]))
         replaced += ("lips.", "lip_motion.")

@@ -63,8 +63,10 @@ from letstalk_rt.training.stages.gestures import (
     initial_gestures,
     train_gestures,
 )
+from letstalk_rt.training.stages.lip_refiner import train_lip_refiner
 from letstalk_rt.training.stages.lips import (
     fit_components,
+    fit_neutral,
     fit_sizes,
     parts_by_source,
     train_member,
@@ -110,6 +112,9 @@ LOOPS = {
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
     "tracker": LoopConfig(steps=4000, learning_rate=2e-3, warm_up=100, ema=0.997),
+    "refiner": LoopConfig(
+        steps=3000, learning_rate=2e-3, warm_up=100, ema=0.997, evaluate_every=500
+    ),
     "painter": LoopConfig(
         steps=12000, learning_rate=3e-4, warm_up=100, ema=0.998, evaluate_every=500
     ),
@@ -130,6 +135,7 @@ BATCH = {
     "gestures": 24,
     "finder": 32,
     "tracker": 32,
+    "refiner": 32,
     "painter": 16,
     "sync": 24,
 }
@@ -223,6 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         "gestures": _gestures,
         "finder": _finder,
         "tracker": _tracker,
+        "refiner": _refiner,
         "painter": _painter,
         "sync": _sync,
         "export": export,
@@ -347,6 +354,7 @@ def _lips(args: argparse.Namespace) -> None:
     lip_motion = LipMotion()
     figures = fit_sizes(lip_motion, members, parts)
     print(" ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    fit_neutral(lip_motion, clips)
     fit_components(lip_motion, face.autoencoder, clips)
     reader = joined(members)
     weights = {f"lips.{k}": v for k, v in reader.state_dict().items()}
@@ -401,6 +409,20 @@ def _tracker(args: argparse.Namespace) -> None:
     )
     if is_main_process():
         torch.save(reader.state_dict(), args.runs / "tracker" / "model.pt")
+
+
+def _refiner(args: argparse.Namespace) -> None:
+    landmarker = landmarker_file(args.data, args.landmarker)
+    refiner = train_lip_refiner(
+        _clips(args),
+        load_stills(args.data, args.cache, "train", landmarker),
+        load_mouth_crops(args.data, args.cache, "train", landmarker),
+        args.runs / "refiner",
+        _loop(args),
+        batch_size=args.batch or BATCH["refiner"],
+    )
+    if is_main_process():
+        torch.save(refiner.state_dict(), args.runs / "refiner" / "model.pt")
 
 
 def _painter(args: argparse.Namespace) -> None:

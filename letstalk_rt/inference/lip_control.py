@@ -22,9 +22,10 @@ from letstalk_rt.models.face.lip_values import GAPS, lip_value_matrix
 CLOSED = 0.01
 """Lip gap of closed lips, in mouth widths; parted lips are brought to touch at rest."""
 
-PRESS = 0.08
-"""How much closer than touching parted lips are brought, in mouth widths: a warp leaves a line of
-what was visible between them, such as teeth, which pressed lips hide."""
+PRESS, PRESSED_GAP = 0.06, 0.03
+"""How much closer than touching parted lips are brought, in mouth widths, and the lip gap from
+which they are not: a warp leaves a line of what was visible between them, such as teeth, which
+pressed lips hide."""
 
 PARTED = 0.05
 """Lip gap of a portrait from which its lips are pressed in full."""
@@ -68,8 +69,7 @@ class LipControl:
         natural = F.pad(lip_motion.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
         gaps = values[GAPS] @ points.flatten()
         gap_change = torch.minimum(gaps, (2 * CLOSED - gaps).clamp(min=0)) - gaps
-        closed = _completion(natural, read[GAPS], _NOISE[GAPS]) @ gap_change
-        rest = torch.cat([gap_change, (read @ closed)[GAPS.stop :]])
+        rest = torch.cat([gap_change, lip_motion.neutral(points)[GAPS.stop :]])
         write = _completion(natural, read, _NOISE)
         parted = (float(gaps[0]) - CLOSED) / (PARTED - CLOSED)
         press = PRESS * min(1.0, max(0.0, parted))
@@ -78,10 +78,10 @@ class LipControl:
     def apply(self, motion: Tensor, values: Tensor) -> Tensor:
         """Return motion `(..., C, h, w)` whose mouth has `values`, `(..., Q)`.
 
-        The pressing of parted lips fades out from a gap of 0 to one of `PRESS`.
+        The pressing of parted lips fades out from a gap of 0 to one of `PRESSED_GAP`.
         """
         flat = motion.flatten(-3).float()
-        pressed = self.press * (1 - values[..., GAPS] / PRESS).clamp(0, 1)
+        pressed = self.press * (1 - values[..., GAPS] / PRESSED_GAP).clamp(0, 1)
         target = torch.cat([values[..., GAPS] - pressed, values[..., GAPS.stop :]], -1)
         change = self.rest + target - flat @ self.read.T
         return motion + (change @ self.write.T).view(motion.shape)

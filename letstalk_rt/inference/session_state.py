@@ -256,7 +256,7 @@ class StateFactory:
                 f"got {crop.shape} {crop.dtype}; make it with prepare_portrait"
             )
         image = torch.from_numpy(crop.copy()).to(self._device).permute(2, 0, 1)[None]
-        return self._model.autoencoder.encode_portrait(image.float() / 127.5 - 1)
+        return self._model.encode_portrait(image.float() / 127.5 - 1)
 
     def _compositor(self, portrait: Portrait) -> Compositor:
         return Compositor(portrait, self._device, layered=self._model.face is not None)

@@ -6,7 +6,7 @@ from torch import Tensor
 from letstalk_rt.inference.face_reader import FilmedFace
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.geometry.mouth_crop import align_heads, lip_gap_px
-from letstalk_rt.portrait.mouth_compositor import TEETH_PX, MouthCompositor
+from letstalk_rt.portrait.mouth_compositor import PARTED_PX, MouthCompositor
 
 _ENOUGH_PX = 14.0
 """Lip gap from which a wider one shows no more of the teeth."""
@@ -68,6 +68,6 @@ def teeth_score(points: Tensor, yaw: float, sharpness: float) -> float:
         sharpness: of the lower face.
     """
     gap = float(lip_gap_px(align_heads(points[None])(points[None].float())))
-    if gap < TEETH_PX or abs(yaw) > _TURNED:
+    if gap < PARTED_PX or abs(yaw) > _TURNED:
         return 0.0
     return min(gap, _ENOUGH_PX) * sharpness

@@ -16,7 +16,11 @@ from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder, Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.autoencoder.interfaces import Autoencoder, LandmarkAutoencoder
+from letstalk_rt.models.autoencoder.interfaces import (
+    Autoencoder,
+    EncodedPortrait,
+    LandmarkAutoencoder,
+)
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
@@ -26,6 +30,7 @@ from letstalk_rt.models.face.face_reader import FaceReader
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.head_motion import HeadMotion
 from letstalk_rt.models.face.lip_motion import LipMotion
+from letstalk_rt.models.face.lip_refiner import LipRefiner, refined_lips
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.face.spline import SPAN
 from letstalk_rt.models.memory import TemporalCache
@@ -71,6 +76,7 @@ class AvatarModel(nn.Module):
     mouth_painter: MouthPainter | None
     gestures: Gestures | None
     face_reader: FaceReader | None
+    lip_refiner: LipRefiner | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -90,6 +96,7 @@ class AvatarModel(nn.Module):
         self.mouth_painter = _make_mouth_painter(preset)
         self.gestures = _make_gestures(preset, has_landmarks)
         self.face_reader = FaceReader() if preset.face_reader and has_landmarks else None
+        self.lip_refiner = LipRefiner() if preset.lip_refiner and has_landmarks else None
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -104,6 +111,18 @@ class AvatarModel(nn.Module):
         if landmarks is None or self.detector is None or self.head is None:
             return None
         return FaceModules(landmarks, self.detector, self.head)
+
+    def encode_portrait(self, image: Tensor) -> EncodedPortrait:
+        """Compute the features of portraits `(B, 3, S, S)` in [-1, 1]; once per portrait."""
+        landmarks = self.autoencoder.landmarks
+        if landmarks is None or self.lip_refiner is None:
+            return self.autoencoder.encode_portrait(image)
+        latent = landmarks.encode(image[:, None])[:, 0]
+        points = landmarks.decode_landmarks(latent)
+        moved = refined_lips(self.lip_refiner, image, points) - points
+        nearest = torch.linalg.pinv(landmarks.landmark_matrix)  # landmarks of a latent are linear
+        change = (moved.flatten(1).float() @ nearest.T).view(latent.shape)
+        return landmarks.portrait_features(image, latent + change.to(latent.dtype))
 
     def face_finder(self, crop_px: int | None = None) -> FaceFinder:
         """Return the face finder of this model.
@@ -209,6 +228,11 @@ def with_gestures(model: AvatarModel, gestures: Gestures) -> AvatarModel:
 def with_face_reader(model: AvatarModel, reader: FaceReader) -> AvatarModel:
     """Return a copy of a model with this face reader, ready for inference."""
     return _with_part(model, replace(model.preset, face_reader=True), "face_reader", reader)
+
+
+def with_lip_refiner(model: AvatarModel, refiner: LipRefiner) -> AvatarModel:
+    """Return a copy of a model with this lip refiner, ready for inference."""
+    return _with_part(model, replace(model.preset, lip_refiner=True), "lip_refiner", refiner)
 
 
 def _with_part(model: AvatarModel, preset: Preset, name: str, part: nn.Module) -> AvatarModel:

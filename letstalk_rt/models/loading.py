@@ -32,7 +32,7 @@ from letstalk_rt.models.presets import (
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
 _AUDIO = ("audio.layers.", "lips.")
-_IMAGES = ("autoencoder.encoder.", "autoencoder.reference.", "face_reader.")
+_IMAGES = ("autoencoder.encoder.", "autoencoder.reference.", "face_reader.", "lip_refiner.")
 _WORTH_PACKING = 30_000
 _EXACT = (
     "latent_mean",
@@ -47,6 +47,9 @@ _EXACT = (
     "lips.usual",
     "lip_motion.heard",
     "lip_motion.meant",
+    "lip_motion.neutral.mean",
+    "lip_motion.neutral.weight",
+    "lip_motion.neutral.bias",
     "gestures.inertia",
     "gestures.log_scale",
     "gestures.amplitude",
@@ -92,6 +95,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         header["gestures"] = "yes"
     if model.preset.face_reader:
         header["face_reader"] = "yes"
+    if model.preset.lip_refiner:
+        header["lip_refiner"] = "yes"
     if model.preset.lips is not None:
         header["lips"] = json.dumps(asdict(model.preset.lips))
     save_file(tensors, path, header)
@@ -202,6 +207,8 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
         shapes = replace(shapes, gestures=None)
     if "face_reader" not in header:  # without a face reader, no camera can drive the avatar
         shapes = replace(shapes, face_reader=False)
+    if "lip_refiner" not in header:  # without it, lips are where the autoencoder reads them
+        shapes = replace(shapes, lip_refiner=False)
     return shapes
 
 

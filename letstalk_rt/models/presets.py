@@ -57,6 +57,7 @@ class Preset:
             without gestures.
         face_reader: whether the model has a face reader, without which no camera can drive it.
             False while other parts are trained, and for weights files without one.
+        lip_refiner: whether the lips of portraits are read a second time, close up; likewise.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Preset:
     mouth_painter: MouthPainterConfig | None = None
     gestures: GestureConfig | None = None
     face_reader: bool = False
+    lip_refiner: bool = False
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
@@ -146,6 +148,7 @@ PRESETS = {
         mouth_painter=MouthPainterConfig(),
         gestures=GestureConfig(),
         face_reader=True,
+        lip_refiner=True,
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

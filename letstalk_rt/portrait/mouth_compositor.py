@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, is_inner, masked_teeth
-from letstalk_rt.models.autoencoder.teeth_light import skin_light
+from letstalk_rt.models.autoencoder.teeth_light import shows_teeth, skin_light
 from letstalk_rt.models.geometry.landmarks import LOWER_LIP, UPPER_LIP
 from letstalk_rt.models.geometry.mouth_crop import (
     CROP_SIZE,
@@ -34,8 +34,8 @@ CLOSED_PX, OPEN_PX = 0.7, 1.7
 """Lip gaps in pixels of a crop: up to the first nothing is inpainted, and from the second on the
 inpainted mouth is fully visible. A mouth is 68 px wide."""
 
-TEETH_PX = 4.0
-"""Lip gap from which a portrait's mouth shows its inside."""
+PARTED_PX = 4.0
+"""Lip gap from which a portrait's mouth shows its inside; its teeth, if they are in the light."""
 
 _DILATION_PX = 1.0
 """How far inpainting extends onto the lips, which is the accuracy of landmarks."""
@@ -84,7 +84,7 @@ class MouthCompositor:
         painter: the network.
         portrait: `(H, W, 3)` uint8, on the painter's device.
         points: its landmarks, `(1, L, 2)` in its pixels.
-        seed: determines the teeth of a portrait with closed lips.
+        seed: determines the teeth of a portrait that shows none.
     """
 
     def __init__(self, painter: MouthPainter, portrait: Tensor, points: Tensor, seed: int) -> None:
@@ -94,11 +94,12 @@ class MouthCompositor:
         crop_points = transform(points)
         crop = _crop(portrait, transform.scaled(FINE), FINE_SIZE)
         opening = opening_mask(crop_points, resolution=FINE)
-        self._parted = float(lip_gap_px(crop_points)) >= TEETH_PX
-        if self._parted:
+        coarse, coarse_opening = F.avg_pool2d(crop, FINE), F.avg_pool2d(opening, FINE)
+        self._parted = float(lip_gap_px(crop_points)) >= PARTED_PX
+        if self._parted and bool(shows_teeth(coarse, coarse_opening)):
             teeth = masked_teeth(crop, opening)
         else:
-            teeth = painter.banked_teeth(seed, skin_light(crop, opening))
+            teeth = painter.banked_teeth(seed, skin_light(coarse, coarse_opening))
         self._teeth = painter.encode_teeth(teeth)
 
     def __call__(self, frames: Tensor, points: Tensor) -> None:

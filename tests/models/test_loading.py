@@ -22,6 +22,7 @@ from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.avatar_model import AvatarModel, with_gestures, with_mouth_painter
 from letstalk_rt.models.face.gestures import Gestures
+from letstalk_rt.models.geometry.mouth_crop import CROP_SIZE
 from letstalk_rt.models.loading import (
     checksum_file,
     load_model,
@@ -311,3 +312,31 @@ class TestLipReader:
         rewrite(path, load_file(path), HEADER | {"lips": header})
         with pytest.raises(WeightsError, match="does not know"):
             load_model("small", path)
+
+
+class TestLipRefiner:
+    @pytest.fixture
+    def preset(self, monkeypatch):
+        preset = replace(PRESET, lip_refiner=True)
+        monkeypatch.setitem(PRESETS, "small", preset)
+        return preset
+
+    def test_it_is_saved_and_loaded(self, preset, tmp_path):
+        torch.manual_seed(0)
+        model = AvatarModel(preset)
+        save_model(model, tmp_path / "small.safetensors")
+        loaded = load_model("small", tmp_path / "small.safetensors")
+        assert loaded.preset == preset and loaded.lip_refiner is not None
+        crops = torch.rand(2, 3, *CROP_SIZE) * 2 - 1
+        torch.testing.assert_close(
+            loaded.lip_refiner(crops), model.eval().lip_refiner(crops), atol=0.1, rtol=0
+        )
+
+    def test_a_file_without_it_loads_without_it(self, saved, preset):
+        loaded = load_model("small", saved)
+        assert loaded.lip_refiner is None and not loaded.preset.lip_refiner
+
+    def test_a_header_with_it_requires_its_tensors(self, saved, preset):
+        rewrite(saved, load_file(saved), HEADER | {"lip_refiner": "yes"})
+        with pytest.raises(WeightsError, match="tensors differ, first 'lip_refiner"):
+            load_model("small", saved)

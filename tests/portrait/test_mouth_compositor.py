@@ -153,6 +153,14 @@ def test_teeth_of_the_portrait_are_used_for_all_frames():
     assert torch.equal(painter.teeth[0][:, 3] > 0, painter.teeth[0][:, :3].any(1))
 
 
+def test_an_open_mouth_without_teeth_in_the_light_borrows_them():
+    painter, points = OneColour(), frontal_face(16.0, at=(128, 128))
+    dark = portrait_canvas()
+    dark[112:144, 90:166] = 20
+    MouthCompositor(painter, dark, points, 3)(dark[None].clone(), points)  # type: ignore[arg-type]
+    assert torch.equal(painter.teeth[0], torch.full((1, 4, *FINE_SIZE), 3.0))
+
+
 def test_the_seed_picks_the_teeth_of_a_portrait_that_shows_none():
     painter = OneColour()
     frames = portrait_canvas()[None].repeat(2, 1, 1, 1)

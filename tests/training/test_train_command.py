@@ -14,6 +14,7 @@ from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPain
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.gestures import Gestures
+from letstalk_rt.models.face.lip_refiner import LipRefiner
 from letstalk_rt.models.loading import load_model, save_model
 from letstalk_rt.models.presets import PRESETS
 from letstalk_rt.training.loop import LoopConfig, Run
@@ -62,6 +63,21 @@ class TestCommand:
                "-o", str(tmp_path / "again.safetensors")])  # fmt: skip
         kept = load_model("small", tmp_path / "again.safetensors").gestures
         assert kept is not None and torch.equal(kept.inertia, exported.inertia)
+
+    def test_a_lip_refiner_is_added_to_a_weights_file(self, root, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, lip_refiner=True))
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        refiner = LipRefiner()
+        (tmp_path / "runs" / "refiner").mkdir(parents=True)
+        torch.save(refiner.state_dict(), tmp_path / "runs" / "refiner" / "model.pt")
+        train(["export", "--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
+               "--preset", "small", "--weights", str(tmp_path / "base.safetensors"),
+               "-o", str(tmp_path / "new.safetensors")])  # fmt: skip
+        exported = load_model("small", tmp_path / "new.safetensors").lip_refiner
+        assert exported is not None
+        torch.testing.assert_close(
+            exported.heat.weight, refiner.heat.weight, rtol=2**-10, atol=1e-4
+        )
 
     def test_gestures_are_trained_and_exported(self, tmp_path, monkeypatch):
         monkeypatch.setattr(data_folder, "FRAMES", 60)

@@ -16,6 +16,10 @@ LIGHT_VALUES = 3
 BRIGHT = 0.1
 """How much brighter than the mean of an opening its teeth are."""
 
+_TOOTH_LIGHT, _TEETH_AREA_PX = 0.8, 80
+"""Brightness of teeth over that of the skin around the mouth, at least, and the area in pixels of a
+crop from which they are said to be visible."""
+
 _MARGIN_PX = 4  # around the opening; nearer pixels may show its inside
 _DARKEST = 0.02
 _LARGEST_CHANGE = 0.7  # of a value; beyond, the portrait is tinted rather than lit
@@ -56,6 +60,19 @@ def teeth_mask(crops: Tensor, opening: Tensor) -> Tensor:
     inside, light = (opening > 0.5).float(), crops.mean(1, keepdim=True)
     mean = (light * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp(min=1)
     return inside * (light > mean[:, None, None, None] + BRIGHT)
+
+
+def shows_teeth(crops: Tensor, opening: Tensor) -> Tensor:
+    """Return whether teeth are visible in openings, `(B,)` bool; an open mouth may be dark.
+
+    Args:
+        crops: `(B, 3, 80, 112)` in [-1, 1].
+        opening: `(B, 1, 80, 112)` in [0, 1].
+    """
+    skin = skin_light(crops, opening)[:, 2].exp()
+    light = (crops.mean(1, keepdim=True) + 1) / 2
+    bright = (opening > 0.5) & (light > _TOOTH_LIGHT * skin[:, None, None, None])
+    return bright.sum((1, 2, 3)) >= _TEETH_AREA_PX
 
 
 def light_inside(crops: Tensor, mask: Tensor) -> Tensor:

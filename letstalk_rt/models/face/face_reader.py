@@ -40,8 +40,8 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = _conv(channels, channels)
-        self.conv2 = _conv(channels, channels)
+        self.conv1 = conv(channels, channels)
+        self.conv2 = conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to the same shape."""
@@ -49,14 +49,14 @@ class Block(nn.Module):
         return out
 
 
-def _conv(in_channels: int, out_channels: int, size: int = 3) -> nn.Sequential:
+def conv(in_channels: int, out_channels: int, size: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
     )
 
 
-def _halved(in_channels: int, out_channels: int) -> nn.Sequential:
+def halved(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 2, 2, bias=False), nn.BatchNorm2d(out_channels)
     )
@@ -75,12 +75,12 @@ class FaceReader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(48, 32), nn.SiLU(), Block(32))
-        self.at16 = nn.Sequential(_halved(32, 64), Block(64), Block(64))
-        self.at8 = nn.Sequential(_halved(64, 80), Block(80), Block(80))
-        self.at4 = nn.Sequential(_halved(80, 96), Block(96))
-        self.back8, self.back16 = _conv(96, 80, 1), _conv(80, 64, 1)
-        self.back32 = _conv(64, 32, 1)
+        self.stem = nn.Sequential(conv(48, 32), nn.SiLU(), Block(32))
+        self.at16 = nn.Sequential(halved(32, 64), Block(64), Block(64))
+        self.at8 = nn.Sequential(halved(64, 80), Block(80), Block(80))
+        self.at4 = nn.Sequential(halved(80, 96), Block(96))
+        self.back8, self.back16 = conv(96, 80, 1), conv(80, 64, 1)
+        self.back32 = conv(64, 32, 1)
         self.fine8, self.fine16, self.fine32 = Block(80), Block(64), Block(32)
         self.heat = nn.Conv2d(32, NUM_LANDMARKS, 1)
         self.look = nn.Linear(len(_LOOK) * 32, 64)

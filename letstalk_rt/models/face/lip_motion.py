@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE
 from letstalk_rt.models.face.head_motion import rigid_projection
 from letstalk_rt.models.face.lip_values import GAPS, NUM_LIP_VALUES
+from letstalk_rt.models.face.neutral_mouth import NeutralMouth
 
 COMPONENTS = 24
 """Number of principal components of the latent that are kept."""
@@ -34,6 +35,7 @@ class LipMotion(nn.Module):
             motion, each at one standard deviation, `(K, 256)`.
         heard: predicted values at knots of equal shares of time, increasing, `(Q, KNOTS)`.
         meant: values to show at these knots, `(Q, KNOTS)`.
+        neutral: predicts how a portrait with parted lips looks at rest.
     """
 
     natural: Tensor
@@ -46,6 +48,7 @@ class LipMotion(nn.Module):
         knots = torch.linspace(0, 1, KNOTS).expand(NUM_LIP_VALUES, -1)
         self.register_buffer("heard", knots.clone())
         self.register_buffer("meant", torch.zeros(NUM_LIP_VALUES, KNOTS))
+        self.neutral = NeutralMouth()
 
     def to_shown(self, predicted: Tensor) -> Tensor:
         """Map predicted lip values `(..., Q)` to the size of measured ones, clamped at the ends."""
@@ -70,13 +73,13 @@ class LipMotion(nn.Module):
                 below all others, gaps of people who talk are at least `_LEAST_GAP`, so that lips
                 still move there.
             agreement: Pearson's r of both, `(Q,)`; a value with a smaller r than the gap's is
-                scaled down, so that its noise is not amplified. A value that is not positively
-                correlated stays at rest.
+                scaled down by the root of their ratio, so that its noise is amplified less. A value
+                that is not positively correlated stays at rest.
         """
         shares = torch.linspace(0.005, 0.995, KNOTS - 1)
         heard = torch.stack([p.quantile(shares, 0) for p in predicted]).median(0).values.T
         meant = torch.stack([m.quantile(shares, 0) for m in measured]).median(0).values.T
-        trust = (agreement / agreement[0].clamp(min=1e-6)).clamp(0, 1)[:, None]
+        trust = (agreement / agreement[0].clamp(min=1e-6)).clamp(0, 1).sqrt()[:, None]
         meant = trust * (meant - _interpolate(heard, meant, silence)[:, None])
         is_below = silence[:, None] < heard[:, :1]
         meant[GAPS] = torch.maximum(meant, _LEAST_GAP * trust * is_below)[GAPS]

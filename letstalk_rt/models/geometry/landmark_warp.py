@@ -1,6 +1,7 @@
 """A dense warp from sparse face landmarks by a fixed formula.
 
-Source: kernel regression of displacements (Nadaraya, 1964; Watson, 1964).
+Source: kernel regression of displacements (Nadaraya, 1964; Watson, 1964); regression of what it
+leaves at the lips: twicing (Tukey, 1977).
 """
 
 import functools
@@ -13,6 +14,7 @@ from letstalk_rt.models.geometry.landmarks import (
     INNER_CORNERS,
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
+    LIPS,
     LOWER_LIP_ONLY,
     NUM_LANDMARKS,
     UPPER_LIP_ONLY,
@@ -25,11 +27,17 @@ _FAR_WEIGHT = 1e-3
 _REST = 2e-3
 """Weight of zero displacement: far from the face the flow fades to zero."""
 
+_EXACT = LIPS
+"""Landmarks at which `face_flow` is exact."""
+
+_EXACT_PX, _EXACT_REST, _EXACT_ROUNDS = 2.0, 0.3, 2
+"""Width of the kernel that makes it so, weight of zero in it, and rounds of twicing."""
+
 _LIP_PX = 3.0
 """Width of the kernel that interpolates a lip's edge between its landmarks."""
 
-_EDGE_PX = 1.5
-"""Softness of the edges between the lips."""
+_EDGE_PX, _CUT_PX = 1.5, 0.5
+"""Softness of the edges between the lips, and of the discontinuity there."""
 
 
 def coarse_flow(
@@ -77,22 +85,57 @@ def _flows(
 
 
 def face_flow(source: Tensor, target: Tensor, size: int = 128) -> Tensor:
-    """Return `coarse_flow` with a discontinuity along the mouth, where the lips part.
+    """Return `coarse_flow`, exact at the lips, with a discontinuity where the lips part.
 
     Cells above the line between the lips follow all landmarks but the lower lip's, cells below it
     all but the upper lip's; otherwise an opening mouth would drag both lips over the gap. Beside
-    the mouth, where there is no gap, the two flows are mixed.
+    the mouth, where there is no gap, the two flows are mixed. A mean of displacements moves the
+    edge of a lip less far than its landmarks, so that lips which should meet leave teeth between
+    them: what is missing there is added by a narrow kernel.
 
     Returns:
         Offsets `(B, 2, size, size)`.
     """
-    flows = _flows(source, target, _side_weights(source.device), size // 2, NEAR_PX, FAR_PX)
-    flows = upsample(flows.flatten(1, 2), size)
-    above, below = flows.chunk(2, 1)
+    weights = _side_weights(source.device)
+    flows = _flows(source, target, weights, size // 2, NEAR_PX, FAR_PX)
+    flows = upsample(flows, size)
+    flows = flows + _missing_flows(flows, source - target, target, weights)
+    above, below = flows.unbind(1)
     upper, lower, within = _lip_lines(target, size)
     distance_px = ((upper + lower) / 2)[:, None] - _axis_px(size, target.device)[:, None]
-    side = within[:, None] * (distance_px / _EDGE_PX).clamp(-1, 1)  # 1 above the line, -1 below
+    side = within[:, None] * (distance_px / _CUT_PX).clamp(-1, 1)  # 1 above the line, -1 below
     return torch.lerp(below, above, (0.5 + 0.5 * side)[:, None])
+
+
+def _missing_flows(flows: Tensor, moved: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Return what flows lack at the landmarks that they should follow exactly.
+
+    Args:
+        flows: `(B, K, 2, size, size)`.
+        moved: displacements of the landmarks, `(B, L, 2)`.
+        target: landmarks of the frame, `(B, L, 2)`.
+        weights: weights of landmarks in each of the flows, `(K, L)`.
+
+    Returns:
+        Offsets to add, same shape as `flows`.
+    """
+    size, points = flows.shape[-1], target[:, _EXACT]
+    grid = points[:, None].expand(-1, flows.shape[1], -1, -1).flatten(0, 1)[:, :, None]
+    found = F.grid_sample(flows.flatten(0, 1), grid, padding_mode="border", align_corners=False)
+    missing = moved[:, None, _EXACT] - found[..., 0].transpose(1, 2).unflatten(0, (len(flows), -1))
+    shared = _gaussian(128 * torch.cdist(points, points), _EXACT_PX)[:, None]
+    shared = shared * weights[:, None, _EXACT]  # (B, K, E, E)
+    shared = shared / (shared.sum(-1, keepdim=True) + _EXACT_REST)
+    values = missing
+    for _ in range(_EXACT_ROUNDS - 1):
+        values = values + missing - shared @ values
+    columns, rows = _gaussians(points, size, (_EXACT_PX,))
+    values = torch.cat([values, torch.ones_like(values[..., :1])], -1)
+    values = (values * weights[:, _EXACT, None]).transpose(2, 3).flatten(1, 2)  # (B, 3 K, E)
+    total = ((values[:, :, None] * rows[:, None]).flatten(1, 2) @ columns).to(flows)
+    total = total.unflatten(1, (-1, 3, size))
+    added: Tensor = total[:, :, :2] / (total[:, :, 2:] + _EXACT_REST)
+    return added
 
 
 def upsample(maps: Tensor, size: int, mode: str = "bilinear") -> Tensor:

@@ -172,7 +172,7 @@ def _clip(root: Path, row: dict[str, object], reader: LipReader) -> _Found | Non
     kept = np.flatnonzero((lip_gap_px(placed) > MIN_GAP_PX).numpy() & tracks["ok"][:count])
     if not len(kept):
         return None
-    crops = np.stack([_cut(frames[i], transform, int(i)) for i in kept])
+    crops = np.stack([cut_mouth(frames[i], transform, int(i)) for i in kept])
     enlarged = float(str(row.get("upscale") or 1.0))
     weight = (1.0 if row["kind"] == "real" else 0.4) * min(1.0, 1.0 / enlarged) ** 2
     source = name.rsplit("-", 1)[0]
@@ -226,12 +226,12 @@ def _still(image: np.ndarray, mesh: np.ndarray, kind: str, source: str) -> _Foun
     placed = transform(points)
     if float(lip_gap_px(placed)) < 2 * MIN_GAP_PX:
         return None
-    crop = _cut(image, transform.scaled(FINE), 0, FINE)[None]
+    crop = cut_mouth(image, transform.scaled(FINE), 0, FINE)[None]
     sound = np.zeros((1, MOUTH_SOUND), np.float32)
     return _Found(crop, placed.numpy(), np.zeros(1, np.int64), kind, source, 1.0, sound)
 
 
-def _cut(
+def cut_mouth(
     image: np.ndarray, transform: CropTransform, index: int, resolution: int = 1
 ) -> np.ndarray:
     """Crop one mouth, with its margin; larger images are averaged first, to avoid aliasing."""

@@ -23,6 +23,9 @@ from letstalk_rt.models.geometry.landmarks import (
 from letstalk_rt.models.geometry.mouth_crop import opening_mask
 from letstalk_rt.training.critic import Critic, face_regions
 
+_FREE_OF_ENERGY = 0.7
+"""Share of the energy loss that lips are free of: where exactly their edges are matters more."""
+
 
 @dataclass(frozen=True)
 class AutoencoderLossConfig:
@@ -84,18 +87,24 @@ def gradient_loss(generated: Tensor, true: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-def energy_loss(generated: Tensor, true: Tensor) -> Tensor:
+def energy_loss(generated: Tensor, true: Tensor, weight: Tensor) -> Tensor:
     """Return the difference of the local energies of gradients, in octaves of the amplitude.
 
     Every warp blurs, and a pixel loss does not mind: it prefers a blurred edge to a sharp one that
     is half a pixel off. The energy in cells of 16 px does not depend on where exactly an edge is.
+
+    Args:
+        generated: `(B, 3, 256, 256)`.
+        true: same shape.
+        weight: weight of pixels, `(B, 1, 256, 256)`.
     """
     octaves = []
     for frames in (generated, true):
         light = frames.mean(1, keepdim=True)
         across = light.diff(dim=3)[..., 1:, :].square() + light.diff(dim=2)[..., 1:].square()
         octaves.append(0.5 * torch.log2(F.avg_pool2d(across, 16, 8) + 1e-4))
-    return (octaves[0] - octaves[1]).abs().mean()
+    share = F.avg_pool2d(weight[..., 1:, 1:], 16, 8)
+    return ((octaves[0] - octaves[1]).abs() * share).mean()
 
 
 def _mouth_opening_mask(points: Tensor) -> Tensor:
@@ -234,7 +243,7 @@ def _frame_losses(
         "colour": (F.avg_pool2d(error, 8).abs() * F.avg_pool2d(weight, 8)).mean(),
         "warp": (decoded.warped - target).abs().mean(),
         "gradient": gradient_loss(decoded.frames, target, weight),
-        "energy": energy_loss(decoded.frames, target),
+        "energy": energy_loss(decoded.frames, target, 1 - _FREE_OF_ENERGY * _enlarge(mouth)),
         "mask": (decoded.mask * (1 - free)).mean(),
         "flow": sum(
             (decoded.flow.diff(dim=a).abs().mean() for a in (2, 3)), decoded.flow.new_zeros(())

@@ -24,6 +24,7 @@ from letstalk_rt.models.audio_encoder.lip_reader import (
 from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_values import GAPS, LIP_VALUES, NUM_LIP_VALUES, lip_values
+from letstalk_rt.models.face.neutral_mouth import CLOSED_GAP, PARTED_GAP
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.training.data.audio_features import correlation, mean_voiced_mel
 from letstalk_rt.training.data.dataset import MAX_SHIFT, Clip
@@ -55,6 +56,9 @@ lips do not quite coincide."""
 
 SILENCE_SAMPLES = 64_000
 """Silence after which the output of a lip reader is constant."""
+
+NEUTRAL_FRAMES = 16
+"""Parted mouths of a clip to which its mouth at rest is fitted."""
 
 FRAME_STRIDE = 8
 """Every how many frames one is encoded to fit the components of lip motion."""
@@ -405,6 +409,22 @@ def _values_from_rest(clip: LipClip) -> Tensor:
     values = clip.values.clone()
     values[:, GAPS] -= values[:, GAPS].quantile(REST_PERCENTILE / 200, 0).clamp(max=REST_GAP)
     return values
+
+
+def fit_neutral(lip_motion: LipMotion, clips: Sequence[Clip]) -> None:
+    """Fit how a parted mouth looks at rest, to the frames of clips whose lips also close."""
+    frames, rests, weights = [], [], []
+    for clip in clips:
+        opening = mouth_opening(clip.points)
+        parted = np.flatnonzero(opening > PARTED_GAP)
+        if np.percentile(opening, REST_PERCENTILE) > CLOSED_GAP + REST_GAP / 2 or not len(parted):
+            continue
+        chosen = parted[np.linspace(0, len(parted) - 1, NEUTRAL_FRAMES).astype(int)]
+        frames.append(torch.from_numpy(clip.points[np.unique(chosen)]))
+        rests.append(rest_points(clip))
+        weights.append(2.0 if clip.kind == "real" else 1.0)
+    if frames:
+        lip_motion.neutral.fit(frames, rests, torch.tensor(weights))
 
 
 @torch.no_grad()

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from letstalk_rt.models.autoencoder.mouth_painter import masked_teeth
-from letstalk_rt.models.autoencoder.teeth_light import TeethLight, light_inside, relit, skin_light
+from letstalk_rt.models.autoencoder.teeth_light import (
+    TeethLight,
+    light_inside,
+    relit,
+    shows_teeth,
+    skin_light,
+)
 
 
 def mouth() -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,3 +48,13 @@ def test_a_tinted_portrait_changes_the_light_within_bounds():
     light = TeethLight(torch.zeros(3), torch.zeros(3), torch.ones(3))
     change = light.change(torch.tensor([[5.0, -5.0, 0.2]]))
     assert change.tolist() == [pytest.approx([0.7, -0.7, 0.2])]
+
+
+@pytest.mark.parametrize(
+    "light, height, seen", [(0.6, 10, True), (0.1, 10, False), (0.6, 2, False)]
+)
+def test_teeth_are_visible_if_enough_of_the_mouth_is_as_bright_as_skin(light, height, seen):
+    crops, opening = mouth()
+    crops[..., 15:25, 20:40] = 0.05 * 2 - 1
+    crops[..., 15 : 15 + height, 20:40] = light * 2 - 1
+    assert shows_teeth(crops, opening).tolist() == [seen]

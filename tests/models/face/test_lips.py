@@ -6,7 +6,13 @@ from support.small_model import face_points, open_mouth
 
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_values import GAPS, LIP_VALUES, NUM_LIP_VALUES, lip_values
-from letstalk_rt.models.geometry.landmarks import LOWER_LIP, NUM_LANDMARKS
+from letstalk_rt.models.face.neutral_mouth import NeutralMouth, change_to_rest
+from letstalk_rt.models.geometry.landmarks import (
+    LOWER_LIP,
+    MOUTH_LEFT,
+    MOUTH_RIGHT,
+    NUM_LANDMARKS,
+)
 
 GAP = LIP_VALUES.index("gap")
 
@@ -55,7 +61,7 @@ class TestSizes:
         trust[3], trust[4] = 0.25, 0.0
         motion.fit_sizes([values], [values], torch.zeros(NUM_LIP_VALUES), trust)
         shown = motion.to_shown(torch.full((NUM_LIP_VALUES,), 0.5))
-        assert shown[3] == pytest.approx(0.25 * float(shown[2]), rel=1e-3) and shown[4] == 0
+        assert shown[3] == pytest.approx(0.5 * float(shown[2]), rel=1e-3) and shown[4] == 0
 
     def test_a_reader_that_predicts_nothing_keeps_the_lips_at_rest(self):
         motion, values = LipMotion(), torch.linspace(-1, 1, 50)[:, None].expand(-1, NUM_LIP_VALUES)
@@ -79,3 +85,25 @@ class TestSizes:
         motion.fit_components([latents], read, points)
         main = (motion.natural[0] @ read.T).view(NUM_LANDMARKS, 2)
         assert main[LOWER_LIP, 1].abs() > 5 * main[:, 0].abs().mean()
+
+
+class TestNeutralMouth:
+    def test_it_learns_how_parted_mouths_look_at_rest(self):
+        gaps = torch.linspace(0.1, 0.4, 12)
+        rest = open_mouth(face_points(), 0.0)
+        corners = torch.zeros_like(rest)
+        corners[MOUTH_LEFT, 0], corners[MOUTH_RIGHT, 0] = -0.1, 0.1  # parted ones are narrower
+        frames = torch.stack([open_mouth(rest, float(gap)) - gap * corners for gap in gaps])
+        neutral = NeutralMouth()
+        neutral.fit([frames[::2]], [rest], torch.ones(1))
+        wanted, width = change_to_rest(frames[5], rest), LIP_VALUES.index("width")
+        assert wanted[width] > 0 and wanted[GAP] < 0
+        found = neutral(frames[5])[[width, GAP]]
+        torch.testing.assert_close(found, wanted[[width, GAP]], atol=0.0, rtol=0.1)
+
+    def test_closed_lips_are_neutral_and_an_unfitted_one_changes_nothing(self):
+        closed, parted = (open_mouth(face_points(), gap) for gap in (0.01, 0.3))
+        neutral = NeutralMouth()
+        assert not neutral(parted).any()
+        neutral.bias.fill_(1.0)
+        assert not neutral(closed).any() and neutral(parted).all()

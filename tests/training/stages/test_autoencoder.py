@@ -141,5 +141,5 @@ def test_a_decoder_of_another_shape_is_trained_from_scratch():
 def test_blur_costs_energy_wherever_the_edges_are():
     true = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     blurred = torch.nn.functional.avg_pool2d(true, 3, 1, 1)
-    moved = true.roll(1, 3)
-    assert float(energy_loss(blurred, true)) > 5 * float(energy_loss(moved, true))
+    moved, one = true.roll(1, 3), torch.ones(1, 1, 64, 64)
+    assert float(energy_loss(blurred, true, one)) > 5 * float(energy_loss(moved, true, one))

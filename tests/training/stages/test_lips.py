@@ -12,12 +12,14 @@ from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.face.lip_motion import KNOTS, LipMotion
 from letstalk_rt.models.face.lip_values import LIP_VALUES, NUM_LIP_VALUES
+from letstalk_rt.models.geometry.landmarks import LIPS_INNER
 from letstalk_rt.training.data.dataset import load_clips
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.lips import (
     NUM_TARGETS,
     OPENING,
     fit_components,
+    fit_neutral,
     fit_sizes,
     lip_clip,
     parts_by_source,
@@ -103,3 +105,19 @@ class TestTraining:
         assert motion.heard.shape == (NUM_LIP_VALUES, KNOTS) and motion.meant.any()
         fit_components(motion, make_model().autoencoder, clips)
         assert motion.natural.any()
+
+    def test_the_neutral_mouth_is_fitted_to_clips_whose_lips_close(self, clips):
+        clip, motion = clips[0], LipMotion()
+        points = clip.landmarks.copy()
+        upper, lower = LIPS_INNER[15], LIPS_INNER[5]
+        points[::2, lower] = points[::2, upper]
+        points[1::2, lower] = points[1::2, upper] + [0, 30]
+        fit_neutral(motion, [replace(clip, landmarks=points)])
+        assert motion.neutral.weight.any() and motion.neutral.bias.any()
+
+    def test_clips_that_never_close_do_not_teach_the_neutral_mouth(self, clips):
+        clip, motion = clips[0], LipMotion()
+        points = clip.landmarks.copy()
+        points[:, LIPS_INNER[5]] = points[:, LIPS_INNER[15]] + [0, 30]
+        fit_neutral(motion, [replace(clip, landmarks=points)])
+        assert not motion.neutral.weight.any()
