@@ -97,8 +97,10 @@ class Encoder(nn.Module):
 def soft_argmax(heat: Tensor) -> Tensor:
     """Return the mean positions `(B, L, 2)`, in [-1, 1], of heat maps `(B, L, h, w)` of logits."""
     share = torch.softmax(heat.flatten(2), -1)
-    with torch.autocast(heat.device.type, enabled=False):  # positions need all 32 bits
-        places: Tensor = share.float() @ _cell_centres(heat.shape[-2], heat.shape[-1], heat.device)
+    exact = torch.promote_types(share.dtype, torch.float32)  # positions need at least 32 bits
+    with torch.autocast(heat.device.type, enabled=False):
+        centres = _cell_centres(heat.shape[-2], heat.shape[-1], heat.device)
+        places: Tensor = share.to(exact) @ centres.to(exact)
     return places
 
 
