@@ -116,6 +116,8 @@ def variables_of(environment: Mapping[str, str]) -> dict[str, str]:
 def run(wanted: Sequence[Process]) -> int:
     """Run all processes until one ends or this one is stopped; return the exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A shell's background job ignores SIGINT, and so would the processes that it ends with.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started: list[subprocess.Popen[bytes]] = []
     try:
         for process in wanted:

@@ -76,9 +76,12 @@ def test_delivery_batches_and_repetition_give_the_same_frames(pipeline, portrait
     both = pipeline.step(np.stack([pcm[0], 0 * pcm[0]]), [one, other], delivered.append)
     np.testing.assert_array_equal(np.concatenate(delivered, 1), both)
     alone = pipeline.init_state(portrait)
-    np.testing.assert_array_equal(step(pipeline, alone, pcm[0]), both[0])
+    frames = step(pipeline, alone, pcm[0])
+    # The mouths of a batch go through the networks together, whose sums are rounded differently.
+    difference = np.abs(frames.astype(int) - both[0])
+    assert difference.max() <= 1 and np.count_nonzero(difference) < 1e-4 * difference.size
     one.reset()
-    np.testing.assert_array_equal(step(pipeline, one, pcm[0]), both[0])
+    np.testing.assert_array_equal(step(pipeline, one, pcm[0]), frames)
     assert pipeline.batch_key(one) == pipeline.batch_key(alone)
 
 
