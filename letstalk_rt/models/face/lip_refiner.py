@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from letstalk_rt.models.autoencoder.networks import soft_argmax
 from letstalk_rt.models.face.face_reader import Block, conv, halved
 from letstalk_rt.models.geometry.landmarks import LIPS
 from letstalk_rt.models.geometry.mouth_crop import (
@@ -85,9 +86,7 @@ def cell_centres(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def expected_places(heat: Tensor) -> Tensor:
     """Return the mean places `(B, L, 2)`, in pixels of crops, of heat maps of logits."""
-    x, y = cell_centres(heat.device)
-    share = torch.softmax(heat.flatten(2), -1).view_as(heat)
-    return torch.stack([share.sum(2) @ x, share.sum(3) @ y], -1)
+    return (soft_argmax(heat) + 1) / 2 * heat.new_tensor([CROP_WIDTH, CROP_HEIGHT])
 
 
 @torch.no_grad()
