@@ -16,9 +16,7 @@ class CutDetector:
 
     def is_cut(self, rgb: np.ndarray) -> bool:
         """Return whether the next frame, `(H, W, 3)` uint8, begins a new shot."""
-        step = max(
-            1, min(rgb.shape[:2]) // _SAMPLES
-        )  # of a large frame a part of the pixels will do
+        step = max(1, min(rgb.shape[:2]) // _SAMPLES)
         rgb = np.ascontiguousarray(rgb[::step, ::step])
         small = cv2.resize(rgb, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
         if self._last is None:
