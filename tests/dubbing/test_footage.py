@@ -77,7 +77,7 @@ def test_delivery_batches_and_repetition_give_the_same_frames(pipeline, portrait
     np.testing.assert_array_equal(np.concatenate(delivered, 1), both)
     alone = pipeline.init_state(portrait)
     frames = step(pipeline, alone, pcm[0])
-    # The mouths of a batch go through the networks together, whose sums are rounded differently.
+    # Lip values that are read in a batch differ by 2e-8, because its sums are rounded differently.
     difference = np.abs(frames.astype(int) - both[0])
     assert difference.max() <= 1 and np.count_nonzero(difference) < 1e-4 * difference.size
     one.reset()
