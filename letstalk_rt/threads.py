@@ -9,6 +9,7 @@ two cores a window of the embedded model takes 64 ms if only one thread has ever
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +41,24 @@ def in_own_thread(call: Callable[P, T]) -> Callable[P, T]:
             return own.submit(call, *args, **named).result()
 
     return run
+
+
+def started_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """Return a pool of threads that all run already.
+
+    A `ThreadPoolExecutor` starts a thread only when it is needed and none is idle, so a server
+    would have more threads after hours under load than after its first session, and a leak of
+    threads could not be told from that.
+
+    Args:
+        count: number of threads, at least 1.
+        name: prefix of their names.
+    """
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    all_run = threading.Barrier(count)
+    for running in [pool.submit(all_run.wait) for _ in range(count)]:
+        running.result()
+    return pool
 
 
 class DecodePool:

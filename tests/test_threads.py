@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from letstalk_rt.threads import DecodePool, in_own_thread, shorten_openmp_spin, thread_limit
+from letstalk_rt.threads import (
+    DecodePool,
+    in_own_thread,
+    shorten_openmp_spin,
+    started_pool,
+    thread_limit,
+)
 
 
 def test_a_call_apart_gives_and_raises_what_it_did():
@@ -90,3 +96,16 @@ def test_an_error_in_a_pool_thread_is_raised():
     job = DecodePool(2).submit(int, "four")
     with pytest.raises(ValueError, match="four"):
         job.result()
+
+
+def test_a_started_pool_needs_no_further_thread():
+    before = set(threading.enumerate())
+    with started_pool(3, "started") as pool:
+        threads = set(threading.enumerate()) - before
+        assert [thread.name.rpartition("_")[0] for thread in threads] == ["started"] * 3
+
+        held = threading.Event()
+        waiting = [pool.submit(held.wait) for _ in range(5)]
+        assert set(threading.enumerate()) - before == threads
+        held.set()
+        assert all(done.result() for done in waiting)

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from letstalk_rt.errors import PortraitError
+from letstalk_rt.threads import started_pool
 from letstalk_server.auth import Auth
 from letstalk_server.cluster.agent_check import LOADING, AgentCheck, agent_state
 from letstalk_server.errors import BadRequestError, NotFoundError, ServerError
@@ -64,7 +64,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        threads = ThreadPoolExecutor(THREADS, thread_name_prefix="letstalk")
+        threads = started_pool(THREADS, "letstalk")
         asyncio.get_running_loop().set_default_executor(threads)
         metrics: ServerMetrics = app.state.metrics
         avatar_service = await AvatarService.open(settings, load, metrics.record_step)

@@ -7,7 +7,7 @@ SCTP and SDP.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any
 
 from aiortc import (
@@ -26,6 +26,7 @@ from aiortc.mediastreams import MediaStreamTrack
 from aiortc.rtcrtpparameters import RTCRtcpFeedback
 from aiortc.sdp import candidate_from_sdp
 
+from letstalk_rt.threads import started_pool
 from letstalk_server.errors import BadOfferError, BadRequestError, IceRestartError
 from letstalk_server.session.playout import SlotPlayout
 from letstalk_server.session.transport import Handlers, Media, PeerRole, PeerState, PeerStats
@@ -97,9 +98,7 @@ class AiortcTransport:
         self._codecs = dict(_CODECS)
         if prefer == "H264":
             self._codecs["video"] = ("video/h264", "video/rtx", "video/vp8")
-        self._executor = executor or ThreadPoolExecutor(
-            ENCODER_THREADS, thread_name_prefix="encode"
-        )
+        self._executor = executor or started_pool(ENCODER_THREADS, "encode")
         self._connect = connect
         self._public_address = public_address
         self._configuration = RTCConfiguration(
