@@ -15,17 +15,25 @@ from letstalk_rt.models.avatar_model import (
     AvatarModel,
     with_face_reader,
     with_gestures,
+    with_landmark_branch,
     with_lip_refiner,
     with_mouth_painter,
 )
 from letstalk_rt.models.face.face_reader import FaceReader
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.lip_refiner import LipRefiner
+from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.paper.presets import FAITHFUL
-from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
+from letstalk_rt.models.presets import (
+    DCAutoencoderConfig,
+    Preset,
+    get_preset,
+    with_landmark_condition,
+    with_lookahead,
+)
 
-_ADDED = ("mouth_painter.", "gestures.", "face_reader.", "lip_refiner.")
+_ADDED = ("mouth_painter.", "gestures.", "face_reader.", "lip_refiner.", "denoiser.landmarks.")
 """Parts that export adds at its end; weights files need not have them."""
 
 _DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
@@ -83,6 +91,11 @@ def _with_added_parts(
         refiner = LipRefiner()
         refiner.load_state_dict(refining)
         model = with_lip_refiner(model, refiner)
+    placing = _trained_part(runs / "landmarks", given, "denoiser.landmarks")
+    if preset.denoiser.landmark_condition and placing:
+        branch = LandmarkBranch(preset.denoiser.width, preset.denoiser.side)
+        branch.load_state_dict(placing)
+        model = with_landmark_branch(model, branch)
     return model
 
 
@@ -109,6 +122,7 @@ def chosen_preset(args: argparse.Namespace) -> Preset:
     preset = get_preset(args.preset)
     preset = replace(preset, mouth_painter=None, gestures=None)
     preset = replace(preset, face_reader=False, lip_refiner=False)
+    preset = with_landmark_condition(preset, has=False)
     return with_chosen_lookahead(args, preset)
 
 

@@ -3,10 +3,11 @@
 The order is autoencoder, and phones -> audio; then flow -> distill, which need both; the presets b
 and l need only flow -> distill. decoder continues the training of the autoencoder's decoder, with a
 critic; the latents that flow was trained on stay as they are. lips trains the lip reader, and
-gestures those of head, brows and eyes, after flow. finder and painter may run at any time. faithful
-trains the published model and needs no other stage; ablate trains it with and without noise and
-patch drop of the memory and writes one table. export joins all stages into one weights file.
-sync is separate: it trains the network of the sync score for `letstalk eval`.
+gestures those of head, brows and eyes, after flow; landmarks adds the condition by which the
+denoiser generates lower faces of films. finder and painter may run at any time. faithful trains the
+published model and needs no other stage; ablate trains it with and without noise and patch drop of
+the memory and writes one table. export joins all stages into one weights file. sync is separate: it
+trains the network of the sync score for `letstalk eval`.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from letstalk_rt.cli.export import (
 )
 from letstalk_rt.cli.train_ablate import run_ablate
 from letstalk_rt.cli.train_faithful import run_faithful
-from letstalk_rt.cli.train_flow import run_distill, run_flow
+from letstalk_rt.cli.train_flow import run_distill, run_flow, run_landmarks
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
@@ -96,6 +97,9 @@ LOOPS = {
     "distill": LoopConfig(
         steps=2000, learning_rate=1e-4, warm_up=50, ema=0.995, evaluate_every=250, weight_decay=0.02
     ),
+    "landmarks": LoopConfig(
+        steps=2000, learning_rate=2e-3, warm_up=50, ema=0.99, evaluate_every=250, weight_decay=0.01
+    ),
     "faithful": PUBLISHED_LOOP,
     "ablate": replace(PUBLISHED_LOOP, steps=20_000),
     "lips": LoopConfig(
@@ -129,6 +133,7 @@ BATCH = {
     "audio": 24,
     "flow": 32,
     "distill": 32,
+    "landmarks": 32,
     "faithful": 1,
     "ablate": 1,
     "lips": 48,
@@ -193,7 +198,10 @@ def _parser() -> argparse.ArgumentParser:
         "phones to export (default: the preset's, 80)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="flow, lips, gestures: seed of the initial weights"
+        "--seed",
+        type=int,
+        default=0,
+        help="flow, lips, gestures, landmarks: seed of the initial weights",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="ablate: number of seeds, from --seed on"
@@ -204,8 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         type=Path,
-        help="decoder, lips, gestures, export: weights file with the parts of stages that have not "
-        "run",
+        help="decoder, lips, gestures, landmarks, export: weights file with the parts of stages "
+        "that have not run",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
@@ -223,6 +231,9 @@ def main(argv: list[str] | None = None) -> int:
         "audio": _audio,
         "flow": lambda args: run_flow(args, _loop(args), args.batch or BATCH["flow"]),
         "distill": lambda args: run_distill(args, _loop(args), args.batch or BATCH["distill"]),
+        "landmarks": lambda args: run_landmarks(
+            args, _loop(args), args.batch or BATCH["landmarks"]
+        ),
         "faithful": lambda args: run_faithful(args, _loop(args), args.batch or BATCH["faithful"]),
         "ablate": lambda args: run_ablate(args, _loop(args), args.batch or BATCH["ablate"]),
         "lips": _lips,

@@ -1,4 +1,4 @@
-"""The stages `flow` and `distill` of `letstalk train`: from latents to a denoiser."""
+"""The stages `flow`, `distill` and `landmarks` of `letstalk train`: from latents to a denoiser."""
 
 import argparse
 from dataclasses import replace
@@ -8,8 +8,10 @@ import torch
 
 from letstalk_rt.cli.export import (
     averaged,
+    base_model,
     chosen_preset,
     existing,
+    given_weights,
     identity_file,
     part_of,
     trained_preset,
@@ -20,8 +22,9 @@ from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.avatar_model import AvatarModel
-from letstalk_rt.models.presets import DCAutoencoderConfig
+from letstalk_rt.models.avatar_model import AvatarModel, with_landmark_branch
+from letstalk_rt.models.landmark_condition import LandmarkBranch
+from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import (
     Clip,
@@ -45,6 +48,7 @@ from letstalk_rt.training.stages.audio_encoder import (
 )
 from letstalk_rt.training.stages.distill import distill
 from letstalk_rt.training.stages.flow import train_flow
+from letstalk_rt.training.stages.landmark_branch import train_landmark_branch
 
 SCALES = ("latent_mean", "latent_scale", "motion_scale")
 
@@ -159,18 +163,44 @@ def _speech_model(args: argparse.Namespace, encoder: Wav2VecEncoder) -> Wav2Vec2
     return stream
 
 
+def run_landmarks(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
+    """Train the landmark condition of a trained denoiser, of which nothing else changes."""
+    torch.manual_seed(args.seed)
+    shape = get_preset(args.preset).denoiser
+    if not shape.landmark_condition:
+        raise ConfigError(f"preset {args.preset!r} has no landmark condition; choose 'tiny'")
+    branch = LandmarkBranch(shape.width, shape.side)
+    model = with_landmark_branch(base_model(args, given_weights(args)), branch)
+    if model.lip_motion is None:
+        raise ConfigError(f"preset {args.preset!r} has no lip reader; choose 'tiny'")
+    folder, rows = args.runs / "landmarks", spoken_rows(args)
+    encoded = _encoded(args, model, rows, folder)
+    tracks, validation = _divided(rows, encoded, None)
+    best = train_landmark_branch(model, tracks, validation, folder, loop, batch_size=batch)
+    if is_main_process():
+        torch.save(best.state_dict(), folder / "model.pt")
+
+
 def _tracks(
     args: argparse.Namespace, model: AvatarModel, reader: MouthReader | None
 ) -> tuple[list[Track], list[Track]]:
     """Return encoded clips for training and for validation; set the scales of the model."""
-    rows = spoken_rows(args)
-    folder = args.runs / "flow"
+    rows, folder = spoken_rows(args), args.runs / "flow"
+    everything = _encoded(args, model, rows, folder)
+    _set_scales(model, everything, folder, args.start if args.stage == "flow" else None)
+    return _divided(rows, everything, reader)
+
+
+def _encoded(
+    args: argparse.Namespace, model: AvatarModel, rows: list[dict[str, object]], folder: Path
+) -> list[Track]:
+    """Return the clips as latents, which are stored in the folder of a stage."""
     folder.mkdir(parents=True, exist_ok=True)
     autoencoder = model.autoencoder.requires_grad_(False).eval()
     autoencoder.to(choose_device(args.device))
     autoencoder.to(memory_format=torch.channels_last)
     model.audio.to(choose_device(args.device))
-    everything = stored_tracks(
+    return stored_tracks(
         autoencoder,
         args.data,
         rows,
@@ -179,7 +209,12 @@ def _tracks(
         model.audio.lookahead_frames,
         gap=HeardGap() if autoencoder.landmarks is None else None,
     )
-    _set_scales(model, everything, folder, args.start if args.stage == "flow" else None)
+
+
+def _divided(
+    rows: list[dict[str, object]], everything: list[Track], reader: MouthReader | None
+) -> tuple[list[Track], list[Track]]:
+    """Return clips for training and for validation, aligned with their audio and weighted."""
     held_out = held_out_sources({source_of(row) for row in rows})
     tracks, validation = [], []
     for row, track in zip(rows, everything, strict=True):

@@ -15,6 +15,7 @@ from letstalk_rt.dubbing.film_writer import FilmWriter, SoundFeed
 from letstalk_rt.dubbing.lip_track import LipTrack
 from letstalk_rt.dubbing.planes import put
 from letstalk_rt.errors import AudioFormatError, FilmError
+from letstalk_rt.inference.lower_face import has_lower_faces
 from letstalk_rt.inference.mouth_renderer import Patch
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.portrait.watermark import DUBBED_SOURCE_TYPE, badge_place, with_badge
@@ -123,7 +124,8 @@ def dub_film(
     dubber = Dubber(model, pipeline.finder, pipeline.dtype)
     assert model.lips is not None and model.lip_motion is not None
     rate = speech.facts.rate
-    lips = LipTrack(model.lips, model.lip_motion, speech.chunks(), rate)
+    encoder = model.audio if has_lower_faces(model) else None
+    lips = LipTrack(model.lips, model.lip_motion, speech.chunks(), rate, encoder)
     frames = extended(film.frames(), facts, options.longer, lips.is_over, trim=options.trim)
     half = float(1 / facts.rate) / 2
     timed = ((f, f.rgb, float(f.time * facts.time_base) + half) for f in frames)

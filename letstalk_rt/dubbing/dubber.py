@@ -9,15 +9,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from letstalk_rt.dubbing.cuts import CutDetector
 from letstalk_rt.dubbing.lip_track import LipValues
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.face_reader import FaceReader, FilmedFace
+from letstalk_rt.inference.lower_face import LowerFaces, has_lower_faces
 from letstalk_rt.inference.mouth_renderer import MouthRenderer, MouthTask, Patch
 from letstalk_rt.inference.reference_frames import (
     FADE_FRAMES,
@@ -75,6 +78,8 @@ class _Shot:
         strength: of the last frame; None before the first.
         teeth: how the inside of the mouth looks.
         past: latents of the last frames with a face, and the places of their crops.
+        lower: generates lower faces; None before the first, and for a model that cannot.
+        generated: latents with generated lower faces, of the next frames.
     """
 
     number: int
@@ -83,6 +88,14 @@ class _Shot:
     mixer: ReferenceMixer = field(default_factory=ReferenceMixer)
     strength: float | None = None
     past: deque[FilmedFace] = field(default_factory=lambda: deque(maxlen=MOOD_FRAMES))
+    lower: LowerFaces | None = None
+    generated: deque[Tensor] = field(default_factory=deque)
+
+    def interrupt(self) -> None:
+        """Begin anew with generated lower faces, as after a frame without a face."""
+        self.generated.clear()
+        if self.lower is not None:
+            self.lower.forget()
 
 
 class Dubber:
@@ -119,7 +132,7 @@ class Dubber:
         Args:
             frames: anything that stands for the frame, its pixels `(H, W, 3)` uint8, and the time
                 of its middle in seconds.
-            lips: lip values of the new speech.
+            lips: lip values of the new speech, and its audio tokens.
         """
         workers = max(1, torch.get_num_threads() - 1)
         groups: deque[tuple[list[Item], Future[list[Patch | None]]]] = deque()
@@ -206,23 +219,51 @@ class Dubber:
         values = lips.at(shown.time_s)
         strength = shot.strength = _strength(ahead, shot)
         if strength <= 0 or shown.face is None or not shot.references:
+            shot.interrupt()
             return None
+        if not shot.generated:
+            shot.generated.extend(self._generate(ahead, shot, lips))
         shot.teeth.change_if_closed(values)
         coming = [s.face for s in ahead if s.shot == shot.number and s.face is not None]
-        before, after = map(_placed, reversed(shot.past)), map(_placed, coming[1:])
-        latent = steady_latent(_placed(shown.face), before, after)
-        steady = replace(shown.face, latent=latent)
+        steady = replace(shown.face, latent=_steady(shot, coming, 0))
         mood = torch.stack([f.latent for f in [*shot.past, *coming[:MOOD_FRAMES]]]).mean(0)
         shot.past.append(shown.face)
         poses = [head_pose(face.points) for face in coming[: FADE_FRAMES + 1]]
         mixed = shot.mixer.mix(shot.references, poses)
         paint = shot.teeth.painter
-        return MouthTask(shown.rgb, steady, mixed, values, paint, strength, mood)
+        generated = shot.generated.popleft() if shot.generated else None
+        return MouthTask(shown.rgb, steady, mixed, values, paint, strength, mood, generated)
+
+    def _generate(self, ahead: deque[_Shown[Item]], shot: _Shot, lips: LipValues) -> list[Tensor]:
+        """Return the next frames' latents with generated lower faces; none if the model cannot.
+
+        If the face is lost or the shot ends within the window, its last frame stands for the rest.
+        """
+        count = self._model.denoiser.config.window
+        window = list(
+            takewhile(lambda s: s.shot == shot.number and s.face is not None, islice(ahead, count))
+        )
+        tokens = lips.tokens_at([s.time_s for s in window])
+        if not has_lower_faces(self._model) or tokens is None:
+            return []
+        if shot.lower is None:
+            anchor = shot.references[0]
+            shot.lower = LowerFaces(self._model, anchor.features.latent[0], anchor.motion)
+        coming = [s.face for s in ahead if s.shot == shot.number and s.face is not None]
+        latents = torch.stack([_steady(shot, coming, i) for i in range(len(window))])
+        places = [min(i, len(window) - 1) for i in range(count)]
+        return list(shot.lower.generate(latents[places], tokens[places]))[: len(window)]
 
 
 def _face(shown: _Shown[Item]) -> FilmedFace:
     assert shown.face is not None
     return shown.face
+
+
+def _steady(shot: _Shot, coming: list[FilmedFace], index: int) -> Tensor:
+    """Return the latent of one of the faces to come, with less noise if the head is still."""
+    before = map(_placed, [*reversed(coming[:index]), *reversed(shot.past)])
+    return steady_latent(_placed(coming[index]), before, map(_placed, coming[index + 1 :]))
 
 
 def _placed(face: FilmedFace) -> PlacedLatent:

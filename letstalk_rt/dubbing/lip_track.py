@@ -1,15 +1,17 @@
-"""Lip values of a speech track at any time, read as a stream."""
+"""Lip values and audio tokens of a speech track at any time, read as a stream."""
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from letstalk_rt.audio.resample import Resampler, check_pcm, to_mono
+from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.batch_state import overwrite
 from letstalk_rt.models.face.lip_motion import LipMotion
@@ -21,11 +23,28 @@ _SETTLE = 52 * SAMPLES_PER_FRAME
 
 
 class LipValues(Protocol):
-    """Lip values over time."""
+    """Lip values over time, and what the denoiser hears."""
 
     def at(self, time_s: float) -> Tensor:
         """Return the lip values `(Q,)` at a time not before the last one asked for."""
         ...
+
+    def tokens_at(self, times_s: Sequence[float]) -> Tensor | None:
+        """Return the audio tokens `(n, K, A)` at such times; None if there are none."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What is heard in one frame.
+
+    Attributes:
+        values: lip values, `(Q,)`.
+        tokens: audio tokens, `(K, A)`; None without an audio encoder.
+    """
+
+    values: Tensor
+    tokens: Tensor | None
 
 
 class LipTrack:
@@ -38,6 +57,7 @@ class LipTrack:
         motion: maps its values to the size of measured ones.
         speech: mono samples in [-1, 1], in chunks.
         sample_rate: of the chunks, Hz.
+        encoder: yields audio tokens; None if nothing needs them.
     """
 
     def __init__(
@@ -46,31 +66,53 @@ class LipTrack:
         motion: LipMotion,
         speech: Iterable[np.ndarray],
         sample_rate: int,
+        encoder: AudioEncoder | None = None,
     ) -> None:
-        self._reader, self._motion = reader, motion
+        self._reader, self._motion, self._encoder = reader, motion, encoder
         self._device = motion.natural.device
         self._blocks = _blocks(speech, Resampler(sample_rate))
-        self._values: deque[Tensor] = deque()
-        self._first = 0  # number of the first value that is kept
+        self._frames: deque[_Heard] = deque()
+        self._first = 0  # number of the first frame that is kept
         self._state = reader.init_state(1)
+        self._encoder_state: Any = [] if encoder is None else encoder.init_state(1)
         with torch.inference_mode():
-            reader(torch.zeros(1, _SETTLE, device=self._device), self._state)
-        self._silence = copy.deepcopy(self._state)
+            self._hear(torch.zeros(1, _SETTLE, device=self._device))
+        self._silence = copy.deepcopy((self._state, self._encoder_state))
         self._skip = reader.lookahead_frames
+        assert encoder is None or encoder.lookahead_frames == self._skip, "models have one"
         self._samples = 0
         self._ended = False
 
     def at(self, time_s: float) -> Tensor:
         """Return the lip values `(Q,)` at a time not before the last one asked for."""
+        index, share = self._place(time_s)
+        while self._first < index - 1:
+            self._frames.popleft()
+            self._first += 1
+        below, above = self._frames[index - self._first], self._frames[index - self._first + 1]
+        return torch.lerp(below.values, above.values, share)
+
+    def tokens_at(self, times_s: Sequence[float]) -> Tensor | None:
+        """Return the audio tokens `(n, K, A)` at times not before the last one of `at`.
+
+        None without an audio encoder.
+        """
+        found = []
+        for time_s in times_s:
+            index, share = self._place(time_s)
+            below, above = (self._frames[index - self._first + i].tokens for i in (0, 1))
+            if below is None or above is None:
+                return None
+            found.append(torch.lerp(below, above, share))
+        return torch.stack(found)
+
+    def _place(self, time_s: float) -> tuple[int, float]:
+        """Return the frame before a time, and how far the time is to the next; read both."""
         position = max(0.0, time_s * FPS - 0.5)
         index = int(position)
-        while self._first + len(self._values) < index + 2:
+        while self._first + len(self._frames) < index + 2:
             self._read()
-        while self._first < index - 1:
-            self._values.popleft()
-            self._first += 1
-        below, above = self._values[index - self._first], self._values[index - self._first + 1]
-        return torch.lerp(below, above, position - index)
+        return index, position - index
 
     def is_over(self, time_s: float) -> bool:
         """Return whether the speech has ended at a time; reads as far as needed."""
@@ -85,15 +127,23 @@ class LipTrack:
         if block is None:
             block = _SILENCE
             if not self._ended:
-                overwrite(self._state, self._silence)
+                overwrite((self._state, self._encoder_state), self._silence)
                 self._ended = True
         else:
             self._samples += len(block)
         rest = -len(block) % SAMPLES_PER_FRAME
         pcm = torch.from_numpy(np.pad(block, (0, rest))).to(self._device)
-        values = self._motion.to_shown(self._reader(pcm[None], self._state))[0]
-        values, self._skip = values[self._skip :], max(0, self._skip - len(values))
-        self._values.extend(values)
+        frames = self._hear(pcm[None])
+        self._frames.extend(frames[self._skip :])
+        self._skip = max(0, self._skip - len(frames))
+
+    def _hear(self, pcm: Tensor) -> list[_Heard]:
+        """Return what is heard in the frames of the next samples, `(1, n)`."""
+        values = self._motion.to_shown(self._reader(pcm, self._state))[0]
+        if self._encoder is None:
+            return [_Heard(one, None) for one in values]
+        tokens = self._encoder(pcm, self._encoder_state)[0]
+        return [_Heard(*both) for both in zip(values, tokens, strict=True)]
 
 
 def _blocks(speech: Iterable[np.ndarray], resampler: Resampler) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
 """Footage in live use: its frames are shown back and forth, with the lips of the session's speech.
 
-The faces were found once, when the footage was prepared. So a step decodes JPEGs, renders lower
-faces and nothing else: neither denoiser nor gestures take part.
+The faces were found once, when the footage was prepared. So a step decodes JPEGs and renders lower
+faces, which the denoiser generates to fit the rest of each face; there are no gestures.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.inference.face_reader import FilmedFace, crop_pixels, face_from
+from letstalk_rt.inference.lower_face import LowerFaces, has_lower_faces
 from letstalk_rt.inference.mouth_renderer import MouthRenderer, MouthTask
 from letstalk_rt.inference.reference_frames import (
     FADE_FRAMES,
@@ -63,10 +64,12 @@ class FootageFrame:
     Attributes:
         index: which frame of the footage it shows.
         values: its lip values, `(Q,)`.
+        generated: the latent of its face with a generated lower face; None for the reference's.
     """
 
     index: int
     values: Tensor
+    generated: Tensor | None = None
 
 
 class FootagePlayer:
@@ -76,13 +79,16 @@ class FootagePlayer:
         model: a model with a lip reader.
         footage: the footage.
         expressiveness: scale of lip movement.
+        seed: seed of what is generated.
 
     Raises:
         ConfigError: the model has no lip reader.
         PortraitError: no face of the footage can be used.
     """
 
-    def __init__(self, model: AvatarModel, footage: Footage, expressiveness: float) -> None:
+    def __init__(
+        self, model: AvatarModel, footage: Footage, expressiveness: float, seed: int = 0
+    ) -> None:
         if model.face is None or model.lips is None or model.lip_motion is None:
             raise ConfigError(
                 f"preset {model.preset.name!r} has no lip reader, which films as portraits need; "
@@ -103,6 +109,10 @@ class FootagePlayer:
         best = max(chosen + list(self._usable()), key=self._teeth_score)
         self._paint = None if painter is None else painter_with_teeth(painter, self._frame(best)[1])
         self._plans = self._plan()
+        self._lower: LowerFaces | None = None
+        if has_lower_faces(model):
+            anchor = self._references[0]
+            self._lower = LowerFaces(model, anchor.features.latent[0], anchor.motion, seed)
         self.reset()
 
     def reset(self) -> None:
@@ -110,9 +120,16 @@ class FootagePlayer:
         self._position = 0
         self._values: list[Tensor] = []
         self._eases = False
+        if self._lower is not None:
+            self._lower.reset()
 
-    def next(self, lip_values: Tensor) -> list[FootageFrame]:
-        """Return the next frames, for lip values `(N, Q)`."""
+    def next(self, lip_values: Tensor, tokens: Tensor | None = None) -> list[FootageFrame]:
+        """Return the next frames.
+
+        Args:
+            lip_values: their lip values, `(N, Q)`.
+            tokens: audio tokens of a window, `(N, K, A)`; None generates no lower faces.
+        """
         frames = []
         for values in self._expressiveness * lip_values:
             if self._eases and self._values:
@@ -121,13 +138,27 @@ class FootagePlayer:
             self._values = [*self._values, values][-_KEPT:]
             frames.append(FootageFrame(self._index(self._position), values))
             self._position += 1
-        return frames
+        return frames if tokens is None else self._with_lower_faces(frames, tokens)
+
+    def _with_lower_faces(self, frames: list[FootageFrame], tokens: Tensor) -> list[FootageFrame]:
+        """Return a window with generated lower faces, if there is a face in each of its frames."""
+        if self._lower is None:
+            return frames
+        latents = [self._plans[frame.index].latent for frame in frames]
+        seen = [latent for latent in latents if latent is not None]
+        if len(seen) < len(frames):
+            self._lower.forget()
+            return frames
+        faces = self._lower.generate(torch.stack(seen), tokens)
+        return [replace(f, generated=face) for f, face in zip(frames, faces, strict=True)]
 
     def interrupt(self, unseen: int) -> None:
         """Go back by frames that were not shown; the lips come to rest from where they are."""
         self._position = max(0, self._position - unseen)
         self._values = self._values[: max(1, len(self._values) - unseen)]
         self._eases = True
+        if self._lower is not None:
+            self._lower.rewind(unseen)
 
     @torch.inference_mode()
     def render(self, frame: FootageFrame, *, with_painter: bool = True) -> np.ndarray:
@@ -139,7 +170,9 @@ class FootagePlayer:
         face = replace(face_from(track, rgb, self._autoencoder), latent=plan.latent)
         mixed = [(self._references[number], weight) for number, weight in plan.mixed]
         paint = self._paint if with_painter else None
-        task = MouthTask(rgb, face, mixed, frame.values, paint, plan.strength, plan.mood)
+        task = MouthTask(
+            rgb, face, mixed, frame.values, paint, plan.strength, plan.mood, frame.generated
+        )
         patch = self._renderer.render([task])[0]
         if patch is not None:
             rgb[patch.rows, patch.columns] = patch.rgb

@@ -27,30 +27,33 @@ class FootageStage:
         self._decoder, self._window = decoder, window
 
     def __call__(
-        self, lips: LipReading, states: Sequence[SessionState]
+        self, lips: LipReading, tokens: Tensor | None, states: Sequence[SessionState]
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield the partial windows in order; see `FrameDecoder.decode`.
 
         Args:
             lips: what was heard in the hop.
+            tokens: audio tokens, `(B, N, K, A)`; None if the model cannot generate lower faces.
             states: states of B sessions; updated in place.
         """
-        rows = zip(
-            *[self._jobs(*one) for one in zip(states, lips.values, strict=True)], strict=True
-        )
+        heard = [None] * len(states) if tokens is None else list(tokens)
+        triples = zip(states, lips.values, heard, strict=True)
+        rows = zip(*[self._jobs(*one) for one in triples], strict=True)
         with closing(self._decoder.in_order([partial(_rendered, row) for row in rows])) as images:
             for count in self._decoder.partial_sizes:
                 frames = [self._shown(states, next(images)) for _ in range(count)]
                 yield [np.stack(one) for one in zip(*frames, strict=True)]
 
-    def _jobs(self, state: SessionState, values: Tensor) -> list[RenderFrame | None]:
+    def _jobs(
+        self, state: SessionState, values: Tensor, tokens: Tensor | None
+    ) -> list[RenderFrame | None]:
         """Return what renders each frame of a session; None for one that repeats its image."""
         assert state.player is not None, "one batch is all footage"
         quality = state.quality.quality
         render = partial(state.player.render, with_painter=quality.mouth_painter)
         is_new = new_images(state.quality.made, self._window, quality.fps)
         state.quality.made += self._window
-        shown = zip(state.player.next(values), is_new, strict=True)
+        shown = zip(state.player.next(values, tokens), is_new, strict=True)
         return [partial(render, frame) if new else None for frame, new in shown]
 
     @staticmethod

@@ -66,6 +66,7 @@ class MouthTask:
         strength: how much of the result is shown, in [0, 1].
         mood: the mean latent of the frames around, whose expression stays; None for that of the
             references.
+        generated: the latent of the face with a generated lower face; None for the references'.
     """
 
     rgb: np.ndarray
@@ -75,6 +76,7 @@ class MouthTask:
     mouth: MouthCompositor | None
     strength: float = 1.0
     mood: Tensor | None = None
+    generated: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,7 @@ class MouthRenderer:
             for used, weight in task.references
             if used is reference
         ]
-        latents = [
-            reference.motion.with_lips(tasks[i].face.latent, tasks[i].values, tasks[i].mood)
-            for i, _ in chosen
-        ]
+        latents = [_with_lips(reference, tasks[i]) for i, _ in chosen]
         features = reference.features.repeat(len(latents))
         inputs = self._autoencoder.prepare_decoder(torch.stack(latents), features)
         points = crop_pixels(inputs.points.float())
@@ -232,6 +231,12 @@ class MouthRenderer:
 
 
 _SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+
+
+def _with_lips(reference: Reference, task: MouthTask) -> Tensor:
+    """Return the latent of a task's face with the mouth of its lip values."""
+    latent = task.face.latent
+    return reference.motion.with_lips(latent, task.values, task.mood, task.generated)
 
 
 def _patch(task: MouthTask, drawn: _Drawn) -> Patch:

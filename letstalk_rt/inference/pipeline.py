@@ -27,6 +27,7 @@ from letstalk_rt.inference.driver_camera import DriverCamera
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.footage_stage import FootageStage
 from letstalk_rt.inference.frame_decoder import FrameDecoder, FrameDetails
+from letstalk_rt.inference.lower_face import has_lower_faces
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.sample_stage import SampleStage
@@ -278,9 +279,12 @@ class AvatarPipeline(Pipeline[SessionState]):
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield the partial windows of sessions whose portraits are footage; see `step`."""
         with clock.stage("audio"):
-            lips = self.audio_stage.read_lips(torch.from_numpy(pcm).to(self.device), states)
+            heard = torch.from_numpy(pcm).to(self.device)
+            lips = self.audio_stage.read_lips(heard, states)
+            is_told = has_lower_faces(self.model)
+            tokens = self.audio_stage.encode(heard, states) if is_told else None
         assert lips is not None, "footage needs a lip reader"
-        with clock.stage("paint"), closing(self._footage_stage(lips, states)) as parts:
+        with clock.stage("paint"), closing(self._footage_stage(lips, tokens, states)) as parts:
             yield from parts
 
     @torch.inference_mode()

@@ -210,7 +210,7 @@ class StateFactory:
             lookahead_frames=_check_range(
                 "lookahead_frames", options.lookahead_frames, lookahead, 0, lookahead
             ),
-            player=self._player(portrait, options.motion.expressiveness),
+            player=self._player(portrait, options.motion.expressiveness, options.seed),
         )
 
     @torch.inference_mode()
@@ -221,17 +221,18 @@ class StateFactory:
             PortraitError: `portrait` is not prepared for this model; nothing has changed.
         """
         features, model = self._describe(portrait), self._model
-        state.player = self._player(portrait, state.motion_control.options.expressiveness)
+        expressiveness, seed = state.motion_control.options.expressiveness, state.noise.seed
+        state.player = self._player(portrait, expressiveness, seed)
         state.compositor = self._compositor(portrait)
         state.mouths = self._mouth_compositor(state.compositor, features, state.noise.seed)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.motion_control.set_portrait(features)
         state.features = features
 
-    def _player(self, portrait: Portrait, expressiveness: float) -> FootagePlayer | None:
+    def _player(self, portrait: Portrait, expressiveness: float, seed: int) -> FootagePlayer | None:
         if portrait.footage is None:
             return None
-        return FootagePlayer(self._model, portrait.footage, expressiveness)
+        return FootagePlayer(self._model, portrait.footage, expressiveness, seed)
 
     def _gestures(self, options: StateOptions) -> GestureSession | None:
         gestures, silence = self._model.gestures, self._prosody_silence

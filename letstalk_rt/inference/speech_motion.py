@@ -49,18 +49,31 @@ class SpeechMotion:
         self._speech = natural.T @ scores
         """Maps motion to the part of it that is speech, `(384, 384)`."""
 
-    def with_lips(self, latent: Tensor, values: Tensor, mood: Tensor | None = None) -> Tensor:
+    def with_speech_of(self, latents: Tensor, others: Tensor) -> Tensor:
+        """Return latents `(..., C, h, w)` whose part that speech moves is that of others."""
+        change: Tensor = (others - latents).flatten(-3) @ self._speech.T
+        return latents + change.view(latents.shape)
+
+    def with_lips(
+        self,
+        latent: Tensor,
+        values: Tensor,
+        mood: Tensor | None = None,
+        generated: Tensor | None = None,
+    ) -> Tensor:
         """Return a frame's latent `(C, h, w)` with the mouth of these lip values, `(Q,)`.
 
         Args:
             latent: of the frame.
             values: lip values of the new speech.
             mood: the mean latent of the frames around: how wide it smiles is kept.
+            generated: the frame's latent with a generated lower face, see `LowerFaces`; when None
+                the lower face is the reference's.
         """
         if mood is not None:
             usual = self._lips.read @ (mood.float() - self._latent).flatten() - self._lips.rest
             values = values.clone()
             values[_SMILE] += _KEPT * usual[_SMILE]
-        motion = (latent.float() - self._latent).flatten()
-        motion = (motion - self._speech @ motion).view(latent.shape)
-        return self._latent + self._lips.apply(motion, values)
+        if generated is None:
+            generated = self.with_speech_of(latent.float(), self._latent)
+        return self._latent + self._lips.apply(generated - self._latent, values)

@@ -33,8 +33,9 @@ from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_refiner import LipRefiner, refined_lips
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.face.spline import SPAN
+from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.models.memory import TemporalCache
-from letstalk_rt.models.presets import Preset
+from letstalk_rt.models.presets import Preset, with_landmark_condition
 from letstalk_rt.models.sampler import sample, sample_mean
 
 
@@ -233,6 +234,12 @@ def with_face_reader(model: AvatarModel, reader: FaceReader) -> AvatarModel:
 def with_lip_refiner(model: AvatarModel, refiner: LipRefiner) -> AvatarModel:
     """Return a copy of a model with this lip refiner, ready for inference."""
     return _with_part(model, replace(model.preset, lip_refiner=True), "lip_refiner", refiner)
+
+
+def with_landmark_branch(model: AvatarModel, branch: LandmarkBranch) -> AvatarModel:
+    """Return a copy of a model whose denoiser has this landmark condition, ready for inference."""
+    preset = with_landmark_condition(model.preset, has=True)
+    return _with_part(model, preset, "denoiser.landmarks", branch)
 
 
 def _with_part(model: AvatarModel, preset: Preset, name: str, part: nn.Module) -> AvatarModel:

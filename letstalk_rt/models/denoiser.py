@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.batch_state import gather
+from letstalk_rt.models.geometry.landmarks import REST
+from letstalk_rt.models.landmark_condition import Hint, LandmarkBranch
 from letstalk_rt.models.layers.attention import (
     AudioAttention,
     GatedConvFFN,
@@ -60,6 +62,7 @@ class DenoiserConfig:
             time; otherwise encode memory for each window, with a learned embedding per slot.
         second_time: accept MeanFlow's second time, the end of the step.
         guidance_input: accept guidance as an input, so that it needs no second call.
+        landmark_condition: accept the landmarks of the rest of the face, see `LandmarkBranch`.
     """
 
     channels: int
@@ -76,6 +79,7 @@ class DenoiserConfig:
     cached: bool = False
     second_time: bool = False
     guidance_input: bool = False
+    landmark_condition: bool = False
 
     def __post_init__(self) -> None:
         for head_width in (32, self.time_head_width):
@@ -202,6 +206,7 @@ class Denoiser(nn.Module):
         self.head = nn.Linear(width, config.channels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.landmarks = LandmarkBranch(width, config.side) if config.landmark_condition else None
 
     def portrait_state(self, latent: Tensor) -> PortraitState:
         """Compute the portrait state.
@@ -269,6 +274,7 @@ class Denoiser(nn.Module):
         *,
         end: Tensor | None = None,
         guidance: Tensor | None = None,
+        rest: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity `noise - data`.
 
@@ -281,12 +287,13 @@ class Denoiser(nn.Module):
             filled: `(B, 1 + M)` bool.
             end: see `predict`.
             guidance: see `predict`.
+            rest: see `predict`.
 
         Returns:
             The velocity, of the shape of `x`.
         """
         cache = self.encode_memory(memory, filled)
-        return self.predict(x, t, tokens, portrait, cache, end=end, guidance=guidance)
+        return self.predict(x, t, tokens, portrait, cache, end=end, guidance=guidance, rest=rest)
 
     def predict(
         self,
@@ -298,6 +305,7 @@ class Denoiser(nn.Module):
         *,
         end: Tensor | None = None,
         guidance: Tensor | None = None,
+        rest: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity as `forward` does, from the keys and values of memory.
 
@@ -310,10 +318,12 @@ class Denoiser(nn.Module):
             end: end of the step, `(B, N)`, at most `t`: the mean velocity between the two is
                 predicted. `t` when None. Requires `second_time`.
             guidance: weight of the audio, `(B,)`; 1 when None. Requires `guidance_input`.
+            rest: the rest of the face, `(B, N, R, 2)`, see `rest_of_face`; when None nothing is
+                added. Requires `landmark_condition`.
 
         Raises:
             InputError: a tensor has the wrong shape or type.
-            ConfigError: the denoiser does not accept `end` or `guidance`.
+            ConfigError: the denoiser does not accept `end`, `guidance` or `rest`.
         """
         config, dtype = self.config, self.embed.weight.dtype
         self._check(x, t, tokens)
@@ -321,6 +331,9 @@ class Denoiser(nn.Module):
         h = h + (self.kinds[_WINDOW] if config.cached else self.slots[-config.window :, None])
         tokens = tokens.to(dtype)
         c = self._condition(t, tokens, end, guidance)
+        if rest is not None:
+            hint = self._hint(rest, x.shape[:2])
+            h, c = h + hint.tokens, c + hint.vector
         mask = torch.cat([cache.filled, cache.filled.new_ones(x.shape[:2])], 1)[:, None]
         positions = self._positions(cache.filled.shape[1] - 1, h) if config.cached else None
         for block, past, state in zip(self.blocks, cache.layers, portrait.layers, strict=True):
@@ -353,6 +366,16 @@ class Denoiser(nn.Module):
                 "this denoiser does not accept `guidance`; set guidance_input in its preset"
             )
         return c
+
+    def _hint(self, rest: Tensor, frames: torch.Size) -> Hint:
+        """Return what the landmarks of the rest of the face add to each frame."""
+        if self.landmarks is None:
+            raise ConfigError(
+                "this denoiser does not accept `rest`; set landmark_condition in its preset"
+            )
+        check_tensor("rest", rest, (*frames, len(REST), 2))
+        hint: Hint = self.landmarks(rest)
+        return hint
 
     def _encode_memory_slots(self, memory: Tensor, filled: Tensor) -> TemporalCache:
         """Encode all of memory at once; each slot has its own embedding."""

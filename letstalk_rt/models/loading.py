@@ -26,6 +26,7 @@ from letstalk_rt.models.presets import (
     DCAutoencoderConfig,
     Preset,
     get_preset,
+    with_landmark_condition,
     with_lookahead,
 )
 
@@ -97,6 +98,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         header["face_reader"] = "yes"
     if model.preset.lip_refiner:
         header["lip_refiner"] = "yes"
+    if model.preset.denoiser.landmark_condition:
+        header["landmark_condition"] = "yes"
     if model.preset.lips is not None:
         header["lips"] = json.dumps(asdict(model.preset.lips))
     save_file(tensors, path, header)
@@ -209,6 +212,8 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
         shapes = replace(shapes, face_reader=False)
     if "lip_refiner" not in header:  # without it, lips are where the autoencoder reads them
         shapes = replace(shapes, lip_refiner=False)
+    if "landmark_condition" not in header:  # without it, lower faces of films are not generated
+        shapes = with_landmark_condition(shapes, has=False)
     return shapes
 
 

@@ -77,6 +77,11 @@ class Preset:
     lip_refiner: bool = False
 
 
+def with_landmark_condition(preset: Preset, *, has: bool) -> Preset:
+    """Return a copy of the preset whose denoiser has a landmark condition, or has none."""
+    return replace(preset, denoiser=replace(preset.denoiser, landmark_condition=has))
+
+
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
     """Return a copy of the preset with another look-ahead of the audio encoder."""
     audio = preset.audio
@@ -138,6 +143,7 @@ PRESETS = {
             window=4,
             memory=8,
             dropout=0.1,
+            landmark_condition=True,
         ),
         steps=1,
         guidance=1.0,

@@ -18,6 +18,8 @@ from letstalk_rt.errors import FilmError
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.reference_frames import mouth_gap
+from letstalk_rt.models.avatar_model import with_landmark_branch
+from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.portrait.watermark import DUBBED_SOURCE_TYPE
 from letstalk_rt.recording.credentials import SigningCredentials, read_authority
 from letstalk_rt.recording.provenance import Provenance
@@ -123,6 +125,56 @@ def test_lip_values_are_the_same_in_any_chunks_and_rest_after_the_end(pipeline):
         torch.testing.assert_close(whole.at(time), parts.at(time))
     assert float(whole.at(6.0)[0]) < 0.01
     assert not track(pipeline, speech).is_over(2.29) and track(pipeline, speech).is_over(2.31)
+
+
+def test_audio_tokens_are_the_same_in_any_chunks_and_before_or_after_lip_values(pipeline):
+    speech, model = syllables(1.3), pipeline.model
+    assert track(pipeline, speech).tokens_at([0.1]) is None, "nothing needs them"
+    whole, parts = (
+        LipTrack(model.lips, model.lip_motion, chunks, 16_000, model.audio)
+        for chunks in ([speech], np.array_split(speech, 23))
+    )
+    times = [0.1, 0.14, 0.18, 0.22]
+    first = whole.tokens_at(times)
+    torch.testing.assert_close(parts.tokens_at(times), first)
+    whole.at(0.1)
+    assert torch.equal(whole.tokens_at(times), first)
+    state = model.audio.init_state(1)
+    with torch.inference_mode():
+        model.audio(torch.zeros(1, 52 * 640), state)
+        heard = model.audio(torch.from_numpy(speech[None, : 20 * 640]), state)[0]
+    skipped = model.audio.lookahead_frames
+    torch.testing.assert_close(first[0], heard[skipped + 2], atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def told(pipeline: AvatarPipeline) -> AvatarPipeline:
+    """A pipeline whose denoiser has some landmark condition."""
+    shape = pipeline.model.denoiser.config
+    torch.manual_seed(0)
+    branch = LandmarkBranch(shape.width, shape.side)
+    with torch.no_grad():
+        branch.tokens.weight.normal_(std=0.02)
+    return AvatarPipeline.on(with_landmark_branch(pipeline.model, branch), dtype="float32")
+
+
+def test_lower_faces_are_generated_where_there_is_a_face(told, talking):
+    speech = syllables(1.0)
+    frames = [*talking[:9], *scene(2, talking[0].shape[:2]), *talking[9:14]]
+    model = told.model
+
+    def shown(encoder: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        lips = LipTrack(model.lips, model.lip_motion, [speech], 16_000, encoder)
+        return dubbed(told, frames, lips)
+
+    first, masks = shown(model.audio)
+    again, _ = shown(model.audio)
+    without, _ = shown(None)
+    for index, (old, new, mask) in enumerate(zip(frames, first, masks, strict=True)):
+        np.testing.assert_array_equal(old[~mask], new[~mask])
+        np.testing.assert_array_equal(new, again[index])
+        is_wall = 9 <= index < 11
+        assert mask.any() != is_wall and np.array_equal(new, without[index]) == is_wall
 
 
 @pytest.mark.parametrize(

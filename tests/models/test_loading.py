@@ -29,7 +29,7 @@ from letstalk_rt.models.loading import (
     packaged_weights,
     save_model,
 )
-from letstalk_rt.models.presets import PRESETS
+from letstalk_rt.models.presets import PRESETS, with_landmark_condition
 
 HEADER = {"format": "letstalk_rt 1", "preset": "small", "lookahead_ms": "80"}
 PACKED = "autoencoder.reference.fine.0.conv1.weight"
@@ -339,4 +339,33 @@ class TestLipRefiner:
     def test_a_header_with_it_requires_its_tensors(self, saved, preset):
         rewrite(saved, load_file(saved), HEADER | {"lip_refiner": "yes"})
         with pytest.raises(WeightsError, match="tensors differ, first 'lip_refiner"):
+            load_model("small", saved)
+
+
+class TestLandmarkCondition:
+    @pytest.fixture
+    def preset(self, monkeypatch):
+        preset = with_landmark_condition(PRESET, has=True)
+        monkeypatch.setitem(PRESETS, "small", preset)
+        return preset
+
+    def test_it_is_saved_and_loaded(self, preset, tmp_path):
+        model = AvatarModel(preset)
+        save_model(model, tmp_path / "small.safetensors")
+        loaded = load_model("small", tmp_path / "small.safetensors")
+        assert loaded.preset == preset
+        torch.testing.assert_close(
+            loaded.denoiser.landmarks.read[0].weight,
+            model.denoiser.landmarks.read[0].weight,
+            atol=1e-3,
+            rtol=0,
+        )
+
+    def test_a_file_without_it_loads_without_it(self, saved, preset):
+        loaded = load_model("small", saved)
+        assert loaded.denoiser.landmarks is None and loaded.preset == PRESET
+
+    def test_a_header_with_it_requires_its_tensors(self, saved, preset):
+        rewrite(saved, load_file(saved), HEADER | {"landmark_condition": "yes"})
+        with pytest.raises(WeightsError, match=r"tensors differ, first 'denoiser\.landmarks"):
             load_model("small", saved)

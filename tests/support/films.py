@@ -81,6 +81,9 @@ class Chewing:
         gap = 0.15 * (1 - np.cos(2 * np.pi * self._per_s * time_s))
         return gap * torch.tensor([1.0, 0.8, 0.0, 0.0, -0.1, -0.1, 0.5, 0.5])
 
+    def tokens_at(self, times_s: Sequence[float]) -> None:
+        """Return None: nothing is heard."""
+
 
 def dubbed(
     pipeline: AvatarPipeline, frames: list[np.ndarray], lips: LipValues

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from support import data_folder
-from support.small_model import GESTURES, LIP_READER, PRESET
+from support.small_model import GESTURES, LIP_READER, PRESET, make_lip_model
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
@@ -16,7 +16,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.lip_refiner import LipRefiner
 from letstalk_rt.models.loading import load_model, save_model
-from letstalk_rt.models.presets import PRESETS
+from letstalk_rt.models.presets import PRESETS, with_landmark_condition
 from letstalk_rt.training.loop import LoopConfig, Run
 
 
@@ -78,6 +78,23 @@ class TestCommand:
         torch.testing.assert_close(
             exported.heat.weight, refiner.heat.weight, rtol=2**-10, atol=1e-4
         )
+
+    def test_a_landmark_condition_is_trained_and_exported(self, root, tmp_path, monkeypatch):
+        base = replace(PRESET, lips=LIP_READER)
+        monkeypatch.setitem(PRESETS, "small", with_landmark_condition(base, has=True))
+        save_model(make_lip_model(), tmp_path / "base.safetensors")
+        common = ["--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
+                  "--preset", "small", "--weights", str(tmp_path / "base.safetensors")]  # fmt: skip
+        train(["landmarks", *common, "--steps", "2", "--batch", "2"])
+        train(["export", *common, "-o", str(tmp_path / "new.safetensors")])
+        exported = load_model("small", tmp_path / "new.safetensors").denoiser.landmarks
+        assert exported is not None and exported.tokens.weight.any()
+
+    def test_a_preset_without_a_landmark_condition_is_named(self, root, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "small", PRESET)
+        with pytest.raises(ConfigError, match="preset 'small' has no landmark condition"):
+            train(["landmarks", "--data", str(root), "--runs", str(tmp_path), "--threads", "1",
+                   "--preset", "small"])  # fmt: skip
 
     def test_gestures_are_trained_and_exported(self, tmp_path, monkeypatch):
         monkeypatch.setattr(data_folder, "FRAMES", 60)

@@ -38,6 +38,13 @@ UPPER_LIP_ONLY = landmark_indices((409, 270, 269, 267, 0, 37, 39, 40, 185)) + IN
 LOWER_LIP_ONLY = landmark_indices((146, 91, 181, 84, 17, 314, 405, 321, 375)) + INNER_LOWER_LIP
 """Lips without the corners of the mouth, which move with both lips."""
 
+_LOWER_FACE = frozenset(LIPS_OUTER + LIPS_INNER) | {
+    58, 90, 132, 136, 140, 148, 149, 150, 152, 170, 172, 176, 180, 200, 210, 288, 320, 361, 365,
+    370, 377, 378, 379, 397, 400, 410, 430,
+}  # fmt: skip
+REST = [_INDEX[i] for i in SUBSET if i not in _LOWER_FACE]
+"""The face without what speech moves: no lips, jaw, chin, nor the skin around the mouth."""
+
 INNER_CORNERS = landmark_indices((78, 308))
 EYES = landmark_indices(RIGHT_EYE + LEFT_EYE)
 UPPER_LIP, LOWER_LIP, MOUTH_LEFT, MOUTH_RIGHT = landmark_indices((13, 14, 61, 291))

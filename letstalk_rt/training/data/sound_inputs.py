@@ -109,10 +109,11 @@ class MelInput:
     def _cut(self, mel: Tensor, first: int, stop: int) -> Tensor:
         length = mel.shape[1] // MEL_PER_FRAME
         low, high = min(max(first, 0), length), min(max(stop, 0), length)
+        before, after = max(0, min(stop, 0) - first), max(0, stop - max(first, length))
         parts = [
-            self._quiet.expand(-1, MEL_PER_FRAME * (low - first)),
+            self._quiet.expand(-1, MEL_PER_FRAME * before),
             mel[:, MEL_PER_FRAME * low : MEL_PER_FRAME * high],
-            self._quiet.expand(-1, MEL_PER_FRAME * (stop - high)),
+            self._quiet.expand(-1, MEL_PER_FRAME * after),
         ]
         return torch.cat(parts, 1) if low > first or stop > high else parts[1]
 

@@ -13,6 +13,7 @@ import torch
 
 from letstalk_rt.dubbing.dubber import Dubber
 from letstalk_rt.dubbing.lip_track import LipTrack
+from letstalk_rt.inference.lower_face import has_lower_faces
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.models.geometry.landmarks import SUBSET, mouth_opening
 from letstalk_rt.training.data.dataset import Clip, to_unit
@@ -57,7 +58,8 @@ def dub_clip(
     before = np.stack([np.asarray(clip.frames[i]) for i in range(count)])
     dubber = Dubber(model, pipeline.finder, pipeline.dtype)  # reports a model without lip reader
     assert model.lips is not None and model.lip_motion is not None
-    lips = LipTrack(model.lips, model.lip_motion, [pcm], SAMPLE_RATE)
+    encoder = model.audio if has_lower_faces(model) else None
+    lips = LipTrack(model.lips, model.lip_motion, [pcm], SAMPLE_RATE, encoder)
     after, masks, passed = before.copy(), np.zeros(before.shape[:3], np.float32), 0
     timed = ((i, rgb, (i + 0.5) / FPS) for i, rgb in enumerate(before))
     for index, patch in dubber.dub(timed, lips):

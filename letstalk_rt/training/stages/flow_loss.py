@@ -63,7 +63,7 @@ class FlowTrainer(nn.Module):
             noise = model.without_background_noise(randn(*data.shape))
             time = t[..., None, None, None]
             noisy = (1 - time) * data + time * noise
-            memory, filled = self.noised_memory(model, batch, generator)
+            memory, filled = noised_memory(model, batch, self.weights, generator)
             portrait = self.denoiser.portrait_state(model.normalized_portrait(batch.portrait))
             velocity = self.denoiser(noisy, t, tokens, portrait, memory, filled).float()
         trust = batch.weight / batch.weight.mean()
@@ -104,27 +104,6 @@ class FlowTrainer(nn.Module):
         values = torch.where(rand(count, 1, 1) < self.weights.mouth_read, predicted, noisy)
         return self.audio.mouth.tokens(values), torch.zeros_like(true)
 
-    def noised_memory(
-        self, model: AvatarModel, batch: Batch, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return the memory bank with noise as published, heavier noise, and a shared offset.
-
-        All frames share the offset. It stands for the accumulated errors of many windows; without
-        it, a model takes its own drift for the truth.
-        """
-        count = len(batch.memory)
-        rand, randn = _random_functions(generator)
-        motion = model.to_motion(batch.memory, batch.portrait)
-        amount = self.weights.drift * rand(count, 1, 1, 1, 1)
-        motion = motion + amount * randn(*motion[:, :1].shape)
-        heavy = rand(count, 1, 1, 1, 1) < self.weights.heavy_noise
-        noisy = regularize_memory(motion, generator, max_noise=0.8)
-        motion = torch.where(heavy, noisy, regularize_memory(motion, generator))
-        motion = motion * batch.filled[..., None, None, None]
-        anchor = torch.zeros_like(motion[:, :1])  # the portrait has zero motion
-        filled = torch.cat([torch.ones_like(batch.filled[:, :1]), batch.filled], 1)
-        return torch.cat([anchor, motion], 1), filled
-
     def _geometry(
         self, model: AvatarModel, batch: Batch, generated: Tensor, trust: Tensor
     ) -> dict[str, Tensor]:
@@ -144,6 +123,28 @@ class FlowTrainer(nn.Module):
         opening = _weighted((mouth_spans(points) - mouth_spans(true)) ** 2, trust)
         change = _weighted((lips.diff(dim=1) - true_lips.diff(dim=1)) ** 2, trust)
         return {"lips": LANDMARK_SCALE * (shape + opening), "change": LANDMARK_SCALE * change}
+
+
+def noised_memory(
+    model: AvatarModel, batch: Batch, weights: FlowLossConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the memory bank with noise as published, heavier noise, and a shared offset.
+
+    All frames share the offset. It stands for the accumulated errors of many windows; without
+    it, a model takes its own drift for the truth.
+    """
+    count = len(batch.memory)
+    rand, randn = _random_functions(generator)
+    motion = model.to_motion(batch.memory, batch.portrait)
+    amount = weights.drift * rand(count, 1, 1, 1, 1)
+    motion = motion + amount * randn(*motion[:, :1].shape)
+    heavy = rand(count, 1, 1, 1, 1) < weights.heavy_noise
+    noisy = regularize_memory(motion, generator, max_noise=0.8)
+    motion = torch.where(heavy, noisy, regularize_memory(motion, generator))
+    motion = motion * batch.filled[..., None, None, None]
+    anchor = torch.zeros_like(motion[:, :1])  # the portrait has zero motion
+    filled = torch.cat([torch.ones_like(batch.filled[:, :1]), batch.filled], 1)
+    return torch.cat([anchor, motion], 1), filled
 
 
 def _keep_background_rows(gradient: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from letstalk_rt.training.evaluation import rollout
 from letstalk_rt.training.evaluation.rollout import generate
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.flow import train_flow
-from letstalk_rt.training.stages.flow_loss import FlowTrainer
+from letstalk_rt.training.stages.flow_loss import FlowTrainer, noised_memory
 
 
 def flow_model():
@@ -107,8 +107,8 @@ class TestFlowLoss:
 
     def test_drift_moves_all_memory_alike(self, model, tracks):
         batch = self.draw(tracks, no_memory=0.0, frozen_memory=1.0)
-        trainer = FlowTrainer(model, FlowLossConfig(drift=0.8, heavy_noise=0.0))
-        memory, filled = trainer.noised_memory(model, batch, generator(1))
+        weights = FlowLossConfig(drift=0.8, heavy_noise=0.0)
+        memory, filled = noised_memory(model, batch, weights, generator(1))
         assert filled.all() and not memory[:, 0].any()  # the anchor is never corrupted
         shared = memory[:, 1:].mean(1).std()
         assert shared > 3 * (memory[:, 1:] - memory[:, 1:].mean(1, keepdim=True)).std()

@@ -1,0 +1,93 @@
+"""Generates the lower faces of a film by the denoiser, which is told the rest of the face.
+
+A window of four frames is sampled from the new sound, the landmarks of the rest of the face in
+these frames, the memory bank of the windows before, and the reference. Of what is generated only
+the part that speech moves is used; head, gaze and brows stay the film's own. The memory bank keeps
+what is shown before the lips are set, so each window goes on from the last one.
+
+Source: masked frame, reference, landmarks and sound as conditions, and the frame before as the next
+reference: DiffTalk, arXiv:2301.03786.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from letstalk_rt.inference.seam_easing import ease_seam
+from letstalk_rt.inference.speech_motion import SpeechMotion
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.landmark_condition import rest_of_face
+from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.sampler import NoiseState, timesteps
+
+
+def has_lower_faces(model: AvatarModel) -> bool:
+    """Return whether a model can generate the lower faces of a film."""
+    return model.denoiser.config.landmark_condition and model.autoencoder.landmarks is not None
+
+
+class LowerFaces:
+    """Generates the lower faces of one person in consecutive windows; memory does not grow.
+
+    Args:
+        model: a model with a landmark condition.
+        reference: latent of the reference, `(C, h, w)`.
+        motion: the motion of speech relative to it.
+        seed: seed of the noise; the same seed generates the same.
+    """
+
+    def __init__(
+        self, model: AvatarModel, reference: Tensor, motion: SpeechMotion, seed: int = 0
+    ) -> None:
+        assert model.autoencoder.landmarks is not None, "see has_lower_faces"
+        self._model, self._landmarks = model, model.autoencoder.landmarks
+        self._motion = motion
+        self._anchor = reference.float()[None]
+        self._points = self._landmarks.decode_landmarks(self._anchor)
+        normalized = model.normalized_portrait(self._anchor)
+        self._portrait = model.denoiser.portrait_state(normalized)
+        at_rest = torch.zeros_like(self._anchor)
+        self._memory = MemoryBank.anchored(at_rest, model.denoiser.config.memory)
+        self._noise = NoiseState(seed, torch.zeros(1, *reference.shape))
+        self._times = timesteps(model.preset.steps)
+
+    def reset(self) -> None:
+        """Return to the beginning."""
+        self._memory.reset()
+        self._noise.reset()
+
+    def forget(self) -> None:
+        """Forget the windows before, as after frames without a face."""
+        self._memory.reset()
+
+    def rewind(self, frames: int) -> None:
+        """Forget the last frames, which were not shown."""
+        self._memory.rewind(frames)
+
+    @torch.inference_mode()
+    def generate(self, latents: Tensor, tokens: Tensor) -> Tensor:
+        """Return the next window of latents `(N, C, h, w)`, whose lower faces say something else.
+
+        Args:
+            latents: of the film's faces, `(N, C, h, w)`.
+            tokens: audio tokens of the new sound, `(N, K, A)`.
+        """
+        model, preset = self._model, self._model.preset
+        film = latents.float()
+        rest = rest_of_face(self._landmarks.decode_landmarks(film)[None], self._points)
+        noise = self._noise.draw(len(film), preset.noise_correlation, preset.temperature)
+        motion = model.sample_window(
+            noise.to(film.device),
+            tokens[None],
+            self._portrait,
+            model.denoiser.encode_memory(self._memory.latents, self._memory.filled),
+            self._times,
+            model.distilled_guidance,  # the weight is then 1: one call, of one item
+            predict=partial(model.denoiser.predict, rest=rest),
+        )
+        motion = ease_seam(motion, self._memory, preset.seam)
+        generated = model.to_latents(motion, self._anchor)[0]
+        shown = self._motion.with_speech_of(film, generated)
+        self._memory.write(model.to_motion(shown[None], self._anchor))
+        return shown
