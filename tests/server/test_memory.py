@@ -1,9 +1,12 @@
-"""The server's process does not grow when its threads take turns."""
+"""The server's process does not grow when its threads take turns, and shrinks when it is idle."""
 
+import asyncio
 import subprocess
 import sys
 
 import pytest
+
+from letstalk_server import memory
 
 REOPEN = """
 import re
@@ -38,3 +41,43 @@ def test_a_codec_that_each_thread_opens_again_takes_no_more_memory():
         [sys.executable, "-c", REOPEN], capture_output=True, text=True, timeout=120, check=True
     )
     assert float(done.stdout) < 8.0, "one codec takes 10 MB, and three more threads open it"
+
+
+FREE = """
+import re
+from pathlib import Path
+
+from letstalk_server.memory import return_freed_memory
+
+def resident_mb():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]) / 1000
+
+pieces = [bytearray(20_000) for _ in range(4000)]
+full_mb = resident_mb()
+pieces = pieces[-1:]  # the last one keeps the heap as long as it is
+held_mb = resident_mb()
+return_freed_memory()
+print(full_mb - held_mb, held_mb - resident_mb())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; only glibc keeps free memory")
+def test_memory_that_is_free_goes_back_to_the_system():
+    done = subprocess.run(
+        [sys.executable, "-c", FREE], capture_output=True, text=True, timeout=120, check=True
+    )
+    kept_mb, returned_mb = map(float, done.stdout.split())
+    assert kept_mb < 20 and returned_mb > 60, "80 MB were free"
+
+
+async def test_it_goes_back_when_the_last_session_has_ended(monkeypatch):
+    calls, sessions = [], ["first"]
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: calls.append(len(sessions)))
+    task = asyncio.create_task(memory.return_memory_when_idle(sessions))
+    await asyncio.sleep(3 * memory.IDLE_S)
+    assert not calls
+    sessions.clear()
+    await asyncio.sleep(3 * memory.IDLE_S)
+    assert calls == [0]
+    task.cancel()
