@@ -122,7 +122,7 @@ def driven(pipeline: Any, portrait: Any, clip: Any, options: argparse.Namespace)
             motion.append(last)
             weights.append(float(reading.status is CameraStatus.FACE))
         window = DriveWindow(np.array(weights, np.float32), np.stack(motion), lips)
-        pipeline.drive(state, window)
+        pipeline.steer(state, window.part)
         pcm = clip.pcm[None, first * 640 : (first + 4) * 640]
         frames.append(pipeline.step(np.ascontiguousarray(pcm), [state])[0])
     return np.concatenate(frames)

@@ -17,12 +17,11 @@ from letstalk_rt.inference.driver_camera import DriverCamera, load_cameras
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import CameraReader, CameraReading
 from letstalk_rt.inference.session_state import SessionState
-from letstalk_rt.models.face.face_motion import DriveWindow
 
 COUNTERS = "LETSTALK_CAMERA_COUNTERS"
 """Environment variable with the path of the file of the counters."""
 
-PARTS = ("read", "drive", "audio", "sample", "layout", "paint", "step")
+PARTS = ("read", "audio", "sample", "layout", "paint", "step")
 """What is counted: reading a frame of the camera; handing its motion to the model; the stages of a
 step, of which `sample` moves the face; and the whole step."""
 
@@ -71,11 +70,6 @@ class CountedPipeline(AvatarPipeline):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._counters = Counters.given()
-
-    def drive(self, state: SessionState, window: DriveWindow) -> None:
-        """Count `AvatarPipeline.drive`."""
-        with self._counters.stage("drive"):
-            super().drive(state, window)
 
     def step(
         self, pcm: np.ndarray, states: Sequence[SessionState], deliver: Any = None, **_: Any

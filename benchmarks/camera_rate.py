@@ -201,10 +201,10 @@ def figures(counts: np.ndarray, parts: np.ndarray, took_s: float) -> dict[str, A
     calls = {name: float(parts[at, 0]) for at, name in enumerate(PARTS)}
     wall_ms = {name: 1000 * float(parts[at, 2]) for at, name in enumerate(PARTS)}
     frames = max(1.0, calls["step"]) * WINDOW
-    moving_ms = (cpu_ms["drive"] + cpu_ms["sample"]) / frames
+    moving_ms = cpu_ms["sample"] / frames
     each = {f"{name}_ms": wall_ms[name] / max(1.0, calls[name]) for name in ("read", "step")}
     of_frame = {name: round(value / shown, 3) for name, value in cpu_ms.items() if name != "step"}
-    used_ms = cpu_ms["read"] + cpu_ms["drive"] + cpu_ms["generate"] + cpu_ms["session"]
+    used_ms = cpu_ms["read"] + cpu_ms["generate"] + cpu_ms["session"]
     return {
         "fps": round(images / took_s, 2),
         "repeated_share": round(repeats / shown, 4),

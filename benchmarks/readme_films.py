@@ -100,7 +100,7 @@ def drive(pipeline: AvatarPipeline, film: Path, options: argparse.Namespace) -> 
         weights.append(float(reading.status is CameraStatus.FACE))
         if len(motions) == pipeline.frames_per_window:
             window = DriveWindow(np.array(weights, np.float32), np.stack(motions), "camera")
-            pipeline.drive(state, window)
+            pipeline.steer(state, window.part)
             shown += [with_badge(rgb) for rgb in pipeline.step(silence, [state])[0]]
             motions, weights = [], []
     return shown

@@ -37,13 +37,24 @@ class Heard:
         tokens: audio tokens, `(B, N, K, A)`.
         lips: what the lip reader hears; None without one.
         gestures: the gestures; None if the model has none.
-        eye_closures: how far the eyes of each session are closed in each frame.
+        eye_closures: how far the avatar of each session closes its eyes in each frame.
     """
 
     tokens: Tensor
     lips: LipReading | None
     gestures: GestureWindow | None
     eye_closures: list[Sequence[float]]
+
+    def part(self, first: int, count: int) -> "Heard":
+        """Return `count` frames from number `first` on."""
+        chosen = slice(first, first + count)
+        lips, moved = self.lips, self.gestures
+        return Heard(
+            self.tokens[:, chosen],
+            lips and LipReading(lips.values[:, chosen], lips.sound[:, chosen]),
+            moved and GestureWindow(moved.motion[:, chosen], moved.eye_closures[:, chosen]),
+            [closures[chosen] for closures in self.eye_closures],
+        )
 
 
 class AudioStage:
@@ -123,14 +134,11 @@ class AudioStage:
     def _eye_closures(
         self, gestures: GestureWindow | None, states: Sequence[SessionState]
     ) -> list[Sequence[float]]:
-        """Return how far the eyes of each session are closed in the frames of this step."""
-        controls = [state.motion_control for state in states]
+        """Return how far the avatars close their eyes in the frames of this step."""
         if gestures is not None:
             own: list[Sequence[float]] = gestures.eye_closures.tolist()
-        else:
-            own = [control.eye_closures(self._window) for control in controls]
-        pairs = zip(controls, own, strict=True)
-        return [control.driven_eye_closures(closures) for control, closures in pairs]
+            return own
+        return [state.motion_control.eye_closures(self._window) for state in states]
 
     def _encode(
         self,

@@ -82,7 +82,7 @@ class FrameDecoder:
         self.quality_levels = self._levels()
 
     def prepare(self, latents: Tensor, states: Sequence[SessionState]) -> list[Any]:
-        """Prepare the latents `(B, N, C, h, w)` of a window; return B inputs to slice by frame.
+        """Prepare latents `(B, n, C, h, w)` of a window; return B inputs to slice by frame.
 
         If frames are decoded one by one, work that costs the same for one frame as for all is done
         here.
@@ -113,21 +113,22 @@ class FrameDecoder:
         states: Sequence[SessionState],
         clock: StageTimer,
     ) -> Generator[list[np.ndarray], None, None]:
-        """Yield the partial windows in order, B arrays `(n, H, W, 3)` uint8, as soon as possible.
+        """Yield partial windows in order, B arrays `(n, H, W, 3)` uint8, as soon as possible.
 
         Frames are decoded in parallel if there are threads. The sizes of the pictures may differ.
 
         Args:
-            inputs: B results of `prepare`.
-            details: of each session.
+            inputs: B results of `prepare`, for a window or the next frames of one.
+            details: of each session, for the same frames.
             states: states of B sessions; their `QualityState` is updated.
             clock: measures the stages decode and composite of each frame or window.
         """
-        count: int = self._model.denoiser.config.window
+        count = len(details[0].eye_closures)
         window = _Window.planned(inputs, details, states, clock, count)
         images = self._whole_window(window) if self.decode_pool is None else self._frames(window)
+        sizes = (1,) * count if self._per_frame else (count,)
         with closing(images):
-            for part in pairwise(accumulate(self.partial_sizes, initial=0)):
+            for part in pairwise(accumulate(sizes, initial=0)):
                 yield window.with_repeats(range(*part), next(images))
         window.note_end(count)
 

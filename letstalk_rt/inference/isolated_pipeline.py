@@ -24,9 +24,11 @@ from letstalk_rt.errors import EngineError, LetsTalkError, ModelLost
 from letstalk_rt.inference.camera_process import LOAD_CAMERAS, CameraProcess, IsolatedCamera
 from letstalk_rt.inference.child_process import ChildProcess
 from letstalk_rt.inference.model_messages import (
+    AskMotion,
     Attached,
     Done,
     Failed,
+    Motion,
     NeedSpace,
     Part,
     Request,
@@ -39,6 +41,7 @@ from letstalk_rt.inference.protocol import (
     Pipeline,
     StateLost,
     StateOptions,
+    Steering,
 )
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameReader
@@ -48,7 +51,6 @@ from letstalk_rt.inference.supervisor import (
     ModelHealth,
     ModelSupervisor,
 )
-from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import Face, FaceTrack, Portrait
 
 SLOWER = 8.0
@@ -74,12 +76,14 @@ class IsolatedState:
         generation: how many processes were lost before that one.
         key: its batch key, as text.
         size: height and width of its frames in pixels.
+        steering: moves the face in the next window; None without a camera.
     """
 
     number: int
     generation: int
     key: str
     size: tuple[int, int]
+    steering: Steering | None = None
 
 
 class IsolatedPipeline(Pipeline[IsolatedState]):
@@ -211,8 +215,16 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
             if deliver is not None:
                 deliver([window[part.first : part.first + part.count] for window in windows])
 
+        steerings = {index: s.steering for index, s in enumerate(states) if s.steering is not None}
+        for state in states:
+            state.steering = None
+
+        def answer(ask: AskMotion) -> Motion:
+            return Motion(steerings[ask.index](ask.first, ask.count))
+
         numbers = tuple(state.number for state in states)
-        self._call(process, "step", (pcm, numbers, deliver is not None), limit_s, take)
+        arguments = (pcm, numbers, deliver is not None, tuple(steerings))
+        self._call(process, "step", arguments, limit_s, take, answer)
         if kinds <= self._warm or not self._compiled:
             self._steps_s.append(self._clock() - began_s)
         self._warm |= kinds
@@ -232,14 +244,12 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         """Return a reader for the camera of one session; its process starts with a frame."""
         return self._cameras.open()
 
-    def drive(self, state: IsolatedState, window: DriveWindow) -> None:
-        """Let a camera move the face in the next window.
+    def steer(self, state: IsolatedState, steering: Steering) -> None:
+        """Let a camera move the face in the next window; see `DrivablePipeline.steer`.
 
-        Raises:
-            ModelLost: the state or the model is lost.
+        If no camera can drive the model, the step raises `ConfigError`.
         """
-        process = self._process_of([state])
-        self._call(process, "drive", (state.number, window), self._limits.call_s)
+        state.steering = steering
 
     def change_portrait(self, state: IsolatedState, portrait: Portrait) -> None:
         """Change the portrait from the next window on.
@@ -296,6 +306,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         arguments: tuple[Any, ...],
         limit_s: float,
         take: Callable[[Part], None] | None = None,
+        answer: Callable[[AskMotion], Motion] | None = None,
     ) -> Any:
         """Run a call in the model's process and return its result."""
         began_s = self._clock()
@@ -304,7 +315,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
             try:
                 with process.limit(limit_s):
                     process.send(Request(name, arguments, dropped))
-                    reply = self._await_reply(process, take)
+                    reply = self._await_reply(process, take, answer)
             except ModelLost as error:
                 self._lose(error, began_s)
                 raise
@@ -319,13 +330,19 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         return reply.result
 
     def _await_reply(
-        self, process: ChildProcess, take: Callable[[Part], None] | None
+        self,
+        process: ChildProcess,
+        take: Callable[[Part], None] | None,
+        answer: Callable[[AskMotion], Motion] | None,
     ) -> Done | Failed:
         while True:
             match process.receive():
                 case Part() as part:
                     assert take is not None, "only steps have partial windows"
                     take(part)
+                case AskMotion() as ask:
+                    assert answer is not None, "only steps ask for motion"
+                    process.send(answer(ask))
                 case NeedSpace(nbytes):
                     process.send(Space(self._allocate(nbytes)))
                 case Attached():

@@ -1,8 +1,8 @@
 """The messages between an `IsolatedPipeline` and the process that runs its model.
 
 Each request is answered by one `Done` or `Failed`. Before that, a step may send partial windows,
-for which it may first need larger shared memory. All messages are small, except those with a
-portrait or an image.
+for which it may first need larger shared memory, and ask how a camera moves the face. All messages
+are small, except those with a portrait or an image.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from letstalk_rt.inference.quality import Quality
+from letstalk_rt.models.face.face_motion import DriveWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,28 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
+class AskMotion:
+    """A step is about to render frames that a camera moves; answered by `Motion`.
+
+    Attributes:
+        index: which of the sessions of the step.
+        first: the number of the first frame in the window.
+        count: the number of frames.
+    """
+
+    index: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """How a camera moves the face in the frames that were asked for; None if it does not."""
+
+    window: DriveWindow | None
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """A request is complete."""
 
@@ -115,4 +138,4 @@ class Failed:
     error: Exception
 
 
-Reply = Loaded | Part | NeedSpace | Attached | Done | Failed
+Reply = Loaded | Part | NeedSpace | Attached | AskMotion | Done | Failed

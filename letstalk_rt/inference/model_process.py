@@ -10,10 +10,12 @@ import numpy as np
 
 from letstalk_rt.inference.child_main import EXIT_MEMORY, ProcessGuard, load_in, portable, run_child
 from letstalk_rt.inference.model_messages import (
+    AskMotion,
     Attached,
     Done,
     Failed,
     Loaded,
+    Motion,
     NeedSpace,
     Part,
     Reply,
@@ -23,6 +25,7 @@ from letstalk_rt.inference.model_messages import (
 from letstalk_rt.inference.protocol import Pipeline, Windows
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameWriter
+from letstalk_rt.models.face.face_motion import DriveWindow
 
 
 def run_model(connection: "Connection[Any, Any]", load: str, memory_mb: int | None) -> None:
@@ -86,7 +89,6 @@ class _ModelServer:
             "set_quality": self._set_quality,
             "find_faces": self._find_faces,
             "track_faces": self._track_faces,
-            "drive": self._drive,
         }
 
     def reply(self, request: Request) -> Done | Failed:
@@ -111,9 +113,6 @@ class _ModelServer:
     def _interrupt(self, number: int, unseen: int) -> None:
         self._pipeline.interrupt(self._states[number], unseen=unseen)
 
-    def _drive(self, number: int, window: Any) -> None:
-        getattr(self._pipeline, "drive")(self._states[number], window)  # noqa: B009 (as below)
-
     def _set_quality(self, number: int, quality: Quality) -> None:
         self._pipeline.set_quality(self._states[number], quality)
 
@@ -123,7 +122,9 @@ class _ModelServer:
     def _track_faces(self, *arguments: Any) -> Any:
         return getattr(self._pipeline, "track_faces")(*arguments)  # noqa: B009 (as above)
 
-    def _step(self, pcm: np.ndarray, numbers: Sequence[int], in_parts: bool) -> None:
+    def _step(
+        self, pcm: np.ndarray, numbers: Sequence[int], in_parts: bool, steered: Sequence[int]
+    ) -> None:
         sent = 0
 
         def send(parts: Windows) -> None:
@@ -132,9 +133,18 @@ class _ModelServer:
             sent += len(parts[0])
 
         states = [self._states[number] for number in numbers]
+        for index in steered:
+            ask = partial(self._ask_motion, index)
+            getattr(self._pipeline, "steer")(states[index], ask)  # noqa: B009 (not in the protocol)
         windows = self._pipeline.step(pcm, states, send if in_parts else None)
         if not in_parts:
             send(windows)
+
+    def _ask_motion(self, index: int, first: int, count: int) -> DriveWindow | None:
+        self._send(AskMotion(index, first, count))
+        motion = self._connection.recv()
+        assert isinstance(motion, Motion), type(motion)
+        return motion.window
 
     def _send_parts(self, parts: Windows, first: int) -> None:
         assert all(part.dtype == np.uint8 and part.ndim == 4 for part in parts), "see `Windows`"

@@ -108,14 +108,22 @@ class MotionController:
             self.matrix = _matrix(options, face, scale, points, keep_head=keep_head)
 
     def drive(self, window: DriveWindow) -> None:
-        """Let a camera move the face in the next window.
+        """Let a camera move the face in the next frames; see `apply`.
+
+        Raises:
+            ConfigError: the model has no landmarks.
+        """
+        self.make_drivable()
+        self._drive = window
+
+    def make_drivable(self) -> None:
+        """Compute what a camera needs, unless it is known.
 
         Raises:
             ConfigError: the model has no landmarks.
         """
         if self._camera_control is None:
             self._camera_control = self._new_camera_control()
-        self._drive = window
 
     def _new_camera_control(self) -> CameraControl:
         face, points = self._face, self._portrait_points
@@ -130,7 +138,7 @@ class MotionController:
         """Return the motion to show.
 
         Args:
-            motion: sampled motion of a window, `(1, N, C, h, w)`.
+            motion: sampled motion of the next N frames, `(1, N, C, h, w)`.
             lip_values: lip values of each frame, `(1, N, Q)`; needed if the model has a lip reader.
             gestures: gestures of each frame, `(1, N, D)`; needed if the model has them.
         """
@@ -189,7 +197,7 @@ class MotionController:
         return (1 - weights) * own, weights * driven
 
     def driven_eye_closures(self, own: Sequence[float]) -> Sequence[float]:
-        """Return how far the eyes are closed in each frame, with those of the next window's drive.
+        """Return how far the eyes are closed in each of the next frames, with those of a camera.
 
         Args:
             own: how far the avatar itself closes them.

@@ -12,9 +12,10 @@ from typing import Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
-from letstalk_rt.inference.audio_stage import AudioStage
+from letstalk_rt.inference.audio_stage import AudioStage, Heard
 from letstalk_rt.inference.autotune import (
     DecoderVariant,
     apply_variant,
@@ -28,19 +29,28 @@ from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.footage_stage import FootageStage
 from letstalk_rt.inference.frame_decoder import FrameDecoder, FrameDetails
 from letstalk_rt.inference.lower_face import has_lower_faces
-from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.inference.protocol import (
+    DEFAULT_OPTIONS,
+    Deliver,
+    Pipeline,
+    StateOptions,
+    Steering,
+)
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.sample_stage import SampleStage
 from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
 from letstalk_rt.metrics import NoClock, StageTimer
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
-from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.models.loading import face_finder_for, load_model
 from letstalk_rt.threads import in_own_thread, thread_limit
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, Portrait
 
 MAX_GUIDANCE = 10.0
+STEERED_FRAMES = 2
+"""Frames that are rendered together while a camera moves the face of a live session: later ones of
+a window show newer motion. Fewer would leave one of two threads idle."""
+
 _PLAIN = DecoderVariant()
 
 
@@ -262,12 +272,45 @@ class AvatarPipeline(Pipeline[SessionState]):
             with clock.stage("audio"):
                 heard = self.audio_stage(torch.from_numpy(pcm).to(self.device), states)
             with clock.stage("sample"):
-                latents = self._sample_stage(heard, states)
+                motion = self._sample_stage.sample(heard.tokens, states)
+        steerings = [state.take_steering() for state in states]
+        count = self.frames_per_window
+        if is_live and decode_pool and len(states) == 1 and any(steerings):
+            count = STEERED_FRAMES
+        for first in range(0, self.frames_per_window, count):
+            for state, steering in zip(states, steerings, strict=True):
+                if steering is not None and (window := steering(first, count)) is not None:
+                    state.motion_control.drive(window)
+            next_motion, part = motion[:, first : first + count], heard.part(first, count)
+            yield from self._render(next_motion, part, states, clock, threads)
+
+    def _render(
+        self,
+        motion: Tensor,
+        heard: Heard,
+        states: Sequence[SessionState],
+        clock: StageTimer,
+        threads: int | None,
+    ) -> Generator[list[np.ndarray], None, None]:
+        """Yield partial windows with the next frames of B sessions.
+
+        Args:
+            motion: their sampled motion, `(B, n, C, h, w)`.
+            heard: what was heard in these frames.
+            states: states of B sessions; updated in place.
+            clock: measures the stages.
+            threads: how many compute what comes before the decoder; None for all.
+        """
+        sounds = [None] * len(states) if heard.lips is None else list(heard.lips.sound)
+        details = [
+            FrameDetails(state.motion_control.driven_eye_closures(closures), sound)
+            for state, closures, sound in zip(states, heard.eye_closures, sounds, strict=True)
+        ]
+        with thread_limit(threads):
+            with clock.stage("sample"):
+                latents = self._sample_stage.latents(motion, heard, states)
             with clock.stage("layout"):
                 inputs = self.frame_decoder.prepare(latents, states)
-        sounds = [None] * len(states) if heard.lips is None else list(heard.lips.sound)
-        pairs = zip(heard.eye_closures, sounds, strict=True)
-        details = [FrameDetails(closures, sound) for closures, sound in pairs]
         with (
             clock.stage("paint"),
             closing(self.frame_decoder.decode(inputs, details, states, clock)) as parts,
@@ -288,13 +331,17 @@ class AvatarPipeline(Pipeline[SessionState]):
             yield from parts
 
     @torch.inference_mode()
-    def drive(self, state: SessionState, window: DriveWindow) -> None:
-        """Let a camera move the face in the next window; see `DrivablePipeline.drive`.
+    def steer(self, state: SessionState, steering: Steering) -> None:
+        """Let a camera move the face in the next window; see `DrivablePipeline.steer`.
 
         A film in the place of a portrait keeps its own motion.
+
+        Raises:
+            ConfigError: the model has no landmarks.
         """
         if state.player is None:
-            state.motion_control.drive(window)
+            state.motion_control.make_drivable()
+            state.steering = steering
 
     def open_camera(self) -> DriverCamera:
         """Return what reads a camera, for one session; see `DrivablePipeline.open_camera`."""

@@ -23,6 +23,11 @@ Deliver = Callable[[Windows], None]
 DeliverFrames = Callable[[np.ndarray], None]
 """Receives a partial window of one session, `(n, H, W, 3)` uint8, in the model thread."""
 
+Steering = Callable[[int, int], DriveWindow | None]
+"""Returns how a camera moves the face in some frames of a window: their first number and their
+count are given. None leaves the face alone. Called in the model thread, for all frames in order,
+just before these are rendered; it may wait for motion that is still to come."""
+
 State = TypeVar("State")
 """Everything that a model remembers of one session; opaque to the engine."""
 
@@ -131,12 +136,15 @@ class DrivablePipeline(Protocol):
         """
         ...
 
-    def drive(self, state: Any, window: DriveWindow) -> None:
+    def steer(self, state: Any, steering: Steering) -> None:
         """Let a camera move the face in the next window.
+
+        A step of this session alone that delivers partial windows asks for the motion of a few
+        frames at a time, so that later ones can show newer motion; others ask once, for all.
 
         Args:
             state: state of the session; updated in place.
-            window: has as many frames as the window.
+            steering: called by the next step. `DriveWindow.part` is one, of a known window.
         """
         ...
 

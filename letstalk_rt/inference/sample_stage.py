@@ -1,4 +1,4 @@
-"""The stage "sample" of a step: the latents of the next window, for all sessions of a batch."""
+"""The stage "sample" of a step: the motion of the next window, for all sessions of a batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from letstalk_rt.models.batch_state import gather, scatter
 
 
 class SampleStage:
-    """Samples motion, eases the seam to the window before, and applies motion control.
+    """Samples motion and eases the seam to the window before; then applies motion control.
 
     Args:
         model: in eval mode, on its device.
@@ -26,14 +26,14 @@ class SampleStage:
         self._model, self._guidance, self._predict = model, guidance, predict
         self._window: int = model.denoiser.config.window
 
-    def __call__(self, heard: Heard, states: Sequence[SessionState]) -> Tensor:
-        """Return the latents of the next window, `(B, N, C, h, w)`.
+    def latents(self, motion: Tensor, heard: Heard, states: Sequence[SessionState]) -> Tensor:
+        """Return the latents of the next frames after motion control, `(B, n, C, h, w)`.
 
         Args:
-            heard: what was heard in the hop.
+            motion: their sampled motion, of the same shape: a window, or its parts in order.
+            heard: what was heard in these frames.
             states: states of B sessions; updated in place.
         """
-        motion = self._sample(heard.tokens, states)
         shown = []
         for index, state in enumerate(states):
             values = None if heard.lips is None else heard.lips.values[index][None]
@@ -42,8 +42,13 @@ class SampleStage:
         portraits = torch.cat([state.features.latent for state in states])
         return self._model.to_latents(torch.cat(shown), portraits)
 
-    def _sample(self, tokens: Tensor, states: Sequence[SessionState]) -> Tensor:
-        """Return the motion of the next window, `(B, N, C, h, w)`, which the memory keeps."""
+    def sample(self, tokens: Tensor, states: Sequence[SessionState]) -> Tensor:
+        """Return the motion of the next window, `(B, N, C, h, w)`, which the memory keeps.
+
+        Args:
+            tokens: audio tokens, `(B, N, K, A)`.
+            states: states of B sessions; updated in place.
+        """
         denoiser = self._model.denoiser
         memory = gather([state.memory for state in states])
         kept = gather([state.cache for state in states])

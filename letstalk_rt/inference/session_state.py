@@ -10,7 +10,7 @@ import torch
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.inference.footage_player import FootagePlayer
 from letstalk_rt.inference.motion_control import MotionController
-from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.protocol import StateOptions, Steering
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderState
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
@@ -111,6 +111,7 @@ class SessionState:
         lookahead_frames: how many frames the video is behind the audio.
         player: shows the footage of a portrait that is a film; otherwise None.
         quality: what is computed for each frame.
+        steering: moves the face in the next window; None without a camera.
     """
 
     audio: AudioEncoderState | Wav2VecEncoderState
@@ -130,12 +131,18 @@ class SessionState:
     lookahead_frames: int
     player: FootagePlayer | None
     quality: QualityState = field(default_factory=QualityState)
+    steering: Steering | None = None
 
     @property
     def batch_key(self) -> BatchKey:
         """The key that sessions must share to run in one batch."""
         moves = self.player is not None
         return BatchKey(len(self.times), self.lookahead_frames, moves)
+
+    def take_steering(self) -> Steering | None:
+        """Return what moves the face in the next window, which holds for that one only."""
+        steering, self.steering = self.steering, None
+        return steering
 
     def silence_audio(self) -> None:
         """Forget all past audio, as after long silence."""
@@ -158,7 +165,7 @@ class SessionState:
         self.motion_control.reset()
         if self.player is not None:
             self.player.reset()
-        self.quality = QualityState()
+        self.quality, self.steering = QualityState(), None
 
 
 class StateFactory:

@@ -127,6 +127,8 @@ class ModelWorker(Generic[State]):
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="letstalk-model")
         self._waiting: deque[_Call | _Step[State]] = deque()
         self._lock = threading.Lock()  # of `_waiting`
+        self._queued = threading.Condition(self._lock)
+        self._paused_s = 0.0  # in the present call
         self._stopping = False
 
     def step(
@@ -161,10 +163,25 @@ class ModelWorker(Generic[State]):
         self._queue(_Call(partial(fn, *args, **kwargs), future))
         return future
 
+    def pause(self, until_s: float) -> None:
+        """Wait in the model thread until a time, or until another call is queued.
+
+        For calls that would do better with what is known later. The thread counts as idle.
+
+        Args:
+            until_s: by the clock of the worker.
+        """
+        began_s = self._clock()
+        with self._queued:
+            while not (self._waiting or self._stopping) and (now_s := self._clock()) < until_s:
+                self._queued.wait(until_s - now_s)
+        self._paused_s += self._clock() - began_s
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop the thread after all queued calls, or cancel those. May be called twice."""
         with self._lock:
             self._stopping = True
+            self._queued.notify()
             if cancel_futures:
                 for call in self._waiting:
                     call.future.cancel()
@@ -180,13 +197,14 @@ class ModelWorker(Generic[State]):
             if self._stopping:
                 raise RuntimeError("the model worker was shut down")
             self._waiting.append(call)
+            self._queued.notify()
         self._executor.submit(self._run_next)
 
     def _run_next(self) -> None:
         """Run the oldest call, unless it was batched with an earlier step and nothing is left."""
         with self._lock:
             work = self._take()
-        began_s = self._clock()
+        began_s, self._paused_s = self._clock(), 0.0
         match work:
             case None:
                 return
@@ -195,7 +213,7 @@ class ModelWorker(Generic[State]):
                     _resolve(future, run)
             case steps:
                 self._run_steps(steps)
-        self.load.note(began_s, self._clock())
+        self.load.note(began_s + self._paused_s, self._clock())
 
     def _take(self) -> _Call | list[_Step[State]] | None:
         """Remove and return the oldest call, or the oldest step and those to batch with it."""
@@ -230,7 +248,7 @@ class ModelWorker(Generic[State]):
             return
         self.load.steps += len(steps)
         self.load.batches += 1
-        self._on_step(self._clock() - began_s, len(steps))
+        self._on_step(self._clock() - began_s - self._paused_s, len(steps))
         for step, window in zip(steps, windows, strict=True):
             step.future.set_result(window)
 

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from letstalk_rt.errors import ConfigError, EngineError, LetsTalkError
 from letstalk_rt.inference.protocol import CameraReader, CameraReading, CameraStatus
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.models.face.face_motion import NUM_MOTION, SHUT, DriveWindow
+from letstalk_rt.session.camera_schedule import ReadSchedule
 from letstalk_rt.session.events import EventHub
 from letstalk_rt.types import FPS, CameraOptions
 
@@ -38,9 +38,7 @@ RETRY_S = 3.0
 
 _KEPT = 50  # readings
 _EASE = 0.7  # share of a jump that is left in the next frame
-_KNOWN_COSTS, _KNOWN_AGES = 16, 12  # readings; steps: two seconds
 _LEAST_SIDE, _MOST_SIDE = 32, 4096  # px of a frame
-_BUSY = 0.35  # the largest share of a core that reading may take, beside reading every frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +71,13 @@ class CameraInput:
     ) -> None:
         self.options = options
         self._metrics = metrics or Metrics()
-        self._costs_s: deque[float] = deque(maxlen=_KNOWN_COSTS)
-        self._ages_s: deque[float] = deque(maxlen=_KNOWN_AGES)
+        self._schedule = ReadSchedule(pipeline.frames_per_window / FPS)
         self._pipeline, self._now_s, self._hub = pipeline, now_s, hub
         self._reader: CameraReader | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._reading = False
         self._waiting: tuple[np.ndarray, float] | None = None
-        self._seen: deque[_Seen] = deque(maxlen=_KEPT)
+        self._seen: tuple[_Seen, ...] = ()  # replaced as a whole: the model thread reads it
         self._status: CameraStatus | None = None
         self._rest_until_s = -np.inf
         self._level = 0  # of the fade, from 0 to FADE_FRAMES
@@ -97,12 +94,13 @@ class CameraInput:
         now_s = self._now_s()
         captured_s = now_s if captured_s is None else min(captured_s, now_s)
         self._metrics.stamp("camera_push", now_s - captured_s)
+        self._schedule.note_frame(now_s)
         if self._reader is None:
             self._open()
         if self._reading:
             self._waiting = frame, captured_s
-        elif now_s >= self._rest_until_s:
-            self._read(frame, captured_s)
+        else:
+            self._read_if_due(frame, captured_s)
 
     def take_neutral(self) -> None:
         """Take the look of the next frames as the neutral one."""
@@ -117,7 +115,12 @@ class CameraInput:
             self._thread.shutdown(wait=False)
             self._thread = None
 
-    # For the step scheduler
+    # For the steps; `age_s` and `window` are called from the model thread
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames have been pushed."""
+        return self._reader is not None
 
     @property
     def status(self) -> CameraStatus | None:
@@ -125,17 +128,13 @@ class CameraInput:
         return self._status
 
     def age_s(self, now_s: float) -> float:
-        """Return how long ago the newest motion was captured: the most of the last steps.
+        """Return at which age the newest motion is shown; see `ReadSchedule.note_age`.
 
-        Motion of that age is known in each of them, so that none has to be guessed. Infinity if no
-        face was seen. Call it once per step.
+        Infinity if no face was seen.
         """
         known = (one.captured_s for one in reversed(self._seen) if one.motion is not None)
         newest_s = next(known, None)
-        if newest_s is None:
-            return math.inf
-        self._ages_s.append(now_s - newest_s)
-        return max(self._ages_s)
+        return math.inf if newest_s is None else self._schedule.note_age(now_s, newest_s)
 
     def window(self, times_s: Sequence[float]) -> DriveWindow | None:
         """Return how the camera moves the face at these times; None if it does not.
@@ -165,7 +164,7 @@ class CameraInput:
 
     def _motion_at(self, time_s: float) -> np.ndarray | None:
         """Return the face motion at a time, interpolated; None if no face was seen just before."""
-        seen = list(self._seen)
+        seen = self._seen
         at = bisect_right(seen, time_s, key=lambda one: one.captured_s)
         before = next((one for one in reversed(seen[:at]) if one.motion is not None), None)
         if before is None or time_s - before.captured_s > HOLD_S:
@@ -190,6 +189,11 @@ class CameraInput:
         self._reader = self._pipeline.open_camera()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="letstalk-camera")
 
+    def _read_if_due(self, frame: np.ndarray, captured_s: float) -> None:
+        now_s = self._now_s()
+        if now_s >= self._rest_until_s and self._schedule.suits(now_s):
+            self._read(frame, captured_s)
+
     def _read(self, frame: np.ndarray, captured_s: float) -> None:
         assert self._reader is not None and self._thread is not None, "it was opened"
         if self._seen and captured_s <= self._seen[-1].captured_s:
@@ -207,22 +211,17 @@ class CameraInput:
             return
         now_s = self._now_s()
         self._metrics.stamp("camera_read", now_s - began_s)
-        # A reading that took longer than others has waited for a processor, and not used it.
-        self._costs_s.append(now_s - began_s)
-        cost_s = min(self._costs_s)
-        if cost_s > _BUSY / FPS:  # a core is not the camera's alone
-            self._rest_until_s = max(now_s, began_s + cost_s / _BUSY)
+        self._schedule.note_reading(began_s, now_s)
         error = future.exception()
         if error is not None:
             self._note_failure(error)
         else:
             reading = future.result()
-            self._seen.append(_Seen(captured_s, reading.motion))
+            self._seen = (*self._seen[1 - _KEPT :], _Seen(captured_s, reading.motion))
             self._status = reading.status
         if self._waiting is not None:
             (frame, captured_s), self._waiting = self._waiting, None
-            if now_s >= self._rest_until_s:
-                self._read(frame, captured_s)
+            self._read_if_due(frame, captured_s)
 
     def _note_failure(self, error: BaseException) -> None:
         logger.warning("a frame of a camera was not read", extra={"error": type(error).__name__})

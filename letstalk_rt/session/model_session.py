@@ -21,11 +21,11 @@ from letstalk_rt.inference.protocol import (
     State,
     StateLost,
     StateOptions,
+    Steering,
 )
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality, new_images
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import Portrait
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class ModelSession(Generic[State]):
         pcm: np.ndarray,
         deliver: Callable[[], DeliverFrames],
         is_wanted: Callable[[], bool],
-        drive: DriveWindow | None = None,
+        steering: Steering | None = None,
     ) -> bool:
         """Run a step, and after a failure run it again.
 
@@ -98,7 +98,7 @@ class ModelSession(Generic[State]):
             pcm: `(hop,)` float32.
             deliver: returns for each attempt the callback that receives its partial windows.
             is_wanted: whether the step is run again after a failure.
-            drive: how a camera moves the face in this window; None leaves it alone.
+            steering: how a camera moves the face in this window; None leaves it alone.
 
         Returns:
             Whether it succeeded at once.
@@ -109,9 +109,9 @@ class ModelSession(Generic[State]):
             nonlocal attempts
             attempts += 1
             if attempts == 1 or is_wanted():
-                if drive is not None:
+                if steering is not None:
                     drivable = cast("DrivablePipeline", self._pipeline)
-                    await self._submit(drivable.drive, state, drive)
+                    await self._submit(drivable.steer, state, steering)
                 await as_awaitable(self._worker.step(pcm, state, deliver()))
                 self._made += self._pipeline.frames_per_window
 

@@ -6,7 +6,7 @@ All calls of the model run in the worker's thread, so the event loop is never bl
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic
@@ -19,10 +19,10 @@ from letstalk_rt.errors import ConfigError, InputError, SessionClosed
 from letstalk_rt.inference.protocol import DeliverFrames, State, StateOptions
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.session.adaptive_quality import QualityAdapter, StepTiming
 from letstalk_rt.session.audio_input import AudioInput, StepInput
 from letstalk_rt.session.camera_input import CameraInput
+from letstalk_rt.session.camera_steering import CameraSteering
 from letstalk_rt.session.camera_times import CameraTimes
 from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
 from letstalk_rt.session.model_session import RECOVERY_S, ModelSession, as_awaitable
@@ -66,7 +66,7 @@ class _Step:
     made_s: list[float] = field(default_factory=list)  # of each frame, since `started_s`
     is_new: list[bool] = field(default_factory=list)  # whether each frame has an image of its own
     is_late: bool = False
-    captured_s: Sequence[float] = ()  # what each frame shows of a camera; empty without one
+    steering: CameraSteering | None = None
 
 
 class StepScheduler(Generic[State]):
@@ -218,40 +218,37 @@ class StepScheduler(Generic[State]):
         if epoch != self._audio_input.epoch:
             return
         step = _Step(hop, epoch, voiced, queued_s, self._now_s())
-        drive = self._drive_window(step)
+        steering = step.steering = self._steering(step)
         is_regular = await model.step(
             model_input,
             lambda: self._deliver(step, model.new_images()),
             is_wanted=lambda: epoch == self._audio_input.epoch,
-            drive=drive,
+            steering=steering,
         )
         if is_regular:  # times after a failure say nothing about the next step
             assert len(step.made_s) == self._window, len(step.made_s)
             self._lead.note(step.made_s)
         ended_s = self._now_s()
-        timing = StepTiming(ended_s, ended_s - step.started_s, self._window / FPS, step.is_late)
+        took_s = ended_s - step.started_s - (steering.waited_s if steering else 0.0)
+        timing = StepTiming(ended_s, took_s, self._window / FPS, step.is_late)
         self._metrics.stamp_step(timing.took_s, timing.media_s)
         if is_regular and not is_first:  # the first frame after an interrupt has no fixed due time
             await self._adapt_quality(model, timing)
 
-    def _drive_window(self, step: _Step) -> DriveWindow | None:
-        """Return how a camera moves the face in the frames of a step; None without a camera.
-
-        Each frame shows what was captured at the same time as its sound. Without the sound of a
-        live source there is nothing to wait for, and the newest is shown.
-        """
-        if self._camera is None:
+    def _steering(self, step: _Step) -> CameraSteering | None:
+        """Return what moves the face in the frames of a step; None without a camera."""
+        if self._camera is None or not self._camera.is_open:
             return None
-        now_s, behind_s = self._now_s(), (self._lookahead + 0.5) / FPS
-        if self._audio_input.is_real_time:
-            last_s = step.queued_s - behind_s
-        else:
-            last_s = now_s - min(behind_s, self._camera.age_s(now_s))
-        times_s = self._camera_times.window(last_s - (self._window - 1) / FPS, self._window)
-        window = self._camera.window(times_s)
-        if window is not None:
-            step.captured_s = times_s
-        return window
+        return CameraSteering(
+            self._camera,
+            self._camera_times,
+            self._window,
+            step.started_s,
+            behind_s=(self._lookahead + 0.5) / FPS,
+            heard_s=step.queued_s if self._audio_input.is_real_time else None,
+            now_s=self._now_s,
+            pause=self._worker.pause if self._live else lambda until_s: None,
+        )
 
     async def _adapt_quality(self, model: ModelSession[State], timing: StepTiming) -> None:
         """Lower or raise the quality, if the last steps ask for it."""
@@ -284,7 +281,7 @@ class StepScheduler(Generic[State]):
             audio, rgb = hop.frame_audio[number], self._image_for(step, number, made)
             step.made_s.append(now_s - step.started_s)
             step.is_late |= self._live and -math.inf < self._frames.due_s < now_s
-            captured_s = step.captured_s[number] if step.captured_s else None
+            captured_s = step.steering.captured_at(number) if step.steering else None
             stamps = (step.queued_s, step.started_s, now_s, rgb is not made, captured_s)
             if step.epoch != self._audio_input.epoch:
                 silence = silence_like(audio, self._audio_input.segment_id)

@@ -43,7 +43,7 @@ def shown_pose(pipeline, portrait, *drives):
     """The head pose in the last frame, relative to the portrait, as the encoder reads it."""
     state = pipeline.init_state(portrait)
     for drive in drives:
-        pipeline.drive(state, drive)
+        pipeline.steer(state, drive.part)
         (frames,) = pipeline.step(np.zeros((1, 2560), np.float32), [state])
     (face,) = pipeline.finder.find_faces(frames[-1])
     (rest,) = pipeline.finder.find_faces(portrait.canvas)
@@ -63,9 +63,40 @@ def test_the_portrait_turns_as_the_driver_does(pipeline, portrait, axis):
 def test_without_weight_the_camera_changes_nothing(pipeline, portrait):
     sound = np.random.default_rng(0).normal(0, 0.1, (1, 2560)).astype(np.float32)
     states = [pipeline.init_state(portrait) for _ in range(2)]
-    pipeline.drive(states[0], window(0.0, pose=0.3, shut=1.0))
+    pipeline.steer(states[0], window(0.0, pose=0.3, shut=1.0).part)
     first, second = (pipeline.step(sound, [state]) for state in states)
     np.testing.assert_array_equal(first, second)
+
+
+def test_frames_of_a_live_window_are_asked_for_in_two_parts_and_shown_the_same(pipeline, portrait):
+    turning = window(pose=0.2)
+    turning.motion[:, 0] = [0.0, 0.1, 0.2, 0.3]
+    sound = np.random.default_rng(0).normal(0, 0.1, (1, 2560)).astype(np.float32)
+    asked, shown, parts = [], [], []
+
+    def steering(first, count):
+        asked.append((first, count, len(parts)))
+        return turning.part(first, count)
+
+    for deliver in (None, parts.append):
+        state = pipeline.init_state(portrait)
+        pipeline.steer(state, steering)
+        shown.append(pipeline.step(sound, [state], deliver)[0])
+        pipeline.step(sound, [state], deliver)  # it holds for one window
+    assert asked == [(0, 4, 0), (0, 2, 0), (2, 2, 2)]
+    assert abs(shown[0].astype(int) - shown[1]).mean() < 0.05
+
+
+def test_sessions_of_a_batch_are_asked_once(pipeline, portrait):
+    states = [pipeline.init_state(portrait) for _ in range(2)]
+    asked = []
+
+    def steering(first, count):
+        asked.append((first, count))
+
+    pipeline.steer(states[1], steering)
+    pipeline.step(np.zeros((2, 2560), np.float32), states, lambda parts: None)
+    assert asked == [(0, 4)]
 
 
 def test_a_drive_holds_for_one_window(pipeline, portrait):
@@ -77,7 +108,7 @@ def test_a_drive_holds_for_one_window(pipeline, portrait):
 
 def test_eyes_close_with_the_drivers(pipeline, portrait):
     state = pipeline.init_state(portrait)
-    pipeline.drive(state, window(shut=1.0))
+    state.motion_control.drive(window(shut=1.0))
     assert state.motion_control.driven_eye_closures([0.0, 0.0, 0.2, 0.0]) == [1.0] * 4
 
 
@@ -118,7 +149,7 @@ def test_a_wide_open_mouth_does_not_keep_eyes_from_closing(pipeline, portrait):
     state = pipeline.init_state(portrait)
 
     def eyes(shut):
-        pipeline.drive(state, window(mode="camera", lips=wide, shut=shut))
+        pipeline.steer(state, window(mode="camera", lips=wide, shut=shut).part)
         frame = pipeline.step(np.zeros((1, 2560), np.float32), [state])[0][-1]
         (face,) = pipeline.finder.find_faces(portrait.canvas)
         points = face.landmarks[EYES].round().astype(int)
@@ -151,7 +182,7 @@ def test_the_tracker_sees_the_portrait_turn(pipeline, portrait, picture):
     state = pipeline.init_state(portrait)
     for number in range(11):
         reader.read(portrait.canvas, number / 25, absolute=False)
-    pipeline.drive(state, window(pose=[0.25, 0, 0, 0, 0, 0]))
+    pipeline.steer(state, window(pose=[0.25, 0, 0, 0, 0, 0]).part)
     frames = pipeline.step(np.zeros((1, 2560), np.float32), [state])[0]
     for number, frame in enumerate([*frames, *[frames[-1]] * 8], 11):
         reading = reader.read(frame, number / 25, absolute=False)

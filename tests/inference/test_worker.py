@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -157,3 +158,28 @@ def test_a_worker_that_nobody_holds_ends_its_thread():
     gc.collect()
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_a_pause_ends_at_its_time_or_when_another_call_waits(worker):
+    began_s = time.monotonic()
+    worker.submit(worker.pause, began_s + 0.05).result(20)
+    assert time.monotonic() >= began_s + 0.05
+
+    long = worker.submit(worker.pause, time.monotonic() + 600)
+    assert worker.submit(lambda: "next").result(20) == "next"
+    assert long.done()
+
+    long = worker.submit(worker.pause, time.monotonic() + 600)
+    worker.shutdown()
+    assert long.done()
+
+
+def test_a_pause_is_no_work(pipeline):
+    took_s = []
+    worker = ModelWorker(pipeline, on_step=lambda seconds, count: took_s.append(seconds))
+    pipeline.gate.release(1)
+    ended_s = time.monotonic() + 2.0
+    submit(worker, NamedState("a"), 1, lambda part: worker.pause(ended_s)).result(20)
+    worker.shutdown()
+    assert time.monotonic() >= ended_s
+    assert took_s[0] < 1.5 and worker.load.busy_s < 1.5

@@ -43,13 +43,18 @@ class FakeReader:
 class FakeDrivable(FakePipeline):
     def __init__(self):
         super().__init__()
-        self.reader, self.driven = FakeReader(), []
+        self.reader, self.driven, self.steering = FakeReader(), [], None
 
     def open_camera(self):
         return self.reader
 
-    def drive(self, state, window):
-        self.driven.append(window)
+    def steer(self, state, steering):
+        self.steering = steering
+
+    def step(self, pcm, states, deliver=None):
+        if self.steering is not None:
+            self.driven.append(self.steering(0, 4))
+        return super().step(pcm, states, deliver)
 
 
 class Camera:
@@ -121,19 +126,6 @@ async def test_a_face_comes_back_without_a_jump():
         shown.append(0.0 if window is None else float(window.weights[0] * window.motion[0, 0]))
     assert max(abs(np.diff(shown))) < 0.12
     assert shown[-1] == pytest.approx(0.4, abs=0.02)
-    camera.input.close()
-
-
-async def test_the_age_of_the_newest_motion_is_the_most_of_the_last_steps():
-    camera = Camera()
-    await camera.see(10, 1.0)
-    assert [camera.input.age_s(at_s) for at_s in (1.05, 1.08)] == pytest.approx([0.05, 0.08])
-    await camera.see(10, 1.08)
-    assert camera.input.age_s(1.1) == pytest.approx(0.08)
-    for step in range(12):
-        await camera.see(10, 1.2 + 0.16 * step)
-        age_s = camera.input.age_s(1.21 + 0.16 * step)
-    assert age_s == pytest.approx(0.01)
     camera.input.close()
 
 

@@ -38,6 +38,11 @@ class DriveWindow:
     motion: np.ndarray
     lips: LipDrive
 
+    def part(self, first: int, count: int) -> "DriveWindow":
+        """Return `count` frames of the window from number `first` on."""
+        chosen = slice(first, first + count)
+        return DriveWindow(self.weights[chosen], self.motion[chosen], self.lips)
+
 
 class OneEuroFilter:
     """A low-pass filter whose cutoff rises with speed: calm when still, prompt when moving.
