@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 SAMPLE_RATE = 16_000
 FPS = 25
@@ -137,8 +137,16 @@ class Client:
         await self.send(type="avatar.interrupt")
 
     async def __aiter__(self) -> AsyncIterator[VideoFrame | AudioFrame | dict[str, Any]]:
-        async for data in self._connection:
-            yield json.loads(data) if isinstance(data, str) else unpack(data)
+        """Yield what the server sends, until it ends the session.
+
+        Raises:
+            ConnectionError: the connection was lost.
+        """
+        try:
+            async for data in self._connection:
+                yield json.loads(data) if isinstance(data, str) else unpack(data)
+        except ConnectionClosedError as error:
+            raise ConnectionError(f"the connection to the server was lost: {error}") from error
 
 
 def unpack(data: bytes) -> VideoFrame | AudioFrame:

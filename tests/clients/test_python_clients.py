@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from support.browser_tools import PAINTED, RATE, running, write_wav
+from websockets.asyncio.server import serve
 
 CLIENTS = Path(__file__).parents[2] / "client_examples" / "python"
 SPOKEN_S = 2.0
@@ -79,6 +81,22 @@ def test_the_reason_of_a_refusal_is_printed(server, script, audio, tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "avatar" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
+
+
+async def test_a_lost_connection_is_an_error_that_says_so(monkeypatch):
+    monkeypatch.syspath_prepend(str(CLIENTS))
+
+    async def lose(connection):
+        await connection.send(json.dumps({"type": "session.created"}))
+        connection.transport.abort()
+
+    client = importlib.import_module("letstalk_client")
+    async with serve(lose, "127.0.0.1", 0, subprotocols=["letstalk.v1"]) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with client.Client(f"http://127.0.0.1:{port}") as session:
+            with pytest.raises(ConnectionError, match="connection to the server was lost"):
+                async for _ in session:
+                    pass
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
