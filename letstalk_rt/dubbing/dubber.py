@@ -221,20 +221,22 @@ class Dubber:
         if strength <= 0 or shown.face is None or not shot.references:
             shot.interrupt()
             return None
-        if not shot.generated:
-            shot.generated.extend(self._generate(ahead, shot, lips))
         shot.teeth.change_if_closed(values)
         coming = [s.face for s in ahead if s.shot == shot.number and s.face is not None]
         steady = replace(shown.face, latent=_steady(shot, coming, 0))
         mood = torch.stack([f.latent for f in [*shot.past, *coming[:MOOD_FRAMES]]]).mean(0)
-        shot.past.append(shown.face)
         poses = [head_pose(face.points) for face in coming[: FADE_FRAMES + 1]]
         mixed = shot.mixer.mix(shot.references, poses)
+        if not shot.generated:
+            shot.generated.extend(self._generate(ahead, shot, lips, mixed[-1][0]))
+        shot.past.append(shown.face)
         paint = shot.teeth.painter
         generated = shot.generated.popleft() if shot.generated else None
         return MouthTask(shown.rgb, steady, mixed, values, paint, strength, mood, generated)
 
-    def _generate(self, ahead: deque[_Shown[Item]], shot: _Shot, lips: LipValues) -> list[Tensor]:
+    def _generate(
+        self, ahead: deque[_Shown[Item]], shot: _Shot, lips: LipValues, reference: Reference
+    ) -> list[Tensor]:
         """Return the next frames' latents with generated lower faces; none if the model cannot.
 
         If the face is lost or the shot ends within the window, its last frame stands for the rest.
@@ -247,12 +249,12 @@ class Dubber:
         if not has_lower_faces(self._model) or tokens is None:
             return []
         if shot.lower is None:
-            anchor = shot.references[0]
-            shot.lower = LowerFaces(self._model, anchor.features.latent[0], anchor.motion)
+            shot.lower = LowerFaces(self._model)
         coming = [s.face for s in ahead if s.shot == shot.number and s.face is not None]
         latents = torch.stack([_steady(shot, coming, i) for i in range(len(window))])
         places = [min(i, len(window) - 1) for i in range(count)]
-        return list(shot.lower.generate(latents[places], tokens[places]))[: len(window)]
+        made = shot.lower.generate(latents[places], tokens[places], reference.motion)
+        return list(made[: len(window)])
 
 
 def _face(shown: _Shown[Item]) -> FilmedFace:

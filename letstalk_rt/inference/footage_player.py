@@ -109,10 +109,7 @@ class FootagePlayer:
         best = max(chosen + list(self._usable()), key=self._teeth_score)
         self._paint = None if painter is None else painter_with_teeth(painter, self._frame(best)[1])
         self._plans = self._plan()
-        self._lower: LowerFaces | None = None
-        if has_lower_faces(model):
-            anchor = self._references[0]
-            self._lower = LowerFaces(model, anchor.features.latent[0], anchor.motion, seed)
+        self._lower = LowerFaces(model, seed) if has_lower_faces(model) else None
         self.reset()
 
     def reset(self) -> None:
@@ -149,7 +146,8 @@ class FootagePlayer:
         if len(seen) < len(frames):
             self._lower.forget()
             return frames
-        faces = self._lower.generate(torch.stack(seen), tokens)
+        nearest = self._references[self._plans[frames[0].index].mixed[-1][0]]
+        faces = self._lower.generate(torch.stack(seen), tokens, nearest.motion)
         return [replace(f, generated=face) for f, face in zip(frames, faces, strict=True)]
 
     def interrupt(self, unseen: int) -> None:

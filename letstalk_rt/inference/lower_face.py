@@ -9,6 +9,7 @@ Source: masked frame, reference, landmarks and sound as conditions, and the fram
 reference: DiffTalk, arXiv:2301.03786.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.inference.speech_motion import SpeechMotion
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.denoiser import PortraitState
 from letstalk_rt.models.landmark_condition import rest_of_face
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.sampler import NoiseState, timesteps
@@ -27,35 +29,45 @@ def has_lower_faces(model: AvatarModel) -> bool:
     return model.denoiser.config.landmark_condition and model.autoencoder.landmarks is not None
 
 
+@dataclass(frozen=True)
+class _Person:
+    """The reference that the next window is generated from.
+
+    Attributes:
+        motion: the motion of speech relative to it.
+        latent: its latent, `(1, C, h, w)`.
+        points: its landmarks, `(1, L, 2)`.
+        state: its portrait state.
+    """
+
+    motion: SpeechMotion
+    latent: Tensor
+    points: Tensor
+    state: PortraitState
+
+
 class LowerFaces:
     """Generates the lower faces of one person in consecutive windows; memory does not grow.
 
     Args:
         model: a model with a landmark condition.
-        reference: latent of the reference, `(C, h, w)`.
-        motion: the motion of speech relative to it.
         seed: seed of the noise; the same seed generates the same.
     """
 
-    def __init__(
-        self, model: AvatarModel, reference: Tensor, motion: SpeechMotion, seed: int = 0
-    ) -> None:
+    def __init__(self, model: AvatarModel, seed: int = 0) -> None:
         assert model.autoencoder.landmarks is not None, "see has_lower_faces"
         self._model, self._landmarks = model, model.autoencoder.landmarks
-        self._motion = motion
-        self._anchor = reference.float()[None]
-        self._points = self._landmarks.decode_landmarks(self._anchor)
-        normalized = model.normalized_portrait(self._anchor)
-        self._portrait = model.denoiser.portrait_state(normalized)
-        at_rest = torch.zeros_like(self._anchor)
+        at_rest = torch.zeros(1, *model.autoencoder.latent_shape, device=model.motion_scale.device)
         self._memory = MemoryBank.anchored(at_rest, model.denoiser.config.memory)
-        self._noise = NoiseState(seed, torch.zeros(1, *reference.shape))
+        self._noise = NoiseState(seed, torch.zeros(at_rest.shape))
         self._times = timesteps(model.preset.steps)
+        self._person: _Person | None = None
 
     def reset(self) -> None:
         """Return to the beginning."""
         self._memory.reset()
         self._noise.reset()
+        self._person = None
 
     def forget(self) -> None:
         """Forget the windows before, as after frames without a face."""
@@ -66,28 +78,43 @@ class LowerFaces:
         self._memory.rewind(frames)
 
     @torch.inference_mode()
-    def generate(self, latents: Tensor, tokens: Tensor) -> Tensor:
+    def generate(self, latents: Tensor, tokens: Tensor, reference: SpeechMotion) -> Tensor:
         """Return the next window of latents `(N, C, h, w)`, whose lower faces say something else.
 
         Args:
             latents: of the film's faces, `(N, C, h, w)`.
             tokens: audio tokens of the new sound, `(N, K, A)`.
+            reference: the motion of speech relative to the reference; that nearest in pose.
         """
-        model, preset = self._model, self._model.preset
-        film = latents.float()
-        rest = rest_of_face(self._landmarks.decode_landmarks(film)[None], self._points)
+        model, preset, film = self._model, self._model.preset, latents.float()
+        person = self._turn_to(reference)
+        rest = rest_of_face(self._landmarks.decode_landmarks(film)[None], person.points)
         noise = self._noise.draw(len(film), preset.noise_correlation, preset.temperature)
         motion = model.sample_window(
             noise.to(film.device),
             tokens[None],
-            self._portrait,
+            person.state,
             model.denoiser.encode_memory(self._memory.latents, self._memory.filled),
             self._times,
             model.distilled_guidance,  # the weight is then 1: one call, of one item
             predict=partial(model.denoiser.predict, rest=rest),
         )
         motion = ease_seam(motion, self._memory, preset.seam)
-        generated = model.to_latents(motion, self._anchor)[0]
-        shown = self._motion.with_speech_of(film, generated)
-        self._memory.write(model.to_motion(shown[None], self._anchor))
+        shown = reference.with_speech_of(film, model.to_latents(motion, person.latent)[0])
+        self._memory.write(model.to_motion(shown[None], person.latent))
         return shown
+
+    def _turn_to(self, reference: SpeechMotion) -> "_Person":
+        """Return the person as a reference shows it; memory goes on relative to that."""
+        before = self._person
+        if before is None or before.motion is not reference:
+            latent = reference.reference[None]
+            state = self._model.denoiser.portrait_state(self._model.normalized_portrait(latent))
+            points = self._landmarks.decode_landmarks(latent)
+            self._person = _Person(reference, latent, points, state)
+            if before is not None:
+                change = self._model.to_motion(before.latent[None], latent)
+                known = self._memory.filled[:, 1:, None, None, None]
+                self._memory.latents[:, 1:] += change * known
+        assert self._person is not None
+        return self._person

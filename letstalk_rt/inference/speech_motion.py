@@ -49,6 +49,11 @@ class SpeechMotion:
         self._speech = natural.T @ scores
         """Maps motion to the part of it that is speech, `(384, 384)`."""
 
+    @property
+    def reference(self) -> Tensor:
+        """The latent of the reference, `(C, h, w)` float32."""
+        return self._latent
+
     def with_speech_of(self, latents: Tensor, others: Tensor) -> Tensor:
         """Return latents `(..., C, h, w)` whose part that speech moves is that of others."""
         change: Tensor = (others - latents).flatten(-3) @ self._speech.T

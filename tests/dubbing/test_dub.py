@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 from support.certificates import issue
-from support.films import FPS, Chewing, dubbed, scene, syllables, talking_frames, write_film
+from support.films import (
+    FPS,
+    Chewing,
+    dubbed,
+    scene,
+    syllables,
+    talking_frames,
+    told_pipeline,
+    write_film,
+)
 
 from letstalk_rt.cli.main import main
 from letstalk_rt.dubbing.dub_film import DubOptions, Speech, dub_film
@@ -18,8 +27,6 @@ from letstalk_rt.errors import FilmError
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.reference_frames import mouth_gap
-from letstalk_rt.models.avatar_model import with_landmark_branch
-from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.portrait.watermark import DUBBED_SOURCE_TYPE
 from letstalk_rt.recording.credentials import SigningCredentials, read_authority
 from letstalk_rt.recording.provenance import Provenance
@@ -147,19 +154,8 @@ def test_audio_tokens_are_the_same_in_any_chunks_and_before_or_after_lip_values(
     torch.testing.assert_close(first[0], heard[skipped + 2], atol=1e-4, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def told(pipeline: AvatarPipeline) -> AvatarPipeline:
-    """A pipeline whose denoiser has some landmark condition."""
-    shape = pipeline.model.denoiser.config
-    torch.manual_seed(0)
-    branch = LandmarkBranch(shape.width, shape.side)
-    with torch.no_grad():
-        branch.tokens.weight.normal_(std=0.02)
-    return AvatarPipeline.on(with_landmark_branch(pipeline.model, branch), dtype="float32")
-
-
-def test_lower_faces_are_generated_where_there_is_a_face(told, talking):
-    speech = syllables(1.0)
+def test_lower_faces_are_generated_where_there_is_a_face(pipeline, talking):
+    told, speech = told_pipeline(pipeline), syllables(1.0)
     frames = [*talking[:9], *scene(2, talking[0].shape[:2]), *talking[9:14]]
     model = told.model
 

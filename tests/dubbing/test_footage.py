@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.films import FPS, scene, syllables, talking_film, write_film
+from support.films import FPS, scene, syllables, talking_film, told_pipeline, write_film
 
 from letstalk_rt.cli.main import main
 from letstalk_rt.dubbing.footage import is_film, prepare_footage
@@ -83,6 +83,23 @@ def test_delivery_batches_and_repetition_give_the_same_frames(pipeline, portrait
     one.reset()
     np.testing.assert_array_equal(step(pipeline, one, pcm[0]), frames)
     assert pipeline.batch_key(one) == pipeline.batch_key(alone)
+
+
+def test_lower_faces_of_footage_are_generated_too(pipeline, portrait):
+    told = told_pipeline(pipeline)
+    state, plain = told.init_state(portrait), pipeline.init_state(portrait)
+    hops = syllables(0.48).reshape(3, -1)
+    first, without = (
+        [step(p, s, pcm) for pcm in hops] for p, s in ((told, state), (pipeline, plain))
+    )
+    for new, old in zip(first, without, strict=True):
+        np.testing.assert_array_equal(new[:, :90], old[:, :90])
+        assert not np.array_equal(new, old)
+    told.interrupt(state, unseen=4)
+    after = step(told, state, hops[2])
+    assert nearest(after[0], shown_frames(portrait)) == nearest(first[2][0], shown_frames(portrait))
+    state.reset()
+    np.testing.assert_array_equal(step(told, state, hops[0]), first[0])
 
 
 def rendered(pipeline: AvatarPipeline, footage: Footage, count: int) -> list[np.ndarray]:

@@ -12,6 +12,8 @@ from letstalk_rt.avatars import list_avatars
 from letstalk_rt.dubbing.dubber import Dubber
 from letstalk_rt.dubbing.lip_track import LipValues
 from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.models.avatar_model import with_landmark_branch
+from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.portrait.image import prepare_portrait
 from letstalk_rt.session.avatar import Avatar
 
@@ -99,6 +101,16 @@ def dubbed(
         shown.append(rgb)
         masks.append(mask)
     return shown, masks
+
+
+def told_pipeline(pipeline: AvatarPipeline) -> AvatarPipeline:
+    """Return a pipeline whose denoiser has some landmark condition."""
+    shape = pipeline.model.denoiser.config
+    torch.manual_seed(0)
+    branch = LandmarkBranch(shape.width, shape.side)
+    with torch.no_grad():
+        branch.tokens.weight.normal_(std=0.02)
+    return AvatarPipeline.on(with_landmark_branch(pipeline.model, branch), dtype="float32")
 
 
 def talking_frames(pipeline: AvatarPipeline, seconds: float) -> list[np.ndarray]:
