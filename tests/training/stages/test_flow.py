@@ -99,6 +99,16 @@ class TestFlowLoss:
         cut = encoder.encode_mel(mel[:, :, 4 * 3 :])[:, -1]
         torch.testing.assert_close(cut, encoder.encode_mel(mel)[:, -1])
 
+    def test_beyond_the_ends_of_a_clip_there_is_silence(self):
+        sound, ahead = MelInput(), LOOKAHEAD_FRAMES
+        mel = torch.randn(64, 4 * (10 + ahead))
+        for start in (-60, 60):  # no frame of such a window is in the clip
+            heard = sound.window(mel, start, 4)
+            assert heard.shape == (64, 4 * (AUDIO_CONTEXT_FRAMES + 4 + ahead))
+            assert torch.equal(heard, heard[:, :1].expand_as(heard))
+        at_start = sound.window(mel, 0, 4)
+        assert torch.equal(at_start[:, 4 * AUDIO_CONTEXT_FRAMES :], mel[:, : 4 * (4 + ahead)])
+
     def test_a_stale_memory_is_of_another_moment(self, tracks):
         shares = {"no_memory": 0.0, "frozen_memory": 0.0, "silent": 0.0, "size": 20}
         fresh = self.draw(tracks, stale_memory=0.0, **shares)
