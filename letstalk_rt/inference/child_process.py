@@ -78,6 +78,17 @@ class ChildProcess:
             with self._lock:
                 self._limit = None
 
+    @contextmanager
+    def limit_held(self) -> Iterator[None]:
+        """Let the limit begin again afterwards: meanwhile the process waits for its caller."""
+        with self._lock:
+            limit, self._limit = self._limit, None
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._limit = None if limit is None else CallLimit(self._clock(), limit.limit_s)
+
     def send(self, message: object) -> None:
         """Send a message.
 

@@ -342,7 +342,8 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
                     take(part)
                 case AskMotion() as ask:
                     assert answer is not None, "only steps ask for motion"
-                    process.send(answer(ask))
+                    with process.limit_held():
+                        process.send(answer(ask))
                 case NeedSpace(nbytes):
                     process.send(Space(self._allocate(nbytes)))
                 case Attached():

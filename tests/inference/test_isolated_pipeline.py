@@ -24,6 +24,7 @@ from letstalk_rt.inference.supervisor import (
     back_off_s,
 )
 from letstalk_rt.inference.waiting import waited_s
+from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import Portrait
 
 SHARED = Path("/dev/shm")
@@ -203,6 +204,38 @@ def test_a_short_hang_is_waited_for(pipeline, folder):
 
 
 @pytest.mark.skipif(not waited_s(os.getpid()), reason="the system does not count waits")
+def test_a_camera_is_asked_for_motion_while_a_step_runs(pipeline):
+    states, asked = [new_state(pipeline) for _ in range(2)], []
+
+    def steering(first, count):
+        asked.append((first, count))
+        time.sleep(1.5 if first else 0)  # the limit of a step is 2.5 s
+        return DriveWindow(np.full(count, 20.0, np.float32), np.zeros((count, 20)), "sound")
+
+    pipeline.steer(states[1], steering)
+    windows = pipeline.step(np.repeat(hop(0.0), 2, 0), states)
+    assert asked == [(0, 2), (2, 2)]
+    assert windows[0].max() == 0 and windows[1].min() == 20
+    pipeline.step(np.repeat(hop(0.0), 2, 0), states)
+    assert len(asked) == 2, "it holds for one window"
+
+
+def test_time_in_which_the_model_waits_for_motion_is_no_hang(tmp_path):
+    pipeline = isolated(tmp_path, IsolationLimits(step_s=0.5, memory_mb=200))
+    try:
+        state = new_state(pipeline)
+        for wait_s in (0.0, 1.5):
+
+            def steering(first, count, wait_s=wait_s):
+                time.sleep(wait_s)
+                return DriveWindow(np.zeros(count, np.float32), np.zeros((count, 20)), "sound")
+
+            pipeline.steer(state, steering)
+            assert len(pipeline.step(hop(), [state])[0]) == 4
+    finally:
+        pipeline.close()
+
+
 def test_a_step_that_waits_for_a_processor_is_not_taken_for_a_hang(tmp_path):
     pipeline = isolated(tmp_path, IsolationLimits(step_s=1.8, memory_mb=200))
     spin = [sys.executable, "-c", "while True: pass"]

@@ -80,8 +80,16 @@ class FaultyPipeline(Pipeline[dict]):
     def batch_key(self, state):
         return "all alike"
 
+    def steer(self, state, steering):
+        state["steering"] = steering
+
     def step(self, pcm, states, deliver=None):
         time.sleep(self.step_s * len(states))
+        for state in states:
+            if (steering := state.pop("steering", None)) is not None:
+                for first in (0, 2):
+                    window = steering(first, 2)
+                    state["canvas"] = np.full_like(state["canvas"], int(window.weights.sum()))
         windows = [self.make_window(*one) for one in zip(pcm, states, strict=True)]
         if deliver is not None:
             deliver([window[:1] for window in windows])
