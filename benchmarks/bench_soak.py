@@ -76,7 +76,11 @@ def memory_bar(run: LongRun) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fitted slope of the memory, and its bar."""
     from_s = min(1800.0, run.seconds / 4)
     fit = slope(run.times_s, run.memory_mb, from_s)
-    figures: dict[str, Any] = {"first_mb": run.memory_mb[0], "last_mb": run.memory_mb[-1]}
+    figures: dict[str, Any] = {
+        "first_mb": run.memory_mb[0],
+        "last_mb": run.memory_mb[-1],
+        "processes_mb": every_quarter(run),
+    }
     if fit is None:
         return figures, unjudged("memory slope, MB/h", None, MEMORY_BAR_MB_PER_H)
     figures |= asdict(fit)
@@ -84,6 +88,12 @@ def memory_bar(run: LongRun) -> tuple[dict[str, Any], dict[str, Any]]:
     if fit.to_s - fit.from_s < SHORTEST_FIT_S:
         return figures, unjudged(name, fit.mb_per_h, MEMORY_BAR_MB_PER_H)
     return figures, bar(name, fit.mb_per_h, MEMORY_BAR_MB_PER_H)
+
+
+def every_quarter(run: LongRun) -> list[list[float]]:
+    """Return the memory of each process once in a quarter of an hour: which of them grows."""
+    starts = np.arange(0, run.seconds, QUARTER_S)
+    return [run.process_mb[int(np.searchsorted(run.times_s, at_s))] for at_s in starts]
 
 
 def unjudged(name: str, value: float | None, limit: float) -> dict[str, Any]:

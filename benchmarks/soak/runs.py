@@ -84,9 +84,10 @@ class Server:
         await asyncio.sleep(SETTLE_S)
         return await self.holdings()
 
-    def rss_mb(self) -> float:
-        """Return the memory of all its processes, MB."""
-        return rss_mb([self.process.pid, *descendants(self.process.pid)])
+    def rss_mb(self) -> list[float]:
+        """Return the memory of each of its processes, MB: its own first, then in order of age."""
+        pids = [self.process.pid, *sorted(descendants(self.process.pid))]
+        return [round(rss_mb([pid]), 3) for pid in pids]
 
 
 @contextmanager
@@ -155,6 +156,7 @@ class LongRun:
         before, after: what was held before and after the sessions.
         seconds: how long they ran.
         times_s, memory_mb: the memory over time.
+        process_mb: the same of each process; their number changes if one is replaced.
         skews: for each kind of client, its skews with their times in the run: (s, ms).
         clients: for each kind of client, how many frames and flashes it received, and the
             warnings and errors.
@@ -166,6 +168,7 @@ class LongRun:
     seconds: float
     times_s: list[float] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
+    process_mb: list[list[float]] = field(default_factory=list)
     skews: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     clients: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown: float = 0.0
@@ -226,13 +229,14 @@ async def _run(
         while (at_s := time.monotonic() - began_s) < seconds:
             if run is not None:
                 run.times_s.append(round(at_s, 1))
-                run.memory_mb.append(round(server.rss_mb(), 3))
+                run.process_mb.append(server.rss_mb())
+                run.memory_mb.append(round(sum(run.process_mb[-1]), 3))
             if at_s >= next_interrupt_s:
                 next_interrupt_s += INTERRUPT_S
                 for client in clients.values():
                     await client.interrupt()
             if int(at_s // 60) != int((at_s - every_s) // 60):
-                note(f"{at_s / 60:5.0f} min  {server.rss_mb():8.1f} MB")
+                note(f"{at_s / 60:5.0f} min  {sum(server.rss_mb()):8.1f} MB")
             await asyncio.sleep(min(every_s, seconds - at_s))
         if run is not None:
             run.shown = await server.metric("live_frames")

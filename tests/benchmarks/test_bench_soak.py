@@ -24,7 +24,8 @@ def a_run(seconds=3600.0, mb_per_h=0.0, skew_ms=5.0, **held):
     skews = {"talk": [(at_s, skew_ms) for at_s in np.arange(0.5, seconds)]}
     clients = {"talk": {"errors": {}}}
     after = replace(NOTHING, **held)
-    return LongRun(NOTHING, after, seconds, times_s, memory_mb, skews, clients)
+    process_mb = [[value - 40, 40.0] for value in memory_mb]
+    return LongRun(NOTHING, after, seconds, times_s, memory_mb, process_mb, skews, clients)
 
 
 def missed(rows):
@@ -108,6 +109,11 @@ def test_the_slope_of_memory_is_fitted_to_its_later_part():
 )
 def test_memory_that_grows_misses_its_bar_if_the_run_was_long_enough(seconds, mb_per_h, met):
     assert bench_soak.memory_bar(a_run(seconds, mb_per_h))[1]["met"] is met
+
+
+def test_the_memory_of_each_process_is_given_once_in_a_quarter_of_an_hour():
+    figures, _ = bench_soak.memory_bar(a_run(3600.0, 4.0))
+    assert figures["processes_mb"] == [[60.0 + n, 40.0] for n in range(4)]
 
 
 def test_one_bad_quarter_of_an_hour_misses_the_bar_of_the_skew():
