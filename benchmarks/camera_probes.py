@@ -22,8 +22,8 @@ COUNTERS = "LETSTALK_CAMERA_COUNTERS"
 """Environment variable with the path of the file of the counters."""
 
 PARTS = ("read", "audio", "sample", "layout", "paint", "step")
-"""What is counted: reading a frame of the camera; handing its motion to the model; the stages of a
-step, of which `sample` moves the face; and the whole step."""
+"""What is counted: reading a frame of the camera; the stages of a step, of
+which `sample` moves the face; and the whole step."""
 
 _FIELDS = 3  # calls, processor time in s, time in s
 

@@ -44,8 +44,7 @@ async def return_memory_when_idle(sessions: Sized) -> None:
     """Give free memory to the system whenever the last session has ended; runs until cancelled.
 
     Connections that have ended are cycles, which Python collects only now and then, and leave holes
-    between what others still hold, which the allocator keeps: after a busy hour that is up to
-    100 MB.
+    between what others still hold, which the allocator keeps.
     """
     had_sessions = False
     while True:
