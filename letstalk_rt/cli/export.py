@@ -10,9 +10,11 @@ import torch
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
+from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.avatar_model import (
     AvatarModel,
+    with_eyelid_painter,
     with_face_reader,
     with_gestures,
     with_landmark_branch,
@@ -33,7 +35,14 @@ from letstalk_rt.models.presets import (
     with_lookahead,
 )
 
-_ADDED = ("mouth_painter.", "gestures.", "face_reader.", "lip_refiner.", "denoiser.landmarks.")
+_ADDED = (
+    "mouth_painter.",
+    "gestures.",
+    "face_reader.",
+    "lip_refiner.",
+    "eyelid_painter.",
+    "denoiser.landmarks.",
+)
 """Parts that export adds at its end; weights files need not have them."""
 
 _DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
@@ -91,6 +100,11 @@ def _with_added_parts(
         refiner = LipRefiner()
         refiner.load_state_dict(refining)
         model = with_lip_refiner(model, refiner)
+    blinking = _trained_part(runs / "eyelids", given, "eyelid_painter")
+    if preset.eyelid_painter and blinking:
+        lids = EyelidPainter()
+        lids.load_state_dict(blinking)
+        model = with_eyelid_painter(model, lids)
     placing = _trained_part(runs / "landmarks", given, "denoiser.landmarks")
     if preset.denoiser.landmark_condition and placing:
         branch = LandmarkBranch(preset.denoiser.width, preset.denoiser.side)
@@ -121,7 +135,7 @@ def chosen_preset(args: argparse.Namespace) -> Preset:
     """Return the preset without the parts that export adds: see `_ADDED`."""
     preset = get_preset(args.preset)
     preset = replace(preset, mouth_painter=None, gestures=None)
-    preset = replace(preset, face_reader=False, lip_refiner=False)
+    preset = replace(preset, face_reader=False, lip_refiner=False, eyelid_painter=False)
     preset = with_landmark_condition(preset, has=False)
     return with_chosen_lookahead(args, preset)
 

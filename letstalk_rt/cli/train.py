@@ -55,6 +55,7 @@ from letstalk_rt.training.stages.audio_encoder import (
     train_audio,
 )
 from letstalk_rt.training.stages.autoencoder import train_autoencoder
+from letstalk_rt.training.stages.eyelid_painter import train_eyelid_painter
 from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.face_reader import train_face_reader
 from letstalk_rt.training.stages.gesture_tracks import gesture_track, usual_sizes
@@ -119,6 +120,14 @@ LOOPS = {
     "refiner": LoopConfig(
         steps=3000, learning_rate=2e-3, warm_up=100, ema=0.997, evaluate_every=500
     ),
+    "eyelids": LoopConfig(
+        steps=2000,
+        learning_rate=1.5e-3,
+        warm_up=50,
+        ema=0.995,
+        evaluate_every=200,
+        weight_decay=0.02,
+    ),
     "painter": LoopConfig(
         steps=12000, learning_rate=3e-4, warm_up=100, ema=0.998, evaluate_every=500
     ),
@@ -141,6 +150,7 @@ BATCH = {
     "finder": 32,
     "tracker": 32,
     "refiner": 32,
+    "eyelids": 16,
     "painter": 16,
     "sync": 24,
 }
@@ -241,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         "finder": _finder,
         "tracker": _tracker,
         "refiner": _refiner,
+        "eyelids": _eyelids,
         "painter": _painter,
         "sync": _sync,
         "export": export,
@@ -434,6 +445,17 @@ def _refiner(args: argparse.Namespace) -> None:
     )
     if is_main_process():
         torch.save(refiner.state_dict(), args.runs / "refiner" / "model.pt")
+
+
+def _eyelids(args: argparse.Namespace) -> None:
+    painter = train_eyelid_painter(
+        _clips(args),
+        args.runs / "eyelids",
+        _loop(args),
+        batch_size=args.batch or BATCH["eyelids"],
+    )
+    if is_main_process():
+        torch.save(painter.state_dict(), args.runs / "eyelids" / "model.pt")
 
 
 def _painter(args: argparse.Namespace) -> None:

@@ -295,12 +295,13 @@ class _Window:
             return Composited(torch.from_numpy(state.compositor.compose(frames)), None)
         quality = state.quality.quality
         details = self.details[index].of(numbers)
-        shown = state.compositor.compose_layers(
-            frames, details.eye_closures, full_size=quality.full_size
-        )
+        closures = details.eye_closures if state.eyelids is None else ()
+        shown = state.compositor.compose_layers(frames, closures, full_size=quality.full_size)
+        points = state.compositor.to_canvas(frames.points)
+        if state.eyelids is not None:
+            state.eyelids(shown, points, details.eye_closures)
         if state.mouths is None or not quality.mouth_painter:
             return Composited(shown, None)
-        points = state.compositor.to_canvas(frames.points)
         return Composited(shown, state.mouths.crop_open(shown, points, details.sound))
 
     def with_repeats(self, part: range, images: Sequence[np.ndarray | None]) -> list[np.ndarray]:

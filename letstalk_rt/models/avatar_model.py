@@ -16,6 +16,7 @@ from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder, Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
 from letstalk_rt.models.autoencoder.interfaces import (
     Autoencoder,
     EncodedPortrait,
@@ -78,6 +79,7 @@ class AvatarModel(nn.Module):
     gestures: Gestures | None
     face_reader: FaceReader | None
     lip_refiner: LipRefiner | None
+    eyelid_painter: EyelidPainter | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -98,6 +100,7 @@ class AvatarModel(nn.Module):
         self.gestures = _make_gestures(preset, has_landmarks)
         self.face_reader = FaceReader() if preset.face_reader and has_landmarks else None
         self.lip_refiner = LipRefiner() if preset.lip_refiner and has_landmarks else None
+        self.eyelid_painter = EyelidPainter() if preset.eyelid_painter and has_landmarks else None
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -234,6 +237,11 @@ def with_face_reader(model: AvatarModel, reader: FaceReader) -> AvatarModel:
 def with_lip_refiner(model: AvatarModel, refiner: LipRefiner) -> AvatarModel:
     """Return a copy of a model with this lip refiner, ready for inference."""
     return _with_part(model, replace(model.preset, lip_refiner=True), "lip_refiner", refiner)
+
+
+def with_eyelid_painter(model: AvatarModel, painter: EyelidPainter) -> AvatarModel:
+    """Return a copy of a model with this eyelid painter, ready for inference."""
+    return _with_part(model, replace(model.preset, eyelid_painter=True), "eyelid_painter", painter)
 
 
 def with_landmark_branch(model: AvatarModel, branch: LandmarkBranch) -> AvatarModel:

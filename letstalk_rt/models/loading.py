@@ -33,7 +33,13 @@ from letstalk_rt.models.presets import (
 _FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
 _AUDIO = ("audio.layers.", "lips.")
-_IMAGES = ("autoencoder.encoder.", "autoencoder.reference.", "face_reader.", "lip_refiner.")
+_IMAGES = (
+    "autoencoder.encoder.",
+    "autoencoder.reference.",
+    "face_reader.",
+    "lip_refiner.",
+    "eyelid_painter.",
+)
 _WORTH_PACKING = 30_000
 _EXACT = (
     "latent_mean",
@@ -98,6 +104,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         header["face_reader"] = "yes"
     if model.preset.lip_refiner:
         header["lip_refiner"] = "yes"
+    if model.preset.eyelid_painter:
+        header["eyelid_painter"] = "yes"
     if model.preset.denoiser.landmark_condition:
         header["landmark_condition"] = "yes"
     if model.preset.lips is not None:
@@ -212,6 +220,8 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
         shapes = replace(shapes, face_reader=False)
     if "lip_refiner" not in header:  # without it, lips are where the autoencoder reads them
         shapes = replace(shapes, lip_refiner=False)
+    if "eyelid_painter" not in header:  # without it, the skin above an eye is stretched over it
+        shapes = replace(shapes, eyelid_painter=False)
     if "landmark_condition" not in header:  # without it, lower faces of films are not generated
         shapes = with_landmark_condition(shapes, has=False)
     return shapes

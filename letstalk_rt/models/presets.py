@@ -58,6 +58,7 @@ class Preset:
         face_reader: whether the model has a face reader, without which no camera can drive it.
             False while other parts are trained, and for weights files without one.
         lip_refiner: whether the lips of portraits are read a second time, close up; likewise.
+        eyelid_painter: whether closed eyes are painted, once per portrait; likewise.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Preset:
     gestures: GestureConfig | None = None
     face_reader: bool = False
     lip_refiner: bool = False
+    eyelid_painter: bool = False
 
 
 def with_landmark_condition(preset: Preset, *, has: bool) -> Preset:
@@ -155,6 +157,7 @@ PRESETS = {
         gestures=GestureConfig(),
         face_reader=True,
         lip_refiner=True,
+        eyelid_painter=True,
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

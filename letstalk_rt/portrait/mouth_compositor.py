@@ -27,8 +27,8 @@ from letstalk_rt.models.geometry.mouth_crop import (
     aligned_centre,
     lip_gap_px,
     opening_mask,
-    resample,
 )
+from letstalk_rt.portrait.crop_blending import blend_crop, cut_crop
 
 CLOSED_PX, OPEN_PX = 0.7, 1.7
 """Lip gaps in pixels of a crop: up to the first nothing is inpainted, and from the second on the
@@ -74,7 +74,8 @@ class OpenMouths:
         alpha = self.opening * self.visibility[:, None, None, None]
         for n, frame in enumerate(self.frames):
             here = slice(n, n + 1)
-            _blend(frame, inside[here], alpha[here], self.to_crop[[n]].scaled(FINE))
+            to_fine = self.to_crop[[n]].scaled(FINE)
+            blend_crop(frame, inside[here], alpha[here], to_fine, FINE)
 
 
 class MouthCompositor:
@@ -92,7 +93,7 @@ class MouthCompositor:
         self._centre = aligned_centre(points)
         transform = align_mouths(points, self._centre)
         crop_points = transform(points)
-        crop = _crop(portrait, transform.scaled(FINE), FINE_SIZE)
+        crop = cut_crop(portrait, transform.scaled(FINE), FINE_SIZE)
         opening = opening_mask(crop_points, resolution=FINE)
         coarse, coarse_opening = F.avg_pool2d(crop, FINE), F.avg_pool2d(opening, FINE)
         self._parted = float(lip_gap_px(crop_points)) >= PARTED_PX
@@ -128,7 +129,7 @@ class MouthCompositor:
         return OpenMouths(
             frames=[frames[i] for i in is_open],
             to_crop=transform[is_open],
-            crops=torch.cat([_crop(frames[i], transform[[i]], CROP_SIZE) for i in is_open]),
+            crops=torch.cat([cut_crop(frames[i], transform[[i]], CROP_SIZE) for i in is_open]),
             opening=opening_mask(here, dilation_px=dilation[is_open], resolution=FINE),
             visibility=visibility[is_open],
             points=here,
@@ -191,66 +192,3 @@ def _inside(painter: MouthPainter, inputs: Sequence[Tensor], fits: Sequence[bool
         here = [i for i, fit in enumerate(fits) if fit == inner]
         inside[here] = painter(*[x[here] for x in inputs], inner=inner)
     return inside
-
-
-def _crop(frame: Tensor, transform: CropTransform, size: tuple[int, int]) -> Tensor:
-    """Crop the mouth from a frame `(H, W, 3)` uint8: `(1, 3, *size)` in [-1, 1]."""
-    rows, columns = _extent(frame, transform, (0, 0, *size))
-    part = frame[rows, columns].permute(2, 0, 1)[None].float() / 127.5 - 1
-    transform = _from_part(transform, rows, columns)
-    factor = int(1 / float(transform.scale))
-    if factor > 1:  # average first: sampling single pixels of a larger frame would flicker
-        part = F.avg_pool2d(part, factor, ceil_mode=True)
-        transform = CropTransform(transform.rotation * factor, transform.shift)
-    return resample(part, transform, size)
-
-
-def _blend(frame: Tensor, colours: Tensor, alpha: Tensor, transform: CropTransform) -> None:
-    """Blend colours `(1, 3, 160, 224)` in [-1, 1] into a frame `(H, W, 3)` uint8, in place."""
-    rows, columns = _extent(frame, transform, _visible_part(alpha[0, 0]))
-    part = frame[rows, columns]
-    painted = torch.cat([colours, alpha], 1)
-    transform = _from_part(transform, rows, columns)
-    if float(transform.scale) > FINE - 0.5:  # the frame has fewer pixels: average first, as above
-        painted = F.avg_pool2d(painted, FINE)
-        transform = transform.scaled(1 / FINE)
-    size = (part.shape[0], part.shape[1])
-    shown = resample(painted, transform.inverse(), size)[0].permute(1, 2, 0)
-    pixels = torch.lerp(part.float(), shown[..., :3] * 127.5 + 127.5, shown[..., 3:])
-    part.copy_((pixels + 0.5).clamp_(0, 255))
-
-
-def _visible_part(alpha: Tensor) -> tuple[int, int, int, int]:
-    """Return top, left, bottom and right of what is above 0 in `(h, w)`, with a margin."""
-    down, across = (alpha > 0).any(1).nonzero(), (alpha > 0).any(0).nonzero()
-    if not len(down):
-        return 0, 0, *alpha.shape
-    return int(down[0]) - 1, int(across[0]) - 1, int(down[-1]) + 2, int(across[-1]) + 2
-
-
-def _extent(
-    frame: Tensor, transform: CropTransform, part: tuple[int, int, int, int]
-) -> tuple[slice, slice]:
-    """Return the rows and columns of a frame that a part of a crop covers.
-
-    Args:
-        frame: `(H, W, 3)`.
-        transform: from the frame to the crop.
-        part: top, left, bottom and right in the crop.
-    """
-    top, left, bottom, right = part
-    corners = transform.shift.new_tensor(
-        [[[left, top], [right, top], [left, bottom], [right, bottom]]]
-    )
-    found = transform.inverse()(corners.float())[0]
-    low, high = found.amin(0).floor().tolist(), found.amax(0).ceil().tolist()
-    height, width = frame.shape[:2]
-    rows = slice(min(max(int(low[1]), 0), height - 1), max(min(int(high[1]), height), 1))
-    columns = slice(min(max(int(low[0]), 0), width - 1), max(min(int(high[0]), width), 1))
-    return rows, columns
-
-
-def _from_part(transform: CropTransform, rows: slice, columns: slice) -> CropTransform:
-    """Return the transform for pixels counted from the corner of a part of the frame."""
-    corner = transform.shift.new_tensor([[[columns.start, rows.start]]])
-    return CropTransform(transform.rotation, transform(corner)[:, 0])

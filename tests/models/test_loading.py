@@ -342,6 +342,34 @@ class TestLipRefiner:
             load_model("small", saved)
 
 
+class TestEyelidPainter:
+    @pytest.fixture
+    def preset(self, monkeypatch):
+        preset = replace(PRESET, eyelid_painter=True)
+        monkeypatch.setitem(PRESETS, "small", preset)
+        return preset
+
+    def test_it_is_saved_and_loaded(self, preset, tmp_path):
+        torch.manual_seed(0)
+        model = AvatarModel(preset)
+        save_model(model, tmp_path / "small.safetensors")
+        loaded = load_model("small", tmp_path / "small.safetensors")
+        assert loaded.preset == preset
+        assert loaded.eyelid_painter is not None and model.eyelid_painter is not None
+        for name, value in model.eyelid_painter.state_dict().items():
+            stored = loaded.eyelid_painter.state_dict()[name]
+            torch.testing.assert_close(stored, value, atol=float(value.abs().max()) / 127, rtol=0)
+
+    def test_a_file_without_it_loads_without_it(self, saved, preset):
+        loaded = load_model("small", saved)
+        assert loaded.eyelid_painter is None and not loaded.preset.eyelid_painter
+
+    def test_a_header_with_it_requires_its_tensors(self, saved, preset):
+        rewrite(saved, load_file(saved), HEADER | {"eyelid_painter": "yes"})
+        with pytest.raises(WeightsError, match="tensors differ, first 'eyelid_painter"):
+            load_model("small", saved)
+
+
 class TestLandmarkCondition:
     @pytest.fixture
     def preset(self, monkeypatch):

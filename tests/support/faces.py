@@ -4,10 +4,13 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.models.face.head_pose import average_head
+from letstalk_rt.models.geometry.landmarks import landmark_indices
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.types import Face, Portrait
 
@@ -22,6 +25,19 @@ def draw(width: int, height: int, faces: list[tuple[int, int, int]]) -> Image.Im
     for x, y, high in faces:
         pen.ellipse((x - 0.35 * high, y - high / 2, x + 0.35 * high, y + high / 2), fill=SKIN)
     return image
+
+
+def average_face(eye_px: float = 30.0, at: tuple[float, float] = (0.0, 0.0)) -> torch.Tensor:
+    """Return the landmarks of an average face with open eyes, `(1, L, 2)` in pixels.
+
+    Args:
+        eye_px: width of an eye.
+        at: the middle between the corners of the right eye.
+    """
+    points = torch.from_numpy(average_head().points[None, :, :2]).float()
+    corners = points[0, landmark_indices((33, 133))]
+    size = eye_px / float((corners[1] - corners[0]).norm())
+    return (points - corners.mean(0)) * size + torch.tensor(at)
 
 
 class SkinFinder:

@@ -10,6 +10,7 @@ from support.small_model import GESTURES, LIP_READER, PRESET, make_lip_model
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
@@ -77,6 +78,21 @@ class TestCommand:
         assert exported is not None
         torch.testing.assert_close(
             exported.heat.weight, refiner.heat.weight, rtol=2**-10, atol=1e-4
+        )
+
+    def test_an_eyelid_painter_is_added_to_a_weights_file(self, root, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, eyelid_painter=True))
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        painter = EyelidPainter()
+        (tmp_path / "runs" / "eyelids").mkdir(parents=True)
+        torch.save(painter.state_dict(), tmp_path / "runs" / "eyelids" / "model.pt")
+        train(["export", "--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
+               "--preset", "small", "--weights", str(tmp_path / "base.safetensors"),
+               "-o", str(tmp_path / "new.safetensors")])  # fmt: skip
+        exported = load_model("small", tmp_path / "new.safetensors").eyelid_painter
+        assert exported is not None
+        torch.testing.assert_close(
+            exported.stem.weight, painter.stem.weight, rtol=2**-10, atol=1e-3
         )
 
     def test_a_landmark_condition_is_trained_and_exported(self, root, tmp_path, monkeypatch):

@@ -11,16 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.models.geometry.landmarks import landmark_indices
+from letstalk_rt.models.geometry.eye_crop import LOWER_LIDS, UPPER_LIDS
 
-_UPPER = (
-    landmark_indices((33, 246, 161, 160, 159, 158, 157, 173, 133)),
-    landmark_indices((362, 398, 384, 385, 386, 387, 388, 466, 263)),
-)
-_LOWER = (
-    landmark_indices((33, 7, 163, 144, 145, 153, 154, 155, 133)),
-    landmark_indices((362, 382, 381, 380, 374, 373, 390, 249, 263)),
-)
 _CREASE = 1.3  # height of the crease above the upper lid, over the height of the eye
 # In pixels of a 256x256 frame:
 _LIFT_PX = 1.0  # distance of the skin above the landmarks, on which the lashes are
@@ -105,7 +97,7 @@ def lid_lines(points: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """
     x = np.arange(width, dtype=np.float32)
     upper, lower = np.zeros(width, np.float32), np.zeros(width, np.float32)
-    for above, below in zip(_UPPER, _LOWER, strict=True):
+    for above, below in zip(UPPER_LIDS, LOWER_LIDS, strict=True):
         top, bottom = (points[p][np.argsort(points[p, 0])] for p in (above, below))
         inside = (x >= top[0, 0]) & (x <= top[-1, 0])
         upper[inside] = np.interp(x[inside], top[:, 0], top[:, 1])

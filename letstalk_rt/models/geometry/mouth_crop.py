@@ -177,7 +177,7 @@ def opening_mask(
     upper, lower, within = lip_edges(points, width, resolution)
     if isinstance(dilation_px, Tensor):
         dilation_px = dilation_px[:, None]
-    y = _pixel_centres(height, resolution, points)[:, None]
+    y = pixel_centres(height, resolution, points)[:, None]
     middle = (upper + lower) / 2  # pressed lips cross
     upper, lower = upper.minimum(middle) - dilation_px, lower.maximum(middle) + dilation_px
     below_upper = ((y - upper[:, None]) / _EDGE_PX + 0.5).clamp(0, 1)
@@ -200,23 +200,23 @@ def lip_edges(
         Heights of the upper and the lower edge in pixels, `(B, W)`, and `(B, W)` with 1 for columns
         between the corners of the mouth and 0 for others, with soft edges.
     """
-    columns = _pixel_centres(width, resolution, points)
+    columns = pixel_centres(width, resolution, points)
     left, right = (points[:, i : i + 1] for i in INNER_CORNERS)
     edges = []
     for lip in (INNER_UPPER_LIP, INNER_LOWER_LIP):
         line = torch.cat([left, points[:, lip], right], 1)
-        edges.append(_height_at(line, columns))
+        edges.append(height_at(line, columns))
     within = ((columns - left[..., 0]) / _EDGE_PX + 0.5).clamp(0, 1)
     within = within * ((right[..., 0] - columns) / _EDGE_PX + 0.5).clamp(0, 1)
     return edges[0], edges[1], within
 
 
-def _pixel_centres(extent: int, resolution: int, like: Tensor) -> Tensor:
+def pixel_centres(extent: int, resolution: int, like: Tensor) -> Tensor:
     """Return the positions of pixels along a side of a crop, in pixels of the crop."""
     return (torch.arange(extent * resolution, device=like.device) + 0.5) / resolution
 
 
-def _height_at(line: Tensor, columns: Tensor) -> Tensor:
+def height_at(line: Tensor, columns: Tensor) -> Tensor:
     """Return the height of a polyline `(B, P, 2)`, left to right, in each column: `(B, W)`."""
     x, y = line.unbind(-1)
     x = torch.cummax(x, 1).values  # at the corners of a mouth the line may turn back
