@@ -14,9 +14,10 @@ from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.session_state import SETTLE_SAMPLES, SessionState
+from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.autoencoder.reference import DecodedLayers
-from letstalk_rt.models.avatar_model import with_mouth_painter
+from letstalk_rt.models.avatar_model import with_eyelid_painter, with_mouth_painter
 from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.sampler import NoiseState, sample, timesteps
@@ -142,6 +143,25 @@ class TestPipeline:
         assert np.array_equal(
             play(painting, state, audio), play(painting, painting.init_state(other), audio)
         )
+
+    def test_an_eyelid_painter_changes_closed_eyes_only(self):
+        torch.manual_seed(0)
+        painter = EyelidPainter()
+        stir(painter)
+        blinking = AvatarPipeline(with_eyelid_painter(make_model(), painter))
+        portrait, audio = make_portrait(), hops(12)
+        awake = StateOptions(3, motion=MotionOptions(blinks_per_min=0, head_motion=False))
+        tired = StateOptions(3, motion=MotionOptions(blinks_per_min=60, head_motion=False))
+        frames = [
+            play(blinking, blinking.init_state(portrait, options), audio)
+            for options in (awake, tired)
+        ]
+        changed = (frames[0] != frames[1]).any(-1)
+        assert 0 < changed.any((1, 2)).sum() < len(changed) / 2, "some frames, not most"
+        assert changed.mean((1, 2)).max() < 0.3
+        state = blinking.init_state(make_portrait(seed=5), tired)
+        blinking.change_portrait(state, portrait)
+        assert np.array_equal(play(blinking, state, audio), frames[1])
 
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""
