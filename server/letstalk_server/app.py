@@ -24,7 +24,7 @@ from letstalk_server.http.problem_details import (
     MethodNotAllowedError,
     problem_details,
 )
-from letstalk_server.memory import return_memory_when_idle
+from letstalk_server.memory import return_memory
 from letstalk_server.metrics import ServerMetrics
 from letstalk_server.session.avatar_service import AvatarService, LoadedModel, load_model
 from letstalk_server.session.limits import RateLimiter
@@ -86,7 +86,7 @@ def create_app(
         app.state.avatar_service, app.state.sessions = avatar_service, sessions
         app.state.agent_check.state = lambda: agent_state(sessions)
         _register_gauges(metrics, avatar_service, sessions)
-        tidying = asyncio.create_task(return_memory_when_idle(sessions), name="memory")
+        tidying = asyncio.create_task(return_memory(sessions), name="memory")
         try:
             yield
         finally:

@@ -75,10 +75,50 @@ def test_memory_that_is_free_goes_back_to_the_system():
     assert kept_mb < 20 and returned_mb > 60, "80 MB were free"
 
 
+GROW = """
+import re
+from pathlib import Path
+
+from letstalk_server.memory import trim_heap
+
+def resident_mb():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]) / 1000
+
+bytearray(3 << 20)  # from now on such pieces come from the heap
+windows = [bytearray(3 << 20) for _ in range(8)]
+above = [bytearray(2000) for _ in range(1000)]
+full_mb = resident_mb()
+windows.clear()
+held_mb = resident_mb()
+trim_heap()
+print(full_mb - held_mb, held_mb - resident_mb())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; only glibc keeps free memory")
+def test_windows_below_the_end_of_the_heap_go_back_to_the_system():
+    done = subprocess.run(
+        [sys.executable, "-c", GROW], capture_output=True, text=True, timeout=120, check=True
+    )
+    kept_mb, returned_mb = map(float, done.stdout.split())
+    assert kept_mb < 8 and returned_mb > 16, "25 MB were free"
+
+
+async def test_free_memory_goes_back_while_there_are_sessions(monkeypatch):
+    trims: list[int] = []
+    monkeypatch.setattr(memory, "trim_heap", lambda: trims.append(1))
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: pytest.fail("it is not idle"))
+    task = asyncio.create_task(memory.return_memory(["first"]))
+    await asyncio.sleep(3.5 * memory.TRIM_S)
+    assert len(trims) == 3
+    task.cancel()
+
+
 async def test_it_goes_back_when_the_last_session_has_ended(monkeypatch):
     calls, sessions = [], ["first"]
     monkeypatch.setattr(memory, "return_freed_memory", lambda: calls.append(len(sessions)))
-    task = asyncio.create_task(memory.return_memory_when_idle(sessions))
+    task = asyncio.create_task(memory.return_memory(sessions))
     await asyncio.sleep(3 * memory.IDLE_S)
     assert not calls
     sessions.clear()
