@@ -213,7 +213,9 @@ class EyeSource:
         moved = [_moved(images, place, size) for images in (batch.opened, batch.shut)]
         gain, tint = 1 + _GAIN * random(1, 1, 1), 1 + _TINT * random(3, 1, 1)
         grey = (torch.rand(count, 1, 1, 1, generator=generator) < _GREY).float()
-        lit = [((image + 1) * gain * tint - 1).clamp(-1, 1) for image in moved]
+        gamma = (_GAMMA * random(1, 1, 1)).exp()
+        light = [((image + 1) / 2).clamp(0, 1) ** gamma * gain * tint for image in moved]
+        lit = [2 * image.clamp(0, 1) - 1 for image in light]
         opened, shut = (
             torch.lerp(image, image.mean(1, keepdim=True).expand_as(image), grey) for image in lit
         )
@@ -221,12 +223,14 @@ class EyeSource:
             _moved_line(line, place, size)
             for line in (batch.lids.upper, batch.lids.lower, batch.closed)
         )
+        opened = opened + _NOISE * random(1, 1, 1) * torch.randn(opened.shape, generator=generator)
         error = [_LINE_ERROR_PX * torch.randn(count, 1, generator=generator) for _ in range(2)]
         return EyeBatch(opened, shut, LidEdges(upper + error[0], lower + error[1]), closed)
 
 
-_SHIFT_PX, _SIZE = 3.0, 0.1  # largest changes of a crop; the size is logarithmic
-_GAIN, _TINT, _GREY = 0.35, 0.1, 1 / 12
+_SHIFT_PX, _SIZE = 4.0, 0.15  # largest changes of a crop; the size is logarithmic
+_GAMMA, _GAIN, _TINT, _GREY = 0.35, 0.35, 0.12, 1 / 12
+_NOISE = 0.03  # of open eyes
 _LINE_ERROR_PX = 0.8  # of landmarks that the autoencoder reads
 
 

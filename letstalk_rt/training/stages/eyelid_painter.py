@@ -21,7 +21,7 @@ from letstalk_rt.training.stages.audio_encoder import split_by_source
 CRITIC_START = 400
 """First step with a critic: before, lids are blurred, and it learns nothing from them."""
 
-_COLOUR, _GRADIENT, _CRITIC, _FEATURES = 0.5, 1.0, 0.1, 0.6  # weights of the losses, beside L1
+_COLOUR, _GRADIENT, _CRITIC, _FEATURES = 0.5, 1.0, 0.2, 1.2  # weights of the losses, beside L1
 _AROUND = 0.05  # weight of what lies outside of the mask
 _SHEET = (8, 3)  # columns and rows of eyes on a contact sheet
 
