@@ -205,25 +205,16 @@ class EyeSource:
         """Draw a batch: other places and sizes, light and colours, and lids that are not exact."""
         rows = torch.multinomial(self._pairs.weights, count, True, generator=generator)
         batch = self._pairs.batch(rows)
-
-        def random(*shape: int) -> Tensor:
-            return 2 * torch.rand(count, *shape, generator=generator) - 1
-
-        place, size = _SHIFT_PX * random(2), (_SIZE * random()).exp()
+        place = _SHIFT_PX * _random(generator, count, 2)
+        size = (_SIZE * _random(generator, count)).exp()
         moved = [_moved(images, place, size) for images in (batch.opened, batch.shut)]
-        gain, tint = 1 + _GAIN * random(1, 1, 1), 1 + _TINT * random(3, 1, 1)
-        grey = (torch.rand(count, 1, 1, 1, generator=generator) < _GREY).float()
-        gamma = (_GAMMA * random(1, 1, 1)).exp()
-        light = [((image + 1) / 2).clamp(0, 1) ** gamma * gain * tint for image in moved]
-        lit = [2 * image.clamp(0, 1) - 1 for image in light]
-        opened, shut = (
-            torch.lerp(image, image.mean(1, keepdim=True).expand_as(image), grey) for image in lit
-        )
+        opened, shut = _lit(moved, generator)
+        noise = torch.randn(opened.shape, generator=generator)
+        opened = opened + _NOISE * _random(generator, count, 1, 1, 1) * noise
         upper, lower, closed = (
             _moved_line(line, place, size)
             for line in (batch.lids.upper, batch.lids.lower, batch.closed)
         )
-        opened = opened + _NOISE * random(1, 1, 1) * torch.randn(opened.shape, generator=generator)
         error = [_LINE_ERROR_PX * torch.randn(count, 1, generator=generator) for _ in range(2)]
         return EyeBatch(opened, shut, LidEdges(upper + error[0], lower + error[1]), closed)
 
@@ -232,6 +223,23 @@ _SHIFT_PX, _SIZE = 4.0, 0.15  # largest changes of a crop; the size is logarithm
 _GAMMA, _GAIN, _TINT, _GREY = 0.35, 0.35, 0.12, 1 / 12
 _NOISE = 0.03  # of open eyes
 _LINE_ERROR_PX = 0.8  # of landmarks that the autoencoder reads
+
+
+def _random(generator: torch.Generator, *shape: int) -> Tensor:
+    """Return random numbers in [-1, 1]."""
+    return 2 * torch.rand(shape, generator=generator) - 1
+
+
+def _lit(both: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Return images in another light: gamma, brightness and colour; some are black and white."""
+    count = len(both[0])
+    gamma = (_GAMMA * _random(generator, count, 1, 1, 1)).exp()
+    gain = 1 + _GAIN * _random(generator, count, 1, 1, 1)
+    tint = 1 + _TINT * _random(generator, count, 3, 1, 1)
+    grey = (torch.rand(count, 1, 1, 1, generator=generator) < _GREY).float()
+    light = [((image + 1) / 2).clamp(0, 1) ** gamma * gain * tint for image in both]
+    lit = [2 * image.clamp(0, 1) - 1 for image in light]
+    return [torch.lerp(one, one.mean(1, keepdim=True).expand_as(one), grey) for one in lit]
 
 
 def _moved(images: Tensor, place: Tensor, size: Tensor) -> Tensor:
