@@ -20,10 +20,12 @@ from letstalk_rt.models.avatar_model import (
     with_landmark_branch,
     with_lip_refiner,
     with_mouth_painter,
+    with_pose_reader,
 )
 from letstalk_rt.models.face.face_reader import FaceReader
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.lip_refiner import LipRefiner
+from letstalk_rt.models.face.pose_reader import PoseReader
 from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.paper.presets import FAITHFUL
@@ -41,6 +43,7 @@ _ADDED = (
     "face_reader.",
     "lip_refiner.",
     "eyelid_painter.",
+    "pose_reader.",
     "denoiser.landmarks.",
 )
 """Parts that export adds at its end; weights files need not have them."""
@@ -105,6 +108,11 @@ def _with_added_parts(
         lids = EyelidPainter()
         lids.load_state_dict(blinking)
         model = with_eyelid_painter(model, lids)
+    turning = _trained_part(runs / "pose", given, "pose_reader")
+    if preset.pose_reader and turning:
+        turn_reader = PoseReader()
+        turn_reader.load_state_dict(turning)
+        model = with_pose_reader(model, turn_reader)
     placing = _trained_part(runs / "landmarks", given, "denoiser.landmarks")
     if preset.denoiser.landmark_condition and placing:
         branch = LandmarkBranch(preset.denoiser.width, preset.denoiser.side)
@@ -135,7 +143,8 @@ def chosen_preset(args: argparse.Namespace) -> Preset:
     """Return the preset without the parts that export adds: see `_ADDED`."""
     preset = get_preset(args.preset)
     preset = replace(preset, mouth_painter=None, gestures=None)
-    preset = replace(preset, face_reader=False, lip_refiner=False, eyelid_painter=False)
+    preset = replace(preset, face_reader=False, lip_refiner=False)
+    preset = replace(preset, eyelid_painter=False, pose_reader=False)
     preset = with_landmark_condition(preset, has=False)
     return with_chosen_lookahead(args, preset)
 

@@ -4,10 +4,10 @@ The order is autoencoder, and phones -> audio; then flow -> distill, which need 
 and l need only flow -> distill. decoder continues the training of the autoencoder's decoder, with a
 critic; the latents that flow was trained on stay as they are. lips trains the lip reader, and
 gestures those of head, brows and eyes, after flow; landmarks adds the condition by which the
-denoiser generates lower faces of films. finder and painter may run at any time. faithful trains the
-published model and needs no other stage; ablate trains it with and without noise and patch drop of
-the memory and writes one table. export joins all stages into one weights file. sync is separate: it
-trains the network of the sync score for `letstalk eval`.
+denoiser generates lower faces of films. finder, painter and pose may run at any time. faithful
+trains the published model and needs no other stage; ablate trains it with and without noise and
+patch drop of the memory and writes one table. export joins all stages into one weights file. sync
+is separate: it trains the network of the sync score for `letstalk eval`.
 """
 
 import argparse
@@ -77,6 +77,7 @@ from letstalk_rt.training.stages.lips import (
 from letstalk_rt.training.stages.mouth_painter import train_mouth_painter
 from letstalk_rt.training.stages.paper import PUBLISHED_LOOP
 from letstalk_rt.training.stages.phones import load_phones, train_phones
+from letstalk_rt.training.stages.pose_reader import train_pose_reader
 
 LOOPS = {
     "autoencoder": LoopConfig(steps=6000, learning_rate=3e-4),
@@ -128,6 +129,9 @@ LOOPS = {
         evaluate_every=200,
         weight_decay=0.02,
     ),
+    "pose": LoopConfig(
+        steps=1200, learning_rate=2e-3, warm_up=60, ema=0.98, evaluate_every=200, weight_decay=0.05
+    ),
     "painter": LoopConfig(
         steps=12000, learning_rate=3e-4, warm_up=100, ema=0.998, evaluate_every=500
     ),
@@ -151,6 +155,7 @@ BATCH = {
     "tracker": 32,
     "refiner": 32,
     "eyelids": 16,
+    "pose": 8,
     "painter": 16,
     "sync": 24,
 }
@@ -252,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         "tracker": _tracker,
         "refiner": _refiner,
         "eyelids": _eyelids,
+        "pose": _pose,
         "painter": _painter,
         "sync": _sync,
         "export": export,
@@ -456,6 +462,18 @@ def _eyelids(args: argparse.Namespace) -> None:
     )
     if is_main_process():
         torch.save(painter.state_dict(), args.runs / "eyelids" / "model.pt")
+
+
+def _pose(args: argparse.Namespace) -> None:
+    reader = train_pose_reader(
+        _clips(args),
+        load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
+        args.runs / "pose",
+        _loop(args),
+        batch_size=args.batch or BATCH["pose"],
+    )
+    if is_main_process():
+        torch.save(reader.state_dict(), args.runs / "pose" / "model.pt")
 
 
 def _painter(args: argparse.Namespace) -> None:

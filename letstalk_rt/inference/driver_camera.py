@@ -1,6 +1,7 @@
 """Reads the camera of one session: the face tracker, then the driver's face motion."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +19,7 @@ from letstalk_rt.models.face.face_tracker import (
     LandmarkReader,
     TrackState,
 )
+from letstalk_rt.models.face.pose_reader import read_turns
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.threads import thread_limit
 
@@ -44,7 +46,7 @@ class DriverCamera:
         """
         if (face := model.face) is None:
             raise ConfigError(NO_LANDMARKS)
-        return cls(FaceTracker(face.detector, _reader(model, face)))
+        return cls(_tracker(model, face))
 
     def read(self, rgb: np.ndarray, captured_s: float, *, absolute: bool) -> CameraReading:
         """Read a frame; see `CameraReader.read`. It takes one thread."""
@@ -69,6 +71,14 @@ class DriverCamera:
         """Do nothing: the model belongs to others."""
 
 
+def _tracker(model: AvatarModel, face: FaceModules) -> FaceTracker:
+    """Return the face tracker of a model, with its pose reader if the weights hold one."""
+    turns = None
+    if model.pose_reader is not None:
+        turns = partial(read_turns, without_norms(model.pose_reader))
+    return FaceTracker(face.detector, _reader(model, face), turns)
+
+
 def _reader(model: AvatarModel, face: FaceModules) -> LandmarkReader:
     """Return the face reader of a model, or its encoder if the weights hold none."""
     if model.face_reader is not None:
@@ -86,5 +96,5 @@ def load_cameras(preset: str, weights: Path | None = None) -> Callable[[], Drive
     model = load_model(preset, weights)
     if (face := model.face) is None:
         raise ConfigError(NO_LANDMARKS)
-    tracker = FaceTracker(face.detector, _reader(model, face))
+    tracker = _tracker(model, face)
     return lambda: DriverCamera(tracker)

@@ -33,6 +33,7 @@ from letstalk_rt.models.face.head_motion import HeadMotion
 from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_refiner import LipRefiner, refined_lips
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
+from letstalk_rt.models.face.pose_reader import PoseReader
 from letstalk_rt.models.face.spline import SPAN
 from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.models.memory import TemporalCache
@@ -80,6 +81,7 @@ class AvatarModel(nn.Module):
     face_reader: FaceReader | None
     lip_refiner: LipRefiner | None
     eyelid_painter: EyelidPainter | None
+    pose_reader: PoseReader | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -101,6 +103,7 @@ class AvatarModel(nn.Module):
         self.face_reader = FaceReader() if preset.face_reader and has_landmarks else None
         self.lip_refiner = LipRefiner() if preset.lip_refiner and has_landmarks else None
         self.eyelid_painter = EyelidPainter() if preset.eyelid_painter and has_landmarks else None
+        self.pose_reader = PoseReader() if preset.pose_reader and has_landmarks else None
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -242,6 +245,11 @@ def with_lip_refiner(model: AvatarModel, refiner: LipRefiner) -> AvatarModel:
 def with_eyelid_painter(model: AvatarModel, painter: EyelidPainter) -> AvatarModel:
     """Return a copy of a model with this eyelid painter, ready for inference."""
     return _with_part(model, replace(model.preset, eyelid_painter=True), "eyelid_painter", painter)
+
+
+def with_pose_reader(model: AvatarModel, reader: PoseReader) -> AvatarModel:
+    """Return a copy of a model with this pose reader, ready for inference."""
+    return _with_part(model, replace(model.preset, pose_reader=True), "pose_reader", reader)
 
 
 def with_landmark_branch(model: AvatarModel, branch: LandmarkBranch) -> AvatarModel:

@@ -106,6 +106,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         header["lip_refiner"] = "yes"
     if model.preset.eyelid_painter:
         header["eyelid_painter"] = "yes"
+    if model.preset.pose_reader:
+        header["pose_reader"] = "yes"
     if model.preset.denoiser.landmark_condition:
         header["landmark_condition"] = "yes"
     if model.preset.lips is not None:
@@ -222,6 +224,8 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
         shapes = replace(shapes, lip_refiner=False)
     if "eyelid_painter" not in header:  # without it, the skin above an eye is stretched over it
         shapes = replace(shapes, eyelid_painter=False)
+    if "pose_reader" not in header:  # without it, landmarks alone tell how a driver is turned
+        shapes = replace(shapes, pose_reader=False)
     if "landmark_condition" not in header:  # without it, lower faces of films are not generated
         shapes = with_landmark_condition(shapes, has=False)
     return shapes

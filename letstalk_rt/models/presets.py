@@ -59,6 +59,7 @@ class Preset:
             False while other parts are trained, and for weights files without one.
         lip_refiner: whether the lips of portraits are read a second time, close up; likewise.
         eyelid_painter: whether closed eyes are painted, once per portrait; likewise.
+        pose_reader: whether a camera's picture itself tells how the head is turned; likewise.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Preset:
     face_reader: bool = False
     lip_refiner: bool = False
     eyelid_painter: bool = False
+    pose_reader: bool = False
 
 
 def with_landmark_condition(preset: Preset, *, has: bool) -> Preset:
@@ -158,6 +160,7 @@ PRESETS = {
         face_reader=True,
         lip_refiner=True,
         eyelid_painter=True,
+        pose_reader=True,
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

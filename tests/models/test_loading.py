@@ -22,6 +22,7 @@ from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.avatar_model import AvatarModel, with_gestures, with_mouth_painter
 from letstalk_rt.models.face.gestures import Gestures
+from letstalk_rt.models.face.pose_reader import CROP_PX as POSE_CROP_PX
 from letstalk_rt.models.geometry.mouth_crop import CROP_SIZE
 from letstalk_rt.models.loading import (
     checksum_file,
@@ -367,6 +368,34 @@ class TestEyelidPainter:
     def test_a_header_with_it_requires_its_tensors(self, saved, preset):
         rewrite(saved, load_file(saved), HEADER | {"eyelid_painter": "yes"})
         with pytest.raises(WeightsError, match="tensors differ, first 'eyelid_painter"):
+            load_model("small", saved)
+
+
+class TestPoseReader:
+    @pytest.fixture
+    def preset(self, monkeypatch):
+        preset = replace(PRESET, pose_reader=True)
+        monkeypatch.setitem(PRESETS, "small", preset)
+        return preset
+
+    def test_it_is_saved_and_loaded(self, preset, tmp_path):
+        torch.manual_seed(0)
+        model = AvatarModel(preset)
+        save_model(model, tmp_path / "small.safetensors")
+        loaded = load_model("small", tmp_path / "small.safetensors")
+        assert loaded.preset == preset and loaded.pose_reader is not None
+        crops = torch.randn(2, 1, POSE_CROP_PX, POSE_CROP_PX)
+        torch.testing.assert_close(
+            loaded.pose_reader(crops), model.eval().pose_reader(crops), atol=1e-3, rtol=0
+        )
+
+    def test_a_file_without_it_loads_without_it(self, saved, preset):
+        loaded = load_model("small", saved)
+        assert loaded.pose_reader is None and not loaded.preset.pose_reader
+
+    def test_a_header_with_it_requires_its_tensors(self, saved, preset):
+        rewrite(saved, load_file(saved), HEADER | {"pose_reader": "yes"})
+        with pytest.raises(WeightsError, match="tensors differ, first 'pose_reader"):
             load_model("small", saved)
 
 

@@ -16,6 +16,7 @@ from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.lip_refiner import LipRefiner
+from letstalk_rt.models.face.pose_reader import PoseReader
 from letstalk_rt.models.loading import load_model, save_model
 from letstalk_rt.models.presets import PRESETS, with_landmark_condition
 from letstalk_rt.training.loop import LoopConfig, Run
@@ -93,6 +94,21 @@ class TestCommand:
         assert exported is not None
         torch.testing.assert_close(
             exported.stem.weight, painter.stem.weight, rtol=2**-10, atol=1e-3
+        )
+
+    def test_a_pose_reader_is_added_to_a_weights_file(self, root, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, pose_reader=True))
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        reader = PoseReader()
+        (tmp_path / "runs" / "pose").mkdir(parents=True)
+        torch.save(reader.state_dict(), tmp_path / "runs" / "pose" / "model.pt")
+        train(["export", "--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
+               "--preset", "small", "--weights", str(tmp_path / "base.safetensors"),
+               "-o", str(tmp_path / "new.safetensors")])  # fmt: skip
+        exported = load_model("small", tmp_path / "new.safetensors").pose_reader
+        assert exported is not None
+        torch.testing.assert_close(
+            exported.whole.weight, reader.whole.weight, rtol=2**-10, atol=1e-6
         )
 
     def test_a_landmark_condition_is_trained_and_exported(self, root, tmp_path, monkeypatch):

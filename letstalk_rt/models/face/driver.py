@@ -34,6 +34,9 @@ _SMILE_FROM, _SMILE_RANGE, _SMILE_SHARE = 0.08, 0.3, 0.15  # likewise; and how f
 _EASE = 0.75  # share of a jump that is left in the next frame
 _BROW_GAIN, _SMILE_GAIN = 5.0, 3.0  # of landmarks in face sizes, to the size of blendshapes
 
+_LANDMARK_SHARE = np.array([0.65, 0.5])  # of yaw and pitch: fitted to people held out
+_READER_SHARE = np.array([0.35, 0.55])
+
 _IRISES = (landmark_indices(IRISES[:5]), landmark_indices(IRISES[5:]))
 _CORNERS = (landmark_indices((33, 133)), landmark_indices((263, 362)))
 _BROWS, _MOUTH = landmark_indices((70, 300)), landmark_indices((61, 291))
@@ -49,12 +52,14 @@ class Neutral:
         shape: the head.
         points: landmarks, `(L, 2)`.
         expressions: what the reader says of it, `(E,)`.
+        turns: what the pose reader says of it, `(2,)`; empty without one.
         to_front: how the head is turned from the front, `(3, 3)`.
     """
 
     shape: HeadShape
     points: np.ndarray
     expressions: np.ndarray
+    turns: np.ndarray
     to_front: np.ndarray
 
 
@@ -124,9 +129,11 @@ class Driver:
         looks = [self._looks[i] for i in range(len(self._looks))]
         points = np.median([look.landmarks for look in looks], 0)
         expressions = np.median([look.expressions for look in looks], 0)
+        turns = np.median([look.turns for look in looks], 0)
         shape = HeadShape.of(points)
         to_front = average_head().view(points)[0]
-        self._neutral, self._wanted = Neutral(shape, points, expressions, to_front), 0
+        self._neutral = Neutral(shape, points, expressions, turns, to_front)
+        self._wanted = 0
         if self._last is not None:  # the motion goes on from where it is
             self._offset = self._last.copy()
         self._filter.reset()
@@ -136,7 +143,7 @@ class Driver:
         points = face.landmarks.astype(np.float64)
         pose = neutral.shape.pose(points)
         still = neutral.shape.unposed(points, pose)
-        turned = turn_between(neutral.points, points)
+        turned = _turned(face, neutral)
         pose[:3] = turned + angles(neutral.to_front) if absolute else turned
         out[motion_of.POSE] = pose
         moved = (still - neutral.points) / neutral.shape.size
@@ -162,6 +169,18 @@ class Driver:
         self._open -= (_OPENS if below < 0 else _NARROWS) * below
         share = float(np.clip((below - _SHUT_FROM) / _SHUT_RANGE, 0, 1))
         return share * share * (3 - 2 * share)
+
+
+def _turned(face: TrackedFace, neutral: Neutral) -> np.ndarray:
+    """Return by which yaw, pitch and roll the head has turned from the neutral look, `(3,)`.
+
+    Landmarks and pose reader are both noisy; where there are both, each has its share.
+    """
+    turned = turn_between(neutral.points, face.landmarks)
+    if face.turns.size:
+        read = face.turns - neutral.turns
+        turned[:2] = _LANDMARK_SHARE * turned[:2] + _READER_SHARE * read
+    return turned
 
 
 def _change(

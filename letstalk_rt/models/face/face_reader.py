@@ -7,6 +7,8 @@ noise, motion blur, glasses, hands before the face.
 Source: expected coordinates of a heat map: integral regression, arXiv:1711.08229.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,8 @@ SHUT, BROWS, SMILE = slice(0, 2), 2, 3
 
 _LOOK = RIGHT_LID + LEFT_LID + landmark_indices((70, 300, 10, *LIPS_OUTER[::5], 468, 473))
 """Landmarks at which expressions are read: eyes, brows, forehead, mouth, irises."""
+
+ReaderT = TypeVar("ReaderT", bound=nn.Module)
 
 _PRIOR_WIDTH = 0.3  # deviation of landmarks in crops, over half their side
 
@@ -117,8 +121,8 @@ class FaceReader(nn.Module):
         return -distance2[:, 1, :, None] - distance2[:, 0, None, :]
 
 
-def without_norms(reader: FaceReader) -> FaceReader:
-    """Return a trained reader for inference whose norms are folded into its convolutions."""
+def without_norms(reader: ReaderT) -> ReaderT:
+    """Return a trained network for inference whose norms are folded into its convolutions."""
     from copy import deepcopy
 
     from torch.nn.utils.fusion import fuse_conv_bn_eval

@@ -7,7 +7,7 @@ certain they are: the landmarks of a face lie in few cells, those of anything el
 
 import functools
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -46,12 +46,15 @@ class TrackedFace:
         certainty: how certain the landmarks are, from `LEAST_CERTAINTY` to 1.
         box: the crop in which they were read.
         expressions: what else the reader has read in the crop, `(E,)`; empty if nothing.
+        turns: yaw and pitch that the pose reader says, `(2,)`, for comparison with the neutral
+            look; empty without one.
     """
 
     landmarks: np.ndarray
     certainty: float
     box: Box
     expressions: np.ndarray
+    turns: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(slots=True)
@@ -99,6 +102,14 @@ class LandmarkReader(Protocol):
 
     def __call__(self, crops: Tensor) -> Reading:
         """Read crops `(B, 3, crop_px, crop_px)` in [-1, 1]."""
+        ...
+
+
+class TurnReader(Protocol):
+    """Reads how a face is turned; see `pose_reader.read_turns`."""
+
+    def __call__(self, image: Tensor, points: np.ndarray, /) -> np.ndarray:
+        """Read a frame `(1, 3, H, W)` in [-1, 1] with landmarks `(L, 2)`; return `(2,)`."""
         ...
 
 
@@ -159,10 +170,16 @@ class FaceTracker:
     Args:
         detector: finds faces in the whole image.
         reader: reads the landmarks in the crop.
+        turn_reader: reads how the face is turned; None leaves that to the landmarks.
     """
 
-    def __init__(self, detector: FaceDetector, reader: LandmarkReader) -> None:
-        self._detector, self._reader = detector, reader
+    def __init__(
+        self,
+        detector: FaceDetector,
+        reader: LandmarkReader,
+        turn_reader: TurnReader | None = None,
+    ) -> None:
+        self._detector, self._reader, self._turn_reader = detector, reader, turn_reader
         self._device = next(detector.parameters()).device
 
     @torch.inference_mode()
@@ -185,7 +202,9 @@ class FaceTracker:
         at, old = face_crop_box(face.landmarks, face.certainty), face.box
         side = old.side + _FOLLOW * (at.side - old.side)
         state.box = Box(at.x, at.y, side, at.score)
-        return face
+        if self._turn_reader is None:
+            return face
+        return replace(face, turns=self._turn_reader(image, face.landmarks))
 
     def _search(
         self, image: Tensor, face: TrackedFace | None, state: TrackState
