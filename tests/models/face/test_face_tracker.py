@@ -69,3 +69,21 @@ def test_a_reset_state_equals_a_new_one(tracker, portrait):
     tracker.track(frame(portrait, (40, 20)), state)
     state.reset()
     assert state == TrackState()
+
+
+def test_what_a_turn_reader_says_of_the_face_comes_with_it(portrait):
+    model, asked = load_model("tiny"), []
+
+    def nose_in_image(image, points):
+        asked.append(image.shape)
+        return points.mean(0) / image.shape[-1]
+
+    reader = EncoderReader(model.autoencoder)
+    tracker, state = FaceTracker(model.detector, reader, nose_in_image), TrackState()
+    face = tracker.track(frame(portrait, (40, 20)), state)
+    np.testing.assert_allclose(face.turns, face.landmarks.mean(0) / 480)
+    assert tracker.track(frame(portrait), state) is None and asked == [(1, 3, 270, 480)]
+
+
+def test_without_a_turn_reader_a_face_has_no_turns(tracker, portrait):
+    assert tracker.track(frame(portrait, (40, 20)), TrackState()).turns.size == 0
