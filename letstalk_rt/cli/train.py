@@ -122,12 +122,12 @@ LOOPS = {
         steps=3000, learning_rate=2e-3, warm_up=100, ema=0.997, evaluate_every=500
     ),
     "eyelids": LoopConfig(
-        steps=2000,
+        steps=1600,
         learning_rate=1.5e-3,
         warm_up=50,
         ema=0.995,
         evaluate_every=200,
-        weight_decay=0.02,
+        weight_decay=0.05,
     ),
     "pose": LoopConfig(
         steps=1200, learning_rate=2e-3, warm_up=60, ema=0.98, evaluate_every=200, weight_decay=0.05
