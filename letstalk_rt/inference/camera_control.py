@@ -20,13 +20,14 @@ from letstalk_rt.models.face.head_pose import HeadShape, angles, average_head, r
 from letstalk_rt.models.face.lip_values import LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import EYES, IRISES, NUM_LANDMARKS, landmark_indices
 
-LIMITS = np.array([0.2, 0.2, 0.26, 0.1, 0.1, 0.12])
+LIMITS = np.array([0.2, 0.28, 0.26, 0.1, 0.1, 0.12])
 """The largest head pose that is shown; larger ones approach it. A flat picture does not turn
 or move further without tearing, and a face that is moved far is less like its picture."""
 
-DEPTH = 1.43
+DEPTH = 1.2
 """By how much a head is deeper than the average head, which is too flat: the landmarks to which it
-was fitted stay behind the head. So much makes MediaPipe see turns of two portraits in full."""
+was fitted stay behind the head. With 1.43 MediaPipe sees turns of two portraits in full, but noses
+and cheeks of a flat picture move so far then that it is less like itself."""
 
 _NOD = 0.9  # share of a nod that is seen then
 
