@@ -29,6 +29,7 @@ _LASHES_PX, _BELOW_PX = 2.5, 5.5  # what a half-closed lid covers below its edge
 _FADE_IN = 0.25  # eye closure from which the lid is opaque
 _GRAIN_PX, _MOST_GRAIN = 4, 0.08  # width of the texture of skin, and its largest amplitude
 _FINE_SIZE = (_FINE * EYE_HEIGHT, _FINE * EYE_WIDTH)
+_EDGES = ("upper", "lower")
 
 
 class EyelidCompositor:
@@ -92,9 +93,6 @@ class EyelidCompositor:
         opacity = min(1.0, closure / _FADE_IN)
         mask = lid_mask(lids.upper, edge, _LASHES_PX + _BELOW_PX * closure**4)
         return lid, mask * opacity
-
-
-_EDGES = ("upper", "lower")
 
 
 def _crease(lids: LidEdges) -> Tensor:

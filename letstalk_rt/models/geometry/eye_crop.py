@@ -34,6 +34,9 @@ CLOSED_AT = 0.8
 """Where closed lids meet, from the open upper lid (0) to the lower one (1): the median of 750
 frames of training clips; half of them are between 0.75 and 0.85."""
 
+_HALF_WIDTH_PX = 25.0  # of what a lid changes
+_ABOVE_PX, _TOP_FADE_PX = 12.0, 6.0  # how far above the open upper lid, and over how much it fades
+
 
 @dataclass(frozen=True)
 class LidEdges:
@@ -105,7 +108,3 @@ def lid_mask(upper: Tensor, closed: Tensor, below_px: Tensor | float = 8.0) -> T
     fade = fade[..., None] if fade.ndim else fade
     below = ((bottom[:, None] - y) / fade).clamp(0, 1)
     return (above * below * across)[:, None]
-
-
-_HALF_WIDTH_PX = 25.0
-_ABOVE_PX, _TOP_FADE_PX = 12.0, 6.0

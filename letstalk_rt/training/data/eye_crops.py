@@ -33,6 +33,13 @@ _NEAR = 2  # an open frame so many open frames away, and another one anywhere in
 _MOST_DIFFERENCE = 0.12  # below the eye; more is another pose or another light
 _FILMED = 2.0  # weight of filmed clips
 
+_SHIFT_PX, _SIZE = 4.0, 0.15  # largest changes of a crop; the size is logarithmic
+_GAMMA, _GAIN, _TINT, _GREY = 0.35, 0.35, 0.12, 1 / 12
+_NOISE = 0.03  # of open eyes
+_LINE_ERROR_PX = 0.8  # of landmarks that the autoencoder reads
+
+_FIELDS, _EDGES = ("opened", "shut", "closed", "weights"), ("upper", "lower")
+
 
 @dataclass(frozen=True)
 class EyePairs:
@@ -107,9 +114,6 @@ def eye_pairs(clips: Sequence[Clip]) -> EyePairs:
     lids = [torch.cat([getattr(pair.lids, name) for pair in found]) for name in _EDGES]
     opened, shut, closed, weights = joined
     return EyePairs(opened, shut, LidEdges(*lids), closed, weights)
-
-
-_FIELDS, _EDGES = ("opened", "shut", "closed", "weights"), ("upper", "lower")
 
 
 def eye_openings(points: np.ndarray) -> np.ndarray:
@@ -217,12 +221,6 @@ class EyeSource:
         )
         error = [_LINE_ERROR_PX * torch.randn(count, 1, generator=generator) for _ in range(2)]
         return EyeBatch(opened, shut, LidEdges(upper + error[0], lower + error[1]), closed)
-
-
-_SHIFT_PX, _SIZE = 4.0, 0.15  # largest changes of a crop; the size is logarithmic
-_GAMMA, _GAIN, _TINT, _GREY = 0.35, 0.35, 0.12, 1 / 12
-_NOISE = 0.03  # of open eyes
-_LINE_ERROR_PX = 0.8  # of landmarks that the autoencoder reads
 
 
 def _random(generator: torch.Generator, *shape: int) -> Tensor:
