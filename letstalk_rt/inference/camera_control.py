@@ -20,14 +20,17 @@ from letstalk_rt.models.face.head_pose import HeadShape, angles, average_head, r
 from letstalk_rt.models.face.lip_values import LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import EYES, IRISES, NUM_LANDMARKS, landmark_indices
 
-LIMITS = np.array([0.2, 0.28, 0.26, 0.1, 0.1, 0.12])
+LIMITS = np.array([0.2, 0.28, 0.26, 0.07, 0.07, 0.12])
 """The largest head pose that is shown; larger ones approach it. A flat picture does not turn
 or move further without tearing, and a face that is moved far is less like its picture."""
 
-DEPTH = 1.2
+DEPTH = 1.15
 """By how much a head is deeper than the average head, which is too flat: the landmarks to which it
 was fitted stay behind the head. With 1.43 MediaPipe sees turns of two portraits in full, but noses
 and cheeks of a flat picture move so far then that it is less like itself."""
+
+MOST_DEVIATIONS = 1.6
+"""By how many deviations lips that a camera sees may differ from those at rest."""
 
 _NOD = 0.9  # share of a nod that is seen then
 
@@ -36,7 +39,6 @@ _BLENDED = 0.6  # weight of the sound in blended lips while there is speech
 _SPEECH_GAP = 0.06  # lip gap of the sound from which there is speech
 _IRIS_POINTS = landmark_indices(IRISES)
 _EYE_POINTS = EYES + _IRIS_POINTS
-_MOST_DEVIATIONS = 2.0  # by which lips that a camera sees may differ from those at rest
 _SMILED = [LIP_VALUES.index("width"), LIP_VALUES.index("corners")]
 
 
@@ -157,7 +159,7 @@ def driven_lips(sound: Tensor, window: DriveWindow, usual: Tensor) -> Tensor:
     """
     weights = torch.from_numpy(window.weights).float().to(sound.device)[None, :, None]
     camera = torch.from_numpy(window.motion[:, motion_of.LIPS]).float().to(sound.device)[None]
-    most = _MOST_DEVIATIONS * usual
+    most = MOST_DEVIATIONS * usual
     camera = most * torch.tanh(camera / most)
     if window.lips == "sound":
         smile = torch.from_numpy(window.motion[:, motion_of.SMILE]).float().to(sound.device)
