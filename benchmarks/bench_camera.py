@@ -5,8 +5,8 @@ avatar frame by frame, by MediaPipe and by a face recognition network that the m
 correlation of yaw, pitch and roll, the share of blinks that are shown, and the likeness to the
 portrait over that of the driver to their own neutral look. It needs the extra `eval`.
 
-`--page` drives the avatar with the first of these clips once more as visitors do: the clip is the
-camera of headless Chromium, and the avatar's frames come from the page of the server.
+`--page` drives the avatar with these clips once more as visitors do: each clip is the camera of
+headless Chromium, and the avatar's frames come from the page of the server.
 
 `--latency` shows that camera a film of a face that moves sideways once a second. It measures the
 time from the middle of a move in the visitor's mirror to that in the avatar, and tells where the
@@ -20,7 +20,7 @@ the processor time of each part, without the camera for a quarter of the time an
 
     python benchmarks/bench_camera.py --rate --seconds 60
     python benchmarks/bench_camera.py --data DATA --cache CACHE --clips 8
-    python benchmarks/bench_camera.py --data DATA --cache CACHE --clips 1 --page --seconds 20
+    python benchmarks/bench_camera.py --data DATA --cache CACHE --clips 8 --page --seconds 30
     python benchmarks/bench_camera.py --latency --seconds 60
 
 The last line is JSON.
@@ -30,12 +30,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from camera_page import bench_latency, bench_page
+from camera_page import LEAST_MOTION, bench_latency, bench_page
 from camera_rate import bench_rate
 from card import commit, processor_name
 from instruction_sets import add_option, run_limited
@@ -47,7 +48,6 @@ from letstalk_rt.threads import shorten_openmp_spin
 WARM_UP = 15
 """Frames before the neutral look is known and the camera has faded in."""
 
-_LEAST_MOTION = np.radians(1.5)  # standard deviation of an angle that counts as motion
 _SHUT = 0.65  # share of the median opening below which an eye counts as closed
 _NEAR = 2  # frames by which a blink may be off
 _LIDS = ((159, 145, 33, 133), (386, 374, 263, 362))
@@ -82,8 +82,35 @@ def bench_drive(options: argparse.Namespace) -> dict[str, Any]:
     means["seen"] = _mean([row["seen"] for row in rows])
     result: dict[str, Any] = {"drive": {"clips": rows, "mean": means}}
     if options.page:
-        result["page"] = bench_page(clips[0], judge, poses(clips[0].pose), options)
+        compared = partial(identity.likeness, portrait.canvas)
+        result["page"] = drive_page(clips[: options.clips], rows, judge, compared, options)
     return result
+
+
+def drive_page(
+    clips: Sequence[Any],
+    rows: Sequence[dict[str, Any]],
+    judge: Any,
+    likeness: Callable[[np.ndarray], float],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Drive the avatar of the page with clips, each of them a browser's camera.
+
+    Args:
+        clips: the clips.
+        rows: what was measured of each without the browser.
+        judge: sees poses.
+        likeness: returns the likeness of frames to the portrait.
+        options: of the command line.
+    """
+    seen = []
+    for clip, row in zip(clips, rows, strict=True):
+        one = bench_page(clip, judge, likeness, poses(clip.pose), options)
+        seen.append(one | {"identity_ratio": one["identity"] / row["identity_true"]})
+        if not options.json:
+            print(json.dumps(seen[-1]), flush=True)
+    names = ("yaw", "pitch", "roll", "identity_ratio", "delay_ms")
+    return {"clips": seen, "mean": {name: _mean([one[name] for one in seen]) for name in names}}
 
 
 def likeness(
@@ -180,7 +207,7 @@ def compare(clip: Any, frames: np.ndarray, judge: Judge) -> dict[str, Any]:
     driver = poses(clip.pose[: len(frames)])[found]
     out: dict[str, Any] = {"frames": len(frames), "seen": float(found[WARM_UP:].mean())}
     for axis, name in enumerate(("yaw", "pitch", "roll")):
-        moves = driver[:, axis].std() > _LEAST_MOTION
+        moves = driver[:, axis].std() > LEAST_MOTION
         r = np.corrcoef(driver[:, axis], avatar[:, axis])[0, 1] if moves else float("nan")
         out[name] = float(r)
         out[f"{name}_gain"] = float(np.polyfit(driver[:, axis], avatar[:, axis], 1)[0])

@@ -26,6 +26,11 @@ from camera_films import MOVE_FRAMES, moving_face, numbered, write_film
 SETTLE_S = 8.0
 """Time from the switch of the camera until what is shown is measured."""
 
+LEAST_MOTION = np.radians(1.5)
+"""Standard deviation of an angle that counts as motion."""
+
+_IDENTITY_EVERY = 8  # frames
+
 SPY = """
 const create = RTCPeerConnection.prototype.createDataChannel;
 RTCPeerConnection.prototype.createDataChannel = function (...options) {
@@ -225,13 +230,18 @@ def delays_ms(moves: Sequence[float], followed: Sequence[float]) -> list[float]:
 
 
 def bench_page(
-    clip: Any, judge: Callable[[np.ndarray], Any], driver: np.ndarray, options: argparse.Namespace
+    clip: Any,
+    judge: Callable[[np.ndarray], Any],
+    likeness: Callable[[np.ndarray], float],
+    driver: np.ndarray,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Return how well an avatar follows a clip that is the camera of a browser.
 
     Args:
         clip: of the data, with `frames` and `name`.
         judge: returns the pose `(4, 4)` of the face in a frame and its eyes; None without a face.
+        likeness: returns the likeness of frames `(N, H, W, 3)` uint8 to the portrait.
         driver: yaw, pitch and roll of the clip's frames, `(T, 3)`.
         options: `frames`, `lips`, `seconds`.
     """
@@ -245,12 +255,14 @@ def bench_page(
             page.evaluate(RECORD)
             time.sleep(options.seconds)
             seen = page.evaluate("() => window.seen")
-    found = [(at, judge(_decoded(jpeg))) for at, jpeg in sorted(seen["video"])]
+    shown = [(at, _decoded(jpeg)) for at, jpeg in sorted(seen["video"])]
+    found = [(at, judge(frame)) for at, frame in shown]
     times = np.array([at for at, one in found if one is not None])
     if not len(times):
         raise SystemExit("the page showed no face of an avatar; see its screenshot by --latency")
     avatar = poses(np.stack([one[0] for _, one in found if one is not None]))
     result = {"clip": clip.name, "frames": len(found), "seen": len(times) / max(1, len(found))}
+    result["identity"] = likeness(np.stack([frame for _, frame in shown[::_IDENTITY_EVERY]]))
     return result | follow(np.array(seen["mirror"]), times, avatar, driver[:count])
 
 
@@ -263,7 +275,7 @@ def follow(
         mirror: time in ms and number of each frame of the mirror, `(N, 2)`.
         times_ms: of the avatar's frames, `(M,)`.
         avatar: their yaw, pitch and roll, `(M, 3)`.
-        driver: those of the film's frames, `(T, 3)`.
+        driver: those of the film's frames, `(T, 3)`. An angle that hardly changes has no r.
     """
     best: tuple[float, float, np.ndarray] = (-np.inf, 0.0, np.full(3, np.nan))
     for delay_ms in np.arange(100.0, 1000.0, 10.0):
@@ -274,9 +286,12 @@ def follow(
         shown = driver[number[number < len(driver)]]
         if len(shown) < 50:
             continue
-        r = np.array([np.corrcoef(shown[:, a], avatar[known][:, a])[0, 1] for a in range(3)])
-        if r.mean() > best[0]:
-            best = float(r.mean()), float(delay_ms), r
+        moves = [a for a in range(3) if shown[:, a].std() > LEAST_MOTION]
+        r = np.full(3, np.nan)
+        for axis in moves:
+            r[axis] = np.corrcoef(shown[:, axis], avatar[known][:, axis])[0, 1]
+        if moves and np.nanmean(r) > best[0]:
+            best = float(np.nanmean(r)), float(delay_ms), r
     names = ("yaw", "pitch", "roll")
     return {"delay_ms": best[1]} | {n: float(r) for n, r in zip(names, best[2], strict=True)}
 

@@ -117,6 +117,17 @@ def test_an_avatar_is_compared_at_the_delay_at_which_it_agrees_best():
     assert min(found[name] for name in ("yaw", "pitch", "roll")) > 0.95
 
 
+def test_an_angle_that_hardly_changes_is_not_compared():
+    rng = np.random.default_rng(2)
+    driver = np.cumsum(rng.standard_normal((300, 3)), 0) / 20 * [1.0, 0.001, 1.0]
+    mirror = np.stack([40.0 * np.arange(300), np.arange(300)], 1)
+    times_ms = 40.0 * np.arange(20, 290)
+    avatar = driver[np.arange(20, 290) - 5] + 0.02 * rng.standard_normal((270, 3))
+    found = camera_page.follow(mirror, times_ms, avatar, driver)
+    assert found["delay_ms"] == pytest.approx(200, abs=40)
+    assert np.isnan(found["pitch"]) and min(found["yaw"], found["roll"]) > 0.95
+
+
 def test_a_part_has_to_be_chosen():
     with pytest.raises(SystemExit, match="--rate"):
         bench_camera.main([])
