@@ -114,12 +114,15 @@ async () => {
 
 
 @contextmanager
-def visit(film: Path, lips: str, *, microphone: bool = False) -> Iterator[Any]:
+def visit(
+    film: Path, lips: str, *, avatar: str | None = None, microphone: bool = False
+) -> Iterator[Any]:
     """Run the server, open its page with a film as camera, and yield it when the camera is on.
 
     Args:
         film: y4m or mjpeg.
         lips: what moves the lips.
+        avatar: whose face is driven; the first of the page when None.
         microphone: whether the microphone is on, too; Chromium's beeps.
 
     Raises:
@@ -147,7 +150,7 @@ def visit(film: Path, lips: str, *, microphone: bool = False) -> Iterator[Any]:
                 page = browser.new_page(bypass_csp=True)
                 page.set_default_timeout(120_000)
                 page.add_init_script(SPY)
-                page.goto(address.group())
+                page.goto(address.group() + (f"?avatar={avatar}" if avatar else ""))
                 page.wait_for_selector("body[data-state=live]")
                 if microphone:
                     page.click("#talk")
@@ -251,7 +254,7 @@ def bench_page(
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder) / "film.y4m"
         write_film(film, numbered(clip.frames[number] for number in range(count)))
-        with visit(film, options.lips or "camera") as page:
+        with visit(film, options.lips or "camera", avatar=options.avatar) as page:
             page.evaluate(RECORD)
             time.sleep(options.seconds)
             seen = page.evaluate("() => window.seen")
