@@ -2,11 +2,14 @@
 
 import argparse
 import shutil
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
@@ -78,46 +81,52 @@ def export(args: argparse.Namespace) -> None:
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A part that export adds.
+
+    Attributes:
+        stage: folder of the stage that trains it.
+        name: its name in the model.
+        make: returns the module, untrained.
+        add: returns a copy of a model with the module.
+    """
+
+    stage: str
+    name: str
+    make: Callable[[], nn.Module]
+    add: Callable[[AvatarModel, Any], AvatarModel]
+
+
+def _parts(preset: Preset) -> Iterator[_Part]:
+    """Yield the parts of a preset that export adds at its end."""
+    if preset.mouth_painter is not None:
+        make = partial(MouthPainter, preset.mouth_painter)
+        yield _Part("painter", "mouth_painter", make, with_mouth_painter)
+    if preset.gestures is not None:
+        yield _Part("gestures", "gestures", partial(Gestures, preset.gestures), with_gestures)
+    if preset.face_reader:
+        yield _Part("tracker", "face_reader", FaceReader, with_face_reader)
+    if preset.lip_refiner:
+        yield _Part("refiner", "lip_refiner", LipRefiner, with_lip_refiner)
+    if preset.eyelid_painter:
+        yield _Part("eyelids", "eyelid_painter", EyelidPainter, with_eyelid_painter)
+    if preset.pose_reader:
+        yield _Part("pose", "pose_reader", PoseReader, with_pose_reader)
+    if preset.denoiser.landmark_condition:
+        branch = partial(LandmarkBranch, preset.denoiser.width, preset.denoiser.side)
+        yield _Part("landmarks", "denoiser.landmarks", branch, with_landmark_branch)
+
+
 def _with_added_parts(
     model: AvatarModel, args: argparse.Namespace, given: dict[str, torch.Tensor]
 ) -> AvatarModel:
     """Return the model with the parts of its preset that are trained or given."""
-    preset, runs = with_chosen_lookahead(args, get_preset(args.preset)), args.runs
-    painted = _trained_part(runs / "painter", given, "mouth_painter")
-    if preset.mouth_painter is not None and painted:
-        painter = MouthPainter(preset.mouth_painter)
-        painter.load_state_dict(painted)
-        model = with_mouth_painter(model, painter)
-    moving = _trained_part(runs / "gestures", given, "gestures")
-    if preset.gestures is not None and moving:
-        gestures = Gestures(preset.gestures)
-        gestures.load_state_dict(moving)
-        model = with_gestures(model, gestures)
-    reading = _trained_part(runs / "tracker", given, "face_reader")
-    if preset.face_reader and reading:
-        reader = FaceReader()
-        reader.load_state_dict(reading)
-        model = with_face_reader(model, reader)
-    refining = _trained_part(runs / "refiner", given, "lip_refiner")
-    if preset.lip_refiner and refining:
-        refiner = LipRefiner()
-        refiner.load_state_dict(refining)
-        model = with_lip_refiner(model, refiner)
-    blinking = _trained_part(runs / "eyelids", given, "eyelid_painter")
-    if preset.eyelid_painter and blinking:
-        lids = EyelidPainter()
-        lids.load_state_dict(blinking)
-        model = with_eyelid_painter(model, lids)
-    turning = _trained_part(runs / "pose", given, "pose_reader")
-    if preset.pose_reader and turning:
-        turn_reader = PoseReader()
-        turn_reader.load_state_dict(turning)
-        model = with_pose_reader(model, turn_reader)
-    placing = _trained_part(runs / "landmarks", given, "denoiser.landmarks")
-    if preset.denoiser.landmark_condition and placing:
-        branch = LandmarkBranch(preset.denoiser.width, preset.denoiser.side)
-        branch.load_state_dict(placing)
-        model = with_landmark_branch(model, branch)
+    for part in _parts(with_chosen_lookahead(args, get_preset(args.preset))):
+        if weights := _trained_part(args.runs / part.stage, given, part.name):
+            module = part.make()
+            module.load_state_dict(weights)
+            model = part.add(model, module)
     return model
 
 

@@ -22,8 +22,6 @@ from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.avatar_model import AvatarModel, with_gestures, with_mouth_painter
 from letstalk_rt.models.face.gestures import Gestures
-from letstalk_rt.models.face.pose_reader import CROP_PX as POSE_CROP_PX
-from letstalk_rt.models.geometry.mouth_crop import CROP_SIZE
 from letstalk_rt.models.loading import (
     checksum_file,
     load_model,
@@ -315,87 +313,35 @@ class TestLipReader:
             load_model("small", path)
 
 
-class TestLipRefiner:
+class TestOptionalParts:
+    @pytest.fixture(params=["lip_refiner", "eyelid_painter", "pose_reader"])
+    def part(self, request):
+        return request.param
+
     @pytest.fixture
-    def preset(self, monkeypatch):
-        preset = replace(PRESET, lip_refiner=True)
+    def preset(self, part, monkeypatch):
+        preset = replace(PRESET, **{part: True})
         monkeypatch.setitem(PRESETS, "small", preset)
         return preset
 
-    def test_it_is_saved_and_loaded(self, preset, tmp_path):
-        torch.manual_seed(0)
-        model = AvatarModel(preset)
-        save_model(model, tmp_path / "small.safetensors")
-        loaded = load_model("small", tmp_path / "small.safetensors")
-        assert loaded.preset == preset and loaded.lip_refiner is not None
-        crops = torch.rand(2, 3, *CROP_SIZE) * 2 - 1
-        torch.testing.assert_close(
-            loaded.lip_refiner(crops), model.eval().lip_refiner(crops), atol=0.1, rtol=0
-        )
-
-    def test_a_file_without_it_loads_without_it(self, saved, preset):
-        loaded = load_model("small", saved)
-        assert loaded.lip_refiner is None and not loaded.preset.lip_refiner
-
-    def test_a_header_with_it_requires_its_tensors(self, saved, preset):
-        rewrite(saved, load_file(saved), HEADER | {"lip_refiner": "yes"})
-        with pytest.raises(WeightsError, match="tensors differ, first 'lip_refiner"):
-            load_model("small", saved)
-
-
-class TestEyelidPainter:
-    @pytest.fixture
-    def preset(self, monkeypatch):
-        preset = replace(PRESET, eyelid_painter=True)
-        monkeypatch.setitem(PRESETS, "small", preset)
-        return preset
-
-    def test_it_is_saved_and_loaded(self, preset, tmp_path):
+    def test_it_is_saved_and_loaded(self, part, preset, tmp_path):
         torch.manual_seed(0)
         model = AvatarModel(preset)
         save_model(model, tmp_path / "small.safetensors")
         loaded = load_model("small", tmp_path / "small.safetensors")
         assert loaded.preset == preset
-        assert loaded.eyelid_painter is not None and model.eyelid_painter is not None
-        for name, value in model.eyelid_painter.state_dict().items():
-            stored = loaded.eyelid_painter.state_dict()[name]
-            torch.testing.assert_close(stored, value, atol=float(value.abs().max()) / 127, rtol=0)
+        stored = getattr(loaded, part).state_dict()
+        for name, value in getattr(model, part).state_dict().items():
+            step = float(value.abs().max()) / 127
+            torch.testing.assert_close(stored[name], value, atol=step, rtol=0)
 
-    def test_a_file_without_it_loads_without_it(self, saved, preset):
+    def test_a_file_without_it_loads_without_it(self, saved, part, preset):
         loaded = load_model("small", saved)
-        assert loaded.eyelid_painter is None and not loaded.preset.eyelid_painter
+        assert getattr(loaded, part) is None and not getattr(loaded.preset, part)
 
-    def test_a_header_with_it_requires_its_tensors(self, saved, preset):
-        rewrite(saved, load_file(saved), HEADER | {"eyelid_painter": "yes"})
-        with pytest.raises(WeightsError, match="tensors differ, first 'eyelid_painter"):
-            load_model("small", saved)
-
-
-class TestPoseReader:
-    @pytest.fixture
-    def preset(self, monkeypatch):
-        preset = replace(PRESET, pose_reader=True)
-        monkeypatch.setitem(PRESETS, "small", preset)
-        return preset
-
-    def test_it_is_saved_and_loaded(self, preset, tmp_path):
-        torch.manual_seed(0)
-        model = AvatarModel(preset)
-        save_model(model, tmp_path / "small.safetensors")
-        loaded = load_model("small", tmp_path / "small.safetensors")
-        assert loaded.preset == preset and loaded.pose_reader is not None
-        crops = torch.randn(2, 1, POSE_CROP_PX, POSE_CROP_PX)
-        torch.testing.assert_close(
-            loaded.pose_reader(crops), model.eval().pose_reader(crops), atol=1e-3, rtol=0
-        )
-
-    def test_a_file_without_it_loads_without_it(self, saved, preset):
-        loaded = load_model("small", saved)
-        assert loaded.pose_reader is None and not loaded.preset.pose_reader
-
-    def test_a_header_with_it_requires_its_tensors(self, saved, preset):
-        rewrite(saved, load_file(saved), HEADER | {"pose_reader": "yes"})
-        with pytest.raises(WeightsError, match="tensors differ, first 'pose_reader"):
+    def test_a_header_with_it_requires_its_tensors(self, saved, part, preset):
+        rewrite(saved, load_file(saved), HEADER | {part: "yes"})
+        with pytest.raises(WeightsError, match=f"tensors differ, first '{part}"):
             load_model("small", saved)
 
 
