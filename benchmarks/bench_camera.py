@@ -43,6 +43,8 @@ from instruction_sets import add_option, run_limited
 
 from letstalk_rt import __version__
 from letstalk_rt.models.face.driver import NEUTRAL_FRAMES
+from letstalk_rt.models.face.head_pose import head_angles
+from letstalk_rt.models.geometry.landmarks import SUBSET, eye_openings
 from letstalk_rt.threads import shorten_openmp_spin
 
 WARM_UP = 15
@@ -50,7 +52,6 @@ WARM_UP = 15
 
 _SHUT = 0.65  # share of the median opening below which an eye counts as closed
 _NEAR = 2  # frames by which a blink may be off
-_LIDS = ((159, 145, 33, 133), (386, 374, 263, 362))
 
 
 def bench_drive(options: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def bench_drive(options: argparse.Namespace) -> dict[str, Any]:
     library = AvatarLibrary()
     portrait = library.prepare(library.find(options.avatar), pipeline.finder, size=options.size)
     clips = [c for c in load_clips(options.data, options.cache, "eval") if c.kind == "real"]
-    clips = sorted(clips, key=lambda c: -float(poses(c.pose)[:, :3].std(0).mean()))
+    clips = sorted(clips, key=lambda c: -float(head_angles(c.pose)[:, :3].std(0).mean()))
     judge, identity = Judge(landmarker_file(options.data)), Identity()
     still = identity.likeness(portrait.canvas, undriven(pipeline, portrait, 40))
     rows = []
@@ -105,7 +106,7 @@ def drive_page(
     """
     seen = []
     for clip, row in zip(clips, rows, strict=True):
-        one = bench_page(clip, judge, likeness, poses(clip.pose), options)
+        one = bench_page(clip, judge, likeness, head_angles(clip.pose), options)
         seen.append(one | {"identity_ratio": one["identity"] / row["identity_true"]})
         if not options.json:
             print(json.dumps(seen[-1]), flush=True)
@@ -190,21 +191,13 @@ class Judge:
         return np.array(found.facial_transformation_matrixes[0]), float(opening(points))
 
 
-def poses(matrices: np.ndarray) -> np.ndarray:
-    """Return yaw, pitch and roll of poses `(T, 4, 4)` with y up and z to the camera, `(T, 3)`."""
-    from letstalk_rt.models.face.head_pose import angles
-
-    down = np.diag([1.0, -1.0, -1.0])
-    return np.stack([angles(down @ matrix[:3, :3] @ down) for matrix in matrices])
-
-
 def compare(clip: Any, frames: np.ndarray, judge: Judge) -> dict[str, Any]:
     """Compare a driver with the avatar."""
     seen = [judge(frame) for frame in frames]
     found = np.array([one is not None for one in seen])
     found[:WARM_UP] = False
-    avatar = poses(np.stack([one[0] if one else np.eye(4) for one in seen]))[found]
-    driver = poses(clip.pose[: len(frames)])[found]
+    avatar = head_angles(np.stack([one[0] if one else np.eye(4) for one in seen]))[found]
+    driver = head_angles(clip.pose[: len(frames)])[found]
     out: dict[str, Any] = {"frames": len(frames), "seen": float(found[WARM_UP:].mean())}
     for axis, name in enumerate(("yaw", "pitch", "roll")):
         moves = driver[:, axis].std() > LEAST_MOTION
@@ -220,11 +213,7 @@ def compare(clip: Any, frames: np.ndarray, judge: Judge) -> dict[str, Any]:
 
 def opening(points: np.ndarray) -> np.ndarray:
     """Return the opening of the eyes over their width, `(...,)`, of meshes `(..., 478, 2)`."""
-
-    def distance(a: int, b: int) -> np.ndarray:
-        return np.asarray(np.linalg.norm(points[..., a, :] - points[..., b, :], axis=-1))
-
-    return np.mean([distance(u, d) / distance(a, b) for u, d, a, b in _LIDS], 0)
+    return np.asarray(eye_openings(points[..., SUBSET, :]).mean(-1))
 
 
 def blinks(opened: np.ndarray) -> list[tuple[int, int]]:

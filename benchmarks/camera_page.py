@@ -23,6 +23,8 @@ import numpy as np
 from browsing import executable
 from camera_films import MOVE_FRAMES, moving_face, numbered, write_film
 
+from letstalk_rt.models.face.head_pose import head_angles
+
 SETTLE_S = 8.0
 """Time from the switch of the camera until what is shown is measured."""
 
@@ -248,8 +250,6 @@ def bench_page(
         driver: yaw, pitch and roll of the clip's frames, `(T, 3)`.
         options: `frames`, `lips`, `seconds`.
     """
-    from bench_camera import poses
-
     count = min(options.frames, len(driver), 1000)
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder) / "film.y4m"
@@ -263,7 +263,7 @@ def bench_page(
     times = np.array([at for at, one in found if one is not None])
     if not len(times):
         raise SystemExit("the page showed no face of an avatar; see its screenshot by --latency")
-    avatar = poses(np.stack([one[0] for _, one in found if one is not None]))
+    avatar = head_angles(np.stack([one[0] for _, one in found if one is not None]))
     result = {"clip": clip.name, "frames": len(found), "seen": len(times) / max(1, len(found))}
     result["identity"] = likeness(np.stack([frame for _, frame in shown[::_IDENTITY_EVERY]]))
     return result | follow(np.array(seen["mirror"]), times, avatar, driver[:count])

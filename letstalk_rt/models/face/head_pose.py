@@ -183,3 +183,9 @@ def angles(turned: np.ndarray) -> np.ndarray:
     pitch = np.arctan2(turned[2, 1], turned[2, 2])
     roll = np.arctan2(turned[1, 0], turned[0, 0])
     return np.array([yaw, pitch, roll])
+
+
+def head_angles(pose: np.ndarray) -> np.ndarray:
+    """Return yaw, pitch and roll `(T, 3)` of poses `(T, 4, 4)` with y up and z to the camera."""
+    down = np.diag([1.0, -1.0, -1.0])
+    return np.stack([angles(down @ matrix[:3, :3] @ down) for matrix in pose])

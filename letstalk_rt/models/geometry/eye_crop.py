@@ -90,21 +90,18 @@ def lid_edges(points: Tensor, eye: int, resolution: int = 1) -> LidEdges:
     return LidEdges(upper, lower)
 
 
-def lid_mask(upper: Tensor, closed: Tensor, below_px: Tensor | float = 8.0) -> Tensor:
+def lid_mask(upper: Tensor, closed: Tensor, below_px: float = 8.0) -> Tensor:
     """Return where a closed lid changes the picture, with soft edges: `(B, 1, r H, r W)`.
 
     Args:
         upper: heights of the open upper lid in each column, `(B, r W)`, in pixels of the crop.
         closed: heights of the line of lashes, likewise.
-        below_px: how far below that line it reaches; one value or `(B, 1)`.
+        below_px: how far below that line it reaches.
     """
     resolution = upper.shape[-1] // EYE_WIDTH
     y = pixel_centres(EYE_HEIGHT, resolution, upper)[:, None]
     x = pixel_centres(EYE_WIDTH, resolution, upper)
     across = (1 - ((x - EYE_CENTRE[0]) / _HALF_WIDTH_PX).abs() ** 4).clamp(0, 1)
     above = ((y - (upper[:, None] - _ABOVE_PX)) / _TOP_FADE_PX).clamp(0, 1)
-    bottom = closed + below_px
-    fade = 0.6 * torch.as_tensor(below_px, device=upper.device)
-    fade = fade[..., None] if fade.ndim else fade
-    below = ((bottom[:, None] - y) / fade).clamp(0, 1)
+    below = ((closed[:, None] + below_px - y) / (0.6 * below_px)).clamp(0, 1)
     return (above * below * across)[:, None]

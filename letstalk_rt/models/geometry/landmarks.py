@@ -58,3 +58,17 @@ def mouth_opening(points: np.ndarray) -> np.ndarray:
     width = np.linalg.norm(points[..., MOUTH_LEFT, :] - points[..., MOUTH_RIGHT, :], axis=-1)
     opening: np.ndarray = gap / np.maximum(width, 1e-6)
     return opening
+
+
+def eye_openings(points: np.ndarray) -> np.ndarray:
+    """Return the lid gaps of the right and the left eye over their widths, `(..., 2)`.
+
+    Args:
+        points: landmarks `(..., L, 2)`.
+    """
+    openings = []
+    for upper, lower, right, left in (RIGHT_LID, LEFT_LID):
+        gap = np.linalg.norm(points[..., upper, :] - points[..., lower, :], axis=-1)
+        width = np.linalg.norm(points[..., right, :] - points[..., left, :], axis=-1)
+        openings.append(gap / np.maximum(width, 1e-6))
+    return np.stack(openings, -1)

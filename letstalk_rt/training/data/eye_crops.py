@@ -21,7 +21,7 @@ from letstalk_rt.models.geometry.eye_crop import (
     align_eyes,
     lid_edges,
 )
-from letstalk_rt.models.geometry.landmarks import LEFT_LID, RIGHT_LID, SUBSET
+from letstalk_rt.models.geometry.landmarks import SUBSET, eye_openings
 from letstalk_rt.models.geometry.mouth_crop import resample
 from letstalk_rt.training.data.dataset import Clip
 
@@ -114,16 +114,6 @@ def eye_pairs(clips: Sequence[Clip]) -> EyePairs:
     lids = [torch.cat([getattr(pair.lids, name) for pair in found]) for name in _EDGES]
     opened, shut, closed, weights = joined
     return EyePairs(opened, shut, LidEdges(*lids), closed, weights)
-
-
-def eye_openings(points: np.ndarray) -> np.ndarray:
-    """Return the openings of both eyes over their widths, `(T, 2)`, of landmarks `(T, L, 2)`."""
-
-    def distance(a: int, b: int) -> np.ndarray:
-        return np.asarray(np.linalg.norm(points[:, a] - points[:, b], axis=-1))
-
-    eyes = ((up, down, a, b) for up, down, a, b in (RIGHT_LID, LEFT_LID))
-    return np.stack([distance(u, d) / np.maximum(distance(a, b), 1e-3) for u, d, a, b in eyes], 1)
 
 
 def _pairs_of(clip: Clip) -> Iterator[EyePairs]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.face.head_pose import angles, in_face_sizes
+from letstalk_rt.models.face.head_pose import head_angles, in_face_sizes
 from letstalk_rt.models.face.pose_reader import even, face_places, level_faces
 from letstalk_rt.models.geometry.landmarks import SUBSET
 from letstalk_rt.training.data.dataset import Clip, Stills, mirror_map
@@ -26,7 +26,6 @@ _FILMED_SHARE = 0.65  # of filmed clips in a batch
 
 _OF_FRAME = torch.tensor([0.02, 0.02, 0.02, 0.02])  # deviations of place, log size and roll
 _OF_CLIP = torch.tensor([0.02, 0.03, 0.03, 0.02])
-_DOWN = np.diag([1.0, -1.0, -1.0])
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,6 @@ class PoseCropSource:
         use_filmed = rng.random() < _FILMED_SHARE
         pool = (self._filmed if use_filmed else self._generated) or self._filmed or self._generated
         return pool[rng.integers(len(pool))]
-
-
-def head_angles(pose: np.ndarray) -> np.ndarray:
-    """Return yaw, pitch and roll `(T, 3)` of poses `(T, 4, 4)` with y up and z to the camera."""
-    return np.stack([angles(_DOWN @ matrix[:3, :3] @ _DOWN) for matrix in pose])
 
 
 def _faces_of(clip: Clip) -> _Faces:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from letstalk_rt.models.geometry.landmarks import SUBSET, mouth_opening
+from letstalk_rt.models.geometry.landmarks import SUBSET, eye_openings, mouth_opening
 from letstalk_rt.types import FPS
 
 Landmarks = Callable[[np.ndarray], np.ndarray | None]
@@ -17,7 +17,6 @@ Landmarks = Callable[[np.ndarray], np.ndarray | None]
 
 _RIGHT_CORNER, _LEFT_CORNER, _NOSE = 33, 263, 1
 _OUTER_UPPER, _OUTER_LOWER, _MOUTH_RIGHT, _MOUTH_LEFT = 0, 17, 61, 291
-_RIGHT_LIDS, _LEFT_LIDS = (159, 145, 33, 133), (386, 374, 263, 362)
 
 SHUT = 0.6
 """Share of the median opening below which an eye counts as closed."""
@@ -69,11 +68,7 @@ class FaceTrack:
     @property
     def eye_opening(self) -> np.ndarray:
         """The lid gap over eye width, mean of both eyes, `(T,)`."""
-        eyes = [
-            _distance(self.points, up, low) / np.maximum(_distance(self.points, a, b), 1e-6)
-            for up, low, a, b in (_RIGHT_LIDS, _LEFT_LIDS)
-        ]
-        both: np.ndarray = np.mean(eyes, axis=0)
+        both: np.ndarray = eye_openings(self.points[:, SUBSET]).mean(-1)
         return both
 
 

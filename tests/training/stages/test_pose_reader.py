@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from support.mouths import mesh
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.face.head_pose import average_head, rotation
+from letstalk_rt.models.face.head_pose import average_head, head_angles, rotation
 from letstalk_rt.training.data.dataset import Clip
-from letstalk_rt.training.data.pose_crops import PoseCropSource, head_angles
+from letstalk_rt.training.data.pose_crops import PoseCropSource
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.pose_reader import train_pose_reader, turn_correlations
 
