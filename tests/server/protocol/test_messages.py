@@ -69,6 +69,8 @@ def test_messages_of_a_client_are_understood(fields, message):
         '{"type": "overlay.update", "overlay": [1]}',
         '{"type": "overlay.update", "overlay": {"a": {}}}',
         '{"type": "overlay.update", "overlay": {"a": NaN}}',
+        '{"type": "overlay.update", "overlay": {"a": 1e999}}',
+        '{"type": "overlay.update", "overlay": {"a": -1e999}}',
         '{"type": "session.configure", "audio": {"format": "mp3"}}',
         '{"type": "session.configure", "audio": {"sample_rate": 192001}}',
         '{"type": "session.configure", "audio": {"format": "opus", "sample_rate": 16000}}',
