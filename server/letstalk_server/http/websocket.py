@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections import deque
+from collections.abc import Awaitable, MutableMapping
 from functools import partial
 from typing import Any
 
@@ -62,6 +64,7 @@ _CODES = {
 }
 """Close codes by error code; all others are `REFUSED`."""
 
+_NO_CODE = 1005
 _BROKEN = (1006, 1011)
 """Close codes of a WebSocket that was lost or did not answer pings."""
 
@@ -139,7 +142,8 @@ class WebSocketConnection:
             asyncio.get_running_loop().create_future()
         )
         self._closed = asyncio.Event()
-        self._disconnect_code = _BROKEN[0]
+        self._was_closed = False
+        self._sending_since_s: float | None = None
 
     async def serve(self) -> None:
         """Exchange messages until the client or the session ends."""
@@ -179,8 +183,13 @@ class WebSocketConnection:
         self._changed.set()
 
     def is_lost(self, now_s: float) -> bool:
-        """Return False: uvicorn's pings detect lost clients."""
-        return False
+        """Return whether the client has not taken a message for too long.
+
+        Of a client that is sent little, uvicorn's pings tell that it has gone. Of one that is sent
+        frames they do not: uvicorn then waits until its buffer is sent, which may never be.
+        """
+        since_s, limit_s = self._sending_since_s, self._session.settings.heartbeat_timeout_s
+        return since_s is not None and now_s - since_s > limit_s
 
     async def aclose(self, error: ServerError | None = None) -> None:
         """Close the WebSocket. Safe to call twice."""
@@ -193,13 +202,13 @@ class WebSocketConnection:
     @property
     def _is_broken(self) -> bool:
         """Whether the connection was lost instead of closed."""
-        return not self._closing.done() and self._disconnect_code in _BROKEN
+        return not self._closing.done() and not self._was_closed
 
     async def _receive(self) -> None:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
-                self._disconnect_code = message.get("code") or CloseCode.NORMAL
+                self._was_closed = not _is_loss(message)
                 return
             data = message.get("text")
             self._session.connections.receive(
@@ -212,15 +221,21 @@ class WebSocketConnection:
         """Send what is queued: messages first, then the newest frame, then audio."""
         while True:
             while self._texts:
-                await self._websocket.send_text(self._texts.popleft())
+                await self._timed(self._websocket.send_text(self._texts.popleft()))
             if self._frame is not None:
                 frame, self._frame = self._frame, None
-                await self._websocket.send_bytes(frame)
+                await self._timed(self._websocket.send_bytes(frame))
             elif self._audio_messages:
-                await self._websocket.send_bytes(self._audio_messages.popleft())
+                await self._timed(self._websocket.send_bytes(self._audio_messages.popleft()))
             else:
                 self._changed.clear()
                 await self._changed.wait()
+
+    async def _timed(self, sending: Awaitable[None]) -> None:
+        """Wait until a message is sent; `is_lost` looks at how long it takes."""
+        self._sending_since_s = time.monotonic()
+        await sending
+        self._sending_since_s = None
 
     async def _send_frames(self) -> None:
         """Pack each slot when it is due, if frames are configured."""
@@ -265,6 +280,16 @@ class WebSocketConnection:
                     await self._websocket.close(
                         _CODES.get(error.code, CloseCode.REFUSED), error.code
                     )
+
+
+def _is_loss(message: MutableMapping[str, Any]) -> bool:
+    """Return whether a WebSocket ended without being closed.
+
+    uvicorn reports a lost one as 1005, which is also the code of a close frame without a code; but
+    only what a close frame said has a reason, if only an empty one.
+    """
+    code = message.get("code", _NO_CODE)
+    return code in _BROKEN or (code == _NO_CODE and "reason" not in message)
 
 
 def _log_failures(tasks: list[asyncio.Task[None]]) -> None:

@@ -236,6 +236,71 @@ async def test_a_client_that_vanishes_is_noticed_and_its_session_goes(address):
     await client.ended()
 
 
+@pytest.fixture(scope="module")
+def patient_address():
+    """A server that waits for clients that vanished, and whose pings find none of them."""
+    settings = Settings(max_sessions=6, grace_s=60, heartbeat_timeout_s=1)
+    with live(settings, ws_ping_interval=None) as (_, found):
+        yield found
+
+
+async def connections_of(http, session):
+    """Wait until a session has no connections; return its status: 404 if it has ended."""
+    for _ in range(200):
+        answer = await http.get(f"/v1/sessions/{session}")
+        if answer.status_code == 404 or not answer.json()["connections"]:
+            return answer.status_code
+        await asyncio.sleep(0.1)
+    raise AssertionError("the connection is still there")
+
+
+async def test_a_client_that_vanishes_may_join_again(patient_address):
+    client = await join(patient_address)
+    name = (await client.hear("session.ready"))["session"]
+    client.socket.transport.abort()
+    async with httpx.AsyncClient(base_url=f"http://{patient_address}") as http:
+        assert await connections_of(http, name) == 200
+    again = await join(patient_address, f"session={name}")
+    assert (await again.hear("session.ready"))["resumed"]
+    await again.close()
+    await client.ended()
+
+
+async def test_a_client_that_stops_reading_frames_is_noticed_and_may_join_again(patient_address):
+    client = await join(patient_address, "frames=rgb")
+    name = (await client.hear("session.ready"))["session"]
+    client.socket.transport.pause_reading()
+    async with httpx.AsyncClient(base_url=f"http://{patient_address}") as http:
+        assert await connections_of(http, name) == 200
+    again = await join(patient_address, f"session={name}")
+    assert (await again.hear("session.ready"))["resumed"]
+    await again.close()
+    client.socket.transport.abort()
+    await client.ended()
+
+
+CLOSE_WITHOUT_CODE = b"\x88\x80" + bytes(4)
+
+
+@pytest.mark.parametrize("code", [1000, 1001, None])
+async def test_a_client_that_closes_ends_the_session_that_it_opened(patient_address, code):
+    client = await join(patient_address)
+    name = (await client.hear("session.ready"))["session"]
+    if code is None:
+        client.socket.transport.write(CLOSE_WITHOUT_CODE)
+    else:
+        await client.socket.close(code)
+    async with httpx.AsyncClient(base_url=f"http://{patient_address}") as http:
+        await connections_of(http, name)
+        for _ in range(100):
+            if (await http.get(f"/v1/sessions/{name}")).status_code == 404:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise AssertionError("the session is still there")
+    await client.ended()
+
+
 async def test_floods_and_giants_hurt_only_themselves(address):
     quiet, flood, giant = [await join(address) for _ in range(3)]
     for _ in range(1500):
