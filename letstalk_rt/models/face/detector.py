@@ -104,9 +104,10 @@ class FaceFinder:
         self.preset, self.crop_px = preset, crop_px
 
     def fingerprint(self) -> str:
-        """Return a hash of the detector's weights, on which the boxes depend."""
+        """Return a hash of the weights on which boxes depend: of the detector and the encoder."""
         digest = hashlib.sha256()
-        for tensor in self.detector.state_dict().values():
+        parts = (self.detector, self.autoencoder.encoder)
+        for tensor in (value for part in parts for value in part.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 

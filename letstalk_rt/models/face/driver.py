@@ -98,11 +98,6 @@ class Driver:
         self._filter.reset()
         self._last = None
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the neutral look is known."""
-        return self._neutral is not None
-
     def motion(self, face: TrackedFace, at_s: float, *, absolute: bool) -> np.ndarray | None:
         """Return the face motion, `(NUM_MOTION,)`; None until the neutral look is known.
 

@@ -35,6 +35,7 @@ from letstalk_rt.training.data.dataset import (
     decode_frames,
     lips_late,
     read_index,
+    source_of,
 )
 from letstalk_rt.training.distributed import main_process_first
 from letstalk_rt.types import SAMPLES_PER_FRAME
@@ -175,7 +176,7 @@ def _clip(root: Path, row: dict[str, object], reader: LipReader) -> _Found | Non
     crops = np.stack([cut_mouth(frames[i], transform, int(i)) for i in kept])
     enlarged = float(str(row.get("upscale") or 1.0))
     weight = (1.0 if row["kind"] == "real" else 0.4) * min(1.0, 1.0 / enlarged) ** 2
-    source = name.rsplit("-", 1)[0]
+    source = source_of(row)
     sound = _sound(root / "clips" / f"{name}.flac", count, lips_late(row), reader)[kept]
     return _Found(crops, placed[kept].numpy(), kept, str(row["kind"]), source, weight, sound)
 

@@ -73,7 +73,9 @@ def _bumps(points: Tensor, heat: Tensor) -> Tensor:
 
 
 def fit_depth(clips: Sequence[Clip]) -> Tensor:
-    """Return the depth of each landmark of an average face, `(L,)`; see `FaceReader.depth`.
+    """Return the depth of each landmark of an average face, `(L,)`, in face sizes.
+
+    So the depths in `weights/average_head.npy` were made.
 
     A head that turns by known angles moves its landmarks sideways by their depth. Each clip gives
     an estimate by least squares, which counts by how far its head turns.

@@ -308,8 +308,6 @@ def train_member(
     run = Run(
         folder, reader, config, rate_factors={"linear.": 0.2}, decay_factors={"linear.": 10.0}
     )
-    if run.step == 0:
-        run.generator.manual_seed(run.generator.initial_seed() + seed)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         x, true = (part.to(run.device) for part in source.draw(batch_size, run.generator))

@@ -355,7 +355,7 @@ def _accuracy(reader: PhoneReader, tracks: list[MelPhoneTrack], delay: int) -> f
     device, correct, count = next(reader.parameters()).device, 0, 0
     for track in tracks:
         logits = reader(track.mel.float()[None].to(device), track.alphabet)[0, delay:]
-        target = track.phones[:-delay].to(device)
+        target = track.phones[: len(track.phones) - delay].to(device)
         speech = target != SILENCE
         correct += int((logits.argmax(-1) == target)[speech].sum())
         count += int(speech.sum())

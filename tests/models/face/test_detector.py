@@ -193,6 +193,21 @@ class TestFaceFinder:
         assert Imagined([drawn_face() * 1.5 + [300, 200]]).find_faces(self.BLANK) == []
 
 
+def test_a_fingerprint_tells_other_weights_of_the_detector_or_the_encoder():
+    torch.manual_seed(0)
+    detectors = [FaceDetector(), FaceDetector()]
+    encoders = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+
+    def fingerprint(detector: int, encoder: int) -> str:
+        autoencoder = torch.nn.Module()
+        autoencoder.encoder = encoders[encoder]
+        finder = FaceFinder(detectors[detector], autoencoder, preset="none", crop_px=256)
+        return finder.fingerprint()
+
+    assert fingerprint(0, 0) == fingerprint(0, 0)
+    assert len({fingerprint(i, j) for i in range(2) for j in range(2)}) == 4
+
+
 def test_the_detector_returns_four_maps():
     torch.manual_seed(0)
     out = FaceDetector().eval()(torch.zeros(2, 3, DETECTOR_SIZE, DETECTOR_SIZE))

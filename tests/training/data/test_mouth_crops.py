@@ -74,6 +74,15 @@ class TestCrops:
         assert len(set(mouths.source.tolist())) == len(set(mouths.person.tolist())) == 2
         assert mouths.weight[0] == 1 and mouths.weight[1] == pytest.approx(1 / 1.3**2)
 
+    def test_clips_of_one_person_are_one_source(self, folder, tmp_path):
+        index = folder / "clips.jsonl"
+        rows = [json.loads(line) for line in index.read_text().splitlines()]
+        for row, person in zip(rows, ("anna", "anna", "dora"), strict=True):
+            row |= {"person": person, "tag": "ship"}
+        index.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        mouths = load_mouth_crops(folder, tmp_path / "cache", "train")
+        assert len(mouths) == 1 + 5 + 5 and len(set(mouths.source.tolist())) == 2
+
     def test_crops_match_their_landmarks(self, folder, tmp_path):
         mouths = load_mouth_crops(folder, tmp_path / "cache", "train")
         centre = mouths.points[:, [SUBSET.index(i) for i in (61, 291, 13, 14)]].mean(1)
