@@ -4,10 +4,10 @@ The order is autoencoder, and phones -> audio; then flow -> distill, which need 
 and l need only flow -> distill. decoder continues the training of the autoencoder's decoder, with a
 critic; the latents that flow was trained on stay as they are. lips trains the lip reader, and
 gestures those of head, brows and eyes, after flow; landmarks adds the condition by which the
-denoiser generates lower faces of films. finder, painter and pose may run at any time. faithful
-trains the published model and needs no other stage; ablate trains it with and without noise and
-patch drop of the memory and writes one table. export joins all stages into one weights file. sync
-is separate: it trains the network of the sync score for `letstalk eval`.
+denoiser generates lower faces of films. finder, tracker, painter, refiner, eyelids and pose may run
+at any time. faithful trains the published model and needs no other stage; ablate trains it with and
+without noise and patch drop of the memory and writes one table. export joins all stages into one
+weights file. sync is separate: it trains the network of the sync score for `letstalk eval`.
 """
 
 import argparse
@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         default=0,
-        help="flow, lips, gestures, landmarks: seed of the initial weights",
+        help="flow, lips, gestures, landmarks, faithful: seed of the initial weights",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="ablate: number of seeds, from --seed on"

@@ -218,7 +218,7 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
         shapes = replace(shapes, mouth_painter=None)
     if "gestures" not in header:  # without gestures, head and eyes move at random
         shapes = replace(shapes, gestures=None)
-    if "face_reader" not in header:  # without a face reader, no camera can drive the avatar
+    if "face_reader" not in header:  # without a face reader, the encoder reads cameras
         shapes = replace(shapes, face_reader=False)
     if "lip_refiner" not in header:  # without it, lips are where the autoencoder reads them
         shapes = replace(shapes, lip_refiner=False)

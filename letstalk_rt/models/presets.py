@@ -55,8 +55,9 @@ class Preset:
         gestures: shape of the gesture network; None leaves the head to random processes and the
             eyes to random blinks. Also None while other parts are trained, and for weights files
             without gestures.
-        face_reader: whether the model has a face reader, without which no camera can drive it.
-            False while other parts are trained, and for weights files without one.
+        face_reader: whether the model has a face reader, which reads cameras faster than the
+            encoder of its autoencoder. False while other parts are trained, and for weights files
+            without one.
         lip_refiner: whether the lips of portraits are read a second time, close up; likewise.
         eyelid_painter: whether closed eyes are painted, once per portrait; likewise.
         pose_reader: whether a camera's picture itself tells how the head is turned; likewise.
