@@ -76,7 +76,7 @@ class ThreadedSink:
         max_video_frames: queue length above which the image of a frame is dropped and only its
             audio is kept.
         max_audio_frames: longest queue; a sink that is further behind has failed.
-        sample_rate: sample rate of the frames' audio, Hz.
+        sample_rate: sample rate of the frames' audio, Hz; None for a sink that ignores audio.
 
     Attributes:
         skipped: number of images dropped because the sink was too slow.
@@ -90,7 +90,7 @@ class ThreadedSink:
         *,
         max_video_frames: int = 50,
         max_audio_frames: int = 1500,
-        sample_rate: int = SAMPLE_RATE,
+        sample_rate: int | None = SAMPLE_RATE,
     ) -> None:
         self.skipped = 0
         self._name = name
@@ -123,7 +123,8 @@ class ThreadedSink:
             ConfigError: the frame's audio has another sample rate.
             LetsTalkError: writing an earlier frame failed.
         """
-        check_sample_rate(frame, self._sample_rate)
+        if self._sample_rate is not None:
+            check_sample_rate(frame, self._sample_rate)
         self._raise_failure()
         waiting = self._items.qsize()
         rgb = frame.rgb if waiting < self._max_video_frames else None

@@ -22,7 +22,7 @@ INSTALL = {
 
 
 class VirtualCamera(ThreadedSink):
-    """A virtual camera that shows the frames of a session.
+    """A virtual camera that shows the frames of a session, whatever their sample rate.
 
     Args:
         device: a device such as `/dev/video2`; None for the first free one.
@@ -40,7 +40,7 @@ class VirtualCamera(ThreadedSink):
         size: tuple[int, int] | None = None,
         badge: bool = True,
     ) -> None:
-        super().__init__("virtual camera", max_video_frames=3)
+        super().__init__("virtual camera", max_video_frames=3, sample_rate=None)
         if size is not None and not all(64 <= side <= 4096 and side % 2 == 0 for side in size):
             raise ConfigError(
                 f"The camera size is {size[0]}x{size[1]}; expected even numbers from 64 to 4096."
@@ -55,7 +55,7 @@ class VirtualCamera(ThreadedSink):
 
     def repeat(self, frame: AVFrame) -> None:
         """Send the image again; some programs treat a camera without new frames as disconnected."""
-        self.show(AVFrame(frame.rgb, frame.pcm[:0], frame.index, frame.segment_id, frame.epoch))
+        self.show(frame)
 
     def _open(self, width: int, height: int) -> None:
         pyvirtualcam = load_pyvirtualcam()

@@ -227,6 +227,16 @@ class TestVirtualCamera:
         assert len(sent) == 2 and sent[0].shape == (96, 128, 3)
         assert sent[0].max() >= 200 and sent[0].min() < 120  # the badge
 
+    @pytest.mark.parametrize("rate", [16_000, 24_000, 48_000])
+    def test_frames_of_any_sample_rate_are_shown(self, module: ModuleType, rate: int) -> None:
+        camera = VirtualCamera()
+        camera.open(128, 96)
+        shown = replace(frame(), pcm=np.zeros(rate // 25, np.float32), sample_rate=rate)
+        camera.show(shown)
+        camera.repeat(shown)
+        camera.close()
+        assert len(FakeCamera.newest.sent) == 2
+
     def test_a_camera_of_another_shape_shows_the_frame_on_black(self, module: ModuleType) -> None:
         camera = VirtualCamera(size=(320, 180), badge=False)
         camera.open(128, 96)
