@@ -100,3 +100,8 @@ class ModelLost(EngineError):
     def __init__(self, message: str, fault: str = "died") -> None:
         super().__init__(message)
         self.fault = fault
+
+
+def is_callers_mistake(error: BaseException) -> bool:
+    """Return whether the caller can put an error right, so that it is no failure of the engine."""
+    return isinstance(error, LetsTalkError) and not isinstance(error, EngineError)

@@ -13,6 +13,7 @@ import torch
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.devices import choose_device
+from letstalk_rt.inference.protocol import check_seed
 from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
 from letstalk_rt.models.paper.checkpoints import check_companions, load_paper_model
@@ -104,6 +105,7 @@ class FaithfulRenderer:
             ConfigError: A setting is out of range.
             InputError: The audio is empty.
         """
+        check_seed(sampling.seed)
         if sampling.guidance < 0:
             raise ConfigError(f"guidance must not be negative, got {sampling.guidance}")
         count = -(-len(pcm) // SAMPLES_PER_FRAME)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from letstalk_rt.errors import EngineError, LetsTalkError, ModelLost
+from letstalk_rt.errors import ModelLost, is_callers_mistake
 from letstalk_rt.inference.camera_process import LOAD_CAMERAS, CameraProcess, IsolatedCamera
 from letstalk_rt.inference.child_process import ChildProcess
 from letstalk_rt.inference.model_messages import (
@@ -395,8 +395,8 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
 
     def _note_error(self, error: Exception, began_s: float) -> None:
         """Count an unexpected error of a call, and replace the process after several in a row."""
-        if isinstance(error, LetsTalkError) and not isinstance(error, EngineError):
-            return  # the caller's mistake
+        if is_callers_mistake(error):
+            return
         self.health.faults[Fault.RAISED] += 1
         self._raised += 1
         if self._raised >= MAX_RAISED:

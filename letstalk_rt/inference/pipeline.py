@@ -35,10 +35,11 @@ from letstalk_rt.inference.protocol import (
     Pipeline,
     StateOptions,
     Steering,
+    check_steps,
 )
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.sample_stage import SampleStage
-from letstalk_rt.inference.session_state import MAX_STEPS, BatchKey, SessionState, StateFactory
+from letstalk_rt.inference.session_state import BatchKey, SessionState, StateFactory
 from letstalk_rt.metrics import NoClock, StageTimer
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
@@ -84,8 +85,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         replayed: bool = False,
     ) -> None:
         steps = model.preset.steps if steps is None else steps
-        if not 1 <= steps <= MAX_STEPS:
-            raise ConfigError(f"steps must be from 1 to {MAX_STEPS}, got {steps}")
+        check_steps(steps)
         guidance = model.preset.guidance if guidance is None else guidance
         if not 0 <= guidance <= MAX_GUIDANCE:
             raise ConfigError(f"guidance must be from 0 to {MAX_GUIDANCE}, got {guidance}")

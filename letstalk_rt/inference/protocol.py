@@ -13,6 +13,10 @@ from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.types import MotionOptions, Portrait
 
 DEFAULT_MOTION = MotionOptions()
+
+MAX_STEPS = 50
+MAX_SEED = 2**63 - 1
+
 Windows = Sequence[np.ndarray] | np.ndarray
 """One window or partial window of each session of a batch: B arrays `(n, H, W, 3)` uint8 whose
 sizes may differ, or one array `(B, n, H, W, 3)`."""
@@ -37,15 +41,16 @@ class StateOptions:
     """Options of a session that its model applies.
 
     Attributes:
-        seed: seed of all randomness; the same seed and audio give the same video.
-        steps: sampling steps per window, at least 1; None for the model's default.
+        seed: seed of all randomness, from 0 to `MAX_SEED`; the same seed and audio give the same
+            video.
+        steps: sampling steps per window, from 1 to `MAX_STEPS`; None for the model's default.
         lookahead_frames: frames of following audio that each frame waits for, from 0 to the model's
             own look-ahead, which is the default. A lower value reduces latency and lip-sync
             accuracy, because the missing audio is guessed.
         motion: how the face moves.
 
     Raises:
-        ConfigError: `steps` is below 1.
+        ConfigError: `seed` or `steps` is out of range.
     """
 
     seed: int = 0
@@ -54,8 +59,29 @@ class StateOptions:
     motion: MotionOptions = DEFAULT_MOTION
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps}")
+        check_seed(self.seed)
+        if self.steps is not None:
+            check_steps(self.steps)
+
+
+def check_seed(seed: int) -> None:
+    """Check a seed, so that no random number generator fails later.
+
+    Raises:
+        ConfigError: it is not an integer from 0 to `MAX_SEED`.
+    """
+    if not (isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED):
+        raise ConfigError(f"seed must be an integer from 0 to {MAX_SEED}, got {seed!r}")
+
+
+def check_steps(steps: int) -> None:
+    """Check a number of sampling steps.
+
+    Raises:
+        ConfigError: it is not an integer from 1 to `MAX_STEPS`.
+    """
+    if not (isinstance(steps, int | np.integer) and 1 <= steps <= MAX_STEPS):
+        raise ConfigError(f"steps must be an integer from 1 to {MAX_STEPS}, got {steps!r}")
 
 
 DEFAULT_OPTIONS = StateOptions()

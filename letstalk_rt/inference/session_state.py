@@ -28,7 +28,6 @@ from letstalk_rt.portrait.eyelid_compositor import EyelidCompositor
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 
-MAX_STEPS = 50
 SETTLE_SAMPLES = 52 * SAMPLES_PER_FRAME
 """Silence that fills the audio encoder's receptive field: two seconds, in whole windows."""
 
@@ -195,14 +194,13 @@ class StateFactory:
 
         Raises:
             PortraitError: `portrait` is not prepared for this model.
-            ConfigError: `steps` or `lookahead_frames` is out of range.
+            ConfigError: `lookahead_frames` is out of range.
         """
         model, device = self._model, self._device
         features, compositor = self._describe(portrait), self._compositor(portrait)
         shape = model.autoencoder.latent_shape
         at_rest = torch.zeros(1, *shape, device=device)
         portrait_state = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
-        lookahead = model.audio.lookahead_frames
         return SessionState(
             audio=copy.deepcopy(self._silence),
             silence=self._silence,
@@ -218,10 +216,8 @@ class StateFactory:
             eyelids=self._eyelid_compositor(compositor, features),
             noise=NoiseState(options.seed, torch.zeros(1, *shape)),
             motion_control=MotionController(options.motion, model, features, options.seed),
-            times=timesteps(_check_range("steps", options.steps, self._steps, 1, MAX_STEPS)),
-            lookahead_frames=_check_range(
-                "lookahead_frames", options.lookahead_frames, lookahead, 0, lookahead
-            ),
+            times=timesteps(self._steps if options.steps is None else options.steps),
+            lookahead_frames=_lookahead(options, model.audio.lookahead_frames),
             player=self._player(portrait, options.motion.expressiveness, options.seed),
         )
 
@@ -299,9 +295,9 @@ class StateFactory:
         return state
 
 
-def _check_range(name: str, value: int | None, default: int, least: int, most: int) -> int:
-    """Return `value`, or `default` if it is None; check its range."""
-    value = default if value is None else value
-    if not least <= value <= most:
-        raise ConfigError(f"{name} must be from {least} to {most}, got {value}")
+def _lookahead(options: StateOptions, most: int) -> int:
+    """Return the look-ahead in frames: the one of the options, or the model's own."""
+    value = most if options.lookahead_frames is None else options.lookahead_frames
+    if not 0 <= value <= most:
+        raise ConfigError(f"lookahead_frames must be from 0 to {most}, got {value}")
     return value

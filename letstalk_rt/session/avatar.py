@@ -21,7 +21,7 @@ import numpy as np
 from letstalk_rt.audio.resample import check_pcm
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
 from letstalk_rt.audio.speech_resampler import SpeechResampler
-from letstalk_rt.errors import AudioFormatError, EngineError
+from letstalk_rt.errors import AudioFormatError, EngineError, is_callers_mistake
 from letstalk_rt.inference.admission import MeasuredLoad, StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import (
@@ -181,17 +181,18 @@ class Avatar:
             audio: path of an audio file; or samples as for `AvatarSession.push_audio`, as one array
                 or an iterable of arrays.
             sample_rate: sample rate of the arrays in Hz, from 8000 to 192000; ignored for a file.
-            seed: seed of all randomness in the video.
-            steps: sampling steps per window; None for the model's default.
+            seed: seed of all randomness in the video, not negative.
+            steps: sampling steps per window, from 1 to 50; None for the model's default.
             motion: how the face moves.
 
         Returns:
             An iterator of frames, numbered from 0. It raises `AudioFormatError` if the audio is
-            empty or not supported, and `EngineError` if a step failed.
+            empty or not supported, `PortraitError` if the portrait is not prepared for this model,
+            and `EngineError` if a step failed.
 
         Raises:
             AudioFormatError: the file or the sample rate is not supported.
-            ConfigError: `steps` is below 1.
+            ConfigError: `seed` or `steps` is out of range.
         """
         options = StateOptions(seed, steps, motion=motion)
         if isinstance(audio, str | os.PathLike):
@@ -335,4 +336,6 @@ def _result(future: "Future[T]") -> T:
     try:
         return future.result()
     except Exception as error:
+        if is_callers_mistake(error):
+            raise
         raise EngineError("a step failed") from error

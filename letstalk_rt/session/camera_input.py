@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from letstalk_rt.errors import ConfigError, EngineError, LetsTalkError
+from letstalk_rt.errors import ConfigError, is_callers_mistake
 from letstalk_rt.inference.protocol import CameraReader, CameraReading, CameraStatus
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.models.face.face_motion import NUM_MOTION, SHUT, DriveWindow
@@ -225,7 +225,7 @@ class CameraInput:
 
     def _note_failure(self, error: BaseException) -> None:
         logger.warning("a frame of a camera was not read", extra={"error": type(error).__name__})
-        known = isinstance(error, LetsTalkError) and not isinstance(error, EngineError)
+        known = is_callers_mistake(error)
         self._rest_until_s = np.inf if known else self._now_s() + RETRY_S
         message = str(error) if known else "The camera cannot be read now."
         self._hub.warn("camera-failed", message, self._now_s())

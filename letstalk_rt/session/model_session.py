@@ -13,7 +13,7 @@ from typing import Generic, TypeVar, cast
 
 import numpy as np
 
-from letstalk_rt.errors import EngineError, LetsTalkError, ModelLost
+from letstalk_rt.errors import ModelLost, is_callers_mistake
 from letstalk_rt.inference.protocol import (
     DeliverFrames,
     DrivablePipeline,
@@ -209,8 +209,8 @@ class ModelSession(Generic[State]):
         Raises:
             Exception: the error itself, if the session cannot go on after it.
         """
-        if isinstance(error, LetsTalkError) and not isinstance(error, EngineError):
-            raise error  # the caller's mistake
+        if is_callers_mistake(error):
+            raise error
         self._held = None
         counts = not isinstance(error, StateLost)
         if failures + counts >= MAX_FAILURES:

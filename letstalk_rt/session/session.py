@@ -13,7 +13,7 @@ import numpy as np
 
 from letstalk_rt.audio.speech_resampler import check_output_rate
 from letstalk_rt.audio.voice_activity import VoiceActivity, check_voice_activity, hold_frames
-from letstalk_rt.errors import ConfigError, EngineError, SessionClosed
+from letstalk_rt.errors import ConfigError, EngineError, SessionClosed, is_callers_mistake
 from letstalk_rt.inference.protocol import DEFAULT_MOTION, CameraStatus, StateOptions
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.worker import ModelWorker
@@ -51,6 +51,7 @@ from letstalk_rt.types import (
 logger = logging.getLogger(__name__)
 
 _NO_CAMERA_OPTIONS = CameraOptions()
+_FAILED = "a step failed and ended the session; open another"
 _STARVED_S = 0.24  # a reader that waited longer for a frame has run out of frames
 
 
@@ -71,9 +72,10 @@ class AvatarSession:
         idle: whether to generate idle frames, for live use. If no speech has arrived when a frame
             is due, the model is given silence, so that the avatar keeps moving; frames never come
             faster than real time. If False, frames are generated only for pushed speech.
-        seed: seed of all randomness in the video.
+        seed: seed of all randomness in the video, not negative.
         max_hops: how many hops of speech may wait.
-        steps: sampling steps per window, more for better quality; None for the model's default.
+        steps: sampling steps per window, from 1 to 50, more for better quality; None for the
+            model's default.
         lookahead_ms: how much following audio each frame waits for, from 0 to the model's own (80
             for `tiny`), which is also the default. A lower value reduces latency and lip-sync
             accuracy.
@@ -193,6 +195,8 @@ class AvatarSession:
         Raises:
             EngineError: a step failed, and all frames made before it were read; the cause is
                 chained.
+            PortraitError: the portrait is not prepared for this model.
+            DependencyError: an option needs a package that is not installed.
             SessionClosed: the session is not open.
             StopAsyncIteration: the session was closed.
         """
@@ -382,7 +386,7 @@ class AvatarSession:
         try:
             await self._scheduler.run(self._portrait, self._options)
         except Exception as error:  # raised when the session is read
-            logger.error("a step failed", extra={"error": type(error).__name__})
+            logger.error("a session failed", extra={"error": type(error).__name__})
             self._failure = error
         finally:
             self._end()
@@ -427,9 +431,9 @@ class AvatarSession:
 
     def _check_open_for_reading(self) -> None:
         if self._failure is not None:
-            raise EngineError("a step failed and ended the session; open another") from (
-                self._failure
-            )
+            if is_callers_mistake(self._failure):
+                raise self._failure
+            raise EngineError(_FAILED) from self._failure
         if self._closed:
             raise StopAsyncIteration
         self._check_open()
@@ -487,7 +491,8 @@ class AvatarSession:
     def _closed_error(self) -> SessionClosed:
         if self._failure is None:
             return SessionClosed("the session was closed; open another")
-        error = SessionClosed("a step failed and ended the session; open another")
+        mistake = is_callers_mistake(self._failure)
+        error = SessionClosed(f"the session ended: {self._failure}" if mistake else _FAILED)
         error.__cause__ = self._failure
         return error
 

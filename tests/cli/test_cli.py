@@ -67,6 +67,7 @@ def test_warnings_of_the_portrait_are_printed(run: Run, tmp_path: Path, speech: 
         ({"output": "out.gif"}, "ends in '.gif'"),
         ({"--size": "5000"}, "256 to 1080"),
         ({"--fps": "30"}, "--fps is 30"),
+        ({"--seed": "-1"}, "seed must be an integer from 0"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

@@ -88,6 +88,13 @@ def test_windows_are_delivered_in_the_declared_partial_sizes(make):
     hash(pipeline.batch_key(state))
 
 
-def test_sampler_steps_are_checked_where_they_are_asked_for():
-    with pytest.raises(ConfigError, match="at least 1, got 0"):
-        StateOptions(steps=0)
+@pytest.mark.parametrize("steps", [0, 51, 1.5])
+def test_sampler_steps_are_checked_where_they_are_asked_for(steps):
+    with pytest.raises(ConfigError, match=f"steps must be .* from 1 to 50, got {steps}"):
+        StateOptions(steps=steps)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5])
+def test_seeds_are_checked_where_they_are_asked_for(seed):
+    with pytest.raises(ConfigError, match=f"seed must be .*, got {seed}"):
+        StateOptions(seed)

@@ -27,7 +27,13 @@ from support.sessions import (
 from support.virtual_time import run_real
 
 from letstalk_rt.audio.resample import Resampler
-from letstalk_rt.errors import AudioFormatError, EngineError, WeightsError
+from letstalk_rt.errors import (
+    AudioFormatError,
+    ConfigError,
+    EngineError,
+    PortraitError,
+    WeightsError,
+)
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import AVFrame
@@ -123,6 +129,24 @@ def test_a_failed_step_ends_a_rendering(fail_at, frames_before):
                 frames.append(frame)
         assert len(frames) == frames_before
         assert "on fire" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("options", [{"seed": -1}, {"steps": 0}, {"steps": 51}])
+def test_options_out_of_range_are_refused_before_the_first_frame(avatar, options):
+    with pytest.raises(ConfigError, match="must be an integer from"):
+        avatar.render(speech(HOP), **options)
+
+
+def test_a_portrait_that_is_not_prepared_is_no_failed_step():
+    class Refusing(FakePipeline):
+        def init_state(self, portrait, options):
+            raise PortraitError("make it with prepare_portrait")
+
+    with (
+        Avatar.from_pipeline(Refusing(), portrait()) as avatar,
+        pytest.raises(PortraitError, match="prepare_portrait"),
+    ):
+        next(avatar.render(speech(HOP)))
 
 
 def test_the_next_window_is_made_while_the_caller_uses_the_last():

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import weakref
 
 import numpy as np
@@ -22,6 +23,7 @@ from support.virtual_time import run
 from letstalk_rt.errors import (
     AudioFormatError,
     ConfigError,
+    DependencyError,
     EngineError,
     PortraitError,
     SessionClosed,
@@ -64,6 +66,9 @@ def test_less_look_ahead_shows_speech_sooner(lookahead_ms):
         {"lookahead_ms": 120},
         {"lookahead_ms": -40},
         {"steps": 0},
+        {"steps": 51},
+        {"seed": -1},
+        {"seed": 2**63},
         {"voice_activity": "loud"},
         {"playback": "later"},
     ],
@@ -71,6 +76,33 @@ def test_less_look_ahead_shows_speech_sooner(lookahead_ms):
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match="must be"):
         session_of(**options)
+
+
+@pytest.mark.parametrize("error", [PortraitError("not prepared"), ConfigError("too many")])
+def test_a_mistake_that_the_model_finds_is_raised_as_it_is(error):
+    class Refusing(FakePipeline):
+        def init_state(self, portrait, options):
+            raise error
+
+    async def body():
+        async with session_of(Refusing()) as session:
+            with pytest.raises(type(error), match=str(error)):
+                await anext(session)
+            with pytest.raises(SessionClosed, match=str(error)):
+                await session.push_audio(speech_of(1), RATE)
+            assert session.metrics.recoveries == 0
+
+    run(body())
+
+
+def test_a_package_that_an_option_needs_is_named(monkeypatch):
+    async def body():
+        async with session_of(voice_activity="silero") as session:
+            with pytest.raises(DependencyError, match=r"letstalk-rt\[vad\]"):
+                await anext(session)
+
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    run(body())
 
 
 # Voice and noise

@@ -19,7 +19,7 @@ from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.ai_service import AIService
 from pipecat.services.settings import ServiceSettings
 
-from letstalk_rt import AudioFormatError, Avatar, ConfigError, EngineError, SessionClosed
+from letstalk_rt import AudioFormatError, Avatar, ConfigError, LetsTalkError, SessionClosed
 from letstalk_rt.session.options import SessionOptions
 from pipecat_letstalk.player import AvatarPlayer
 from pipecat_letstalk.transports import check_transports, output_rate
@@ -196,7 +196,7 @@ class LetsTalkVideoService(AIService):
     async def _play(self, player: AvatarPlayer) -> None:
         try:
             await player.run()
-        except EngineError as error:
+        except LetsTalkError as error:
             await self._fail(f"the model failed: {error}", error)
 
     async def _send(self, frame: Frame) -> None:
