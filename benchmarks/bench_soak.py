@@ -266,7 +266,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a busy machine: neither slow clients nor a slow model are taken for lost",
     )
     add("--note", default="", help="a remark for the result, such as what else ran")
-    add("-o", "--output", type=Path, metavar="FOLDER", help="write soak-PART.json for each part")
+    add("-o", "--output", type=_folder, metavar="FOLDER", help="write soak-PART.json for each part")
     add("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args(argv)
 
@@ -279,6 +279,16 @@ def _names(known: Sequence[str]) -> Any:
         return names
 
     return read
+
+
+def _folder(text: str) -> Path:
+    """Make the folder before hours are measured that could not be written there."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"expected a folder that can be made: {error}") from None
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:

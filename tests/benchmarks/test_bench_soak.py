@@ -140,3 +140,12 @@ def test_parts_that_do_not_exist_are_refused(capsys):
     with pytest.raises(SystemExit):
         bench_soak.parse(["--parts", "mock,everything"])
     assert "expected some of: mock, embedded, churn" in capsys.readouterr().err
+
+
+def test_the_folder_of_the_results_is_there_before_anything_is_measured(tmp_path, capsys):
+    options = bench_soak.parse(["--output", str(tmp_path / "new" / "folder")])
+    assert options.output.is_dir()
+    (tmp_path / "file.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        bench_soak.parse(["--output", str(tmp_path / "file.json")])
+    assert "expected a folder" in capsys.readouterr().err
