@@ -4,7 +4,8 @@ Landmarks in an image have no depth, but an average face has, and heads differ l
 pose of a head relative to another view of the same head follows from both views: the first one with
 the depth of an average face is a solid, which is turned until its image is the second one.
 
-The average head is fitted to the clips that the model was trained on (`fit_depth`).
+The average head and two regressions are fitted to the clips that the model was trained on, by
+`letstalk_rt.training.stages.head_fits`.
 
 Source: pose from a scaled orthographic projection: Tomasi and Kanade 1992, doi:10.1007/BF00129684.
 """
@@ -134,11 +135,11 @@ def opened_between(rest: np.ndarray, points: np.ndarray) -> float:
     Returns:
         The change of the opening over that of open eyes: -1 for eyes that have closed.
     """
-    moved = _level(in_face_sizes(points)) - _level(in_face_sizes(rest))
+    moved = with_level_eyes(in_face_sizes(points)) - with_level_eyes(in_face_sizes(rest))
     return float((_eye_openings() * moved).sum())
 
 
-def _level(points: np.ndarray) -> np.ndarray:
+def with_level_eyes(points: np.ndarray) -> np.ndarray:
     """Return landmarks `(L, 2)` turned so that the eyes are level."""
     x, y = points[_EYE_CORNERS[1]] - points[_EYE_CORNERS[0]]
     cos, sin = np.array([x, y]) / max(1e-6, float(np.hypot(x, y)))

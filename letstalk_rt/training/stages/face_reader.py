@@ -1,4 +1,4 @@
-"""Trains the face reader of the face tracker, and fits the depth of an average face."""
+"""Trains the face reader of the face tracker."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.errors import InputError
 from letstalk_rt.models.face.face_reader import FaceReader
-from letstalk_rt.models.face.head_motion import face_size, rigid_landmarks
 from letstalk_rt.models.geometry.landmarks import (
     EYES,
     IRISES,
@@ -22,7 +20,6 @@ from letstalk_rt.training.data.dataset import Clip, Stills
 from letstalk_rt.training.loop import LoopConfig, Run
 
 _POINTS, _HEAT, _EXPRESSIONS = 20.0, 0.1, 2.0  # weights of the losses
-_RIDGE = 1e-4  # per frame
 _TARGET_WIDTH = 0.65  # of the heat maps, cells
 
 
@@ -70,68 +67,6 @@ def _bumps(points: Tensor, heat: Tensor) -> Tensor:
     near = torch.exp(-((axis - points[..., None]) ** 2) / (2 * (2 * _TARGET_WIDTH / side) ** 2))
     bump = (near[:, :, 1, :, None] * near[:, :, 0, None, :]).flatten(2)
     return bump / bump.sum(-1, keepdim=True).clamp(min=1e-6)
-
-
-def fit_depth(clips: Sequence[Clip]) -> Tensor:
-    """Return the depth of each landmark of an average face, `(L,)`, in face sizes.
-
-    So the depths in `weights/average_head.npy` were made.
-
-    A head that turns by known angles moves its landmarks sideways by their depth. Each clip gives
-    an estimate by least squares, which counts by how far its head turns.
-    """
-    depths, weights = [], []
-    for clip in clips:
-        if clip.pose is None:
-            continue
-        shape, turning = _shape_of(clip.points[::2] * [1, -1], clip.pose[::2])
-        size = float(face_size(torch.from_numpy(shape[:, :2] * [1, -1]).float()))
-        depths.append(shape[:, 2] / size)
-        weights.append(turning)
-    if not depths:
-        raise InputError("no clip has head poses, which the face tracker needs: see docs/training")
-    return torch.from_numpy(np.average(depths, 0, weights)).float()
-
-
-def _shape_of(points: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the shape `(L, 3)` of a head, y up, z to the camera, and how far it turns.
-
-    Args:
-        points: landmarks `(T, L, 2)`, y up.
-        pose: `(T, 4, 4)`, from the head to the camera.
-    """
-    scale = 1 / np.maximum(-pose[:, 2, 3], 1e-3)
-    scale = scale / np.median(scale)
-    still = rigid_landmarks(torch.from_numpy(points.mean(0) * [1, -1])).numpy()
-    seen = points - points[:, still].mean(1, keepdims=True)  # (T, L, 2)
-    rows = (scale[:, None, None] * pose[:, :2, :3]).reshape(-1, 3)  # (2T, 3)
-    ridge = 1e-3 * len(rows) * np.diag([0.0, 0.0, 1.0])
-    flat = seen.transpose(0, 2, 1).reshape(len(rows), -1)
-    shape = np.linalg.solve(rows.T @ rows + ridge, rows.T @ flat).T
-    turning = float(pose[:, 0, 2].var() + pose[:, 1, 2].var())
-    return shape - shape[still].mean(0), turning
-
-
-def fit_reading(
-    tracks: Sequence[np.ndarray], targets: Sequence[np.ndarray], weights: Sequence[np.ndarray]
-) -> np.ndarray:
-    """Return the regression from landmarks to what they tell, `(D, L, 2)`.
-
-    So `weights/head_turns.npy` was made, from `in_face_sizes` of landmarks that the tracker reads
-    to measured head poses, and `weights/eye_openings.npy`, with the eyes level. Both are relative
-    to the rest of each clip, because faces differ at rest.
-
-    Args:
-        tracks: landmarks of each clip, `(T, L, 2)`.
-        targets: what was measured in its frames, `(T, D)`.
-        weights: of its frames, `(T,)`; closed eyes are rare and count for more.
-    """
-    seen = np.concatenate([(t - np.median(t, 0)).reshape(len(t), -1) for t in tracks])
-    wanted = np.concatenate([target - np.median(target, 0) for target in targets])
-    weighted = seen * np.concatenate(weights)[:, None]
-    ridge = _RIDGE * len(seen) * np.eye(seen.shape[1])
-    solved = np.linalg.solve(weighted.T @ seen + ridge, weighted.T @ wanted)
-    return np.asarray(solved.T.reshape(wanted.shape[1], *tracks[0].shape[1:]))
 
 
 def train_face_reader(
