@@ -14,6 +14,7 @@ from av.video.reformatter import Colorspace
 
 from letstalk_rt.errors import DependencyError
 from letstalk_rt.portrait.watermark import with_badge
+from letstalk_rt.sinks.letterbox import fit
 from letstalk_rt.types import FPS
 
 VIDEO_CODEC: Final = "libx264"
@@ -75,7 +76,7 @@ class AVEncoder:
         self._settings = settings
         self._container = container
         self._samples = 0
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, int] | None = None  # width and height of the frames that come
         try:
             self._add_streams()
         except UnknownCodecError as error:
@@ -86,7 +87,8 @@ class AVEncoder:
 
     def start(self, width: int, height: int) -> None:
         """Set the frame size; otherwise the first frame sets it."""
-        self._size = self._video.width, self._video.height = width // 2 * 2, height // 2 * 2
+        self._size = width, height
+        self._video.width, self._video.height = width // 2 * 2, height // 2 * 2
         self._video.pix_fmt = "yuv420p"
         context = self._video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
@@ -96,8 +98,9 @@ class AVEncoder:
         """Write one frame and any amount of audio.
 
         Args:
-            rgb: `(H, W, 3)` uint8; odd sizes lose their last row or column. None keeps the previous
-                image for the duration of this frame.
+            rgb: `(H, W, 3)` uint8; odd sizes lose their last row or column. An image of another
+                size than the first, as after a change of the portrait, is scaled to fit, on black.
+                None keeps the previous image for the duration of this frame.
             pcm: float in [-1, 1], `(n,)` or `(n, channels)`.
         """
         if rgb is not None:
@@ -150,10 +153,11 @@ class AVEncoder:
         if self._size is None:
             self.start(rgb.shape[1], rgb.shape[0])
         assert self._size is not None
-        width, height = self._size
+        rgb = fit(rgb, self._size)
         if self._settings.badge:
             rgb = with_badge(rgb)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), "rgb24")
+        even = rgb[: self._video.height, : self._video.width]
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.time_base = self.frames, Fraction(1, self._settings.fps)
         self._mux(self._video, frame)

@@ -4,11 +4,11 @@ import sys
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from letstalk_rt.errors import ConfigError, DependencyError
 from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.sinks.base import ThreadedSink
+from letstalk_rt.sinks.letterbox import fit
 from letstalk_rt.types import FPS, AVFrame
 
 INSTALL = {
@@ -100,21 +100,6 @@ def load_pyvirtualcam() -> Any:
 
 def _setup_instruction() -> str:
     return INSTALL.get(sys.platform, INSTALL["linux"])
-
-
-def fit(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale an image to fit into `size` (width, height) on black, keeping its aspect ratio."""
-    height, width = rgb.shape[:2]
-    if (width, height) == size:
-        return np.ascontiguousarray(rgb)
-    scale = min(size[0] / width, size[1] / height)
-    inner = min(size[0], round(width * scale)), min(size[1], round(height * scale))
-    image = Image.fromarray(np.ascontiguousarray(rgb))
-    if inner != (width, height):
-        image = image.resize(inner, Image.Resampling.BILINEAR)
-    padded = Image.new("RGB", size)
-    padded.paste(image, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
-    return np.array(padded)
 
 
 def _last_line(error: Exception) -> str:

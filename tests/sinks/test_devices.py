@@ -20,7 +20,7 @@ from letstalk_rt.sinks.audio_buffer import AudioBuffer
 from letstalk_rt.sinks.base import ThreadedSink
 from letstalk_rt.sinks.play import play
 from letstalk_rt.sinks.speaker import Speaker
-from letstalk_rt.sinks.virtual_camera import VirtualCamera, fit
+from letstalk_rt.sinks.virtual_camera import VirtualCamera
 from letstalk_rt.sinks.window import PreviewWindow
 from letstalk_rt.types import AVFrame
 
@@ -265,10 +265,6 @@ class TestVirtualCamera:
     def test_sizes_out_of_range_are_refused(self, size: tuple[int, int]) -> None:
         with pytest.raises(ConfigError, match="64 to 4096"):
             VirtualCamera(size=size)
-
-    def test_fit_keeps_the_aspect_ratio(self) -> None:
-        shown = fit(np.full((100, 50, 3), 255, np.uint8), (200, 200))
-        assert (shown[100] > 128).all(-1).sum() == 100
 
 
 class TestThreadedSink:

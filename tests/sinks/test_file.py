@@ -100,6 +100,27 @@ def test_odd_sizes_become_even(tmp_path: Path) -> None:
     assert read_video(tmp_path / "odd.mp4")[0][1].shape == (96, 128, 3)
 
 
+@pytest.mark.parametrize("size", [(200, 300), (48, 72), (250, 100)], ids=str)
+def test_a_picture_of_another_size_is_shown_as_a_whole(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """As after a change of the portrait. The right half of the new picture is bright."""
+    height, width = size
+    other = np.full((height, width, 3), 60, np.uint8)
+    other[:, width // 2 :] = 220
+    pictures = [*scene(2), *[other] * 8]
+    write_video(tmp_path / "a.mp4", pictures, np.zeros(6400, "f4"), 16_000, badge=False)
+    shown = read_video(tmp_path / "a.mp4")[-1][1].astype(int)
+    assert shown.shape == (96, 128, 3)
+    scale = min(128 / width, 96 / height)
+    left, top = (128 - scale * width) / 2, (96 - scale * height) / 2
+    assert np.abs(shown[48, int(left) + 4 : 60] - 60).max() < 12, "the left half"
+    assert np.abs(shown[48, 68 : int(128 - left) - 4] - 220).max() < 12, "the right half"
+    outside = np.ones((96, 128), bool)
+    outside[max(0, int(top) - 4) : int(96 - top) + 5, max(0, int(left) - 4) : int(132 - left)] = 0
+    assert shown[outside].max(initial=0) < 30
+
+
 def test_an_error_leaves_no_new_file_and_keeps_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     path.write_bytes(b"older")
