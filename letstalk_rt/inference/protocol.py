@@ -234,7 +234,7 @@ class Pipeline(Protocol[State]):
         ...
 
     def change_portrait(self, state: State, portrait: Portrait) -> None:
-        """Change the portrait from the next window on.
+        """Change the portrait from the next window on, whose first image is a new one.
 
         Raises:
             PortraitError: `portrait` is not prepared for this model; nothing has changed.

@@ -52,7 +52,7 @@ class QualityState:
 
     Attributes:
         quality: what is computed.
-        made: frames made since that was set.
+        made: frames made since that was set, or the portrait.
         last_image: the last image, `(H, W, 3)` uint8, kept while images are repeated.
     """
 
@@ -237,6 +237,7 @@ class StateFactory:
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.motion_control.set_portrait(features)
         state.features = features
+        state.quality = QualityState(state.quality.quality)  # no image of the old size is repeated
 
     def _player(self, portrait: Portrait, expressiveness: float, seed: int) -> FootagePlayer | None:
         if portrait.footage is None:

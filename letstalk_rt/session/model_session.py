@@ -69,7 +69,7 @@ class ModelSession(Generic[State]):
         self._metrics, self._on_failure, self._recovery_s = metrics, on_failure, recovery_s
         self._held: tuple[State] | None = None  # the state; None before the first, and after a loss
         self._quality = FULL_QUALITY
-        self._made = 0  # frames since that was set
+        self._made = 0  # frames since that was set, or the portrait
 
     async def open(self) -> None:
         """Create the state.
@@ -152,6 +152,7 @@ class ModelSession(Generic[State]):
 
         async def call(state: State) -> None:
             await self._submit(self._pipeline.change_portrait, state, portrait)
+            self._made = 0  # the first image is a new one, as after a change of quality
 
         await self._run(call)
         self._portrait = portrait

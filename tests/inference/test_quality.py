@@ -84,6 +84,21 @@ def test_full_quality_can_be_set_again(pipeline):
     np.testing.assert_array_equal(np.concatenate(frames)[4:], full[4:])
 
 
+@pytest.mark.parametrize("steps", range(1, 6))
+def test_a_portrait_of_another_size_begins_with_an_image_of_its_own(pipeline, steps):
+    """Whatever the place in the pattern of repeated images, one window in five begins with one."""
+    state = pipeline.init_state(make_portrait(size=320))
+    pipeline.set_quality(state, pipeline.quality_levels[-1])
+    for hop in HOPS[:steps]:
+        pipeline.step(hop, [state])
+    pipeline.change_portrait(state, make_portrait(1, size=64))
+    parts = []
+    (window,) = pipeline.step(HOPS[5], [state], lambda windows: parts.extend(windows))
+    assert window.shape == (4, 64, 80, 3)
+    assert [part.shape[1:] for part in parts] == [(64, 80, 3)] * len(parts)
+    assert not any(np.array_equal(window[n], window[n - 1]) for n in range(1, 4))
+
+
 def test_qualities_that_cannot_be_are_refused(pipeline):
     state = pipeline.init_state(make_portrait(size=64))
     for quality in (Quality(fps=0), Quality(fps=30), Quality(decode_every=0)):

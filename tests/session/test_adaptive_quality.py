@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from support.fakes import FRAME, HOP, FakePipeline, TimedWorker
+from support.fakes import FRAME, HOP, FakePipeline, TimedWorker, portrait
 from support.live_sessions import Screen, microphone, session_of, speech_of
 from support.virtual_time import run
 
@@ -228,6 +228,24 @@ class TestSession:
         assert not any(
             frames[n].rgb is frames[n - 1].rgb for n in range(1, len(frames)) if n not in repeated
         )
+
+    def test_at_20_fps_a_new_portrait_begins_with_an_image_of_its_own(self):
+        watched = Watched(0.1, degradation_preference="maintain-resolution")
+        levels = range(1, 6)
+
+        async def main():
+            speaking = asyncio.create_task(watched.speak((0.1, 2), (0.18, 10)))
+            await asyncio.sleep(5)
+            for level in levels:  # at each place of the pattern of repeated images
+                await watched.session.change_portrait(portrait(level))
+                await asyncio.sleep(0.8)
+            await speaking
+
+        run(main())
+        for level in levels:
+            shown = [frame for frame in watched.screen.frames if frame.rgb[0, 0, 0] == level]
+            repeated = [number for number, frame in enumerate(shown) if frame.repeated]
+            assert repeated[:3] == [4, 9, 14], level
 
     def test_a_fresh_state_after_a_failure_has_the_quality_of_before(self):
         watched = Watched(0.1)
