@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from letstalk_rt.metrics import Metrics
+from letstalk_rt.opening import open_in_thread
 from letstalk_rt.session.events import Event, EventListener
 from letstalk_rt.session.playout import Playout, in_epoch
 from letstalk_rt.sinks.base import Sink
@@ -57,7 +59,7 @@ async def play(
     """
     try:
         for sink in sinks:
-            await asyncio.to_thread(sink.open, *size)
+            await open_in_thread(partial(sink.open, *size), sink.close)
         on_open()
         fan_out = _FanOut(session, sinks)
         playout = Playout(

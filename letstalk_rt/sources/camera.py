@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.opening import open_in_thread
 
 MOST_PX = 640
 """Longer side of the frames; larger ones are made smaller."""
@@ -48,7 +49,7 @@ class Camera:
             DependencyError: it cannot be opened, or there is none.
         """
         loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._open)
+        await open_in_thread(self._open, self._release)
 
         def show(item: Any) -> None:
             try:
@@ -96,15 +97,18 @@ class Camera:
         self._changed.set()
         if self._reading is not None:
             await asyncio.wait([self._reading])
-        if self._container is not None:
-            container, self._container = self._container, None
-            await asyncio.to_thread(container.close)
+        await asyncio.to_thread(self._release)
 
     def _show(self, item: Any) -> None:
         self._newest = item
         self._changed.set()
 
-    # In the reading thread
+    # In other threads
+
+    def _release(self) -> None:
+        container, self._container = self._container, None
+        if container is not None:
+            container.close()
 
     @property
     def _is_file(self) -> bool:

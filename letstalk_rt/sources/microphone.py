@@ -9,6 +9,7 @@ import numpy as np
 from letstalk_rt.audio.audio_devices import find_device, load_sounddevice
 from letstalk_rt.audio.resample import check_rate
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.opening import open_in_thread
 
 BLOCK_MS = 10
 MAX_BUFFERED = 50
@@ -53,7 +54,7 @@ class Microphone:
             DependencyError: the device cannot be opened, or PortAudio is not installed.
         """
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._open)
+        await open_in_thread(self._open, self._release)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -83,9 +84,7 @@ class Microphone:
     async def aclose(self) -> None:
         """Close the device. It may be called twice, and before opening."""
         self._closed = True
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            await asyncio.to_thread(stream.close)
+        await asyncio.to_thread(self._release)
         self._changed.set()
 
     def _open(self) -> None:
@@ -111,6 +110,11 @@ class Microphone:
                 "Close the program that uses it, or choose another device or sample rate."
             ) from error
         self._stream = stream
+
+    def _release(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
     # Called in PortAudio's thread
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.virtual_time import run
+from support.slow_opening import SlowOpening
+from support.virtual_time import run, run_real
 
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
 from letstalk_rt.metrics import Metrics
@@ -391,6 +392,20 @@ class TestPlay:
     def test_the_failure_of_a_delayed_frame_is_raised_too(self) -> None:
         with pytest.raises(ConfigError, match="disk full"):
             run(play(FakeSession(5), [FakeSink(0.05), FakeSink(0.0, fails=True)], (64, 48)))
+
+    def test_cancelling_while_a_sink_opens_closes_it(self) -> None:
+        slow, first = SlowOpening(), FakeSink(None)
+
+        class SlowSink(FakeSink):
+            def open(self, width: int, height: int) -> None:
+                slow.open()
+
+            def close(self) -> None:
+                slow.close()
+
+        run_real(slow.cancel(play(FakeSession(5), [first, SlowSink(None)], (64, 48))))
+        assert slow.log[:2] == ["opened", "closed"]
+        assert first.log == ["open 64x48", "close"]
 
     def test_cancelling_closes_the_sinks(self) -> None:
         sink = FakeSink(None)

@@ -1,10 +1,12 @@
 """A camera, or a file in its place: frames in real time, with their times, until it ends."""
 
 import asyncio
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from support.slow_opening import SlowOpening
 
 from letstalk_rt import ConfigError, DependencyError
 from letstalk_rt.sources import Camera, watch
@@ -61,6 +63,19 @@ async def test_what_is_not_there_cannot_be_opened(tmp_path):
     with pytest.raises(DependencyError, match="cannot be opened"):
         async with Camera(str(tmp_path / "missing.mp4")):
             pass
+
+
+async def test_a_camera_that_opens_for_nobody_is_closed(monkeypatch):
+    slow = SlowOpening()
+    streams = SimpleNamespace(video=["a track"])
+
+    def open_slowly(*args, **options):
+        slow.open()
+        return SimpleNamespace(streams=streams, close=slow.close)
+
+    monkeypatch.setattr(av, "open", open_slowly)
+    await slow.cancel(Camera(0).__aenter__())
+    assert slow.log == ["opened", "closed"]
 
 
 async def test_a_file_without_video_is_refused(tmp_path):

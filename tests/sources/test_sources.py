@@ -7,6 +7,7 @@ import wave
 
 import numpy as np
 import pytest
+from support.slow_opening import SlowOpening
 from support.virtual_time import run, run_real
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, DependencyError, SessionClosed
@@ -256,6 +257,21 @@ def test_a_device_that_cannot_be_opened_raises(portaudio):
             Microphone(sample_rate=7_999)
 
     run_real(body())
+
+
+def test_a_microphone_that_opens_for_nobody_is_closed(portaudio):
+    slow = SlowOpening()
+
+    class SlowStream(portaudio.InputStream):
+        def start(self):
+            slow.open()
+
+        def close(self):
+            slow.close()
+
+    portaudio.InputStream = SlowStream
+    run_real(slow.cancel(Microphone().__aenter__()))
+    assert slow.log == ["opened", "closed"]
 
 
 def test_feeding_ends_with_the_session(portaudio):
