@@ -49,17 +49,8 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
         AudioFormatError: the file does not exist, is not an audio file, has no audio track, is
             empty, truncated or damaged, or contains NaN.
     """
-    try:
-        file = Path(path).open("rb")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        message = f"Cannot read the audio file {path}: {reason}. Check the path."
-        raise AudioFormatError(message) from error
-    with file:
-        try:
-            return _read(file, path)
-        except OSError as error:
-            raise AudioFormatError(f"Cannot read {path}: {error.strerror or error}.") from error
+    with _opened(path) as container:
+        return _decode(container, path)
 
 
 def audio_facts(path: str | Path) -> AudioFacts:
@@ -93,28 +84,47 @@ def audio_chunks(path: str | Path) -> Iterator[np.ndarray]:
                     raise _unusable(path, "a sample is NaN or infinite. Export the audio again.")
                 decoded += planes.shape[1]
                 yield _to_samples_first(planes if len(planes) < 3 else planes.mean(0)[None])
-        except av.FFmpegError as error:
+        except AudioFormatError:
+            raise
+        except (av.FFmpegError, ValueError, EOFError) as error:
             raise _unusable(path, f"it is damaged after {decoded / stream.rate:.1f} s.") from error
-        if not decoded:
-            raise _unusable(path, "its audio track is empty. Use a file with audio.")
+        _check_complete(container, stream, decoded, path)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[InputContainer]:
-    """Open a file whose audio is read as a stream."""
+    """Open a file for reading its audio; what FFmpeg raises becomes an `AudioFormatError`."""
+    with _file(path) as file:
+        missing = _missing_wav_bytes(file)
+        if missing:
+            raise _truncated(path, f"{missing} bytes of data are missing")
+        try:
+            with av.open(file, "r", options={"format_whitelist": _CONTAINERS}) as container:
+                yield container
+        except AudioFormatError:
+            raise
+        except (av.FFmpegError, ValueError, EOFError) as error:
+            raise _unusable(
+                path,
+                "it is not an audio or video file, or it is damaged; expected wav, flac, mp3, m4a, "
+                "ogg or mp4. Play the file to check it, or convert it to wav.",
+            ) from error
+
+
+@contextmanager
+def _file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file; what the system raises, also while it is read, becomes an `AudioFormatError`."""
     try:
-        container = av.open(str(Path(path)), "r", options={"format_whitelist": _CONTAINERS})
-    except (av.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-            message = f"Cannot read the audio file {path}: {error.strerror}. Check the path."
-            raise AudioFormatError(message) from error
-        raise _unusable(
-            path,
-            "it is not an audio or video file, or it is damaged; expected wav, flac, mp3, m4a, ogg "
-            "or mp4. Play the file to check it, or convert it to wav.",
-        ) from error
-    with container:
-        yield container
+        file = Path(path).open("rb")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        message = f"Cannot read the audio file {path}: {reason}. Check the path."
+        raise AudioFormatError(message) from error
+    with file:
+        try:
+            yield file
+        except OSError as error:
+            raise AudioFormatError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _audio_stream(container: InputContainer, path: str | Path) -> AudioStream:
@@ -123,42 +133,30 @@ def _audio_stream(container: InputContainer, path: str | Path) -> AudioStream:
     return container.streams.audio[0]
 
 
-def _read(file: BinaryIO, path: str | Path) -> tuple[np.ndarray, int]:
-    missing = _missing_wav_bytes(file)
-    if missing:
-        raise _truncated(path, f"{missing} bytes of data are missing")
-    try:
-        with av.open(file, "r", options={"format_whitelist": _CONTAINERS}) as container:
-            return _decode(container, path)
-    except AudioFormatError:
-        raise
-    except (av.FFmpegError, ValueError, EOFError) as error:
-        raise _unusable(
-            path,
-            "it is not an audio or video file, or it is damaged; expected wav, flac, mp3, m4a, ogg "
-            "or mp4. Play the file to check it, or convert it to wav.",
-        ) from error
-
-
 def _decode(container: InputContainer, path: str | Path) -> tuple[np.ndarray, int]:
     stream = _audio_stream(container, path)
     parts = list(_decode_chunks(container, stream))
     samples = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
-    if samples.shape[1] == 0:
-        raise _unusable(path, "its audio track is empty. Use a file with audio.")
-    rate = stream.rate
-    decoded_s = samples.shape[1] / rate
-    stated_s = _stated_s(container, stream)
-    if stated_s - decoded_s > max(_MAX_MISSING_S, _MAX_MISSING_SHARE * stated_s):
-        raise _truncated(
-            path, f"its header says {stated_s:.1f} s, its data ends at {decoded_s:.1f} s"
-        )
+    _check_complete(container, stream, samples.shape[1], path)
     if not np.isfinite(samples).all():
         first = int(np.argmin(np.isfinite(samples).all(0)))
         raise _unusable(
             path, f"sample {first} is NaN or infinite. Export the audio again with finite values."
         )
-    return _to_samples_first(samples), rate
+    return _to_samples_first(samples), stream.rate
+
+
+def _check_complete(
+    container: InputContainer, stream: AudioStream, count: int, path: str | Path
+) -> None:
+    """Check that about as many samples were decoded as the header says, and at least one."""
+    if not count:
+        raise _unusable(path, "its audio track is empty. Use a file with audio.")
+    decoded_s, stated_s = count / stream.rate, _stated_s(container, stream)
+    if stated_s - decoded_s > max(_MAX_MISSING_S, _MAX_MISSING_SHARE * stated_s):
+        raise _truncated(
+            path, f"its header says {stated_s:.1f} s, its data ends at {decoded_s:.1f} s"
+        )
 
 
 def _decode_chunks(container: InputContainer, stream: AudioStream) -> Iterator[np.ndarray]:

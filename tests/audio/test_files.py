@@ -1,12 +1,13 @@
 """Audio files are read in the usual formats, and refused with a reason if they are unusable."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from letstalk_rt.audio.files import read_audio
+from letstalk_rt.audio.files import audio_chunks, audio_facts, read_audio
 from letstalk_rt.errors import AudioFormatError
 
 RATE = 48_000
@@ -18,6 +19,16 @@ CODECS = {
     "speech.ogg": "libopus",
     "speech.mkv": "aac",
 }
+
+
+Reader = Callable[[Path], object]
+
+
+def read_chunks(path: Path) -> list[np.ndarray]:
+    return list(audio_chunks(path))
+
+
+READERS = [read_audio, read_chunks]
 
 
 def tone(seconds: float = 1.5) -> np.ndarray:
@@ -67,12 +78,27 @@ def test_float_samples_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
     assert samples.max() == 1 and samples.min() == -1
 
 
+@pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("name", ["speech.wav", "speech.flac", "speech.m4a"])
-def test_a_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str, read: Reader) -> None:
     path = write(tmp_path / name, tone()[None], CODECS[name])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(AudioFormatError, match="truncated|damaged"):
-        read_audio(path)
+        read(path)
+
+
+def test_the_header_of_a_truncated_wav_tells_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "speech.wav", tone()[None], "pcm_s16le")
+    assert audio_facts(path).seconds == 1.5
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(AudioFormatError, match="1000 bytes of data are missing"):
+        audio_facts(path)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_chunks_are_the_whole(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, np.stack([tone(), 0 * tone()]), CODECS[name])
+    assert np.array_equal(np.concatenate(list(audio_chunks(path))), read_audio(path)[0])
 
 
 def test_a_wav_from_a_pipe_with_unknown_length_is_read(tmp_path: Path) -> None:
@@ -110,12 +136,13 @@ def test_an_empty_track_is_refused(tmp_path: Path) -> None:
         read_audio(path)
 
 
+@pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("content", [b"", b"hello, this is not audio" * 50, bytes(5000)])
-def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_content_is_refused(tmp_path: Path, content: bytes, read: Reader) -> None:
     path = tmp_path / "speech.wav"
     path.write_bytes(content)
     with pytest.raises(AudioFormatError, match="not an audio or video file"):
-        read_audio(path)
+        read(path)
 
 
 def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
@@ -126,8 +153,9 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
         read_audio(playlist)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", READERS)
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, read: Reader) -> None:
     with pytest.raises(AudioFormatError, match="nowhere.wav: No such file"):
-        read_audio(tmp_path / "nowhere.wav")
+        read(tmp_path / "nowhere.wav")
     with pytest.raises(AudioFormatError, match="directory"):
-        read_audio(tmp_path)
+        read(tmp_path)
