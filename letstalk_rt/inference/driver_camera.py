@@ -30,27 +30,33 @@ class DriverCamera:
     """The `CameraReader` of a model in this process.
 
     Args:
-        tracker: follows the face; has no state, so that any number of cameras may share it.
+        make_tracker: returns what follows the face; called with the first frame, in the thread
+            that reads it, because it may take long. A tracker has no state, so that any number of
+            cameras may share it.
     """
 
-    def __init__(self, tracker: FaceTracker) -> None:
-        self._tracker, self._track, self._driver = tracker, TrackState(), Driver()
+    def __init__(self, make_tracker: Callable[[], FaceTracker]) -> None:
+        self._make_tracker = make_tracker
+        self._tracker: FaceTracker | None = None
+        self._track, self._driver = TrackState(), Driver()
         self._seen_s: float | None = None
 
     @classmethod
     def of(cls, model: AvatarModel) -> Self:
-        """Create the reader of a camera for a model.
+        """Create the reader of a camera for a model; quick, so that it may run on an event loop.
 
         Raises:
             ConfigError: the model has no landmarks.
         """
         if (face := model.face) is None:
             raise ConfigError(NO_LANDMARKS)
-        return cls(_tracker(model, face))
+        return cls(partial(_tracker, model, face))
 
     def read(self, rgb: np.ndarray, captured_s: float, *, absolute: bool) -> CameraReading:
         """Read a frame; see `CameraReader.read`. It takes one thread."""
         with thread_limit(1):
+            if self._tracker is None:
+                self._tracker = self._make_tracker()
             face = self._tracker.track(rgb, self._track)
         if face is None or self._track.others:
             self._driver.lose()
@@ -97,4 +103,4 @@ def load_cameras(preset: str, weights: Path | None = None) -> Callable[[], Drive
     if (face := model.face) is None:
         raise ConfigError(NO_LANDMARKS)
     tracker = _tracker(model, face)
-    return lambda: DriverCamera(tracker)
+    return lambda: DriverCamera(lambda: tracker)

@@ -91,6 +91,10 @@ class CameraInput:
     def push(self, frame: np.ndarray, captured_s: float | None) -> None:
         """Take a frame; see `AvatarSession.push_video`."""
         _check(frame)
+        if captured_s is not None and not math.isfinite(captured_s):
+            raise ConfigError(
+                f"timestamp must be a time of the event loop's clock in seconds, got {captured_s}"
+            )
         now_s = self._now_s()
         captured_s = now_s if captured_s is None else min(captured_s, now_s)
         self._metrics.stamp("camera_push", now_s - captured_s)

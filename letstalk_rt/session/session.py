@@ -263,7 +263,8 @@ class AvatarSession:
                 that is older than the one before is ignored.
 
         Raises:
-            ConfigError: `frame` is not an image, or no camera can drive this model.
+            ConfigError: `frame` is not an image, `timestamp` is NaN or infinite, or no camera can
+                drive this model.
             SessionClosed: the session is not open or was closed.
         """
         self._check_open()

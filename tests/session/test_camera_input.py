@@ -236,6 +236,16 @@ async def test_frames_fit_the_sound_of_a_live_microphone():
     assert np.median(waits[-5:, -1]) == pytest.approx(0.1, abs=0.012)
 
 
+@pytest.mark.parametrize("time_s", [float("nan"), float("inf"), -float("inf")])
+async def test_times_that_are_none_are_refused_and_later_frames_are_read(time_s):
+    camera = Camera()
+    with pytest.raises(ConfigError, match="timestamp must be a time"):
+        camera.input.push(FRAME, time_s)
+    await camera.see(10, 1.0)
+    assert camera.pipeline.reader.read_at_s == [1.0]
+    camera.input.close()
+
+
 async def test_a_camera_that_cannot_be_read_is_reported_and_tried_again_later():
     warned = []
     camera = Camera()
