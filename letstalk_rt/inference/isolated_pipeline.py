@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from letstalk_rt.errors import ModelLost, is_callers_mistake
+from letstalk_rt.errors import ConfigError, ModelLost, is_callers_mistake
 from letstalk_rt.inference.camera_process import LOAD_CAMERAS, CameraProcess, IsolatedCamera
 from letstalk_rt.inference.child_process import ChildProcess
 from letstalk_rt.inference.model_messages import (
@@ -127,6 +127,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         self._raised = 0  # in a row
         loaded = self._supervisor.loaded
         self._compiled, self._device = loaded.compiled, loaded.device
+        self._camera_refusal = loaded.camera_refusal
         self.frames_per_window, self.hop = loaded.frames_per_window, loaded.hop
         self.lookahead_frames = loaded.lookahead_frames
         self.partial_sizes: Sequence[int] = loaded.partial_sizes
@@ -241,7 +242,13 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         self._call(process, "interrupt", (state.number, unseen), self._limits.call_s)
 
     def open_camera(self) -> IsolatedCamera:
-        """Return a reader for the camera of one session; its process starts with a frame."""
+        """Return a reader for the camera of one session; its process starts with a frame.
+
+        Raises:
+            ConfigError: no camera can drive this model.
+        """
+        if self._camera_refusal is not None:
+            raise ConfigError(self._camera_refusal)
         return self._cameras.open()
 
     def steer(self, state: IsolatedState, steering: Steering) -> None:

@@ -39,6 +39,7 @@ class Loaded:
         compiled: whether new shapes take a minute, because they are compiled.
         quality_levels: see `Pipeline`.
         load_again: options that load the same model sooner, because nothing is measured again.
+        camera_refusal: why no camera can drive the model; None if one can.
     """
 
     frames_per_window: int
@@ -51,6 +52,7 @@ class Loaded:
     compiled: bool
     quality_levels: tuple[Quality, ...]
     load_again: Mapping[str, Any]
+    camera_refusal: str | None
 
 
 @dataclass(frozen=True, slots=True)

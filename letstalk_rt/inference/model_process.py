@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.child_main import EXIT_MEMORY, ProcessGuard, load_in, portable, run_child
 from letstalk_rt.inference.model_messages import (
     AskMotion,
@@ -22,7 +23,7 @@ from letstalk_rt.inference.model_messages import (
     Request,
     Space,
 )
-from letstalk_rt.inference.protocol import Pipeline, Windows
+from letstalk_rt.inference.protocol import NOT_DRIVABLE, Pipeline, Windows
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameWriter
 from letstalk_rt.models.face.face_motion import DriveWindow
@@ -66,7 +67,19 @@ def _describe(pipeline: Pipeline[Any]) -> Loaded:
         compiled=bool(formats.get("compiled")),
         quality_levels=tuple(pipeline.quality_levels),
         load_again=formats,
+        camera_refusal=_camera_refusal(pipeline),
     )
+
+
+def _camera_refusal(pipeline: Pipeline[Any]) -> str | None:
+    """Return why no camera can drive a model; None if one can."""
+    if not hasattr(pipeline, "open_camera"):
+        return NOT_DRIVABLE
+    try:
+        pipeline.open_camera().close()
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 class _ModelServer:

@@ -151,6 +151,10 @@ class CameraReader(Protocol):
         ...
 
 
+NOT_DRIVABLE = "no camera can drive this model; use the embedded one, 'tiny'"
+"""What callers are told of a pipeline that is no `DrivablePipeline`."""
+
+
 class DrivablePipeline(Protocol):
     """What a pipeline offers whose faces a camera can move, beside a `Pipeline`."""
 

@@ -18,7 +18,12 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.errors import ConfigError, is_callers_mistake
-from letstalk_rt.inference.protocol import CameraReader, CameraReading, CameraStatus
+from letstalk_rt.inference.protocol import (
+    NOT_DRIVABLE,
+    CameraReader,
+    CameraReading,
+    CameraStatus,
+)
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.models.face.face_motion import NUM_MOTION, SHUT, DriveWindow
 from letstalk_rt.session.camera_schedule import ReadSchedule
@@ -189,7 +194,7 @@ class CameraInput:
 
     def _open(self) -> None:
         if not hasattr(self._pipeline, "open_camera"):
-            raise ConfigError("no camera can drive this model; use the embedded one, 'tiny'")
+            raise ConfigError(NOT_DRIVABLE)
         self._reader = self._pipeline.open_camera()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="letstalk-camera")
 

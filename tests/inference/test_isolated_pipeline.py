@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.fakes import HOP
 from support.isolated_models import isolated
+from support.sessions import record, speech
+from support.virtual_time import run_real
 
-from letstalk_rt.errors import EngineError, ModelLost, WeightsError
+from letstalk_rt.errors import ConfigError, EngineError, ModelLost, WeightsError
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Fault, StateLost
 from letstalk_rt.inference.quality import FULL_QUALITY
@@ -25,6 +28,7 @@ from letstalk_rt.inference.supervisor import (
 )
 from letstalk_rt.inference.waiting import waited_s
 from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import Portrait
 
 SHARED = Path("/dev/shm")
@@ -218,6 +222,26 @@ def test_a_camera_is_asked_for_motion_while_a_step_runs(pipeline):
     assert windows[0].max() == 0 and windows[1].min() == 20
     pipeline.step(np.repeat(hop(0.0), 2, 0), states)
     assert len(asked) == 2, "it holds for one window"
+
+
+def test_a_camera_that_cannot_drive_the_model_is_refused_and_the_session_goes_on(tmp_path):
+    pipeline = isolated(tmp_path, model="UndrivenPipeline")
+
+    async def body():
+        async with avatar.session(idle=False) as session:
+            with pytest.raises(ConfigError, match="this model has no landmarks"):
+                session.push_video(np.zeros((64, 64, 3), np.uint8))
+            assert len(await record(session, speech(HOP))) >= 4
+
+    try:
+        with Avatar.from_pipeline(pipeline, portrait()) as avatar:
+            run_real(body(), LIMIT_S)
+    finally:
+        pipeline.close()
+
+
+def test_a_camera_is_opened_where_one_can_drive_the_model(pipeline):
+    pipeline.open_camera().close()
 
 
 def test_time_in_which_the_model_waits_for_motion_is_no_hang(tmp_path):

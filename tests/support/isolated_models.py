@@ -80,6 +80,9 @@ class FaultyPipeline(Pipeline[dict]):
     def batch_key(self, state):
         return "all alike"
 
+    def open_camera(self):
+        return OwnReader()
+
     def steer(self, state, steering):
         state["steering"] = steering
 
@@ -128,6 +131,16 @@ class FaultyPipeline(Pipeline[dict]):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class UndrivenPipeline(FaultyPipeline):
+    """A model that no camera can drive, and that fails where it is driven all the same."""
+
+    def open_camera(self):
+        raise ConfigError("this model has no landmarks")
+
+    def steer(self, state, steering):
+        raise ConfigError("this model has no landmarks")
+
+
 def without_weights():
     raise WeightsError("no weights here")
 
@@ -136,11 +149,11 @@ def broken():
     return 1 / 0
 
 
-def isolated(folder, limits=None, **options):
+def isolated(folder, limits=None, model="FaultyPipeline", **options):
     """Return a faulty pipeline in a process of its own."""
     limits = limits or IsolationLimits(memory_mb=200)
     options = {"folder": str(folder), **options}
-    return IsolatedPipeline("support.isolated_models:FaultyPipeline", options, limits=limits)
+    return IsolatedPipeline(f"support.isolated_models:{model}", options, limits=limits)
 
 
 class SizeReader:
@@ -162,6 +175,13 @@ class SizeReader:
 
     def close(self):
         raise AssertionError("the process forgets readers by itself")
+
+
+class OwnReader(SizeReader):
+    """A reader in the model's own process."""
+
+    def close(self):
+        """Do nothing: it holds nothing."""
 
 
 def load_sizes():
