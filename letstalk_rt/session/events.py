@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
+from weakref import WeakSet
 
 EventType = Literal[
     "segment.started",
@@ -54,6 +55,43 @@ class Event:
 EventListener = Callable[[Event], None]
 
 
+class EventStream:
+    """The events of a hub from the creation of this stream on; see `EventHub.stream`."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Event] = deque(maxlen=MAX_WAITING)
+        self._changed = asyncio.Event()
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Wait for the next event."""
+        while not self._waiting:
+            if self._ended:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        return self._waiting.popleft()
+
+    async def aclose(self) -> None:
+        """End the stream at once; events that wait are dropped."""
+        self.end()
+        self._waiting.clear()
+
+    def put(self, event: Event) -> None:
+        """Take an event; called by the hub."""
+        if not self._ended:
+            self._waiting.append(event)
+            self._changed.set()
+
+    def end(self) -> None:
+        """End the stream after the events that wait; called by the hub."""
+        self._ended = True
+        self._changed.set()
+
+
 class EventHub:
     """Distributes events to listeners, which run on the event loop and must not block."""
 
@@ -61,7 +99,8 @@ class EventHub:
         self._listeners: list[EventListener] = []
         self._warned_s: dict[str, float] = {}
         self._closed = False
-        self._wakers: list[Callable[[], None]] = []
+        # Weak, so that a stream which nobody reads any more keeps no events.
+        self._streams: WeakSet[EventStream] = WeakSet()
 
     def listen(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each event from now on; return a function that stops this."""
@@ -75,6 +114,8 @@ class EventHub:
 
     def emit(self, event: Event) -> None:
         """Call all listeners; an exception in one is logged and does not affect the others."""
+        for stream in list(self._streams):
+            stream.put(event)
         for listener in list(self._listeners):
             try:
                 listener(event)
@@ -87,34 +128,21 @@ class EventHub:
             self._warned_s[code] = now_s
             self.emit(Event("session.warning", code=code, message=message))
 
-    async def stream(self) -> AsyncIterator[Event]:
-        """Yield the events from now on until the hub is closed.
+    def stream(self) -> EventStream:
+        """Return the events from now on until the hub is closed, also those before the first read.
 
         When more than `MAX_WAITING` events wait to be read, the oldest are dropped.
         """
-        waiting: deque[Event] = deque(maxlen=MAX_WAITING)
-        arrived = asyncio.Event()
-
-        def on_event(event: Event) -> None:
-            waiting.append(event)
-            arrived.set()
-
-        stop = self.listen(on_event)
-        self._wakers.append(arrived.set)
-        try:
-            while True:
-                while waiting:
-                    yield waiting.popleft()
-                if self._closed:
-                    return
-                arrived.clear()
-                await arrived.wait()
-        finally:
-            stop()
-            self._wakers.remove(arrived.set)
+        stream = EventStream()
+        if self._closed:
+            stream.end()
+        else:
+            self._streams.add(stream)
+        return stream
 
     def close(self) -> None:
         """End all streams, after they have yielded the events that wait."""
         self._closed = True
-        for wake in self._wakers:
-            wake()
+        for stream in list(self._streams):
+            stream.end()
+        self._streams.clear()

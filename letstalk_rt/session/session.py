@@ -365,7 +365,7 @@ class AvatarSession:
         return self._hub.listen(listener)
 
     def events(self) -> AsyncIterator[Event]:
-        """Yield the events from now on, until the session is closed.
+        """Return the events from this call on, until the session is closed.
 
         When more than 64 events wait to be read, the oldest are dropped.
         """

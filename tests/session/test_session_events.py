@@ -1,6 +1,8 @@
 """Events of a session: segments, the avatar state and warnings."""
 
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -138,6 +140,33 @@ def test_events_can_be_iterated_until_the_session_closes():
             await asyncio.sleep(0)
             await record_all(session, speech_of(0.3))
         assert await reading == ["segment.started", "avatar.speaking", "segment.finished"]
+
+    run(body())
+
+
+def test_events_are_kept_from_the_call_on_not_from_the_first_read():
+    async def body():
+        async with session_of() as session:
+            events = session.events()
+            await record_all(session, speech_of(0.3))
+        told = [event.type async for event in events]
+        assert told == ["segment.started", "avatar.speaking", "segment.finished"]
+
+    run(body())
+
+
+def test_a_stream_of_events_that_is_dropped_or_closed_keeps_none():
+    async def body():
+        async with session_of() as session:
+            closed, dropped = session.events(), session.events()
+            gone = weakref.ref(dropped)
+            del dropped
+            gc.collect()
+            assert gone() is None
+            session.listen()
+            await closed.aclose()
+            session.listen(False)
+            assert [event async for event in closed] == []
 
     run(body())
 
