@@ -126,7 +126,7 @@ class Film:
                     continue  # a frame that is shown for no time
                 last, count = time - start, count + 1
                 yield self._upright(frame, last)
-            self._check_complete(count, stream.frames)
+            self._check_complete(count, _stated_frames(stream, self.facts.rate))
 
     def _check_complete(self, count: int, stated: int) -> None:
         """Check that about as many frames were decoded as the header says; 0 if it does not."""
@@ -186,7 +186,7 @@ class Film:
             width=height if turned else width,
             height=width if turned else height,
             rate=rate,
-            frames=stream.frames or round(seconds * rate),
+            frames=_stated_frames(stream, rate) or round(seconds * rate),
             pixel_format=pixel_format,
             time_base=Fraction(stream.time_base or 1 / rate),
             tags=ColourTags(
@@ -223,6 +223,17 @@ def _seconds(container: InputContainer, stream: VideoStream) -> float:
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6
+
+
+def _stated_frames(stream: VideoStream, rate: Fraction) -> int:
+    """Return how many frames are shown by the header; 0 if it does not say.
+
+    An MP4 file may hold frames before those that are shown, from the last key frame on. Its edit
+    list cuts them off, and so limits the duration, but not the number of frames of the track.
+    """
+    if stream.duration is None or stream.time_base is None:
+        return stream.frames
+    return min(stream.frames, round(stream.duration * stream.time_base * rate))
 
 
 def plane_pixels(plane: VideoPlane) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Films are read and written with their own colours, sizes, directions and times."""
 
+import shutil
 import struct
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -123,6 +125,24 @@ def test_a_truncated_film_is_noticed(tmp_path):
     broken.write_bytes(data)
     with pytest.raises(FilmError, match=r"damaged|truncated"):
         list(Film(broken).frames())
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg cuts the film")
+def test_a_film_that_was_cut_out_of_a_longer_one_is_complete(tmp_path):
+    """It begins with frames since the last key frame that its edit list does not show."""
+    whole = write_film(tmp_path / "a.mp4", scene(75), options={"crf": "4", "g": "250"})
+    cut = tmp_path / "b.mp4"
+    arguments = ["-loglevel", "error", "-ss", "2", "-t", "0.8", "-i", whole, "-c", "copy"]
+    subprocess.run(["ffmpeg", *arguments, "-movflags", "+faststart", cut], check=True)
+    with av.open(str(cut)) as container:
+        assert container.streams.video[0].frames > 60, "most of its frames are not shown"
+    film = Film(cut)
+    shown = len(list(film.frames()))
+    assert 20 <= shown <= film.facts.frames <= 25, "with some that were encoded before, shown later"
+    data = cut.read_bytes()
+    cut.write_bytes(data[: int(len(data) * 0.9)])
+    with pytest.raises(FilmError, match=r"damaged|truncated"):
+        list(Film(cut).frames())
 
 
 def test_a_patch_changes_only_its_pixels_and_by_the_right_amount(tmp_path):
