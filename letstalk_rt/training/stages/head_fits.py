@@ -2,7 +2,7 @@
 
 A camera is read by landmarks. How far a head has turned and an eye has opened follow from them by
 two regressions; the solid that shows a portrait turned is an average head. All three are fitted to
-filmed clips. To make the packaged files again:
+filmed clips. To make such files as are packaged:
 
     python -m letstalk_rt.training.stages.head_fits --data DATA
 """
