@@ -4,8 +4,8 @@ const RENEW_AT = 0.6; // fraction of a token's lifetime
 
 /** An error to show to the user. `code` is stable and for programs, `message` is for people. */
 export class LetsTalkError extends Error {
-  constructor(code, message, { retry = false, afterS = 0 } = {}) {
-    super(message);
+  constructor(code, message, { retry = false, afterS = 0, cause } = {}) {
+    super(message, { cause });
     this.name = "LetsTalkError";
     this.code = code;
     this.retry = retry; // whether an automatic retry may help
@@ -46,8 +46,20 @@ export class Api {
     return query ? `v1/avatars?${query}` : "v1/avatars";
   }
 
+  /**
+   * Return the token, asking the page's function for it if there is one.
+   *
+   * @throws {LetsTalkError} that of the function, or one that says that a retry may help.
+   */
   async token() {
-    return typeof this.#token === "function" ? this.#token() : this.#token;
+    if (typeof this.#token !== "function") return this.#token;
+    try {
+      return await this.#token();
+    } catch (cause) {
+      if (cause instanceof LetsTalkError) throw cause;
+      const options = { retry: true, cause };
+      throw new LetsTalkError("unreachable", "No token could be fetched.", options);
+    }
   }
 
   /**
