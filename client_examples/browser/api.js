@@ -1,6 +1,8 @@
 // Client of the server's HTTP API: URLs, tokens and errors.
 
 const RENEW_AT = 0.6; // fraction of a token's lifetime
+const FIRST_RENEWAL_S = 1; // a token that is handed over may be old, and this clock wrong
+const RETRY_RENEWAL_S = 5;
 
 /** An error to show to the user. `code` is stable and for programs, `message` is for people. */
 export class LetsTalkError extends Error {
@@ -17,7 +19,9 @@ export class LetsTalkError extends Error {
 export class Api {
   #base;
   #token;
+  #isOpen = false;
   #timer = 0;
+  #renewalMs = Infinity; // when the token is renewed, as `performance.now()` counts
 
   /** Id of the session, or null. Avatars are asked of its server, which may be one of several. */
   session = null;
@@ -31,7 +35,8 @@ export class Api {
     this.#base = new URL(url ?? home, document.baseURI);
     if (!this.#base.pathname.endsWith("/")) this.#base.pathname += "/";
     this.#token = token;
-    if (typeof token === "string") this.#scheduleRenewal();
+    if (isRenewable(token)) this.#renewIn(FIRST_RENEWAL_S);
+    this.open();
   }
 
   /** Return the full URL of a path on the server. */
@@ -44,6 +49,11 @@ export class Api {
     const session = this.session ? { session: this.session } : {};
     const query = new URLSearchParams({ ...parameters, ...session }).toString();
     return query ? `v1/avatars?${query}` : "v1/avatars";
+  }
+
+  /** The token as it was last renewed, or null if there is none or a function returns it. */
+  get latestToken() {
+    return typeof this.#token === "string" ? this.#token : null;
   }
 
   /**
@@ -98,25 +108,38 @@ export class Api {
     return this.request(path, { method: "POST", headers, body: JSON.stringify(body) });
   }
 
+  /** Renew the token before it expires, again after `close`. */
+  open() {
+    this.#isOpen = true;
+    this.#scheduleRenewal();
+  }
+
   /** Stop renewing the token. */
   close() {
+    this.#isOpen = false;
     clearTimeout(this.#timer);
   }
 
+  #renewIn(seconds) {
+    this.#renewalMs = performance.now() + 1000 * Math.max(seconds, 1);
+    this.#scheduleRenewal();
+  }
+
   #scheduleRenewal() {
-    const { exp, iat } = claims(this.#token);
-    if (!exp) return; // an API key or another kind of token: used as it is
-    const lifeS = exp - (iat ?? Date.now() / 1000);
-    const waitS = exp - lifeS * (1 - RENEW_AT) - Date.now() / 1000;
-    this.#timer = setTimeout(() => this.#renew(), 1000 * Math.max(waitS, 1));
+    clearTimeout(this.#timer);
+    if (!this.#isOpen || this.#renewalMs === Infinity) return;
+    this.#timer = setTimeout(() => this.#renew(), this.#renewalMs - performance.now());
   }
 
   async #renew() {
+    this.#renewalMs = Infinity;
     try {
-      this.#token = (await this.post("v1/tokens", {})).token;
-      this.#scheduleRenewal();
-    } catch {
-      // The next request that needs the token reports the error.
+      const { token, expires_in_s: lifeS } = await this.post("v1/tokens", {});
+      this.#token = token;
+      this.#renewIn(RENEW_AT * lifeS);
+    } catch (error) {
+      // Any other error is reported by the next request that needs the token.
+      if (error.retry) this.#renewIn(Math.max(RETRY_RENEWAL_S, error.afterS));
     }
   }
 }
@@ -134,13 +157,13 @@ function parseIceServers(header) {
     });
 }
 
-/** Return the claims of a JWT, or an empty object for any other token. */
-function claims(token) {
+/** Return whether a token is one that expires: a JWT, not an API key, which is used as it is. */
+function isRenewable(token) {
   try {
     const text = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
-    return JSON.parse(atob(text));
+    return Boolean(JSON.parse(atob(text)).exp);
   } catch {
-    return {};
+    return false;
   }
 }
 

@@ -19,9 +19,11 @@ const page = document.body;
 const video = $("video");
 
 const query = new URLSearchParams(location.search);
-const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? undefined;
+const link = new URLSearchParams(location.hash.slice(1)).get("token") ?? undefined;
 const server = query.get("server") ?? undefined;
 const saved = takeSavedSession();
+// The link's token expires soon; the page goes on with the renewed one, unless the link is new.
+const token = saved.link === link ? (saved.token ?? link) : link;
 
 const api = new Api(server);
 const microphone = new Microphone();
@@ -408,13 +410,15 @@ function showAvatar(chosen) {
 
 // ---- Start and reload ------------------------------------------------------------------------
 
-// A reload resumes its session. The session is saved when the page is left and removed when it is
-// loaded, because a duplicated tab copies the storage and must not take over the session.
+// A reload resumes its session with the renewed token. They are saved when the page is left and
+// removed when it is loaded, because a duplicated tab copies the storage and must not take over the
+// session.
 function saveSessionOnLeave() {
   addEventListener("pagehide", () => {
     const { session } = avatar.session ?? {};
-    const state = { session, avatar: picker.chosen?.id };
-    if (session) sessionStorage.setItem(SESSION_KEY, JSON.stringify(state));
+    const chosen = session && picker.chosen?.id;
+    const state = { session, avatar: chosen, link, token: avatar.api.latestToken };
+    sessionStorage.setItem(SESSION_KEY, JSON.stringify(state));
     avatar.close({ end: false });
   });
   addEventListener("pageshow", ({ persisted }) => persisted && location.reload());

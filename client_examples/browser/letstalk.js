@@ -78,6 +78,7 @@ export class LetsTalkAvatar extends EventTarget {
   /** Connect, also again after a failure. Resolves when the video is live. */
   async connect() {
     this.#retries = 0;
+    this.api.open();
     await this.#open("connecting");
     while (this.state === "reconnecting" || this.state === "connecting") await this.#stateChange();
     if (this.state === "live") return;

@@ -1,10 +1,15 @@
 """Tokens of the page and of pages that embed the avatar: asked for again, renewed, kept."""
 
+import jwt
 import pytest
-from support.browser_tools import needs_browser, visiting
+from support.browser_tools import live, needs_browser, visiting
 
 pytest.importorskip("playwright.sync_api")
 pytestmark = needs_browser
+
+LINK = jwt.encode({"iat": 0, "exp": 600}, "k" * 32)
+"""A token that a clock which is right, or fast, takes for one that has expired."""
+RENEWED = '{ token: "renewed", expires_in_s: 600 }'
 
 EMBED = """
 async () => {
@@ -44,3 +49,70 @@ def test_an_error_of_the_token_function_is_final_if_it_says_so(page):
     page.evaluate("window.refused = new module.LetsTalkError('signed-out', 'You left.')")
     page.wait_for_function("avatar.state === 'failed'")
     assert page.evaluate("avatar.error.code") == "signed-out"
+
+
+RENEW = (
+    """
+async (link) => {
+  const { Api } = await import("/api.js");
+  const waitsS = [];
+  let renew = null;
+  window.setTimeout = (run, ms) => {
+    waitsS.push(Math.round(ms / 1000));
+    renew = run;
+  };
+  let status = 503; // of the first answer
+  window.fetch = async () => {
+    const body = JSON.stringify(RENEWED);
+    const answer = new Response(body, { status, headers: { "content-type": "application/json" } });
+    status = 201;
+    return answer;
+  };
+  const api = new Api(undefined, link);
+  await renew();
+  await renew();
+  api.close();
+  api.open();
+  const renewing = renew();
+  api.close(); // while a renewal runs
+  await renewing;
+  const closed = waitsS.length;
+  api.open();
+  return [waitsS, closed, api.latestToken];
+}
+"""
+).replace("RENEWED", RENEWED)
+
+
+def test_a_token_is_renewed_by_the_servers_time_again_after_errors_and_while_it_is_open(page):
+    waits_s, closed, latest = page.evaluate(RENEW, LINK)
+    assert waits_s == [1, 5, 360, 360, 360], "at once, after an error, twice opened again"
+    assert (closed, latest) == (4, "renewed")
+
+
+ANSWER_RENEWALS = """
+const ask = window.fetch;
+window.renewals = 0;
+window.fetch = async (address, given) => {
+  if (!String(address).endsWith("v1/tokens")) return ask(address, given);
+  window.renewals++;
+  const headers = { "content-type": "application/json" };
+  return new Response(JSON.stringify(RENEWED), { status: 201, headers });
+};
+""".replace("RENEWED", RENEWED)
+
+
+def bearer_after_a_reload(page):
+    with page.expect_request("**/v1/avatars*") as asked:
+        page.reload()
+    return asked.value.headers["authorization"].removeprefix("Bearer ")
+
+
+def test_a_reload_goes_on_with_the_renewed_token_but_not_after_a_new_link(browser, server):
+    with visiting(browser, server, f"#token={LINK}", init=ANSWER_RENEWALS) as page:
+        live(page)
+        page.wait_for_function("window.renewals > 0")
+        assert bearer_after_a_reload(page) == "renewed"
+        assert bearer_after_a_reload(page) == "renewed"
+        page.evaluate("location.hash = 'token=new-link'")
+        assert bearer_after_a_reload(page) == "new-link"
