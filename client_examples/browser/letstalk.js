@@ -373,8 +373,10 @@ const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
 const AVATAR_GONE = new Set(["unknown-avatar", "unknown-portrait"]);
 const ENDED = new Set(["session-over", "idle", "engine-failed", "ended", "session-gone"]);
 const RESTARTING = new Set(["stopping", "not-ready"]);
-// Error codes by the reason of `session.ended`; `lost` and `closed` originate on this side.
+// Error codes by the reason of `session.ended`. Nobody is connected to hear `lost`, and a page that
+// has closed its session itself no longer listens.
 const END_CODES = {
+  closed: "ended",
   deleted: "ended",
   idle: "idle",
   failed: "engine-failed",

@@ -104,6 +104,30 @@ def test_a_session_can_be_taken_over_by_another_tab_and_back(browser, server):
             assert "another tab" in failure(other)
 
 
+CLOSE_FROM_ANOTHER_CONNECTION = """
+() => {
+  const { searchParams } = new URL(document.getElementById("overlay-link").value);
+  const path = `v1/ws?session=${searchParams.get("session")}`;
+  const socket = new WebSocket(new URL(path, location.href.replace("http", "ws")));
+  socket.onopen = () => socket.send(JSON.stringify({ type: "session.close" }));
+}
+"""
+
+
+def test_a_session_that_another_connection_closes_has_ended_until_the_visitor_starts_again(
+    browser, server
+):
+    with visiting(browser, server) as page:
+        live(page)
+        created = []
+        page.on("request", lambda asked: asked.method == "POST" and created.append(asked.url))
+        page.evaluate(CLOSE_FROM_ANOTHER_CONNECTION)
+        assert "The session has ended" in failure(page)
+        assert created == [], "an empty session in the place of the one that was closed"
+        page.click("#retry")
+        live(page)
+
+
 def command_on_a_fixed_port():
     """Return the command of a server whose port stays the same over restarts."""
     with socket.socket() as probe:
