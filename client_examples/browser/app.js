@@ -453,6 +453,8 @@ function setUp() {
   avatar = new LetsTalkAvatar(video, { url: server, token, session: saved.session, badge, camera: true });
   picker = new AvatarPicker(avatar.api);
   picker.addEventListener("choose", ({ detail }) => showAvatar(detail));
+  picker.addEventListener("removed", () => hideNotice("avatar"));
+  picker.addEventListener("failed", ({ detail }) => showNotice(detail, { about: "avatar" }));
   const stats = new StatsPanel(avatar, {
     bars: document.querySelector(".bars"),
     delay: $("delay"),

@@ -8,7 +8,12 @@ const PLACEHOLDERS = 4; // shown while the list is loading
 
 const $ = (id) => document.getElementById(id);
 
-/** Shows the avatars of the server. Emits `choose` with an avatar of the server's list. */
+/**
+ * Shows the avatars of the server.
+ *
+ * Events: `choose` with an avatar of the server's list; `removed`, or `failed` with an error, when
+ * the server has answered to a removal.
+ */
 export class AvatarPicker extends EventTarget {
   #api;
   #avatars = [];
@@ -62,8 +67,20 @@ export class AvatarPicker extends EventTarget {
   }
 
   async #remove(avatar) {
+    const place = this.#avatars.indexOf(avatar);
     this.#drop(avatar);
-    await this.#api.request(`v1/avatars/${avatar.id}`, { method: "DELETE" }).catch(() => {});
+    try {
+      await this.#api.request(`v1/avatars/${avatar.id}`, { method: "DELETE" });
+    } catch (error) {
+      if (error.code !== "unknown-avatar") return this.#putBack(avatar, place);
+    }
+    this.dispatchEvent(new Event("removed"));
+  }
+
+  #putBack(avatar, place) {
+    this.#avatars.splice(place, 0, avatar);
+    this.#render();
+    this.dispatchEvent(new CustomEvent("failed", { detail: { code: "not-removed" } }));
   }
 
   #render() {

@@ -70,6 +70,7 @@ const MESSAGES = {
     "This browser cannot show live video.",
     "Use a current version of Chrome, Edge, Firefox or Safari.",
   ],
+  "not-removed": ["The avatar was not removed.", "It is still on the server. Try again in a moment."],
   "not-live": ["The avatar is not connected.", "Wait until the video is live, then try again."],
 };
 

@@ -67,13 +67,16 @@ export class UploadDialog {
 
   // Forget the photo, also on the server if it was uploaded and not accepted.
   #discard() {
-    const id = this.#uploaded?.id;
-    if (id) this.#api.request(`v1/avatars/${id}`, { method: "DELETE" }).catch(() => {});
+    if (this.#uploaded) this.#delete(this.#uploaded);
     this.#uploaded = null;
     this.#file = null;
     const image = $("preview-image");
     if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
     image.removeAttribute("src");
+  }
+
+  #delete({ id }) {
+    this.#api.request(`v1/avatars/${id}`, { method: "DELETE" }).catch(() => {});
   }
 
   #setFile(file) {
@@ -99,6 +102,7 @@ export class UploadDialog {
         body: file,
       });
       if (file === this.#file) await this.#showCrop(uploaded);
+      else this.#delete(uploaded); // the dialog was closed meanwhile, or has another photo
     } catch (error) {
       if (file === this.#file) this.#show("failed", error.message);
     }

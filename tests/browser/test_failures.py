@@ -213,6 +213,47 @@ def test_unusable_portraits_are_explained_and_the_video_stays_live(browser, serv
             assert page.get_attribute("body", "data-state") == "live"
 
 
+def send_photo(page):
+    """Choose a photo for an avatar of one's own, and let the server look for the face."""
+    page.click("#add")
+    image = {"name": "me.jpg", "mimeType": "image/jpeg", "buffer": portrait_jpeg()}
+    page.set_input_files("#file", image)
+    page.fill("#label", "Me")
+    page.check("#consent")
+    page.click("#upload-next")
+
+
+def test_a_photo_whose_dialog_is_closed_while_it_is_sent_is_deleted_again(browser, server):
+    with visiting(browser, server) as page:
+        live(page)
+        held = []
+        page.route("**/v1/avatars?consent=*", lambda route: held.append(route))
+        with page.expect_request("**/v1/avatars?consent=*"):
+            send_photo(page)
+        page.click("#upload-close")
+        with page.expect_response(lambda answer: answer.request.method == "DELETE") as deleted:
+            held[0].continue_()
+        assert deleted.value.status == 204
+        assert page.locator(".own-avatar").count() == 0
+
+
+def test_an_avatar_that_could_not_be_removed_is_shown_again(browser, server):
+    with visiting(browser, server) as page:
+        live(page)
+        send_photo(page)
+        page.wait_for_selector("#upload[data-step=crop]")
+        page.click("#upload-next")
+        refuse = problem(503, "not-ready", "The server is stopping.")
+        page.route("**/v1/avatars/*", refuse)
+        page.click(".remove")
+        assert "was not removed" in notice(page)
+        page.unroute("**/v1/avatars/*")
+        assert page.locator(".own-avatar", has_text="Me").count() == 1
+        page.click(".remove")
+        page.wait_for_selector(".own-avatar", state="detached")
+        page.wait_for_selector("#notice", state="hidden")
+
+
 def test_an_unreadable_audio_file_is_explained(browser, server):
     with visiting(browser, server) as page:
         live(page)
