@@ -16,6 +16,7 @@ const CONSTRAINTS = {
 export class Camera extends EventTarget {
   #mirror;
   #stream = null;
+  #request = 0; // number of the latest `open` or `close`; what an older one brings is not wanted
 
   /** @param {HTMLVideoElement} mirror shows the visitor what the camera sees. */
   constructor(mirror) {
@@ -31,23 +32,33 @@ export class Camera extends EventTarget {
     return this.#stream !== null;
   }
 
-  /** Ask for permission and open the camera. */
+  /** Ask for permission and open the camera, unless it is closed before permission is given. */
   async open() {
     if (this.isOpen) return;
+    const request = ++this.#request;
+    const isStale = () => request !== this.#request;
     const onLost = () => {
       this.close();
       this.dispatchEvent(new Event("lost"));
     };
     const options = { insecure: "camera-insecure", codeOf: cameraErrorCode, onLost };
-    this.#stream = await openDevice({ video: CONSTRAINTS }, options);
-    const [track] = this.#stream.getVideoTracks();
+    const stream = await openDevice({ video: CONSTRAINTS }, options).catch((error) => {
+      if (!isStale()) throw error;
+    });
+    if (isStale()) {
+      if (stream) closeDevice(stream);
+      return;
+    }
+    this.#stream = stream;
+    const [track] = stream.getVideoTracks();
     track.contentHint = "motion"; // the rate matters more than sharpness
-    this.#mirror.srcObject = this.#stream;
+    this.#mirror.srcObject = stream;
     this.#mirror.play().catch(() => {});
     this.dispatchEvent(new Event("change"));
   }
 
   close() {
+    this.#request++;
     if (!this.isOpen) return;
     closeDevice(this.#stream);
     this.#stream = this.#mirror.srcObject = null;

@@ -54,6 +54,18 @@ const blocked = () => Promise.reject(new DOMException("", "NotAllowedError"));
 navigator.mediaDevices.getUserMedia = blocked;
 """
 
+PROMPT = """
+const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+window.prompts = [];
+navigator.mediaDevices.getUserMedia = async (constraints) => {
+  const stream = await ask(constraints);
+  await new Promise((allow, deny) => window.prompts.push({ allow, deny, stream }));
+  return stream;
+};
+"""
+"""Keeps the permission prompt open until `allow` or `deny` of `window.prompts` is called."""
+LIVE_CAMERAS = "prompts.map(({ stream }) => stream.active)"
+
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
@@ -111,6 +123,27 @@ def test_a_blocked_camera_is_explained(filmed, server):
             "document.getElementById('notice-title').textContent === 'The camera is blocked.'"
         )
         assert not page.is_checked("#camera-switch") and not page.is_visible("#mirror")
+
+
+def test_only_the_last_wish_counts_while_the_permission_prompt_is_open(filmed, server):
+    with visiting(filmed, server, init=PROMPT) as page:
+        live(page)
+        for number in (1, 2, 3):
+            page.check("#camera-switch")
+            page.wait_for_function(f"prompts.length === {number}")
+            page.uncheck("#camera-switch")
+        page.evaluate("prompts[0].allow()")
+        page.wait_for_function(f"!({LIVE_CAMERAS})[0]")
+        assert not page.is_visible("#mirror"), "it was switched off before it was allowed"
+        page.check("#camera-switch")
+        page.wait_for_function("prompts.length === 4")
+        page.evaluate("prompts[1].deny(new DOMException('', 'NotAllowedError'))")
+        page.evaluate("prompts[3].allow()")
+        page.evaluate("prompts[2].allow()")
+        page.wait_for_function("document.getElementById('mirror').srcObject === prompts[3].stream")
+        page.wait_for_function(f"!({LIVE_CAMERAS})[2]")
+        assert page.is_checked("#camera-switch") and page.evaluate(LIVE_CAMERAS)[3]
+        assert "blocked" not in page.inner_text("#notice"), "nobody waits for that any more"
 
 
 @pytest.mark.slow
