@@ -79,11 +79,11 @@ function refresh() {
   const mic = microphone.isOpen ? (microphone.muted ? "muted" : "on") : "off";
   page.dataset.mic = mic;
   $("talk").disabled = isOpening || state === "failed";
-  $("talk").setAttribute("aria-pressed", String(isHold ? isHolding : mic !== "off"));
   $("talk-label").textContent = talkLabel(isHold, mic);
   $("mute").disabled = mic === "off" || isHold;
-  $("mute").setAttribute("aria-pressed", String(mic === "muted" && !isHold));
-  $("mute-label").textContent = mic === "muted" && !isHold ? "Unmute" : "Mute";
+  const isMuted = mic === "muted" && !isHold;
+  $("mute").toggleAttribute("data-on", isMuted);
+  $("mute-label").textContent = isMuted ? "Unmute" : "Mute";
   $("interrupt").disabled = !isLive || !(avatar.speaking || isSaying || !$("playing").hidden);
   textBox.live = isLive;
   $("play-file").disabled = !isLive;
@@ -205,7 +205,6 @@ function onMicrophoneChange() {
 
 function onLevel({ detail: { level } }) {
   page.style.setProperty("--level", level.toFixed(3));
-  $("meter").setAttribute("aria-valuenow", String(Math.round(level * 100)));
 }
 
 // ---- Camera ----------------------------------------------------------------------------------
@@ -297,7 +296,7 @@ function interrupt() {
 
 function setAudioOn(on) {
   video.muted = !on;
-  $("audio-toggle").setAttribute("aria-pressed", String(on));
+  $("audio-toggle").toggleAttribute("data-on", on);
   $("audio-toggle-label").textContent = on ? "Sound on" : "Sound off";
   if (on && video.srcObject) video.play().catch(() => {});
 }
