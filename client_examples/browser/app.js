@@ -440,7 +440,7 @@ async function start() {
     const config = await api.request("v1/config").catch(() => ({}));
     textBox.configure(config.speech);
     showRecorded(config.disclosure);
-    await picker.load(saved.avatar ?? query.get("avatar"), config.consent);
+    await picker.load(saved.avatar ?? query.get("avatar"), config);
   } catch (error) {
     return onState({ state: "failed", error });
   }

@@ -2,8 +2,6 @@
 
 import { UploadDialog } from "./upload-dialog.js";
 
-const DEFAULT_CONSENT =
-  "This is a photo of me, or the person in it has agreed to be shown as a talking avatar.";
 const PLACEHOLDERS = 4; // shown while the list is loading
 
 const $ = (id) => document.getElementById(id);
@@ -31,11 +29,11 @@ export class AvatarPicker extends EventTarget {
     return this.#chosen;
   }
 
-  /** Load the list and choose the avatar with this id, or the first. */
-  async load(id, consent) {
+  /** Load the list and choose the avatar with this id, or the first; `config` is the server's. */
+  async load(id, config) {
     const { avatars, max_upload_bytes } = await this.#api.request(this.#api.avatarsPath());
     this.#avatars = avatars;
-    this.#upload.configure(consent ?? DEFAULT_CONSENT, max_upload_bytes);
+    this.#upload.configure(config, max_upload_bytes);
     this.choose(avatars.find((avatar) => avatar.id === id) ?? avatars[0]);
   }
 

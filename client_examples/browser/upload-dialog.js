@@ -1,6 +1,15 @@
 // The dialog that makes an avatar from the visitor's own photo.
 
 const DEFAULT_LABEL = "Yours";
+const DEFAULT_CONSENT =
+  "This is a photo of me, or the person in it has agreed to be shown as a talking avatar.";
+const KEPT = "The photo stays in the server's memory.";
+// What is kept, by whether the server records its sessions; without an answer neither is claimed.
+const PRIVACY = {
+  false: `${KEPT} It is never written to disk, and you can remove it here at any time.`,
+  true: `${KEPT} The server records its sessions, so the avatar's video is saved on its disk. Removing the photo here deletes both.`,
+  undefined: `${KEPT} You can remove it here at any time.`,
+};
 
 const $ = (id) => document.getElementById(id);
 
@@ -37,9 +46,16 @@ export class UploadDialog {
     });
   }
 
-  /** Set the sentence to agree to and the largest file that the server accepts. */
-  configure(consent, maxBytes) {
-    $("consent-text").textContent = consent;
+  /**
+   * Take the server's configuration, and the largest file that it accepts.
+   *
+   * @param {object} config `consent` is the sentence to agree to, `disclosure.recorded` says
+   *   whether sessions are recorded; empty if the server did not answer.
+   * @param {number} [maxBytes]
+   */
+  configure({ consent, disclosure }, maxBytes) {
+    $("consent-text").textContent = consent ?? DEFAULT_CONSENT;
+    $("upload-privacy").textContent = PRIVACY[disclosure?.recorded];
     this.#maxBytes = maxBytes ?? Infinity;
   }
 
