@@ -6,8 +6,10 @@ async with Client("http://localhost:8080", avatar="mira") as client:
         ...  # a VideoFrame, an AudioFrame or a message (dict)
 """
 
+import asyncio
 import json
 import struct
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,6 +23,9 @@ SAMPLE_RATE = 16_000
 FPS = 25
 CHUNK = SAMPLE_RATE // 5
 """Samples per message when a whole utterance is sent."""
+
+MAX_AHEAD_S = 20.0
+"""Speech that `say` sends ahead of its playing; the server refuses more than its limit (30 s)."""
 
 _HEADER = struct.Struct("<BBHIIHHII")
 _JPEG, _RGB, _PCM16, _OPUS = 1, 2, 3, 4
@@ -85,6 +90,7 @@ class Client:
         self._address = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/v1/ws?{query}"
         self._protocols = ["letstalk.v1", f"bearer.{token}"] if token else ["letstalk.v1"]
         self._socket: ClientConnection | None = None
+        self._played_at_s = 0.0  # when all that was sent will have been played
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -121,10 +127,13 @@ class Client:
         if pcm.dtype != np.int16:
             pcm = (np.clip(pcm, -1, 1) * 32_767).astype(np.int16)
         await self._connection.send(pcm.astype("<i2").tobytes())
+        self._played_at_s = max(self._played_at_s, time.monotonic()) + pcm.size / SAMPLE_RATE
 
     async def say(self, pcm: np.ndarray) -> None:
-        """Send a whole utterance and mark its end; wait while the server applies back pressure."""
+        """Send a whole utterance and mark its end, at most `MAX_AHEAD_S` ahead of its playing."""
         for start in range(0, pcm.size, CHUNK):
+            wait_s = self._played_at_s - time.monotonic() - MAX_AHEAD_S
+            await asyncio.sleep(max(0.0, wait_s))
             await self.push(pcm[start : start + CHUNK])
         await self.send(type="segment.end")
 
@@ -133,8 +142,9 @@ class Client:
         await self.send(type="speech.say", text=text)
 
     async def interrupt(self) -> None:
-        """Interrupt the avatar."""
+        """Interrupt the avatar: it forgets what was sent and not played yet."""
         await self.send(type="avatar.interrupt")
+        self._played_at_s = 0.0
 
     async def __aiter__(self) -> AsyncIterator[VideoFrame | AudioFrame | dict[str, Any]]:
         """Yield what the server sends, until it ends the session.

@@ -22,8 +22,11 @@ async def speak(audio: Path, video: Path, url: str, token: str | None, avatar: s
     async with Client(url, token=token, avatar=avatar) as client:
         with Recording(video) as recording:
             sending = asyncio.create_task(client.say(pcm))
-            await _record(client, recording)
-            await sending
+            try:
+                await _record(client, recording)
+            finally:  # all is sent, or nobody listens any more
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
         await client.send(type="session.close")
     return recording.frames
 
@@ -36,7 +39,7 @@ async def _record(client: Client, recording: Recording) -> None:
             recording.add(item)
         elif item["type"] == "segment.finished":
             ends_at = loop.time() + TAIL_S
-        elif item["type"] == "session.error" and item["fatal"]:
+        elif item["type"] == "session.error":  # a part of the file would be missing
             raise RuntimeError(f"{item['detail']} ({item['code']})")
         if ends_at is not None and loop.time() > ends_at:
             return

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -97,6 +98,43 @@ async def test_a_lost_connection_is_an_error_that_says_so(monkeypatch):
             with pytest.raises(ConnectionError, match="connection to the server was lost"):
                 async for _ in session:
                     pass
+
+
+async def test_a_long_utterance_is_sent_at_most_20_s_ahead_of_its_playing(monkeypatch):
+    monkeypatch.syspath_prepend(str(CLIENTS))
+    received = []
+
+    async def listen(connection):
+        async for data in connection:
+            received.append(data)
+
+    def received_s():
+        return sum(len(data) for data in received if isinstance(data, bytes)) / 2 / RATE
+
+    async def at_least(seconds):
+        for _ in range(6000):
+            if received_s() >= seconds:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"only {received_s()} s arrived")
+
+    client = importlib.import_module("letstalk_client")
+    async with serve(listen, "127.0.0.1", 0, subprotocols=["letstalk.v1"]) as server:
+        port = server.sockets[0].getsockname()[1]
+        started_s = time.monotonic()
+        async with client.Client(f"http://127.0.0.1:{port}") as session:
+            await session.say(np.zeros(12 * RATE, np.int16))
+            saying = asyncio.create_task(session.say(np.zeros(60 * RATE, np.int16)))
+            await at_least(20)
+            await asyncio.sleep(0.3)  # in which all could have arrived
+            assert received_s() <= 20.4 + time.monotonic() - started_s, "of both utterances"
+            assert not saying.done()
+            await session.interrupt()
+            await at_least(40)
+            await asyncio.sleep(0.3)
+            assert received_s() <= 40.8 + time.monotonic() - started_s
+            saying.cancel()
+            await asyncio.wait([saying])
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")

@@ -205,6 +205,7 @@ class WebSocketConnection:
         return not self._closing.done() and not self._was_closed
 
     async def _receive(self) -> None:
+        """Handle messages; it must not wait, or pongs and interrupts would wait behind audio."""
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -214,8 +215,6 @@ class WebSocketConnection:
             self._session.connections.receive(
                 self, message.get("bytes") or b"" if data is None else data
             )
-            if data is None:
-                await self._session.speech.wait_for_space()
 
     async def _write(self) -> None:
         """Send what is queued: messages first, then the newest frame, then audio."""

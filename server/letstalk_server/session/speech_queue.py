@@ -21,6 +21,9 @@ MAX_MICROPHONE_S = 0.5
 LIVE_S = 0.5
 """Time after its last chunk for which a microphone counts as live."""
 
+_ROUNDING_S = 1e-6
+"""Less queued speech is a rounding error of its sum, which must not hold the floor."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
@@ -94,7 +97,7 @@ class SpeechQueue:
         """
         self._take_floor(source)
         seconds = len(pcm) / sample_rate
-        if self._pushed_s > 0 and self._pushed_s + seconds > self._max_s:
+        if not self._has_space_for(seconds):
             raise SpeechOverflowError(
                 f"More than {self._max_s:.0f} s of speech would be queued. Send it later."
             )
@@ -128,9 +131,9 @@ class SpeechQueue:
         if source in self._microphones:
             self._microphones.remove(source)
 
-    async def wait_for_space(self, seconds: float = 0.0) -> None:
-        """Wait until less than `max_s` of pushed speech is queued, or until `seconds` more fit."""
-        while self._pushed_s >= self._max_s or self._pushed_s + seconds > self._max_s > seconds:
+    async def wait_for_space(self, seconds: float) -> None:
+        """Wait until `push` takes a chunk of this duration."""
+        while not self._has_space_for(seconds):
             self._has_space.clear()
             await self._has_space.wait()
 
@@ -153,7 +156,8 @@ class SpeechQueue:
                 continue  # a failure is raised where frames are read
             finally:
                 if not chunk.is_live:
-                    self._pushed_s = max(0.0, self._pushed_s - chunk.seconds)
+                    left_s = self._pushed_s - chunk.seconds
+                    self._pushed_s = left_s if left_s > _ROUNDING_S else 0.0
                     self._has_space.set()
 
     async def _forward(self, chunk: _Chunk, avatar: AvatarSession) -> None:
@@ -162,6 +166,9 @@ class SpeechQueue:
             await avatar.end_segment()
         else:
             await avatar.push_audio(chunk.pcm, chunk.sample_rate)
+
+    def _has_space_for(self, seconds: float) -> bool:
+        return self._pushed_s == 0 or self._pushed_s + seconds <= self._max_s
 
     def _add(self, chunk: _Chunk) -> None:
         self._chunks.append(chunk)

@@ -301,6 +301,21 @@ async def test_a_client_that_closes_ends_the_session_that_it_opened(patient_addr
     await client.ended()
 
 
+async def test_speech_beyond_the_limit_is_refused_and_blocks_nothing():
+    with live(Settings(max_speech_s=2)) as (_, address):
+        client = await join(address)
+        await client.hear("session.ready")
+        for _ in range(100):  # 20 s at line speed, in chunks that divide the limit
+            await client.send(speech(0.2))
+        await client.send({"type": "session.ping", "event_id": "p"})
+        await client.send({"type": "segment.end"})
+        assert (await client.hear("session.pong"))["re"] == "p"
+        assert {error["code"] for error in client.said("session.error")} == {"speech-overflow"}
+        finished = await client.hear("segment.finished")
+        assert 1800 < finished["played_ms"] < 19_000
+        await client.close()
+
+
 async def test_floods_and_giants_hurt_only_themselves(address):
     quiet, flood, giant = [await join(address) for _ in range(3)]
     for _ in range(1500):

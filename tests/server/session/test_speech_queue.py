@@ -119,11 +119,37 @@ async def test_what_waits_is_bounded(running):
     speech.push("a", sound(1.0), RATE)
     with pytest.raises(SpeechOverflowError):
         speech.push("a", sound(0.1), RATE)
-    waiting = asyncio.create_task(speech.wait_for_space())
+    fitting, waiting = [asyncio.create_task(speech.wait_for_space(s)) for s in (0.0, 0.1)]
     await settle()
-    assert not waiting.done()
+    assert fitting.done() and not waiting.done()
     listener.may_go_on.set()
     await asyncio.wait_for(waiting, 5)
+
+
+async def test_who_waited_for_space_may_push(running):
+    speech, listener, _ = running
+    listener.may_go_on.clear()
+    speech.push("a", sound(0.1), RATE)
+    speech.push("a", sound(0.2), RATE)
+    waiting = asyncio.create_task(speech.wait_for_space(4.0))
+    await settle()
+    assert not waiting.done()
+    with pytest.raises(SpeechOverflowError):
+        speech.push("a", sound(4.0), RATE)
+    listener.may_go_on.set()
+    await asyncio.wait_for(waiting, 5)
+    speech.push("a", sound(4.0), RATE)  # longer than the bound: alone it is taken
+
+
+async def test_rounding_errors_hold_no_floor(running):
+    speech, listener, clock = running
+    for seconds in (0.1, 0.2):  # 0.1 + 0.2 - 0.1 - 0.2 > 0
+        speech.push("a", sound(seconds), RATE)
+    await settle()
+    clock.s += FLOOR_S + 0.1
+    speech.push("b", sound(0.1), RATE)
+    await settle()
+    assert [size for size, _ in listener.heard] == [1600, 3200, 1600]
 
 
 async def test_a_microphone_nobody_hears_keeps_the_newest_half_second(running):
