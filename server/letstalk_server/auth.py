@@ -62,6 +62,15 @@ class Caller:
             names = " or ".join(scopes)
             raise NotAllowedError(f"This needs a token with the scope {names}; request one.")
 
+    def require_unbound(self) -> None:
+        """Check that the token is not valid for one session only.
+
+        Raises:
+            NotAllowedError: It is.
+        """
+        if self.session is not None:
+            raise NotAllowedError("This token is for one session. Use one that is not.")
+
 
 LOCAL = Caller("local", frozenset(SCOPES), is_operator=True)
 """Every caller of a server that requires no tokens."""

@@ -5,12 +5,13 @@ import hmac
 import json
 import logging
 from base64 import b64encode
+from dataclasses import replace
 
 import httpx
 import jwt
 import pytest
 from support.live_server import join, live
-from support.server_fakes import portrait_jpeg, problem, serving
+from support.server_fakes import BACKDROPS, portrait_jpeg, problem, serving
 from websockets.exceptions import InvalidStatus
 
 from letstalk_server.auth import MAX_LOGIN_S, SCOPES, Auth
@@ -201,6 +202,56 @@ async def test_one_sees_and_deletes_ones_own_portraits_only():
         assert (await client.get("/" + avatar["still"])).status_code == 200
         assert (await client.delete(address, headers=ann)).status_code == 204
         assert (await client.get("/" + avatar["still"])).status_code == 404
+
+
+async def test_a_token_for_one_session_is_for_nothing_else():
+    async with serving(replace(LOCKED, max_sessions=3)) as (app, client):
+        ann = bearer((await minted(client, subject="ann"))["token"])
+        avatar = (await client.post(UPLOAD, content=portrait_jpeg(), headers=ann)).json()["id"]
+        session = (await client.post("/v1/sessions", headers=ann)).json()
+        name = session["session"]
+        made = await minted(client, subject="ann", session=name, scopes=SCOPES)
+        token = bearer(made["token"])
+        for method, path in (
+            ("POST", "/v1/sessions"),
+            ("POST", UPLOAD),
+            ("DELETE", f"/v1/avatars/{avatar}"),
+            ("GET", "/metrics"),
+        ):
+            answer = await client.request(method, path, headers=token)
+            assert "one session" in problem(answer, 403, "not-allowed")
+        other = (await client.post("/v1/sessions", headers=ann)).json()["session"]
+        for method in ("GET", "DELETE"):
+            answer = await client.request(method, f"/v1/sessions/{other}", headers=token)
+            problem(answer, 403, "not-allowed")
+        assert (await client.delete(f"/v1/sessions/{name}", headers=token)).status_code == 204
+        sdp = token | {"content-type": "application/sdp"}
+        for path in ("/v1/whep", "/v1/whip"):  # no other session is created in its place
+            problem(await client.post(path, content="v=0", headers=sdp), 404, "unknown-session")
+        offer = {"type": "offer", "sdp": "v=0"}
+        answer = await client.post("/v1/offer", json=offer, headers=token)
+        problem(answer, 404, "unknown-session")
+        assert [one.id for one in app.state.sessions] == [other]
+
+
+async def test_a_token_for_one_session_sees_no_portrait_but_the_one_that_is_shown():
+    async with serving(LOCKED) as (_, client):
+        ann = bearer((await minted(client, subject="ann"))["token"])
+        shown, hidden = [
+            (await client.post(UPLOAD, content=portrait_jpeg((i, 90, 30)), headers=ann)).json()
+            for i in (10, 200)
+        ]
+        defaults = list(BACKDROPS)
+        listing = (await client.get("/v1/avatars", headers=ann)).json()["avatars"]
+        assert [one["id"] for one in listing] == [*defaults, shown["id"], hidden["id"]]
+        made = await client.post("/v1/sessions", json={"avatar": shown["id"]}, headers=ann)
+        session = made.json()
+        for token in (session["viewer_token"], session["token"]):
+            listing = (await client.get("/v1/avatars", headers=bearer(token))).json()["avatars"]
+            assert [one["id"] for one in listing] == [*defaults, shown["id"]]
+        await client.delete(f"/v1/sessions/{session['session']}", headers=ann)
+        listing = (await client.get("/v1/avatars", headers=bearer(session["token"]))).json()
+        assert [one["id"] for one in listing["avatars"]] == defaults
 
 
 async def test_an_upload_needs_the_persons_consent():

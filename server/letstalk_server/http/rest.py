@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +16,12 @@ from letstalk_rt.portrait.watermark import STATEMENT
 from letstalk_rt.types import FPS
 from letstalk_server import metrics
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES, Caller
-from letstalk_server.errors import BadRequestError, ConsentMissingError, NotFoundError
+from letstalk_server.errors import (
+    BadRequestError,
+    ConsentMissingError,
+    NotFoundError,
+    UnknownSessionError,
+)
 from letstalk_server.http import openapi
 from letstalk_server.http.request_reading import (
     AppContext,
@@ -74,7 +81,7 @@ async def ready(request: Request) -> Response:
 async def prometheus(request: Request) -> Response:
     """Return the metrics."""
     context = AppContext(request)
-    context.authorize("metrics")
+    context.authorize("metrics").require_unbound()
     return Response(context.metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
 
 
@@ -172,16 +179,29 @@ async def list_avatars(request: Request) -> Response:
     """List the default avatars and the caller's own."""
     context = AppContext(request)
     caller = context.authorize("avatars", "sessions", "view", "speak")
-    avatars = [avatar_json(entry) for entry in context.avatar_service.list_avatars(caller.subject)]
+    avatars = [avatar_json(entry) for entry in _avatars_for(context, caller)]
     return json_response(
         {"avatars": avatars, "max_upload_bytes": context.settings.max_upload_bytes}
     )
+
+
+def _avatars_for(context: AppContext, caller: Caller) -> Iterator[AvatarEntry]:
+    """Yield what a caller may choose; one with a token for one session has no other uploads."""
+    if caller.session is None:
+        yield from context.avatar_service.list_avatars(caller.subject)
+        return
+    yield from context.avatar_service.defaults.values()
+    with suppress(UnknownSessionError):
+        shown = context.sessions.find(caller.session, caller).avatar_entry
+        if shown.owner is not None:
+            yield shown
 
 
 async def upload_avatar(request: Request) -> Response:
     """Upload a portrait: the body is the image file itself, not a form."""
     context = AppContext(request)
     caller = context.authorize("avatars")
+    caller.require_unbound()
     if not query_flag(request, "consent", False):
         raise ConsentMissingError(
             f"Uploading a portrait requires consent: {CONSENT} Send consent=true in the query."
@@ -211,6 +231,7 @@ async def delete_avatar(request: Request) -> Response:
     """Delete an upload, and what was recorded of it."""
     context = AppContext(request)
     caller = context.authorize("avatars")
+    caller.require_unbound()
     name = request.path_params["name"]
     context.avatar_service.delete(name, caller.subject)
     if (recordings := request.app.state.recordings) is not None:
@@ -260,6 +281,7 @@ async def create_session(request: Request) -> Response:
     """Open a session, to which clients then connect."""
     context = AppContext(request)
     caller = context.authorize("sessions")
+    caller.require_unbound()
     fields = await read_json(request, may_be_empty=True)
     entry = context.avatar_service.find(
         text_field(fields, "avatar"), text_field(fields, "portrait")
