@@ -139,7 +139,7 @@ class Auth:
         return jwt.encode(claims, self._key, algorithm="HS256"), ttl
 
     def renew(self, caller: Caller, ttl_s: float | None = None) -> tuple[str, int]:
-        """Return a token with the same claims and a new expiry time, and its lifetime, s.
+        """Return a token for the caller with a new expiry time, and its lifetime, s.
 
         Raises:
             TokenExpiredError: The token was renewed for `MAX_LOGIN_S`.

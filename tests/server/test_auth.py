@@ -148,8 +148,8 @@ async def test_the_operator_makes_tokens_and_their_holders_do_what_they_allow(ca
         assert made.status_code == 201 and made.headers["cache-control"] == "no-store"
         ann = bearer(made.json()["token"])
         assert made.json()["expires_in_s"] == 60 and made.json()["scopes"] == ["sessions", "view"]
-        renewed = await client.post("/v1/tokens", json={"scopes": ["metrics"]}, headers=ann)
-        assert renewed.json()["scopes"] == ["sessions", "view"], "no more than it had"
+        renewed = await client.post("/v1/tokens", json={}, headers=ann)
+        assert renewed.json()["scopes"] == ["sessions", "view"]
         problem(await client.get("/metrics", headers=ann), 403, "not-allowed")
         assert (await client.get("/metrics", headers=bearer(KEY))).status_code == 200
         problem(await client.post(UPLOAD, headers=ann), 403, "not-allowed")
@@ -170,6 +170,48 @@ async def test_the_operator_makes_tokens_and_their_holders_do_what_they_allow(ca
 
 async def minted(client, **fields):
     return (await client.post("/v1/tokens", json=fields, headers=bearer(KEY))).json()
+
+
+async def test_a_renewed_token_may_do_less_and_never_more():
+    async with serving(LOCKED) as (_, client):
+        ann = bearer((await minted(client, subject="ann", scopes=["sessions", "view"]))["token"])
+
+        async def renewed(who, **fields):
+            return await client.post("/v1/tokens", json=fields, headers=who)
+
+        for scopes in (["metrics"], ["view", "speak"]):
+            detail = problem(await renewed(ann, scopes=scopes), 403, "not-allowed")
+            assert scopes[-1] in detail
+        problem(await renewed(ann, scopes=["fly"]), 400, "bad-request")
+        less = (await renewed(ann, scopes=["view"])).json()
+        assert less["scopes"] == ["view"] and less["session"] is None
+        before, after = unchecked(ann["authorization"].split()[1]), unchecked(less["token"])
+        assert after["scope"] == "view" and after["login"] == before["login"]
+        viewer = bearer(less["token"])
+        problem(await client.post("/v1/sessions", headers=viewer), 403, "not-allowed")
+        problem(await renewed(viewer, scopes=["sessions"]), 403, "not-allowed")
+
+
+async def test_a_token_is_renewed_for_a_session_that_its_holder_may_use():
+    async with serving(replace(LOCKED, max_sessions=3)) as (_, client):
+        ann, bob = [bearer((await minted(client, subject=s))["token"]) for s in ("ann", "bob")]
+        first, second = [
+            (await client.post("/v1/sessions", headers=ann)).json()["session"] for _ in range(2)
+        ]
+
+        async def renewed(who, **fields):
+            return await client.post("/v1/tokens", json=fields, headers=who)
+
+        problem(await renewed(bob, session=first), 403, "not-allowed")
+        problem(await renewed(ann, session="none"), 404, "unknown-session")
+        narrow = (await renewed(ann, session=first, scopes=["view"])).json()
+        assert (narrow["session"], narrow["scopes"]) == (first, ["view"])
+        token = bearer(narrow["token"])
+        assert (await client.get(f"/v1/sessions/{first}", headers=token)).status_code == 200
+        problem(await client.get(f"/v1/sessions/{second}", headers=token), 403, "not-allowed")
+        problem(await renewed(token, session=second), 403, "not-allowed")
+        for fields in ({}, {"session": first}, {"session": None}):
+            assert (await renewed(token, **fields)).json()["session"] == first
 
 
 async def test_a_viewer_asking_about_a_session_gets_no_right_to_speak():

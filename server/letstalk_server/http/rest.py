@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -142,13 +143,30 @@ async def create_token(request: Request) -> Response:
     ):
         raise BadRequestError(f'"ttl_s" must be an integer, {MIN_TTL_S} to {MAX_TTL_S}.')
     if not caller.is_operator:
-        token, expires_s = context.auth.renew(caller, ttl_s)
-        return _token(token, expires_s, caller.subject, caller.scopes, caller.session)
+        narrowed = _narrowed(context, caller, fields)
+        token, expires_s = context.auth.renew(narrowed, ttl_s)
+        return _token(token, expires_s, narrowed.subject, narrowed.scopes, narrowed.session)
     subject = text_field(fields, "subject", MAX_SUBJECT_CHARS) or caller.subject
     session = text_field(fields, "session")
     scopes = _scopes(fields)
     token, expires_s = context.auth.issue(subject, scopes, ttl_s=ttl_s, session=session)
     return _token(token, expires_s, subject, scopes, session)
+
+
+def _narrowed(context: AppContext, caller: Caller, fields: dict[str, Any]) -> Caller:
+    """Return the caller with the scopes and the session that a renewal asks for.
+
+    Raises:
+        NotAllowedError: The caller lacks a scope, or may not use the session.
+        UnknownSessionError: There is no such session.
+    """
+    scopes = _scopes(fields) if "scopes" in fields else caller.scopes
+    for scope in sorted(scopes):
+        caller.require(scope)
+    session = text_field(fields, "session")
+    if session is not None:  # a token for one session is not asked later who owns that
+        context.sessions.find(session, caller)
+    return replace(caller, scopes=scopes, session=session or caller.session)
 
 
 def _scopes(fields: dict[str, Any]) -> frozenset[str]:
