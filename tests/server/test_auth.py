@@ -244,6 +244,10 @@ async def test_one_sees_and_deletes_ones_own_portraits_only():
         assert (await client.get("/" + avatar["still"])).status_code == 200
         assert (await client.delete(address, headers=ann)).status_code == 204
         assert (await client.get("/" + avatar["still"])).status_code == 404
+        other = (await client.post(UPLOAD, content=portrait_jpeg(), headers=ann)).json()
+        address = f"/v1/avatars/{other['id']}"
+        assert (await client.delete(address, headers=bearer(KEY))).status_code == 204
+        problem(await client.delete(address, headers=bearer(KEY)), 404, "unknown-avatar")
 
 
 async def test_a_token_for_one_session_is_for_nothing_else():

@@ -21,6 +21,7 @@ from letstalk_server.errors import (
     BadRequestError,
     ConsentMissingError,
     NotFoundError,
+    UnknownAvatarError,
     UnknownSessionError,
 )
 from letstalk_server.http import openapi
@@ -34,6 +35,7 @@ from letstalk_server.http.request_reading import (
     text_field,
 )
 from letstalk_server.session.avatar_service import MAX_LABEL_CHARS, AvatarEntry, AvatarService
+from letstalk_server.session.recorder import RecordingStore
 from letstalk_server.session.session import Session
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc import turn
@@ -251,8 +253,13 @@ async def delete_avatar(request: Request) -> Response:
     caller = context.authorize("avatars")
     caller.require_unbound()
     name = request.path_params["name"]
-    context.avatar_service.delete(name, caller.subject)
-    if (recordings := request.app.state.recordings) is not None:
+    recordings: RecordingStore | None = request.app.state.recordings
+    try:
+        context.avatar_service.delete(name, caller)
+    except UnknownAvatarError:  # what was recorded outlives a portrait that the server dropped
+        if recordings is None or not await asyncio.to_thread(recordings.may_delete, name, caller):
+            raise
+    if recordings is not None:
         await asyncio.to_thread(recordings.delete, name)
     return Response(status_code=204)
 

@@ -29,6 +29,7 @@ from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import FPS, FaceTrack, Portrait
+from letstalk_server.auth import Caller
 from letstalk_server.errors import (
     MODEL_AWAY,
     MODEL_RETRY_S,
@@ -250,17 +251,17 @@ class AvatarService:
                 del self._uploads[name], sizes[name]
                 self._mattes.pop(name, None)
 
-    def delete(self, name: str, subject: str) -> None:
-        """Delete an upload.
+    def delete(self, name: str, caller: Caller) -> None:
+        """Delete an upload of the caller; the operator may delete all.
 
         Raises:
             DefaultAvatarError: It is a default avatar.
-            UnknownAvatarError: The subject has no upload with that id.
+            UnknownAvatarError: The caller has no upload with that id.
         """
         if name in self.defaults:
             raise DefaultAvatarError("Default avatars come with the server and cannot be deleted.")
         entry = self._uploads.get(name)
-        if entry is None or entry.owner != subject:
+        if entry is None or not (caller.is_operator or entry.owner == caller.subject):
             raise UnknownAvatarError("You have no avatar with that id.")
         del self._uploads[name]
         self._mattes.pop(name, None)

@@ -1,9 +1,12 @@
 """Records sessions as files, for operators who ask for it: what was shown, signed at the end.
 
-Each avatar has a folder of its own, so that its recordings are deleted with it.
+Each avatar has a folder of its own, so that its recordings are deleted with it. The folder of an
+upload holds a mark of its owner, who can thus delete the recordings after the server has dropped
+the portrait, which is in memory only, or was started again.
 """
 
 import asyncio
+import hashlib
 import logging
 import secrets
 import shutil
@@ -17,13 +20,16 @@ from letstalk_rt.recording.credentials import SigningCredentials
 from letstalk_rt.recording.provenance import Provenance
 from letstalk_rt.sinks.file import Recording
 from letstalk_rt.types import FPS, AVFrame
+from letstalk_server.auth import Caller
 from letstalk_server.session.avatar_service import AvatarEntry
+from letstalk_server.session.ids import is_id
 from letstalk_server.session.playout import PlayoutSlot
 from letstalk_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING_FRAMES = 2 * FPS
+OWNER_FILE = "owner.sha256"
 _STALE_FRAMES = 12
 """Frames after a change of the avatar that may still show the one before."""
 
@@ -85,8 +91,10 @@ class RecordingStore:
         )
         try:
             path.mkdir(exist_ok=True)
+            if entry.owner is not None:
+                (path / OWNER_FILE).write_text(_owner_mark(entry.id, entry.owner))
         except OSError as error:
-            raise ConfigError(f"a folder cannot be made: {error.strerror or error}") from error
+            raise ConfigError(f"a folder cannot be written: {error.strerror or error}") from error
         recording.open(*entry.size)
         return recording
 
@@ -98,6 +106,22 @@ class RecordingStore:
     def signs(self) -> bool:
         """Whether recordings are signed."""
         return self._credentials is not None
+
+    def may_delete(self, avatar: str, caller: Caller) -> bool:
+        """Return whether an upload has recordings that are the caller's. This blocks.
+
+        Args:
+            avatar: id of an upload that need not be on the server any more; it is not trusted.
+            caller: who asks; the operator may delete all.
+        """
+        folder = self._folder_of(avatar)
+        if not is_id(avatar) or not folder.is_dir():
+            return False
+        try:
+            mark = (folder / OWNER_FILE).read_text()
+        except (OSError, UnicodeDecodeError):
+            mark = None
+        return caller.is_operator or mark == _owner_mark(avatar, caller.subject)
 
     def delete(self, avatar: str) -> None:
         """Delete all recordings of an avatar, and accept no further ones. This blocks."""
@@ -206,3 +230,8 @@ class SessionRecorder:
         finally:
             if self._store.is_deleted(self._entry.id):
                 await asyncio.to_thread(self._store.delete, self._entry.id)
+
+
+def _owner_mark(avatar: str, subject: str) -> str:
+    """Return what is noted of the owner of an upload: not the subject itself, which is a name."""
+    return hashlib.sha256(f"{avatar} {subject}".encode()).hexdigest()

@@ -6,21 +6,24 @@ import av
 import numpy as np
 import pytest
 from support.certificates import issue
-from support.server_fakes import Peer, patient, portrait_jpeg, serving
+from support.server_fakes import Peer, patient, portrait_jpeg, problem, serving
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.recording.credentials import read_authority
 from letstalk_rt.recording.signing import verify_recording
 from letstalk_rt.types import AVFrame, Portrait
+from letstalk_server.auth import OPERATOR, Caller
 from letstalk_server.main import parse
 from letstalk_server.session.avatar_service import AvatarEntry
+from letstalk_server.session.ids import new_id
 from letstalk_server.session.playout import PlayoutSlot
 from letstalk_server.session.recorder import RecordingStore, SessionRecorder
 from letstalk_server.settings import Settings
 
 pytest.importorskip("c2pa")
 
+UPLOAD = "/v1/avatars?consent=true"
 AGREED = Consent("user-17", "2026-11-22T10:00:00+00:00")
 
 
@@ -70,7 +73,7 @@ async def test_a_session_is_recorded_and_signed(tmp_path):
     recorder = await record(RecordingStore.open(chosen), [(entry(), 40)])
     await recorder.aclose()
     await recorder.aclose()
-    (path,) = (tmp_path / "recordings" / "anna").iterdir()
+    (path,) = (tmp_path / "recordings" / "anna").glob("*.mp4")
     found = verify_recording(path, read_authority(keys.authority))
     assert found.state == "trusted" and found.provenance.consent_at == AGREED.at
     assert (found.provenance.model, found.provenance.badge) == ("tiny", True)
@@ -84,7 +87,7 @@ async def test_another_avatar_begins_another_file(tmp_path):
     recorder = await record(RecordingStore.open(chosen), shown)
     await recorder.aclose()
     for name, size in (("anna", (128, 96)), ("ben", (96, 128))):
-        (path,) = (tmp_path / "recordings" / name).iterdir()
+        (path,) = (tmp_path / "recordings" / name).glob("*.mp4")
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             assert (stream.width, stream.height) == size
@@ -100,6 +103,51 @@ async def test_recordings_are_deleted_with_the_avatar_also_while_they_run(tmp_pa
         recorder.show(slot)
     await recorder.aclose()
     assert not (tmp_path / "recordings" / "anna").exists()
+
+
+async def test_recordings_belong_to_the_owner_of_the_portrait_after_a_restart(tmp_path):
+    chosen = Settings(record_folder=str(tmp_path / "recordings"))
+    name = new_id(chosen)
+    for one in (entry(name), entry("anna")):
+        await (await record(RecordingStore.open(chosen), [(one, 10)])).aclose()
+    for path in (tmp_path / "recordings" / name).iterdir():
+        assert b"user-17" not in path.read_bytes()
+    store = RecordingStore.open(chosen)
+    ann, bob = [Caller(subject, frozenset()) for subject in ("user-17", "bob")]
+    assert store.may_delete(name, ann) and store.may_delete(name, OPERATOR)
+    assert not store.may_delete(name, bob)
+    escapes = ("anna", "..", "../recordings", f"../recordings/{name}", f"{name}/", "", "\0")
+    assert not any(store.may_delete(text, OPERATOR) for text in (new_id(chosen), *escapes))
+    store.delete(name)
+    assert not store.may_delete(name, ann)
+
+
+async def test_recordings_of_a_dropped_portrait_can_still_be_deleted(tmp_path):
+    key = "k" * 40
+    locked = {"auth": "on", "api_key": key, "secret": "s" * 40, "max_portraits": 1}
+    async with serving(patient(record_folder=str(tmp_path), **locked)) as (app, client):
+        operator = {"authorization": f"Bearer {key}"}
+
+        async def caller(subject):
+            made = await client.post("/v1/tokens", json={"subject": subject}, headers=operator)
+            return {"authorization": f"Bearer {made.json()['token']}"}
+
+        async def upload(who):
+            made = await client.post(UPLOAD, content=portrait_jpeg(), headers=who)
+            return made.json()["id"]
+
+        ann, bob = await caller("user-17"), await caller("bob")
+        for remover in (ann, operator):
+            name = await upload(ann)
+            await (await record(app.state.recordings, [(entry(name), 10)])).aclose()
+            await upload(bob)
+            address = f"/v1/avatars/{name}"
+            problem(await client.get(address, headers=ann), 404, "unknown-avatar")
+            problem(await client.delete(address, headers=bob), 404, "unknown-avatar")
+            assert list((tmp_path / name).glob("*.mp4"))
+            assert (await client.delete(address, headers=remover)).status_code == 204
+            assert not (tmp_path / name).exists()
+            problem(await client.delete(address, headers=remover), 404, "unknown-avatar")
 
 
 async def test_a_folder_that_is_lost_ends_the_recording_alone(tmp_path, caplog):
@@ -159,12 +207,12 @@ async def test_the_server_records_says_so_and_deletes(tmp_path):
         peer = await Peer().join(client, session=session["session"])
         folder = tmp_path / "recordings" / uploaded["id"]
         for _ in range(400):
-            if folder.exists() and any(path.stat().st_size > 0 for path in folder.iterdir()):
+            if any(path.stat().st_size > 0 for path in folder.glob("*.mp4")):
                 break
             await asyncio.sleep(0.05)
         await peer.close()
         await client.delete(f"/v1/sessions/{session['session']}")
-        (path,) = folder.iterdir()
+        (path,) = folder.glob("*.mp4")
         found = verify_recording(path)
         assert found.state == "intact" and found.provenance.consent_at == uploaded["consent_at"]
         await client.delete(f"/v1/avatars/{uploaded['id']}")
