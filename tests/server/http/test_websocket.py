@@ -305,8 +305,8 @@ async def test_speech_beyond_the_limit_is_refused_and_blocks_nothing():
     with live(Settings(max_speech_s=2)) as (_, address):
         client = await join(address)
         await client.hear("session.ready")
-        for _ in range(100):  # 20 s at line speed, in chunks that divide the limit
-            await client.send(speech(0.2))
+        for _ in range(80):  # 20 s at line speed, in chunks that divide the limit exactly
+            await client.send(speech(0.25))
         await client.send({"type": "session.ping", "event_id": "p"})
         await client.send({"type": "segment.end"})
         assert (await client.hear("session.pong"))["re"] == "p"
