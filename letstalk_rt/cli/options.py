@@ -30,7 +30,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--preset", default="tiny", help="model preset (%(default)s)")
     add("--weights", type=Path, metavar="FILE", help="its weights (default: those of the package)")
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    add("--steps", type=int, help="sampling steps per window, 1 to 4 (default: the preset's)")
+    add("--steps", type=int, help="sampling steps per window, 1 to 50 (default: the preset's)")
     add("--threads", type=int, help="CPU threads of the model (default: chosen by torch)")
     add(
         "--no-badge",
