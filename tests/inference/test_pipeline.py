@@ -368,7 +368,7 @@ class TestPipeline:
 
     @pytest.mark.parametrize("steps", [0, 51])
     def test_steps_out_of_range_are_named(self, steps):
-        with pytest.raises(ConfigError, match="steps must be from 1 to 50"):
+        with pytest.raises(ConfigError, match="steps must be an integer from 1 to 50"):
             AvatarPipeline(make_model(), steps=steps)
 
     def test_the_public_clockwork_is_as_declared(self, pipeline):
