@@ -254,22 +254,13 @@ async def connections_of(http, session):
     raise AssertionError("the connection is still there")
 
 
-async def test_a_client_that_vanishes_may_join_again(patient_address):
-    client = await join(patient_address)
+@pytest.mark.parametrize(("query", "vanish"), [("", "abort"), ("frames=rgb", "pause_reading")])
+async def test_a_client_that_vanishes_or_takes_no_frames_may_join_again(
+    patient_address, query, vanish
+):
+    client = await join(patient_address, query)
     name = (await client.hear("session.ready"))["session"]
-    client.socket.transport.abort()
-    async with httpx.AsyncClient(base_url=f"http://{patient_address}") as http:
-        assert await connections_of(http, name) == 200
-    again = await join(patient_address, f"session={name}")
-    assert (await again.hear("session.ready"))["resumed"]
-    await again.close()
-    await client.ended()
-
-
-async def test_a_client_that_stops_reading_frames_is_noticed_and_may_join_again(patient_address):
-    client = await join(patient_address, "frames=rgb")
-    name = (await client.hear("session.ready"))["session"]
-    client.socket.transport.pause_reading()
+    getattr(client.socket.transport, vanish)()
     async with httpx.AsyncClient(base_url=f"http://{patient_address}") as http:
         assert await connections_of(http, name) == 200
     again = await join(patient_address, f"session={name}")
