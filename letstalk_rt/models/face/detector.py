@@ -5,7 +5,6 @@ then find the landmarks in a crop around each centre, which is refined by them s
 landmarks stay in place when the crop is shifted; those of a false detection move with the crop.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.autoencoder.latents import IMAGE_SIZE
 from letstalk_rt.models.autoencoder.networks import soft_argmax
 from letstalk_rt.models.geometry.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
+from letstalk_rt.models.layers.network import fingerprint
 from letstalk_rt.threads import in_own_thread
 from letstalk_rt.types import Face
 
@@ -105,11 +105,7 @@ class FaceFinder:
 
     def fingerprint(self) -> str:
         """Return a hash of the weights on which boxes depend: of the detector and the encoder."""
-        digest = hashlib.sha256()
-        parts = (self.detector, self.autoencoder.encoder)
-        for tensor in (value for part in parts for value in part.state_dict().values()):
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.detector) + fingerprint(self.autoencoder.encoder)
 
     @in_own_thread
     @torch.inference_mode()
