@@ -1,26 +1,25 @@
 """What is written to the system's folder for temporary files does not stay there."""
 
-import gc
-import tempfile
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
-import pytest
-from support.server_fakes import serving
-
-
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """An empty folder, which is the one for temporary files."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+TESTS = Path(__file__).parent
 
 
-async def start_and_stop(temporary):
-    async with serving() as (_, client):
-        assert (await client.get("/v1/avatars")).json()["avatars"]
-        assert list(temporary.iterdir()), "the painted avatars are files"
-
-
-async def test_a_server_that_was_stopped_leaves_no_file(temporary):
-    await start_and_stop(temporary)
-    gc.collect()
-    assert not list(temporary.iterdir())
+def test_a_server_that_was_interrupted_leaves_no_file(tmp_path):
+    command = [sys.executable, "-m", "support.server_fakes", "0"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=TESTS, env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert "http" in server.stdout.readline()
+            assert list(tmp_path.iterdir()), "the painted avatars are files"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
+    assert server.returncode == 0
+    assert not list(tmp_path.iterdir())

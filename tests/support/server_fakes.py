@@ -5,12 +5,11 @@ the audio. `python -m support.server_fakes` in tests/ serves the page with it.
 """
 
 import asyncio
+import functools
 import io
 import json
-import shutil
 import sys
 import tempfile
-import weakref
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -125,14 +124,20 @@ def portrait_jpeg(backdrop=(40, 80, 120), size=(480, 480), skin=(224, 172, 140))
 BACKDROPS = {"amber": (200, 130, 40), "blue": (40, 80, 160)}
 
 
+@functools.cache
+def avatar_folder():
+    """Return a folder with a picture for each backdrop, which is removed when this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="avatars-")
+    for name, backdrop in BACKDROPS.items():
+        Path(folder.name, f"{name}.jpg").write_bytes(portrait_jpeg(backdrop))
+    return folder
+
+
 def model_of(pipeline):
     """Return a loader of the pipeline with two default avatars of different backdrops."""
 
     def load(settings):
-        folder = Path(tempfile.mkdtemp(prefix="avatars-"))
-        weakref.finalize(pipeline, shutil.rmtree, folder)
-        for name, backdrop in BACKDROPS.items():
-            (folder / f"{name}.jpg").write_bytes(portrait_jpeg(backdrop))
+        folder = Path(avatar_folder().name)
         return LoadedModel(pipeline, {name: folder / f"{name}.jpg" for name in BACKDROPS})
 
     return load
