@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import logging
+import time
 from base64 import b64encode
 from dataclasses import replace
 
@@ -221,6 +222,21 @@ async def test_a_viewer_asking_about_a_session_gets_no_right_to_speak():
         shown = (await client.get(f"/v1/sessions/{name}", headers=viewer)).json()
         claims = unchecked(shown["token"])
         assert claims["scope"] == "view"
+
+
+async def test_tokens_of_a_session_end_when_the_one_that_asked_can_no_longer_be_renewed():
+    async with serving(LOCKED) as (app, client):
+        first_s = int(time.time()) - MAX_LOGIN_S + 100
+        token, _ = app.state.auth.issue("ann", ["sessions", "speak"], login_s=first_s)
+        session = (await client.post("/v1/sessions", headers=bearer(token))).json()
+        path = f"/v1/sessions/{session['session']}"
+        shown = (await client.get(path, headers=bearer(session["token"]))).json()
+        for answer in (session, shown):
+            assert 90 < answer["expires_in_s"] <= 100
+            for kind in ("token", "viewer_token"):
+                assert unchecked(answer[kind])["login"] == first_s
+        operator = (await client.get(path, headers=bearer(KEY))).json()
+        assert operator["expires_in_s"] == LOCKED.token_ttl_s
 
 
 async def test_one_sees_and_deletes_ones_own_portraits_only():

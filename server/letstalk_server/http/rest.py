@@ -312,7 +312,7 @@ async def create_session(request: Request) -> Response:
         text_field(fields, "avatar"), text_field(fields, "portrait")
     )
     session = context.sessions.open(entry, caller, parse_options(fields.get("options")))
-    answer = session_response(context, session, 201)
+    answer = session_response(context, session, caller, may_speak=True, status=201)
     answer.headers["location"] = f"/v1/sessions/{session.id}"
     return answer
 
@@ -322,7 +322,7 @@ async def show_session(request: Request) -> Response:
     context = AppContext(request)
     caller = context.authorize("sessions", "speak", "view")
     session = context.sessions.find(request.path_params["name"], caller)
-    return session_response(context, session, caller=caller)
+    return session_response(context, session, caller, may_speak="speak" in caller.scopes)
 
 
 async def delete_session(request: Request) -> Response:
@@ -334,17 +334,16 @@ async def delete_session(request: Request) -> Response:
 
 
 def session_response(
-    context: AppContext, session: Session, status: int = 200, caller: Caller | None = None
+    context: AppContext, session: Session, caller: Caller, *, may_speak: bool, status: int = 200
 ) -> JSONResponse:
     """Return the response of a session, with its tokens and TURN credentials."""
     settings = context.settings
     servers = turn.ice_servers(settings)
     now = time.monotonic()
-    may_speak = caller is None or "speak" in caller.scopes
     body = {
         "session": session.id,
         "avatar": session.avatar_entry.id,
-        **_tokens(context, session, may_speak=may_speak),
+        **_tokens(context, session, caller, may_speak=may_speak),
         "ice_servers": turn.as_json(servers),
         "urls": {kind: f"v1/{kind}?session={session.id}" for kind in _KINDS},
         "video": session.video,
@@ -375,11 +374,17 @@ def _rounded(seconds: float | None) -> float | None:
 _KINDS = ("offer", "whep", "whip", "ws")
 
 
-def _tokens(context: AppContext, session: Session, *, may_speak: bool) -> dict[str, Any]:
+def _tokens(
+    context: AppContext, session: Session, caller: Caller, *, may_speak: bool
+) -> dict[str, Any]:
+    """Return tokens for the session, which last no longer than the caller's can be renewed."""
     if not context.auth.required:
         return {"token": None, "viewer_token": None, "expires_in_s": None}
-    viewer, expires_s = context.auth.issue(session.owner, ["view"], session=session.id)
-    speaker = viewer
-    if may_speak:
-        speaker, _ = context.auth.issue(session.owner, ["speak", "view"], session=session.id)
+    login_s = None if caller.is_operator else caller.login_s
+
+    def token(*scopes: str) -> tuple[str, int]:
+        return context.auth.issue(session.owner, scopes, session=session.id, login_s=login_s)
+
+    viewer, expires_s = token("view")
+    speaker = token("speak", "view")[0] if may_speak else viewer
     return {"token": speaker, "viewer_token": viewer, "expires_in_s": expires_s}
