@@ -3,6 +3,8 @@
 const RENEW_AT = 0.6; // fraction of a token's lifetime
 const FIRST_RENEWAL_S = 1; // a token that is handed over may be old, and this clock wrong
 const RETRY_RENEWAL_S = 5;
+const TOKEN_MS = 10_000; // the page's function returns a token within this time
+const ANSWER_MS = 15_000; // the server answers a request within this time
 
 /** An error to show to the user. `code` is stable and for programs, `message` is for people. */
 export class LetsTalkError extends Error {
@@ -64,7 +66,7 @@ export class Api {
   async token() {
     if (typeof this.#token !== "function") return this.#token;
     try {
-      return await this.#token();
+      return await within(TOKEN_MS, this.#token());
     } catch (cause) {
       if (cause instanceof LetsTalkError) throw cause;
       const options = { retry: true, cause };
@@ -75,12 +77,16 @@ export class Api {
   /**
    * Send a request and return the JSON or text of the response.
    *
+   * @param {object} [options] those of `fetch`; by default, `signal` limits the wait to 15 s.
    * @throws {LetsTalkError} with the code and detail of the server's problem document.
    */
   async request(path, options = {}) {
     const response = await this.#fetch(path, options);
-    const type = response.headers.get("content-type") ?? "";
-    const body = await (type.includes("json") ? response.json().catch(() => null) : response.text());
+    const text = await response.text().catch(() => {
+      throw unreachable();
+    });
+    const isJson = response.headers.get("content-type")?.includes("json");
+    const body = isJson ? parseJson(text) : text;
     if (response.ok) return body;
     throw errorOf(response, body);
   }
@@ -89,10 +95,11 @@ export class Api {
     const headers = new Headers(options.headers);
     const token = await this.token();
     if (token) headers.set("authorization", `Bearer ${token}`);
+    const signal = options.signal ?? AbortSignal.timeout(ANSWER_MS);
     try {
-      return await fetch(this.url(path), { ...options, headers });
+      return await fetch(this.url(path), { ...options, headers, signal });
     } catch {
-      throw new LetsTalkError("unreachable", "The server cannot be reached.", { retry: true });
+      throw unreachable();
     }
   }
 
@@ -141,6 +148,26 @@ export class Api {
       // Any other error is reported by the next request that needs the token.
       if (error.retry) this.#renewIn(Math.max(RETRY_RENEWAL_S, error.afterS));
     }
+  }
+}
+
+const unreachable = () =>
+  new LetsTalkError("unreachable", "The server cannot be reached.", { retry: true });
+
+/** Return what a promise resolves to, or fail after this time. */
+function within(ms, promise) {
+  let timer = 0;
+  const late = new Promise((_, fail) => {
+    timer = setTimeout(() => fail(new Error(`no answer within ${ms / 1000} s`)), ms);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+function parseJson(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
   }
 }
 

@@ -1,6 +1,7 @@
 // The dialog that makes an avatar from the visitor's own photo.
 
 const DEFAULT_LABEL = "Yours";
+const UPLOAD_MS = 120_000; // a photo is sent and its face found within this time
 const DEFAULT_CONSENT =
   "This is a photo of me, or the person in it has agreed to be shown as a talking avatar.";
 const KEPT = "The photo stays in the server's memory.";
@@ -116,6 +117,7 @@ export class UploadDialog {
         method: "POST",
         headers: { "content-type": file.type || "application/octet-stream" },
         body: file,
+        signal: AbortSignal.timeout(UPLOAD_MS),
       });
       if (file === this.#file) await this.#showCrop(uploaded);
       else this.#delete(uploaded); // the dialog was closed meanwhile, or has another photo

@@ -51,6 +51,30 @@ def test_an_error_of_the_token_function_is_final_if_it_says_so(page):
     assert page.evaluate("avatar.error.code") == "signed-out"
 
 
+SHORTEN_WAITS = """
+() => {
+  const later = window.setTimeout;
+  window.setTimeout = (run, ms, ...given) => later(run, ms >= 10_000 ? 50 : ms, ...given);
+  const timeout = AbortSignal.timeout;
+  AbortSignal.timeout = (ms) => timeout.call(AbortSignal, ms >= 10_000 ? 50 : ms);
+}
+"""
+
+
+def test_a_token_function_and_a_server_that_never_answer_are_asked_again(page):
+    page.evaluate(SHORTEN_WAITS)
+    page.evaluate(EMBED.replace("throw window.refused", "await new Promise(() => {})"))
+    page.wait_for_function("avatar.state === 'reconnecting'")
+    code, cause = page.evaluate("[avatar.error.code, avatar.error.cause.message]")
+    assert (code, cause) == ("unreachable", "no answer within 10 s")
+    with page.expect_request("**/v1/sessions"):
+        page.route("**/v1/sessions", lambda route: None)
+        page.evaluate("window.refused = null")
+    page.wait_for_function("avatar.error.message === 'The server cannot be reached.'")
+    assert page.evaluate("[avatar.state, avatar.error.code]") == ["reconnecting", "unreachable"]
+    page.evaluate("avatar.close()")
+
+
 RENEW = (
     """
 async (link) => {
