@@ -18,8 +18,13 @@ async def open_in_thread(open_it: Callable[[], None], close: Callable[[], None])
     try:
         await asyncio.shield(opening)
     except asyncio.CancelledError:
-        with suppress(Exception):  # nobody is left to tell
-            await opening
-        with suppress(Exception):
-            await asyncio.to_thread(close)
+        # A caller that is cancelled again does not wait any longer; it is closed all the same.
+        await asyncio.shield(_close_when_open(opening, close))
         raise
+
+
+async def _close_when_open(opening: asyncio.Future[None], close: Callable[[], None]) -> None:
+    with suppress(Exception):  # nobody is left to tell
+        await opening
+    with suppress(Exception):
+        await asyncio.to_thread(close)

@@ -22,6 +22,17 @@ def test_what_is_opened_for_a_task_that_was_cancelled_is_closed() -> None:
     assert slow.log == ["opened", "closed"]
 
 
+def test_what_is_opened_for_a_task_that_was_cancelled_twice_is_closed() -> None:
+    slow = SlowOpening()
+
+    async def body() -> None:
+        await slow.cancel(open_in_thread(slow.open, slow.close), times=2)
+        assert await asyncio.to_thread(slow.closed.wait, 20)
+
+    run_real(body())
+    assert slow.log == ["opened", "closed"]
+
+
 def test_an_error_of_opening_is_raised() -> None:
     def fail() -> None:
         raise DependencyError("busy")
