@@ -2,19 +2,16 @@
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
-from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
-from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.avatar_model import (
     AvatarModel,
     with_eyelid_painter,
@@ -25,11 +22,6 @@ from letstalk_rt.models.avatar_model import (
     with_mouth_painter,
     with_pose_reader,
 )
-from letstalk_rt.models.face.face_reader import FaceReader
-from letstalk_rt.models.face.gestures import Gestures
-from letstalk_rt.models.face.lip_refiner import LipRefiner
-from letstalk_rt.models.face.pose_reader import PoseReader
-from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.paper.presets import FAITHFUL
 from letstalk_rt.models.presets import (
@@ -40,16 +32,42 @@ from letstalk_rt.models.presets import (
     with_lookahead,
 )
 
+
+@dataclass(frozen=True)
+class _AddedPart:
+    """A part that export adds at its end; weights files need not have it.
+
+    Attributes:
+        name: its name in the model.
+        stage: folder of the stage that trains it.
+        without: returns a copy of a preset without it.
+        add: returns a copy of a model with it.
+    """
+
+    name: str
+    stage: str
+    without: Callable[[Preset], Preset]
+    add: Callable[[AvatarModel, Any], AvatarModel]
+
+
 _ADDED = (
-    "mouth_painter.",
-    "gestures.",
-    "face_reader.",
-    "lip_refiner.",
-    "eyelid_painter.",
-    "pose_reader.",
-    "denoiser.landmarks.",
+    _AddedPart(
+        "mouth_painter", "painter", partial(replace, mouth_painter=None), with_mouth_painter
+    ),
+    _AddedPart("gestures", "gestures", partial(replace, gestures=None), with_gestures),
+    _AddedPart("face_reader", "tracker", partial(replace, face_reader=False), with_face_reader),
+    _AddedPart("lip_refiner", "refiner", partial(replace, lip_refiner=False), with_lip_refiner),
+    _AddedPart(
+        "eyelid_painter", "eyelids", partial(replace, eyelid_painter=False), with_eyelid_painter
+    ),
+    _AddedPart("pose_reader", "pose", partial(replace, pose_reader=False), with_pose_reader),
+    _AddedPart(
+        "denoiser.landmarks",
+        "landmarks",
+        partial(with_landmark_condition, has=False),
+        with_landmark_branch,
+    ),
 )
-"""Parts that export adds at its end; weights files need not have them."""
 
 _DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
 
@@ -81,50 +99,16 @@ def export(args: argparse.Namespace) -> None:
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A part that export adds.
-
-    Attributes:
-        stage: folder of the stage that trains it.
-        name: its name in the model.
-        make: returns the module, untrained.
-        add: returns a copy of a model with the module.
-    """
-
-    stage: str
-    name: str
-    make: Callable[[], nn.Module]
-    add: Callable[[AvatarModel, Any], AvatarModel]
-
-
-def _parts(preset: Preset) -> Iterator[_Part]:
-    """Yield the parts of a preset that export adds at its end."""
-    if preset.mouth_painter is not None:
-        make = partial(MouthPainter, preset.mouth_painter)
-        yield _Part("painter", "mouth_painter", make, with_mouth_painter)
-    if preset.gestures is not None:
-        yield _Part("gestures", "gestures", partial(Gestures, preset.gestures), with_gestures)
-    if preset.face_reader:
-        yield _Part("tracker", "face_reader", FaceReader, with_face_reader)
-    if preset.lip_refiner:
-        yield _Part("refiner", "lip_refiner", LipRefiner, with_lip_refiner)
-    if preset.eyelid_painter:
-        yield _Part("eyelids", "eyelid_painter", EyelidPainter, with_eyelid_painter)
-    if preset.pose_reader:
-        yield _Part("pose", "pose_reader", PoseReader, with_pose_reader)
-    if preset.denoiser.landmark_condition:
-        branch = partial(LandmarkBranch, preset.denoiser.width, preset.denoiser.side)
-        yield _Part("landmarks", "denoiser.landmarks", branch, with_landmark_branch)
-
-
 def _with_added_parts(
     model: AvatarModel, args: argparse.Namespace, given: dict[str, torch.Tensor]
 ) -> AvatarModel:
     """Return the model with the parts of its preset that are trained or given."""
-    for part in _parts(with_chosen_lookahead(args, get_preset(args.preset))):
+    preset = with_chosen_lookahead(args, get_preset(args.preset))
+    for part in _ADDED:
+        if part.without(preset) == preset:
+            continue
         if weights := _trained_part(args.runs / part.stage, given, part.name):
-            module = part.make()
+            module = AvatarModel(preset).get_submodule(part.name)
             module.load_state_dict(weights)
             model = part.add(model, module)
     return model
@@ -151,10 +135,8 @@ def _export_faithful(args: argparse.Namespace) -> None:
 def chosen_preset(args: argparse.Namespace) -> Preset:
     """Return the preset without the parts that export adds: see `_ADDED`."""
     preset = get_preset(args.preset)
-    preset = replace(preset, mouth_painter=None, gestures=None)
-    preset = replace(preset, face_reader=False, lip_refiner=False)
-    preset = replace(preset, eyelid_painter=False, pose_reader=False)
-    preset = with_landmark_condition(preset, has=False)
+    for part in _ADDED:
+        preset = part.without(preset)
     return with_chosen_lookahead(args, preset)
 
 
@@ -199,7 +181,7 @@ def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> Avat
     if given:
         stored = stored_preset(args.weights, args.preset)
         shapes = replace(shapes, autoencoder=stored.autoencoder)
-    replaced: tuple[str, ...] = _ADDED
+    replaced = tuple(f"{part.name}." for part in _ADDED)
     if lip_file(args.runs).exists():
         shapes = replace(shapes, lips=LipReaderConfig(**_read_lips(args.runs)["shape"]))
         replaced += ("lips.", "lip_motion.")
