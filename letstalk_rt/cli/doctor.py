@@ -110,6 +110,7 @@ def _run_checks(seconds: float) -> Iterator[Finding]:
     yield _check_srt()
     yield _check_window()
     if seconds > 0:
+        yield _catch("decoder", _check_decoder)
         yield _catch("speed", lambda: _check_speed(seconds))
 
 
@@ -227,6 +228,17 @@ def _check_window() -> Finding:
     return Finding("window", "ok", "Tk")
 
 
+def _check_decoder() -> Finding:
+    """Measure anew which number format is fastest here, and keep it for later sessions."""
+    from letstalk_rt.inference.autotune import renewed_variant
+    from letstalk_rt.models.loading import EMBEDDED, load_model
+
+    best, measured = renewed_variant(load_model(EMBEDDED))
+    found = ", ".join(f"{variant} {m.window_ms:.0f} ms" for variant, m in measured.items())
+    facts = {"variant": str(best), "window_ms": {str(v): m.window_ms for v, m in measured.items()}}
+    return Finding("decoder", "ok", f"{best} is used ({found} a window in one thread)", facts=facts)
+
+
 def _check_speed(seconds: float) -> Finding:
     from letstalk_rt.avatars import list_avatars
     from letstalk_rt.cli.bench import measure
@@ -244,7 +256,7 @@ def _check_speed(seconds: float) -> Finding:
         return Finding("speed", "ok", found, facts=facts)
     advice = (
         f"live use needs {FPS} frames per second and a reserve: close other programs, use "
-        "--size 256 --steps 1, or a faster machine; letstalk render works at any speed"
+        "--size 256, or a faster machine; letstalk render works at any speed"
     )
     return Finding("speed", "slow", found, advice, facts)
 

@@ -31,12 +31,15 @@ def model():
     return make_model()
 
 
-def fake_times(monkeypatch, times_ms):
+def fake_times(monkeypatch, times_ms, **errors_db):
     measured = []
 
     def measure(model, variants, **options):
         measured.append([str(v) for v in variants])
-        return {DecoderVariant.parse(name): ms for name, ms in times_ms.items()}
+        return {
+            DecoderVariant.parse(name): autotune.Measurement(ms, errors_db.get(name, 60.0))
+            for name, ms in times_ms.items()
+        }
 
     monkeypatch.setattr(autotune, "measure", measure)
     return measured
@@ -45,7 +48,51 @@ def fake_times(monkeypatch, times_ms):
 def test_every_candidate_is_run_and_timed(model):
     taken_ms = measure(model, variant_candidates(), runs=1)
     assert set(taken_ms) <= set(variant_candidates()) and DecoderVariant() in taken_ms
-    assert all(ms > 0 for ms in taken_ms.values())
+    assert all(m.window_ms > 0 for m in taken_ms.values())
+
+
+def test_the_error_of_each_candidate_is_that_of_its_frames(model):
+    def decoder(model, variant):
+        exact = model.autoencoder.decode
+
+        def wrong_in_one_corner(latents, portrait):
+            frames = exact(latents, portrait).clone()
+            frames[..., :16, :16] += 0.2
+            return frames
+
+        return exact if variant.dtype == "float32" else wrong_in_one_corner
+
+    variants = [DecoderVariant(), DecoderVariant("bfloat16")]
+    plain, wrong = measure(model, variants, runs=1, decoder=decoder).values()
+    assert plain.psnr_db == float("inf") and wrong.psnr_db == pytest.approx(20.0, abs=0.1)
+
+
+def test_a_format_whose_error_shows_is_refused(model, monkeypatch, tmp_path):
+    fake_times(monkeypatch, {"float32": 9.0, "bfloat16": 5.0, "int8": 4.0}, int8=30.0)
+    assert fastest_variant(model, cache_file=tmp_path / "tuning.json") == DecoderVariant("bfloat16")
+
+
+def test_a_format_that_is_hardly_faster_is_not_worth_its_rounding(model, monkeypatch, tmp_path):
+    fake_times(monkeypatch, {"float32": 9.0, "int8": 8.9})
+    assert fastest_variant(model, cache_file=tmp_path / "tuning.json") == DecoderVariant()
+
+
+def test_a_variant_that_is_far_slower_is_not_run_again(model):
+    runs = {"float32": 0, "bfloat16": 0}
+    clock = 0.0
+
+    def decoder(model, variant):
+        def decode(latents, portrait):
+            nonlocal clock
+            runs[variant.dtype] += 1
+            clock += 1.0 if variant.dtype == "bfloat16" else 0.1
+            return model.autoencoder.decode(latents, portrait)
+
+        return decode
+
+    variants = [DecoderVariant(), DecoderVariant("bfloat16")]
+    measure(model, variants, runs=5, now_s=lambda: clock, decoder=decoder)
+    assert runs == {"float32": 6, "bfloat16": 2}
 
 
 def test_measuring_leaves_the_model_as_it_is(model):
@@ -59,7 +106,7 @@ def test_a_variant_that_is_not_to_be_had_is_left_out(model):
     def refuse(model, variant):
         if variant.dtype == "bfloat16":
             raise ConfigError("no")
-        return lambda latents, portrait: None
+        return model.autoencoder.decode
 
     taken_ms = measure(model, variant_candidates(), runs=1, decoder=refuse)
     assert set(taken_ms) == set(variant_candidates()) - {DecoderVariant("bfloat16")}
@@ -67,13 +114,13 @@ def test_a_variant_that_is_not_to_be_had_is_left_out(model):
 
 def test_the_best_run_counts(model):
     def decoder(model, variant):
-        return lambda latents, portrait: None
+        return model.autoencoder.decode
 
     clock = iter([0.0, 0.009, 1.0, 1.004, 2.0, 2.006])
     taken_ms = measure(
         model, [DecoderVariant()], runs=3, now_s=lambda: next(clock), decoder=decoder
     )
-    assert taken_ms == {DecoderVariant(): pytest.approx(4.0)}
+    assert taken_ms[DecoderVariant()].window_ms == pytest.approx(4.0)
 
 
 def test_the_answer_is_kept_and_not_measured_again(model, monkeypatch, tmp_path):
@@ -82,7 +129,10 @@ def test_the_answer_is_kept_and_not_measured_again(model, monkeypatch, tmp_path)
     answers = {fastest_variant(model, cache_file=path) for _ in range(3)}
     assert answers == {DecoderVariant("bfloat16")} and len(measured) == 1
     (entry,) = json.loads(path.read_text()).values()
-    assert entry["window_ms"] == {"float32": 9.0, "bfloat16": 4.0}
+    assert {name: m["window_ms"] for name, m in entry["measured"].items()} == {
+        "float32": 9.0,
+        "bfloat16": 4.0,
+    }
 
 
 def test_another_number_of_threads_is_another_machine(model, monkeypatch):
