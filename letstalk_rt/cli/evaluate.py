@@ -57,6 +57,13 @@ from letstalk_rt.training.evaluation.published import (
 from letstalk_rt.training.evaluation.reconstruction import evaluate_pairs, evaluate_reconstruction
 from letstalk_rt.training.evaluation.report import write_report
 from letstalk_rt.training.evaluation.sync import calibrate, load_towers
+from letstalk_rt.training.evaluation.whole_face import MotionTracker
+from letstalk_rt.training.evaluation.whole_face_videos import (
+    FRAMES,
+    LEAST_FRAMES,
+    WITHOUT,
+    evaluate_whole_face,
+)
 from letstalk_rt.types import Portrait
 
 
@@ -131,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("clips", "stills", "long_s", "dub_frames"):
         if (value := getattr(args, name)) is not None and value < 0:
             raise ConfigError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+    if args.face_frames < LEAST_FRAMES:
+        raise ConfigError(f"--face-frames must be at least {LEAST_FRAMES}, got {args.face_frames}")
     if 0 < args.long_s < SLICE_S:
         raise ConfigError(f"--long-s must be 0 or at least {SLICE_S}, got {args.long_s}")
     towers = load_towers(args.sync) if args.sync.exists() else None
@@ -153,14 +162,30 @@ def main(argv: list[str] | None = None) -> int:
         threads=args.threads,
         weights=args.weights,
     )
+    if args.only == "whole-face":
+        _write(EvaluationResult(figures=dict(_whole_face(pipeline, clips, args))), args)
+        return 0
     if args.dub:
         figures = evaluate_dubbing(pipeline, landmarker, clips, args.dub_frames, _note_clip)
         _write(EvaluationResult(figures=dict(figures)), args)
         return 0
     stills = still_portraits(pipeline, args.data, args.stills)
     result = evaluate(pipeline, models, clips, stills, long_s=args.long_s)
+    if pipeline.model.face is not None:
+        result.figures |= _whole_face(pipeline, clips, args)
     _write(result, args)
     return 0
+
+
+def _whole_face(
+    pipeline: AvatarPipeline, clips: list[Clip], args: argparse.Namespace
+) -> dict[str, float]:
+    """Return the figures of the whole face; see `evaluate_whole_face`."""
+    tracker = MotionTracker(landmarker_file(args.data, args.landmarker))
+    without = WITHOUT if args.without is None else args.without
+    if args.only and args.without is None:
+        without = []
+    return evaluate_whole_face(pipeline, tracker, clips, without=without, frames=args.face_frames)
 
 
 def published_metrics(args: argparse.Namespace) -> PublishedMetrics | None:
@@ -236,6 +261,23 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=DUBBED_FRAMES,
         help="with --dub: frames of each clip (%(default)s)",
+    )
+    add(
+        "--only",
+        choices=("whole-face",),
+        help="measure the motion of the whole face alone, a few minutes for ten clips",
+    )
+    add(
+        "--without",
+        action="append",
+        choices=WITHOUT,
+        help="also generate without this part of the model; may be repeated (with --only: none)",
+    )
+    add(
+        "--face-frames",
+        type=int,
+        default=FRAMES,
+        help="frames of each clip in which the whole face is measured (%(default)s)",
     )
     add("--sync", type=Path, default=Path("runs/sync/best.pt"),
         help="network of the sync score, from `letstalk train sync` (%(default)s)")  # fmt: skip
