@@ -34,7 +34,7 @@ from letstalk_rt.types import SAMPLES_PER_FRAME
 WITHOUT = ("denoiser", "memory")
 """Parts without which videos can be generated."""
 
-FRAMES = 200
+FRAMES = 150
 """The most frames of a clip."""
 
 LEAST_FRAMES = 16
