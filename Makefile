@@ -9,14 +9,21 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 TYPES  := MYPYPATH=server $(BIN)/mypy -p letstalk_rt -p letstalk_server
 
-.PHONY: demo test test-slow test-pipecat test-livekit soak fuzz bad-network lint types format bench bench-all picture picture-films screenshot readme \
+.PHONY: demo test test-system test-slow test-pipecat test-livekit soak fuzz bad-network lint types format bench bench-all picture picture-films screenshot readme \
   venv clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/letstalk demo --port $(PORT)
 
+# The half of the suite that takes minutes, two files at a time, or the tests that TESTS names; then,
+# one by one, what needs the machine for itself. Both are all tests but those of `make test-slow`.
+WORKERS ?= 2
+HALF    := -m "not slow and not gpu and not system" -n $(WORKERS) --dist loadfile
 test: lint $(VENV)/werift.stamp
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),$(HALF))
+
+test-system: $(VENV)/werift.stamp
+	$(BIN)/python -m pytest -m "system and not slow and not gpu" $(TESTS)
 
 # The adapter for Pipecat, in an environment of its own, because Pipecat pins what letstalk-rt leaves open.
 PIPECAT := .venv-pipecat

@@ -1,0 +1,56 @@
+"""Which tests `make test` leaves to `make test-system`, and which packages tests were skipped for.
+
+`make test` keeps lint, types, the units and one real path through every feature; what needs the
+machine for itself, starts many programs or trains for minutes is in `make test-system`, which CI
+runs, too. Both together are all tests but those marked `slow` or `gpu`.
+"""
+
+from collections.abc import Iterable
+
+SYSTEM = (
+    "benchmarks/",
+    "browser/test_appearance.py",
+    "browser/test_camera.py",
+    "browser/test_cluster.py",
+    "browser/test_failures.py",
+    "browser/test_overlay.py",
+    "browser/test_recorded.py",
+    "browser/test_stats_panel.py",
+    "browser/test_text_box.py",
+    "browser/test_tokens.py",
+    "fuzz/",
+    "inference/test_instruction_sets.py::test_the_numeric_tests_hold",
+    "server/cluster/test_behind_dns.py",
+    "server/cluster/test_behind_haproxy.py",
+    "server/webrtc/test_peers.py::test_sessions_opened_and_closed_in_a_row_leave_nothing_behind",
+    "training/test_faithful.py",
+    "training/test_paper_scale.py",
+    "training/test_recipe.py",
+    "training/test_wav2vec_training.py",
+)
+"""Beginnings of the names of tests, below the folder `tests`."""
+
+PACKAGES = {
+    "chromium": "chromium",
+    "coturn": "coturn",
+    "espeak": "espeak-ng",
+    "ffmpeg": "ffmpeg",
+    "haproxy": "haproxy",
+    "libportaudio2": "libportaudio2",
+    "libsrt": "libsrt1.5-openssl",
+    "node": "nodejs",
+    "npm": "npm",
+    "namespaces": "iproute2",
+}
+"""Word in the reason of a skip, and the Debian package that brings what is missing."""
+
+
+def is_system(test: str) -> bool:
+    """Return whether a test, by its name below the folder `tests`, is in `make test-system`."""
+    return test.startswith(SYSTEM)
+
+
+def missing_packages(reasons: Iterable[str]) -> list[str]:
+    """Return the packages for which tests were skipped, by the reasons that the tests gave."""
+    words = " ".join(reasons).lower()
+    return sorted({package for word, package in PACKAGES.items() if word in words})
