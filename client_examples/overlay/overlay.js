@@ -74,9 +74,9 @@ function showFailure(error) {
 function onMessage(message) {
   if (message.type === "session.ready") {
     badge = message.disclosure?.badge ?? badge;
-    showAvatar(message.avatar);
+    showAvatar(message.images);
   }
-  if (message.type === "avatar.selected") showAvatar(message.avatar);
+  if (message.type === "avatar.selected") showAvatar(message.images);
 }
 
 /** Find the session to watch: in the URL, else that of another page in this browser. */

@@ -21,6 +21,7 @@ _INSTALL = {
     "win32": "PowerShell with System.Speech, which is part of Windows",
 }
 _VOICE = re.compile(r"[\w+.() -]{1,100}")
+_NO_BRACKETS = str.maketrans("[]", "()")
 
 # Reads the text from its input as UTF-8 and writes a WAV file to its output.
 _SAPI = """
@@ -90,8 +91,8 @@ class SystemSpeech:
 
     def _by_espeak(self, text: str) -> Speech:
         words = [self._path, "--stdin", "--stdout", *self._voice_option("-v")]
-        # Double brackets would be read as phonemes.
-        return run_command(Command(self.name, words), text.replace("[[", "[ ["))
+        # Double brackets would be read as phonemes; of three, two would be left by a replacement.
+        return run_command(Command(self.name, words), text.translate(_NO_BRACKETS))
 
     async def _by_flite(self, text: str) -> Speech:
         # A file in memory: the filter cannot read a pipe, and arguments are visible to others.

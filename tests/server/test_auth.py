@@ -18,6 +18,7 @@ from websockets.exceptions import InvalidStatus
 from letstalk_server.auth import MAX_LOGIN_S, SCOPES, Auth
 from letstalk_server.errors import AuthenticationError
 from letstalk_server.http.middleware import is_local
+from letstalk_server.server import PAGE_SCOPES
 from letstalk_server.settings import IceServer, Settings
 from letstalk_server.webrtc import turn
 
@@ -163,8 +164,9 @@ async def test_the_operator_makes_tokens_and_their_holders_do_what_they_allow(ca
         assert shown["session"] == name
         problem(await client.delete(f"/v1/sessions/{name}", headers=viewer), 403, "not-allowed")
         problem(await client.post("/v1/sessions", headers=viewer), 403, "not-allowed")
-        speaker = bearer(session["token"])
-        assert (await client.delete(f"/v1/sessions/{name}", headers=speaker)).status_code == 204
+        watching = bearer(session["token"])  # ann may not speak, so neither may its holder
+        problem(await client.delete(f"/v1/sessions/{name}", headers=watching), 403, "not-allowed")
+        assert (await client.delete(f"/v1/sessions/{name}", headers=ann)).status_code == 204
     for secret in (KEY, "s" * 40, made.json()["token"], session["token"]):
         assert secret not in caplog.text
 
@@ -227,7 +229,7 @@ async def test_a_viewer_asking_about_a_session_gets_no_right_to_speak():
 async def test_tokens_of_a_session_end_when_the_one_that_asked_can_no_longer_be_renewed():
     async with serving(LOCKED) as (app, client):
         first_s = int(time.time()) - MAX_LOGIN_S + 100
-        token, _ = app.state.auth.issue("ann", ["sessions", "speak"], login_s=first_s)
+        token, _ = app.state.auth.issue("ann", PAGE_SCOPES, login_s=first_s)
         session = (await client.post("/v1/sessions", headers=bearer(token))).json()
         path = f"/v1/sessions/{session['session']}"
         shown = (await client.get(path, headers=bearer(session["token"]))).json()
@@ -308,9 +310,12 @@ async def test_a_token_for_one_session_sees_no_portrait_but_the_one_that_is_show
         assert [one["id"] for one in listing] == [*defaults, shown["id"], hidden["id"]]
         made = await client.post("/v1/sessions", json={"avatar": shown["id"]}, headers=ann)
         session = made.json()
-        for token in (session["viewer_token"], session["token"]):
+        for token, name in (
+            (session["viewer_token"], shown["images"]),  # viewers learn no id of an upload
+            (session["token"], shown["id"]),
+        ):
             listing = (await client.get("/v1/avatars", headers=bearer(token))).json()["avatars"]
-            assert [one["id"] for one in listing] == [*defaults, shown["id"]]
+            assert [one["id"] for one in listing] == [*defaults, name]
         await client.delete(f"/v1/sessions/{session['session']}", headers=ann)
         listing = (await client.get("/v1/avatars", headers=bearer(session["token"]))).json()
         assert [one["id"] for one in listing["avatars"]] == defaults

@@ -78,6 +78,15 @@ async def test_text_is_read_as_text(text):
 
 
 @needs_espeak
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+async def test_no_number_of_brackets_makes_phonemes_of_a_text(count):
+    engine, phonemes = SystemSpeech(platform="linux"), "h@'loU"
+    bracketed, _, _ = await spoken(engine, f"{'[' * count}{phonemes}{']' * count}")
+    read_out, _, _ = await spoken(engine, f"{'(' * count}{phonemes}{')' * count}")
+    np.testing.assert_array_equal(bracketed, read_out)
+
+
+@needs_espeak
 async def test_closing_stops_the_program():
     async with aclosing(SystemSpeech(platform="linux").stream(f"{TEXT} " * 300)) as chunks:
         await anext(chunks)

@@ -191,6 +191,7 @@ def _schemas() -> Json:
         "Avatar": _object(
             id=TEXT,
             name=TEXT,
+            images=TEXT,
             portrait=_or_null(TEXT),
             label=TEXT,
             default=FLAG,

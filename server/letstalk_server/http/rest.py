@@ -199,22 +199,27 @@ async def list_avatars(request: Request) -> Response:
     """List the default avatars and the caller's own."""
     context = AppContext(request)
     caller = context.authorize("avatars", "sessions", "view", "speak")
-    avatars = [avatar_json(entry) for entry in _avatars_for(context, caller)]
+    avatars = list(_avatars_for(context, caller))
     return json_response(
         {"avatars": avatars, "max_upload_bytes": context.settings.max_upload_bytes}
     )
 
 
-def _avatars_for(context: AppContext, caller: Caller) -> Iterator[AvatarEntry]:
+def _avatars_for(context: AppContext, caller: Caller) -> Iterator[dict[str, Any]]:
     """Yield what a caller may choose; one with a token for one session has no other uploads."""
     if caller.session is None:
-        yield from context.avatar_service.list_avatars(caller.subject)
+        yield from map(avatar_json, context.avatar_service.list_avatars(caller.subject))
         return
-    yield from context.avatar_service.defaults.values()
+    yield from map(avatar_json, context.avatar_service.defaults.values())
     with suppress(UnknownSessionError):
         shown = context.sessions.find(caller.session, caller).avatar_entry
         if shown.owner is not None:
-            yield shown
+            yield avatar_json(shown, is_hidden=_hides_id(shown, caller))
+
+
+def _hides_id(entry: AvatarEntry, caller: Caller) -> bool:
+    """Return whether a caller only watches, and is told no id of an upload."""
+    return not (entry.may_be_used_by(caller) or "speak" in caller.scopes)
 
 
 async def upload_avatar(request: Request) -> Response:
@@ -243,8 +248,12 @@ async def upload_avatar(request: Request) -> Response:
 async def show_avatar(request: Request) -> Response:
     """Return one avatar."""
     context = AppContext(request)
-    context.authorize("avatars", "sessions", "view", "speak")
-    return json_response(avatar_json(context.avatar_service.find(request.path_params["name"])))
+    caller = context.authorize("avatars", "sessions", "view", "speak")
+    name = request.path_params["name"]
+    for avatar in _avatars_for(context, caller):
+        if name in (avatar["id"], avatar["images"]):
+            return json_response(avatar)
+    return json_response(avatar_json(context.avatar_service.find(caller, name)))
 
 
 async def delete_avatar(request: Request) -> Response:
@@ -265,9 +274,9 @@ async def delete_avatar(request: Request) -> Response:
 
 
 async def show_image(request: Request) -> Response:
-    """Return an image of an avatar. It needs no token: ids of uploads cannot be guessed."""
+    """Return an image of an avatar. It needs no token: the address of an upload's is a secret."""
     avatar_service: AvatarService = AppContext(request).avatar_service
-    entry = avatar_service.find(request.path_params["name"])
+    entry = avatar_service.find_shown(request.path_params["name"])
     name = request.path_params["picture"]
     data = {"still.jpg": entry.still, "thumbnail.jpg": entry.thumbnail}.get(name)
     if name == "matte.png":
@@ -278,14 +287,16 @@ async def show_image(request: Request) -> Response:
     return Response(data, media_type=IMAGE_TYPES[name], headers=headers)
 
 
-def avatar_json(entry: AvatarEntry) -> dict[str, Any]:
-    """Return the JSON object of an avatar."""
+def avatar_json(entry: AvatarEntry, *, is_hidden: bool = False) -> dict[str, Any]:
+    """Return the JSON object of an avatar; a hidden id is replaced by that of the images."""
     height, width = entry.portrait.canvas.shape[:2]
-    address = f"v1/avatars/{entry.id}"
+    address = f"v1/avatars/{entry.shown_id}"
+    name = entry.shown_id if is_hidden else entry.id
     return {
-        "id": entry.id,
-        "name": entry.id,
-        "portrait": None if entry.owner is None else entry.id,
+        "id": name,
+        "name": name,
+        "images": entry.shown_id,
+        "portrait": None if entry.owner is None else name,
         "label": entry.label,
         "default": entry.owner is None,
         "still": f"{address}/still.jpg",
@@ -309,10 +320,10 @@ async def create_session(request: Request) -> Response:
     caller.require_unbound()
     fields = await read_json(request, may_be_empty=True)
     entry = context.avatar_service.find(
-        text_field(fields, "avatar"), text_field(fields, "portrait")
+        caller, text_field(fields, "avatar"), text_field(fields, "portrait")
     )
     session = context.sessions.open(entry, caller, parse_options(fields.get("options")))
-    answer = session_response(context, session, caller, may_speak=True, status=201)
+    answer = session_response(context, session, caller, status=201)
     answer.headers["location"] = f"/v1/sessions/{session.id}"
     return answer
 
@@ -322,7 +333,7 @@ async def show_session(request: Request) -> Response:
     context = AppContext(request)
     caller = context.authorize("sessions", "speak", "view")
     session = context.sessions.find(request.path_params["name"], caller)
-    return session_response(context, session, caller, may_speak="speak" in caller.scopes)
+    return session_response(context, session, caller)
 
 
 async def delete_session(request: Request) -> Response:
@@ -334,16 +345,16 @@ async def delete_session(request: Request) -> Response:
 
 
 def session_response(
-    context: AppContext, session: Session, caller: Caller, *, may_speak: bool, status: int = 200
+    context: AppContext, session: Session, caller: Caller, *, status: int = 200
 ) -> JSONResponse:
     """Return the response of a session, with its tokens and TURN credentials."""
     settings = context.settings
     servers = turn.ice_servers(settings)
-    now = time.monotonic()
+    now, entry = time.monotonic(), session.avatar_entry
     body = {
         "session": session.id,
-        "avatar": session.avatar_entry.id,
-        **_tokens(context, session, caller, may_speak=may_speak),
+        "avatar": entry.shown_id if _hides_id(entry, caller) else entry.id,
+        **_tokens(context, session, caller),
         "ice_servers": turn.as_json(servers),
         "urls": {kind: f"v1/{kind}?session={session.id}" for kind in _KINDS},
         "video": session.video,
@@ -374,17 +385,21 @@ def _rounded(seconds: float | None) -> float | None:
 _KINDS = ("offer", "whep", "whip", "ws")
 
 
-def _tokens(
-    context: AppContext, session: Session, caller: Caller, *, may_speak: bool
-) -> dict[str, Any]:
-    """Return tokens for the session, which last no longer than the caller's can be renewed."""
+def _tokens(context: AppContext, session: Session, caller: Caller) -> dict[str, Any]:
+    """Return tokens for the session.
+
+    They have none but the caller's scopes, and last no longer than the caller's can be renewed.
+    """
     if not context.auth.required:
         return {"token": None, "viewer_token": None, "expires_in_s": None}
     login_s = None if caller.is_operator else caller.login_s
 
-    def token(*scopes: str) -> tuple[str, int]:
-        return context.auth.issue(session.owner, scopes, session=session.id, login_s=login_s)
+    def token(*scopes: str) -> tuple[str | None, int | None]:
+        held = caller.scopes.intersection(scopes)
+        if not held:
+            return None, None
+        return context.auth.issue(session.owner, held, session=session.id, login_s=login_s)
 
-    viewer, expires_s = token("view")
-    speaker = token("speak", "view")[0] if may_speak else viewer
+    viewer, _ = token("view")
+    speaker, expires_s = token("speak", "view")
     return {"token": speaker, "viewer_token": viewer, "expires_in_s": expires_s}

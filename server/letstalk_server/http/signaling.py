@@ -185,7 +185,7 @@ def session_for(
     if name is not None:
         return context.sessions.find(name, caller), False
     caller.require("sessions")
-    entry = context.avatar_service.find(session_request.avatar, session_request.portrait)
+    entry = context.avatar_service.find(caller, session_request.avatar, session_request.portrait)
     return context.sessions.open(entry, caller, session_request.options, is_lasting=False), True
 
 

@@ -18,6 +18,7 @@ class Ready:
     type: ClassVar[str] = "session.ready"
     connection: str
     avatar: str
+    images: str
     resumed: bool
     video: Mapping[str, int]
     heartbeat_s: float
@@ -170,10 +171,11 @@ class WasInterrupted:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """Another avatar was selected; `warnings` are about its portrait."""
+    """Another avatar was selected; `images` names its images, `warnings` are about its portrait."""
 
     type: ClassVar[str] = "avatar.selected"
     avatar: str
+    images: str
     warnings: tuple[str, ...] = ()
 
 

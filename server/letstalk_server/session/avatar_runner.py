@@ -135,18 +135,11 @@ class AvatarRunner:
             self.avatar_entry = entry
             on_change()
 
-    def select(self, avatar: str | None, portrait: str | None = None) -> AvatarEntry:
-        """Select an avatar; it replaces an earlier selection that was not applied yet.
-
-        Raises:
-            UnknownAvatarError: There is no avatar with that id.
-            UnknownPortraitError: There is no upload with that id.
-        """
-        entry = self._avatar_service.find(avatar, portrait)
+    def select(self, entry: AvatarEntry) -> None:
+        """Select an avatar; it replaces an earlier selection that was not applied yet."""
         if self._selections.full():
             self._selections.get_nowait()
         self._selections.put_nowait(entry)
-        return entry
 
     def interrupt(self) -> Interrupted:
         """Drop the speech that was not played, and silence the queued frames."""

@@ -95,6 +95,8 @@ class AvatarEntry:
         still: JPEG of the whole canvas, framed exactly as the video.
         thumbnail: small JPEG of the face.
         consent: who stated that the person agreed, and when; `None` for people who do not exist.
+        shown_id: names the images only, for those who watch: whoever knows it may look at them and
+            do nothing else. The same as `id` for default avatars.
     """
 
     id: str
@@ -104,6 +106,12 @@ class AvatarEntry:
     still: bytes
     thumbnail: bytes
     consent: Consent | None = None
+    shown_id: str = ""
+
+    def may_be_used_by(self, caller: Caller) -> bool:
+        """Return whether a caller may animate and describe it: the owner, or the operator."""
+        is_owner = self.owner == caller.subject and caller.session is None
+        return self.owner is None or caller.is_operator or is_owner
 
     @property
     def size(self) -> tuple[int, int]:
@@ -235,7 +243,8 @@ class AvatarService:
             entry = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
         except ModelLost as error:
             raise NotReadyError(MODEL_AWAY, MODEL_RETRY_S) from error
-        entry = replace(entry, consent=Consent.now(subject))
+        shown_id = new_id(self._settings)
+        entry = replace(entry, consent=Consent.now(subject), shown_id=shown_id)
         self._uploads[name] = entry
         if len(self._uploads) > self._settings.max_portraits:
             oldest, _ = self._uploads.popitem(last=False)
@@ -278,23 +287,29 @@ class AvatarService:
             )
         return await asyncio.shield(self._mattes[entry.id])
 
-    def find(self, avatar: str | None = None, portrait: str | None = None) -> AvatarEntry:
-        """Return an avatar by its id, or the first default avatar without one.
+    def find(
+        self, caller: Caller, avatar: str | None = None, portrait: str | None = None
+    ) -> AvatarEntry:
+        """Return an avatar that a caller may use, or the first default avatar without an id.
+
+        Every use of an avatar but looking at its images comes through here.
 
         Args:
+            caller: who uses it. Uploads of others are unknown to them.
             avatar: id of a default avatar or of an upload.
             portrait: id of an upload.
 
         Raises:
-            UnknownPortraitError: There is no upload with that id.
-            UnknownAvatarError: There is no avatar with that id.
+            UnknownPortraitError: The caller has no upload with that id.
+            UnknownAvatarError: There is no avatar with that id for the caller.
         """
         name = portrait if avatar is None else avatar
         if name is None:
             return next(iter(self.defaults.values()))
-        if name in self._uploads:
+        upload = self._uploads.get(name)
+        if upload is not None and upload.may_be_used_by(caller):
             self._uploads.move_to_end(name)
-            return self._uploads[name]
+            return upload
         if portrait is not None:
             raise UnknownPortraitError(
                 "That portrait is no longer on the server. Upload the image again."
@@ -303,6 +318,19 @@ class AvatarService:
             known = ", ".join(self.defaults)
             raise UnknownAvatarError(f"Unknown avatar. Choose one of: {known}.")
         return self.defaults[name]
+
+    def find_shown(self, shown_id: str) -> AvatarEntry:
+        """Return the avatar whose images may be looked at under an id.
+
+        Raises:
+            UnknownAvatarError: There is none.
+        """
+        if shown_id in self.defaults:
+            return self.defaults[shown_id]
+        for entry in self._uploads.values():
+            if entry.shown_id == shown_id:
+                return entry
+        raise UnknownAvatarError("There are no such images. Ask for the avatar's addresses again.")
 
     def avatar(self, entry: AvatarEntry) -> Avatar:
         """Return an avatar that shares the model and its thread with all others."""
@@ -313,7 +341,7 @@ class AvatarService:
             entry = await self._prepare(path, name, label_of(name), None)
             library = self._model.library
             consent = None if library is None else library.consent_of(path)
-            self.defaults[name] = replace(entry, consent=consent)
+            self.defaults[name] = replace(entry, consent=consent, shown_id=name)
         except PortraitError as error:  # an image of the operator must not stop the server
             log.warning("a default avatar was skipped (%s)", type(error).__name__)
 

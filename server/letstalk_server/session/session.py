@@ -17,6 +17,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.portrait.watermark import STATEMENT
 from letstalk_rt.speech.interface import TextToSpeech
 from letstalk_rt.types import FPS, CameraOptions
+from letstalk_server.auth import Caller
 from letstalk_server.errors import ServerError, TakenOverError, UnknownSessionError
 from letstalk_server.protocol import server_messages
 from letstalk_server.session.announcer import Announcer
@@ -81,6 +82,7 @@ class Session:
     ) -> None:
         self.id = new_id(settings)
         self.owner = owner
+        self._avatar_service = avatar_service
         self.options = options or ServedSessionOptions()
         self.settings = settings
         self.transport = transport
@@ -226,7 +228,8 @@ class Session:
         """Send `session.ready` to a connection."""
         ready = server_messages.Ready(
             connection=connection.id,
-            avatar=self.avatar_entry.id,
+            avatar=_id_for(connection, self.avatar_entry),
+            images=self.avatar_entry.shown_id,
             resumed=resumed,
             video=self.video,
             heartbeat_s=self.settings.heartbeat_timeout_s,
@@ -286,11 +289,16 @@ class Session:
         """Change the avatar, and announce it; it replaces a selection that was not applied yet.
 
         Raises:
-            UnknownAvatarError: There is no avatar with that id.
-            UnknownPortraitError: There is no upload with that id.
+            UnknownAvatarError: There is no avatar with that id for the session's owner.
+            UnknownPortraitError: The session's owner has no upload with that id.
         """
-        entry = self._runner.select(avatar, portrait)
-        self.announcer.broadcast(server_messages.Selected(entry.id, entry.portrait.warnings))
+        entry = self._avatar_service.find(Caller(self.owner, frozenset()), avatar, portrait)
+        self._runner.select(entry)
+        for connection in self.connections:
+            selected = server_messages.Selected(
+                _id_for(connection, entry), entry.shown_id, entry.portrait.warnings
+            )
+            self.announcer.send(connection, selected)
 
     def interrupt(self) -> server_messages.WasInterrupted:
         """Drop all speech that was not played; return how much was played and dropped."""
@@ -322,3 +330,8 @@ class Session:
     def stats(self) -> server_messages.Stats:
         """Return the statistics of the session."""
         return self._reporter.stats(self.playout)
+
+
+def _id_for(connection: Connection, entry: AvatarEntry) -> str:
+    """Return the id of an avatar that a connection is told; viewers learn no id of an upload."""
+    return entry.id if connection.may_speak else entry.shown_id

@@ -14,6 +14,7 @@ from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_server.app import create_app
+from letstalk_server.auth import LOCAL
 from letstalk_server.session.avatar_service import LoadedModel
 from letstalk_server.settings import Settings
 
@@ -77,7 +78,7 @@ async def test_an_uploaded_film_becomes_an_avatar_that_moves(tmp_path):
         assert answer.status_code == 201, answer.text
         body = answer.json()
         assert (body["width"], body["height"]) == (256, 170)
-        entry = app.state.avatar_service.find(body["id"])
+        entry = app.state.avatar_service.find(LOCAL, body["id"])
         assert len(entry.portrait.footage.frames) == 12
         still = await client.get("/" + body["still"])
         assert Image.open(io.BytesIO(still.content)).size == (256, 170)
