@@ -135,3 +135,29 @@ async def test_tokens_of_a_session_have_no_scope_that_the_caller_lacks(scopes, s
 
         assert scopes_of(session["token"]) == speaks
         assert scopes_of(session["viewer_token"]) == views
+
+
+async def test_viewers_see_no_list_of_connections():
+    with live(LOCKED) as (_, address):
+        async with httpx.AsyncClient(base_url=f"http://{address}") as http:
+            ann = await token_of(http, "ann")
+            session = (await http.post("/v1/sessions", headers=ann)).json()
+            speaker = await join(address, additional_headers=bearer(session["token"]))
+            await speaker.hear("session.ready")
+            path = f"/v1/sessions/{session['session']}"
+            for who, count in (
+                (ann, 1),
+                (bearer(session["token"]), 1),
+                (bearer(session["viewer_token"]), 0),
+            ):
+                assert len((await http.get(path, headers=who)).json()["connections"]) == count
+            await http.delete(path, headers=ann)
+            await speaker.ended()
+
+
+@pytest.mark.parametrize("tls", [True, False])
+async def test_with_tls_a_browser_is_told_to_stay_with_it(tls):
+    files = {"tls_cert": "a.pem", "tls_key": "b.pem"} if tls else {}
+    async with serving(Settings(auth="off", **files)) as (_, client):
+        headers = (await client.get("/healthz")).headers
+        assert headers.get("strict-transport-security") == ("max-age=31536000" if tls else None)

@@ -19,6 +19,9 @@ SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "permissions-policy": "microphone=(self), camera=(self), geolocation=()",
 }
+HSTS = {"strict-transport-security": "max-age=31536000"}
+"""With TLS only: the page of a year later must not be asked for in the clear."""
+
 OWN_OPTIONS = ("/v1/whip", "/v1/whep")
 """Paths that answer `OPTIONS` themselves."""
 
@@ -39,6 +42,7 @@ class SecurityMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings
+        self._security = _encoded(SECURITY_HEADERS | (HSTS if settings.tls_cert else {}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request, or pass it to the application."""
@@ -46,7 +50,7 @@ class SecurityMiddleware:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        added = [*_SECURITY, *self._cors(request)]
+        added = [*self._security, *self._cors(request)]
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -125,6 +129,3 @@ def is_local(host: str) -> bool:
 
 def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
-
-
-_SECURITY = _encoded(SECURITY_HEADERS)

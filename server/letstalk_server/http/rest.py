@@ -368,6 +368,7 @@ def session_response(
         "connections": [
             {"id": connection.id, "kind": connection.kind, "age_s": round(now - since_s, 1)}
             for connection, since_s in session.connections.with_times()
+            if "speak" in caller.scopes or session.owns(caller)
         ],
         "age_s": round(now - session.lifetime.started_s, 1),
         "ends_in_s": _rounded(session.lifetime.ends_in_s),

@@ -251,6 +251,10 @@ class Session:
                 self.end(EndReason.CLOSED)
         await connection.aclose(error)
 
+    def owns(self, caller: Caller) -> bool:
+        """Return whether a caller opened the session, or is the operator."""
+        return caller.is_operator or (caller.session is None and caller.subject == self.owner)
+
     # The avatar
 
     @property
