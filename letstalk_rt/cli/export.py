@@ -14,6 +14,7 @@ from letstalk_rt.errors import InputError
 from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.avatar_model import (
     AvatarModel,
+    with_eye_painter,
     with_eyelid_painter,
     with_face_reader,
     with_gestures,
@@ -60,6 +61,7 @@ _ADDED = (
     _AddedPart(
         "eyelid_painter", "eyelids", partial(replace, eyelid_painter=False), with_eyelid_painter
     ),
+    _AddedPart("eye_painter", "eyes", partial(replace, eye_painter=None), with_eye_painter),
     _AddedPart("pose_reader", "pose", partial(replace, pose_reader=False), with_pose_reader),
     _AddedPart(
         "denoiser.landmarks",

@@ -55,6 +55,8 @@ from letstalk_rt.training.stages.audio_encoder import (
     train_audio,
 )
 from letstalk_rt.training.stages.autoencoder import train_autoencoder
+from letstalk_rt.training.stages.eye_motion import fit_eye_motion
+from letstalk_rt.training.stages.eye_painter import train_eye_painter
 from letstalk_rt.training.stages.eyelid_painter import train_eyelid_painter
 from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.face_reader import train_face_reader
@@ -129,6 +131,15 @@ LOOPS = {
         evaluate_every=200,
         weight_decay=0.05,
     ),
+    "eyes": LoopConfig(
+        steps=5000,
+        learning_rate=4e-4,
+        warm_up=100,
+        betas=(0.5, 0.99),
+        weight_decay=0.0,
+        ema=0.995,
+        evaluate_every=500,
+    ),
     "pose": LoopConfig(
         steps=1200, learning_rate=2e-3, warm_up=60, ema=0.98, evaluate_every=200, weight_decay=0.05
     ),
@@ -155,6 +166,7 @@ BATCH = {
     "tracker": 32,
     "refiner": 32,
     "eyelids": 16,
+    "eyes": 12,
     "pose": 8,
     "painter": 16,
     "sync": 24,
@@ -227,8 +239,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         type=Path,
-        help="decoder, lips, gestures, landmarks, export: weights file with the parts of stages "
-        "that have not run",
+        help="decoder, lips, gestures, landmarks, eyes, export: weights file with the parts of "
+        "stages that have not run",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
@@ -257,6 +269,7 @@ def main(argv: list[str] | None = None) -> int:
         "tracker": _tracker,
         "refiner": _refiner,
         "eyelids": _eyelids,
+        "eyes": _eyes,
         "pose": _pose,
         "painter": _painter,
         "sync": _sync,
@@ -462,6 +475,18 @@ def _eyelids(args: argparse.Namespace) -> None:
     )
     if is_main_process():
         torch.save(painter.state_dict(), args.runs / "eyelids" / "model.pt")
+
+
+def _eyes(args: argparse.Namespace) -> None:
+    face, clips = base_model(args, given_weights(args)).face, _clips(args)
+    if face is None:
+        raise ConfigError(f"preset {args.preset!r} has no landmarks; choose 'tiny'")
+    painter = train_eye_painter(
+        clips, args.runs / "eyes", _loop(args), batch_size=args.batch or BATCH["eyes"]
+    )
+    if is_main_process():
+        painter.from_landmarks.copy_(fit_eye_motion(face.autoencoder, clips))
+        torch.save(painter.state_dict(), args.runs / "eyes" / "model.pt")
 
 
 def _pose(args: argparse.Namespace) -> None:

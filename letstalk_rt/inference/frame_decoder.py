@@ -20,6 +20,7 @@ from letstalk_rt.metrics import StageTimer
 from letstalk_rt.models.autoencoder.latents import DecodedLayers
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
+from letstalk_rt.portrait.eye_compositor import EyeCompositor
 from letstalk_rt.threads import DecodePool
 from letstalk_rt.types import FPS
 
@@ -41,16 +42,20 @@ class FrameDetails:
     Attributes:
         eye_closures: how far the eyes are closed in each of N frames, in [0, 1].
         sound: the sound around each frame, for the mouth, `(N, S)`; None if unknown.
+        eyes: how far lids and irises are from the portrait's, `(N, 4)`: see `moved_eyes`; None for
+            what the latents hold.
     """
 
     eye_closures: Sequence[float]
     sound: Tensor | None
+    eyes: Tensor | None = None
 
     def of(self, numbers: Sequence[int]) -> "FrameDetails":
         """Return the details of some of the frames."""
         closures = [self.eye_closures[number] for number in numbers]
         sound = None if self.sound is None else self.sound[list(numbers)]
-        return FrameDetails(closures, sound)
+        eyes = None if self.eyes is None else self.eyes[list(numbers)]
+        return FrameDetails(closures, sound, eyes)
 
 
 class FrameDecoder:
@@ -295,11 +300,15 @@ class _Window:
             return Composited(torch.from_numpy(state.compositor.compose(frames)), None)
         quality = state.quality.quality
         details = self.details[index].of(numbers)
-        closures = details.eye_closures if state.eyelids is None else ()
-        shown = state.compositor.compose_layers(frames, closures, full_size=quality.full_size)
+        closures = details.eye_closures
+        drawn = closures if state.eyes is None else ()
+        shown = state.compositor.compose_layers(frames, drawn, full_size=quality.full_size)
         points = state.compositor.to_canvas(frames.points)
-        if state.eyelids is not None:
-            state.eyelids(shown, points, details.eye_closures)
+        if isinstance(state.eyes, EyeCompositor):
+            motion = state.eyes.motion(frames.points) if details.eyes is None else details.eyes
+            state.eyes(shown, points, motion, closures)
+        elif state.eyes is not None:
+            state.eyes(shown, points, closures)
         if state.mouths is None or not quality.mouth_painter:
             return Composited(shown, None)
         return Composited(shown, state.mouths.crop_open(shown, points, details.sound))

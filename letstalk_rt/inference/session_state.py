@@ -24,6 +24,7 @@ from letstalk_rt.models.face.gestures import NUM_NOISE, GestureState
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.portrait.compositor import Compositor
+from letstalk_rt.portrait.eye_compositor import EyeCompositor
 from letstalk_rt.portrait.eyelid_compositor import EyelidCompositor
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
@@ -105,8 +106,8 @@ class SessionState:
         portrait: portrait state, for the denoiser.
         compositor: puts the face back into the canvas.
         mouths: inpaints open mouths in composited frames; None for a model without mouth painter.
-        eyelids: closes the eyes in composited frames; None for a model without eyelid painter,
-            where the compositor closes them.
+        eyes: shows the eyes of composited frames as wanted, or closes them alone if the model has
+            an eyelid painter; None for a model with neither, where the compositor closes them.
         noise: random number generator of the sampler's noise.
         motion_control: changes the motion that is shown, and schedules blinks.
         times: timesteps of the sampler.
@@ -127,7 +128,7 @@ class SessionState:
     portrait: PortraitState
     compositor: Compositor
     mouths: MouthCompositor | None
-    eyelids: EyelidCompositor | None
+    eyes: EyeCompositor | EyelidCompositor | None
     noise: NoiseState
     motion_control: MotionController
     times: list[float]
@@ -213,7 +214,7 @@ class StateFactory:
             portrait=portrait_state,
             compositor=compositor,
             mouths=self._mouth_compositor(compositor, features, options.seed),
-            eyelids=self._eyelid_compositor(compositor, features),
+            eyes=self._eye_compositor(compositor, features),
             noise=NoiseState(options.seed, torch.zeros(1, *shape)),
             motion_control=MotionController(options.motion, model, features, options.seed),
             times=timesteps(self._steps if options.steps is None else options.steps),
@@ -233,7 +234,7 @@ class StateFactory:
         state.player = self._player(portrait, expressiveness, seed)
         state.compositor = self._compositor(portrait)
         state.mouths = self._mouth_compositor(state.compositor, features, state.noise.seed)
-        state.eyelids = self._eyelid_compositor(state.compositor, features)
+        state.eyes = self._eye_compositor(state.compositor, features)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.motion_control.set_portrait(features)
         state.features = features
@@ -281,12 +282,17 @@ class StateFactory:
         points = compositor.to_canvas(features.points)
         return MouthCompositor(painter, compositor.canvas, points, seed)
 
-    def _eyelid_compositor(self, compositor: Compositor, features: Any) -> EyelidCompositor | None:
-        painter = self._model.eyelid_painter
-        if painter is None:
-            return None
-        points = compositor.to_canvas(features.points)
-        return EyelidCompositor(painter, compositor.canvas, points)
+    def _eye_compositor(
+        self, compositor: Compositor, features: Any
+    ) -> EyeCompositor | EyelidCompositor | None:
+        model = self._model
+        if model.eye_painter is not None:
+            points = compositor.to_canvas(features.points)
+            return EyeCompositor(model.eye_painter, compositor.canvas, points, features.points)
+        if model.eyelid_painter is not None:
+            points = compositor.to_canvas(features.points)
+            return EyelidCompositor(model.eyelid_painter, compositor.canvas, points)
+        return None
 
     @torch.inference_mode()
     def _silent_state(self, encoder: AudioEncoder | LipReader | ProsodyReader) -> Any:

@@ -16,6 +16,7 @@ from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
 from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder, Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.autoencoder.eye_painter import EyePainter
 from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
 from letstalk_rt.models.autoencoder.interfaces import (
     Autoencoder,
@@ -81,6 +82,7 @@ class AvatarModel(nn.Module):
     face_reader: FaceReader | None
     lip_refiner: LipRefiner | None
     eyelid_painter: EyelidPainter | None
+    eye_painter: EyePainter | None
     pose_reader: PoseReader | None
     latent_mean: Tensor
     latent_scale: Tensor
@@ -103,6 +105,7 @@ class AvatarModel(nn.Module):
         self.face_reader = FaceReader() if preset.face_reader and has_landmarks else None
         self.lip_refiner = LipRefiner() if preset.lip_refiner and has_landmarks else None
         self.eyelid_painter = EyelidPainter() if preset.eyelid_painter and has_landmarks else None
+        self.eye_painter = _make_eye_painter(preset, has_landmarks)
         self.pose_reader = PoseReader() if preset.pose_reader and has_landmarks else None
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
@@ -247,6 +250,12 @@ def with_eyelid_painter(model: AvatarModel, painter: EyelidPainter) -> AvatarMod
     return _with_part(model, replace(model.preset, eyelid_painter=True), "eyelid_painter", painter)
 
 
+def with_eye_painter(model: AvatarModel, painter: EyePainter) -> AvatarModel:
+    """Return a copy of a model with this eye painter, ready for inference."""
+    preset = replace(model.preset, eye_painter=painter.config)
+    return _with_part(model, preset, "eye_painter", painter)
+
+
 def with_pose_reader(model: AvatarModel, reader: PoseReader) -> AvatarModel:
     """Return a copy of a model with this pose reader, ready for inference."""
     return _with_part(model, replace(model.preset, pose_reader=True), "pose_reader", reader)
@@ -275,6 +284,12 @@ def _make_mouth_painter(preset: Preset) -> MouthPainter | None:
             "does not encode"
         )
     return MouthPainter(preset.mouth_painter)
+
+
+def _make_eye_painter(preset: Preset, has_landmarks: bool) -> EyePainter | None:
+    if preset.eye_painter is None or not has_landmarks:
+        return None
+    return EyePainter(preset.eye_painter)
 
 
 def _make_audio(preset: Preset) -> AudioEncoder:

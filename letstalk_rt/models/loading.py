@@ -39,6 +39,7 @@ _IMAGES = (
     "face_reader.",
     "lip_refiner.",
     "eyelid_painter.",
+    "eye_painter.",
 )
 _WORTH_PACKING = 30_000
 _EXACT = (
@@ -57,6 +58,7 @@ _EXACT = (
     "lip_motion.neutral.mean",
     "lip_motion.neutral.weight",
     "lip_motion.neutral.bias",
+    "eye_painter.from_landmarks",
     "gestures.inertia",
     "gestures.log_scale",
     "gestures.amplitude",
@@ -106,6 +108,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         header["lip_refiner"] = "yes"
     if model.preset.eyelid_painter:
         header["eyelid_painter"] = "yes"
+    if model.preset.eye_painter is not None:
+        header["eye_painter"] = "yes"
     if model.preset.pose_reader:
         header["pose_reader"] = "yes"
     if model.preset.denoiser.landmark_condition:
@@ -224,6 +228,8 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
         shapes = replace(shapes, lip_refiner=False)
     if "eyelid_painter" not in header:  # without it, the skin above an eye is stretched over it
         shapes = replace(shapes, eyelid_painter=False)
+    if "eye_painter" not in header:  # without it, lids and irises move as far as a warp moves them
+        shapes = replace(shapes, eye_painter=None)
     if "pose_reader" not in header:  # without it, landmarks alone tell how a driver is turned
         shapes = replace(shapes, pose_reader=False)
     if "landmark_condition" not in header:  # without it, lower faces of films are not generated

@@ -15,8 +15,10 @@ from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderConfi
 from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainterConfig
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
+from letstalk_rt.models.autoencoder.region_painter import RegionPainterConfig
 from letstalk_rt.models.denoiser import DenoiserConfig
 from letstalk_rt.models.face.gestures import GestureConfig
+from letstalk_rt.models.geometry.eye_region import EYE_MAPS
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Preset:
             without one.
         lip_refiner: whether the lips of portraits are read a second time, close up; likewise.
         eyelid_painter: whether closed eyes are painted, once per portrait; likewise.
+        eye_painter: shape of the eye painter, which replaces that one; likewise.
         pose_reader: whether a camera's picture itself tells how the head is turned; likewise.
     """
 
@@ -79,6 +82,7 @@ class Preset:
     face_reader: bool = False
     lip_refiner: bool = False
     eyelid_painter: bool = False
+    eye_painter: RegionPainterConfig | None = None
     pose_reader: bool = False
 
 
@@ -130,6 +134,7 @@ def _paper_scale(
     )
 
 
+EYE_PAINTER = RegionPainterConfig(maps=EYE_MAPS)
 _TINY_AUDIO = AudioEncoderConfig(mouth_values=11)
 _LARGE_AUDIO = AudioEncoderConfig(width=512, token_width=512)
 PRESETS = {
@@ -161,6 +166,7 @@ PRESETS = {
         face_reader=True,
         lip_refiner=True,
         eyelid_painter=True,
+        eye_painter=EYE_PAINTER,
         pose_reader=True,
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),

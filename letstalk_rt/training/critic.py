@@ -53,11 +53,12 @@ class PatchCritic(nn.Module):
 
     Args:
         width: channels of the first layer.
+        channels: channels of the regions: colours, and maps of what they shall show, if any.
     """
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 48, channels: int = 3) -> None:
         super().__init__()
-        sizes = [3, width, 2 * width, 4 * width]
+        sizes = [channels, width, 2 * width, 4 * width]
         self.layers = nn.ModuleList(
             spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1))
             for a, b in zip(sizes[:-1], sizes[1:], strict=True)
@@ -79,10 +80,19 @@ class Critic:
     Args:
         device: The device on which it is trained.
         learning_rate: The learning rate of the critic alone.
+        width: Channels of its first layer.
+        channels: Channels of the regions, see `PatchCritic`.
     """
 
-    def __init__(self, device: torch.device, learning_rate: float = 2e-4) -> None:
-        self.model = PatchCritic().to(device)
+    def __init__(
+        self,
+        device: torch.device,
+        learning_rate: float = 2e-4,
+        *,
+        width: int = 48,
+        channels: int = 3,
+    ) -> None:
+        self.model = PatchCritic(width, channels).to(device)
         broadcast_weights(self.model)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=learning_rate, betas=(0.5, 0.99), weight_decay=0.0

@@ -28,7 +28,7 @@ from letstalk_rt.models.loading import (
     packaged_weights,
     save_model,
 )
-from letstalk_rt.models.presets import PRESETS, with_landmark_condition
+from letstalk_rt.models.presets import EYE_PAINTER, PRESETS, with_landmark_condition
 
 HEADER = {"format": "letstalk_rt 1", "preset": "small", "lookahead_ms": "80"}
 PACKED = "autoencoder.reference.fine.0.conv1.weight"
@@ -314,13 +314,14 @@ class TestLipReader:
 
 
 class TestOptionalParts:
-    @pytest.fixture(params=["lip_refiner", "eyelid_painter", "pose_reader"])
+    @pytest.fixture(params=["lip_refiner", "eyelid_painter", "eye_painter", "pose_reader"])
     def part(self, request):
         return request.param
 
     @pytest.fixture
     def preset(self, part, monkeypatch):
-        preset = replace(PRESET, **{part: True})
+        shape = EYE_PAINTER if part == "eye_painter" else True
+        preset = replace(PRESET, **{part: shape})
         monkeypatch.setitem(PRESETS, "small", preset)
         return preset
 

@@ -10,6 +10,7 @@ from support.small_model import GESTURES, LIP_READER, PRESET, make_lip_model
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.models.autoencoder.eye_painter import EyePainter
 from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
@@ -18,7 +19,7 @@ from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.lip_refiner import LipRefiner
 from letstalk_rt.models.face.pose_reader import PoseReader
 from letstalk_rt.models.loading import load_model, save_model
-from letstalk_rt.models.presets import PRESETS, with_landmark_condition
+from letstalk_rt.models.presets import EYE_PAINTER, PRESETS, with_landmark_condition
 from letstalk_rt.training.loop import LoopConfig, Run
 
 
@@ -71,13 +72,15 @@ class TestCommand:
         [
             ("lip_refiner", "refiner", LipRefiner),
             ("eyelid_painter", "eyelids", EyelidPainter),
+            ("eye_painter", "eyes", lambda: EyePainter(EYE_PAINTER)),
             ("pose_reader", "pose", PoseReader),
         ],
     )
     def test_a_part_is_added_to_a_weights_file(
         self, part, stage, make, root, tmp_path, monkeypatch
     ):
-        monkeypatch.setitem(PRESETS, "small", replace(PRESET, **{part: True}))
+        shape = EYE_PAINTER if part == "eye_painter" else True
+        monkeypatch.setitem(PRESETS, "small", replace(PRESET, **{part: shape}))
         save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
         module = make()
         (tmp_path / "runs" / stage).mkdir(parents=True)
