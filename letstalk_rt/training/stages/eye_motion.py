@@ -18,7 +18,7 @@ from letstalk_rt.training.data.dataset import Clip
 
 _EVERY, _MOST_FRAMES = 4, 150  # of a filmed clip; of others a third
 _AT_ONCE = 32
-_RIDGE = 3e-4
+_RIDGE = 1e-4
 _GAIN = 1.15
 """A ridge regression keeps 0.7 to 0.85 of the range of people it has not seen."""
 
