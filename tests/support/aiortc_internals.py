@@ -90,7 +90,7 @@ class Arrivals:
     def harden(self):
         """Drop what cannot be processed: for the end of an attacker, which shares the process."""
         harden(self._dtls)
-        harden_channel(self._sctp)
+        harden_channel(self._sctp, lambda: None)
 
     @property
     def is_alive(self):

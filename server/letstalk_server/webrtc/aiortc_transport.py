@@ -208,7 +208,7 @@ class AiortcPeer:
             self._moving.append(MovingPeer(transport.transport._connection))
             self._moving[-1].watch()
         if self._pc.sctp is not None:
-            harden_channel(self._pc.sctp)
+            harden_channel(self._pc.sctp, self._on_stream_end)
         sdp = str(self._pc.localDescription.sdp)
         return sdp if self.public_address is None else self.public_address.put_into(sdp)
 

@@ -18,6 +18,15 @@ log = logging.getLogger(__name__)
 MAX_QUEUED_DATAGRAMS = 2000
 """Datagrams that wait to be read; more are dropped. At 1500 bytes each they take 3 MB."""
 
+MAX_HELD_BYTES = 512 * 1024
+"""Data of incomplete messages of a peer; its messages have at most 64 KiB."""
+
+MAX_HELD_FRAGMENTS = 1024
+"""Fragments of incomplete messages of a peer, and packets after a gap: aiortc walks through all of
+them with each further one."""
+
+MAX_STREAMS = 64
+
 _SCTP_HEADER, _CHUNK_HEADER = 12, 4
 _PARAMETERS_AT = {1: 20, 2: 20, 4: 4, 5: 4, 6: 4, 9: 4, 130: 4}
 """Where parameters begin in an SCTP chunk, by its type: INIT, its answer, HEARTBEAT, its answer,
@@ -63,19 +72,51 @@ def harden_connection(pc: Any) -> None:
     setattr(pc, name, connect_or_give_up)
 
 
-def harden_channel(sctp: Any) -> None:
-    """Make an aiortc SCTP transport drop packets that it cannot process. Safe to call twice."""
+def harden_channel(sctp: Any, on_excess: Callable[[], None]) -> None:
+    """Make an aiortc SCTP transport drop packets that it cannot process. Safe to call twice.
+
+    Args:
+        sctp: aiortc's SCTP transport.
+        on_excess: called once, when the peer sends more than is held for it; aiortc announces a
+            window, but keeps what exceeds it. All that the peer sends afterwards is dropped.
+    """
     if "_handle_data" in vars(sctp):
         return
     handle = _dropping(sctp._handle_data)
+    receive = sctp._receive_data_chunk
+    window = sctp._advertised_rwnd
+    is_dropped = False
 
     async def handle_or_drop(data: bytes) -> None:
+        if is_dropped:
+            return
         if has_sound_parameters(data):
             await handle(data)
         else:
             log.debug("a packet was dropped (a parameter that is too short)")
 
+    async def receive_or_end(chunk: Any) -> None:
+        nonlocal is_dropped
+        if is_dropped:
+            return
+        await receive(chunk)
+        if _is_excessive(sctp, window - sctp._advertised_rwnd):
+            is_dropped = True
+            log.info("a peer was dropped (incomplete messages beyond the limit)")
+            on_excess()
+
     sctp._handle_data = handle_or_drop
+    sctp._receive_data_chunk = receive_or_end
+
+
+def _is_excessive(sctp: Any, held_bytes: int) -> bool:
+    streams = sctp._inbound_streams.values()
+    return (
+        held_bytes > MAX_HELD_BYTES
+        or len(streams) > MAX_STREAMS
+        or len(sctp._sack_misordered) > MAX_HELD_FRAGMENTS
+        or sum(len(stream.reassembly) for stream in streams) > MAX_HELD_FRAGMENTS
+    )
 
 
 def has_sound_parameters(packet: bytes) -> bool:
