@@ -83,5 +83,10 @@ def test_training_learns_lids_from_their_landmarks(tmp_path):
 
 def test_a_ridge_regression_finds_a_linear_map():
     inputs, true = torch.randn(400, 6), torch.randn(2, 6)
-    torch.testing.assert_close(ridge(inputs, inputs @ true.mT, 1e-8), true, atol=1e-4, rtol=0)
-    assert ridge(inputs, inputs @ true.mT, 10.0).norm() < 0.5 * true.norm()
+    torch.testing.assert_close(
+        ridge(inputs, inputs @ true.mT, 1e-8 * torch.eye(6)), true, atol=1e-4, rtol=0
+    )
+    blind = torch.zeros(6, 6)
+    blind[2, 2] = 1e6
+    fitted = ridge(inputs, inputs @ true.mT, blind)
+    assert fitted[:, 2].abs().max() < 1e-4, "what costs much is not used"
