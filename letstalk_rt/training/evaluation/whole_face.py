@@ -176,9 +176,11 @@ def compare(pairs: Sequence[Pair]) -> dict[str, float]:
         }
     for which, index in (("", 0), ("_true", 1)):
         figures[f"blinks_per_min{which}"] = blinks_per_min([pair[index] for pair in pairs])
-        tremble = np.median([trembling(pair[index][:, HEAD]) for pair in pairs], 0)
-        for name, share in zip(CHANNELS[HEAD], tremble, strict=True):
-            figures[f"trembling_{name}{which}"] = float(share)
+        heads = [pair[index][:, HEAD] for pair in pairs]
+        for kind, measure in _OF_HEADS.items():
+            middle = np.median([measure(head) for head in heads], 0)
+            for name, value in zip(CHANNELS[HEAD], middle, strict=True):
+                figures[f"{kind}_{name}{which}"] = float(value)
     return figures | told(pairs)
 
 
@@ -205,6 +207,23 @@ def trembling(channels: np.ndarray) -> np.ndarray:
     power = np.abs(np.fft.rfft(velocity - velocity.mean(0), axis=0)) ** 2
     above = np.fft.rfftfreq(len(velocity), 1 / FPS) > _SHAKE_HZ
     return np.asarray(power[above].sum(0) / np.maximum(power.sum(0), 1e-12))
+
+
+def deviation(channels: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of each channel."""
+    return np.asarray(channels.std(0))
+
+
+def carried(channels: np.ndarray) -> np.ndarray:
+    """Return the autocorrelation of each channel's velocity from one frame to the next."""
+    velocity = np.diff(channels, axis=0)
+    velocity = velocity - velocity.mean(0)
+    power = np.maximum((velocity**2).sum(0), 1e-12)
+    return np.asarray((velocity[1:] * velocity[:-1]).sum(0) / power)
+
+
+_OF_HEADS = {"trembling": trembling, "deviation": deviation, "carried": carried}
+"""Measures of yaw, pitch and roll that are given for ours and for the true videos."""
 
 
 def blinks_per_min(videos: Sequence[np.ndarray]) -> float:

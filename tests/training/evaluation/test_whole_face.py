@@ -16,6 +16,7 @@ from letstalk_rt.training.evaluation.whole_face import (
     LIDS,
     FaceMotion,
     blinks_per_min,
+    carried,
     changed_variance,
     channels_of,
     compare,
@@ -95,6 +96,15 @@ def test_channels_are_read_off_landmarks_blendshapes_and_pose():
     found = dict(zip(CHANNELS, channels_of(points, shapes, turn)[0], strict=True))
     assert found["gap"] == pytest.approx(0.2) and found["smile"] == pytest.approx(0.2)
     assert found["gaze_x"] == pytest.approx(0.3) and found["yaw"] == pytest.approx(np.degrees(0.1))
+
+
+def test_velocity_carries_over_in_slow_motion_and_not_in_trembling():
+    frames = np.arange(150)
+    slow, shaking = np.sin(0.1 * frames), np.sin(np.pi * 0.98 * frames)
+    assert carried(slow[:, None])[0] > 0.9 and carried(shaking[:, None])[0] < -0.5
+    figures = compare([(np.tile(2 * slow[:, None], 16), np.tile(slow[:, None], 16))])
+    assert figures["deviation_yaw"] == pytest.approx(2 * figures["deviation_yaw_true"])
+    assert figures["carried_roll"] == pytest.approx(figures["carried_roll_true"])
 
 
 def test_lost_and_changed_variance_of_landmarks():
