@@ -23,6 +23,7 @@ letstalk_rt.models.geometry
 letstalk_rt.models.audio_encoder
 letstalk_rt.models.autoencoder
 letstalk_rt.models.face
+letstalk_rt.models.motion
 letstalk_rt.models.paper
 letstalk_rt.models
 letstalk_rt.portrait

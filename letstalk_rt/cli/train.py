@@ -29,6 +29,7 @@ from letstalk_rt.cli.export import (
 from letstalk_rt.cli.train_ablate import run_ablate
 from letstalk_rt.cli.train_faithful import run_faithful
 from letstalk_rt.cli.train_flow import run_distill, run_flow, run_landmarks
+from letstalk_rt.cli.train_motion import train_motion_stage
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
@@ -118,6 +119,14 @@ LOOPS = {
     "gestures": LoopConfig(
         steps=500, learning_rate=3e-3, warm_up=30, ema=0.98, evaluate_every=50, weight_decay=0.05
     ),
+    "motion": LoopConfig(
+        steps=6000,
+        learning_rate=1e-3,
+        warm_up=100,
+        ema=0.998,
+        evaluate_every=500,
+        weight_decay=0.05,
+    ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
     "tracker": LoopConfig(steps=4000, learning_rate=2e-3, warm_up=100, ema=0.997),
     "refiner": LoopConfig(
@@ -162,6 +171,7 @@ BATCH = {
     "ablate": 1,
     "lips": 48,
     "gestures": 24,
+    "motion": 32,
     "finder": 32,
     "tracker": 32,
     "refiner": 32,
@@ -228,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         default=0,
-        help="flow, lips, gestures, landmarks, faithful: seed of the initial weights",
+        help="flow, lips, gestures, motion, landmarks, faithful: seed of the initial weights",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="ablate: number of seeds, from --seed on"
@@ -265,6 +275,7 @@ def main(argv: list[str] | None = None) -> int:
         "ablate": lambda args: run_ablate(args, _loop(args), args.batch or BATCH["ablate"]),
         "lips": _lips,
         "gestures": _gestures,
+        "motion": _motion,
         "finder": _finder,
         "tracker": _tracker,
         "refiner": _refiner,
@@ -428,6 +439,11 @@ def _gestures(args: argparse.Namespace) -> None:
     fit_brow_motion(model, face.autoencoder, filmed, filmed_clips)
     if is_main_process():
         torch.save(model.state_dict(), folder / "model.pt")
+
+
+def _motion(args: argparse.Namespace) -> None:
+    clips, held_out = split_by_source(_with_blendshapes(_clips(args)))
+    train_motion_stage(args, clips, held_out, _loop(args), args.batch or BATCH["motion"])
 
 
 def _finder(args: argparse.Namespace) -> None:

@@ -1,0 +1,366 @@
+"""Trains the motion denoiser on clips: lips, blinks and the rest of the face at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from letstalk_rt.errors import InputError
+from letstalk_rt.models.motion.code import FACE, HEAD, LIPS, MIRRORED, NUM_STYLE, REST
+from letstalk_rt.models.motion.denoiser import MotionDenoiser
+from letstalk_rt.training.data.audio_features import correlation
+from letstalk_rt.training.loop import LoopConfig, Run
+from letstalk_rt.training.stages.lips import augment_features
+from letstalk_rt.training.stages.motion_clips import MotionClip
+
+WARM_UP_FRAMES = 8
+"""Frames of speech before an item, which fill the convolutions."""
+
+DRAWS = 2
+"""Noise levels per window and step: the denoising head is cheap."""
+
+NUM_SHAPES = 24
+
+STEPS, TEMPERATURE = 4, 0.8
+"""Steps of the sampler and deviation of its noise in free runs."""
+
+SILENCE_SAMPLES = 64_000
+"""Silence after which the predicted lips are constant."""
+
+_MEMORY_NOISE = 0.25
+"""Largest deviation of the noise on memory, of the usual change from frame to frame: more would
+hide how fast the head moves, and it would start anew in each window."""
+
+_STYLE_DROP = 0.3
+_LIP_FLOOR = 0.01  # added to deviations, so that still mouths stay small
+_SHAPE_FLOOR = 0.02
+_LARGEST = 5.0  # codes beyond so many deviations are errors of the tracker
+_SURPRISE = 6.0  # white changes beyond are, too
+
+
+class TrainedMotion(nn.Module):
+    """The denoiser with the heads that only training needs.
+
+    Args:
+        denoiser: the denoiser.
+    """
+
+    def __init__(self, denoiser: MotionDenoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.shapes = nn.Linear(denoiser.config.speech.width, NUM_SHAPES)
+
+
+@dataclass(frozen=True)
+class MotionBatch:
+    """Items of W windows, the first of them preceded by one more window of codes.
+
+    Attributes:
+        inputs: log-mel, `(B, A + W N + L, 4 M)`, augmented.
+        codes: scaled codes, `(B, (W + 1) N, D)`.
+        lips: lips in deviations of their clip, `(B, W N, Q)`.
+        shapes: auxiliary targets likewise, `(B, W N, 24)`.
+        blinks: in which frame of each window a blink begins, from 1; 0 for none, `(B, W)`.
+        style: `(B, S)`.
+        kind: 0 for filmed, `(B,)`.
+        lip_weight: `(B,)`, 1 on the average.
+    """
+
+    inputs: Tensor
+    codes: Tensor
+    lips: Tensor
+    shapes: Tensor
+    blinks: Tensor
+    style: Tensor
+    kind: Tensor
+    lip_weight: Tensor
+
+
+class MotionItems:
+    """Draws random items of clips.
+
+    Args:
+        clips: The clips.
+        denoiser: Knows the window, the look-ahead and the scale of the code.
+        windows: Windows of an item, W.
+    """
+
+    def __init__(self, clips: Sequence[MotionClip], denoiser: MotionDenoiser, windows: int) -> None:
+        size = denoiser.config.window
+        self._frames, self._window = (windows + 1) * size, size
+        least = self._frames + WARM_UP_FRAMES
+        self._clips = [clip for clip in clips if len(clip.codes) > least]
+        if not self._clips:
+            raise InputError(f"no clip has more than {least} frames; add longer clips with audio")
+        self._ahead, self._scale = denoiser.speech.lookahead_frames, denoiser.scale.cpu()
+        self._share = torch.tensor(
+            [(2.0 if c.is_real else 1.0) * len(c.codes) for c in self._clips]
+        )
+        usual = float(torch.tensor([c.lip_weight for c in self._clips]).mean())
+        self._lip_weights = [c.lip_weight / max(1e-6, usual) for c in self._clips]
+        self._styles = standard_styles(self._clips)
+        self._lips = [_standard(c.codes[:, LIPS], _LIP_FLOOR) for c in self._clips]
+        self._shapes = [_standard(c.shapes, _SHAPE_FLOOR) for c in self._clips]
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> MotionBatch:
+        """Draw a batch, half of it mirrored."""
+        chosen = torch.multinomial(self._share, batch_size, True, generator=generator).tolist()
+        starts = [
+            int(
+                torch.randint(
+                    WARM_UP_FRAMES,
+                    len(self._clips[k].codes) - self._frames,
+                    (1,),
+                    generator=generator,
+                )
+            )
+            for k in chosen
+        ]
+        pairs = list(zip(chosen, starts, strict=True))
+        first = self._window
+        codes = torch.stack([self._clips[k].codes[s : s + self._frames] for k, s in pairs])
+        mirrored = torch.rand(batch_size, 1, 1, generator=generator) < 0.5
+        codes = codes * torch.where(mirrored, torch.tensor(MIRRORED), 1.0)
+        inputs = torch.stack(
+            [
+                self._clips[k].inputs[s + first - WARM_UP_FRAMES : s + self._frames + self._ahead]
+                for k, s in pairs
+            ]
+        )
+        spoken = slice(first, self._frames)
+        return MotionBatch(
+            augment_features(inputs, generator),
+            (codes / self._scale).clamp(-_LARGEST, _LARGEST),
+            torch.stack([self._lips[k][s:][spoken] for k, s in pairs]),
+            torch.stack([self._shapes[k][s:][spoken] for k, s in pairs]),
+            torch.stack([self._blinks(k, s) for k, s in pairs]),
+            torch.stack([self._styles[k] for k in chosen]),
+            torch.tensor([0 if self._clips[k].is_real else 1 for k in chosen]),
+            torch.tensor([self._lip_weights[k] for k in chosen]),
+        )
+
+    def _blinks(self, index: int, start: int) -> Tensor:
+        windows = self._frames // self._window - 1
+        out = torch.zeros(windows, dtype=torch.long)
+        for onset in self._clips[index].blinks:
+            window, frame = divmod(onset - start - self._window, self._window)
+            if 0 <= window < windows:
+                out[window] = frame + 1
+        return out
+
+
+def _standard(x: Tensor, floor: float) -> Tensor:
+    return (x - x.mean(0)) / (x.std(0) + floor)
+
+
+def standard_styles(clips: Sequence[MotionClip]) -> Tensor:
+    """Return the styles of clips in deviations between them, `(C, S)`."""
+    styles = torch.stack([clip.style for clip in clips])
+    middle, spread = styles.median(0).values, styles.std(0).clamp(min=1e-6)
+    return ((styles - middle) / spread).clamp(-2.5, 2.5)
+
+
+@torch.no_grad()
+def fit_statistics(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
+    """Fit the scale of the code and the whitening of its changes to filmed clips.
+
+    Raises:
+        InputError: No clip was filmed.
+    """
+    filmed = [clip.codes for clip in clips if clip.is_real and not clip.is_grid]
+    if not filmed:
+        raise InputError("no clip is of kind 'real'; add filmed clips with audio")
+    deviations = torch.stack([codes.std(0) for codes in filmed])
+    denoiser.scale.copy_(deviations.mean(0).clamp(min=1e-4))
+    window = denoiser.config.window
+    changes = []
+    for codes in filmed:
+        rest = (codes[:, REST] / denoiser.scale[REST]).clamp(-_LARGEST, _LARGEST)
+        pieces = rest.unfold(0, window + 1, 1)  # (., R, N + 1)
+        changes.append(pieces[..., 1:] - pieces[..., :1])
+    every = torch.cat(changes)
+    values, vectors = torch.linalg.eigh(torch.einsum("nri,nrj->rij", every, every) / len(every))
+    sizes = values.clamp(min=1e-4).sqrt()
+    denoiser.whiten.copy_(vectors / sizes[:, None])
+    denoiser.unwhiten.copy_((vectors * sizes[:, None]).transpose(1, 2))
+
+
+def motion_loss(model: TrainedMotion, batch: MotionBatch) -> dict[str, Tensor]:
+    """Return the losses of lips, auxiliary targets, blinks and the rest of the face."""
+    denoiser = model.denoiser
+    features, linear = denoiser.speech.encode(batch.inputs)
+    first = WARM_UP_FRAMES + denoiser.speech.lookahead_frames
+    features, linear = features[:, first:], linear[:, first:]
+    lips = denoiser.predict_lips(features, linear)
+    shapes = model.shapes(denoiser.dropout(features))
+    losses = _lip_losses(lips, shapes, batch)
+    losses |= _rest_losses(denoiser, features.detach(), lips.detach(), batch)
+    return losses
+
+
+def _lip_losses(lips: Tensor, shapes: Tensor, batch: MotionBatch) -> dict[str, Tensor]:
+    w = batch.lip_weight
+    error = (lips - batch.lips).pow(2)
+    a, b = (x[..., :4] - x[..., :4].mean(1, keepdim=True) for x in (lips, batch.lips))
+    r = ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-2)).mean(1)
+    return {
+        "gap": 2 * (w * error[..., 0].mean(1)).mean(),
+        "lips": (w * error.mean((1, 2))).mean(),
+        "shapes": (w * (shapes - batch.shapes).pow(2).mean((1, 2))).mean(),
+        "correlation": (w * (1 - r)).mean(),
+    }
+
+
+def _rest_losses(
+    denoiser: MotionDenoiser, features: Tensor, lips: Tensor, batch: MotionBatch
+) -> dict[str, Tensor]:
+    size = denoiser.config.window
+    clean_past = batch.codes[:, :-size].unflatten(1, (-1, size))
+    true = batch.codes[:, size:, REST].unflatten(1, (-1, size))
+    level = _MEMORY_NOISE * torch.rand(len(true), 1, 1, 1)
+    past = clean_past + level * denoiser.change_scale * torch.randn_like(clean_past)
+    told = torch.rand(len(past), 1) >= _STYLE_DROP
+    filled = torch.ones(past.shape[:2], dtype=torch.bool)
+    features, lips = (x.unflatten(1, (-1, size)) for x in (features, lips))
+    context = denoiser.context(past, features, lips, batch.style * told, batch.kind, filled)
+    logits = denoiser.blink(context)
+    blink = nn.functional.cross_entropy(logits.flatten(0, 1), batch.blinks.flatten())
+    clean = denoiser.white(true, clean_past[:, :, -1, REST]).clamp(-_SURPRISE, _SURPRISE)
+    clean = clean.expand(DRAWS, -1, -1, -1)
+    t = torch.sigmoid(1.2 * torch.randn(clean.shape[:-1]))
+    noise = torch.randn_like(clean)
+    x = torch.lerp(clean, noise, t[..., None])
+    velocity = denoiser.velocity(x, t, context.expand(DRAWS, -1, -1, -1), batch.blinks)
+    error = (velocity - (noise - clean)).pow(2)
+    return {"blink": blink, "rest": error.mean()}
+
+
+@torch.no_grad()
+def fit_lips(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
+    """Fit how far shown lips move, so that they move as far as those of filmed people."""
+    silence = torch.zeros(1, SILENCE_SAMPLES)
+    heard = denoiser.eval().speech(silence)
+    denoiser.lip_silence.copy_(denoiser.predict_lips(heard.features, heard.lips)[0, -1])
+    ratios = []
+    for clip in clips:
+        if clip.is_real and clip.lip_weight:
+            predicted = _predicted_lips(denoiser, clip)
+            ratios.append(_span(clip.codes[:, LIPS]) / _span(predicted).clamp(min=1e-3))
+    if ratios:
+        denoiser.lip_scale.copy_(torch.stack(ratios).median(0).values)
+
+
+def _predicted_lips(denoiser: MotionDenoiser, clip: MotionClip) -> Tensor:
+    features, linear = denoiser.speech.encode(clip.inputs[None])
+    return denoiser.predict_lips(features, linear)[0, denoiser.speech.lookahead_frames :]
+
+
+def _span(x: Tensor) -> Tensor:
+    """Return the range of each number of `(T, D)`, 5th to 95th percentile."""
+    low, high = x.quantile(torch.tensor([0.05, 0.95]), 0)
+    return high - low
+
+
+@torch.no_grad()
+def free_run(
+    denoiser: MotionDenoiser,
+    clip: MotionClip,
+    generator: torch.Generator,
+    *,
+    steps: int = STEPS,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """Return the codes that a denoiser generates for the speech of a clip, `(T', D)`.
+
+    Its memory is what it generated before; T' is T in whole windows.
+    """
+    denoiser.eval()
+    size, ahead = denoiser.config.window, denoiser.speech.lookahead_frames
+    features, linear = (x[:, ahead:] for x in denoiser.speech.encode(clip.inputs[None]))
+    memory, style, codes = denoiser.init_memory(1), torch.zeros(1, NUM_STYLE), []
+    for start in range(0, len(clip.codes) // size * size, size):
+        heard = features[:, start : start + size], linear[:, start : start + size]
+        noise = temperature * torch.randn(1, denoiser.config.size, generator=generator)
+        chance = torch.rand(1, generator=generator)
+        made = denoiser(*heard, style, noise, chance, memory, steps=steps)
+        denoiser.remember(made, *heard, memory)
+        codes.append(made[0])
+    return torch.cat(codes)
+
+
+def evaluate_motion(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> dict[str, float]:
+    """Return how generated codes of filmed clips compare with the true ones, medians over clips.
+
+    `r_gap`: Pearson's r of the lip gap; `range_` and `speed_` of head and face: over the true
+    ones', with the lips' size left out.
+    """
+    rows: dict[str, list[float]] = {name: [] for name in ("r_gap", *_SIZES)}
+    generator = torch.Generator().manual_seed(0)
+    for clip in clips:
+        if clip.is_real:
+            made = free_run(denoiser, clip, generator)
+            true = clip.codes[: len(made)]
+            lips = _predicted_lips(denoiser, clip)
+            rows["r_gap"].append(correlation(lips[: len(made), 0].numpy(), true[:, 0].numpy()))
+            for group, part in (("head", HEAD), ("face", FACE)):
+                a, b = made[:, part] / denoiser.scale[part], true[:, part] / denoiser.scale[part]
+                rows[f"range_{group}"].append(_ratio(_span(a), _span(b)))
+                speeds = (x.diff(dim=0).abs().mean(0) for x in (a, b))
+                rows[f"speed_{group}"].append(_ratio(*speeds))
+    return {name: float(torch.tensor(values).median()) for name, values in rows.items() if values}
+
+
+_SIZES = ("range_head", "range_face", "speed_head", "speed_face")
+
+
+def _ratio(ours: Tensor, true: Tensor) -> float:
+    return float(ours.mean() / true.mean().clamp(min=1e-6))
+
+
+def train_motion(
+    clips: Sequence[MotionClip],
+    held_out: Sequence[MotionClip],
+    folder: Path,
+    config: LoopConfig,
+    denoiser: MotionDenoiser,
+    *,
+    batch_size: int = 32,
+) -> MotionDenoiser:
+    """Train a motion denoiser whose `speech.usual` is set, and fit the size of its lips.
+
+    Args:
+        clips: Training clips.
+        held_out: Clips of other people, for the log; may be empty.
+        folder: The run's folder.
+        config: Schedule.
+        denoiser: The denoiser, not trained yet.
+        batch_size: Items per step.
+    """
+    fit_statistics(denoiser, clips)
+    model = TrainedMotion(denoiser)
+    items = MotionItems(clips, denoiser, denoiser.config.memory)
+    run = Run(
+        folder,
+        model,
+        config,
+        rate_factors={"denoiser.speech.linear.": 0.2},
+        decay_factors={"denoiser.speech.linear.": 10.0},
+    )
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        parts = motion_loss(model, items.draw(batch_size, run.generator))
+        return sum(parts.values(), torch.zeros(())), {
+            name: float(part.detach()) for name, part in parts.items()
+        }
+
+    def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, TrainedMotion)
+        return evaluate_motion(averaged.denoiser, held_out)
+
+    averaged = run.train(loss, evaluate)
+    assert isinstance(averaged, TrainedMotion)
+    trained = averaged.denoiser.cpu().eval()
+    fit_lips(trained, clips)
+    return trained
