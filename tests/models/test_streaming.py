@@ -18,6 +18,11 @@ from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream, Wav2
 from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.layers.causal_conv import CausalConv1d
 from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.motion.speech_encoder import (
+    SpeechEncoder,
+    SpeechEncoderConfig,
+    SpeechState,
+)
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 
@@ -63,6 +68,20 @@ def lip_reader() -> nn.Module:
     return module
 
 
+class JoinedSpeech(nn.Module):
+    """The speech encoder with all that it returns side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = SpeechEncoder(5, SpeechEncoderConfig(width=16))
+        self.encoder.usual.normal_()
+        self.init_state = self.encoder.init_state
+
+    def forward(self, pcm: Tensor, state: SpeechState | None = None) -> Tensor:
+        heard = self.encoder(pcm, state)
+        return torch.cat([heard.features, heard.lips, heard.sound], -1)
+
+
 def prosody_reader() -> nn.Module:
     module = ProsodyReader()
     module.usual.normal_()
@@ -92,6 +111,7 @@ MODULES = [
         Case(lambda: encoder(5), unit=SAMPLES_PER_FRAME, axis=1), id="audio-encoder-mouth"
     ),
     pytest.param(Case(lip_reader, unit=SAMPLES_PER_FRAME, axis=1), id="lip-reader"),
+    pytest.param(Case(JoinedSpeech, unit=SAMPLES_PER_FRAME, axis=1), id="speech-encoder"),
     pytest.param(Case(prosody_reader, unit=SAMPLES_PER_FRAME, axis=1), id="prosody"),
     pytest.param(wav2vec_case(1), id="wav2vec-block1"),
     pytest.param(wav2vec_case(4), id="wav2vec-block4"),

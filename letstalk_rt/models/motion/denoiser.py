@@ -98,7 +98,8 @@ class Block(nn.Module):
         )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(filled, x.dtype))
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.mlp(self.norm_mlp(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return out
 
     def _mask(self, filled: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the bias of each pair of windows, `(B, H, W, W)`; -inf where it may not attend."""

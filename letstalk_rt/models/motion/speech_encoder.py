@@ -74,7 +74,9 @@ class SpeechState:
 
     def reset(self) -> None:
         """Return to the initial state."""
-        for part in (self.mel, self.mean, self.linear, *self.layers):
+        self.mel.reset()
+        self.mean.reset()
+        for part in (self.linear, *self.layers):
             part.reset()
         self.inputs.zero_()
 

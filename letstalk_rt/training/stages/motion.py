@@ -158,7 +158,7 @@ def _standard(x: Tensor, floor: float) -> Tensor:
 def standard_styles(clips: Sequence[MotionClip]) -> Tensor:
     """Return the styles of clips in deviations between them, `(C, S)`."""
     styles = torch.stack([clip.style for clip in clips])
-    middle, spread = styles.median(0).values, styles.std(0).clamp(min=1e-6)
+    middle, spread = styles.median(0).values, styles.std(0, correction=0).clamp(min=1e-6)
     return ((styles - middle) / spread).clamp(-2.5, 2.5)
 
 
@@ -254,13 +254,14 @@ def fit_lips(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
 
 def _predicted_lips(denoiser: MotionDenoiser, clip: MotionClip) -> Tensor:
     features, linear = denoiser.speech.encode(clip.inputs[None])
-    return denoiser.predict_lips(features, linear)[0, denoiser.speech.lookahead_frames :]
+    lips: Tensor = denoiser.predict_lips(features, linear)[0, denoiser.speech.lookahead_frames :]
+    return lips
 
 
 def _span(x: Tensor) -> Tensor:
     """Return the range of each number of `(T, D)`, 5th to 95th percentile."""
-    low, high = x.quantile(torch.tensor([0.05, 0.95]), 0)
-    return high - low
+    span: Tensor = x.quantile(0.95, 0) - x.quantile(0.05, 0)
+    return span
 
 
 @torch.no_grad()
