@@ -40,8 +40,9 @@ def fit_eye_motion(autoencoder: LandmarkAutoencoder, clips: Sequence[Clip]) -> T
     to_latent = torch.linalg.pinv(autoencoder.landmark_matrix[:, :face])
     lips = to_latent.unflatten(-1, (-1, 2))[:, LIPS].flatten(1)
     penalty = _RIDGE * torch.eye(face) + _LIP_ERROR**2 * lips @ lips.mT
-    weights: Tensor = ridge(torch.cat(latents), torch.cat(motions), penalty)
-    return _GAIN * weights @ to_latent
+    weights = ridge(torch.cat(latents), torch.cat(motions), penalty)
+    matrix: Tensor = _GAIN * weights @ to_latent
+    return matrix
 
 
 def ridge(inputs: Tensor, targets: Tensor, penalty: Tensor) -> Tensor:
