@@ -16,7 +16,7 @@ composite (faces into the portraits). The last line is JSON. A preset without we
 is measured with random ones: the work is the same. `peak_mb` is the most memory that the GPU held
 in a batch, decoder included; without a GPU, the most resident memory at any sample. `steady`
 compares the first and the last tenth of the windows. FLOPs are those of one window of one session,
-multiplications and additions counted singly; what runs in 8-bit integers is not counted.
+multiplications and additions counted singly, those in 8-bit integers too.
 """
 
 import argparse
@@ -158,6 +158,19 @@ class _ThisThread:
         return done
 
 
+def _int8_flops(
+    x: Sequence[int],
+    x_scale: float,
+    x_zero: int,
+    weight: Sequence[int],
+    *rest: Any,
+    out_shape: Sequence[int],
+    **options: Any,
+) -> int:
+    """Return the operations of an 8-bit convolution, by the shapes of what it takes and gives."""
+    return int(2 * np.prod(out_shape) * np.prod(weight[1:]))
+
+
 def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, float]:
     """Return parameters, FLOPs of one window and the memory of a session."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -167,7 +180,10 @@ def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, float]:
     decode_pool = decoder.decode_pool
     if decode_pool is not None:  # the counter does not see operations in other threads
         decoder.decode_pool = _ThisThread(decode_pool.model_threads)
-    with FlopCounterMode(display=False) as counter:
+    int8: Any = {}
+    if hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+        int8 = {torch.ops.onednn.qconv2d_pointwise: _int8_flops}
+    with FlopCounterMode(display=False, custom_mapping=int8) as counter:
         pipeline.step(pcm, [state])
     decoder.decode_pool = decode_pool
     names = ("audio", "memory", "cache", "features", "portrait")

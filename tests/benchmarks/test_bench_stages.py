@@ -16,6 +16,8 @@ from support.small_model import make_model, make_portrait
 
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.metrics import StageClock, StageTimer
+from letstalk_rt.models.layers import int8
+from letstalk_rt.models.layers.int8 import Int8Conv2d
 from letstalk_rt.models.presets import PRESETS
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "bench_stages.py"
@@ -92,6 +94,21 @@ def test_the_work_of_all_threads_is_counted(bench: ModuleType) -> None:
     painting = 2 * 4 * 64**2 * weights / 1e9  # of its last blocks alone, for four frames
     assert bench.work(pipeline, state)["gflop_per_window"] > painting
     assert pipeline.frame_decoder.decode_pool is not None
+
+
+@pytest.mark.skipif(not int8.is_supported(), reason="no oneDNN here")
+def test_work_in_8_bits_counts_as_much_as_in_float32(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "MIN_WEIGHTS", 1000)
+    counts = []
+    for dtype in ("float32", "int8"):
+        pipeline = AvatarPipeline.on(make_model(), dtype=dtype, compiled=False)
+        counts.append(bench.work(pipeline, pipeline.init_state(make_portrait())))
+    parts = [part for part in pipeline.model.modules() if isinstance(part, Int8Conv2d)]
+    assert parts, "some convolutions run in 8 bits"
+    plain, rough = (count["gflop_per_window"] for count in counts)
+    assert rough == plain
 
 
 def test_batches_are_measured_one_after_the_other(
