@@ -178,11 +178,19 @@ def left_out(pipeline: AvatarPipeline, part: str) -> Iterator[None]:
     Args:
         pipeline: the model.
         part: `denoiser`: it generates no motion; `memory`: it sees the anchor alone.
+
+    Raises:
+        ConfigError: the denoiser caches its memory, which then cannot be left out.
     """
     model: Any = pipeline.model
     owner, name = model, "sample_window"
     changed: Callable[..., Any] = _no_motion
     if part == "memory":
+        if model.denoiser.config.cached:
+            raise ConfigError(
+                f"preset {model.preset.name!r} caches its memory, which cannot be left out; "
+                "expected a preset without a cache, such as 'tiny'"
+            )
         owner, name = model.denoiser, "encode_memory"
         changed = _anchor_alone(owner.encode_memory)
     setattr(owner, name, changed)

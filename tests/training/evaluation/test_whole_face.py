@@ -135,6 +135,16 @@ def test_without_a_part_frames_differ_and_afterwards_they_are_as_before(pipeline
     assert np.array_equal(shown(pipeline), before)
 
 
+def test_cached_memory_cannot_be_left_out():
+    config = SimpleNamespace(cached=True)
+    model = SimpleNamespace(
+        denoiser=SimpleNamespace(config=config), preset=SimpleNamespace(name="b")
+    )
+    with pytest.raises(ConfigError, match="'b' caches its memory"):
+        with left_out(SimpleNamespace(model=model), "memory"):
+            pass
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     root = write_data_folder(tmp_path_factory.mktemp("whole_face") / "data")
