@@ -95,8 +95,9 @@ def test_a_portrait_is_asked_of_its_worker(cluster, client):
             f"/v1/avatars?consent=true&session={session}", content=portrait_jpeg()
         )
         avatar = uploaded.json()["id"]
-        assert avatar.partition(".")[0] == session.partition(".")[0]
-        assert client.get(f"/v1/avatars/{avatar}/still.jpg").status_code == 200
+        images = uploaded.json()["images"]
+        assert avatar.partition(".")[0] == session.partition(".")[0] == images.partition(".")[0]
+        assert client.get(f"/v1/avatars/{images}/still.jpg").status_code == 200
         assert client.get(f"/v1/avatars/{avatar}").status_code == 200
         client.end_sessions()
         assert client.create(avatar=avatar).json()["avatar"] == avatar
