@@ -1,13 +1,12 @@
 """The training loop that all stages share: schedule, EMA, checkpoints, log, progress bar."""
 
-import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from letstalk_rt.training.distributed import (
     is_main_process,
     rank,
 )
+from letstalk_rt.training.run_log import RunLog
 
 
 @dataclass(frozen=True)
@@ -203,32 +203,35 @@ class Run:
             loss: Draws the batch of a step and returns its loss and named figures for the log.
             evaluate: Evaluates the averaged model and returns named figures for the log.
         """
-        saved_s, figures = time.monotonic(), {}
+        saved_s = time.monotonic()
         loss = distributed_loss(self.model, loss)
-        bar = tqdm(
+        main = is_main_process()
+        with closing(RunLog(self.folder, self.step + 1)) as log, self._bar() as bar:
+            while self.step < self.config.steps:
+                figures = self._update(loss)
+                bar.update()
+                if main and self.step % self.config.report_every == 0:
+                    log.write(self.step, figures)
+                    bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()})
+                last = self.step == self.config.steps
+                due = last or self.step % self.config.evaluate_every == 0
+                if main and due and evaluate:
+                    log.write(self.step, evaluate(self.averaged, self.step))
+                if time.monotonic() - saved_s > self.config.save_every_s:
+                    self.save()
+                    saved_s = time.monotonic()
+        self.save()
+        barrier()
+        return self.averaged
+
+    def _bar(self) -> "tqdm[NoReturn]":
+        return tqdm(
             total=self.config.steps,
             initial=self.step,
             desc=self.folder.name,
             mininterval=10,
             disable=not is_main_process(),
         )
-        while self.step < self.config.steps:
-            figures = self._update(loss)
-            bar.update()
-            if self.step % self.config.report_every == 0:
-                self._log(figures)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()})
-            last = self.step == self.config.steps
-            due = last or self.step % self.config.evaluate_every == 0
-            if evaluate and due and is_main_process():
-                self._log(evaluate(self.averaged, self.step))
-            if time.monotonic() - saved_s > self.config.save_every_s:
-                self.save()
-                saved_s = time.monotonic()
-        bar.close()
-        self.save()
-        barrier()
-        return self.averaged
 
     def _update(self, loss: Callable[[int], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
         self._seed()
@@ -283,34 +286,7 @@ class Run:
         for name, part in self.extras.items():
             part.load_state_dict(state["extras"][name])
 
-    def _log(self, figures: dict[str, float]) -> None:
-        if not is_main_process():
-            return
-        with _summary_writer(self.folder) as writer:
-            for name, value in figures.items():
-                writer.add_scalar(name, value, self.step)
-        line = {"step": self.step, "time_s": round(time.time()), **figures}
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
 
 def step_seed(step: int, stream: int = 0) -> int:
     """Return the seed of one of four streams of randomness of a step in this process."""
     return ((step << 12) + rank()) * 4 + stream
-
-
-def _summary_writer(folder: Path) -> Any:
-    """Open the TensorBoard log of a run, `board/`; without TensorBoard, a writer of nothing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return _NullWriter()
-    return SummaryWriter(str(folder / "board"))
-
-
-class _NullWriter(nullcontext[None]):
-    def __enter__(self) -> Any:
-        return self
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Do nothing: `log.jsonl` holds the same."""

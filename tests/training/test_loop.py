@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing import event_accumulator
 from torch import nn
 
 from letstalk_rt.errors import ConfigError
@@ -43,6 +44,13 @@ def stop_at(loss, last):
         return loss(step)
 
     return stopping
+
+
+def shown_by_tensorboard(folder, name):
+    """Return steps and values of a curve, as TensorBoard reads the folder of a run."""
+    accumulator = event_accumulator.EventAccumulator(str(folder / "board"))
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(name)]
 
 
 class TestRun:
@@ -127,6 +135,22 @@ class TestRun:
         assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
         assert [line["score"] for line in lines if "score" in line] == [1.5, 3.0]
         assert {"loss", "norm", "size", "time_s"} < set(lines[0])
+
+    def test_tensorboard_has_one_file_for_a_run_that_holds_all_figures(self, tmp_path):
+        run, loss = make_run(tmp_path, evaluate_every=3)
+        run.train(loss, lambda averaged, step: {"score": step / 2})
+        assert len(list((tmp_path / "board").iterdir())) == 1
+        assert shown_by_tensorboard(tmp_path, "score") == [(3, 1.5), (6, 3.0)]
+        assert [step for step, _ in shown_by_tensorboard(tmp_path, "loss")] == [2, 4, 6]
+
+    def test_tensorboard_shows_no_step_of_a_killed_run_twice(self, tmp_path):
+        run, loss = make_run(tmp_path, report_every=1)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(stop_at(loss, 4))  # nothing was saved: the next one begins anew
+        again, loss = make_run(tmp_path, report_every=1)
+        again.train(loss)
+        shown = shown_by_tensorboard(tmp_path, "loss")
+        assert [step for step, _ in shown] == [1, 2, 3, 4, 5, 6]
 
     def test_no_steps_are_named(self, tmp_path):
         with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
