@@ -200,6 +200,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="training steps of this stage")
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--batch", type=int, help="batch size")
+    parser.add_argument(
+        "--save-every-s", type=float, help="seconds between two checkpoints (default: 240)"
+    )
+    parser.add_argument(
+        "--keep",
+        type=int,
+        help="number of checkpoints to keep; the newest is last.pt (default: 1)",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
@@ -320,10 +328,14 @@ def _with_blendshapes(clips: list[Clip]) -> list[Clip]:
 
 
 def _loop(args: argparse.Namespace) -> LoopConfig:
-    config = LOOPS[args.stage]
-    device = choose_device(args.device).type
-    rate = args.rate or config.learning_rate
-    return replace(config, steps=args.steps or config.steps, learning_rate=rate, device=device)
+    given = {
+        "steps": args.steps,
+        "learning_rate": args.rate,
+        "save_every_s": args.save_every_s,
+        "keep": args.keep,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return replace(LOOPS[args.stage], device=choose_device(args.device).type, **chosen)
 
 
 def _autoencoder(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.training.checkpoint_writer import CheckpointWriter, keep_newest
 from letstalk_rt.training.distributed import (
     barrier,
     broadcast_weights,
@@ -37,6 +39,7 @@ class LoopConfig:
         ema: Decay of the averaged weights.
         betas: Decays of AdamW's averages of the gradient and of its square.
         save_every_s: Seconds between two checkpoints.
+        keep: Number of checkpoints to keep; with more than one also as `step-N.pt`.
         report_every: Steps between two lines of the log.
         evaluate_every: Steps between two evaluations.
         device: The device on which the model is trained.
@@ -51,6 +54,7 @@ class LoopConfig:
     ema: float = 0.999
     betas: tuple[float, float] = (0.9, 0.99)
     save_every_s: float = 240.0
+    keep: int = 1
     report_every: int = 50
     evaluate_every: int = 1000
     device: str = "cpu"
@@ -88,6 +92,7 @@ class Run:
         best_score: The highest score passed to `keep_if_best`.
         averaged: The EMA copy of the model.
         optimizer: The optimiser of the model.
+        files: Writes the checkpoints.
         generator: Random generator of the batches, on the CPU; seeded anew for each step.
         noise: Random generator of the noise, on the model's device; likewise.
     """
@@ -102,12 +107,15 @@ class Run:
     best_score: float = float("-inf")
     averaged: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    files: CheckpointWriter = field(init=False, default_factory=CheckpointWriter)
     generator: torch.Generator = field(init=False)
     noise: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
         if self.config.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.config.steps}")
+        if self.config.keep < 1:
+            raise ConfigError(f"keep must be at least 1 checkpoint, got {self.config.keep}")
         self.model.to(self.device)
         broadcast_weights(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,10 +182,14 @@ class Run:
         return self.folder / "best.pt"
 
     def keep_if_best(self, score: float) -> None:
-        """Save the averaged model if its score is the highest so far, or the first."""
+        """Save the averaged model if its score is the highest so far, or the first.
+
+        The file is complete when `train` returns.
+        """
+        self.files.wait()
         if score > self.best_score or not self.best.exists():
             self.best_score = score
-            torch.save(self.averaged.state_dict(), self.best)
+            self.files.write(self.best, self.averaged.state_dict())
 
     @property
     def checkpoint(self) -> Path:
@@ -206,7 +218,7 @@ class Run:
         saved_s = time.monotonic()
         loss = distributed_loss(self.model, loss)
         main = is_main_process()
-        with closing(RunLog(self.folder, self.step + 1)) as log, self._bar() as bar:
+        with self.files, closing(RunLog(self.folder, self.step + 1)) as log, self._bar() as bar:
             while self.step < self.config.steps:
                 figures = self._update(loss)
                 bar.update()
@@ -217,8 +229,8 @@ class Run:
                 due = last or self.step % self.config.evaluate_every == 0
                 if main and due and evaluate:
                     log.write(self.step, evaluate(self.averaged, self.step))
-                if time.monotonic() - saved_s > self.config.save_every_s:
-                    self.save()
+                if time.monotonic() - saved_s > self.config.save_every_s and not self.files.busy:
+                    self.save(wait=False)
                     saved_s = time.monotonic()
         self.save()
         barrier()
@@ -260,8 +272,12 @@ class Run:
             else:
                 old.copy_(new)
 
-    def save(self) -> None:
-        """Write the checkpoint atomically, in the main process only."""
+    def save(self, *, wait: bool = True) -> None:
+        """Write the checkpoint, in the main process only.
+
+        Args:
+            wait: Whether to wait until it is written; otherwise a thread writes a snapshot.
+        """
         if not is_main_process():
             return
         state = {
@@ -272,9 +288,10 @@ class Run:
             "best_score": self.best_score,
             "extras": {name: part.state_dict() for name, part in self.extras.items()},
         }
-        partial = self.checkpoint.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        keep = partial(keep_newest, self.checkpoint, self.step, self.config.keep)
+        self.files.write(self.checkpoint, state, keep)
+        if wait:
+            self.files.wait()
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)

@@ -95,8 +95,9 @@ def killed_at(step: int, kill: object) -> Iterator[None]:
     """Save in every step of training, and call `kill` once the main process has saved this one."""
     save = Run.save
 
-    def save_and_kill(run: Run) -> None:
-        save(run)
+    def save_and_kill(run: Run, *, wait: bool = True) -> None:
+        save(run, wait=wait)
+        run.files.wait()
         if run.step == step and int(os.environ.get("RANK", "0")) == 0:
             kill()  # type: ignore[operator]
 

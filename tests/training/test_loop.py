@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +63,7 @@ class TestRun:
         with pytest.raises(KeyboardInterrupt):
             first.train(stop_at(loss, 3))
         second, loss = make_run(tmp_path / "parts", seed=5)
-        assert second.step == 3
+        assert 0 < second.step <= 3
         second.train(loss)
         for a, b in ((whole.model, second.model), (whole.averaged, second.averaged)):
             for name, value in a.state_dict().items():
@@ -79,6 +81,55 @@ class TestRun:
         run, loss = make_run(tmp_path)
         run.train(loss)
         assert {path.name for path in tmp_path.iterdir()} == {"board", "last.pt", "log.jsonl"}
+
+    def test_the_newest_checkpoints_are_kept_by_step(self, tmp_path):
+        run, loss = make_run(tmp_path, keep=2)
+        for step in (1, 2, 3):
+            run.config = replace(run.config, steps=step)
+            run.train(loss)
+        kept = sorted(tmp_path.glob("step-*.pt"))
+        assert [path.name for path in kept] == ["step-00000002.pt", "step-00000003.pt"]
+        assert [torch.load(path, weights_only=True)["step"] for path in kept] == [2, 3]
+        assert kept[1].samefile(run.checkpoint)  # not on disk twice
+        again, _ = make_run(tmp_path, keep=1)
+        again.save()
+        assert list(tmp_path.glob("step-*.pt")) == [] and again.checkpoint.exists()
+
+    def test_a_checkpoint_holds_the_step_at_which_it_was_begun(self, tmp_path, monkeypatch):
+        run, loss = make_run(tmp_path, save_every_s=math.inf)
+        go, save = threading.Event(), torch.save
+        monkeypatch.setattr(torch, "save", lambda *words: go.wait(60) and save(*words))
+        before = {name: value.clone() for name, value in run.model.state_dict().items()}
+        run.save(wait=False)
+        assert run.files.busy and not run.checkpoint.exists()
+        for group in run.optimizer.param_groups:  # training goes on while the disk is slow
+            group["params"][0].data.add_(1)
+        go.set()
+        run.files.wait()
+        written = torch.load(run.checkpoint, weights_only=True)
+        assert all(torch.equal(written["model"][name], before[name]) for name in before)
+
+    def test_a_checkpoint_that_cannot_be_written_ends_the_run(self, tmp_path, monkeypatch):
+        def full(*words):
+            raise OSError("No space left on device")
+
+        run, loss = make_run(tmp_path, save_every_s=-1.0)
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            run.train(loss)
+
+    def test_the_best_average_is_written_and_no_worse_one_after_it(self, tmp_path):
+        run, loss = make_run(tmp_path, evaluate_every=2)
+        seen = {}
+
+        def evaluate(averaged, step):
+            seen[step] = averaged.layer.weight.clone()
+            run.keep_if_best({2: 1.0, 4: 3.0, 6: 2.0}[step])
+            return {}
+
+        run.train(loss, evaluate)
+        best = torch.load(run.best, weights_only=True)
+        assert torch.equal(best["layer.weight"], seen[4])
 
     def test_the_average_follows_and_counts_do_not_average(self, tmp_path):
         run, loss = make_run(tmp_path, ema=0.5)
@@ -152,6 +203,8 @@ class TestRun:
         shown = shown_by_tensorboard(tmp_path, "loss")
         assert [step for step, _ in shown] == [1, 2, 3, 4, 5, 6]
 
-    def test_no_steps_are_named(self, tmp_path):
+    def test_numbers_without_sense_are_named(self, tmp_path):
         with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
             make_run(tmp_path, steps=0)
+        with pytest.raises(ConfigError, match="keep must be at least 1 checkpoint, got 0"):
+            make_run(tmp_path, keep=0)
