@@ -43,6 +43,7 @@ class Caller:
         scopes: scopes of the token.
         session: the only session that the token is valid for; `None` for all of the subject.
         login_s: when the first token of the chain of renewals was issued, Unix time.
+        token_id: identifier of the token, which its renewals keep; empty without a token.
         is_operator: whether the caller sent the API key.
     """
 
@@ -50,6 +51,7 @@ class Caller:
     scopes: frozenset[str]
     session: str | None = None
     login_s: int = 0
+    token_id: str = ""
     is_operator: bool = False
 
     def require(self, *scopes: str) -> None:
@@ -121,14 +123,25 @@ class Auth:
         ttl_s: float | None = None,
         session: str | None = None,
         login_s: float | None = None,
+        token_id: str | None = None,
     ) -> tuple[str, int]:
-        """Return a new token and its lifetime, s."""
+        """Return a new token and its lifetime, s.
+
+        Args:
+            subject: see `Caller`, like `session` and `login_s`.
+            scopes: scopes of the token.
+            ttl_s: wanted lifetime, s.
+            session: the only session that it is valid for.
+            login_s: when the chain of renewals began; now if `None`.
+            token_id: id of the token that it renews; a new one if `None`.
+        """
         now = int(self._now())
         login = now if login_s is None else int(login_s)
         ttl = int(min(ttl_s or self._ttl_s, MAX_TTL_S, login + MAX_LOGIN_S - now))
         claims = {
             "iss": _ISSUER,
             "sub": subject,
+            "jti": token_id or secrets.token_urlsafe(12),
             "iat": now,
             "exp": now + ttl,
             "login": login,
@@ -152,6 +165,7 @@ class Auth:
             ttl_s=ttl_s,
             session=caller.session,
             login_s=caller.login_s,
+            token_id=caller.token_id,
         )
 
     def _read(self, token: str) -> Caller:
@@ -169,13 +183,13 @@ class Auth:
                 },
             )
             end_s, login_s = float(claims["exp"]), int(claims["login"])
-            scopes = frozenset(str(claims["scope"]).split())
+            scopes, token_id = frozenset(str(claims["scope"]).split()), str(claims["jti"])
         except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError):
             detail = "The token was not issued by this server, or is damaged. Request a new one."
             raise TokenInvalidError(detail) from None
         if self._now() > end_s + _LEEWAY_S:
             raise TokenExpiredError("The token has expired. Request a new one.")
-        return Caller(str(claims["sub"]), scopes, claims.get("sid"), login_s)
+        return Caller(str(claims["sub"]), scopes, claims.get("sid"), login_s, token_id)
 
 
 def subprotocol(headers: Mapping[str, str]) -> str | None:

@@ -390,6 +390,7 @@ def _tokens(context: AppContext, session: Session, caller: Caller) -> dict[str, 
     """Return tokens for the session.
 
     They have none but the caller's scopes, and last no longer than the caller's can be renewed.
+    One that allows what the caller's own token for this session does is a renewal of that.
     """
     if not context.auth.required:
         return {"token": None, "viewer_token": None, "expires_in_s": None}
@@ -399,7 +400,14 @@ def _tokens(context: AppContext, session: Session, caller: Caller) -> dict[str, 
         held = caller.scopes.intersection(scopes)
         if not held:
             return None, None
-        return context.auth.issue(session.owner, held, session=session.id, login_s=login_s)
+        is_renewal = caller.session is not None and caller.scopes == held
+        return context.auth.issue(
+            session.owner,
+            held,
+            session=session.id,
+            login_s=login_s,
+            token_id=caller.token_id if is_renewal else None,
+        )
 
     viewer, _ = token("view")
     speaker, expires_s = token("speak", "view")

@@ -118,8 +118,7 @@ async def describe_methods(request: Request) -> Response:
 
 async def trickle(request: Request) -> Response:
     """Add trickled candidates of a client, or restart ICE."""
-    context, session, connection, caller = _find_connection(request)
-    caller.require("speak" if connection.kind is not ConnectionKind.PLAY else "view", "speak")
+    _, _, connection = _find_connection(request)
     if content_type(request) != FRAGMENT:
         raise UnsupportedMediaTypeError(f"The content type must be {FRAGMENT}.")
     condition = request.headers.get("if-match")
@@ -138,8 +137,7 @@ async def trickle(request: Request) -> Response:
 
 async def close_connection(request: Request) -> Response:
     """Close a connection; the session continues for its grace period."""
-    context, session, connection, caller = _find_connection(request)
-    caller.require("speak" if connection.kind is not ConnectionKind.PLAY else "view", "speak")
+    _, session, connection = _find_connection(request)
     await session.detach(connection)
     return Response(status_code=200)
 
@@ -157,12 +155,7 @@ async def connect(
         ServerError: The session, the avatar or the offer cannot be used, or the server is full.
     """
     session, is_new = session_for(context, caller, session_request)
-    connection = WebRTCConnection(
-        session,
-        kind,
-        may_speak="speak" in caller.scopes,
-        has_camera=session_request.has_camera,
-    )
+    connection = WebRTCConnection(session, kind, caller, has_camera=session_request.has_camera)
     try:
         answer = await connection.open(sdp)
     except BaseException:
@@ -229,14 +222,22 @@ def _camera_field(fields: Mapping[str, Any]) -> bool:
     return value
 
 
-def _find_connection(request: Request) -> tuple[AppContext, Session, WebRTCConnection, Caller]:
+def _find_connection(request: Request) -> tuple[AppContext, Session, WebRTCConnection]:
+    """Return the connection of the path, which the caller may change.
+
+    Raises:
+        ServerError: There is none, or another token opened it.
+    """
     context = AppContext(request)
     caller = context.authorize()
     session = context.sessions.find(request.path_params["name"], caller)
     connection = session.connections.find(request.path_params["connection"])
     if not isinstance(connection, WebRTCConnection):
         raise NotFoundError("That connection is a WebSocket: close it on the WebSocket itself.")
-    return context, session, connection, caller
+    caller.require("speak" if connection.kind is not ConnectionKind.PLAY else "view", "speak")
+    if not connection.may_be_changed_by(caller):
+        raise NotAllowedError("Another token opened this connection. Use that, or its renewal.")
+    return context, session, connection
 
 
 def _add_links(response: Response, context: AppContext) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.types import SAMPLE_RATE
+from letstalk_server.auth import Caller
 from letstalk_server.errors import ServerError
 from letstalk_server.protocol.client_messages import ConnectionConfig
 from letstalk_server.session.connection import ConnectionKind
@@ -36,16 +37,17 @@ class WebRTCConnection:
     Args:
         session: the session that it belongs to.
         kind: kind of the connection.
-        may_speak: whether its token has the scope `speak`.
+        caller: who opens it, and may change it later.
         has_camera: whether it asks to send a camera, which moves the avatar.
     """
 
     def __init__(
-        self, session: Session, kind: ConnectionKind, *, may_speak: bool, has_camera: bool = False
+        self, session: Session, kind: ConnectionKind, caller: Caller, *, has_camera: bool = False
     ) -> None:
         self.id = "c" + secrets.token_urlsafe(12)
         self.kind = kind
-        self.may_speak = may_speak
+        self.may_speak = "speak" in caller.scopes
+        self._token_id = caller.token_id
         self.config = ConnectionConfig()
         self._session = session
         self._resumed = session.is_resumed
@@ -67,7 +69,7 @@ class WebRTCConnection:
                 audio=self._on_audio,
                 audio_rate=self._microphone_rate,
                 video=self._on_video,
-                has_camera=has_camera and may_speak,
+                has_camera=has_camera and self.may_speak,
                 channel=self._on_channel,
                 message=self._on_message,
             ),
@@ -105,6 +107,10 @@ class WebRTCConnection:
         answer = await self._peer.restart(fragment)
         self._restarts += 1
         return answer
+
+    def may_be_changed_by(self, caller: Caller) -> bool:
+        """Return whether a caller may close it and send it candidates: who opened it, the owner."""
+        return self._session.owns(caller) or caller.token_id == self._token_id
 
     @property
     def etag(self) -> str:

@@ -297,7 +297,7 @@ async def test_a_peer_outlives_an_outage_of_five_seconds_and_is_given_up_after_n
         spawn=lambda work, name: work.close(),
         send_ready=lambda connection, resumed: None,
     )
-    connection, began_s = WebRTCConnection(session, kind, may_speak=True), time.monotonic()
+    connection, began_s = WebRTCConnection(session, kind, LOCAL), time.monotonic()
     assert not connection.is_lost(began_s + settings.connect_timeout_s - 1)
     assert connection.is_lost(began_s + settings.connect_timeout_s + 1), "it never came"
     peer.state = PeerState.CONNECTED
@@ -317,7 +317,7 @@ async def test_a_session_that_has_ended_takes_no_more_connections():
         (session,) = app.state.sessions
         peer = Peer()
         offer = await peer.offer()
-        connection = WebRTCConnection(session, ConnectionKind.TALK, may_speak=True)
+        connection = WebRTCConnection(session, ConnectionKind.TALK, LOCAL)
         session.end(EndReason.DELETED)
         with pytest.raises(UnknownSessionError):
             await connection.open(offer["sdp"])
