@@ -19,6 +19,13 @@ from letstalk_rt.errors import ConfigError, LetsTalkError
 from letstalk_rt.session.adaptive_quality import DegradationPreference
 from letstalk_rt.threads import shorten_openmp_spin
 from letstalk_server.app import create_app
+from letstalk_server.http.client_sockets import (
+    ACCEPTED_AT_ONCE,
+    ClientSockets,
+    SocketLimits,
+    listen,
+    protocol_for,
+)
 from letstalk_server.memory import share_freed_memory
 from letstalk_server.server import Server
 from letstalk_server.session.avatar_service import LoadedModel, load_model
@@ -80,10 +87,12 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
             raise
 
     app = create_app(settings, load_or_note)
+    clients = ClientSockets(SocketLimits.of(settings))
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        loop="asyncio",  # others do not accept connections by way of the listener
+        http=protocol_for(clients),
+        backlog=ACCEPTED_AT_ONCE,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         log_level="warning",
@@ -105,9 +114,12 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
         lambda record: not failures and "completing handshake" not in str(record.msg)
     )
     server = Server(config, settings, app)
+    listeners = listen(settings.host, settings.port, clients)
     # Raised after uvicorn has shut down: by Ctrl-C, and if the start failed.
-    with contextlib.suppress(KeyboardInterrupt, SystemExit):
-        server.run()
+    with contextlib.suppress(KeyboardInterrupt, SystemExit), contextlib.ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
+        server.run(listeners)
     if failures:
         raise failures[0]
     return 0 if server.started else 1
@@ -307,6 +319,8 @@ def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
     help_of = {
         "max_sessions": "concurrent sessions (as many as the measured speed allows)",
         "max_connections": "connections on one session, viewers included",
+        "max_sockets_per_address": "TCP connections of one address; 0 is no limit (a quarter of "
+        "all, no limit for loopback and in a cluster)",
         "max_session_s": "maximum duration of a session, s; 0 is no limit",
         "max_idle_s": "maximum time without speech or messages, s; 0 is no limit",
         "max_say_chars": "maximum length of a text to be spoken",

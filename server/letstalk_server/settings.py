@@ -87,6 +87,9 @@ class Settings:
         badge: the visible "AI avatar" badge: `on` (sessions may switch it off), `required` or
             `off`.
         max_connections: maximum number of connections of one session, viewers included.
+        max_sockets_per_address: maximum number of TCP connections of one address; 0 is no limit.
+            `None`: a quarter of all; no limit for this machine, and none in a cluster, where all
+            visitors come through proxies.
         max_upload_bytes: maximum size of a portrait file.
         max_upload_pixels: maximum number of pixels of a portrait.
         max_portraits: uploaded portraits kept in memory; the least recently used is dropped.
@@ -146,6 +149,7 @@ class Settings:
     allow_origins: tuple[str, ...] = ()
     badge: Literal["on", "required", "off"] = "on"
     max_connections: int = 16
+    max_sockets_per_address: int | None = None
     max_upload_bytes: int = 20_000_000
     max_upload_pixels: int = 40_000_000
     max_portraits: int = 32
@@ -193,6 +197,8 @@ class Settings:
         for key in ("max_sessions", "threads"):
             if (value := getattr(self, key)) is not None:
                 _require(key, value, 1, 1024)
+        if self.max_sockets_per_address is not None:
+            _require("max_sockets_per_address", self.max_sockets_per_address, 0, 2**20)
         if self.model_memory_mb is not None:
             _require("model_memory_mb", self.model_memory_mb, 256, 2**20)
         check_degradation_preference(self.degradation_preference)

@@ -6,15 +6,11 @@ import ssl
 import subprocess
 import sys
 import urllib.request
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from support.browser_tools import PAINTED
+from support.certificates import self_signed
 
 from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_server import main
@@ -158,26 +154,6 @@ def test_a_certificate_that_cannot_be_used_is_one_clear_line(capsys, tmp_path, c
     assert main.main(["--port", "0", "--tls-cert", str(path), "--tls-key", str(path)]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: the TLS certificate") and shown.count("\n") == 1
-
-
-def self_signed(folder):
-    """Write a certificate for localhost and its key; give both paths."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert, secret = folder / "cert.pem", folder / "key.pem"
-    pem = serialization.Encoding.PEM
-    cert.write_bytes(certificate.public_bytes(pem))
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    secret.write_bytes(key.private_bytes(pem, *plain))
-    return cert, secret
 
 
 def test_the_page_is_served_over_https_with_a_certificate(tmp_path):

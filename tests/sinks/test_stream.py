@@ -1,7 +1,6 @@
 """Pushing a session to RTMP, RTMPS and SRT servers, reconnecting, and refusals."""
 
 import contextlib
-import datetime
 import shutil
 import socket
 import ssl
@@ -16,9 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from support.certificates import self_signed
 
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
 from letstalk_rt.portrait.watermark import STATEMENT
@@ -260,24 +257,6 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[str, list[bool]]]:
     threading.Thread(target=serve, daemon=True).start()
     with contextlib.closing(listener):
         yield f"rtmps://localhost:{listener.getsockname()[1]}/live/key", accepted
-
-
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    day = datetime.timedelta(days=1)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    paths = folder / "certificate.pem", folder / "key.pem"
-    paths[0].write_bytes(certificate.public_bytes(pem))
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    paths[1].write_bytes(key.private_bytes(pem, *plain))
-    return paths
 
 
 @pytest.mark.parametrize("verify", [True, False])

@@ -1,4 +1,4 @@
-"""Certificates for the tests of signing, made anew for each run."""
+"""Certificates for the tests of signing and of TLS, made anew for each run."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -101,3 +101,23 @@ def _name(text: str) -> x509.Name:
 
 def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def self_signed(folder):
+    """Write a certificate for localhost and its key; give both paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert, secret = folder / "cert.pem", folder / "key.pem"
+    pem = serialization.Encoding.PEM
+    cert.write_bytes(certificate.public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    secret.write_bytes(key.private_bytes(pem, *plain))
+    return cert, secret
