@@ -201,12 +201,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--batch", type=int, help="batch size")
     parser.add_argument(
-        "--save-every-s", type=float, help="seconds between two checkpoints (default: 240)"
+        "--save-every-s", type=float, help="seconds between two checkpoints (default: the stage's)"
     )
     parser.add_argument(
         "--keep",
         type=int,
-        help="number of checkpoints to keep; the newest is last.pt (default: 1)",
+        help="number of checkpoints to keep; the newest is last.pt (default: the stage's)",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,14 +17,20 @@ from letstalk_rt.models.paper.checkpoints import save_paper_model
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.models.paper.presets import FAITHFUL, PaperPreset, get_paper_preset
+from letstalk_rt.training.data.dataset import decode_audio, source_of
 from letstalk_rt.training.data.paper_items import PaperClip, PaperSource, stored_paper_clips
 from letstalk_rt.training.data.video_samples import to_pixels, write_video
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
+from letstalk_rt.training.stages.audio_encoder import held_out_sources
 from letstalk_rt.training.stages.paper import PaperBatch, train_paper_model
+from letstalk_rt.types import SAMPLES_PER_FRAME
 
-SAMPLE_CLIPS, SAMPLE_STEPS = 4, 25
-"""Clips of frames of a sample video, and steps of DDIM."""
+SAMPLES, SAMPLE_CLIPS, SAMPLE_STEPS = 2, 4, 25
+"""Sample videos of held-out people, clips of frames in each, and steps of DDIM."""
+
+HELD_OUT_ITEMS = 64
+"""Items of which the held-out loss is measured."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +56,101 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
     """Encode clips, train denoiser and projector, and write `faithful/model.safetensors`."""
     parts = load_parts(args)
     preset, folder = parts.preset, args.runs / "faithful"
-    source = PaperSource(parts.clips, preset.denoiser)
+    kept, validation = split_clips(parts)
+    source = PaperSource(list(kept.values()), preset.denoiser)
     torch.manual_seed(args.seed)
     model = PaperModel(preset)
     model.denoiser.recompute = True  # a clip of 16 frames at 512 px needs it from `b` on
+    shown = longest(validation, SAMPLES)
 
     def draw(generator: torch.Generator) -> PaperBatch:
         return PaperBatch(**source.draw(batch, generator))
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, PaperModel)
-        write_sample(averaged, parts, folder / f"sample-{step:06d}.mp4")
+        for name, clip in shown.items():
+            pcm = decode_audio(args.data / "clips" / f"{name}.flac")
+            path = folder / f"sample-{name}-{step:06d}.mp4"
+            write_sample(averaged, parts.autoencoder, clip, pcm, path)
         return {}
 
     averaged = train_paper_model(
-        model, draw, folder, loop, drop_speech=args.drop_speech, evaluate=evaluate
+        model,
+        draw,
+        folder,
+        loop,
+        drop_speech=args.drop_speech,
+        held_out=held_out_items(validation, preset, batch),
+        evaluate=evaluate,
     )
     if is_main_process():
-        path = folder / "model.safetensors"
-        save_paper_model(averaged, path, parts.autoencoder, parts.speech)
-        print(f"{path}: render it with --preset {args.preset}")
+        _save(averaged, parts, folder)
+        print(f"{folder / 'model.safetensors'}: render it with --preset {args.preset}")
+
+
+def _save(model: PaperModel, parts: FaithfulParts, folder: Path) -> None:
+    """Write the averaged weights of the last step, and those with the lowest held-out loss."""
+    save_paper_model(model, folder / "model.safetensors", parts.autoencoder, parts.speech)
+    model.load_state_dict(torch.load(folder / "best.pt", map_location="cpu", weights_only=True))
+    save_paper_model(model, folder / "best.safetensors", parts.autoencoder, parts.speech)
+
+
+def split_clips(parts: FaithfulParts) -> tuple[dict[str, PaperClip], dict[str, PaperClip]]:
+    """Return the clips to train on and those of held-out people, by name.
+
+    Raises:
+        InputError: There are clips of one person only.
+    """
+    held_out = held_out_sources({source_of(row) for row in parts.rows})
+    kept: dict[str, PaperClip] = {}
+    validation: dict[str, PaperClip] = {}
+    for row, clip in zip(parts.rows, parts.clips, strict=True):
+        (validation if source_of(row) in held_out else kept)[str(row["name"])] = clip
+    if not kept or not validation:
+        raise InputError(
+            f"{len(kept)} clips to train on and {len(validation)} to measure with are too few: "
+            "clips of at least two people are needed"
+        )
+    return kept, validation
+
+
+def held_out_items(
+    clips: dict[str, PaperClip], preset: PaperPreset, batch: int
+) -> list[PaperBatch]:
+    """Draw the items of which the held-out loss is measured: the same ones in every run.
+
+    Raises:
+        InputError: No clip has the frames of an item.
+    """
+    source, generator = PaperSource(list(clips.values()), preset.denoiser), torch.Generator()
+    generator.manual_seed(0)
+    count = -(-HELD_OUT_ITEMS // batch)
+    return [PaperBatch(**source.draw(batch, generator)) for _ in range(count)]
+
+
+def longest(clips: dict[str, PaperClip], count: int) -> dict[str, PaperClip]:
+    """Return the longest clips by name."""
+    names = sorted(clips, key=lambda name: (-len(clips[name].features), name))
+    return {name: clips[name] for name in names[:count]}
 
 
 @torch.no_grad()
-def write_sample(model: PaperModel, parts: FaithfulParts, path: Path) -> None:
-    """Write a video: true frames through the autoencoder, beside what the model generates.
+def write_sample(
+    model: PaperModel,
+    autoencoder: PublishedAutoencoder,
+    clip: PaperClip,
+    pcm: np.ndarray,
+    path: Path,
+) -> None:
+    """Write a video of a clip's beginning: true frames through the autoencoder, beside generated.
 
-    It is the beginning of the longest clip, by DDIM; its sound is in the data folder.
+    Args:
+        model: The model in eval mode.
+        autoencoder: Decodes both, on the same device.
+        clip: The clip.
+        pcm: Its audio, `(n,)` float32 at 16 kHz.
+        path: The file.
     """
-    clip = max(parts.clips, key=lambda clip: len(clip.features))
     frames = model.preset.denoiser.frames
     count = min(len(clip.features) // frames, SAMPLE_CLIPS) * frames
     device = next(model.parameters()).device
@@ -90,10 +163,10 @@ def write_sample(model: PaperModel, parts: FaithfulParts, path: Path) -> None:
     )
     made = torch.cat(list(generated), 1)
     both = [
-        torch.cat([parts.autoencoder.decode(latents[:, i : i + 1])[0] for i in range(count)])
+        torch.cat([autoencoder.decode(latents[:, i : i + 1])[0] for i in range(count)])
         for latents in (clip.latents[:1, :count].float().to(device), made)
     ]
-    write_video(path, to_pixels(torch.cat(both, -1)))
+    write_video(path, to_pixels(torch.cat(both, -1)), pcm[: count * SAMPLES_PER_FRAME])
 
 
 def load_parts(args: argparse.Namespace) -> FaithfulParts:

@@ -24,6 +24,7 @@ SYSTEM = (
     "server/cluster/test_behind_haproxy.py",
     "server/webrtc/test_peers.py::test_sessions_opened_and_closed_in_a_row_leave_nothing_behind",
     "training/test_faithful.py",
+    "training/test_killed.py",
     "training/test_paper_scale.py",
     "training/test_recipe.py",
     "training/test_wav2vec_training.py",

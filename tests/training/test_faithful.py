@@ -20,7 +20,11 @@ from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream
 from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
-from letstalk_rt.models.paper.checkpoints import check_companions, save_paper_model
+from letstalk_rt.models.paper.checkpoints import (
+    check_companions,
+    load_paper_model,
+    save_paper_model,
+)
 from letstalk_rt.models.paper.presets import PAPER_PRESETS
 
 transformers = pytest.importorskip("transformers", reason="the extra `paper` is not installed")
@@ -85,7 +89,9 @@ def test_clips_become_a_weights_file_and_that_a_video(root, networks, presets, n
     train([*common, *given, "--steps", "2", "--batch", "2"])
     weights = tmp_path / "faithful" / "model.safetensors"
     assert weights.exists()
-    with av.open(str(tmp_path / "faithful" / "sample-000002.mp4")) as container:
+    sample = tmp_path / "faithful" / "sample-anna-GRID-1-000002.mp4"  # anna is held out
+    with av.open(str(sample)) as container:
+        assert container.streams.audio
         shown = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     assert shown[0].shape == (64, 128, 3) and len(shown) % 4 == 0  # true beside generated
     assert np.abs(shown[-1][:, :64].astype(int) - shown[-1][:, 64:]).mean() > 0
@@ -94,6 +100,9 @@ def test_clips_become_a_weights_file_and_that_a_video(root, networks, presets, n
     after = torch.load(tmp_path / "faithful" / "last.pt", weights_only=True)
     assert (before["step"], after["step"]) == (2, 3)
     assert after["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
+    best = torch.load(tmp_path / "faithful" / "best.pt", weights_only=True)
+    kept = load_paper_model(PAPER_PRESETS[name], tmp_path / "faithful" / "best.safetensors")
+    assert all(torch.equal(value, best[key]) for key, value in kept.state_dict().items())
 
     write_flac(tmp_path / "speech.flac", make_speech(0.4))
     for sampler in ("ddpm", "ddim"):

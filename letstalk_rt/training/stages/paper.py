@@ -8,9 +8,10 @@ Source: LetsTalk, arXiv:2411.16748, and its public code; image noise: Stable Vid
 arXiv:2311.15127.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,14 @@ from letstalk_rt.training.data.paper_items import noisy_images
 from letstalk_rt.training.data.prefetch import Prefetch
 from letstalk_rt.training.loop import LoopConfig, Run
 
-__all__ = ["PUBLISHED_LOOP", "PaperBatch", "noisy_images", "paper_loss", "train_paper_model"]
+__all__ = [
+    "PUBLISHED_LOOP",
+    "PaperBatch",
+    "held_out_loss",
+    "noisy_images",
+    "paper_loss",
+    "train_paper_model",
+]
 
 PUBLISHED_LOOP = LoopConfig(
     steps=300_000,
@@ -34,6 +42,9 @@ PUBLISHED_LOOP = LoopConfig(
     max_grad_norm=0.1,
     ema=0.9999,
     betas=(0.9, 0.999),
+    evaluate_every=2500,
+    save_every_s=900.0,
+    keep=3,
 )
 """Constant learning rate, no weight decay, AdamW's usual betas as published (our stages have 0.9
 and 0.99); gradients are clipped from the start instead of from step 20,000 on."""
@@ -130,6 +141,32 @@ def paper_loss(
     return parts["noise"] + parts["variance"], figures
 
 
+@torch.no_grad()
+def held_out_loss(
+    model: PaperModel,
+    diffusion: Diffusion,
+    items: Sequence[PaperBatch],
+    regularization: MemoryRegularization = PUBLISHED_MEMORY,
+) -> dict[str, float]:
+    """Return the loss on items that are not trained on, and its parts, at fixed noise and times.
+
+    Args:
+        model: The model in eval mode.
+        diffusion: The diffusion process with all its steps.
+        items: Batches of one size.
+        regularization: See `paper_loss`.
+    """
+    device = next(model.parameters()).device
+    rows = []
+    for number, batch in enumerate(items):
+        generator = torch.Generator().manual_seed(number)
+        loss, parts = paper_loss(
+            model, diffusion, batch.to(device), generator, regularization=regularization
+        )
+        rows.append({"loss": float(loss), **parts})
+    return {f"held_out_{name}": fmean(row[name] for row in rows) for name in rows[0]}
+
+
 def train_paper_model(
     model: PaperModel,
     draw: Callable[[torch.Generator], PaperBatch],
@@ -138,6 +175,7 @@ def train_paper_model(
     *,
     drop_speech: float = 0.0,
     regularization: MemoryRegularization = PUBLISHED_MEMORY,
+    held_out: Sequence[PaperBatch] = (),
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
 ) -> PaperModel:
     """Train a model and return the average of its weights.
@@ -149,6 +187,8 @@ def train_paper_model(
         config: Schedule.
         drop_speech: See `paper_loss`.
         regularization: See `paper_loss`.
+        held_out: Batches of items that are not trained on: the average with the lowest loss on them
+            is kept as `best.pt` in the folder.
         evaluate: Called now and then with the averaged model and the number of steps; returns named
             figures for the log.
 
@@ -170,7 +210,15 @@ def train_paper_model(
             regularization=regularization,
         )
 
+    def judge(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, PaperModel)
+        figures = evaluate(averaged, step) if evaluate else {}
+        if held_out:
+            figures |= held_out_loss(averaged, diffusion, held_out, regularization)
+            run.keep_if_best(-figures["held_out_loss"])
+        return figures
+
     with Prefetch(draw, config.steps) as batches:
-        averaged = run.train(loss, evaluate)
+        averaged = run.train(loss, judge if held_out or evaluate else None)
     assert isinstance(averaged, PaperModel)
     return averaged

@@ -1,5 +1,6 @@
 """Training of LetsTalk as published: all parts learn, memory is corrupted, a clip can be learnt."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from letstalk_rt.training.stages.paper import (
     PUBLISHED_LOOP,
     MemoryRegularization,
     PaperBatch,
+    held_out_loss,
     noisy_images,
     paper_loss,
     train_paper_model,
@@ -67,6 +69,45 @@ def test_the_published_schedule_is_this():
     loop = PUBLISHED_LOOP
     assert (loop.learning_rate, loop.weight_decay, loop.ema) == (1e-4, 0.0, 0.9999)
     assert (loop.final_rate, loop.max_grad_norm, loop.steps) == (1.0, 0.1, 300_000)
+
+
+def test_the_held_out_loss_is_measured_at_fixed_noise_and_times():
+    model, items = make_paper_model(), [make_batch(seed=number) for number in (1, 2)]
+    first = held_out_loss(model, Diffusion(), items)
+    torch.manual_seed(5)
+    assert held_out_loss(model, Diffusion(), items) == first
+    assert set(first) == {"held_out_loss", "held_out_noise", "held_out_variance"}
+    assert first["held_out_loss"] == pytest.approx(
+        first["held_out_noise"] + first["held_out_variance"], rel=1e-5
+    )
+
+
+def test_the_average_with_the_lowest_held_out_loss_is_kept(tmp_path):
+    """A model that learns one clip by heart gets worse at others, and the best is not the last."""
+    torch.manual_seed(0)
+    model, seen = PaperModel(make_preset()), {}
+
+    def evaluate(averaged, step):
+        seen[step] = {name: value.clone() for name, value in averaged.state_dict().items()}
+        return {}
+
+    config = LoopConfig(
+        steps=120, learning_rate=3e-3, warm_up=1, weight_decay=0.0, ema=0.5, evaluate_every=20
+    )
+    train_paper_model(
+        model,
+        lambda _: make_batch(),
+        tmp_path,
+        config,
+        held_out=[make_batch(seed=9)],
+        evaluate=evaluate,
+    )
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+    best, last = min(losses, key=losses.__getitem__), max(losses)
+    assert best < last and losses[best] < losses[last]
+    kept = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert all(torch.equal(value, seen[best][name]) for name, value in kept.items())
 
 
 @pytest.mark.parametrize("name", ["clip", "portrait", "memory"])
