@@ -43,6 +43,9 @@ MAX_UPLOADS = 4
 UPLOADS_PER_S = 0.5
 """Sustained rate at which one subject may upload portraits."""
 
+CONNECTIONS_PER_S = 2.0
+"""Sustained rate at which one subject may open connections; more where a session takes more."""
+
 THREADS = 4
 """Threads of the event loop's default executor, which encodes frames for WebSockets."""
 
@@ -113,6 +116,9 @@ def create_app(
     app.state.agent_check = AgentCheck(lambda: LOADING)
     app.state.uploading = asyncio.Semaphore(MAX_UPLOADS)
     app.state.upload_limiter = RateLimiter(UPLOADS_PER_S)
+    app.state.connection_limiter = RateLimiter(
+        max(CONNECTIONS_PER_S, settings.max_connections / RateLimiter.BURST_S)
+    )
     app.add_middleware(SecurityMiddleware, settings=settings)
     return app
 

@@ -17,6 +17,7 @@ from letstalk_server.metrics import ServerMetrics
 from letstalk_server.protocol.json_text import load_object
 from letstalk_server.session.avatar_service import AvatarService
 from letstalk_server.session.connection import ServedSessionOptions
+from letstalk_server.session.limits import RateLimiter
 from letstalk_server.session.registry import SessionRegistry
 from letstalk_server.settings import Settings
 
@@ -52,6 +53,11 @@ class AppContext:
     def sessions(self) -> SessionRegistry:
         """All sessions."""
         return cast(SessionRegistry, self._state.sessions)
+
+    @property
+    def connection_limiter(self) -> RateLimiter:
+        """Limits how often one subject opens connections."""
+        return cast(RateLimiter, self._state.connection_limiter)
 
     @property
     def auth(self) -> Auth:

@@ -172,8 +172,10 @@ def session_for(
     """Return the requested session, and whether it was opened for this request.
 
     Raises:
-        ServerError: The session does not exist, is not the caller's, or cannot be opened.
+        ServerError: The session does not exist, is not the caller's, or cannot be opened; or the
+            caller opens connections too often.
     """
+    context.connection_limiter.check(caller)
     name = session_request.session or caller.session
     if name is not None:
         return context.sessions.find(name, caller), False

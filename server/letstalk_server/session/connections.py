@@ -2,10 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from letstalk_server.errors import AtCapacityError, NotFoundError
 from letstalk_server.session.connection import EXCLUSIVE_KINDS, Connection
+
+KEPT_PLACES = 2
+"""Places that connections which only watch leave free, for `talk` and `speak`; at most half."""
 
 Receiver = Callable[[str | bytes], None]
 """Handles one message of a client."""
@@ -38,6 +42,7 @@ class Connections:
         self.empty_since_s = clock()
         self._limit, self._clock = limit, clock
         self._members: dict[str, _Member] = {}
+        self._reserved: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._members)
@@ -59,6 +64,20 @@ class Connections:
             raise NotFoundError("There is no such connection, or it has ended.")
         return self._members[name].connection
 
+    @contextmanager
+    def reserved(self, connection: Connection) -> Iterator[None]:
+        """Keep a place for a connection that is being set up, until it is added or fails.
+
+        Raises:
+            AtCapacityError: The limit is reached.
+        """
+        self._check_limit(connection)
+        self._reserved.add(connection.id)
+        try:
+            yield
+        finally:
+            self._reserved.discard(connection.id)
+
     def add(self, connection: Connection, receive: Receiver) -> list[Connection]:
         """Add a connection.
 
@@ -68,15 +87,22 @@ class Connections:
         Raises:
             AtCapacityError: The limit is reached.
         """
-        if len(self._members) >= self._limit:
-            raise AtCapacityError(
-                f"This session already has {len(self._members)} connections. Close one of them."
-            )
+        if connection.id not in self._reserved:
+            self._check_limit(connection)
+        self._reserved.discard(connection.id)
         kind = connection.kind
         older = [other for other in self if kind in EXCLUSIVE_KINDS and other.kind == kind]
         self._members[connection.id] = _Member(connection, receive, self._clock())
         self.had_connections = True
         return older
+
+    def _check_limit(self, connection: Connection) -> None:
+        kept = 0 if connection.may_speak else min(KEPT_PLACES, self._limit // 2)
+        taken = len(self._members) + len(self._reserved)
+        if taken + kept >= self._limit:
+            raise AtCapacityError(
+                f"This session already has {taken} connections. Close one of them."
+            )
 
     def remove(self, connection: Connection) -> bool:
         """Remove a connection; return whether it was there."""

@@ -50,6 +50,8 @@ class TokenBucket:
 class RateLimiter:
     """A rate limit per subject; operators are not limited.
 
+    Callers whose tokens are for one session share a limit of their own: many people may hold them.
+
     Args:
         per_s: sustained rate, 1/s; ten seconds' worth at once.
         clock: monotonic time, s.
@@ -60,7 +62,7 @@ class RateLimiter:
 
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._clock = per_s, clock
-        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[str, str | None], TokenBucket] = OrderedDict()
 
     def check(self, caller: Caller) -> None:
         """Count a request.
@@ -70,10 +72,11 @@ class RateLimiter:
         """
         if caller.is_operator:
             return
-        bucket = self._buckets.pop(caller.subject, None) or TokenBucket(
+        who = caller.subject, caller.session
+        bucket = self._buckets.pop(who, None) or TokenBucket(
             self._per_s, self._clock, burst=max(1.0, self._per_s * self.BURST_S)
         )
-        self._buckets[caller.subject] = bucket
+        self._buckets[who] = bucket
         if len(self._buckets) > self.MAX_SUBJECTS:
             self._buckets.popitem(last=False)
         if not bucket.take():

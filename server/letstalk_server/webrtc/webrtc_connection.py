@@ -15,7 +15,7 @@ from letstalk_server.errors import ServerError
 from letstalk_server.protocol.client_messages import ConnectionConfig
 from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.session import Session
-from letstalk_server.session.transport import Handlers, PeerRole, PeerState
+from letstalk_server.session.transport import Handlers, Peer, PeerRole, PeerState
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _PEER_ROLES = {
 
 
 class WebRTCConnection:
-    """A WebRTC connection of a session; `open` answers its offer.
+    """A WebRTC connection of a session; `open` it before anything else.
 
     Args:
         session: the session that it belongs to.
@@ -60,35 +60,42 @@ class WebRTCConnection:
         # A session whose audio leaves at 24 or 48 kHz takes the microphone as it is decoded.
         is_wideband = session.playout.sample_rate > SAMPLE_RATE
         self._microphone_rate = CLOCK_HZ if is_wideband else SAMPLE_RATE
-        self._peer = session.transport.open(
-            _PEER_ROLES[kind],
-            session.media,
+        self._has_camera = has_camera and self.may_speak
+        self._peer: Peer
+
+    async def open(self, offer: str) -> str:
+        """Answer an offer and attach the connection to the session; call it once.
+
+        Raises:
+            ServerError: The offer cannot be used, or the session takes no more connections; the
+                connection is closed then.
+        """
+        with self._session.connections.reserved(self):
+            # Only now: a peer takes a certificate, sockets and threads.
+            self._peer = self._open_peer()
+            try:
+                answer = await self._peer.answer(offer)
+                await self._session.attach(self)
+            except BaseException:
+                await self.aclose()
+                raise
+        return answer
+
+    def _open_peer(self) -> Peer:
+        return self._session.transport.open(
+            _PEER_ROLES[self.kind],
+            self._session.media,
             Handlers(
                 state=self._on_state,
                 microphone=self._on_microphone,
                 audio=self._on_audio,
                 audio_rate=self._microphone_rate,
                 video=self._on_video,
-                has_camera=has_camera and self.may_speak,
+                has_camera=self._has_camera,
                 channel=self._on_channel,
                 message=self._on_message,
             ),
         )
-
-    async def open(self, offer: str) -> str:
-        """Answer an offer and attach the connection to the session.
-
-        Raises:
-            ServerError: The offer cannot be used, or the session takes no more connections; the
-                connection is closed then.
-        """
-        try:
-            answer = await self._peer.answer(offer)
-            await self._session.attach(self)
-        except BaseException:
-            await self.aclose()
-            raise
-        return answer
 
     async def trickle(self, fragment: str) -> None:
         """Add trickled candidates of the peer.

@@ -1,10 +1,14 @@
-"""Whose connections may be changed: one's own, and those of one's own session."""
+"""Connections: whose may be changed, how many there are, and what an offer may cost."""
 
+import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from support.server_fakes import problem, serving
 from support.transport_stage import Guest
 
+from letstalk_server.auth import OPERATOR
+from letstalk_server.session.limits import RateLimiter
 from letstalk_server.settings import Settings
 
 KEY = "k" * 40
@@ -72,3 +76,73 @@ async def test_a_renewed_token_still_changes_what_it_opened():
         again = bearer(shown.json()["viewer_token"])
         assert (await client.delete(path, headers=again)).status_code == 200
         await guest.close()
+
+
+async def count_peers(app, session):
+    """Return a list that grows with each peer which the session's transport makes."""
+    transport, opened = app.state.sessions.find(session, OPERATOR).transport, []
+    make = transport.open
+    transport.open = lambda *given: opened.append(given) or make(*given)
+    return opened
+
+
+async def test_offers_beyond_the_limit_make_no_peer():
+    async with session_of_ann(replace(LOCKED, max_connections=2)) as (app, client, ann, session):
+        name = session["session"]
+        opened = await count_peers(app, name)
+        guests = [Guest() for _ in range(6)]
+        answers = await asyncio.gather(
+            *[
+                client.post(
+                    f"/v1/whep?session={name}", content=await guest.offer(), headers=ann | SDP
+                )
+                for guest in guests
+            ]
+        )
+        codes = sorted(answer.status_code for answer in answers)
+        assert codes == [201, 201, 503, 503, 503, 503]
+        assert len(opened) == 2
+        problem(next(one for one in answers if one.status_code == 503), 503, "at-capacity")
+        for guest in guests:
+            await guest.close()
+
+
+async def test_an_offer_that_fails_gives_its_place_back():
+    async with session_of_ann(replace(LOCKED, max_connections=1)) as (_, client, ann, session):
+        path = f"/v1/whep?session={session['session']}"
+        problem(await client.post(path, content="v=0", headers=ann | SDP), 400, "bad-offer")
+        guest, _, _ = await watch(client, session["session"], ann)
+        await guest.close()
+
+
+async def test_viewers_leave_places_for_those_who_speak():
+    async with session_of_ann(replace(LOCKED, max_connections=4)) as (_, client, _ann, session):
+        name, viewer = session["session"], bearer(session["viewer_token"])
+        guests = [(await watch(client, name, viewer))[0] for _ in range(2)]
+        late = Guest()
+        content = await late.offer()
+        for who, status in ((viewer, 503), (bearer(session["token"]), 201)):
+            answer = await client.post(
+                f"/v1/whep?session={name}", content=content, headers=who | SDP
+            )
+            assert answer.status_code == status
+        for guest in (*guests, late):
+            await guest.close()
+
+
+async def test_a_token_cannot_send_offers_all_the_time():
+    async with session_of_ann() as (app, client, ann, session):
+        app.state.connection_limiter = RateLimiter(0.3, clock=lambda: 0.0)
+        name = session["session"]
+        opened = await count_peers(app, name)
+        viewer = bearer(session["viewer_token"])
+
+        async def offer(who):
+            path = f"/v1/whep?session={name}"
+            return (await client.post(path, content="v=0", headers=who | SDP)).json()["code"]
+
+        assert [await offer(viewer) for _ in range(5)] == 3 * ["bad-offer"] + 2 * [
+            "too-many-requests"
+        ]
+        assert len(opened) == 3
+        assert await offer(ann) == "bad-offer", "others are not held up"

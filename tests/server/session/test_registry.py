@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 from support.server_fakes import (
@@ -27,6 +28,7 @@ from letstalk_server.errors import (
 )
 from letstalk_server.session.avatar_service import AvatarService, StepCost
 from letstalk_server.session.connection import ConnectionKind, EndReason
+from letstalk_server.session.connections import Connections
 from letstalk_server.session.limits import AdmissionControl, RateLimiter
 from letstalk_server.session.session import WATCH_INTERVAL_S
 from letstalk_server.session.transport import PeerState
@@ -284,6 +286,9 @@ class QuietTransport:
         self.handlers = handlers
         return self
 
+    async def answer(self, offer):
+        return ""
+
 
 @pytest.mark.parametrize("kind", [ConnectionKind.TALK, ConnectionKind.PLAY, ConnectionKind.SPEAK])
 async def test_a_peer_outlives_an_outage_of_five_seconds_and_is_given_up_after_nine(kind):
@@ -296,8 +301,11 @@ async def test_a_peer_outlives_an_outage_of_five_seconds_and_is_given_up_after_n
         playout=SimpleNamespace(sample_rate=16_000),
         spawn=lambda work, name: work.close(),
         send_ready=lambda connection, resumed: None,
+        connections=Connections(1),
+        attach=AsyncMock(),
     )
     connection, began_s = WebRTCConnection(session, kind, LOCAL), time.monotonic()
+    await connection.open("")
     assert not connection.is_lost(began_s + settings.connect_timeout_s - 1)
     assert connection.is_lost(began_s + settings.connect_timeout_s + 1), "it never came"
     peer.state = PeerState.CONNECTED
