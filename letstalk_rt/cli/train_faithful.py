@@ -84,15 +84,16 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
         evaluate=evaluate,
     )
     if is_main_process():
-        _save(averaged, parts, folder)
+        _save(averaged, parts, args.drop_speech, folder)
         print(f"{folder / 'model.safetensors'}: render it with --preset {args.preset}")
 
 
-def _save(model: PaperModel, parts: FaithfulParts, folder: Path) -> None:
+def _save(model: PaperModel, parts: FaithfulParts, drop_speech: float, folder: Path) -> None:
     """Write the averaged weights of the last step, and those with the lowest held-out loss."""
-    save_paper_model(model, folder / "model.safetensors", parts.autoencoder, parts.speech)
+    companions = parts.autoencoder, parts.speech, drop_speech
+    save_paper_model(model, folder / "model.safetensors", *companions)
     model.load_state_dict(torch.load(folder / "best.pt", map_location="cpu", weights_only=True))
-    save_paper_model(model, folder / "best.safetensors", parts.autoencoder, parts.speech)
+    save_paper_model(model, folder / "best.safetensors", *companions)
 
 
 def split_clips(parts: FaithfulParts) -> tuple[dict[str, PaperClip], dict[str, PaperClip]]:

@@ -16,7 +16,11 @@ from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.inference.protocol import check_seed
 from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
-from letstalk_rt.models.paper.checkpoints import check_companions, load_paper_model
+from letstalk_rt.models.paper.checkpoints import (
+    check_companions,
+    load_paper_model,
+    trained_without_speech,
+)
 from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.diffusion import Diffusion
 from letstalk_rt.models.paper.presets import FAITHFUL, get_paper_preset
@@ -47,12 +51,19 @@ class FaithfulRenderer:
         model: Denoiser and projector.
         autoencoder: The autoencoder of the model's preset.
         speech: wav2vec 2.0.
+        drop_speech: The share of items that the model was trained on without speech; guidance is
+            refused if it is 0.
     """
 
     def __init__(
-        self, model: PaperModel, autoencoder: PublishedAutoencoder, speech: WholeWav2Vec2
+        self,
+        model: PaperModel,
+        autoencoder: PublishedAutoencoder,
+        speech: WholeWav2Vec2,
+        drop_speech: float = 0.0,
     ) -> None:
         self.model, self.autoencoder, self.speech = model.eval(), autoencoder, speech
+        self._drop_speech = drop_speech
         self._device = next(model.parameters()).device
 
     @classmethod
@@ -80,7 +91,7 @@ class FaithfulRenderer:
         vae = shapes.autoencoder.load(autoencoder, shapes.image_size)
         speech = WholeWav2Vec2.load(wav2vec)
         check_companions(weights, vae, speech)
-        return cls(model, vae.to(where), speech.to(where))
+        return cls(model, vae.to(where), speech.to(where), trained_without_speech(weights))
 
     @property
     def image_size(self) -> int:
@@ -102,12 +113,12 @@ class FaithfulRenderer:
             `(S, S, 3)` uint8.
 
         Raises:
-            ConfigError: A setting is out of range.
+            ConfigError: A setting is out of range, or guidance is asked of a model that was never
+                trained without speech.
             InputError: The audio is empty.
         """
         check_seed(sampling.seed)
-        if sampling.guidance < 0:
-            raise ConfigError(f"guidance must not be negative, got {sampling.guidance}")
+        self._check_guidance(sampling.guidance)
         count = -(-len(pcm) // SAMPLES_PER_FRAME)
         sound = torch.from_numpy(np.pad(pcm, (0, count * SAMPLES_PER_FRAME - len(pcm))))
         features = self.speech(sound[None].float().to(self._device))
@@ -129,3 +140,12 @@ class FaithfulRenderer:
                 shown += 1
                 pixels = ((frame.float().clamp(-1, 1) + 1) * 127.5).round().byte()
                 yield pixels.permute(1, 2, 0).cpu().numpy()
+
+    def _check_guidance(self, guidance: float) -> None:
+        if guidance < 0:
+            raise ConfigError(f"guidance must not be negative, got {guidance}")
+        if guidance != 1 and self._drop_speech == 0:
+            raise ConfigError(
+                f"guidance {guidance} compares with a prediction without speech, which this model "
+                "never learnt; use guidance 1, or train it with --drop-speech 0.1"
+            )

@@ -15,6 +15,7 @@ from letstalk_rt.avatars import list_avatars
 from letstalk_rt.cli.main import main as letstalk
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError, WeightsError
+from letstalk_rt.inference.faithful import FaithfulRenderer, FaithfulSampling
 from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream
 from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
@@ -25,6 +26,7 @@ from letstalk_rt.models.paper.checkpoints import (
     load_paper_model,
     save_paper_model,
 )
+from letstalk_rt.models.paper.denoiser import PaperModel
 from letstalk_rt.models.paper.presets import PAPER_PRESETS
 
 transformers = pytest.importorskip("transformers", reason="the extra `paper` is not installed")
@@ -183,6 +185,33 @@ def test_weights_are_refused_with_other_networks_than_they_were_trained_with(net
         next(encoder.parameters()).mul_(2)
     with pytest.raises(WeightsError, match="another wav2vec 2.0"):
         check_companions(path, vae, WholeWav2Vec2(encoder))
+
+
+@pytest.mark.parametrize("drop_speech", [0.0, 0.1])
+def test_guidance_is_refused_by_a_model_that_never_missed_speech(
+    networks, presets, drop_speech, tmp_path
+):
+    path = tmp_path / "w.safetensors"
+    torch.manual_seed(0)
+    model = PaperModel(PAPER_PRESETS["toy"])
+    stir(model)
+    vae = DCAutoencoder.load(networks / "dc", 64)
+    speech = WholeWav2Vec2(Wav2Vec2Stream.load(networks / "w2v"))
+    save_paper_model(model, path, vae, speech, drop_speech)
+    places = str(networks / "dc"), str(networks / "w2v"), "cpu"
+    renderer = FaithfulRenderer.load("faithful-toy", path, *places)
+    portrait = np.zeros((64, 64, 3), np.uint8)
+
+    def first(guidance):
+        sampling = FaithfulSampling(2, deterministic=True, guidance=guidance)
+        return next(renderer.render(portrait, make_speech(0.2), sampling))
+
+    plain = first(1.0)
+    if drop_speech:
+        assert not np.array_equal(first(3.0), plain)
+    else:
+        with pytest.raises(ConfigError, match="train it with --drop-speech"):
+            first(3.0)
 
 
 class TestAblation:

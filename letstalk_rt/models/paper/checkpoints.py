@@ -27,6 +27,7 @@ def save_paper_model(
     path: Path,
     autoencoder: PublishedAutoencoder | None = None,
     speech: WholeWav2Vec2 | None = None,
+    drop_speech: float = 0.0,
 ) -> None:
     """Write all weights, each in its own number format.
 
@@ -35,9 +36,10 @@ def save_paper_model(
         path: path of the file.
         autoencoder: the autoencoder that it was trained with; None leaves it out of the header.
         speech: the speech model, likewise.
+        drop_speech: the share of items that were trained without speech.
     """
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    header = {"format": _FORMAT, "preset": model.preset.name}
+    header = {"format": _FORMAT, "preset": model.preset.name, "drop_speech": str(drop_speech)}
     if autoencoder is not None:
         header["autoencoder"] = json.dumps(_autoencoder_facts(autoencoder))
     if speech is not None:
@@ -71,6 +73,15 @@ def check_companions(path: Path, autoencoder: PublishedAutoencoder, speech: Whol
         )
     if header["speech"] != speech.identity:
         raise WeightsError(f"{path.name} was trained with another wav2vec 2.0; pass that one")
+
+
+def trained_without_speech(path: Path) -> float:
+    """Return the share of items that a file's model was trained on without speech; 0 if unknown.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    return float(_read_header(path).get("drop_speech", 0.0))
 
 
 def _autoencoder_facts(autoencoder: PublishedAutoencoder) -> dict[str, Any]:
