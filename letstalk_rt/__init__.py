@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from letstalk_rt.conversation.conversation import Conversation
     from letstalk_rt.errors import (
         AtCapacity,
         AudioFormatError,
+        ChatError,
         ConfigError,
         DependencyError,
         EngineError,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         NoFaceError,
         NotAnImageError,
         PortraitError,
+        RecognitionError,
         SessionClosed,
         SynthesisError,
         TextError,
@@ -41,7 +44,9 @@ __all__ = [
     "Avatar",
     "AvatarSession",
     "CameraOptions",
+    "ChatError",
     "ConfigError",
+    "Conversation",
     "DependencyError",
     "EngineError",
     "Event",
@@ -55,6 +60,7 @@ __all__ = [
     "NoFaceError",
     "NotAnImageError",
     "PortraitError",
+    "RecognitionError",
     "SegmentEnd",
     "SessionClosed",
     "SynthesisError",
@@ -68,6 +74,7 @@ _MODULES = {
     "Avatar": "session.avatar",
     "AvatarSession": "session.session",
     "CameraOptions": "types",
+    "Conversation": "conversation.conversation",
     "Event": "session.events",
     "Interrupted": "types",
     "MotionOptions": "types",

@@ -16,6 +16,8 @@ LetsTalkError
 |-- SessionClosed      the session is closed; open another
 |-- AtCapacity         no capacity for another session now; try again later
 |-- SynthesisError     speech synthesis failed, or its endpoint refused
+|-- RecognitionError   speech recognition failed, or its endpoint refused
+|-- ChatError          the chat model failed, or its endpoint refused
 `-- EngineError        a step failed; the cause is chained
     `-- ModelLost      the model died, hung or took too much memory, or cannot be started
 """
@@ -83,6 +85,14 @@ class AtCapacity(LetsTalkError):
 
 class SynthesisError(LetsTalkError):
     """Speech synthesis failed, or its endpoint refused the request."""
+
+
+class RecognitionError(LetsTalkError):
+    """Speech recognition failed, or its endpoint refused the request."""
+
+
+class ChatError(LetsTalkError):
+    """The chat model failed, or its endpoint refused the request."""
 
 
 class EngineError(LetsTalkError):

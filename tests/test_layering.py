@@ -32,6 +32,7 @@ letstalk_rt.inference
 letstalk_rt.dubbing
 letstalk_rt.session
 letstalk_rt.sources
+letstalk_rt.conversation
 letstalk_rt.sinks
 letstalk_rt.training
 letstalk_rt.training.data

@@ -1,11 +1,11 @@
 """Voice activity detection per frame: by level, or by the Silero network."""
 
-import warnings
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.audio.silero import SileroNetwork
+from letstalk_rt.errors import ConfigError
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 VoiceActivity = Literal["energy", "silero", "off"]
@@ -16,7 +16,6 @@ _MIN_THRESHOLD_DB, _MAX_THRESHOLD_DB = -55.0, -36.0
 _ABOVE_NOISE_DB = 9.0
 _RISE_DB = 0.02  # rise of the noise floor per block: 2 dB per second
 _HOLD_FRAMES = 8  # 320 ms: covers pauses within words and the ends of sentences
-_SILERO_SAMPLES = 512
 _SILERO_THRESHOLD = 0.5
 
 
@@ -83,33 +82,18 @@ class SileroVad:
     """A detector by the Silero network, which also rejects music and keyboard noise.
 
     Raises:
-        DependencyError: the package `silero-vad` is not installed.
+        DependencyError: the extra `vad` is not installed.
     """
 
     blocking = True
 
     def __init__(self) -> None:
-        import torch
-
-        threads = torch.get_num_threads()
-        try:
-            import silero_vad  # sets the thread count of the whole process to one
-        except ImportError as error:
-            raise DependencyError(
-                "voice_activity='silero' needs the package 'silero-vad'; "
-                "install it with: pip install 'letstalk-rt[vad]'"
-            ) from error
-        finally:
-            torch.set_num_threads(threads)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # raised by TorchScript
-            self._model: Any = silero_vad.load_silero_vad()
-        self._remainder = np.zeros(0, np.float32)
+        self._network = SileroNetwork()
         self._hold = 0
 
     def detect(self, pcm: np.ndarray) -> list[bool]:
         """See `VoiceActivityDetector`."""
-        voiced = self._classify(pcm)
+        voiced = [probability >= _SILERO_THRESHOLD for probability in self._network.push(pcm)]
         flags = []
         for frame in range(len(pcm) // SAMPLES_PER_FRAME):
             middle = (frame + 0.5) * SAMPLES_PER_FRAME / len(pcm)
@@ -120,19 +104,8 @@ class SileroVad:
 
     def reset(self) -> None:
         """See `VoiceActivityDetector`."""
-        self._model.reset_states()
-        self._remainder = np.zeros(0, np.float32)
+        self._network.reset()
         self._hold = 0
-
-    def _classify(self, pcm: np.ndarray) -> list[bool]:
-        import torch
-
-        audio = np.concatenate([self._remainder, pcm])
-        count = len(audio) // _SILERO_SAMPLES
-        blocks = torch.from_numpy(audio[: count * _SILERO_SAMPLES].reshape(count, -1))
-        self._remainder = audio[count * _SILERO_SAMPLES :]
-        with torch.inference_mode():
-            return [self._model(block, SAMPLE_RATE).item() >= _SILERO_THRESHOLD for block in blocks]
 
 
 def hold_frames(name: VoiceActivity) -> int:

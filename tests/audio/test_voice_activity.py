@@ -1,8 +1,14 @@
 """Voice activity detection by level and by the Silero network."""
 
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from letstalk_rt.audio.resample import Resampler
+from letstalk_rt.audio.silero import SileroNetwork
 from letstalk_rt.audio.voice_activity import AlwaysActive, EnergyVad, SileroVad, make_vad
 from letstalk_rt.errors import ConfigError
 
@@ -13,6 +19,11 @@ HOP = 2560
 def noise(seconds, db, seed=0):
     rng = np.random.default_rng(seed)
     return (10 ** (db / 20) * rng.standard_normal(int(seconds * RATE))).astype(np.float32)
+
+
+def resample(pcm, rate):
+    resampler = Resampler(rate)
+    return np.concatenate([resampler.push(pcm), resampler.flush()])
 
 
 def flags(vad, pcm):
@@ -57,13 +68,26 @@ def test_an_unknown_detector_is_refused():
         make_vad("ears")
 
 
-def test_silero_rejects_noise_and_keeps_the_thread_count():
+def test_silero_rejects_noise_and_loads_no_torch():
     pytest.importorskip("silero_vad")
-    import torch
-
-    threads = torch.get_num_threads()
     vad = SileroVad()
-    assert torch.get_num_threads() == threads
     assert not flags(vad, noise(2, -25)).any()
     vad.reset()
     assert len(vad.detect(np.zeros(HOP, np.float32))) == 4
+    code = "from letstalk_rt.audio.voice_activity import SileroVad; SileroVad(); import sys; "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+def test_silero_hears_speech_alike_in_pieces_and_at_once():
+    pytest.importorskip("silero_vad")
+    words = ["espeak-ng", "--stdout", "What is the weather like today?"]
+    done = subprocess.run(words, capture_output=True, check=True)
+    pcm = np.frombuffer(done.stdout[44:], np.int16).astype(np.float32) / 32_768
+    pcm = resample(pcm, 22_050)
+    at_once, pieces, network = SileroNetwork().push(pcm), [], SileroNetwork()
+    for start in range(0, len(pcm), 333):
+        pieces += network.push(pcm[start : start + 333])
+    assert pieces == at_once
+    assert np.mean(np.array(at_once) > 0.5) > 0.7
