@@ -6,7 +6,6 @@ here uses asyncio, queues or wall-clock time.
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -16,14 +15,9 @@ from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
 from letstalk_rt.inference.audio_stage import AudioStage, Heard
-from letstalk_rt.inference.autotune import (
-    DecoderVariant,
-    apply_variant,
-    choose_attention,
-    fastest_variant,
-)
+from letstalk_rt.inference.autotune import DecoderVariant
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
-from letstalk_rt.inference.devices import DTYPES, choose_device, choose_dtype
+from letstalk_rt.inference.devices import DTYPES, choose_device
 from letstalk_rt.inference.driver_camera import DriverCamera
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.footage_stage import FootageStage
@@ -40,10 +34,11 @@ from letstalk_rt.inference.protocol import (
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.sample_stage import SampleStage
 from letstalk_rt.inference.session_state import BatchKey, SessionState, StateFactory
+from letstalk_rt.inference.shared_models import ReadyModel, ready_model, shared_model
 from letstalk_rt.metrics import NoClock, StageTimer
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
-from letstalk_rt.models.loading import face_finder_for, load_model
+from letstalk_rt.models.loading import face_finder_for
 from letstalk_rt.threads import in_own_thread, thread_limit
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, Portrait
 
@@ -61,7 +56,7 @@ class AvatarPipeline(Pipeline[SessionState]):
     It must be called from one thread at a time.
 
     Args:
-        model: in eval mode, on its device.
+        model: in eval mode, on its device and in the number formats of `variant`; see `on`.
         steps: sampling steps per window; None for the preset's default.
         guidance: weight of the audio condition against none; None for the preset's default.
         variant: number format of the decoder, the most expensive part, and whether it is compiled.
@@ -98,9 +93,6 @@ class AvatarPipeline(Pipeline[SessionState]):
         self.frames_per_window: int = model.denoiser.config.window
         self.hop = self.frames_per_window * SAMPLES_PER_FRAME
         self.lookahead_frames: int = model.audio.lookahead_frames
-        apply_variant(model, variant)
-        if self.device.type != "cpu" and model.preset.denoiser_follows:
-            model.denoiser.to(self.dtype)
         options = {"compiled": variant.compiled, "recorded": replayed}
         predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
         self.audio_stage = AudioStage(model)
@@ -111,6 +103,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         self.quality_levels = self.frame_decoder.quality_levels
         self._states = StateFactory(model, steps=steps)
         self._face_reader: FaceReader | None = None
+        self._ready: ReadyModel | None = None  # keeps the model shared
 
     @classmethod
     def load(
@@ -126,6 +119,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         compiled: bool | None = None,
     ) -> Self:
         """Load a model and move it to its device. Blocks for about a second.
+
+        Pipelines of the same model in one process share its weights: further ones load at once.
 
         Args:
             preset: name of the model.
@@ -150,10 +145,8 @@ class AvatarPipeline(Pipeline[SessionState]):
                 raise ConfigError(f"threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
         where = choose_device(device)
-        model = in_own_thread(load_model)(preset, weights).to(where)
-        return in_own_thread(cls.on)(
-            model, steps=steps, guidance=guidance, dtype=dtype, compiled=compiled
-        )
+        ready = in_own_thread(shared_model)(preset, weights, where, dtype, compiled)
+        return in_own_thread(cls._of)(ready, steps, guidance)
 
     @classmethod
     def on(
@@ -165,16 +158,18 @@ class AvatarPipeline(Pipeline[SessionState]):
         dtype: str = "auto",
         compiled: bool | None = None,
     ) -> Self:
-        """Create a pipeline from a model that is on its device; see `load` for the settings."""
-        device = model.motion_scale.device
-        model.autoencoder.to(memory_format=torch.channels_last)
-        if model.mouth_painter is not None:
-            model.mouth_painter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        variant = _choose_variant(model, dtype, compiled)
-        graphs = variant.compiled and device.type == "cuda"
-        made = cls(model, steps=steps, guidance=guidance, variant=variant, replayed=graphs)
-        if device.type == "cuda":
-            choose_attention(model)
+        """Create a pipeline from a model on its device, which is converted in place.
+
+        See `load` for the settings.
+        """
+        return cls._of(ready_model(model, dtype, compiled), steps, guidance)
+
+    @classmethod
+    def _of(cls, ready: ReadyModel, steps: int | None, guidance: float | None) -> Self:
+        variant = ready.variant
+        graphs = variant.compiled and ready.model.motion_scale.device.type == "cuda"
+        made = cls(ready.model, steps=steps, guidance=guidance, variant=variant, replayed=graphs)
+        made._ready = ready
         return made
 
     @property
@@ -402,15 +397,3 @@ class AvatarPipeline(Pipeline[SessionState]):
                 "sessions of one batch must have the same steps and look-ahead, and films or "
                 f"pictures as portraits, got {sorted(keys)}; run them in separate steps"
             )
-
-
-def _choose_variant(model: AvatarModel, dtype: str, compiled: bool | None) -> DecoderVariant:
-    """Choose how the decoder runs on the model's device; see `AvatarPipeline.load`."""
-    device = model.motion_scale.device
-    if dtype == "auto" and device.type == "cpu":
-        variant = fastest_variant(model)
-    elif dtype == "int8":
-        variant = DecoderVariant("int8")
-    else:
-        variant = DecoderVariant(str(choose_dtype(dtype, device)).removeprefix("torch."))
-    return variant if compiled is None else replace(variant, compiled=compiled)
