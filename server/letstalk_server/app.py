@@ -34,6 +34,7 @@ from letstalk_server.session.text_speech import open_engine
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc.aiortc_transport import AiortcTransport
 from letstalk_server.webrtc.public_address import PublicAddress
+from letstalk_server.webrtc.remote_candidates import CandidatePolicy
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def create_app(
             settings.bitrates,
             prefer=settings.codec,
             public_address=public_address,
+            policy=CandidatePolicy.of(settings),
         )
         sessions = SessionRegistry(
             avatar_service,

@@ -55,6 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     """
     given = vars(_parser().parse_args(arguments))
     given["ice_servers"] = tuple(_ice_server(text) for text in given.pop("ice_server"))
+    given["ice_networks"] = tuple(given.pop("ice_network"))
     given["turn_urls"] = tuple(given.pop("turn_url"))
     given["allow_origins"] = tuple(given.pop("allow_origin"))
     given["bitrates"] = _bitrates(given.pop("bitrate"))
@@ -292,6 +293,14 @@ def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
         default=_env("ICE_SERVERS", "").split(),
         metavar="URL[,USER,PASSWORD]",
         help="STUN or TURN server, e.g. stun:example.org:3478; may be repeated",
+    )
+    add(
+        "--ice-network",
+        action="append",
+        default=_env("ICE_NETWORKS", "").split(),
+        metavar="NETWORK",
+        help="local network, e.g. 192.168.0.0/16, whose addresses visitors may name for media; "
+        "may be repeated",
     )
     add(
         "--turn-url",

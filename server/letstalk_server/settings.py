@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -74,6 +74,8 @@ class Settings:
         bitrates: bounds of the video bitrate.
         codec: video codec if the peer supports both.
         ice_servers: none by default: an unreachable one delays every connection by 5 s.
+        ice_networks: networks, as `192.168.0.0/16`, whose addresses are checked when a peer names
+            them; others but the internet's are not, unless only this machine's users are served.
         turn_urls: TURN servers that share `turn_secret`; each session gets its own credentials.
         turn_secret: coturn's `static-auth-secret`.
         turn_ttl_s: lifetime of those credentials.
@@ -137,6 +139,7 @@ class Settings:
     bitrates: Bitrates = Bitrates()
     codec: Literal["VP8", "H264"] = "VP8"
     ice_servers: tuple[IceServer, ...] = ()
+    ice_networks: tuple[str, ...] = ()
     turn_urls: tuple[str, ...] = ()
     turn_secret: str | None = field(default=None, repr=False)
     turn_ttl_s: int = 3600
@@ -216,6 +219,7 @@ class Settings:
             raise ConfigError("turn_urls and turn_secret must be set together")
         self._check_secrets()
         self._check_origins()
+        self._check_ice_networks()
         self._check_cluster()
 
     def _check_cluster(self) -> None:
@@ -232,6 +236,15 @@ class Settings:
             except ValueError:
                 raise ConfigError(
                     f"public_address is {self.public_address!r}, expected an IP address"
+                ) from None
+
+    def _check_ice_networks(self) -> None:
+        for network in self.ice_networks:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise ConfigError(
+                    f"the ICE network {network!r} must be like 192.168.0.0/16 or fd00::/8"
                 ) from None
 
     def _check_secrets(self) -> None:

@@ -31,9 +31,11 @@ def test_settings_come_from_the_command_line_then_the_environment(monkeypatch, t
         ["--port", "9002", "--ice-server", "turn:t.example:3478,me,secret"]
         + ["--turn-url", "turn:t.example", "--bitrate", "600000,300000,900000"]
         + ["--allow-origin", "https://app.example", "--max-idle-s", "0"]
+        + ["--ice-network", "10.0.0.0/8"]
     )
     assert settings.port == 9002 and settings.max_sessions == 5
     assert settings.ice_servers == (IceServer("turn:t.example:3478", "me", "secret"),)
+    assert settings.ice_networks == ("10.0.0.0/8",)
     assert settings.turn_secret == "coturn knows it" and settings.turn_urls == ("turn:t.example",)
     assert settings.bitrates == Bitrates(600_000, 300_000, 900_000)
     assert settings.allow_origins == ("https://app.example",) and settings.max_idle_s == 0

@@ -133,6 +133,11 @@ class Arrivals:
         """The port that packets are sent to."""
         return self._ice._nominated[1].remote_addr[1]
 
+    @property
+    def known_addresses(self):
+        """How many addresses of the peer are known."""
+        return len(self._ice._remote_candidates)
+
     async def rebind(self):
         """Send from another port from now on, without ICE's knowledge; return that port."""
         protocol = self._ice._nominated[1].protocol

@@ -38,6 +38,11 @@ from letstalk_server.webrtc.ice_restart import IceCredentials, restart_ice, writ
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 from letstalk_server.webrtc.moving_peers import MovingPeer
 from letstalk_server.webrtc.public_address import PublicAddress
+from letstalk_server.webrtc.remote_candidates import (
+    CandidatePolicy,
+    RemoteCandidates,
+    limit_checks,
+)
 from letstalk_server.webrtc.rtp_receiver import RtpReceiver
 from letstalk_server.webrtc.rtp_sender import RtpSender
 from letstalk_server.webrtc.sdp import (
@@ -80,6 +85,7 @@ class AiortcTransport:
         bitrates: bounds of the video bitrate.
         prefer: preferred video codec, `VP8` or `H264`.
         public_address: address that the answers name for media, where NAT maps it to this machine.
+        policy: addresses of peers that may be checked; those of the internet if `None`.
         executor: where video is encoded; `close` shuts it down.
         connect: creates aiortc's peer connections.
     """
@@ -91,6 +97,7 @@ class AiortcTransport:
         *,
         prefer: str = "VP8",
         public_address: PublicAddress | None = None,
+        policy: CandidatePolicy | None = None,
         executor: Executor | None = None,
         connect: Callable[[RTCConfiguration], RTCPeerConnection] = RTCPeerConnection,
     ) -> None:
@@ -101,6 +108,7 @@ class AiortcTransport:
         self._executor = executor or started_pool(ENCODER_THREADS, "encode")
         self._connect = connect
         self._public_address = public_address
+        self._policy = policy or CandidatePolicy()
         self._configuration = RTCConfiguration(
             iceServers=[
                 RTCIceServer(
@@ -121,6 +129,7 @@ class AiortcTransport:
         pc = self._connect(self._configuration)
         peer = AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs, self._executor)
         peer.public_address = self._public_address
+        peer.candidates = RemoteCandidates(self._policy)
         return peer
 
     def close(self) -> None:
@@ -133,9 +142,11 @@ class AiortcPeer:
 
     Attributes:
         public_address: see `AiortcTransport`.
+        candidates: decides which candidates of the peer are used.
     """
 
     public_address: PublicAddress | None = None
+    candidates: RemoteCandidates
 
     def __init__(
         self,
@@ -186,7 +197,7 @@ class AiortcPeer:
         Raises:
             BadOfferError: The offer is not valid SDP, or does not match the role.
         """
-        sdp = clean_offer(offer, self._role)
+        sdp = clean_offer(offer, self._role, self.candidates.take)
         try:
             for kind in media_kinds(sdp):
                 if kind != "application":
@@ -205,6 +216,7 @@ class AiortcPeer:
         )
         for transport in self._transports():
             harden(transport)
+            limit_checks(transport.transport._connection)
             self._moving.append(MovingPeer(transport.transport._connection))
             self._moving[-1].watch()
         if self._pc.sctp is not None:
@@ -254,6 +266,8 @@ class AiortcPeer:
 
     async def _add_candidates(self, parsed: SdpFragment) -> None:
         for text, mid in parsed.candidates:
+            if not self.candidates.take(text):
+                continue
             try:
                 candidate = candidate_from_sdp(text)
                 candidate.sdpMid = mid

@@ -1,6 +1,7 @@
 """Checks of SDP offers and of trickled ICE candidates, on the text alone."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from letstalk_server.errors import BadOfferError, BadRequestError
@@ -21,8 +22,14 @@ _REQUIREMENTS = {
 """What an offer of each role must contain; a publisher's video, which OBS offers, is declined."""
 
 
-def clean_offer(sdp: str, role: PeerRole) -> str:
+def clean_offer(sdp: str, role: PeerRole, take: Callable[[str], bool]) -> str:
     """Check the media sections of an offer and return it without lines that delay the answer.
+
+    Args:
+        sdp: the offer.
+        role: role of the peer.
+        take: returns whether a candidate is used, from the text after `candidate:`; the others are
+            removed.
 
     Resolving mDNS candidates (`.local`) needs multicast and delays the answer by seconds where
     there is none. The peer can connect without them: it knows our addresses, and we learn its own
@@ -51,9 +58,14 @@ def clean_offer(sdp: str, role: PeerRole) -> str:
         raise BadOfferError(
             "The offer's BUNDLE group names a media section that is not in the offer."
         )
-    if sum(line.startswith("a=candidate:") for line in lines) > MAX_CANDIDATES:
+    if sum(line.startswith(_CANDIDATE) for line in lines) > MAX_CANDIDATES:
         raise BadOfferError(f"The offer has more than {MAX_CANDIDATES} candidates.")
-    return "\r\n".join(line for line in lines if not _SLOW_LINE.match(line))
+    return "\r\n".join(
+        line
+        for line in lines
+        if not _SLOW_LINE.match(line)
+        and (not line.startswith(_CANDIDATE) or take(line.removeprefix(_CANDIDATE)))
+    )
 
 
 def media_kinds(sdp: str) -> list[str]:
@@ -105,12 +117,12 @@ def parse_fragment(text: str) -> SdpFragment:
             ufrag = line[12:].strip()
         elif line.startswith("a=ice-pwd:"):
             password = line[10:].strip()
-        elif line.startswith("a=candidate:") and not _SLOW_LINE.match(line):
+        elif line.startswith(_CANDIDATE) and not _SLOW_LINE.match(line):
             if mid is None:
                 raise BadRequestError(
                     "Candidates must follow the a=mid line of their media section."
                 )
-            candidates.append((line[12:].strip(), mid))
+            candidates.append((line.removeprefix(_CANDIDATE).strip(), mid))
     if len(candidates) > MAX_CANDIDATES:
         raise BadRequestError(f"The fragment has more than {MAX_CANDIDATES} candidates.")
     return SdpFragment(tuple(candidates), ufrag, password)
@@ -122,7 +134,8 @@ def is_ice_text(text: str | None, shortest: int) -> bool:
 
 
 def _lines(sdp: str) -> list[str]:
-    return sdp.replace("\r\n", "\n").split("\n")
+    return sdp.splitlines()  # as aiortc does, so that no line is hidden from the checks
 
 
+_CANDIDATE = "a=candidate:"
 _SLOW_LINE = re.compile(r"a=candidate:\S+ \d+ \S+ \d+ \S+\.local |a=end-of-candidates")

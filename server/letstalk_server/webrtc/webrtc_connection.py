@@ -11,9 +11,10 @@ import numpy as np
 
 from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.auth import Caller
-from letstalk_server.errors import ServerError
+from letstalk_server.errors import ServerError, TooManyRequestsError
 from letstalk_server.protocol.client_messages import ConnectionConfig
 from letstalk_server.session.connection import ConnectionKind
+from letstalk_server.session.limits import TokenBucket
 from letstalk_server.session.session import Session
 from letstalk_server.session.transport import Handlers, Peer, PeerRole, PeerState
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
@@ -21,6 +22,9 @@ from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
+PATCHES_PER_S, PATCH_BURST = 0.5, 30.0
+"""Rate of trickled fragments and ICE restarts; some clients send each candidate by itself."""
+
 MAX_MESSAGES_WAITING = 256
 """Data channel messages queued per peer; further ones are dropped."""
 
@@ -54,6 +58,7 @@ class WebRTCConnection:
         self._opened_s = self._last_received_s = time.monotonic()
         self._has_channel = False
         self._restarts = 0
+        self._patches = TokenBucket(PATCHES_PER_S, burst=PATCH_BURST)
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_MESSAGES_WAITING)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
@@ -101,19 +106,26 @@ class WebRTCConnection:
         """Add trickled candidates of the peer.
 
         Raises:
-            ServerError: The candidates cannot be used.
+            ServerError: The candidates cannot be used, or come too often.
         """
+        self._check_patch_rate()
         await self._peer.trickle(fragment)
 
     async def restart_ice(self, fragment: str) -> str:
         """Restart ICE, so that the peer can go on from another address; return the answer.
 
         Raises:
-            ServerError: The fragment cannot be used.
+            ServerError: The fragment cannot be used, or comes too often.
         """
+        self._check_patch_rate()
         answer = await self._peer.restart(fragment)
         self._restarts += 1
         return answer
+
+    def _check_patch_rate(self) -> None:
+        if not self._patches.take():
+            wait_s = round(1 / PATCHES_PER_S)
+            raise TooManyRequestsError(f"Too many candidates. Try again in {wait_s} s.", wait_s)
 
     def may_be_changed_by(self, caller: Caller) -> bool:
         """Return whether a caller may close it and send it candidates: who opened it, the owner."""
