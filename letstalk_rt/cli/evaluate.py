@@ -19,7 +19,10 @@ from letstalk_rt.cli.evaluate_faithful import add_faithful_options, evaluate_fai
 from letstalk_rt.cli.render_faithful import is_faithful
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.models.paper.presets import FAITHFUL, get_paper_preset
+from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.dataset import (
+    FRAME_SIZE,
     Clip,
     Landmarker,
     landmarker_file,
@@ -33,7 +36,7 @@ from letstalk_rt.training.evaluation.clips import (
 )
 from letstalk_rt.training.evaluation.dubbing import DUBBED_FRAMES, evaluate_dubbing
 from letstalk_rt.training.evaluation.eyelids import evaluate_eyelids
-from letstalk_rt.training.evaluation.identity import Identity
+from letstalk_rt.training.evaluation.identity import IDENTITY_NETWORK, Identity
 from letstalk_rt.training.evaluation.image_quality import evaluate_ssim
 from letstalk_rt.training.evaluation.long_run import (
     SLICE_S,
@@ -52,7 +55,9 @@ from letstalk_rt.training.evaluation.portraits import (
 from letstalk_rt.training.evaluation.published import (
     PublishedMetrics,
     PublishedSync,
+    ScriptDistance,
     ScriptFeatures,
+    identity_of,
 )
 from letstalk_rt.training.evaluation.reconstruction import evaluate_pairs, evaluate_reconstruction
 from letstalk_rt.training.evaluation.report import write_report
@@ -111,6 +116,7 @@ def evaluate(
         "steps": pipeline.steps,
         "guidance": pipeline.guidance,
         "preset": pipeline.model.preset.name,
+        "size_px": clips[0].size_px,
     }
     return result
 
@@ -148,7 +154,10 @@ def main(argv: list[str] | None = None) -> int:
     published = published_metrics(args)
     landmarker = Landmarker(landmarker_file(args.data, args.landmarker))
     models = EvaluationModels(landmarker, Identity().likeness, towers, published)
-    clips = spread(load_clips(args.data, args.cache, "eval", tags=tags_with(args.lab)), args.clips)
+    tags, size_px = tags_with(args.lab), evaluated_size(args)
+    clips = spread(
+        load_clips(args.data, args.cache, "eval", tags=tags, size_px=size_px), args.clips
+    )
     if not clips:
         raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
     if is_faithful(args):
@@ -169,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         figures = evaluate_dubbing(pipeline, landmarker, clips, args.dub_frames, _note_clip)
         _write(EvaluationResult(figures=dict(figures)), args)
         return 0
-    stills = still_portraits(pipeline, args.data, args.stills)
+    stills = still_portraits(pipeline, args.data, args.stills, size_px)
     result = evaluate(pipeline, models, clips, stills, long_s=args.long_s)
     if pipeline.model.face is not None:
         result.figures |= _whole_face(pipeline, clips, args)
@@ -194,13 +203,34 @@ def published_metrics(args: argparse.Namespace) -> PublishedMetrics | None:
     Raises:
         WeightsError: A file is missing, or not such a network.
     """
-    if args.inception is None and args.i3d is None and args.syncnet is None:
+    networks = {
+        "fid": args.inception,
+        "fvd": args.i3d,
+        "sync": args.syncnet,
+        "e_fid": args.expression,
+        "lpips": args.lpips,
+    }
+    if not any(networks.values()):
         return None
     return PublishedMetrics(
         args.inception and ScriptFeatures(args.inception, "inception"),
         args.i3d and ScriptFeatures(args.i3d, "i3d"),
         args.syncnet and PublishedSync(args.syncnet),
+        args.expression and ScriptFeatures(args.expression, "expression"),
+        args.lpips and ScriptDistance(args.lpips),
+        {name: identity_of(path) for name, path in networks.items() if path},
     )
+
+
+def evaluated_size(args: argparse.Namespace) -> int:
+    """Return the side of the frames that are compared, in pixels: the model's, at least 256.
+
+    A model that generates less is compared with what was filmed, not with what it cannot show.
+    """
+    if is_faithful(args):
+        return max(FRAME_SIZE, get_paper_preset(args.preset.removeprefix(FAITHFUL)).image_size)
+    shape = get_preset(args.preset).autoencoder
+    return max(FRAME_SIZE, shape.image_size if isinstance(shape, DCAutoencoderConfig) else 0)
 
 
 def spread(clips: list[Clip], count: int | None) -> list[Clip]:
@@ -216,6 +246,8 @@ def _note_clip(name: str, row: dict[str, float]) -> None:
 
 
 def _write(result: EvaluationResult, args: argparse.Namespace) -> None:
+    if "identity" in result.figures:
+        result.figures["identity_network"] = IDENTITY_NETWORK
     if args.samples:
         save_samples(result, args.samples)
     if args.report:
@@ -284,6 +316,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--inception", type=Path, metavar="FILE", help="TorchScript network, for FID")
     add("--i3d", type=Path, metavar="FILE", help="TorchScript network, for FVD")
     add("--syncnet", type=Path, metavar="FILE", help="TorchScript network, for Sync-C and Sync-D")
+    add("--expression", type=Path, metavar="FILE", help="TorchScript network, for E-FID")
+    add("--lpips", type=Path, metavar="FILE", help="TorchScript network, for LPIPS")
     add("--landmarker", type=Path, help="face_landmarker.task")
     add("--report", type=Path, metavar="FILE.html", help="report with plots and images")
     add(

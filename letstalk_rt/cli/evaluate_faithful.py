@@ -28,6 +28,7 @@ from letstalk_rt.training.evaluation.generation import (
     mismatched_audio,
     true_track,
 )
+from letstalk_rt.training.evaluation.image_quality import likeness_to_true
 from letstalk_rt.training.evaluation.sync import sync_score
 
 
@@ -75,6 +76,7 @@ def evaluate_faithful(
         "steps": sampling.steps or renderer.model.preset.steps,
         "guidance": guidance,
         "preset": args.preset,
+        "size_px": spoken[0].size_px,
     }
     return result
 
@@ -86,7 +88,7 @@ def _render(
     pcm: np.ndarray,
     sampling: FaithfulSampling,
 ) -> GeneratedVideo:
-    """Return the video of one clip at the clip's own size."""
+    """Return the video of one clip at the clip's size: the model's, unless that is below 256 px."""
     portrait = _resized(np.asarray(clip.frames[0]), renderer.image_size)
     rendered = renderer.render(portrait, pcm, sampling)
     frames = np.stack([_resized(frame, clip.size_px) for frame in rendered])
@@ -106,6 +108,8 @@ def _row(models: EvaluationModels, clip: Clip, own: GeneratedVideo, wrong: Gener
     for name, frames in videos.items():
         known = len(frames) > 0
         row[name] = models.likeness(np.asarray(clip.frames[0]), frames) if known else float("nan")
+    pair = own.frames[chosen], np.asarray(clip.frames[chosen])
+    row["psnr_generated"], row["ssim_generated"] = likeness_to_true(*pair)
     if models.towers is not None:
         videos = {"": own.track.points, "_true": clip.landmarks, "_shuffled": wrong.track.points}
         for which, points in videos.items():
@@ -122,7 +126,10 @@ def _figures(rows: list[Row]) -> dict[str, float | int | str | None]:
     figures["mouth_corr_all"] = mean(rows, "mouth_corr")
     figures["mouth_lag"] = middle(real, "mouth_lag")
     figures["mouth_range_ratio"] = middle(rows, "mouth_range_ratio")
-    everywhere = ("lip_distance", "faces_missing", "identity", "identity_true")
+    everywhere = (
+        "lip_distance", "faces_missing", "identity", "identity_true", "psnr_generated",
+        "ssim_generated",
+    )  # fmt: skip
     figures |= {name: mean(rows, name) for name in everywhere}
     synced = [name for name in rows[0] if name.startswith("sync")]
     figures |= {

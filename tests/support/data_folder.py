@@ -21,13 +21,14 @@ CLIPS = [
 FRAMES = 24
 
 
-def write_data_folder(root: Path) -> Path:
+def write_data_folder(root: Path, size_px: int = 256) -> Path:
     """Write clips with sound and tracks, and their list."""
     (root / "clips").mkdir(parents=True)
     for seed, row in enumerate(CLIPS):
-        write_clip(root / "clips", row["name"], seed)
+        write_clip(root / "clips", row["name"], seed, size_px)
     (root / "clips" / "mute-1.flac").unlink()
-    (root / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CLIPS))
+    rows = [row | {"size_px": size_px} for row in CLIPS]
+    (root / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
@@ -55,14 +56,14 @@ def frame_level(seed: int, index: int) -> int:
     return 20 + 8 * index + 5 * seed
 
 
-def write_clip(folder: Path, name: str, seed: int) -> None:
+def write_clip(folder: Path, name: str, seed: int, size_px: int = 256) -> None:
     """Write a video of grey frames with a square, sound, and tracks."""
     with av.open(str(folder / f"{name}.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "12"})
-        stream.width = stream.height = 256
+        stream.width = stream.height = size_px
         stream.pix_fmt = "yuv420p"
         for index in range(FRAMES):
-            picture = np.full((256, 256, 3), frame_level(seed, index), np.uint8)
+            picture = np.full((size_px, size_px, 3), frame_level(seed, index), np.uint8)
             picture[100:140, 90 + index : 150 + index] = 255 - picture[0, 0]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         container.mux(stream.encode())
@@ -72,7 +73,7 @@ def write_clip(folder: Path, name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     np.savez(
         folder / f"{name}.npz",
-        landmarks=face_points(opening).astype(np.float16),
+        landmarks=(face_points(opening) * size_px / 256).astype(np.float16),
         blendshapes=rng.uniform(0, 1, (FRAMES, 52)).astype(np.float16),
         pose=np.repeat(np.eye(4, dtype=np.float16)[None], FRAMES, 0),
         ok=np.ones(FRAMES, bool),

@@ -1,17 +1,21 @@
 """The published model end to end on a toy: clips, training, a weights file, a video."""
 
+import io
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 import torch
-from support.data_folder import write_flac
+from PIL import Image
+from support.data_folder import write_data_folder, write_flac
 from support.small_model import make_speech, stir
 from support.small_paper_model import make_paper_model, make_preset
 
 from letstalk_rt.avatars import list_avatars
+from letstalk_rt.cli.evaluate import main as evaluate
 from letstalk_rt.cli.main import main as letstalk
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError, WeightsError
@@ -61,16 +65,16 @@ TOYS = {
     "toy": make_preset(channels=32, side=2),
     "v1-toy-2": make_preset(side=8, patch=2, attention="softmax", memory=0),
 }
+PROJECTOR = AudioProjectorConfig(
+    reach=2, layers=LAYERS, feature_width=WIDTH, hidden=16, tokens=3, token_width=16
+)
 AUTOENCODERS = {"toy": "dc", "v1-toy-2": "kl"}
 
 
 @pytest.fixture
 def presets(monkeypatch):
-    projector = AudioProjectorConfig(
-        reach=2, layers=LAYERS, feature_width=WIDTH, hidden=16, tokens=3, token_width=16
-    )
     for name, plain in TOYS.items():
-        shapes = replace(plain, name=name, projector=projector, steps=3)
+        shapes = replace(plain, name=name, projector=PROJECTOR, steps=3)
         monkeypatch.setitem(PAPER_PRESETS, name, shapes)
 
 
@@ -212,6 +216,33 @@ def test_guidance_is_refused_by_a_model_that_never_missed_speech(
     else:
         with pytest.raises(ConfigError, match="train it with --drop-speech"):
             first(3.0)
+
+
+def test_a_model_is_evaluated_at_its_own_size(networks, monkeypatch, tmp_path):
+    """Clips of 320 px, a model of 320 px: nothing on the way has 256."""
+    preset = replace(make_preset(channels=32, side=10), name="large-toy", projector=PROJECTOR)
+    monkeypatch.setitem(PAPER_PRESETS, "large-toy", preset)
+    torch.manual_seed(0)
+    vae = DCAutoencoder.load(networks / "dc", 320)
+    speech = WholeWav2Vec2(Wav2Vec2Stream.load(networks / "w2v"))
+    weights = tmp_path / "w.safetensors"
+    save_paper_model(PaperModel(preset), weights, vae, speech)
+    data = write_data_folder(tmp_path / "data", size_px=320)
+    words = ["eval", "--data", str(data), "--preset", "faithful-large-toy", "--weights"]
+    words += [str(weights), *options(networks)[:6], "--cache", str(tmp_path / "cache"), "--steps"]
+    words += ["2", "--sampler", "ddim", "--samples", str(tmp_path / "samples"), "--json"]
+    from support.toy_command import toys
+
+    with toys(), redirect_stdout(io.StringIO()) as printed:
+        assert letstalk(words) == 0
+    figures = json.loads(printed.getvalue().splitlines()[-1])
+    assert figures["size_px"] == 320 and figures["psnr_generated"] > 0
+    assert figures["identity_network"].startswith("SFace")
+    with Image.open(tmp_path / "samples" / "dora-1.png") as sheet:
+        assert sheet.height == 2 * 320  # true frames above generated ones
+    other = ["--cache", str(tmp_path / "other")]
+    with toys(), pytest.raises(InputError, match="prepare the videos again with --size 320"):
+        evaluate([*words[1:2], str(write_data_folder(tmp_path / "small")), *words[3:], *other])
 
 
 class TestAblation:

@@ -27,7 +27,11 @@ from letstalk_rt.training.evaluation.generation import (
     opening_correlation,
     true_track,
 )
-from letstalk_rt.training.evaluation.image_quality import face_sharpness, seam_flicker
+from letstalk_rt.training.evaluation.image_quality import (
+    face_sharpness,
+    likeness_to_true,
+    seam_flicker,
+)
 from letstalk_rt.training.evaluation.interior import (
     Interior,
     compare_interiors,
@@ -208,12 +212,20 @@ def _interior_row(true: Interior, generated: Interior, shuffled: Interior) -> Ro
     return row | {f"{name}_shuffled": with_other_audio[name] for name in INTERIOR}
 
 
+_IMAGE_FIGURES = (
+    "identity", "identity_true", "sharpness_generated", "psnr_generated", "ssim_generated",
+)  # fmt: skip
+
+
 def _image_row(models: EvaluationModels, clip: Clip, frames: np.ndarray) -> Row:
     portrait, chosen = np.asarray(clip.frames[0]), slice(EVERY, None, EVERY)
     generated, true = frames[chosen], np.asarray(clip.frames[chosen])
     if not len(generated):
-        return dict.fromkeys(("identity", "identity_true", "sharpness_generated"), float("nan"))
+        return dict.fromkeys(_IMAGE_FIGURES, float("nan"))
+    whole, similar = likeness_to_true(generated, true)
     return {
+        "psnr_generated": whole,
+        "ssim_generated": similar,
         "identity": models.likeness(portrait, generated),
         "identity_true": models.likeness(portrait, true),
         "sharpness_generated": face_sharpness(generated) / face_sharpness(true),
@@ -244,7 +256,7 @@ def _clip_figures(rows: list[Row]) -> dict[str, float | int | str | None]:
     everywhere = [
         "lip_distance", "faces_missing", "seam_flicker", "seam_flicker_true", "blinks",
         "blinks_true", "head_range", "head_range_true", "identity", "identity_true",
-        "sharpness_generated",
+        "sharpness_generated", "psnr_generated", "ssim_generated",
     ]  # fmt: skip
     of_sync = [n for n in rows[0] if n.startswith("sync") and "offset" not in n]
     figures: dict[str, float | int | str | None] = {

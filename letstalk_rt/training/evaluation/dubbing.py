@@ -130,8 +130,7 @@ def quality(dubbed: Dubbed, landmarks: np.ndarray) -> dict[str, float]:
     errors, similar = [], []
     for before, after, points in zip(dubbed.before, dubbed.after, landmarks, strict=True):
         size = before.shape[0]
-        box = mouth_box(to_unit(points[list(SUBSET)], size))  # in pixels of 256
-        left, top, right, bottom = (v * size // 256 for v in box)
+        left, top, right, bottom = mouth_box(to_unit(points[list(SUBSET)], size), size)
         part = np.s_[top:bottom, left:right]
         errors.append(float(np.mean((before[part].astype(np.float32) - after[part]) ** 2)))
         pair = [

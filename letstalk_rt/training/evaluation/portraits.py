@@ -9,7 +9,7 @@ import numpy as np
 from letstalk_rt.errors import PortraitError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.portrait.image import prepare_portrait
-from letstalk_rt.training.data.dataset import FRAME_SIZE, Clip, read_index
+from letstalk_rt.training.data.dataset import Clip, read_index
 from letstalk_rt.training.evaluation.clips import (
     EVERY,
     EvaluationModels,
@@ -183,10 +183,11 @@ def closed_portraits(clips: Sequence[Clip]) -> list[Portrait]:
 
 
 def still_portraits(
-    pipeline: AvatarPipeline, root: Path, count: int, size: int = 512
+    pipeline: AvatarPipeline, root: Path, count: int, crop_px: int, size: int = 512
 ) -> list[tuple[str, Portrait]]:
     """Prepare held-out portraits, evenly spaced in the data folder's list; none without a list.
 
+    Their crops have a side of `crop_px`, that of the clips' frames, their canvases one of `size`.
     Portraits in which the model's face finder finds no face are reported and left out.
     """
     if not count or not (root / "portraits.jsonl").exists():
@@ -199,7 +200,7 @@ def still_portraits(
             source = root / "portraits" / files[place]
             portrait = prepare_portrait(source, pipeline.finder, size=size)
             # Clips and stills are judged at one size; the model gets the crop of its own.
-            found.append((files[place], with_crop_of(portrait, FRAME_SIZE)))
+            found.append((files[place], with_crop_of(portrait, crop_px)))
         except PortraitError as error:
             print(f"{files[place]}: {error}", file=sys.stderr)
     return found

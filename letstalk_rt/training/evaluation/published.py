@@ -1,9 +1,11 @@
-"""Published metrics, with networks that the user provides: FID, FVD, Sync-C and Sync-D.
+"""Published metrics, with networks of the user: FID, FVD, E-FID, LPIPS, Sync-C and Sync-D.
 
 The networks are TorchScript files; none is part of this package or downloaded.
 
 - Inception for FID: `(N, 3, H, W)` to `(N, F)`, such as `inception-2015-12-05.pt` of StyleGAN.
 - I3D for FVD: `(N, 3, 16, H, W)` to `(N, F)`, such as `i3d_torchscript.pt` of StyleGAN-V.
+- Expressions for E-FID: `(N, 3, H, W)` to `(N, F)`, such as the 64 coefficients of Deep3DFaceRecon.
+- LPIPS: two `(N, 3, H, W)` in [-1, 1] to N distances.
 - SyncNet: the methods `forward_lip`, of `(N, 3, 5, 224, 224)` BGR in 0 to 255, and `forward_aud`,
   of `(N, 1, 13, 20)` MFCCs, both to `(N, F)`, as the published SyncNet names them.
 
@@ -11,12 +13,13 @@ Networks whose forward has the arguments `resize`, `rescale` or `return_features
 themselves and get values of 0 to 255; others get resized images in [-1, 1].
 
 Source: FID, arXiv:1706.08500; FVD, arXiv:1812.01717; SyncNet: Chung and Zisserman 2016; the scores
-LSE-C and LSE-D: arXiv:2008.10010.
+LSE-C and LSE-D: arXiv:2008.10010; E-FID: arXiv:2402.17485; LPIPS: arXiv:1801.03924.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,9 @@ from torch import Tensor
 from letstalk_rt.errors import InputError, WeightsError
 from letstalk_rt.types import SAMPLE_RATE
 
+Features = Callable[[np.ndarray], np.ndarray]
+"""Maps images `(N, H, W, 3)` or clips `(N, T, H, W, 3)` to features `(N, F)`."""
+
 FVD_FRAMES = 16
 FID_EVERY = 4
 """Every how many frames one is taken for FID: neighbours are nearly the same."""
@@ -36,7 +42,7 @@ SYNC_REACH = 15
 SYNC_FRAMES = 5
 _SYNC_MFCC, _MFCC_PER_FRAME = 20, 4
 _BATCH = 16
-_SIZES = {"inception": 299, "i3d": 224}
+_SIZES = {"inception": 299, "i3d": 224, "expression": 224}
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -90,7 +96,7 @@ class ScriptFeatures:
 
     Args:
         path: TorchScript file.
-        kind: `inception` or `i3d`.
+        kind: `inception`, `i3d` or `expression`.
 
     Raises:
         WeightsError: see `load_script`.
@@ -122,6 +128,47 @@ class ScriptFeatures:
             raise WeightsError(f"{self._path.name} must return features (N, F)")
         features: np.ndarray = torch.cat(made).double().numpy()
         return features
+
+
+class ScriptDistance:
+    """LPIPS, by a network of the user.
+
+    Args:
+        path: TorchScript file.
+
+    Raises:
+        WeightsError: see `load_script`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._network = path, load_script(path, "LPIPS")
+
+    @torch.no_grad()
+    def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Return the distances `(N,)` of images `(N, H, W, 3)` uint8, each from its counterpart.
+
+        Raises:
+            WeightsError: the network does not take them, or returns something else.
+        """
+        images = [
+            torch.from_numpy(np.array(part)).permute(0, 3, 1, 2).float() / 127.5 - 1
+            for part in (a, b)
+        ]
+        pairs = zip(*(part.split(_BATCH) for part in images), strict=True)
+        try:
+            made = torch.cat([self._network(x, y).flatten() for x, y in pairs])
+        except RuntimeError as error:
+            size = tuple(images[0].shape)
+            raise WeightsError(f"{self._path.name} does not take two {size}") from error
+        if made.shape != (len(a),):
+            raise WeightsError(f"{self._path.name} must return one distance per pair of images")
+        distances: np.ndarray = made.double().numpy()
+        return distances
+
+
+def identity_of(path: Path) -> str:
+    """Return name and hash of a network's file, which say what a figure was measured with."""
+    return f"{path.name} sha256:{sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
 def _resize(x: Tensor, size: int) -> Tensor:
@@ -242,21 +289,31 @@ class PublishedMetrics:
         inception: Features of frames, for FID.
         i3d: Features of clips of 16 frames, for FVD.
         sync: Sync-C and Sync-D.
+        expression: Expressions in frames, for E-FID.
+        lpips: Distances of frames.
+        networks: What each metric was measured with, by its name.
     """
 
-    inception: ScriptFeatures | None = None
-    i3d: ScriptFeatures | None = None
+    inception: Features | None = None
+    i3d: Features | None = None
     sync: PublishedSync | None = None
+    expression: Features | None = None
+    lpips: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    networks: dict[str, str] = field(default_factory=dict)
     _features: dict[str, list[np.ndarray]] = field(default_factory=dict)
     _scores: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
+    _distances: list[np.ndarray] = field(default_factory=list)
 
     def add(self, true: np.ndarray, generated: np.ndarray, pcm: np.ndarray) -> None:
         """Add a clip: frames `(T, H, W, 3)` uint8, true and generated, and its sound."""
         count = min(len(true), len(generated))
-        for which, frames in (("true", true[:count]), ("generated", generated[:count])):
-            frames = np.asarray(frames)
-            if self.inception is not None:
-                self._keep(f"fid {which}", self.inception(frames[::FID_EVERY]))
+        true, generated = np.asarray(true[:count]), np.asarray(generated[:count])
+        if self.lpips is not None:
+            self._distances.append(self.lpips(generated[::FID_EVERY], true[::FID_EVERY]))
+        for which, frames in (("true", true), ("generated", generated)):
+            for name, network in (("fid", self.inception), ("e_fid", self.expression)):
+                if network is not None:
+                    self._keep(f"{name} {which}", network(frames[::FID_EVERY]))
             whole = count // FVD_FRAMES
             if self.i3d is not None and whole:
                 clips = frames[: whole * FVD_FRAMES].reshape(whole, FVD_FRAMES, *frames.shape[1:])
@@ -268,12 +325,17 @@ class PublishedMetrics:
         self._features.setdefault(name, []).append(features)
 
     def figures(self) -> dict[str, float | int | str | None]:
-        """Return `fid`, `fvd`, `sync_c`, `sync_d` and the latter two of the true videos.
+        """Return `fid`, `fvd`, `e_fid`, `lpips`, `sync_c`, `sync_d`, and the networks' names.
 
-        What has too few frames is None.
+        `sync_c` and `sync_d` are also those of the true videos. What has too few frames is None.
         """
-        found: dict[str, float | int | str | None] = {}
-        for name, network in (("fid", self.inception), ("fvd", self.i3d)):
+        found: dict[str, float | int | str | None] = {
+            f"{name}_network": identity for name, identity in self.networks.items()
+        }
+        if self.lpips is not None:
+            found["lpips"] = float(np.concatenate(self._distances).mean())
+        frechet = (("fid", self.inception), ("fvd", self.i3d), ("e_fid", self.expression))
+        for name, network in frechet:
             if network is not None:
                 parts = (self._features.get(f"{name} {w}", []) for w in ("true", "generated"))
                 true, generated = (np.concatenate(p) if p else np.empty((0, 1)) for p in parts)

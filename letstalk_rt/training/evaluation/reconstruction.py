@@ -33,18 +33,24 @@ def psnr(generated: Tensor, true: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error.clamp(min=1e-8))
 
 
-def mouth_box(points: np.ndarray) -> tuple[int, int, int, int]:
-    """Return left, top, right, bottom (px of 256) of the lips of `(L, 2)` points, with a margin."""
-    lips = (points[LIPS] + 1) * 128
+def mouth_box(points: np.ndarray, size_px: int) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the lips of `(L, 2)` points, with a margin, in px."""
+    lips, least = (points[LIPS] + 1) * (size_px / 2), size_px // 16
     low, high = lips.min(0), lips.max(0)
     margin = 0.25 * (high[0] - low[0])
-    left, top = np.clip(low - margin, 0, 240).astype(int)
-    right, bottom = np.clip(high + margin, 16, 256).astype(int)
+    left, top = np.clip(low - margin, 0, size_px - least).astype(int)
+    right, bottom = np.clip(high + margin, least, size_px).astype(int)
     return int(left), int(top), int(right), int(bottom)
 
 
+def face_slices(size_px: int) -> tuple[slice, slice]:
+    """Return rows and columns of the face in a clip's frame."""
+    top, bottom, left, right = (size_px * place // 256 for place in (70, 226, 64, 192))
+    return slice(top, bottom), slice(left, right)
+
+
 def _cut(generated: Tensor, true: Tensor, points: np.ndarray) -> tuple[Tensor, Tensor]:
-    left, top, right, bottom = mouth_box(points)
+    left, top, right, bottom = mouth_box(points, true.shape[-1])
     return generated[:, top:bottom, left:right], true[:, top:bottom, left:right]
 
 
@@ -56,7 +62,7 @@ def reconstruct(
     portrait_index: int = 0,
     painter: MouthPainter | None = None,
 ) -> Tensor:
-    """Return frames reconstructed from their latents and a portrait frame, `(T, 3, 256, 256)`.
+    """Return frames reconstructed from their latents and a portrait frame, `(T, 3, S, S)`.
 
     A model of another size sees the frames resized, and its frames are resized back, so that
     figures of all models are of one size. With a mouth painter their mouths are inpainted, as in
@@ -97,7 +103,7 @@ def _pixels_of(points: Tensor) -> Tensor:
 
 
 def frames_tensor(clip: Clip, indices: list[int]) -> Tensor:
-    """Return frames of a clip as `(T, 3, 256, 256)` in [-1, 1]."""
+    """Return frames of a clip as `(T, 3, S, S)` in [-1, 1]."""
     frames = torch.from_numpy(clip.frames[indices].copy())
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -167,7 +173,8 @@ def _judge(
     )
     cut = [_cut(m, x, clip.points[i]) for m, x, i in zip(generated, true, indices, strict=True)]
     mouth = torch.stack([psnr(m[None], x[None])[0] for m, x in cut]).mean()
-    made_face, true_face = (frames[:, :, 70:226, 64:192] for frames in (generated, true))
+    face = face_slices(clip.size_px)
+    made_face, true_face = (frames[:, :, *face] for frames in (generated, true))
     crisp = (sharpness(made_face) / sharpness(true_face)).mean()
     return float(psnr(generated, true).mean()), float(mouth), float(crisp)
 

@@ -1,5 +1,6 @@
 """`letstalk eval`: measures answer to what they are named for, and judges can be trusted."""
 
+import argparse
 import json
 import math
 from dataclasses import replace
@@ -25,9 +26,15 @@ from letstalk_rt.training.evaluation.faces import (
     head_range,
     read_faces,
 )
-from letstalk_rt.training.evaluation.image_quality import seam_flicker, ssim_map
+from letstalk_rt.training.evaluation.generation import with_crop_of
+from letstalk_rt.training.evaluation.image_quality import (
+    likeness_to_true,
+    seam_flicker,
+    ssim_map,
+)
 from letstalk_rt.training.evaluation.long_run import TimedFrames, slope
 from letstalk_rt.training.evaluation.published import PublishedMetrics
+from letstalk_rt.training.evaluation.reconstruction import face_slices
 from letstalk_rt.training.evaluation.report import BARS, Bar, plot, write_report
 from letstalk_rt.training.evaluation.sync import (
     LIP_POINTS,
@@ -298,13 +305,38 @@ class TestWhole:
         assert sum(p.numel() for p in SyncTowers().parameters()) < 400_000
 
 
-def test_a_model_without_landmarks_and_of_another_size_is_measured(clips, monkeypatch):
+def test_a_model_without_landmarks_is_measured_in_clips_of_any_size(tmp_path, monkeypatch):
     pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
     monkeypatch.setattr(portraits, "STILL_FRAMES", 8)
     monkeypatch.setattr(portraits, "SILENT_FRAMES", 4)
     monkeypatch.setattr(long_run, "SLICE_S", 1)
     judges = EvaluationModels(BrightnessLandmarker(), lambda portrait, frames: 0.8)
+    root = write_data_folder(tmp_path / "data", size_px=320)
+    clips = load_clips(root, tmp_path, "train", size_px=320)[:2]
     pipeline = AvatarPipeline(make_dc_model())
-    found = command.evaluate(pipeline, judges, clips[:2], [("still", make_portrait(0))], long_s=1)
+    stills = [("still", with_crop_of(make_portrait(0), 320))]
+    found = command.evaluate(pipeline, judges, clips, stills, long_s=1)
     line = json.loads(command.json_line(found.figures))
     assert line["preset"] == "small-dc" and line["psnr"] > 0 and line["clips"] >= 1
+    assert line["size_px"] == 320 and line["psnr_generated"] > 0
+    assert found.sheets[0][1].shape[0] == 2 * 320  # true frames above generated ones
+
+
+@pytest.mark.parametrize(
+    "preset, size_px",
+    [("tiny", 256), ("b", 512), ("faithful-s", 512), ("faithful-v1-s-2", 256)],
+)
+def test_models_are_judged_at_their_own_size(preset, size_px):
+    assert command.evaluated_size(argparse.Namespace(preset=preset)) == size_px
+
+
+def test_the_truth_is_like_itself_and_a_brighter_video_less():
+    true = np.random.default_rng(0).integers(0, 200, (3, 32, 32, 3), dtype=np.uint8)
+    same, shifted = likeness_to_true(true, true), likeness_to_true(true + 10, true)
+    assert same == (pytest.approx(86.0, abs=0.1), pytest.approx(1))
+    assert shifted[0] == pytest.approx(20 * np.log10(255 / 10), abs=0.1) and shifted[1] < 1
+
+
+def test_the_face_is_at_the_same_place_at_every_size():
+    assert face_slices(256) == (slice(70, 226), slice(64, 192))
+    assert face_slices(512) == (slice(140, 452), slice(128, 384))

@@ -1,5 +1,7 @@
 """Published metrics: known distributions, toy networks in place of the published ones, refusals."""
 
+from hashlib import sha256
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from letstalk_rt.errors import InputError, WeightsError
 from letstalk_rt.training.evaluation.published import (
     PublishedMetrics,
     PublishedSync,
+    ScriptDistance,
     ScriptFeatures,
     frechet_distance,
+    identity_of,
     mfcc,
     sync_of_features,
 )
@@ -34,6 +38,13 @@ class Bytes(nn.Module):
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
         assert return_features
         return x.flatten(2).mean(2)
+
+
+class Gap(nn.Module):
+    """The mean difference of two images."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().mean((1, 2, 3), keepdim=True)
 
 
 class ToySync(nn.Module):
@@ -105,6 +116,29 @@ def test_fid_and_fvd_are_nothing_for_the_truth_and_more_for_another_video(file):
     # Halving moves each of three mean colours by half of 127.5, in units of 127.5.
     assert dark.figures()["fid"] == pytest.approx(3 * 0.5**2, rel=0.05)
     assert dark.figures()["fvd"] == pytest.approx(3 * 0.5**2, rel=0.05)
+
+
+def test_lpips_is_the_mean_distance_of_frames_in_unit_range(file):
+    true = np.full((20, 16, 16, 3), 255, np.uint8)
+    metrics = PublishedMetrics(lpips=ScriptDistance(file(Gap())))
+    metrics.add(true, true, np.zeros(0))
+    metrics.add(true, true * 0, np.zeros(0))
+    assert metrics.figures()["lpips"] == pytest.approx(1.0)  # 0 and 2
+    with pytest.raises(WeightsError, match="does not take two"):
+        ScriptDistance(file(Means()))(true, true)
+
+
+def test_expressions_are_compared_and_networks_are_named(file):
+    path = file(Means())
+    true = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3), dtype=np.uint8)
+    metrics = PublishedMetrics(
+        expression=ScriptFeatures(path, "expression"), networks={"e_fid": identity_of(path)}
+    )
+    metrics.add(true, true // 2, np.zeros(0))
+    figures = metrics.figures()
+    assert figures["e_fid"] == pytest.approx(3 * 0.5**2, rel=0.05)
+    digest = sha256(path.read_bytes()).hexdigest()
+    assert figures["e_fid_network"] == f"{path.name} sha256:{digest[:16]}"
 
 
 def test_sync_is_the_least_distance_and_its_gap_to_the_median():

@@ -61,7 +61,7 @@ class TestFigures:
     def test_the_mouth_box_holds_the_lips(self):
         points = np.zeros((NUM_LANDMARKS, 2), np.float32)
         points[::2] = [0.2, 0.1]
-        left, top, right, bottom = mouth_box(points)
+        left, top, right, bottom = mouth_box(points, 256)
         assert left < 128 and top < 128 and right > 128 * 1.2 and bottom > 128 * 1.1
 
     def test_reconstruction_is_judged_against_the_first_frame(self, clips):
