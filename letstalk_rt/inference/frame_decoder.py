@@ -32,7 +32,7 @@ _FULL_SIZE_COST, _DECODE_COST, _PAINTER_COST = 0.05, 0.2, 0.2
 _IMAGE_COST = 0.7
 """Share of a step that depends on the number of images."""
 
-_LOW_FPS = 20
+_LOW_FPS = (20, 15)
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,10 @@ class FrameDecoder:
         return self._per_frame and self._model.autoencoder.landmarks is not None
 
     def _levels(self) -> tuple[Quality, ...]:
-        """Return the quality levels of this model: what is seen least is left out first."""
+        """Return the quality levels of this model: what is seen least is left out first.
+
+        The frame rate goes before the mouth painter: teeth that smear are seen in every frame.
+        """
         levels = [FULL_QUALITY]
 
         def add(saved: float, **changes: Any) -> None:
@@ -236,9 +239,11 @@ class FrameDecoder:
             add(_FULL_SIZE_COST, full_size=False)
         if self._can_follow:
             add(_DECODE_COST, decode_every=2)
+        each = levels[-1].cost * _IMAGE_COST / FPS  # of one image per second
+        for fps in _LOW_FPS:
+            add(each * (levels[-1].fps - fps), fps=fps)
         if self._model.mouth_painter is not None:
-            add(_PAINTER_COST, mouth_painter=False)
-        add(levels[-1].cost * _IMAGE_COST * (1 - _LOW_FPS / FPS), fps=_LOW_FPS)
+            add(_PAINTER_COST * levels[-1].fps / FPS, mouth_painter=False)
         return tuple(levels)
 
     def _decoder(self) -> Callable[..., Any]:

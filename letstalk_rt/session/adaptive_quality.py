@@ -17,7 +17,7 @@ from letstalk_rt.types import FPS
 
 DegradationPreference = Literal["balanced", "maintain-framerate", "maintain-resolution", "disabled"]
 """What a session lowers first when steps are late; the names are those of WebRTC. `balanced`: what
-is seen least first, the frame rate last; `maintain-framerate`: never the frame rate;
+is seen least first, the look of the mouth last; `maintain-framerate`: never the frame rate;
 `maintain-resolution`: only the frame rate; `disabled`: nothing."""
 
 
@@ -46,7 +46,7 @@ def levels_for(preference: DegradationPreference, levels: Sequence[Quality]) -> 
         case "balanced":
             return tuple(levels)
         case "maintain-framerate":
-            return tuple(level for level in levels if level.fps == full.fps)
+            return _at_full_rate(levels)
         case "maintain-resolution":
             rates = sorted({level.fps for level in levels}, reverse=True)
             return tuple(replace(full, fps=fps, cost=_cost_of_rate(fps)) for fps in rates)
@@ -60,6 +60,17 @@ _PER_FRAME = 0.75
 
 def _cost_of_rate(fps: int) -> float:
     return 1 - _PER_FRAME * (1 - fps / FPS)
+
+
+def _at_full_rate(levels: Sequence[Quality]) -> tuple[Quality, ...]:
+    """Return the levels at the full frame rate; of those that then look the same, the first."""
+    found: list[Quality] = []
+    for level in levels:
+        cost = level.cost / _cost_of_rate(level.fps)
+        full = replace(level, fps=FPS, cost=cost)
+        if not any(replace(full, cost=one.cost) == one for one in found):
+            found.append(full)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

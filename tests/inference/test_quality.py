@@ -30,10 +30,12 @@ def play(pipeline, quality, hops=HOPS, size=320):
 
 def test_levels_go_from_full_quality_down_and_each_costs_less(pipeline):
     levels = pipeline.quality_levels
-    assert levels[0] == FULL_QUALITY and len(levels) == 5
+    assert levels[0] == FULL_QUALITY and len(levels) == 6
     costs = [level.cost for level in levels]
-    assert costs == sorted(costs, reverse=True) and len(set(costs)) == 5
-    assert [level.fps for level in levels] == [25] * 4 + [20], "the frame rate is the last"
+    assert costs == sorted(costs, reverse=True) and len(set(costs)) == 6
+    assert [level.fps for level in levels] == [25, 25, 25, 20, 15, 15]
+    painted = [level.mouth_painter for level in levels]
+    assert painted == [True] * 5 + [False], "the look of the mouth goes last"
 
 
 def test_frames_keep_their_size_at_every_level(pipeline):
@@ -88,7 +90,7 @@ def test_full_quality_can_be_set_again(pipeline):
 def test_a_portrait_of_another_size_begins_with_an_image_of_its_own(pipeline, steps):
     """Whatever the place in the pattern of repeated images, one window in five begins with one."""
     state = pipeline.init_state(make_portrait(size=320))
-    pipeline.set_quality(state, pipeline.quality_levels[-1])
+    pipeline.set_quality(state, Quality(fps=20))
     for hop in HOPS[:steps]:
         pipeline.step(hop, [state])
     pipeline.change_portrait(state, make_portrait(1, size=64))
