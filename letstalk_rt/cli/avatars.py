@@ -114,7 +114,8 @@ def _user() -> str:
 
 def _portrait_of(library: AvatarLibrary, source: Path) -> Portrait:
     """Prepare an image, or a film, to check that it is usable."""
-    from letstalk_rt.dubbing.footage import is_film, prepare_footage
+    from letstalk_rt.dubbing.footage import prepare_footage
+    from letstalk_rt.dubbing.footage_reader import is_film
     from letstalk_rt.inference.pipeline import AvatarPipeline
 
     if is_film(source):

@@ -85,7 +85,8 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 def load_avatar(options: argparse.Namespace) -> "Avatar":
     """Load the model and the portrait that the options name."""
-    from letstalk_rt.dubbing.footage import is_film, prepare_footage
+    from letstalk_rt.dubbing.footage import prepare_footage
+    from letstalk_rt.dubbing.footage_reader import is_film
     from letstalk_rt.inference.pipeline import AvatarPipeline
     from letstalk_rt.portrait.library import AvatarLibrary
     from letstalk_rt.session.avatar import Avatar

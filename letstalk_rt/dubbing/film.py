@@ -24,6 +24,8 @@ MIN_SIDE_PX, MAX_SIDE_PX = 64, 4096
 
 # Playlists and image lists are excluded: reading one file must not open others.
 _CONTAINERS = "mov,matroska,avi,mpegts,flv,ogg,asf,gif,mpeg"
+_UPLOAD_CONTAINERS = "mov,matroska,avi"
+_UPLOAD_CODECS = "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4,mjpeg"
 _PLANAR = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
 _FULL_RANGE = 2
 _BT709 = 1
@@ -91,6 +93,9 @@ class Film:
 
     Args:
         source: path, or the bytes of a file.
+        most_frames: how many frames are decoded at most; `None`: all.
+        is_upload: whether strangers may have made it, so that only the containers and codecs of
+            telephones and browsers are read.
 
     Attributes:
         facts: what it is like.
@@ -99,7 +104,17 @@ class Film:
         FilmError: the file cannot be read, has no video, or no frame can be decoded.
     """
 
-    def __init__(self, source: str | Path | bytes) -> None:
+    def __init__(
+        self,
+        source: str | Path | bytes,
+        *,
+        most_frames: int | None = None,
+        is_upload: bool = False,
+    ) -> None:
+        self._most_frames = most_frames
+        self._options = {"format_whitelist": _UPLOAD_CONTAINERS if is_upload else _CONTAINERS}
+        if is_upload:
+            self._options["codec_whitelist"] = _UPLOAD_CODECS
         self._data = source if isinstance(source, bytes) else None
         self.name = "" if isinstance(source, bytes) else f" {source}"
         self._path = None if isinstance(source, bytes) else Path(source)
@@ -115,18 +130,50 @@ class Film:
         Raises:
             FilmError: the file is damaged; the frames before were yielded.
         """
+        for frame, time in self.decoded():
+            yield self.upright(frame, time)
+
+    def decoded(self) -> Iterator[tuple[VideoFrame, int]]:
+        """Yield the frames as they are decoded, for `upright`, and their times from 0.
+
+        Raises:
+            FilmError: the file is damaged, or has too many frames; those before were yielded.
+        """
         with self._opened() as (container, stream):
             start: int | None = None
             last, count = -1, 0
             step = max(1, round(1 / (self.facts.rate * self.facts.time_base)))
-            for frame in self._decoded(container, stream):
+            for number, frame in enumerate(self._decoded(container, stream)):
+                if number == self._most_frames:
+                    raise self._unusable(
+                        f"it has more than {number} frames in the part that is used. Export it "
+                        "with 25 frames per second."
+                    )
                 time = frame.pts if frame.pts is not None else (start or 0) + last + step
                 start = time if start is None else start
                 if time - start <= last:
                     continue  # a frame that is shown for no time
                 last, count = time - start, count + 1
-                yield self._upright(frame, last)
+                yield frame, last
             self._check_complete(count, _stated_frames(stream, self.facts.rate))
+
+    def upright(self, frame: VideoFrame, time: int) -> FilmFrame:
+        """Return a frame with its planes and as RGB.
+
+        Raises:
+            FilmError: it has another size than the film.
+        """
+        turns = round(frame.rotation / 90) % 4
+        if frame.format.name != self.facts.pixel_format:
+            frame = frame.reformat(format=self.facts.pixel_format)
+        rgb = frame.to_ndarray(format="rgb24")
+        planes = [plane_pixels(plane).copy() for plane in frame.planes[:3]]
+        if turns:
+            planes = [np.rot90(plane, turns).copy() for plane in planes]
+            rgb = np.rot90(rgb, turns).copy()
+        if rgb.shape[:2] != (self.facts.height, self.facts.width):
+            raise self._unusable("the size of its frames changes. Export it with one size.")
+        return FilmFrame(tuple(planes), rgb, time)
 
     def _check_complete(self, count: int, stated: int) -> None:
         """Check that about as many frames were decoded as the header says; 0 if it does not."""
@@ -140,7 +187,7 @@ class Film:
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         file = str(self._path) if self._data is None else io.BytesIO(self._data)
         try:
-            container = av.open(file, "r", options={"format_whitelist": _CONTAINERS})
+            container = av.open(file, "r", options=self._options)
         except (av.FFmpegError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 raise FilmError(
@@ -194,19 +241,6 @@ class Film:
             ),
             converted=None if pixel_format == first.format.name else first.format.name,
         )
-
-    def _upright(self, frame: VideoFrame, time: int) -> FilmFrame:
-        turns = round(frame.rotation / 90) % 4
-        if frame.format.name != self.facts.pixel_format:
-            frame = frame.reformat(format=self.facts.pixel_format)
-        rgb = frame.to_ndarray(format="rgb24")
-        planes = [plane_pixels(plane).copy() for plane in frame.planes[:3]]
-        if turns:
-            planes = [np.rot90(plane, turns).copy() for plane in planes]
-            rgb = np.rot90(rgb, turns).copy()
-        if rgb.shape[:2] != (self.facts.height, self.facts.width):
-            raise self._unusable("the size of its frames changes. Export it with one size.")
-        return FilmFrame(tuple(planes), rgb, time)
 
     def _unusable(self, reason: str) -> FilmError:
         return FilmError(f"Cannot use the film{self.name}: {reason}")

@@ -43,7 +43,10 @@ FACE_CENTRE_IN_BOX = 0.56
 """Height of the landmarks, and the position of their centre below the top, as shares of the box."""
 
 MAX_ASPECT = 16 / 9
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
+UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
+"""What is read of strangers, beside HEIC if `pillow-heif` is installed."""
+
+FORMATS = (*UPLOAD_FORMATS, "AVIF", "BMP", "GIF", "TIFF")
 # Pillow's own errors are OSErrors; its decoders raise the others on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
@@ -67,7 +70,12 @@ class Finder(Protocol):
         ...
 
 
-def read_image(source: PortraitSource, *, max_pixels: int | None = None) -> np.ndarray:
+def read_image(
+    source: PortraitSource,
+    *,
+    max_pixels: int | None = None,
+    formats: tuple[str, ...] = FORMATS,
+) -> np.ndarray:
     """Read an image, upright, in sRGB and without transparency.
 
     Files may be JPEG, PNG, WebP, AVIF, BMP, GIF (first image) or TIFF, and HEIC if `pillow-heif` is
@@ -78,6 +86,7 @@ def read_image(source: PortraitSource, *, max_pixels: int | None = None) -> np.n
         source: a path, the bytes of a file, a PIL image, or an array: `(H, W)` or `(H, W, C)` with
             1, 3 or 4 channels, uint8, uint16, or float in [0, 1].
         max_pixels: the largest width times height; checked before a file is decoded.
+        formats: Pillow's names of the formats that are read, beside HEIC.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
@@ -88,7 +97,7 @@ def read_image(source: PortraitSource, *, max_pixels: int | None = None) -> np.n
         TooManyPixelsError: the image has more than `max_pixels`.
         PortraitError: the source cannot be opened, or the image is too large or too small.
     """
-    image = _from_array(source) if isinstance(source, np.ndarray) else _open(source)
+    image = _from_array(source) if isinstance(source, np.ndarray) else _open(source, formats)
     width, height = image.size
     if max_pixels is not None and width * height > max_pixels:
         raise TooManyPixelsError(
@@ -256,7 +265,7 @@ def _choose_face(faces: list[Face]) -> tuple[Face, list[str]]:
     return face, warnings
 
 
-def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
+def _open(source: str | Path | bytes | Image.Image, formats: tuple[str, ...]) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, str | Path | bytes):
@@ -268,7 +277,7 @@ def _open(source: str | Path | bytes | Image.Image) -> Image.Image:
     if not data:
         raise NotAnImageError("The image file is empty. Save or download it again.")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS + _heif_formats())
+        return Image.open(io.BytesIO(data), formats=formats + _heif_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large("The image is far too large") from error
     except UnidentifiedImageError as error:
@@ -300,6 +309,12 @@ def _unsupported_message(data: bytes) -> str:
             "or save the image as JPEG."
         )
     return "This is not an image in a supported format; expected JPEG, PNG or WebP."
+
+
+def load_plugins() -> None:
+    """Load all that reads images now, so that no file of this package is opened later."""
+    Image.init()
+    _heif_formats()
 
 
 @cache

@@ -101,7 +101,8 @@ class Avatar:
             WeightsError: the weights are missing, damaged or of another preset.
             ConfigError: the preset or device is unknown, or a setting is out of range.
         """
-        from letstalk_rt.dubbing.footage import is_film, prepare_footage
+        from letstalk_rt.dubbing.footage import prepare_footage
+        from letstalk_rt.dubbing.footage_reader import is_film
         from letstalk_rt.portrait.image import prepare_portrait
 
         options = {

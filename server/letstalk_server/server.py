@@ -35,6 +35,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.started:
             return
+        self._app.state.avatar_service.upload_decoder.start_spares()
         # Exclude what is loaded from garbage collection: scanning it would delay all sessions.
         gc.collect()
         gc.freeze()

@@ -9,7 +9,8 @@ import torch
 from support.films import FPS, scene, syllables, talking_film, told_pipeline, write_film
 
 from letstalk_rt.cli.main import main
-from letstalk_rt.dubbing.footage import is_film, prepare_footage
+from letstalk_rt.dubbing.footage import prepare_footage
+from letstalk_rt.dubbing.footage_reader import is_film
 from letstalk_rt.errors import NoFaceError, PortraitError
 from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.footage_player import FootagePlayer

@@ -1,8 +1,8 @@
 """The loaded model and the portraits that it can animate.
 
-All model calls, including the face finder, run in one thread; image files are read in another, so
-that a large one delays no session. Neither is the event loop's default executor, which the frame
-packers use.
+All model calls, including the face finder, run in one thread; images are written and the operator's
+are read in another, so that a large one delays no session; uploads are decoded in processes of
+their own. None of this uses the event loop's default executor, which the frame packers use.
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 
+from letstalk_rt.dubbing.footage_reader import is_film, read_footage
 from letstalk_rt.errors import FilmError, ModelLost, PortraitError
 from letstalk_rt.inference.admission import StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
@@ -39,12 +40,15 @@ from letstalk_server.errors import (
     UnknownPortraitError,
 )
 from letstalk_server.session.ids import new_id
+from letstalk_server.session.upload_decoder import MOST_AT_ONCE, UploadDecoder
 from letstalk_server.settings import Settings
 
 if TYPE_CHECKING:
     from letstalk_rt.portrait.image import Finder
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 THUMBNAIL_PX = 192
 MAX_LABEL_CHARS = 60
@@ -165,7 +169,9 @@ class AvatarService:
         self._uploads: OrderedDict[str, AvatarEntry] = OrderedDict()
         self._mattes: dict[str, asyncio.Future[bytes]] = {}
         self._image_executor = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._upload_executor = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="uploads")
         self._care_task: asyncio.Task[None] | None = None
+        self.upload_decoder = UploadDecoder(settings.size, settings.max_upload_pixels)
         self.defaults: dict[str, AvatarEntry] = {}
 
     @property
@@ -219,6 +225,8 @@ class AvatarService:
         Wait for the running step: the process aborts if the interpreter exits during one.
         """
         self._image_executor.shutdown(wait=False, cancel_futures=True)
+        self._upload_executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.upload_decoder.close)
         if self._care_task is not None:
             self._care_task.cancel()
             await asyncio.wait([self._care_task])
@@ -362,45 +370,51 @@ class AvatarService:
     async def _prepare(
         self, source: bytes | Path, name: str, label: str, owner: str | None
     ) -> AvatarEntry:
-        loop = asyncio.get_running_loop()
-        if _is_film(source):
+        if is_film(source):
             portrait = await self._prepare_film(source)
-            images = await loop.run_in_executor(self._image_executor, _encode_images, portrait)
-            return AvatarEntry(name, label, owner, portrait, *images)
+        else:
+            portrait = await self._prepare_image(source)
+        images = await self._in_thread(_encode_images, portrait)
+        return AvatarEntry(name, label, owner, portrait, *images)
+
+    async def _prepare_image(self, source: bytes | Path) -> Portrait:
         finder, size = self._model.pipeline.finder, self._settings.size
         library = self._model.library
-        if library is not None and isinstance(source, Path):
+        if isinstance(source, bytes):
+            rgb = await self._for_upload(self.upload_decoder.image, source)
+            call = partial(_prepare_portrait, rgb, finder, size=size)
+        elif library is not None:
             call = partial(library.prepare, source, finder, size=size)
         else:
-            is_upload = isinstance(source, bytes)
-            max_pixels = self._settings.max_upload_pixels if is_upload else None
-            rgb = await loop.run_in_executor(self._image_executor, _read_image, source, max_pixels)
+            rgb = await self._in_thread(_read_image, source)
             call = partial(_prepare_portrait, rgb, finder, size=size)
-        portrait = await asyncio.wrap_future(self.worker.submit(call))
-        images = await loop.run_in_executor(self._image_executor, _encode_images, portrait)
-        return AvatarEntry(name, label, owner, portrait, *images)
+        return await asyncio.wrap_future(self.worker.submit(call))
 
     async def _prepare_film(self, source: bytes | Path) -> Portrait:
         """Prepare a film; its faces are found in pieces, between the steps of sessions."""
-        from letstalk_rt.dubbing.footage import chunks_of, portrait_of, read_footage
-
-        loop, size = asyncio.get_running_loop(), self._settings.size
-        max_pixels = self._settings.max_upload_pixels if isinstance(source, bytes) else None
-        read = partial(read_footage, source, size, max_pixels=max_pixels)
-        try:
-            frames, warnings = await loop.run_in_executor(self._image_executor, read)
-        except FilmError as error:
-            raise PortraitError(str(error)) from error
+        if isinstance(source, bytes):
+            frames, warnings = await self._for_upload(self.upload_decoder.film, source)
+        else:
+            try:
+                frames, warnings = await self._for_upload(read_footage, source, self._settings.size)
+            except FilmError as error:
+                raise PortraitError(str(error)) from error
         faces: list[FaceTrack | None] = []
-        chunks = chunks_of(frames)
-        while (
-            chunk := await loop.run_in_executor(self._image_executor, next, chunks, None)
-        ) is not None:
+        chunks = await self._for_upload(_chunks_of, frames)
+        while (chunk := await self._for_upload(next, chunks, None)) is not None:
             last = faces[-1] if faces else None
             call = partial(self._model.pipeline.track_faces, chunk, last)
             faces += await asyncio.wrap_future(self.worker.submit(call))
-        make = partial(portrait_of, frames, faces, warnings)
-        return await loop.run_in_executor(self._image_executor, make)
+        return await self._for_upload(_portrait_of, frames, faces, warnings)
+
+    async def _for_upload(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what may take seconds, in one of several threads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._upload_executor, function, *arguments)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._image_executor, function, *arguments)
 
 
 def label_of(name: str) -> str:
@@ -408,21 +422,29 @@ def label_of(name: str) -> str:
     return name.replace("_", " ").replace("-", " ").title()
 
 
-def _is_film(source: bytes | Path) -> bool:
-    from letstalk_rt.dubbing.footage import is_film
-
-    return is_film(source)
-
-
 def _footage_bytes(entry: AvatarEntry) -> int:
     footage = entry.portrait.footage
     return 0 if footage is None else sum(map(len, footage.frames))
 
 
-def _read_image(source: bytes | Path, max_pixels: int | None) -> np.ndarray:
+def _read_image(source: Path) -> np.ndarray:
     from letstalk_rt.portrait.image import read_image
 
-    return read_image(source, max_pixels=max_pixels)
+    return read_image(source)
+
+
+def _chunks_of(frames: list[bytes]) -> Iterator[np.ndarray]:
+    from letstalk_rt.dubbing.footage import chunks_of  # imports torch, which takes seconds
+
+    return chunks_of(frames)
+
+
+def _portrait_of(
+    frames: list[bytes], faces: list[FaceTrack | None], warnings: list[str]
+) -> Portrait:
+    from letstalk_rt.dubbing.footage import portrait_of
+
+    return portrait_of(frames, faces, warnings)
 
 
 def _prepare_portrait(rgb: np.ndarray, finder: Any, *, size: int) -> Portrait:
