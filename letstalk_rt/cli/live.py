@@ -244,6 +244,7 @@ def _run(options: argparse.Namespace, sinks: "list[Sink]", window: "PreviewWindo
     # Handle SIGTERM like Ctrl-C, so that recordings are completed.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     with load_avatar(options) as avatar:
+        avatar.measure_steps()
         if window is None:
             counts = asyncio.run(_play_live(options, avatar, sinks))
         else:

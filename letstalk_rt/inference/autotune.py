@@ -4,7 +4,8 @@ Processors differ: with AMX, bfloat16 is three times as fast as float32; with VN
 8-bit integers are fastest. Nothing is inferred from the name of a processor: each variant decodes a
 window of a default avatar a few times, in one thread, whose processor time is measured: what other
 programs take does not count. A variant whose frames differ visibly from those of float32 is
-refused. The result is cached in a file, by processor, torch version and number of threads.
+refused. The result is cached by processor, torch version and number of threads, and measured again
+once a session was far slower than measured (`letstalk_rt.inference.step_times`).
 
 torch.compile takes a minute, so it is measured only with `thorough`.
 """
@@ -12,7 +13,6 @@ torch.compile takes a minute, so it is measured only with `thorough`.
 import copy
 import functools
 import hashlib
-import json
 import logging
 import math
 import os
@@ -34,6 +34,7 @@ from letstalk_rt.avatars import list_avatars
 from letstalk_rt.errors import ConfigError, DependencyError
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES
+from letstalk_rt.inference.machine_cache import MachineCache
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.layers import int8
 from letstalk_rt.models.layers.attention import MemoryAttention, attend
@@ -128,14 +129,13 @@ def fastest_variant(
         thorough: also measure torch.compile, and ignore what is cached.
         cache_file: where results are cached; None for the user's cache folder.
     """
-    path = cache_file or cache_folder() / "tuning.json"
-    cached, key = _read(path), machine_key(model)
-    if key in cached and not thorough:
+    cached = MachineCache(cache_file).get(machine_key(model))
+    if cached and not thorough:
         try:
-            return DecoderVariant.parse(cached[key]["variant"])
-        except (ConfigError, KeyError, TypeError):
+            return DecoderVariant.parse(cached["variant"])
+        except (ConfigError, KeyError, AttributeError):
             pass  # the entry is damaged: measure
-    return renewed_variant(model, thorough=thorough, cache_file=path)[0]
+    return renewed_variant(model, thorough=thorough, cache_file=cache_file)[0]
 
 
 def renewed_variant(
@@ -148,7 +148,6 @@ def renewed_variant(
         thorough: also measure torch.compile.
         cache_file: where results are cached; None for the user's cache folder.
     """
-    path = cache_file or cache_folder() / "tuning.json"
     measured = measure(model, variant_candidates(thorough))
     best = _best(measured)
     shown = {
@@ -156,7 +155,7 @@ def renewed_variant(
         for variant, m in measured.items()
     }
     _log.info("fastest decoder on this processor: %s (%s)", best, shown)
-    _write(path, _read(path) | {machine_key(model): {"variant": str(best), "measured": shown}})
+    MachineCache(cache_file).put(machine_key(model), {"variant": str(best), "measured": shown})
     return best, measured
 
 
@@ -328,16 +327,13 @@ def machine_key(model: AvatarModel) -> str:
         f"{torch.get_num_threads()} threads",
         f"letstalk_rt {__version__}",
         repr(model.preset.autoencoder),
+        _device_name(model.motion_scale.device),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder: `LETSTALK_CACHE`, or by the XDG specification."""
-    folder = os.environ.get("LETSTALK_CACHE")
-    if folder:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "letstalk_rt"
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _processor() -> str:
@@ -350,21 +346,3 @@ def _processor() -> str:
     found = {line.partition(":")[0].strip(): line for line in lines if line.startswith(wanted)}
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
     return "\n".join([*found.values(), limit]) or platform.machine()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        _log.info("the measurement cannot be cached: %s", error)

@@ -132,6 +132,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         self.lookahead_frames = loaded.lookahead_frames
         self.partial_sizes: Sequence[int] = loaded.partial_sizes
         self.quality_levels: Sequence[Quality] = loaded.quality_levels
+        self.machine = loaded.machine
         self.finder = IsolatedFinder(self._find_faces, loaded.crop_px, loaded.fingerprint)
 
     @property

@@ -38,6 +38,7 @@ class Loaded:
         fingerprint: of the face finder.
         compiled: whether new shapes take a minute, because they are compiled.
         quality_levels: see `Pipeline`.
+        machine: see `Pipeline`.
         load_again: options that load the same model sooner, because nothing is measured again.
         camera_refusal: why no camera can drive the model; None if one can.
     """
@@ -51,6 +52,7 @@ class Loaded:
     fingerprint: str
     compiled: bool
     quality_levels: tuple[Quality, ...]
+    machine: str
     load_again: Mapping[str, Any]
     camera_refusal: str | None
 

@@ -66,6 +66,7 @@ def _describe(pipeline: Pipeline[Any]) -> Loaded:
         fingerprint=finder.fingerprint() if finder is not None else "",
         compiled=bool(formats.get("compiled")),
         quality_levels=tuple(pipeline.quality_levels),
+        machine=pipeline.machine,
         load_again=formats,
         camera_refusal=_camera_refusal(pipeline),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
 from letstalk_rt.inference.audio_stage import AudioStage, Heard
-from letstalk_rt.inference.autotune import DecoderVariant
+from letstalk_rt.inference.autotune import DecoderVariant, machine_key
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device
 from letstalk_rt.inference.driver_camera import DriverCamera
@@ -101,6 +101,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         self.partial_sizes = self.frame_decoder.partial_sizes
         self._footage_stage = FootageStage(self.frame_decoder, self.frames_per_window)
         self.quality_levels = self.frame_decoder.quality_levels
+        self.machine = f"{machine_key(model)} {model.preset.name} {variant}, {steps} steps"
         self._states = StateFactory(model, steps=steps)
         self._face_reader: FaceReader | None = None
         self._ready: ReadyModel | None = None  # keeps the model shared

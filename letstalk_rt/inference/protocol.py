@@ -190,6 +190,8 @@ class Pipeline(Protocol[State]):
         lookahead_frames: how many frames the video is behind the audio.
         partial_sizes: number of frames in each partial window; their sum is N.
         quality_levels: what `set_quality` accepts, from full quality down.
+        machine: the hash of this machine, and what else the duration of a step depends on, but for
+            the portrait; empty if it is not worth keeping.
     """
 
     frames_per_window: int
@@ -197,6 +199,7 @@ class Pipeline(Protocol[State]):
     lookahead_frames: int
     partial_sizes: Sequence[int]
     quality_levels: Sequence[Quality] = (FULL_QUALITY,)
+    machine: str = ""
 
     @property
     def device(self) -> object:

@@ -27,6 +27,7 @@ from letstalk_rt.inference.protocol import (
     StateOptions,
     Windows,
 )
+from letstalk_rt.inference.step_times import StepTimes
 from letstalk_rt.types import Portrait
 
 P = ParamSpec("P")
@@ -107,6 +108,12 @@ class ModelWorker(Generic[State]):
         clock: returns monotonic seconds.
         executor: runs one call at a time, in order, and is shut down with the worker; None creates
             a thread.
+
+    Attributes:
+        load: the load of its thread.
+        max_batch: the most sessions in one step.
+        step_times: how long steps take on this machine; None if that is not known. See
+            `StepTimes.of`.
     """
 
     def __init__(
@@ -120,6 +127,7 @@ class ModelWorker(Generic[State]):
     ) -> None:
         assert max_batch >= 1, max_batch
         self.load = WorkerLoad()
+        self.step_times: StepTimes | None = None
         self.max_batch = max_batch
         self.pipeline = pipeline
         self._on_step = on_step

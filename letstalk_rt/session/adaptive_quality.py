@@ -127,6 +127,8 @@ class QualityAdapter:
     Args:
         levels: quality levels from full quality down, each with its cost.
         policy: when the quality changes.
+        load: share of its playing time that a step of full quality is known to take on this
+            machine; it begins at the first level that fits. 0 if nothing is known.
 
     Attributes:
         level: the present level; 0 is full quality.
@@ -136,9 +138,11 @@ class QualityAdapter:
         self,
         levels: Sequence[Quality] = (FULL_QUALITY,),
         policy: AdaptationPolicy = AdaptationPolicy(),
+        load: float = 0.0,
     ) -> None:
         assert levels, "there is at least full quality"
-        self.level = 0
+        fitting = (n for n, one in enumerate(levels) if load * one.cost <= policy.busy)
+        self.level = next(fitting, len(levels) - 1)
         self._levels, self._policy = tuple(levels), policy
         self._steps: deque[StepTiming] = deque()  # since the last change
         self._since_s = -math.inf  # when these began

@@ -30,6 +30,7 @@ from letstalk_rt.inference.protocol import (
     State,
     StateOptions,
 )
+from letstalk_rt.inference.step_times import StepTimes
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.session.options import SessionOptions, segmenter_for
 from letstalk_rt.session.session import AvatarSession
@@ -82,6 +83,9 @@ class Avatar:
     ) -> Self:
         """Load a model and prepare a portrait for it. Blocks for some seconds.
 
+        The first time on a machine, it also measures how fast that is; further portraits of a
+        model that is loaded are ready in less than a second.
+
         Args:
             portrait: path, bytes of an image file, `(H, W, 3)` uint8 RGB array, or PIL image; or
                 path or bytes of a short film of a person, which is then shown back and forth.
@@ -123,6 +127,11 @@ class Avatar:
             raise
         avatar = cls.from_pipeline(pipeline, prepared)
         avatar._owns_pipeline = True
+        try:
+            avatar.measure_steps()
+        except BaseException:
+            avatar.close()
+            raise
         return avatar
 
     @classmethod
@@ -156,6 +165,14 @@ class Avatar:
     def session(self, **options: Unpack[SessionOptions]) -> AvatarSession:
         """Create a live session; see `AvatarSession` for the options."""
         return AvatarSession(self._worker, self.portrait, **options)
+
+    def measure_steps(self) -> StepTimes | None:
+        """Measure how long steps take here, unless a start before has; None if nothing keeps it.
+
+        Blocks for some seconds the first time. Sessions then begin at a quality level that fits
+        this machine; `load` does this, too.
+        """
+        return StepTimes.of(self._worker, self.portrait)
 
     def measure_load(self) -> MeasuredLoad:
         """Measure what a step costs here; the result tells how full the worker is.

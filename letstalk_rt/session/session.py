@@ -152,10 +152,12 @@ class AvatarSession:
         )
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
         self._camera = CameraInput(worker.pipeline, camera, self._now_s, self._hub, self.metrics)
-        levels = levels_for(
-            degradation_preference if idle else "disabled", worker.pipeline.quality_levels
+        times, levels = worker.step_times, worker.pipeline.quality_levels
+        allowed = levels_for(
+            degradation_preference if idle else "disabled",
+            levels if times is None else times.with_costs(levels),
         )
-        self._quality = QualityAdapter(levels)
+        self._quality = QualityAdapter(allowed, load=0.0 if times is None else times.load)
         self._scheduler = StepScheduler(
             worker,
             self._audio_input,

@@ -17,6 +17,8 @@ from letstalk_rt.audio.segmenter import Hop, SegmentBoundary, silence_like
 from letstalk_rt.audio.voice_activity import VoiceActivity, VoiceActivityDetector, make_vad
 from letstalk_rt.errors import ConfigError, InputError, SessionClosed
 from letstalk_rt.inference.protocol import DeliverFrames, State, StateOptions
+from letstalk_rt.inference.quality import Quality
+from letstalk_rt.inference.step_times import SlownessWatch
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
 from letstalk_rt.session.adaptive_quality import QualityAdapter, StepTiming
@@ -119,6 +121,7 @@ class StepScheduler(Generic[State]):
         self._quality, self._on_quality = quality or QualityAdapter(), on_quality
         self._image: np.ndarray | None = None  # the last one
         self._epoch = 0  # of the model's last step
+        self._slowness, self._steps_of_all = SlownessWatch(worker.step_times), 0
         self._voiced = deque([False] * lookahead_frames)  # of frames not made yet
         self._changes: deque[PortraitChange] = deque()
 
@@ -134,6 +137,8 @@ class StepScheduler(Generic[State]):
         )
         try:
             await model.open()
+            if self._quality.level:  # this machine is known to be too slow for full quality
+                await self._change_quality(model)
             detector = await self._create_detector()
             while True:
                 work = await self._next_work()
@@ -218,7 +223,8 @@ class StepScheduler(Generic[State]):
         if epoch != self._audio_input.epoch:
             return
         step = _Step(hop, epoch, voiced, queued_s, self._now_s())
-        steering = step.steering = self._steering(step)
+        steering, quality = self._steering(step), self._quality.quality
+        step.steering = steering
         is_regular = await model.step(
             model_input,
             lambda: self._deliver(step, model.new_images()),
@@ -232,6 +238,8 @@ class StepScheduler(Generic[State]):
         took_s = ended_s - step.started_s - (steering.waited_s if steering else 0.0)
         timing = StepTiming(ended_s, took_s, self._window / FPS, step.is_late)
         self._metrics.stamp_step(timing.took_s, timing.media_s)
+        if is_regular:
+            await self._watch_speed(quality, timing)
         if is_regular and not is_first:  # the first frame after an interrupt has no fixed due time
             await self._adapt_quality(model, timing)
 
@@ -253,8 +261,18 @@ class StepScheduler(Generic[State]):
     async def _adapt_quality(self, model: ModelSession[State], timing: StepTiming) -> None:
         """Lower or raise the quality, if the last steps ask for it."""
         if self._quality.note_step(timing):
-            await model.set_quality(self._quality.quality)
-            self._on_quality()
+            await self._change_quality(model)
+
+    async def _change_quality(self, model: ModelSession[State]) -> None:
+        await model.set_quality(self._quality.quality)
+        self._on_quality()
+
+    async def _watch_speed(self, quality: Quality, timing: StepTiming) -> None:
+        """Doubt what was measured on this machine, if steps take far longer."""
+        steps, self._steps_of_all = self._steps_of_all, self._worker.load.steps
+        is_alone = self._steps_of_all - steps == 1
+        if self._slowness.note(quality, timing.took_s, is_alone=is_alone):
+            await asyncio.to_thread(self._slowness.doubt)
 
     def _deliver(self, step: _Step, is_new: list[bool]) -> DeliverFrames:
         """Return a callback that passes partial windows from the model thread to the event loop.

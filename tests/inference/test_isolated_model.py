@@ -20,6 +20,7 @@ def speech(seconds):
 def test_the_embedded_model_comes_back_and_is_the_same():
     with Avatar.load(PORTRAIT, size=256, threads=1, isolated=True) as avatar:
         pipeline = avatar.pipeline
+        assert pipeline.machine.split()[1] == "tiny", "what is measured here is kept by this name"
         wanted = np.stack([frame.rgb for frame in avatar.render(speech(0.2))])
         os.kill(pipeline.pid, signal.SIGKILL)
         while pipeline.is_running:

@@ -9,7 +9,9 @@ from support.live_sessions import Screen, microphone, session_of, speech_of
 from support.virtual_time import run
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.machine_cache import MachineCache
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality, new_images
+from letstalk_rt.inference.step_times import StepTimes
 from letstalk_rt.session.adaptive_quality import (
     AdaptationPolicy,
     QualityAdapter,
@@ -104,6 +106,10 @@ class TestAdapter:
         (lowered_s, _), (raised_s, _), *_ = machine.changes
         assert raised_s - lowered_s < 2 * policy.calm_s
 
+    def test_it_begins_where_a_known_load_fits(self):
+        begins = {load: QualityAdapter(LEVELS, load=load).level for load in (0, 0.9, 1.1, 1.3, 9)}
+        assert begins == {0: 0, 0.9: 0, 1.1: 1, 1.3: 2, 9: 3}
+
     def test_without_levels_to_take_nothing_happens(self):
         assert Machine(QualityAdapter()).run(3.0, 60) == 0
 
@@ -171,9 +177,11 @@ class GradedWorker(TimedWorker):
 class Watched:
     """A live session of a graded pipeline, on a screen, with its events and delays."""
 
-    def __init__(self, step_s, **options):
+    def __init__(self, step_s, times_s=(), **options):
         self.pipeline = GradedPipeline()
         self.worker = GradedWorker(self.pipeline, step_s)
+        if times_s:
+            self.worker.step_times = StepTimes("known", times_s, MEDIA_S)
         options = {"playback": "reported", **options}
         self.session = session_of(worker=self.worker, idle=True, **options)
         self.events = []
@@ -211,6 +219,23 @@ class TestSession:
         assert metrics.quality_changes == len(watched.levels) and metrics.quality_level == 0
         assert 0 < metrics.reduced < metrics.frames
         assert watched.pipeline.qualities[-1] == FULL_QUALITY == watched.session.quality
+
+    def test_a_machine_that_is_known_to_be_slow_begins_at_a_level_that_fits(self):
+        watched = Watched(0.2, (0.2, 0.16, 0.13))
+        run(watched.speak((0.2, 3)))
+        assert watched.levels == [2], "from the first frame on"
+        assert watched.pipeline.qualities[1].cost == pytest.approx(0.65)
+        assert watched.session.metrics.quality_level == 2
+        assert watched.session.metrics.reduced == watched.session.metrics.frames > 50
+
+    def test_sessions_that_are_slower_than_measured_have_it_measured_again(
+        self, monkeypatch, tmp_path
+    ):
+        monkeypatch.setenv("LETSTALK_CACHE", str(tmp_path))
+        for step_s, is_kept in ((0.11, True), (0.15, False)):
+            MachineCache().put("known tiny", {"step_ms": [90]})
+            run(Watched(step_s, (0.09,)).speak((step_s, 14)))
+            assert bool(MachineCache().get("known tiny")) == is_kept
 
     def test_the_delay_does_not_grow_while_the_machine_is_busy(self):
         watched = Watched(0.1)
