@@ -27,7 +27,7 @@ from letstalk_server.http.problem_details import (
 from letstalk_server.memory import return_memory
 from letstalk_server.metrics import ServerMetrics
 from letstalk_server.session.avatar_service import AvatarService, LoadedModel, load_model
-from letstalk_server.session.limits import RateLimiter
+from letstalk_server.session.limits import RateLimiter, UploadPlaces
 from letstalk_server.session.recorder import RecordingStore
 from letstalk_server.session.registry import SessionRegistry
 from letstalk_server.session.text_speech import open_engine
@@ -38,8 +38,11 @@ from letstalk_server.webrtc.remote_candidates import CandidatePolicy
 
 log = logging.getLogger(__name__)
 
-MAX_UPLOADS = 4
-"""Uploads received at once; further ones wait in their sockets, not in memory."""
+MAX_UPLOADS = 16
+"""Uploads at once, each of at most `max_upload_bytes` in memory."""
+
+MAX_PREPARED = 4
+"""Uploads that are prepared at once; others wait with their whole body."""
 
 UPLOADS_PER_S = 0.5
 """Sustained rate at which one subject may upload portraits."""
@@ -116,7 +119,8 @@ def create_app(
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.agent_check = AgentCheck(lambda: LOADING)
-    app.state.uploading = asyncio.Semaphore(MAX_UPLOADS)
+    app.state.upload_places = UploadPlaces(MAX_UPLOADS)
+    app.state.preparing = asyncio.Semaphore(MAX_PREPARED)
     app.state.upload_limiter = RateLimiter(UPLOADS_PER_S)
     app.state.connection_limiter = RateLimiter(
         max(CONNECTIONS_PER_S, settings.max_connections / RateLimiter.BURST_S)

@@ -54,6 +54,7 @@ PROBLEM_TYPES = {
         ("unknown-avatar", 404, "There is no such avatar"),
         ("unknown-portrait", 404, "There is no such portrait"),
         ("method-not-allowed", 405, "This address does not take that method"),
+        ("too-slow", 408, "That took too long to arrive"),
         ("default-avatar", 409, "Default avatars stay"),
         ("precondition-failed", 412, "The connection has another state"),
         ("too-large", 413, "That file is too large"),
@@ -126,6 +127,12 @@ class PreconditionFailedError(HttpError):
     """`If-Match` is not the current `ETag`."""
 
     code = "precondition-failed"
+
+
+class BodyTooSlowError(HttpError):
+    """The body does not arrive in time."""
+
+    code = "too-slow"
 
 
 class ContentTooLargeError(HttpError):

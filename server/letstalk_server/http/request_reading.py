@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, cast
 
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse
 
 from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ, check_output_rate
@@ -12,7 +12,7 @@ from letstalk_rt.inference.protocol import DEFAULT_MOTION
 from letstalk_rt.types import SAMPLE_RATE, MotionOptions
 from letstalk_server.auth import Auth, Caller
 from letstalk_server.errors import BadRequestError
-from letstalk_server.http.problem_details import ContentTooLargeError
+from letstalk_server.http.problem_details import BodyTooSlowError, ContentTooLargeError
 from letstalk_server.metrics import ServerMetrics
 from letstalk_server.protocol.json_text import load_object
 from letstalk_server.session.avatar_service import AvatarService
@@ -23,6 +23,10 @@ from letstalk_server.settings import Settings
 
 MAX_JSON_BYTES = 100_000
 BODY_TIMEOUT_S = 60.0
+STALL_S = 5.0
+MIN_BYTES_PER_S = 10_000
+"""Least rate of a body: it may be behind this by `STALL_S`."""
+
 MAX_NAME_CHARS = 128
 MAX_SEED = 2**31 - 1
 NO_STORE = {"cache-control": "no-store"}
@@ -87,17 +91,27 @@ async def read_body(request: Request, limit: int) -> bytes:
 
     Raises:
         ContentTooLargeError: The body is larger.
-        BadRequestError: The body does not arrive in time.
+        BadRequestError: The body ends early.
+        BodyTooSlowError: The body does not arrive in time, or too slowly.
     """
     data = bytearray()
+    began_s = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(STALL_S) as waiting:
             async for chunk in request.stream():
                 data += chunk
                 if len(data) > limit:
                     raise ContentTooLargeError(_too_large(limit), {"connection": "close"})
+                allowed_s = min(BODY_TIMEOUT_S, STALL_S + len(data) / MIN_BYTES_PER_S)
+                waiting.reschedule(began_s + allowed_s)
     except TimeoutError:
-        raise BadRequestError(f"The upload took longer than {BODY_TIMEOUT_S:.0f} s.") from None
+        raise BodyTooSlowError(
+            f"A body must arrive within {BODY_TIMEOUT_S:.0f} s, at {MIN_BYTES_PER_S} bytes per "
+            "second at least. Try a smaller file, or a faster line.",
+            {"connection": "close"},
+        ) from None
+    except ClientDisconnect:
+        raise BadRequestError("The body ended early.") from None
     return bytes(data)
 
 

@@ -35,6 +35,7 @@ from letstalk_server.http.request_reading import (
     text_field,
 )
 from letstalk_server.session.avatar_service import MAX_LABEL_CHARS, AvatarEntry, AvatarService
+from letstalk_server.session.limits import UploadPlaces
 from letstalk_server.session.recorder import RecordingStore
 from letstalk_server.session.session import Session
 from letstalk_server.settings import Settings
@@ -235,12 +236,14 @@ async def upload_avatar(request: Request) -> Response:
     label = request.query_params.get("label", "")
     if len(label) > MAX_LABEL_CHARS:
         raise BadRequestError(f"label may have {MAX_LABEL_CHARS} characters.")
-    uploading: asyncio.Semaphore = request.app.state.uploading
-    async with uploading:
+    places: UploadPlaces = request.app.state.upload_places
+    preparing: asyncio.Semaphore = request.app.state.preparing
+    with places.take(caller):
         data = await read_body(request, context.settings.max_upload_bytes)
         if not data:
             raise NotAnImageError("The file is empty. Choose a JPEG, PNG or WebP image.")
-        entry = await context.avatar_service.upload(data, caller.subject, label)
+        async with preparing:
+            entry = await context.avatar_service.upload(data, caller.subject, label)
     context.metrics.uploads.inc()
     return json_response(avatar_json(entry), 201, {"location": f"/v1/avatars/{entry.id}"})
 

@@ -2,7 +2,8 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from letstalk_rt.inference.admission import HEADROOM
 from letstalk_server.auth import Caller
@@ -15,6 +16,9 @@ from letstalk_server.errors import (
     TooManyRequestsError,
 )
 from letstalk_server.session.avatar_service import AvatarService
+
+UPLOAD_RETRY_S = 2
+"""When to try an upload again that had to wait for others."""
 
 
 class TokenBucket:
@@ -82,6 +86,42 @@ class RateLimiter:
         if not bucket.take():
             wait_s = max(1, round(1 / self._per_s))
             raise TooManyRequestsError(f"Too many requests. Try again in {wait_s} seconds.", wait_s)
+
+
+class UploadPlaces:
+    """Places for uploads, from their first byte to the prepared portrait.
+
+    A subject has one, so that slow uploads hold up their own subject only; an operator any number.
+
+    Args:
+        limit: uploads at once, whose bodies are all in memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken: list[str] = []
+
+    @contextmanager
+    def take(self, caller: Caller) -> Iterator[None]:
+        """Hold a place for an upload of a caller.
+
+        Raises:
+            TooManyRequestsError: The subject is uploading already.
+            AtCapacityError: All places are taken.
+        """
+        if caller.subject in self._taken and not caller.is_operator:
+            raise TooManyRequestsError(
+                "Another upload of yours is not complete. Wait until it is.", UPLOAD_RETRY_S
+            )
+        if len(self._taken) >= self._limit:
+            raise AtCapacityError(
+                f"Too many uploads at once. Try again in {UPLOAD_RETRY_S} seconds.", UPLOAD_RETRY_S
+            )
+        self._taken.append(caller.subject)
+        try:
+            yield
+        finally:
+            self._taken.remove(caller.subject)
 
 
 class AdmissionControl:
