@@ -6,16 +6,21 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from letstalk_rt import __version__
 from letstalk_rt.cli.options import add_json_option
 from letstalk_rt.cli.output import colored, write_json, write_line
 from letstalk_rt.errors import LetsTalkError
 from letstalk_rt.types import FPS
+
+if TYPE_CHECKING:
+    from letstalk_rt.inference.quality import Quality
+    from letstalk_rt.inference.step_times import StepTimes
+    from letstalk_rt.session.throughput import Throughput
 
 SUMMARY = "find what is missing or slow on this machine, and which preset it can run live"
 
@@ -30,6 +35,13 @@ _EXTRAS = {
     "piper": (("piper",), "text to speech by Piper"),
 }
 """Extras of the package: their modules, and what they are for."""
+
+_SMALL_PX = 256
+_WORTHWHILE = 0.85
+"""Smaller frames are advised if a step takes less than this share of the time."""
+
+_IDLE_CORES = 0.2
+"""Up to so many busy cores are those of the system and of a desktop that shows nothing new."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +88,7 @@ def run(options: argparse.Namespace) -> int:
         write_json({"checks": [asdict(finding) for finding in findings], "preset": preset})
     elif options.seconds > 0:
         write_line()
-        write_line(
-            f"Use --preset {preset}." if preset else "No preset is fast enough for live use here."
-        )
+        write_line(_summary(findings, preset))
     if any(finding.status == "bad" for finding in findings):
         return 1
     return 3 if options.seconds > 0 and preset is None else 0
@@ -89,6 +99,16 @@ def _print_finding(finding: Finding) -> None:
     write_line(f"{mark}  {finding.name.ljust(12)}  {finding.found}".rstrip())
     if finding.advice:
         write_line(f"{' ' * 9}{finding.advice}")
+
+
+def _summary(findings: list[Finding], preset: str | None) -> str:
+    if preset:
+        return f"Use --preset {preset}."
+    quality = next((finding for finding in findings if finding.name == "quality"), None)
+    if quality is not None and quality.facts["fits"]:
+        how = "without a reserve" if quality.status == "ok" else "below full quality"
+        return f"Use --preset tiny: it is live here, {how}."
+    return "No preset is fast enough for live use here."
 
 
 def _live_preset(findings: list[Finding]) -> str | None:
@@ -111,7 +131,10 @@ def _run_checks(seconds: float) -> Iterator[Finding]:
     yield _check_window()
     if seconds > 0:
         yield _catch("decoder", _check_decoder)
-        yield _catch("speed", lambda: _check_speed(seconds))
+        try:
+            yield from _check_speed(seconds)
+        except LetsTalkError as error:
+            yield Finding("speed", "bad", "", str(error))
 
 
 def _catch(name: str, check: Callable[[], Finding]) -> Finding:
@@ -140,9 +163,8 @@ def _check_torch() -> Finding:
     facts = {"torch": torch.__version__, "threads": threads, "cores": cores, "units": units}
     advice = ""
     if threads < cores:
-        advice = (
-            f"torch uses only {threads} of {cores} cores: unset OMP_NUM_THREADS or set --threads"
-        )
+        way = "unset OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "set --threads"
+        advice = f"torch uses only {threads} of {cores} cores: {way}"
     elif threads > cores:
         advice = f"{threads} threads on {cores} cores slow each other down: set --threads"
     return Finding("torch", "slow" if advice else "ok", found.strip(), advice, facts)
@@ -239,13 +261,29 @@ def _check_decoder() -> Finding:
     return Finding("decoder", "ok", f"{best} is used ({found} a window in one thread)", facts=facts)
 
 
-def _check_speed(seconds: float) -> Finding:
+def _check_speed(seconds: float) -> Iterator[Finding]:
+    """Measure the model, and anew at which quality sessions begin here."""
     from letstalk_rt.avatars import list_avatars
-    from letstalk_rt.cli.bench import measure
     from letstalk_rt.session.avatar import Avatar
+    from letstalk_rt.session.throughput import measure_throughput
 
+    busy_cores = _busy_cores()
     portrait = next(iter(list_avatars().values()))
-    result = measure(lambda: Avatar.load(portrait), "tiny", seconds)
+    started_s = time.perf_counter()
+    with Avatar.load(portrait) as avatar:
+        load_s = time.perf_counter() - started_s
+        result = measure_throughput(avatar, "tiny", load_s=load_s, seconds=seconds)
+        times, levels = avatar.measure_steps(anew=True), avatar.pipeline.quality_levels
+    small = None
+    if times is not None and not result.fits:
+        with Avatar.load(portrait, size=_SMALL_PX) as avatar:
+            small = avatar.measure_steps(anew=True)
+    yield _speed_finding(result, _speed_advice(times, small, busy_cores))
+    if times is not None:
+        yield _quality_finding(times, levels)
+
+
+def _speed_finding(result: "Throughput", advice: str) -> Finding:
     window = result.window_ms
     found = (
         f"tiny at 512 px: {result.fps:.0f} frames per second, a window of "
@@ -254,11 +292,71 @@ def _check_speed(seconds: float) -> Finding:
     facts = {"preset": "tiny", "fps": round(result.fps, 1), "window_ms_p99": round(window.p99, 1)}
     if result.fits:
         return Finding("speed", "ok", found, facts=facts)
-    advice = (
-        f"live use needs {FPS} frames per second and a reserve: close other programs, use "
-        "--size 256, or a faster machine; letstalk render works at any speed"
-    )
     return Finding("speed", "slow", found, advice, facts)
+
+
+def _speed_advice(times: "StepTimes | None", small: "StepTimes | None", busy_cores: float) -> str:
+    """Return what would make live sessions faster here; only what does.
+
+    Args:
+        times: step times at 512 px.
+        small: step times of smaller frames.
+        busy_cores: how many cores other programs keep busy.
+    """
+    ways = []
+    if busy_cores > _IDLE_CORES:
+        ways.append(f"close other programs, which keep {busy_cores:.1f} cores busy")
+    if times is not None and small is not None and small.load < _WORTHWHILE * times.load:
+        ways.append(f"use --size {_SMALL_PX}, whose window takes {1000 * small.step_s[0]:.0f} ms")
+    return (
+        f"live use needs {FPS} frames per second and a reserve: "
+        + ", ".join([*ways, "or use a faster machine" if ways else "use a faster machine"])
+        + "; letstalk render works at any speed"
+    )
+
+
+def _quality_finding(times: "StepTimes", levels: "Sequence[Quality]") -> Finding:
+    """Tell at which quality sessions begin on this machine."""
+    from letstalk_rt.session.adaptive_quality import QualityAdapter
+
+    known = times.with_costs(levels)
+    begin = QualityAdapter(known, load=times.load)
+    step_ms, window_ms = 1000 * times.expected_s(begin.quality), 1000 * times.window_s
+    facts = {
+        "level": begin.level,
+        "fps": begin.quality.fps,
+        "step_ms": [round(1000 * times.expected_s(one), 1) for one in known],
+        "fits": step_ms <= window_ms,
+    }
+    takes = f"a step takes {step_ms:.0f} of {window_ms:.0f} ms"
+    if begin.level == 0:
+        return Finding("quality", "ok", f"sessions begin at full quality: {takes}", facts=facts)
+    found = (
+        f"sessions begin at level {begin.level} of {begin.lowest}, {begin.quality.fps} images per "
+        f"second: {takes}, of full quality {1000 * times.step_s[0]:.0f}"
+    )
+    advice = "--degradation-preference says what is lowered first"
+    return Finding("quality", "slow", found, advice, facts)
+
+
+def _busy_cores(seconds: float = 0.5) -> float:
+    """Return how many cores other programs keep busy; 0 where only Linux could tell."""
+    before = _busy_ticks()
+    time.sleep(seconds if before is not None else 0.0)
+    after = _busy_ticks()
+    if before is None or after is None:
+        return 0.0
+    return (after - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def _busy_ticks() -> int | None:
+    """Return the clock ticks that all cores have computed for, except at lower priority."""
+    try:
+        with open("/proc/stat") as file:
+            user, _, system, _, _, irq, soft_irq = map(int, file.readline().split()[1:8])
+    except (OSError, ValueError):
+        return None
+    return user + system + irq + soft_irq
 
 
 def _count_cores() -> int:

@@ -166,13 +166,16 @@ class Avatar:
         """Create a live session; see `AvatarSession` for the options."""
         return AvatarSession(self._worker, self.portrait, **options)
 
-    def measure_steps(self) -> StepTimes | None:
+    def measure_steps(self, *, anew: bool = False) -> StepTimes | None:
         """Measure how long steps take here, unless a start before has; None if nothing keeps it.
 
         Blocks for some seconds the first time. Sessions then begin at a quality level that fits
         this machine; `load` does this, too.
+
+        Args:
+            anew: measure even if a start before has.
         """
-        return StepTimes.of(self._worker, self.portrait)
+        return StepTimes.of(self._worker, self.portrait, anew=anew)
 
     def measure_load(self) -> MeasuredLoad:
         """Measure what a step costs here; the result tells how full the worker is.

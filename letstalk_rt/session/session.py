@@ -428,7 +428,7 @@ class AvatarSession:
             self._hub.warn(
                 "model-behind",
                 f"A frame arrived {late_s * 1000:.0f} ms after it was requested: the machine is "
-                "too slow now. Use fewer sessions or sampling steps, or a smaller preset.",
+                "too slow now. `letstalk doctor` says what would help.",
                 self._now_s(),
             )
 
