@@ -8,7 +8,9 @@ It streams 40 tokens a second, as a small model on a graphics card does.
 import argparse
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -83,11 +85,15 @@ def _event(delta: dict[str, Any]) -> str:
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--port", type=int, default=11434)
+    parser.add_argument("--port", type=int, default=11434, help="0 takes a free one")
     parser.add_argument("--tokens-per-s", type=float, default=TOKENS_PER_S)
     options = parser.parse_args()
     stub = ChatStub(tokens_per_s=options.tokens_per_s)
-    uvicorn.run(stub.app, host="127.0.0.1", port=options.port, log_level="warning")
+    listener = socket.create_server(("127.0.0.1", options.port))
+    print(f"a chat model: http://127.0.0.1:{listener.getsockname()[1]}/v1", flush=True)
+    config = uvicorn.Config(stub.app, log_level="warning")
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run([listener])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import { Api } from "./api.js";
 import { AvatarPicker } from "./avatar-picker.js";
 import { Camera } from "./camera.js";
+import { ConversationPanel } from "./conversation-panel.js";
 import { explain } from "./error-messages.js";
 import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
 import { Microphone } from "./microphone.js";
@@ -31,6 +32,7 @@ const camera = new Camera($("mirror"));
 const textBox = new TextBox($("say"));
 let avatar = null;
 let picker = null;
+let conversation = null;
 let isHolding = false; // the talk button or the space bar is held in push-to-talk
 let isOpening = false; // the microphone
 let isSaying = false; // a text was sent that is not heard yet
@@ -84,9 +86,11 @@ function refresh() {
   const isMuted = mic === "muted" && !isHold;
   $("mute").toggleAttribute("data-on", isMuted);
   $("mute-label").textContent = isMuted ? "Unmute" : "Mute";
-  $("interrupt").disabled = !isLive || !(avatar.speaking || isSaying || !$("playing").hidden);
+  $("interrupt").disabled = !isLive || !(avatar.speaking || isSaying || conversation.isBusy || !$("playing").hidden);
   textBox.live = isLive;
-  $("play-file").disabled = !isLive;
+  page.dataset.purpose = conversation?.isOn ? "with" : "through";
+  textBox.purpose = page.dataset.purpose;
+  $("play-file").disabled = !isLive || page.dataset.purpose === "with";
   $("caption").textContent = caption(state, isHold, mic);
   $("hint").textContent = isHold
     ? "Hold the button or the space bar while you speak."
@@ -100,6 +104,7 @@ function talkLabel(isHold, mic) {
 
 function caption(state, isHold, mic) {
   if (state !== "live") return STATES[state][1];
+  if (conversation.doing) return conversation.doing;
   if (avatar.speaking) return "Speaking";
   return mic === "on" ? "Listening" : "";
 }
@@ -274,6 +279,7 @@ function hidePlaying() {
 function say(text) {
   setAudioOn(true); // this press is the user gesture that browsers require before playing audio
   try {
+    if (conversation.isOn) return avatar.tell(text);
     avatar.say(text);
     setSaying(true);
   } catch (error) {
@@ -439,6 +445,7 @@ async function start() {
   try {
     const config = await api.request("v1/config").catch(() => ({}));
     textBox.configure(config.speech);
+    conversation.configure(config.conversation);
     showRecorded(config.disclosure);
     await picker.load(saved.avatar ?? query.get("avatar"), config);
   } catch (error) {
@@ -460,6 +467,17 @@ function setUp() {
     list: $("stats"),
   });
   new OverlayControl(avatar);
+  conversation = new ConversationPanel(avatar, {
+    purpose: $("purpose"),
+    panel: $("conversation"),
+    captions: $("captions"),
+    transcript: $("transcript"),
+    voice: $("conversation-voice"),
+    prompt: $("conversation-prompt"),
+    notes: $("conversation-notes"),
+    hint: $("purpose-hint"),
+  });
+  conversation.addEventListener("change", refresh);
   watchAvatar();
   watchMicrophone(stats);
   watchCamera();

@@ -24,6 +24,7 @@ const MAX_TEXT_CHARS = 20_000; // more than any server accepts; larger messages 
  * Events (`detail` in brackets): `state` [{state, error}], `speaking`, `idle`,
  * `interrupted` [{playedMs, droppedMs}], `finished` [{segment, playedMs}],
  * `selected` [{avatar, warnings}], `forgotten` [{avatar}: the server no longer has it], `warning` [{code, message}], `overlay` [settings],
+ * `caption` [{speaker, text, final}] and `conversation` [{state}] of a conversation,
  * `blocked` (the browser plays no audio before a click), `message` [the server's message].
  *
  * `state` is one of `new`, `connecting`, `live`, `reconnecting`, `failed`, `closed`.
@@ -153,6 +154,25 @@ export class LetsTalkAvatar extends EventTarget {
   say(text) {
     if (this.state !== "live") throw new LetsTalkError("not-live", "The avatar is not connected.");
     this.send({ type: "speech.say", text: String(text).slice(0, MAX_TEXT_CHARS) });
+  }
+
+  /**
+   * Begin, change or end a conversation, where the server has a chat model: microphone and `tell`
+   * are then answered by it, instead of moving the avatar's lips.
+   *
+   * @param {object} [options]
+   * @param {boolean} [options.on]
+   * @param {string} [options.prompt] who the avatar is, if the operator has not fixed it.
+   * @param {string} [options.voice] one of `conversation.voices` of the server's configuration.
+   */
+  converse(options = {}) {
+    this.send({ type: "conversation.configure", ...options });
+  }
+
+  /** Say a text to the avatar in a conversation. */
+  tell(text) {
+    if (this.state !== "live") throw new LetsTalkError("not-live", "The avatar is not connected.");
+    this.send({ type: "conversation.say", text: String(text).slice(0, MAX_TEXT_CHARS) });
   }
 
   /** Interrupt the avatar. Resolves to `{playedMs, droppedMs}`, or to null after a timeout. */
@@ -396,6 +416,9 @@ const HANDLERS = {
     emit("selected", { avatar, warnings: warnings ?? [] }),
   "segment.finished": ({ segment_id, played_ms }, { emit }) =>
     emit("finished", { segment: segment_id, playedMs: played_ms }),
+  "conversation.caption": ({ speaker, text, final }, { emit }) =>
+    emit("caption", { speaker, text, final }),
+  "conversation.state": ({ state }, { emit }) => emit("conversation", { state }),
   "overlay.updated": ({ overlay }, { emit }) => emit("overlay", overlay),
   "session.ready": ({ overlay, warnings }, { emit }) => {
     emit("overlay", overlay ?? {});

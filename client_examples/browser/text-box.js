@@ -1,5 +1,9 @@
 // The text box: what is typed into it, the avatar speaks.
 
+const PURPOSES = {
+  through: ["Type what the avatar says", "Say it", "Text for the avatar to speak"],
+  with: ["Type to the avatar", "Send", "Text to say to the avatar"],
+};
 const NO_VOICE =
   "This server has no voice for text. Its operator can install one, such as espeak-ng.";
 
@@ -38,6 +42,14 @@ export class TextBox extends EventTarget {
   set live(on) {
     this.#live = on;
     this.#refresh();
+  }
+
+  /** Whether the text is said by the avatar (`through`) or to it (`with`). */
+  set purpose(name) {
+    const [placeholder, label, description] = PURPOSES[name];
+    this.#field.placeholder = placeholder;
+    this.#button.textContent = label;
+    this.#form.querySelector("label").textContent = description;
   }
 
   /** Put back a text that could not be spoken. */

@@ -130,6 +130,7 @@ class Conversation:
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         self._stop_events = self._avatar.on_event(self._follow)
+        self._start(self._load(), "load")
         if self._greeting:
             self._begin_answer(Answer.of_text(self._greeting))
         return self
@@ -209,6 +210,12 @@ class Conversation:
             self._set_state("listening")
 
     # Hearing
+
+    async def _load(self) -> None:
+        try:
+            await self._recogniser.start()
+        except LetsTalkError as error:
+            self._emit(Failure("recogniser", str(error)))
 
     def _begin_utterance(self) -> None:
         now_s = asyncio.get_running_loop().time()

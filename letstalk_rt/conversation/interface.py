@@ -29,6 +29,14 @@ class Recogniser(Protocol):
         """Name for messages."""
         ...
 
+    async def start(self) -> None:
+        """Load what it needs, so that the first utterance need not wait for it.
+
+        Raises:
+            RecognitionError: it cannot be used.
+        """
+        ...
+
     def transcribe(self, audio: AsyncIterator[np.ndarray]) -> AsyncIterator[str]:
         """Yield the words of one utterance as they are understood; each text replaces the last.
 

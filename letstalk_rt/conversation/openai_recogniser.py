@@ -41,6 +41,9 @@ class OpenAIRecogniser:
         if language is not None:
             self._fields["language"] = language
 
+    async def start(self) -> None:
+        """See `Recogniser.start`."""
+
     async def transcribe(self, audio: AsyncIterator[np.ndarray]) -> AsyncIterator[str]:
         """Yield the words when the utterance is over; see `Recogniser.transcribe`."""
         file = wav_of([chunk async for chunk in audio])

@@ -23,8 +23,6 @@ _START_S = 60.0
 _ANSWER_S = 30.0
 """Longest time from the end of an utterance to its words."""
 
-_CLOSE_S = 2.0
-
 _LENGTH = struct.Struct("<I")
 """Bytes of PCM that follow; 0 ends the utterance."""
 
@@ -91,15 +89,14 @@ class ProcessRecogniser:
         process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return
-        assert process.stdin is not None
-        process.stdin.close()
+        with suppress(ProcessLookupError):
+            process.kill()  # it has nothing to save
+        ending = asyncio.ensure_future(process.wait())
         try:
-            async with asyncio.timeout(_CLOSE_S):
-                await process.wait()
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await ending  # or its pipes would stay open
+            raise
 
     async def _send(self, audio: AsyncIterator[np.ndarray]) -> None:
         assert self._process is not None and self._process.stdin is not None

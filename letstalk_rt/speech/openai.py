@@ -59,6 +59,11 @@ class OpenAISpeech:
         self._key = api_key or os.environ.get("OPENAI_API_KEY")
         self._model, self._voice = model or DEFAULT_MODEL, voice or DEFAULT_VOICE
 
+    @property
+    def is_openais_own(self) -> bool:
+        """Whether it is OpenAI's, whose voices are known."""
+        return self._host == urlsplit(DEFAULT_BASE_URL).hostname
+
     async def stream(self, text: str) -> Speech:
         """Speak a text; see `TextToSpeech.stream`."""
         body = {

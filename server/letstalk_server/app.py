@@ -27,6 +27,7 @@ from letstalk_server.http.problem_details import (
 from letstalk_server.memory import return_memory
 from letstalk_server.metrics import ServerMetrics
 from letstalk_server.session.avatar_service import AvatarService, LoadedModel, load_model
+from letstalk_server.session.conversation_parts import ConversationParts
 from letstalk_server.session.limits import RateLimiter, UploadPlaces
 from letstalk_server.session.recorder import RecordingStore
 from letstalk_server.session.registry import SessionRegistry
@@ -90,6 +91,7 @@ def create_app(
             metrics.record_session_end,
             app.state.text_to_speech,
             app.state.recordings,
+            app.state.conversations,
         )
         app.state.avatar_service, app.state.sessions = avatar_service, sessions
         app.state.agent_check.state = lambda: agent_state(sessions)
@@ -116,6 +118,7 @@ def create_app(
     app.state.settings = settings
     app.state.text_to_speech = open_engine(settings)
     app.state.recordings = RecordingStore.open(settings)
+    app.state.conversations = ConversationParts.open(settings, app.state.text_to_speech)
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.agent_check = AgentCheck(lambda: LOADING)

@@ -29,6 +29,7 @@ ServerError
 |   |-- BadTextError           bad-text: the text cannot be spoken
 |   |-- NoSpeechEngineError    no-speech-engine: the server cannot speak text
 |   |-- SpeechFailedError      speech-failed: the speech engine failed
+|   |-- NoConversationError    no-conversation: the server has no chat model
 |   `-- FloorTakenError        floor-taken: another connection has the floor
 `-- ConnectionEndedError       (why the server closes a connection)
     |-- TakenOverError         taken-over: a newer connection replaced it
@@ -242,6 +243,12 @@ class SpeechFailedError(MessageError):
     """The speech engine failed."""
 
     code = "speech-failed"
+
+
+class NoConversationError(MessageError):
+    """The server has no chat model, or no conversation is on."""
+
+    code = "no-conversation"
 
 
 class FloorTakenError(MessageError):

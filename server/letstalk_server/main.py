@@ -15,6 +15,7 @@ from typing import Any, get_args
 import cv2
 import uvicorn
 
+from letstalk_rt.conversation.parts import RECOGNISERS
 from letstalk_rt.errors import ConfigError, LetsTalkError
 from letstalk_rt.session.adaptive_quality import DegradationPreference
 from letstalk_rt.threads import shorten_openmp_spin
@@ -32,8 +33,8 @@ from letstalk_server.session.avatar_service import LoadedModel, load_model
 from letstalk_server.settings import AGENT_PORT, Bitrates, IceServer, Settings
 
 PING_INTERVAL_S = 2.0
-PING_TIMEOUT_S = 2.0
-"""For WebSockets: a lost client is noticed within the sum of both."""
+PING_TIMEOUT_S = 10.0
+"""For WebSockets: a lost client is noticed within the sum of both, and a busy one is not lost."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -203,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         help="preferred video codec (%(default)s)",
     )
     _add_speech(parser, default)
+    _add_conversation(parser, default)
     _add_recording(parser)
     _add_isolation(parser, default)
     _add_access(parser, default)
@@ -222,11 +224,47 @@ def _add_speech(parser: argparse.ArgumentParser, default: Settings) -> None:
     add("--speech-voice", default=_env("SPEECH_VOICE", None), help="voice, or a Piper voice file")
     add(
         "--speech-url",
+        "--tts-url",
         default=_env("SPEECH_URL", None),
         metavar="URL",
         help="OpenAI-compatible endpoint, up to /v1; its key is read from OPENAI_API_KEY",
     )
     add("--speech-model", default=_env("SPEECH_MODEL", None), help="model of that endpoint")
+
+
+def _add_conversation(parser: argparse.ArgumentParser, default: Settings) -> None:
+    add = parser.add_argument_group(
+        "conversation", "microphone -> recogniser -> chat model -> voice -> avatar"
+    ).add_argument
+    add(
+        "--chat-url",
+        default=_env("CHAT_URL", None),
+        metavar="URL",
+        help="OpenAI-compatible chat model, up to /v1; its key is read from OPENAI_API_KEY",
+    )
+    add("--chat-model", default=_env("CHAT_MODEL", None), metavar="NAME", help="name of the model")
+    add(
+        "--chat-prompt",
+        default=_env("CHAT_PROMPT", None),
+        metavar="TEXT",
+        help="what it is told first (visitors may write their own)",
+    )
+    add(
+        "--stt",
+        choices=RECOGNISERS,
+        default=_env("STT", default.stt),
+        help="what understands speech; pocketsphinx is a last resort (%(default)s)",
+    )
+    add(
+        "--stt-url",
+        default=_env("STT_URL", None),
+        metavar="URL",
+        help="OpenAI-compatible recogniser, up to /v1",
+    )
+    add(
+        "--stt-model", default=_env("STT_MODEL", None), help="its model, or faster-whisper's folder"
+    )
+    add("--language", default=_env("LANGUAGE", None), help="language of what is said, such as en")
 
 
 def _add_recording(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 from typing import Literal
 from urllib.parse import urlsplit
 
+from letstalk_rt.conversation.parts import RECOGNISERS, RecogniserName
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.session.adaptive_quality import (
     DegradationPreference,
@@ -101,6 +102,16 @@ class Settings:
         speech_url: base URL of an OpenAI-compatible endpoint, up to and including `/v1`.
         speech_model: model of that endpoint.
         max_say_chars: maximum length of one text.
+        chat_url: base URL of an OpenAI-compatible chat model, up to and including `/v1`, with which
+            sessions may be conversations. `None`: no conversations.
+        chat_model: name of that model.
+        chat_prompt: what it is told first; `None`: the default, and clients may set their own.
+        stt: recogniser of conversations: `openai`, `whisper`, `pocketsphinx` or `auto` (the
+            endpoint of `stt_url`, else faster-whisper if `stt_model` is a folder, else
+            pocketsphinx).
+        stt_url: base URL of an OpenAI-compatible recogniser.
+        stt_model: its model, or the folder of faster-whisper's model.
+        language: ISO 639 code of what is said; `None` lets the recogniser find out.
         record_folder: record every session into this folder; `None` records nothing.
         sign_cert: certificate chain with which recordings are signed; with `sign_key`.
         sign_key: its private key file.
@@ -161,6 +172,13 @@ class Settings:
     speech_url: str | None = None
     speech_model: str | None = None
     max_say_chars: int = 1000
+    chat_url: str | None = None
+    chat_model: str | None = None
+    chat_prompt: str | None = None
+    stt: RecogniserName = "auto"
+    stt_url: str | None = None
+    stt_model: str | None = None
+    language: str | None = None
     record_folder: str | None = None
     sign_cert: str | None = None
     sign_key: str | None = None
@@ -209,6 +227,11 @@ class Settings:
         _require_choice("codec", self.codec, "VP8", "H264")
         _require_choice("speech", self.speech, "auto", "system", "openai", "piper", "off")
         _require_choice("badge", self.badge, "on", "required", "off")
+        _require_choice("stt", self.stt, *RECOGNISERS)
+        if (self.chat_url is None) != (self.chat_model is None):
+            raise ConfigError("chat_url and chat_model must be set together, such as llama3.2")
+        if self.chat_url is not None and self.speech == "off":
+            raise ConfigError("a conversation needs a voice: speech must not be off")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key must be set together")
         if (self.sign_cert is None) != (self.sign_key is None):

@@ -76,6 +76,9 @@ class Heard:
         self.words, self.samples, self.closed = list(words), [], False
         self.hold = None
 
+    async def start(self):
+        self.started = True
+
     async def transcribe(self, audio):
         words = self.words.pop(0)
         if isinstance(words, Exception):

@@ -12,6 +12,7 @@ SYSTEM = (
     "browser/test_appearance.py",
     "browser/test_camera.py",
     "browser/test_cluster.py",
+    "browser/test_conversation.py",
     "browser/test_failures.py",
     "browser/test_overlay.py",
     "browser/test_recorded.py",

@@ -178,6 +178,7 @@ def _schemas() -> Json:
             ),
             consent=TEXT,
             speech=_object(available=FLAG, max_chars=WHOLE),
+            conversation={"type": "object", "properties": {"available": FLAG}},
             limits={"type": "object", "additionalProperties": NUMBER},
             video=_object(fps=WHOLE, size=WHOLE),
         ),

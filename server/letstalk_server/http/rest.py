@@ -97,6 +97,7 @@ async def describe(request: Request) -> Response:
 async def config(request: Request) -> Response:
     """Return what a page needs before it opens a session."""
     settings = AppContext(request).settings
+    parts = request.app.state.conversations
     return json_response(
         {
             "version": __version__,
@@ -113,6 +114,7 @@ async def config(request: Request) -> Response:
                 "available": request.app.state.text_to_speech is not None,
                 "max_chars": settings.max_say_chars,
             },
+            "conversation": {"available": False} if parts is None else parts.as_json(),
             "limits": _limits(settings),
             "video": {"fps": FPS, "size": settings.size},
         }

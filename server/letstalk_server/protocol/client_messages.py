@@ -17,12 +17,13 @@ from letstalk_server.protocol.json_text import load_object
 from letstalk_server.protocol.server_messages import fields_of
 
 MAX_TEXT_CHARS = 4096
-"""Longest text message, except `audio.append` and `speech.say`."""
+"""Longest text message, except `LONG_MESSAGES`."""
 
-LONG_MESSAGES = ('"audio.append"', '"speech.say"')
+LONG_MESSAGES = ('"audio.append"', '"speech.say"', '"conversation.')
 
 MAX_NAME_CHARS = 128
 MAX_ID_CHARS = 64
+MAX_PROMPT_CHARS = 4000
 MAX_OVERLAY_FIELDS = 32
 MAX_OVERLAY_CHARS = 2000
 OPUS_RATE = 48_000
@@ -179,6 +180,26 @@ class Neutral:
     event_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Converse:
+    """Begin, change or end the conversation; `None` changes nothing."""
+
+    type: ClassVar[str] = "conversation.configure"
+    on: bool = True
+    prompt: str | None = field(repr=False, default=None)
+    voice: str | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """A text that the user says in the conversation."""
+
+    type: ClassVar[str] = "conversation.say"
+    text: str = field(repr=False, default="")
+    event_id: str | None = None
+
+
 ClientMessage = (
     Ping
     | Configure
@@ -191,6 +212,8 @@ ClientMessage = (
     | Overlay
     | Camera
     | Neutral
+    | Converse
+    | Tell
 )
 
 
@@ -284,6 +307,24 @@ def _say(fields: dict[str, Any], event_id: str | None) -> Say:
     return Say(text, event_id)
 
 
+def _tell(fields: dict[str, Any], event_id: str | None) -> Tell:
+    text = fields.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise BadMessageError("conversation.say needs words in the field text")
+    return Tell(text, event_id)
+
+
+def _converse(fields: dict[str, Any], event_id: str | None) -> Converse:
+    on, prompt, voice = fields.get("on", True), fields.get("prompt"), fields.get("voice")
+    if not isinstance(on, bool):
+        raise BadMessageError("on of conversation.configure must be true or false")
+    if prompt is not None and not _is_string(prompt, MAX_PROMPT_CHARS):
+        raise BadMessageError(f"prompt must be a string of at most {MAX_PROMPT_CHARS} characters")
+    if voice is not None and not _is_string(voice, MAX_NAME_CHARS):
+        raise BadMessageError("voice must be one of the names in /v1/config")
+    return Converse(on, prompt, voice, event_id)
+
+
 def _overlay(fields: dict[str, Any], event_id: str | None) -> Overlay:
     overlay = fields.get("overlay")
     if (
@@ -331,6 +372,8 @@ _BUILDERS: dict[str, Callable[[dict[str, Any], str | None], ClientMessage]] = {
     Overlay.type: _overlay,
     Camera.type: _camera,
     Neutral.type: lambda fields, event_id: Neutral(event_id),
+    Converse.type: _converse,
+    Tell.type: _tell,
 }
 
 

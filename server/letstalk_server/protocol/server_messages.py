@@ -187,6 +187,33 @@ class OverlayUpdated:
     overlay: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class ConversationConfigured:
+    """Whether a conversation is on, and with which voice; the empty voice is the default."""
+
+    type: ClassVar[str] = "conversation.configured"
+    on: bool
+    voice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """Words of the user or the avatar; those of the user may change until they are final."""
+
+    type: ClassVar[str] = "conversation.caption"
+    speaker: str
+    text: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationState:
+    """What the conversation does: `listening`, `hearing`, `thinking` or `speaking`."""
+
+    type: ClassVar[str] = "conversation.state"
+    state: str
+
+
 ServerMessage = (
     Ready
     | Pong
@@ -205,6 +232,9 @@ ServerMessage = (
     | WasInterrupted
     | Selected
     | OverlayUpdated
+    | ConversationConfigured
+    | Captioned
+    | ConversationState
 )
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from letstalk_server.errors import (
     BadMessageError,
+    BadTextError,
     MessageRateError,
     MessageTooLargeError,
     NotAllowedError,
@@ -92,6 +93,10 @@ class MessageHandler:
                 session.set_camera(camera)
             case client_messages.Neutral():
                 session.take_neutral()
+            case client_messages.Converse():
+                session.announcer.send(connection, session.talking.configure(message), re)
+            case client_messages.Tell(text):
+                self._tell(text)
             case client_messages.Overlay(overlay):
                 session.overlay = overlay
                 session.announcer.broadcast(server_messages.OverlayUpdated(overlay))
@@ -114,6 +119,14 @@ class MessageHandler:
         self._session.text_speech.submit(
             f"{self._connection.id}/text", text, lambda error: self._send_error(error, re)
         )
+
+    def _tell(self, text: str) -> None:
+        limit = self._session.settings.max_say_chars
+        if len(text) > limit:
+            raise BadTextError(f"The text has {len(text)} characters, at most {limit} are taken.")
+        if not self._text_rate.take():
+            raise MessageRateError("Send fewer texts: about one per second.")
+        self._session.talking.say(text)
 
     def _push_audio(self, data: bytes) -> None:
         self._check_may_speak()

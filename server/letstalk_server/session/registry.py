@@ -8,6 +8,7 @@ from letstalk_server.auth import Caller
 from letstalk_server.errors import NotAllowedError, NotReadyError, UnknownSessionError
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import EndReason, ServedSessionOptions
+from letstalk_server.session.conversation_parts import ConversationParts
 from letstalk_server.session.limits import AdmissionControl, RateLimiter
 from letstalk_server.session.recorder import RecordingStore
 from letstalk_server.session.session import Session
@@ -28,6 +29,7 @@ class SessionRegistry:
         on_end: called with each session that has ended.
         text_to_speech: the engine that speaks text, if there is one.
         recordings: where sessions are recorded, if they are.
+        conversations: what conversations are made of, if the server has a chat model.
     """
 
     def __init__(
@@ -38,12 +40,13 @@ class SessionRegistry:
         on_end: Callable[[Session], None] = lambda session: None,
         text_to_speech: TextToSpeech | None = None,
         recordings: RecordingStore | None = None,
+        conversations: ConversationParts | None = None,
     ) -> None:
         self.admission = AdmissionControl(avatar_service, settings.max_sessions)
         self._avatar_service, self._transport, self._settings = avatar_service, transport, settings
         self._on_end = on_end
         self._text_to_speech = text_to_speech
-        self._recordings = recordings
+        self._recordings, self._conversations = recordings, conversations
         self._running: dict[str, tuple[Session, asyncio.Task[None]]] = {}
         self._rate_limiter = RateLimiter(SESSIONS_PER_S)
         self._is_stopping = False
@@ -114,6 +117,7 @@ class SessionRegistry:
             is_lasting=is_lasting,
             text_to_speech=self._text_to_speech,
             recordings=self._recordings,
+            conversations=self._conversations,
         )
         task = asyncio.create_task(session.run(), name="session")
         self._running[session.id] = session, task

@@ -55,10 +55,8 @@ class PlaybackReporter:
         if slot.frame.voiced:
             self._on_voice()
 
-    def announce_interrupt(
-        self, interrupted: Interrupted, waiting_ms: int
-    ) -> server_messages.WasInterrupted:
-        """Announce an interrupt, if it dropped or cut off speech, and return the reply.
+    def announce_interrupt(self, interrupted: Interrupted, waiting_ms: int) -> Interrupted:
+        """Announce an interrupt, if it dropped or cut off speech; return what it dropped.
 
         Args:
             interrupted: result of the engine's interrupt.
@@ -69,7 +67,7 @@ class PlaybackReporter:
             self._announcer.broadcast(
                 server_messages.SegmentInterrupted(interrupted.played_ms, dropped_ms)
             )
-        return server_messages.WasInterrupted(interrupted.played_ms, dropped_ms)
+        return Interrupted(interrupted.played_ms, dropped_ms)
 
     def stats(self, playout: SlotPlayout) -> server_messages.Stats:
         """Return the statistics of the session."""

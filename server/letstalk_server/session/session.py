@@ -2,7 +2,8 @@
 
 Its tasks form one `TaskGroup`: a failure ends the whole session and no other one. The parts are
 `Connections`, `Announcer` (messages to clients), `Lifetime` (time limits), `AvatarRunner` (engine),
-`PlaybackReporter` (shown frames), `SpeechQueue` (floor control) and `TextSpeech` (texts).
+`PlaybackReporter` (shown frames), `SpeechQueue` (floor control), `TextSpeech` (texts) and `Talking`
+(conversations).
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import numpy as np
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.portrait.watermark import STATEMENT
 from letstalk_rt.speech.interface import TextToSpeech
-from letstalk_rt.types import FPS, CameraOptions
+from letstalk_rt.types import FPS, CameraOptions, Interrupted
 from letstalk_server.auth import Caller
 from letstalk_server.errors import ServerError, TakenOverError, UnknownSessionError
 from letstalk_server.protocol import server_messages
@@ -25,6 +26,7 @@ from letstalk_server.session.avatar_runner import AvatarRunner
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import Connection, EndReason, ServedSessionOptions
 from letstalk_server.session.connections import Connections
+from letstalk_server.session.conversation_parts import ConversationParts
 from letstalk_server.session.ending import SessionEnded, closing_error, end_reason_of, log_failures
 from letstalk_server.session.ids import new_id
 from letstalk_server.session.lifetime import Lifetime
@@ -33,6 +35,7 @@ from letstalk_server.session.playout import PlayoutSlot, SlotPlayout
 from letstalk_server.session.recorder import RecordingStore, SessionRecorder
 from letstalk_server.session.reporting import PlaybackReporter
 from letstalk_server.session.speech_queue import SpeechQueue
+from letstalk_server.session.talking import Talking
 from letstalk_server.session.text_speech import TextSpeech
 from letstalk_server.session.transport import Media, Transport
 from letstalk_server.settings import Settings
@@ -65,6 +68,7 @@ class Session:
             closed.
         text_to_speech: the engine that speaks text, if there is one.
         recordings: where the session is recorded, if it is.
+        conversations: what a conversation is made of, if the server has a chat model.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Session:
         is_lasting: bool = True,
         text_to_speech: TextToSpeech | None = None,
         recordings: RecordingStore | None = None,
+        conversations: ConversationParts | None = None,
     ) -> None:
         self.id = new_id(settings)
         self.owner = owner
@@ -103,6 +108,15 @@ class Session:
             on_open=self._reporter.follow,
             on_slot=self._show,
             on_stall=lambda: self.announcer.broadcast(_STALLED),
+        )
+        self.talking = Talking(
+            conversations,
+            self.announcer,
+            self.speech,
+            self._runner.opened,
+            self._drop_speech,
+            self.spawn,
+            self.lifetime.touch,
         )
         self._signs = recordings is not None and recordings.signs
         self._recorder = (
@@ -307,8 +321,26 @@ class Session:
     def interrupt(self) -> server_messages.WasInterrupted:
         """Drop all speech that was not played; return how much was played and dropped."""
         self.text_speech.clear()
+        dropped = self._drop_speech()
+        self.talking.interrupt()
+        return server_messages.WasInterrupted(dropped.played_ms, dropped.dropped_ms)
+
+    def _drop_speech(self) -> Interrupted:
         waiting_ms = round(1000 * self.speech.clear())
         return self._reporter.announce_interrupt(self._runner.interrupt(), waiting_ms)
+
+    def hear(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
+        """Take the next audio of a microphone: for the conversation if one is on, else to speak.
+
+        Args:
+            source: the connection's id.
+            pcm: `(n,)` float32 in [-1, 1].
+            sample_rate: Hz.
+        """
+        if not self.talking.is_on:
+            self.speech.push_microphone(source, pcm, sample_rate)
+        elif self.speech.is_heard(source):
+            self.talking.hear(pcm, sample_rate)
 
     def push_video(self, rgb: np.ndarray, captured_s: float) -> None:
         """Let a frame of a client's camera move the avatar; it is not kept.

@@ -65,6 +65,10 @@ class SpeechQueue:
         """Add a microphone; it has precedence over older ones."""
         self._microphones.append(source)
 
+    def is_heard(self, source: str) -> bool:
+        """Return whether this microphone has precedence over all others."""
+        return self._microphones[-1:] == [source]
+
     def push_microphone(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
         """Queue a chunk of a microphone, if that has the floor.
 
@@ -73,7 +77,7 @@ class SpeechQueue:
             pcm: `(n,)` float32 in [-1, 1].
             sample_rate: Hz.
         """
-        if self._microphones[-1:] != [source] or self._is_taken():
+        if not self.is_heard(source) or self._is_taken():
             return
         seconds = len(pcm) / sample_rate
         self._microphone_s += seconds

@@ -188,7 +188,7 @@ class WebRTCConnection:
             self._session.speech.add_microphone(self.id)
 
     def _on_audio(self, pcm: np.ndarray) -> None:
-        self._session.speech.push_microphone(self.id, pcm, self._microphone_rate)
+        self._session.hear(self.id, pcm, self._microphone_rate)
 
     def _on_video(self, rgb: np.ndarray, captured_s: float) -> None:
         if self._closing is None:

@@ -127,7 +127,7 @@ def test_speaking_is_told_after_the_start_and_its_end_once_after_an_interrupt(
 )
 def test_an_interrupt_is_told_to_all_if_it_cut_anything(reporter, announcer, cut, waiting_ms, told):
     answer = reporter.announce_interrupt(cut, waiting_ms)
-    assert answer == server_messages.WasInterrupted(cut.played_ms, cut.dropped_ms + waiting_ms)
+    assert answer == Interrupted(cut.played_ms, cut.dropped_ms + waiting_ms)
     assert [message for message, _ in announcer.told] == told
 
 
