@@ -365,6 +365,7 @@ def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
     )
     help_of = {
         "max_sessions": "concurrent sessions (as many as the measured speed allows)",
+        "max_subject_sessions": "concurrent sessions of one subject (half of all)",
         "max_connections": "connections on one session, viewers included",
         "max_sockets_per_address": "TCP connections of one address; 0 is no limit (a quarter of "
         "all, no limit for loopback and in a cluster)",

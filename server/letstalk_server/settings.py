@@ -95,7 +95,10 @@ class Settings:
             visitors come through proxies.
         max_upload_bytes: maximum size of a portrait file.
         max_upload_pixels: maximum number of pixels of a portrait.
-        max_portraits: uploaded portraits kept in memory; the least recently used is dropped.
+        max_subject_sessions: maximum number of sessions of one subject; `None`: half of all, one
+            at least. Those that have no connection give way to a new one of the same subject.
+        max_portraits: uploaded portraits kept in memory; of the subject that has most, the least
+            recently used is dropped.
         speech: engine that speaks text: `system`, `openai`, `piper`, `auto` (what is installed, or
             none) or `off`.
         speech_voice: name of its voice, or the file of a Piper voice.
@@ -166,6 +169,7 @@ class Settings:
     max_sockets_per_address: int | None = None
     max_upload_bytes: int = 20_000_000
     max_upload_pixels: int = 40_000_000
+    max_subject_sessions: int | None = None
     max_portraits: int = 32
     speech: Literal["auto", "system", "openai", "piper", "off"] = "auto"
     speech_voice: str | None = None
@@ -215,7 +219,7 @@ class Settings:
     def __post_init__(self) -> None:
         for key, low, high in _RANGES:
             _require(key, getattr(self, key), low, high)
-        for key in ("max_sessions", "threads"):
+        for key in ("max_sessions", "max_subject_sessions", "threads"):
             if (value := getattr(self, key)) is not None:
                 _require(key, value, 1, 1024)
         if self.max_sockets_per_address is not None:

@@ -8,7 +8,7 @@ their own. None of this uses the event loop's default executor, which the frame 
 import asyncio
 import io
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -54,7 +54,7 @@ T = TypeVar("T")
 THUMBNAIL_PX = 192
 MAX_LABEL_CHARS = 60
 MAX_FOOTAGE_BYTES = 256 * 2**20
-"""Memory of uploaded films; the least recently used are dropped."""
+"""Memory of uploaded films; subjects share it."""
 
 CARE_INTERVAL_S = 0.5
 """How often it is checked whether an isolated model runs."""
@@ -255,19 +255,29 @@ class AvatarService:
         shown_id = new_id(self._settings)
         entry = replace(entry, consent=Consent.now(subject), shown_id=shown_id)
         self._uploads[name] = entry
-        if len(self._uploads) > self._settings.max_portraits:
-            oldest, _ = self._uploads.popitem(last=False)
-            self._mattes.pop(oldest, None)
-        self._limit_footage(name)
+        self._limit(entry, self._settings.max_portraits, lambda entry: 1)
+        self._limit(entry, MAX_FOOTAGE_BYTES, _footage_bytes)
         return entry
 
-    def _limit_footage(self, newest: str) -> None:
-        """Drop the films that were used least recently, beyond a limit of memory."""
-        sizes = {name: _footage_bytes(entry) for name, entry in self._uploads.items()}
-        for name, size in list(sizes.items()):
-            if sum(sizes.values()) > MAX_FOOTAGE_BYTES and size and name != newest:
-                del self._uploads[name], sizes[name]
-                self._mattes.pop(name, None)
+    def _limit(self, newest: AvatarEntry, limit: int, size: Callable[[AvatarEntry], int]) -> None:
+        """Drop uploads until their sizes are within a limit, but not the newest.
+
+        The subject that has most loses what it used least recently, so that nobody's uploads push
+        out those of somebody who has fewer; of several such subjects, it is the one that uploads.
+        """
+        while sum(map(size, self._uploads.values())) > limit:
+            totals: Counter[str | None] = Counter()
+            for entry in self._uploads.values():
+                totals[entry.owner] += size(entry)
+            others = [e for e in self._uploads.values() if e is not newest and size(e)]
+            if not others:
+                return
+            dropped = max(others, key=lambda e: (totals[e.owner], e.owner == newest.owner))
+            self._drop(dropped.id)
+
+    def _drop(self, name: str) -> None:
+        del self._uploads[name]
+        self._mattes.pop(name, None)
 
     def delete(self, name: str, caller: Caller) -> None:
         """Delete an upload of the caller; the operator may delete all.
@@ -281,8 +291,7 @@ class AvatarService:
         entry = self._uploads.get(name)
         if entry is None or not (caller.is_operator or entry.owner == caller.subject):
             raise UnknownAvatarError("You have no avatar with that id.")
-        del self._uploads[name]
-        self._mattes.pop(name, None)
+        self._drop(name)
 
     async def matte(self, entry: AvatarEntry) -> bytes:
         """Return the matte as 8-bit grey PNG of the canvas' size; white is the person.

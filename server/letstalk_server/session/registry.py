@@ -5,7 +5,12 @@ from collections.abc import Callable, Iterator
 
 from letstalk_rt.speech.interface import TextToSpeech
 from letstalk_server.auth import Caller
-from letstalk_server.errors import NotAllowedError, NotReadyError, UnknownSessionError
+from letstalk_server.errors import (
+    NotAllowedError,
+    NotReadyError,
+    TooManyRequestsError,
+    UnknownSessionError,
+)
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import EndReason, ServedSessionOptions
 from letstalk_server.session.conversation_parts import ConversationParts
@@ -74,14 +79,37 @@ class SessionRegistry:
 
     @property
     def occupied(self) -> int:
-        """Number of places that are taken; a session in its grace period takes none."""
-        return sum(not session.is_abandoned for session in self)
+        """Number of places that are taken; a session that ends or that was left takes none."""
+        return sum(not (session.is_abandoned or session.is_ending) for session in self)
 
-    def _free_capacity(self) -> None:
-        """At capacity, end the first session that has no connections left."""
-        abandoned = [session for session in self if session.is_abandoned]
-        if abandoned and len(self) >= self.admission.capacity:
-            abandoned[0].end(EndReason.LOST)
+    @property
+    def subject_limit(self) -> int:
+        """Maximum number of sessions of one subject."""
+        return self._settings.max_subject_sessions or -(-self.admission.capacity // 2)
+
+    def _check_subject(self, caller: Caller) -> None:
+        """Check that a caller may have one more session; one without connections gives way.
+
+        Raises:
+            TooManyRequestsError: The caller has too many sessions.
+        """
+        own = [s for s in self if s.owner == caller.subject and not s.is_ending]
+        if caller.is_operator or len(own) < self.subject_limit:
+            return
+        idle = next((session for session in own if not session.connections), None)
+        if idle is None:
+            raise TooManyRequestsError(
+                f"You have {len(own)} sessions; the limit is {self.subject_limit}. End one of them."
+            )
+        idle.end(EndReason.LOST)
+
+    def _free_capacity(self, caller: Caller) -> None:
+        """At capacity, end a session that was left: the first of the caller's own, if any."""
+        running = [session for session in self if not session.is_ending]
+        abandoned = [session for session in running if session.is_abandoned]
+        if abandoned and len(running) >= self.admission.capacity:
+            own = [session for session in abandoned if session.owner == caller.subject]
+            (own or abandoned)[0].end(EndReason.LOST)
 
     def open(
         self,
@@ -102,11 +130,12 @@ class SessionRegistry:
         Raises:
             AtCapacityError: There are too many sessions.
             NotReadyError: The server is stopping.
-            TooManyRequestsError: The caller opens sessions too often.
+            TooManyRequestsError: The caller opens sessions too often, or has too many.
         """
         self._rate_limiter.check(caller)
+        self._check_subject(caller)
         self.check_capacity()
-        self._free_capacity()
+        self._free_capacity(caller)
         session = Session(
             self._avatar_service,
             self._transport,

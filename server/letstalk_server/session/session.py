@@ -222,6 +222,11 @@ class Session:
         """Whether a new connection would not be the first."""
         return self.connections.had_connections
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether its end was requested."""
+        return self._ending.done()
+
     async def attach(self, connection: Connection) -> None:
         """Attach a connection; it replaces an older one of the same exclusive kind.
 
@@ -229,7 +234,7 @@ class Session:
             UnknownSessionError: The session has ended meanwhile.
             AtCapacityError: The session has the maximum number of connections.
         """
-        if self._ending.done() or self.end_reason is not None:
+        if self.is_ending or self.end_reason is not None:
             raise UnknownSessionError("The session has ended meanwhile. Create a new one.")
         older = self.connections.add(connection, MessageHandler(self, connection).handle)
         self.lifetime.touch()
