@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import signal
 import sys
-import threading
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -248,45 +247,10 @@ def _run(options: argparse.Namespace, sinks: "list[Sink]", window: "PreviewWindo
         if window is None:
             counts = asyncio.run(_play_live(options, avatar, sinks))
         else:
-            counts = _play_with_window(options, avatar, [*sinks, window], window)
+            counts = window.run_beside(_play_live(options, avatar, [*sinks, window])) or {}
     if options.json:
         write_json(counts)
     return 0
-
-
-def _play_with_window(
-    options: argparse.Namespace, avatar: "Avatar", sinks: "list[Sink]", window: "PreviewWindow"
-) -> dict[str, object]:
-    """Run the window on the main thread and the session on another."""
-    results: list[dict[str, object]] = []
-    failures: list[BaseException] = []
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(_play_live(options, avatar, sinks))
-
-    def run_session() -> None:
-        try:
-            results.append(loop.run_until_complete(task))
-        except BaseException as error:  # raised in the main thread
-            failures.append(error)
-        finally:
-            loop.close()
-            window.close()
-
-    def stop() -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(task.cancel)
-
-    thread = threading.Thread(target=run_session, name="session")
-    thread.start()
-    try:
-        window.run(stop)
-    finally:
-        if thread.is_alive():
-            stop()
-        thread.join()
-    if failures and not isinstance(failures[0], asyncio.CancelledError):
-        raise failures[0]
-    return results[0] if results else {}
 
 
 async def _play_live(
@@ -295,7 +259,6 @@ async def _play_live(
     """Run one session from its source to its sinks; return its counters."""
     from letstalk_rt.sinks.play import play
 
-    height, width = avatar.portrait.canvas.shape[:2]
     async with AsyncExitStack() as stack:
         feed = await _open_feed(options, stack)
         camera = await _open_webcam(options, stack)
@@ -313,7 +276,7 @@ async def _play_live(
             play(
                 session,
                 sinks,
-                (width, height),
+                avatar.size,
                 on_open=lambda: write_notice("live; press Ctrl-C to stop"),
                 on_segment_end=lambda end: segment_ended.set(),
             ),

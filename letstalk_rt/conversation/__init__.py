@@ -12,6 +12,7 @@ from letstalk_rt.conversation.interface import (
 )
 from letstalk_rt.conversation.parts import open_chat, open_recogniser
 from letstalk_rt.conversation.turns import TurnDetector, TurnOptions
+from letstalk_rt.speech.engines import open_speech
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -27,4 +28,5 @@ __all__ = [
     "Voice",
     "open_chat",
     "open_recogniser",
+    "open_speech",
 ]

@@ -21,6 +21,7 @@ import numpy as np
 from letstalk_rt.audio.resample import check_pcm
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
 from letstalk_rt.audio.speech_resampler import SpeechResampler
+from letstalk_rt.avatars import list_avatars
 from letstalk_rt.errors import AudioFormatError, EngineError, is_callers_mistake
 from letstalk_rt.inference.admission import MeasuredLoad, StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
@@ -88,7 +89,8 @@ class Avatar:
 
         Args:
             portrait: path, bytes of an image file, `(H, W, 3)` uint8 RGB array, or PIL image; or
-                path or bytes of a short film of a person, which is then shown back and forth.
+                path or bytes of a short film of a person, which is then shown back and forth; or
+                the name of a default avatar, such as `mira`, where no file is called so.
             preset: name of the model.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             size: longer side of the video in pixels.
@@ -116,6 +118,8 @@ class Avatar:
             "threads": threads,
             "weights": None if weights is None else Path(weights),
         }
+        if isinstance(portrait, str) and not Path(portrait).exists():
+            portrait = list_avatars().get(portrait, portrait)
         pipeline = IsolatedPipeline(_LOAD, options) if isolated else _load(options)
         try:
             if is_film(portrait):
@@ -154,6 +158,12 @@ class Avatar:
             return cls(ModelWorker(pipeline), portrait, owns_worker=True)
         assert worker.pipeline is pipeline, "the worker runs another model"
         return cls(worker, portrait)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its frames."""
+        height, width = self.portrait.canvas.shape[:2]
+        return width, height
 
     def with_portrait(self, portrait: Portrait) -> Self:
         """Return an avatar with another portrait that shares this one's model and thread.

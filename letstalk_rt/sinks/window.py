@@ -1,9 +1,11 @@
 """Shows a session in a Tk window."""
 
+import asyncio
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,14 +14,17 @@ from letstalk_rt.errors import DependencyError
 from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.types import AVFrame
 
+T = TypeVar("T")
+
 _POLL_MS = 10
 
 
 class PreviewWindow:
     """A window that shows the frames of a session.
 
-    Most systems require windows to run on the main thread: call `run` there, and run the session in
-    another thread. `show` may be called from any thread.
+    Most systems require windows to run on the main thread: call `run_beside` there with what plays
+    the session, or `run` and run the session in another thread. `show` may be called from any
+    thread.
 
     Args:
         title: title of the window.
@@ -85,6 +90,48 @@ class PreviewWindow:
             root.destroy()
         if closed_by_user.is_set():
             on_close()
+
+    def run_beside(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Show the window on this thread while `work` runs on an event loop of another thread.
+
+        Args:
+            work: plays a session in this window. It is cancelled when the user closes the window.
+
+        Returns:
+            Its result; None if it was cancelled.
+
+        Raises:
+            DependencyError: Tk or a display is missing.
+            Exception: `work` failed.
+        """
+        results: list[T] = []
+        failures: list[BaseException] = []
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(work)
+
+        def run_work() -> None:
+            try:
+                results.append(loop.run_until_complete(task))
+            except BaseException as error:  # raised in the main thread
+                failures.append(error)
+            finally:
+                loop.close()
+                self.close()
+
+        def stop() -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(task.cancel)
+
+        thread = threading.Thread(target=run_work, name="session")
+        thread.start()
+        try:
+            self.run(stop)
+        finally:
+            stop()
+            thread.join()
+        if failures and not isinstance(failures[0], asyncio.CancelledError):
+            raise failures[0]
+        return results[0] if results else None
 
     def _to_image(self, rgb: np.ndarray) -> Image.Image:
         return Image.fromarray(with_badge(rgb) if self._badge else np.ascontiguousarray(rgb))

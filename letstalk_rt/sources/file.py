@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -55,6 +56,13 @@ class FileSource:
     def seconds(self) -> float:
         """Length of the file in seconds."""
         return len(self._samples) / self.sample_rate
+
+    async def __aenter__(self) -> Self:
+        """Do nothing, so that a file may stand where a microphone does."""
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Do nothing."""
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
         """Yield each chunk, `(n,)` float32, when its last sample would have been recorded."""

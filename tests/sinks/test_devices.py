@@ -429,3 +429,33 @@ def test_a_window_without_a_display_raises(monkeypatch: pytest.MonkeyPatch) -> N
         pytest.skip("a display is always there")
     with pytest.raises(DependencyError, match="no display"):
         PreviewWindow().run(lambda: None)
+
+
+class Shown(PreviewWindow):
+    """A window without a display: it closes when the session ends, or at once by its user."""
+
+    closed_by_user = False
+
+    def run(self, on_close):
+        if self.closed_by_user:
+            on_close()
+        assert self._ended.wait(30)
+
+
+def test_a_window_runs_a_session_beside_it_until_either_ends():
+    async def play_for_a_while():
+        await asyncio.sleep(0)
+        return "played"
+
+    async def fail():
+        raise DependencyError("no camera")
+
+    async def endless():
+        await asyncio.Event().wait()
+
+    assert Shown().run_beside(play_for_a_while()) == "played"
+    with pytest.raises(DependencyError, match="no camera"):
+        Shown().run_beside(fail())
+    window = Shown()
+    window.closed_by_user = True
+    assert window.run_beside(endless()) is None
