@@ -43,6 +43,7 @@ letstalk_rt.cli
 letstalk_rt.__main__
 letstalk_server.settings
 letstalk_server.errors
+letstalk_server.log_limit
 letstalk_server.memory
 letstalk_server.auth
 letstalk_server.protocol

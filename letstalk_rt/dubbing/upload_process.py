@@ -1,8 +1,4 @@
-"""A process that decodes one uploaded image or film, and then ends.
-
-Uploads come from strangers, and what decodes them has had holes. So this process holds no secrets
-and nobody else's data, opens no file and no socket once it has begun, and has limits of processor
-time and memory. Its parent gets plain bytes of it: unpickling them could run code.
+"""A process that decodes one uploaded image or film, and then ends; see `media_process`.
 
 It reads a line of JSON (`Job`) and the upload from standard input, and writes a line of JSON and
 then the decoded bytes to standard output.
@@ -11,17 +7,15 @@ then the decoded bytes to standard output.
 import json
 import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 # PyAV would import it when it opens a film, when no file can be opened any more.
 import av.subtitles.stream  # noqa: F401
 
 from letstalk_rt.dubbing.footage_reader import is_film, read_footage
 from letstalk_rt.errors import FilmError, PortraitError
-from letstalk_rt.inference.child_main import offer_to_oom_killer
+from letstalk_rt.inference.media_process import begin, limit_resources
 from letstalk_rt.portrait.image import UPLOAD_FORMATS, load_plugins, read_image
 
 NICENESS = 5
@@ -49,8 +43,7 @@ class Job:
 
 def main() -> int:
     """Decode one upload; return the exit status."""
-    requests, replies = sys.stdin.buffer, _take_stdout()
-    offer_to_oom_killer()
+    requests, replies = begin()
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     load_plugins()
@@ -58,7 +51,7 @@ def main() -> int:
     if not line:  # the parent needs no more
         return 0
     job = Job(**json.loads(line))
-    limit_resources(job.cpu_s, job.memory_mb)
+    limit_resources(job.memory_mb, job.cpu_s)
     try:
         head, parts = decode(requests.read(job.length), job)
     except (PortraitError, FilmError) as error:
@@ -83,44 +76,6 @@ def decode(data: bytes, job: Job) -> tuple[dict[str, Any], list[bytes]]:
         return {"frames": list(map(len, frames)), "warnings": warnings}, frames
     rgb = read_image(data, max_pixels=job.max_pixels, formats=UPLOAD_FORMATS)
     return {"shape": rgb.shape}, [rgb.tobytes()]
-
-
-def limit_resources(cpu_s: int, memory_mb: int) -> None:
-    """Limit this process for good; the system ends it when it needs more.
-
-    No file can be opened and none can be written, nor can a socket be made. Without POSIX limits,
-    only the parent's clock limits it.
-    """
-    if sys.platform == "win32":
-        return
-    import resource
-
-    limits = {
-        resource.RLIMIT_CPU: cpu_s,
-        resource.RLIMIT_AS: _mapped_bytes() + memory_mb * 2**20,
-        resource.RLIMIT_NOFILE: 0,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, limit in limits.items():
-        with suppress(OSError, ValueError):  # macOS refuses some
-            resource.setrlimit(kind, (limit, limit))
-
-
-def _mapped_bytes() -> int:
-    """Return the size of the address space of this process; 0 where unknown."""
-    try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
-    except OSError:
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _take_stdout() -> BinaryIO:
-    """Return standard output, and lead what libraries print elsewhere."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return replies
 
 
 if __name__ == "__main__":

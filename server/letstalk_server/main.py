@@ -27,6 +27,7 @@ from letstalk_server.http.client_sockets import (
     listen,
     protocol_for,
 )
+from letstalk_server.log_limit import LogLimit
 from letstalk_server.memory import share_freed_memory
 from letstalk_server.server import Server
 from letstalk_server.session.avatar_service import LoadedModel, load_model
@@ -110,6 +111,8 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
     quieten_libraries()
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(remove_message)
+    for name in ("uvicorn.error", "asyncio", "aiortc.rtcrtpreceiver"):
+        logging.getLogger(name).addFilter(LogLimit())
     # `main` prints one line instead of uvicorn's traceback of the same error. A refused WebSocket
     # is no error, although uvicorn logs it as one.
     logging.getLogger("uvicorn.error").addFilter(

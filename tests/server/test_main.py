@@ -14,6 +14,7 @@ from support.certificates import self_signed
 
 from letstalk_rt.errors import ConfigError, WeightsError
 from letstalk_server import main
+from letstalk_server.log_limit import MOST, LogLimit
 from letstalk_server.main import parse, serve
 from letstalk_server.server import page_address
 from letstalk_server.session.avatar_service import load_model
@@ -171,3 +172,18 @@ def test_the_page_is_served_over_https_with_a_certificate(tmp_path):
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=30)
+
+
+def test_a_logger_is_limited_for_a_minute_and_says_so():
+    now_s = 0.0
+    limit = LogLimit(lambda: now_s)
+
+    def written():
+        record = logging.LogRecord("aiortc", 30, "", 0, "damaged %s", ("frame",), None)
+        return record.getMessage() if limit.filter(record) else None
+
+    shown = [written() for _ in range(100)]
+    assert [text is not None for text in shown] == [True] * MOST + [False] * (100 - MOST)
+    assert shown[0] == "damaged frame" and "left out for a minute" in shown[MOST - 1]
+    now_s = 60.0
+    assert written() == "damaged frame"

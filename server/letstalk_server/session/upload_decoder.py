@@ -4,9 +4,7 @@ A hostile file takes a process and its limits with it, nobody else's time and no
 """
 
 import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +17,7 @@ from letstalk_rt import errors
 from letstalk_rt.dubbing.footage_reader import MOST_SECONDS
 from letstalk_rt.dubbing.upload_process import Job
 from letstalk_rt.errors import PortraitError
+from letstalk_rt.inference.media_process import command, popen_options
 from letstalk_rt.types import FPS
 
 SPARES = 2
@@ -26,9 +25,6 @@ SPARES = 2
 
 MOST_AT_ONCE = 3
 """Uploads decoded at once; further ones wait."""
-
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-"""The variables that a process gets; secrets and keys are in others."""
 
 _ERRORS = ("NotAnImageError", "ImageDamagedError", "TooManyPixelsError", "PortraitError")
 _MOST_HEAD, _MOST_BODY = 2**16, 2**27
@@ -152,20 +148,7 @@ class UploadDecoder:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # As the child of `multiprocessing`, it finds modules where this process does.
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    # Each thread of a decoder would reserve memory of its own, which counts as taken.
-    environment["MALLOC_ARENA_MAX"] = "1"
-    environment["OMP_NUM_THREADS"] = "1"
-    return subprocess.Popen(
-        [sys.executable, "-m", "letstalk_rt.dubbing.upload_process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,  # Ctrl-C is for the server, which ends this one
-    )
+    return subprocess.Popen(command("letstalk_rt.dubbing.upload_process"), **popen_options())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

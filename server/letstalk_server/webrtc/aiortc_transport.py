@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from aiortc import (
@@ -52,7 +53,7 @@ from letstalk_server.webrtc.sdp import (
     media_kinds,
     parse_fragment,
 )
-from letstalk_server.webrtc.video_buffer import use_prompt_buffer
+from letstalk_server.webrtc.video_buffer import receive_encoded, request_key_frame
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class AiortcTransport:
         """Create the server's end of a connection; nothing is sent before `answer`."""
         assert isinstance(media, SharedMedia), "media must be created by the same transport"
         pc = self._connect(self._configuration)
-        peer = AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs, self._executor)
+        peer = AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs)
         peer.public_address = self._public_address
         peer.candidates = RemoteCandidates(self._policy)
         return peer
@@ -156,7 +157,6 @@ class AiortcPeer:
         handlers: Handlers,
         bitrates: Bitrates,
         codecs: dict[str, tuple[str, ...]],
-        executor: Executor,
     ) -> None:
         self._pc = pc
         self._role = role
@@ -164,7 +164,7 @@ class AiortcPeer:
         self._handlers = handlers
         self._bitrates = bitrates
         self._codecs = codecs
-        self._executor = executor
+        self._camera: CameraPath | None = None
         self._watching: asyncio.Task[None] | None = None
         self._senders: list[RtpSender] = []
         self._receiver: RtpReceiver | None = None
@@ -350,7 +350,9 @@ class AiortcPeer:
             )
             _replace(transceiver, "receiver", self._receiver)
         elif self._handlers.has_camera:
-            use_prompt_buffer(transceiver.receiver)
+            lost = partial(request_key_frame, transceiver.receiver)
+            self._camera = CameraPath(self._handlers.video, lost)
+            receive_encoded(transceiver.receiver, self._camera.push)
         transceiver.receiver._set_rtcp_ssrc(sender._ssrc)
 
     def _set_state(self, state: PeerState) -> None:
@@ -371,9 +373,8 @@ class AiortcPeer:
         self._set_state(states.get(self._pc.connectionState, PeerState.CONNECTING))
 
     def _on_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "video" and self._handlers.has_camera and self._watching is None:
-            path = CameraPath(self._handlers.video, self._executor)
-            self._watching = asyncio.create_task(path.run(track), name="camera")
+        if track.kind == "video" and self._camera is not None and self._watching is None:
+            self._watching = asyncio.create_task(self._camera.run(), name="camera")
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if self._channel is not None:

@@ -1,21 +1,33 @@
-"""From a peer's video track to frames of its camera, with their capture times.
+"""From the encoded video of a peer to frames of its camera, with their capture times.
 
-Only the newest frame counts: one that arrives while another is being converted replaces the one
-that waits. No frame is kept, stored or logged.
+It is decoded in a process of its own, one for each camera. Only the newest frame counts: all are
+decoded, but those that have been overtaken are not converted. No frame is kept, stored or logged.
 """
 
 import asyncio
+import logging
 import time
+from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import numpy as np
-from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
-from av import VideoFrame
 
-MOST_PX = 480
-"""Longer side of the frames; larger ones are made smaller."""
+from letstalk_rt.inference.camera_decoder import CODECS, MOST_PX, REPLY, REQUEST
+from letstalk_rt.inference.media_process import command, popen_options
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING, MOST_WAITING_BYTES = 64, 8 * 2**20
+"""Encoded frames that wait for the process; with more, all are dropped."""
+
+REPLY_S = 5.0
+"""A process that does not answer within this time is ended."""
+
+STARTS, PAUSE_S = 5, 1.0
+"""How often a process is started for one camera, and the pause after one was lost."""
 
 KEPT_DELAYS = 128
 """Frames whose delays are known; the smallest is that of a frame that waited nowhere."""
@@ -42,59 +54,109 @@ class CaptureClock:
         return stamp_s + min(self._delays_s)
 
 
+@dataclass(frozen=True, slots=True)
+class _EncodedFrame:
+    codec: int
+    data: bytes
+    captured_s: float
+
+
 class CameraPath:
-    """Reads a video track until it ends.
+    """Decodes the video of one camera. Used on the event loop only.
 
     Args:
         on_frame: called with each frame, `(H, W, 3)` uint8 RGB, and its capture time in seconds of
             the monotonic clock.
-        executor: where frames are converted.
+        on_loss: called when frames were lost, so that a key frame is needed.
         clock: returns monotonic seconds.
     """
 
     def __init__(
         self,
         on_frame: Callable[[np.ndarray, float], None],
-        executor: Executor,
+        on_loss: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._on_frame, self._executor, self._clock = on_frame, executor, clock
+        self._on_frame, self._on_loss, self._clock = on_frame, on_loss, clock
         self._capture_clock = CaptureClock()
-        self._newest: tuple[VideoFrame, float] | None = None
+        self._waiting: deque[_EncodedFrame] = deque()
         self._arrived = asyncio.Event()
 
-    async def run(self, track: MediaStreamTrack) -> None:
-        """Pass the frames on; return when the track ends."""
-        converting = asyncio.create_task(self._convert(), name="camera-frames")
-        try:
-            while True:
-                frame = await track.recv()
-                if isinstance(frame, VideoFrame):
-                    now_s = self._clock()
-                    self._newest = frame, self._capture_clock.captured_s(frame.time or 0.0, now_s)
-                    self._arrived.set()
-        except MediaStreamError:
-            return  # the track has ended
-        finally:
-            converting.cancel()
-            await asyncio.wait([converting])
+    def push(self, codec: str, data: bytes, stamp_s: float) -> None:
+        """Take an encoded frame.
 
-    async def _convert(self) -> None:
-        loop = asyncio.get_running_loop()
+        Args:
+            codec: its codec, `VP8` or `H264`; others are ignored.
+            data: the frame.
+            stamp_s: its timestamp in the stream.
+        """
+        if codec not in CODECS:
+            return
+        captured_s = self._capture_clock.captured_s(stamp_s, self._clock())
+        self._waiting.append(_EncodedFrame(list(CODECS).index(codec), data, captured_s))
+        size = sum(len(frame.data) for frame in self._waiting)
+        if len(self._waiting) > MOST_WAITING or size > MOST_WAITING_BYTES:
+            self._waiting.clear()
+            self._on_loss()
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Decode frames and pass them on, until cancelled or the process was lost too often."""
+        for _ in range(STARTS):
+            with suppress(OSError, EOFError, TimeoutError):
+                async with _started() as process:
+                    await self._serve(process)
+            log.warning("the process of a camera was lost")
+            self._on_loss()
+            await asyncio.sleep(PAUSE_S)
+
+    async def _serve(self, process: Process) -> None:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            newest, self._newest = self._newest, None
-            if newest is None:
+            frames = list(self._waiting)
+            self._waiting.clear()
+            if not frames:
                 continue
-            frame, captured_s = newest
-            rgb = await loop.run_in_executor(self._executor, as_rgb, frame)
-            self._on_frame(rgb, captured_s)
+            async with asyncio.timeout(REPLY_S):
+                has_failed, rgb = await _exchange(process, frames)
+            if has_failed:
+                self._on_loss()
+            if rgb is not None:
+                self._on_frame(rgb, frames[-1].captured_s)
 
 
-def as_rgb(frame: VideoFrame) -> np.ndarray:
-    """Return a frame as `(H, W, 3)` uint8, its longer side at most `MOST_PX`."""
-    scale = min(1.0, MOST_PX / max(frame.width, frame.height))
-    width, height = (2 * max(16, round(side * scale / 2)) for side in (frame.width, frame.height))
-    rgb: np.ndarray = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return rgb
+@asynccontextmanager
+async def _started() -> AsyncIterator[Process]:
+    program, *arguments = command("letstalk_rt.inference.camera_decoder")
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, limit=3 * MOST_PX**2, **popen_options()
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _exchange(
+    process: Process, frames: list[_EncodedFrame]
+) -> tuple[bool, np.ndarray | None]:
+    """Have frames decoded; return whether one failed, and the newest that did not.
+
+    Raises:
+        OSError: The process has ended.
+        EOFError: Likewise.
+    """
+    assert process.stdin is not None and process.stdout is not None
+    for left, frame in zip(reversed(range(len(frames))), frames, strict=True):
+        process.stdin.write(REQUEST.pack(frame.codec, not left, len(frame.data)) + frame.data)
+    await process.stdin.drain()
+    has_failed, height, width = REPLY.unpack(await process.stdout.readexactly(REPLY.size))
+    if not height:
+        return has_failed, None
+    if max(height, width) > MOST_PX:
+        raise EOFError("the process does not keep to its size")
+    pixels = await process.stdout.readexactly(height * width * 3)
+    return has_failed, np.frombuffer(pixels, np.uint8).reshape(height, width, 3)

@@ -25,6 +25,7 @@ from letstalk_server.http.client_sockets import (
     network_of,
     protocol_for,
 )
+from letstalk_server.log_limit import MOST
 from letstalk_server.settings import Settings
 
 DESCRIPTORS = 200
@@ -82,6 +83,16 @@ def test_silent_connections_keep_nobody_out(tmp_path, tls):
             ) as answer:
                 assert answer.status == 200
     assert len(log_lines(tmp_path)) < 5
+
+
+def test_nonsense_does_not_flood_the_log(tmp_path):
+    with server(tmp_path) as port:
+        for _ in range(60):
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
+                client.sendall(b"nonsense\r\n\r\n")
+                assert client.recv(100).startswith(b"HTTP/1.1 400")
+    lines = log_lines(tmp_path)
+    assert 0 < len(lines) <= MOST and "left out" in lines[-1]
 
 
 async def test_a_silent_connection_is_closed_after_a_while():

@@ -2,18 +2,16 @@
 
 import asyncio
 import io
-import os
 import subprocess
 import sys
-from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from support.films import scene, write_film
+from support.processes import needs_proc, processes_named
 from support.server_fakes import Painter, model_of, portrait_jpeg
 
 from letstalk_rt.dubbing.footage_reader import MOST_FRAMES, read_footage
@@ -29,8 +27,6 @@ from letstalk_server.session.upload_decoder import SPARES, DecodeLimits, UploadD
 from letstalk_server.settings import Settings
 
 PIXELS = 40_000_000
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 
 
 def fast_film(path, repeats, width=3840, height=2160, rate=30_000):
@@ -77,17 +73,6 @@ def add_sound(silent, path):
         frame.sample_rate, frame.pts = 16_000, 0
         for packet in (*sound.encode(frame), *sound.encode(None)):
             container.mux(packet)
-
-
-def decoders():
-    """Return the folders in /proc of the processes that this one has started for uploads."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"upload_process" in (process / "cmdline").read_bytes():
-                found.append(process)
-    return found
 
 
 @pytest.fixture
@@ -164,7 +149,7 @@ def test_a_film_that_needs_too_much_is_refused(tmp_path, limits):
     try:
         with pytest.raises(PortraitError):
             decoder.film(film)
-        assert len(decoders()) == SPARES, "its process is gone"
+        assert len(processes_named("upload_process")) == SPARES, "its process is gone"
     finally:
         decoder.close()
 
@@ -180,7 +165,7 @@ def test_the_process_knows_no_secret(decoder, monkeypatch):
     for name in ("LETSTALK_SECRET", "LETSTALK_API_KEY", "LETSTALK_TURN_SECRET", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "do-not-tell-" + "x" * 32)
     decoder.start_spares()
-    found = decoders()
+    found = processes_named("upload_process")
     assert len(found) == SPARES
     for process in found:
         assert b"PYTHONPATH" in (process / "environ").read_bytes()
@@ -190,8 +175,8 @@ def test_the_process_knows_no_secret(decoder, monkeypatch):
 def test_a_process_can_open_no_file_once_it_has_begun():
     """Its last words go to its parent: what it could not do."""
     program = (
-        "import sys; from letstalk_rt.dubbing.upload_process import limit_resources\n"
-        "import socket; limit_resources(9, 500)\n"
+        "import sys; from letstalk_rt.inference.media_process import limit_resources\n"
+        "import socket; limit_resources(500, cpu_s=9)\n"
         "for attempt in (lambda: open(sys.executable), socket.socket):\n"
         "    try: attempt(); print('done')\n"
         "    except OSError as error: print(error.errno == 24)\n"

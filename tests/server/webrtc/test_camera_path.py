@@ -1,15 +1,21 @@
 """A peer's camera: its frames arrive if it has asked for that, with the times of their capture."""
 
 import asyncio
+import os
+import signal
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from aiortc.mediastreams import VideoStreamTrack
-from av import VideoFrame
+from av import CodecContext, Packet, VideoFrame
+from support.processes import needs_proc, processes_named
 from support.transport_stage import staged
 
+from letstalk_rt.inference.camera_decoder import MOST_PX, as_rgb
 from letstalk_server.session.transport import PeerRole
-from letstalk_server.webrtc.camera_path import MOST_PX, CaptureClock, as_rgb
+from letstalk_server.webrtc.camera_path import CaptureClock
 
 
 class Webcam(VideoStreamTrack):
@@ -110,3 +116,96 @@ def test_frames_that_arrive_late_were_captured_at_a_steady_rate():
 def test_large_frames_are_made_smaller():
     large = VideoFrame.from_ndarray(np.zeros((720, 1280, 3), np.uint8), format="rgb24")
     assert as_rgb(large).shape == (270, MOST_PX, 3)
+
+
+class HostileCamera(VideoStreamTrack):
+    """A camera that sends encoded frames which are far too large, then one that can be shown."""
+
+    def __init__(self, bomb, frames):
+        super().__init__()
+        self._packets = [*[bomb] * 20, *frames]
+
+    async def recv(self):
+        pts, time_base = await self.next_timestamp()
+        if not self._packets:
+            await asyncio.Event().wait()
+        packet = Packet(self._packets.pop(0))
+        packet.pts, packet.time_base = pts, time_base
+        return packet
+
+
+def encoded(codec, width, height, count=1):
+    """Return the frames of a grey film."""
+    context = CodecContext.create(codec, "w")
+    context.width, context.height, context.pix_fmt = width, height, "yuv420p"
+    context.time_base = Fraction(1, 25)
+    context.options = {"tune": "zerolatency"} if codec == "libx264" else {"deadline": "realtime"}
+    frames = []
+    for index in range(count):
+        frame = VideoFrame(width, height, "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes([128]) * plane.buffer_size)
+        frame.pts, frame.time_base = index, Fraction(1, 25)
+        frames += [bytes(packet) for packet in context.encode(frame)]
+    return frames + [bytes(packet) for packet in context.encode(None)]
+
+
+VP8_BOMB = bytes.fromhex("1005009d012aff3fff3f") + bytes(57)
+"""A key frame of 16383x16383 px in 67 bytes, for which libvpx takes a gigabyte."""
+
+
+def peak_mb(process=Path("/proc/self")):
+    """Return the most memory that a process has had; see `forget_peak`."""
+    return int((process / "status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+def forget_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+@needs_proc
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+async def test_a_frame_that_claims_to_be_huge_takes_no_memory(codec):
+    if codec == "VP8":
+        bomb, frames = VP8_BOMB, encoded("libvpx", 320, 240, 3)
+    else:
+        [bomb], frames = encoded("libx264", 8192, 4320), encoded("libx264", 320, 240, 3)
+    shown = asyncio.Event()
+    async with staged() as stage:
+        guest = stage.guest(camera=HostileCamera(bomb, frames), codec=codec)
+        forget_peak()
+        before_mb = peak_mb()
+
+        def on_video(rgb, captured_s):
+            assert rgb.shape == (240, 320, 3)
+            shown.set()
+
+        await stage.connect(guest, PeerRole.TALKER, video=on_video, has_camera=True)
+        await asyncio.wait_for(shown.wait(), 30)
+        assert peak_mb() < before_mb + 100
+        [decoder] = processes_named("camera_decoder")
+        assert peak_mb(decoder) < 200
+    assert not processes_named("camera_decoder"), "it ends with the connection"
+
+
+@needs_proc
+async def test_a_decoder_that_dies_is_replaced():
+    count, lost = 0, []
+    async with staged() as stage:
+        reached = asyncio.Event()
+
+        def on_video(rgb, captured_s):
+            nonlocal count
+            count += 1
+            if count == 3:
+                for process in processes_named("camera_decoder"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    lost.append(process)
+            if count == 10:
+                reached.set()
+
+        await stage.connect(
+            stage.guest(camera=Webcam()), PeerRole.TALKER, video=on_video, has_camera=True
+        )
+        await asyncio.wait_for(reached.wait(), 60)
+    assert len(lost) == 1

@@ -7,7 +7,7 @@ from aiortc.rtp import RtpPacket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letstalk_server.webrtc.video_buffer import PromptBuffer, use_prompt_buffer
+from letstalk_server.webrtc.video_buffer import PromptBuffer, receive_encoded
 
 
 def packets(sizes, *, marked=True, first=65_530):
@@ -61,4 +61,4 @@ def test_frames_come_once_and_in_order_whatever_the_order_of_packets(sizes, data
 
 def test_a_receiver_without_such_a_buffer_is_noticed():
     with pytest.raises(AssertionError, match="aiortc"):
-        use_prompt_buffer(object.__new__(type("Receiver", (), {})))
+        receive_encoded(object.__new__(type("Receiver", (), {})), print)
