@@ -58,7 +58,7 @@ def limit_resources(memory_mb: int, cpu_s: int | None = None) -> None:
     only the parent's clock limits it.
 
     Args:
-        memory_mb: memory beyond what it has mapped.
+        memory_mb: memory beyond what it has mapped; only Linux tells that.
         cpu_s: processor time of all threads, s.
     """
     if sys.platform == "win32":
@@ -66,11 +66,12 @@ def limit_resources(memory_mb: int, cpu_s: int | None = None) -> None:
     import resource
 
     limits = {
-        resource.RLIMIT_AS: _mapped_bytes() + memory_mb * 2**20,
         resource.RLIMIT_NOFILE: 0,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
     }
+    if (mapped := _mapped_bytes()) is not None:
+        limits[resource.RLIMIT_AS] = mapped + memory_mb * 2**20
     if cpu_s is not None:
         limits[resource.RLIMIT_CPU] = cpu_s
     for kind, limit in limits.items():
@@ -78,10 +79,10 @@ def limit_resources(memory_mb: int, cpu_s: int | None = None) -> None:
             resource.setrlimit(kind, (limit, limit))
 
 
-def _mapped_bytes() -> int:
-    """Return the size of the address space of this process; 0 where unknown."""
+def _mapped_bytes() -> int | None:
+    """Return the size of the address space of this process; None where unknown, as on macOS."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
     except OSError:
-        return 0
+        return None
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
