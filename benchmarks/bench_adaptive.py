@@ -33,6 +33,7 @@ import numpy as np
 from bench_session import MODEL, load, portrait_path
 from card import commit, processor_name
 from session_probes import voice
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 from letstalk_rt.metrics import percentiles
@@ -237,6 +238,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--isolate-model", action=argparse.BooleanOptionalAction, default=True)
     add("--note", default="", help="a remark for the result, such as what else ran")
     add("-o", "--output", type=Path, help="write the JSON to a file as well")
+    add_limit(parser)
     add("--json", action="store_true", help="print the JSON line only")
     instruction_sets.add_option(parser)
     return parser.parse_args(argv)
@@ -266,6 +268,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.isolate_model:
             stack.callback(pipeline.close)
         avatar = stack.enter_context(Avatar.from_pipeline(pipeline, portrait))
+        stack.enter_context(
+            time_limit(
+                limit_s(options, options.seconds * options.turns * len(options.preferences)), result
+            )
+        )
         for preference in options.preferences * options.turns:
             found = asyncio.run(run(avatar, preference, options))
             result["runs"].append(found)

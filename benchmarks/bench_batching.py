@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from card import commit, processor_name
 from instruction_sets import add_option, run_limited
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
@@ -58,8 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline = AvatarPipeline.load(options.preset, threads=options.threads)
     first = next(iter(list_avatars().values()))
     portraits = [prepare_portrait(first, pipeline.finder, size=size) for size in options.size]
-    levels = in_own_thread(_held_by_level)(pipeline, portraits, options.windows, options.most)
-    alone = in_own_thread(measure_batches)(pipeline, portraits, BATCHES, stop_early=False)
     result: dict[str, Any] = {
         "version": __version__,
         "commit": commit(),
@@ -69,23 +68,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "preset": options.preset,
         "size": options.size,
-        "sessions_at_25_fps": levels[0]["sessions_at_25_fps"],
-        "held": levels,
-        "step_ms": {str(count): round(1000 * took_s, 2) for count, took_s in alone.items()},
-        "worthwhile_batch": worthwhile_batch(alone),
+        "held": [],
         "live": [],
     }
+    with time_limit(limit_s(options, 2 * options.seconds * len(options.sessions)), result):
+        measure(pipeline, portraits, options, result)
+    text = json.dumps(result)
+    if options.output:
+        options.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+def measure(
+    pipeline: AvatarPipeline,
+    portraits: Sequence[Portrait],
+    options: argparse.Namespace,
+    result: dict[str, Any],
+) -> None:
+    """Add all figures to the result, one after the other."""
+    for quality in pipeline.quality_levels:
+        most = in_own_thread(held)(pipeline, portraits, quality, options.windows, options.most)
+        result["held"].append(most)
+        result.setdefault("sessions_at_25_fps", most["sessions_at_25_fps"])
+    alone = in_own_thread(measure_batches)(pipeline, portraits, BATCHES, stop_early=False)
+    result["step_ms"] = {str(n): round(1000 * took_s, 2) for n, took_s in alone.items()}
+    result["worthwhile_batch"] = worthwhile_batch(alone)
     for count in options.sessions:
         for batch in (1, max(BATCHES)):
             found = asyncio.run(live(pipeline, portraits, count, batch, options.seconds))
             result["live"].append({"sessions": count, "max_batch": batch} | found)
             if not options.json:
                 print(result["live"][-1], flush=True)
-    text = json.dumps(result)
-    if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
-    return 0
 
 
 def held(
@@ -117,12 +131,6 @@ def held(
             break
         count += 1
     return {"quality": asdict(quality), "sessions_at_25_fps": count, "step_ms": step_ms}
-
-
-def _held_by_level(
-    pipeline: Pipeline[Any], portraits: Sequence[Portrait], windows: int, most: int
-) -> list[dict[str, Any]]:
-    return [held(pipeline, portraits, one, windows, most) for one in pipeline.quality_levels]
 
 
 def _states(
@@ -235,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--most", type=int, default=32, help="sessions in the largest batch (%(default)s)")
     add("-o", "--output", type=Path, help="also write the JSON line into this file")
+    add_limit(parser)
     add_option(parser)
     add("--json", action="store_true", help="print the JSON line only")
     return parser

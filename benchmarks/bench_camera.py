@@ -40,6 +40,7 @@ from camera_page import LEAST_MOTION, bench_latency, bench_page
 from camera_rate import bench_rate
 from card import commit, processor_name
 from instruction_sets import add_option, run_limited
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 from letstalk_rt.models.face.driver import NEUTRAL_FRAMES
@@ -249,6 +250,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=60)
     add("--screenshot", type=Path)
     add("--output", type=Path, help="write the result to a file, too")
+    add_limit(parser)
     add("--json", action="store_true", help="print the JSON line of the result only")
     add_option(parser)
     return parser.parse_args(argv)
@@ -269,12 +271,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cores": os.cpu_count(),
         "isa": options.isa,
     }
-    if options.rate:
-        result["rate"] = bench_rate(options)
-    if options.data is not None:
-        result |= bench_drive(options)
-    if options.latency:
-        result["latency"] = bench_latency(options)
+    with time_limit(limit_s(options, 1800.0), result):
+        if options.rate:
+            result["rate"] = bench_rate(options)
+        if options.data is not None:
+            result |= bench_drive(options)
+        if options.latency:
+            result["latency"] = bench_latency(options)
     if options.output is not None:
         options.output.write_text(json.dumps(result) + "\n", encoding="utf-8")
     print(json.dumps(result))

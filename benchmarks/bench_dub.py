@@ -25,6 +25,7 @@ from typing import Any
 import av
 import numpy as np
 from card import commit, processor_name
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
@@ -66,13 +67,24 @@ def make_film(pipeline: AvatarPipeline, path: Path, seconds: float, size: int) -
 
 
 def measure(
-    pipeline: AvatarPipeline, film: Path, speech: str | np.ndarray, output: Path
-) -> dict[str, Any]:
-    """Dub a film and return what it took."""
+    pipeline: AvatarPipeline,
+    film: Path,
+    speech: str | np.ndarray,
+    output: Path,
+    figures: dict[str, Any],
+) -> None:
+    """Dub a film and add what it took; while it is dubbed, how many frames are done."""
     opened, voiced = Film(film), Speech(speech, SAMPLE_RATE)
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    result = dub_film(pipeline, opened, voiced, output)
-    return summary(result, time.perf_counter() - began_s, time.process_time() - began_cpu_s)
+
+    def took_s() -> tuple[float, float]:
+        return time.perf_counter() - began_s, time.process_time() - began_cpu_s
+
+    def count() -> None:
+        figures["frames"] = figures.get("frames", 0) + 1
+        figures["wall_s"], figures["cpu_s"] = (round(one, 2) for one in took_s())
+
+    figures |= summary(dub_film(pipeline, opened, voiced, output, on_frame=count), *took_s())
 
 
 def summary(result: DubResult, wall_s: float, cpu_s: float) -> dict[str, Any]:
@@ -99,15 +111,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--speech", help="with this sound file")
     parser.add_argument("--threads", type=int, help="CPU threads of the model")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write it here")
+    add_limit(parser)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(argv)
     pipeline = AvatarPipeline.load(threads=options.threads)
-    with tempfile.TemporaryDirectory() as folder:
+    figures: dict[str, Any] = {}
+    with (
+        time_limit(limit_s(options, 4 * options.seconds), figures),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         film = options.film or Path(folder) / "film.mp4"
         if options.film is None:
             make_film(pipeline, film, options.seconds, options.size)
         speech = options.speech or voice(options.seconds)
-        figures = measure(pipeline, film, speech, Path(folder) / "dubbed.mp4")
+        measure(pipeline, film, speech, Path(folder) / "dubbed.mp4", figures)
     result = {
         "benchmark": "bench_dub",
         "version": __version__,

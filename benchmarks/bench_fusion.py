@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from card import processor_name
+from time_limit import add_limit, limit_s, time_limit
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -125,16 +126,19 @@ def _synchronize(device: torch.device) -> None:
 
 def measure_cost(options: argparse.Namespace) -> dict[str, Any]:
     """Return the result with the rows of the cost table."""
-    device, rows = torch.device(options.device), []
-    for portrait, audio in PAIRS:
-        shape = replace(base_config(options.preset), portrait_fusion=portrait, audio_fusion=audio)
-        row = {"portrait": portrait, "audio": audio, **count(shape)}
-        if options.repeats:
-            row["step_ms"] = round(step_ms(shape, device, options.repeats), 3)
-        rows.append(row)
-        if not options.json:
-            print(json.dumps(row))
-    return {"what": "cost", "preset": options.preset, **card(device), "rows": rows}
+    device, rows = torch.device(options.device), list[dict[str, Any]]()
+    result = {"what": "cost", "preset": options.preset, **card(device), "rows": rows}
+    with time_limit(limit_s(options, 600.0), result):
+        for portrait, audio in PAIRS:
+            fused = {"portrait_fusion": portrait, "audio_fusion": audio}
+            shape = replace(base_config(options.preset), **fused)
+            row = {"portrait": portrait, "audio": audio, **count(shape)}
+            if options.repeats:
+                row["step_ms"] = round(step_ms(shape, device, options.repeats), 3)
+            rows.append(row)
+            if not options.json:
+                print(json.dumps(row))
+    return result
 
 
 @dataclass(frozen=True)
@@ -304,18 +308,20 @@ def measure_effect(options: argparse.Namespace) -> dict[str, Any]:
     length = options.frames - options.frames % TINY.frames
     learnt = prepare(model, encode_clips(model.autoencoder, kept), TINY.frames)
     others = prepare(model, encode_clips(model.autoencoder, validation), length)
-    rows = []
-    for portrait, audio in ABLATION:
-        shape = replace(TINY, portrait_fusion=portrait, audio_fusion=audio)
-        denoiser, steps = train(shape, learnt, options.seconds, options.batch)
-        figures = judge(model, denoiser, others, length, options.sampler_steps)
-        row = {"portrait": portrait, "audio": audio, "steps": steps, **_rounded(figures)}
-        rows.append(row)
-        if not options.json:
-            print(json.dumps(row))
+    rows = list[dict[str, Any]]()
     facts = {"seconds": options.seconds, "batch": options.batch, "frames": length}
     sampled = {"sampler_steps": options.sampler_steps, "parameters": count(TINY)["parameters"]}
-    return {"what": "effect", **facts, **sampled, **card(torch.device("cpu")), "rows": rows}
+    result = {"what": "effect", **facts, **sampled, **card(torch.device("cpu")), "rows": rows}
+    with time_limit(limit_s(options, 2 * len(ABLATION) * options.seconds), result):
+        for portrait, audio in ABLATION:
+            shape = replace(TINY, portrait_fusion=portrait, audio_fusion=audio)
+            denoiser, steps = train(shape, learnt, options.seconds, options.batch)
+            figures = judge(model, denoiser, others, length, options.sampler_steps)
+            row = {"portrait": portrait, "audio": audio, "steps": steps, **_rounded(figures)}
+            rows.append(row)
+            if not options.json:
+                print(json.dumps(row))
+    return result
 
 
 def card(device: torch.device) -> dict[str, Any]:
@@ -412,6 +418,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         part.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
         part.add_argument("--json", action="store_true", help="print the JSON line only")
         part.add_argument("--save", action="store_true", help="keep the JSON in results/")
+        add_limit(part)
     commands.add_parser("table", help="write docs/fusion.md from results/")
     return parser.parse_args(argv)
 

@@ -30,6 +30,7 @@ from typing import Any
 from bad_network.hosts import Host, why_not
 from bad_network.judging import Judgement, judge
 from bad_network.links import SERVER, Impairment, Link, TunLink, linked, why_no_netem
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 
@@ -181,6 +182,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--link", choices=["netem", "tun"], help="default: netem where the kernel has it")
     add("--keep", type=Path, help="folder for recordings and the servers' logs")
     add("-o", "--output", type=Path, metavar="FILE", help="also write it; keeps other cases")
+    add_limit(parser)
     add("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args(argv)
 
@@ -192,6 +194,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(reason)
     link = options.link or ("tun" if why_no_netem() else "netem")
     found: dict[str, dict[str, Any]] = {}
+    result: dict[str, Any] = {"benchmark": "network", "link": link, "cases": found}
+    with time_limit(limit_s(options, 2 * len(CASES) * (options.seconds + 10)), result):
+        measure_all(options, link, found)
+    result |= {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "version": __version__,
+    }
+    print(json.dumps(result))
+    if options.output is not None:
+        write(options.output, result)
+    passed = all(case["passed"] for cases in found.values() for case in cases.values())
+    return int(not passed or "partial" in result)
+
+
+def measure_all(options: argparse.Namespace, link: str, found: dict[str, dict[str, Any]]) -> None:
+    """Add the figures of all cases, one after the other."""
     for peer in options.peer or ["aiortc", "chromium"]:
         for name in options.case or list(CASES):
             if link == "netem" and name == "rebind":
@@ -202,16 +221,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not options.json:
                 figures = (f"{k} {v}" for k, v in got.as_json().items())
                 print(f"{peer:9} {name:8}", *figures, flush=True)
-    result = {"benchmark": "network", "link": link, "cases": found}
-    result |= {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "version": __version__,
-    }
-    print(json.dumps(result))
-    if options.output is not None:
-        write(options.output, result)
-    return int(not all(case["passed"] for cases in found.values() for case in cases.values()))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import numpy as np
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 from card import commit, processor_name
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 from letstalk_rt.metrics import percentiles
@@ -162,18 +163,18 @@ def server(options: argparse.Namespace) -> Iterator[str]:
             process.terminate()
 
 
-async def measure(address: str, texts: int) -> list[float]:
-    """Return the milliseconds of each text after the first ones."""
+async def measure(address: str, texts: int, took_ms: list[float]) -> None:
+    """Add the milliseconds of each text after the first ones."""
     receiver = Receiver()
     try:
         await receiver.connect(address)
-        took_ms = []
         for number in range(WARM_UP + texts):
             await asyncio.sleep(PAUSE_S + 0.037 * (number % 5))  # at any phase of a window
-            took_ms.append(await receiver.say(TEXTS[number % len(TEXTS)]) * 1000)
+            took_s = await receiver.say(TEXTS[number % len(TEXTS)])
+            if number >= WARM_UP:
+                took_ms.append(took_s * 1000)
         if receiver.errors:
             raise SystemExit(f"the server refused a text: {receiver.errors[0]}")
-        return took_ms[WARM_UP:]
     finally:
         await receiver.aclose()
 
@@ -186,7 +187,7 @@ def summary(took_ms: Sequence[float]) -> dict[str, Any]:
         "text_to_loud_ms": {
             "p50": round(spread.p50, 1),
             "p95": round(spread.p95, 1),
-            "max": round(max(took_ms), 1),
+            "max": round(max(took_ms), 1) if took_ms else None,
         },
     }
 
@@ -199,10 +200,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--url", help="base URL of an OpenAI-compatible endpoint")
     parser.add_argument("--texts", type=int, default=40, help="texts to speak (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write it here")
+    add_limit(parser)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(argv)
-    with server(options) as address:
-        took_ms = asyncio.run(measure(address, options.texts))
+    took_ms: list[float] = []
+    result: dict[str, Any] = {}
+    with time_limit(limit_s(options, 10.0 * options.texts), result), server(options) as address:
+        asyncio.run(measure(address, options.texts, took_ms))
     result = {
         "benchmark": "bench_say",
         "version": __version__,
@@ -212,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "load_1min": round(os.getloadavg()[0], 2),
         "engine": options.engine,
         **summary(took_ms),
+        **result,
     }
     if options.output is not None:
         options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -48,6 +48,7 @@ from session_probes import (
     TimedPipeline,
     voice,
 )
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 from letstalk_rt.errors import PortraitError
@@ -66,12 +67,21 @@ WARM_STARTS = 5
 MORE_SESSIONS = 3
 
 
-async def speak(session: AvatarSession, recorder: Recorder, seconds: float, every_s: float) -> None:
-    """Push speech in real time, and interrupt it every `every_s` seconds."""
+async def speak(
+    session: AvatarSession, recorder: Recorder, seconds: float, every_s: float
+) -> float:
+    """Push speech in real time, and interrupt it every `every_s` seconds.
+
+    Returns:
+        How many seconds of it were taken: less than `seconds` if the machine is behind, because
+        the benchmark ends in time.
+    """
     speech, chunk = voice(20), SAMPLE_RATE * CHUNK_MS // 1000
     started_s, silent_until, next_s = time.monotonic(), 0.0, every_s
     for number in range(int(seconds * 1000 / CHUNK_MS)):
         at_s = (number + 1) * CHUNK_MS / 1000
+        if time.monotonic() - started_s > seconds + PAUSE_S:
+            return number * CHUNK_MS / 1000
         await asyncio.sleep(max(0.0, started_s + at_s - time.monotonic()))
         if at_s >= next_s:
             session.interrupt()
@@ -81,6 +91,7 @@ async def speak(session: AvatarSession, recorder: Recorder, seconds: float, ever
             recorder.resumed()
             start = number * chunk % (len(speech) - chunk)
             await session.push_audio(speech[start : start + chunk], SAMPLE_RATE)
+    return seconds
 
 
 async def watch_loop(lags_ms: Series) -> None:
@@ -115,9 +126,12 @@ def slope_mb_per_h(points_mb: np.ndarray) -> float:
 
 
 async def run(
-    avatar: Avatar, timed: TimedPipeline[Any], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Measure one session for `options.seconds`."""
+    avatar: Avatar,
+    timed: TimedPipeline[Any],
+    options: argparse.Namespace,
+    result: dict[str, Any],
+) -> None:
+    """Measure one session for `options.seconds` and add its figures, even if it is cut short."""
     long_s = options.seconds + SPARE_S
     recorder, memory = Recorder(options.seconds), Series(int(long_s))
     lags_ms = Series(int(long_s / LAG_STEP_S))
@@ -129,16 +143,21 @@ async def run(
         sounding = asyncio.create_task(recorder.speaker.run())
         watching = asyncio.create_task(watch_loop(lags_ms))
         cpu_s = time.thread_time()
-        await speak(session, recorder, options.seconds, options.interrupt_every)
-        cpu_s = time.thread_time() - cpu_s
-        for task in (playing, sounding, watching):
-            task.cancel()
-            await asyncio.wait([task])
+        try:
+            pushed_s = await speak(session, recorder, options.seconds, options.interrupt_every)
+            if pushed_s < options.seconds:
+                result["partial"] = f"behind: {pushed_s:.0f} s of speech were taken"
+        finally:
+            cpu_s = time.thread_time() - cpu_s
+            for task in (playing, sounding, watching):
+                task.cancel()
+                await asyncio.wait([task])
+            stop.set()
+            result |= figures(recorder, lags_ms.values(), memory.values(), session, cpu_s)
+            result["engine_ms"] = spread(added_ms(recorder, timed))
+            result["model_ms"] = spread(timed.took_s.values() * 1000)
         if not playing.cancelled() and (error := playing.exception()):
             raise error
-    stop.set()
-    found = figures(recorder, lags_ms.values(), memory.values(), session, cpu_s)
-    return found | {"engine_ms": spread(added_ms(recorder, timed))}
 
 
 def figures(
@@ -294,6 +313,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--interrupt-every", type=float, default=7.3, metavar="S", help="(%(default)s)")
     add("--no-cold", action="store_true", help="leave out the cold start")
     add("-o", "--output", type=Path, help="write the JSON to a file as well")
+    add_limit(parser)
     add("--json", action="store_true", help="print the JSON line only")
     add("--isolate-model", action="store_true", help="run the model in a process of its own")
     add_option(parser)
@@ -302,17 +322,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 async def measure(
-    avatar: Avatar, timed: TimedPipeline[Any], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Return all figures that are measured in this process."""
+    avatar: Avatar,
+    timed: TimedPipeline[Any],
+    options: argparse.Namespace,
+    result: dict[str, Any],
+) -> None:
+    """Add all figures that are measured in this process."""
     warm_ms = [await first_frame_ms(avatar) for _ in range(WARM_STARTS)]
     timed.started_s.clear()
     timed.took_s.clear()
-    result = await run(avatar, timed, options)
-    result["model_ms"] = spread(timed.took_s.values() * 1000)
     result["first_frame_warm_ms"] = round(float(np.median(warm_ms)), 1)
+    await run(avatar, timed, options, result)
     result["rss_mb_per_further_session"] = round(await more_sessions_mb(avatar), 1)
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -328,8 +349,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("first frame", flush=True)
             return
         facts = card(avatar, steps, options)
-        result = asyncio.run(measure(avatar, timed, options))
-    result["first_frame_cold_ms"] = None if options.no_cold else round(cold_start_ms(words), 1)
+        result: dict[str, Any] = {"first_frame_cold_ms": None}
+        with time_limit(limit_s(options, options.seconds), result):
+            asyncio.run(measure(avatar, timed, options, result))
+            if not options.no_cold:
+                result["first_frame_cold_ms"] = round(cold_start_ms(words), 1)
     if not options.json:
         print_table(facts, result)
     text = json.dumps(facts | result)

@@ -52,6 +52,7 @@ from soak.runs import (
     one_client,
     serving,
 )
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 
@@ -63,6 +64,8 @@ CHURN_BAR_KB = 10.0
 """Memory that a session may leave behind, of the second half of the sessions."""
 
 CHURN_SIZE = 256
+OPENED_S = 1.0
+"""What opening and closing a session takes, with some reserve."""
 
 
 def bar(name: str, value: float | None, limit: float, met: bool | None = None) -> dict[str, Any]:
@@ -267,6 +270,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--note", default="", help="a remark for the result, such as what else ran")
     add("-o", "--output", type=_folder, metavar="FOLDER", help="write soak-PART.json for each part")
+    add_limit(parser)
     add("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args(argv)
 
@@ -294,10 +298,17 @@ def _folder(text: str) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts in turn; return 1 if a bar was missed."""
     options = parse(argv)
-    parts = [run_part(part, options) for part in options.parts]
+    parts: list[dict[str, Any]] = []
+    result: dict[str, Any] = card() | remarks(options) | {"parts": parts}
+    lasting_s = 3600 * options.hours * sum(part != "churn" for part in options.parts)
+    opening_s = OPENED_S * options.opened * len(options.kinds) * ("churn" in options.parts)
+    with time_limit(limit_s(options, lasting_s + opening_s), result):
+        for part in options.parts:
+            parts.append(run_part(part, options))
     met = all(row["met"] is not False for part in parts for row in part["bars"])
-    print(json.dumps(card() | remarks(options) | {"parts": parts, "met": met}))
-    return 0 if met else 1
+    result["met"] = met and "partial" not in result
+    print(json.dumps(result))
+    return 0 if result["met"] else 1
 
 
 def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:

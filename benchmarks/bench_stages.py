@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from card import commit, processor_name
 from instruction_sets import add_option, run_limited
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
@@ -67,6 +68,7 @@ def measure(
     now_s: Callable[[], float],
     windows: int | None = None,
     watch: Callable[[], None] = lambda: None,
+    windows_ms: list[float] | None = None,
 ) -> list[float]:
     """Return the milliseconds of each window, after a warm-up with the same shapes.
 
@@ -78,9 +80,10 @@ def measure(
         now_s: Returns the time in seconds.
         windows: The number of windows to measure, instead of `seconds`.
         watch: Called every 20 windows.
+        windows_ms: Takes what is returned, as it is measured.
     """
     loop = speech(pipeline.hop * 50 / SAMPLE_RATE)
-    windows_ms: list[float] = []
+    windows_ms = [] if windows_ms is None else windows_ms
     index, end_s = 0, float("inf")
     while index < WARM_UP_WINDOWS + windows if windows else now_s() < end_s:
         start = index % 50 * pipeline.hop
@@ -267,6 +270,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--portrait", type=Path, help="an image (the first default avatar)")
     add("--seconds", type=float, default=20.0, help="how long to measure (%(default)s)")
     add("-o", "--output", type=Path, help="also write the JSON line into this file")
+    add_limit(parser)
     add("--json", action="store_true", help="print the JSON line only")
     add_option(parser)
     return parser.parse_args(argv)
@@ -297,36 +301,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts |= {"weights": weights, "load_s": round(loaded_s, 2)} | work(pipeline, states[0])
     if not options.json:
         _print_table(facts)
-    batches = [_batch(pipeline, states[:count], options) for count in options.sessions]
+    batches: list[dict[str, Any]] = []
+    ended: dict[str, Any] = {}
+    with time_limit(limit_s(options, options.seconds * len(options.sessions)), ended):
+        for count in options.sessions:
+            _batch(pipeline, states[:count], options, batches)
     for result in batches if not options.json else ():
         _print_result(result)
     one = batches[0] if len(batches) == 1 else {"batches": batches}
-    text = json.dumps(facts | one)
+    text = json.dumps(facts | one | ended)
     if options.output:
         options.output.write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
 def _batch(
-    pipeline: AvatarPipeline, states: Sequence[SessionState], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Measure one size of batch."""
+    pipeline: AvatarPipeline,
+    states: Sequence[SessionState],
+    options: argparse.Namespace,
+    batches: list[dict[str, Any]],
+) -> None:
+    """Measure one size of batch, and add its result, even if it is cut short."""
     clock = StageClock(torch.cuda.synchronize if torch.cuda.is_available() else None)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    held_mb = [memory_mb()]
-    windows_ms = measure(
-        pipeline,
-        states,
-        options.seconds,
-        clock,
-        time.perf_counter,
-        options.windows,
-        lambda: held_mb.append(memory_mb()),
-    )
-    result = {"sessions": len(states)} | report(pipeline, windows_ms, clock)
-    result["peak_mb"] = round(peak_mb(held_mb), 2)
-    return result | {"steady": steady(windows_ms, held_mb[1:] or held_mb)}
+    held_mb, windows_ms = [memory_mb()], list[float]()
+    try:
+        measure(
+            pipeline,
+            states,
+            options.seconds,
+            clock,
+            time.perf_counter,
+            options.windows,
+            lambda: held_mb.append(memory_mb()),
+            windows_ms,
+        )
+    finally:
+        if windows_ms:
+            result = {"sessions": len(states)} | report(pipeline, windows_ms, clock)
+            result["peak_mb"] = round(peak_mb(held_mb), 2)
+            batches.append(result | {"steady": steady(windows_ms, held_mb[1:] or held_mb)})
 
 
 def _print_table(facts: dict[str, Any]) -> None:

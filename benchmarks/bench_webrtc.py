@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from browsing import browsing
 from instruction_sets import add_option, environment
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 
@@ -111,17 +112,20 @@ def skews_ms(flashes: Sequence[dict[str, float]], heard: Sequence[float]) -> lis
     return [skew for skew in nearest if abs(skew) < 400]
 
 
-def bench_model(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure a connection to the server with a model."""
+def bench_model(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Measure connections to the server with a model, and add their figures to the result."""
     command = [sys.executable, "-m", "letstalk_server", "--port", "0"]
     if options.preset != "tiny":
         command += ["--preset", options.preset]
     if not options.isolate_model:
         command.append("--no-isolate-model")
     with running(command, options.isa) as (address, _), receiving(address) as page:
-        firsts = []
+        firsts: list[float] = []
         for _ in range(options.connects):
             firsts.append(page.evaluate("connect('VP8', false)"))
+            # The first connection of a process includes imports and compilation.
+            result["first_frame_ms"] = percentiles_ms(firsts[1:])
+            result["first_frame_cold_ms"] = round(firsts[0], 1)
             page.wait_for_timeout(300)
             page.evaluate("leave()")
         page.evaluate("connect('VP8', true)")
@@ -131,10 +135,7 @@ def bench_model(options: argparse.Namespace) -> dict[str, Any]:
         shown = counted(address, "letstalk_live_frames") - frames
         again = counted(address, "letstalk_live_repeats") - repeats
         page.evaluate("leave()")
-    return {
-        # The first connection of a process includes imports and compilation.
-        "first_frame_ms": percentiles_ms(firsts[1:]),
-        "first_frame_cold_ms": round(firsts[0], 1),
+    result |= {
         "mic_to_lips_ms": percentiles_ms(delays_ms(seen["said"], seen["heard"])),
         "fps": round(seen["fps"], 2),
         "longest_gap_ms": round(seen["gap"], 1),
@@ -178,6 +179,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="run the model in a process of its own, as the server does by default",
     )
+    add_limit(parser)
     add_option(parser)
     return parser.parse_args(argv)
 
@@ -185,10 +187,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print a table and the JSON line."""
     options = parse(argv)
-    result: dict[str, Any] = {} if options.skip_model else bench_model(options)
-    vp8 = bench_transport(options, "VP8", options.seconds)
-    h264 = bench_transport(options, "H264", min(options.seconds, 30))
-    result |= vp8 | {"transport_cpu_core_h264": h264["transport_cpu_core"]}
+    result: dict[str, Any] = {}
+    with time_limit(limit_s(options, 3 * options.seconds + 10 * options.connects), result):
+        if not options.skip_model:
+            bench_model(options, result)
+        result |= bench_transport(options, "VP8", options.seconds)
+        h264 = bench_transport(options, "H264", min(options.seconds, 30))
+        result["transport_cpu_core_h264"] = h264["transport_cpu_core"]
     result |= {
         "seconds": options.seconds,
         "preset": options.preset,

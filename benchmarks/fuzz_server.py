@@ -25,6 +25,7 @@ sys.path.insert(1, str(Path(__file__).parents[1] / "server"))
 from fuzz.running import Outcome, attack
 from fuzz.targets import TARGETS
 from fuzz.world import SECRETS
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 
@@ -39,19 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the inputs; a new one if there is none")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="default: all")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write it here")
+    add_limit(parser)
     options = parser.parse_args(argv)
     seed = random.randrange(2**31) if options.seed is None else options.seed
     names = options.target or list(TARGETS)
     whole = sum(TARGETS[name][1] for name in names)
     print(f"seed {seed}", flush=True)
     outcomes: dict[str, Any] = {}
-    for name in names:
-        count = max(1, round(options.inputs * TARGETS[name][1] / whole))
-        outcome = outcomes[name] = attack(name, count, seed)
-        print(_line(name, outcome), flush=True)
-        if outcome.kept:
-            print(f"  {outcome.kept}", flush=True)
-    result = {
+    ended: dict[str, Any] = {}
+    with time_limit(limit_s(options, 0.1 * options.inputs), ended):
+        for name in names:
+            count = max(1, round(options.inputs * TARGETS[name][1] / whole))
+            outcome = outcomes[name] = attack(name, count, seed)
+            print(_line(name, outcome), flush=True)
+            if outcome.kept:
+                print(f"  {outcome.kept}", flush=True)
+    result = ended | {
         "benchmark": "fuzz",
         "targets": {name: asdict(outcome) for name, outcome in outcomes.items()},
         "seed": seed,

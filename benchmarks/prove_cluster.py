@@ -35,6 +35,7 @@ from cluster_stage.visitors import (
     open_session,
     worker_of,
 )
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 
@@ -288,8 +289,8 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
     return {name: round(1000 * ordered[index], 1) for name, index in named.items()}
 
 
-async def prove(cluster: Cluster, total: int) -> Figures:
-    """Return the figures of all parts.
+async def prove(cluster: Cluster, total: int, figures: Figures) -> None:
+    """Add the figures of all parts.
 
     Each has `holds`, unless it was skipped, for the facts, and `in_time` where a time is bounded.
     """
@@ -301,12 +302,10 @@ async def prove(cluster: Cluster, total: int) -> Figures:
         "restarted_proxy": restarted_proxy,
         "drained_worker": drained_worker,
     }
-    figures = {}
     async with clients([cluster.url("p1"), cluster.url("p2")]) as proxies:
         for name, part in parts.items():
             figures[name] = await part(cluster, proxies)
             print(f"{name}: {json.dumps(figures[name])}", flush=True)
-    return figures
 
 
 def lost_under_a_page(number: signal.Signals) -> Figures:
@@ -327,23 +326,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--placements", type=int, default=200, metavar="N")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write it here")
+    add_limit(parser)
     parser.add_argument("--page", action="store_true", help="also the page, in Chromium")
     options = parser.parse_args(arguments)
-    with (
-        open_hosts() as hosts,
-        running(hosts, workers=WORKERS, proxies=PROXIES, places=PLACES, drain_s=120) as cluster,
-    ):
-        figures = asyncio.run(prove(cluster, options.placements))
-    if options.page:
-        figures["page"] = lost_under_a_page(signal.SIGTERM)
-        figures["killed_page"] = lost_under_a_page(signal.SIGKILL)
-    report = {
-        "benchmark": "cluster",
-        "hosts": hosts.reason or "network namespaces",
+    figures: Figures = {}
+    report: dict[str, Any] = {"benchmark": "cluster"}
+    with time_limit(limit_s(options, 600.0), report):
+        with (
+            open_hosts() as hosts,
+            running(hosts, workers=WORKERS, proxies=PROXIES, places=PLACES, drain_s=120) as cluster,
+        ):
+            report["hosts"] = hosts.reason or "network namespaces"
+            asyncio.run(prove(cluster, options.placements, figures))
+        if options.page:
+            figures["page"] = lost_under_a_page(signal.SIGTERM)
+            figures["killed_page"] = lost_under_a_page(signal.SIGKILL)
+    report |= {
         "workers": WORKERS,
         "proxies": PROXIES,
         "places_per_worker": PLACES,
-        "ok": all(_is_ok(part) for part in figures.values()),
+        "ok": all(_is_ok(part) for part in figures.values()) and "partial" not in report,
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
         "version": __version__,

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
 
@@ -343,12 +344,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="simulated time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write it here")
+    add_limit(parser)
     options = parser.parse_args(arguments)
-    found = []
-    for scenario in scenarios(options.sessions, options.places, options.hours, options.seed):
-        found.append(summary(scenario))
-        print(json.dumps(found[-1]), flush=True)
-    report = {
+    found: list[dict[str, Any]] = []
+    report: dict[str, Any] = {
         "benchmark": "sim_cluster",
         "sessions": options.sessions,
         "hours": options.hours,
@@ -357,6 +356,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "version": __version__,
         "scenarios": found,
     }
+    with time_limit(limit_s(options, 900.0), report):
+        for scenario in scenarios(options.sessions, options.places, options.hours, options.seed):
+            found.append(summary(scenario))
+            print(json.dumps(found[-1]), flush=True)
     print(json.dumps(report))
     if options.output is not None:
         options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -34,6 +34,12 @@ def test_every_benchmark_takes_json_and_prints_it(script):
     assert prints_json(script)
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_every_benchmark_ends_in_time(script):
+    names = {getattr(call.func, "id", "") for call in calls(script)}
+    assert {"add_limit", "time_limit"} <= names
+
+
 def test_the_live_session_is_measured_by_instruction_set():
     assert bench_session.parse(["--isa", "avx2"]).isa == "avx2"
     with pytest.raises(SystemExit):
