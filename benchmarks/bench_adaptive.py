@@ -255,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {
         "device": processor_name(),
         "isa": options.isa,
+        "emulated": instruction_sets.is_emulated(options.isa),
         "busy": options.busy,
         "size": options.size,
         "isolated": options.isolate_model,

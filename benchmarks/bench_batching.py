@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from card import commit, processor_name
-from instruction_sets import add_option, run_limited
+from instruction_sets import add_option, is_emulated, run_limited
 from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "device": processor_name() if pipeline.device.type == "cpu" else str(pipeline.device),
         "dtype": str(pipeline.variant),
         "isa": options.isa,
+        "emulated": is_emulated(options.isa),
         "threads": torch.get_num_threads(),
         "preset": options.preset,
         "size": options.size,

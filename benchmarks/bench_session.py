@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 from card import commit, processor_name
-from instruction_sets import add_option, run_limited
+from instruction_sets import add_option, is_emulated, run_limited
 from session_probes import (
     CHUNK_MS,
     SPARE_S,
@@ -270,6 +270,7 @@ def card(avatar: Avatar, steps: int | None, options: argparse.Namespace) -> dict
         "voice_activity": options.voice_activity,
         "isolate_model": options.isolate_model,
         "isa": options.isa,
+        "emulated": is_emulated(options.isa),
         "python": platform.python_version(),
         "version": __version__,
         "commit": commit(),

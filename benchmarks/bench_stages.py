@@ -15,8 +15,8 @@ Stages: audio (speech to audio tokens), sample (noise to latents), decode (laten
 composite (faces into the portraits). The last line is JSON. A preset without weights in the package
 is measured with random ones: the work is the same. `peak_mb` is the most memory that the GPU held
 in a batch, decoder included; without a GPU, the most resident memory at any sample. `steady`
-compares the first and the last tenth of the windows. FLOPs are those of one window of one session,
-multiplications and additions counted singly, those in 8-bit integers too.
+compares the first and the last tenth of the windows. `work` has GFLOP and megabytes moved of one
+window of one session by stage, see `work_counter.py`: they hold on every processor.
 """
 
 import argparse
@@ -34,8 +34,9 @@ from typing import Any
 import numpy as np
 import torch
 from card import commit, processor_name
-from instruction_sets import add_option, run_limited
+from instruction_sets import add_option, is_emulated, run_limited
 from time_limit import add_limit, limit_s, time_limit
+from work_counter import Work, WorkCounter
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
@@ -50,6 +51,8 @@ from letstalk_rt.portrait.image import prepare_portrait
 from letstalk_rt.types import FPS, SAMPLE_RATE
 
 WARM_UP_WINDOWS = 5
+WORK_WINDOWS = 4
+"""Windows over which work is counted: mouths differ from one to the next."""
 
 
 def speech(seconds: float, seed: int = 0) -> np.ndarray:
@@ -161,44 +164,39 @@ class _ThisThread:
         return done
 
 
-def _int8_flops(
-    x: Sequence[int],
-    x_scale: float,
-    x_zero: int,
-    weight: Sequence[int],
-    *rest: Any,
-    out_shape: Sequence[int],
-    **options: Any,
-) -> int:
-    """Return the operations of an 8-bit convolution, by the shapes of what it takes and gives."""
-    return int(2 * np.prod(out_shape) * np.prod(weight[1:]))
-
-
-def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, float]:
-    """Return parameters, FLOPs of one window and the memory of a session."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    pcm = speech(pipeline.hop / SAMPLE_RATE)[None]
+def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, Any]:
+    """Return parameters, the work of a window by stage, and the memory of a session."""
+    windows = WARM_UP_WINDOWS + WORK_WINDOWS  # of a session that speaks: the mouth is open
+    loud = np.split(speech(windows * pipeline.hop / SAMPLE_RATE)[None], windows, axis=1)
     decoder = pipeline.frame_decoder
-    decode_pool = decoder.decode_pool
+    decode_pool, counter = decoder.decode_pool, WorkCounter()
     if decode_pool is not None:  # the counter does not see operations in other threads
         decoder.decode_pool = _ThisThread(decode_pool.model_threads)
-    int8: Any = {}
-    if hasattr(torch.ops.onednn, "qconv2d_pointwise"):
-        int8 = {torch.ops.onednn.qconv2d_pointwise: _int8_flops}
-    with FlopCounterMode(display=False, custom_mapping=int8) as counter:
+    for pcm in loud[:WARM_UP_WINDOWS]:
         pipeline.step(pcm, [state])
+    with counter:
+        for pcm in loud[WARM_UP_WINDOWS:]:
+            pipeline.step(pcm, [state], clock=counter)
     decoder.decode_pool = decode_pool
     names = ("audio", "memory", "cache", "features", "portrait")
     held = sum(t.nbytes for name in names for t in tensors(getattr(state, name)))
     count = {
         n: sum(p.numel() for p in part.parameters()) for n, part in pipeline.model.named_children()
     }
+    whole = _per_window(counter.total)
     return {
-        "gflop_per_window": round(counter.get_total_flops() / 1e9, 2),
+        "gflop_per_window": whole["gflop"],
+        "mb_moved_per_window": whole["mb_moved"],
+        "work": {name: _per_window(one) for name, one in counter.stages.items() if any(one)},
         "session_mb": round(held / 2**20, 2),
         "million_parameters": _rounded({n: v / 1e6 for n, v in count.items()}),
     }
+
+
+def _per_window(done: Work) -> dict[str, float]:
+    flops, moved = done
+    each = {"gflop": flops / 1e9, "mb_moved": moved / 1e6}
+    return _rounded({name: value / WORK_WINDOWS for name, value in each.items()})
 
 
 def load(options: argparse.Namespace) -> tuple[AvatarPipeline, str]:
@@ -230,6 +228,7 @@ def card(
         "device": _device_name(device),
         "dtype": str(pipeline.variant),
         "isa": options.isa,
+        "emulated": is_emulated(options.isa),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "steps": pipeline.steps,

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from browsing import browsing
-from instruction_sets import add_option, environment
+from instruction_sets import add_option, environment, is_emulated
 from time_limit import add_limit, limit_s, time_limit
 
 from letstalk_rt import __version__
@@ -199,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "preset": options.preset,
         "isolate_model": options.isolate_model,
         "isa": options.isa,
+        "emulated": is_emulated(options.isa),
         "receiver": "chromium",
         "cores": os.cpu_count(),
         "machine": platform.machine(),

@@ -45,6 +45,16 @@ def environment(isa: str | None) -> dict[str, str]:
     return os.environ | LIMITS[isa]
 
 
+def is_emulated(isa: str | None) -> bool:
+    """Return whether the processor has more than an instruction set that it is limited to.
+
+    Then its figures are not those of a processor that has no more.
+    """
+    known = processor_flags() or frozenset()
+    names = list(LIMITS)
+    return isa is not None and any(FLAGS[one] in known for one in names[names.index(isa) + 1 :])
+
+
 def run_limited(isa: str | None, script: str, words: Sequence[str]) -> None:
     """Run the script again where the limits of an instruction set are not in force, and exit.
 

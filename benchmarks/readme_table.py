@@ -61,7 +61,7 @@ def stages(result: dict[str, Any], name: str) -> Iterator[Row]:
     window, width = result["window_ms"], result["size"][0]
     yield (
         f"audio to composited {width} px frame, {result['threads']} cores of "
-        f"{result['device']}{_instruction_set(name)}, {result['dtype']}",
+        f"{result['device']}{_instruction_set(result, name)}, {result['dtype']}",
         f"{result['fps']:.0f} frames per second; a window of {result['budget_ms']:.0f} ms takes "
         f"{window['p50']:.0f} ms (p50), {window['p99']:.0f} ms (p99)",
     )
@@ -71,14 +71,16 @@ def session(result: dict[str, Any], name: str) -> Iterator[Row]:
     """One live session, without network."""
     if "fake" not in name:
         yield from _percentiles(
-            result, "interrupt_to_silence_ms", "live session: interrupt to silence"
+            result,
+            "interrupt_to_silence_ms",
+            f"live session{_instruction_set(result, name)}: interrupt to silence",
         )
 
 
 def webrtc(result: dict[str, Any], name: str) -> Iterator[Row]:
     """What a browser or peer gets."""
     receiver = result.get("receiver", "a peer").capitalize()
-    where = f"WebRTC on one machine, to {receiver}: "
+    where = f"WebRTC on one machine{_instruction_set(result, name)}, to {receiver}: "
     yield from _percentiles(result, "mic_to_lips_ms", where + "microphone to lips")
     if _known(result.get("fps")) and _known(result.get("av_skew_ms", {}).get("max")):
         repeated = 100 * result.get("repeated_ratio", 0)
@@ -125,9 +127,15 @@ INSTRUCTION_SETS = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "neon": "
 """Ends of file names, and the instruction set of the CPU that they stand for."""
 
 
-def _instruction_set(name: str) -> str:
-    known = INSTRUCTION_SETS.get(name.rpartition("-")[2])
-    return f" with {known}" if known else ""
+def _instruction_set(result: dict[str, Any], name: str) -> str:
+    """Return with which instruction set a result was measured: the processor's own, or a limit.
+
+    A new processor that is limited to AVX2 is no old one.
+    """
+    found = name.rpartition("-")[2]
+    known = INSTRUCTION_SETS.get(found)
+    is_limited = result.get("emulated", found != "amx")
+    return f" {'limited to' if is_limited else 'with'} {known}" if known else ""
 
 
 def _percentiles(result: dict[str, Any], key: str, what: str) -> Iterator[Row]:

@@ -8,7 +8,8 @@ In turn, on an otherwise idle machine: `bench_stages` (alone), `bench_batching` 
 one process holds), `bench_session` (microphone to lips without a network) and `bench_webrtc` (the
 same beside Chromium). Each writes
 `benchmarks/results/bench_NAME-tiny-CORES-ISA.json`. It refuses a machine that is busy, unless
-`--busy` is given. The last line is JSON.
+`--busy` is given. The result of a benchmark that did not end in time is named, but not kept. The
+last line is JSON.
 """
 
 import argparse
@@ -79,8 +80,8 @@ def result_of(output: str) -> dict[str, Any]:
         raise SystemExit("a benchmark printed no JSON line; run it alone to see why") from None
 
 
-def run(row: Row) -> dict[str, Any]:
-    """Run a benchmark and keep its result.
+def run(row: Row) -> str | None:
+    """Run a benchmark and keep its result, unless it is partial; return why it is not kept.
 
     Raises:
         SystemExit: it failed.
@@ -92,9 +93,11 @@ def run(row: Row) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{script} failed with status {done.returncode}")
     result = result_of(done.stdout)
+    if "partial" in result:
+        return str(result["partial"])
     path = HERE / "results" / row.file
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
+    return None
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -116,13 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if load > MOST_LOAD and not options.busy:
         print(f"the machine is busy (load {load:.1f}): stop what runs, or give --busy")
         return 2
-    written = []
+    written, partial = [], {}
     for row in rows(options.isa or available(), options.seconds, options.only):
         if not options.json:
             print(" ".join(row.command), flush=True)
-        run(row)
-        written.append(row.file)
-    print(json.dumps({"load_1min": round(load, 2), "written": written}))
+        if reason := run(row):
+            partial[row.file] = reason
+        else:
+            written.append(row.file)
+    print(json.dumps({"load_1min": round(load, 2), "written": written, "partial": partial}))
     return 0
 
 

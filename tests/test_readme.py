@@ -101,9 +101,11 @@ def test_the_machine_is_named_with_its_instruction_set(
 
     stages = {"preset": "tiny", "device": "A CPU", "threads": 2, "dtype": "bfloat16"}
     stages |= {"size": [512, 512], "fps": 50.2, "budget_ms": 160, "window_ms": {"p50": 1, "p99": 3}}
-    (tmp_path / "bench_stages-tiny-2core-avx512.json").write_text(json.dumps(stages))
-    (row,) = table(tmp_path)
-    assert "2 cores of A CPU with AVX-512, bfloat16" in row and "50 frames per second" in row
+    for emulated, words in ((False, "with AVX-512"), (True, "limited to AVX-512")):
+        stages["emulated"] = emulated
+        (tmp_path / "bench_stages-tiny-2core-avx512.json").write_text(json.dumps(stages))
+        (row,) = table(tmp_path)
+        assert f"2 cores of A CPU {words}, bfloat16" in row and "50 frames per second" in row
 
 
 def test_render_help_names_every_option() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.faces import draw
 from support.fake_pipelines import StillPipeline
 from support.small_dc_model import make_dc_preset
 from support.small_model import make_model, make_portrait
+from torch import nn
+from work_counter import WorkCounter
 
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.metrics import StageClock, StageTimer
@@ -94,6 +97,29 @@ def test_the_work_of_all_threads_is_counted(bench: ModuleType) -> None:
     painting = 2 * 4 * 64**2 * weights / 1e9  # of its last blocks alone, for four frames
     assert bench.work(pipeline, state)["gflop_per_window"] > painting
     assert pipeline.frame_decoder.decode_pool is not None
+
+
+def test_work_is_told_by_stage_and_adds_up(bench: ModuleType) -> None:
+    pipeline = AvatarPipeline(make_model())
+    count = bench.work(pipeline, pipeline.init_state(make_portrait()))
+    assert {"audio", "sample", "layout", "decode", "composite"} <= set(count["work"])
+    for name, total in (("gflop", "gflop_per_window"), ("mb_moved", "mb_moved_per_window")):
+        parts = [part[name] for part in count["work"].values()]
+        assert sum(parts) == pytest.approx(count[total], abs=0.01 * len(parts)) and max(parts) > 0
+
+
+def test_operations_and_bytes_of_operators_are_those_of_their_tensors() -> None:
+    layer, frames = nn.Conv2d(3, 8, 3, bias=False), torch.randn(1, 3, 10, 10)
+    with torch.inference_mode(), WorkCounter() as counter:
+        with counter.stage("outer"):
+            with counter.stage("inner"):
+                layer(frames)
+            frames.transpose(2, 3)[:, :1]  # a view moves nothing
+            frames + 1
+    moved = 4 * (frames.numel() + layer.weight.numel() + 8 * 8 * 8)
+    assert counter.stages["inner"] == (2 * 8 * 64 * 27, moved)
+    assert counter.stages["outer"] == (0, 4 * 2 * frames.numel())
+    assert counter.total == (2 * 8 * 64 * 27, moved + 4 * 2 * frames.numel())
 
 
 @pytest.mark.skipif(not int8.is_supported(), reason="no oneDNN here")

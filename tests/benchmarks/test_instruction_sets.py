@@ -56,3 +56,12 @@ def test_a_script_runs_again_once_with_the_limits(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=free)
         (line,) = done.stdout.splitlines()
         assert json.loads(line) == {name: wanted.get(name) for name in names}
+
+
+def test_a_limit_below_what_the_processor_has_is_said(monkeypatch):
+    monkeypatch.setattr(
+        instruction_sets, "processor_flags", lambda: frozenset({"avx2", "avx512f", "sse2"})
+    )
+    assert instruction_sets.is_emulated("avx2")
+    assert not instruction_sets.is_emulated("avx512")
+    assert not instruction_sets.is_emulated(None)
