@@ -21,6 +21,7 @@ SYSTEM = (
     "browser/test_tokens.py",
     "fuzz/",
     "inference/test_instruction_sets.py::test_the_numeric_tests_hold",
+    "server/test_access.py::test_a_request_is_answered_to_whom_the_table_names_and_nobody_else",
     "server/cluster/test_behind_dns.py",
     "server/cluster/test_behind_haproxy.py",
     "server/webrtc/test_peers.py::test_sessions_opened_and_closed_in_a_row_leave_nothing_behind",
