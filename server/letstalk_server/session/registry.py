@@ -99,7 +99,7 @@ class SessionRegistry:
         idle = next((session for session in own if not session.connections), None)
         if idle is None:
             raise TooManyRequestsError(
-                f"You have {len(own)} sessions; the limit is {self.subject_limit}. End one of them."
+                f"You have {len(own)} of {self.subject_limit} sessions. End one of them."
             )
         idle.end(EndReason.LOST)
 

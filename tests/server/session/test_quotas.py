@@ -39,7 +39,7 @@ async def test_a_subject_takes_half_of_the_places_and_others_get_in():
         for each in open_ones:
             await each.hear("session.ready")
         detail = problem(await http.post("/v1/sessions", headers=mallory), 429, "too-many-requests")
-        assert "2 sessions" in detail
+        assert "2 of 2 sessions" in detail
         for who in (ann, bearer(KEY)):
             assert (await http.post("/v1/sessions", headers=who)).status_code == 201
         for each in open_ones:
