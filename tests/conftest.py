@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.suites import is_system, missing_packages
+from support.packages import missing_packages
+from support.suites import is_system
 
 pytest_plugins = ["support.browser_tools"]
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
-from support.suites import SYSTEM, is_system, missing_packages
+from support import packages
+from support.packages import PACKAGES, missing_packages, needs
+from support.suites import SYSTEM, is_system
 
 TESTS = Path(__file__).parent
 
@@ -27,9 +29,27 @@ def test_the_first_half_keeps_a_real_path_through_every_feature() -> None:
         assert not is_system(name) and f"def {test}" in (TESTS / path).read_text()
 
 
-def test_the_package_that_a_skipped_test_wants_is_named() -> None:
-    reasons = ["Skipped: haproxy is not installed", "Skipped: needs libportaudio2", "no CUDA here"]
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has Python, a C library, and FFmpeg."""
+    there = {name: (lambda name=name: name == "ffmpeg") for name in PACKAGES}
+    monkeypatch.setattr(packages, "PACKAGES", there)
+
+
+def test_the_packages_that_skipped_tests_want_are_named_unless_they_are_there(bare: None) -> None:
+    reasons = ["Skipped: needs haproxy", "needs libportaudio2", "no ffmpeg", "no CUDA here"]
     assert missing_packages(reasons) == ["haproxy", "libportaudio2"]
+
+
+def test_a_test_is_skipped_by_the_name_of_what_is_missing(bare: None) -> None:
+    assert needs("coturn").mark.args == (True,)
+    assert needs("coturn").mark.kwargs == {"reason": "needs coturn"}
+    assert needs("ffmpeg").mark.args == (False,)
+
+
+def test_all_that_ci_installs_is_known() -> None:
+    installed = (TESTS.parent / ".ci" / "run").read_text().partition("for package in ")[2]
+    assert set(installed.partition(";")[0].split()) <= set(PACKAGES)
 
 
 def test_nothing_is_named_where_nothing_is_missing() -> None:

@@ -5,7 +5,6 @@ import base64
 import hashlib
 import hmac
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from aioice import stun, turn
+from support.packages import needs
 
 ROOT = Path(__file__).parents[1]
 SECRET = "t" * 32
@@ -56,7 +56,7 @@ async def allocated(port):
     return client
 
 
-@pytest.mark.skipif(shutil.which("turnserver") is None, reason="needs coturn")
+@needs("coturn")
 async def test_a_relay_reaches_public_addresses_and_no_inner_ones():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))

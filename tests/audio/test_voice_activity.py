@@ -1,11 +1,11 @@
 """Voice activity detection by level and by the Silero network."""
 
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from support.packages import needs
 
 from letstalk_rt.audio.resample import Resampler
 from letstalk_rt.audio.silero import SileroNetwork
@@ -79,7 +79,7 @@ def test_silero_rejects_noise_and_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+@needs("espeak-ng")
 def test_silero_hears_speech_alike_in_pieces_and_at_once():
     pytest.importorskip("silero_vad")
     words = ["espeak-ng", "--stdout", "What is the weather like today?"]

@@ -1,13 +1,13 @@
 """The short form of what a cluster must do: three workers and two proxies on hosts of their own."""
 
 import json
-import shutil
 
 import prove_cluster
 import pytest
 from cluster_stage.hosts import LoopbackHosts, open_hosts
+from support.packages import needs
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+pytestmark = needs("haproxy")
 
 
 def test_a_cluster_places_drains_and_survives(tmp_path, capfd):

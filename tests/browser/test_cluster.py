@@ -1,6 +1,5 @@
 """The page behind a proxy: when its worker stops or dies, it goes on with another one by itself."""
 
-import shutil
 import signal
 
 import pytest
@@ -8,11 +7,12 @@ from cluster_stage.cluster import running
 from cluster_stage.hosts import LoopbackHosts
 from cluster_stage.page import resume_elsewhere
 from support.browser_tools import needs_browser
+from support.packages import needs
 
 pytest.importorskip("playwright.sync_api")
 pytestmark = [
     needs_browser,
-    pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed"),
+    needs("haproxy"),
 ]
 
 

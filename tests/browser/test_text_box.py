@@ -1,7 +1,5 @@
 """The text box of the page: what is typed is spoken, by keyboard and on a phone."""
 
-import shutil
-
 import pytest
 from support.browser_tools import (
     TRAINED,
@@ -13,11 +11,12 @@ from support.browser_tools import (
     visiting,
     watch_mouth,
 )
+from support.packages import needs
 
 pytest.importorskip("playwright.sync_api")
 pytestmark = [
     needs_browser,
-    pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng"),
+    needs("espeak-ng"),
 ]
 SENTENCE = "Hello there! What a wonderful open morning."
 SPOKEN = """

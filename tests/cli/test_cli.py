@@ -1,7 +1,6 @@
 """The command `letstalk`: its files, its output and its exit status."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from support.commands import Run
 from support.faces import LoudIsBright, draw
+from support.packages import needs
 
 from letstalk_rt.cli import main
 from letstalk_rt.sinks.file import write_video
@@ -174,7 +174,7 @@ def test_mic_records_an_audio_file_live(
     assert "AI avatar" in av.open(str(out)).metadata["comment"]
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+@needs("espeak-ng")
 def test_say_speaks_a_text_into_a_file(run: Run, tmp_path: Path, portrait: str) -> None:
     out = tmp_path / "said.mp4"
     arguments = ["say", portrait, "Hello there!", "-o", str(out), "--size", "256", "--json"]
@@ -194,7 +194,11 @@ def test_say_speaks_a_text_into_a_file(run: Run, tmp_path: Path, portrait: str) 
     [
         (["say", "FACE", "", "-o", "OUT.mp4"], "letters or digits"),
         (["say", "FACE", "\U0001f600", "-o", "OUT.mp4"], "letters or digits"),
-        (["say", "FACE", "hi", "--voice", "no such voice", "-o", "OUT.mp4"], "no voice"),
+        pytest.param(
+            ["say", "FACE", "hi", "--voice", "no such voice", "-o", "OUT.mp4"],
+            "no voice",
+            marks=needs("espeak-ng"),
+        ),
         (["say", "FACE", "hi", "--voice", "no.onnx", "-o", "OUT.mp4"], "no.onnx"),
         (["say", "FACE", "hi", "--base-url", "nowhere", "-o", "OUT.mp4"], "base URL"),
         (["mic", "nobody", "--audio", "SPEECH", "-o", "OUT.mp4"], "no avatar named 'nobody'"),

@@ -4,7 +4,6 @@ import ast
 import asyncio
 import importlib
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from support.browser_tools import PAINTED, RATE, running, write_wav
 from support.chat_server import chat_model
+from support.packages import needs
 from websockets.asyncio.server import serve
 
 from letstalk_rt.sinks.file import Recording
@@ -142,7 +142,7 @@ async def test_a_long_utterance_is_sent_at_most_20_s_ahead_of_its_playing(monkey
             await asyncio.wait([saying])
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+@needs("espeak-ng")
 async def test_a_spoken_question_is_answered_by_the_avatar(tmp_path, monkeypatch, capsys):
     pytest.importorskip("pocketsphinx")
     monkeypatch.syspath_prepend(str(CLIENTS))
@@ -165,11 +165,9 @@ def test_the_voice_agent_is_short():
     assert len(lines) - 1 < 20, "statements beside the docstring"
 
 
+@needs("libportaudio2")
 def test_a_missing_microphone_is_reported_in_one_line(server):
-    try:
-        import sounddevice  # noqa: F401
-    except (ImportError, OSError):
-        pytest.skip("needs sounddevice and libportaudio2")
+    pytest.importorskip("sounddevice")
     done = run("microphone.py", "--url", server, "--input", "no such microphone")
     assert done.returncode == 1
     assert (

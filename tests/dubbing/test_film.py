@@ -1,6 +1,5 @@
 """Films are read and written with their own colours, sizes, directions and times."""
 
-import shutil
 import struct
 import subprocess
 from fractions import Fraction
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from support.certificates import issue
 from support.films import read_planes, scene, write_film
+from support.packages import needs
 
 from letstalk_rt.dubbing.extension import Longer, back_and_forth, extended, longer_from
 from letstalk_rt.dubbing.film import Film, FilmFrame
@@ -127,7 +127,7 @@ def test_a_truncated_film_is_noticed(tmp_path):
         list(Film(broken).frames())
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg cuts the film")
+@needs("ffmpeg")
 def test_a_film_that_was_cut_out_of_a_longer_one_is_complete(tmp_path):
     """It begins with frames since the last key frame that its edit list does not show."""
     whole = write_film(tmp_path / "a.mp4", scene(75), options={"crf": "4", "g": "250"})

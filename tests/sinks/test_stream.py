@@ -1,7 +1,6 @@
 """Pushing a session to RTMP, RTMPS and SRT servers, reconnecting, and refusals."""
 
 import contextlib
-import shutil
 import socket
 import ssl
 import subprocess
@@ -16,6 +15,7 @@ import av
 import numpy as np
 import pytest
 from support.certificates import self_signed
+from support.packages import needs
 
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
 from letstalk_rt.portrait.watermark import STATEMENT
@@ -123,7 +123,8 @@ def test_rtmp_arrives_in_sync_with_the_statement(tmp_path: Path) -> None:
     assert beep_s == pytest.approx(flash_s, abs=0.02)
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg to listen for SRT")
+@needs("ffmpeg")
+@needs("libsrt1.5-openssl")
 @pytest.mark.parametrize("secret", ["", "&passphrase=0123456789abc"])
 def test_srt_arrives_in_sync(tmp_path: Path, secret: str) -> None:
     port, path = free_port(), tmp_path / "got.mkv"
@@ -365,7 +366,9 @@ def test_all_parts_of_an_srt_address_are_parsed() -> None:
     assert SrtTarget.parse(url) == SrtTarget("::1", 9000, "#!::r=live", "0123456789", 32, 300)
 
 
-@pytest.mark.parametrize("scheme", ["rtmp", "rtmps", "srt"])
+@pytest.mark.parametrize(
+    "scheme", ["rtmp", "rtmps", pytest.param("srt", marks=needs("libsrt1.5-openssl"))]
+)
 def test_a_failed_connection_is_reported_without_the_key(scheme: str) -> None:
     sink = StreamPush(f"{scheme}://127.0.0.1:{free_port()}" + "/live/secret" * (scheme != "srt"))
     with pytest.raises((ConfigError, DependencyError), match="Cannot connect") as caught:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.packages import needs
 from support.speech_endpoint import TONE_HZ, endpoint
 
 from letstalk_rt.errors import ConfigError, DependencyError, SynthesisError, TextError
@@ -23,7 +24,7 @@ from letstalk_rt.speech.openai import OpenAISpeech
 from letstalk_rt.speech.piper import PiperSpeech
 from letstalk_rt.speech.system import SystemSpeech, find_program
 
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+needs_espeak = needs("espeak-ng")
 TEXT = "Hello there, this is a test."
 
 

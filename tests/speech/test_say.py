@@ -1,11 +1,11 @@
 """A session speaks text, and an interrupt stops the synthesis."""
 
 import asyncio
-import shutil
 
 import numpy as np
 import pytest
 from support.fakes import FakePipeline, InlineWorker, portrait
+from support.packages import needs
 from support.sessions import offline, until_end
 
 from letstalk_rt.errors import SynthesisError, TextError
@@ -34,7 +34,7 @@ class ManySeconds:
             self.closed = True
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+@needs("espeak-ng")
 async def test_a_text_becomes_one_segment():
     async with offline() as session:
         reading = asyncio.create_task(until_end(session))
@@ -70,6 +70,7 @@ async def test_what_was_spoken_before_a_failure_is_a_segment():
     assert sum(frame.spoken for frame in frames) == pytest.approx(8000, abs=2)
 
 
+@needs("espeak-ng")
 async def test_bad_text_leaves_the_session_as_it_was():
     async with offline() as session:
         for text in ("", "\U0001f600", "x" * 1_000_000):

@@ -31,7 +31,7 @@ FLAGS = [
 ALLOWED = "--use-fake-ui-for-media-stream"
 """Grants the permission for the microphone, which is otherwise denied."""
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 PAINTED = [sys.executable, "-m", "support.flash_server", "0"]
 TRAINED = [sys.executable, "-m", "letstalk_server", "--port", "0"]
 

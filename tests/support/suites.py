@@ -1,11 +1,9 @@
-"""Which tests `make test` leaves to `make test-system`, and which packages tests were skipped for.
+"""Which tests `make test` leaves to `make test-system`.
 
 `make test` keeps lint, types, the units and one real path through every feature; what needs the
 machine for itself, starts many programs or trains for minutes is in `make test-system`, which CI
 runs, too. Both together are all tests but those marked `slow` or `gpu`.
 """
-
-from collections.abc import Iterable
 
 SYSTEM = (
     "benchmarks/",
@@ -33,27 +31,7 @@ SYSTEM = (
 )
 """Beginnings of the names of tests, below the folder `tests`."""
 
-PACKAGES = {
-    "chromium": "chromium",
-    "coturn": "coturn",
-    "espeak": "espeak-ng",
-    "ffmpeg": "ffmpeg",
-    "haproxy": "haproxy",
-    "libportaudio2": "libportaudio2",
-    "libsrt": "libsrt1.5-openssl",
-    "node": "nodejs",
-    "npm": "npm",
-    "namespaces": "iproute2",
-}
-"""Word in the reason of a skip, and the Debian package that brings what is missing."""
-
 
 def is_system(test: str) -> bool:
     """Return whether a test, by its name below the folder `tests`, is in `make test-system`."""
     return test.startswith(SYSTEM)
-
-
-def missing_packages(reasons: Iterable[str]) -> list[str]:
-    """Return the packages for which tests were skipped, by the reasons that the tests gave."""
-    words = " ".join(reasons).lower()
-    return sorted({package for word, package in PACKAGES.items() if word in words})

@@ -1,17 +1,16 @@
 """Workers that DNS lists, behind a real HAProxy, as on Kubernetes."""
 
-import shutil
 import signal
 
 import httpx
-import pytest
 from cluster_stage.cluster import AGENT_PORT, OPERATOR, PORT, Cluster, wait_for
 from cluster_stage.hosts import LoopbackHosts
 from support.dns_server import serving_dns
+from support.packages import needs
 
 from letstalk_server.cluster.haproxy import DnsWorkers
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+pytestmark = needs("haproxy")
 
 SERVICE = "letstalk.test"
 

@@ -1,15 +1,15 @@
 """Two workers behind a real HAProxy: placement, routing, draining, loss."""
 
-import shutil
 import signal
 
 import httpx
 import pytest
 from cluster_stage.cluster import OPERATOR, running, wait_for
 from cluster_stage.hosts import LoopbackHosts
+from support.packages import needs
 from support.server_fakes import portrait_jpeg
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+pytestmark = needs("haproxy")
 
 PLACES = 2
 

@@ -1,16 +1,16 @@
 """`letstalk cluster haproxy`: what it writes, and what HAProxy says about it."""
 
-import shutil
 import subprocess
 
 import pytest
+from support.packages import needs
 
 from letstalk_rt.cli import main as command
 from letstalk_rt.errors import ConfigError
 from letstalk_server.cluster.haproxy import DnsWorkers, WorkerAddress, configuration
 from letstalk_server.cluster.main import main
 
-needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="no haproxy")
+needs_haproxy = needs("haproxy")
 WORKERS = ["--worker", "w1=10.0.0.1:8080", "--worker", "w2=10.0.0.2:8080,agent=9000,weight=200"]
 
 

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import logging
-import shutil
 
 import httpx
 import numpy as np
 import pytest
 from support.live_server import join, live
+from support.packages import needs
 from support.speech_endpoint import endpoint
 
 from letstalk_rt.errors import ConfigError, DependencyError
@@ -16,7 +16,7 @@ from letstalk_server.app import create_app
 from letstalk_server.http.binary_frames import PayloadType
 from letstalk_server.settings import Settings
 
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
+needs_espeak = needs("espeak-ng")
 SECRET = "My secret number is four seven eleven."
 
 

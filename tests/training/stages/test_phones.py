@@ -19,7 +19,7 @@ from letstalk_rt.training.stages.phones import (
 )
 
 needs_espeak = pytest.mark.skipif(
-    ctypes.util.find_library("espeak-ng") is None, reason="espeak-ng is not installed"
+    ctypes.util.find_library("espeak-ng") is None, reason="needs espeak-ng"
 )
 
 
