@@ -10,7 +10,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -76,6 +76,21 @@ class ChatStub:
         except asyncio.CancelledError:
             self.aborted += 1
             raise
+
+
+@asynccontextmanager
+async def serving(app: Starlette) -> AsyncIterator[str]:
+    """Serve an application on a free port of loopback; yield its address up to `/v1`."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    serve = asyncio.create_task(server.serve(), name="serve")
+    while not server.started:
+        assert not serve.done(), "it cannot be served"
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        await serve
 
 
 def _event(delta: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Talk with an avatar on this machine: microphone, recogniser, chat model, voice, avatar in a window.
+"""Talk with an avatar in a window: microphone, recogniser, chat model, voice, avatar.
 
     pip install -e '.[mic,talk]'                                 # in a clone
     python voice_agent.py http://localhost:11434/v1 llama3.2   # any OpenAI-compatible one

@@ -44,7 +44,7 @@ DEFAULT_PROMPT = (
 MAX_MESSAGES = 40
 """Messages that the chat model is given beside the prompt; older ones are forgotten."""
 
-_ECHO_S = 1.0
+_ECHO_S = 0.5
 """Time after the avatar's last word in which it may still be heard."""
 
 _FALSE_ALARMS = 2

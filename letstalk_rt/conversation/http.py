@@ -41,13 +41,15 @@ class Endpoint:
             raise ConfigError(f"{what}: {url!r} is not an address like http://localhost:11434/v1")
         key = api_key or os.environ.get("OPENAI_API_KEY")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        # Made once: it reads the certificates of this machine, which takes tens of milliseconds.
+        self._verify = self.httpx.create_ssl_context() if parts.scheme == "https" else False
         self._url, self._name = url.rstrip("/"), f"{what} at {parts.hostname}"
 
     def client(self) -> Any:
         """Return a new `httpx.AsyncClient`, whose addresses begin after `/v1`."""
         timeout = self.httpx.Timeout(READ_S, connect=CONNECT_S)
         return self.httpx.AsyncClient(
-            base_url=f"{self._url}/", headers=self._headers, timeout=timeout
+            base_url=f"{self._url}/", headers=self._headers, timeout=timeout, verify=self._verify
         )
 
     def failure(self, error: BaseException) -> str:

@@ -64,9 +64,10 @@ class Sphinx:
         return best.hypstr if best is not None else ""
 
     def end(self) -> str:
-        """See `Engine`."""
+        """See `Engine`. Its last pass sometimes loses what the first has understood."""
+        first = self.words()
         self._decoder.end_utt()
-        return self.words()
+        return self.words() or first
 
 
 class Whisper:

@@ -30,7 +30,7 @@ class TurnOptions:
     """
 
     begin_ms: int = 64
-    hangover_ms: int = 480
+    hangover_ms: int = 416
     preroll_ms: int = 500
     max_s: float = 30.0
 

@@ -193,7 +193,7 @@ async def test_a_question_is_answered_sentence_by_sentence():
     assert stage.voice.said == ["I am well.", "And you?"]
     assert stage.recogniser.closed and stage.avatar.interrupts == 0
     (heard,) = stage.recogniser.samples
-    assert heard.dtype == np.int16 and len(heard) == (16 + 4 + 15) * BLOCK
+    assert heard.dtype == np.int16 and len(heard) == (16 + 4 + 13) * BLOCK
     assert stage.avatar.listeners == []
 
 

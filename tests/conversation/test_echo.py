@@ -28,5 +28,20 @@ def test_other_words_are_none(heard):
     assert not repeats(heard, SAID)
 
 
+LONG = (
+    "I would be happy to help you with that. First of all, let me think about it for a moment. "
+    "Then I will tell you more about it, and answer all of your other questions."
+)
+
+
+@pytest.mark.parametrize(
+    "heard",
+    ["can you story about and all", "will you help me with other things", "i will go to all"],
+)
+def test_little_words_that_lie_far_apart_are_no_echo_of_a_long_answer(heard):
+    assert not repeats(heard, LONG)
+    assert repeats("think about it for a moment then i will tell", LONG)
+
+
 def test_nothing_is_an_echo_of_silence():
     assert not repeats("hello there", "")

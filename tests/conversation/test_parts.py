@@ -12,12 +12,14 @@ import wave
 
 import numpy as np
 import pytest
+from chat_stub import serving
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from support.chat_server import chat_model, serving
+from support.chat_server import chat_model
 
 from letstalk_rt.audio.resample import Resampler
+from letstalk_rt.conversation import recogniser_worker
 from letstalk_rt.conversation.openai_chat import MAX_TOOL_ROUNDS, OpenAIChat
 from letstalk_rt.conversation.openai_recogniser import OpenAIRecogniser
 from letstalk_rt.conversation.parts import open_chat, open_recogniser
@@ -239,3 +241,18 @@ def test_a_recogniser_is_chosen_by_what_is_given(tmp_path):
         open_recogniser("ears")
     with pytest.raises(ConfigError, match="URL of its endpoint"):
         open_recogniser("openai")
+
+
+def test_what_the_first_pass_of_pocketsphinx_understood_is_not_lost():
+    class Decoder:
+        hypothesis = type("Hypothesis", (), {"hypstr": "can you tell me"})()
+
+        def hyp(self):
+            return self.hypothesis
+
+        def end_utt(self):
+            self.hypothesis = None
+
+    sphinx = object.__new__(recogniser_worker.Sphinx)
+    sphinx._decoder = Decoder()
+    assert sphinx.end() == "can you tell me"

@@ -57,7 +57,7 @@ def test_an_utterance_has_its_beginning_its_pauses_and_half_a_second_before_it()
     assert kinds(found) == [TurnBegins, TurnEnds]
     assert isinstance(found[0], TurnBegins) and isinstance(found[-1], TurnEnds)
     first = (40 - 16) * BLOCK
-    assert np.array_equal(heard(found), audio[first:][: (16 + 25 + 15) * BLOCK])
+    assert np.array_equal(heard(found), audio[first:][: (16 + 25 + 13) * BLOCK])
 
 
 @pytest.mark.parametrize("size", [1, 320, 511, 100_000])

@@ -1,26 +1,8 @@
-"""The stub of a chat model and any other application, over real HTTP on a free port."""
+"""The stub of a chat model, over real HTTP on a free port."""
 
-import asyncio
 from contextlib import asynccontextmanager
 
-import uvicorn
-from chat_stub import ChatStub
-
-
-@asynccontextmanager
-async def serving(app):
-    """Serve an ASGI application on loopback; yield its address up to `/v1`."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    serve = asyncio.create_task(server.serve())
-    while not server.started:
-        assert not serve.done()
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.should_exit = True
-        await serve
+from chat_stub import ChatStub, serving
 
 
 @asynccontextmanager
