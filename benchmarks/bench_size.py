@@ -6,8 +6,10 @@ python benchmarks/bench_size.py --json | tail -1 > benchmarks/results/model-size
 import argparse
 import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from time_limit import add_limit, limit_s, time_limit
 from torch.utils.flop_counter import FlopCounterMode
 
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
@@ -19,23 +21,24 @@ from letstalk_rt.models.presets import get_preset
 
 PUBLISHED = ("s", "b", "l", "xl", "v1-b-2", "v1-l-2")
 STREAMING = ("tiny", "b", "l")
+EXPECTED_S = 60.0
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON, last")
+    add_limit(parser)
     options = parser.parse_args()
-    rows = sizes()
+    rows: list[dict[str, float | str | int]] = []
+    result: dict[str, Any] = {"rows": rows}
+    with time_limit(limit_s(options, EXPECTED_S), result):
+        rows.extend(published_row(name) for name in PUBLISHED)
+        rows.extend(streaming_row(name) for name in STREAMING)
+        rows.extend(decoder_rows())
     print("\n".join(table(rows)))
     if options.json:
-        print(json.dumps(rows))
-
-
-def sizes() -> list[dict[str, float | str | int]]:
-    """Return a row for every model."""
-    published = [published_row(name) for name in PUBLISHED]
-    return published + [streaming_row(name) for name in STREAMING] + decoder_rows()
+        print(json.dumps(result))
 
 
 def table(rows: list[dict[str, float | str | int]]) -> list[str]:
