@@ -23,6 +23,7 @@ class FakeConnection:
     kind: ConnectionKind = ConnectionKind.PLAY
     config: ConnectionConfig = field(default_factory=ConnectionConfig)
     lost_s: float = 1e9
+    may_speak: bool = True
     sent: list = field(default_factory=list)
 
     def send(self, text):

@@ -1,5 +1,6 @@
 """What one subject may take: of the sessions, and of the memory of uploads."""
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -56,6 +57,13 @@ async def test_a_session_without_connections_gives_way_to_a_new_one_of_its_subje
         assert left == names[2:]
 
 
+async def left(http, name, who):
+    """Wait until the server has seen that a session has no connection any more."""
+    async with asyncio.timeout(10):
+        while (await http.get(f"/v1/sessions/{name}", headers=who)).json()["connections"]:
+            await asyncio.sleep(0.02)
+
+
 async def test_who_has_left_gives_way_to_a_new_session_of_the_same_subject_first():
     async with live_with(replace(LOCKED, max_sessions=2, max_subject_sessions=2)) as (
         http,
@@ -69,6 +77,7 @@ async def test_who_has_left_gives_way_to_a_new_session_of_the_same_subject_first
             client = await join(address, f"session={made['session']}", additional_headers=who)
             await client.hear("session.ready")
             await client.close()
+            await left(http, made["session"], who)
         assert (await http.post("/v1/sessions", headers=ann)).status_code == 201
         assert (await http.get(f"/v1/sessions/{names[0]}", headers=bob)).status_code == 200
 
