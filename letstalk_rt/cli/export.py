@@ -20,6 +20,7 @@ from letstalk_rt.models.avatar_model import (
     with_gestures,
     with_landmark_branch,
     with_lip_refiner,
+    with_motion,
     with_mouth_painter,
     with_pose_reader,
 )
@@ -62,6 +63,7 @@ _ADDED = (
         "eyelid_painter", "eyelids", partial(replace, eyelid_painter=False), with_eyelid_painter
     ),
     _AddedPart("eye_painter", "eyes", partial(replace, eye_painter=None), with_eye_painter),
+    _AddedPart("motion", "motion", partial(replace, motion=None), with_motion),
     _AddedPart("pose_reader", "pose", partial(replace, pose_reader=False), with_pose_reader),
     _AddedPart(
         "denoiser.landmarks",

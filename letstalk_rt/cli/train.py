@@ -454,8 +454,12 @@ def _gestures(args: argparse.Namespace) -> None:
 
 
 def _motion(args: argparse.Namespace) -> None:
+    face = base_model(args, given_weights(args)).face
+    if face is None:
+        raise ConfigError(f"preset {args.preset!r} has no landmarks; choose 'tiny'")
+    batch_size = args.batch or BATCH["motion"]
     clips, held_out = split_by_source(_with_blendshapes(_clips(args)))
-    train_motion_stage(args, clips, held_out, _loop(args), args.batch or BATCH["motion"])
+    train_motion_stage(args, clips, held_out, _loop(args), batch_size, face.autoencoder)
 
 
 def _finder(args: argparse.Namespace) -> None:

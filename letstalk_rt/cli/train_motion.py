@@ -1,17 +1,18 @@
 """`letstalk train motion`: the denoiser of the motion of the whole face."""
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from letstalk_rt.errors import InputError
+from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.motion.denoiser import MotionDenoiser
 from letstalk_rt.training.data.audio_features import mean_voiced_mel
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
+from letstalk_rt.training.stages.expression import fit_expression
 from letstalk_rt.training.stages.motion import train_motion
 from letstalk_rt.training.stages.motion_clips import motion_clip
 
@@ -27,6 +28,7 @@ def train_motion_stage(
     held_out: list[Clip],
     config: LoopConfig,
     batch_size: int,
+    autoencoder: LandmarkAutoencoder,
 ) -> None:
     """Train the motion denoiser and write `motion/model.pt`.
 
@@ -36,6 +38,7 @@ def train_motion_stage(
         held_out: clips of other people, for the log.
         config: schedule.
         batch_size: items per step.
+        autoencoder: whose latents show an expression.
 
     Raises:
         InputError: no clip has audio, blendshapes and head poses.
@@ -62,5 +65,6 @@ def train_motion_stage(
         batch_size=batch_size,
     )
     if is_main_process():
-        weights = {"shape": asdict(trained.config), "weights": trained.state_dict()}
-        torch.save(weights, motion_file(args.runs))
+        filmed = [clip for clip in kept if clip.kind == "real" and not clip.is_grid]
+        trained.expression.load_state_dict(fit_expression(autoencoder, filmed).state_dict())
+        torch.save(trained.state_dict(), motion_file(args.runs))

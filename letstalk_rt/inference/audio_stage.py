@@ -94,6 +94,21 @@ class AudioStage:
         return self._encode(self._model.audio, pcm, [state.audio for state in states], ahead)
 
     @torch.inference_mode()
+    def hear(
+        self, encoder: Callable[[Tensor, Any], Tensor], pcm: Tensor, states: Sequence[SessionState]
+    ) -> Tensor:
+        """Return the output of a speech encoder for the frames of this step, `(B, N, F)`.
+
+        Args:
+            encoder: encodes the next part of a stream; updates its state.
+            pcm: `(B, hop)` on the model's device.
+            states: states of B sessions; those of their speech encoders are updated in place.
+        """
+        ahead = self._lookahead - states[0].lookahead_frames
+        speech = [state.motion.speech for state in states if state.motion is not None]
+        return self._encode(encoder, pcm, speech, ahead)
+
+    @torch.inference_mode()
     def read_lips(self, pcm: Tensor, states: Sequence[SessionState]) -> LipReading | None:
         """Return what the lip reader hears in the frames of this step.
 

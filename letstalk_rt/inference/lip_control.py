@@ -76,15 +76,18 @@ class LipControl:
         return cls(read * scale, write / scale[:, None], rest, press)
 
     def apply(self, motion: Tensor, values: Tensor) -> Tensor:
-        """Return motion `(..., C, h, w)` whose mouth has `values`, `(..., Q)`.
+        """Return motion `(..., C, h, w)` whose mouth has `values`, `(..., Q)`."""
+        return self.apply_flat(motion.flatten(-3).float(), values).view(motion.shape)
+
+    def apply_flat(self, flat: Tensor, values: Tensor) -> Tensor:
+        """Return motion `(..., 384)` whose mouth has `values`, `(..., Q)`.
 
         The pressing of parted lips fades out from a gap of 0 to one of `PRESSED_GAP`.
         """
-        flat = motion.flatten(-3).float()
         pressed = self.press * (1 - values[..., GAPS] / PRESSED_GAP).clamp(0, 1)
         target = torch.cat([values[..., GAPS] - pressed, values[..., GAPS.stop :]], -1)
         change = self.rest + target - flat @ self.read.T
-        return motion + (change @ self.write.T).view(motion.shape)
+        return flat + change @ self.write.T
 
     def usual(self, lip_motion: LipMotion, scale: Tensor) -> Tensor:
         """Return the standard deviation of each lip value in people who talk, `(Q,)`.

@@ -93,7 +93,7 @@ class MotionController:
                     "head motion and gaze need; leave these options out"
                 )
             return
-        points, scale = features.points[0], _flat_scale(self._model)
+        points, scale = features.points[0], flat_scale(self._model)
         if (lip_motion := self._model.lip_motion) is not None:
             matrix = face.autoencoder.landmark_matrix
             self._lip_control = LipControl.of(lip_motion, points, matrix, scale)
@@ -129,8 +129,8 @@ class MotionController:
         face, points = self._face, self._portrait_points
         if face is None or points is None:
             raise ConfigError(NO_LANDMARKS)
-        inverse = _pseudo_inverse(face.autoencoder.landmark_matrix)
-        return CameraControl.of(face, self._gestures, points, _flat_scale(self._model), inverse)
+        inverse = pseudo_inverse(face.autoencoder.landmark_matrix)
+        return CameraControl.of(face, self._gestures, points, flat_scale(self._model), inverse)
 
     def apply(
         self, motion: Tensor, lip_values: Tensor | None = None, gestures: Tensor | None = None
@@ -173,7 +173,7 @@ class MotionController:
         assert self._lip_control is not None and self._camera_control is not None
         lip_motion = self._model.lip_motion
         assert lip_motion is not None, "it makes the lip control"
-        usual = self._lip_control.usual(lip_motion, _flat_scale(self._model))
+        usual = self._lip_control.usual(lip_motion, flat_scale(self._model))
         own = self._lip_control.apply(motion, values)
         shown = self._lip_control.apply(motion, driven_lips(values, drive, usual))
         change = (shown - own).flatten(-3) @ self._camera_control.beside_head.T
@@ -297,7 +297,7 @@ class BlinkSchedule:
 
 def _head_directions(face: FaceModules, scale: Tensor, portrait: Tensor) -> Tensor:
     """Return the K components of head motion as motion, `(K, 384)`, for landmarks `(L, 2)`."""
-    inverse = _pseudo_inverse(face.autoencoder.landmark_matrix)
+    inverse = pseudo_inverse(face.autoencoder.landmark_matrix)
     moved = face.head.displacements(portrait.float()) @ inverse.T
     moved[:, FACE_SIZE:] += face.head.background(portrait.float())
     return moved / scale
@@ -316,12 +316,13 @@ def _gesture_directions(
         moved = portrait.new_zeros(2, NUM_LANDMARKS, 2)
         for axis in range(2):
             moved[axis, landmark_indices(IRISES), axis] = face_size(portrait)
-        inverse = _pseudo_inverse(face.autoencoder.landmark_matrix)
+        inverse = pseudo_inverse(face.autoencoder.landmark_matrix)
         directions[GAZE] = moved.flatten(1) @ inverse.T / scale
     return directions
 
 
-def _flat_scale(model: AvatarModel) -> Tensor:
+def flat_scale(model: AvatarModel) -> Tensor:
+    """Return the scale of motion, `(384,)`."""
     return model.motion_scale.float().expand(-1, 4, 4).flatten()
 
 
@@ -330,7 +331,7 @@ def _matrix(
 ) -> Tensor:
     """Return the matrix on flat motion, `(384, 384)`, for the portrait's landmarks `(L, 2)`."""
     readout = face.autoencoder.landmark_matrix
-    inverse = _pseudo_inverse(readout)
+    inverse = pseudo_inverse(readout)
     rigid = rigid_projection(portrait.float())
     identity = torch.eye(2 * NUM_LANDMARKS, device=readout.device)
     background = torch.diag((torch.arange(LATENT_SIZE, device=readout.device) >= FACE_SIZE).float())
@@ -346,7 +347,7 @@ def _matrix(
     return change * scale / scale[:, None]
 
 
-def _pseudo_inverse(readout: Tensor) -> Tensor:
+def pseudo_inverse(readout: Tensor) -> Tensor:
     """Return the regularised pseudo-inverse `(384, 2L)` of the read-out `(2L, 384)`."""
     square = readout.T @ readout
     ridge = _RIDGE * float(torch.linalg.matrix_norm(readout, 2)) ** 2

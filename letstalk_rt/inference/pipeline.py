@@ -4,7 +4,7 @@ All memory of a session is in its `SessionState`, which is passed in and updated
 here uses asyncio, queues or wall-clock time.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Self
@@ -16,6 +16,7 @@ from torch import Tensor
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
 from letstalk_rt.inference.audio_stage import AudioStage, Heard
 from letstalk_rt.inference.autotune import DecoderVariant, machine_key
+from letstalk_rt.inference.code_control import eye_closures
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device
 from letstalk_rt.inference.driver_camera import DriverCamera
@@ -23,6 +24,7 @@ from letstalk_rt.inference.face_reader import FaceReader
 from letstalk_rt.inference.footage_stage import FootageStage
 from letstalk_rt.inference.frame_decoder import FrameDecoder, FrameDetails
 from letstalk_rt.inference.lower_face import has_lower_faces
+from letstalk_rt.inference.motion_stage import MotionStage
 from letstalk_rt.inference.protocol import (
     DEFAULT_OPTIONS,
     Deliver,
@@ -97,6 +99,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
         self.audio_stage = AudioStage(model)
         self._sample_stage = SampleStage(model, guidance, predict)
+        self._motion_stage = None if model.motion is None else MotionStage(model.motion)
         self.frame_decoder = FrameDecoder(model, **options)
         self.partial_sizes = self.frame_decoder.partial_sizes
         self._footage_stage = FootageStage(self.frame_decoder, self.frames_per_window)
@@ -246,6 +249,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         self._check(pcm, states)
         if states[0].player is not None:
             partial_windows = self._play(pcm, states, clock)
+        elif self._motion_stage is not None:
+            partial_windows = self._move(pcm, states, clock, is_live=deliver is not None)
         else:
             partial_windows = self._generate(pcm, states, clock, is_live=deliver is not None)
         parts = []
@@ -269,16 +274,51 @@ class AvatarPipeline(Pipeline[SessionState]):
                 heard = self.audio_stage(torch.from_numpy(pcm).to(self.device), states)
             with clock.stage("sample"):
                 motion = self._sample_stage.sample(heard.tokens, states)
+        for first, count in self._driven_parts(states, is_live=is_live):
+            next_motion, part = motion[:, first : first + count], heard.part(first, count)
+            yield from self._render(next_motion, part, states, clock, threads)
+
+    def _move(
+        self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer, *, is_live: bool
+    ) -> Generator[list[np.ndarray], None, None]:
+        """Yield the partial windows of sessions whose faces a motion denoiser moves; see `step`."""
+        decode_pool, stage = self.frame_decoder.decode_pool, self._motion_stage
+        threads = decode_pool.model_threads if decode_pool and is_live else None
+        motions = [state.motion for state in states if state.motion is not None]
+        assert stage is not None and len(motions) == len(states), "all are of this model"
+        with thread_limit(threads):
+            with clock.stage("audio"):
+                audio = torch.from_numpy(pcm).to(self.device)
+                heard = self.audio_stage.hear(stage.hear, audio, states)
+            with clock.stage("sample"):
+                window = stage(heard, len(states[0].times), motions)
+        for first, count in self._driven_parts(states, is_live=is_live):
+            with thread_limit(threads), clock.stage("sample"):
+                part, shown, details = window.part(first, count), [], []
+                for number, (state, motion) in enumerate(zip(states, motions, strict=True)):
+                    codes, control = part.codes[number], motion.control
+                    latents, shut = control.latents(codes, state.features.latent[0])
+                    shown.append(latents)
+                    eyes = control.eyes(codes, shut)
+                    details.append(FrameDetails(eye_closures(shut), part.sound[number], eyes))
+            yield from self._paint(torch.stack(shown), details, states, clock, threads)
+
+    def _driven_parts(
+        self, states: Sequence[SessionState], *, is_live: bool
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the first frame and the number of frames of what is rendered together.
+
+        Cameras move the faces in these frames.
+        """
         steerings = [state.take_steering() for state in states]
         count = self.frames_per_window
-        if is_live and decode_pool and len(states) == 1 and any(steerings):
+        if is_live and self.frame_decoder.decode_pool and len(states) == 1 and any(steerings):
             count = STEERED_FRAMES
         for first in range(0, self.frames_per_window, count):
             for state, steering in zip(states, steerings, strict=True):
                 if steering is not None and (window := steering(first, count)) is not None:
-                    state.motion_control.drive(window)
-            next_motion, part = motion[:, first : first + count], heard.part(first, count)
-            yield from self._render(next_motion, part, states, clock, threads)
+                    state.drive(window)
+            yield first, count
 
     def _render(
         self,
@@ -302,11 +342,21 @@ class AvatarPipeline(Pipeline[SessionState]):
             FrameDetails(state.motion_control.driven_eye_closures(closures), sound)
             for state, closures, sound in zip(states, heard.eye_closures, sounds, strict=True)
         ]
-        with thread_limit(threads):
-            with clock.stage("sample"):
-                latents = self._sample_stage.latents(motion, heard, states)
-            with clock.stage("layout"):
-                inputs = self.frame_decoder.prepare(latents, states)
+        with thread_limit(threads), clock.stage("sample"):
+            latents = self._sample_stage.latents(motion, heard, states)
+        yield from self._paint(latents, details, states, clock, threads)
+
+    def _paint(
+        self,
+        latents: Tensor,
+        details: Sequence[FrameDetails],
+        states: Sequence[SessionState],
+        clock: StageTimer,
+        threads: int | None,
+    ) -> Generator[list[np.ndarray], None, None]:
+        """Yield partial windows with the frames of latents `(B, n, C, h, w)`; see `_render`."""
+        with thread_limit(threads), clock.stage("layout"):
+            inputs = self.frame_decoder.prepare(latents, states)
         with (
             clock.stage("paint"),
             closing(self.frame_decoder.decode(inputs, details, states, clock)) as parts,
@@ -336,7 +386,8 @@ class AvatarPipeline(Pipeline[SessionState]):
             ConfigError: the model has no landmarks.
         """
         if state.player is None:
-            state.motion_control.make_drivable()
+            if state.motion is None:
+                state.motion_control.make_drivable()
             state.steering = steering
 
     def open_camera(self) -> DriverCamera:
@@ -361,6 +412,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         if state.gestures is not None:
             state.gestures.motion.rewind(unseen)
         state.motion_control.ease_from(state.memory.latents[:, -1])
+        if state.motion is not None:
+            state.motion.interrupt(unseen)
 
     @torch.inference_mode()
     def track_faces(self, frames: np.ndarray, last: FaceTrack | None) -> list[FaceTrack | None]:

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.inference.code_control import CodeControl
 from letstalk_rt.inference.footage_player import FootagePlayer
 from letstalk_rt.inference.motion_control import MotionController
+from letstalk_rt.inference.motion_stage import USUAL_BLINKS_PER_MIN, MotionState
 from letstalk_rt.inference.protocol import StateOptions, Steering
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderState
@@ -20,8 +22,11 @@ from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderState
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import overwrite
 from letstalk_rt.models.denoiser import PortraitState
+from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.models.face.gestures import NUM_NOISE, GestureState
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
+from letstalk_rt.models.motion.code import NUM_STYLE
+from letstalk_rt.models.motion.speech_encoder import SpeechEncoder, SpeechState
 from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.portrait.eye_compositor import EyeCompositor
@@ -115,6 +120,7 @@ class SessionState:
         player: shows the footage of a portrait that is a film; otherwise None.
         quality: what is computed for each frame.
         steering: moves the face in the next window; None without a camera.
+        motion: the motion of the whole face, if the model has a motion denoiser.
     """
 
     audio: AudioEncoderState | Wav2VecEncoderState
@@ -136,12 +142,18 @@ class SessionState:
     player: FootagePlayer | None
     quality: QualityState = field(default_factory=QualityState)
     steering: Steering | None = None
+    motion: MotionState | None = None
 
     @property
     def batch_key(self) -> BatchKey:
         """The key that sessions must share to run in one batch."""
         moves = self.player is not None
         return BatchKey(len(self.times), self.lookahead_frames, moves)
+
+    def drive(self, window: DriveWindow) -> None:
+        """Let a camera move the face in the next frames."""
+        control = self.motion_control if self.motion is None else self.motion.control
+        control.drive(window)
 
     def take_steering(self) -> Steering | None:
         """Return what moves the face in the next window, which holds for that one only."""
@@ -155,6 +167,8 @@ class SessionState:
             overwrite(self.lips, self.lip_silence)
         if self.gestures is not None:
             overwrite(self.gestures.prosody, self.gestures.silence)
+        if self.motion is not None:
+            self.motion.silence_audio()
 
     @torch.inference_mode()
     def reset(self) -> None:
@@ -167,6 +181,8 @@ class SessionState:
             self.gestures.motion.reset()
             self.gestures.noise.reset()
         self.motion_control.reset()
+        if self.motion is not None:
+            self.motion.reset()
         if self.player is not None:
             self.player.reset()
         self.quality, self.steering = QualityState(), None
@@ -184,7 +200,10 @@ class StateFactory:
         self._model, self._steps = model, steps
         self._silence = self._silent_state(model.audio)
         self._lip_silence = None if model.lips is None else self._silent_state(model.lips)
-        gestures = model.gestures
+        motion, gestures = model.motion, model.gestures
+        self._speech_silence: SpeechState | None = (
+            None if motion is None else self._silent_state(motion.speech)
+        )
         self._prosody_silence: ProsodyState | None = (
             None if gestures is None else self._silent_state(gestures.prosody)
         )
@@ -220,6 +239,7 @@ class StateFactory:
             times=timesteps(self._steps if options.steps is None else options.steps),
             lookahead_frames=_lookahead(options, model.audio.lookahead_frames),
             player=self._player(portrait, options.motion.expressiveness, options.seed),
+            motion=self._motion(options, features),
         )
 
     @torch.inference_mode()
@@ -237,6 +257,8 @@ class StateFactory:
         state.eyes = self._eye_compositor(state.compositor, features)
         state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         state.motion_control.set_portrait(features)
+        if state.motion is not None:
+            state.motion.control.set_portrait(features)
         state.features = features
         state.quality = QualityState(state.quality.quality)  # no image of the old size is repeated
 
@@ -254,6 +276,21 @@ class StateFactory:
             silence=silence,
             motion=gestures.init_state(1, options.motion.blinks_per_min),
             noise=NoiseState(options.seed, torch.zeros(1, NUM_NOISE)),
+        )
+
+    def _motion(self, options: StateOptions, features: Any) -> MotionState | None:
+        denoiser, silence = self._model.motion, self._speech_silence
+        if denoiser is None or silence is None:
+            return None
+        blink_gain = torch.tensor([options.motion.blinks_per_min / USUAL_BLINKS_PER_MIN])
+        return MotionState(
+            speech=copy.deepcopy(silence),
+            silence=silence,
+            memory=denoiser.init_memory(1),
+            noise=NoiseState(options.seed, torch.zeros(1, 1 + denoiser.config.size)),
+            style=torch.zeros(1, NUM_STYLE, device=self._device),
+            blink_gain=blink_gain.to(self._device),
+            control=CodeControl(options.motion, self._model, features),
         )
 
     @property
@@ -295,7 +332,9 @@ class StateFactory:
         return None
 
     @torch.inference_mode()
-    def _silent_state(self, encoder: AudioEncoder | LipReader | ProsodyReader) -> Any:
+    def _silent_state(
+        self, encoder: AudioEncoder | LipReader | ProsodyReader | SpeechEncoder
+    ) -> Any:
         """Create the state of an encoder after long silence, which an initial state is not."""
         state = encoder.init_state(1)
         encoder(torch.zeros(1, SETTLE_SAMPLES, device=self._device), state)

@@ -38,6 +38,7 @@ from letstalk_rt.models.face.pose_reader import PoseReader
 from letstalk_rt.models.face.spline import SPAN
 from letstalk_rt.models.landmark_condition import LandmarkBranch
 from letstalk_rt.models.memory import TemporalCache
+from letstalk_rt.models.motion.denoiser import MotionDenoiser
 from letstalk_rt.models.presets import Preset, with_landmark_condition
 from letstalk_rt.models.sampler import sample, sample_mean
 
@@ -84,6 +85,7 @@ class AvatarModel(nn.Module):
     eyelid_painter: EyelidPainter | None
     eye_painter: EyePainter | None
     pose_reader: PoseReader | None
+    motion: MotionDenoiser | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -107,6 +109,7 @@ class AvatarModel(nn.Module):
         self.eyelid_painter = EyelidPainter() if preset.eyelid_painter and has_landmarks else None
         self.eye_painter = _make_eye_painter(preset, has_landmarks)
         self.pose_reader = PoseReader() if preset.pose_reader and has_landmarks else None
+        self.motion = _make_motion(preset, has_landmarks)
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -261,6 +264,11 @@ def with_pose_reader(model: AvatarModel, reader: PoseReader) -> AvatarModel:
     return _with_part(model, replace(model.preset, pose_reader=True), "pose_reader", reader)
 
 
+def with_motion(model: AvatarModel, motion: MotionDenoiser) -> AvatarModel:
+    """Return a copy of a model with this motion denoiser, ready for inference."""
+    return _with_part(model, replace(model.preset, motion=motion.config), "motion", motion)
+
+
 def with_landmark_branch(model: AvatarModel, branch: LandmarkBranch) -> AvatarModel:
     """Return a copy of a model whose denoiser has this landmark condition, ready for inference."""
     preset = with_landmark_condition(model.preset, has=True)
@@ -290,6 +298,20 @@ def _make_eye_painter(preset: Preset, has_landmarks: bool) -> EyePainter | None:
     if preset.eye_painter is None or not has_landmarks:
         return None
     return EyePainter(preset.eye_painter)
+
+
+def _make_motion(preset: Preset, has_landmarks: bool) -> MotionDenoiser | None:
+    config = preset.motion
+    if config is None:
+        return None
+    wanted = preset.audio.lookahead_ms, preset.denoiser.window
+    if not has_landmarks or (config.speech.lookahead_ms, config.window) != wanted:
+        raise ConfigError(
+            f"preset {preset.name!r}: a motion denoiser needs an autoencoder whose latents hold "
+            f"landmarks, a look-ahead of {wanted[0]} ms and a window of {wanted[1]} frames; leave "
+            "`motion` out"
+        )
+    return MotionDenoiser(config)
 
 
 def _make_audio(preset: Preset) -> AudioEncoder:

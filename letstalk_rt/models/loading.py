@@ -59,6 +59,18 @@ _EXACT = (
     "lip_motion.neutral.weight",
     "lip_motion.neutral.bias",
     "eye_painter.from_landmarks",
+    "motion.lip_unit",
+    "motion.levels",
+    "motion.gain",
+    "motion.change_scale",
+    "motion.predict",
+    "motion.whiten",
+    "motion.unwhiten",
+    "motion.lip_scale",
+    "motion.lip_silence",
+    "motion.speech.usual",
+    "motion.expression.face",
+    "motion.expression.lips",
     "gestures.inertia",
     "gestures.log_scale",
     "gestures.amplitude",
@@ -112,6 +124,8 @@ def save_model(model: AvatarModel, path: Path) -> None:
         header["eye_painter"] = "yes"
     if model.preset.pose_reader:
         header["pose_reader"] = "yes"
+    if model.preset.motion is not None:
+        header["motion"] = "yes"
     if model.preset.denoiser.landmark_condition:
         header["landmark_condition"] = "yes"
     if model.preset.lips is not None:
@@ -232,6 +246,8 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
         shapes = replace(shapes, eye_painter=None)
     if "pose_reader" not in header:  # without it, landmarks alone tell how a driver is turned
         shapes = replace(shapes, pose_reader=False)
+    if "motion" not in header:  # without it, lips, gestures and the rest are generated apart
+        shapes = replace(shapes, motion=None)
     if "landmark_condition" not in header:  # without it, lower faces of films are not generated
         shapes = with_landmark_condition(shapes, has=False)
     return shapes

@@ -19,6 +19,7 @@ from letstalk_rt.models.autoencoder.region_painter import RegionPainterConfig
 from letstalk_rt.models.denoiser import DenoiserConfig
 from letstalk_rt.models.face.gestures import GestureConfig
 from letstalk_rt.models.geometry.eye_region import EYE_MAPS
+from letstalk_rt.models.motion.denoiser import MotionDenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Preset:
         eyelid_painter: whether closed eyes are painted, once per portrait; likewise.
         eye_painter: shape of the eye painter, which replaces that one; likewise.
         pose_reader: whether a camera's picture itself tells how the head is turned; likewise.
+        motion: shape of the motion denoiser, which replaces the denoiser of latents, the lip reader
+            and the gestures in sessions; likewise.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Preset:
     eyelid_painter: bool = False
     eye_painter: RegionPainterConfig | None = None
     pose_reader: bool = False
+    motion: MotionDenoiserConfig | None = None
 
 
 def with_landmark_condition(preset: Preset, *, has: bool) -> Preset:
@@ -98,8 +102,9 @@ def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
         return replace(preset, audio=audio.with_lookahead(lookahead_ms))
     lips = preset.lips and replace(preset.lips, lookahead_ms=lookahead_ms)
     gestures = preset.gestures and replace(preset.gestures, lookahead_ms=lookahead_ms)
+    motion = preset.motion and preset.motion.with_lookahead(lookahead_ms)
     audio = replace(audio, lookahead_ms=lookahead_ms)
-    return replace(preset, audio=audio, lips=lips, gestures=gestures)
+    return replace(preset, audio=audio, lips=lips, gestures=gestures, motion=motion)
 
 
 def _paper_scale(
@@ -168,6 +173,7 @@ PRESETS = {
         eyelid_painter=True,
         eye_painter=EYE_PAINTER,
         pose_reader=True,
+        motion=MotionDenoiserConfig(),
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

@@ -16,12 +16,17 @@ from letstalk_rt.models.face.gestures import GAZE, GestureConfig
 from letstalk_rt.models.face.lip_motion import KNOTS
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import IRISES, LIPS, NUM_LANDMARKS, landmark_indices
+from letstalk_rt.models.motion.denoiser import MotionDenoiserConfig
+from letstalk_rt.models.motion.speech_encoder import SpeechEncoderConfig
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.types import Portrait
 
 AUDIO = AudioEncoderConfig(width=16, token_width=8, dilations=(1, 2, 4), dropout=0.1)
 LIP_READER = LipReaderConfig(width=16)
 GESTURES = GestureConfig(audio_width=8, width=12)
+MOTION = MotionDenoiserConfig(
+    SpeechEncoderConfig(width=16), memory=5, width=24, depth=2, heads=2, head_width=20, head_depth=1
+)
 AUTOENCODER = AutoencoderConfig(
     encoder=(8, 8, 16, 16, 16), reference=(8, 8, 8), decoder=(16, 16, 16), style=16
 )
@@ -89,6 +94,21 @@ def make_gesture_model(seed: int = 0) -> AvatarModel:
     gestures.amplitude[GAZE] = 0.2
     gestures.brow_motion.normal_(std=0.1)
     head.movements[0, :, 0] = 0.1
+    return model.eval().requires_grad_(False)
+
+
+def make_motion_model(seed: int = 0) -> AvatarModel:
+    """Make the model with a motion denoiser that moves lips, head, lids and cheeks."""
+    torch.manual_seed(seed)
+    model = AvatarModel(replace(PRESET, lips=LIP_READER, motion=MOTION))
+    stir(model)
+    motion, lip_motion = model.motion, model.lip_motion
+    assert motion is not None and lip_motion is not None
+    motion.lip_scale.fill_(0.05)
+    motion.levels.mul_(0.05)
+    motion.expression.face.normal_(std=0.1)
+    motion.expression.lips.normal_(std=0.05)
+    lip_motion.natural.normal_(std=0.1)
     return model.eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from letstalk_rt.models.autoencoder.latents import FACE_SIZE
 from letstalk_rt.models.face.head_motion import rigid_projection
 from letstalk_rt.models.face.lip_values import GAPS, NUM_LIP_VALUES
 from letstalk_rt.models.face.neutral_mouth import NeutralMouth
+from letstalk_rt.models.layers.interpolation import interpolate
 
 COMPONENTS = 24
 """Number of principal components of the latent that are kept."""
@@ -52,7 +53,7 @@ class LipMotion(nn.Module):
 
     def to_shown(self, predicted: Tensor) -> Tensor:
         """Map predicted lip values `(..., Q)` to the size of measured ones, clamped at the ends."""
-        return _interpolate(self.heard, self.meant, predicted)
+        return interpolate(self.heard, self.meant, predicted)
 
     @torch.no_grad()
     def fit_sizes(
@@ -80,7 +81,7 @@ class LipMotion(nn.Module):
         heard = torch.stack([p.quantile(shares, 0) for p in predicted]).median(0).values.T
         meant = torch.stack([m.quantile(shares, 0) for m in measured]).median(0).values.T
         trust = (agreement / agreement[0].clamp(min=1e-6)).clamp(0, 1).sqrt()[:, None]
-        meant = trust * (meant - _interpolate(heard, meant, silence)[:, None])
+        meant = trust * (meant - interpolate(heard, meant, silence)[:, None])
         is_below = silence[:, None] < heard[:, :1]
         meant[GAPS] = torch.maximum(meant, _LEAST_GAP * trust * is_below)[GAPS]
         self.heard.copy_(torch.cat([torch.minimum(silence[:, None], heard[:, :1]), heard], 1))
@@ -110,10 +111,3 @@ class LipMotion(nn.Module):
         _, sizes, directions = torch.linalg.svd(frames, full_matrices=False)
         main = directions[:COMPONENTS] * sizes[:COMPONENTS, None] / len(frames) ** 0.5
         self.natural.zero_()[: len(main)] = main
-
-
-def _interpolate(knots: Tensor, levels: Tensor, x: Tensor) -> Tensor:
-    """Interpolate `(Q, KNOTS)` levels linearly at `x`, `(..., Q)`; constant beyond the knots."""
-    width = knots.diff(dim=1).clamp(min=1e-6)
-    inside = (x[..., None] - knots[:, :-1]).clamp(min=0).minimum(width)
-    return levels[:, 0] + (inside * (levels.diff(dim=1) / width)).sum(-1)

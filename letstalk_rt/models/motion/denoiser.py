@@ -3,32 +3,51 @@
 A causal transformer reads the memory bank, one token a window: the code that was shown in the
 window before, and the speech of the window itself. Its output conditions three heads. Lips follow
 speech almost alone and are regressed. Whether a blink begins, and in which frame, is drawn from
-five probabilities. All else is denoised by a small network from noise to the whitened change since
-the last frame of memory, told the lips, the blink and the context: so heads move without jitter,
-and a step costs a few small matrix products.
+five probabilities. All else is denoised by a small network, told the lips, the blink and the
+context. What it denoises is not the code itself but how the window differs from a linear prediction
+from the frames before: whitened, and divided by a deviation that follows from the context. So heads
+that hold still stay still, and motion has the spectrum of true motion. What is left is nearly
+normal, and on a path that keeps the variance hardly changes from noise to data, so one or two steps
+do.
 
 Source: LetsTalk, arXiv:2411.16748 (memory bank, noise-regularised); the denoising head on a causal
-transformer: MAR, arXiv:2406.11838; rectified flow: arXiv:2209.03003.
+transformer: MAR, arXiv:2406.11838; residuals of a regression denoised after it: CorrDiff,
+arXiv:2309.15214; paths that keep the variance: TrigFlow, arXiv:2410.11081.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from letstalk_rt.models.layers.interpolation import interpolate
 from letstalk_rt.models.motion.code import (
+    LIPS,
     NUM_LIPS,
     NUM_MOTION,
     NUM_REST,
     NUM_STYLE,
     REST,
 )
+from letstalk_rt.models.motion.expression import Expression
 from letstalk_rt.models.motion.memory import MotionMemory
 from letstalk_rt.models.motion.speech_encoder import SpeechEncoder, SpeechEncoderConfig
 
-NUM_KINDS = 2
-"""Kinds of motion: of filmed people, and of other generators."""
+NUM_KINDS = 3
+"""Kinds of motion: of filmed people, of other generators, and of people who sit still and read."""
+
+PURE_NOISE = math.pi / 2
+"""The timestep of pure noise; that of data is 0."""
+
+PAST_WINDOWS = 3
+"""Windows of memory from which the linear prediction is made."""
+
+KNOTS = torch.linspace(-3, 3, 25)
+"""Quantiles of the normal distribution at which the code's own distribution is known."""
+
+_LOG_DEVIATIONS = (-2.5, 2.0)  # limits of the logarithm of predicted deviations
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,10 @@ class MotionDenoiserConfig:
     def size(self) -> int:
         """Numbers that are denoised together."""
         return self.window * NUM_REST
+
+    def with_lookahead(self, lookahead_ms: int) -> "MotionDenoiserConfig":
+        """Return a copy with another look-ahead of the speech encoder."""
+        return replace(self, speech=replace(self.speech, lookahead_ms=lookahead_ms))
 
     @property
     def events(self) -> int:
@@ -130,7 +153,7 @@ class HeadBlock(nn.Module):
 
 
 class DenoisingHead(nn.Module):
-    """Predicts the velocity of a window's code from noise to data.
+    """Predicts the velocity of a window's code on the path from data to noise.
 
     Args:
         size: numbers in the code of a window.
@@ -154,11 +177,11 @@ class DenoisingHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Return the velocity `noise - data`, `(..., size)`.
+        """Return the velocity `cos(t) noise - sin(t) data`, `(..., size)`.
 
         Args:
             x: the noisy code, `(..., size)`.
-            t: timesteps, `(...)`; 1 is noise.
+            t: timesteps, `(...)`; see `PURE_NOISE`.
             context: `(..., context)`.
         """
         angle = t[..., None] * self.frequencies
@@ -179,14 +202,23 @@ class MotionDenoiser(nn.Module):
         config: shape.
 
     Attributes:
-        scale: usual deviation of each number of the code, `(D,)`.
-        whiten: per number of the rest, from the changes in a window to white ones, `(R, N, N)`.
+        lip_unit: usual deviation of the lips of the code, `(Q,)`.
+        levels: the rest of the code at the `KNOTS` of a normal distribution, increasing, `(R, K)`.
+        change_scale: usual change of each number of the normal code from frame to frame, `(D,)`.
+        predict: per number of the rest, from the last frames to those of a window, `(R, P, N)`.
+        whiten: per number of the rest, from the errors of that to white ones, `(R, N, N)`.
         unwhiten: the inverse.
+        gain: factor on what is drawn for each number of the rest, `(R,)`.
         lip_scale: deviation of the lips of filmed people over that of predicted lips, `(Q,)`.
         lip_silence: predicted lips in long silence, `(Q,)`.
     """
 
-    scale: Tensor
+    lip_unit: Tensor
+    levels: Tensor
+    gain: Tensor
+    change_scale: Tensor
+    knots: Tensor
+    predict: Tensor
     whiten: Tensor
     unwhiten: Tensor
     lip_scale: Tensor
@@ -212,8 +244,19 @@ class MotionDenoiser(nn.Module):
         self.lips = nn.Linear(c.speech.width, NUM_LIPS)
         self.blink = nn.Linear(c.width, c.events)
         self.embed_blink = nn.Embedding(c.events, c.width)
+        self.expect = nn.Linear(c.width, 2 * c.size)
+        nn.init.zeros_(self.expect.weight)
+        nn.init.zeros_(self.expect.bias)
         self.head = DenoisingHead(c.size, c.width, c.head_width, c.head_depth)
-        self.register_buffer("scale", torch.ones(NUM_MOTION))
+        self.expression = Expression()
+        self.register_buffer("knots", KNOTS.repeat(NUM_REST, 1), persistent=False)
+        self.register_buffer("lip_unit", torch.ones(NUM_LIPS))
+        self.register_buffer("levels", KNOTS.repeat(NUM_REST, 1))
+        self.register_buffer("gain", torch.ones(NUM_REST))
+        self.register_buffer("change_scale", torch.ones(NUM_MOTION))
+        hold = torch.zeros(NUM_REST, PAST_WINDOWS * c.window, c.window)
+        hold[:, -1] = 1
+        self.register_buffer("predict", hold)
         eye = torch.eye(c.window).repeat(NUM_REST, 1, 1)
         self.register_buffer("whiten", eye.clone())
         self.register_buffer("unwhiten", eye.clone())
@@ -247,7 +290,7 @@ class MotionDenoiser(nn.Module):
         """Return the context of each of W windows, `(B, W, D)`.
 
         Args:
-            past: scaled codes shown in the window before each, `(B, W, N, D)`.
+            past: normal codes shown in the window before each, `(B, W, N, D)`.
             features: of speech in each, `(B, W, N, F)`.
             lips: predicted lips in each, `(B, W, N, Q)`.
             style: `(B, S)`; zeros for the usual person.
@@ -268,33 +311,56 @@ class MotionDenoiser(nn.Module):
         out: Tensor = self.norm(h) + self.tell_changes(changes)
         return out
 
-    @property
-    def change_scale(self) -> Tensor:
-        """The usual change of each number of the scaled code from frame to frame, `(D,)`."""
-        first = self.unwhiten[:, :, 0].pow(2).sum(1).sqrt()
-        return torch.cat([first.new_full((NUM_LIPS,), float(first.median())), first])
+    def to_normal(self, codes: Tensor) -> Tensor:
+        """Return normal codes, `(..., D)`: scaled lips, and a rest that is normally distributed.
 
-    def white(self, rest: Tensor, last: Tensor) -> Tensor:
-        """Return the whitened change of scaled codes `(..., N, R)` since the frame `(..., R)`."""
-        return torch.einsum("...nr,rnk->...kr", rest - last[..., None, :], self.whiten).flatten(-2)
+        Lids are open most of the time, and few people frown often. What is drawn from a normal
+        distribution and mapped back has such a distribution, too, and never exceeds it.
+        """
+        rest = interpolate(self.levels, self.knots, codes[..., REST])
+        return torch.cat([codes[..., LIPS] / self.lip_unit, rest], -1)
 
-    def unwhite(self, white: Tensor, last: Tensor) -> Tensor:
-        """Return scaled codes `(..., N, R)`, the inverse of `white`."""
-        change = white.unflatten(-1, (self.config.window, NUM_REST))
-        return torch.einsum("...kr,rkn->...nr", change, self.unwhiten) + last[..., None, :]
+    def to_rest(self, normal: Tensor) -> Tensor:
+        """Return the rest of the code for the rest of a normal one, `(..., R)`."""
+        return interpolate(self.knots, self.levels, normal)
+
+    def white(self, rest: Tensor, past: Tensor) -> Tensor:
+        """Return white errors of the linear prediction of normal codes, `(..., N * R)`.
+
+        Args:
+            rest: the codes, `(..., N, R)`.
+            past: those of the frames before, `(..., P, R)`.
+        """
+        error = rest - self._prediction(past)
+        return torch.einsum("...nr,rnk->...kr", error, self.whiten).flatten(-2)
+
+    def unwhite(self, white: Tensor, past: Tensor) -> Tensor:
+        """Return normal codes `(..., N, R)`, the inverse of `white`."""
+        error = white.unflatten(-1, (self.config.window, NUM_REST))
+        return torch.einsum("...kr,rkn->...nr", error, self.unwhiten) + self._prediction(past)
+
+    def _prediction(self, past: Tensor) -> Tensor:
+        return torch.einsum("...pr,rpn->...nr", past, self.predict)
+
+    def expected(self, context: Tensor, blink: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and logarithm of the deviation of white errors, `(..., size)` each."""
+        mean, log = self.expect(context + self.embed_blink(blink)).chunk(2, -1)
+        return mean, log.clamp(*_LOG_DEVIATIONS)
 
     def velocity(self, x: Tensor, t: Tensor, context: Tensor, blink: Tensor) -> Tensor:
-        """Return the velocity of white changes `(..., size)` given the drawn blink, `(...)`."""
+        """Return the velocity of standard errors `(..., size)` given the drawn blink, `(...)`."""
         out: Tensor = self.head(x, t, context + self.embed_blink(blink))
         return out
 
     def sample(self, noise: Tensor, context: Tensor, blink: Tensor, steps: int) -> Tensor:
-        """Return the white change, `(..., size)`, by Euler's method from noise of that shape."""
-        x, times = noise, torch.linspace(1, 0, steps + 1, device=noise.device)
+        """Return white errors, `(..., size)`, by Euler's method from noise of that shape."""
+        x, times = noise, torch.linspace(PURE_NOISE, 0, steps + 1, device=noise.device)
         for start, end in zip(times[:-1], times[1:], strict=True):
             t = start.expand(x.shape[:-1])
             x = x + (end - start) * self.velocity(x, t, context, blink)
-        return x
+        mean, log = self.expected(context, blink)
+        drawn: Tensor = mean + self.gain.repeat(self.config.window) * log.exp() * x
+        return drawn
 
     def init_memory(self, batch_size: int) -> MotionMemory:
         """Return the memory of new sessions."""
@@ -338,7 +404,8 @@ class MotionDenoiser(nn.Module):
         )[:, -1]
         blink = self._draw_blink(context, chance, blink_gain)
         white = self.sample(noise, context, blink, steps)
-        rest = self.unwhite(white, memory.last[:, REST]) * self.scale[REST]
+        past = memory.codes[:, -PAST_WINDOWS:, :, REST].flatten(1, 2)
+        rest = self.to_rest(self.unwhite(white, past))
         return torch.cat([self.shown_lips(lips), rest], -1)
 
     def remember(
@@ -346,7 +413,7 @@ class MotionDenoiser(nn.Module):
     ) -> None:
         """Write a window that was shown to memory: codes `(B, N, D)` and its speech."""
         lips = self.predict_lips(features, linear)
-        memory.write(codes / self.scale, torch.cat([features, lips], -1))
+        memory.write(self.to_normal(codes), torch.cat([features, lips], -1))
 
     def _draw_blink(self, context: Tensor, chance: Tensor, gain: Tensor | None) -> Tensor:
         """Return in which frame a blink begins, counted from 1, or 0 for none, `(B,)`."""

@@ -11,7 +11,7 @@ class MotionMemory:
     """The memory bank of B sessions, updated in place; slot M - 1 is the newest.
 
     Attributes:
-        codes: scaled codes that were shown, `(B, M, N, D)`.
+        codes: normal codes that were shown, `(B, M, N, D)`.
         heard: features of speech and predicted lips in these windows, `(B, M, N, F)`.
         filled: which windows there are, `(B, M)` bool.
     """
@@ -45,13 +45,21 @@ class MotionMemory:
         self.filled.zero_()
         self.filled[:, -1] = True
 
+    def rewind(self, frames: int) -> None:
+        """Take back the last frames, which were not shown."""
+        frames = min(frames, self.codes[:, :, :, 0].numel() // len(self.codes) - 1)
+        if not frames:
+            return
+        for bank in (self.codes, self.heard):
+            kept = bank.flatten(1, 2)[:, :-frames].clone()
+            bank.zero_().flatten(1, 2)[:, frames:] = kept
+        lost = -(-frames // self.codes.shape[2])
+        kept = self.filled[:, : self.filled.shape[1] - lost].clone()
+        self.filled.fill_(False)[:, lost:] = kept
+        self.filled[:, -1] = True
+
     def write(self, codes: Tensor, heard: Tensor) -> None:
-        """Append a window: scaled codes `(B, N, D)` and speech `(B, N, F)`."""
+        """Append a window: normal codes `(B, N, D)` and speech `(B, N, F)`."""
         for bank, new in ((self.codes, codes), (self.heard, heard)):
             bank.copy_(torch.cat([bank[:, 1:], new[:, None]], 1))
         self.filled.copy_(torch.cat([self.filled[:, 1:], torch.ones_like(self.filled[:, :1])], 1))
-
-    @property
-    def last(self) -> Tensor:
-        """The code of the last frame, `(B, D)`."""
-        return self.codes[:, -1, -1]

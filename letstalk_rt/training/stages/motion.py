@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.motion.code import FACE, HEAD, LIPS, MIRRORED, NUM_STYLE, REST
-from letstalk_rt.models.motion.denoiser import MotionDenoiser
+from letstalk_rt.models.motion.code import FACE, HEAD, LIPS, MIRRORED, NUM_STYLE, REST, SHUT
+from letstalk_rt.models.motion.denoiser import KNOTS, PAST_WINDOWS, PURE_NOISE, MotionDenoiser
 from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.lips import augment_features
-from letstalk_rt.training.stages.motion_clips import MotionClip
+from letstalk_rt.training.stages.motion_clips import MotionClip, blink_onsets
 
 WARM_UP_FRAMES = 8
 """Frames of speech before an item, which fill the convolutions."""
@@ -23,8 +23,8 @@ DRAWS = 2
 
 NUM_SHAPES = 24
 
-STEPS, TEMPERATURE = 4, 0.8
-"""Steps of the sampler and deviation of its noise in free runs."""
+STEPS = 1
+"""Steps of the sampler in free runs."""
 
 SILENCE_SAMPLES = 64_000
 """Silence after which the predicted lips are constant."""
@@ -33,11 +33,16 @@ _MEMORY_NOISE = 0.25
 """Largest deviation of the noise on memory, of the usual change from frame to frame: more would
 hide how fast the head moves, and it would start anew in each window."""
 
+_CALMER = -2.5
+"""Logarithm of the least factor on memory: a denoiser that sees how lively a face was only in its
+memory would let each session become calmer and calmer, because its own motion is a little calm."""
+
+_CALIBRATED, _ROUNDS, _GAINS = 24, 5, (0.3, 1.5)
 _STYLE_DROP = 0.3
 _LIP_FLOOR = 0.01  # added to deviations, so that still mouths stay small
 _SHAPE_FLOOR = 0.02
-_LARGEST = 5.0  # codes beyond so many deviations are errors of the tracker
-_SURPRISE = 6.0  # white changes beyond are, too
+_SURPRISE = 6.0  # white errors beyond are, too
+_RIDGE = 1e-3  # of the linear prediction, as a share of the power of the code
 
 
 class TrainedMotion(nn.Module):
@@ -55,16 +60,16 @@ class TrainedMotion(nn.Module):
 
 @dataclass(frozen=True)
 class MotionBatch:
-    """Items of W windows, the first of them preceded by one more window of codes.
+    """Items of W windows, the first of them preceded by P more windows of codes.
 
     Attributes:
         inputs: log-mel, `(B, A + W N + L, 4 M)`, augmented.
-        codes: scaled codes, `(B, (W + 1) N, D)`.
+        codes: normal codes, `(B, (P + W) N, D)`.
         lips: lips in deviations of their clip, `(B, W N, Q)`.
         shapes: auxiliary targets likewise, `(B, W N, 24)`.
         blinks: in which frame of each window a blink begins, from 1; 0 for none, `(B, W)`.
         style: `(B, S)`.
-        kind: 0 for filmed, `(B,)`.
+        kind: 0 for filmed people, 1 for generated ones, 2 for those of GRID, `(B,)`.
         lip_weight: `(B,)`, 1 on the average.
     """
 
@@ -89,12 +94,12 @@ class MotionItems:
 
     def __init__(self, clips: Sequence[MotionClip], denoiser: MotionDenoiser, windows: int) -> None:
         size = denoiser.config.window
-        self._frames, self._window = (windows + 1) * size, size
+        self._frames, self._window = (PAST_WINDOWS + windows) * size, size
         least = self._frames + WARM_UP_FRAMES
         self._clips = [clip for clip in clips if len(clip.codes) > least]
         if not self._clips:
             raise InputError(f"no clip has more than {least} frames; add longer clips with audio")
-        self._ahead, self._scale = denoiser.speech.lookahead_frames, denoiser.scale.cpu()
+        self._ahead, self._denoiser = denoiser.speech.lookahead_frames, denoiser
         self._share = torch.tensor(
             [(2.0 if c.is_real else 1.0) * len(c.codes) for c in self._clips]
         )
@@ -119,7 +124,7 @@ class MotionItems:
             for k in chosen
         ]
         pairs = list(zip(chosen, starts, strict=True))
-        first = self._window
+        first = PAST_WINDOWS * self._window
         codes = torch.stack([self._clips[k].codes[s : s + self._frames] for k, s in pairs])
         mirrored = torch.rand(batch_size, 1, 1, generator=generator) < 0.5
         codes = codes * torch.where(mirrored, torch.tensor(MIRRORED), 1.0)
@@ -132,23 +137,27 @@ class MotionItems:
         spoken = slice(first, self._frames)
         return MotionBatch(
             augment_features(inputs, generator),
-            (codes / self._scale).clamp(-_LARGEST, _LARGEST),
+            self._denoiser.to_normal(codes),
             torch.stack([self._lips[k][s:][spoken] for k, s in pairs]),
             torch.stack([self._shapes[k][s:][spoken] for k, s in pairs]),
             torch.stack([self._blinks(k, s) for k, s in pairs]),
             torch.stack([self._styles[k] for k in chosen]),
-            torch.tensor([0 if self._clips[k].is_real else 1 for k in chosen]),
+            torch.tensor([_kind(self._clips[k]) for k in chosen]),
             torch.tensor([self._lip_weights[k] for k in chosen]),
         )
 
     def _blinks(self, index: int, start: int) -> Tensor:
-        windows = self._frames // self._window - 1
+        windows = self._frames // self._window - PAST_WINDOWS
         out = torch.zeros(windows, dtype=torch.long)
         for onset in self._clips[index].blinks:
-            window, frame = divmod(onset - start - self._window, self._window)
+            window, frame = divmod(onset - start - PAST_WINDOWS * self._window, self._window)
             if 0 <= window < windows:
                 out[window] = frame + 1
         return out
+
+
+def _kind(clip: MotionClip) -> int:
+    return 2 if clip.is_grid else 0 if clip.is_real else 1
 
 
 def _standard(x: Tensor, floor: float) -> Tensor:
@@ -164,7 +173,7 @@ def standard_styles(clips: Sequence[MotionClip]) -> Tensor:
 
 @torch.no_grad()
 def fit_statistics(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
-    """Fit the scale of the code and the whitening of its changes to filmed clips.
+    """Fit the distribution of the code and the prediction of its course to filmed clips.
 
     Raises:
         InputError: No clip was filmed.
@@ -172,17 +181,35 @@ def fit_statistics(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> Non
     filmed = [clip.codes for clip in clips if clip.is_real and not clip.is_grid]
     if not filmed:
         raise InputError("no clip is of kind 'real'; add filmed clips with audio")
-    deviations = torch.stack([codes.std(0) for codes in filmed])
-    denoiser.scale.copy_(deviations.mean(0).clamp(min=1e-4))
+    deviations = torch.stack([codes[:, LIPS].std(0) for codes in filmed])
+    denoiser.lip_unit.copy_(deviations.mean(0).clamp(min=1e-4))
+    every = torch.cat(filmed)
+    both = torch.cat([every, every * torch.tensor(MIRRORED)])[:, REST]
+    levels = both.quantile(torch.special.ndtr(KNOTS), 0).T
+    denoiser.levels.copy_(levels + 1e-5 * KNOTS)  # strictly increasing
+    _fit_prediction(denoiser, filmed)
+
+
+def _fit_prediction(denoiser: MotionDenoiser, filmed: Sequence[Tensor]) -> None:
+    """Fit the linear prediction of each number of the rest, and the whitening of its errors."""
     window = denoiser.config.window
-    changes = []
+    reach = PAST_WINDOWS * window
+    pieces, changes = [], []
     for codes in filmed:
-        rest = (codes[:, REST] / denoiser.scale[REST]).clamp(-_LARGEST, _LARGEST)
-        pieces = rest.unfold(0, window + 1, 1)  # (., R, N + 1)
-        changes.append(pieces[..., 1:] - pieces[..., :1])
-    every = torch.cat(changes)
-    values, vectors = torch.linalg.eigh(torch.einsum("nri,nrj->rij", every, every) / len(every))
-    sizes = values.clamp(min=1e-4).sqrt()
+        normal = denoiser.to_normal(codes)
+        pieces.append(normal[:, REST].unfold(0, reach + window, 1))  # (., R, P + N)
+        changes.append(normal.diff(dim=0))
+    denoiser.change_scale.copy_(torch.cat(changes).pow(2).mean(0).sqrt().clamp(min=1e-3))
+    every = torch.cat(pieces).transpose(0, 1).double()  # (R, ., P + N)
+    past, following = every[..., :reach], every[..., reach:]
+    square = past.transpose(1, 2) @ past
+    power = square.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    ridge = _RIDGE * power * torch.eye(reach, dtype=square.dtype)
+    prediction = torch.linalg.solve(square + ridge, past.transpose(1, 2) @ following)
+    denoiser.predict.copy_(prediction)
+    errors = following - past @ prediction
+    values, vectors = torch.linalg.eigh(errors.transpose(1, 2) @ errors / errors.shape[1])
+    sizes = values.clamp(min=1e-6).sqrt()
     denoiser.whiten.copy_(vectors / sizes[:, None])
     denoiser.unwhiten.copy_((vectors * sizes[:, None]).transpose(1, 2))
 
@@ -217,24 +244,36 @@ def _rest_losses(
     denoiser: MotionDenoiser, features: Tensor, lips: Tensor, batch: MotionBatch
 ) -> dict[str, Tensor]:
     size = denoiser.config.window
-    clean_past = batch.codes[:, :-size].unflatten(1, (-1, size))
-    true = batch.codes[:, size:, REST].unflatten(1, (-1, size))
+    windows = batch.codes.unflatten(1, (-1, size))
+    clean_past, true = windows[:, PAST_WINDOWS - 1 : -1], windows[:, PAST_WINDOWS:, :, REST]
     level = _MEMORY_NOISE * torch.rand(len(true), 1, 1, 1)
-    past = clean_past + level * denoiser.change_scale * torch.randn_like(clean_past)
+    gain = torch.exp(_CALMER * torch.rand(len(true), 1, 1, 1))
+    past = gain * clean_past + level * denoiser.change_scale * torch.randn_like(clean_past)
     told = torch.rand(len(past), 1) >= _STYLE_DROP
     filled = torch.ones(past.shape[:2], dtype=torch.bool)
     features, lips = (x.unflatten(1, (-1, size)) for x in (features, lips))
     context = denoiser.context(past, features, lips, batch.style * told, batch.kind, filled)
     logits = denoiser.blink(context)
     blink = nn.functional.cross_entropy(logits.flatten(0, 1), batch.blinks.flatten())
-    clean = denoiser.white(true, clean_past[:, :, -1, REST]).clamp(-_SURPRISE, _SURPRISE)
-    clean = clean.expand(DRAWS, -1, -1, -1)
-    t = torch.sigmoid(1.2 * torch.randn(clean.shape[:-1]))
+    before = windows[..., REST].unfold(1, PAST_WINDOWS, 1)[:, :-1]  # (B, W, N, R, P / N)
+    before = before.movedim(-1, 2).flatten(2, 3)
+    clean = denoiser.white(true, before).clamp(-_SURPRISE, _SURPRISE)
+    mean, log = denoiser.expected(context, batch.blinks)
+    expected = (0.5 * ((clean - mean) / log.exp()).pow(2) + log).mean()
+    rest = _flow_loss(denoiser, (clean - mean).detach() / log.detach().exp(), context, batch.blinks)
+    return {"blink": blink, "expected": expected, "rest": rest}
+
+
+def _flow_loss(denoiser: MotionDenoiser, clean: Tensor, context: Tensor, blinks: Tensor) -> Tensor:
+    """Return the error of the velocity at random noise levels of errors `(B, W, size)`."""
+    clean = clean.clamp(-_SURPRISE, _SURPRISE).expand(DRAWS, -1, -1, -1)
+    t = PURE_NOISE * torch.sigmoid(1.2 * torch.randn(clean.shape[:-1]))
     noise = torch.randn_like(clean)
-    x = torch.lerp(clean, noise, t[..., None])
-    velocity = denoiser.velocity(x, t, context.expand(DRAWS, -1, -1, -1), batch.blinks)
-    error = (velocity - (noise - clean)).pow(2)
-    return {"blink": blink, "rest": error.mean()}
+    cos, sin = t.cos()[..., None], t.sin()[..., None]
+    velocity = denoiser.velocity(
+        cos * clean + sin * noise, t, context.expand(DRAWS, -1, -1, -1), blinks
+    )
+    return (velocity - (cos * noise - sin * clean)).pow(2).mean()
 
 
 @torch.no_grad()
@@ -271,7 +310,6 @@ def free_run(
     generator: torch.Generator,
     *,
     steps: int = STEPS,
-    temperature: float = TEMPERATURE,
 ) -> Tensor:
     """Return the codes that a denoiser generates for the speech of a clip, `(T', D)`.
 
@@ -283,12 +321,33 @@ def free_run(
     memory, style, codes = denoiser.init_memory(1), torch.zeros(1, NUM_STYLE), []
     for start in range(0, len(clip.codes) // size * size, size):
         heard = features[:, start : start + size], linear[:, start : start + size]
-        noise = temperature * torch.randn(1, denoiser.config.size, generator=generator)
+        noise = torch.randn(1, denoiser.config.size, generator=generator)
         chance = torch.rand(1, generator=generator)
         made = denoiser(*heard, style, noise, chance, memory, steps=steps)
         denoiser.remember(made, *heard, memory)
         codes.append(made[0])
     return torch.cat(codes)
+
+
+@torch.no_grad()
+def fit_liveliness(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
+    """Fit how far what is drawn moves, and how often eyes blink, so that free runs are like clips.
+
+    The median person sets the measure: few people frown, and nobody would like an avatar that does.
+    """
+    filmed = [clip for clip in clips if clip.is_real and not clip.is_grid][:_CALIBRATED]
+    true = torch.stack([_span(clip.codes[:, REST]) for clip in filmed]).median(0).values
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_ROUNDS if filmed else 0):
+        runs = [free_run(denoiser, clip, generator) for clip in filmed]
+        made = torch.stack([_span(codes[:, REST]) for codes in runs]).median(0).values
+        ratio = (true / made.clamp(min=1e-6)).clamp(0.5, 2)
+        denoiser.gain.mul_(ratio.sqrt()).clamp_(*_GAINS)
+        wanted = sum(len(clip.blinks) for clip in filmed)
+        blinks = sum(len(blink_onsets(codes[:, SHUT].numpy())) for codes in runs)
+        if wanted:
+            more = torch.tensor(wanted / max(1, blinks)).clamp(0.5, 2)
+            denoiser.blink.bias[1:] += 0.7 * more.log()
 
 
 def evaluate_motion(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> dict[str, float]:
@@ -306,7 +365,7 @@ def evaluate_motion(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> di
             lips = _predicted_lips(denoiser, clip)
             rows["r_gap"].append(correlation(lips[: len(made), 0].numpy(), true[:, 0].numpy()))
             for group, part in (("head", HEAD), ("face", FACE)):
-                a, b = made[:, part] / denoiser.scale[part], true[:, part] / denoiser.scale[part]
+                a, b = (denoiser.to_normal(codes)[:, part] for codes in (made, true))
                 rows[f"range_{group}"].append(_ratio(_span(a), _span(b)))
                 speeds = (x.diff(dim=0).abs().mean(0) for x in (a, b))
                 rows[f"speed_{group}"].append(_ratio(*speeds))
@@ -364,4 +423,5 @@ def train_motion(
     assert isinstance(averaged, TrainedMotion)
     trained = averaged.denoiser.cpu().eval()
     fit_lips(trained, clips)
+    fit_liveliness(trained, clips)
     return trained

@@ -17,7 +17,7 @@ from letstalk_rt.models.motion.code import (
     REST,
     channel,
 )
-from letstalk_rt.models.motion.denoiser import MotionDenoiser, MotionDenoiserConfig
+from letstalk_rt.models.motion.denoiser import PAST_WINDOWS, MotionDenoiser, MotionDenoiserConfig
 from letstalk_rt.models.motion.speech_encoder import SpeechEncoderConfig
 
 CONFIG = MotionDenoiserConfig(
@@ -31,7 +31,8 @@ def denoiser():
     made = MotionDenoiser(CONFIG).eval().requires_grad_(False)
     stir(made, 0.3)
     made.lip_scale.fill_(1.0)
-    made.scale.uniform_(0.5, 2.0)
+    made.lip_unit.uniform_(0.5, 2.0)
+    made.levels.mul_(torch.rand(NUM_REST, 1) + 0.1)
     return made
 
 
@@ -68,13 +69,14 @@ def test_lips_follow_speech_alone_and_the_rest_is_told_them(denoiser):
     assert not torch.allclose(first[..., REST], other[..., REST])
 
 
-def test_white_changes_return_to_the_codes_they_came_from(denoiser):
+def test_white_errors_return_to_the_codes_they_came_from(denoiser):
     vectors, _ = torch.linalg.qr(torch.randn(NUM_REST, CONFIG.window, CONFIG.window))
     sizes = torch.rand(NUM_REST, CONFIG.window) + 0.1
     denoiser.whiten.copy_(vectors / sizes[:, None])
     denoiser.unwhiten.copy_((vectors * sizes[:, None]).transpose(1, 2))
-    rest, last = torch.randn(3, CONFIG.window, NUM_REST), torch.randn(3, NUM_REST)
-    torch.testing.assert_close(denoiser.unwhite(denoiser.white(rest, last), last), rest)
+    rest = torch.randn(3, CONFIG.window, NUM_REST)
+    past = torch.randn(3, PAST_WINDOWS * CONFIG.window, NUM_REST)
+    torch.testing.assert_close(denoiser.unwhite(denoiser.white(rest, past), past), rest)
 
 
 def test_the_context_of_a_window_does_not_see_later_ones(denoiser):
@@ -108,13 +110,25 @@ def test_memory_holds_the_last_windows_that_were_shown(denoiser):
         features, linear = inputs(1)[:2]
         denoiser.remember(shown, features, linear, memory)
     assert memory.filled.all()
-    torch.testing.assert_close(
-        memory.codes[0, :, 0] * denoiser.scale,
-        torch.arange(2.0, CONFIG.memory + 2)[:, None].expand(-1, NUM_MOTION),
-    )
+    expected = torch.arange(2.0, CONFIG.memory + 2)[:, None].expand(-1, NUM_MOTION)
+    torch.testing.assert_close(memory.codes[0, :, 0], denoiser.to_normal(expected))
+    before = memory.codes.clone().flatten(1, 2)
+    memory.rewind(5)
+    torch.testing.assert_close(memory.codes.flatten(1, 2)[:, 5:], before[:, :-5])
+    assert not memory.codes.flatten(1, 2)[:, :5].any(), "what is before the memory is rest"
+    assert memory.filled[0].tolist() == [False, False, *[True] * (CONFIG.memory - 2)]
     assert [p.data_ptr() for p in (memory.codes, memory.heard, memory.filled)] == addresses
     memory.reset()
     assert memory.filled.sum() == 1 and not memory.codes.any()
+
+
+def test_normal_codes_return_to_the_codes_they_came_from_and_exceed_none(denoiser):
+    span = denoiser.levels[:, -1] - denoiser.levels[:, 0]
+    rest = torch.rand(5, NUM_REST) * span + denoiser.levels[:, 0]
+    normal = denoiser.to_normal(torch.cat([torch.randn(5, NUM_LIPS), rest], -1))
+    torch.testing.assert_close(denoiser.to_rest(normal[..., REST]), rest)
+    far = denoiser.to_rest(torch.full((1, NUM_REST), 9.0))
+    torch.testing.assert_close(far[0], denoiser.levels[:, -1])
 
 
 def test_sessions_of_a_batch_do_not_mix(denoiser):

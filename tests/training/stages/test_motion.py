@@ -16,7 +16,7 @@ from letstalk_rt.models.motion.code import (
     REST,
     channel,
 )
-from letstalk_rt.models.motion.denoiser import MotionDenoiser, MotionDenoiserConfig
+from letstalk_rt.models.motion.denoiser import PAST_WINDOWS, MotionDenoiser, MotionDenoiserConfig
 from letstalk_rt.models.motion.speech_encoder import SpeechEncoderConfig
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.motion import (
@@ -94,12 +94,15 @@ def test_items_hold_blinks_as_frames_of_windows_and_half_are_mirrored(denoiser):
     clip = drawn_clip()
     items = MotionItems([clip], denoiser, windows=3)
     batch = items.draw(256, torch.Generator().manual_seed(0))
-    assert batch.codes.shape == (256, 16, NUM_MOTION) and batch.blinks.shape == (256, 3)
+    assert batch.codes.shape == (256, 24, NUM_MOTION) and batch.blinks.shape == (256, 3)
     assert set(batch.blinks.flatten().tolist()) == {0, 1, 2, 3, 4}
     yaw = channel("yaw")
     assert MIRRORED[yaw] == -1.0
-    windows = clip.codes.unfold(0, 16, 1)
-    plain = sum(bool((windows[:, yaw] == codes[:, yaw]).all(1).any()) for codes in batch.codes)
+    windows = clip.codes.unfold(0, 24, 1)
+    plain = sum(
+        bool(torch.isclose(windows[:, yaw], codes[:, yaw], atol=1e-4).all(1).any())
+        for codes in batch.codes
+    )
     assert 80 < plain < 176
 
 
@@ -108,13 +111,22 @@ def test_short_clips_are_refused(denoiser):
         MotionItems([drawn_clip(frames=20)], denoiser, windows=3)
 
 
-def test_changes_of_filmed_clips_are_white(denoiser):
+def test_what_is_not_predicted_in_filmed_clips_is_white(denoiser):
     clips = [drawn_clip(seed) for seed in range(4)]
     fit_statistics(denoiser, clips)
-    rest = torch.cat([(clip.codes / denoiser.scale)[:, REST] for clip in clips[:1]])
-    pieces = rest.unfold(0, 5, 1).transpose(1, 2)
-    white = denoiser.white(pieces[:, 1:], pieces[:, 0])
-    assert 0.6 < float(white.std()) < 1.5
+    reach = PAST_WINDOWS * denoiser.config.window
+    pieces = torch.cat(
+        [
+            denoiser.to_normal(clip.codes)[:, REST].unfold(0, reach + 4, 1).transpose(1, 2)
+            for clip in clips
+        ]
+    )
+    past, true = pieces[:, :reach], pieces[:, reach:]
+    white = denoiser.white(true, past)
+    assert 0.9 < float(white.std()) < 1.1
+    held = (true - past[:, -1:]).pow(2).mean()
+    predicted = denoiser.unwhite(torch.zeros_like(white), past)
+    assert (true - predicted).pow(2).mean() < 0.95 * held, "better than to hold still"
     with pytest.raises(InputError, match="kind 'real'"):
         fit_statistics(denoiser, [drawn_clip(is_real=False)])
 
@@ -123,7 +135,7 @@ def test_a_few_steps_learn_lips_and_a_stopped_run_resumes(denoiser, tmp_path):
     clips, other = [drawn_clip(seed) for seed in range(3)], [drawn_clip(9)]
     config = LoopConfig(steps=100, learning_rate=1e-2, warm_up=5, ema=0.8, report_every=50)
     trained = train_motion(clips, other, tmp_path, config, denoiser, batch_size=8)
-    assert evaluate_motion(trained, other)["r_gap"] > 0.5
+    assert evaluate_motion(trained, other)["r_gap"] > 0.4
     assert trained.lip_scale.min() > 0
     again = train_motion(clips, other, tmp_path, config, MotionDenoiser(CONFIG), batch_size=8)
     assert torch.equal(again.lips.weight, trained.lips.weight)

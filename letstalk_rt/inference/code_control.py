@@ -1,0 +1,200 @@
+"""Code control: shows motion codes on one portrait, changed by the options of a session.
+
+What a code says of the face becomes a change of the latent: the head is turned as a solid, brows,
+cheeks and a smile change the latent as in filmed people, and then the lips are set. Everything that
+changes motion works on the code, here: expressiveness, head and gaze, interrupts and cameras.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from letstalk_rt.inference.camera_control import CameraControl, driven_lips
+from letstalk_rt.inference.lip_control import LipControl
+from letstalk_rt.inference.motion_control import EASING, flat_scale, pseudo_inverse
+from letstalk_rt.models.autoencoder.latents import FACE_SIZE
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.face import face_motion as motion_of
+from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
+from letstalk_rt.models.geometry.eye_region import (
+    CORNER_DISTANCE_PX,
+    EYE_MOTION,
+    LID_MIDDLE,
+    LOWER_LID,
+    UPPER_LID,
+    align_eyes,
+    eye_points,
+)
+from letstalk_rt.models.geometry.landmarks import landmark_indices
+from letstalk_rt.models.motion.code import GAZE, HEAD, LIPS, SHUT
+from letstalk_rt.models.motion.expression import EXPRESSION
+from letstalk_rt.types import MotionOptions
+
+_OUTER_CORNERS = landmark_indices((33, 263))
+_OPEN = 0.08  # lids that are lower by less than this share are left as they are
+_EYES = (0, 1)
+
+
+@dataclass(frozen=True)
+class EyeShape:
+    """The eyes of a portrait, which the code's lids and gaze refer to.
+
+    Attributes:
+        opening: distance of the lids over the width of an eye.
+        width: width of an eye over the distance of the outer corners.
+    """
+
+    opening: float
+    width: float
+
+    @classmethod
+    def of(cls, points: Tensor) -> "EyeShape":
+        """Return the shape of both eyes in landmarks `(L, 2)`, their means."""
+        openings, widths = [], []
+        outer = points[_OUTER_CORNERS]
+        for eye in _EYES:
+            place = align_eyes(points[None], eye)
+            found = eye_points(points[None], eye, place)[0] / CORNER_DISTANCE_PX
+            lids = found[LOWER_LID][LID_MIDDLE, 1] - found[UPPER_LID][LID_MIDDLE, 1]
+            openings.append(float(lids.clamp(min=0)))
+            widths.append(1 / float(place.scale) * CORNER_DISTANCE_PX)
+        span = float((outer[1] - outer[0]).norm().clamp(min=1e-6))
+        return cls(sum(openings) / 2, sum(widths) / 2 / span)
+
+
+class CodeControl:
+    """Applies motion codes to the portrait of one session.
+
+    Args:
+        options: the motion options of the session.
+        model: a model with a motion denoiser.
+        features: the portrait features from the autoencoder, one item.
+    """
+
+    def __init__(self, options: MotionOptions, model: AvatarModel, features: Any) -> None:
+        self.options, self._model = options, model
+        self._drive: DriveWindow | None = None
+        self._eases = False
+        self.set_portrait(features)
+
+    def set_portrait(self, features: Any) -> None:
+        """Change the portrait."""
+        face, lip_motion = self._model.face, self._model.lip_motion
+        assert face is not None and lip_motion is not None, "a motion denoiser needs landmarks"
+        points, scale = features.points[0].float(), flat_scale(self._model)
+        self._scale, self._eyes = scale, EyeShape.of(points)
+        self._lips = LipControl.of(lip_motion, points, face.autoencoder.landmark_matrix, scale)
+        self._usual_lips = self._lips.usual(lip_motion, scale)
+        inverse = pseudo_inverse(face.autoencoder.landmark_matrix)
+        self._head = CameraControl.of(face, self._model.gestures, points, scale, inverse)
+        outer = points[_OUTER_CORNERS]
+        self._gaze_unit = float((outer[1] - outer[0]).norm()) / self._head.shape.size
+
+    def drive(self, window: DriveWindow) -> None:
+        """Let a camera move the face in the next frames; see `latents`."""
+        self._drive = window
+
+    def ease(self) -> None:
+        """Ease the next lips in from the last ones that were shown."""
+        self._eases = True
+
+    def reset(self) -> None:
+        """Return to the initial state."""
+        self._drive, self._eases = None, False
+
+    def shown(self, codes: Tensor, last_lips: Tensor) -> Tensor:
+        """Return codes as the session shows them, `(N, D)`.
+
+        Args:
+            codes: of a whole window.
+            last_lips: the last lips that were shown, `(Q,)`.
+        """
+        shown = codes.clone()
+        if self._eases:
+            for number, share in enumerate(EASING):
+                shown[number, LIPS] = torch.lerp(last_lips, shown[number, LIPS], share)
+            self._eases = False
+        return shown
+
+    def latents(self, codes: Tensor, portrait: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latents of frames, `(n, C, h, w)`, and how far the eyes are shut, `(n,)`.
+
+        Args:
+            codes: motion codes, `(n, D)`.
+            portrait: the portrait's latent, `(C, h, w)`.
+        """
+        drive, self._drive = self._drive, None
+        codes = self._with_options(codes)
+        assert self._model.motion is not None, "it makes the codes"
+        felt, expression = codes[:, EXPRESSION], self._model.motion.expression
+        motion = codes.new_zeros(len(codes), len(self._scale))
+        motion[:, :FACE_SIZE] = felt @ expression.face / self._scale[:FACE_SIZE]
+        values = codes[:, LIPS][:, :NUM_LIP_VALUES] + felt @ expression.lips
+        own = self._head.motion(_window_of(codes, self._gaze_unit))
+        shut = codes[:, SHUT]
+        if drive is None:
+            motion = self._lips.apply_flat(motion, values) + own
+        else:
+            weights = torch.from_numpy(drive.weights).to(own)[:, None]
+            motion = self._driven_lips((1 - weights) * motion, values, drive)
+            driven = self._head.motion(drive, gaze=not self.options.gaze_at_camera)
+            motion = motion + torch.lerp(own, driven, weights)
+            driven_shut = torch.from_numpy(drive.motion[:, motion_of.SHUT]).to(shut)
+            shut = torch.lerp(shut, driven_shut, weights[:, 0])
+        latents = self._model.to_latents(motion.view(1, -1, *portrait.shape), portrait[None])
+        return latents[0], shut
+
+    def eyes(self, codes: Tensor, shut: Tensor) -> Tensor:
+        """Return how far lids and irises are from the portrait's, `(n, 4)`: see `moved_eyes`.
+
+        Lids that close are left to `eye_closures`.
+
+        Args:
+            codes: motion codes, `(n, D)`.
+            shut: how far the eyes are shut, `(n,)`.
+        """
+        moved = codes.new_zeros(len(codes), EYE_MOTION)
+        moved[:, 0] = self._eyes.opening * shut.clamp(max=0)
+        if not self.options.gaze_at_camera:
+            moved[:, 2:] = codes[:, GAZE] / self._eyes.width
+        return moved
+
+    def _with_options(self, codes: Tensor) -> Tensor:
+        codes = codes.clone()
+        codes[:, LIPS] *= self.options.expressiveness
+        codes[:, EXPRESSION] *= self.options.expressiveness
+        if not self.options.head_motion:
+            codes[:, HEAD] = 0
+        if self.options.gaze_at_camera:
+            codes[:, GAZE] = 0
+        return codes
+
+    def _driven_lips(self, motion: Tensor, values: Tensor, drive: DriveWindow) -> Tensor:
+        """Return motion `(n, 384)` with the lips of camera and sound; head and lids stay.
+
+        People who open the mouth wide also narrow their eyes, and lips beyond the usual would close
+        them, so that no blink could be seen. Lips of a turned head would turn it once more.
+        """
+        own = self._lips.apply_flat(motion, values)
+        wanted = driven_lips(values[None], drive, self._usual_lips)[0]
+        change = self._lips.apply_flat(motion, wanted) - own
+        return own + change @ self._head.beside_head.T
+
+
+def eye_closures(shut: Tensor) -> list[float]:
+    """Return how far lids are closed, from 0 to 1, for `shut` of the code, `(n,)`."""
+    closed = ((shut - _OPEN) / (1 - _OPEN)).clamp(0, 1)
+    return [float(value) for value in closed]
+
+
+def _window_of(codes: Tensor, gaze_unit: float) -> DriveWindow:
+    """Return the motion of the head and the gaze in codes `(n, D)` as that of a camera."""
+    values = codes.detach().cpu().double().numpy()
+    motion = np.zeros((len(values), motion_of.NUM_MOTION))
+    motion[:, motion_of.POSE] = values[:, HEAD]
+    motion[:, motion_of.GAZE] = gaze_unit * values[:, GAZE]
+    return DriveWindow(np.ones(len(values)), motion, "sound")

@@ -1,0 +1,127 @@
+"""The stage "motion" of a step: motion codes of the next window, for all sessions of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from letstalk_rt.inference.code_control import CodeControl
+from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
+from letstalk_rt.models.batch_state import gather, overwrite, scatter
+from letstalk_rt.models.motion.code import LIPS, NUM_LIPS
+from letstalk_rt.models.motion.denoiser import MotionDenoiser
+from letstalk_rt.models.motion.memory import MotionMemory
+from letstalk_rt.models.motion.speech_encoder import SpeechState
+from letstalk_rt.models.sampler import NoiseState
+
+USUAL_BLINKS_PER_MIN = 20.0
+"""Blinks of filmed people, which the denoiser was trained on."""
+
+
+@dataclass
+class MotionState:
+    """What the pipeline remembers of the motion of one session.
+
+    Attributes:
+        speech: state of the speech encoder.
+        silence: state of the speech encoder after long silence; shared and never written.
+        memory: the memory bank: what was shown, and what was said then.
+        noise: random numbers of the sampler, and one that decides about a blink.
+        style: style of the motion, `(1, S)`.
+        blink_gain: how much more often than usual the eyes blink, `(1,)`.
+        control: shows codes on the session's portrait.
+    """
+
+    speech: SpeechState
+    silence: SpeechState
+    memory: MotionMemory
+    noise: NoiseState
+    style: Tensor
+    blink_gain: Tensor
+    control: CodeControl
+
+    def silence_audio(self) -> None:
+        """Forget all past audio, as after long silence."""
+        overwrite(self.speech, self.silence)
+
+    def interrupt(self, unseen: int) -> None:
+        """Go on from the frame before the last `unseen` ones; the lips ease to rest."""
+        self.memory.rewind(unseen)
+        self.control.ease()
+
+    def reset(self) -> None:
+        """Return to the initial state."""
+        self.silence_audio()
+        self.memory.reset()
+        self.noise.reset()
+        self.control.reset()
+
+
+@dataclass(frozen=True)
+class MovedWindow:
+    """The motion of the frames of a window.
+
+    Attributes:
+        codes: motion codes, `(B, N, D)`.
+        sound: the sound around each frame, for the mouth, `(B, N, S)`.
+    """
+
+    codes: Tensor
+    sound: Tensor
+
+    def part(self, first: int, count: int) -> "MovedWindow":
+        """Return `count` frames from number `first` on."""
+        chosen = slice(first, first + count)
+        return MovedWindow(self.codes[:, chosen], self.sound[:, chosen])
+
+
+class MotionStage:
+    """Samples motion codes.
+
+    Args:
+        denoiser: in eval mode, on its device.
+    """
+
+    def __init__(self, denoiser: MotionDenoiser) -> None:
+        self._denoiser = denoiser
+
+    def hear(self, pcm: Tensor, state: SpeechState) -> Tensor:
+        """Encode the next part of a stream: features, linear lips and sound, `(B, n, W + Q + S)`.
+
+        Args:
+            pcm: `(B, n)`.
+            state: updated in place.
+        """
+        heard = self._denoiser.speech(pcm, state)
+        return torch.cat([heard.features, heard.lips, heard.sound], -1)
+
+    def __call__(self, heard: Tensor, steps: int, states: Sequence[MotionState]) -> MovedWindow:
+        """Return the motion of the next window; its codes are written to memory.
+
+        Args:
+            heard: from `hear`, `(B, N, W + Q + S)`.
+            steps: steps of the sampler.
+            states: of B sessions; updated in place.
+        """
+        denoiser = self._denoiser
+        width = denoiser.config.speech.width
+        features, linear, sound = heard.split([width, NUM_LIPS, MOUTH_SOUND], -1)
+        memory = gather([state.memory for state in states])
+        drawn = torch.cat([state.noise.draw(1, 0.0, 1.0)[:, 0] for state in states]).to(heard)
+        codes = denoiser(
+            features,
+            linear,
+            torch.cat([state.style for state in states]),
+            drawn[:, 1:],
+            torch.special.ndtr(drawn[:, 0]),
+            memory,
+            steps=steps,
+            blink_gain=torch.cat([state.blink_gain for state in states]),
+        )
+        last = memory.codes[:, -1, -1, LIPS] * denoiser.lip_unit
+        shown = [s.control.shown(*pair) for s, *pair in zip(states, codes, last, strict=True)]
+        codes = torch.stack(shown)
+        denoiser.remember(codes, features, linear, memory)
+        scatter(memory, [state.memory for state in states])
+        return MovedWindow(codes, sound)
