@@ -50,7 +50,7 @@ from letstalk_rt.training.distributed import (
     is_main_process,
 )
 from letstalk_rt.training.evaluation.sync import train_sync
-from letstalk_rt.training.loop import LoopConfig
+from letstalk_rt.training.loop import LoopConfig, Precision
 from letstalk_rt.training.stages.audio_encoder import (
     split_by_source,
     train_audio,
@@ -159,6 +159,9 @@ LOOPS = {
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
     ),
 }
+LARGE = ("faithful", "ablate")
+"""Stages whose loss holds in bfloat16 as a whole; others choose the parts of theirs."""
+
 BATCH = {
     "autoencoder": 8,
     "decoder": 8,
@@ -233,6 +236,27 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         help="faithful: share of items without speech, which guidance needs (as published, 0)",
+    )
+    large = parser.add_argument_group(f"the published model: {', '.join(LARGE)}")
+    large.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 on a GPU, and on a CPU with AMX",
+    )
+    large.add_argument(
+        "--accumulate", type=int, default=1, help="batches whose gradients make one step"
+    )
+    large.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the blocks (torch.compile)",
+    )
+    large.add_argument(
+        "--no-recompute",
+        dest="recompute",
+        action="store_false",
+        help="keep all activations of a block; faster, and needs more memory",
     )
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
@@ -335,7 +359,24 @@ def _loop(args: argparse.Namespace) -> LoopConfig:
         "keep": args.keep,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    return replace(LOOPS[args.stage], device=choose_device(args.device).type, **chosen)
+    device = choose_device(args.device).type
+    config = replace(LOOPS[args.stage], device=device, **chosen)
+    if args.stage in LARGE:
+        return replace(config, precision=_precision(args, device), accumulate=args.accumulate)
+    if args.accumulate != 1 or args.precision != "auto":
+        raise ConfigError(
+            f"--precision and --accumulate are for the stages {', '.join(LARGE)}, not "
+            f"{args.stage!r}"
+        )
+    return config
+
+
+def _precision(args: argparse.Namespace, device: str) -> Precision:
+    if args.precision != "auto":
+        chosen: Precision = args.precision
+        return chosen
+    fast = device == "cuda" or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return "bfloat16" if fast else "float32"
 
 
 def _autoencoder(args: argparse.Namespace) -> None:

@@ -1,10 +1,11 @@
 """The stage `ablate` of `letstalk train`: what noise and patch drop of the memory are worth."""
 
 import argparse
+from functools import partial
 
 import torch
 
-from letstalk_rt.cli.train_faithful import load_parts, split_clips
+from letstalk_rt.cli.train_faithful import load_parts, prepare_denoiser, split_clips
 from letstalk_rt.training.data.paper_items import PaperSource
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
@@ -22,7 +23,9 @@ def run_ablate(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
         return PaperBatch(**source.draw(batch, generator))
 
     folder, seeds = args.runs / "ablate", range(args.seed, args.seed + args.seeds)
-    trained = train_variants(parts.preset, draw, folder, loop, seeds)
+    trained = train_variants(
+        parts.preset, draw, folder, loop, seeds, partial(prepare_denoiser, args)
+    )
     if not is_main_process():
         return
     steps = args.sampling_steps

@@ -60,7 +60,7 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
     source = PaperSource(list(kept.values()), preset.denoiser)
     torch.manual_seed(args.seed)
     model = PaperModel(preset)
-    model.denoiser.recompute = True  # a clip of 16 frames at 512 px needs it from `b` on
+    prepare_denoiser(args, model)
     shown = longest(validation, SAMPLES)
 
     def draw(generator: torch.Generator) -> PaperBatch:
@@ -86,6 +86,14 @@ def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None
     if is_main_process():
         _save(averaged, parts, args.drop_speech, folder)
         print(f"{folder / 'model.safetensors'}: render it with --preset {args.preset}")
+
+
+def prepare_denoiser(args: argparse.Namespace, model: PaperModel) -> None:
+    """Let blocks be computed as the options say, which changes speed and memory only."""
+    model.denoiser.recompute = args.recompute  # `b` needs it at 512 px
+    if args.compile:
+        for block in model.denoiser.blocks:
+            block.compile()
 
 
 def _save(model: PaperModel, parts: FaithfulParts, drop_speech: float, folder: Path) -> None:

@@ -10,6 +10,7 @@ Source: DistributedDataParallel of torch, arXiv:2006.15704.
 import functools
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -118,6 +119,14 @@ def distributed_loss(model: nn.Module, loss: Callable[..., Any]) -> Callable[...
         find_unused_parameters=True,  # condition dropout may skip a part
     )
     return wrapped
+
+
+def unsynchronized(loss: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Return a context in which a `distributed_loss` keeps its gradients to its own process."""
+    if isinstance(loss, nn.parallel.DistributedDataParallel):
+        held: AbstractContextManager[Any] = loss.no_sync()
+        return held
+    return nullcontext()
 
 
 class _Loss(nn.Module):

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from statistics import fmean
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,11 @@ from letstalk_rt.training.distributed import (
     distributed_loss,
     is_main_process,
     rank,
+    unsynchronized,
 )
 from letstalk_rt.training.run_log import RunLog
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class LoopConfig:
         report_every: Steps between two lines of the log.
         evaluate_every: Steps between two evaluations.
         device: The device on which the model is trained.
+        precision: `float32`, or `bfloat16`: the loss is computed by autocast in bfloat16, where
+            that is safe, while weights, gradients, optimiser and average stay in float32.
+        accumulate: Batches whose gradients are averaged in one step.
     """
 
     steps: int
@@ -58,6 +65,13 @@ class LoopConfig:
     report_every: int = 50
     evaluate_every: int = 1000
     device: str = "cpu"
+    precision: Precision = "float32"
+    accumulate: int = 1
+
+    @property
+    def batches(self) -> int:
+        """The number of batches of the whole run."""
+        return self.steps * self.accumulate
 
 
 class Stateful(Protocol):
@@ -116,6 +130,10 @@ class Run:
             raise ConfigError(f"steps must be at least 1, got {self.config.steps}")
         if self.config.keep < 1:
             raise ConfigError(f"keep must be at least 1 checkpoint, got {self.config.keep}")
+        if self.config.accumulate < 1:
+            raise ConfigError(f"accumulate must be at least 1 batch, got {self.config.accumulate}")
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32
         self.model.to(self.device)
         broadcast_weights(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +143,7 @@ class Run:
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             betas=self.config.betas,
+            fused=self.device.type == "cuda",
         )
         self.generator, self.noise = torch.Generator(), torch.Generator(self.device)
         if self.checkpoint.exists():
@@ -212,7 +231,8 @@ class Run:
         """Train to the last step and return the averaged model.
 
         Args:
-            loss: Draws the batch of a step and returns its loss and named figures for the log.
+            loss: Draws a batch by its number, which is the step's unless gradients are
+                accumulated, and returns its loss and named figures for the log.
             evaluate: Evaluates the averaged model and returns named figures for the log.
         """
         saved_s = time.monotonic()
@@ -250,15 +270,26 @@ class Run:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * self.rate()
-        value, figures = loss(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        rows = [self._backward(loss, part) for part in range(self.config.accumulate)]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
             self._average()
         self.step += 1
-        return {"loss": float(value.detach()), "norm": float(norm), **figures}
+        figures = {name: fmean(row[name] for row in rows) for name in rows[0]}
+        return {"norm": float(norm), **figures}
+
+    def _backward(
+        self, loss: Callable[[int], tuple[Tensor, dict[str, float]]], part: int
+    ) -> dict[str, float]:
+        """Add the gradients of one of a step's batches; return its loss and figures."""
+        count, half = self.config.accumulate, self.config.precision == "bfloat16"
+        with unsynchronized(loss) if part + 1 < count else nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                value, figures = loss(self.step * count + part)
+            (value / count).backward()
+        return {"loss": float(value.detach()), **figures}
 
     @torch.no_grad()
     def _average(self) -> None:

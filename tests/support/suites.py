@@ -26,6 +26,7 @@ SYSTEM = (
     "training/test_faithful.py",
     "training/test_killed.py",
     "training/test_paper_scale.py",
+    "training/test_precision.py",
     "training/test_recipe.py",
     "training/test_wav2vec_training.py",
 )

@@ -171,6 +171,36 @@ class TestRun:
         assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(0.55 * math.pi)))
         assert rates[100] == pytest.approx(0.1)
 
+    def test_accumulated_batches_make_the_step_of_one_large_batch(self, tmp_path):
+        items = torch.randn(6, 2, 3, 4, generator=torch.Generator().manual_seed(1))
+
+        def loss_of(run, batches):
+            return lambda number: (
+                (run.model.layer(x := batches[number]) - x[..., :3]).pow(2).mean(),
+                {"size": float(x.mean())},
+            )
+
+        one, _ = make_run(tmp_path / "one")
+        one.train(loss_of(one, items.flatten(1, 2)))
+        two, _ = make_run(tmp_path / "two", accumulate=2)
+        assert two.config.batches == 12
+        two.train(loss_of(two, items.flatten(0, 1)))
+        torch.testing.assert_close(two.model.layer.weight, one.model.layer.weight)
+        logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("one", "two")]
+        for rows in zip(*(log.splitlines() for log in logs), strict=True):
+            a, b = (json.loads(row) for row in rows)
+            assert a["size"] == pytest.approx(b["size"]) and a["loss"] == pytest.approx(b["loss"])
+
+    def test_bfloat16_is_of_the_loss_only(self, tmp_path):
+        run, loss = make_run(tmp_path, precision="bfloat16")
+        seen = []
+        run.model.layer.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+        run.train(loss)
+        assert set(seen) == {torch.bfloat16}
+        state = run.optimizer.state[run.model.layer.weight]
+        kept = (run.model.layer.weight, run.averaged.layer.weight, state["exp_avg"])
+        assert {value.dtype for value in kept} == {torch.float32}
+
     def test_figures_and_judgements_are_logged(self, tmp_path):
         run, loss = make_run(tmp_path, evaluate_every=3)
         judged = []
@@ -208,3 +238,5 @@ class TestRun:
             make_run(tmp_path, steps=0)
         with pytest.raises(ConfigError, match="keep must be at least 1 checkpoint, got 0"):
             make_run(tmp_path, keep=0)
+        with pytest.raises(ConfigError, match="accumulate must be at least 1 batch, got 0"):
+            make_run(tmp_path, accumulate=0)

@@ -51,6 +51,7 @@ def train_variants(
     folder: Path,
     config: LoopConfig,
     seeds: range,
+    prepare: Callable[[PaperModel], None],
 ) -> dict[tuple[str, int], PaperModel]:
     """Train every variant with every seed of the initial weights.
 
@@ -60,6 +61,7 @@ def train_variants(
         folder: Folder of all runs; each is resumed if it was stopped.
         config: Schedule.
         seeds: Seeds of the initial weights.
+        prepare: Called with each new model.
 
     Raises:
         ConfigError: The model has no memory, or there is no seed.
@@ -76,7 +78,7 @@ def train_variants(
         for name, regularization in VARIANTS.items():
             torch.manual_seed(seed)
             model = PaperModel(preset)
-            model.denoiser.recompute = True
+            prepare(model)
             run = folder / f"{name.replace(' ', '-')}-{seed}"
             trained[name, seed] = train_paper_model(
                 model, draw, run, config, regularization=regularization

@@ -218,7 +218,7 @@ def train_paper_model(
             run.keep_if_best(-figures["held_out_loss"])
         return figures
 
-    with Prefetch(draw, config.steps) as batches:
+    with Prefetch(draw, config.batches) as batches:
         averaged = run.train(loss, judge if held_out or evaluate else None)
     assert isinstance(averaged, PaperModel)
     return averaged
