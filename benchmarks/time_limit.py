@@ -61,6 +61,8 @@ def time_limit(
             os._exit(_STUCK)
 
     watcher = threading.Thread(target=watch, name="time-limit", daemon=True)
+    # A shell that starts a benchmark in the background has it ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher.start()
     try:
         yield
@@ -70,3 +72,4 @@ def time_limit(
     finally:
         ended.set()
         watcher.join()
+        signal.signal(signal.SIGINT, before)

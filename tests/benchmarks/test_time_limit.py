@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +30,17 @@ def test_what_takes_too_long_is_ended_and_what_is_there_is_kept(wait):
         result["second"] = 2
     assert result.pop("partial").startswith("ended after 0.05 s")
     assert result == {"first": 1} and closed
+
+
+def test_a_benchmark_in_the_background_is_ended_too():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = {}
+        with time_limit(0.05, result):
+            time.sleep(NEVER_S)
+        assert "partial" in result and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_task_can_add_what_it_has_before_it_ends():
