@@ -11,7 +11,8 @@ from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.models.loading import load_model, save_model
-from letstalk_rt.models.motion.code import GAZE, HEAD, LIPS, NUM_MOTION, SHUT, channel
+from letstalk_rt.models.motion.code import GAZE, HEAD, LIPS, NUM_MOTION, channel
+from letstalk_rt.models.presets import PRESETS
 from letstalk_rt.types import MotionOptions
 
 
@@ -136,15 +137,9 @@ def test_a_new_portrait_keeps_the_motion(pipeline):
 
 def test_a_motion_denoiser_is_saved_with_its_model(tmp_path, monkeypatch):
     model = make_motion_model()
-    monkeypatch.setitem(
-        __import__("letstalk_rt.models.presets").models.presets.PRESETS, "small", model.preset
-    )
+    monkeypatch.setitem(PRESETS, "small", model.preset)
     save_model(model, tmp_path / "small.safetensors")
     again = load_model("small", tmp_path / "small.safetensors")
     assert again.motion is not None
     torch.testing.assert_close(again.motion.levels, model.motion.levels)
     torch.testing.assert_close(again.motion.predict, model.motion.predict)
-
-
-def test_shut_is_a_number_of_the_code():
-    assert codes(shut=0.5)[0, SHUT] == 0.5

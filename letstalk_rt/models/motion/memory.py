@@ -47,7 +47,7 @@ class MotionMemory:
 
     def rewind(self, frames: int) -> None:
         """Take back the last frames, which were not shown."""
-        frames = min(frames, self.codes[:, :, :, 0].numel() // len(self.codes) - 1)
+        frames = min(frames, self.codes.shape[1] * self.codes.shape[2] - 1)
         if not frames:
             return
         for bank in (self.codes, self.heard):
