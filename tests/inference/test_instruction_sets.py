@@ -38,7 +38,7 @@ def test_the_limits_are_those_of_the_benchmarks():
 @pytest.mark.skipif(not emulated(), reason="this processor has no lower instruction set to try")
 @pytest.mark.parametrize("isa", emulated())
 def test_the_numeric_tests_hold(isa):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
     run = subprocess.run(
         [*command, *(str(TESTS / part) for part in NUMERIC)],
         env=os.environ | LIMITS[isa] | {"OMP_NUM_THREADS": "1"},

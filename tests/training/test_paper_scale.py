@@ -42,8 +42,8 @@ def test_a_killed_flow_ends_as_one_that_was_not_killed(root, cache, tmp_path, to
     whole = run_flow(root, cache, tmp_path / "whole", toy)
     save, saved = Run.save, []
 
-    def killed(run):
-        save(run)
+    def killed(run, *, wait=True):
+        save(run, wait=wait)
         saved.append(run.step)
         if run.step == 2:
             raise KeyboardInterrupt

@@ -73,7 +73,8 @@ async def health(request: Request) -> Response:
     """Report that the process is alive."""
     sessions = AppContext(request).sessions
     capacity = sessions.admission.capacity
-    return json_response({"status": "ok", "sessions": len(sessions), "max_sessions": capacity})
+    running = len(sessions.running)
+    return json_response({"status": "ok", "sessions": running, "max_sessions": capacity})
 
 
 async def ready(request: Request) -> Response:

@@ -83,6 +83,11 @@ class SessionRegistry:
         return sum(not (session.is_abandoned or session.is_ending) for session in self)
 
     @property
+    def running(self) -> list[Session]:
+        """The sessions that do not end."""
+        return [session for session in self if not session.is_ending]
+
+    @property
     def subject_limit(self) -> int:
         """Maximum number of sessions of one subject."""
         return self._settings.max_subject_sessions or -(-self.admission.capacity // 2)
@@ -93,7 +98,7 @@ class SessionRegistry:
         Raises:
             TooManyRequestsError: The caller has too many sessions.
         """
-        own = [s for s in self if s.owner == caller.subject and not s.is_ending]
+        own = [session for session in self.running if session.owner == caller.subject]
         if caller.is_operator or len(own) < self.subject_limit:
             return
         idle = next((session for session in own if not session.connections), None)
@@ -105,9 +110,8 @@ class SessionRegistry:
 
     def _free_capacity(self, caller: Caller) -> None:
         """At capacity, end a session that was left: the first of the caller's own, if any."""
-        running = [session for session in self if not session.is_ending]
-        abandoned = [session for session in running if session.is_abandoned]
-        if abandoned and len(running) >= self.admission.capacity:
+        abandoned = [session for session in self.running if session.is_abandoned]
+        if abandoned and len(self.running) >= self.admission.capacity:
             own = [session for session in abandoned if session.owner == caller.subject]
             (own or abandoned)[0].end(EndReason.LOST)
 
