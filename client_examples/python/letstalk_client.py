@@ -137,10 +137,6 @@ class Client:
             await self.push(pcm[start : start + CHUNK])
         await self.send(type="segment.end")
 
-    async def say_text(self, text: str) -> None:
-        """Let the server's voice speak a text; a message `session.error` tells if it cannot."""
-        await self.send(type="speech.say", text=text)
-
     async def interrupt(self) -> None:
         """Interrupt the avatar: it forgets what was sent and not played yet."""
         await self.send(type="avatar.interrupt")
