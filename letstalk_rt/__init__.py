@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     )
     from letstalk_rt.session.avatar import Avatar, AvatarSession
     from letstalk_rt.session.events import Event
-    from letstalk_rt.types import AVFrame, CameraOptions, Interrupted, MotionOptions, SegmentEnd
+    from letstalk_rt.types import (
+        AVFrame,
+        CameraOptions,
+        Interrupted,
+        MotionOptions,
+        Portrait,
+        SegmentEnd,
+    )
 
 __version__ = "0.1.0"
 
@@ -59,6 +66,7 @@ __all__ = [
     "MotionOptions",
     "NoFaceError",
     "NotAnImageError",
+    "Portrait",
     "PortraitError",
     "RecognitionError",
     "SegmentEnd",
@@ -78,6 +86,7 @@ _MODULES = {
     "Event": "session.events",
     "Interrupted": "types",
     "MotionOptions": "types",
+    "Portrait": "types",
     "SegmentEnd": "types",
 }
 """Modules of the public names; all others are in `errors`."""

@@ -1,15 +1,17 @@
-"""Data types shared by all packages: small, frozen, without behaviour.
+"""Data types shared by all packages: small and frozen.
 
 Time is counted in integers: audio in samples, video in frames. Seconds appear only in
 `session/pacing.py` and in metrics.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from letstalk_rt.errors import ConfigError
+from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.metrics import FrameStamps
 
 LipDrive = Literal["sound", "camera", "blend"]
@@ -90,6 +92,56 @@ class Portrait:
     box: tuple[float, float, float]
     warnings: tuple[str, ...] = ()
     footage: Footage | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return this portrait as bytes for `from_bytes`: less than 2 MB, films aside."""
+        from letstalk_rt.prepared_portrait import portrait_to_bytes
+
+        return portrait_to_bytes(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Portrait":
+        """Return the portrait that `to_bytes` has written. No code is run from the data.
+
+        Raises:
+            PortraitError: the data are damaged, of something else, or of another version.
+        """
+        from letstalk_rt.prepared_portrait import portrait_from_bytes
+
+        return portrait_from_bytes(data)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write this portrait into a file, which appears when it is complete.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        target = Path(path)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            temporary.write_bytes(self.to_bytes())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise ConfigError(
+                f"The portrait cannot be written to {target}: {error.strerror or error}. Check "
+                "the folder."
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Portrait":
+        """Return the portrait that `save` has written.
+
+        Raises:
+            PortraitError: the file cannot be read, or is no prepared portrait of this version.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise PortraitError(
+                f"Cannot read the portrait {path}: {error.strerror or error}. Check the path."
+            ) from error
+        return cls.from_bytes(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +231,20 @@ class AVFrame:
 
 @dataclass(frozen=True, slots=True)
 class SegmentEnd:
-    """The end of segment `segment_id`: all its frames came before."""
+    """The end of segment `segment_id`: all its frames came before.
+
+    Attributes:
+        segment_id: the segment that ended; counts from 0.
+        epoch: the number of interrupts before it, including the one that ended the segment.
+        interrupted: whether an interrupt ended it. Each interrupt is followed by one such item, at
+            once, even if nothing had been pushed yet: the next speech then has the same
+            `segment_id`. Segments that waited behind it are dropped without an item of their own,
+            and of several interrupts in a row only the last may be told.
+    """
 
     segment_id: int
     epoch: int
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

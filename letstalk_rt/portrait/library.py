@@ -7,18 +7,14 @@ the person agreed; removing the avatar deletes all of its files.
 """
 
 import hashlib
-import io
 import os
 import re
 import shutil
 import sys
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
@@ -39,7 +35,7 @@ CONSENT = (
     "image you state that the person in it consented."
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_LAYOUT = 2
+_LAYOUT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +230,7 @@ class AvatarLibrary:
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-            temporary.write_bytes(_serialize(portrait))
+            temporary.write_bytes(portrait.to_bytes())
             temporary.replace(path)
             self._trim()
         except OSError:
@@ -272,25 +268,11 @@ def _consent_path(image: Path) -> Path:
     return image.with_suffix(".consent.json")
 
 
-def _serialize(portrait: Portrait) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        canvas=portrait.canvas,
-        crop=portrait.crop,
-        box=np.array(portrait.box),
-        warnings=np.array(portrait.warnings, dtype=str),
-    )
-    return buffer.getvalue()
-
-
 def _load_cached(path: Path) -> Portrait | None:
+    """Return a portrait of the cache; None if there is none that can be read."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-            box = tuple(float(value) for value in data["box"])
-            warnings = tuple(str(text) for text in data["warnings"])
-            portrait = Portrait(data["canvas"], data["crop"], box, warnings)  # type: ignore[arg-type]
+        portrait = Portrait.load(path)
         os.utime(path)  # mark it as recently used
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, PortraitError):
         return None
     return portrait

@@ -14,15 +14,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
 from letstalk_rt.audio.resample import check_pcm
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
 from letstalk_rt.audio.speech_resampler import SpeechResampler
-from letstalk_rt.avatars import list_avatars
-from letstalk_rt.errors import AudioFormatError, EngineError, is_callers_mistake
+from letstalk_rt.errors import AudioFormatError
 from letstalk_rt.inference.admission import MeasuredLoad, StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import (
@@ -34,6 +33,7 @@ from letstalk_rt.inference.protocol import (
 from letstalk_rt.inference.step_times import StepTimes
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.session.options import SessionOptions, segmenter_for
+from letstalk_rt.session.portraits import AnyPortrait, FaceReader, prepare_any, result_of
 from letstalk_rt.session.session import AvatarSession
 from letstalk_rt.types import SAMPLE_RATE, AVFrame, MotionOptions, Portrait
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from letstalk_rt.dubbing.dub_film import DubResult
 
 __all__ = ["AudioSource", "Avatar", "AvatarSession", "Pipeline"]
-
-T = TypeVar("T")
 
 _LOAD = "letstalk_rt.inference.pipeline:AvatarPipeline.load"
 
@@ -72,7 +70,7 @@ class Avatar:
     @classmethod
     def load(
         cls,
-        portrait: Any,
+        portrait: AnyPortrait,
         preset: str = "tiny",
         device: str = "auto",
         *,
@@ -90,7 +88,8 @@ class Avatar:
         Args:
             portrait: path, bytes of an image file, `(H, W, 3)` uint8 RGB array, or PIL image; or
                 path or bytes of a short film of a person, which is then shown back and forth; or
-                the name of a default avatar, such as `mira`, where no file is called so.
+                the name of a default avatar, such as `mira`, where no file is called so; or a
+                portrait that `prepare` has returned.
             preset: name of the model.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             size: longer side of the video in pixels.
@@ -102,15 +101,10 @@ class Avatar:
                 `if __name__ == "__main__"`.
 
         Raises:
-            PortraitError: the source is not an image, or has no usable face.
-            FilmError: the film cannot be read.
+            PortraitError: the source is not an image or a film, or has no usable face.
             WeightsError: the weights are missing, damaged or of another preset.
             ConfigError: the preset or device is unknown, or a setting is out of range.
         """
-        from letstalk_rt.dubbing.footage import prepare_footage
-        from letstalk_rt.dubbing.footage_reader import is_film
-        from letstalk_rt.portrait.image import prepare_portrait
-
         options = {
             "preset": preset,
             "device": device,
@@ -118,14 +112,9 @@ class Avatar:
             "threads": threads,
             "weights": None if weights is None else Path(weights),
         }
-        if isinstance(portrait, str) and not Path(portrait).exists():
-            portrait = list_avatars().get(portrait, portrait)
         pipeline = IsolatedPipeline(_LOAD, options) if isolated else _load(options)
         try:
-            if is_film(portrait):
-                prepared = prepare_footage(portrait, pipeline, size=size)
-            else:
-                prepared = prepare_portrait(portrait, pipeline.finder, size=size)
+            prepared = prepare_any(portrait, pipeline, size)
         except BaseException:
             _close(pipeline)
             raise
@@ -164,6 +153,24 @@ class Avatar:
         """Width and height of its frames."""
         height, width = self.portrait.canvas.shape[:2]
         return width, height
+
+    def prepare(self, image: AnyPortrait, *, size: int | None = None) -> Portrait:
+        """Find the face of an image and frame it, once; blocks for about half a second.
+
+        A session takes the result at once (`AvatarSession.change_portrait`), and so does
+        `with_portrait`. `Portrait.save` and `Portrait.load` keep it in a file. May be called from
+        any thread but the one of the event loop, also while sessions run.
+
+        Args:
+            image: what `load` takes.
+            size: longer side of the video in pixels, 256 to 1080; None for that of this avatar.
+
+        Raises:
+            PortraitError: the source is not an image or a film, or has no usable face.
+            ConfigError: `size` is out of range, or the model finds no faces.
+        """
+        longer = max(self.size) if size is None else size
+        return prepare_any(image, FaceReader(self._worker), longer)
 
     def with_portrait(self, portrait: Portrait) -> Self:
         """Return an avatar with another portrait that shares this one's model and thread.
@@ -314,7 +321,7 @@ class Avatar:
             yield item
 
     def _render(self, hops: Iterator[Hop], options: StateOptions) -> Iterator[AVFrame]:
-        state = _result(self._worker.submit(self.pipeline.init_state, self.portrait, options))
+        state = result_of(self._worker.submit(self.pipeline.init_state, self.portrait, options))
         index = -self.pipeline.lookahead_frames  # the first frames show the time before the audio
         for hop, frames in self._windows(hops, state):
             for rgb, audio in zip(frames[: hop.end_after], hop.frame_audio, strict=False):
@@ -336,10 +343,10 @@ class Avatar:
         for hop in hops:
             future = self._worker.step(hop.pcm, state)
             if ahead is not None:
-                yield ahead[0], _result(ahead[1])
+                yield ahead[0], result_of(ahead[1])
             ahead = hop, future
         if ahead is not None:
-            yield ahead[0], _result(ahead[1])
+            yield ahead[0], result_of(ahead[1])
 
 
 def _load(options: dict[str, Any]) -> Any:
@@ -361,12 +368,3 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
     if samples.ndim == 2:  # a file may have six channels
         samples = samples.mean(axis=1, dtype=np.float32)
     return samples, sample_rate
-
-
-def _result(future: "Future[T]") -> T:
-    try:
-        return future.result()
-    except Exception as error:
-        if is_callers_mistake(error):
-            raise
-        raise EngineError("a step failed") from error

@@ -129,11 +129,12 @@ class FrameQueue:
             self._reserve_s = max(0.0, now_s - self._clock.due_s(index, now_s))
         self._clock.delay_s(index, now_s - self._reserve_s)
 
-    def interrupt(self, segment_id: int) -> None:
+    def interrupt(self, segment_id: int, end: SegmentEnd) -> None:
         """Replace the audio of all frames by silence and keep those that may still be shown.
 
         Args:
             segment_id: the segment that the silence belongs to.
+            end: tells the reader of the interrupt, before those frames.
         """
         frames = [item for item in self._items if isinstance(item, QueuedFrame)]
         self._items = deque(
@@ -142,6 +143,8 @@ class FrameQueue:
         )
         self._bridge_end_s = min(self._bridge_end_s, self._now_s() + BRIDGE_S)
         self._cut(self._bridge_end_s if self.index and self._live else -math.inf)
+        self._items.appendleft(end)
+        self._wake()
 
     def end_bridge(self, at_s: float) -> int:
         """End the bridge at `at_s`, when the first frame of the next step is expected.

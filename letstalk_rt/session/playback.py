@@ -133,8 +133,9 @@ class Playback:
             EngineError: too many frames were read without a report.
         """
         if isinstance(item, SegmentEnd):
-            self._waiting.append(item)
-            self._finish_segments()
+            if not item.interrupted:  # of the other kind `interrupt` has told
+                self._waiting.append(item)
+                self._finish_segments()
             return
         if len(self._waiting) >= MAX_UNREPORTED:
             raise EngineError(
@@ -166,7 +167,7 @@ class Playback:
         """
         result = Interrupted(self.played_ms, to_ms(self.unplayed + unread))
         if self._segment is not None or result.dropped_ms:
-            segment_id = self._current_segment(next_segment)
+            segment_id = self.current_segment(next_segment)
             cut = (segment_id, result.played_ms, result.dropped_ms)
             self._hub.emit(Event("segment.interrupted", *cut))
         self._waiting = deque(
@@ -178,7 +179,12 @@ class Playback:
         self.state.listen(True)
         return result
 
-    def _current_segment(self, next_segment: int) -> int:
+    def current_segment(self, next_segment: int) -> int:
+        """Return the segment that an interrupt ends now.
+
+        Args:
+            next_segment: the segment of speech of which nothing was handed out yet.
+        """
         if self._segment is not None:
             return self._segment
         for frame in self._waiting:

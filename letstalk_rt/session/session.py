@@ -37,6 +37,7 @@ from letstalk_rt.session.playback import (
     check_playback_mode,
     to_ms,
 )
+from letstalk_rt.session.portraits import AnyPortrait, FaceReader, prepare_any, prepared_of
 from letstalk_rt.session.step_scheduler import PortraitChange, StepScheduler
 from letstalk_rt.types import (
     SAMPLE_RATE,
@@ -132,7 +133,7 @@ class AvatarSession:
         check_degradation_preference(degradation_preference)
         self.output_sample_rate = output_sample_rate
         self.metrics = Metrics()
-        self._portrait, self._idle = portrait, idle
+        self._worker, self._portrait, self._idle = worker, portrait, idle
         self._readable = asyncio.Event()
         lookahead = lookahead_in_frames(worker.pipeline, lookahead_ms)
         self._options = StateOptions(seed, steps, lookahead, motion)
@@ -305,9 +306,10 @@ class AvatarSession:
     def interrupt(self) -> Interrupted:
         """Drop all speech that was not played, without waiting.
 
-        The current segment is over, without a `SegmentEnd`; speech pushed next begins another. In
-        a live session, frames that were made or are being made are played on without audio, in the
-        new epoch, for at most 200 ms, until the model delivers new ones; from there the face comes
+        The current segment is over: the next item is a `SegmentEnd` whose `interrupted` is set,
+        also if nothing was pushed yet. Speech pushed next begins another. In a live session, frames
+        that were made or are being made are played on without audio, in the new epoch, for at most
+        200 ms, until the model delivers new ones; from there the face comes
         to rest. All other frames are dropped. A player that holds frames of an older `epoch` must
         show them without their audio, as `Playout` does. The avatar state is `listening` until the
         avatar speaks again. May be called at any time; after closing it has no effect.
@@ -315,8 +317,10 @@ class AvatarSession:
         if self._closed:
             return Interrupted(self._playback.played_ms, self.backlog_ms)
         segment_id, unread = self._audio_input.segment_id, self._audio_input.backlog
+        ended = self._playback.current_segment(segment_id)
         self._audio_input.interrupt()
-        self._frames.interrupt(self._audio_input.segment_id)
+        end = SegmentEnd(ended, self.epoch, interrupted=True)
+        self._frames.interrupt(self._audio_input.segment_id, end)
         self._wake.set()
         return self._playback.interrupt(segment_id, unread)
 
@@ -344,20 +348,33 @@ class AvatarSession:
         """Set the avatar state to `listening` while somebody else speaks; False ends that."""
         self._playback.state.listen(listening)
 
-    async def change_portrait(self, portrait: Portrait) -> None:
+    async def change_portrait(self, portrait: AnyPortrait) -> None:
         """Change the portrait from the next window on, without a gap.
 
-        Speech, frame numbers and motion continue. Returns when the model has taken the portrait.
+        Speech, frame numbers and motion continue, and the frames keep their longer side. Returns
+        when the model has taken the portrait; it is shown less than 300 ms of audio later.
+
+        Args:
+            portrait: a prepared portrait, from `Avatar.prepare`, or an avatar, whose portrait is
+                taken; or anything that `Avatar.load` takes, which is prepared first: read in
+                another thread, its face found between two steps, for about half a second.
 
         Raises:
-            PortraitError: the portrait is not prepared; the session keeps the old one.
+            PortraitError: the portrait cannot be read, has no usable face or is not prepared for
+                this model; the session keeps the old one.
             SessionClosed: the session is not open or was closed.
-            ConfigError: the model cannot change portraits.
+            ConfigError: the model cannot change portraits, or finds no faces.
         """
         self._check_open()
-        change = PortraitChange(portrait, asyncio.get_running_loop().create_future())
+        prepared = prepared_of(portrait)
+        if prepared is None:
+            faces, size = FaceReader(self._worker), max(self._portrait.canvas.shape[:2])
+            prepared = await asyncio.to_thread(prepare_any, portrait, faces, size)
+            self._check_open()
+        change = PortraitChange(prepared, asyncio.get_running_loop().create_future())
         self._scheduler.change(change)
         await change.done
+        self._portrait = prepared
 
     def on_event(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each `Event` from now on; return a function that stops this.

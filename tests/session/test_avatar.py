@@ -232,18 +232,14 @@ def test_loading_brings_model_and_portrait_together(monkeypatch):
         calls.append((source, finder, size))
         return portrait(77)
 
-    fakes = {
-        "letstalk_rt.inference.pipeline": {"AvatarPipeline": AvatarPipeline},
-        "letstalk_rt.portrait.image": {"prepare_portrait": prepare_portrait},
-    }
-    for name, content in fakes.items():
-        module = types.ModuleType(name)
-        vars(module).update(content)
-        monkeypatch.setitem(sys.modules, name, module)
+    module = types.ModuleType("letstalk_rt.inference.pipeline")
+    vars(module).update({"AvatarPipeline": AvatarPipeline})
+    monkeypatch.setitem(sys.modules, "letstalk_rt.inference.pipeline", module)
+    monkeypatch.setattr("letstalk_rt.portrait.image.prepare_portrait", prepare_portrait)
     with Avatar.load("me.jpg", "tiny", "cpu", size=64) as avatar:
         options = {"preset": "tiny", "device": "cpu", "steps": None, "threads": None}
         options["weights"] = None
-        assert calls == [options, ("me.jpg", pipeline.finder, 64)]
+        assert calls == [options, (Path("me.jpg"), pipeline.finder, 64)]
         frame = next(iter(avatar.render(speech(HOP))))
     assert isinstance(frame, AVFrame)
     assert frame.rgb[0, 0, 0] == 77

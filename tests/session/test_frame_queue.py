@@ -81,9 +81,10 @@ def test_a_player_that_runs_fast_does_not_hurry_the_model():
 def test_an_interrupt_takes_all_sound_and_keeps_pictures_for_a_moment():
     stage = started(waiting=8)
     stage.queue.put(SegmentEnd(3, 0))
-    stage.queue.interrupt(4)
+    stage.queue.interrupt(4, SegmentEnd(3, 1, interrupted=True))
     assert stage.queue.frames == 3, "those due within 160 ms"
     assert stage.metrics.drops == 5
+    assert stage.queue.pop() == SegmentEnd(3, 1, interrupted=True), "told before anything else"
     item = stage.queue.pop()
     assert item.audio.segment_id == 4 and item.audio.spoken == 0 and not item.voiced
     assert stage.levels() == [False] * 2
@@ -91,7 +92,7 @@ def test_an_interrupt_takes_all_sound_and_keeps_pictures_for_a_moment():
 
 def test_the_bridge_is_cut_where_the_model_takes_over_and_it_is_told_what_nobody_saw():
     stage = started(waiting=4)
-    stage.queue.interrupt(4)
+    stage.queue.interrupt(4, SegmentEnd(3, 1, interrupted=True))
     assert stage.queue.end_bridge(10.1) == 2
     assert stage.queue.frames == 2, "shown at 10.04 and 10.08; the next is due at 10.12"
     assert stage.queue.end_bridge(10.1) == 0
@@ -99,7 +100,7 @@ def test_the_bridge_is_cut_where_the_model_takes_over_and_it_is_told_what_nobody
 
 def test_pictures_still_in_the_making_join_the_bridge_until_its_end():
     stage = started(waiting=1)
-    stage.queue.interrupt(4)
+    stage.queue.interrupt(4, SegmentEnd(3, 1, interrupted=True))
     stage.now_s = 10.05
     for _ in range(6):
         stage.queue.put_stale(picture())
@@ -109,25 +110,26 @@ def test_pictures_still_in_the_making_join_the_bridge_until_its_end():
 
 def test_a_second_interrupt_does_not_prolong_the_bridge():
     stage = started(waiting=6)
-    stage.queue.interrupt(4)
+    stage.queue.interrupt(4, SegmentEnd(3, 1, interrupted=True))
     stage.now_s = 10.1
-    stage.queue.interrupt(4)
+    stage.queue.interrupt(4, SegmentEnd(3, 1, interrupted=True))
     stage.queue.put_stale(picture())
     assert stage.queue.frames == 3
 
 
 def test_the_end_of_a_later_segment_is_kept_when_the_bridge_is_cut():
     stage = started(waiting=4)
-    stage.queue.interrupt(4)
+    stage.queue.interrupt(4, SegmentEnd(3, 1, interrupted=True))
     end = SegmentEnd(4, 1)
     stage.queue.put(end)
     stage.queue.end_bridge(10.0)
+    assert stage.queue.pop().interrupted
     assert stage.queue.pop() is end and not len(stage.queue)
 
 
 @pytest.mark.parametrize("stage", [Stage(), started(0, live=False)], ids=["unread", "not-live"])
 def test_without_a_reader_in_real_time_there_is_no_bridge(stage):
     stage.put(3)
-    stage.queue.interrupt(4)
+    stage.queue.interrupt(4, SegmentEnd(3, 1, interrupted=True))
     stage.queue.put_stale(picture())
     assert stage.queue.frames == 0 and stage.queue.end_bridge(math.inf) == 4

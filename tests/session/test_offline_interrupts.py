@@ -94,6 +94,7 @@ def test_dropped_counts_frames_hops_the_rest_and_callers_that_wait():
             await asyncio.gather(*callers)
             assert session.backlog_ms == 0
             await session.end_segment()
+            assert await anext(session) == SegmentEnd(1, epoch=2, interrupted=True)
             assert await anext(session) == SegmentEnd(1, epoch=2)
 
     run(body())
@@ -132,6 +133,7 @@ def test_played_begins_anew_with_each_segment():
             await record(session, steady(1, 0.5))
             assert session.interrupt() == Interrupted(played_ms=0, dropped_ms=0)
             await session.push_audio(steady(1, 0.5), RATE)
+            assert await anext(session) == SegmentEnd(1, epoch=1, interrupted=True)
             for _ in range(3):
                 await anext(session)
             assert session.interrupt() == Interrupted(played_ms=40, dropped_ms=120)
@@ -149,7 +151,48 @@ def test_an_end_that_waited_through_an_interrupt_is_dropped():
             session.interrupt()
             await asyncio.gather(talk, end)
             await session.end_segment()
+            assert await anext(session) == SegmentEnd(0, epoch=1, interrupted=True)
             assert await anext(session) == SegmentEnd(1, epoch=1)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await anext(session)
+
+    run(body())
+
+
+def test_an_interrupt_ends_the_loop_of_a_reader_even_before_there_is_speech():
+    async def body():
+        async with offline() as session:
+            waiting = asyncio.create_task(anext(session))
+            await settle()
+            session.interrupt()
+            assert await waiting == SegmentEnd(0, epoch=1, interrupted=True)
+
+    run(body())
+
+
+def test_segments_that_wait_end_with_the_one_that_was_spoken():
+    async def body():
+        async with offline() as session:
+            for level in (0.1, 0.2):
+                await session.push_audio(steady(1, level), RATE)
+                await session.end_segment()
+            shown = [await anext(session) for _ in range(4)]
+            assert {frame.segment_id for frame in shown} == {0}
+            session.interrupt()
+            assert await anext(session) == SegmentEnd(0, epoch=1, interrupted=True)
+            frames = await record(session, steady(1, 0.5))
+            assert {frame.segment_id for frame in frames} == {2}
+
+    run(body())
+
+
+def test_interrupts_that_nobody_reads_take_no_memory():
+    async def body():
+        async with offline() as session:
+            for _ in range(100):
+                session.interrupt()
+            assert await anext(session) == SegmentEnd(0, epoch=100, interrupted=True)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(1):
                     await anext(session)

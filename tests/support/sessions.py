@@ -37,8 +37,10 @@ async def until_end(session):
     frames = []
     async for item in session:
         if isinstance(item, SegmentEnd):
-            return frames
-        frames.append(item)
+            if not item.interrupted:
+                return frames
+        else:
+            frames.append(item)
     return frames
 
 

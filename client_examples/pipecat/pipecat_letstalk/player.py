@@ -60,7 +60,8 @@ class AvatarPlayer:
         clock = PlayoutClock()
         async for item in self._session:
             if isinstance(item, SegmentEnd):
-                await self._finish_segment()
+                if not item.interrupted:
+                    await self._finish_segment()
             else:
                 await self._show(item, clock)
 

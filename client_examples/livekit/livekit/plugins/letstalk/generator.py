@@ -110,7 +110,8 @@ class LetsTalkGenerator(VideoGenerator):
         try:
             async for item in self._session:
                 if isinstance(item, SegmentEnd):
-                    ended.append(item)
+                    if not item.interrupted:  # `clear_buffer` has reported the others
+                        ended.append(item)
                     continue
                 await self._wait_until_due(item, self._meter.remaining_s if ended else 0.0)
                 for end in ended:
