@@ -9,11 +9,15 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 TYPES  := MYPYPATH=server $(BIN)/mypy -p letstalk_rt -p letstalk_server
 
-.PHONY: demo test test-system test-slow test-pipecat test-livekit soak fuzz bad-network lint types format bench bench-all picture picture-films screenshot readme \
+.PHONY: demo test test-system test-slow test-pipecat test-livekit soak fuzz bad-network lint types format bench bench-all picture picture-films screenshot readme wheel \
   venv clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/letstalk demo --port $(PORT)
+
+# A wheel that runs without the clone: pip install ./dist/*.whl
+wheel: $(VENV)/demo.stamp
+	$(PIP) wheel --no-deps --wheel-dir dist .
 
 # The half of the suite that takes minutes, two files at a time, or the tests that TESTS names; then,
 # one by one, what needs the machine for itself. Both are all tests but those of `make test-slow`.

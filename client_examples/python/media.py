@@ -1,13 +1,13 @@
-"""Reads audio files and writes MP4 files; it needs PyAV."""
+"""Reads audio files, and pairs video and audio frames for a file."""
 
 import io
-from fractions import Fraction
 from pathlib import Path
-from typing import Self
 
 import av
 import numpy as np
 from letstalk_client import FPS, SAMPLE_RATE, AudioFrame, VideoFrame
+
+from letstalk_rt.recording.file import VideoWriter
 
 
 def read_audio(path: Path) -> np.ndarray:
@@ -21,52 +21,34 @@ def read_audio(path: Path) -> np.ndarray:
     return np.concatenate(chunks)
 
 
-class Recording:
-    """An MP4 file of the frames of a session, synchronised by their numbers.
+class PairedFrames:
+    """Pairs the frames of a session by their numbers and writes them into a video file.
 
     Args:
-        path: file to write.
+        writer: of a file with audio of 16 kHz; the server has drawn the badge already.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = av.open(str(path), "w")
-        self._video = self._file.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
-        self._audio = self._file.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-        self._first: int | None = None
-        self.frames = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        if self._first is not None:
-            self._file.mux(self._video.encode(None))
-            self._file.mux(self._audio.encode(None))
-        self._file.close()
+    def __init__(self, writer: VideoWriter) -> None:
+        self._writer = writer
+        self._image: VideoFrame | None = None  # the newest that was not written yet
+        self._next: int | None = None
 
     def add(self, item: VideoFrame | AudioFrame) -> None:
-        """Write a frame at its time."""
-        if self._first is None:
-            if isinstance(item, AudioFrame):
-                return  # the recording begins with a video frame
-            self._first = item.number
-            self._video.width, self._video.height = item.size
-            self._video.pix_fmt = "yuv420p"
-        position = item.number - self._first
+        """Write a frame at its time; the file begins with the first audio after an image."""
         if isinstance(item, VideoFrame):
-            self._add_video(item, position)
-        else:
-            self._add_audio(item.pcm, position * SAMPLE_RATE // FPS)
+            self._image = item
+        elif self._next is not None or self._image is not None:
+            for _ in range(item.number - (item.number if self._next is None else self._next)):
+                self._write(np.zeros(SAMPLE_RATE // FPS, np.int16))  # a frame that was lost
+            self._next = item.number + 1
+            self._write(item.pcm)
 
-    def _add_video(self, item: VideoFrame, position: int) -> None:
-        with av.open(io.BytesIO(item.data), format="mjpeg") as jpeg:
-            frame = next(jpeg.decode(video=0)).reformat(*item.size, format="yuv420p")
-        frame.pts, frame.time_base = position, Fraction(1, FPS)
-        self._file.mux(self._video.encode(frame))
-        self.frames += 1
+    def _write(self, pcm: np.ndarray) -> None:
+        image, self._image = self._image, None
+        rgb = None if image is None else _decode(image.data)
+        self._writer.write(rgb, pcm.astype(np.float32) / 32_768)
 
-    def _add_audio(self, pcm: np.ndarray, position: int) -> None:
-        frame = av.AudioFrame.from_ndarray(pcm[None], "s16", "mono")
-        frame.sample_rate, frame.pts = SAMPLE_RATE, position
-        frame.time_base = Fraction(1, SAMPLE_RATE)
-        self._file.mux(self._audio.encode(frame))
+
+def _decode(data: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(data), format="mjpeg") as jpeg:
+        return next(jpeg.decode(video=0)).to_ndarray(format="rgb24")

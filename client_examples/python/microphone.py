@@ -1,6 +1,6 @@
 """Speak through an avatar: play its audio here, and save or show its video.
 
-    pip install websockets numpy av sounddevice
+    pip install '.[server,mic]'            # in a clone
     python microphone.py --url http://localhost:8080 --avatar mira --save me.mp4
     python microphone.py --camera          # as a virtual camera (pip install pyvirtualcam)
 
@@ -19,7 +19,11 @@ from typing import Any
 import av
 import numpy as np
 from letstalk_client import FPS, SAMPLE_RATE, AudioFrame, Client, VideoFrame
-from media import Recording
+from media import PairedFrames
+
+from letstalk_rt.audio.audio_devices import load_sounddevice
+from letstalk_rt.errors import LetsTalkError
+from letstalk_rt.recording.file import VideoWriter
 
 BLOCK = SAMPLE_RATE // 50
 MAX_QUEUED = 25
@@ -37,8 +41,7 @@ class AudioDevices:
     """
 
     def __init__(self, devices: tuple[str | None, str | None]) -> None:
-        import sounddevice
-
+        sounddevice = load_sounddevice()  # or an error that says what to install
         self.recorded: asyncio.Queue[np.ndarray] = asyncio.Queue(MAX_QUEUED)
         self._loop = asyncio.get_running_loop()
         self._unplayed = np.zeros(0, np.int16)
@@ -132,9 +135,10 @@ class Camera:
 async def talk(options: argparse.Namespace) -> None:
     """Open the devices and the session, and talk until Ctrl-C."""
     with ExitStack() as stack:
-        outputs: list[Recording | Camera] = []
+        outputs: list[PairedFrames | Camera] = []
         if options.save:
-            outputs.append(stack.enter_context(Recording(options.save)))
+            writer = VideoWriter(options.save, SAMPLE_RATE, badge=False)  # the server has drawn it
+            outputs.append(PairedFrames(stack.enter_context(writer)))
         if options.camera:
             outputs.append(stack.enter_context(Camera()))
 
@@ -165,7 +169,7 @@ def main() -> int:
         asyncio.run(talk(options))
     except KeyboardInterrupt:
         return 0
-    except (OSError, ImportError, RuntimeError, ExceptionGroup) as error:
+    except (LetsTalkError, OSError, ImportError, RuntimeError, ExceptionGroup) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,6 +1,6 @@
 """Let an avatar speak an audio file over WebSocket, and save the video.
 
-pip install websockets av numpy
+pip install '.[server]'                       # in a clone
 python speak_websocket.py hello.wav hello.mp4 --url http://localhost:8080 --avatar mira
 """
 
@@ -9,8 +9,10 @@ import asyncio
 import sys
 from pathlib import Path
 
-from letstalk_client import AudioFrame, Client, VideoFrame
-from media import Recording, read_audio
+from letstalk_client import SAMPLE_RATE, AudioFrame, Client, VideoFrame
+from media import PairedFrames, read_audio
+
+from letstalk_rt.recording.file import VideoWriter
 
 TAIL_S = 0.6
 """The recording continues for this long after the last word."""
@@ -20,23 +22,23 @@ async def speak(audio: Path, video: Path, url: str, token: str | None, avatar: s
     """Speak the file; return the number of video frames saved."""
     pcm = read_audio(audio)
     async with Client(url, token=token, avatar=avatar) as client:
-        with Recording(video) as recording:
+        with VideoWriter(video, SAMPLE_RATE, badge=False) as writer:  # the server has drawn it
             sending = asyncio.create_task(client.say(pcm))
             try:
-                await _record(client, recording)
+                await _record(client, PairedFrames(writer))
             finally:  # all is sent, or nobody listens any more
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
         await client.send(type="session.close")
-    return recording.frames
+    return writer.frames
 
 
-async def _record(client: Client, recording: Recording) -> None:
+async def _record(client: Client, frames: PairedFrames) -> None:
     ends_at: float | None = None
     loop = asyncio.get_running_loop()
     async for item in client:
         if isinstance(item, VideoFrame | AudioFrame):
-            recording.add(item)
+            frames.add(item)
         elif item["type"] == "segment.finished":
             ends_at = loop.time() + TAIL_S
         elif item["type"] == "session.error":  # a part of the file would be missing

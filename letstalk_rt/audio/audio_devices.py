@@ -4,6 +4,7 @@ import sys
 from typing import Any, Literal
 
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.extras import pip_install
 
 DeviceKind = Literal["input", "output"]
 
@@ -18,8 +19,7 @@ def load_sounddevice() -> Any:
         import sounddevice
     except ImportError as error:
         raise DependencyError(
-            "Audio devices need the package 'sounddevice'; install it with: "
-            "pip install 'letstalk-rt[mic]'."
+            f"Audio devices need the package 'sounddevice'; install it with: {pip_install('mic')}."
         ) from error
     except OSError as error:
         raise DependencyError(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.types import SAMPLE_RATE
 
 BLOCK = 512
@@ -80,5 +81,5 @@ def _load() -> Any:
 def _missing(package: str) -> DependencyError:
     return DependencyError(
         f"Voice activity by the Silero network needs the package {package!r}; "
-        "install it with: pip install 'letstalk-rt[vad]'"
+        f"install it with: {pip_install('vad')}"
     )

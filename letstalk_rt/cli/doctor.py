@@ -15,6 +15,7 @@ from letstalk_rt import __version__
 from letstalk_rt.cli.options import add_json_option
 from letstalk_rt.cli.output import colored, write_json, write_line
 from letstalk_rt.errors import LetsTalkError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.types import FPS
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _check_extras() -> Iterator[Finding]:
     for extra, (modules, purpose) in _EXTRAS.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if missing:
-            advice = f"for {purpose}: pip install 'letstalk-rt[{extra}]'"
+            advice = f"for {purpose}: {pip_install(extra)}"
             yield Finding(f"extra {extra}", "missing", f"no {', '.join(missing)}", advice)
         else:
             found = ", ".join(f"{name} {_package_version(name)}" for name in modules)

@@ -222,7 +222,7 @@ def _add_audio_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, sinks: "list[Sink]", window: "PreviewWindow | None") -> int:
-    from letstalk_rt.sinks.file import Recording
+    from letstalk_rt.recording.file import Recording
     from letstalk_rt.sinks.speaker import Speaker
 
     signing = read_signing(options, options.portrait)

@@ -12,6 +12,7 @@ from importlib import import_module
 from letstalk_rt import __version__
 from letstalk_rt.cli import avatars, bench, doctor, dub, live, render, sign
 from letstalk_rt.errors import ConfigError, DependencyError, InputError, LetsTalkError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.threads import shorten_openmp_spin
 
 Run = Callable[[argparse.Namespace], int]
@@ -37,14 +38,14 @@ FORWARDED = {
     "cluster": ("letstalk_server.cluster.main", "server", "place sessions on many workers"),
     "livekit-worker": (
         "livekit.plugins.letstalk.command",
-        "livekit-plugins-letstalk",
+        "./client_examples/livekit",
         "show avatars in rooms of LiveKit",
     ),
     "eval": ("letstalk_rt.cli.evaluate", "eval", "measure the model on a data folder"),
     "prepare": ("letstalk_rt.cli.prepare", "train", "turn raw videos into a data folder"),
     "train": ("letstalk_rt.cli.train", "train", "train the model on a data folder"),
 }
-"""Commands with their own parser: the module of their `main`, the extra or package that it needs, a
+"""Commands with their own parser: the module of their `main`, the extra or folder that it needs, a
 summary."""
 
 _EPILOG = """exit status: 0 success; 1 failure; 2 invalid input or option;
@@ -106,10 +107,9 @@ def _import_main(module: str, extra: str, command: str) -> Callable[[list[str]],
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("letstalk_rt."):
             raise
-        package = extra if "-" in extra else f"letstalk-rt[{extra}]"
+        how = f"pip install {extra} in a clone" if "/" in extra else pip_install(extra)
         raise DependencyError(
-            f"letstalk {command} needs the package {error.name!r}; "
-            f"install it with: pip install '{package}'"
+            f"letstalk {command} needs the package {error.name!r}; install it with: {how}"
         ) from error
     return run
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Render the video and print its length and size."""
     from letstalk_rt.audio.files import read_audio
-    from letstalk_rt.sinks.file import write_video
+    from letstalk_rt.recording.file import write_video
 
     if options.fps != FPS:
         raise ConfigError(f"--fps is {options.fps}; the model generates {FPS} frames per second.")

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.extras import pip_install
 
 CONNECT_S, READ_S = 5.0, 60.0
 _REASONS = {
@@ -77,6 +78,6 @@ def _load_httpx() -> Any:
     except ImportError as error:
         raise DependencyError(
             "A chat model or a recogniser at a URL needs the package 'httpx'; install it with: "
-            "pip install 'letstalk-rt[talk]'"
+            f"{pip_install('talk')}"
         ) from error
     return httpx

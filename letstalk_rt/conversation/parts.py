@@ -10,6 +10,7 @@ from letstalk_rt.conversation.openai_chat import OpenAIChat
 from letstalk_rt.conversation.openai_recogniser import OpenAIRecogniser
 from letstalk_rt.conversation.recogniser_process import ProcessRecogniser
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.extras import pip_install
 
 RecogniserName = Literal["auto", "openai", "whisper", "pocketsphinx"]
 RECOGNISERS: tuple[RecogniserName, ...] = get_args(RecogniserName)
@@ -78,6 +79,6 @@ def _open_whisper(model: str | None, language: str | None) -> Recogniser:
 def _require(package: str, extra: str) -> None:
     if find_spec(package) is None:
         raise DependencyError(
-            f"Understanding speech needs a recogniser: pip install 'letstalk-rt[{extra}]' for "
+            f"Understanding speech needs a recogniser: {pip_install(extra)} for "
             f"{package}, or the URL of an endpoint with OpenAI's interface"
         )

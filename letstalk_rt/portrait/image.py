@@ -18,6 +18,7 @@ from letstalk_rt.errors import (
     PortraitError,
     TooManyPixelsError,
 )
+from letstalk_rt.extras import pip_install
 from letstalk_rt.portrait.edge_fill import fill_edges
 from letstalk_rt.types import Face, Portrait
 
@@ -304,10 +305,7 @@ def _read_file(path: str | Path) -> bytes:
 
 def _unsupported_message(data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"heim"):
-        return (
-            "HEIC images need pillow-heif (pip install 'letstalk-rt[heic]'); "
-            "or save the image as JPEG."
-        )
+        return f"HEIC images need pillow-heif ({pip_install('heic')}); or save the image as JPEG."
     return "This is not an image in a supported format; expected JPEG, PNG or WebP."
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.extras import pip_install
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -78,8 +79,7 @@ def import_c2pa() -> None:
         import cryptography  # noqa: F401
     except ImportError as error:
         raise DependencyError(
-            "Signing needs the package c2pa-python; install it with: "
-            "pip install 'letstalk-rt[c2pa]'"
+            f"Signing needs the package c2pa-python; install it with: {pip_install('c2pa')}"
         ) from error
 
 

@@ -36,8 +36,8 @@ class Event:
         segment_id: the segment, for `segment.*`.
         played_ms: how much of the segment's speech was played, for `segment.*`.
         dropped_ms: how much pushed speech was dropped, for `segment.interrupted`.
-        code: `model-behind`, `model-failed`, `speech-late`, `clipped` or `camera-failed`, for
-            `session.warning`.
+        code: `model-behind`, `model-failed`, `speech-late`, `clipped`, `camera-failed` or
+            `recording-failed`, for `session.warning`.
         message: what the warning means and what to do, for `session.warning`; what has changed, for
             `session.quality`.
         quality_level: the new quality level, for `session.quality`; 0 is full quality.

@@ -6,8 +6,9 @@ here imports torch or a transport.
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -38,6 +39,7 @@ from letstalk_rt.session.playback import (
     to_ms,
 )
 from letstalk_rt.session.portraits import AnyPortrait, FaceReader, prepare_any, prepared_of
+from letstalk_rt.session.session_recording import SessionRecording
 from letstalk_rt.session.step_scheduler import PortraitChange, StepScheduler
 from letstalk_rt.types import (
     SAMPLE_RATE,
@@ -48,6 +50,10 @@ from letstalk_rt.types import (
     Portrait,
     SegmentEnd,
 )
+
+if TYPE_CHECKING:
+    from letstalk_rt.recording.credentials import SigningCredentials
+    from letstalk_rt.recording.provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +181,7 @@ class AvatarSession:
             quality=self._quality,
             on_quality=self._announce_quality,
         )
+        self._recordings: set[SessionRecording] = set()
         self._closed = False
         self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
@@ -342,6 +349,7 @@ class AvatarSession:
             )
         self._frames.note_played(frame.index)
         self._playback.note_played(frame.index)
+        self._record(frame)
         self._wake.set()
 
     def listen(self, listening: bool = True) -> None:
@@ -375,6 +383,48 @@ class AvatarSession:
         self._scheduler.change(change)
         await change.done
         self._portrait = prepared
+
+    def record(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        badge: bool = True,
+        provenance: "Provenance | None" = None,
+        credentials: "SigningCredentials | None" = None,
+    ) -> SessionRecording:
+        """Record what the session shows into a video file, in an `async with` block.
+
+            async with session.record("talk.mp4"):
+                async for item in session:
+                    ...
+
+        Frames are recorded when they count as played; see `playback`. So there must be a reader,
+        and it must not change their arrays. The file survives a crash, and is complete when the
+        block has ended. Frames of another size, after a change of the portrait, are scaled to fit.
+
+        Args:
+            path: a path that ends in .mp4, .m4v, .mov or .mkv. An existing file is overwritten.
+            badge: draw the badge "AI avatar" into the recorded frames.
+            provenance: what metadata and signature state; None knows the badge alone.
+            credentials: sign the file with these.
+
+        Raises:
+            ConfigError: the ending of `path` is not supported, or cannot be signed.
+        """
+        from letstalk_rt.recording.file import Recording
+
+        recording = Recording(
+            path,
+            badge=badge,
+            max_video_frames=50 if self._idle else 1500,  # a file may be behind, a stream may not
+            sample_rate=self.output_sample_rate,
+            provenance=provenance,
+            credentials=credentials,
+        )
+        height, width = self._portrait.canvas.shape[:2]
+        return SessionRecording(
+            recording, (width, height), self._recordings, self._warn_of_recording
+        )
 
     def on_event(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each `Event` from now on; return a function that stops this.
@@ -462,8 +512,21 @@ class AvatarSession:
         index, waiting = self._frames.index, self._frames.pop()
         item = waiting if isinstance(waiting, SegmentEnd) else self._frame_of(waiting, index)
         self._playback.hand_out(item)
+        if isinstance(item, AVFrame) and not self._playback.is_reported:
+            self._record(item)
         self._wake.set()
         return item
+
+    def _record(self, frame: AVFrame) -> None:
+        for recording in tuple(self._recordings):
+            recording.show(frame)
+
+    def _warn_of_recording(self) -> None:
+        self._hub.warn(
+            "recording-failed",
+            "The recording has ended by a failure, which the end of its block raises.",
+            self._now_s(),
+        )
 
     def _frame_of(self, frame: QueuedFrame, index: int) -> AVFrame:
         audio, now_s = frame.audio, self._now_s()

@@ -7,8 +7,8 @@ import soxr
 
 from letstalk_rt.audio.audio_devices import find_device, load_sounddevice
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.recording.threaded_sink import check_sample_rate
 from letstalk_rt.sinks.audio_buffer import AudioBuffer
-from letstalk_rt.sinks.base import check_sample_rate
 from letstalk_rt.types import FPS, SAMPLE_RATE, AVFrame
 
 MAX_DELAY_MS = 2000

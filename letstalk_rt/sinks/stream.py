@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from letstalk_rt.errors import ConfigError, EngineError
-from letstalk_rt.sinks.av_encoder import EncoderSettings
-from letstalk_rt.sinks.base import ThreadedSink
+from letstalk_rt.recording.av_encoder import EncoderSettings
+from letstalk_rt.recording.threaded_sink import ThreadedSink
 from letstalk_rt.sinks.srt import SrtTarget, load_libsrt
 from letstalk_rt.sinks.stream_connection import StreamConnection, StreamTarget
 from letstalk_rt.types import SAMPLE_RATE

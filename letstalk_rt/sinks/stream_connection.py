@@ -20,7 +20,7 @@ from av.container import OutputContainer
 
 from letstalk_rt.errors import LetsTalkError
 from letstalk_rt.portrait.watermark import statement_metadata
-from letstalk_rt.sinks.av_encoder import AVEncoder, EncoderSettings
+from letstalk_rt.recording.av_encoder import AVEncoder, EncoderSettings
 from letstalk_rt.sinks.srt import SrtSocket, SrtTarget
 
 _CLOSE_TIMEOUT_S = 8.0

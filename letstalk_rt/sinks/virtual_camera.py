@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.portrait.watermark import with_badge
-from letstalk_rt.sinks.base import ThreadedSink
-from letstalk_rt.sinks.letterbox import fit
+from letstalk_rt.recording.letterbox import fit
+from letstalk_rt.recording.threaded_sink import ThreadedSink
 from letstalk_rt.types import FPS, AVFrame
 
 INSTALL = {
@@ -93,7 +94,7 @@ def load_pyvirtualcam() -> Any:
     except ImportError as error:
         raise DependencyError(
             "A virtual camera needs the package 'pyvirtualcam'; install it with: "
-            "pip install 'letstalk-rt[camera]'."
+            f"{pip_install('camera')}."
         ) from error
     return pyvirtualcam
 

@@ -4,6 +4,7 @@ import os
 from typing import Literal, get_args
 
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.speech.interface import TextToSpeech
 from letstalk_rt.speech.openai import OpenAISpeech
 from letstalk_rt.speech.piper import PiperSpeech
@@ -47,7 +48,7 @@ def open_speech(
         return SystemSpeech(voice)
     except DependencyError as error:
         raise DependencyError(
-            f"{error} Or use pip install 'letstalk-rt[piper]' with a voice file, or an HTTP "
+            f"{error} Or use {pip_install('piper')} with a voice file, or an HTTP "
             "endpoint (OPENAI_BASE_URL)."
         ) from error
 

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from letstalk_rt.errors import ConfigError, DependencyError, SynthesisError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.speech.interface import Speech, prepare_text
 from letstalk_rt.speech.pcm_stream import decode_pcm
 
@@ -114,7 +115,6 @@ def _load_httpx() -> Any:
         import httpx
     except ImportError as error:
         raise DependencyError(
-            "A speech endpoint needs the package 'httpx'; install it with: "
-            "pip install 'letstalk-rt[speech]'"
+            f"A speech endpoint needs the package 'httpx'; install it with: {pip_install('speech')}"
         ) from error
     return httpx

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from letstalk_rt.errors import ConfigError, DependencyError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.speech.commands import Command, run_command
 from letstalk_rt.speech.interface import Speech, prepare_text
 
@@ -37,7 +38,7 @@ class PiperSpeech:
         self._rate = _sample_rate_of(self._voice)
         if importlib.util.find_spec("piper") is None:
             raise DependencyError(
-                "Piper is not installed; install it with: pip install 'letstalk-rt[piper]'"
+                f"Piper is not installed; install it with: {pip_install('piper')}"
             )
 
     async def stream(self, text: str) -> Speech:

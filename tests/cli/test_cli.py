@@ -14,7 +14,7 @@ from support.faces import LoudIsBright, draw
 from support.packages import needs
 
 from letstalk_rt.cli import main
-from letstalk_rt.sinks.file import write_video
+from letstalk_rt.recording.file import write_video
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(main, "import_module", missing)
     status, text = run("demo")
-    assert status == 1 and "'uvicorn'" in text and "pip install 'letstalk-rt[server]'" in text
+    assert status == 1 and "'uvicorn'" in text and "pip install '.[server]'" in text
 
 
 def test_a_missing_module_of_the_package_is_not_a_missing_extra(

@@ -12,8 +12,8 @@ from support.certificates import Issued, issue
 from support.commands import Run
 from support.films import scene, write_film
 
+from letstalk_rt.recording.file import write_video
 from letstalk_rt.recording.provenance import Provenance
-from letstalk_rt.sinks.file import write_video
 
 pytest.importorskip("c2pa")
 

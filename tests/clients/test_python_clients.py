@@ -17,7 +17,7 @@ from support.chat_server import chat_model
 from support.packages import needs
 from websockets.asyncio.server import serve
 
-from letstalk_rt.sinks.file import Recording
+from letstalk_rt.recording.file import Recording
 from letstalk_rt.sources import FileSource
 
 CLIENTS = Path(__file__).parents[2] / "client_examples" / "python"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from letstalk_rt.portrait.watermark import STATEMENT, with_badge
-from letstalk_rt.sinks.file import write_video
+from letstalk_rt.recording.file import write_video
 
 
 @pytest.mark.parametrize(

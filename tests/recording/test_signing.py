@@ -16,9 +16,9 @@ from support.certificates import Issued, issue
 from letstalk_rt.errors import ConfigError, DependencyError
 from letstalk_rt.portrait.watermark import SOURCE_TYPE
 from letstalk_rt.recording.credentials import SigningCredentials, read_authority
+from letstalk_rt.recording.file import Recording, VideoWriter, write_video
 from letstalk_rt.recording.provenance import Provenance, read_provenance
 from letstalk_rt.recording.signing import sign_existing, sign_recording, verify_recording
-from letstalk_rt.sinks.file import Recording, VideoWriter, write_video
 from letstalk_rt.types import AVFrame
 
 pytest.importorskip("c2pa")
@@ -60,7 +60,7 @@ def cut_off(path: Path) -> Path:
     """Record in a process that dies before it can close the file."""
     code = f"""
 import os, numpy as np
-from letstalk_rt.sinks.file import VideoWriter
+from letstalk_rt.recording.file import VideoWriter
 from letstalk_rt.recording.provenance import Provenance
 made = Provenance("tiny", True, {MADE.consent_at!r})
 writer = VideoWriter({str(path)!r}, 16_000, crash_safe=True, x264={{"preset": "superfast"}},
@@ -280,7 +280,7 @@ def test_a_render_that_cannot_be_signed_is_kept(tmp_path: Path, issued: Issued) 
 import resource, numpy as np
 from pathlib import Path
 from letstalk_rt.recording.credentials import SigningCredentials
-from letstalk_rt.sinks.file import write_video
+from letstalk_rt.recording.file import write_video
 credentials = SigningCredentials.read(Path({str(issued.chain)!r}), Path({str(issued.key)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 frames = [np.full((96, 128, 3), 5 * i, np.uint8) for i in range(30)]
@@ -322,7 +322,7 @@ finally:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, issued: Issued) -> None:
     monkeypatch.setitem(sys.modules, "c2pa", None)
-    with pytest.raises(DependencyError, match=r"letstalk-rt\[c2pa\]"):
+    with pytest.raises(DependencyError, match=r"pip install '\.\[c2pa\]'"):
         SigningCredentials.read(issued.chain, issued.key)
 
 

@@ -98,7 +98,7 @@ def test_a_mistake_that_the_model_finds_is_raised_as_it_is(error):
 def test_a_package_that_an_option_needs_is_named(monkeypatch):
     async def body():
         async with session_of(voice_activity="silero") as session:
-            with pytest.raises(DependencyError, match=r"letstalk-rt\[vad\]"):
+            with pytest.raises(DependencyError, match=r"pip install '\.\[vad\]'"):
                 await anext(session)
 
     monkeypatch.setitem(sys.modules, "silero_vad", None)

@@ -15,10 +15,10 @@ from support.virtual_time import run, run_real
 
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
 from letstalk_rt.metrics import Metrics
+from letstalk_rt.recording.threaded_sink import ThreadedSink
 from letstalk_rt.session.events import Event, EventListener
 from letstalk_rt.sinks import speaker as speaker_module
 from letstalk_rt.sinks.audio_buffer import AudioBuffer
-from letstalk_rt.sinks.base import ThreadedSink
 from letstalk_rt.sinks.play import play
 from letstalk_rt.sinks.speaker import Speaker
 from letstalk_rt.sinks.virtual_camera import VirtualCamera
@@ -259,7 +259,7 @@ class TestVirtualCamera:
 
     def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
-        with pytest.raises(DependencyError, match=r"letstalk-rt\[camera\]"):
+        with pytest.raises(DependencyError, match=r"pip install '\.\[camera\]'"):
             VirtualCamera().open(128, 96)
 
     @pytest.mark.parametrize("size", [(0, 100), (641, 480), (9000, 100)])

@@ -19,8 +19,8 @@ from support.packages import needs
 
 from letstalk_rt.errors import ConfigError, DependencyError, EngineError
 from letstalk_rt.portrait.watermark import STATEMENT
+from letstalk_rt.recording.av_encoder import EncoderSettings
 from letstalk_rt.sinks import srt, stream
-from letstalk_rt.sinks.av_encoder import EncoderSettings
 from letstalk_rt.sinks.srt import SrtTarget
 from letstalk_rt.sinks.stream import StreamPush
 from letstalk_rt.sinks.stream_connection import StreamTarget, tee_name

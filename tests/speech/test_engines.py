@@ -254,7 +254,7 @@ def test_piper_says_how_it_is_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (tmp_path / "voice.onnx").write_bytes(b"")
     (tmp_path / "voice.onnx.json").write_text(json.dumps({"audio": {"sample_rate": 22_050}}))
-    with pytest.raises(DependencyError, match=r"letstalk-rt\[piper\]"):
+    with pytest.raises(DependencyError, match=r"pip install '\.\[piper\]'"):
         PiperSpeech(tmp_path / "voice.onnx")
 
 

@@ -23,6 +23,7 @@ SYSTEM = (
     "server/cluster/test_behind_dns.py",
     "server/cluster/test_behind_haproxy.py",
     "server/webrtc/test_peers.py::test_sessions_opened_and_closed_in_a_row_leave_nothing_behind",
+    "test_install.py",
     "training/test_faithful.py",
     "training/test_killed.py",
     "training/test_paper_scale.py",

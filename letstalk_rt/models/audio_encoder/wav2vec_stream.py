@@ -30,6 +30,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from letstalk_rt.errors import ConfigError, DependencyError, WeightsError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
 
@@ -371,7 +372,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise DependencyError(
-            "transformers is missing; install it with: pip install 'letstalk-rt[paper]'"
+            f"transformers is missing; install it with: {pip_install('paper')}"
         ) from error
     return transformers
 

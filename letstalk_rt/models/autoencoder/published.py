@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.errors import ConfigError, DependencyError, InputError, WeightsError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.models.layers.checks import check_tensor
 
 
@@ -225,8 +226,7 @@ class PublishedAutoencoder(nn.Module):
             diffusers: Any = importlib.import_module("diffusers")
         except ImportError as error:
             raise DependencyError(
-                f"{cls.title.split()[0]} needs diffusers; install it with: "
-                "pip install 'letstalk-rt[paper]'"
+                f"{cls.title.split()[0]} needs diffusers; install it with: {pip_install('paper')}"
             ) from error
         return getattr(diffusers, cls.kind)
 

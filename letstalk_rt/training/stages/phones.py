@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig, CausalAudioEncoder
 from letstalk_rt.models.audio_encoder.mel import STEP, StreamingMel
 from letstalk_rt.training.data.audio_features import MEL_PER_FRAME, augment_mel
@@ -210,7 +211,7 @@ def _sphinx() -> Any:
         import pocketsphinx
     except ImportError as error:
         raise DependencyError(
-            "pocketsphinx is missing; install it with: pip install 'letstalk-rt[train]'"
+            f"pocketsphinx is missing; install it with: {pip_install('train')}"
         ) from error
     return pocketsphinx
 

@@ -9,6 +9,7 @@ from letstalk_rt.conversation.interface import Chat, Recogniser, Voice
 from letstalk_rt.conversation.parts import LAST_RESORT, open_chat, open_recogniser
 from letstalk_rt.conversation.turns import LevelDetector, make_detector
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.extras import pip_install
 from letstalk_rt.speech.engines import open_speech
 from letstalk_rt.speech.voices import list_voices
 from letstalk_server.settings import Settings
@@ -19,7 +20,7 @@ _LAST_RESORT = (
     "No recogniser is named, so pocketsphinx listens: it knows English only and mishears much. "
     "Name one with --stt-url, or a folder of faster-whisper with --stt-model."
 )
-_BY_LEVEL = "Every loud sound counts as voice: pip install 'letstalk-rt[vad]' tells them apart."
+_BY_LEVEL = f"Every loud sound counts as voice: {pip_install('vad')} tells them apart."
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from typing import Self
 
 from letstalk_rt.errors import ConfigError, LetsTalkError
 from letstalk_rt.recording.credentials import SigningCredentials
+from letstalk_rt.recording.file import Recording
 from letstalk_rt.recording.provenance import Provenance
-from letstalk_rt.sinks.file import Recording
 from letstalk_rt.types import FPS, AVFrame
 from letstalk_server.auth import Caller
 from letstalk_server.session.avatar_service import AvatarEntry

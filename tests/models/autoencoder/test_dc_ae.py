@@ -171,5 +171,5 @@ class TestLoading:
 
     def test_without_diffusers_the_extra_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "diffusers", None)
-        with pytest.raises(DependencyError, match=r"pip install 'letstalk-rt\[paper\]'"):
+        with pytest.raises(DependencyError, match=r"pip install '\.\[paper\]'"):
             DCAutoencoder.random(64, **SMALL)

@@ -11,8 +11,8 @@ import pytest
 
 from letstalk_rt.audio.files import read_audio
 from letstalk_rt.errors import ConfigError, DependencyError
-from letstalk_rt.sinks import av_encoder
-from letstalk_rt.sinks.file import Recording, VideoWriter, write_video
+from letstalk_rt.recording import av_encoder
+from letstalk_rt.recording.file import Recording, VideoWriter, write_video
 from letstalk_rt.types import AVFrame
 
 FLASH_FRAME = 37
@@ -184,7 +184,7 @@ def test_a_recording_survives_a_crash_of_its_process(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     code = f"""
 import os, numpy as np
-from letstalk_rt.sinks.file import VideoWriter
+from letstalk_rt.recording.file import VideoWriter
 writer = VideoWriter({str(path)!r}, 16_000, crash_safe=True, x264={{"preset": "superfast"}})
 writer.__enter__()
 for index in range(150):

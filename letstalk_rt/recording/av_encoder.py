@@ -14,7 +14,7 @@ from av.video.reformatter import Colorspace
 
 from letstalk_rt.errors import DependencyError
 from letstalk_rt.portrait.watermark import with_badge
-from letstalk_rt.sinks.letterbox import fit
+from letstalk_rt.recording.letterbox import fit
 from letstalk_rt.types import FPS
 
 VIDEO_CODEC: Final = "libx264"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from letstalk_rt.sinks.letterbox import fit
+from letstalk_rt.recording.letterbox import fit
 
 
 @pytest.mark.parametrize("shape", [(100, 50), (400, 200)])

@@ -1,5 +1,6 @@
 """Writes video files with audio, in sync to the sample."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -8,11 +9,11 @@ from typing import Self
 import numpy as np
 
 from letstalk_rt.errors import DependencyError
+from letstalk_rt.recording.av_encoder import AVEncoder, EncoderSettings
 from letstalk_rt.recording.credentials import SigningCredentials
 from letstalk_rt.recording.output_file import OutputFile
 from letstalk_rt.recording.provenance import Provenance
-from letstalk_rt.sinks.av_encoder import AVEncoder, EncoderSettings
-from letstalk_rt.sinks.base import ThreadedSink
+from letstalk_rt.recording.threaded_sink import ThreadedSink
 from letstalk_rt.types import FPS, SAMPLE_RATE
 
 _LIVE_X264 = {"crf": "20", "preset": "superfast", "bf": "0"}
@@ -21,7 +22,7 @@ _KEY_FRAME_S = 1.0
 
 
 def write_video(
-    path: str | Path,
+    path: str | os.PathLike[str],
     frames: Iterable[np.ndarray],
     audio: np.ndarray,
     rate: int,
@@ -79,7 +80,7 @@ class VideoWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | os.PathLike[str],
         rate: int,
         *,
         channels: int = 1,
@@ -224,7 +225,7 @@ class Recording(ThreadedSink):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | os.PathLike[str],
         *,
         badge: bool = True,
         max_video_frames: int = 50,
