@@ -3,6 +3,7 @@
 import { LetsTalkAvatar } from "../browser/letstalk.js";
 import { explain } from "../browser/error-messages.js";
 import { Cutout } from "./cutout.js";
+import { placeBadge } from "./badge.js";
 import { DEFAULTS, apply, merge, showsScene } from "./settings.js";
 
 const FIND_MS = 600; // time for another page of this browser to answer with its session
@@ -32,8 +33,7 @@ function applySettings(changes = {}) {
 function refresh() {
   const isScene = showsScene(settings);
   page.toggleAttribute("data-plain", isScene || !cutout);
-  // The server's badge is in a corner of the video, which is removed with the background.
-  $("badge").hidden = !badge || (isScene && page.dataset.video !== undefined);
+  placeBadge($("badge"), $("frame"), badge, settings.shape);
 }
 
 async function showAvatar(id) {
@@ -102,6 +102,8 @@ async function start() {
     cutout = null; // without WebGL the video keeps its background
   }
   applySettings();
+  new ResizeObserver(refresh).observe($("frame"));
+  addEventListener("resize", refresh);
   const { session, token } = await findSession();
   avatar = new LetsTalkAvatar($("video"), {
     url: query.get("server") ?? undefined,

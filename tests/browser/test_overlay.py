@@ -96,6 +96,47 @@ def test_position_size_and_border_are_set_in_the_address(browser, server):
         assert np.abs(seen[300, 300, :3] - [16, 32, 48]).max() < 3, "page"
 
 
+@pytest.mark.parametrize("shape", ["none", "rounded", "squircle", "circle"])
+@pytest.mark.parametrize("fill", ["transparent", "scene", "green"])
+def test_the_badge_is_seen_in_every_shape_fill_and_size(browser, server, shape, fill):
+    with visiting(browser, server) as page:
+        live(page)
+        tab = overlay_of(page, shape=shape, fill=fill)
+        address = tab.url
+        for place in (
+            "&size=6",
+            "&size=40&pos=top-left&flip=on",
+            "&size=100",
+            "&size=100&x=-60&y=70",
+            "&size=300",
+            "&size=400&pos=top&x=40",
+        ):
+            head, _, tail = address.partition("#")
+            tab.goto("about:blank")
+            tab.goto(f"{head}{place}#{tail}")
+            live(tab)
+            tab.wait_for_selector("body[data-video]")
+            seen, box = pixels(tab), tab.locator("#badge").bounding_box()
+            left, top = int(np.ceil(box["x"])), int(np.ceil(box["y"]))
+            right, bottom = int(box["x"] + box["width"]), int(box["y"] + box["height"])
+            assert 0 <= left < right <= 400 and 0 <= top < bottom <= 400, (place, box)
+            assert right - left >= 50 and bottom - top >= 18, (place, box)
+            part = seen[top:bottom, left:right]
+            inside = part[(bottom - top) // 4 : -(bottom - top) // 4, (right - left) // 8 :]
+            assert (inside[..., 3] > 230).mean() > 0.9, (place, "it is opaque")
+            light = inside[..., :3].mean(-1)
+            assert (light < 50).mean() > 0.4, (place, "its ground is dark")
+            assert (light > 150).mean() > 0.05, (place, "its text is light")
+
+
+def test_a_badge_that_is_switched_off_stays_away(browser, server):
+    with visiting(browser, server) as page:
+        tab = page.context.new_page()
+        tab.goto(server + "overlay/?badge=off&shape=circle&fill=scene&size=30")
+        tab.wait_for_selector("body[data-shape=circle]")
+        assert tab.is_hidden("#badge")
+
+
 def test_an_overlay_without_a_session_finds_that_of_the_page(browser, server):
     with visiting(browser, server) as page:
         live(page)
