@@ -51,6 +51,7 @@ export class AvatarPicker extends EventTarget {
   #add(avatar) {
     this.#avatars.push(avatar);
     this.choose(avatar);
+    $("avatars").querySelector("input:checked").focus(); // the dialog has closed
   }
 
   /** Remove an avatar that the server no longer has. */
@@ -82,9 +83,11 @@ export class AvatarPicker extends EventTarget {
   }
 
   #render() {
-    const legend = $("avatars").firstElementChild;
+    const list = $("avatars");
+    const hadFocus = list.querySelector("input:focus"); // which the new elements must not lose
     const cards = this.#avatars.map((avatar) => this.#card(avatar));
-    $("avatars").replaceChildren(legend, ...cards, this.#addButton());
+    list.replaceChildren(list.firstElementChild, ...cards, this.#addButton());
+    if (hadFocus) list.querySelector("input:checked")?.focus();
   }
 
   #card(avatar) {

@@ -238,10 +238,29 @@ def test_avatars_can_be_switched_added_with_consent_and_removed(browser, server)
         page.screenshot(path=artefacts() / "crop.png")
         page.click("#upload-next")
         page.wait_for_function(CORNER_IS, arg=list(green))
-        assert page.is_checked("label.avatar:has-text('Me') input")
+        assert page.is_checked("label.avatar:has-text('Me') input:focus"), (
+            "not lost with the dialog"
+        )
         page.click(".remove")
         page.wait_for_function(CORNER_IS, arg=AMBER)
         assert page.locator(".avatar", has_text="Me").count() == 0
+
+
+SMALL = """
+() => [...document.querySelectorAll("button, summary, select, label:has(input), input[type=text]")]
+  .filter((one) => one.checkVisibility())
+  .map((one) => [one.outerHTML.slice(0, 80), one.getBoundingClientRect()])
+  .filter(([, { width, height }]) => width < 44 || height < 44)
+  .map(([html]) => html)
+"""
+
+
+def test_fingers_find_targets_of_44_px(browser, server):
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    with visiting(browser, server, **phone) as page:
+        live(page)
+        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+        assert page.evaluate(SMALL) == []
 
 
 def session_of(page):
