@@ -321,6 +321,16 @@ def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
         default=_env("AUTH", default.auth),
         help="require tokens; auto: unless it listens on loopback only",
     )
+    for name, words in (
+        ("insecure_no_auth", "beyond loopback although anybody may then use the server"),
+        ("insecure_http", "beyond loopback without TLS: tokens and portraits can be read then"),
+    ):
+        add(
+            "--" + name.replace("_", "-"),
+            action=argparse.BooleanOptionalAction,
+            default=_flag(name.upper(), False),
+            help=f"listen {words}",
+        )
     add(
         "--allow-origin",
         action="append",
