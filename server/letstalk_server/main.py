@@ -101,6 +101,7 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
         log_level="warning",
         access_log=False,  # it would contain IP addresses
         server_header=False,
+        proxy_headers=False,  # whoever connects from this machine could name any address
         ws="websockets-sansio",
         ws_max_size=2 * settings.max_message_bytes,
         ws_max_queue=8,

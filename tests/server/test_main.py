@@ -230,6 +230,23 @@ def test_the_page_is_served_over_https_with_a_certificate(tmp_path):
             process.communicate(timeout=30)
 
 
+def test_no_header_names_the_address_of_a_client(monkeypatch):
+    """uvicorn would believe X-Forwarded-For of whoever connects from this machine."""
+    made = []
+    monkeypatch.setattr(main, "Server", lambda config, *_: made.append(config) or Stopped())
+    assert serve(Settings(port=0, isolate_model=False)) == 1
+    assert made[0].proxy_headers is False
+
+
+class Stopped:
+    """A server that does not start."""
+
+    started = False
+
+    def run(self, sockets):
+        assert sockets
+
+
 def test_a_logger_is_limited_for_a_minute_and_says_so():
     now_s = 0.0
     limit = LogLimit(lambda: now_s)
