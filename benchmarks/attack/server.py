@@ -96,7 +96,7 @@ def main() -> int:
         secret=os.environ[SECRET_VARIABLE],
         api_key=os.environ[KEY_VARIABLE],
         grace_s=GRACE_S,
-        speech="system",
+        speech="auto",
     )
     return serve(settings, load)
 
