@@ -103,7 +103,8 @@ async def run(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 def line(row: dict[str, Any]) -> str:
     """Return a row as a line of text."""
     return (
-        f"{row['attack']:<20} latest {row['latest_ms']:6.0f} ms  late {row['late_share']:.4f}  "
+        f"{row['attack']:<20} latest {row['latest_ms']:6.0f} ms (before {row['before_ms']:.0f})  "
+        f"late {row['late_share']:.4f}  load {row['load']:.1f}  "
         f"{row['grown_mb']:+6.1f} MB (peak {row['peak_mb']:+6.0f})  "
         f"healthz {row['health_ms']:.0f} ms  session {row['session_ms']:.0f} ms  "
         f"{'met' if row['met'] else 'MISSED'}  {row['answers']}"

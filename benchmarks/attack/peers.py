@@ -17,6 +17,7 @@ from attack.reach import Reach
 BYSTANDERS = 256
 FRAGMENT = "application/trickle-ice-sdpfrag"
 CANDIDATE = "a=candidate:{} 1 udp 2122260223 {} {} typ host"
+CAMERAS = 4
 ENDLESS_BYTES = 20_000_000
 
 
@@ -79,6 +80,21 @@ async def h264_bombs(reach: Reach) -> None:
     [bomb] = await asyncio.to_thread(encoded, "libx264", 8192, 4320)
     await reach.begin()
     await film_bombs(reach, bomb, "H264")
+
+
+async def large_cameras(reach: Reach) -> None:
+    """Send frames as large as may be from the cameras of several sessions."""
+    frames = await asyncio.to_thread(encoded, "libvpx", 4096, 2160, 10)
+    await reach.begin()
+    count = int(3 * reach.target.seconds) + 1
+    cameras = [HostileCamera(frames[0], frames * count) for _ in range(CAMERAS)]
+
+    async def send(camera: HostileCamera) -> None:
+        with suppress(TimeoutError, RuntimeError):
+            async with connected(reach, camera):
+                await reach.until_over()
+
+    await reach.together([send(camera) for camera in cameras])
 
 
 async def film_bombs(reach: Reach, bomb: bytes, codec: str) -> None:
@@ -147,5 +163,6 @@ PEER_ATTACKS: dict[str, Callable[[Reach], Coroutine[Any, Any, None]]] = {
     "candidates": candidates,
     "vp8-bombs": vp8_bombs,
     "h264-bombs": h264_bombs,
+    "large-cameras": large_cameras,
     "endless-messages": endless_messages,
 }

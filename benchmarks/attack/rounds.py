@@ -49,6 +49,8 @@ class Row:
         frames: frames of all honest sessions meanwhile.
         latest_ms: lateness of the latest one.
         late_share: share of those that were more than one frame late.
+        before_ms: lateness of the latest one in the seconds before the attack.
+        load: load of the machine at the end, whoever caused it.
         memory_mb: of all processes of the server before.
         grown_mb: growth when the attacker's sessions have ended.
         peak_mb: growth while it went on, at most.
@@ -62,6 +64,8 @@ class Row:
     frames: int
     latest_ms: float
     late_share: float
+    before_ms: float
+    load: float
     memory_mb: float
     grown_mb: float
     peak_mb: float
@@ -116,6 +120,11 @@ class Stage:
     def memory_mb(self) -> float:
         """Return the memory of all processes of the server, MB."""
         return rss_mb([self.process.pid, *descendants(self.process.pid)])
+
+    def lateness_ms(self, from_s: float, to_s: float) -> np.ndarray:
+        """Return the lateness of all frames between two times, ms."""
+        found = [viewer.arrivals.lateness_ms(from_s, to_s) for viewer in self.viewers]
+        return np.concatenate(found)
 
     async def sessions(self) -> int:
         """Return how many sessions the server has."""
@@ -213,13 +222,15 @@ async def measured(stage: Stage, name: str, seconds: float) -> Row:
         health_ms = await timed_ms(stage.newcomer.get("/healthz"), 200)
         session_ms = await new_session_ms(stage.newcomer)
     await stage.at_rest()
-    late_ms = np.concatenate([v.arrivals.lateness_ms(from_s, to_s) for v in stage.viewers])
+    late_ms = stage.lateness_ms(from_s, to_s)
     return Row(
         attack=name,
         seconds=to_s - from_s,
         frames=len(late_ms),
         latest_ms=float(late_ms.max()),
         late_share=float((late_ms > LATE_SHARE_MS).mean()),
+        before_ms=float(stage.lateness_ms(from_s - QUIET_S, from_s).max()),
+        load=os.getloadavg()[0],
         memory_mb=before_mb,
         grown_mb=await stage.grown_mb(before_mb, GROWN_MB),
         peak_mb=peak_mb - before_mb,

@@ -13,8 +13,9 @@ MARK = "<!-- attacks: python -m attack.table -->"
 """The line of SECURITY.md after which the table begins."""
 
 HEAD = (
-    "| attack | latest frame, ms | late by over 40 ms | memory, MB | `/healthz`, new session, ms |",
-    "|---|---:|---:|---:|---:|",
+    "| attack | latest frame, ms | in the 5 s before, ms | late by over 40 ms | memory, MB "
+    "| `/healthz`, new session, ms |",
+    "|---|---:|---:|---:|---:|---:|",
 )
 
 
@@ -28,6 +29,7 @@ def row_text(row: Mapping[str, Any]) -> str:
     cells = (
         row["attack"].replace("-", " "),
         f"{row['latest_ms']:.0f}",
+        f"{row['before_ms']:.0f}",
         f"{100 * row['late_share']:.1f} %",
         f"{row['grown_mb']:+.0f}",
         f"{row['health_ms']:.0f}, {row['session_ms']:.0f}",

@@ -27,6 +27,8 @@ def a_row(**other):
         "frames": 2000,
         "latest_ms": 30.0,
         "late_share": 0.0,
+        "before_ms": 10.0,
+        "load": 0.5,
         "memory_mb": 600.0,
         "grown_mb": 2.0,
         "peak_mb": 200.0,
