@@ -20,6 +20,8 @@ COPY client_examples ./client_examples
 RUN pip install --no-cache-dir -c constraints.txt '.[server]'
 
 USER letstalk
+# A worker of a cluster has proxies that end TLS. Alone, the server needs a certificate, or whoever
+# publishes its port only to such a proxy permits plain HTTP: -e LETSTALK_INSECURE_HTTP=on.
 ENV LETSTALK_HOST=0.0.0.0 PYTHONUNBUFFERED=1
 EXPOSE 8080/tcp
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \

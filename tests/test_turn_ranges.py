@@ -57,11 +57,12 @@ async def allocated(port):
 
 
 @needs("coturn")
-async def test_a_relay_reaches_public_addresses_and_no_inner_ones():
+async def test_a_relay_reaches_the_server_and_nobody_else():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     given = [f"--{option}" for option in options_of("compose.yaml")]
+    given += ["--allowed-peer-ip=203.0.113.9"]
     given += ["--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", f"--listening-port={port}"]
     given += ["--use-auth-secret", f"--static-auth-secret={SECRET}", "--realm=letstalk"]
     given += ["--no-tls", "--no-dtls", "--no-cli", "--log-file=stdout", "--pidfile="]
@@ -72,7 +73,8 @@ async def test_a_relay_reaches_public_addresses_and_no_inner_ones():
         client = await allocated(port)
         # A permission sends nothing. IPv6 ranges that contain mapped IPv4 would refuse all.
         await client.request_with_retry(permission_for("203.0.113.9"))
-        for address in ("0.0.0.1", "10.1.1.1", "100.64.0.1", "127.0.0.1", "169.254.169.254",
+        for address in ("198.51.100.7", "8.8.8.8", "0.0.0.1",
+                        "10.1.1.1", "100.64.0.1", "127.0.0.1", "169.254.169.254",
                         "172.16.0.1", "192.168.1.1", "198.18.0.1", "240.0.0.1"):  # fmt: skip
             with pytest.raises(stun.TransactionFailed) as refused:
                 await client.request_with_retry(permission_for(address))

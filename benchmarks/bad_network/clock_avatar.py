@@ -74,7 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=512)
     options = parser.parse_args(argv)
     settings = Settings(
-        host=options.host, port=options.port, size=options.size, badge="off", auth="off"
+        host=options.host,
+        port=options.port,
+        size=options.size,
+        badge="off",
+        auth="off",
+        insecure_no_auth=True,  # a network of this machine alone
+        insecure_http=True,
     )
     return serve(settings, load)
 

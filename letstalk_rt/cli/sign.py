@@ -92,21 +92,26 @@ def _facts(path: Path, found: "Verification") -> dict[str, Any]:
 def _print(path: Path, found: "Verification") -> None:
     write_line(f"{path}: {colored(found.state, _COLORS[found.state])}: {_MEANING[found.state]}")
     if found.signer is not None:
-        write_line(f"signer: {found.signer}")
+        write_line(f"signer: {_shown(found.signer)}")
     if found.source_type is not None:
-        write_line(f"created: {found.source_type.rpartition('/')[2]}")
+        write_line(f"created: {_shown(found.source_type.rpartition('/')[2])}")
     if found.provenance is not None:
         write_line(f"letstalk_rt: {_describe(found.provenance)}")
     if found.failures:
-        write_line(f"failed: {', '.join(found.failures)}")
+        write_line(f"failed: {_shown(', '.join(found.failures))}")
+
+
+def _shown(text: str) -> str:
+    """Return what a file says on one line: it could move the cursor and print a verdict."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _describe(provenance: "Provenance") -> str:
     consent = provenance.consent_at
     return ", ".join(
         (
-            f"model {provenance.model or 'unknown'}",
+            f"model {_shown(provenance.model or 'unknown')}",
             "badge" if provenance.badge else "no badge",
-            "consent not recorded" if consent is None else f"consent recorded {consent}",
+            "consent not recorded" if consent is None else f"consent recorded {_shown(consent)}",
         )
     )

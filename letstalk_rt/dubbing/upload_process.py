@@ -15,7 +15,7 @@ import av.subtitles.stream  # noqa: F401
 
 from letstalk_rt.dubbing.footage_reader import is_film, read_footage
 from letstalk_rt.errors import FilmError, PortraitError
-from letstalk_rt.inference.media_process import begin, limit_resources
+from letstalk_rt.inference.media_process import begin, give_way, limit_resources
 from letstalk_rt.portrait.image import UPLOAD_FORMATS, load_plugins, read_image
 
 NICENESS = 5
@@ -44,6 +44,7 @@ class Job:
 def main() -> int:
     """Decode one upload; return the exit status."""
     requests, replies = begin()
+    give_way()
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     load_plugins()

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av import VideoFrame
 
-from letstalk_rt.inference.media_process import begin, limit_resources
+from letstalk_rt.inference.media_process import begin, give_way, limit_resources
 
 CODECS = {"VP8": "vp8", "H264": "h264"}
 """FFmpeg's decoder of each codec. Its own of VP8 checks the size before it takes memory; libvpx
@@ -60,6 +60,7 @@ class CameraDecoder:
 def main() -> int:
     """Decode until the parent closes the pipe; return the exit status."""
     requests, replies = begin()
+    give_way()
     limit_resources(MEMORY_MB)
     decoder = CameraDecoder()
     newest: VideoFrame | None = None

@@ -17,6 +17,8 @@ from letstalk_rt.inference.child_main import offer_to_oom_killer
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """The variables that a process gets; secrets and keys are in others."""
 
+_NICE = 10
+
 
 def command(module: str) -> list[str]:
     """Return the command that runs a module of this package."""
@@ -49,6 +51,12 @@ def begin() -> tuple[BinaryIO, BinaryIO]:
     os.dup2(2, 1)
     offer_to_oom_killer()
     return sys.stdin.buffer, replies
+
+
+def give_way() -> None:
+    """Let live sessions have the processor first: nobody waits for this process frame by frame."""
+    if sys.platform != "win32":
+        os.nice(_NICE)
 
 
 def limit_resources(memory_mb: int, cpu_s: int | None = None) -> None:

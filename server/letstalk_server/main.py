@@ -101,6 +101,7 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
         log_level="warning",
         access_log=False,  # it would contain IP addresses
         server_header=False,
+        proxy_headers=False,  # whoever connects from this machine could name any address
         ws="websockets-sansio",
         ws_max_size=2 * settings.max_message_bytes,
         ws_max_queue=8,
@@ -321,6 +322,16 @@ def _add_access(parser: argparse.ArgumentParser, default: Settings) -> None:
         default=_env("AUTH", default.auth),
         help="require tokens; auto: unless it listens on loopback only",
     )
+    for name, words in (
+        ("insecure_no_auth", "beyond loopback although anybody may then use the server"),
+        ("insecure_http", "beyond loopback without TLS: tokens and portraits can be read then"),
+    ):
+        add(
+            "--" + name.replace("_", "-"),
+            action=argparse.BooleanOptionalAction,
+            default=_flag(name.upper(), False),
+            help=f"listen {words}",
+        )
     add(
         "--allow-origin",
         action="append",

@@ -83,6 +83,9 @@ class Settings:
         tls_cert: certificate file; with `tls_key` the page is served over HTTPS.
         tls_key: private key file.
         auth: whether tokens are required; `auto`: unless the server listens on loopback only.
+        insecure_no_auth: listen beyond loopback although no tokens are required.
+        insecure_http: listen beyond loopback without TLS. A worker of a cluster needs no
+            permission: its proxies end TLS.
         secret: signs the tokens; `None` generates one for the lifetime of the process.
         api_key: key of the operator's own servers; permits everything, including issuing tokens.
         token_ttl_s: default lifetime of a token.
@@ -160,6 +163,8 @@ class Settings:
     tls_cert: str | None = None
     tls_key: str | None = None
     auth: Literal["auto", "on", "off"] = "auto"
+    insecure_no_auth: bool = False
+    insecure_http: bool = False
     secret: str | None = field(default=None, repr=False)
     api_key: str | None = field(default=None, repr=False)
     token_ttl_s: int = 600
@@ -245,9 +250,26 @@ class Settings:
         if bool(self.turn_urls) != (self.turn_secret is not None):
             raise ConfigError("turn_urls and turn_secret must be set together")
         self._check_secrets()
+        self._check_binding()
         self._check_origins()
         self._check_ice_networks()
         self._check_cluster()
+
+    def _check_binding(self) -> None:
+        if is_loopback(self.host):
+            return
+        if not self.auth_required and not self.insecure_no_auth:
+            raise ConfigError(
+                f"with auth off, whoever reaches {self.host} may open sessions and use every "
+                "portrait: require tokens with --auth on, or permit this with --insecure-no-auth"
+            )
+        is_behind_proxies = self.worker_name is not None
+        if self.tls_cert is None and not is_behind_proxies and not self.insecure_http:
+            raise ConfigError(
+                f"without TLS, others on the way to {self.host} can read tokens and portraits, and "
+                "browsers open no microphone: give --tls-cert and --tls-key, listen on 127.0.0.1 "
+                "behind a proxy that ends TLS, or permit this with --insecure-http"
+            )
 
     def _check_cluster(self) -> None:
         if self.worker_name is not None and not WORKER_NAME.fullmatch(self.worker_name):

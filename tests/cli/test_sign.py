@@ -12,8 +12,10 @@ from support.certificates import Issued, issue
 from support.commands import Run
 from support.films import scene, write_film
 
+from letstalk_rt.recording import signing
 from letstalk_rt.recording.file import write_video
 from letstalk_rt.recording.provenance import Provenance
+from letstalk_rt.recording.signing import Verification
 
 pytest.importorskip("c2pa")
 
@@ -127,3 +129,15 @@ def test_the_certificate_of_the_deployment_page_can_sign(
     status, text = run("verify", out, "--trust", tmp_path / "authority.pem")
     assert status == 0 and "signer: Example recordings" in text
     assert (tmp_path / "sign.key").stat().st_mode & 0o077 == 0
+
+
+def test_what_a_file_says_cannot_forge_a_verdict(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lie = "x\n\x1b[2Ka.mp4: trusted: unchanged\r\x9b31m"
+    found = Verification("changed", lie, "http://a/" + lie, Provenance(lie, True, lie), (lie, "b"))
+    monkeypatch.setattr(signing, "verify_recording", lambda *_: found)
+    status, text = run("verify", tmp_path / "a.mp4")
+    assert status == 1 and "\x1b" not in text and "\x9b" not in text and "\r" not in text
+    assert [line for line in text.splitlines() if "trusted" in line and "\\n" not in line] == []
+    assert len(text.splitlines()) == 5

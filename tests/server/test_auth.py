@@ -15,7 +15,7 @@ from support.live_server import join, live
 from support.server_fakes import BACKDROPS, portrait_jpeg, problem, serving
 from websockets.exceptions import InvalidStatus
 
-from letstalk_server.auth import MAX_LOGIN_S, SCOPES, Auth
+from letstalk_server.auth import MAX_LOGIN_S, SCOPES, Auth, Caller
 from letstalk_server.errors import AuthenticationError
 from letstalk_server.http.middleware import is_local
 from letstalk_server.server import PAGE_SCOPES
@@ -108,7 +108,8 @@ def test_turn_credentials_are_what_coturn_checks():
         turn_secret="north",
         ice_servers=(IceServer("stun:s.example"),),
     )
-    first, second = turn.ice_servers(settings, 1000), turn.ice_servers(settings, 1000)
+    ann, bob = Caller("ann", frozenset()), Caller("bob", frozenset())
+    first, second = turn.ice_servers(settings, ann, 1000), turn.ice_servers(settings, bob, 1000)
     assert [server.url for server in first] == ["stun:s.example", "turn:t.example:3478"]
     made = first[1]
     digest = hmac.new(b"north", made.username.encode(), hashlib.sha1).digest()
@@ -118,6 +119,20 @@ def test_turn_credentials_are_what_coturn_checks():
     link = turn.as_links(first)[1]
     assert link.startswith('<turn:t.example:3478>; rel="ice-server"; username="4600:')
     assert turn.as_json(first)[0] == {"urls": ["stun:s.example"]}
+
+
+def test_a_subject_has_one_name_at_the_turn_server_whose_quota_counts_it():
+    settings = Settings(turn_urls=("turn:t",), turn_secret="north")
+
+    def name(now_s=1000, **who):
+        caller = Caller(**({"subject": "ann", "scopes": frozenset()} | who))
+        (server,) = turn.ice_servers(settings, caller, now_s)
+        return server.username.partition(":")[2]
+
+    assert name() == name(2000) == name(scopes=frozenset({"view"}), token_id="another")
+    assert len({name(), name(subject="bob"), name(session="s1"), name(session="s2")}) == 4
+    assert name(is_operator=True) != name(is_operator=True)
+    assert "ann" not in name()
 
 
 async def test_everything_but_the_page_asks_for_a_token():

@@ -97,8 +97,64 @@ def test_settings_out_of_range_are_refused(wrong):
     [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("a.b", True)],
 )
 def test_tokens_are_asked_for_beyond_loopback(host, needs_tokens):
-    assert Settings(host=host).auth_required is needs_tokens
-    assert not Settings(host=host, auth="off").auth_required
+    assert Settings(host=host, insecure_http=True).auth_required is needs_tokens
+    opened = Settings(host=host, auth="off", insecure_no_auth=True, insecure_http=True)
+    assert not opened.auth_required
+
+
+ELSEWHERE = ("0.0.0.0", "::", "192.0.2.7", "talk.example.org")
+NO_TOKENS = "whoever reaches .* --auth on, or permit this with --insecure-no-auth"
+NO_TLS = "can read tokens and portraits, .* --tls-cert .* or permit this with --insecure-http"
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+def test_a_server_without_tokens_is_for_this_machine_unless_permitted(host):
+    command = ["--host", host, "--auth", "off", "--insecure-http"]
+    with pytest.raises(ConfigError, match=NO_TOKENS):
+        parse(command)
+    with pytest.raises(ConfigError, match=NO_TOKENS):
+        parse([*command, "--worker-name", "w1"])
+    assert not parse([*command, "--insecure-no-auth"]).auth_required
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+def test_a_server_without_tls_is_for_this_machine_unless_permitted(host):
+    with pytest.raises(ConfigError, match=NO_TLS):
+        parse(["--host", host])
+    assert parse(["--host", host, "--insecure-http"]).auth_required
+    assert parse(["--host", host, "--tls-cert", "c.pem", "--tls-key", "k.pem"]).auth_required
+
+
+def test_neither_permission_is_the_other():
+    command = ["--host", "0.0.0.0", "--auth", "off"]
+    with pytest.raises(ConfigError, match=NO_TLS):
+        parse([*command, "--insecure-no-auth"])
+    both = parse([*command, "--insecure-no-auth", "--insecure-http"])
+    assert both.host == "0.0.0.0" and not both.auth_required
+
+
+def test_workers_of_a_cluster_have_proxies_that_end_tls():
+    assert parse(["--host", "10.0.0.1", "--worker-name", "w1"]).auth_required
+
+
+def test_permissions_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("LETSTALK_INSECURE_HTTP", "on")
+    monkeypatch.setenv("LETSTALK_INSECURE_NO_AUTH", "on")
+    assert not parse(["--host", "0.0.0.0", "--auth", "off"]).auth_required
+    with pytest.raises(ConfigError, match=NO_TLS):
+        parse(["--host", "0.0.0.0", "--no-insecure-http"])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_a_demo_on_this_machine_needs_no_permission(host):
+    assert not parse(["--host", host]).auth_required
+
+
+def test_a_binding_that_is_refused_is_one_clear_line(capsys):
+    assert main.main(["--host", "0.0.0.0", "--port", "0"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: without TLS,") and shown.err.count("\n") == 1
+    assert shown.out == ""
 
 
 def test_secrets_are_not_shown():
@@ -113,7 +169,7 @@ def test_secrets_are_not_shown():
 def test_the_address_holds_a_token_only_on_a_terminal(monkeypatch):
     from letstalk_server.auth import Auth
 
-    settings = Settings(host="0.0.0.0")
+    settings = Settings(host="0.0.0.0", insecure_http=True)
     auth = Auth(settings)
     assert "#token=" not in page_address(settings, 8080, auth)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
@@ -172,6 +228,23 @@ def test_the_page_is_served_over_https_with_a_certificate(tmp_path):
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=30)
+
+
+def test_no_header_names_the_address_of_a_client(monkeypatch):
+    """uvicorn would believe X-Forwarded-For of whoever connects from this machine."""
+    made = []
+    monkeypatch.setattr(main, "Server", lambda config, *_: made.append(config) or Stopped())
+    assert serve(Settings(port=0, isolate_model=False)) == 1
+    assert made[0].proxy_headers is False
+
+
+class Stopped:
+    """A server that does not start."""
+
+    started = False
+
+    def run(self, sockets):
+        assert sockets
 
 
 def test_a_logger_is_limited_for_a_minute_and_says_so():

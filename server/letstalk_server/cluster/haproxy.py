@@ -93,11 +93,20 @@ class Frontend:
         bind: address of visitors, such as `:8080`.
         tls_cert: PEM file with certificate and key; without it, HTTP.
         stats: address of the statistics and metrics of the proxy; `None` serves none.
+        max_sockets_per_address: connections of one address of the internet; 0 is no limit. Private
+            ones have none: they may be proxies.
     """
 
     bind: str = ":8080"
     tls_cert: str | None = None
     stats: str | None = None
+    max_sockets_per_address: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_sockets_per_address <= 2**20:
+            raise ConfigError(
+                f"max_sockets_per_address is {self.max_sockets_per_address}, expected 0 to {2**20}"
+            )
 
 
 def configuration(
@@ -157,17 +166,35 @@ _GONE = (
     'Create a new one."}'
 )
 
+_PRIVATE = (
+    "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 ::1 fc00::/7 fe80::/10"
+)
+"""Whence many visitors may come: by a proxy in front, or by address translation."""
+
+_LIMIT = """\
+  # One address takes so many connections at most, and of IPv6 one network: the workers see this
+  # proxy alone, and have no such limit.
+  stick-table type ipv6 size 100k expire 60s store conn_cur
+  tcp-request connection track-sc0 src,ipmask(32,64) if !{{ src {private} }}
+  tcp-request connection reject if {{ sc0_conn_cur gt {most} }}
+"""
+
 _FRONTEND = """\
 frontend letstalk
   bind {bind}
+{limit}\
+  # As the workers read it, which take /%6detrics for /metrics.
+  http-request set-var(txn.path) path,url_dec
   # The worker of an existing session, from the path, the query, or a token for one session.
-  http-request set-var(txn.name) path,field(4,/),url_dec if {{ path_beg /v1/sessions/ }}
-  http-request set-var(txn.name) path,field(4,/),url_dec if {{ path_beg /v1/avatars/ }}
+  http-request set-var(txn.name) var(txn.path),field(4,/) \
+if {{ var(txn.path) -m beg /v1/sessions/ }}
+  http-request set-var(txn.name) var(txn.path),field(4,/) \
+if {{ var(txn.path) -m beg /v1/avatars/ }}
   http-request set-var(txn.name) url_param(session),url_dec if {{ url_param(session) -m found }}
   http-request set-var(txn.name) http_auth_bearer,jwt_payload_query('$.sid') \
 if !{{ var(txn.name) -m found }} {{ http_auth_bearer -m found }}
-  acl creates path /v1/sessions /v1/offer /v1/whip /v1/whep
-  acl creates_socket path /v1/ws
+  acl creates var(txn.path) -m str /v1/sessions /v1/offer /v1/whip /v1/whep
+  acl creates_socket var(txn.path) -m str /v1/ws
   http-request wait-for-body time 10s if METH_POST creates
   # An uploaded portrait is on one worker, and so is every session that begins with it.
   http-request set-var(txn.name) req.body,json_query('$.avatar') \
@@ -180,7 +207,7 @@ if !{{ var(txn.name) -m sub . }} {{ url_param(avatar) -m sub . }}
 if METH_POST creates {{ req.body,json_query('$.session') -m sub . }}
   http-request set-var(txn.worker) var(txn.name),field(1,.) if {{ var(txn.name) -m sub . }}
   # Each worker has metrics of its own.
-  http-request deny deny_status 404 if {{ path /metrics }}
+  http-request deny deny_status 404 if {{ var(txn.path) -m str /metrics }}
   use_backend owner if {{ var(txn.worker) -m reg ^[a-z0-9-]+$ }}
   use_backend place if METH_POST creates
   use_backend place if creates_socket
@@ -192,7 +219,9 @@ def _frontend(frontend: Frontend) -> str:
     bind = frontend.bind
     if frontend.tls_cert is not None:
         bind += f" ssl crt {frontend.tls_cert} alpn h2,http/1.1"
-    return _FRONTEND.format(bind=bind)
+    most = frontend.max_sockets_per_address
+    limit = _LIMIT.format(private=_PRIVATE, most=most) if most else ""
+    return _FRONTEND.format(bind=bind, limit=limit)
 
 
 _PLACE = f"""\

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _dns_workers(options)
         if options.dns is not None
         else [WorkerAddress.parse(worker, options.agent_port) for worker in options.worker],
-        Frontend(options.bind, options.tls_cert, options.stats),
+        Frontend(options.bind, options.tls_cert, options.stats, options.max_sockets_per_address),
     )
     if options.output is None:
         sys.stdout.write(text)
@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--bind", default=":8080", metavar="HOST:PORT", help="where visitors come in (%(default)s)")
     add("--tls-cert", metavar="FILE", help="PEM file with certificate and key, for HTTPS")
     add("--stats", metavar="HOST:PORT", help="where the proxy shows its statistics and /metrics")
+    add(
+        "--max-sockets-per-address",
+        type=int,
+        default=Frontend().max_sockets_per_address,
+        metavar="N",
+        help="connections of one address that is not private; 0 is no limit (%(default)s)",
+    )
     add("-o", "--output", type=Path, metavar="FILE", help="write here (standard output)")
     return parser
 

@@ -355,7 +355,7 @@ def session_response(
 ) -> JSONResponse:
     """Return the response of a session, with its tokens and TURN credentials."""
     settings = context.settings
-    servers = turn.ice_servers(settings)
+    servers = turn.ice_servers(settings, caller)
     now, entry = time.monotonic(), session.avatar_entry
     body = {
         "session": session.id,

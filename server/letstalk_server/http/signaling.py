@@ -109,10 +109,10 @@ async def describe_methods(request: Request) -> Response:
     answer = Response(status_code=204, headers=headers)
     context = AppContext(request)
     try:
-        context.authorize("view", "speak")
+        caller = context.authorize("view", "speak")
     except (AuthenticationError, NotAllowedError):
         return answer
-    _add_links(answer, context)
+    _add_links(answer, context, caller)
     return answer
 
 
@@ -200,7 +200,7 @@ async def _answer_offer(request: Request, kind: ConnectionKind, scope: str) -> R
     }
     response = Response(answer, status_code=201, headers=headers, media_type=None)
     response.headers["content-type"] = SDP
-    _add_links(response, context)
+    _add_links(response, context, caller)
     return response
 
 
@@ -242,8 +242,8 @@ def _find_connection(request: Request) -> tuple[AppContext, Session, WebRTCConne
     return context, session, connection
 
 
-def _add_links(response: Response, context: AppContext) -> None:
-    for value in turn.as_links(turn.ice_servers(context.settings)):
+def _add_links(response: Response, context: AppContext, caller: Caller) -> None:
+    for value in turn.as_links(turn.ice_servers(context.settings, caller)):
         response.headers.append("link", value)
 
 

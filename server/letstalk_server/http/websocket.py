@@ -43,6 +43,9 @@ MAX_AUDIO_WAITING = 2 * FPS
 """Audio messages queued for a slow client: one second of Opus."""
 
 CLOSE_TIMEOUT_S = 2.0
+REFUSED_PAUSE_S = 0.05
+"""Pause after each message beyond the rate."""
+
 MAX_CAUGHT_UP = 12
 """Slots whose audio is sent after a delay; the playout's history is not longer."""
 
@@ -205,16 +208,21 @@ class WebSocketConnection:
         return not self._closing.done() and not self._was_closed
 
     async def _receive(self) -> None:
-        """Handle messages; it must not wait, or pongs and interrupts would wait behind audio."""
+        """Handle messages; it must not wait, or pongs and interrupts would wait behind audio.
+
+        Only a client that sends too many waits, by TCP in the end: refusing a message costs time,
+        and while there are more, reading them would never let anything else run.
+        """
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 self._was_closed = not _is_loss(message)
                 return
             data = message.get("text")
-            self._session.connections.receive(
+            if not self._session.connections.receive(
                 self, message.get("bytes") or b"" if data is None else data
-            )
+            ):
+                await asyncio.sleep(REFUSED_PAUSE_S)
 
     async def _write(self) -> None:
         """Send what is queued: messages first, then the newest frame, then audio."""

@@ -30,7 +30,7 @@ from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_rt.session.avatar import Avatar
-from letstalk_rt.types import FPS, FaceTrack, Portrait
+from letstalk_rt.types import FPS, Face, FaceTrack, Portrait
 from letstalk_server.auth import Caller
 from letstalk_server.errors import (
     MODEL_AWAY,
@@ -392,14 +392,24 @@ class AvatarService:
         finder, size = self._model.pipeline.finder, self._settings.size
         library = self._model.library
         if isinstance(source, bytes):
-            rgb = await self._for_upload(self.upload_decoder.image, source)
-            call = partial(_prepare_portrait, rgb, finder, size=size)
-        elif library is not None:
+            return await self._prepare_upload(source)
+        if library is not None:
             call = partial(library.prepare, source, finder, size=size)
         else:
             rgb = await self._in_thread(_read_image, source)
             call = partial(_prepare_portrait, rgb, finder, size=size)
         return await asyncio.wrap_future(self.worker.submit(call))
+
+    async def _prepare_upload(self, source: bytes) -> Portrait:
+        """Prepare an uploaded image; only its faces are found between the steps of sessions.
+
+        Scaling 40 million pixels takes as long as several frames do.
+        """
+        finder, size = self._model.pipeline.finder, self._settings.size
+        rgb = await self._for_upload(self.upload_decoder.image, source)
+        faces = await asyncio.wrap_future(self.worker.submit(finder.find_faces, rgb))
+        found = _FoundFaces(faces, finder.crop_px)
+        return await self._for_upload(partial(_prepare_portrait, rgb, found, size=size))
 
     async def _prepare_film(self, source: bytes | Path) -> Portrait:
         """Prepare a film; its faces are found in pieces, between the steps of sessions."""
@@ -426,6 +436,22 @@ class AvatarService:
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._image_executor, function, *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _FoundFaces:
+    """A finder of faces that have been found."""
+
+    faces: list[Face]
+    crop_px: int
+
+    def fingerprint(self) -> str:
+        """Return nothing: it finds no faces by itself."""
+        return ""
+
+    def find_faces(self, rgb: np.ndarray) -> list[Face]:
+        """Return them."""
+        return self.faces
 
 
 def label_of(name: str) -> str:

@@ -11,7 +11,7 @@ from letstalk_server.session.connection import EXCLUSIVE_KINDS, Connection
 KEPT_PLACES = 2
 """Places that connections which only watch leave free, for `talk` and `speak`; at most half."""
 
-Receiver = Callable[[str | bytes], None]
+Receiver = Callable[[str | bytes], bool]
 """Handles one message of a client."""
 
 
@@ -117,10 +117,14 @@ class Connections:
         self._members.clear()
         return connections
 
-    def receive(self, connection: Connection, data: str | bytes) -> None:
-        """Handle a message of a client, unless its connection was removed."""
-        if connection.id in self._members:
-            self._members[connection.id].receive(data)
+    def receive(self, connection: Connection, data: str | bytes) -> bool:
+        """Handle a message of a client, unless its connection was removed.
+
+        Returns:
+            Whether the next one may be read at once; else the client sends too many.
+        """
+        member = self._members.get(connection.id)
+        return member is None or member.receive(data)
 
     def broadcast(self, text: str) -> None:
         """Send a message to all connections."""

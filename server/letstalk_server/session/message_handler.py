@@ -40,12 +40,21 @@ class MessageHandler:
         self._text_rate = TokenBucket(TEXTS_PER_S, burst=TEXT_BURST)
         self._decode = make_decoder(connection.config.audio)
 
-    def handle(self, data: str | bytes) -> None:
-        """Handle a message; errors are sent back to the connection."""
+    def handle(self, data: str | bytes) -> bool:
+        """Handle a message; errors are sent back to the connection.
+
+        Returns:
+            Whether it came within the rate of the connection.
+        """
+        if not self._rate.take():
+            self._send_error(MessageRateError("Send fewer messages per second."), None)
+            return False
+        self._handle(data)
+        return True
+
+    def _handle(self, data: str | bytes) -> None:
         re: str | None = None
         try:
-            if not self._rate.take():
-                raise MessageRateError("Send fewer messages per second.")
             if isinstance(data, bytes):
                 self._push_audio(data)
                 return

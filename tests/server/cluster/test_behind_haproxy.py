@@ -60,6 +60,20 @@ def test_places_fill_and_a_full_cluster_refuses_with_retry_after(cluster, client
     assert client.create().status_code == 201
 
 
+def test_metrics_of_workers_are_not_reachable_however_they_are_spelled(cluster, client):
+    for path in ("/metrics", "/%6detrics", "/%6D%65trics", "/metric%73?x=1"):
+        assert client.get(path).status_code == 404, path
+        assert "letstalk_sessions" not in client.get(path).text
+
+
+def test_a_forwarded_address_is_believed_by_nobody(cluster, client):
+    """Neither may a visitor name one, nor does a worker read what the proxy passes on."""
+    lies = {"x-forwarded-for": "203.0.113.7", "forwarded": "for=203.0.113.7", "x-real-ip": "::1"}
+    assert client.get("/healthz", headers=lies).status_code == 200
+    bare = httpx.get(cluster.url("p1") + "/v1/avatars", headers=lies | {"host": "localhost"})
+    assert bare.status_code == 401
+
+
 def test_a_session_is_found_by_path_query_body_and_token(cluster, client):
     for _ in range(2 * PLACES):
         session = client.create().json()

@@ -1,13 +1,16 @@
 """`letstalk cluster haproxy`: what it writes, and what HAProxy says about it."""
 
+import socket
 import subprocess
+import time
+from contextlib import ExitStack, suppress
 
 import pytest
 from support.packages import needs
 
 from letstalk_rt.cli import main as command
 from letstalk_rt.errors import ConfigError
-from letstalk_server.cluster.haproxy import DnsWorkers, WorkerAddress, configuration
+from letstalk_server.cluster.haproxy import DnsWorkers, Frontend, WorkerAddress, configuration
 from letstalk_server.cluster.main import main
 
 needs_haproxy = needs("haproxy")
@@ -41,6 +44,62 @@ def test_haproxy_accepts_workers_that_dns_lists(tmp_path):
         options = ["--dns", "letstalk.default.svc.cluster.local:8080", "--count", "7"]
         assert main(["haproxy", *options, *nameserver, "-o", str(path)]) == 0
         assert "server-template w 1-7 letstalk.default.svc.cluster.local:8080" in accepted(path)
+
+
+@needs_haproxy
+def test_one_address_has_a_limit_of_connections_and_a_private_one_has_none(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    text = configuration(
+        [WorkerAddress.parse(WORKERS[1], 8081)],
+        Frontend(f"127.0.0.1:{port}", max_sockets_per_address=5),
+    )
+    strict = tmp_path / "strict.cfg"
+    strict.write_text(text.replace("127.0.0.0/8", "192.0.2.0/24"))
+    usual = tmp_path / "usual.cfg"
+    usual.write_text(text)
+    for path, kept in ((strict, 5), (usual, 9)):
+        process = subprocess.Popen(["haproxy", "-db", "-f", path], stderr=subprocess.DEVNULL)
+        try:
+            assert is_kept(port)
+            assert kept_of(port, 9) == kept
+        finally:
+            process.kill()
+            process.wait()
+    with pytest.raises(ConfigError, match="max_sockets_per_address"):
+        Frontend(max_sockets_per_address=-1)
+    assert "stick-table" not in configuration(
+        [WorkerAddress.parse(WORKERS[1], 8081)], Frontend(max_sockets_per_address=0)
+    )
+
+
+def kept_of(port, count):
+    """Return how many of so many connections at once are not closed by the proxy."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(connected(port)) for _ in range(count)]
+        return sum(is_open(each) for each in opened)
+
+
+def is_kept(port):
+    """Return whether a connection is kept, once the proxy has started."""
+    for _ in range(100):
+        with suppress(ConnectionError), connected(port) as opened:
+            return is_open(opened)
+        time.sleep(0.1)
+    return False
+
+
+def connected(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=0.3)
+
+
+def is_open(opened):
+    try:
+        return opened.recv(1) != b""
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
 
 
 @pytest.mark.parametrize(

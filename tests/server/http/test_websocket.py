@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import time
 from contextlib import suppress
 
 import av
@@ -305,6 +306,34 @@ async def test_speech_beyond_the_limit_is_refused_and_blocks_nothing():
         finished = await client.hear("segment.finished")
         assert 1800 < finished["played_ms"] < 19_000
         await client.close()
+
+
+async def test_a_flood_of_messages_holds_up_no_frames_of_others():
+    with live(SETTINGS) as (_, address):  # pongs may wait for longer than with the others
+        await flood_beside_a_viewer(address)
+
+
+async def flood_beside_a_viewer(address):
+    watching, flood = await join(address, "frames=jpeg"), await join(address)
+    await watching.until(lambda: watching.kinds(1))
+
+    async def send():
+        with suppress(ConnectionClosed):
+            while True:
+                await flood.send('{"type": "session.configure", "x": "' + "y" * 1000 + '"}')
+
+    sending = asyncio.create_task(send())
+    await flood.hear("session.error")
+    refused, began_s = len(flood.said("session.error")), time.monotonic()
+    await asyncio.sleep(2)
+    passed_s = time.monotonic() - began_s
+    assert len(flood.said("session.error")) - refused <= 25 * passed_s
+    count = len(watching.kinds(1))
+    await watching.until(lambda: len(watching.kinds(1)) > count + 5, 3)
+    sending.cancel()
+    flood.socket.transport.abort()
+    await flood.ended()
+    await watching.close()
 
 
 async def test_floods_and_giants_hurt_only_themselves(address):

@@ -1,14 +1,16 @@
 """What one subject may take: of the sessions, and of the memory of uploads."""
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import httpx
 from support.films import scene, write_film
 from support.live_server import join, live
-from support.server_fakes import patient, portrait_jpeg, problem, serving
+from support.server_fakes import PaintedFinder, patient, portrait_jpeg, problem, serving
 
+from letstalk_rt.portrait import image
 from letstalk_server.auth import LOCAL
 from letstalk_server.session import avatar_service
 
@@ -129,3 +131,26 @@ async def test_films_of_one_subject_push_out_none_of_somebody_who_has_fewer(tmp_
         only = await service.upload(film(12), "bob")
         assert own_ids(service, "bob") == [only.id], "the newest one stays, however large"
         assert own_ids(service, "mallory") == [still.id] and not own_ids(service, "ann")
+
+
+async def test_a_large_picture_is_scaled_beside_the_steps_of_sessions(monkeypatch):
+    """Only its faces are found between them."""
+    scaling, finding = [], []
+    scale, find = image.prepare_portrait, PaintedFinder.find_faces
+    here = threading.current_thread
+
+    def prepare(*arguments, **options):
+        scaling.append(here().name)
+        return scale(*arguments, **options)
+
+    def find_faces(finder, rgb):
+        finding.append(here().name)
+        return find(finder, rgb)
+
+    async with service_of() as service:
+        worker = await asyncio.wrap_future(service.worker.submit(lambda: here().name))
+        monkeypatch.setattr(image, "prepare_portrait", prepare)
+        monkeypatch.setattr(PaintedFinder, "find_faces", find_faces)
+        entry = await service.upload(portrait_jpeg(), "ann")
+    assert finding == [worker] and worker not in scaling and len(scaling) == 1
+    assert entry.portrait.canvas.shape[2] == 3

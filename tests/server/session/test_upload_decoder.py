@@ -4,13 +4,13 @@ import asyncio
 import io
 import subprocess
 import sys
-from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from support.films import scene, write_film
+from support.hostile_media import fast_film
 from support.processes import needs_proc, processes_named
 from support.server_fakes import Painter, model_of, portrait_jpeg
 
@@ -27,30 +27,6 @@ from letstalk_server.session.upload_decoder import SPARES, DecodeLimits, UploadD
 from letstalk_server.settings import Settings
 
 PIXELS = 40_000_000
-
-
-def fast_film(path, repeats, width=3840, height=2160, rate=30_000):
-    """Write a film of black 4K frames at 30,000 per second: 30 encoded ones, repeated."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.max_b_frames = 0
-        frame = av.VideoFrame(width, height, "yuv420p")
-        for plane in frame.planes:
-            plane.update(bytes(plane.buffer_size))
-        packets = []
-        for index in range(30):
-            frame.pts, frame.time_base = index, Fraction(1, rate)
-            packets += stream.encode(frame)
-        packets += stream.encode(None)
-        contents = [bytes(packet) for packet in packets]
-        for index in range(30 * repeats):
-            packet = av.Packet(contents[index % 30])
-            packet.stream, packet.time_base = stream, Fraction(1, rate)
-            packet.pts = packet.dts = index
-            packet.is_keyframe = index % 30 == 0
-            container.mux(packet)
-    return path.read_bytes()
 
 
 def encoded(kind, image=None, **options):

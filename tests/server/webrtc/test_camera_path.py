@@ -3,13 +3,13 @@
 import asyncio
 import os
 import signal
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aiortc.mediastreams import VideoStreamTrack
-from av import CodecContext, Packet, VideoFrame
+from av import VideoFrame
+from support.hostile_media import VP8_BOMB, HostileCamera, encoded
 from support.processes import needs_proc, processes_named
 from support.transport_stage import staged
 
@@ -116,42 +116,6 @@ def test_frames_that_arrive_late_were_captured_at_a_steady_rate():
 def test_large_frames_are_made_smaller():
     large = VideoFrame.from_ndarray(np.zeros((720, 1280, 3), np.uint8), format="rgb24")
     assert as_rgb(large).shape == (270, MOST_PX, 3)
-
-
-class HostileCamera(VideoStreamTrack):
-    """A camera that sends encoded frames which are far too large, then one that can be shown."""
-
-    def __init__(self, bomb, frames):
-        super().__init__()
-        self._packets = [*[bomb] * 20, *frames]
-
-    async def recv(self):
-        pts, time_base = await self.next_timestamp()
-        if not self._packets:
-            await asyncio.Event().wait()
-        packet = Packet(self._packets.pop(0))
-        packet.pts, packet.time_base = pts, time_base
-        return packet
-
-
-def encoded(codec, width, height, count=1):
-    """Return the frames of a grey film."""
-    context = CodecContext.create(codec, "w")
-    context.width, context.height, context.pix_fmt = width, height, "yuv420p"
-    context.time_base = Fraction(1, 25)
-    context.options = {"tune": "zerolatency"} if codec == "libx264" else {"deadline": "realtime"}
-    frames = []
-    for index in range(count):
-        frame = VideoFrame(width, height, "yuv420p")
-        for plane in frame.planes:
-            plane.update(bytes([128]) * plane.buffer_size)
-        frame.pts, frame.time_base = index, Fraction(1, 25)
-        frames += [bytes(packet) for packet in context.encode(frame)]
-    return frames + [bytes(packet) for packet in context.encode(None)]
-
-
-VP8_BOMB = bytes.fromhex("1005009d012aff3fff3f") + bytes(57)
-"""A key frame of 16383x16383 px in 67 bytes, for which libvpx takes a gigabyte."""
 
 
 def peak_mb(process=Path("/proc/self")):

@@ -31,6 +31,7 @@ from support.packages import needs
 from support.server_fakes import Peer, Voice, serving, tone
 from support.transport_stage import staged
 
+from letstalk_server.auth import LOCAL
 from letstalk_server.session.transport import PeerRole
 from letstalk_server.settings import Settings
 from letstalk_server.webrtc import turn
@@ -143,7 +144,7 @@ def wait_for_stun(port):
 async def test_a_session_goes_through_a_turn_server_alone():
     with turn_server() as url:
         settings = Settings(turn_urls=(url,), turn_secret=SECRET)
-        (server,) = turn.ice_servers(settings)
+        (server,) = turn.ice_servers(settings, LOCAL)
         credentials = RTCIceServer(server.url, server.username, server.credential)
         async with staged() as stage:
             relayed = RTCConfiguration([credentials], RTCIceTransportPolicy.RELAY)

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from aioice.stun import Class, Message, Method
@@ -26,6 +27,7 @@ from letstalk_server.webrtc.webrtc_connection import PATCH_BURST
 
 KEY = "k" * 40
 LOCKED = patient(auth="on", api_key=KEY, secret="s" * 40)
+PUBLIC = Settings(host="0.0.0.0", insecure_http=True)
 LINE = "a=candidate:1 1 udp 2122260223 {} {} typ host"
 
 
@@ -59,10 +61,10 @@ def test_the_internet_and_what_is_configured_are_permitted():
     ("settings", "is_permitted"),
     [
         (Settings(), True),
-        (Settings(host="0.0.0.0"), False),
+        (PUBLIC, False),
         (Settings(auth="on"), False),
-        (Settings(host="0.0.0.0", auth="off"), False),
-        (Settings(host="0.0.0.0", ice_networks=("10.0.0.0/8", "127.0.0.0/8")), True),
+        (replace(PUBLIC, auth="off", insecure_no_auth=True), False),
+        (replace(PUBLIC, ice_networks=("10.0.0.0/8", "127.0.0.0/8")), True),
     ],
 )
 def test_only_a_server_for_this_machine_checks_everything_unasked(settings, is_permitted):

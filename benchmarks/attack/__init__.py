@@ -1,0 +1,1 @@
+"""A server under attack: honest viewers, attackers in a process of their own, what is measured."""
