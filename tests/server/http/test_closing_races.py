@@ -3,18 +3,20 @@
 import asyncio
 
 import pytest
-from support.server_fakes import Peer, patient, serving
+from aiortc import RTCConfiguration, RTCPeerConnection
+from support.server_fakes import patient, serving
 
 SDP = {"content-type": "application/sdp"}
 OFFERS = 6
 
 
 async def offer_sdp():
-    peer = Peer()
-    peer.pc.addTransceiver("video", "recvonly")
-    await peer.pc.setLocalDescription(await peer.pc.createOffer())
-    sdp = peer.pc.localDescription.sdp
-    await peer.pc.close()
+    pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    pc.addTransceiver("audio", "recvonly")
+    pc.addTransceiver("video", "recvonly")
+    await pc.setLocalDescription(await pc.createOffer())
+    sdp = pc.localDescription.sdp
+    await pc.close()
     return sdp
 
 
