@@ -186,6 +186,7 @@ def fit_statistics(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> Non
     every = torch.cat(filmed)
     both = torch.cat([every, every * torch.tensor(MIRRORED)])[:, REST]
     levels = both.quantile(torch.special.ndtr(KNOTS), 0).T
+    levels[: HEAD.stop - HEAD.start] = both[:, : HEAD.stop - HEAD.start].std(0)[:, None] * KNOTS
     denoiser.levels.copy_(levels + 1e-5 * KNOTS)  # strictly increasing
     _fit_prediction(denoiser, filmed)
 
