@@ -35,17 +35,17 @@ from letstalk_rt.models.motion.expression import EXPRESSION
 from letstalk_rt.types import MotionOptions
 
 _OUTER_CORNERS = landmark_indices((33, 263))
-_OPEN, _CLOSED = 0.08, 0.8
+_OPEN, _CLOSED = 0.03, 0.6
 """Lids that are lower by less than the first share are left as they are; from the second on they
-are closed, because landmarks of closed lids do not meet."""
+are closed: landmarks of closed lids do not meet, and a tracker sees painted ones half open."""
 
 _HEAD_LIMITS = np.array([0.4, 0.4, 0.4, 0.16, 0.16, 0.2])
 """The largest head pose that is shown, as `camera_control.LIMITS`: the denoiser's are true ones."""
 
-_GAZE_SHOWN = (1.7, 2.0)
+_GAZE_SHOWN = (2.5, 2.8)
 """What the gaze is multiplied by: a tracker sees about half of the way of irises that are painted."""
 
-_HEAD_SHOWN = np.array([1.26, 1.16, 1.03, 1.0, 1.0, 1.05])
+_HEAD_SHOWN = np.array([1.6, 1.4, 1.03, 1.0, 1.0, 1.05])
 """What a head pose is multiplied by, so that a tracker sees it at its size in shown frames."""
 
 _EYES = (0, 1)

@@ -26,6 +26,9 @@ _BROW_POINTS = (
     ((285, 295, 336, 296), (300, 293, 276, 283)),
 )  # inner and outer part of the right and the left brow
 _EYE_CORNERS = ((33, 133), (263, 362))
+_SMILE_SEEN = 1.5
+"""By how much more smiles are seen than the code says, because latents and lips both show them."""
+
 _BROWS_SEEN = (1.35, 1.7, 1.5)
 """A tracker sees 0.74, 0.55 and 0.61 of the way of brows that move alone: true ones are as much
 further than their landmarks as skin and lids beside them move, too."""
@@ -55,6 +58,8 @@ def fit_expression(autoencoder: LandmarkAutoencoder, clips: Sequence[Clip]) -> E
     by_smile[:, GAPS] = 0  # a smile alone does not open the mouth
     for number, row in zip(_SHOWN_LIPS, by_smile, strict=True):
         made.lips[EXPRESSION.index(number)] = row
+        made.lips[EXPRESSION.index(number)] /= _SMILE_SEEN
+        made.face[EXPRESSION.index(number)] /= _SMILE_SEEN
     _fit_landmarks(made, every, torch.cat(moved))
     return made
 

@@ -423,6 +423,6 @@ def train_motion(
     averaged = run.train(loss, evaluate)
     assert isinstance(averaged, TrainedMotion)
     trained = averaged.denoiser.cpu().eval()
-    fit_lips(trained, clips)
+    fit_lips(trained, held_out or clips)  # what was learned is predicted with a larger range
     fit_liveliness(trained, clips)
     return trained
