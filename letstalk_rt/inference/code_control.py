@@ -35,7 +35,7 @@ from letstalk_rt.models.motion.expression import EXPRESSION
 from letstalk_rt.types import MotionOptions
 
 _OUTER_CORNERS = landmark_indices((33, 263))
-_OPEN, _CLOSED = 0.03, 0.6
+_OPEN, _CLOSED = 0.03, 0.5
 """Lids that are lower by less than the first share are left as they are; from the second on they
 are closed: landmarks of closed lids do not meet, and a tracker sees painted ones half open."""
 

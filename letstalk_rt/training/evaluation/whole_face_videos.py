@@ -107,12 +107,15 @@ def _motions(
     frames: int,
     what: str,
 ) -> Motions:
-    """Return the motion in videos generated from first frame and audio of each clip."""
+    """Return the motion in videos generated from first frame and audio of each clip.
+
+    Each has a seed of its own: chance, such as when eyes blink, is not the same in all of them.
+    """
     motions = {}
-    for clip in tqdm(clips, desc=what, file=sys.stderr):
+    for seed, clip in enumerate(tqdm(clips, desc=what, file=sys.stderr)):
         speech = clip.pcm[None, : frames * SAMPLES_PER_FRAME]
         portrait = as_portrait(np.asarray(clip.frames[0]))
-        video = np.concatenate(list(generate_frames(pipeline, [portrait], speech)))
+        video = np.concatenate(list(generate_frames(pipeline, [portrait], speech, seed)))
         motions[clip.name] = tracker(video)
     return motions
 

@@ -26,7 +26,7 @@ _BROW_POINTS = (
     ((285, 295, 336, 296), (300, 293, 276, 283)),
 )  # inner and outer part of the right and the left brow
 _EYE_CORNERS = ((33, 133), (263, 362))
-_SMILE_SEEN = 1.5
+_SMILE_SEEN = 1.0
 """By how much more smiles are seen than the code says, because latents and lips both show them."""
 
 _BROWS_SEEN = (1.35, 1.7, 1.5)
