@@ -101,22 +101,27 @@ class CameraControl:
             without = without - (moved * scale / scale[:, None]) @ without
         return cls(shape, to_front, write / scale[:, None], brows, without)
 
-    def motion(self, window: DriveWindow, *, gaze: bool = True) -> Tensor:
+    def motion(
+        self, window: DriveWindow, *, gaze: bool = True, limits: np.ndarray = LIMITS
+    ) -> Tensor:
         """Return the motion of head, brows and eyes in each frame, `(N, 384)`.
 
         Args:
             window: what the camera has seen.
             gaze: whether the gaze is the driver's.
+            limits: the largest head pose that is shown, `(6,)`.
         """
         base = self.shape.shown(np.zeros(len(LIMITS)))
-        moved = np.stack([self._displacement(m, base, gaze) for m in window.motion])
+        moved = np.stack([self._displacement(m, base, gaze, limits) for m in window.motion])
         flat = torch.from_numpy(moved.reshape(len(moved), -1)).float().to(self.write.device)
         brows = np.clip(window.motion[:, motion_of.BROWS], -_MAX_BROWS, _MAX_BROWS)
         raised = torch.from_numpy(brows).float().to(self.write.device)
         return flat @ self.write.T + raised[:, None] * self.brows
 
-    def _displacement(self, motion: np.ndarray, base: np.ndarray, gaze: bool) -> np.ndarray:
-        pose = limited(motion[motion_of.POSE].astype(np.float64))
+    def _displacement(
+        self, motion: np.ndarray, base: np.ndarray, gaze: bool, limits: np.ndarray
+    ) -> np.ndarray:
+        pose = limited(motion[motion_of.POSE].astype(np.float64), limits)
         pose[1] /= _NOD
         own = angles(self.to_front)
         pose[:3] = angles(rotation(own + pose[:3]) @ self.to_front.T)
@@ -128,12 +133,12 @@ class CameraControl:
         return moved
 
 
-def limited(pose: np.ndarray) -> np.ndarray:
-    """Return a head pose within `LIMITS`: unchanged if small, and close to them if large.
+def limited(pose: np.ndarray, limits: np.ndarray = LIMITS) -> np.ndarray:
+    """Return a head pose within limits: unchanged if small, and close to them if large.
 
     There is no knee: a motion that goes far beyond the limits keeps its shape.
     """
-    return np.asarray(pose / np.sqrt(1 + (pose / LIMITS) ** 2))
+    return np.asarray(pose / np.sqrt(1 + (pose / limits) ** 2))
 
 
 def _solid_part(shape: HeadShape) -> np.ndarray:

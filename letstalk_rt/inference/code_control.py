@@ -35,7 +35,19 @@ from letstalk_rt.models.motion.expression import EXPRESSION
 from letstalk_rt.types import MotionOptions
 
 _OUTER_CORNERS = landmark_indices((33, 263))
-_OPEN = 0.08  # lids that are lower by less than this share are left as they are
+_OPEN, _CLOSED = 0.03, 0.5
+"""Lids that are lower by less than the first share are left as they are; from the second on they
+are closed: landmarks of closed lids do not meet, and a tracker sees painted ones half open."""
+
+_HEAD_LIMITS = np.array([0.4, 0.4, 0.4, 0.16, 0.16, 0.2])
+"""The largest head pose that is shown, as `camera_control.LIMITS`: the denoiser's are true ones."""
+
+_GAZE_SHOWN = (2.5, 2.8)
+"""What the gaze is multiplied by: a tracker sees about half of the way of irises that are painted."""
+
+_HEAD_SHOWN = np.array([1.6, 1.4, 1.03, 1.0, 1.0, 1.05])
+"""What a head pose is multiplied by, so that a tracker sees it at its size in shown frames."""
+
 _EYES = (0, 1)
 
 
@@ -91,8 +103,6 @@ class CodeControl:
         self._usual_lips = self._lips.usual(lip_motion, scale)
         inverse = pseudo_inverse(face.autoencoder.landmark_matrix)
         self._head = CameraControl.of(face, self._model.gestures, points, scale, inverse)
-        outer = points[_OUTER_CORNERS]
-        self._gaze_unit = float((outer[1] - outer[0]).norm()) / self._head.shape.size
 
     def drive(self, window: DriveWindow) -> None:
         """Let a camera move the face in the next frames; see `latents`."""
@@ -134,7 +144,7 @@ class CodeControl:
         motion = codes.new_zeros(len(codes), len(self._scale))
         motion[:, :FACE_SIZE] = felt @ expression.face / self._scale[:FACE_SIZE]
         values = codes[:, LIPS][:, :NUM_LIP_VALUES] + felt @ expression.lips
-        own = self._head.motion(_window_of(codes, self._gaze_unit))
+        own = self._head.motion(_window_of(codes), gaze=False, limits=_HEAD_LIMITS)
         shut = codes[:, SHUT]
         if drive is None:
             motion = self._lips.apply_flat(motion, values) + own
@@ -157,10 +167,23 @@ class CodeControl:
             codes: motion codes, `(n, D)`.
             shut: how far the eyes are shut, `(n,)`.
         """
+        assert self._model.motion is not None, "it makes the codes"
+        codes = self._with_options(codes)
         moved = codes.new_zeros(len(codes), EYE_MOTION)
         moved[:, 0] = self._eyes.opening * shut.clamp(max=0)
-        if not self.options.gaze_at_camera:
-            moved[:, 2:] = codes[:, GAZE] / self._eyes.width
+        moved[:, 1] = codes[:, EXPRESSION] @ self._model.motion.expression.lower_lid
+        moved[:, 2:] = codes[:, GAZE] * codes.new_tensor(_GAZE_SHOWN) / self._eyes.width
+        return moved
+
+    def brows(self, codes: Tensor) -> Tensor:
+        """Return the motion of the brows, `(n, 3)`: see `BROW_MOTION`.
+
+        Args:
+            codes: motion codes, `(n, D)`.
+        """
+        assert self._model.motion is not None, "it makes the codes"
+        felt = self._with_options(codes)[:, EXPRESSION]
+        moved: Tensor = felt @ self._model.motion.expression.brows
         return moved
 
     def _with_options(self, codes: Tensor) -> Tensor:
@@ -187,14 +210,13 @@ class CodeControl:
 
 def eye_closures(shut: Tensor) -> list[float]:
     """Return how far lids are closed, from 0 to 1, for `shut` of the code, `(n,)`."""
-    closed = ((shut - _OPEN) / (1 - _OPEN)).clamp(0, 1)
+    closed = ((shut - _OPEN) / (_CLOSED - _OPEN)).clamp(0, 1)
     return [float(value) for value in closed]
 
 
-def _window_of(codes: Tensor, gaze_unit: float) -> DriveWindow:
-    """Return the motion of the head and the gaze in codes `(n, D)` as that of a camera."""
+def _window_of(codes: Tensor) -> DriveWindow:
+    """Return the motion of the head in codes `(n, D)` as that of a camera."""
     values = codes.detach().cpu().double().numpy()
     motion = np.zeros((len(values), motion_of.NUM_MOTION))
-    motion[:, motion_of.POSE] = values[:, HEAD]
-    motion[:, motion_of.GAZE] = gaze_unit * values[:, GAZE]
+    motion[:, motion_of.POSE] = _HEAD_SHOWN * values[:, HEAD]
     return DriveWindow(np.ones(len(values)), motion, "sound")

@@ -20,6 +20,7 @@ from letstalk_rt.metrics import StageTimer
 from letstalk_rt.models.autoencoder.latents import DecodedLayers
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
+from letstalk_rt.portrait.brow_compositor import move_brows
 from letstalk_rt.portrait.eye_compositor import EyeCompositor
 from letstalk_rt.threads import DecodePool
 from letstalk_rt.types import FPS
@@ -44,18 +45,21 @@ class FrameDetails:
         sound: the sound around each frame, for the mouth, `(N, S)`; None if unknown.
         eyes: how far lids and irises are from the portrait's, `(N, 4)`: see `moved_eyes`; None for
             what the latents hold.
+        brows: motion of the brows, `(N, 3)`: see `BROW_MOTION`; None for what the latents hold.
     """
 
     eye_closures: Sequence[float]
     sound: Tensor | None
     eyes: Tensor | None = None
+    brows: Tensor | None = None
 
     def of(self, numbers: Sequence[int]) -> "FrameDetails":
         """Return the details of some of the frames."""
         closures = [self.eye_closures[number] for number in numbers]
         sound = None if self.sound is None else self.sound[list(numbers)]
         eyes = None if self.eyes is None else self.eyes[list(numbers)]
-        return FrameDetails(closures, sound, eyes)
+        brows = None if self.brows is None else self.brows[list(numbers)]
+        return FrameDetails(closures, sound, eyes, brows)
 
 
 class FrameDecoder:
@@ -309,6 +313,8 @@ class _Window:
         drawn = closures if state.eyes is None else ()
         shown = state.compositor.compose_layers(frames, drawn, full_size=quality.full_size)
         points = state.compositor.to_canvas(frames.points)
+        if details.brows is not None:
+            move_brows(shown, points, details.brows)
         if isinstance(state.eyes, EyeCompositor):
             motion = state.eyes.motion(frames.points) if details.eyes is None else details.eyes
             state.eyes(shown, points, motion, closures)

@@ -15,8 +15,8 @@ from letstalk_rt.models.motion.memory import MotionMemory
 from letstalk_rt.models.motion.speech_encoder import SpeechState
 from letstalk_rt.models.sampler import NoiseState
 
-USUAL_BLINKS_PER_MIN = 20.0
-"""Blinks of filmed people, which the denoiser was trained on."""
+USUAL_BLINKS_PER_MIN = 10.0
+"""Blinks of the denoiser left alone: two thirds of those of filmed people whom it never saw."""
 
 
 @dataclass

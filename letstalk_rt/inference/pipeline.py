@@ -300,7 +300,8 @@ class AvatarPipeline(Pipeline[SessionState]):
                     latents, shut = control.latents(codes, state.features.latent[0])
                     shown.append(latents)
                     eyes = control.eyes(codes, shut)
-                    details.append(FrameDetails(eye_closures(shut), part.sound[number], eyes))
+                    sound, brows = part.sound[number], control.brows(codes)
+                    details.append(FrameDetails(eye_closures(shut), sound, eyes, brows))
             yield from self._paint(torch.stack(shown), details, states, clock, threads)
 
     def _driven_parts(

@@ -18,6 +18,7 @@ from letstalk_rt.models.geometry.eye_region import (
     closed_by,
     eye_maps,
     eye_points,
+    iris_flow,
     moved_eyes,
     painted_part,
 )
@@ -96,12 +97,14 @@ class EyeCompositor:
             [_cut(frames[n], places[eye][[n]], eye, EYE_SIZE) for n in shown for eye in _EYES]
         )
         encoded, portrait = (x.repeat(len(shown), 1, 1, 1) for x in (self._encoded, self._portrait))
-        maps = eye_maps(wanted[shown].flatten(0, 1))
-        painted = self._painter(encoded, around * (self._part == 0), maps).shown(portrait)
+        eyes = wanted[shown].flatten(0, 1)
+        known = iris_flow(self._eyes.repeat(len(shown), 1, 1), eyes)
+        painted = self._painter(encoded, around * (self._part == 0), eye_maps(eyes), known)
+        regions = painted.shown(portrait)
         for index, n in enumerate(shown):
             alpha = self._opacity * opacity[n]
             for eye in _EYES:
-                colours = painted[2 * index + eye][None]
+                colours = regions[2 * index + eye][None]
                 colours = colours.flip(-1) if eye else colours
                 to_fine = places[eye][[n]].scaled(self._fine)
                 blend_crop(frames[n], colours, alpha, to_fine, self._fine)

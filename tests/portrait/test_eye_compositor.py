@@ -23,7 +23,9 @@ class OneColour(EyePainter):
         super().__init__(EYE_PAINTER)
         self.painted = 0
 
-    def forward(self, encoded: Tensor, around: Tensor, maps: Tensor) -> PaintedRegion:
+    def forward(
+        self, encoded: Tensor, around: Tensor, maps: Tensor, known_flow: Tensor
+    ) -> PaintedRegion:
         self.painted += len(maps)
         self.around = around
         colours = (PAINT / 127.5 - 1).view(1, 3, 1, 1).expand(len(maps), 3, *EYE_SIZE)

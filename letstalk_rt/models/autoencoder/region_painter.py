@@ -1,9 +1,10 @@
 """The region painter: shows a region of a portrait as landmarks want it.
 
-It gets the region of the portrait, the surroundings of that region in the frame to be shown, and
-maps of the landmarks in both. It says for each pixel where in the portrait it comes from, how much
-of it comes from there, and which colour the rest has. So what only moves, such as an iris, is moved
-at the portrait's own sharpness, and only what the portrait does not show is painted.
+It gets the region of the portrait, the surroundings of that region in the frame to be shown, maps
+of the landmarks in both, and a flow that follows from these landmarks by a formula. It says for
+each pixel where in the portrait it comes from, how much of it comes from there, and which colour
+the rest has. So what only moves, such as an iris, is moved at the portrait's own sharpness, and
+only what the portrait does not show is painted.
 
 Source: flow with an occlusion map, First Order Motion Model, arXiv:2003.00196.
 """
@@ -117,13 +118,16 @@ class RegionPainter(nn.Module):
         parts = _cells(torch.cat([portrait, maps], 1), weight)
         return F.conv2d(parts, weight, self.stem.bias, padding=1)
 
-    def forward(self, encoded: Tensor, around: Tensor, maps: Tensor) -> PaintedRegion:
+    def forward(
+        self, encoded: Tensor, around: Tensor, maps: Tensor, known_flow: Tensor
+    ) -> PaintedRegion:
         """Paint regions.
 
         Args:
             encoded: from `encode_portrait`, `(B, C, H / 4, W / 4)`.
             around: the frames' regions, `(B, 3, H, W)`, 0 where they shall be painted.
             maps: of the landmarks wanted, `(B, M, H, W)`.
+            known_flow: the flow by landmarks, which the network corrects, px, `(B, 2, H, W)`.
         """
         weight = self.stem.weight[:, self._reference_inputs :]
         parts = _cells(torch.cat([around, maps], 1), weight)
@@ -132,7 +136,7 @@ class RegionPainter(nn.Module):
         fine = self.fine_out(fine + F.pixel_shuffle(self.up(coarse), 2))
         made = F.pixel_shuffle(self.head(F.relu(fine)), _CELL).float()
         flow, kept, colours = made.split([2, 1, 3], 1)
-        flow = _MOST_FLOW_PX * torch.tanh(flow)
+        flow = known_flow + _MOST_FLOW_PX * torch.tanh(flow)
         return PaintedRegion(flow, torch.sigmoid(kept + _KEPT_AT_FIRST), colours)
 
 

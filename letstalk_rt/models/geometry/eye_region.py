@@ -159,6 +159,27 @@ def eye_maps(eyes: Tensor) -> Tensor:
     return torch.stack([*below, opening, disc * (0.2 + 0.8 * opening)], 1)
 
 
+def iris_flow(portrait: Tensor, wanted: Tensor) -> Tensor:
+    """Return how far from each pixel of a wanted eye's iris the portrait shows it, px.
+
+    A painter that had to find the way of an iris by itself would show a quarter of it.
+
+    Args:
+        portrait: landmarks of the portrait's eye, `(B, 23, 2)` or `(1, 23, 2)`.
+        wanted: those of the eye to be shown, `(B, 23, 2)`.
+
+    Returns:
+        `(B, 2, 48, 64)`; 0 beside the iris.
+    """
+    centre, before = wanted[:, IRIS][:, 0], portrait[:, IRIS][:, 0]
+    radius = (wanted[:, IRIS][:, 1:] - centre[:, None]).norm(dim=-1).mean(1)[:, None, None]
+    x = pixel_centres(EYE_WIDTH, 1, wanted)
+    y = pixel_centres(EYE_HEIGHT, 1, wanted)[:, None]
+    distance = torch.hypot(x - centre[:, None, :1], y - centre[:, None, 1:])
+    inside = (radius - distance + 1).clamp(0, 1)
+    return (before - centre)[:, :, None, None] * inside[:, None]
+
+
 def painted_part(like: Tensor, resolution: int = 1) -> Tensor:
     """Return how much of each pixel of a crop is painted, `(1, 1, r 48, r 64)`, with soft edges."""
     y = pixel_centres(EYE_HEIGHT, resolution, like)[:, None] - EYE_CENTRE[1]

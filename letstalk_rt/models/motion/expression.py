@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
+from letstalk_rt.models.geometry.brow_flow import BROW_MOTION
 from letstalk_rt.models.motion.code import channel
 
 EXPRESSION_NAMES = (
@@ -27,18 +28,25 @@ EXPRESSION = [channel(name) for name in EXPRESSION_NAMES]
 
 
 class Expression(nn.Module):
-    """Two linear maps; before they are fitted, faces have no expression.
+    """Linear maps; before they are fitted, faces have no expression.
 
     Attributes:
         face: change of the face part of the latent per unit of each number, `(E, 256)`.
         lips: change of the lip values per unit of each number, `(E, Q)`.
+        brows: motion of the brows per unit of each number, `(E, 3)`: see `BROW_MOTION`.
+        lower_lid: how far the lower lids are lower per unit of each number, in widths of an eye,
+            `(E,)`.
     """
 
     face: Tensor
     lips: Tensor
+    brows: Tensor
+    lower_lid: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         count = len(EXPRESSION_NAMES)
         self.register_buffer("face", torch.zeros(count, FACE_SIZE))
         self.register_buffer("lips", torch.zeros(count, NUM_LIP_VALUES))
+        self.register_buffer("brows", torch.zeros(count, BROW_MOTION))
+        self.register_buffer("lower_lid", torch.zeros(count))

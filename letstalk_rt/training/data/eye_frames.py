@@ -25,6 +25,7 @@ from letstalk_rt.models.geometry.eye_region import (
     align_eyes,
     eye_maps,
     eye_points,
+    iris_flow,
 )
 from letstalk_rt.models.geometry.landmarks import SUBSET
 from letstalk_rt.training.data.dataset import Clip
@@ -39,9 +40,10 @@ _FILMED = 2.0  # weight of filmed clips
 _LEAST_FRAMES = 5
 _OPEN_SHARE = 0.9  # of portraits that have open eyes; the others are any frame
 _SHUT_WEIGHT = 6.0  # how much likelier a frame with closed lids is drawn
+_GAZE_WEIGHT, _GAZE_PX = 4.0, 3.0  # and one whose iris is as far from the portrait's
 
 _SHIFT_PX, _SIZE, _TURN = 1.2, 0.04, 0.04  # errors of the corners: px, logarithm, radians
-_MOVED_PX, _POINT_PX = 0.5, 0.25  # errors of lids and iris: together, and of each point
+_MOVED_PX, _POINT_PX = 0.25, 0.25  # errors of lids and iris: together, and of each point
 _GAMMA, _GAIN, _TINT, _GREY = 0.25, 0.25, 0.1, 1 / 12
 _OTHER_LIGHT = 0.04  # by which the two frames differ
 
@@ -72,16 +74,18 @@ class EyeFrames:
         portrait_maps: of its landmarks, see `eye_maps`.
         frame: what shall be shown, like `portrait`.
         maps: of the landmarks wanted.
+        known_flow: see `iris_flow`.
     """
 
     portrait: Tensor
     portrait_maps: Tensor
     frame: Tensor
     maps: Tensor
+    known_flow: Tensor
 
     def to(self, device: torch.device) -> "EyeFrames":
         """Return the batch on a device."""
-        parts = (self.portrait, self.portrait_maps, self.frame, self.maps)
+        parts = (self.portrait, self.portrait_maps, self.frame, self.maps, self.known_flow)
         return EyeFrames(*(part.to(device) for part in parts))
 
 
@@ -169,7 +173,7 @@ class EyeFrameSource:
             images = _lit(images, generator)
             points = [_inexact(at, generator) for at in points]
         maps = [eye_maps(at) for at in points]
-        return EyeFrames(images[0], maps[0], images[1], maps[1])
+        return EyeFrames(images[0], maps[0], images[1], maps[1], iris_flow(*points))
 
     def _pair(self, clip: EyeClip, generator: torch.Generator) -> tuple[int, int]:
         count = len(clip.openings)
@@ -179,7 +183,9 @@ class EyeFrameSource:
             some = count
         portrait = int(order[int(torch.randint(some, (), generator=generator))])
         shut = clip.openings < 0.6 * np.median(clip.openings)
-        weights = torch.from_numpy(1 + _SHUT_WEIGHT * shut)
+        iris = clip.points[:, IRIS][:, 0]
+        looked = (iris - iris[portrait]).norm(dim=-1) / _GAZE_PX
+        weights = 1 + _SHUT_WEIGHT * torch.from_numpy(shut) + _GAZE_WEIGHT * looked.clamp(max=1)
         return portrait, int(torch.multinomial(weights, 1, generator=generator))
 
     def _placed(

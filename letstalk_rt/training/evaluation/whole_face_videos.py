@@ -18,6 +18,8 @@ from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.frame_decoder import FrameDetails
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.metrics import NoClock
+from letstalk_rt.models.motion.code import NUM_MOTION
+from letstalk_rt.models.motion.denoiser import MotionDenoiser
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.evaluation.generation import as_portrait, generate_frames
 from letstalk_rt.training.evaluation.whole_face import (
@@ -105,12 +107,15 @@ def _motions(
     frames: int,
     what: str,
 ) -> Motions:
-    """Return the motion in videos generated from first frame and audio of each clip."""
+    """Return the motion in videos generated from first frame and audio of each clip.
+
+    Each has a seed of its own: chance, such as when eyes blink, is not the same in all of them.
+    """
     motions = {}
-    for clip in tqdm(clips, desc=what, file=sys.stderr):
+    for seed, clip in enumerate(tqdm(clips, desc=what, file=sys.stderr)):
         speech = clip.pcm[None, : frames * SAMPLES_PER_FRAME]
         portrait = as_portrait(np.asarray(clip.frames[0]))
-        video = np.concatenate(list(generate_frames(pipeline, [portrait], speech)))
+        video = np.concatenate(list(generate_frames(pipeline, [portrait], speech, seed)))
         motions[clip.name] = tracker(video)
     return motions
 
@@ -185,7 +190,10 @@ def left_out(pipeline: AvatarPipeline, part: str) -> Iterator[None]:
     model: Any = pipeline.model
     owner, name = model, "sample_window"
     changed: Callable[..., Any] = _no_motion
-    if part == "memory":
+    if model.motion is not None:
+        owner, name = model.motion, "forward"
+        changed = _at_rest if part == "denoiser" else _without_memory(model.motion)
+    elif part == "memory":
         if model.denoiser.config.cached:
             raise ConfigError(
                 f"preset {model.preset.name!r} caches its memory, which cannot be left out; "
@@ -202,6 +210,21 @@ def left_out(pipeline: AvatarPipeline, part: str) -> Iterator[None]:
 
 def _no_motion(noise: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.zeros_like(noise)
+
+
+def _at_rest(features: Tensor, *_: Any, **__: Any) -> Tensor:
+    return features.new_zeros(*features.shape[:2], NUM_MOTION)
+
+
+def _without_memory(motion: MotionDenoiser) -> Callable[..., Tensor]:
+    """Return the denoiser's `forward` with the memory of a new session in each window."""
+    forward = motion.forward
+
+    def changed(*inputs: Any, **settings: Any) -> Tensor:
+        *others, memory = inputs
+        return forward(*others, motion.init_memory(len(memory.codes)), **settings)
+
+    return changed
 
 
 def _anchor_alone(encode: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:

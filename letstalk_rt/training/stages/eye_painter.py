@@ -21,10 +21,10 @@ from letstalk_rt.training.stages.audio_encoder import split_by_source
 CRITIC_START = 400
 """First step with a critic: before, eyes are blurred, and it learns nothing from them."""
 
-_GRADIENT, _COLOURS, _PAINTED = 0.7, 0.3, 0.01
+_GRADIENT, _COLOURS, _PAINTED = 0.7, 0.3, 0.04
 _CRITIC, _FEATURES = 0.03, 0.3  # weights of the losses, beside L1
 _CRITIC_RATE, _CRITIC_WIDTH = 4e-4, 24
-_IN_EYE = 2.0  # further weight of what lies between the lids
+_IN_EYE = 4.0  # further weight of what lies between the lids
 _SHEET = 14
 
 
@@ -88,7 +88,7 @@ def paint(painter: EyePainter, batch: EyeFrames) -> tuple[PaintedRegion, Tensor]
     """Return what the painter says of a batch, and the eyes in their surroundings."""
     part = painted_part(batch.frame)
     encoded = painter.encode_portrait(batch.portrait, batch.portrait_maps)
-    painted = painter(encoded, batch.frame * (part == 0), batch.maps)
+    painted = painter(encoded, batch.frame * (part == 0), batch.maps, batch.known_flow)
     return painted, torch.lerp(batch.frame, painted.shown(batch.portrait), part)
 
 

@@ -186,6 +186,7 @@ def fit_statistics(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> Non
     every = torch.cat(filmed)
     both = torch.cat([every, every * torch.tensor(MIRRORED)])[:, REST]
     levels = both.quantile(torch.special.ndtr(KNOTS), 0).T
+    levels[: HEAD.stop - HEAD.start] = both[:, : HEAD.stop - HEAD.start].std(0)[:, None] * KNOTS
     denoiser.levels.copy_(levels + 1e-5 * KNOTS)  # strictly increasing
     _fit_prediction(denoiser, filmed)
 
@@ -422,6 +423,6 @@ def train_motion(
     averaged = run.train(loss, evaluate)
     assert isinstance(averaged, TrainedMotion)
     trained = averaged.denoiser.cpu().eval()
-    fit_lips(trained, clips)
+    fit_lips(trained, held_out or clips)  # what was learned is predicted with a larger range
     fit_liveliness(trained, clips)
     return trained

@@ -12,6 +12,7 @@ from letstalk_rt.models.autoencoder.region_painter import (
 from letstalk_rt.models.geometry.landmarks import NUM_LANDMARKS
 
 SMALL = RegionPainterConfig(maps=2, widths=(8, 16))
+STILL = torch.zeros(1, 2, 16, 24)
 
 
 def region(channels: int, seed: int, size: tuple[int, int] = (16, 24)) -> torch.Tensor:
@@ -52,7 +53,7 @@ def test_portrait_surroundings_and_maps_have_influence():
 
     def colours(parts: list[torch.Tensor]) -> torch.Tensor:
         encoded = painter.encode_portrait(parts[0], parts[1])
-        return painter(encoded, parts[2], parts[3]).colours
+        return painter(encoded, parts[2], parts[3], STILL).colours
 
     for index, channels in enumerate((3, 2, 3, 2)):
         changed = list(inputs)
@@ -64,7 +65,7 @@ def test_an_untrained_painter_keeps_most_of_the_portrait_in_its_place():
     painter = RegionPainter(SMALL)
     encoded = painter.encode_portrait(region(3, 0), region(2, 1))
     with torch.no_grad():
-        made = painter(encoded, region(3, 2), region(2, 3))
+        made = painter(encoded, region(3, 2), region(2, 3), STILL)
     assert not made.flow.any() and not made.colours.any()
     assert 0.5 < float(made.kept.min()) <= float(made.kept.max()) < 1
 

@@ -19,6 +19,7 @@ from letstalk_rt.models.geometry.eye_region import (
     eye_maps,
     eye_motion,
     eye_points,
+    iris_flow,
     moved_eyes,
     painted_part,
 )
@@ -82,6 +83,17 @@ def test_both_irises_go_to_the_same_side_of_the_image():
         for eye, eyes in enumerate((right, left))
     ]
     assert sides == pytest.approx([4.0, -4.0]), "the crop of the left eye is mirrored"
+
+
+def test_an_iris_is_read_from_where_the_portrait_has_it():
+    portrait = eyes_of(FACE, 0)
+    wanted = moved_eyes(portrait[0], torch.tensor([[0.0, 0.0, 0.1, -0.05]]), 0)
+    flow = iris_flow(portrait, wanted)
+    x, y = (int(v) for v in wanted[0, IRIS][0])
+    assert flow.shape == (1, 2, *EYE_SIZE)
+    assert torch.allclose(flow[0, :, y, x], torch.tensor([-0.1, 0.05]) * CORNER_DISTANCE_PX)
+    assert not flow[0, :, 0].any(), "skin stays"
+    assert not iris_flow(portrait, portrait).any()
 
 
 def test_lids_that_are_moved_too_far_do_not_cross():

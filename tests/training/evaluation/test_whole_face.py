@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.data_folder import FRAMES, write_data_folder
-from support.small_model import make_model, make_portrait, make_speech
+from support.small_model import make_model, make_motion_model, make_portrait, make_speech
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
@@ -116,9 +116,9 @@ def test_lost_and_changed_variance_of_landmarks():
     assert changed_variance(whole, half) == pytest.approx(0.25)
 
 
-@pytest.fixture(scope="module")
-def pipeline():
-    return AvatarPipeline.on(make_model(), dtype="float32", compiled=False)
+@pytest.fixture(scope="module", params=[make_model, make_motion_model])
+def pipeline(request):
+    return AvatarPipeline.on(request.param(), dtype="float32", compiled=False)
 
 
 def shown(pipeline):
@@ -138,7 +138,7 @@ def test_without_a_part_frames_differ_and_afterwards_they_are_as_before(pipeline
 def test_cached_memory_cannot_be_left_out():
     config = SimpleNamespace(cached=True)
     model = SimpleNamespace(
-        denoiser=SimpleNamespace(config=config), preset=SimpleNamespace(name="b")
+        denoiser=SimpleNamespace(config=config), preset=SimpleNamespace(name="b"), motion=None
     )
     with pytest.raises(ConfigError, match="'b' caches its memory"):
         with left_out(SimpleNamespace(model=model), "memory"):
