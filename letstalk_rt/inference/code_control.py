@@ -43,7 +43,7 @@ _HEAD_LIMITS = np.array([0.4, 0.4, 0.4, 0.16, 0.16, 0.2])
 """The largest head pose that is shown, as `camera_control.LIMITS`: the denoiser's are true ones."""
 
 _GAZE_SHOWN = (1.7, 2.0)
-"""What the gaze is multiplied by: a tracker sees about half of the way of irises that are painted."""
+"""What the gaze is multiplied by: a tracker sees half of the way of irises that are painted."""
 
 _HEAD_SHOWN = np.array([1.26, 1.16, 1.03, 1.0, 1.0, 1.05])
 """What a head pose is multiplied by, so that a tracker sees it at its size in shown frames."""
