@@ -117,15 +117,15 @@ def dub_film(
     Raises:
         FilmError: the film is damaged, or shows no face that can be dubbed.
         AudioFormatError: the speech is damaged.
-        ConfigError: the output cannot be written, or the model has no lip reader.
+        ConfigError: the output cannot be written, or the model has no motion denoiser.
     """
     options = options or DubOptions()
     facts, model = film.facts, pipeline.model
     dubber = Dubber(model, pipeline.finder, pipeline.dtype)
-    assert model.lips is not None and model.lip_motion is not None
+    assert model.motion is not None, "the dubber refuses a model without"
     rate = speech.facts.rate
     encoder = model.audio if has_lower_faces(model) else None
-    lips = LipTrack(model.lips, model.lip_motion, speech.chunks(), rate, encoder)
+    lips = LipTrack(model.motion, speech.chunks(), rate, encoder)
     frames = extended(film.frames(), facts, options.longer, lips.is_over, trim=options.trim)
     half = float(1 / facts.rate) / 2
     timed = ((f, f.rgb, float(f.time * facts.time_base) + half) for f in frames)

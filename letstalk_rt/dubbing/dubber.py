@@ -102,21 +102,21 @@ class Dubber:
     """Changes the lips of one film.
 
     Args:
-        model: a model with a lip reader.
+        model: a model with a motion denoiser.
         finder: finds faces in whole images.
         dtype: number format of the encoder.
 
     Raises:
-        ConfigError: the model has no lip reader.
+        ConfigError: the model has no motion denoiser.
     """
 
     def __init__(
         self, model: AvatarModel, finder: FaceFinder, dtype: torch.dtype = torch.float32
     ) -> None:
-        if model.face is None or model.lips is None or model.lip_motion is None:
+        if model.face is None or model.motion is None:
             raise ConfigError(
-                f"preset {model.preset.name!r} has no lip reader, which dubbing needs; use the "
-                "preset 'tiny'"
+                f"preset {model.preset.name!r} has no motion denoiser, which dubbing needs; use "
+                "the preset 'tiny'"
             )
         self._model = model
         self._reader = FaceReader(finder, model.face.autoencoder, dtype)

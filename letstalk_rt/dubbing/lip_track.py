@@ -12,9 +12,8 @@ from torch import Tensor
 
 from letstalk_rt.audio.resample import Resampler, check_pcm, to_mono
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.batch_state import overwrite
-from letstalk_rt.models.face.lip_motion import LipMotion
+from letstalk_rt.models.motion.denoiser import MotionDenoiser
 from letstalk_rt.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 _BLOCK = SAMPLE_RATE  # samples that are read at once
@@ -53,8 +52,7 @@ class LipTrack:
     After the end of the speech the lips are those of silence.
 
     Args:
-        reader: the lip reader.
-        motion: maps its values to the size of measured ones.
+        motion: the motion denoiser, which hears lip values.
         speech: mono samples in [-1, 1], in chunks.
         sample_rate: of the chunks, Hz.
         encoder: yields audio tokens; None if nothing needs them.
@@ -62,23 +60,22 @@ class LipTrack:
 
     def __init__(
         self,
-        reader: LipReader,
-        motion: LipMotion,
+        motion: MotionDenoiser,
         speech: Iterable[np.ndarray],
         sample_rate: int,
         encoder: AudioEncoder | None = None,
     ) -> None:
-        self._reader, self._motion, self._encoder = reader, motion, encoder
-        self._device = motion.natural.device
+        self._motion, self._encoder = motion, encoder
+        self._device = motion.lip_unit.device
         self._blocks = _blocks(speech, Resampler(sample_rate))
         self._frames: deque[_Heard] = deque()
         self._first = 0  # number of the first frame that is kept
-        self._state = reader.init_state(1)
+        self._state = motion.speech.init_state(1)
         self._encoder_state: Any = [] if encoder is None else encoder.init_state(1)
         with torch.inference_mode():
             self._hear(torch.zeros(1, _SETTLE, device=self._device))
         self._silence = copy.deepcopy((self._state, self._encoder_state))
-        self._skip = reader.lookahead_frames
+        self._skip = motion.speech.lookahead_frames
         assert encoder is None or encoder.lookahead_frames == self._skip, "models have one"
         self._samples = 0
         self._ended = False
@@ -139,7 +136,7 @@ class LipTrack:
 
     def _hear(self, pcm: Tensor) -> list[_Heard]:
         """Return what is heard in the frames of the next samples, `(1, n)`."""
-        values = self._motion.to_shown(self._reader(pcm, self._state))[0]
+        values = self._motion.lip_values(pcm, self._state)[0]
         if self._encoder is None:
             return [_Heard(one, None) for one in values]
         tokens = self._encoder(pcm, self._encoder_state)[0]

@@ -76,23 +76,23 @@ class FootagePlayer:
     """Plays one footage in one session.
 
     Args:
-        model: a model with a lip reader.
+        model: a model with a motion denoiser.
         footage: the footage.
         expressiveness: scale of lip movement.
         seed: seed of what is generated.
 
     Raises:
-        ConfigError: the model has no lip reader.
+        ConfigError: the model has no motion denoiser.
         PortraitError: no face of the footage can be used.
     """
 
     def __init__(
         self, model: AvatarModel, footage: Footage, expressiveness: float, seed: int = 0
     ) -> None:
-        if model.face is None or model.lips is None or model.lip_motion is None:
+        if model.face is None or model.motion is None:
             raise ConfigError(
-                f"preset {model.preset.name!r} has no lip reader, which films as portraits need; "
-                "use a picture, or the preset 'tiny'"
+                f"preset {model.preset.name!r} has no motion denoiser, which films as portraits "
+                "need; use a picture, or the preset 'tiny'"
             )
         self._footage, self._expressiveness = footage, expressiveness
         self._autoencoder = model.face.autoencoder

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from letstalk_rt.inference.audio_stage import LipReading
 from letstalk_rt.inference.frame_decoder import FrameDecoder
 from letstalk_rt.inference.quality import new_images
 from letstalk_rt.inference.session_state import SessionState
@@ -27,17 +26,17 @@ class FootageStage:
         self._decoder, self._window = decoder, window
 
     def __call__(
-        self, lips: LipReading, tokens: Tensor | None, states: Sequence[SessionState]
+        self, lips: Tensor, tokens: Tensor | None, states: Sequence[SessionState]
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield the partial windows in order; see `FrameDecoder.decode`.
 
         Args:
-            lips: what was heard in the hop.
+            lips: lip values of what was heard in the hop, `(B, N, Q)`.
             tokens: audio tokens, `(B, N, K, A)`; None if the model cannot generate lower faces.
             states: states of B sessions; updated in place.
         """
         heard = [None] * len(states) if tokens is None else list(tokens)
-        triples = zip(states, lips.values, heard, strict=True)
+        triples = zip(states, lips, heard, strict=True)
         rows = zip(*[self._jobs(*one) for one in triples], strict=True)
         with closing(self._decoder.in_order([partial(_rendered, row) for row in rows])) as images:
             for count in self._decoder.partial_sizes:

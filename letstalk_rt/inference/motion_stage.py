@@ -9,6 +9,7 @@ from torch import Tensor
 from letstalk_rt.inference.code_control import CodeControl
 from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
 from letstalk_rt.models.batch_state import gather, overwrite, scatter
+from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.motion.code import LIPS, NUM_LIPS
 from letstalk_rt.models.motion.denoiser import MotionDenoiser
 from letstalk_rt.models.motion.memory import MotionMemory
@@ -95,6 +96,17 @@ class MotionStage:
         """
         heard = self._denoiser.speech(pcm, state)
         return torch.cat([heard.features, heard.lips, heard.sound], -1)
+
+    def lip_values(self, heard: Tensor) -> Tensor:
+        """Return the lip values in frames, `(B, n, Q)`: all that a film as a portrait takes.
+
+        Args:
+            heard: from `hear`, `(B, n, W + Q + S)`.
+        """
+        width = self._denoiser.config.speech.width
+        features, linear, _ = heard.split([width, NUM_LIPS, MOUTH_SOUND], -1)
+        lips = self._denoiser.shown_lips(self._denoiser.predict_lips(features, linear))
+        return lips[..., :NUM_LIP_VALUES]
 
     def __call__(self, heard: Tensor, steps: int, states: Sequence[MotionState]) -> MovedWindow:
         """Return the motion of the next window; its codes are written to memory.

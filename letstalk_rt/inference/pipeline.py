@@ -368,12 +368,13 @@ class AvatarPipeline(Pipeline[SessionState]):
         self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield the partial windows of sessions whose portraits are footage; see `step`."""
+        stage = self._motion_stage
+        assert stage is not None, "only a model with a motion denoiser plays footage"
         with clock.stage("audio"):
-            heard = torch.from_numpy(pcm).to(self.device)
-            lips = self.audio_stage.read_lips(heard, states)
+            audio = torch.from_numpy(pcm).to(self.device)
+            lips = stage.lip_values(self.audio_stage.hear(stage.hear, audio, states))
             is_told = has_lower_faces(self.model)
-            tokens = self.audio_stage.encode(heard, states) if is_told else None
-        assert lips is not None, "footage needs a lip reader"
+            tokens = self.audio_stage.encode(audio, states) if is_told else None
         with clock.stage("paint"), closing(self._footage_stage(lips, tokens, states)) as parts:
             yield from parts
 

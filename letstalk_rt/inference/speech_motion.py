@@ -28,13 +28,13 @@ class SpeechMotion:
     """Changes latents so that a mouth says something else; prepared once per reference frame.
 
     Args:
-        model: a model with a lip reader.
+        model: a model with lip motion.
         latent: latent of the reference, `(C, h, w)`.
     """
 
     def __init__(self, model: AvatarModel, latent: Tensor) -> None:
         face, lip_motion = model.face, model.lip_motion
-        assert face is not None and lip_motion is not None, "dubbing needs a lip reader"
+        assert face is not None and lip_motion is not None, "it has been refused otherwise"
         points = face.autoencoder.decode_landmarks(latent).float()
         self._latent = latent.float()
         ones = latent.new_ones(LATENT_SIZE, dtype=torch.float32)

@@ -51,8 +51,8 @@ def film(talking: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def track(pipeline: AvatarPipeline, speech: np.ndarray) -> LipTrack:
-    assert pipeline.model.lips is not None and pipeline.model.lip_motion is not None
-    return LipTrack(pipeline.model.lips, pipeline.model.lip_motion, [speech], 16_000)
+    assert pipeline.model.motion is not None
+    return LipTrack(pipeline.model.motion, [speech], 16_000)
 
 
 def gaps(pipeline: AvatarPipeline, frames: list[np.ndarray]) -> list[float]:
@@ -124,9 +124,7 @@ def test_no_face_at_all_is_an_error_and_leaves_no_file(pipeline, tmp_path):
 def test_lip_values_are_the_same_in_any_chunks_and_rest_after_the_end(pipeline):
     speech = syllables(2.3)
     whole = track(pipeline, speech)
-    parts = LipTrack(
-        pipeline.model.lips, pipeline.model.lip_motion, np.array_split(speech, 37), 16_000
-    )
+    parts = LipTrack(pipeline.model.motion, np.array_split(speech, 37), 16_000)
     times = [0.0, 0.1, 0.5, 0.5, 1.99, 2.2, 4.0]
     for time in times:
         torch.testing.assert_close(whole.at(time), parts.at(time))
@@ -138,7 +136,7 @@ def test_audio_tokens_are_the_same_in_any_chunks_and_before_or_after_lip_values(
     speech, model = syllables(1.3), pipeline.model
     assert track(pipeline, speech).tokens_at([0.1]) is None, "nothing needs them"
     whole, parts = (
-        LipTrack(model.lips, model.lip_motion, chunks, 16_000, model.audio)
+        LipTrack(model.motion, chunks, 16_000, model.audio)
         for chunks in ([speech], np.array_split(speech, 23))
     )
     times = [0.1, 0.14, 0.18, 0.22]
@@ -160,7 +158,7 @@ def test_lower_faces_are_generated_where_there_is_a_face(pipeline, talking):
     model = told.model
 
     def shown(encoder: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        lips = LipTrack(model.lips, model.lip_motion, [speech], 16_000, encoder)
+        lips = LipTrack(model.motion, [speech], 16_000, encoder)
         return dubbed(told, frames, lips)
 
     first, masks = shown(model.audio)

@@ -18,7 +18,7 @@ from letstalk_rt.inference.lip_control import LipControl
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.autoencoder.latents import LATENT_SIZE
-from letstalk_rt.models.face.lip_values import LIP_VALUES
+from letstalk_rt.models.face.lip_values import LIP_VALUES, NUM_LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import MOUTH_LEFT, MOUTH_RIGHT
 from letstalk_rt.portrait.image import read_image
 from letstalk_rt.session.avatar import Avatar
@@ -105,9 +105,8 @@ def test_lower_faces_of_footage_are_generated_too(pipeline, portrait):
 
 def rendered(pipeline: AvatarPipeline, footage: Footage, count: int) -> list[np.ndarray]:
     """Return the first frames of footage with lips at rest."""
-    assert pipeline.model.lip_motion is not None
     player = FootagePlayer(pipeline.model, footage, 1.0)
-    still = torch.zeros(count, len(pipeline.model.lip_motion.heard))
+    still = torch.zeros(count, NUM_LIP_VALUES)
     return [player.render(frame) for frame in player.next(still)]
 
 

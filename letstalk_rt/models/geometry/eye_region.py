@@ -177,7 +177,8 @@ def iris_flow(portrait: Tensor, wanted: Tensor) -> Tensor:
     y = pixel_centres(EYE_HEIGHT, 1, wanted)[:, None]
     distance = torch.hypot(x - centre[:, None, :1], y - centre[:, None, 1:])
     inside = (radius - distance + 1).clamp(0, 1)
-    return (before - centre)[:, :, None, None] * inside[:, None]
+    flow: Tensor = (before - centre)[:, :, None, None] * inside[:, None]
+    return flow
 
 
 def painted_part(like: Tensor, resolution: int = 1) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.layers.interpolation import interpolate
 from letstalk_rt.models.motion.code import (
     LIPS,
@@ -33,7 +34,11 @@ from letstalk_rt.models.motion.code import (
 )
 from letstalk_rt.models.motion.expression import Expression
 from letstalk_rt.models.motion.memory import MotionMemory
-from letstalk_rt.models.motion.speech_encoder import SpeechEncoder, SpeechEncoderConfig
+from letstalk_rt.models.motion.speech_encoder import (
+    SpeechEncoder,
+    SpeechEncoderConfig,
+    SpeechState,
+)
 
 NUM_KINDS = 3
 """Kinds of motion: of filmed people, of other generators, and of people who sit still and read."""
@@ -277,6 +282,20 @@ class MotionDenoiser(nn.Module):
     def shown_lips(self, lips: Tensor) -> Tensor:
         """Return the lips of the motion code, `(..., Q)`: at rest in silence, sized as people's."""
         return self.lip_scale * (lips - self.lip_silence)
+
+    def lip_values(self, pcm: Tensor, state: SpeechState | None = None) -> Tensor:
+        """Return the lip values of the next part of a stream, or of a whole one without `state`.
+
+        Args:
+            pcm: `(B, n)` in [-1, 1] at 16 kHz, `n` a positive multiple of 640.
+            state: of the speech encoder; updated in place.
+
+        Returns:
+            `(B, n / 640, Q)`; entry `i` of the stream belongs to frame
+            `i - speech.lookahead_frames`.
+        """
+        heard = self.speech(pcm, state)
+        return self.shown_lips(self.predict_lips(heard.features, heard.lips))[..., :NUM_LIP_VALUES]
 
     def context(
         self,

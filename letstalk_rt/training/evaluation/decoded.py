@@ -1,6 +1,6 @@
 """Measures lips in decoded frames, for autoencoders whose latents hold no landmarks.
 
-The embedded model's encoder finds the landmarks, and its lip reader hears the lip gap.
+The embedded model's encoder finds the landmarks, and its motion denoiser hears the lip gap.
 """
 
 import numpy as np
@@ -58,18 +58,18 @@ class DecodedLips:
 
 
 class HeardGap:
-    """Predicts the lip gap from a clip's audio, by the embedded model's lip reader."""
+    """Predicts the lip gap from a clip's audio, by the embedded model's motion denoiser."""
 
     def __init__(self) -> None:
-        reader = load_model(EMBEDDED).lips
-        assert reader is not None, "the embedded model has a lip reader"
-        self._reader = reader
+        motion = load_model(EMBEDDED).motion
+        assert motion is not None, "the embedded model has a motion denoiser"
+        self._motion = motion
 
     @torch.no_grad()
     def __call__(self, clip: Clip) -> np.ndarray:
         """Return the lip gap that can be heard in each frame, `(T,)`."""
-        ahead = self._reader.lookahead_frames
+        ahead = self._motion.speech.lookahead_frames
         tail = np.zeros(ahead * SAMPLES_PER_FRAME, np.float32)
         sound = torch.from_numpy(np.concatenate([clip.pcm, tail]))
-        heard: np.ndarray = self._reader(sound[None])[0, ahead:, 0].numpy()
+        heard: np.ndarray = self._motion.lip_values(sound[None])[0, ahead:, 0].numpy()
         return heard

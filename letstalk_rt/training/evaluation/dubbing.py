@@ -56,10 +56,10 @@ def dub_clip(
     model = pipeline.model
     count = min(clip.num_frames, len(pcm) // SAMPLES_PER_FRAME, most)
     before = np.stack([np.asarray(clip.frames[i]) for i in range(count)])
-    dubber = Dubber(model, pipeline.finder, pipeline.dtype)  # reports a model without lip reader
-    assert model.lips is not None and model.lip_motion is not None
+    dubber = Dubber(model, pipeline.finder, pipeline.dtype)  # refuses a model that cannot
+    assert model.motion is not None, "no other model dubs"
     encoder = model.audio if has_lower_faces(model) else None
-    lips = LipTrack(model.lips, model.lip_motion, [pcm], SAMPLE_RATE, encoder)
+    lips = LipTrack(model.motion, [pcm], SAMPLE_RATE, encoder)
     after, masks, passed = before.copy(), np.zeros(before.shape[:3], np.float32), 0
     timed = ((i, rgb, (i + 0.5) / FPS) for i, rgb in enumerate(before))
     for index, patch in dubber.dub(timed, lips):
@@ -74,8 +74,8 @@ def dub_clip(
 def heard_gaps(pipeline: AvatarPipeline, pcm: np.ndarray, count: int) -> np.ndarray:
     """Return the lip gap that is heard in `pcm` at each of so many frames, `(count,)`."""
     model = pipeline.model
-    assert model.lips is not None and model.lip_motion is not None
-    lips = LipTrack(model.lips, model.lip_motion, [pcm], SAMPLE_RATE)
+    assert model.motion is not None, "no other model dubs"
+    lips = LipTrack(model.motion, [pcm], SAMPLE_RATE)
     return np.array([float(lips.at((i + 0.5) / FPS)[0]) for i in range(count)])
 
 

@@ -218,7 +218,7 @@ def _at_rest(features: Tensor, *_: Any, **__: Any) -> Tensor:
 
 def _without_memory(motion: MotionDenoiser) -> Callable[..., Tensor]:
     """Return the denoiser's `forward` with the memory of a new session in each window."""
-    forward = motion.forward
+    forward: Callable[..., Tensor] = motion.forward
 
     def changed(*inputs: Any, **settings: Any) -> Tensor:
         *others, memory = inputs

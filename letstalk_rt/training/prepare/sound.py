@@ -1,8 +1,8 @@
 """Loudness of a recording, and the offset between its lips and its sound.
 
-Loudness is integrated loudness after EBU R 128, by FFmpeg. The offset is found with the lip reader
-of the embedded model: it predicts the lip gap from sound, and the lag at which the prediction fits
-the lips in the picture best is the offset.
+Loudness is integrated loudness after EBU R 128, by FFmpeg. The offset is found with the motion
+denoiser of the embedded model: it predicts the lip gap from sound, and the lag at which the
+prediction fits the lips in the picture best is the offset.
 """
 
 import shlex
@@ -15,7 +15,6 @@ import torch
 
 from letstalk_rt.audio.files import read_audio
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.loading import EMBEDDED, load_model
 from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -99,12 +98,12 @@ def separate(pcm: np.ndarray, command: str, folder: Path) -> np.ndarray:
 
 
 class SyncMeter:
-    """Measures how well lips fit sound at each offset, by the embedded model's lip reader."""
+    """Measures how well lips fit sound at each offset, by the embedded model's motion denoiser."""
 
     def __init__(self) -> None:
-        reader = load_model(EMBEDDED).lips
-        assert reader is not None, "the embedded model has a lip reader"
-        self._reader: LipReader = reader
+        motion = load_model(EMBEDDED).motion
+        assert motion is not None, "the embedded model has a motion denoiser"
+        self._motion = motion
 
     @torch.inference_mode()
     def fits(self, gap: np.ndarray, pcm: np.ndarray) -> np.ndarray:
@@ -120,10 +119,10 @@ class SyncMeter:
         """
         count = len(gap)
         assert len(pcm) == (count + 2 * REACH) * SAMPLES_PER_FRAME
-        ahead = self._reader.lookahead_frames
+        ahead = self._motion.speech.lookahead_frames
         tail = np.zeros(ahead * SAMPLES_PER_FRAME, np.float32)
         sound = torch.from_numpy(np.concatenate([pcm, tail]).astype(np.float32))
-        heard = self._reader(sound[None])[0, ahead:, 0].numpy()
+        heard = self._motion.lip_values(sound[None])[0, ahead:, 0].numpy()
         return np.array(
             [correlation(heard[k : k + count], gap) for k in range(2 * REACH + 1)], np.float32
         )

@@ -279,17 +279,26 @@ def _flow_loss(denoiser: MotionDenoiser, clean: Tensor, context: Tensor, blinks:
 
 @torch.no_grad()
 def fit_lips(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
-    """Fit how far shown lips move, so that they move as far as those of filmed people."""
+    """Fit how far shown lips move, so that they move as far as those of filmed people.
+
+    What is predicted less well than the gap moves less, by the root of how much less: a prediction
+    that is mostly noise would show that noise at full size.
+    """
     silence = torch.zeros(1, SILENCE_SAMPLES)
     heard = denoiser.eval().speech(silence)
     denoiser.lip_silence.copy_(denoiser.predict_lips(heard.features, heard.lips)[0, -1])
-    ratios = []
+    ratios, agreements = [], []
     for clip in clips:
         if clip.is_real and clip.lip_weight:
             predicted = _predicted_lips(denoiser, clip)
-            ratios.append(_span(clip.codes[:, LIPS]) / _span(predicted).clamp(min=1e-3))
+            true = clip.codes[:, LIPS]
+            ratios.append(_span(true) / _span(predicted).clamp(min=1e-3))
+            pairs = zip(predicted[: len(true)].T, true.T, strict=True)
+            agreements.append(torch.tensor([correlation(p.numpy(), t.numpy()) for p, t in pairs]))
     if ratios:
-        denoiser.lip_scale.copy_(torch.stack(ratios).median(0).values)
+        agreement = torch.stack(agreements).nan_to_num().mean(0)
+        trust = (agreement / agreement[0].clamp(min=1e-3)).clamp(0, 1).sqrt()
+        denoiser.lip_scale.copy_(trust * torch.stack(ratios).median(0).values)
 
 
 def _predicted_lips(denoiser: MotionDenoiser, clip: MotionClip) -> Tensor:
