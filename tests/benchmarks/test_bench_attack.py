@@ -102,7 +102,8 @@ def test_the_table_of_security_is_that_of_the_result():
 def test_an_attack_that_does_not_exist_is_refused(capsys):
     with pytest.raises(SystemExit):
         bench_attack.parse(["--attack", "kindness"])
-    assert all(name in capsys.readouterr().err for name in ATTACKS)
+    told = capsys.readouterr().err
+    assert all(name in told for name in ATTACKS)
 
 
 def test_an_attack_is_measured_beside_live_sessions(capsys, tmp_path):
