@@ -26,8 +26,8 @@ _BROW_POINTS = (
     ((285, 295, 336, 296), (300, 293, 276, 283)),
 )  # inner and outer part of the right and the left brow
 _EYE_CORNERS = ((33, 133), (263, 362))
-_SMILE_SEEN = 1.0
-"""By how much more smiles are seen than the code says, because latents and lips both show them."""
+_PUCKER_SEEN = 2.5
+"""By how much more a tracker sees of a pucker than the code says: the width of the lips is one."""
 
 _BROWS_SEEN = (1.35, 1.7, 1.5)
 """A tracker sees 0.74, 0.55 and 0.61 of the way of brows that move alone: true ones are as much
@@ -52,14 +52,13 @@ def fit_expression(autoencoder: LandmarkAutoencoder, clips: Sequence[Clip]) -> E
     every, faces = torch.cat(codes), torch.cat(latents)
     made = Expression()
     made.face.copy_(_regression(every, faces)[EXPRESSION])
+    made.face[EXPRESSION_NAMES.index("pucker")] /= _PUCKER_SEEN
     gaps = [channel("gap"), channel("side_gap")]
     values = every[:, LIPS][:, : made.lips.shape[1]]
     by_smile = _regression(every[:, gaps + _SHOWN_LIPS], values)[len(gaps) :]
     by_smile[:, GAPS] = 0  # a smile alone does not open the mouth
     for number, row in zip(_SHOWN_LIPS, by_smile, strict=True):
         made.lips[EXPRESSION.index(number)] = row
-        made.lips[EXPRESSION.index(number)] /= _SMILE_SEEN
-        made.face[EXPRESSION.index(number)] /= _SMILE_SEEN
     _fit_landmarks(made, every, torch.cat(moved))
     return made
 

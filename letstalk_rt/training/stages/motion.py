@@ -39,6 +39,7 @@ memory would let each session become calmer and calmer, because its own motion i
 
 _CALIBRATED, _ROUNDS, _GAINS = 24, 5, (0.3, 1.5)
 _STYLE_DROP = 0.3
+_LEAST_TRUST = 0.25
 _LIP_FLOOR = 0.01  # added to deviations, so that still mouths stay small
 _SHAPE_FLOOR = 0.02
 _SURPRISE = 6.0  # white errors beyond are, too
@@ -281,8 +282,8 @@ def _flow_loss(denoiser: MotionDenoiser, clean: Tensor, context: Tensor, blinks:
 def fit_lips(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
     """Fit how far shown lips move, so that they move as far as those of filmed people.
 
-    What is predicted less well than the gap moves less, by the root of how much less: a prediction
-    that is mostly noise would show that noise at full size.
+    What is predicted less well than the gap moves less, by the root of how much less and at most by
+    half: a prediction that is mostly noise would show that noise at full size.
     """
     silence = torch.zeros(1, SILENCE_SAMPLES)
     heard = denoiser.eval().speech(silence)
@@ -297,7 +298,7 @@ def fit_lips(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
             agreements.append(torch.tensor([correlation(p.numpy(), t.numpy()) for p, t in pairs]))
     if ratios:
         agreement = torch.stack(agreements).nan_to_num().mean(0)
-        trust = (agreement / agreement[0].clamp(min=1e-3)).clamp(0, 1).sqrt()
+        trust = (agreement / agreement[0].clamp(min=1e-3)).clamp(_LEAST_TRUST, 1).sqrt()
         denoiser.lip_scale.copy_(trust * torch.stack(ratios).median(0).values)
 
 

@@ -27,7 +27,12 @@ from letstalk_rt.training.stages.motion import (
     free_run,
     train_motion,
 )
-from letstalk_rt.training.stages.motion_clips import MotionClip, blink_onsets, motion_clip
+from letstalk_rt.training.stages.motion_clips import (
+    MotionClip,
+    blink_onsets,
+    motion_clip,
+    motion_codes,
+)
 
 CONFIG = MotionDenoiserConfig(
     SpeechEncoderConfig(width=16), memory=3, width=24, depth=1, heads=2, head_width=16, head_depth=1
@@ -64,11 +69,13 @@ def denoiser():
 def test_codes_are_relative_to_the_face_at_rest(clips):
     spoken = next(clip for clip in clips if clip.has_audio)
     measured = motion_clip(spoken, MotionDenoiser().speech)
-    assert measured.codes.shape == (spoken.num_frames, NUM_MOTION)
+    count = spoken.num_frames - 1  # lips are one frame early
+    assert measured.codes.shape == (count, NUM_MOTION)
     assert torch.isfinite(measured.codes).all()
     for name in ("yaw", "gaze_x", "smile"):
-        assert abs(np.median(measured.codes[:, channel(name)].numpy())) < 1e-3
-    assert len(measured.inputs) == spoken.num_frames + 2
+        assert abs(np.median(motion_codes(spoken)[:, channel(name)])) < 1e-3
+    assert np.array_equal(measured.codes.numpy(), motion_codes(spoken)[1:])
+    assert len(measured.inputs) == count + 2
 
 
 def test_speech_and_codes_of_a_late_clip_are_brought_together(clips):
@@ -78,8 +85,8 @@ def test_speech_and_codes_of_a_late_clip_are_brought_together(clips):
     late = motion_clip(replace(spoken, lips_late=2), speech)
     early = motion_clip(replace(spoken, lips_late=-2), speech)
     assert torch.equal(late.codes, plain.codes[2:]) and torch.equal(late.inputs, plain.inputs[:-2])
-    assert torch.equal(early.codes, plain.codes[:-2])
-    assert torch.equal(early.inputs, plain.inputs[2:])
+    assert torch.equal(early.codes[1:], plain.codes[:-1])
+    assert torch.equal(early.inputs[:-1], plain.inputs[1:])
 
 
 def test_blinks_begin_where_lids_fall_fast_and_rise_again():
