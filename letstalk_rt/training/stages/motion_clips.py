@@ -20,7 +20,7 @@ from letstalk_rt.models.motion.code import (
     STYLE_NAMES,
     channel,
 )
-from letstalk_rt.models.motion.speech_encoder import SpeechEncoder
+from letstalk_rt.models.motion.speech_encoder import LATE_FRAMES, SpeechEncoder
 from letstalk_rt.training.data.dataset import MAX_SHIFT, Clip
 from letstalk_rt.training.stages.lips import DEFAULT_SYNC, MIN_OPENING_STD, MIN_SYNC, rest_points
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
@@ -35,11 +35,6 @@ BLENDSHAPES = {
     "frown": (30, 31),
 }
 """Blendshapes whose mean is a number of the code."""
-
-_LEAD = 1
-"""Frames by which faces are early. A shown face is seen half a frame late, and most films have lips
-before their sound: read against their own sound, unseen films agree best with faces one frame
-earlier, and those of GRID as well as before."""
 
 _OPEN_PERCENTILE = 80
 """Percentile of the opening of the eyes in a clip that counts as open."""
@@ -85,7 +80,7 @@ def motion_clip(clip: Clip, speech: SpeechEncoder) -> MotionClip:
     inputs = _inputs(clip, speech)
     codes = torch.from_numpy(motion_codes(clip)).float()
     shapes = torch.from_numpy(clip.blendshapes[:, 25:49]).float()
-    late = _LEAD + (clip.lips_late if abs(clip.lips_late) <= MAX_SHIFT else 0)
+    late = LATE_FRAMES + (clip.lips_late if abs(clip.lips_late) <= MAX_SHIFT else 0)
     count = len(codes) - abs(late)
     first_heard, first_seen = max(0, -late), max(0, late)
     codes, shapes = (x[first_seen : first_seen + count] for x in (codes, shapes))
