@@ -158,7 +158,7 @@ class SpeechEncoder(nn.Module):
         sound = mouth_sound(inputs, state.inputs)
         state.inputs.copy_(torch.cat([state.inputs, inputs], 1)[:, -state.inputs.shape[1] :])
         heard = torch.cat([state.late, torch.cat(self.encode(inputs, state), -1)], 1)
-        state.late.copy_(heard[:, -LATE_FRAMES:])
+        state.late.copy_(heard[:, -LATE_FRAMES:].detach())
         features, lips = heard[:, :-LATE_FRAMES].split([self.config.width, self._outputs], -1)
         return Speech(features, lips, sound)
 

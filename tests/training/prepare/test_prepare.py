@@ -15,7 +15,7 @@ from letstalk_rt.training.data.dataset import load_clips
 from letstalk_rt.training.prepare.sound import separate
 
 COMMON = ["--landmarks", "own", "--workers", "1", "--min-s", "0.9", "--size", "128",
-          "--tag", "ship", "--eval-share", "0.01"]  # fmt: skip
+          "--tag", "ship", "--eval-share", "0.01", "--min-sync", "0"]  # fmt: skip
 LATE = 5
 HALVE = """
 import sys, wave
