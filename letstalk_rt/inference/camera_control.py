@@ -14,7 +14,6 @@ from letstalk_rt.models.autoencoder.latents import FACE_SIZE
 from letstalk_rt.models.avatar_model import FaceModules
 from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import DriveWindow
-from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.head_motion import MOVEMENTS
 from letstalk_rt.models.face.head_pose import HeadShape, angles, average_head, rotation
 from letstalk_rt.models.face.lip_values import LIP_VALUES
@@ -24,7 +23,7 @@ LIMITS = np.array([0.2, 0.28, 0.26, 0.07, 0.07, 0.12])
 """The largest head pose that is shown; larger ones approach it. A flat picture does not turn
 or move further without tearing, and a face that is moved far is less like its picture."""
 
-DEPTH = 1.15
+DEPTH = 1.2
 """By how much a head is deeper than the average head, which is too flat: the landmarks to which it
 was fitted stay behind the head. With 1.43 MediaPipe sees turns of two portraits in full, but noses
 and cheeks of a flat picture move so far then that it is less like itself."""
@@ -34,12 +33,14 @@ MOST_DEVIATIONS = 1.6
 
 _NOD = 0.9  # share of a nod that is seen then
 
-_MAX_GAZE, _MAX_BROWS = 0.12, 1.2
+MAX_GAZE, MAX_BROWS = 0.12, 1.2
+"""The largest motion of irises, in face sizes, and of brows that is shown."""
+
 _BLENDED = 0.6  # weight of the sound in blended lips while there is speech
 _SPEECH_GAP = 0.06  # lip gap of the sound from which there is speech
-_IRIS_POINTS = landmark_indices(IRISES)
-_EYE_POINTS = EYES + _IRIS_POINTS
-_SMILED = [LIP_VALUES.index("width"), LIP_VALUES.index("corners")]
+_EYE_POINTS = EYES + landmark_indices(IRISES)
+SMILED = [LIP_VALUES.index("width"), LIP_VALUES.index("corners")]
+"""The lip values of a smile: how wide it is, and how low its corners are."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,18 @@ class CameraControl:
         shape: the portrait's head.
         to_front: how the portrait's head is turned from the front, `(3, 3)`.
         write: maps displacements of landmarks to motion, `(384, 2L)`.
-        brows: motion of the brows by one unit, `(384,)`.
         beside_head: takes the motion of head, eyes and lids out of motion, `(384, 384)`.
     """
 
     shape: HeadShape
     to_front: np.ndarray
     write: Tensor
-    brows: Tensor
     beside_head: Tensor
 
     @classmethod
     def of(
         cls,
         face: FaceModules,
-        gestures: Gestures | None,
         points: Tensor,
         scale: Tensor,
         inverse: Tensor,
@@ -73,7 +71,6 @@ class CameraControl:
 
         Args:
             face: the modules that know about faces.
-            gestures: know how brows are shown; None leaves them still.
             points: landmarks of the portrait, `(L, 2)`.
             scale: scale of motion, flat, `(384,)`.
             inverse: maps displacements of landmarks to latents, `(384, 2L)`.
@@ -89,9 +86,6 @@ class CameraControl:
             followed = face.head.background(points.float())
             write[FACE_SIZE:] += followed.T @ to_scores
             assert to_scores.shape[0] == MOVEMENTS, to_scores.shape
-        brows = torch.zeros_like(scale)
-        if gestures is not None:
-            brows[:FACE_SIZE] = gestures.brow_motion.float() / scale[:FACE_SIZE]
         eyes = torch.zeros(2 * NUM_LANDMARKS, device=points.device)
         eyes.view(-1, 2)[_EYE_POINTS] = 1
         without = torch.eye(len(scale), device=points.device)
@@ -99,36 +93,26 @@ class CameraControl:
         for part in (eyes.diag(), solid):
             moved = inverse @ part @ face.autoencoder.landmark_matrix
             without = without - (moved * scale / scale[:, None]) @ without
-        return cls(shape, to_front, write / scale[:, None], brows, without)
+        return cls(shape, to_front, write / scale[:, None], without)
 
-    def motion(
-        self, window: DriveWindow, *, gaze: bool = True, limits: np.ndarray = LIMITS
-    ) -> Tensor:
-        """Return the motion of head, brows and eyes in each frame, `(N, 384)`.
+    def motion(self, poses: np.ndarray, limits: np.ndarray = LIMITS) -> Tensor:
+        """Return the motion of the head in each frame, `(N, 384)`.
 
         Args:
-            window: what the camera has seen.
-            gaze: whether the gaze is the driver's.
+            poses: head poses, `(N, 6)`.
             limits: the largest head pose that is shown, `(6,)`.
         """
         base = self.shape.shown(np.zeros(len(LIMITS)))
-        moved = np.stack([self._displacement(m, base, gaze, limits) for m in window.motion])
+        moved = np.stack([self._displacement(pose, base, limits) for pose in poses])
         flat = torch.from_numpy(moved.reshape(len(moved), -1)).float().to(self.write.device)
-        brows = np.clip(window.motion[:, motion_of.BROWS], -_MAX_BROWS, _MAX_BROWS)
-        raised = torch.from_numpy(brows).float().to(self.write.device)
-        return flat @ self.write.T + raised[:, None] * self.brows
+        return flat @ self.write.T
 
-    def _displacement(
-        self, motion: np.ndarray, base: np.ndarray, gaze: bool, limits: np.ndarray
-    ) -> np.ndarray:
-        pose = limited(motion[motion_of.POSE].astype(np.float64), limits)
+    def _displacement(self, seen: np.ndarray, base: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        pose = limited(seen.astype(np.float64), limits)
         pose[1] /= _NOD
         own = angles(self.to_front)
         pose[:3] = angles(rotation(own + pose[:3]) @ self.to_front.T)
         moved: np.ndarray = self.shape.shown(pose) - base
-        if gaze:
-            look = np.clip(motion[motion_of.GAZE], -_MAX_GAZE, _MAX_GAZE)
-            moved[_IRIS_POINTS] += self.shape.size * look
         assert moved.shape == (NUM_LANDMARKS, 2), moved.shape
         return moved
 
@@ -169,7 +153,7 @@ def driven_lips(sound: Tensor, window: DriveWindow, usual: Tensor) -> Tensor:
     if window.lips == "sound":
         smile = torch.from_numpy(window.motion[:, motion_of.SMILE]).float().to(sound.device)
         driven = sound.clone()
-        driven[..., _SMILED] += smile
+        driven[..., SMILED] += smile
         return torch.lerp(sound, driven, weights)
     if window.lips == "blend":
         speech = (sound[..., :1].amax(1, keepdim=True) / _SPEECH_GAP).clamp(0, 1)

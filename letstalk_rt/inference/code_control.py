@@ -12,13 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.inference.camera_control import CameraControl, driven_lips
+from letstalk_rt.inference.camera_control import (
+    MAX_BROWS,
+    MAX_GAZE,
+    SMILED,
+    CameraControl,
+    driven_lips,
+)
 from letstalk_rt.inference.lip_control import LipControl
 from letstalk_rt.inference.motion_control import EASING, flat_scale, pseudo_inverse
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.models.face.head_motion import face_size
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.geometry.eye_region import (
     CORNER_DISTANCE_PX,
@@ -30,8 +37,8 @@ from letstalk_rt.models.geometry.eye_region import (
     eye_points,
 )
 from letstalk_rt.models.geometry.landmarks import landmark_indices
-from letstalk_rt.models.motion.code import GAZE, HEAD, LIPS, SHUT
-from letstalk_rt.models.motion.expression import EXPRESSION
+from letstalk_rt.models.motion.code import FACE, GAZE, HEAD, LIPS, SHUT, channel
+from letstalk_rt.models.motion.expression import EXPRESSION, EXPRESSION_NAMES, Expression
 from letstalk_rt.types import MotionOptions
 
 _OUTER_CORNERS = landmark_indices((33, 263))
@@ -48,6 +55,8 @@ _GAZE_SHOWN = (2.2, 2.6)
 _HEAD_SHOWN = np.array([1.5, 1.2, 1.03, 1.0, 1.0, 1.05])
 """What a head pose is multiplied by, so that a tracker sees it at its size in shown frames."""
 
+_SMILE = EXPRESSION_NAMES.index("smile")
+_LEAST_SMILE = 1e-6  # of a squared unit of the code's smile; smaller ones were not fitted
 _EYES = (0, 1)
 
 
@@ -58,10 +67,12 @@ class EyeShape:
     Attributes:
         opening: distance of the lids over the width of an eye.
         width: width of an eye over the distance of the outer corners.
+        face_size: size of the face over that distance.
     """
 
     opening: float
     width: float
+    face_size: float
 
     @classmethod
     def of(cls, points: Tensor) -> "EyeShape":
@@ -75,7 +86,25 @@ class EyeShape:
             openings.append(float(lids.clamp(min=0)))
             widths.append(1 / float(place.scale) * CORNER_DISTANCE_PX)
         span = float((outer[1] - outer[0]).norm().clamp(min=1e-6))
-        return cls(sum(openings) / 2, sum(widths) / 2 / span)
+        size = float(face_size(points))
+        return cls(sum(openings) / 2, sum(widths) / 2 / span, size / span)
+
+
+@dataclass(frozen=True)
+class ShownFace:
+    """How a portrait shows the codes of some frames.
+
+    Attributes:
+        latents: `(n, C, h, w)`.
+        shut: how far the eyes are shut, `(n,)`: `shut` of the code.
+        eyes: how far lids and irises are from the portrait's, `(n, 4)`: see `moved_eyes`.
+        brows: motion of the brows, `(n, 3)`: see `BROW_MOTION`.
+    """
+
+    latents: Tensor
+    shut: Tensor
+    eyes: Tensor
+    brows: Tensor
 
 
 class CodeControl:
@@ -102,10 +131,10 @@ class CodeControl:
         self._lips = LipControl.of(lip_motion, points, face.autoencoder.landmark_matrix, scale)
         self._usual_lips = self._lips.usual(lip_motion, scale)
         inverse = pseudo_inverse(face.autoencoder.landmark_matrix)
-        self._head = CameraControl.of(face, self._model.gestures, points, scale, inverse)
+        self._head = CameraControl.of(face, points, scale, inverse)
 
     def drive(self, window: DriveWindow) -> None:
-        """Let a camera move the face in the next frames; see `latents`."""
+        """Let a camera move the face in the next frames; see `face`."""
         self._drive = window
 
     def ease(self) -> None:
@@ -130,8 +159,8 @@ class CodeControl:
             self._eases = False
         return shown
 
-    def latents(self, codes: Tensor, portrait: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the latents of frames, `(n, C, h, w)`, and how far the eyes are shut, `(n,)`.
+    def face(self, codes: Tensor, portrait: Tensor) -> ShownFace:
+        """Return how the portrait shows codes; a camera moves it in these frames only.
 
         Args:
             codes: motion codes, `(n, D)`.
@@ -139,52 +168,70 @@ class CodeControl:
         """
         drive, self._drive = self._drive, None
         codes = self._with_options(codes)
-        assert self._model.motion is not None, "it makes the codes"
-        felt, expression = codes[:, EXPRESSION], self._model.motion.expression
+        head = self._head.motion(_HEAD_SHOWN * _on_cpu(codes[:, HEAD]), _HEAD_LIMITS)
+        shown = codes if drive is None else self._driven(codes, drive)
+        felt, expression = shown[:, EXPRESSION], self._expression
         motion = codes.new_zeros(len(codes), len(self._scale))
         motion[:, :FACE_SIZE] = felt @ expression.face / self._scale[:FACE_SIZE]
-        values = codes[:, LIPS][:, :NUM_LIP_VALUES] + felt @ expression.lips
-        own = self._head.motion(_window_of(codes), gaze=False, limits=_HEAD_LIMITS)
-        shut = codes[:, SHUT]
+        smiled = codes[:, EXPRESSION] @ expression.lips
+        values = codes[:, LIPS][:, :NUM_LIP_VALUES]
         if drive is None:
-            motion = self._lips.apply_flat(motion, values) + own
+            motion = self._lips.apply_flat(motion, values + smiled) + head
         else:
-            weights = torch.from_numpy(drive.weights).to(own)[:, None]
-            motion = self._driven_lips((1 - weights) * motion, values, drive)
-            driven = self._head.motion(drive, gaze=not self.options.gaze_at_camera)
-            motion = motion + torch.lerp(own, driven, weights)
-            driven_shut = torch.from_numpy(drive.motion[:, motion_of.SHUT]).to(shut)
-            shut = torch.lerp(shut, driven_shut, weights[:, 0])
+            weights = _weights(drive, codes)
+            motion = self._driven_lips(motion, values + (1 - weights) * smiled, drive)
+            driven = self._head.motion(drive.motion[:, motion_of.POSE])
+            motion = motion + torch.lerp(head, driven, weights)
         latents = self._model.to_latents(motion.view(1, -1, *portrait.shape), portrait[None])
-        return latents[0], shut
+        return ShownFace(latents[0], shown[:, SHUT], self._eyes_of(shown), felt @ expression.brows)
 
-    def eyes(self, codes: Tensor, shut: Tensor) -> Tensor:
+    def _driven(self, codes: Tensor, drive: DriveWindow) -> Tensor:
+        """Return codes `(n, D)` with the driver's brows, smile, lids and gaze by their weights.
+
+        How far lips are pushed forward is not seen by a camera and stays the code's.
+        """
+        seen = torch.from_numpy(drive.motion).to(codes)
+        driven = codes.clone()
+        driven[:, FACE] = 0
+        raised = seen[:, motion_of.BROWS].clamp(-MAX_BROWS, MAX_BROWS)
+        for name, value in (
+            ("brow_inner", raised.clamp(min=0)),
+            ("brow_outer", raised.clamp(min=0)),
+            ("brow_down", (-raised).clamp(min=0)),
+            ("smile", self._smile_of(seen[:, motion_of.SMILE])),
+        ):
+            driven[:, channel(name)] = value
+        driven[:, SHUT] = seen[:, motion_of.SHUT]
+        if not self.options.gaze_at_camera:
+            look = seen[:, motion_of.GAZE].clamp(-MAX_GAZE, MAX_GAZE)
+            driven[:, GAZE] = look * self._eyes.face_size
+        return torch.lerp(codes, driven, _weights(drive, codes))
+
+    def _smile_of(self, corners: Tensor) -> Tensor:
+        """Return the smile of the code, `(n,)`, that moves the mouth's corners like a driver's.
+
+        Args:
+            corners: change of `SMILED` by the smile, `(n, 2)`.
+        """
+        unit = self._expression.lips[_SMILE, SMILED]
+        smile: Tensor = corners @ unit / unit.square().sum().clamp(min=_LEAST_SMILE)
+        return smile.clamp(0, 1)
+
+    def _eyes_of(self, codes: Tensor) -> Tensor:
         """Return how far lids and irises are from the portrait's, `(n, 4)`: see `moved_eyes`.
 
         Lids that close are left to `eye_closures`.
-
-        Args:
-            codes: motion codes, `(n, D)`.
-            shut: how far the eyes are shut, `(n,)`.
         """
-        assert self._model.motion is not None, "it makes the codes"
-        codes = self._with_options(codes)
         moved = codes.new_zeros(len(codes), EYE_MOTION)
-        moved[:, 0] = self._eyes.opening * shut.clamp(max=0)
-        moved[:, 1] = codes[:, EXPRESSION] @ self._model.motion.expression.lower_lid
+        moved[:, 0] = self._eyes.opening * codes[:, SHUT].clamp(max=0)
+        moved[:, 1] = codes[:, EXPRESSION] @ self._expression.lower_lid
         moved[:, 2:] = codes[:, GAZE] * codes.new_tensor(_GAZE_SHOWN) / self._eyes.width
         return moved
 
-    def brows(self, codes: Tensor) -> Tensor:
-        """Return the motion of the brows, `(n, 3)`: see `BROW_MOTION`.
-
-        Args:
-            codes: motion codes, `(n, D)`.
-        """
+    @property
+    def _expression(self) -> Expression:
         assert self._model.motion is not None, "it makes the codes"
-        felt = self._with_options(codes)[:, EXPRESSION]
-        moved: Tensor = felt @ self._model.motion.expression.brows
-        return moved
+        return self._model.motion.expression
 
     def _with_options(self, codes: Tensor) -> Tensor:
         codes = codes.clone()
@@ -214,9 +261,11 @@ def eye_closures(shut: Tensor) -> list[float]:
     return [float(value) for value in closed]
 
 
-def _window_of(codes: Tensor) -> DriveWindow:
-    """Return the motion of the head in codes `(n, D)` as that of a camera."""
-    values = codes.detach().cpu().double().numpy()
-    motion = np.zeros((len(values), motion_of.NUM_MOTION))
-    motion[:, motion_of.POSE] = _HEAD_SHOWN * values[:, HEAD]
-    return DriveWindow(np.ones(len(values)), motion, "sound")
+def _weights(drive: DriveWindow, codes: Tensor) -> Tensor:
+    """Return the share of the camera in each frame, `(n, 1)`."""
+    return torch.from_numpy(drive.weights).to(codes)[:, None]
+
+
+def _on_cpu(codes: Tensor) -> np.ndarray:
+    values: np.ndarray = codes.detach().cpu().double().numpy()
+    return values

@@ -17,7 +17,7 @@ from letstalk_rt.inference.camera_control import CameraControl, driven_lips
 from letstalk_rt.inference.lip_control import LipControl
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel, FaceModules
-from letstalk_rt.models.face.face_motion import SHUT, DriveWindow
+from letstalk_rt.models.face.face_motion import POSE, SHUT, DriveWindow
 from letstalk_rt.models.face.gestures import BLINK, BROWS, GAZE, HEAD, NUM_GESTURES, Gestures
 from letstalk_rt.models.face.head_motion import HeadTrajectory, face_size, rigid_projection
 from letstalk_rt.models.geometry.landmarks import (
@@ -130,7 +130,7 @@ class MotionController:
         if face is None or points is None:
             raise ConfigError(NO_LANDMARKS)
         inverse = pseudo_inverse(face.autoencoder.landmark_matrix)
-        return CameraControl.of(face, self._gestures, points, flat_scale(self._model), inverse)
+        return CameraControl.of(face, points, flat_scale(self._model), inverse)
 
     def apply(
         self, motion: Tensor, lip_values: Tensor | None = None, gestures: Tensor | None = None
@@ -192,7 +192,7 @@ class MotionController:
         if drive is None:
             return own, None
         assert self._camera_control is not None, "`drive` has made it"
-        driven = self._camera_control.motion(drive, gaze=not self.options.gaze_at_camera)
+        driven = self._camera_control.motion(drive.motion[:, POSE])
         weights = _weights(drive, motion.device)[:, None]
         return (1 - weights) * own, weights * driven
 

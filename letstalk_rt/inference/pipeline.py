@@ -296,12 +296,10 @@ class AvatarPipeline(Pipeline[SessionState]):
             with thread_limit(threads), clock.stage("sample"):
                 part, shown, details = window.part(first, count), [], []
                 for number, (state, motion) in enumerate(zip(states, motions, strict=True)):
-                    codes, control = part.codes[number], motion.control
-                    latents, shut = control.latents(codes, state.features.latent[0])
-                    shown.append(latents)
-                    eyes = control.eyes(codes, shut)
-                    sound, brows = part.sound[number], control.brows(codes)
-                    details.append(FrameDetails(eye_closures(shut), sound, eyes, brows))
+                    face = motion.control.face(part.codes[number], state.features.latent[0])
+                    shown.append(face.latents)
+                    closures, sound = eye_closures(face.shut), part.sound[number]
+                    details.append(FrameDetails(closures, sound, face.eyes, face.brows))
             yield from self._paint(torch.stack(shown), details, states, clock, threads)
 
     def _driven_parts(

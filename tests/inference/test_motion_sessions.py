@@ -5,6 +5,7 @@ import pytest
 import torch
 from support.small_model import face_points, make_motion_model, make_portrait, make_speech
 
+from letstalk_rt.inference.camera_control import SMILED
 from letstalk_rt.inference.code_control import EyeShape, eye_closures
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
@@ -12,6 +13,7 @@ from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.models.loading import load_model, save_model
 from letstalk_rt.models.motion.code import GAZE, HEAD, LIPS, NUM_MOTION, channel
+from letstalk_rt.models.motion.expression import EXPRESSION_NAMES
 from letstalk_rt.models.presets import PRESETS
 from letstalk_rt.types import MotionOptions
 
@@ -34,8 +36,12 @@ def run(pipeline, state, heard):
     return np.concatenate([pipeline.step(hop, [state])[0] for hop in heard])
 
 
+def face(state, codes):
+    return state.motion.control.face(codes, state.features.latent[0])
+
+
 def latents(state, codes):
-    return state.motion.control.latents(codes, state.features.latent[0])[0]
+    return face(state, codes).latents
 
 
 def codes(**values):
@@ -88,10 +94,10 @@ def test_options_change_what_the_code_does(pipeline):
     without_head[:, HEAD] = 0
     torch.testing.assert_close(still, latents(plain, without_head))
     assert not torch.allclose(still, latents(plain, moved))
-    held = latents(begin(pipeline, gaze_at_camera=True), moved)
+    held = face(begin(pipeline, gaze_at_camera=True), moved).eyes
     without_gaze = moved.clone()
     without_gaze[:, GAZE] = 0
-    torch.testing.assert_close(held, latents(plain, without_gaze))
+    torch.testing.assert_close(held, face(plain, without_gaze).eyes)
     calm = latents(begin(pipeline, expressiveness=0.0), codes(smile=0.3, gap=0.2, brow_inner=1.0))
     torch.testing.assert_close(calm, latents(plain, codes()))
 
@@ -106,9 +112,9 @@ def test_lids_and_gaze_are_relative_to_the_eyes_of_the_portrait(pipeline):
     assert eyes.width == pytest.approx(0.2 / 0.7, rel=0.02)
     assert eyes.opening == pytest.approx(0.1 / 0.2, rel=0.1)
     assert eye_closures(torch.tensor([-0.2, 0.02, 0.6, 1.4])) == [0.0, 0.0, 1.0, 1.0]
-    control = begin(pipeline).motion.control
     wide = codes(gaze_x=0.05)
-    shown = control.eyes(wide, torch.tensor([-0.2, 0.9]))
+    wide[:, channel("shut")] = torch.tensor([-0.2, 0.9])
+    shown = face(begin(pipeline), wide).eyes
     assert shown[0, 0] < 0 and shown[1, 0] == 0, "lids that close are closed by the painter"
     assert shown[0, 2] > 0.05
 
@@ -120,9 +126,30 @@ def test_a_camera_moves_head_lids_and_lips_by_its_weight(pipeline):
     own = latents(state, codes())
     for weight, closed in ((0.0, 0.0), (1.0, 1.0)):
         state.drive(DriveWindow(np.full(2, weight), seen, "sound"))
-        shown, shut = state.motion.control.latents(codes(), state.features.latent[0])
-        assert torch.allclose(shown, own, atol=1e-4) == (weight == 0)
-        assert shut.tolist() == pytest.approx([closed] * 2)
+        shown = face(state, codes())
+        assert torch.allclose(shown.latents, own, atol=1e-4) == (weight == 0)
+        assert shown.shut.tolist() == pytest.approx([closed] * 2)
+
+
+def test_a_drivers_brows_gaze_and_smile_are_shown_like_the_codes(pipeline):
+    state, expression = begin(pipeline), pipeline.model.motion.expression
+    expression.brows.normal_()
+    seen = np.zeros((2, motion_of.NUM_MOTION))
+    smile = expression.lips[EXPRESSION_NAMES.index("smile"), SMILED].numpy()
+    seen[:, motion_of.SMILE] = 0.4 * smile
+    seen[:, motion_of.BROWS], seen[:, motion_of.GAZE] = -0.5, [0.03, 0.0]
+    eyes = EyeShape.of(pipeline.init_state(make_portrait()).features.points[0].float())
+    gaze = 0.03 * eyes.face_size
+    meant = codes(smile=0.4, brow_down=0.5, gaze_x=gaze)
+    state.drive(DriveWindow(np.ones(2), seen, "sound"))
+    driven, own = face(state, codes(smile=-0.7)), face(begin(pipeline), meant)
+    torch.testing.assert_close(driven.brows, own.brows)
+    torch.testing.assert_close(driven.eyes, own.eyes)
+    size = pipeline.model.motion_scale * 0 + 1
+    cheeks = (driven.latents - own.latents).abs().amax() / size.amax()
+    assert cheeks < 0.3 * (own.latents - latents(begin(pipeline), codes())).abs().amax()
+    state.drive(DriveWindow(np.zeros(2), seen, "sound"))
+    torch.testing.assert_close(face(state, meant).brows, own.brows)
 
 
 def test_a_new_portrait_keeps_the_motion(pipeline):
