@@ -214,8 +214,9 @@ class MotionDenoiser(nn.Module):
         whiten: per number of the rest, from the errors of that to white ones, `(R, N, N)`.
         unwhiten: the inverse.
         gain: factor on what is drawn for each number of the rest, `(R,)`.
-        lip_scale: deviation of the lips of filmed people over that of predicted lips, `(Q,)`.
-        lip_silence: predicted lips in long silence, `(Q,)`.
+        lip_knots: quantiles of predicted lips, increasing, `(Q, K)`.
+        lip_levels: lips of filmed people at these quantiles, less those at the quantile of
+            silence, `(Q, K)`.
     """
 
     lip_unit: Tensor
@@ -226,8 +227,8 @@ class MotionDenoiser(nn.Module):
     predict: Tensor
     whiten: Tensor
     unwhiten: Tensor
-    lip_scale: Tensor
-    lip_silence: Tensor
+    lip_knots: Tensor
+    lip_levels: Tensor
 
     def __init__(self, config: MotionDenoiserConfig | None = None) -> None:
         super().__init__()
@@ -265,8 +266,8 @@ class MotionDenoiser(nn.Module):
         eye = torch.eye(c.window).repeat(NUM_REST, 1, 1)
         self.register_buffer("whiten", eye.clone())
         self.register_buffer("unwhiten", eye.clone())
-        self.register_buffer("lip_scale", torch.zeros(NUM_LIPS))
-        self.register_buffer("lip_silence", torch.zeros(NUM_LIPS))
+        self.register_buffer("lip_knots", KNOTS.repeat(NUM_LIPS, 1))
+        self.register_buffer("lip_levels", torch.zeros(NUM_LIPS, len(KNOTS)))
         self.dropout = nn.Dropout(c.speech.dropout)
 
     def predict_lips(self, features: Tensor, linear: Tensor) -> Tensor:
@@ -280,8 +281,11 @@ class MotionDenoiser(nn.Module):
         return lips
 
     def shown_lips(self, lips: Tensor) -> Tensor:
-        """Return the lips of the motion code, `(..., Q)`: at rest in silence, sized as people's."""
-        return self.lip_scale * (lips - self.lip_silence)
+        """Return the lips of the motion code, `(..., Q)`: at rest in silence, sized as people's.
+
+        A prediction keeps to the middle; mapped by quantiles, lips close and open as people's.
+        """
+        return interpolate(self.lip_knots, self.lip_levels, lips)
 
     def lip_values(self, pcm: Tensor, state: SpeechState | None = None) -> Tensor:
         """Return the lip values of the next part of a stream, or of a whole one without `state`.

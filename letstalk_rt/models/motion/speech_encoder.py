@@ -24,10 +24,6 @@ from letstalk_rt.models.audio_encoder.mouth_sound import mouth_sound
 from letstalk_rt.models.layers.causal_conv import CausalConv1d, ConvState
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
-LATE_FRAMES = 1
-"""Frames by which streams get features and lips late. The denoiser is trained on faces that are as
-much early (`training/stages/motion_clips.py`), so lips are in time with the sound."""
-
 _NATS = 4.0  # of power in one unit of log-mel
 
 
@@ -68,8 +64,6 @@ class SpeechState:
         linear: past inputs of the linear map.
         layers: past inputs of each convolution.
         inputs: the last `L + 1` frames of normalised log-mel, `(B, L + 1, 4 M)`.
-        late: features and lips of the last frames, which the next part begins with,
-            `(B, LATE_FRAMES, W + Q)`.
     """
 
     mel: MelState
@@ -77,7 +71,6 @@ class SpeechState:
     linear: ConvState
     layers: list[ConvState]
     inputs: Tensor
-    late: Tensor
 
     def reset(self) -> None:
         """Return to the initial state."""
@@ -86,7 +79,6 @@ class SpeechState:
         for part in (self.linear, *self.layers):
             part.reset()
         self.inputs.zero_()
-        self.late.zero_()
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,6 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         self.config = config or SpeechEncoderConfig()
         c, inputs = self.config, MEL_PER_FRAME * self.config.bands
-        self._outputs = outputs
         self.lookahead_frames = lookahead_in_frames(c.lookahead_ms)
         self.mel = StreamingMel(c.bands, c.floor)
         self.linear = CausalConv1d(inputs, outputs, c.reach)
@@ -142,7 +133,6 @@ class SpeechEncoder(nn.Module):
             self.linear.init_state(batch_size),
             [layer.init_state(batch_size) for layer in self.layers],  # type: ignore[operator]
             self.usual.new_zeros(batch_size, self.lookahead_frames + 1, inputs),
-            self.usual.new_zeros(batch_size, LATE_FRAMES, self.config.width + self._outputs),
         )
 
     def forward(self, pcm: Tensor, state: SpeechState | None = None) -> Speech:
@@ -157,9 +147,7 @@ class SpeechEncoder(nn.Module):
         inputs = self.normalize(self.mel(pcm, state.mel), state.mean)
         sound = mouth_sound(inputs, state.inputs)
         state.inputs.copy_(torch.cat([state.inputs, inputs], 1)[:, -state.inputs.shape[1] :])
-        heard = torch.cat([state.late, torch.cat(self.encode(inputs, state), -1)], 1)
-        state.late.copy_(heard[:, -LATE_FRAMES:].detach())
-        features, lips = heard[:, :-LATE_FRAMES].split([self.config.width, self._outputs], -1)
+        features, lips = self.encode(inputs, state)
         return Speech(features, lips, sound)
 
     def normalize(self, mel: Tensor, state: RunningMeanState | None = None) -> Tensor:

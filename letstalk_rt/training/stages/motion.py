@@ -40,6 +40,7 @@ memory would let each session become calmer and calmer, because its own motion i
 _CALIBRATED, _ROUNDS, _GAINS = 24, 5, (0.3, 1.5)
 _STYLE_DROP = 0.3
 _LEAST_TRUST = 0.25
+_LIP_SHARES = torch.special.ndtr(KNOTS)
 _LIP_FLOOR = 0.01  # added to deviations, so that still mouths stay small
 _SHAPE_FLOOR = 0.02
 _SURPRISE = 6.0  # white errors beyond are, too
@@ -280,26 +281,30 @@ def _flow_loss(denoiser: MotionDenoiser, clean: Tensor, context: Tensor, blinks:
 
 @torch.no_grad()
 def fit_lips(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
-    """Fit how far shown lips move, so that they move as far as those of filmed people.
+    """Fit which lips are shown for predicted ones: those of the median filmed person.
 
+    Both are mapped by their quantiles, so that lips close as often and open as far as people's.
     What is predicted less well than the gap moves less, by the root of how much less and at most by
     half: a prediction that is mostly noise would show that noise at full size.
     """
-    silence = torch.zeros(1, SILENCE_SAMPLES)
-    heard = denoiser.eval().speech(silence)
-    denoiser.lip_silence.copy_(denoiser.predict_lips(heard.features, heard.lips)[0, -1])
-    ratios, agreements = [], []
+    predicted, true, agreements = [], [], []
     for clip in clips:
         if clip.is_real and clip.lip_weight:
-            predicted = _predicted_lips(denoiser, clip)
-            true = clip.codes[:, LIPS]
-            ratios.append(_span(true) / _span(predicted).clamp(min=1e-3))
-            pairs = zip(predicted[: len(true)].T, true.T, strict=True)
+            ours, theirs = _predicted_lips(denoiser.eval(), clip), clip.codes[:, LIPS]
+            predicted.append(ours.quantile(_LIP_SHARES, 0))
+            true.append(theirs.quantile(_LIP_SHARES, 0))
+            pairs = zip(ours[: len(theirs)].T, theirs.T, strict=True)
             agreements.append(torch.tensor([correlation(p.numpy(), t.numpy()) for p, t in pairs]))
-    if ratios:
-        agreement = torch.stack(agreements).nan_to_num().mean(0)
-        trust = (agreement / agreement[0].clamp(min=1e-3)).clamp(_LEAST_TRUST, 1).sqrt()
-        denoiser.lip_scale.copy_(trust * torch.stack(ratios).median(0).values)
+    if not true:
+        return
+    agreement = torch.stack(agreements).nan_to_num().mean(0)
+    trust = (agreement / agreement[0].clamp(min=1e-3)).clamp(_LEAST_TRUST, 1).sqrt()
+    rising = 1e-5 * KNOTS
+    denoiser.lip_knots.copy_(torch.stack(predicted).mean(0).T + rising)
+    denoiser.lip_levels.copy_(trust[:, None] * torch.stack(true).median(0).values.T)
+    heard = denoiser.speech(torch.zeros(1, SILENCE_SAMPLES))
+    silence = denoiser.shown_lips(denoiser.predict_lips(heard.features, heard.lips)[0, -1])
+    denoiser.lip_levels.sub_(silence[:, None])
 
 
 def _predicted_lips(denoiser: MotionDenoiser, clip: MotionClip) -> Tensor:

@@ -20,7 +20,7 @@ from letstalk_rt.models.motion.code import (
     STYLE_NAMES,
     channel,
 )
-from letstalk_rt.models.motion.speech_encoder import LATE_FRAMES, SpeechEncoder
+from letstalk_rt.models.motion.speech_encoder import SpeechEncoder
 from letstalk_rt.training.data.dataset import MAX_SHIFT, Clip
 from letstalk_rt.training.stages.lips import DEFAULT_SYNC, MIN_OPENING_STD, MIN_SYNC, rest_points
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
@@ -80,7 +80,7 @@ def motion_clip(clip: Clip, speech: SpeechEncoder) -> MotionClip:
     inputs = _inputs(clip, speech)
     codes = torch.from_numpy(motion_codes(clip)).float()
     shapes = torch.from_numpy(clip.blendshapes[:, 25:49]).float()
-    late = LATE_FRAMES + (clip.lips_late if abs(clip.lips_late) <= MAX_SHIFT else 0)
+    late = clip.lips_late if abs(clip.lips_late) <= MAX_SHIFT else 0
     count = len(codes) - abs(late)
     first_heard, first_seen = max(0, -late), max(0, late)
     codes, shapes = (x[first_seen : first_seen + count] for x in (codes, shapes))
@@ -136,7 +136,17 @@ def _head(points: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
     turned = head_angles(pose)
     poses[:, :3] = turned - np.median(turned, 0)
     poses[:, 3:] -= np.median(poses[:, 3:], 0)
-    return poses.clip(-1, 1)
+    return _smoothed(poses).clip(-1, 1)
+
+
+def _smoothed(poses: np.ndarray) -> np.ndarray:
+    """Return poses `(T, 6)` without the noise of the tracker.
+
+    Heads are heavy: what a tracker reads from one frame to the next is mostly its own noise, and it
+    will read that of our frames, too. A denoiser that had learned it would tremble twice as much.
+    """
+    padded = np.pad(poses, ((1, 1), (0, 0)), mode="edge")
+    return 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
 
 
 def _gaze(points: np.ndarray) -> np.ndarray:
