@@ -18,6 +18,7 @@ from letstalk_rt.errors import AudioFormatError, FilmError
 from letstalk_rt.inference.lower_face import has_lower_faces
 from letstalk_rt.inference.mouth_renderer import Patch
 from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.portrait.watermark import DUBBED_SOURCE_TYPE, badge_place, with_badge
 from letstalk_rt.recording.credentials import SigningCredentials
 from letstalk_rt.recording.provenance import Provenance
@@ -122,10 +123,9 @@ def dub_film(
     options = options or DubOptions()
     facts, model = film.facts, pipeline.model
     dubber = Dubber(model, pipeline.finder, pipeline.dtype)
-    assert model.motion is not None, "the dubber refuses a model without"
     rate = speech.facts.rate
     encoder = model.audio if has_lower_faces(model) else None
-    lips = LipTrack(model.motion, speech.chunks(), rate, encoder)
+    lips = LipTrack(model.part(MOTION), speech.chunks(), rate, encoder)
     frames = extended(film.frames(), facts, options.longer, lips.is_over, trim=options.trim)
     half = float(1 / facts.rate) / 2
     timed = ((f, f.rgb, float(f.time * facts.time_base) + half) for f in frames)

@@ -39,6 +39,7 @@ from letstalk_rt.inference.steady_latents import MOOD_FRAMES, PlacedLatent, stea
 from letstalk_rt.inference.teeth import Teeth
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
+from letstalk_rt.models.parts import MOTION, MOUTH_PAINTER
 from letstalk_rt.threads import thread_limit
 
 LOOKAHEAD = 30
@@ -113,7 +114,7 @@ class Dubber:
     def __init__(
         self, model: AvatarModel, finder: FaceFinder, dtype: torch.dtype = torch.float32
     ) -> None:
-        if model.face is None or model.motion is None:
+        if model.face is None or model.get(MOTION) is None:
             raise ConfigError(
                 f"preset {model.preset.name!r} has no motion denoiser, which dubbing needs; use "
                 "the preset 'tiny'"
@@ -175,7 +176,7 @@ class Dubber:
         """Return the shot of the next frame; a new one begins with the best of the look-ahead."""
         number = ahead[0].shot
         if shot is None or shot.number != number:
-            shot = _Shot(number, Teeth(self._model.mouth_painter))
+            shot = _Shot(number, Teeth(self._model.get(MOUTH_PAINTER)))
             for shown in ahead:
                 if shown.shot == number and shown.face is not None:
                     shot.teeth.offer(shown.face)

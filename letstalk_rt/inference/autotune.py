@@ -38,6 +38,7 @@ from letstalk_rt.inference.machine_cache import MachineCache
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.layers import int8
 from letstalk_rt.models.layers.attention import MemoryAttention, attend
+from letstalk_rt.models.parts import MOUTH_PAINTER, without_part
 from letstalk_rt.threads import thread_limit
 
 RUNS = 7
@@ -105,8 +106,8 @@ def apply_variant(model: AvatarModel, variant: DecoderVariant) -> None:
         ConfigError: the decoder or this processor does not support the format.
     """
     if variant.dtype != "int8":
-        if model.mouth_painter is not None:
-            model.mouth_painter.to(DTYPES[variant.dtype])
+        if (painter := model.get(MOUTH_PAINTER)) is not None:
+            painter.to(DTYPES[variant.dtype])
         model.autoencoder.set_decoder_dtype(DTYPES[variant.dtype])
         return
     parts = model.autoencoder.quantizable_parts()
@@ -191,7 +192,7 @@ def make_decoder(model: AvatarModel, variant: DecoderVariant) -> Callable[..., A
     changed = copy.copy(model)  # shares all weights but the autoencoder's; no mouths are inpainted
     changed._modules = dict(model._modules)
     changed.autoencoder = copy.deepcopy(model.autoencoder)
-    changed.mouth_painter = None
+    changed.preset = without_part(model.preset, MOUTH_PAINTER.name)
     apply_variant(changed, variant)
     return CompiledFunction(changed.autoencoder.decode, compiled=variant.compiled, name="decoder")
 

@@ -20,7 +20,7 @@ from letstalk_rt.inference.camera_control import (
     driven_lips,
 )
 from letstalk_rt.inference.lip_control import LipControl
-from letstalk_rt.inference.motion_control import EASING, flat_scale, pseudo_inverse
+from letstalk_rt.inference.sample_stage import EASING
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face import face_motion as motion_of
@@ -39,6 +39,7 @@ from letstalk_rt.models.geometry.eye_region import (
 from letstalk_rt.models.geometry.landmarks import landmark_indices
 from letstalk_rt.models.motion.code import FACE, GAZE, HEAD, LIPS, SHUT, channel
 from letstalk_rt.models.motion.expression import EXPRESSION, EXPRESSION_NAMES, Expression
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.types import MotionOptions
 
 _OUTER_CORNERS = landmark_indices((33, 263))
@@ -55,6 +56,10 @@ _GAZE_SHOWN = (2.2, 2.6)
 _HEAD_SHOWN = np.array([1.5, 1.2, 1.03, 1.0, 1.0, 1.05])
 """What a head pose is multiplied by, so that a tracker sees it at its size in shown frames."""
 
+NO_LANDMARKS = (
+    "the latents of this model hold no landmarks, so no camera can drive it; use preset 'tiny'"
+)
+_RIDGE = 1e-3  # of the largest singular value; directions without landmarks are not changed
 _SMILE = EXPRESSION_NAMES.index("smile")
 _LEAST_SMILE = 1e-6  # of a squared unit of the code's smile; smaller ones were not fitted
 _EYES = (0, 1)
@@ -124,12 +129,12 @@ class CodeControl:
 
     def set_portrait(self, features: Any) -> None:
         """Change the portrait."""
-        face, lip_motion = self._model.face, self._model.lip_motion
-        assert face is not None and lip_motion is not None, "a motion denoiser needs landmarks"
+        face, mouth = self._model.face, self._expression.mouth
+        assert face is not None, "a motion denoiser needs landmarks"
         points, scale = features.points[0].float(), flat_scale(self._model)
         self._scale, self._eyes = scale, EyeShape.of(points)
-        self._lips = LipControl.of(lip_motion, points, face.autoencoder.landmark_matrix, scale)
-        self._usual_lips = self._lips.usual(lip_motion, scale)
+        self._lips = LipControl.of(mouth, points, face.autoencoder.landmark_matrix, scale)
+        self._usual_lips = self._lips.usual(mouth, scale)
         inverse = pseudo_inverse(face.autoencoder.landmark_matrix)
         self._head = CameraControl.of(face, points, scale, inverse)
 
@@ -230,8 +235,7 @@ class CodeControl:
 
     @property
     def _expression(self) -> Expression:
-        assert self._model.motion is not None, "it makes the codes"
-        return self._model.motion.expression
+        return self._model.part(MOTION).expression
 
     def _with_options(self, codes: Tensor) -> Tensor:
         codes = codes.clone()
@@ -259,6 +263,20 @@ def eye_closures(shut: Tensor) -> list[float]:
     """Return how far lids are closed, from 0 to 1, for `shut` of the code, `(n,)`."""
     closed = ((shut - _OPEN) / (_CLOSED - _OPEN)).clamp(0, 1)
     return [float(value) for value in closed]
+
+
+def flat_scale(model: AvatarModel) -> Tensor:
+    """Return the scale of motion, `(384,)`."""
+    return model.motion_scale.float().expand(-1, 4, 4).flatten()
+
+
+def pseudo_inverse(readout: Tensor) -> Tensor:
+    """Return the regularised pseudo-inverse `(384, 2L)` of the read-out `(2L, 384)`."""
+    square = readout.T @ readout
+    ridge = _RIDGE * float(torch.linalg.matrix_norm(readout, 2)) ** 2
+    identity = torch.eye(len(square), device=readout.device)
+    inverse: Tensor = torch.linalg.solve(square + ridge * identity, readout.T)
+    return inverse
 
 
 def _weights(drive: DriveWindow, codes: Tensor) -> Tensor:

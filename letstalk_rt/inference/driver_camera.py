@@ -8,19 +8,19 @@ from typing import Self
 import numpy as np
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.inference.motion_control import NO_LANDMARKS
+from letstalk_rt.inference.code_control import NO_LANDMARKS
 from letstalk_rt.inference.protocol import CameraReading, CameraStatus
 from letstalk_rt.models.avatar_model import AvatarModel, FaceModules
 from letstalk_rt.models.face.driver import Driver
-from letstalk_rt.models.face.face_reader import without_norms
 from letstalk_rt.models.face.face_tracker import (
     EncoderReader,
     FaceTracker,
-    LandmarkReader,
     TrackState,
 )
 from letstalk_rt.models.face.pose_reader import read_turns
+from letstalk_rt.models.layers.folded_conv import without_norms
 from letstalk_rt.models.loading import load_model
+from letstalk_rt.models.parts import POSE_READER
 from letstalk_rt.threads import thread_limit
 
 _FORGET_S = 5.0  # a face that was away for so long may be another one
@@ -79,17 +79,9 @@ class DriverCamera:
 
 def _tracker(model: AvatarModel, face: FaceModules) -> FaceTracker:
     """Return the face tracker of a model, with its pose reader if the weights hold one."""
-    turns = None
-    if model.pose_reader is not None:
-        turns = partial(read_turns, without_norms(model.pose_reader))
-    return FaceTracker(face.detector, _reader(model, face), turns)
-
-
-def _reader(model: AvatarModel, face: FaceModules) -> LandmarkReader:
-    """Return the face reader of a model, or its encoder if the weights hold none."""
-    if model.face_reader is not None:
-        return without_norms(model.face_reader)
-    return EncoderReader(face.autoencoder, in_8_bit=True)
+    pose_reader = model.get(POSE_READER)
+    turns = None if pose_reader is None else partial(read_turns, without_norms(pose_reader))
+    return FaceTracker(face.detector, EncoderReader(face.autoencoder, in_8_bit=True), turns)
 
 
 def load_cameras(preset: str, weights: Path | None = None) -> Callable[[], DriverCamera]:

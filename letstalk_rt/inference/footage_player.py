@@ -31,6 +31,7 @@ from letstalk_rt.inference.reference_frames import (
 from letstalk_rt.inference.steady_latents import PlacedLatent, moods, steady_latent
 from letstalk_rt.inference.teeth import painter_with_teeth, teeth_score
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.parts import MOTION, MOUTH_PAINTER
 from letstalk_rt.types import FaceTrack, Footage
 
 MOST_LIVE_REFERENCES = 6
@@ -89,7 +90,7 @@ class FootagePlayer:
     def __init__(
         self, model: AvatarModel, footage: Footage, expressiveness: float, seed: int = 0
     ) -> None:
-        if model.face is None or model.motion is None:
+        if model.face is None or model.get(MOTION) is None:
             raise ConfigError(
                 f"preset {model.preset.name!r} has no motion denoiser, which films as portraits "
                 "need; use a picture, or the preset 'tiny'"
@@ -105,7 +106,7 @@ class FootagePlayer:
                 "towards the camera, well lit and not covered."
             )
         self._references = [make_reference(model, *self._frame(index)) for index in chosen]
-        painter = model.mouth_painter
+        painter = model.get(MOUTH_PAINTER)
         best = max(chosen + list(self._usable()), key=self._teeth_score)
         self._paint = None if painter is None else painter_with_teeth(painter, self._frame(best)[1])
         self._plans = self._plan()

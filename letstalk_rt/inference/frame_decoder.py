@@ -20,8 +20,8 @@ from letstalk_rt.metrics import StageTimer
 from letstalk_rt.models.autoencoder.latents import DecodedLayers
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
+from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.portrait.brow_compositor import move_brows
-from letstalk_rt.portrait.eye_compositor import EyeCompositor
 from letstalk_rt.threads import DecodePool
 from letstalk_rt.types import FPS
 
@@ -158,7 +158,7 @@ class FrameDecoder:
                 new = [number for number, decoded in enumerate(plan) if decoded is not None]
                 chosen = one if len(new) == len(plan) else one[new]
                 made.append(window.composite(index, new, chosen) if new else None)
-            images = finish(made, self._model.mouth_painter)
+            images = finish(made, self._model.get(MOUTH_PAINTER))
         yield images
 
     def _decode_all(self, window: "_Window") -> Sequence[Tensor | DecodedLayers]:
@@ -181,7 +181,7 @@ class FrameDecoder:
         groups = sorted(
             (group, index) for index in range(len(window.plans)) for group in window.groups(index)
         )
-        painter = self._model.mouth_painter
+        painter = self._model.get(MOUTH_PAINTER)
         frames = [BatchFrame(column, painter) for column in zip(*window.plans, strict=True)]
         jobs = [
             self.decode_pool.submit(self._decode_group, window, index, group, frames)
@@ -246,7 +246,7 @@ class FrameDecoder:
         each = levels[-1].cost * _IMAGE_COST / FPS  # of one image per second
         for fps in _LOW_FPS:
             add(each * (levels[-1].fps - fps), fps=fps)
-        if self._model.mouth_painter is not None:
+        if self._model.get(MOUTH_PAINTER) is not None:
             add(_PAINTER_COST * levels[-1].fps / FPS, mouth_painter=False)
         return tuple(levels)
 
@@ -309,17 +309,13 @@ class _Window:
             return Composited(torch.from_numpy(state.compositor.compose(frames)), None)
         quality = state.quality.quality
         details = self.details[index].of(numbers)
-        closures = details.eye_closures
-        drawn = closures if state.eyes is None else ()
-        shown = state.compositor.compose_layers(frames, drawn, full_size=quality.full_size)
+        shown = state.compositor.compose_layers(frames, full_size=quality.full_size)
         points = state.compositor.to_canvas(frames.points)
         if details.brows is not None:
             move_brows(shown, points, details.brows)
-        if isinstance(state.eyes, EyeCompositor):
+        if state.eyes is not None:
             motion = state.eyes.motion(frames.points) if details.eyes is None else details.eyes
-            state.eyes(shown, points, motion, closures)
-        elif state.eyes is not None:
-            state.eyes(shown, points, closures)
+            state.eyes(shown, points, motion, details.eye_closures)
         if state.mouths is None or not quality.mouth_painter:
             return Composited(shown, None)
         return Composited(shown, state.mouths.crop_open(shown, points, details.sound))

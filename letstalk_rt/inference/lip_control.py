@@ -16,8 +16,8 @@ from torch import Tensor
 
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.face.head_motion import rigid_projection
-from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_values import GAPS, lip_value_matrix
+from letstalk_rt.models.face.talking_mouth import TalkingMouth
 
 CLOSED = 0.01
 """Lip gap of closed lips, in mouth widths; parted lips are brought to touch at rest."""
@@ -52,12 +52,12 @@ class LipControl:
 
     @classmethod
     def of(
-        cls, lip_motion: LipMotion, points: Tensor, landmark_matrix: Tensor, scale: Tensor
+        cls, mouth: TalkingMouth, points: Tensor, landmark_matrix: Tensor, scale: Tensor
     ) -> "LipControl":
         """Create the lip control of a portrait.
 
         Args:
-            lip_motion: statistics of mouths that talk.
+            mouth: statistics of mouths that talk.
             points: landmarks of the portrait, `(L, 2)`.
             landmark_matrix: read-out of the landmarks, `(2L, 384)`.
             scale: scale of motion, flat, `(384,)`.
@@ -66,10 +66,10 @@ class LipControl:
         values = lip_value_matrix(points)
         without_head = torch.eye(values.shape[1], device=points.device) - rigid_projection(points)
         read = values @ without_head @ landmark_matrix
-        natural = F.pad(lip_motion.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
+        natural = F.pad(mouth.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
         gaps = values[GAPS] @ points.flatten()
         gap_change = torch.minimum(gaps, (2 * CLOSED - gaps).clamp(min=0)) - gaps
-        rest = torch.cat([gap_change, lip_motion.neutral(points)[GAPS.stop :]])
+        rest = torch.cat([gap_change, mouth.neutral(points)[GAPS.stop :]])
         write = _completion(natural, read, _NOISE)
         parted = (float(gaps[0]) - CLOSED) / (PARTED - CLOSED)
         press = PRESS * min(1.0, max(0.0, parted))
@@ -89,14 +89,14 @@ class LipControl:
         change = self.rest + target - flat @ self.read.T
         return flat + change @ self.write.T
 
-    def usual(self, lip_motion: LipMotion, scale: Tensor) -> Tensor:
+    def usual(self, mouth: TalkingMouth, scale: Tensor) -> Tensor:
         """Return the standard deviation of each lip value in people who talk, `(Q,)`.
 
         Args:
-            lip_motion: statistics of mouths that talk.
+            mouth: statistics of mouths that talk.
             scale: scale of motion, flat, `(384,)`.
         """
-        natural = F.pad(lip_motion.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
+        natural = F.pad(mouth.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
         usual: Tensor = torch.linalg.vector_norm(self.read / scale @ natural.T, dim=1)
         return usual
 

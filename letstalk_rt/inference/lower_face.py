@@ -15,18 +15,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.inference.speech_motion import SpeechMotion
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import PortraitState
 from letstalk_rt.models.landmark_condition import rest_of_face
 from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.parts import LANDMARK_CONDITION
 from letstalk_rt.models.sampler import NoiseState, timesteps
 
 
 def has_lower_faces(model: AvatarModel) -> bool:
     """Return whether a model can generate the lower faces of a film."""
-    return model.denoiser.config.landmark_condition and model.autoencoder.landmarks is not None
+    return model.get(LANDMARK_CONDITION) is not None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ class LowerFaces:
             model.distilled_guidance,  # the weight is then 1: one call, of one item
             predict=partial(model.denoiser.predict, rest=rest),
         )
-        motion = ease_seam(motion, self._memory, preset.seam)
         shown = reference.with_speech_of(film, model.to_latents(motion, person.latent)[0])
         self._memory.write(model.to_motion(shown[None], person.latent))
         return shown

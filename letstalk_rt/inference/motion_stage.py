@@ -47,7 +47,8 @@ class MotionState:
         overwrite(self.speech, self.silence)
 
     def interrupt(self, unseen: int) -> None:
-        """Go on from the frame before the last `unseen` ones; the lips ease to rest."""
+        """Forget past speech; go on before the last `unseen` frames; the lips ease to rest."""
+        self.silence_audio()
         self.memory.rewind(unseen)
         self.control.ease()
 

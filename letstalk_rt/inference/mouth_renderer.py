@@ -29,6 +29,7 @@ from letstalk_rt.models.autoencoder.latents import (
     FramePart,
 )
 from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor, inpaint
 
 _COLOUR_CELLS = 3.0  # width of the kernel that interpolates colours
@@ -134,13 +135,13 @@ class MouthRenderer:
     """Renders lower faces; holds no state.
 
     Args:
-        model: a model with a lip reader and a mouth painter.
+        model: a model with landmarks.
     """
 
     def __init__(self, model: AvatarModel) -> None:
         assert model.face is not None
         self._autoencoder = model.face.autoencoder
-        self._painter = model.mouth_painter
+        self._painter = model.get(MOUTH_PAINTER)
 
     @torch.inference_mode()
     def render(self, tasks: Sequence[MouthTask]) -> list[Patch | None]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
-from letstalk_rt.inference.audio_stage import AudioStage, Heard
+from letstalk_rt.inference.audio_stage import AudioStage
 from letstalk_rt.inference.autotune import DecoderVariant, machine_key
-from letstalk_rt.inference.code_control import eye_closures
+from letstalk_rt.inference.code_control import NO_LANDMARKS, eye_closures
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device
 from letstalk_rt.inference.driver_camera import DriverCamera
@@ -41,6 +41,7 @@ from letstalk_rt.metrics import NoClock, StageTimer
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.loading import face_finder_for
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.threads import in_own_thread, thread_limit
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, Portrait
 
@@ -99,7 +100,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
         self.audio_stage = AudioStage(model)
         self._sample_stage = SampleStage(model, guidance, predict)
-        self._motion_stage = None if model.motion is None else MotionStage(model.motion)
+        motion = model.get(MOTION)
+        self._motion_stage = None if motion is None else MotionStage(motion)
         self.frame_decoder = FrameDecoder(model, **options)
         self.partial_sizes = self.frame_decoder.partial_sizes
         self._footage_stage = FootageStage(self.frame_decoder, self.frames_per_window)
@@ -252,7 +254,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         elif self._motion_stage is not None:
             partial_windows = self._move(pcm, states, clock, is_live=deliver is not None)
         else:
-            partial_windows = self._generate(pcm, states, clock, is_live=deliver is not None)
+            partial_windows = self._generate(pcm, states, clock)
         parts = []
         with closing(partial_windows):
             for part in partial_windows:
@@ -264,19 +266,19 @@ class AvatarPipeline(Pipeline[SessionState]):
         return [np.concatenate(one) for one in zip(*parts, strict=True)]
 
     def _generate(
-        self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer, *, is_live: bool
+        self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer
     ) -> Generator[list[np.ndarray], None, None]:
-        """Yield the partial windows of sessions whose portraits are pictures; see `step`."""
-        decode_pool = self.frame_decoder.decode_pool
-        threads = decode_pool.model_threads if decode_pool and is_live else None
-        with thread_limit(threads):
-            with clock.stage("audio"):
-                heard = self.audio_stage(torch.from_numpy(pcm).to(self.device), states)
-            with clock.stage("sample"):
-                motion = self._sample_stage.sample(heard.tokens, states)
-        for first, count in self._driven_parts(states, is_live=is_live):
-            next_motion, part = motion[:, first : first + count], heard.part(first, count)
-            yield from self._render(next_motion, part, states, clock, threads)
+        """Yield the partial windows of sessions whose latents a denoiser generates; see `step`."""
+        moving = [state.latents for state in states if state.latents is not None]
+        assert len(moving) == len(states), "all are of this model"
+        with clock.stage("audio"):
+            tokens = self.audio_stage.encode(torch.from_numpy(pcm).to(self.device), states)
+        with clock.stage("sample"):
+            motion = self._sample_stage(tokens, states[0].times, moving)
+            portraits = torch.cat([state.features.latent for state in states])
+            latents = self.model.to_latents(motion, portraits)
+        undrawn = FrameDetails([0.0] * self.frames_per_window, None)
+        yield from self._paint(latents, [undrawn] * len(states), states, clock, None)
 
     def _move(
         self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer, *, is_live: bool
@@ -316,34 +318,9 @@ class AvatarPipeline(Pipeline[SessionState]):
         for first in range(0, self.frames_per_window, count):
             for state, steering in zip(states, steerings, strict=True):
                 if steering is not None and (window := steering(first, count)) is not None:
-                    state.drive(window)
+                    assert state.motion is not None, "see `steer`"
+                    state.motion.control.drive(window)
             yield first, count
-
-    def _render(
-        self,
-        motion: Tensor,
-        heard: Heard,
-        states: Sequence[SessionState],
-        clock: StageTimer,
-        threads: int | None,
-    ) -> Generator[list[np.ndarray], None, None]:
-        """Yield partial windows with the next frames of B sessions.
-
-        Args:
-            motion: their sampled motion, `(B, n, C, h, w)`.
-            heard: what was heard in these frames.
-            states: states of B sessions; updated in place.
-            clock: measures the stages.
-            threads: how many compute what comes before the decoder; None for all.
-        """
-        sounds = [None] * len(states) if heard.lips is None else list(heard.lips.sound)
-        details = [
-            FrameDetails(state.motion_control.driven_eye_closures(closures), sound)
-            for state, closures, sound in zip(states, heard.eye_closures, sounds, strict=True)
-        ]
-        with thread_limit(threads), clock.stage("sample"):
-            latents = self._sample_stage.latents(motion, heard, states)
-        yield from self._paint(latents, details, states, clock, threads)
 
     def _paint(
         self,
@@ -353,7 +330,15 @@ class AvatarPipeline(Pipeline[SessionState]):
         clock: StageTimer,
         threads: int | None,
     ) -> Generator[list[np.ndarray], None, None]:
-        """Yield partial windows with the frames of latents `(B, n, C, h, w)`; see `_render`."""
+        """Yield partial windows with the next frames of B sessions.
+
+        Args:
+            latents: of these frames, `(B, n, C, h, w)`.
+            details: what is drawn onto them.
+            states: states of B sessions; updated in place.
+            clock: measures the stages.
+            threads: how many compute what comes before the decoder; None for all.
+        """
         with thread_limit(threads), clock.stage("layout"):
             inputs = self.frame_decoder.prepare(latents, states)
         with (
@@ -385,9 +370,9 @@ class AvatarPipeline(Pipeline[SessionState]):
         Raises:
             ConfigError: the model has no landmarks.
         """
+        if state.motion is None:
+            raise ConfigError(NO_LANDMARKS)
         if state.player is None:
-            if state.motion is None:
-                state.motion_control.make_drivable()
             state.steering = steering
 
     def open_camera(self) -> DriverCamera:
@@ -403,17 +388,7 @@ class AvatarPipeline(Pipeline[SessionState]):
             unseen: how many of the last frames were never shown. The motion continues from the
                 frame before them, so that the face does not jump.
         """
-        state.silence_audio()
-        if state.player is not None:
-            state.player.interrupt(unseen)
-        state.memory.rewind(unseen)
-        state.cache.rewind(unseen)
-        state.motion_control.rewind(unseen)
-        if state.gestures is not None:
-            state.gestures.motion.rewind(unseen)
-        state.motion_control.ease_from(state.memory.latents[:, -1])
-        if state.motion is not None:
-            state.motion.interrupt(unseen)
+        state.interrupt(unseen)
 
     @torch.inference_mode()
     def track_faces(self, frames: np.ndarray, last: FaceTrack | None) -> list[FaceTrack | None]:

@@ -1,20 +1,57 @@
-"""The stage "sample" of a step: the motion of the next window, for all sessions of a batch."""
+"""The stage "sample" of a step for models whose denoiser generates latents, as the paper's does."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from letstalk_rt.inference.audio_stage import Heard
-from letstalk_rt.inference.seam_easing import ease_seam
-from letstalk_rt.inference.session_state import SessionState
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather, scatter
+from letstalk_rt.models.denoiser import PortraitState
+from letstalk_rt.models.memory import MemoryBank, TemporalCache
+from letstalk_rt.models.sampler import NoiseState
+
+EASING = (0.5,)
+"""Weight of the new motion in the first frames after an interrupt."""
+
+
+@dataclass
+class LatentState:
+    """What the pipeline remembers of the latents of one session.
+
+    Attributes:
+        memory: memory bank of motion: the anchor and the last clean latents.
+        cache: keys and values of the memory bank, if the denoiser caches them.
+        portrait: portrait state, for the denoiser.
+        noise: random number generator of the sampler's noise.
+        ease_start: the last motion that was shown before an interrupt, `(1, C, h, w)`; the next one
+            is eased in from there.
+    """
+
+    memory: MemoryBank
+    cache: TemporalCache
+    portrait: PortraitState
+    noise: NoiseState
+    ease_start: Tensor | None = None
+
+    def interrupt(self, unseen: int) -> None:
+        """Go on from the frame before the last `unseen` ones."""
+        self.memory.rewind(unseen)
+        self.cache.rewind(unseen)
+        self.ease_start = self.memory.latents[:, -1].clone()
+
+    def reset(self) -> None:
+        """Return to the initial state."""
+        self.memory.reset()
+        self.cache.reset()
+        self.noise.reset()
+        self.ease_start = None
 
 
 class SampleStage:
-    """Samples motion and eases the seam to the window before; then applies motion control.
+    """Samples the motion of latents.
 
     Args:
         model: in eval mode, on its device.
@@ -26,28 +63,15 @@ class SampleStage:
         self._model, self._guidance, self._predict = model, guidance, predict
         self._window: int = model.denoiser.config.window
 
-    def latents(self, motion: Tensor, heard: Heard, states: Sequence[SessionState]) -> Tensor:
-        """Return the latents of the next frames after motion control, `(B, n, C, h, w)`.
-
-        Args:
-            motion: their sampled motion, of the same shape: a window, or its parts in order.
-            heard: what was heard in these frames.
-            states: states of B sessions; updated in place.
-        """
-        shown = []
-        for index, state in enumerate(states):
-            values = None if heard.lips is None else heard.lips.values[index][None]
-            moved = None if heard.gestures is None else heard.gestures.motion[index][None]
-            shown.append(state.motion_control.apply(motion[index][None], values, moved))
-        portraits = torch.cat([state.features.latent for state in states])
-        return self._model.to_latents(torch.cat(shown), portraits)
-
-    def sample(self, tokens: Tensor, states: Sequence[SessionState]) -> Tensor:
-        """Return the motion of the next window, `(B, N, C, h, w)`, which the memory keeps.
+    def __call__(
+        self, tokens: Tensor, times: Sequence[float], states: Sequence[LatentState]
+    ) -> Tensor:
+        """Return the motion of the next window, `(B, N, C, h, w)`; memory keeps what was sampled.
 
         Args:
             tokens: audio tokens, `(B, N, K, A)`.
-            states: states of B sessions; updated in place.
+            times: timesteps of the sampler.
+            states: of B sessions; updated in place.
         """
         denoiser = self._model.denoiser
         memory = gather([state.memory for state in states])
@@ -62,19 +86,29 @@ class SampleStage:
             tokens,
             gather([state.portrait for state in states]),
             cache,
-            states[0].times,
+            times,
             self._guidance,
             predict=self._predict,
         )
-        motion = ease_seam(motion, memory, self._model.preset.seam)
         memory.write(motion)
         denoiser.update_cache(motion, kept)
         scatter(memory, [state.memory for state in states])
         scatter(kept, [state.cache for state in states])
-        return motion
+        return torch.stack([_eased(*pair) for pair in zip(motion, states, strict=True)])
 
-    def _draw_noise(self, states: Sequence[SessionState]) -> Tensor:
+    def _draw_noise(self, states: Sequence[LatentState]) -> Tensor:
         """Draw the noise of the next window, `(B, N, C, h, w)`, on the CPU."""
         count, preset = self._window, self._model.preset
         drawn = [s.noise.draw(count, preset.noise_correlation, preset.temperature) for s in states]
         return torch.cat(drawn)
+
+
+def _eased(motion: Tensor, state: LatentState) -> Tensor:
+    """Return the motion of a window, `(N, C, h, w)`, eased in after an interrupt."""
+    start, state.ease_start = state.ease_start, None
+    if start is None:
+        return motion
+    eased = motion.clone()
+    for number, share in enumerate(EASING):
+        eased[number] = torch.lerp(start[0], motion[number], share)
+    return eased

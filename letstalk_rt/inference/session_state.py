@@ -10,27 +10,23 @@ import torch
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.inference.code_control import CodeControl
 from letstalk_rt.inference.footage_player import FootagePlayer
-from letstalk_rt.inference.motion_control import MotionController
 from letstalk_rt.inference.motion_stage import USUAL_BLINKS_PER_MIN, MotionState
 from letstalk_rt.inference.protocol import StateOptions, Steering
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality
+from letstalk_rt.inference.sample_stage import LatentState
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderState
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader, LipReaderState
-from letstalk_rt.models.audio_encoder.prosody import ProsodyReader, ProsodyState
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderState
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import overwrite
 from letstalk_rt.models.denoiser import PortraitState
-from letstalk_rt.models.face.face_motion import DriveWindow
-from letstalk_rt.models.face.gestures import NUM_NOISE, GestureState
-from letstalk_rt.models.memory import MemoryBank, TemporalCache
+from letstalk_rt.models.memory import MemoryBank
 from letstalk_rt.models.motion.code import NUM_STYLE
 from letstalk_rt.models.motion.speech_encoder import SpeechEncoder, SpeechState
+from letstalk_rt.models.parts import EYE_PAINTER, MOTION, MOUTH_PAINTER
 from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.portrait.eye_compositor import EyeCompositor
-from letstalk_rt.portrait.eyelid_compositor import EyelidCompositor
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
 
@@ -76,23 +72,6 @@ class QualityState:
 
 
 @dataclass
-class GestureSession:
-    """What the pipeline remembers of the gestures of one session.
-
-    Attributes:
-        prosody: state of the prosody reader.
-        silence: state of the prosody reader after long silence; shared and never written.
-        motion: state of the gesture network.
-        noise: random number generator of the gestures.
-    """
-
-    prosody: ProsodyState
-    silence: ProsodyState
-    motion: GestureState
-    noise: NoiseState
-
-
-@dataclass
 class SessionState:
     """Everything that the pipeline remembers of one session.
 
@@ -102,47 +81,32 @@ class SessionState:
     Attributes:
         audio: state of the audio encoder.
         silence: state of the audio encoder after long silence; shared and never written.
-        lips: state of the lip reader, if the model has one.
-        lip_silence: state of the lip reader after long silence; shared and never written.
-        gestures: gestures of the session, if the model has them.
-        memory: memory bank of motion: the anchor and the last clean latents.
-        cache: keys and values of the memory bank, if the denoiser caches them.
         features: portrait features, for the decoder.
-        portrait: portrait state, for the denoiser.
         compositor: puts the face back into the canvas.
         mouths: inpaints open mouths in composited frames; None for a model without mouth painter.
-        eyes: shows the eyes of composited frames as wanted, or closes them alone if the model has
-            an eyelid painter; None for a model with neither, where the compositor closes them.
-        noise: random number generator of the sampler's noise.
-        motion_control: changes the motion that is shown, and schedules blinks.
+        eyes: shows the eyes of composited frames as wanted; None for a model without eye painter.
         times: timesteps of the sampler.
         lookahead_frames: how many frames the video is behind the audio.
         player: shows the footage of a portrait that is a film; otherwise None.
+        motion: the motion of the face, if the model has a motion denoiser.
+        latents: the motion of latents, if it has none.
         quality: what is computed for each frame.
         steering: moves the face in the next window; None without a camera.
-        motion: the motion of the whole face, if the model has a motion denoiser.
     """
 
     audio: AudioEncoderState | Wav2VecEncoderState
     silence: AudioEncoderState | Wav2VecEncoderState
-    lips: LipReaderState | None
-    lip_silence: LipReaderState | None
-    gestures: GestureSession | None
-    memory: MemoryBank
-    cache: TemporalCache
     features: Any
-    portrait: PortraitState
     compositor: Compositor
     mouths: MouthCompositor | None
-    eyes: EyeCompositor | EyelidCompositor | None
-    noise: NoiseState
-    motion_control: MotionController
+    eyes: EyeCompositor | None
     times: list[float]
     lookahead_frames: int
     player: FootagePlayer | None
+    motion: MotionState | None
+    latents: LatentState | None
     quality: QualityState = field(default_factory=QualityState)
     steering: Steering | None = None
-    motion: MotionState | None = None
 
     @property
     def batch_key(self) -> BatchKey:
@@ -150,42 +114,29 @@ class SessionState:
         moves = self.player is not None
         return BatchKey(len(self.times), self.lookahead_frames, moves)
 
-    def drive(self, window: DriveWindow) -> None:
-        """Let a camera move the face in the next frames."""
-        control = self.motion_control if self.motion is None else self.motion.control
-        control.drive(window)
-
     def take_steering(self) -> Steering | None:
         """Return what moves the face in the next window, which holds for that one only."""
         steering, self.steering = self.steering, None
         return steering
 
-    def silence_audio(self) -> None:
-        """Forget all past audio, as after long silence."""
+    def interrupt(self, unseen: int) -> None:
+        """Forget all past speech; the motion goes on before the last `unseen` frames."""
         overwrite(self.audio, self.silence)
-        if self.lips is not None:
-            overwrite(self.lips, self.lip_silence)
-        if self.gestures is not None:
-            overwrite(self.gestures.prosody, self.gestures.silence)
-        if self.motion is not None:
-            self.motion.silence_audio()
+        for part in self._moving:
+            part.interrupt(unseen)
 
     @torch.inference_mode()
     def reset(self) -> None:
         """Return to the initial state: silence before, the face at rest as in the portrait."""
-        self.silence_audio()
-        self.memory.reset()
-        self.cache.reset()
-        self.noise.reset()
-        if self.gestures is not None:
-            self.gestures.motion.reset()
-            self.gestures.noise.reset()
-        self.motion_control.reset()
-        if self.motion is not None:
-            self.motion.reset()
-        if self.player is not None:
-            self.player.reset()
+        overwrite(self.audio, self.silence)
+        for part in self._moving:
+            part.reset()
         self.quality, self.steering = QualityState(), None
+
+    @property
+    def _moving(self) -> list[FootagePlayer | MotionState | LatentState]:
+        parts = (self.player, self.motion, self.latents)
+        return [part for part in parts if part is not None]
 
 
 class StateFactory:
@@ -199,13 +150,9 @@ class StateFactory:
     def __init__(self, model: AvatarModel, *, steps: int) -> None:
         self._model, self._steps = model, steps
         self._silence = self._silent_state(model.audio)
-        self._lip_silence = None if model.lips is None else self._silent_state(model.lips)
-        motion, gestures = model.motion, model.gestures
+        motion = model.get(MOTION)
         self._speech_silence: SpeechState | None = (
             None if motion is None else self._silent_state(motion.speech)
-        )
-        self._prosody_silence: ProsodyState | None = (
-            None if gestures is None else self._silent_state(gestures.prosody)
         )
 
     @torch.inference_mode()
@@ -216,30 +163,20 @@ class StateFactory:
             PortraitError: `portrait` is not prepared for this model.
             ConfigError: `lookahead_frames` is out of range.
         """
-        model, device = self._model, self._device
+        model = self._model
         features, compositor = self._describe(portrait), self._compositor(portrait)
-        shape = model.autoencoder.latent_shape
-        at_rest = torch.zeros(1, *shape, device=device)
-        portrait_state = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
         return SessionState(
             audio=copy.deepcopy(self._silence),
             silence=self._silence,
-            lips=copy.deepcopy(self._lip_silence),
-            lip_silence=self._lip_silence,
-            gestures=self._gestures(options),
-            memory=MemoryBank.anchored(at_rest, model.denoiser.config.memory),
-            cache=model.denoiser.init_cache(at_rest),
             features=features,
-            portrait=portrait_state,
             compositor=compositor,
             mouths=self._mouth_compositor(compositor, features, options.seed),
             eyes=self._eye_compositor(compositor, features),
-            noise=NoiseState(options.seed, torch.zeros(1, *shape)),
-            motion_control=MotionController(options.motion, model, features, options.seed),
             times=timesteps(self._steps if options.steps is None else options.steps),
             lookahead_frames=_lookahead(options, model.audio.lookahead_frames),
             player=self._player(portrait, options.motion.expressiveness, options.seed),
             motion=self._motion(options, features),
+            latents=self._latents(options, features),
         )
 
     @torch.inference_mode()
@@ -249,16 +186,18 @@ class StateFactory:
         Raises:
             PortraitError: `portrait` is not prepared for this model; nothing has changed.
         """
-        features, model = self._describe(portrait), self._model
-        expressiveness, seed = state.motion_control.options.expressiveness, state.noise.seed
-        state.player = self._player(portrait, expressiveness, seed)
-        state.compositor = self._compositor(portrait)
-        state.mouths = self._mouth_compositor(state.compositor, features, state.noise.seed)
-        state.eyes = self._eye_compositor(state.compositor, features)
-        state.portrait = model.denoiser.portrait_state(model.normalized_portrait(features.latent))
-        state.motion_control.set_portrait(features)
+        features = self._describe(portrait)
         if state.motion is not None:
-            state.motion.control.set_portrait(features)
+            control, seed = state.motion.control, state.motion.noise.seed
+            state.player = self._player(portrait, control.options.expressiveness, seed)
+            control.set_portrait(features)
+        else:
+            assert state.latents is not None, "one of both moves the face"
+            seed = state.latents.noise.seed
+            state.latents.portrait = self._portrait_state(features)
+        state.compositor = self._compositor(portrait)
+        state.mouths = self._mouth_compositor(state.compositor, features, seed)
+        state.eyes = self._eye_compositor(state.compositor, features)
         state.features = features
         state.quality = QualityState(state.quality.quality)  # no image of the old size is repeated
 
@@ -267,19 +206,8 @@ class StateFactory:
             return None
         return FootagePlayer(self._model, portrait.footage, expressiveness, seed)
 
-    def _gestures(self, options: StateOptions) -> GestureSession | None:
-        gestures, silence = self._model.gestures, self._prosody_silence
-        if gestures is None or silence is None:
-            return None
-        return GestureSession(
-            prosody=copy.deepcopy(silence),
-            silence=silence,
-            motion=gestures.init_state(1, options.motion.blinks_per_min),
-            noise=NoiseState(options.seed, torch.zeros(1, NUM_NOISE)),
-        )
-
     def _motion(self, options: StateOptions, features: Any) -> MotionState | None:
-        denoiser, silence = self._model.motion, self._speech_silence
+        denoiser, silence = self._model.get(MOTION), self._speech_silence
         if denoiser is None or silence is None:
             return None
         blink_gain = torch.tensor([options.motion.blinks_per_min / USUAL_BLINKS_PER_MIN])
@@ -292,6 +220,23 @@ class StateFactory:
             blink_gain=blink_gain.to(self._device),
             control=CodeControl(options.motion, self._model, features),
         )
+
+    def _latents(self, options: StateOptions, features: Any) -> LatentState | None:
+        if self._speech_silence is not None:  # the motion denoiser moves the face
+            return None
+        _check_undirected(options, self._model)
+        denoiser, shape = self._model.denoiser, self._model.autoencoder.latent_shape
+        at_rest = torch.zeros(1, *shape, device=self._device)
+        return LatentState(
+            memory=MemoryBank.anchored(at_rest, denoiser.config.memory),
+            cache=denoiser.init_cache(at_rest),
+            portrait=self._portrait_state(features),
+            noise=NoiseState(options.seed, torch.zeros(1, *shape)),
+        )
+
+    def _portrait_state(self, features: Any) -> PortraitState:
+        model = self._model
+        return model.denoiser.portrait_state(model.normalized_portrait(features.latent))
 
     @property
     def _device(self) -> torch.device:
@@ -313,32 +258,34 @@ class StateFactory:
     def _mouth_compositor(
         self, compositor: Compositor, features: Any, seed: int
     ) -> MouthCompositor | None:
-        painter = self._model.mouth_painter
+        painter = self._model.get(MOUTH_PAINTER)
         if painter is None:
             return None
         points = compositor.to_canvas(features.points)
         return MouthCompositor(painter, compositor.canvas, points, seed)
 
-    def _eye_compositor(
-        self, compositor: Compositor, features: Any
-    ) -> EyeCompositor | EyelidCompositor | None:
-        model = self._model
-        if model.eye_painter is not None:
-            points = compositor.to_canvas(features.points)
-            return EyeCompositor(model.eye_painter, compositor.canvas, points, features.points)
-        if model.eyelid_painter is not None:
-            points = compositor.to_canvas(features.points)
-            return EyelidCompositor(model.eyelid_painter, compositor.canvas, points)
-        return None
+    def _eye_compositor(self, compositor: Compositor, features: Any) -> EyeCompositor | None:
+        painter = self._model.get(EYE_PAINTER)
+        if painter is None:
+            return None
+        points = compositor.to_canvas(features.points)
+        return EyeCompositor(painter, compositor.canvas, points, features.points)
 
     @torch.inference_mode()
-    def _silent_state(
-        self, encoder: AudioEncoder | LipReader | ProsodyReader | SpeechEncoder
-    ) -> Any:
+    def _silent_state(self, encoder: AudioEncoder | SpeechEncoder) -> Any:
         """Create the state of an encoder after long silence, which an initial state is not."""
         state = encoder.init_state(1)
         encoder(torch.zeros(1, SETTLE_SAMPLES, device=self._device), state)
         return state
+
+
+def _check_undirected(options: StateOptions, model: AvatarModel) -> None:
+    motion = options.motion
+    if (motion.expressiveness, motion.head_motion, motion.gaze_at_camera) != (1.0, True, False):
+        raise ConfigError(
+            f"preset {model.preset.name!r} has no motion denoiser, which expressiveness, head "
+            "motion and gaze need; leave these options out"
+        )
 
 
 def _lookahead(options: StateOptions, most: int) -> int:

@@ -21,6 +21,7 @@ from letstalk_rt.inference.autotune import (
 from letstalk_rt.inference.devices import DTYPES, choose_dtype
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.loading import load_model, packaged_weights
+from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.threads import thread_limit
 
 
@@ -74,8 +75,8 @@ def ready_model(
     """
     device = model.motion_scale.device
     model.autoencoder.to(memory_format=torch.channels_last)
-    if model.mouth_painter is not None:
-        model.mouth_painter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if (painter := model.get(MOUTH_PAINTER)) is not None:
+        painter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     variant = _choose_variant(model, dtype, compiled)
     apply_variant(model, variant)
     if device.type != "cpu" and model.preset.denoiser_follows:

@@ -16,6 +16,7 @@ from letstalk_rt.models.autoencoder.latents import FACE_SIZE, LATENT_SIZE
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.head_motion import rigid_projection
 from letstalk_rt.models.face.lip_values import LIP_VALUES
+from letstalk_rt.models.parts import MOTION
 
 _NOISE = 0.012
 """Standard deviation of a landmark's error, in units of half a crop: 1.5 px."""
@@ -28,21 +29,21 @@ class SpeechMotion:
     """Changes latents so that a mouth says something else; prepared once per reference frame.
 
     Args:
-        model: a model with lip motion.
+        model: a model with landmarks and a motion denoiser.
         latent: latent of the reference, `(C, h, w)`.
     """
 
     def __init__(self, model: AvatarModel, latent: Tensor) -> None:
-        face, lip_motion = model.face, model.lip_motion
-        assert face is not None and lip_motion is not None, "it has been refused otherwise"
+        face, mouth = model.face, model.part(MOTION).expression.mouth
+        assert face is not None, "it has been refused otherwise"
         points = face.autoencoder.decode_landmarks(latent).float()
         self._latent = latent.float()
         ones = latent.new_ones(LATENT_SIZE, dtype=torch.float32)
-        self._lips = LipControl.of(lip_motion, points, face.autoencoder.landmark_matrix, ones)
+        self._lips = LipControl.of(mouth, points, face.autoencoder.landmark_matrix, ones)
         readout = face.autoencoder.landmark_matrix
         identity = torch.eye(len(readout), device=readout.device)
         still = (identity - rigid_projection(points)) @ readout  # (2L, 384), without head motion
-        natural = F.pad(lip_motion.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
+        natural = F.pad(mouth.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
         seen = still @ natural.T  # (2L, K)
         slack = _NOISE**2 * torch.eye(len(natural), device=readout.device)
         scores = torch.linalg.solve(seen.T @ seen + slack, seen.T @ still)  # (K, 384)

@@ -13,33 +13,31 @@ from torch import Tensor, nn
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
 from letstalk_rt.models.audio_encoder.interfaces import AudioEncoder
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder, Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.autoencoder.eye_painter import EyePainter
-from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
 from letstalk_rt.models.autoencoder.interfaces import (
     Autoencoder,
     EncodedPortrait,
     LandmarkAutoencoder,
 )
-from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.denoiser import Denoiser, PortraitState, guided_velocity
 from letstalk_rt.models.face.detector import FaceDetector, FaceFinder
-from letstalk_rt.models.face.face_reader import FaceReader
-from letstalk_rt.models.face.gestures import Gestures
 from letstalk_rt.models.face.head_motion import HeadMotion
-from letstalk_rt.models.face.lip_motion import LipMotion
-from letstalk_rt.models.face.lip_refiner import LipRefiner, refined_lips
-from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
-from letstalk_rt.models.face.pose_reader import PoseReader
-from letstalk_rt.models.face.spline import SPAN
-from letstalk_rt.models.landmark_condition import LandmarkBranch
+from letstalk_rt.models.face.lip_refiner import refined_lips
 from letstalk_rt.models.memory import TemporalCache
-from letstalk_rt.models.motion.denoiser import MotionDenoiser
-from letstalk_rt.models.presets import Preset, with_landmark_condition
+from letstalk_rt.models.parts import (
+    DETECTOR,
+    HEAD,
+    LIP_REFINER,
+    MOTION,
+    PARTS,
+    ModuleT_co,
+    Part,
+    with_parts,
+)
+from letstalk_rt.models.presets import Preset
 from letstalk_rt.models.sampler import sample, sample_mean
 
 
@@ -50,7 +48,7 @@ class FaceModules:
     Attributes:
         autoencoder: the autoencoder, which decodes landmarks from latents.
         detector: the face detector.
-        head: the process of head motion.
+        head: what moves with a head.
     """
 
     autoencoder: LandmarkAutoencoder
@@ -59,10 +57,9 @@ class FaceModules:
 
 
 class AvatarModel(nn.Module):
-    """All networks of one preset, from the audio encoder to the mouth painter.
+    """All networks of one preset, from the audio encoder to the painters.
 
-    A model with the paper's autoencoder has no landmarks, so no face detector, no head motion, no
-    gestures and no mouth painter.
+    A model with the paper's autoencoder has no landmarks, so none of the `PARTS`.
 
     Args:
         preset: shapes of all parts.
@@ -74,18 +71,6 @@ class AvatarModel(nn.Module):
 
     autoencoder: Autoencoder
     audio: AudioEncoder
-    detector: FaceDetector | None
-    head: HeadMotion | None
-    lips: LipReader | None
-    lip_motion: LipMotion | None
-    mouth_painter: MouthPainter | None
-    gestures: Gestures | None
-    face_reader: FaceReader | None
-    lip_refiner: LipRefiner | None
-    eyelid_painter: EyelidPainter | None
-    eye_painter: EyePainter | None
-    pose_reader: PoseReader | None
-    motion: MotionDenoiser | None
     latent_mean: Tensor
     latent_scale: Tensor
     motion_scale: Tensor
@@ -97,19 +82,11 @@ class AvatarModel(nn.Module):
         self.autoencoder = _make_autoencoder(preset)
         self.audio = _make_audio(preset)
         self.denoiser = Denoiser(preset.denoiser)
-        has_landmarks = self.autoencoder.landmarks is not None
-        self.detector = FaceDetector() if has_landmarks else None
-        self.head = HeadMotion() if has_landmarks else None
-        self.lips = _make_lips(preset, has_landmarks)
-        self.lip_motion = None if self.lips is None else LipMotion()
-        self.mouth_painter = _make_mouth_painter(preset)
-        self.gestures = _make_gestures(preset, has_landmarks)
-        self.face_reader = FaceReader() if preset.face_reader and has_landmarks else None
-        self.lip_refiner = LipRefiner() if preset.lip_refiner and has_landmarks else None
-        self.eyelid_painter = EyelidPainter() if preset.eyelid_painter and has_landmarks else None
-        self.eye_painter = _make_eye_painter(preset, has_landmarks)
-        self.pose_reader = PoseReader() if preset.pose_reader and has_landmarks else None
-        self.motion = _make_motion(preset, has_landmarks)
+        _check_parts(preset, has_landmarks=self.autoencoder.landmarks is not None)
+        for part in PARTS:
+            if part.name in preset.parts:
+                owner, _, name = part.name.rpartition(".")
+                setattr(self.get_submodule(owner), name, part.build(preset))
         channels = self.autoencoder.latent_shape[0]
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
         self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
@@ -117,22 +94,42 @@ class AvatarModel(nn.Module):
         # The guidance that the denoiser was distilled with: one call then yields the guided result.
         self.register_buffer("folded_guidance", torch.ones(()))
 
+    def get(self, part: Part[ModuleT_co]) -> ModuleT_co | None:
+        """Return a part; None if the preset does not name it: see `Part.without`."""
+        if part.name not in self.preset.parts:
+            return None
+        return self.get_submodule(part.name)  # type: ignore[return-value]
+
+    def part(self, part: Part[ModuleT_co]) -> ModuleT_co:
+        """Return a part.
+
+        Raises:
+            ConfigError: the preset does not name it.
+        """
+        found = self.get(part)
+        if found is None:
+            raise ConfigError(
+                f"preset {self.preset.name!r} has no {part.name!r} and so {part.without}; use the "
+                "preset 'tiny', or train that part"
+            )
+        return found
+
     @property
     def face(self) -> FaceModules | None:
         """The modules that need landmarks; None if the latents do not encode them."""
-        landmarks = self.autoencoder.landmarks
-        if landmarks is None or self.detector is None or self.head is None:
+        landmarks, detector, head = self.autoencoder.landmarks, self.get(DETECTOR), self.get(HEAD)
+        if landmarks is None or detector is None or head is None:
             return None
-        return FaceModules(landmarks, self.detector, self.head)
+        return FaceModules(landmarks, detector, head)
 
     def encode_portrait(self, image: Tensor) -> EncodedPortrait:
         """Compute the features of portraits `(B, 3, S, S)` in [-1, 1]; once per portrait."""
-        landmarks = self.autoencoder.landmarks
-        if landmarks is None or self.lip_refiner is None:
+        landmarks, refiner = self.autoencoder.landmarks, self.get(LIP_REFINER)
+        if landmarks is None or refiner is None:
             return self.autoencoder.encode_portrait(image)
         latent = landmarks.encode(image[:, None])[:, 0]
         points = landmarks.decode_landmarks(latent)
-        moved = refined_lips(self.lip_refiner, image, points) - points
+        moved = refined_lips(refiner, image, points) - points
         nearest = torch.linalg.pinv(landmarks.landmark_matrix)  # landmarks of a latent are linear
         change = (moved.flatten(1).float() @ nearest.T).view(latent.shape)
         return landmarks.portrait_features(image, latent + change.to(latent.dtype))
@@ -226,92 +223,34 @@ class AvatarModel(nn.Module):
         return self.autoencoder.without_background_flow(scaled)
 
 
-def with_mouth_painter(model: AvatarModel, painter: MouthPainter) -> AvatarModel:
-    """Return a copy of a model with this mouth painter, ready for inference."""
-    preset = replace(model.preset, mouth_painter=painter.config)
-    return _with_part(model, preset, "mouth_painter", painter)
-
-
-def with_gestures(model: AvatarModel, gestures: Gestures) -> AvatarModel:
-    """Return a copy of a model with these gestures, ready for inference."""
-    preset = replace(model.preset, gestures=gestures.config)
-    return _with_part(model, preset, "gestures", gestures)
-
-
-def with_face_reader(model: AvatarModel, reader: FaceReader) -> AvatarModel:
-    """Return a copy of a model with this face reader, ready for inference."""
-    return _with_part(model, replace(model.preset, face_reader=True), "face_reader", reader)
-
-
-def with_lip_refiner(model: AvatarModel, refiner: LipRefiner) -> AvatarModel:
-    """Return a copy of a model with this lip refiner, ready for inference."""
-    return _with_part(model, replace(model.preset, lip_refiner=True), "lip_refiner", refiner)
-
-
-def with_eyelid_painter(model: AvatarModel, painter: EyelidPainter) -> AvatarModel:
-    """Return a copy of a model with this eyelid painter, ready for inference."""
-    return _with_part(model, replace(model.preset, eyelid_painter=True), "eyelid_painter", painter)
-
-
-def with_eye_painter(model: AvatarModel, painter: EyePainter) -> AvatarModel:
-    """Return a copy of a model with this eye painter, ready for inference."""
-    preset = replace(model.preset, eye_painter=painter.config)
-    return _with_part(model, preset, "eye_painter", painter)
-
-
-def with_pose_reader(model: AvatarModel, reader: PoseReader) -> AvatarModel:
-    """Return a copy of a model with this pose reader, ready for inference."""
-    return _with_part(model, replace(model.preset, pose_reader=True), "pose_reader", reader)
-
-
-def with_motion(model: AvatarModel, motion: MotionDenoiser) -> AvatarModel:
-    """Return a copy of a model with this motion denoiser, ready for inference."""
-    return _with_part(model, replace(model.preset, motion=motion.config), "motion", motion)
-
-
-def with_landmark_branch(model: AvatarModel, branch: LandmarkBranch) -> AvatarModel:
-    """Return a copy of a model whose denoiser has this landmark condition, ready for inference."""
-    preset = with_landmark_condition(model.preset, has=True)
-    return _with_part(model, preset, "denoiser.landmarks", branch)
-
-
-def _with_part(model: AvatarModel, preset: Preset, name: str, part: nn.Module) -> AvatarModel:
-    out = AvatarModel(preset)
-    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{name}.")}
-    weights |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+def with_part(model: AvatarModel, part: Part[nn.Module], module: nn.Module) -> AvatarModel:
+    """Return a copy of a model with this part, in the place of its own, ready for inference."""
+    preset, prefix = model.preset, f"{part.name}."
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(preset, part.name):
+        preset = replace(preset, **{part.name: config})
+    out = AvatarModel(with_parts(preset, {*preset.parts, part.name}))
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(prefix)}
+    weights |= {prefix + key: value for key, value in module.state_dict().items()}
     out.load_state_dict(weights)
     return out.eval().requires_grad_(False)
 
 
-def _make_mouth_painter(preset: Preset) -> MouthPainter | None:
-    if preset.mouth_painter is None:
-        return None
-    if not isinstance(preset.autoencoder, AutoencoderConfig):
+def _check_parts(preset: Preset, *, has_landmarks: bool) -> None:
+    known = {part.name for part in PARTS}
+    if unknown := sorted(set(preset.parts) - known):
+        raise ConfigError(f"preset {preset.name!r}: there is no part {unknown[0]!r}")
+    if preset.parts and not has_landmarks:
         raise ConfigError(
-            f"preset {preset.name!r}: a mouth painter needs landmarks, which this autoencoder "
-            "does not encode"
+            f"preset {preset.name!r}: the part {preset.parts[0]!r} needs an autoencoder whose "
+            "latents hold landmarks; leave it out"
         )
-    return MouthPainter(preset.mouth_painter)
-
-
-def _make_eye_painter(preset: Preset, has_landmarks: bool) -> EyePainter | None:
-    if preset.eye_painter is None or not has_landmarks:
-        return None
-    return EyePainter(preset.eye_painter)
-
-
-def _make_motion(preset: Preset, has_landmarks: bool) -> MotionDenoiser | None:
-    config = preset.motion
-    if config is None:
-        return None
-    wanted = preset.audio.lookahead_ms, preset.denoiser.window
-    if not has_landmarks or (config.speech.lookahead_ms, config.window) != wanted:
+    config, wanted = preset.motion, (preset.audio.lookahead_ms, preset.denoiser.window)
+    if MOTION.name in preset.parts and (config.speech.lookahead_ms, config.window) != wanted:
         raise ConfigError(
-            f"preset {preset.name!r}: a motion denoiser needs an autoencoder whose latents hold "
-            f"landmarks, a look-ahead of {wanted[0]} ms and a window of {wanted[1]} frames; leave "
-            "`motion` out"
+            f"preset {preset.name!r}: a motion denoiser needs the audio encoder's look-ahead of "
+            f"{wanted[0]} ms and a window of {wanted[1]} frames"
         )
-    return MotionDenoiser(config)
 
 
 def _make_audio(preset: Preset) -> AudioEncoder:
@@ -324,40 +263,6 @@ def _make_audio(preset: Preset) -> AudioEncoder:
             f"multiple of wav2vec 2.0's blocks of {config.stream.block_frames} frames"
         )
     return Wav2VecEncoder(config)
-
-
-def _make_lips(preset: Preset, has_landmarks: bool) -> LipReader | None:
-    if preset.lips is None:
-        return None
-    if not has_landmarks:
-        raise ConfigError(
-            f"preset {preset.name!r}: a lip reader needs an autoencoder whose latents hold "
-            "landmarks; leave `lips` out"
-        )
-    config, lookahead_ms = preset.lips, preset.audio.lookahead_ms
-    if config.values != NUM_LIP_VALUES or config.lookahead_ms != lookahead_ms:
-        raise ConfigError(
-            f"preset {preset.name!r}: the lip reader must predict {NUM_LIP_VALUES} values with the "
-            f"audio encoder's look-ahead of {lookahead_ms} ms, got {config}"
-        )
-    return LipReader(config)
-
-
-def _make_gestures(preset: Preset, has_landmarks: bool) -> Gestures | None:
-    config = preset.gestures
-    if config is None:
-        return None
-    if not has_landmarks or preset.denoiser.window != SPAN:
-        raise ConfigError(
-            f"preset {preset.name!r}: gestures need an autoencoder whose latents hold landmarks, "
-            f"and a window of {SPAN} frames; leave `gestures` out"
-        )
-    if config.lookahead_ms != preset.audio.lookahead_ms:
-        raise ConfigError(
-            f"preset {preset.name!r}: gestures need the audio encoder's look-ahead of "
-            f"{preset.audio.lookahead_ms} ms, got {config.lookahead_ms} ms"
-        )
-    return Gestures(config)
 
 
 def _make_autoencoder(preset: Preset) -> Autoencoder:

@@ -62,7 +62,6 @@ class DenoiserConfig:
             time; otherwise encode memory for each window, with a learned embedding per slot.
         second_time: accept MeanFlow's second time, the end of the step.
         guidance_input: accept guidance as an input, so that it needs no second call.
-        landmark_condition: accept the landmarks of the rest of the face, see `LandmarkBranch`.
     """
 
     channels: int
@@ -79,7 +78,6 @@ class DenoiserConfig:
     cached: bool = False
     second_time: bool = False
     guidance_input: bool = False
-    landmark_condition: bool = False
 
     def __post_init__(self) -> None:
         for head_width in (32, self.time_head_width):
@@ -206,7 +204,7 @@ class Denoiser(nn.Module):
         self.head = nn.Linear(width, config.channels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.landmarks = LandmarkBranch(width, config.side) if config.landmark_condition else None
+        self.landmarks: LandmarkBranch | None = None  # a part of the model: see `models/parts.py`
 
     def portrait_state(self, latent: Tensor) -> PortraitState:
         """Compute the portrait state.
@@ -319,7 +317,7 @@ class Denoiser(nn.Module):
                 predicted. `t` when None. Requires `second_time`.
             guidance: weight of the audio, `(B,)`; 1 when None. Requires `guidance_input`.
             rest: the rest of the face, `(B, N, R, 2)`, see `rest_of_face`; when None nothing is
-                added. Requires `landmark_condition`.
+                added. Requires the landmark condition.
 
         Raises:
             InputError: a tensor has the wrong shape or type.
@@ -371,7 +369,7 @@ class Denoiser(nn.Module):
         """Return what the landmarks of the rest of the face add to each frame."""
         if self.landmarks is None:
             raise ConfigError(
-                "this denoiser does not accept `rest`; set landmark_condition in its preset"
+                "this denoiser does not accept `rest`; add denoiser.landmarks to the preset's parts"
             )
         check_tensor("rest", rest, (*frames, len(REST), 2))
         hint: Hint = self.landmarks(rest)

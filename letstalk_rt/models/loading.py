@@ -1,14 +1,14 @@
 """Checkpoints: one safetensors file per model, with its preset in the header and a checksum file.
 
-Weights are stored in half precision. Large matrices of the networks that run once per portrait, of
-the audio encoder, of the lip reader and of the face reader are stored as 8-bit integers with a
-scale per output channel, to keep the package under 32 MB.
+Weights are stored in half precision. Large matrices of the networks that run once per portrait and
+of the audio encoder are stored as 8-bit integers with a scale per output channel, to keep the
+package under 32 MB.
 """
 
 import hashlib
 import json
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,28 +17,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from letstalk_rt.errors import WeightsError
-from letstalk_rt.models.audio_encoder.lip_reader import VOICED_LEVEL, LipReaderConfig
-from letstalk_rt.models.audio_encoder.mel import FLOOR, NUM_BANDS
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
+from letstalk_rt.models.parts import PARTS, with_parts
 from letstalk_rt.models.presets import (
     DCAutoencoderConfig,
     Preset,
     get_preset,
-    with_landmark_condition,
     with_lookahead,
 )
 
-_FORMAT = "letstalk_rt 1"
+_FORMAT = "letstalk_rt 2"
+_OLD_FORMAT = "letstalk_rt 1"
 _SCALE = ".scale8"
-_AUDIO = ("audio.layers.", "lips.")
+_AUDIO = ("audio.layers.",)
 _IMAGES = (
     "autoencoder.encoder.",
     "autoencoder.reference.",
-    "face_reader.",
     "lip_refiner.",
-    "eyelid_painter.",
     "eye_painter.",
 )
 _WORTH_PACKING = 30_000
@@ -51,13 +48,9 @@ _EXACT = (
     "points.weight",
     "head.movements",
     "head.followed",
-    "head.course",
-    "lips.usual",
-    "lip_motion.heard",
-    "lip_motion.meant",
-    "lip_motion.neutral.mean",
-    "lip_motion.neutral.weight",
-    "lip_motion.neutral.bias",
+    "mouth.neutral.mean",
+    "mouth.neutral.weight",
+    "mouth.neutral.bias",
     "eye_painter.from_landmarks",
     "motion.lip_unit",
     "motion.levels",
@@ -71,19 +64,8 @@ _EXACT = (
     "motion.speech.usual",
     "motion.expression.face",
     "motion.expression.lips",
-    "gestures.inertia",
-    "gestures.log_scale",
-    "gestures.amplitude",
-    "gestures.speech_gain",
-    "gestures.blink_weights",
-    "gestures.prosody.usual",
-    "gestures.prosody_mean",
-    "gestures.prosody_scale",
 )
 """Small or sensitive tensors that stay in float32."""
-
-_FIRST_LIPS = LipReaderConfig(members=1, bands=NUM_BANDS, floor=FLOOR, voiced_level=VOICED_LEVEL)
-"""The lip reader of weights files whose header does not state its shape."""
 
 EMBEDDED = "tiny"
 """The preset whose weights are in the package."""
@@ -110,26 +92,7 @@ def save_model(model: AvatarModel, path: Path) -> None:
     header = {"format": _FORMAT, "preset": model.preset.name, "lookahead_ms": lookahead}
     if isinstance(model.autoencoder, DCAutoencoder):
         header["autoencoder"] = model.autoencoder.identity
-    if model.preset.mouth_painter is not None:
-        header["mouth_painter"] = "yes"
-    if model.preset.gestures is not None:
-        header["gestures"] = "yes"
-    if model.preset.face_reader:
-        header["face_reader"] = "yes"
-    if model.preset.lip_refiner:
-        header["lip_refiner"] = "yes"
-    if model.preset.eyelid_painter:
-        header["eyelid_painter"] = "yes"
-    if model.preset.eye_painter is not None:
-        header["eye_painter"] = "yes"
-    if model.preset.pose_reader:
-        header["pose_reader"] = "yes"
-    if model.preset.motion is not None:
-        header["motion"] = "yes"
-    if model.preset.denoiser.landmark_condition:
-        header["landmark_condition"] = "yes"
-    if model.preset.lips is not None:
-        header["lips"] = json.dumps(asdict(model.preset.lips))
+    header["parts"] = json.dumps(model.preset.parts)
     save_file(tensors, path, header)
     checksum_file(path).write_text(_digest(path) + "\n")
 
@@ -222,8 +185,8 @@ def stored_preset(path: Path, preset: str) -> Preset:
 
 
 def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
-    lips = None if preset.lips is None else _stored_lips(header)
-    shapes = with_lookahead(replace(preset, lips=lips), int(header["lookahead_ms"]))
+    shapes = with_lookahead(preset, int(header["lookahead_ms"]))
+    shapes = with_parts(shapes, _stored_parts(header))
     if isinstance(shapes.autoencoder, DCAutoencoderConfig):
         if "autoencoder" not in header:
             raise WeightsError(
@@ -232,38 +195,23 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
             )
         known = replace(shapes.autoencoder, identity=header["autoencoder"])
         shapes = replace(shapes, autoencoder=known)
-    if "mouth_painter" not in header:  # without a painter, mouths are shown as decoded
-        shapes = replace(shapes, mouth_painter=None)
-    if "gestures" not in header:  # without gestures, head and eyes move at random
-        shapes = replace(shapes, gestures=None)
-    if "face_reader" not in header:  # without a face reader, the encoder reads cameras
-        shapes = replace(shapes, face_reader=False)
-    if "lip_refiner" not in header:  # without it, lips are where the autoencoder reads them
-        shapes = replace(shapes, lip_refiner=False)
-    if "eyelid_painter" not in header:  # without it, the skin above an eye is stretched over it
-        shapes = replace(shapes, eyelid_painter=False)
-    if "eye_painter" not in header:  # without it, lids and irises move as far as a warp moves them
-        shapes = replace(shapes, eye_painter=None)
-    if "pose_reader" not in header:  # without it, landmarks alone tell how a driver is turned
-        shapes = replace(shapes, pose_reader=False)
-    if "motion" not in header:  # without it, lips, gestures and the rest are generated apart
-        shapes = replace(shapes, motion=None)
-    if "landmark_condition" not in header:  # without it, lower faces of films are not generated
-        shapes = with_landmark_condition(shapes, has=False)
     return shapes
 
 
-def _stored_lips(header: dict[str, str]) -> LipReaderConfig:
-    if "lips" not in header:
-        return _FIRST_LIPS
+def _stored_parts(header: dict[str, str]) -> list[str]:
     try:
-        lips = LipReaderConfig(**json.loads(header["lips"]))
-        return replace(lips, dilations=tuple(lips.dilations))
-    except (TypeError, ValueError) as error:
+        parts = list(json.loads(header["parts"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            "the header of the weights describes a lip reader that this version does not know: "
-            f"{header['lips'][:200]!r}; use the weights of this version"
+            "the header of the weights does not say which parts they hold; export them again with "
+            "this version"
         ) from error
+    if unknown := sorted(set(map(str, parts)) - {part.name for part in PARTS}):
+        raise WeightsError(
+            f"the weights hold a part that this version does not know: {unknown[0][:40]!r}; use "
+            "the weights of this version"
+        )
+    return parts
 
 
 def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -278,6 +226,11 @@ def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
             stored = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path.name} is not a safetensors file") from error
+    if header.get("format") == _OLD_FORMAT:
+        raise WeightsError(
+            f"{path.name} is of an earlier version, whose lip reader, gestures and eyelids have "
+            "been replaced by the motion denoiser; use the weights of this version, or train anew"
+        )
     if header.get("format") != _FORMAT or header.get("preset") != preset:
         raise WeightsError(
             f"{path.name} holds {header.get('preset', 'an unknown model')!r}, expected {preset!r}; "

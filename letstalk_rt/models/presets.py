@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import TOKENS_PER_FRAME, AudioEncoderConfig
-from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderConfig
 from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainterConfig
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.autoencoder.region_painter import RegionPainterConfig
 from letstalk_rt.models.denoiser import DenoiserConfig
-from letstalk_rt.models.face.gestures import GestureConfig
 from letstalk_rt.models.geometry.eye_region import EYE_MAPS
 from letstalk_rt.models.motion.denoiser import MotionDenoiserConfig
+
+EYE_PAINTER = RegionPainterConfig(maps=EYE_MAPS)
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,13 @@ class Preset:
         guidance: weight of the audio against no audio.
         noise_correlation: correlation of the noise of neighbouring frames.
         temperature: standard deviation of the noise.
-        seam: share of the jump at a seam that is removed from each frame, see `ease_seam`.
         denoiser_follows: on a GPU the denoiser runs in the decoder's number format, which a small
             denoiser does not gain from.
-        lips: shape of the lip reader, which sets the lips; None leaves them to the denoiser. It
-            needs an autoencoder whose latents hold landmarks.
-        mouth_painter: shape of the mouth painter; None if mouths stay as decoded. Also None while
-            other parts are trained, and for weights files without a painter.
-        gestures: shape of the gesture network; None leaves the head to random processes and the
-            eyes to random blinks. Also None while other parts are trained, and for weights files
-            without gestures.
-        face_reader: whether the model has a face reader, which reads cameras faster than the
-            encoder of its autoencoder. False while other parts are trained, and for weights files
-            without one.
-        lip_refiner: whether the lips of portraits are read a second time, close up; likewise.
-        eyelid_painter: whether closed eyes are painted, once per portrait; likewise.
-        eye_painter: shape of the eye painter, which replaces that one; likewise.
-        pose_reader: whether a camera's picture itself tells how the head is turned; likewise.
-        motion: shape of the motion denoiser, which replaces the denoiser of latents, the lip reader
-            and the gestures in sessions; likewise.
+        parts: names of its parts that need landmarks in the latents, see `models/parts.py`: none
+            with the paper's autoencoder, and less while others are trained.
+        mouth_painter: shape of the mouth painter.
+        eye_painter: shape of the eye painter.
+        motion: shape of the motion denoiser.
     """
 
     name: str
@@ -77,22 +65,11 @@ class Preset:
     guidance: float
     noise_correlation: float
     temperature: float
-    seam: tuple[float, ...] = ()
     denoiser_follows: bool = False
-    lips: LipReaderConfig | None = None
-    mouth_painter: MouthPainterConfig | None = None
-    gestures: GestureConfig | None = None
-    face_reader: bool = False
-    lip_refiner: bool = False
-    eyelid_painter: bool = False
-    eye_painter: RegionPainterConfig | None = None
-    pose_reader: bool = False
-    motion: MotionDenoiserConfig | None = None
-
-
-def with_landmark_condition(preset: Preset, *, has: bool) -> Preset:
-    """Return a copy of the preset whose denoiser has a landmark condition, or has none."""
-    return replace(preset, denoiser=replace(preset.denoiser, landmark_condition=has))
+    parts: tuple[str, ...] = ()
+    mouth_painter: MouthPainterConfig = MouthPainterConfig()
+    eye_painter: RegionPainterConfig = EYE_PAINTER
+    motion: MotionDenoiserConfig = MotionDenoiserConfig()
 
 
 def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
@@ -100,11 +77,8 @@ def with_lookahead(preset: Preset, lookahead_ms: int) -> Preset:
     audio = preset.audio
     if isinstance(audio, Wav2VecEncoderConfig):
         return replace(preset, audio=audio.with_lookahead(lookahead_ms))
-    lips = preset.lips and replace(preset.lips, lookahead_ms=lookahead_ms)
-    gestures = preset.gestures and replace(preset.gestures, lookahead_ms=lookahead_ms)
-    motion = preset.motion and preset.motion.with_lookahead(lookahead_ms)
     audio = replace(audio, lookahead_ms=lookahead_ms)
-    return replace(preset, audio=audio, lips=lips, gestures=gestures, motion=motion)
+    return replace(preset, audio=audio, motion=preset.motion.with_lookahead(lookahead_ms))
 
 
 def _paper_scale(
@@ -139,7 +113,6 @@ def _paper_scale(
     )
 
 
-EYE_PAINTER = RegionPainterConfig(maps=EYE_MAPS)
 _TINY_AUDIO = AudioEncoderConfig(mouth_values=11)
 _LARGE_AUDIO = AudioEncoderConfig(width=512, token_width=512)
 PRESETS = {
@@ -158,22 +131,21 @@ PRESETS = {
             window=4,
             memory=8,
             dropout=0.1,
-            landmark_condition=True,
         ),
         steps=1,
         guidance=1.0,
         noise_correlation=0.95,
         temperature=0.5,
-        seam=(0.6, 0.35, 0.15, 0.05),
-        lips=LipReaderConfig(),
-        mouth_painter=MouthPainterConfig(),
-        gestures=GestureConfig(),
-        face_reader=True,
-        lip_refiner=True,
-        eyelid_painter=True,
-        eye_painter=EYE_PAINTER,
-        pose_reader=True,
-        motion=MotionDenoiserConfig(),
+        parts=(
+            "detector",
+            "head",
+            "mouth_painter",
+            "lip_refiner",
+            "eye_painter",
+            "pose_reader",
+            "motion",
+            "denoiser.landmarks",
+        ),
     ),
     "b": _paper_scale("b", 768, 12, _LARGE_AUDIO),
     "l": _paper_scale("l", 1024, 24, _LARGE_AUDIO),

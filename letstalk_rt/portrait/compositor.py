@@ -9,7 +9,6 @@ memory that torch takes; torch is used if the layers are on a GPU.
 """
 
 import functools
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -18,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.models.autoencoder.latents import FLOW_SIZE, IMAGE_SIZE, DecodedLayers
-from letstalk_rt.models.face.eyelids import close_eyes
 from letstalk_rt.portrait.edge_fill import fill_edges
 from letstalk_rt.types import Portrait
 
@@ -103,18 +101,11 @@ class Compositor:
         return shown
 
     @torch.inference_mode()
-    def compose_layers(
-        self,
-        frames: DecodedLayers,
-        eye_closures: Sequence[float] = (),
-        *,
-        full_size: bool = True,
-    ) -> Tensor:
+    def compose_layers(self, frames: DecodedLayers, *, full_size: bool = True) -> Tensor:
         """Return the canvas with each of these faces, at the sharpness of the canvas.
 
         Args:
             frames: the layers of N frames.
-            eye_closures: how far to close the eyes in each frame, in [0, 1]; see `close_eyes`.
             full_size: whether faces are composited at the size of the canvas; if not, at that of
                 the layers, and enlarged, which takes less time.
 
@@ -122,8 +113,7 @@ class Compositor:
             `(N, H, W, 3)` uint8 on their device, new memory; for `MouthCompositor`, whose landmarks
             are those of the frames, see `to_canvas`.
         """
-        closures = eye_closures or [0.0] * len(frames.flow)
-        return self._compose_layers(frames, closures, self._source if full_size else None)
+        return self._compose_layers(frames, self._source if full_size else None)
 
     def to_canvas(self, points: Tensor) -> Tensor:
         """Convert landmarks `(N, L, 2)` in [-1, 1] of the crop to pixels of the canvas."""
@@ -134,27 +124,15 @@ class Compositor:
         """The canvas, `(H, W, 3)` uint8; must not be written to."""
         return self._canvas
 
-    def _compose_layers(
-        self,
-        frames: DecodedLayers,
-        eye_closures: Sequence[float],
-        source: np.ndarray | Tensor | None,
-    ) -> Tensor:
+    def _compose_layers(self, frames: DecodedLayers, source: np.ndarray | Tensor | None) -> Tensor:
         if source is None:
-            faces = frames.frames.clamp(-1, 1)
-            close_eyes(faces, frames.points, eye_closures)
-            return self._compose_faces(_to_bytes(faces))
+            return self._compose_faces(_to_bytes(frames.frames.clamp(-1, 1)))
         sampler: _CpuLayerSampler | _LayerSampler
         if isinstance(source, np.ndarray):
             sampler = _CpuLayerSampler(source, frames, self._flow_fade)
         else:
             sampler = _LayerSampler(source, frames, self._flow_fade)
-        shown = self._canvas.expand(len(eye_closures), -1, -1, -1).clone()
-        if any(eye_closures):
-            faces = sampler(slice(0, self._side)).float()
-            close_eyes(faces, frames.points, eye_closures, black=0)
-            self._blend(shown, faces[:, :, self._box_rows], self._box_rows)
-            return shown
+        shown = self._canvas.expand(len(frames.flow), -1, -1, -1).clone()
         height = max(1, _AT_ONCE_PX // self._side)
         for top in range(self._box_rows.start, self._box_rows.stop, height):
             rows = slice(top, min(top + height, self._box_rows.stop))

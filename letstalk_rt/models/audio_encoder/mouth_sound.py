@@ -22,7 +22,7 @@ def mouth_sound(features: Tensor, past: Tensor) -> Tensor:
     """Return the sound around each frame.
 
     Args:
-        features: normalised log-mel of `n` frames, `(B, n, 4 M)`, see `LipReader.normalize`.
+        features: normalised log-mel of `n` frames, `(B, n, 4 M)`, see `SpeechEncoder.normalize`.
         past: the features of the `L + 1` frames before, `(B, L + 1, 4 M)`, where L is the
             look-ahead.
 

@@ -8,7 +8,6 @@ import torch
 
 from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import NUM_MOTION, OneEuroFilter
-from letstalk_rt.models.face.face_reader import BROWS, NUM_EXPRESSIONS, SHUT, SMILE
 from letstalk_rt.models.face.face_tracker import TrackedFace
 from letstalk_rt.models.face.head_pose import (
     HeadShape,
@@ -51,14 +50,12 @@ class Neutral:
     Attributes:
         shape: the head.
         points: landmarks, `(L, 2)`.
-        expressions: what the reader says of it, `(E,)`.
         turns: what the pose reader says of it, `(2,)`; empty without one.
         to_front: how the head is turned from the front, `(3, 3)`.
     """
 
     shape: HeadShape
     points: np.ndarray
-    expressions: np.ndarray
     turns: np.ndarray
     to_front: np.ndarray
 
@@ -123,11 +120,10 @@ class Driver:
             return
         looks = [self._looks[i] for i in range(len(self._looks))]
         points = np.median([look.landmarks for look in looks], 0)
-        expressions = np.median([look.expressions for look in looks], 0)
         turns = np.median([look.turns for look in looks], 0)
         shape = HeadShape.of(points)
         to_front = average_head().view(points)[0]
-        self._neutral = Neutral(shape, points, expressions, turns, to_front)
+        self._neutral = Neutral(shape, points, turns, to_front)
         self._wanted = 0
         if self._last is not None:  # the motion goes on from where it is
             self._offset = self._last.copy()
@@ -142,13 +138,12 @@ class Driver:
         pose[:3] = turned + angles(neutral.to_front) if absolute else turned
         out[motion_of.POSE] = pose
         moved = (still - neutral.points) / neutral.shape.size
-        change = _change(face, neutral, moved, still)
-        out[motion_of.SHUT] = self._shut(-float(change[SHUT].mean()))
-        out[motion_of.BROWS] = change[BROWS]
+        out[motion_of.SHUT] = self._shut(opened_between(neutral.points, face.landmarks))
+        out[motion_of.BROWS] = _brows(moved)
         out[motion_of.GAZE] = _gaze(moved)
         lips = _lips(still, neutral.points)
         out[motion_of.LIPS] = lips
-        smiling = np.clip((change[SMILE] - _SMILE_FROM) / _SMILE_RANGE, 0, 1)
+        smiling = np.clip((_smile(moved) - _SMILE_FROM) / _SMILE_RANGE, 0, 1)
         target = smiling * lips[[_WIDTH, _CORNER_HEIGHT]]
         self._smile = self._smile + _SMILE_SHARE * (target - self._smile)
         out[motion_of.SMILE] = self._smile
@@ -178,21 +173,15 @@ def _turned(face: TrackedFace, neutral: Neutral) -> np.ndarray:
     return turned
 
 
-def _change(
-    face: TrackedFace, neutral: Neutral, moved: np.ndarray, still: np.ndarray
-) -> np.ndarray:
-    """Return how the expressions differ from those of the neutral look, `(E,)`.
-
-    Where the reader does not tell them, they follow from the landmarks.
-    """
-    if face.expressions.size:
-        return np.asarray(face.expressions - neutral.expressions)
-    out = np.zeros(NUM_EXPRESSIONS)
-    out[SHUT] = -opened_between(neutral.points, face.landmarks)
+def _brows(moved: np.ndarray) -> float:
+    """Return how far the brows are raised above the eyes, in the size of blendshapes."""
     corners = np.array(_CORNERS).ravel()
-    out[BROWS] = _BROW_GAIN * (moved[corners, 1].mean() - moved[_BROWS, 1].mean())
-    out[SMILE] = _SMILE_GAIN * (moved[_NOSE, 1] - moved[_MOUTH, 1].mean())
-    return out
+    return float(_BROW_GAIN * (moved[corners, 1].mean() - moved[_BROWS, 1].mean()))
+
+
+def _smile(moved: np.ndarray) -> float:
+    """Return how far the corners of the mouth are raised, in the size of blendshapes."""
+    return float(_SMILE_GAIN * (moved[_NOSE, 1] - moved[_MOUTH, 1].mean()))
 
 
 def _gaze(moved: np.ndarray) -> np.ndarray:

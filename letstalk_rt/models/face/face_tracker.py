@@ -45,7 +45,6 @@ class TrackedFace:
         landmarks: `(L, 2)` float32, in pixels of the frame.
         certainty: how certain the landmarks are, from `LEAST_CERTAINTY` to 1.
         box: the crop in which they were read.
-        expressions: what else the reader has read in the crop, `(E,)`; empty if nothing.
         turns: yaw and pitch that the pose reader says, `(2,)`, for comparison with the neutral
             look; empty without one.
     """
@@ -53,7 +52,6 @@ class TrackedFace:
     landmarks: np.ndarray
     certainty: float
     box: Box
-    expressions: np.ndarray
     turns: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
@@ -83,12 +81,10 @@ class Reading:
     Attributes:
         points: landmarks, `(B, L, 2)` in [-1, 1].
         certainty: `(B,)` in [0, 1].
-        expressions: `(B, E)`; E is 0 for a reader of landmarks alone.
     """
 
     points: Tensor
     certainty: Tensor
-    expressions: Tensor
 
 
 class LandmarkReader(Protocol):
@@ -131,7 +127,7 @@ class EncoderReader:
         """Read crops `(B, 3, 256, 256)`."""
         crops = crops.contiguous(memory_format=torch.channels_last)
         heat = self._encoder(crops, self._mean_points)[1]
-        return Reading(*read_heatmaps(heat), crops.new_zeros(len(crops), 0))
+        return Reading(*read_heatmaps(heat))
 
 
 def read_heatmaps(heat: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,7 +241,7 @@ class FaceTracker:
         points = ((unit + 1) / 2 * box.side + [left, top]).astype(np.float32)
         if score < least or not is_plausible(points):
             return None
-        return TrackedFace(points, score, box, reading.expressions[0].float().cpu().numpy())
+        return TrackedFace(points, score, box)
 
     def _as_image(self, rgb: np.ndarray) -> Tensor:
         image = torch.from_numpy(np.array(rgb, order="C")).to(self._device)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.networks import soft_argmax
-from letstalk_rt.models.face.face_reader import Block, conv, halved
 from letstalk_rt.models.geometry.landmarks import LIPS
 from letstalk_rt.models.geometry.mouth_crop import (
     CROP_HEIGHT,
@@ -23,6 +22,7 @@ from letstalk_rt.models.geometry.mouth_crop import (
     aligned_centre,
     resample,
 )
+from letstalk_rt.models.layers.folded_conv import Block, conv, halved
 
 _CELL = 4  # px of a cell of the heat maps
 _PRIOR_PX = 10.0  # deviation of landmarks from their mean place

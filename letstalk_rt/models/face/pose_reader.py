@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from letstalk_rt.models.face.face_reader import Block, conv, halved
 from letstalk_rt.models.face.head_pose import average_head
 from letstalk_rt.models.geometry.landmarks import landmark_indices
+from letstalk_rt.models.layers.folded_conv import Block, conv, halved
 
 CROP_PX = 80
 

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from letstalk_rt.models.audio_encoder.lip_reader import (
+from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
+from letstalk_rt.models.audio_encoder.mel import MelState, StreamingMel
+from letstalk_rt.models.audio_encoder.mouth_sound import mouth_sound
+from letstalk_rt.models.audio_encoder.running_mean import (
     FEATURE_SCALE,
     MEL_PER_FRAME,
     RunningMeanState,
     subtract_running_mean,
 )
-from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
-from letstalk_rt.models.audio_encoder.mel import MelState, StreamingMel
-from letstalk_rt.models.audio_encoder.mouth_sound import mouth_sound
 from letstalk_rt.models.layers.causal_conv import CausalConv1d, ConvState
 from letstalk_rt.types import SAMPLES_PER_FRAME
 

@@ -16,6 +16,7 @@ from letstalk_rt.dubbing.lip_track import LipTrack
 from letstalk_rt.inference.lower_face import has_lower_faces
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.models.geometry.landmarks import SUBSET, mouth_opening
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.training.data.dataset import Clip, to_unit
 from letstalk_rt.training.evaluation.faces import Landmarks, read_faces
 from letstalk_rt.training.evaluation.image_quality import ssim_map
@@ -57,9 +58,8 @@ def dub_clip(
     count = min(clip.num_frames, len(pcm) // SAMPLES_PER_FRAME, most)
     before = np.stack([np.asarray(clip.frames[i]) for i in range(count)])
     dubber = Dubber(model, pipeline.finder, pipeline.dtype)  # refuses a model that cannot
-    assert model.motion is not None, "no other model dubs"
     encoder = model.audio if has_lower_faces(model) else None
-    lips = LipTrack(model.motion, [pcm], SAMPLE_RATE, encoder)
+    lips = LipTrack(model.part(MOTION), [pcm], SAMPLE_RATE, encoder)
     after, masks, passed = before.copy(), np.zeros(before.shape[:3], np.float32), 0
     timed = ((i, rgb, (i + 0.5) / FPS) for i, rgb in enumerate(before))
     for index, patch in dubber.dub(timed, lips):
@@ -74,8 +74,7 @@ def dub_clip(
 def heard_gaps(pipeline: AvatarPipeline, pcm: np.ndarray, count: int) -> np.ndarray:
     """Return the lip gap that is heard in `pcm` at each of so many frames, `(count,)`."""
     model = pipeline.model
-    assert model.motion is not None, "no other model dubs"
-    lips = LipTrack(model.motion, [pcm], SAMPLE_RATE)
+    lips = LipTrack(model.part(MOTION), [pcm], SAMPLE_RATE)
     return np.array([float(lips.at((i + 0.5) / FPS)[0]) for i in range(count)])
 
 

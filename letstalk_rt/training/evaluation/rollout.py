@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.inference.seam_easing import ease_seam
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.memory import MemoryBank
@@ -84,7 +83,6 @@ def generate(
             guidance,
             plain=plain,
         )
-        motion = ease_seam(motion, bank, preset.seam)
         bank.write(motion)
         generated.append(model.to_latents(motion, portrait))
     return torch.cat(generated, 1)

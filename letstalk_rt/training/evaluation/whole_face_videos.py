@@ -20,6 +20,7 @@ from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.metrics import NoClock
 from letstalk_rt.models.motion.code import NUM_MOTION
 from letstalk_rt.models.motion.denoiser import MotionDenoiser
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.evaluation.generation import as_portrait, generate_frames
 from letstalk_rt.training.evaluation.whole_face import (
@@ -190,9 +191,9 @@ def left_out(pipeline: AvatarPipeline, part: str) -> Iterator[None]:
     model: Any = pipeline.model
     owner, name = model, "sample_window"
     changed: Callable[..., Any] = _no_motion
-    if model.motion is not None:
-        owner, name = model.motion, "forward"
-        changed = _at_rest if part == "denoiser" else _without_memory(model.motion)
+    if (motion := model.get(MOTION)) is not None:
+        owner, name = motion, "forward"
+        changed = _at_rest if part == "denoiser" else _without_memory(motion)
     elif part == "memory":
         if model.denoiser.config.cached:
             raise ConfigError(
