@@ -20,6 +20,7 @@ from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.autoencoder.latents import LATENT_SIZE
 from letstalk_rt.models.face.lip_values import LIP_VALUES, NUM_LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import MOUTH_LEFT, MOUTH_RIGHT
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.portrait.image import read_image
 from letstalk_rt.session.avatar import Avatar
 from letstalk_rt.types import Footage, Portrait
@@ -128,7 +129,7 @@ def test_a_smile_of_the_film_is_kept(pipeline, portrait):
     autoencoder = model.face.autoencoder
     points = autoencoder.decode_landmarks(torch.from_numpy(face.latent))
     control = LipControl.of(
-        model.lip_motion, points, autoencoder.landmark_matrix, torch.ones(LATENT_SIZE)
+        model.part(MOTION).expression.mouth, points, autoencoder.landmark_matrix, torch.ones(LATENT_SIZE)
     )
     width = control.write[:, LIP_VALUES.index("width")].view(face.latent.shape).numpy()
     wide = replace(face, latent=face.latent + 0.15 * width)

@@ -2,24 +2,25 @@
 
 import pytest
 import torch
-from support.small_model import make_lip_model, stir
+from support.small_model import make_motion_model, stir
 
 from letstalk_rt.inference.lower_face import LowerFaces, has_lower_faces
 from letstalk_rt.inference.speech_motion import SpeechMotion
 from letstalk_rt.models.autoencoder.latents import without_background_flow
-from letstalk_rt.models.avatar_model import with_landmark_branch
+from letstalk_rt.models.avatar_model import with_part
 from letstalk_rt.models.landmark_condition import LandmarkBranch
+from letstalk_rt.models.parts import LANDMARK_CONDITION
 
 WINDOWS = 4
 
 
 @pytest.fixture(scope="module")
 def model():
-    plain = make_lip_model()
+    plain = make_motion_model()
     torch.manual_seed(2)
     branch = LandmarkBranch(plain.denoiser.config.width, plain.denoiser.config.side)
     stir(branch)
-    return with_landmark_branch(plain, branch)
+    return with_part(plain, LANDMARK_CONDITION, branch)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def shown(lower, film, motion, windows=range(WINDOWS)):
 
 
 def test_only_a_model_that_is_told_the_rest_of_the_face_has_them(model):
-    assert has_lower_faces(model) and not has_lower_faces(make_lip_model())
+    assert has_lower_faces(model) and not has_lower_faces(make_motion_model())
 
 
 def test_the_seed_decides_and_a_reset_returns_to_the_beginning(model, film, motion):
@@ -60,7 +61,7 @@ def test_what_speech_does_not_move_stays_the_films_own(model, film, motion):
     change = shown(lower, film, motion) - film[1]
     assert change.abs().max() > 1e-3
     moved = torch.linalg.matrix_rank(change.flatten(0, 1).flatten(1), tol=1e-4)
-    assert moved <= len(model.lip_motion.natural)
+    assert moved <= len(model.motion.expression.mouth.natural)
     again = motion.with_speech_of(film[1][0], film[1][0] + change[0])
     assert not torch.equal(again, film[1][0])
 

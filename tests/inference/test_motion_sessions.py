@@ -114,7 +114,10 @@ def test_lids_and_gaze_are_relative_to_the_eyes_of_the_portrait(pipeline):
     assert eye_closures(torch.tensor([-0.2, 0.02, 0.6, 1.4])) == [0.0, 0.0, 1.0, 1.0]
     wide = codes(gaze_x=0.05)
     wide[:, channel("shut")] = torch.tensor([-0.2, 0.9])
-    shown = face(begin(pipeline), wide).eyes
+    state = begin(pipeline)
+    state.features.points = face_points()[None]
+    state.motion.control.set_portrait(state.features)
+    shown = face(state, wide).eyes
     assert shown[0, 0] < 0 and shown[1, 0] == 0, "lids that close are closed by the painter"
     assert shown[0, 2] > 0.05
 
@@ -125,7 +128,7 @@ def test_a_camera_moves_head_lids_and_lips_by_its_weight(pipeline):
     seen[:, motion_of.POSE.start], seen[:, motion_of.SHUT] = 0.15, 1.0
     own = latents(state, codes())
     for weight, closed in ((0.0, 0.0), (1.0, 1.0)):
-        state.drive(DriveWindow(np.full(2, weight), seen, "sound"))
+        state.motion.control.drive(DriveWindow(np.full(2, weight), seen, "sound"))
         shown = face(state, codes())
         assert torch.allclose(shown.latents, own, atol=1e-4) == (weight == 0)
         assert shown.shut.tolist() == pytest.approx([closed] * 2)
@@ -141,14 +144,14 @@ def test_a_drivers_brows_gaze_and_smile_are_shown_like_the_codes(pipeline):
     eyes = EyeShape.of(pipeline.init_state(make_portrait()).features.points[0].float())
     gaze = 0.03 * eyes.face_size
     meant = codes(smile=0.4, brow_down=0.5, gaze_x=gaze)
-    state.drive(DriveWindow(np.ones(2), seen, "sound"))
+    state.motion.control.drive(DriveWindow(np.ones(2), seen, "sound"))
     driven, own = face(state, codes(smile=-0.7)), face(begin(pipeline), meant)
     torch.testing.assert_close(driven.brows, own.brows)
     torch.testing.assert_close(driven.eyes, own.eyes)
     size = pipeline.model.motion_scale * 0 + 1
     cheeks = (driven.latents - own.latents).abs().amax() / size.amax()
     assert cheeks < 0.3 * (own.latents - latents(begin(pipeline), codes())).abs().amax()
-    state.drive(DriveWindow(np.zeros(2), seen, "sound"))
+    state.motion.control.drive(DriveWindow(np.zeros(2), seen, "sound"))
     torch.testing.assert_close(face(state, meant).brows, own.brows)
 
 

@@ -14,12 +14,12 @@ from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.session_state import SETTLE_SAMPLES, SessionState
-from letstalk_rt.models.autoencoder.eyelid_painter import EyelidPainter
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.autoencoder.reference import DecodedLayers
-from letstalk_rt.models.avatar_model import with_eyelid_painter, with_mouth_painter
+from letstalk_rt.models.avatar_model import with_part
 from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.memory import MemoryBank
+from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.models.sampler import NoiseState, sample, timesteps
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.types import SAMPLES_PER_FRAME, MotionOptions, Portrait
@@ -40,7 +40,7 @@ def painting():
     torch.manual_seed(0)
     painter = MouthPainter(MouthPainterConfig(widths=(8, 8, 8), bank=2))
     stir(painter)
-    return AvatarPipeline(with_mouth_painter(make_model(), painter))
+    return AvatarPipeline(with_part(make_model(), MOUTH_PAINTER, painter))
 
 
 def hops(count: int, seed: int = 0) -> np.ndarray:
@@ -53,7 +53,7 @@ def play(pipeline: AvatarPipeline, state: SessionState, audio: np.ndarray) -> np
 
 
 def session_parts(state: SessionState) -> list[object]:
-    return [state.audio, state.memory, state.features, state.portrait]
+    return [state.audio, state.latents.memory, state.features, state.latents.portrait]
 
 
 class WatchedCompositor:
@@ -63,15 +63,10 @@ class WatchedCompositor:
         self._inner, self._before = inner, before
         self.calls = self.done = 0
 
-    def compose_layers(
-        self,
-        frames: DecodedLayers,
-        eye_closures: Sequence[float],
-        **options: bool,
-    ) -> Tensor:
+    def compose_layers(self, frames: DecodedLayers, **options: bool) -> Tensor:
         self.calls += 1
         self._before(self.calls)
-        composed = self._inner.compose_layers(frames, eye_closures, **options)
+        composed = self._inner.compose_layers(frames, **options)
         self.done += 1
         return composed
 
@@ -144,25 +139,6 @@ class TestPipeline:
             play(painting, state, audio), play(painting, painting.init_state(other), audio)
         )
 
-    def test_an_eyelid_painter_changes_closed_eyes_only(self):
-        torch.manual_seed(0)
-        painter = EyelidPainter()
-        stir(painter)
-        blinking = AvatarPipeline(with_eyelid_painter(make_model(), painter))
-        portrait, audio = make_portrait(), hops(12)
-        awake = StateOptions(3, motion=MotionOptions(blinks_per_min=0, head_motion=False))
-        tired = StateOptions(3, motion=MotionOptions(blinks_per_min=60, head_motion=False))
-        frames = [
-            play(blinking, blinking.init_state(portrait, options), audio)
-            for options in (awake, tired)
-        ]
-        changed = (frames[0] != frames[1]).any(-1)
-        assert 0 < changed.any((1, 2)).sum() < len(changed) / 2, "some frames, not most"
-        assert changed.mean((1, 2)).max() < 0.3
-        state = blinking.init_state(make_portrait(seed=5), tired)
-        blinking.change_portrait(state, portrait)
-        assert np.array_equal(play(blinking, state, audio), frames[1])
-
     def test_pieces_equal_whole(self, pipeline):
         """Hop by hop equals the equations on the whole sound: frame `i` hears tokens `i - 2`."""
         model, portrait, sound = pipeline.model, make_portrait(), hops(3)
@@ -180,7 +156,9 @@ class TestPipeline:
 
             def velocity(x, t, window=window):
                 at = torch.full((1, 4), t)
-                return model.denoiser(x, at, window, state.portrait, bank.latents, bank.filled)
+                return model.denoiser(
+                    x, at, window, state.latents.portrait, bank.latents, bank.filled
+                )
 
             noise = model.without_background_noise(chance.draw(4, 0.5, 1.0))
             motions.append(sample(velocity, noise, timesteps(2)))
@@ -314,12 +292,12 @@ class TestPipeline:
     def test_interrupt_forgets_the_speech_and_keeps_the_face(self, pipeline):
         state = pipeline.init_state(make_portrait())
         play(pipeline, state, hops(3))
-        memory, filled = state.memory.latents.clone(), state.memory.filled.clone()
+        memory, filled = (kept := state.latents.memory).latents.clone(), kept.filled.clone()
         pipeline.interrupt(state)
         for heard, silent in zip(tensors(state.audio), tensors(state.silence), strict=True):
             assert torch.equal(heard, silent) and heard.data_ptr() != silent.data_ptr()
-        assert torch.equal(state.memory.latents, memory)
-        assert torch.equal(state.memory.filled, filled)
+        assert torch.equal(state.latents.memory.latents, memory)
+        assert torch.equal(state.latents.memory.filled, filled)
         assert filled.any() and memory.any()
 
     def test_a_session_begins_as_after_long_silence(self, pipeline):

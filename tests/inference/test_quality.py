@@ -9,7 +9,8 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality, plan_window
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
-from letstalk_rt.models.avatar_model import with_mouth_painter
+from letstalk_rt.models.avatar_model import with_part
+from letstalk_rt.models.parts import MOUTH_PAINTER
 
 HOPS = make_speech(6 * 0.16, 0).reshape(6, 1, 2560)
 
@@ -18,7 +19,7 @@ HOPS = make_speech(6 * 0.16, 0).reshape(6, 1, 2560)
 def pipeline():
     torch.manual_seed(0)
     painter = MouthPainter(MouthPainterConfig(widths=(8, 8, 8), bank=2))
-    return AvatarPipeline(with_mouth_painter(make_model(), painter))
+    return AvatarPipeline(with_part(make_model(), MOUTH_PAINTER, painter))
 
 
 def play(pipeline, quality, hops=HOPS, size=320):

@@ -1,7 +1,5 @@
 """What the denoiser is told of the rest of a filmed face."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from support.small_model import DENOISER, face_points, open_mouth, stir
@@ -9,28 +7,33 @@ from support.small_model import DENOISER, face_points, open_mouth, stir
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.denoiser import Denoiser
 from letstalk_rt.models.geometry.landmarks import EYES, LIPS, REST
-from letstalk_rt.models.landmark_condition import rest_of_face
+from letstalk_rt.models.landmark_condition import LandmarkBranch, rest_of_face
 
-SHAPE = replace(DENOISER, landmark_condition=True)
 
 
 @pytest.fixture
 def inputs():
     torch.manual_seed(1)
     return {
-        "x": torch.randn(1, SHAPE.window, 24, 4, 4),
-        "t": torch.ones(1, SHAPE.window),
-        "tokens": torch.randn(1, SHAPE.window, 4, SHAPE.audio_width),
-        "memory": torch.randn(1, 1 + SHAPE.memory, 24, 4, 4),
-        "filled": torch.ones(1, 1 + SHAPE.memory, dtype=torch.bool),
+        "x": torch.randn(1, DENOISER.window, 24, 4, 4),
+        "t": torch.ones(1, DENOISER.window),
+        "tokens": torch.randn(1, DENOISER.window, 4, DENOISER.audio_width),
+        "memory": torch.randn(1, 1 + DENOISER.memory, 24, 4, 4),
+        "filled": torch.ones(1, 1 + DENOISER.memory, dtype=torch.bool),
     }
 
 
-def made(shape=SHAPE):
+def made(*, told=True):
     torch.manual_seed(0)
-    denoiser = Denoiser(shape)
+    denoiser = Denoiser(DENOISER)
+    if told:
+        denoiser.landmarks = branch()
     stir(denoiser)
     return denoiser.eval().requires_grad_(False)
+
+
+def branch():
+    return LandmarkBranch(DENOISER.width, DENOISER.side)
 
 
 def run(denoiser, inputs, rest=None):
@@ -39,7 +42,7 @@ def run(denoiser, inputs, rest=None):
 
 
 def test_without_the_condition_nothing_is_added(inputs):
-    with_branch, without = made(), made(DENOISER)
+    with_branch, without = made(), made(told=False)
     without.load_state_dict(
         {k: v for k, v in with_branch.state_dict().items() if not k.startswith("landmarks.")}
     )
@@ -48,20 +51,16 @@ def test_without_the_condition_nothing_is_added(inputs):
 
 def test_a_new_branch_changes_nothing_and_a_trained_one_does(inputs):
     denoiser = made()
-    rest = 0.1 * torch.randn(1, SHAPE.window, len(REST), 2)
+    rest = 0.1 * torch.randn(1, DENOISER.window, len(REST), 2)
     assert not torch.equal(run(denoiser, inputs, rest), run(denoiser, inputs))
-    fresh = Denoiser(SHAPE)
-    weights = denoiser.state_dict() | {
-        k: v for k, v in fresh.state_dict().items() if k.startswith("landmarks.")
-    }
-    denoiser.load_state_dict(weights)
+    denoiser.landmarks = branch()
     assert torch.equal(run(denoiser, inputs, rest), run(denoiser, inputs))
 
 
 def test_what_cannot_be_used_is_refused(inputs):
-    rest = torch.zeros(1, SHAPE.window, len(REST), 2)
-    with pytest.raises(ConfigError, match="set landmark_condition"):
-        run(made(DENOISER), inputs, rest)
+    rest = torch.zeros(1, DENOISER.window, len(REST), 2)
+    with pytest.raises(ConfigError, match="add denoiser.landmarks"):
+        run(made(told=False), inputs, rest)
     with pytest.raises(InputError, match="rest"):
         run(made(), inputs, rest[:, 1:])
 

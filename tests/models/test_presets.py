@@ -59,7 +59,7 @@ def largest_difference(a, b):
 
 def test_state_keeps_its_addresses_and_size_for_ever(pipeline):
     state = pipeline.init_state(make_portrait())
-    parts = [state.audio, state.memory, state.cache]
+    parts = [state.audio, state.latents.memory, state.latents.cache]
     before = [(part.data_ptr(), part.shape) for part in tensors(parts)]
     play(pipeline, state, hops(5))
     pipeline.interrupt(state, unseen=3)
@@ -94,7 +94,7 @@ def test_the_kept_memory_ties_windows_together(pipeline):
     state = pipeline.init_state(portrait)
     play(pipeline, state, sound[:2])
     with torch.inference_mode():
-        for layer in state.cache.layers:
+        for layer in state.latents.cache.layers:
             layer.values[..., 1:, :].zero_()
     other = pipeline.init_state(portrait)
     play(pipeline, other, sound[:2])
@@ -104,10 +104,10 @@ def test_the_kept_memory_ties_windows_together(pipeline):
 def test_interrupt_takes_back_what_was_not_seen(pipeline):
     state = pipeline.init_state(make_portrait())
     play(pipeline, state, hops(2))
-    kept = state.cache.layers[0].keys[..., 5:7, :].clone()
+    kept = state.latents.cache.layers[0].keys[..., 5:7, :].clone()
     pipeline.interrupt(state, unseen=2)
-    assert torch.equal(state.cache.layers[0].keys[..., 7:9, :], kept)
-    assert torch.equal(state.cache.filled, state.memory.filled)
+    assert torch.equal(state.latents.cache.layers[0].keys[..., 7:9, :], kept)
+    assert torch.equal(state.latents.cache.filled, state.latents.memory.filled)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

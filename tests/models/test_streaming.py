@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from support.small_model import AUDIO, LIP_READER, stir
+from support.small_model import AUDIO, stir
 from torch import Tensor, nn
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import CausalAudioEncoder
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.mel import StreamingMel
-from letstalk_rt.models.audio_encoder.prosody import ProsodyReader
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream, Wav2Vec2StreamConfig
 from letstalk_rt.models.batch_state import tensors
 from letstalk_rt.models.layers.causal_conv import CausalConv1d
@@ -61,13 +59,6 @@ def encoder(mouth_values: int = 0) -> nn.Module:
     return module
 
 
-def lip_reader() -> nn.Module:
-    module = LipReader(LIP_READER)
-    stir(module)
-    module.usual.normal_()
-    return module
-
-
 class JoinedSpeech(nn.Module):
     """The speech encoder with all that it returns side by side."""
 
@@ -80,12 +71,6 @@ class JoinedSpeech(nn.Module):
     def forward(self, pcm: Tensor, state: SpeechState | None = None) -> Tensor:
         heard = self.encoder(pcm, state)
         return torch.cat([heard.features, heard.lips, heard.sound], -1)
-
-
-def prosody_reader() -> nn.Module:
-    module = ProsodyReader()
-    module.usual.normal_()
-    return module
 
 
 def wav2vec(block_frames: int) -> nn.Module:
@@ -110,9 +95,7 @@ MODULES = [
     pytest.param(
         Case(lambda: encoder(5), unit=SAMPLES_PER_FRAME, axis=1), id="audio-encoder-mouth"
     ),
-    pytest.param(Case(lip_reader, unit=SAMPLES_PER_FRAME, axis=1), id="lip-reader"),
     pytest.param(Case(JoinedSpeech, unit=SAMPLES_PER_FRAME, axis=1), id="speech-encoder"),
-    pytest.param(Case(prosody_reader, unit=SAMPLES_PER_FRAME, axis=1), id="prosody"),
     pytest.param(wav2vec_case(1), id="wav2vec-block1"),
     pytest.param(wav2vec_case(4), id="wav2vec-block4"),
 ]

@@ -12,8 +12,9 @@ from letstalk_rt.avatars import list_avatars
 from letstalk_rt.dubbing.dubber import Dubber
 from letstalk_rt.dubbing.lip_track import LipValues
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.models.avatar_model import with_landmark_branch
+from letstalk_rt.models.avatar_model import with_part
 from letstalk_rt.models.landmark_condition import LandmarkBranch
+from letstalk_rt.models.parts import LANDMARK_CONDITION
 from letstalk_rt.portrait.image import prepare_portrait
 from letstalk_rt.session.avatar import Avatar
 
@@ -110,7 +111,7 @@ def told_pipeline(pipeline: AvatarPipeline) -> AvatarPipeline:
     branch = LandmarkBranch(shape.width, shape.side)
     with torch.no_grad():
         branch.tokens.weight.normal_(std=0.02)
-    return AvatarPipeline.on(with_landmark_branch(pipeline.model, branch), dtype="float32")
+    return AvatarPipeline.on(with_part(pipeline.model, LANDMARK_CONDITION, branch), dtype="float32")
 
 
 def talking_frames(pipeline: AvatarPipeline, seconds: float) -> list[np.ndarray]:

@@ -1,29 +1,23 @@
 """A small avatar model with random weights, none of them zero: the real code, quick."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import nn
 
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
-from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.autoencoder.latents import LATENT_SHAPE
 from letstalk_rt.models.autoencoder.networks import AutoencoderConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.denoiser import DenoiserConfig
-from letstalk_rt.models.face.gestures import GAZE, GestureConfig
-from letstalk_rt.models.face.lip_motion import KNOTS
-from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.geometry.landmarks import IRISES, LIPS, NUM_LANDMARKS, landmark_indices
 from letstalk_rt.models.motion.denoiser import MotionDenoiserConfig
 from letstalk_rt.models.motion.speech_encoder import SpeechEncoderConfig
+from letstalk_rt.models.parts import MOTION as MOTION_PART
+from letstalk_rt.models.parts import with_parts
 from letstalk_rt.models.presets import Preset
 from letstalk_rt.types import Portrait
 
 AUDIO = AudioEncoderConfig(width=16, token_width=8, dilations=(1, 2, 4), dropout=0.1)
-LIP_READER = LipReaderConfig(width=16)
-GESTURES = GestureConfig(audio_width=8, width=12)
 MOTION = MotionDenoiserConfig(
     SpeechEncoderConfig(width=16), memory=5, width=24, depth=2, heads=2, head_width=20, head_depth=1
 )
@@ -51,6 +45,8 @@ PRESET = Preset(
     guidance=1.0,
     noise_correlation=0.5,
     temperature=1.0,
+    parts=("detector", "head"),
+    motion=MOTION,
 )
 
 
@@ -70,45 +66,17 @@ def make_model(seed: int = 0) -> AvatarModel:
     return model.eval().requires_grad_(False)
 
 
-def make_lip_model(seed: int = 0) -> AvatarModel:
-    """Make the model with a lip reader and with lip motion of random components."""
-    torch.manual_seed(seed)
-    model = AvatarModel(replace(PRESET, lips=LIP_READER))
-    stir(model)
-    lip_motion = model.lip_motion
-    assert lip_motion is not None
-    lip_motion.natural.normal_(std=0.1)
-    lip_motion.heard.copy_(torch.linspace(-1, 1, KNOTS).expand(NUM_LIP_VALUES, -1))
-    lip_motion.meant.copy_(0.1 * lip_motion.heard)
-    return model.eval().requires_grad_(False)
-
-
-def make_gesture_model(seed: int = 0) -> AvatarModel:
-    """Make the model with gestures that move head, brows and irises."""
-    torch.manual_seed(seed)
-    model = AvatarModel(replace(PRESET, gestures=GESTURES))
-    stir(model)
-    gestures, head = model.gestures, model.head
-    assert gestures is not None and head is not None
-    gestures.amplitude.fill_(1.0)
-    gestures.amplitude[GAZE] = 0.2
-    gestures.brow_motion.normal_(std=0.1)
-    head.movements[0, :, 0] = 0.1
-    return model.eval().requires_grad_(False)
-
-
 def make_motion_model(seed: int = 0) -> AvatarModel:
     """Make the model with a motion denoiser that moves lips, head, lids and cheeks."""
     torch.manual_seed(seed)
-    model = AvatarModel(replace(PRESET, lips=LIP_READER, motion=MOTION))
+    model = AvatarModel(with_parts(PRESET, {*PRESET.parts, "motion"}))
     stir(model)
-    motion, lip_motion = model.motion, model.lip_motion
-    assert motion is not None and lip_motion is not None
-    motion.lip_scale.fill_(0.05)
+    motion = model.part(MOTION_PART)
+    motion.lip_levels.copy_(0.05 * motion.lip_knots)
     motion.levels.mul_(0.05)
     motion.expression.face.normal_(std=0.1)
     motion.expression.lips.normal_(std=0.05)
-    lip_motion.natural.normal_(std=0.1)
+    motion.expression.mouth.natural.normal_(std=0.1)
     return model.eval().requires_grad_(False)
 
 

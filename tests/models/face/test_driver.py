@@ -15,7 +15,7 @@ REST = np.array([0.1, -0.3])
 
 def face(turns):
     points = (average_head().points[:, :2] * [40, 55] + [200, 200]).astype(np.float32)
-    return TrackedFace(points, 0.9, Box(200, 200, 250, 1.0), np.zeros(0), np.asarray(turns))
+    return TrackedFace(points, 0.9, Box(200, 200, 250, 1.0), np.asarray(turns))
 
 
 def shown(turns, *, frames=40):

@@ -1,7 +1,5 @@
 """The lip refiner: lips read again in a crop of the mouth, and a portrait encoded with them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from support.mouths import frontal_face, rotated
@@ -11,6 +9,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.lip_refiner import LipRefiner, refined_lips
 from letstalk_rt.models.geometry.landmarks import LIPS
 from letstalk_rt.models.geometry.mouth_crop import CROP_CENTRE, CROP_SIZE
+from letstalk_rt.models.parts import with_parts
 
 GAP = 12.0
 
@@ -51,7 +50,7 @@ class TestPortraits:
     @pytest.fixture
     def model(self, refiner):
         torch.manual_seed(0)
-        model = AvatarModel(replace(PRESET, lip_refiner=True))
+        model = AvatarModel(with_parts(PRESET, {*PRESET.parts, "lip_refiner"}))
         stir(model)
         landmarks = model.autoencoder.landmarks
         landmarks.set_mean_landmarks(face_points())

@@ -1,12 +1,11 @@
-"""Lip values of a mouth, and lip motion: the size of shown values, and components of the latent."""
+"""Lip values of a mouth, and how latents change with them in people who talk."""
 
-import pytest
 import torch
 from support.small_model import face_points, open_mouth
 
-from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.face.lip_values import GAPS, LIP_VALUES, NUM_LIP_VALUES, lip_values
 from letstalk_rt.models.face.neutral_mouth import NeutralMouth, change_to_rest
+from letstalk_rt.models.face.talking_mouth import TalkingMouth
 from letstalk_rt.models.geometry.landmarks import (
     LOWER_LIP,
     MOUTH_LEFT,
@@ -33,58 +32,22 @@ class TestValues:
         )
 
 
-class TestSizes:
-    def test_predictions_get_the_distribution_of_measured_values_in_order(self):
-        motion, rng = LipMotion(), torch.Generator().manual_seed(0)
-        predicted = [torch.randn(400, NUM_LIP_VALUES, generator=rng) for _ in range(3)]
-        true = [torch.rand(400, NUM_LIP_VALUES, generator=rng) ** 2 for _ in range(3)]
-        quiet = torch.full((NUM_LIP_VALUES,), -3.0)
-        motion.fit_sizes(predicted, true, quiet, torch.ones(NUM_LIP_VALUES))
-        shown = motion.to_shown(predicted[0])
-        order = predicted[0][:, 0].argsort()
-        assert (shown[order, 0].diff() >= -1e-6).all()
-        spread = shown.quantile(0.9, 0) - shown.quantile(0.1, 0)
-        wanted = true[0].quantile(0.9, 0) - true[0].quantile(0.1, 0)
-        torch.testing.assert_close(spread, wanted, atol=0.1, rtol=0.1)
-        torch.testing.assert_close(motion.to_shown(quiet), torch.zeros(NUM_LIP_VALUES))
-
-    def test_lips_that_are_nearly_closed_still_move(self):
-        motion, values = LipMotion(), torch.linspace(-1, 1, 50)[:, None].expand(-1, NUM_LIP_VALUES)
-        quiet = torch.full((NUM_LIP_VALUES,), -2.0)
-        motion.fit_sizes([values], [values.clamp(min=0)], quiet, torch.ones(NUM_LIP_VALUES))
-        gaps = motion.to_shown(torch.tensor([-2.0, -1.5, -1.0, 1.0])[:, None].expand(-1, 8))[:, GAP]
-        assert gaps[0] == 0 and (gaps.diff() > 0).all() and gaps[2] < 0.03
-
-    def test_values_with_little_agreement_are_not_amplified(self):
-        motion, values = LipMotion(), torch.linspace(-1, 1, 50)[:, None].expand(-1, NUM_LIP_VALUES)
-        trust = torch.ones(NUM_LIP_VALUES)
-        trust[3], trust[4] = 0.25, 0.0
-        motion.fit_sizes([values], [values], torch.zeros(NUM_LIP_VALUES), trust)
-        shown = motion.to_shown(torch.full((NUM_LIP_VALUES,), 0.5))
-        assert shown[3] == pytest.approx(0.5 * float(shown[2]), rel=1e-3) and shown[4] == 0
-
-    def test_a_reader_that_predicts_nothing_keeps_the_lips_at_rest(self):
-        motion, values = LipMotion(), torch.linspace(-1, 1, 50)[:, None].expand(-1, NUM_LIP_VALUES)
-        useless = torch.full((NUM_LIP_VALUES,), -0.1)
-        motion.fit_sizes([values], [values], torch.zeros(NUM_LIP_VALUES), useless)
-        assert torch.equal(motion.meant, torch.zeros_like(motion.meant))
-
-    def test_components_are_without_head_motion(self):
-        points = open_mouth(face_points(), 0.1)
-        read = torch.linalg.qr(torch.randn(2 * NUM_LANDMARKS, 256)).Q
-        jaw = torch.zeros(NUM_LANDMARKS, 2)
-        jaw[LOWER_LIP, 1] = 1.0
-        shift = torch.zeros(NUM_LANDMARKS, 2)
-        shift[:, 0] = 1.0
-        time = torch.linspace(0, 30, 300)
-        moved = torch.sin(time)[:, None] * jaw.flatten() + torch.cos(2 * time)[:, None] * (
-            5 * shift.flatten()
-        )
-        latents = (moved @ read).view(-1, 16, 4, 4)
-        motion = LipMotion()
-        motion.fit_components([latents], read, points)
-        main = (motion.natural[0] @ read.T).view(NUM_LANDMARKS, 2)
-        assert main[LOWER_LIP, 1].abs() > 5 * main[:, 0].abs().mean()
+def test_components_are_without_head_motion():
+    points = open_mouth(face_points(), 0.1)
+    read = torch.linalg.qr(torch.randn(2 * NUM_LANDMARKS, 256)).Q
+    jaw = torch.zeros(NUM_LANDMARKS, 2)
+    jaw[LOWER_LIP, 1] = 1.0
+    shift = torch.zeros(NUM_LANDMARKS, 2)
+    shift[:, 0] = 1.0
+    time = torch.linspace(0, 30, 300)
+    moved = torch.sin(time)[:, None] * jaw.flatten() + torch.cos(2 * time)[:, None] * (
+        5 * shift.flatten()
+    )
+    latents = (moved @ read).view(-1, 16, 4, 4)
+    motion = TalkingMouth()
+    motion.fit_components([latents], read, points)
+    main = (motion.natural[0] @ read.T).view(NUM_LANDMARKS, 2)
+    assert main[LOWER_LIP, 1].abs() > 5 * main[:, 0].abs().mean()
 
 
 class TestNeutralMouth:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from letstalk_rt.models.face.face_reader import without_norms
 from letstalk_rt.models.face.head_pose import average_head
 from letstalk_rt.models.face.pose_reader import (
     CROP_PX,
@@ -14,6 +13,7 @@ from letstalk_rt.models.face.pose_reader import (
     level_faces,
     read_turns,
 )
+from letstalk_rt.models.layers.folded_conv import without_norms
 
 SIDE = 300
 

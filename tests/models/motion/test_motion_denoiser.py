@@ -30,7 +30,7 @@ def denoiser():
     torch.manual_seed(0)
     made = MotionDenoiser(CONFIG).eval().requires_grad_(False)
     stir(made, 0.3)
-    made.lip_scale.fill_(1.0)
+    made.lip_levels.copy_(made.lip_knots)
     made.lip_unit.uniform_(0.5, 2.0)
     made.levels.mul_(torch.rand(NUM_REST, 1) + 0.1)
     return made
