@@ -146,14 +146,12 @@ class Portrait:
 
 @dataclass(frozen=True, slots=True)
 class MotionOptions:
-    """How the face of a session moves. The defaults leave the lips as the model generates them.
+    """How the face of a session moves. The defaults leave it as the model generates it.
 
     Attributes:
         expressiveness: scale of lip and face movement, from 0 to 2; 1 as the model generates it.
-        head_motion: whether the head moves: with the voice, or, if the weights have no gestures,
-            by a random process that imitates how people move their heads while talking.
-        blinks_per_min: mean number of blinks per minute that are added to the model's own, from 0
-            to 60.
+        head_motion: whether the head moves as people's do while they talk and listen.
+        blinks_per_min: mean number of blinks per minute, from 0 to 60.
         gaze_at_camera: keep the gaze where it is in the portrait.
 
     Raises:

@@ -1,7 +1,7 @@
 """Footage in live use: its frames are shown back and forth, with the lips of the session's speech.
 
 The faces were found once, when the footage was prepared. So a step decodes JPEGs and renders lower
-faces, which the denoiser generates to fit the rest of each face; there are no gestures.
+faces, which the denoiser generates to fit the rest of each face.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """What the mouth painter hears of a frame: a few bands of the audio around it.
 
-The lip reader hears speech in 160 values a frame and decides the shape of the lips. The inside of a
-mouth needs less: whether there is a hiss, and whether a vowel is bright or dark.
+The motion denoiser hears speech in 160 values a frame and decides the shape of the lips. The inside
+of a mouth needs less: whether there is a hiss, and whether a vowel is bright or dark.
 """
 
 import torch

@@ -1,1 +1,1 @@
-"""Face detection, head motion and eyelids."""
+"""Faces: detection, landmarks, lips and how a driver moves."""
