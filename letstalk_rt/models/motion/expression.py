@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.latents import FACE_SIZE
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
+from letstalk_rt.models.face.talking_mouth import TalkingMouth
 from letstalk_rt.models.geometry.brow_flow import BROW_MOTION
 from letstalk_rt.models.motion.code import channel
 
@@ -36,6 +37,7 @@ class Expression(nn.Module):
         brows: motion of the brows per unit of each number, `(E, 3)`: see `BROW_MOTION`.
         lower_lid: how far the lower lids are lower per unit of each number, in widths of an eye,
             `(E,)`.
+        mouth: how latents change while people talk, and how mouths look at rest.
     """
 
     face: Tensor
@@ -50,3 +52,4 @@ class Expression(nn.Module):
         self.register_buffer("lips", torch.zeros(count, NUM_LIP_VALUES))
         self.register_buffer("brows", torch.zeros(count, BROW_MOTION))
         self.register_buffer("lower_lid", torch.zeros(count))
+        self.mouth = TalkingMouth()
