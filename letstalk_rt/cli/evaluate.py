@@ -35,7 +35,6 @@ from letstalk_rt.training.evaluation.clips import (
     evaluate_clips,
 )
 from letstalk_rt.training.evaluation.dubbing import DUBBED_FRAMES, evaluate_dubbing
-from letstalk_rt.training.evaluation.eyelids import evaluate_eyelids
 from letstalk_rt.training.evaluation.identity import IDENTITY_NETWORK, Identity
 from letstalk_rt.training.evaluation.image_quality import evaluate_ssim
 from letstalk_rt.training.evaluation.long_run import (
@@ -94,8 +93,6 @@ def evaluate(
     result.figures |= evaluate_reconstruction(autoencoder, clips, painter=painter)
     result.figures |= evaluate_ssim(autoencoder, clips, painter=painter)
     result.figures |= evaluate_pairs(autoencoder, clips, painter=painter)
-    filmed = [clip for clip in clips if clip.kind == "real"]
-    result.figures |= evaluate_eyelids(pipeline.model.eyelid_painter, filmed)
     evaluate_clips(pipeline, models, clips, result)
     if models.towers is not None:
         found = calibrate(models.towers, [c for c in clips if c.has_audio and c.kind == "real"])

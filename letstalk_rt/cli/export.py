@@ -2,7 +2,7 @@
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,9 @@ from typing import Any
 import torch
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.audio_encoder.lip_reader import LipReaderConfig
 from letstalk_rt.models.avatar_model import (
     AvatarModel,
     with_eye_painter,
-    with_eyelid_painter,
-    with_face_reader,
-    with_gestures,
     with_landmark_branch,
     with_lip_refiner,
     with_motion,
@@ -56,12 +52,7 @@ _ADDED = (
     _AddedPart(
         "mouth_painter", "painter", partial(replace, mouth_painter=None), with_mouth_painter
     ),
-    _AddedPart("gestures", "gestures", partial(replace, gestures=None), with_gestures),
-    _AddedPart("face_reader", "tracker", partial(replace, face_reader=False), with_face_reader),
     _AddedPart("lip_refiner", "refiner", partial(replace, lip_refiner=False), with_lip_refiner),
-    _AddedPart(
-        "eyelid_painter", "eyelids", partial(replace, eyelid_painter=False), with_eyelid_painter
-    ),
     _AddedPart("eye_painter", "eyes", partial(replace, eye_painter=None), with_eye_painter),
     _AddedPart("motion", "motion", partial(replace, motion=None), with_motion),
     _AddedPart("pose_reader", "pose", partial(replace, pose_reader=False), with_pose_reader),
@@ -92,24 +83,29 @@ def export(args: argparse.Namespace) -> None:
             face.detector.load_state_dict(averaged(runs / "finder"))
         if _has_run(runs / "decoder") or (given and not _has_decoder(model, given)):
             face.autoencoder.load_state_dict(averaged(runs / "decoder"))
-    if model.lips is not None and model.lip_motion is not None:
-        if lip_file(runs).exists() or not part_of(given, "lips"):
-            weights = _read_lips(runs)["weights"]
-            model.lips.load_state_dict(part_of(weights, "lips"))
-            model.lip_motion.load_state_dict(part_of(weights, "lip_motion"))
-    model = _with_added_parts(model, args, given)
+    model = with_added_parts(model, args, given)
     output = args.output or packaged_weights(args.preset)
     save_model(model, output)
     print(f"{output.name}: {output.stat().st_size / 1e6:.1f} MB")
 
 
-def _with_added_parts(
-    model: AvatarModel, args: argparse.Namespace, given: dict[str, torch.Tensor]
+def with_added_parts(
+    model: AvatarModel,
+    args: argparse.Namespace,
+    given: dict[str, torch.Tensor],
+    names: Collection[str] | None = None,
 ) -> AvatarModel:
-    """Return the model with the parts of its preset that are trained or given."""
+    """Return the model with the parts of its preset that are trained or given.
+
+    Args:
+        model: a model of `base_model`.
+        args: options of `letstalk train`.
+        given: tensors of `--weights`.
+        names: the parts to add; all when None.
+    """
     preset = with_chosen_lookahead(args, get_preset(args.preset))
     for part in _ADDED:
-        if part.without(preset) == preset:
+        if part.without(preset) == preset or (names is not None and part.name not in names):
             continue
         if weights := _trained_part(args.runs / part.stage, given, part.name):
             module = AvatarModel(preset).get_submodule(part.name)
@@ -177,43 +173,21 @@ def given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
     """Return the model of the given weights, or of the newest stage if there are none.
 
-    It has none of `_ADDED`. Its lip reader is untrained if they do not hold one, or if the stage
-    `lips` has run: that one may have another shape. Its decoder is untrained if they do not hold
-    one of the preset's shape.
+    It has none of `_ADDED`. Its decoder is untrained if they do not hold one of the preset's shape.
     """
     shapes = chosen_preset(args) if given else trained_preset(args)
     if given:
         stored = stored_preset(args.weights, args.preset)
         shapes = replace(shapes, autoencoder=stored.autoencoder)
     replaced = tuple(f"{part.name}." for part in _ADDED)
-    if lip_file(args.runs).exists():
-        shapes = replace(shapes, lips=LipReaderConfig(**_read_lips(args.runs)["shape"]))
-        replaced += ("lips.", "lip_motion.")
-    elif given:
-        shapes = replace(shapes, lips=stored_preset(args.weights, args.preset).lips)
     model = AvatarModel(shapes)
     weights = given or torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
     weights = {k: v for k, v in weights.items() if not k.startswith(replaced)}
     if not _has_decoder(model, weights):
         weights = {k: v for k, v in weights.items() if not k.startswith(_DECODER)}
-    replaceable = ("lips.", "lip_motion.", *_DECODER)
-    initial = {k: v for k, v in model.state_dict().items() if k.startswith(replaceable)}
+    initial = {k: v for k, v in model.state_dict().items() if k.startswith(_DECODER)}
     model.load_state_dict(initial | weights)
     return model.requires_grad_(False).eval()
-
-
-def lip_file(runs: Path) -> Path:
-    """Return the path of the result of the stage `lips`: shape and weights."""
-    return runs / "lips" / "model.pt"
-
-
-def _read_lips(runs: Path) -> dict[str, Any]:
-    stored = torch.load(existing(lip_file(runs)), map_location="cpu", weights_only=True)
-    if stored.keys() != {"shape", "weights"}:
-        raise InputError(
-            f"{lip_file(runs).name} of stage 'lips' is not of this version; run that stage again"
-        )
-    return dict(stored)
 
 
 def _has_decoder(model: AvatarModel, weights: dict[str, torch.Tensor]) -> bool:

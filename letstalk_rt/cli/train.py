@@ -2,16 +2,17 @@
 
 The order is autoencoder, and phones -> audio; then flow -> distill, which need both; the presets b
 and l need only flow -> distill. decoder continues the training of the autoencoder's decoder, with a
-critic; the latents that flow was trained on stay as they are. lips trains the lip reader, and
-gestures those of head, brows and eyes, after flow; landmarks adds the condition by which the
-denoiser generates lower faces of films. finder, tracker, painter, refiner, eyelids and pose may run
-at any time. faithful trains the published model and needs no other stage; ablate trains it with and
-without noise and patch drop of the memory and writes one table. export joins all stages into one
-weights file. sync is separate: it trains the network of the sync score for `letstalk eval`.
+critic; the latents that flow was trained on stay as they are. motion trains the denoiser of the
+motion of the whole face, after flow; landmarks, after motion, adds the condition by which the
+denoiser generates lower faces of films. eyes needs a trained autoencoder; finder, painter, refiner
+and pose may run at any time. faithful trains the published model and needs no other stage; ablate
+trains it with and without noise and patch drop of the memory and writes one table. export joins all
+stages into one weights file. sync is separate: it trains the network of the sync score for
+`letstalk eval`.
 """
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,9 +23,7 @@ from letstalk_rt.cli.export import (
     chosen_preset,
     export,
     given_weights,
-    lip_file,
     part_of,
-    with_chosen_lookahead,
 )
 from letstalk_rt.cli.train_ablate import run_ablate
 from letstalk_rt.cli.train_faithful import run_faithful
@@ -33,8 +32,6 @@ from letstalk_rt.cli.train_motion import train_motion_stage
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
-from letstalk_rt.models.audio_encoder.lip_reader import joined
-from letstalk_rt.models.face.lip_motion import LipMotion
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.dataset import (
     Clip,
@@ -58,25 +55,8 @@ from letstalk_rt.training.stages.audio_encoder import (
 from letstalk_rt.training.stages.autoencoder import train_autoencoder
 from letstalk_rt.training.stages.eye_motion import fit_eye_motion
 from letstalk_rt.training.stages.eye_painter import train_eye_painter
-from letstalk_rt.training.stages.eyelid_painter import train_eyelid_painter
 from letstalk_rt.training.stages.face_detector import train_face_detector
-from letstalk_rt.training.stages.face_reader import train_face_reader
-from letstalk_rt.training.stages.gesture_tracks import gesture_track, usual_sizes
-from letstalk_rt.training.stages.gestures import (
-    calibrate_gestures,
-    fit_brow_motion,
-    initial_gestures,
-    train_gestures,
-)
 from letstalk_rt.training.stages.lip_refiner import train_lip_refiner
-from letstalk_rt.training.stages.lips import (
-    fit_components,
-    fit_neutral,
-    fit_sizes,
-    parts_by_source,
-    train_member,
-    without_auxiliary,
-)
 from letstalk_rt.training.stages.mouth_painter import train_mouth_painter
 from letstalk_rt.training.stages.paper import PUBLISHED_LOOP
 from letstalk_rt.training.stages.phones import load_phones, train_phones
@@ -107,18 +87,6 @@ LOOPS = {
     ),
     "faithful": PUBLISHED_LOOP,
     "ablate": replace(PUBLISHED_LOOP, steps=20_000),
-    "lips": LoopConfig(
-        steps=400,
-        learning_rate=1e-3,
-        warm_up=30,
-        final_rate=1.0,
-        ema=0.0,
-        evaluate_every=100,
-        weight_decay=0.05,
-    ),
-    "gestures": LoopConfig(
-        steps=500, learning_rate=3e-3, warm_up=30, ema=0.98, evaluate_every=50, weight_decay=0.05
-    ),
     "motion": LoopConfig(
         steps=6000,
         learning_rate=1e-3,
@@ -128,17 +96,8 @@ LOOPS = {
         weight_decay=0.05,
     ),
     "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
-    "tracker": LoopConfig(steps=4000, learning_rate=2e-3, warm_up=100, ema=0.997),
     "refiner": LoopConfig(
         steps=3000, learning_rate=2e-3, warm_up=100, ema=0.997, evaluate_every=500
-    ),
-    "eyelids": LoopConfig(
-        steps=1600,
-        learning_rate=1.5e-3,
-        warm_up=50,
-        ema=0.995,
-        evaluate_every=200,
-        weight_decay=0.05,
     ),
     "eyes": LoopConfig(
         steps=5000,
@@ -172,13 +131,9 @@ BATCH = {
     "landmarks": 32,
     "faithful": 1,
     "ablate": 1,
-    "lips": 48,
-    "gestures": 24,
     "motion": 32,
     "finder": 32,
-    "tracker": 32,
     "refiner": 32,
-    "eyelids": 16,
     "eyes": 12,
     "pose": 8,
     "painter": 16,
@@ -270,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         default=0,
-        help="flow, lips, gestures, motion, landmarks, faithful: seed of the initial weights",
+        help="flow, motion, landmarks, faithful: seed of the initial weights",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="ablate: number of seeds, from --seed on"
@@ -281,8 +236,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         type=Path,
-        help="decoder, lips, gestures, landmarks, eyes, export: weights file with the parts of "
-        "stages that have not run",
+        help="decoder, motion, landmarks, eyes, export: weights file with the parts of stages that "
+        "have not run",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
@@ -305,13 +260,9 @@ def main(argv: list[str] | None = None) -> int:
         ),
         "faithful": lambda args: run_faithful(args, _loop(args), args.batch or BATCH["faithful"]),
         "ablate": lambda args: run_ablate(args, _loop(args), args.batch or BATCH["ablate"]),
-        "lips": _lips,
-        "gestures": _gestures,
         "motion": _motion,
         "finder": _finder,
-        "tracker": _tracker,
         "refiner": _refiner,
-        "eyelids": _eyelids,
         "eyes": _eyes,
         "pose": _pose,
         "painter": _painter,
@@ -434,66 +385,6 @@ def _audio(args: argparse.Namespace) -> None:
     )
 
 
-def _lips(args: argparse.Namespace) -> None:
-    """Train the lip reader, then fit the size of lip motion and its components."""
-    shape = chosen_preset(args).lips
-    if shape is None:
-        raise ConfigError(f"preset {args.preset!r} has no lip reader; choose 'tiny'")
-    face = base_model(args, given_weights(args)).face
-    assert face is not None, "a preset with a lip reader has landmarks"
-    clips = _with_blendshapes(_clips(args))
-    folder, members = args.runs / "lips", []
-    parts = parts_by_source(clips, shape.members)
-    for number, part in enumerate(parts):
-        held_out = {clip.name for clip in part}
-        member = train_member(
-            [clip for clip in clips if clip.name not in held_out],
-            part,
-            folder / f"member{number}",
-            _loop(args),
-            batch_size=args.batch or BATCH["lips"],
-            shape=shape,
-            seed=args.seed + number,
-        )
-        members.append(without_auxiliary(member))
-    lip_motion = LipMotion()
-    figures = fit_sizes(lip_motion, members, parts)
-    print(" ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-    fit_neutral(lip_motion, clips)
-    fit_components(lip_motion, face.autoencoder, clips)
-    reader = joined(members)
-    weights = {f"lips.{k}": v for k, v in reader.state_dict().items()}
-    weights |= {f"lip_motion.{k}": v for k, v in lip_motion.state_dict().items()}
-    if is_main_process():
-        torch.save({"shape": asdict(reader.config), "weights": weights}, lip_file(args.runs))
-
-
-def _gestures(args: argparse.Namespace) -> None:
-    """Train the gestures, then calibrate them in motion that they generate freely."""
-    shape = with_chosen_lookahead(args, get_preset(args.preset)).gestures
-    face = base_model(args, given_weights(args)).face
-    if shape is None or face is None:
-        raise ConfigError(f"preset {args.preset!r} has no gestures; choose 'tiny'")
-    clips = _with_blendshapes(_clips(args))
-    clips = [clip for clip in clips if clip.has_audio]
-    kept, _ = split_by_source(clips)
-    kept_names = {clip.name for clip in kept}
-    folder, batch = args.runs / "gestures", args.batch or BATCH["gestures"]
-    model = initial_gestures(clips, shape, args.seed)
-    tracks = [gesture_track(clip, face.head, model.prosody) for clip in clips]
-    sizes = usual_sizes(tracks)
-    filmed = [track for track in tracks if track.filmed]
-    training = [track for track in tracks if track.name in kept_names]
-    held_out = [track for track in filmed if track.name not in kept_names]
-    model = train_gestures(model, training, held_out, sizes, folder, _loop(args), batch_size=batch)
-    figures = calibrate_gestures(model, held_out, filmed, sizes)
-    print(" ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-    filmed_clips = [clip for clip in clips if clip.name in {track.name for track in filmed}]
-    fit_brow_motion(model, face.autoencoder, filmed, filmed_clips)
-    if is_main_process():
-        torch.save(model.state_dict(), folder / "model.pt")
-
-
 def _motion(args: argparse.Namespace) -> None:
     face = base_model(args, given_weights(args)).face
     if face is None:
@@ -513,18 +404,6 @@ def _finder(args: argparse.Namespace) -> None:
     )
 
 
-def _tracker(args: argparse.Namespace) -> None:
-    reader = train_face_reader(
-        _clips(args),
-        load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
-        args.runs / "tracker",
-        _loop(args),
-        batch_size=args.batch or BATCH["tracker"],
-    )
-    if is_main_process():
-        torch.save(reader.state_dict(), args.runs / "tracker" / "model.pt")
-
-
 def _refiner(args: argparse.Namespace) -> None:
     landmarker = landmarker_file(args.data, args.landmarker)
     refiner = train_lip_refiner(
@@ -537,17 +416,6 @@ def _refiner(args: argparse.Namespace) -> None:
     )
     if is_main_process():
         torch.save(refiner.state_dict(), args.runs / "refiner" / "model.pt")
-
-
-def _eyelids(args: argparse.Namespace) -> None:
-    painter = train_eyelid_painter(
-        _clips(args),
-        args.runs / "eyelids",
-        _loop(args),
-        batch_size=args.batch or BATCH["eyelids"],
-    )
-    if is_main_process():
-        torch.save(painter.state_dict(), args.runs / "eyelids" / "model.pt")
 
 
 def _eyes(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from letstalk_rt.cli.export import (
     identity_file,
     part_of,
     trained_preset,
+    with_added_parts,
 )
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
@@ -169,10 +170,14 @@ def run_landmarks(args: argparse.Namespace, loop: LoopConfig, batch: int) -> Non
     shape = get_preset(args.preset).denoiser
     if not shape.landmark_condition:
         raise ConfigError(f"preset {args.preset!r} has no landmark condition; choose 'tiny'")
-    branch = LandmarkBranch(shape.width, shape.side)
-    model = with_landmark_branch(base_model(args, given_weights(args)), branch)
-    if model.lip_motion is None:
-        raise ConfigError(f"preset {args.preset!r} has no lip reader; choose 'tiny'")
+    branch, given = LandmarkBranch(shape.width, shape.side), given_weights(args)
+    moving = with_added_parts(base_model(args, given), args, given, ("motion",))
+    if moving.motion is None:
+        raise InputError(
+            "the stage landmarks needs a trained motion denoiser: run the stage 'motion' first, or "
+            "name a weights file that has one with --weights"
+        )
+    model = with_landmark_branch(moving, branch)
     folder, rows = args.runs / "landmarks", spoken_rows(args)
     encoded = _encoded(args, model, rows, folder)
     tracks, validation = _divided(rows, encoded, None)

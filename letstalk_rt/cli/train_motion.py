@@ -15,6 +15,7 @@ from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.expression import fit_expression
 from letstalk_rt.training.stages.motion import train_motion
 from letstalk_rt.training.stages.motion_clips import motion_clip
+from letstalk_rt.training.stages.talking_mouths import fit_talking_mouth
 
 
 def motion_file(runs: Path) -> Path:
@@ -38,7 +39,7 @@ def train_motion_stage(
         held_out: clips of other people, for the log.
         config: schedule.
         batch_size: items per step.
-        autoencoder: whose latents show an expression.
+        autoencoder: whose latents show an expression, and mouths that talk.
 
     Raises:
         InputError: no clip has audio, blendshapes and head poses.
@@ -67,4 +68,5 @@ def train_motion_stage(
     if is_main_process():
         filmed = [clip for clip in kept if clip.kind == "real" and not clip.is_grid]
         trained.expression.load_state_dict(fit_expression(autoencoder, filmed).state_dict())
+        fit_talking_mouth(trained.expression.mouth, autoencoder, [*clips, *held_out])
         torch.save(trained.state_dict(), motion_file(args.runs))

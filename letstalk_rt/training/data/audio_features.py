@@ -9,7 +9,6 @@ from torch import Tensor
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.causal import LOOKAHEAD_FRAMES, CausalAudioEncoder
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader
 from letstalk_rt.models.audio_encoder.mel import NUM_BANDS, StreamingMel
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
@@ -136,7 +135,7 @@ def mel_encoder(model: AvatarModel) -> CausalAudioEncoder:
 
 
 @torch.no_grad()
-def mean_voiced_mel(pcms: Iterable[np.ndarray], reader: LipReader | SpeechEncoder) -> Tensor:
+def mean_voiced_mel(pcms: Iterable[np.ndarray], speech: SpeechEncoder) -> Tensor:
     """Return the mean log-mel of voiced frames of 16 kHz audio, `(M,)`."""
-    mel = torch.cat([reader.mel(torch.from_numpy(pcm)[None])[0] for pcm in pcms], 1)
-    return mel[:, mel.mean(0) > reader.config.voiced_level].mean(1)
+    mel = torch.cat([speech.mel(torch.from_numpy(pcm)[None])[0] for pcm in pcms], 1)
+    return mel[:, mel.mean(0) > speech.config.voiced_level].mean(1)

@@ -15,7 +15,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.audio_encoder.lip_reader import LipReader, LipReaderConfig
 from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND, mouth_sound
 from letstalk_rt.models.geometry.landmarks import SUBSET
 from letstalk_rt.models.geometry.mouth_crop import (
@@ -27,6 +26,7 @@ from letstalk_rt.models.geometry.mouth_crop import (
     aligned_centre,
     lip_gap_px,
 )
+from letstalk_rt.models.motion.speech_encoder import SpeechEncoder
 from letstalk_rt.training.data.audio_features import mean_voiced_mel
 from letstalk_rt.training.data.dataset import (
     MAX_SHIFT,
@@ -146,10 +146,10 @@ def _find(root: Path, split: str, landmarker: Path | None) -> Iterator[_Found]:
 
     yield from _open_stills(root, rows("openmouth.jsonl"))
     yield from _portraits(root, rows("portraits.jsonl"), landmarker)
-    reader = LipReader(LipReaderConfig(members=1))
-    reader.usual.copy_(mean_voiced_mel(_speech(root, rows("clips.jsonl")), reader))
+    encoder = SpeechEncoder(outputs=1)  # only its normalised log-mel is used
+    encoder.usual.copy_(mean_voiced_mel(_speech(root, rows("clips.jsonl")), encoder))
     for row in tqdm(rows("clips.jsonl"), desc=f"mouths ({split})"):
-        if (found := _clip(root, row, reader)) is not None:
+        if (found := _clip(root, row, encoder)) is not None:
             yield found
 
 
@@ -160,7 +160,7 @@ def _speech(root: Path, rows: list[dict[str, object]]) -> Iterator[np.ndarray]:
             yield pcm[: len(pcm) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME]
 
 
-def _clip(root: Path, row: dict[str, object], reader: LipReader) -> _Found | None:
+def _clip(root: Path, row: dict[str, object], encoder: SpeechEncoder) -> _Found | None:
     name = str(row["name"])
     tracks = np.load(root / "clips" / f"{name}.npz")
     frames = decode_frames(root / "clips" / f"{name}.mp4")
@@ -177,20 +177,20 @@ def _clip(root: Path, row: dict[str, object], reader: LipReader) -> _Found | Non
     enlarged = float(str(row.get("upscale") or 1.0))
     weight = (1.0 if row["kind"] == "real" else 0.4) * min(1.0, 1.0 / enlarged) ** 2
     source = source_of(row)
-    sound = _sound(root / "clips" / f"{name}.flac", count, lips_late(row), reader)[kept]
+    sound = _sound(root / "clips" / f"{name}.flac", count, lips_late(row), encoder)[kept]
     return _Found(crops, placed[kept].numpy(), kept, str(row["kind"]), source, weight, sound)
 
 
-def _sound(audio: Path, count: int, late: int, reader: LipReader) -> np.ndarray:
+def _sound(audio: Path, count: int, late: int, encoder: SpeechEncoder) -> np.ndarray:
     """Return the sound around each frame of a clip, `(T, S)`, with audio and lips synchronised."""
     if not audio.exists():
         return np.zeros((count, MOUTH_SOUND), np.float32)
-    ahead = reader.lookahead_frames
+    ahead = encoder.lookahead_frames
     pcm = np.zeros((count + ahead) * SAMPLES_PER_FRAME, np.float32)
     decoded = decode_audio(audio)[: count * SAMPLES_PER_FRAME]
     pcm[: len(decoded)] = decoded
     with torch.no_grad():
-        features = reader.normalize(reader.mel(torch.from_numpy(pcm)[None]))
+        features = encoder.normalize(encoder.mel(torch.from_numpy(pcm)[None]))
         around = mouth_sound(features, features[:, :1].expand(-1, ahead + 1, -1))[0, ahead:]
     shift = late if abs(late) <= MAX_SHIFT else 0
     return around[(torch.arange(count) - shift).clamp(0, count - 1)].numpy()

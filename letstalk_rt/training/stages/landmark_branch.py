@@ -103,7 +103,7 @@ def predict(
     Films have no background flow, so neither do windows and memory here.
 
     Args:
-        model: a model with a landmark condition and a lip reader.
+        model: a model with a landmark condition and a motion denoiser.
         batch: the batch.
         generator: random generator on the model's device.
         pure_noise: share of items that begin from noise alone.
@@ -144,8 +144,9 @@ def masked_rest(
     model: AvatarModel, landmarks: LandmarkAutoencoder, batch: Batch, generator: torch.Generator
 ) -> Tensor:
     """Return the landmarks of the rest of the face without traces of the mouth, `(B, N, R, 2)`."""
-    assert model.lip_motion is not None, "the motion of speech comes from the lip reader's part"
-    natural = F.pad(model.lip_motion.natural.float(), (0, LATENT_SIZE - FACE_SIZE))
+    assert model.motion is not None, "the motion of speech comes from the motion denoiser's part"
+    natural = model.motion.expression.mouth.natural.float()
+    natural = F.pad(natural, (0, LATENT_SIZE - FACE_SIZE))
     where, (count, frames) = generator.device, batch.window.shape[:2]
     scores = torch.randn(2, count, frames, len(natural), generator=generator, device=where)
     scores = _SPEECH * (scores[0] + scores[1, :, :1])  # of a frame, and of the whole window
@@ -195,7 +196,7 @@ def train_landmark_branch(
     """Train the branch of a model and return the averaged one; no other part changes.
 
     Args:
-        model: a model with a landmark condition and a lip reader.
+        model: a model with a landmark condition and a motion denoiser.
         tracks: training tracks.
         validation: tracks of other people in the train split.
         folder: the run's folder.

@@ -12,7 +12,7 @@ from letstalk_rt.models.motion.code import FACE, HEAD, LIPS, MIRRORED, NUM_STYLE
 from letstalk_rt.models.motion.denoiser import KNOTS, PAST_WINDOWS, PURE_NOISE, MotionDenoiser
 from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.training.loop import LoopConfig, Run
-from letstalk_rt.training.stages.lips import augment_features
+from letstalk_rt.training.stages.augmentation import augment_features
 from letstalk_rt.training.stages.motion_clips import MotionClip, blink_onsets
 
 WARM_UP_FRAMES = 8

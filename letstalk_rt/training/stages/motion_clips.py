@@ -7,10 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.models.audio_encoder.lip_reader import MEL_PER_FRAME
+from letstalk_rt.models.audio_encoder.running_mean import MEL_PER_FRAME
 from letstalk_rt.models.face.head_pose import HeadShape, head_angles
 from letstalk_rt.models.face.lip_values import GAPS, lip_values
-from letstalk_rt.models.geometry.landmarks import IRISES, eye_openings, landmark_indices
+from letstalk_rt.models.geometry.landmarks import (
+    IRISES,
+    eye_openings,
+    landmark_indices,
+    mouth_opening,
+)
 from letstalk_rt.models.motion.code import (
     HEAD,
     LIPS,
@@ -22,7 +27,6 @@ from letstalk_rt.models.motion.code import (
 )
 from letstalk_rt.models.motion.speech_encoder import SpeechEncoder
 from letstalk_rt.training.data.dataset import MAX_SHIFT, Clip
-from letstalk_rt.training.stages.lips import DEFAULT_SYNC, MIN_OPENING_STD, MIN_SYNC, rest_points
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
 
 BLENDSHAPES = {
@@ -39,8 +43,22 @@ BLENDSHAPES = {
 _OPEN_PERCENTILE = 80
 """Percentile of the opening of the eyes in a clip that counts as open."""
 
+MIN_SYNC = 0.25
+MIN_OPENING_STD = 0.015
+"""Lips of clips that agree less with their audio, or move less, are not learned."""
+
+DEFAULT_SYNC = 0.4
+"""The agreement that is assumed for clips whose line does not state it."""
+
+REST_PERCENTILE = 10
+"""Percentile of the mouth opening below which a clip's mouth counts as at rest."""
+
+REST_GAP = 0.03
+"""Lip gap at rest, in mouth widths, up to which a mouth counts as closed: the landmarks of closed
+lips do not quite coincide."""
+
 _MOST_SHUT, _LEAST_SHUT = 1.15, -0.6
-_REST_GAP, _REST_SHARE = 0.03, 0.05  # gaps of closed lips; share of frames that are at rest
+_REST_SHARE = 0.05  # of frames whose gaps are those at rest
 _BLINK_RISE, _BLINK_SHUT = 0.35, 0.5
 _CLOSING_FRAMES, _OPENING_FRAMES = 5, 8
 _IRIS_POINTS = (landmark_indices(IRISES[:5]), landmark_indices(IRISES[5:]))
@@ -108,13 +126,20 @@ def _inputs(clip: Clip, speech: SpeechEncoder) -> Tensor:
     return out
 
 
+def rest_points(clip: Clip) -> Tensor:
+    """Return the landmarks of a clip at rest, `(L, 2)`: the mean of its most closed frames."""
+    opening = mouth_opening(clip.points)
+    threshold = np.percentile(opening, REST_PERCENTILE)
+    return torch.from_numpy(clip.points[opening <= threshold].mean(0))
+
+
 def motion_codes(clip: Clip) -> np.ndarray:
     """Return the motion code of each frame of a clip relative to the face at rest, `(T, D)`."""
     points = clip.points
     rest = rest_points(clip)
     out = np.zeros((len(points), NUM_MOTION), np.float32)
     lips = lip_values(torch.from_numpy(points), rest).numpy()
-    lips[:, GAPS] -= np.minimum(np.quantile(lips[:, GAPS], _REST_SHARE, axis=0), _REST_GAP)
+    lips[:, GAPS] -= np.minimum(np.quantile(lips[:, GAPS], _REST_SHARE, axis=0), REST_GAP)
     out[:, LIPS][:, : lips.shape[1]] = lips
     out[:, HEAD] = _head(points, clip.pose)
     out[:, channel("gaze_x") : channel("gaze_y") + 1] = _gaze(points)

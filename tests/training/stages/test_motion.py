@@ -89,6 +89,16 @@ def test_speech_and_codes_of_a_late_clip_are_brought_together(clips):
     assert torch.equal(early.inputs[:-1], plain.inputs[1:])
 
 
+def test_lips_of_poor_clips_are_left_out_and_filmed_ones_count_twice(clips):
+    spoken, speech = next(clip for clip in clips if clip.has_audio), MotionDenoiser().speech
+
+    def weight(**changes):
+        return motion_clip(replace(spoken, **changes), speech).lip_weight
+
+    assert weight(sync=0.1) == 0 and weight(has_audio=False) == 0
+    assert weight(sync=0.5, kind="real") == 2 * weight(sync=0.5, kind="generated") > 0
+
+
 def test_blinks_begin_where_lids_fall_fast_and_rise_again():
     shut = np.zeros(200)
     for start in (30, 100):
