@@ -20,6 +20,7 @@ from letstalk_rt.cli.render_faithful import is_faithful
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.models.paper.presets import FAITHFUL, get_paper_preset
+from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.dataset import (
     FRAME_SIZE,
@@ -89,7 +90,7 @@ def evaluate(
         long_s: length of the long run in seconds; 0 skips it.
     """
     result = EvaluationResult()
-    autoencoder, painter = pipeline.model.autoencoder, pipeline.model.mouth_painter
+    autoencoder, painter = pipeline.model.autoencoder, pipeline.model.get(MOUTH_PAINTER)
     result.figures |= evaluate_reconstruction(autoencoder, clips, painter=painter)
     result.figures |= evaluate_ssim(autoencoder, clips, painter=painter)
     result.figures |= evaluate_pairs(autoencoder, clips, painter=painter)

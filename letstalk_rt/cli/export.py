@@ -2,67 +2,29 @@
 
 import argparse
 import shutil
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.avatar_model import (
-    AvatarModel,
-    with_eye_painter,
-    with_landmark_branch,
-    with_lip_refiner,
-    with_motion,
-    with_mouth_painter,
-    with_pose_reader,
-)
+from letstalk_rt.models.avatar_model import AvatarModel, with_part
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.paper.presets import FAITHFUL
-from letstalk_rt.models.presets import (
-    DCAutoencoderConfig,
-    Preset,
-    get_preset,
-    with_landmark_condition,
-    with_lookahead,
-)
+from letstalk_rt.models.parts import PARTS, with_parts
+from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
 
-
-@dataclass(frozen=True)
-class _AddedPart:
-    """A part that export adds at its end; weights files need not have it.
-
-    Attributes:
-        name: its name in the model.
-        stage: folder of the stage that trains it.
-        without: returns a copy of a preset without it.
-        add: returns a copy of a model with it.
-    """
-
-    name: str
-    stage: str
-    without: Callable[[Preset], Preset]
-    add: Callable[[AvatarModel, Any], AvatarModel]
-
-
-_ADDED = (
-    _AddedPart(
-        "mouth_painter", "painter", partial(replace, mouth_painter=None), with_mouth_painter
-    ),
-    _AddedPart("lip_refiner", "refiner", partial(replace, lip_refiner=False), with_lip_refiner),
-    _AddedPart("eye_painter", "eyes", partial(replace, eye_painter=None), with_eye_painter),
-    _AddedPart("motion", "motion", partial(replace, motion=None), with_motion),
-    _AddedPart("pose_reader", "pose", partial(replace, pose_reader=False), with_pose_reader),
-    _AddedPart(
-        "denoiser.landmarks",
-        "landmarks",
-        partial(with_landmark_condition, has=False),
-        with_landmark_branch,
-    ),
-)
+_STAGES = {
+    "mouth_painter": "painter",
+    "lip_refiner": "refiner",
+    "eye_painter": "eyes",
+    "pose_reader": "pose",
+    "motion": "motion",
+    "denoiser.landmarks": "landmarks",
+}
+"""Parts that export adds at its end, and the folders of the stages that train them. Weights files
+need not have them."""
 
 _DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
 
@@ -104,13 +66,14 @@ def with_added_parts(
         names: the parts to add; all when None.
     """
     preset = with_chosen_lookahead(args, get_preset(args.preset))
-    for part in _ADDED:
-        if part.without(preset) == preset or (names is not None and part.name not in names):
+    wanted = set(_STAGES if names is None else names) & set(preset.parts)
+    for part in PARTS:
+        if part.name not in wanted:
             continue
-        if weights := _trained_part(args.runs / part.stage, given, part.name):
-            module = AvatarModel(preset).get_submodule(part.name)
+        if weights := _trained_part(args.runs / _STAGES[part.name], given, part.name):
+            module = part.build(preset)
             module.load_state_dict(weights)
-            model = part.add(model, module)
+            model = with_part(model, part, module)
     return model
 
 
@@ -133,11 +96,10 @@ def _export_faithful(args: argparse.Namespace) -> None:
 
 
 def chosen_preset(args: argparse.Namespace) -> Preset:
-    """Return the preset without the parts that export adds: see `_ADDED`."""
+    """Return the preset without the parts that export adds: see `_STAGES`."""
     preset = get_preset(args.preset)
-    for part in _ADDED:
-        preset = part.without(preset)
-    return with_chosen_lookahead(args, preset)
+    kept = set(preset.parts) - set(_STAGES)
+    return with_chosen_lookahead(args, with_parts(preset, kept))
 
 
 def trained_preset(args: argparse.Namespace) -> Preset:
@@ -173,13 +135,13 @@ def given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
     """Return the model of the given weights, or of the newest stage if there are none.
 
-    It has none of `_ADDED`. Its decoder is untrained if they do not hold one of the preset's shape.
+    It has none of `_STAGES`. Its decoder is untrained if they do not hold one of the preset's shape.
     """
     shapes = chosen_preset(args) if given else trained_preset(args)
     if given:
         stored = stored_preset(args.weights, args.preset)
         shapes = replace(shapes, autoencoder=stored.autoencoder)
-    replaced = tuple(f"{part.name}." for part in _ADDED)
+    replaced = tuple(f"{name}." for name in _STAGES)
     model = AvatarModel(shapes)
     weights = given or torch.load(_newest_model(args.runs), map_location="cpu", weights_only=True)
     weights = {k: v for k, v in weights.items() if not k.startswith(replaced)}

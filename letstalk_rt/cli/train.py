@@ -32,6 +32,7 @@ from letstalk_rt.cli.train_motion import train_motion_stage
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
+from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.dataset import (
     Clip,
@@ -443,8 +444,8 @@ def _pose(args: argparse.Namespace) -> None:
 
 
 def _painter(args: argparse.Namespace) -> None:
-    config = get_preset(args.preset).mouth_painter
-    if config is None:
+    preset = get_preset(args.preset)
+    if MOUTH_PAINTER.name not in preset.parts:
         raise ConfigError(f"preset {args.preset!r} has no mouth painter; use preset 'tiny'")
     train_mouth_painter(
         load_mouth_crops(
@@ -453,7 +454,7 @@ def _painter(args: argparse.Namespace) -> None:
         args.runs / "painter",
         _loop(args),
         batch_size=args.batch or BATCH["painter"],
-        painter=config,
+        painter=preset.mouth_painter,
         initial_weights=averaged(args.start) if args.start else None,
     )
 

@@ -23,8 +23,8 @@ from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoder
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.avatar_model import AvatarModel, with_landmark_branch
-from letstalk_rt.models.landmark_condition import LandmarkBranch
+from letstalk_rt.models.avatar_model import AvatarModel, with_part
+from letstalk_rt.models.parts import LANDMARK_CONDITION, MOTION
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import (
@@ -167,17 +167,17 @@ def _speech_model(args: argparse.Namespace, encoder: Wav2VecEncoder) -> Wav2Vec2
 def run_landmarks(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
     """Train the landmark condition of a trained denoiser, of which nothing else changes."""
     torch.manual_seed(args.seed)
-    shape = get_preset(args.preset).denoiser
-    if not shape.landmark_condition:
+    preset = get_preset(args.preset)
+    if LANDMARK_CONDITION.name not in preset.parts:
         raise ConfigError(f"preset {args.preset!r} has no landmark condition; choose 'tiny'")
-    branch, given = LandmarkBranch(shape.width, shape.side), given_weights(args)
-    moving = with_added_parts(base_model(args, given), args, given, ("motion",))
-    if moving.motion is None:
+    given = given_weights(args)
+    moving = with_added_parts(base_model(args, given), args, given, (MOTION.name,))
+    if moving.get(MOTION) is None:
         raise InputError(
             "the stage landmarks needs a trained motion denoiser: run the stage 'motion' first, or "
             "name a weights file that has one with --weights"
         )
-    model = with_landmark_branch(moving, branch)
+    model = with_part(moving, LANDMARK_CONDITION, LANDMARK_CONDITION.build(preset))
     folder, rows = args.runs / "landmarks", spoken_rows(args)
     encoded = _encoded(args, model, rows, folder)
     tracks, validation = _divided(rows, encoded, None)

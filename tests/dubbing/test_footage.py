@@ -128,9 +128,8 @@ def test_a_smile_of_the_film_is_kept(pipeline, portrait):
     data, face = footage.frames[0], footage.faces[0]
     autoencoder = model.face.autoencoder
     points = autoencoder.decode_landmarks(torch.from_numpy(face.latent))
-    control = LipControl.of(
-        model.part(MOTION).expression.mouth, points, autoencoder.landmark_matrix, torch.ones(LATENT_SIZE)
-    )
+    mouth, scale = model.part(MOTION).expression.mouth, torch.ones(LATENT_SIZE)
+    control = LipControl.of(mouth, points, autoencoder.landmark_matrix, scale)
     width = control.write[:, LIP_VALUES.index("width")].view(face.latent.shape).numpy()
     wide = replace(face, latent=face.latent + 0.15 * width)
     reader = FaceReader(pipeline.finder, autoencoder)

@@ -10,7 +10,6 @@ from letstalk_rt.models.geometry.landmarks import EYES, LIPS, REST
 from letstalk_rt.models.landmark_condition import LandmarkBranch, rest_of_face
 
 
-
 @pytest.fixture
 def inputs():
     torch.manual_seed(1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support import data_folder
-from support.small_model import MOTION, PRESET, make_model
+from support.small_model import PRESET, make_model
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
@@ -18,8 +18,11 @@ from letstalk_rt.models.face.lip_refiner import LipRefiner
 from letstalk_rt.models.face.pose_reader import PoseReader
 from letstalk_rt.models.loading import load_model, save_model
 from letstalk_rt.models.motion.denoiser import MotionDenoiserConfig
-from letstalk_rt.models.presets import EYE_PAINTER, PRESETS, with_landmark_condition
+from letstalk_rt.models.parts import MOTION, MOUTH_PAINTER, with_parts
+from letstalk_rt.models.presets import EYE_PAINTER, PRESETS
 from letstalk_rt.training.loop import LoopConfig, Run
+
+CONDITION = "denoiser.landmarks"
 
 
 class TestCommand:
@@ -35,7 +38,8 @@ class TestCommand:
 
     def test_a_mouth_painter_is_added_to_a_weights_file(self, root, tmp_path, monkeypatch):
         config = MouthPainterConfig(widths=(8, 8, 8), bank=2)
-        monkeypatch.setitem(PRESETS, "small", replace(PRESET, mouth_painter=config))
+        preset = with_parts(PRESET, {*PRESET.parts, "mouth_painter"})
+        monkeypatch.setitem(PRESETS, "small", replace(preset, mouth_painter=config))
         save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
         painter = MouthPainter(config)
         (tmp_path / "runs" / "painter").mkdir(parents=True)
@@ -44,8 +48,7 @@ class TestCommand:
                "--preset", "small", "--weights", str(tmp_path / "base.safetensors"),
                "-o", str(tmp_path / "new.safetensors")])  # fmt: skip
         exported = load_model("small", tmp_path / "new.safetensors")
-        assert exported.mouth_painter is not None
-        stem = exported.mouth_painter.stem.weight
+        stem = exported.part(MOUTH_PAINTER).stem.weight
         torch.testing.assert_close(stem, painter.stem.weight, rtol=2**-10, atol=1e-7)
 
     @pytest.mark.parametrize(
@@ -59,8 +62,7 @@ class TestCommand:
     def test_a_part_is_added_to_a_weights_file(
         self, part, stage, make, root, tmp_path, monkeypatch
     ):
-        shape = EYE_PAINTER if part == "eye_painter" else True
-        monkeypatch.setitem(PRESETS, "small", replace(PRESET, **{part: shape}))
+        monkeypatch.setitem(PRESETS, "small", with_parts(PRESET, {*PRESET.parts, part}))
         save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
         module = make()
         (tmp_path / "runs" / stage).mkdir(parents=True)
@@ -74,8 +76,8 @@ class TestCommand:
             torch.testing.assert_close(exported[name], value, atol=step, rtol=0)
 
     def test_a_landmark_condition_is_trained_and_exported(self, root, tmp_path, monkeypatch):
-        base = replace(PRESET, motion=MOTION)
-        monkeypatch.setitem(PRESETS, "small", with_landmark_condition(base, has=True))
+        base = with_parts(PRESET, {*PRESET.parts, "motion"})
+        monkeypatch.setitem(PRESETS, "small", with_parts(PRESET, {*base.parts, CONDITION}))
         save_model(AvatarModel(base), tmp_path / "base.safetensors")
         common = ["--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
                   "--preset", "small", "--weights", str(tmp_path / "base.safetensors")]  # fmt: skip
@@ -84,11 +86,11 @@ class TestCommand:
         exported = load_model("small", tmp_path / "new.safetensors")
         branch = exported.denoiser.landmarks
         assert branch is not None and branch.tokens.weight.any()
-        assert exported.motion is not None, "the part that was given is kept"
+        assert "motion" in exported.preset.parts, "the part that was given is kept"
 
     def test_a_landmark_condition_needs_a_motion_denoiser(self, root, tmp_path, monkeypatch):
-        base = replace(PRESET, motion=MOTION)
-        monkeypatch.setitem(PRESETS, "small", with_landmark_condition(base, has=True))
+        base = with_parts(PRESET, {*PRESET.parts, "motion"})
+        monkeypatch.setitem(PRESETS, "small", with_parts(PRESET, {*base.parts, CONDITION}))
         save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
         with pytest.raises(InputError, match="run the stage 'motion' first"):
             train(["landmarks", "--data", str(root), "--runs", str(tmp_path), "--threads", "1",
@@ -104,22 +106,24 @@ class TestCommand:
     def test_a_motion_denoiser_is_trained_and_exported(self, tmp_path, monkeypatch):
         monkeypatch.setattr(data_folder, "FRAMES", 60)
         root = data_folder.write_data_folder(tmp_path / "data")
-        monkeypatch.setitem(PRESETS, "small", replace(PRESET, motion=MotionDenoiserConfig()))
+        preset = with_parts(PRESET, {*PRESET.parts, "motion"})
+        preset = replace(preset, motion=MotionDenoiserConfig())
+        monkeypatch.setitem(PRESETS, "small", preset)
         save_model(make_model(), tmp_path / "base.safetensors")
         common = ["--data", str(root), "--cache", str(tmp_path / "cache"), "--runs",
                   str(tmp_path / "runs"), "--threads", "1", "--preset", "small",
                   "--weights", str(tmp_path / "base.safetensors")]  # fmt: skip
         train(["motion", *common, "--steps", "2", "--batch", "2"])
         train(["export", *common, "-o", str(tmp_path / "new.safetensors")])
-        motion = load_model("small", tmp_path / "new.safetensors").motion
-        assert motion is not None and motion.speech.usual.any() and motion.lip_scale.any()
+        motion = load_model("small", tmp_path / "new.safetensors").part(MOTION)
+        assert motion.speech.usual.any() and motion.lip_levels.any()
         assert motion.expression.face.any() and motion.expression.mouth.natural.any()
 
     def test_a_motion_denoiser_needs_clips_with_audio(self, tmp_path, monkeypatch):
         root = data_folder.write_data_folder(tmp_path / "data")
         for audio in (root / "clips").glob("*.flac"):
             audio.unlink()
-        monkeypatch.setitem(PRESETS, "small", replace(PRESET, motion=MOTION))
+        monkeypatch.setitem(PRESETS, "small", with_parts(PRESET, {*PRESET.parts, "motion"}))
         save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
         with pytest.raises(InputError, match="needs clips with audio"):
             train(["motion", "--data", str(root), "--cache", str(tmp_path / "cache"), "--runs",

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.autoencoder.latents import FACE_SHAPE, FACE_SIZE, IMAGE_SIZE, LATENT_SIZE
-from letstalk_rt.models.avatar_model import AvatarModel, with_landmark_branch
+from letstalk_rt.models.avatar_model import AvatarModel, with_part
 from letstalk_rt.models.geometry.landmarks import LIPS, NUM_LANDMARKS, REST
 from letstalk_rt.models.landmark_condition import LandmarkBranch, rest_of_face
+from letstalk_rt.models.parts import LANDMARK_CONDITION, MOTION
 from letstalk_rt.training.data.prefetch import Prefetch
 from letstalk_rt.training.data.sound_inputs import audio_tokens, sound_input, trained_part
 from letstalk_rt.training.data.tracks import Track
@@ -144,8 +145,7 @@ def masked_rest(
     model: AvatarModel, landmarks: LandmarkAutoencoder, batch: Batch, generator: torch.Generator
 ) -> Tensor:
     """Return the landmarks of the rest of the face without traces of the mouth, `(B, N, R, 2)`."""
-    assert model.motion is not None, "the motion of speech comes from the motion denoiser's part"
-    natural = model.motion.expression.mouth.natural.float()
+    natural = model.part(MOTION).expression.mouth.natural.float()
     natural = F.pad(natural, (0, LATENT_SIZE - FACE_SIZE))
     where, (count, frames) = generator.device, batch.window.shape[:2]
     scores = torch.randn(2, count, frames, len(natural), generator=generator, device=where)
@@ -223,7 +223,7 @@ def train_landmark_branch(
 
     def evaluate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, LandmarkTrainer)
-        candidate = with_landmark_branch(model, averaged.branch).to(run.device)
+        candidate = with_part(model, LANDMARK_CONDITION, averaged.branch).to(run.device)
         return validate(candidate, held_out, run.device)
 
     with Prefetch(draw, config.steps) as batches:

@@ -8,9 +8,10 @@ import torch
 from support.small_model import make_motion_model
 from support.training import generator, silent_parts
 
-from letstalk_rt.models.avatar_model import with_landmark_branch
+from letstalk_rt.models.avatar_model import with_part
 from letstalk_rt.models.geometry.landmarks import REST
 from letstalk_rt.models.landmark_condition import LandmarkBranch, rest_of_face
+from letstalk_rt.models.parts import LANDMARK_CONDITION
 from letstalk_rt.training.data.sound_inputs import MelInput
 from letstalk_rt.training.data.tracks import encode_clips, fit_scales
 from letstalk_rt.training.data.windows import FlowLossConfig, WindowSource
@@ -34,7 +35,7 @@ def model_for(tracks):
     fit_scales(plain, tracks)
     shape = plain.denoiser.config
     torch.manual_seed(4)
-    return with_landmark_branch(plain, LandmarkBranch(shape.width, shape.side))
+    return with_part(plain, LANDMARK_CONDITION, LandmarkBranch(shape.width, shape.side))
 
 
 def drawn(model, tracks, size=8):
@@ -77,7 +78,7 @@ def test_only_the_branch_is_trained_and_it_lowers_the_loss(tracks, tmp_path):
     batch = drawn(model, tracks, 16)
     first = predict(model, batch, generator(1), pure_noise=1.0)
     branch = train_landmark_branch(model, tracks, tracks, tmp_path, config, batch_size=8)
-    trained = with_landmark_branch(model, branch)
+    trained = with_part(model, LANDMARK_CONDITION, branch)
     changed = {n for n, value in trained.state_dict().items() if not torch.equal(value, before[n])}
     assert changed and all(name.startswith("denoiser.landmarks.") for name in changed)
     last = predict(trained, batch, generator(1), pure_noise=1.0)
