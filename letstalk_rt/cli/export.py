@@ -135,7 +135,7 @@ def given_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def base_model(args: argparse.Namespace, given: dict[str, torch.Tensor]) -> AvatarModel:
     """Return the model of the given weights, or of the newest stage if there are none.
 
-    It has none of `_STAGES`. Its decoder is untrained if they do not hold one of the preset's shape.
+    It has none of `_STAGES`. Its decoder is untrained if they hold none of the preset's shape.
     """
     shapes = chosen_preset(args) if given else trained_preset(args)
     if given:

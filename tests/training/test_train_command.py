@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import data_folder
-from support.small_model import PRESET, make_model
+from support.small_model import PRESET, make_model, stir
 
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError
@@ -23,6 +25,16 @@ from letstalk_rt.models.presets import EYE_PAINTER, PRESETS
 from letstalk_rt.training.loop import LoopConfig, Run
 
 CONDITION = "denoiser.landmarks"
+
+
+def move_face(tracks: Path, seed: int) -> None:
+    """Let the head of a clip turn, and all landmarks move; drawn clips hold them still."""
+    arrays, rng = dict(np.load(tracks)), np.random.default_rng(seed)
+    arrays["landmarks"] += rng.normal(0, 1, arrays["landmarks"].shape).astype(np.float16)
+    turns = rng.normal(0, 0.05, (len(arrays["pose"]), 3, 3))
+    turned = torch.linalg.matrix_exp(torch.from_numpy(turns - turns.transpose(0, 2, 1)))
+    arrays["pose"][:, :3, :3] = turned.numpy()
+    np.savez(tracks, **arrays)
 
 
 class TestCommand:
@@ -78,7 +90,9 @@ class TestCommand:
     def test_a_landmark_condition_is_trained_and_exported(self, root, tmp_path, monkeypatch):
         base = with_parts(PRESET, {*PRESET.parts, "motion"})
         monkeypatch.setitem(PRESETS, "small", with_parts(PRESET, {*base.parts, CONDITION}))
-        save_model(AvatarModel(base), tmp_path / "base.safetensors")
+        model = AvatarModel(base)
+        stir(model)
+        save_model(model, tmp_path / "base.safetensors")
         common = ["--data", str(root), "--runs", str(tmp_path / "runs"), "--threads", "1",
                   "--preset", "small", "--weights", str(tmp_path / "base.safetensors")]  # fmt: skip
         train(["landmarks", *common, "--steps", "2", "--batch", "2"])
@@ -104,8 +118,18 @@ class TestCommand:
                    "--preset", "small"])  # fmt: skip
 
     def test_a_motion_denoiser_is_trained_and_exported(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(data_folder, "FRAMES", 60)
-        root = data_folder.write_data_folder(tmp_path / "data")
+        monkeypatch.setattr(data_folder, "FRAMES", 100)
+        monkeypatch.setattr(data_folder, "frame_level", lambda seed, index: 40 + seed)
+        rows = [
+            {"name": f"{name}-1", "split": "train", "tag": "ship", "kind": "real"}
+            for name in ("ella", "fred", "gina")
+        ]
+        root = tmp_path / "data"
+        (root / "clips").mkdir(parents=True)
+        for seed, row in enumerate(rows):
+            data_folder.write_clip(root / "clips", row["name"], seed)
+            move_face(root / "clips" / f"{row['name']}.npz", seed)
+        (root / "clips.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         preset = with_parts(PRESET, {*PRESET.parts, "motion"})
         preset = replace(preset, motion=MotionDenoiserConfig())
         monkeypatch.setitem(PRESETS, "small", preset)

@@ -12,6 +12,7 @@ from letstalk_rt.models.autoencoder.interfaces import Autoencoder
 from letstalk_rt.models.face.face_tracker import LEAST_CERTAINTY, EncoderReader
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.loading import EMBEDDED, load_model
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
@@ -61,9 +62,7 @@ class HeardGap:
     """Predicts the lip gap from a clip's audio, by the embedded model's motion denoiser."""
 
     def __init__(self) -> None:
-        motion = load_model(EMBEDDED).motion
-        assert motion is not None, "the embedded model has a motion denoiser"
-        self._motion = motion
+        self._motion = load_model(EMBEDDED).part(MOTION)
 
     @torch.no_grad()
     def __call__(self, clip: Clip) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 from letstalk_rt.audio.files import read_audio
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.loading import EMBEDDED, load_model
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.training.data.audio_features import correlation
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
@@ -101,9 +102,7 @@ class SyncMeter:
     """Measures how well lips fit sound at each offset, by the embedded model's motion denoiser."""
 
     def __init__(self) -> None:
-        motion = load_model(EMBEDDED).motion
-        assert motion is not None, "the embedded model has a motion denoiser"
-        self._motion = motion
+        self._motion = load_model(EMBEDDED).part(MOTION)
 
     @torch.inference_mode()
     def fits(self, gap: np.ndarray, pcm: np.ndarray) -> np.ndarray:

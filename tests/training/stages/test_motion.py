@@ -69,13 +69,28 @@ def denoiser():
 def test_codes_are_relative_to_the_face_at_rest(clips):
     spoken = next(clip for clip in clips if clip.has_audio)
     measured = motion_clip(spoken, MotionDenoiser().speech)
-    count = spoken.num_frames - 1  # lips are one frame early
+    count = spoken.num_frames
     assert measured.codes.shape == (count, NUM_MOTION)
     assert torch.isfinite(measured.codes).all()
     for name in ("yaw", "gaze_x", "smile"):
         assert abs(np.median(motion_codes(spoken)[:, channel(name)])) < 1e-3
-    assert np.array_equal(measured.codes.numpy(), motion_codes(spoken)[1:])
+    assert np.array_equal(measured.codes.numpy(), motion_codes(spoken))
     assert len(measured.inputs) == count + 2
+
+
+def test_a_trackers_noise_is_not_learned_as_trembling(clips):
+    spoken = next(clip for clip in clips if clip.has_audio)
+    frames = np.arange(spoken.num_frames)
+    slow, shake = np.sin(frames / 8), (-1.0) ** frames
+    read = {}
+    for name, moved in (("slow", slow), ("both", slow + 0.5 * shake)):
+        pose = spoken.pose.copy()
+        angle = 0.1 * moved
+        pose[:, 0, 0], pose[:, 0, 2] = np.cos(angle), np.sin(angle)
+        pose[:, 2, 0], pose[:, 2, 2] = -np.sin(angle), np.cos(angle)
+        read[name] = motion_codes(replace(spoken, pose=pose))[1:-1, channel("yaw")]
+    assert np.ptp(read["slow"]) > 0.15
+    np.testing.assert_allclose(read["both"], read["slow"], atol=0.01)
 
 
 def test_speech_and_codes_of_a_late_clip_are_brought_together(clips):
@@ -85,8 +100,8 @@ def test_speech_and_codes_of_a_late_clip_are_brought_together(clips):
     late = motion_clip(replace(spoken, lips_late=2), speech)
     early = motion_clip(replace(spoken, lips_late=-2), speech)
     assert torch.equal(late.codes, plain.codes[2:]) and torch.equal(late.inputs, plain.inputs[:-2])
-    assert torch.equal(early.codes[1:], plain.codes[:-1])
-    assert torch.equal(early.inputs[:-1], plain.inputs[1:])
+    assert torch.equal(early.codes, plain.codes[:-2])
+    assert torch.equal(early.inputs, plain.inputs[2:])
 
 
 def test_lips_of_poor_clips_are_left_out_and_filmed_ones_count_twice(clips):
