@@ -89,7 +89,7 @@ def test_a_trackers_noise_is_not_learned_as_trembling(clips):
         pose[:, 0, 0], pose[:, 0, 2] = np.cos(angle), np.sin(angle)
         pose[:, 2, 0], pose[:, 2, 2] = -np.sin(angle), np.cos(angle)
         read[name] = motion_codes(replace(spoken, pose=pose))[1:-1, channel("yaw")]
-    assert np.ptp(read["slow"]) > 0.15
+    assert np.ptp(read["slow"]) > 0.05
     np.testing.assert_allclose(read["both"], read["slow"], atol=0.01)
 
 
