@@ -110,7 +110,7 @@ def test_a_drive_holds_for_one_window(pipeline, portrait):
 
 def test_eyes_close_with_the_drivers(pipeline, portrait):
     state = pipeline.init_state(portrait)
-    state.drive(window(shut=1.0))
+    state.motion.control.drive(window(shut=1.0))
     face = state.motion.control.face(torch.zeros(4, NUM_CODE), state.features.latent[0])
     assert eye_closures(face.shut) == [1.0] * 4
 

@@ -30,7 +30,7 @@ def make_dc_preset(name: str = "small-dc", identity: str | None = None) -> Prese
     """Return the preset; without an identity its autoencoder would be as large as SANA's."""
     denoiser = replace(DENOISER, channels=32, side=IMAGE_SIZE // 32, guidance_input=True)
     autoencoder = DCAutoencoderConfig(IMAGE_SIZE, identity or make_dc_autoencoder().identity)
-    return replace(PRESET, name=name, autoencoder=autoencoder, denoiser=denoiser)
+    return replace(PRESET, name=name, autoencoder=autoencoder, denoiser=denoiser, parts=())
 
 
 def make_dc_model(seed: int = 0) -> AvatarModel:

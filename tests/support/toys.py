@@ -33,6 +33,7 @@ TOY_B = replace(
         dropout=0.1,
     ),
     guidance=2.0,
+    parts=(),
 )
 """`b` in small: the causal audio encoder, DC-AE, mean velocities, guidance as an input."""
 
