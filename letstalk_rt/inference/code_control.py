@@ -179,14 +179,13 @@ class CodeControl:
         motion = codes.new_zeros(len(codes), len(self._scale))
         motion[:, :FACE_SIZE] = felt @ expression.face / self._scale[:FACE_SIZE]
         smiled = codes[:, EXPRESSION] @ expression.lips
-        values = codes[:, LIPS][:, :NUM_LIP_VALUES]
-        if drive is None:
-            motion = self._lips.apply_flat(motion, values + smiled) + head
-        else:
+        values = codes[:, LIPS][:, :NUM_LIP_VALUES] + smiled
+        if drive is not None:
             weights = _weights(drive, codes)
-            motion = self._driven_lips(motion, values + (1 - weights) * smiled, drive)
-            driven = self._head.motion(drive.motion[:, motion_of.POSE])
-            motion = motion + torch.lerp(head, driven, weights)
+            heard = (values - weights * smiled)[None]
+            values = driven_lips(heard, drive, self._usual_lips)[0]
+            head = torch.lerp(head, self._head.motion(drive.motion[:, motion_of.POSE]), weights)
+        motion = self._with_lips(motion, values) + head
         latents = self._model.to_latents(motion.view(1, -1, *portrait.shape), portrait[None])
         return ShownFace(latents[0], shown[:, SHUT], self._eyes_of(shown), felt @ expression.brows)
 
@@ -247,16 +246,14 @@ class CodeControl:
             codes[:, GAZE] = 0
         return codes
 
-    def _driven_lips(self, motion: Tensor, values: Tensor, drive: DriveWindow) -> Tensor:
-        """Return motion `(n, 384)` with the lips of camera and sound; head and lids stay.
+    def _with_lips(self, motion: Tensor, values: Tensor) -> Tensor:
+        """Return motion `(n, 384)` with these lip values, `(n, Q)`; head and lids stay.
 
-        People who open the mouth wide also narrow their eyes, and lips beyond the usual would close
-        them, so that no blink could be seen. Lips of a turned head would turn it once more.
+        People who talk also nod a little and narrow their eyes. Shown with the lips, that would
+        make the head tremble beside its own motion, and hide blinks.
         """
-        own = self._lips.apply_flat(motion, values)
-        wanted = driven_lips(values[None], drive, self._usual_lips)[0]
-        change = self._lips.apply_flat(motion, wanted) - own
-        return own + change @ self._head.beside_head.T
+        change = self._lips.apply_flat(motion, values) - motion
+        return motion + change @ self._head.beside_head.T
 
 
 def eye_closures(shut: Tensor) -> list[float]:

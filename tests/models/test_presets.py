@@ -169,6 +169,7 @@ class TestPaperAutoencoder:
             CACHED,
             autoencoder=DCAutoencoderConfig(image_size=64),
             denoiser=replace(CACHED.denoiser, channels=32, side=2),
+            parts=(),
         )
         return AvatarPipeline(make(preset))
 
