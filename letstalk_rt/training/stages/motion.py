@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from letstalk_rt.errors import InputError
+from letstalk_rt.models.face.lip_values import GAPS
 from letstalk_rt.models.motion.code import FACE, HEAD, LIPS, MIRRORED, NUM_STYLE, REST, SHUT
 from letstalk_rt.models.motion.denoiser import KNOTS, PAST_WINDOWS, PURE_NOISE, MotionDenoiser
 from letstalk_rt.training.data.audio_features import correlation
@@ -40,6 +41,7 @@ memory would let each session become calmer and calmer, because its own motion i
 _CALIBRATED, _ROUNDS, _GAINS = 24, 5, (0.3, 1.5)
 _STYLE_DROP = 0.3
 _LEAST_TRUST = 0.25
+_RESTING = 0.5  # share of the shape of lips in silence that is taken for that of the portrait
 _LIP_SHARES = torch.special.ndtr(KNOTS)
 _LIP_FLOOR = 0.01  # added to deviations, so that still mouths stay small
 _SHAPE_FLOOR = 0.02
@@ -280,31 +282,39 @@ def _flow_loss(denoiser: MotionDenoiser, clean: Tensor, context: Tensor, blinks:
 
 
 @torch.no_grad()
-def fit_lips(denoiser: MotionDenoiser, clips: Sequence[MotionClip]) -> None:
+def fit_lips(
+    denoiser: MotionDenoiser, unseen: Sequence[MotionClip], clips: Sequence[MotionClip]
+) -> None:
     """Fit which lips are shown for predicted ones: those of the median filmed person.
 
     Both are mapped by their quantiles, so that lips close as often and open as far as people's.
     What is predicted less well than the gap moves less, by the root of how much less and at most by
     half: a prediction that is mostly noise would show that noise at full size.
+
+    Args:
+        denoiser: its `lip_knots` and `lip_levels` are set.
+        unseen: clips of people whom it was not trained on, which it predicts as it will others.
+        clips: clips of all people; their lips are the measure.
     """
-    predicted, true, agreements = [], [], []
-    for clip in clips:
-        if clip.is_real and clip.lip_weight:
-            ours, theirs = _predicted_lips(denoiser.eval(), clip), clip.codes[:, LIPS]
-            predicted.append(ours.quantile(_LIP_SHARES, 0))
-            true.append(theirs.quantile(_LIP_SHARES, 0))
-            pairs = zip(ours[: len(theirs)].T, theirs.T, strict=True)
-            agreements.append(torch.tensor([correlation(p.numpy(), t.numpy()) for p, t in pairs]))
-    if not true:
+    filmed = [c for c in clips if c.is_real and not c.is_grid and c.lip_weight]
+    heard = [c for c in unseen if c.is_real and c.lip_weight]
+    if not (filmed and heard):
         return
+    predicted, agreements = [], []
+    for clip in heard:
+        ours, theirs = _predicted_lips(denoiser.eval(), clip), clip.codes[:, LIPS]
+        predicted.append(ours.quantile(_LIP_SHARES, 0))
+        pairs = zip(ours[: len(theirs)].T, theirs.T, strict=True)
+        agreements.append(torch.tensor([correlation(p.numpy(), t.numpy()) for p, t in pairs]))
+    true = [clip.codes[:, LIPS].quantile(_LIP_SHARES, 0) for clip in filmed]
     agreement = torch.stack(agreements).nan_to_num().mean(0)
     trust = (agreement / agreement[0].clamp(min=1e-3)).clamp(_LEAST_TRUST, 1).sqrt()
-    rising = 1e-5 * KNOTS
-    denoiser.lip_knots.copy_(torch.stack(predicted).mean(0).T + rising)
+    denoiser.lip_knots.copy_(torch.stack(predicted).mean(0).T + 1e-5 * KNOTS)
     denoiser.lip_levels.copy_(trust[:, None] * torch.stack(true).median(0).values.T)
-    heard = denoiser.speech(torch.zeros(1, SILENCE_SAMPLES))
-    silence = denoiser.shown_lips(denoiser.predict_lips(heard.features, heard.lips)[0, -1])
-    denoiser.lip_levels.sub_(silence[:, None])
+    silence = denoiser.speech(torch.zeros(1, SILENCE_SAMPLES))
+    rest = denoiser.shown_lips(denoiser.predict_lips(silence.features, silence.lips)[0, -1])
+    rest[GAPS.stop :] *= _RESTING
+    denoiser.lip_levels.sub_(rest[:, None])
 
 
 def _predicted_lips(denoiser: MotionDenoiser, clip: MotionClip) -> Tensor:
@@ -438,6 +448,6 @@ def train_motion(
     averaged = run.train(loss, evaluate)
     assert isinstance(averaged, TrainedMotion)
     trained = averaged.denoiser.cpu().eval()
-    fit_lips(trained, held_out or clips)  # what was learned is predicted with a larger range
+    fit_lips(trained, held_out or clips, clips)
     fit_liveliness(trained, clips)
     return trained
