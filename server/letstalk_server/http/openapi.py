@@ -7,6 +7,7 @@ from letstalk_rt import __version__
 from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES
 from letstalk_server.http.problem_details import PROBLEM_TYPES
+from letstalk_server.http.queueing import MAX_KNOWN
 from letstalk_server.http.request_reading import MAX_NAME_CHARS, MAX_SEED
 from letstalk_server.session.avatar_service import MAX_LABEL_CHARS
 
@@ -100,8 +101,17 @@ def _avatars() -> Json:
 
 
 def _sessions() -> Json:
-    request = _object(avatar=NAME, portrait=NAME, options=_ref("Options"), required=())
+    request = _object(avatar=NAME, portrait=NAME, options=_ref("Options"), ticket=NAME, required=())
+    waiting = _object(ticket=NAME, sessions=_list(NAME) | {"maxItems": MAX_KNOWN}, required=())
     return {
+        "/v1/queue": {
+            "post": _op(
+                "Wait for a place: answered when there is news",
+                200,
+                _standing(),
+                body=_json_body(waiting),
+            )
+        },
         "/v1/sessions": {
             "post": _op("Make a session", 201, _ref("Session"), body=_json_body(request))
         },
@@ -220,6 +230,17 @@ def _schemas() -> Json:
         ),
         "Session": _session(),
     }
+
+
+def _standing() -> Json:
+    return _object(
+        ticket=_or_null(TEXT),
+        position=_or_null(WHOLE),
+        ready=FLAG,
+        places=WHOLE,
+        taken=WHOLE,
+        own=_list(_object(session=TEXT, avatar=TEXT, kinds=_list(TEXT))),
+    )
 
 
 def _session() -> Json:

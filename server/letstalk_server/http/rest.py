@@ -328,7 +328,12 @@ async def create_session(request: Request) -> Response:
     entry = context.avatar_service.find(
         caller, text_field(fields, "avatar"), text_field(fields, "portrait")
     )
-    session = context.sessions.open(entry, caller, parse_options(fields.get("options")))
+    session = context.sessions.open(
+        entry,
+        caller,
+        parse_options(fields.get("options")),
+        ticket=text_field(fields, "ticket"),
+    )
     answer = session_response(context, session, caller, status=201)
     answer.headers["location"] = f"/v1/sessions/{session.id}"
     return answer
