@@ -2,7 +2,7 @@
 
 import { Api } from "./api.js";
 import { AvatarPicker } from "./avatar-picker.js";
-import { Camera } from "./camera.js";
+import { CameraControl } from "./camera-control.js";
 import { ConversationPanel } from "./conversation-panel.js";
 import { explain } from "./error-messages.js";
 import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
@@ -10,6 +10,7 @@ import { Microphone } from "./microphone.js";
 import { OverlayControl } from "./overlay-control.js";
 import { StatsPanel } from "./stats-panel.js";
 import { TextBox } from "./text-box.js";
+import { WaitingCard, knownSessions, rememberSession } from "./waiting-card.js";
 
 const SESSION_KEY = "letstalk.session"; // in sessionStorage: survives a reload, not the tab
 const WARNING_MS = 10_000;
@@ -28,7 +29,6 @@ const token = saved.link === link ? (saved.token ?? link) : link;
 
 const api = new Api(server);
 const microphone = new Microphone();
-const camera = new Camera($("mirror"));
 const textBox = new TextBox($("say"));
 let avatar = null;
 let picker = null;
@@ -42,6 +42,7 @@ let isSaying = false; // a text was sent that is not heard yet
 const STATES = {
   new: ["Starting", ""],
   connecting: ["Connecting", "Waking up"],
+  waiting: ["Waiting", ""],
   live: ["Live", ""],
   reconnecting: ["Reconnecting", "Reconnecting"],
   failed: ["Not connected", ""],
@@ -56,7 +57,8 @@ function onState({ state, error }) {
     page.removeAttribute("data-speaking");
     hidePlaying();
   }
-  if (state === "live") hideNotice("connection");
+  if (state === "live") rememberSession(avatar.session.session);
+  if (state === "live" || state === "waiting") hideNotice("connection");
   $("failure").hidden = state !== "failed";
   if (state === "failed") showFailure(error);
   if (state === "reconnecting" && error?.code !== "connection-lost") {
@@ -80,7 +82,7 @@ function refresh() {
   const isHold = page.dataset.mode === "hold";
   const mic = microphone.isOpen ? (microphone.muted ? "muted" : "on") : "off";
   page.dataset.mic = mic;
-  $("talk").disabled = isOpening || state === "failed";
+  $("talk").disabled = isOpening || state === "failed" || state === "waiting";
   $("talk-label").textContent = talkLabel(isHold, mic);
   $("mute").disabled = mic === "off" || isHold;
   const isMuted = mic === "muted" && !isHold;
@@ -210,41 +212,6 @@ function onMicrophoneChange() {
 
 function onLevel({ detail: { level } }) {
   page.style.setProperty("--level", level.toFixed(3));
-}
-
-// ---- Camera ----------------------------------------------------------------------------------
-
-async function switchCamera(on) {
-  try {
-    if (on) await camera.open();
-    else camera.close();
-    await moveWithCamera();
-    hideNotice("camera");
-  } catch (error) {
-    camera.close();
-    onCameraChange(); // a camera that was never open has not changed, but the switch has
-    showNotice(error, { about: "camera" });
-  }
-}
-
-function moveWithCamera() {
-  return avatar.move(camera.stream, { lips: $("camera-lips").value });
-}
-
-function onCameraChange() {
-  $("camera-switch").checked = camera.isOpen;
-  $("mirror").hidden = $("camera-fields").hidden = !camera.isOpen;
-}
-
-function watchCamera() {
-  camera.addEventListener("change", onCameraChange);
-  camera.addEventListener("lost", () => {
-    showNotice({ code: "camera-lost" }, { mild: true, about: "camera" });
-    avatar.move(null);
-  });
-  $("camera-switch").addEventListener("change", ({ target }) => switchCamera(target.checked));
-  $("camera-lips").addEventListener("change", moveWithCamera);
-  $("camera-neutral").addEventListener("click", () => avatar.takeNeutral());
 }
 
 // ---- Audio files ---------------------------------------------------------------------------
@@ -439,6 +406,12 @@ function connect() {
   avatar.connect().catch(() => {}); // the `state` event has reported the error
 }
 
+/** Go on with a session of one's own, and with its avatar. */
+function takeOver({ session, avatar: id }) {
+  picker.chooseById(id);
+  avatar.takeOver(session, id).catch(() => {}); // as above
+}
+
 async function start() {
   $("failure").hidden = true;
   onState({ state: "connecting" });
@@ -456,7 +429,7 @@ async function start() {
 
 function setUp() {
   const badge = query.get("badge") === "off" ? false : undefined;
-  avatar = new LetsTalkAvatar(video, { url: server, token, session: saved.session, badge, camera: true });
+  avatar = new LetsTalkAvatar(video, { url: server, token, session: saved.session, badge, camera: true, known: knownSessions });
   picker = new AvatarPicker(avatar.api);
   picker.addEventListener("choose", ({ detail }) => showAvatar(detail));
   picker.addEventListener("removed", () => hideNotice("avatar"));
@@ -467,6 +440,7 @@ function setUp() {
     list: $("stats"),
   });
   new OverlayControl(avatar);
+  new WaitingCard(avatar).addEventListener("take-over", ({ detail }) => takeOver(detail));
   conversation = new ConversationPanel(avatar, {
     purpose: $("purpose"),
     panel: $("conversation"),
@@ -480,7 +454,7 @@ function setUp() {
   conversation.addEventListener("change", refresh);
   watchAvatar();
   watchMicrophone(stats);
-  watchCamera();
+  new CameraControl(avatar, { show: showNotice, hide: hideNotice });
   watchControls();
   watchDrops();
   saveSessionOnLeave();

@@ -43,6 +43,12 @@ export class AvatarPicker extends EventTarget {
     this.dispatchEvent(new CustomEvent("choose", { detail: avatar }));
   }
 
+  /** Choose the avatar with this id, if it is in the list. */
+  chooseById(id) {
+    const avatar = this.#avatars.find((each) => each.id === id);
+    if (avatar) this.choose(avatar);
+  }
+
   /** Open the dialog that makes an avatar from an image file; without a file, it asks for one. */
   openUpload(file = null) {
     this.#upload.open(file);

@@ -9,6 +9,7 @@
 
 import { Api, LetsTalkError } from "./api.js";
 import { PeerConnection } from "./peer-connection.js";
+import { PlaceQueue } from "./place-queue.js";
 import { RecordedAudio, toPcm } from "./recorded-audio.js";
 
 export { LetsTalkError };
@@ -24,10 +25,13 @@ const MAX_TEXT_CHARS = 20_000; // more than any server accepts; larger messages 
  * Events (`detail` in brackets): `state` [{state, error}], `speaking`, `idle`,
  * `interrupted` [{playedMs, droppedMs}], `finished` [{segment, playedMs}],
  * `selected` [{avatar, warnings}], `forgotten` [{avatar}: the server no longer has it], `warning` [{code, message}], `overlay` [settings],
+ * `camera` [{status}: what the camera sees, `face`, `learning`, `no-face` or `several-faces`],
  * `caption` [{speaker, text, final}] and `conversation` [{state}] of a conversation,
+ * `queue` [{position, places, taken, own}: the server is full, see `POST /v1/queue`],
  * `blocked` (the browser plays no audio before a click), `message` [the server's message].
  *
- * `state` is one of `new`, `connecting`, `live`, `reconnecting`, `failed`, `closed`.
+ * `state` is one of `new`, `connecting`, `waiting` (for a place), `live`, `reconnecting`, `failed`,
+ * `closed`.
  */
 export class LetsTalkAvatar extends EventTarget {
   #video;
@@ -42,6 +46,7 @@ export class LetsTalkAvatar extends EventTarget {
   #muted = false;
   #cameraTrack = null;
   #cameraOptions = {};
+  #places;
 
   state = "new";
   error = null;
@@ -62,7 +67,9 @@ export class LetsTalkAvatar extends EventTarget {
    * @param {boolean} [options.camera] let `move` send a camera; false by default.
    * @param {boolean} [options.watch] only show the session, while another page speaks.
    * @param {boolean|"always"} [options.reconnect] reconnect after a lost connection;
-   *   "always" never gives up, for pages that run unattended.
+   *   "always" never gives up, for pages that run unattended. With it, a full server is waited for.
+   * @param {function} [options.known] returns ids of sessions that this browser opened, at most 8:
+   *   the server tells which of them hold its places.
    */
   constructor(video, options = {}) {
     super();
@@ -72,6 +79,11 @@ export class LetsTalkAvatar extends EventTarget {
     this.api = new Api(options.url, options.token);
     if (options.session) this.session = { session: options.session };
     this.api.session = options.session ?? null;
+    this.#places = new PlaceQueue(this.api, options.known ?? (() => []), (standing, error) => {
+      this.#retries = 0;
+      if (this.state !== "waiting") this.#setState("waiting", error);
+      this.#emit("queue", standing);
+    });
     video.playsInline = true;
     video.autoplay = true;
   }
@@ -81,9 +93,16 @@ export class LetsTalkAvatar extends EventTarget {
     this.#retries = 0;
     this.api.open();
     await this.#open("connecting");
-    while (this.state === "reconnecting" || this.state === "connecting") await this.#stateChange();
+    while (UNDECIDED.has(this.state)) await this.#stateChange();
     if (this.state === "live") return;
     throw this.error ?? new LetsTalkError("closed", "The connection was closed.");
+  }
+
+  /** Go on with another session of one's own; a page that speaks in it loses it. */
+  takeOver(session, avatar) {
+    this.session = { session };
+    this.#avatarId = avatar;
+    return this.connect();
   }
 
   #stateChange() {
@@ -235,7 +254,7 @@ export class LetsTalkAvatar extends EventTarget {
     let connection = null;
     try {
       const requested = this.#avatarId;
-      const session = await this.#openSession();
+      const session = await this.#openSession(isStale);
       if (isStale()) return;
       this.session = session;
       this.api.session = session.session;
@@ -269,7 +288,7 @@ export class LetsTalkAvatar extends EventTarget {
   }
 
   /** Resume the session if there is one, else create one. */
-  async #openSession() {
+  async #openSession(isStale) {
     const id = this.session?.session;
     if (id && this.#options.watch) {
       const path = `v1/whep?session=${id}`;
@@ -283,20 +302,21 @@ export class LetsTalkAvatar extends EventTarget {
       }
     }
     try {
-      return await this.#createSession();
+      return await this.#createSession(isStale);
     } catch (error) {
       if (!AVATAR_GONE.has(error.code) || !this.#avatarId) throw error;
     }
     // An upload is on one server; when that is lost, another one shows its first avatar.
     this.#emit("forgotten", { avatar: this.#avatarId });
     this.#avatarId = null;
-    return this.#createSession();
+    return this.#createSession(isStale);
   }
 
-  #createSession() {
-    const { badge } = this.#options;
+  #createSession(isStale) {
+    const { badge, reconnect } = this.#options;
     const options = badge === undefined ? {} : { options: { badge } };
-    return this.api.post("v1/sessions", { ...this.#avatarField(), ...options });
+    const body = { ...this.#avatarField(), ...options };
+    return reconnect ? this.#places.open(body, isStale) : this.api.post("v1/sessions", body);
   }
 
   #avatarField() {
@@ -388,6 +408,7 @@ export class LetsTalkAvatar extends EventTarget {
   }
 }
 
+const UNDECIDED = new Set(["connecting", "waiting", "reconnecting"]);
 // Error codes of a session that cannot be resumed.
 const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
 const AVATAR_GONE = new Set(["unknown-avatar", "unknown-portrait"]);
@@ -424,6 +445,7 @@ const HANDLERS = {
     emit("overlay", overlay ?? {});
     if (warnings?.length) emit("selected", { warnings });
   },
+  "camera.status": ({ status }, { emit }) => emit("camera", { status }),
   "session.stats": (message, { setStats }) => setStats(message),
   "session.warning": ({ code, detail }, { emit }) => emit("warning", { code, message: detail }),
   "session.ended": ({ reason }, { onLost }) => {
