@@ -6,6 +6,7 @@ import { CameraControl } from "./camera-control.js";
 import { ConversationPanel } from "./conversation-panel.js";
 import { explain } from "./error-messages.js";
 import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
+import { LookControl } from "./look-control.js";
 import { Microphone } from "./microphone.js";
 import { OverlayControl } from "./overlay-control.js";
 import { StatsPanel } from "./stats-panel.js";
@@ -33,6 +34,8 @@ const textBox = new TextBox($("say"));
 let avatar = null;
 let picker = null;
 let conversation = null;
+let look = null;
+let stats = null;
 let isHolding = false; // the talk button or the space bar is held in push-to-talk
 let isOpening = false; // the microphone
 let isSaying = false; // a text was sent that is not heard yet
@@ -93,7 +96,8 @@ function refresh() {
   page.dataset.purpose = conversation?.isOn ? "with" : "through";
   textBox.purpose = page.dataset.purpose;
   $("play-file").disabled = !isLive || page.dataset.purpose === "with";
-  $("caption").textContent = caption(state, isHold, mic);
+  $("caption-text").textContent = caption(state, isHold, mic);
+  $("caption-delay").textContent = captionDelay(mic);
   $("hint").textContent = isHold
     ? "Hold the button or the space bar while you speak."
     : "It sounds best with headphones.";
@@ -109,6 +113,14 @@ function caption(state, isHold, mic) {
   if (conversation.doing) return conversation.doing;
   if (avatar.speaking) return "Speaking";
   return mic === "on" ? "Listening" : "";
+}
+
+/** How late the avatar speaks, while it does; it is measured with the visitor's voice or text. */
+function captionDelay(mic) {
+  if (!avatar?.speaking || page.dataset.purpose === "with" || !$("playing").hidden) return "";
+  const { textMs, voiceMs } = stats;
+  if (textMs !== null) return `${textMs} ms after the text`;
+  return mic === "on" && voiceMs !== null ? `${voiceMs} ms behind you` : "";
 }
 
 // ---- Notices -------------------------------------------------------------------------------
@@ -247,7 +259,8 @@ function say(text) {
   setAudioOn(true); // this press is the user gesture that browsers require before playing audio
   try {
     if (conversation.isOn) return avatar.tell(text);
-    avatar.say(text);
+    avatar.say(text, { voice: look.voice });
+    stats.onText(performance.now());
     setSaying(true);
   } catch (error) {
     textBox.restore(text);
@@ -360,7 +373,7 @@ function watchAvatar() {
   video.addEventListener("playing", () => (page.dataset.video = ""));
 }
 
-function watchMicrophone(stats) {
+function watchMicrophone() {
   microphone.addEventListener("change", onMicrophoneChange);
   microphone.addEventListener("level", onLevel);
   microphone.addEventListener("onset", ({ detail }) => stats.onSpeechStart(detail.atMs));
@@ -418,6 +431,7 @@ async function start() {
   try {
     const config = await api.request("v1/config").catch(() => ({}));
     textBox.configure(config.speech);
+    look.configure(config.speech);
     conversation.configure(config.conversation);
     showRecorded(config.disclosure);
     await picker.load(saved.avatar ?? query.get("avatar"), config);
@@ -434,11 +448,10 @@ function setUp() {
   picker.addEventListener("choose", ({ detail }) => showAvatar(detail));
   picker.addEventListener("removed", () => hideNotice("avatar"));
   picker.addEventListener("failed", ({ detail }) => showNotice(detail, { about: "avatar" }));
-  const stats = new StatsPanel(avatar, {
-    bars: document.querySelector(".bars"),
-    delay: $("delay"),
-    list: $("stats"),
-  });
+  const parts = { bars: document.querySelector(".bars"), delay: $("delay"), list: $("stats") };
+  stats = new StatsPanel(avatar, parts);
+  stats.addEventListener("change", refresh);
+  look = new LookControl(avatar, video);
   new OverlayControl(avatar);
   new WaitingCard(avatar).addEventListener("take-over", ({ detail }) => takeOver(detail));
   conversation = new ConversationPanel(avatar, {
@@ -453,7 +466,7 @@ function setUp() {
   });
   conversation.addEventListener("change", refresh);
   watchAvatar();
-  watchMicrophone(stats);
+  watchMicrophone();
   new CameraControl(avatar, { show: showNotice, hide: hideNotice });
   watchControls();
   watchDrops();

@@ -1,6 +1,7 @@
 // The section "Camera": the switch, what moves the lips, and a word when no face is seen.
 
 import { Camera } from "./camera.js";
+import { explain } from "./error-messages.js";
 
 const UNSEEN_MS = 2000; // who turns away for a moment is not told
 
@@ -12,6 +13,7 @@ export class CameraControl {
   #notices;
   #camera = new Camera($("mirror"));
   #timer = 0;
+  #hint = $("camera-hint").textContent;
 
   /**
    * @param {LetsTalkAvatar} avatar
@@ -58,11 +60,18 @@ export class CameraControl {
   #onStatus(status) {
     clearTimeout(this.#timer);
     const code = UNSEEN[status];
-    if (!code) return this.#notices.hide("camera-face");
-    this.#timer = setTimeout(
-      () => this.#notices.show({ code }, { mild: true, about: "camera-face" }),
-      UNSEEN_MS,
-    );
+    if (code) this.#timer = setTimeout(() => this.#tell(code), UNSEEN_MS);
+    else {
+      this.#notices.hide("camera-face");
+      $("camera-hint").textContent = this.#hint;
+    }
+  }
+
+  // On a phone the notice may be out of sight for who has just switched the camera on.
+  #tell(code) {
+    const { title, text } = explain({ code });
+    this.#notices.show({ code }, { mild: true, about: "camera-face" });
+    $("camera-hint").textContent = `${title} ${text}`;
   }
 }
 

@@ -53,6 +53,8 @@ export class LetsTalkAvatar extends EventTarget {
   speaking = false;
   /** The session as the server describes it, or null; `session.session` is its id. */
   session = null;
+  /** How sessions move that are opened from now on: `motion` of `POST /v1/sessions`, or null. */
+  motion = null;
   /** The server's latest `session.stats` message, or null. */
   serverStats = null;
 
@@ -96,6 +98,15 @@ export class LetsTalkAvatar extends EventTarget {
     while (UNDECIDED.has(this.state)) await this.#stateChange();
     if (this.state === "live") return;
     throw this.error ?? new LetsTalkError("closed", "The connection was closed.");
+  }
+
+  /** End the session and open another one, with the options of now. */
+  async restart() {
+    const id = this.session?.session;
+    this.close({ end: false });
+    this.session = null;
+    if (id) await this.api.request(`v1/sessions/${id}`, { method: "DELETE" }).catch(() => {});
+    return this.connect();
   }
 
   /** Go on with another session of one's own; a page that speaks in it loses it. */
@@ -169,10 +180,15 @@ export class LetsTalkAvatar extends EventTarget {
   /**
    * Let the avatar speak a text with the server's voice. A text that cannot be spoken is reported
    * by a `warning` with the code `bad-text`, `no-speech-engine` or `speech-failed`.
+   *
+   * @param {string} text
+   * @param {object} [options]
+   * @param {string} [options.voice] one of `speech.voices` of the server's configuration.
    */
-  say(text) {
+  say(text, { voice } = {}) {
     if (this.state !== "live") throw new LetsTalkError("not-live", "The avatar is not connected.");
-    this.send({ type: "speech.say", text: String(text).slice(0, MAX_TEXT_CHARS) });
+    const spoken = String(text).slice(0, MAX_TEXT_CHARS);
+    this.send({ type: "speech.say", text: spoken, ...(voice && { voice }) });
   }
 
   /**
@@ -314,8 +330,8 @@ export class LetsTalkAvatar extends EventTarget {
 
   #createSession(isStale) {
     const { badge, reconnect } = this.#options;
-    const options = badge === undefined ? {} : { options: { badge } };
-    const body = { ...this.#avatarField(), ...options };
+    const options = { ...(badge === undefined ? {} : { badge }), ...(this.motion && { motion: this.motion }) };
+    const body = { ...this.#avatarField(), options };
     return reconnect ? this.#places.open(body, isStale) : this.api.post("v1/sessions", body);
   }
 

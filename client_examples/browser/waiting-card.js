@@ -1,5 +1,7 @@
 // What a visitor of a full server sees: who holds the places, the queue, and "Take over".
 
+import { readSaved, save } from "./saved-choices.js";
+
 const KEY = "letstalk.sessions"; // in localStorage: all tabs of this browser know their sessions
 const MOST_KNOWN = 8;
 
@@ -7,22 +9,14 @@ const $ = (id) => document.getElementById(id);
 
 /** Return the ids of the latest sessions of this browser. */
 export function knownSessions() {
-  try {
-    const ids = JSON.parse(localStorage.getItem(KEY));
-    return Array.isArray(ids) ? ids.filter((id) => typeof id === "string").slice(0, MOST_KNOWN) : [];
-  } catch {
-    return []; // another page has written something else there, or storage is blocked
-  }
+  const ids = readSaved(KEY, []);
+  return Array.isArray(ids) ? ids.filter((id) => typeof id === "string").slice(0, MOST_KNOWN) : [];
 }
 
 /** Remember that this browser has opened a session. */
 export function rememberSession(id) {
   const ids = [id, ...knownSessions().filter((other) => other !== id)];
-  try {
-    localStorage.setItem(KEY, JSON.stringify(ids.slice(0, MOST_KNOWN)));
-  } catch {
-    // without storage, other tabs do not know whose session it is
-  }
+  save(KEY, ids.slice(0, MOST_KNOWN));
 }
 
 /** Shows how the page stands in the queue. Event: `take-over` with one of the own sessions. */

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from letstalk_rt.errors import PortraitError
+from letstalk_rt.speech.voices import list_voices
 from letstalk_rt.threads import started_pool
 from letstalk_server.auth import Auth
 from letstalk_server.cluster.agent_check import LOADING, AgentCheck, agent_state
@@ -119,9 +120,10 @@ def create_app(
         },
     )
     app.state.settings = settings
-    app.state.text_to_speech = open_engine(settings)
+    app.state.text_to_speech = engine = open_engine(settings)
+    app.state.voices = [] if engine is None else list_voices(engine)
     app.state.recordings = RecordingStore.open(settings)
-    app.state.conversations = ConversationParts.open(settings, app.state.text_to_speech)
+    app.state.conversations = ConversationParts.open(settings, engine)
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.agent_check = AgentCheck(lambda: LOADING)

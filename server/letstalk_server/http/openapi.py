@@ -187,7 +187,7 @@ def _schemas() -> Json:
                 badge=FLAG, badge_required=FLAG, statement=TEXT, recorded=FLAG, signed=FLAG
             ),
             consent=TEXT,
-            speech=_object(available=FLAG, max_chars=WHOLE),
+            speech=_object(available=FLAG, max_chars=WHOLE, voices=_list(TEXT)),
             conversation={"type": "object", "properties": {"available": FLAG}},
             limits={"type": "object", "additionalProperties": NUMBER},
             video=_object(fps=WHOLE, size=WHOLE),
@@ -218,18 +218,21 @@ def _schemas() -> Json:
         "Options": _object(
             badge=FLAG,
             seed={"type": "integer", "minimum": 0, "maximum": MAX_SEED},
-            motion=_object(
-                expressiveness={"type": "number", "minimum": 0, "maximum": 2},
-                head_motion=FLAG,
-                blinks_per_min={"type": "number", "minimum": 0, "maximum": 60},
-                gaze_at_camera=FLAG,
-                required=(),
-            ),
+            motion=_motion() | {"required": []},
             sample_rate={"enum": list(OUTPUT_RATES_HZ)},
             required=(),
         ),
         "Session": _session(),
     }
+
+
+def _motion() -> Json:
+    return _object(
+        expressiveness={"type": "number", "minimum": 0, "maximum": 2},
+        head_motion=FLAG,
+        blinks_per_min={"type": "number", "minimum": 0, "maximum": 60},
+        gaze_at_camera=FLAG,
+    )
 
 
 def _standing() -> Json:
@@ -260,6 +263,7 @@ def _session() -> Json:
         grace_s=NUMBER,
         max_session_s=NUMBER,
         max_idle_s=NUMBER,
+        motion=_motion(),
         disclosure=_object(badge=FLAG, statement=TEXT, recorded=FLAG, signed=FLAG),
         warnings=_list(TEXT),
         connections=_list(_object(id=TEXT, kind=TEXT, age_s=NUMBER)),

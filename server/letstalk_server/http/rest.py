@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -114,6 +114,7 @@ async def config(request: Request) -> Response:
             "speech": {
                 "available": request.app.state.text_to_speech is not None,
                 "max_chars": settings.max_say_chars,
+                "voices": request.app.state.voices,
             },
             "conversation": {"available": False} if parts is None else parts.as_json(),
             "limits": _limits(settings),
@@ -374,6 +375,7 @@ def session_response(
         "grace_s": settings.grace_s,
         "max_session_s": settings.session_limit_s,
         "max_idle_s": settings.idle_limit_s,
+        "motion": asdict(session.options.motion),
         "disclosure": session.disclosure,
         "warnings": list(session.avatar_entry.portrait.warnings),
         "connections": [

@@ -98,7 +98,7 @@ class Session:
         self.lifetime = Lifetime(settings, self.connections)
         self.announcer = Announcer(self.id, self.connections)
         self.speech = SpeechQueue(settings.max_speech_s)
-        self.text_speech = TextSpeech(text_to_speech, self.speech, settings.max_say_chars)
+        self.text_speech = TextSpeech(text_to_speech, self.speech, settings)
         self._reporter = PlaybackReporter(self.announcer, on_voice=self.lifetime.touch)
         self._runner = AvatarRunner(
             avatar_service,
