@@ -83,6 +83,7 @@ const MESSAGES = {
     "Use a current version of Chrome, Edge, Firefox or Safari.",
   ],
   "not-removed": ["The avatar was not removed.", "It is still on the server. Try again in a moment."],
+  "not-renamed": ["The avatar was not renamed.", "It has its old name. Try again in a moment."],
   "not-live": ["The avatar is not connected.", "Wait until the video is live, then try again."],
 };
 

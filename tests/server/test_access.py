@@ -197,6 +197,11 @@ async def read_upload(world, who):
     return (await world.http.get(f"/v1/avatars/{world.upload}", headers=who)).status_code
 
 
+async def rename_upload(world, who):
+    path, body = f"/v1/avatars/{world.upload}", {"label": "Ann"}
+    return (await world.http.patch(path, json=body, headers=who)).status_code
+
+
 async def delete_upload(world, who):
     answer = await world.http.delete(f"/v1/avatars/{world.upload}", headers=who)
     if answer.is_success:
@@ -321,6 +326,7 @@ SENDERS = {
     ("GET /v1/avatars", ""): reading("/v1/avatars"),
     ("POST /v1/avatars", ""): upload,
     ("GET /v1/avatars/{name}", "of an upload"): read_upload,
+    ("PATCH /v1/avatars/{name}", "of an upload"): rename_upload,
     ("DELETE /v1/avatars/{name}", "of an upload"): delete_upload,
     ("POST /v1/sessions", ""): opening(False),
     ("POST /v1/sessions", "with an upload"): opening(True),

@@ -75,6 +75,7 @@ def _avatars() -> Json:
     listing = _object(avatars=_list(_ref("Avatar")), max_upload_bytes=WHOLE)
     consent = _query("consent", {"const": "true"}, required=True)
     label = _query("label", {"type": "string", "maxLength": MAX_LABEL_CHARS})
+    name = _object(label={"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARS})
     picture = {"type": "string", "enum": ["still.jpg", "thumbnail.jpg", "matte.png"]}
     file = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
     shown = _op("A picture of an avatar", 200, None, is_open=True)
@@ -91,6 +92,9 @@ def _avatars() -> Json:
         "/v1/avatars/{name}": {
             "parameters": [_path("name")],
             "get": _op("One avatar", 200, _ref("Avatar")),
+            "patch": _op(
+                "Rename an upload", 200, _ref("Avatar"), body=_json_body(name, required=True)
+            ),
             "delete": _op("Forget an upload", 204, None),
         },
         "/v1/avatars/{name}/{picture}": {

@@ -58,6 +58,7 @@ def routes() -> list[BaseRoute]:
         Route("/v1/avatars", list_avatars),
         Route("/v1/avatars", upload_avatar, methods=["POST"]),
         Route("/v1/avatars/{name}", show_avatar),
+        Route("/v1/avatars/{name}", rename_avatar, methods=["PATCH"]),
         Route("/v1/avatars/{name}", delete_avatar, methods=["DELETE"]),
         Route("/v1/avatars/{name}/{picture}", show_image),
         Route("/v1/sessions", create_session, methods=["POST"]),
@@ -261,6 +262,18 @@ async def show_avatar(request: Request) -> Response:
         if name in (avatar["id"], avatar["images"]):
             return json_response(avatar)
     return json_response(avatar_json(context.avatar_service.find(caller, name)))
+
+
+async def rename_avatar(request: Request) -> Response:
+    """Give an upload another name."""
+    context = AppContext(request)
+    caller = context.authorize("avatars")
+    caller.require_unbound()
+    label = text_field(await read_json(request), "label", MAX_LABEL_CHARS)
+    if label is None or not label.strip():
+        raise BadRequestError('"label" must be a name, not empty.')
+    entry = context.avatar_service.rename(request.path_params["name"], caller, label.strip())
+    return json_response(avatar_json(entry))
 
 
 async def delete_avatar(request: Request) -> Response:
