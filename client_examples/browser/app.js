@@ -9,6 +9,7 @@ import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
 import { LookControl } from "./look-control.js";
 import { Microphone } from "./microphone.js";
 import { OverlayControl } from "./overlay-control.js";
+import { StageBackground } from "./stage-background.js";
 import { StatsPanel } from "./stats-panel.js";
 import { TextBox } from "./text-box.js";
 import { WaitingCard, knownSessions, rememberSession } from "./waiting-card.js";
@@ -34,6 +35,7 @@ const textBox = new TextBox($("say"));
 let avatar = null;
 let picker = null;
 let conversation = null;
+let background = null;
 let look = null;
 let stats = null;
 let isHolding = false; // the talk button or the space bar is held in push-to-talk
@@ -390,6 +392,7 @@ function showAvatar(chosen) {
   $("still").src = api.url(chosen.still);
   $("still").alt = `Portrait of ${chosen.label}`;
   $("stage").style.setProperty("--aspect", chosen.width / chosen.height);
+  background.show(chosen);
   avatar.select(chosen.id);
 }
 
@@ -452,6 +455,7 @@ function setUp() {
   stats = new StatsPanel(avatar, parts);
   stats.addEventListener("change", refresh);
   look = new LookControl(avatar, video);
+  background = new StageBackground(avatar.api, video);
   new OverlayControl(avatar);
   new WaitingCard(avatar).addEventListener("take-over", ({ detail }) => takeOver(detail));
   conversation = new ConversationPanel(avatar, {

@@ -1,4 +1,4 @@
-// The section "Movement, voice, recording".
+// The section "Movement, look, recording".
 //
 // A session moves as it was told when it began, so that movement changes when the avatar starts
 // next. The voice holds from the next text on.
