@@ -272,6 +272,7 @@ export class LetsTalkAvatar extends EventTarget {
       const requested = this.#avatarId;
       const session = await this.#openSession(isStale);
       if (isStale()) return;
+      if (this.state === "waiting") this.#setState("connecting");
       this.session = session;
       this.api.session = session.session;
       connection = this.#connection = new PeerConnection(

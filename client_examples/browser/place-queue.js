@@ -2,6 +2,7 @@
 
 const PAUSE_MS = 2000; // without a ticket, no place in the queue is lost by asking less often
 const FULL = new Set(["at-capacity", "too-many-requests"]);
+const LOST = "unknown-session"; // in a cluster a ticket is for one worker, and that may be gone
 
 /** Opens sessions; if the server is full, it waits for a place. */
 export class PlaceQueue {
@@ -30,11 +31,11 @@ export class PlaceQueue {
   async open(body, isStale) {
     for (;;) {
       try {
-        const session = await this.#api.post(this.#path("v1/sessions"), { ...body, ticket: this.#ticket });
+        const session = await this.#post("v1/sessions", body);
         this.#ticket = null;
         return session;
       } catch (error) {
-        if (!FULL.has(error.code)) throw error;
+        if (!FULL.has(error.code) && error.code !== LOST) throw error;
         await this.#wait(error, isStale);
       }
     }
@@ -42,8 +43,7 @@ export class PlaceQueue {
 
   async #wait(error, isStale) {
     for (;;) {
-      const body = { ticket: this.#ticket, sessions: this.#known() };
-      const standing = await this.#api.post(this.#path("v1/queue"), body);
+      const standing = await this.#ask();
       if (isStale()) throw error;
       this.#ticket = standing.ticket;
       // Who opens sessions too often may find that there are places.
@@ -53,9 +53,24 @@ export class PlaceQueue {
     }
   }
 
-  // In a cluster, a ticket is for one worker.
-  #path(path) {
-    return this.#ticket ? `${path}?session=${encodeURIComponent(this.#ticket)}` : path;
+  async #ask() {
+    const body = { sessions: this.#known() };
+    try {
+      return await this.#post("v1/queue", body);
+    } catch (error) {
+      if (error.code !== LOST) throw error;
+      return this.#post("v1/queue", body);
+    }
+  }
+
+  async #post(path, body) {
+    const query = this.#ticket ? `?session=${encodeURIComponent(this.#ticket)}` : "";
+    try {
+      return await this.#api.post(path + query, { ...body, ticket: this.#ticket });
+    } catch (error) {
+      if (error.code === LOST) this.#ticket = null;
+      throw error;
+    }
   }
 }
 

@@ -1,5 +1,7 @@
 """A full server: the page says who holds the places, waits in the queue, and takes over its own."""
 
+import json
+
 import pytest
 from support.browser_tools import BLUE, CORNER_IS, artefacts, live, needs_browser, visiting
 from support.live_server import live as serving
@@ -57,6 +59,47 @@ def test_a_second_visitor_waits_in_the_queue_and_starts_by_itself(browser, full)
             waits(third, "somebody else", "You are next")
         holder.goto(full)  # the fixture ends the session of the page that is shown
         live(holder)
+
+
+GONE = {"code": "unknown-session", "detail": "The worker of this session is gone."}
+
+
+def test_a_ticket_whose_worker_is_gone_is_replaced(browser, full):
+    with visiting(browser, full) as holder, visiting(browser, full, expect=["v1/"]) as page:
+        live(holder)
+        lost = []
+
+        def lose(route):
+            lost.append(route.request.url)
+            route.fulfill(
+                status=404, content_type="application/problem+json", body=json.dumps(GONE)
+            )
+
+        page.route("**/v1/queue?session=*", lose)
+        page.reload()
+        waits(page, "somebody else")
+        page.wait_for_timeout(1000)
+        page.unroute("**/v1/queue?session=*")
+        assert lost
+        waits(page, "You are ")
+        holder.evaluate("location.replace('about:blank')")
+        live(page)
+        holder.goto(full + "healthz")
+
+
+REFUSED = """
+async () => {
+  const { LetsTalkAvatar } = await import("/letstalk.js");
+  const avatar = new LetsTalkAvatar(document.createElement("video"), { reconnect: false });
+  return avatar.connect().then(() => "live", ({ code }) => `${avatar.state}: ${code}`);
+}
+"""
+
+
+def test_an_embedded_avatar_that_does_not_reconnect_does_not_wait(browser, full):
+    with visiting(browser, full) as page:
+        live(page)
+        assert page.evaluate(REFUSED) == "failed: at-capacity"
 
 
 def test_ones_own_session_in_another_tab_can_be_taken_over_and_back(browser, full):
