@@ -2,14 +2,17 @@
 
 import { Api } from "./api.js";
 import { AvatarPicker } from "./avatar-picker.js";
-import { Camera } from "./camera.js";
+import { CameraControl } from "./camera-control.js";
 import { ConversationPanel } from "./conversation-panel.js";
 import { explain } from "./error-messages.js";
 import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
+import { LookControl } from "./look-control.js";
 import { Microphone } from "./microphone.js";
 import { OverlayControl } from "./overlay-control.js";
+import { StageBackground } from "./stage-background.js";
 import { StatsPanel } from "./stats-panel.js";
 import { TextBox } from "./text-box.js";
+import { WaitingCard, knownSessions, rememberSession } from "./waiting-card.js";
 
 const SESSION_KEY = "letstalk.session"; // in sessionStorage: survives a reload, not the tab
 const WARNING_MS = 10_000;
@@ -28,11 +31,13 @@ const token = saved.link === link ? (saved.token ?? link) : link;
 
 const api = new Api(server);
 const microphone = new Microphone();
-const camera = new Camera($("mirror"));
 const textBox = new TextBox($("say"));
 let avatar = null;
 let picker = null;
 let conversation = null;
+let background = null;
+let look = null;
+let stats = null;
 let isHolding = false; // the talk button or the space bar is held in push-to-talk
 let isOpening = false; // the microphone
 let isSaying = false; // a text was sent that is not heard yet
@@ -42,6 +47,7 @@ let isSaying = false; // a text was sent that is not heard yet
 const STATES = {
   new: ["Starting", ""],
   connecting: ["Connecting", "Waking up"],
+  waiting: ["Waiting", ""],
   live: ["Live", ""],
   reconnecting: ["Reconnecting", "Reconnecting"],
   failed: ["Not connected", ""],
@@ -56,7 +62,8 @@ function onState({ state, error }) {
     page.removeAttribute("data-speaking");
     hidePlaying();
   }
-  if (state === "live") hideNotice("connection");
+  if (state === "live") rememberSession(avatar.session.session);
+  if (state === "live" || state === "waiting") hideNotice("connection");
   $("failure").hidden = state !== "failed";
   if (state === "failed") showFailure(error);
   if (state === "reconnecting" && error?.code !== "connection-lost") {
@@ -80,7 +87,7 @@ function refresh() {
   const isHold = page.dataset.mode === "hold";
   const mic = microphone.isOpen ? (microphone.muted ? "muted" : "on") : "off";
   page.dataset.mic = mic;
-  $("talk").disabled = isOpening || state === "failed";
+  $("talk").disabled = isOpening || state === "failed" || state === "waiting";
   $("talk-label").textContent = talkLabel(isHold, mic);
   $("mute").disabled = mic === "off" || isHold;
   const isMuted = mic === "muted" && !isHold;
@@ -91,7 +98,8 @@ function refresh() {
   page.dataset.purpose = conversation?.isOn ? "with" : "through";
   textBox.purpose = page.dataset.purpose;
   $("play-file").disabled = !isLive || page.dataset.purpose === "with";
-  $("caption").textContent = caption(state, isHold, mic);
+  $("caption-text").textContent = caption(state, isHold, mic);
+  $("caption-delay").textContent = captionDelay(mic);
   $("hint").textContent = isHold
     ? "Hold the button or the space bar while you speak."
     : "It sounds best with headphones.";
@@ -107,6 +115,14 @@ function caption(state, isHold, mic) {
   if (conversation.doing) return conversation.doing;
   if (avatar.speaking) return "Speaking";
   return mic === "on" ? "Listening" : "";
+}
+
+/** How late the avatar speaks, while it does; it is measured with the visitor's voice or text. */
+function captionDelay(mic) {
+  if (!avatar?.speaking || page.dataset.purpose === "with" || !$("playing").hidden) return "";
+  const { textMs, voiceMs } = stats;
+  if (textMs !== null) return `${textMs} ms after the text`;
+  return mic === "on" && voiceMs !== null ? `${voiceMs} ms behind you` : "";
 }
 
 // ---- Notices -------------------------------------------------------------------------------
@@ -212,41 +228,6 @@ function onLevel({ detail: { level } }) {
   page.style.setProperty("--level", level.toFixed(3));
 }
 
-// ---- Camera ----------------------------------------------------------------------------------
-
-async function switchCamera(on) {
-  try {
-    if (on) await camera.open();
-    else camera.close();
-    await moveWithCamera();
-    hideNotice("camera");
-  } catch (error) {
-    camera.close();
-    onCameraChange(); // a camera that was never open has not changed, but the switch has
-    showNotice(error, { about: "camera" });
-  }
-}
-
-function moveWithCamera() {
-  return avatar.move(camera.stream, { lips: $("camera-lips").value });
-}
-
-function onCameraChange() {
-  $("camera-switch").checked = camera.isOpen;
-  $("mirror").hidden = $("camera-fields").hidden = !camera.isOpen;
-}
-
-function watchCamera() {
-  camera.addEventListener("change", onCameraChange);
-  camera.addEventListener("lost", () => {
-    showNotice({ code: "camera-lost" }, { mild: true, about: "camera" });
-    avatar.move(null);
-  });
-  $("camera-switch").addEventListener("change", ({ target }) => switchCamera(target.checked));
-  $("camera-lips").addEventListener("change", moveWithCamera);
-  $("camera-neutral").addEventListener("click", () => avatar.takeNeutral());
-}
-
 // ---- Audio files ---------------------------------------------------------------------------
 
 let playing = null; // identifies the file that the avatar speaks
@@ -280,7 +261,8 @@ function say(text) {
   setAudioOn(true); // this press is the user gesture that browsers require before playing audio
   try {
     if (conversation.isOn) return avatar.tell(text);
-    avatar.say(text);
+    avatar.say(text, { voice: look.voice });
+    stats.onText(performance.now());
     setSaying(true);
   } catch (error) {
     textBox.restore(text);
@@ -393,7 +375,7 @@ function watchAvatar() {
   video.addEventListener("playing", () => (page.dataset.video = ""));
 }
 
-function watchMicrophone(stats) {
+function watchMicrophone() {
   microphone.addEventListener("change", onMicrophoneChange);
   microphone.addEventListener("level", onLevel);
   microphone.addEventListener("onset", ({ detail }) => stats.onSpeechStart(detail.atMs));
@@ -410,6 +392,7 @@ function showAvatar(chosen) {
   $("still").src = api.url(chosen.still);
   $("still").alt = `Portrait of ${chosen.label}`;
   $("stage").style.setProperty("--aspect", chosen.width / chosen.height);
+  background.show(chosen);
   avatar.select(chosen.id);
 }
 
@@ -439,12 +422,19 @@ function connect() {
   avatar.connect().catch(() => {}); // the `state` event has reported the error
 }
 
+/** Go on with a session of one's own, and with its avatar. */
+function takeOver({ session, avatar: id }) {
+  picker.chooseById(id);
+  avatar.takeOver(session, id).catch(() => {}); // as above
+}
+
 async function start() {
   $("failure").hidden = true;
   onState({ state: "connecting" });
   try {
     const config = await api.request("v1/config").catch(() => ({}));
     textBox.configure(config.speech);
+    look.configure(config.speech);
     conversation.configure(config.conversation);
     showRecorded(config.disclosure);
     await picker.load(saved.avatar ?? query.get("avatar"), config);
@@ -456,17 +446,18 @@ async function start() {
 
 function setUp() {
   const badge = query.get("badge") === "off" ? false : undefined;
-  avatar = new LetsTalkAvatar(video, { url: server, token, session: saved.session, badge, camera: true });
+  avatar = new LetsTalkAvatar(video, { url: server, token, session: saved.session, badge, camera: true, known: knownSessions });
   picker = new AvatarPicker(avatar.api);
   picker.addEventListener("choose", ({ detail }) => showAvatar(detail));
   picker.addEventListener("removed", () => hideNotice("avatar"));
   picker.addEventListener("failed", ({ detail }) => showNotice(detail, { about: "avatar" }));
-  const stats = new StatsPanel(avatar, {
-    bars: document.querySelector(".bars"),
-    delay: $("delay"),
-    list: $("stats"),
-  });
+  const parts = { bars: document.querySelector(".bars"), delay: $("delay"), list: $("stats") };
+  stats = new StatsPanel(avatar, parts);
+  stats.addEventListener("change", refresh);
+  look = new LookControl(avatar, video);
+  background = new StageBackground(avatar.api, video);
   new OverlayControl(avatar);
+  new WaitingCard(avatar).addEventListener("take-over", ({ detail }) => takeOver(detail));
   conversation = new ConversationPanel(avatar, {
     purpose: $("purpose"),
     panel: $("conversation"),
@@ -479,8 +470,8 @@ function setUp() {
   });
   conversation.addEventListener("change", refresh);
   watchAvatar();
-  watchMicrophone(stats);
-  watchCamera();
+  watchMicrophone();
+  new CameraControl(avatar, { show: showNotice, hide: hideNotice });
   watchControls();
   watchDrops();
   saveSessionOnLeave();

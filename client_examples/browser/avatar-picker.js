@@ -10,7 +10,7 @@ const $ = (id) => document.getElementById(id);
  * Shows the avatars of the server.
  *
  * Events: `choose` with an avatar of the server's list; `removed`, or `failed` with an error, when
- * the server has answered to a removal.
+ * the server has answered to a removal; also `failed`, when a new name was refused.
  */
 export class AvatarPicker extends EventTarget {
   #api;
@@ -21,7 +21,11 @@ export class AvatarPicker extends EventTarget {
   constructor(api) {
     super();
     this.#api = api;
-    this.#upload = new UploadDialog(api, (avatar) => this.#add(avatar));
+    this.#upload = new UploadDialog(api, {
+      labels: () => this.#avatars.map(({ label }) => label),
+      onDone: (avatar) => this.#add(avatar),
+    });
+    $("avatar-name").addEventListener("change", ({ target }) => this.#rename(target.value.trim()));
     $("avatars").append(...Array.from({ length: PLACEHOLDERS }, placeholder));
   }
 
@@ -41,6 +45,12 @@ export class AvatarPicker extends EventTarget {
     this.#chosen = avatar;
     this.#render();
     this.dispatchEvent(new CustomEvent("choose", { detail: avatar }));
+  }
+
+  /** Choose the avatar with this id, if it is in the list. */
+  chooseById(id) {
+    const avatar = this.#avatars.find((each) => each.id === id);
+    if (avatar) this.choose(avatar);
   }
 
   /** Open the dialog that makes an avatar from an image file; without a file, it asks for one. */
@@ -63,6 +73,23 @@ export class AvatarPicker extends EventTarget {
     this.#avatars = this.#avatars.filter((other) => other !== avatar);
     if (this.#chosen === avatar) this.choose(this.#avatars[0]);
     else this.#render();
+  }
+
+  async #rename(label) {
+    const avatar = this.#chosen;
+    const before = avatar.label;
+    if (!label || label === before) return this.#render();
+    avatar.label = label;
+    this.#render();
+    const headers = { "content-type": "application/json" };
+    const body = JSON.stringify({ label });
+    try {
+      await this.#api.request(`v1/avatars/${avatar.id}`, { method: "PATCH", headers, body });
+    } catch {
+      avatar.label = before;
+      this.#render();
+      this.dispatchEvent(new CustomEvent("failed", { detail: { code: "not-renamed" } }));
+    }
   }
 
   async #remove(avatar) {
@@ -88,6 +115,8 @@ export class AvatarPicker extends EventTarget {
     const cards = this.#avatars.map((avatar) => this.#card(avatar));
     list.replaceChildren(list.firstElementChild, ...cards, this.#addButton());
     if (hadFocus) list.querySelector("input:checked")?.focus();
+    $("avatar-name-field").hidden = this.#chosen?.default !== false;
+    $("avatar-name").value = this.#chosen?.label ?? "";
   }
 
   #card(avatar) {

@@ -35,6 +35,14 @@ const MESSAGES = {
   "camera-lost": ["The camera was disconnected.", "The avatar moves by itself now. Plug it in again to continue."],
   "camera-ignored": ["This server's avatar cannot follow a camera.", "It moves by itself."],
   "camera-failed": ["The camera could not be read.", "The avatar moves by itself until it can."],
+  "camera-no-face": [
+    "The camera sees no face.",
+    "The avatar moves by itself meanwhile. Look into the camera, with light on your face.",
+  ],
+  "camera-several-faces": [
+    "The camera sees several faces.",
+    "The avatar follows one person only, and moves by itself meanwhile.",
+  ],
   "speech-late": ["Your voice arrives with gaps.", "The network or this computer is busy."],
   clipped: ["Your voice is too loud.", "Turn the microphone down or move a little away from it."],
   "bad-text": ["This text cannot be spoken.", "Write a few words or sentences, in letters."],
@@ -50,6 +58,7 @@ const MESSAGES = {
     "The server cannot be reached.",
     "Check your network connection, and that the server is running.",
   ],
+  "at-capacity": ["All places are in use.", "It starts by itself when one is free."],
   "session-gone": ["The server was lost.", "The conversation begins anew by itself."],
   "connection-lost": ["The connection was lost.", "Check your network connection."],
   "ice-failed": [
@@ -74,6 +83,7 @@ const MESSAGES = {
     "Use a current version of Chrome, Edge, Firefox or Safari.",
   ],
   "not-removed": ["The avatar was not removed.", "It is still on the server. Try again in a moment."],
+  "not-renamed": ["The avatar was not renamed.", "It has its old name. Try again in a moment."],
   "not-live": ["The avatar is not connected.", "Wait until the video is live, then try again."],
 };
 

@@ -9,6 +9,7 @@
 
 import { Api, LetsTalkError } from "./api.js";
 import { PeerConnection } from "./peer-connection.js";
+import { PlaceQueue } from "./place-queue.js";
 import { RecordedAudio, toPcm } from "./recorded-audio.js";
 
 export { LetsTalkError };
@@ -24,10 +25,13 @@ const MAX_TEXT_CHARS = 20_000; // more than any server accepts; larger messages 
  * Events (`detail` in brackets): `state` [{state, error}], `speaking`, `idle`,
  * `interrupted` [{playedMs, droppedMs}], `finished` [{segment, playedMs}],
  * `selected` [{avatar, warnings}], `forgotten` [{avatar}: the server no longer has it], `warning` [{code, message}], `overlay` [settings],
+ * `camera` [{status}: what the camera sees, `face`, `learning`, `no-face` or `several-faces`],
  * `caption` [{speaker, text, final}] and `conversation` [{state}] of a conversation,
+ * `queue` [{position, places, taken, own}: the server is full, see `POST /v1/queue`],
  * `blocked` (the browser plays no audio before a click), `message` [the server's message].
  *
- * `state` is one of `new`, `connecting`, `live`, `reconnecting`, `failed`, `closed`.
+ * `state` is one of `new`, `connecting`, `waiting` (for a place), `live`, `reconnecting`, `failed`,
+ * `closed`.
  */
 export class LetsTalkAvatar extends EventTarget {
   #video;
@@ -42,12 +46,15 @@ export class LetsTalkAvatar extends EventTarget {
   #muted = false;
   #cameraTrack = null;
   #cameraOptions = {};
+  #places;
 
   state = "new";
   error = null;
   speaking = false;
   /** The session as the server describes it, or null; `session.session` is its id. */
   session = null;
+  /** How sessions move that are opened from now on: `motion` of `POST /v1/sessions`, or null. */
+  motion = null;
   /** The server's latest `session.stats` message, or null. */
   serverStats = null;
 
@@ -62,7 +69,9 @@ export class LetsTalkAvatar extends EventTarget {
    * @param {boolean} [options.camera] let `move` send a camera; false by default.
    * @param {boolean} [options.watch] only show the session, while another page speaks.
    * @param {boolean|"always"} [options.reconnect] reconnect after a lost connection;
-   *   "always" never gives up, for pages that run unattended.
+   *   "always" never gives up, for pages that run unattended. With it, a full server is waited for.
+   * @param {function} [options.known] returns ids of sessions that this browser opened, at most 8:
+   *   the server tells which of them hold its places.
    */
   constructor(video, options = {}) {
     super();
@@ -72,6 +81,11 @@ export class LetsTalkAvatar extends EventTarget {
     this.api = new Api(options.url, options.token);
     if (options.session) this.session = { session: options.session };
     this.api.session = options.session ?? null;
+    this.#places = new PlaceQueue(this.api, options.known ?? (() => []), (standing, error) => {
+      this.#retries = 0;
+      if (this.state !== "waiting") this.#setState("waiting", error);
+      this.#emit("queue", standing);
+    });
     video.playsInline = true;
     video.autoplay = true;
   }
@@ -81,9 +95,25 @@ export class LetsTalkAvatar extends EventTarget {
     this.#retries = 0;
     this.api.open();
     await this.#open("connecting");
-    while (this.state === "reconnecting" || this.state === "connecting") await this.#stateChange();
+    while (UNDECIDED.has(this.state)) await this.#stateChange();
     if (this.state === "live") return;
     throw this.error ?? new LetsTalkError("closed", "The connection was closed.");
+  }
+
+  /** End the session and open another one, with the options of now. */
+  async restart() {
+    const id = this.session?.session;
+    this.close({ end: false });
+    this.session = null;
+    if (id) await this.api.request(`v1/sessions/${id}`, { method: "DELETE" }).catch(() => {});
+    return this.connect();
+  }
+
+  /** Go on with another session of one's own; a page that speaks in it loses it. */
+  takeOver(session, avatar) {
+    this.session = { session };
+    this.#avatarId = avatar;
+    return this.connect();
   }
 
   #stateChange() {
@@ -150,10 +180,15 @@ export class LetsTalkAvatar extends EventTarget {
   /**
    * Let the avatar speak a text with the server's voice. A text that cannot be spoken is reported
    * by a `warning` with the code `bad-text`, `no-speech-engine` or `speech-failed`.
+   *
+   * @param {string} text
+   * @param {object} [options]
+   * @param {string} [options.voice] one of `speech.voices` of the server's configuration.
    */
-  say(text) {
+  say(text, { voice } = {}) {
     if (this.state !== "live") throw new LetsTalkError("not-live", "The avatar is not connected.");
-    this.send({ type: "speech.say", text: String(text).slice(0, MAX_TEXT_CHARS) });
+    const spoken = String(text).slice(0, MAX_TEXT_CHARS);
+    this.send({ type: "speech.say", text: spoken, ...(voice && { voice }) });
   }
 
   /**
@@ -235,8 +270,9 @@ export class LetsTalkAvatar extends EventTarget {
     let connection = null;
     try {
       const requested = this.#avatarId;
-      const session = await this.#openSession();
+      const session = await this.#openSession(isStale);
       if (isStale()) return;
+      if (this.state === "waiting") this.#setState("connecting");
       this.session = session;
       this.api.session = session.session;
       connection = this.#connection = new PeerConnection(
@@ -269,7 +305,7 @@ export class LetsTalkAvatar extends EventTarget {
   }
 
   /** Resume the session if there is one, else create one. */
-  async #openSession() {
+  async #openSession(isStale) {
     const id = this.session?.session;
     if (id && this.#options.watch) {
       const path = `v1/whep?session=${id}`;
@@ -283,20 +319,21 @@ export class LetsTalkAvatar extends EventTarget {
       }
     }
     try {
-      return await this.#createSession();
+      return await this.#createSession(isStale);
     } catch (error) {
       if (!AVATAR_GONE.has(error.code) || !this.#avatarId) throw error;
     }
     // An upload is on one server; when that is lost, another one shows its first avatar.
     this.#emit("forgotten", { avatar: this.#avatarId });
     this.#avatarId = null;
-    return this.#createSession();
+    return this.#createSession(isStale);
   }
 
-  #createSession() {
-    const { badge } = this.#options;
-    const options = badge === undefined ? {} : { options: { badge } };
-    return this.api.post("v1/sessions", { ...this.#avatarField(), ...options });
+  #createSession(isStale) {
+    const { badge, reconnect } = this.#options;
+    const options = { ...(badge === undefined ? {} : { badge }), ...(this.motion && { motion: this.motion }) };
+    const body = { ...this.#avatarField(), options };
+    return reconnect ? this.#places.open(body, isStale) : this.api.post("v1/sessions", body);
   }
 
   #avatarField() {
@@ -388,6 +425,7 @@ export class LetsTalkAvatar extends EventTarget {
   }
 }
 
+const UNDECIDED = new Set(["connecting", "waiting", "reconnecting"]);
 // Error codes of a session that cannot be resumed.
 const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
 const AVATAR_GONE = new Set(["unknown-avatar", "unknown-portrait"]);
@@ -424,6 +462,7 @@ const HANDLERS = {
     emit("overlay", overlay ?? {});
     if (warnings?.length) emit("selected", { warnings });
   },
+  "camera.status": ({ status }, { emit }) => emit("camera", { status }),
   "session.stats": (message, { setStats }) => setStats(message),
   "session.warning": ({ code, detail }, { emit }) => emit("warning", { code, message: detail }),
   "session.ended": ({ reason }, { onLost }) => {

@@ -22,6 +22,7 @@ const $ = (id) => document.getElementById(id);
  */
 export class UploadDialog {
   #api;
+  #labels;
   #onDone;
   #maxBytes = Infinity;
   #file = null;
@@ -29,10 +30,13 @@ export class UploadDialog {
 
   /**
    * @param {Api} api
-   * @param {function} onDone called with the new avatar when the visitor accepts it.
+   * @param {object} options
+   * @param {function} options.labels returns the names that are taken.
+   * @param {function} options.onDone called with the new avatar when the visitor accepts it.
    */
-  constructor(api, onDone) {
+  constructor(api, { labels, onDone }) {
     this.#api = api;
+    this.#labels = labels;
     this.#onDone = onDone;
     $("file").addEventListener("change", ({ target: { files } }) => files[0] && this.#setFile(files[0]));
     $("consent").addEventListener("change", () => this.#show("ask"));
@@ -103,6 +107,7 @@ export class UploadDialog {
       return this.#show("pick", `This file is too large. Choose one of at most ${limit} MB.`);
     }
     this.#file = file;
+    $("label").placeholder = freeName(nameOf(file), this.#labels());
     $("preview-image").src = URL.createObjectURL(file);
     this.#show("ask");
   }
@@ -110,7 +115,7 @@ export class UploadDialog {
   async #upload() {
     const file = this.#file;
     this.#show("busy");
-    const label = $("label").value.trim() || DEFAULT_LABEL;
+    const label = $("label").value.trim() || $("label").placeholder;
     const path = this.#api.avatarsPath({ consent: true, label });
     try {
       const uploaded = await this.#api.request(path, {
@@ -145,7 +150,7 @@ export class UploadDialog {
     const uploaded = this.#uploaded;
     this.#uploaded = null;
     $("upload").close();
-    const label = $("label").value.trim() || DEFAULT_LABEL;
+    const label = $("label").value.trim() || $("label").placeholder;
     this.#onDone({ default: false, label, ...uploaded });
   }
 
@@ -167,6 +172,22 @@ export class UploadDialog {
     $("upload-error").hidden = !error;
   }
 }
+
+/** Return a name from that of a file, unless a camera or a program has made it up. */
+function nameOf({ name }) {
+  const words = name.replace(/\.[^.]*$/, "").replaceAll(/[_-]+/g, " ").trim();
+  return /^\p{L}[\p{L} .']{0,55}$/u.test(words) && !MADE_UP.test(words) ? words : DEFAULT_LABEL;
+}
+
+/** Return the name, with a number if it is taken. */
+function freeName(name, taken) {
+  let number = 1;
+  let free = name;
+  while (taken.includes(free)) free = `${name} ${++number}`;
+  return free;
+}
+
+const MADE_UP = /^(img|image|pasted|photo|screenshot|dsc|download|unnamed|untitled)\b/i;
 
 const cropText = ({ warnings }) =>
   ["The part in the square will move.", ...(warnings ?? [])].join(" ");

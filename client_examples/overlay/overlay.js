@@ -1,10 +1,11 @@
 // The avatar alone, for OBS: watches a session and removes the background.
 
-import { LetsTalkAvatar } from "../browser/letstalk.js";
+import { drawBackground } from "../browser/background.js";
+import { Cutout } from "../browser/cutout.js";
 import { explain } from "../browser/error-messages.js";
-import { Cutout } from "./cutout.js";
+import { LetsTalkAvatar } from "../browser/letstalk.js";
 import { placeBadge } from "./badge.js";
-import { DEFAULTS, apply, merge, showsScene } from "./settings.js";
+import { DEFAULTS, apply, merge, showsBlur, showsScene } from "./settings.js";
 
 const FIND_MS = 600; // time for another page of this browser to answer with its session
 const FAILURE_MS = 4000; // shorter failures are not shown on stream
@@ -20,6 +21,7 @@ let avatar = null;
 let cutout = null;
 let shownId = null; // of the avatar whose still portrait and matte are loaded
 let badge = query.get("badge") !== "off";
+let hasBackdrop = false; // the blurred background is drawn
 let failureTimer = 0;
 
 function applySettings(changes = {}) {
@@ -33,6 +35,7 @@ function applySettings(changes = {}) {
 function refresh() {
   const isScene = showsScene(settings);
   page.toggleAttribute("data-plain", isScene || !cutout);
+  page.toggleAttribute("data-blurred", showsBlur(settings) && hasBackdrop);
   placeBadge($("badge"), $("frame"), badge, settings.shape);
 }
 
@@ -43,6 +46,9 @@ async function showAvatar(id) {
   if (id !== shownId) return;
   if (still) page.style.setProperty("--aspect", still.naturalWidth / still.naturalHeight);
   cutout?.show(still, still && matte);
+  hasBackdrop = Boolean(still && matte);
+  if (hasBackdrop) drawBackground($("backdrop"), still, matte);
+  refresh();
   page.dataset.avatar = id;
 }
 

@@ -10,7 +10,7 @@ const PLACES = {
 const SHAPES = ["none", "rounded", "squircle", "circle"];
 
 export const DEFAULTS = {
-  bg: "transparent", // of the page: a colour, transparent, or scene (the portrait's background)
+  bg: "transparent", // of the page: a colour, transparent, or the portrait's background: scene, blur
   fill: "transparent", // the same, behind the person and inside the shape
   shape: "none",
   pos: "bottom",
@@ -46,6 +46,9 @@ export function colour(text) {
 
 /** Whether the portrait's own background is shown. */
 export const showsScene = ({ bg, fill }) => bg === "scene" || fill === "scene";
+
+/** Whether that is shown blurred. */
+export const showsBlur = ({ bg, fill }) => bg === "blur" || fill === "blur";
 
 /** Apply the settings to the page. */
 export function apply(settings, page) {

@@ -13,11 +13,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from letstalk_rt.errors import PortraitError
+from letstalk_rt.speech.voices import list_voices
 from letstalk_rt.threads import started_pool
 from letstalk_server.auth import Auth
 from letstalk_server.cluster.agent_check import LOADING, AgentCheck, agent_state
 from letstalk_server.errors import BadRequestError, NotFoundError, ServerError
-from letstalk_server.http import pages, rest, signaling, websocket
+from letstalk_server.http import pages, queueing, rest, signaling, websocket
 from letstalk_server.http.middleware import SecurityMiddleware
 from letstalk_server.http.problem_details import (
     InternalError,
@@ -50,6 +51,9 @@ UPLOADS_PER_S = 0.5
 
 CONNECTIONS_PER_S = 2.0
 """Sustained rate at which one subject may open connections; more where a session takes more."""
+
+QUEUE_ASKS_PER_S = 2.0
+"""Sustained rate at which one subject may ask how it stands in the queue for a place."""
 
 THREADS = 4
 """Threads of the event loop's default executor, which encodes frames for WebSockets."""
@@ -116,14 +120,16 @@ def create_app(
         },
     )
     app.state.settings = settings
-    app.state.text_to_speech = open_engine(settings)
+    app.state.text_to_speech = engine = open_engine(settings)
+    app.state.voices = [] if engine is None else list_voices(engine)
     app.state.recordings = RecordingStore.open(settings)
-    app.state.conversations = ConversationParts.open(settings, app.state.text_to_speech)
+    app.state.conversations = ConversationParts.open(settings, engine)
     app.state.auth = Auth(settings)
     app.state.metrics = ServerMetrics()
     app.state.agent_check = AgentCheck(lambda: LOADING)
     app.state.upload_places = UploadPlaces(MAX_UPLOADS)
     app.state.preparing = asyncio.Semaphore(MAX_PREPARED)
+    app.state.queue_limiter = RateLimiter(QUEUE_ASKS_PER_S)
     app.state.upload_limiter = RateLimiter(UPLOADS_PER_S)
     app.state.connection_limiter = RateLimiter(
         max(CONNECTIONS_PER_S, settings.max_connections / RateLimiter.BURST_S)
@@ -133,7 +139,12 @@ def create_app(
 
 
 def _routes() -> list[BaseRoute]:
-    endpoints = [*rest.routes(), *signaling.routes(), *websocket.routes()]
+    endpoints = [
+        *rest.routes(),
+        *queueing.routes(),
+        *signaling.routes(),
+        *websocket.routes(),
+    ]
     return [*endpoints, *_method_not_allowed_routes(endpoints), *pages.routes()]
 
 

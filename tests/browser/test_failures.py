@@ -62,21 +62,6 @@ def test_each_microphone_error_has_its_own_message(browser, server):
             page.wait_for_selector(f"#notice:has-text('{message}')")
 
 
-def test_a_full_server_is_reported_and_retried(browser, server):
-    with visiting(browser, server, expect=["v1/sessions"]) as page:
-        live(page)
-        page.route("**/v1/sessions", problem(503, "at-capacity", "All 2 places are taken."))
-        page.evaluate("sessionStorage.clear(); addEventListener('pagehide', () => 0)")
-        page.route("**/v1/sessions/*", problem(404, "unknown-session", "It is over."))
-        page.reload()
-        page.wait_for_selector('body[data-state="reconnecting"]')
-        assert "places are taken" in notice(page)
-        page.unroute("**/v1/sessions")
-        page.unroute("**/v1/sessions/*")
-        live(page)
-        page.wait_for_selector("#notice", state="hidden")
-
-
 def test_a_rejected_token_is_explained(browser, server):
     with visiting(browser, server, expect=["v1/"]) as page:
         live(page)

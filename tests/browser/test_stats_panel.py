@@ -64,3 +64,19 @@ def test_the_median_of_the_last_delays_is_shown(page):
             "avatar.emit('idle')",
         )
     assert 330 <= delay_ms < 900
+
+
+def test_without_a_measurement_the_delay_is_what_server_network_and_buffer_tell(page):
+    assert page.evaluate("panel.voiceMs") is None
+    page.evaluate("avatar.serverStats = { stages_ms: { live: { p50: 300.4 } } }")
+    page.evaluate("panel.update()")
+    assert page.evaluate("panel.voiceMs") == 335, "with 5 ms of round trip and 30 ms of buffer"
+    measured_ms = run(page, "panel.onSpeechStart(performance.now() - 700); avatar.emit('speaking')")
+    assert page.evaluate("panel.voiceMs") == measured_ms > 700
+
+
+def test_the_delay_of_a_text_holds_until_something_else_is_said(page):
+    run(page, "panel.onText(performance.now() - 500); avatar.emit('speaking')")
+    assert 530 <= page.evaluate("panel.textMs") < 1100
+    run(page, "avatar.emit('idle'); avatar.emit('speaking')")
+    assert page.evaluate("panel.textMs") is None

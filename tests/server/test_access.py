@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 
 from letstalk_server import app as application
 from letstalk_server.auth import SCOPES, Auth
-from letstalk_server.http import openapi, pages, rest, signaling, websocket
+from letstalk_server.http import openapi, pages, queueing, rest, signaling, websocket
 from letstalk_server.protocol.client_messages import ClientMessage
 from letstalk_server.session import registry
 
@@ -197,6 +197,11 @@ async def read_upload(world, who):
     return (await world.http.get(f"/v1/avatars/{world.upload}", headers=who)).status_code
 
 
+async def rename_upload(world, who):
+    path, body = f"/v1/avatars/{world.upload}", {"label": "Ann"}
+    return (await world.http.patch(path, json=body, headers=who)).status_code
+
+
 async def delete_upload(world, who):
     answer = await world.http.delete(f"/v1/avatars/{world.upload}", headers=who)
     if answer.is_success:
@@ -213,6 +218,10 @@ def opening(with_upload):
         return answer.status_code
 
     return send
+
+
+async def queue(world, who):
+    return (await world.http.post("/v1/queue", headers=who)).status_code
 
 
 async def read_session(world, who):
@@ -317,9 +326,11 @@ SENDERS = {
     ("GET /v1/avatars", ""): reading("/v1/avatars"),
     ("POST /v1/avatars", ""): upload,
     ("GET /v1/avatars/{name}", "of an upload"): read_upload,
+    ("PATCH /v1/avatars/{name}", "of an upload"): rename_upload,
     ("DELETE /v1/avatars/{name}", "of an upload"): delete_upload,
     ("POST /v1/sessions", ""): opening(False),
     ("POST /v1/sessions", "with an upload"): opening(True),
+    ("POST /v1/queue", ""): queue,
     ("GET /v1/sessions/{name}", ""): read_session,
     ("DELETE /v1/sessions/{name}", ""): delete_session,
     ("POST /v1/offer", "to a session"): offering("session"),
@@ -343,7 +354,7 @@ for _opener in ("the token", "another token"):
 def served():
     """Return method and path of every route."""
     found = {"GET /v1/ws" if route.path == "/v1/ws" else "" for route in websocket.routes()}
-    for route in [*rest.routes(), *signaling.routes()]:
+    for route in [*rest.routes(), *queueing.routes(), *signaling.routes()]:
         found |= {f"{method} {route.path}" for method in route.methods - {"HEAD"}}
     return found | {"GET /"}
 
@@ -367,6 +378,7 @@ def address():
         patch.setattr(registry, "SESSIONS_PER_S", 1000.0)
         patch.setattr(application, "UPLOADS_PER_S", 1000.0)
         patch.setattr(application, "CONNECTIONS_PER_S", 1000.0)
+        patch.setattr(application, "QUEUE_ASKS_PER_S", 1000.0)
         with live(LOCKED) as (_, found):
             yield found
 

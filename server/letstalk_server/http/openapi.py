@@ -7,6 +7,7 @@ from letstalk_rt import __version__
 from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES
 from letstalk_server.http.problem_details import PROBLEM_TYPES
+from letstalk_server.http.queueing import MAX_KNOWN
 from letstalk_server.http.request_reading import MAX_NAME_CHARS, MAX_SEED
 from letstalk_server.session.avatar_service import MAX_LABEL_CHARS
 
@@ -74,6 +75,7 @@ def _avatars() -> Json:
     listing = _object(avatars=_list(_ref("Avatar")), max_upload_bytes=WHOLE)
     consent = _query("consent", {"const": "true"}, required=True)
     label = _query("label", {"type": "string", "maxLength": MAX_LABEL_CHARS})
+    name = _object(label={"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARS})
     picture = {"type": "string", "enum": ["still.jpg", "thumbnail.jpg", "matte.png"]}
     file = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
     shown = _op("A picture of an avatar", 200, None, is_open=True)
@@ -90,6 +92,9 @@ def _avatars() -> Json:
         "/v1/avatars/{name}": {
             "parameters": [_path("name")],
             "get": _op("One avatar", 200, _ref("Avatar")),
+            "patch": _op(
+                "Rename an upload", 200, _ref("Avatar"), body=_json_body(name, required=True)
+            ),
             "delete": _op("Forget an upload", 204, None),
         },
         "/v1/avatars/{name}/{picture}": {
@@ -100,8 +105,17 @@ def _avatars() -> Json:
 
 
 def _sessions() -> Json:
-    request = _object(avatar=NAME, portrait=NAME, options=_ref("Options"), required=())
+    request = _object(avatar=NAME, portrait=NAME, options=_ref("Options"), ticket=NAME, required=())
+    waiting = _object(ticket=NAME, sessions=_list(NAME) | {"maxItems": MAX_KNOWN}, required=())
     return {
+        "/v1/queue": {
+            "post": _op(
+                "Wait for a place: answered when there is news",
+                200,
+                _standing(),
+                body=_json_body(waiting),
+            )
+        },
         "/v1/sessions": {
             "post": _op("Make a session", 201, _ref("Session"), body=_json_body(request))
         },
@@ -177,7 +191,7 @@ def _schemas() -> Json:
                 badge=FLAG, badge_required=FLAG, statement=TEXT, recorded=FLAG, signed=FLAG
             ),
             consent=TEXT,
-            speech=_object(available=FLAG, max_chars=WHOLE),
+            speech=_object(available=FLAG, max_chars=WHOLE, voices=_list(TEXT)),
             conversation={"type": "object", "properties": {"available": FLAG}},
             limits={"type": "object", "additionalProperties": NUMBER},
             video=_object(fps=WHOLE, size=WHOLE),
@@ -208,18 +222,32 @@ def _schemas() -> Json:
         "Options": _object(
             badge=FLAG,
             seed={"type": "integer", "minimum": 0, "maximum": MAX_SEED},
-            motion=_object(
-                expressiveness={"type": "number", "minimum": 0, "maximum": 2},
-                head_motion=FLAG,
-                blinks_per_min={"type": "number", "minimum": 0, "maximum": 60},
-                gaze_at_camera=FLAG,
-                required=(),
-            ),
+            motion=_motion() | {"required": []},
             sample_rate={"enum": list(OUTPUT_RATES_HZ)},
             required=(),
         ),
         "Session": _session(),
     }
+
+
+def _motion() -> Json:
+    return _object(
+        expressiveness={"type": "number", "minimum": 0, "maximum": 2},
+        head_motion=FLAG,
+        blinks_per_min={"type": "number", "minimum": 0, "maximum": 60},
+        gaze_at_camera=FLAG,
+    )
+
+
+def _standing() -> Json:
+    return _object(
+        ticket=_or_null(TEXT),
+        position=_or_null(WHOLE),
+        ready=FLAG,
+        places=WHOLE,
+        taken=WHOLE,
+        own=_list(_object(session=TEXT, avatar=TEXT, kinds=_list(TEXT))),
+    )
 
 
 def _session() -> Json:
@@ -239,6 +267,7 @@ def _session() -> Json:
         grace_s=NUMBER,
         max_session_s=NUMBER,
         max_idle_s=NUMBER,
+        motion=_motion(),
         disclosure=_object(badge=FLAG, statement=TEXT, recorded=FLAG, signed=FLAG),
         warnings=_list(TEXT),
         connections=_list(_object(id=TEXT, kind=TEXT, age_s=NUMBER)),

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -58,6 +58,7 @@ def routes() -> list[BaseRoute]:
         Route("/v1/avatars", list_avatars),
         Route("/v1/avatars", upload_avatar, methods=["POST"]),
         Route("/v1/avatars/{name}", show_avatar),
+        Route("/v1/avatars/{name}", rename_avatar, methods=["PATCH"]),
         Route("/v1/avatars/{name}", delete_avatar, methods=["DELETE"]),
         Route("/v1/avatars/{name}/{picture}", show_image),
         Route("/v1/sessions", create_session, methods=["POST"]),
@@ -114,6 +115,7 @@ async def config(request: Request) -> Response:
             "speech": {
                 "available": request.app.state.text_to_speech is not None,
                 "max_chars": settings.max_say_chars,
+                "voices": request.app.state.voices,
             },
             "conversation": {"available": False} if parts is None else parts.as_json(),
             "limits": _limits(settings),
@@ -262,6 +264,18 @@ async def show_avatar(request: Request) -> Response:
     return json_response(avatar_json(context.avatar_service.find(caller, name)))
 
 
+async def rename_avatar(request: Request) -> Response:
+    """Give an upload another name."""
+    context = AppContext(request)
+    caller = context.authorize("avatars")
+    caller.require_unbound()
+    label = text_field(await read_json(request), "label", MAX_LABEL_CHARS)
+    if label is None or not label.strip():
+        raise BadRequestError('"label" must be a name, not empty.')
+    entry = context.avatar_service.rename(request.path_params["name"], caller, label.strip())
+    return json_response(avatar_json(entry))
+
+
 async def delete_avatar(request: Request) -> Response:
     """Delete an upload, and what was recorded of it."""
     context = AppContext(request)
@@ -328,7 +342,12 @@ async def create_session(request: Request) -> Response:
     entry = context.avatar_service.find(
         caller, text_field(fields, "avatar"), text_field(fields, "portrait")
     )
-    session = context.sessions.open(entry, caller, parse_options(fields.get("options")))
+    session = context.sessions.open(
+        entry,
+        caller,
+        parse_options(fields.get("options")),
+        ticket=text_field(fields, "ticket"),
+    )
     answer = session_response(context, session, caller, status=201)
     answer.headers["location"] = f"/v1/sessions/{session.id}"
     return answer
@@ -369,6 +388,7 @@ def session_response(
         "grace_s": settings.grace_s,
         "max_session_s": settings.session_limit_s,
         "max_idle_s": settings.idle_limit_s,
+        "motion": asdict(session.options.motion),
         "disclosure": session.disclosure,
         "warnings": list(session.avatar_entry.portrait.warnings),
         "connections": [

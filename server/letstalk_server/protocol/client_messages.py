@@ -139,10 +139,11 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """A text to be spoken."""
+    """A text to be spoken; the empty voice is that of the server's settings."""
 
     type: ClassVar[str] = "speech.say"
     text: str = field(repr=False, default="")
+    voice: str = ""
     event_id: str | None = None
 
 
@@ -304,7 +305,10 @@ def _say(fields: dict[str, Any], event_id: str | None) -> Say:
     text = fields.get("text")
     if not isinstance(text, str):
         raise BadMessageError("speech.say needs a string in the field text")
-    return Say(text, event_id)
+    voice = fields.get("voice", "")
+    if not _is_string(voice, MAX_NAME_CHARS):
+        raise BadMessageError("voice must be one of the names in /v1/config")
+    return Say(text, voice, event_id)
 
 
 def _tell(fields: dict[str, Any], event_id: str | None) -> Tell:

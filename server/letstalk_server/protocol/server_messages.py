@@ -56,6 +56,14 @@ class Warn:
 
 
 @dataclass(frozen=True, slots=True)
+class CameraSeen:
+    """What the camera of the session sees now: `face`, `learning`, `no-face`, `several-faces`."""
+
+    type: ClassVar[str] = "camera.status"
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
 class QualityChanged:
     """The session has lowered or raised its quality; level 0 is full quality."""
 
@@ -219,6 +227,7 @@ ServerMessage = (
     | Pong
     | Configured
     | Warn
+    | CameraSeen
     | QualityChanged
     | Fail
     | Ended

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from letstalk_rt.errors import EngineError, ModelLost
+from letstalk_rt.inference.protocol import CameraStatus
 from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.session.avatar import AvatarSession
 from letstalk_rt.types import AVFrame, CameraOptions, Interrupted
@@ -154,6 +155,11 @@ class AvatarRunner:
         if self._avatar is not None and not self._avatar.closed:
             self._avatar.push_video(rgb, captured_s)
             self._filmed_s = time.monotonic()
+
+    @property
+    def camera_status(self) -> CameraStatus | None:
+        """What the camera sees; None while no frames of one arrive."""
+        return self._avatar.camera_status if self._avatar is not None and self.is_filmed else None
 
     def set_camera(self, options: CameraOptions) -> None:
         """Change how a camera moves the avatar."""

@@ -286,12 +286,27 @@ class AvatarService:
             DefaultAvatarError: It is a default avatar.
             UnknownAvatarError: The caller has no upload with that id.
         """
+        self._upload_of(name, caller)
+        self._drop(name)
+
+    def rename(self, name: str, caller: Caller, label: str) -> AvatarEntry:
+        """Give an upload of the caller another label; the operator may rename all.
+
+        Raises:
+            DefaultAvatarError: It is a default avatar.
+            UnknownAvatarError: The caller has no upload with that id.
+        """
+        entry = replace(self._upload_of(name, caller), label=label)
+        self._uploads[name] = entry
+        return entry
+
+    def _upload_of(self, name: str, caller: Caller) -> AvatarEntry:
         if name in self.defaults:
-            raise DefaultAvatarError("Default avatars come with the server and cannot be deleted.")
+            raise DefaultAvatarError("Default avatars come with the server and stay as they are.")
         entry = self._uploads.get(name)
         if entry is None or not (caller.is_operator or entry.owner == caller.subject):
             raise UnknownAvatarError("You have no avatar with that id.")
-        self._drop(name)
+        return entry
 
     async def matte(self, entry: AvatarEntry) -> bytes:
         """Return the matte as 8-bit grey PNG of the canvas' size; white is the person.

@@ -10,8 +10,8 @@ from letstalk_rt.conversation.parts import LAST_RESORT, open_chat, open_recognis
 from letstalk_rt.conversation.turns import LevelDetector, make_detector
 from letstalk_rt.errors import DependencyError
 from letstalk_rt.extras import pip_install
-from letstalk_rt.speech.engines import open_speech
 from letstalk_rt.speech.voices import list_voices
+from letstalk_server.session.text_speech import open_voice
 from letstalk_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -74,13 +74,7 @@ class ConversationParts:
 
     def open_voice(self, name: str | None) -> Voice:
         """Return a voice; it may block for some milliseconds."""
-        settings = self.settings
-        return open_speech(
-            settings.speech if settings.speech != "off" else "auto",
-            name or settings.speech_voice,
-            base_url=settings.speech_url,
-            model=settings.speech_model,
-        )
+        return open_voice(self.settings, name)
 
     @property
     def prompt(self) -> str:

@@ -94,8 +94,8 @@ class MessageHandler:
                 session.select(avatar, portrait)
             case client_messages.Append(audio):
                 self._push_audio(audio)
-            case client_messages.Say(text):
-                self._say(text, re)
+            case client_messages.Say(text, voice):
+                self._say(text, voice, re)
             case client_messages.EndSegment():
                 session.speech.end_segment(connection.id)
             case client_messages.Camera(camera):
@@ -122,11 +122,11 @@ class MessageHandler:
             connection, server_messages.Configured(**config.as_json()), message.event_id
         )
 
-    def _say(self, text: str, re: str | None) -> None:
+    def _say(self, text: str, voice: str, re: str | None) -> None:
         if not self._text_rate.take():
             raise MessageRateError("Send fewer texts: about one per second.")
         self._session.text_speech.submit(
-            f"{self._connection.id}/text", text, lambda error: self._send_error(error, re)
+            f"{self._connection.id}/text", text, voice, lambda error: self._send_error(error, re)
         )
 
     def _tell(self, text: str) -> None:

@@ -1,16 +1,21 @@
 """The sessions of the server: admission, lookup, end."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Self
 
 from letstalk_rt.speech.interface import TextToSpeech
-from letstalk_server.auth import Caller
+from letstalk_server.auth import LOCAL, Caller
 from letstalk_server.errors import (
+    AtCapacityError,
     NotAllowedError,
     NotReadyError,
     TooManyRequestsError,
     UnknownSessionError,
 )
+from letstalk_server.session.admission_queue import AdmissionQueue
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import EndReason, ServedSessionOptions
 from letstalk_server.session.conversation_parts import ConversationParts
@@ -22,6 +27,52 @@ from letstalk_server.settings import Settings
 
 SESSIONS_PER_S = 0.5
 """Sustained rate at which one subject may open sessions."""
+
+RELOAD_S = 5.0
+"""A session that was left may be taken for somebody in the queue after this time: its page may only
+be loaded again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSession:
+    """A session of somebody who waits for a place.
+
+    Attributes:
+        session: its id.
+        avatar: id of its avatar.
+        kinds: kinds of its connections, each once, sorted.
+    """
+
+    session: str
+    avatar: str
+    kinds: tuple[str, ...]
+
+    @classmethod
+    def of(cls, session: Session) -> Self:
+        """Describe a session."""
+        kinds = {str(connection.kind) for connection in session.connections}
+        return cls(session.id, session.avatar_entry.id, tuple(sorted(kinds)))
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStanding:
+    """What somebody who waits for a place is told.
+
+    Attributes:
+        ticket: id of the ticket; `None` if the subject has its share of sessions and tickets.
+        position: place in the queue, from 1; `None` without a ticket.
+        ready: whether a session may be opened with the ticket now.
+        places: maximum number of sessions.
+        taken: number of places that are taken.
+        own: the caller's own sessions that have connections.
+    """
+
+    ticket: str | None
+    position: int | None
+    ready: bool
+    places: int
+    taken: int
+    own: tuple[OwnSession, ...]
 
 
 class SessionRegistry:
@@ -48,6 +99,7 @@ class SessionRegistry:
         conversations: ConversationParts | None = None,
     ) -> None:
         self.admission = AdmissionControl(avatar_service, settings.max_sessions)
+        self.queue = AdmissionQueue(settings)
         self._avatar_service, self._transport, self._settings = avatar_service, transport, settings
         self._on_end = on_end
         self._text_to_speech = text_to_speech
@@ -64,23 +116,86 @@ class SessionRegistry:
     def __iter__(self) -> Iterator[Session]:
         return iter([session for session, _ in self._running.values()])
 
-    def check_capacity(self) -> None:
+    def check_capacity(self, caller: Caller | None = None, ticket: str | None = None) -> None:
         """Check that one more session could be opened.
 
-        Sessions in their grace period do not count: a new session replaces them.
+        Sessions in their grace period do not count: a new session replaces them. Who waits in the
+        queue, before the caller's ticket if it has one, counts as a session.
 
         Raises:
             AtCapacityError: There are too many sessions.
             NotReadyError: The server is stopping.
         """
+        self._check_running()
+        self.admission.check(self.occupied + self.queue.count_before(caller, ticket))
+
+    def _check_running(self) -> None:
         if self._is_stopping:
             raise NotReadyError("The server is stopping. Try again in a minute.")
-        self.admission.check(self.occupied)
 
     @property
     def occupied(self) -> int:
         """Number of places that are taken; a session that ends or that was left takes none."""
         return sum(not (session.is_abandoned or session.is_ending) for session in self)
+
+    def wait_in_queue(
+        self, caller: Caller, name: str | None, known: Collection[str]
+    ) -> tuple[QueueStanding, bool]:
+        """Return how a caller stands in the queue, which it enters, and whether that is news.
+
+        Args:
+            caller: who waits.
+            name: id of its ticket, if it has one.
+            known: sessions of which it knows the secret id.
+
+        Raises:
+            NotReadyError: The server is stopping, or its model is being started again.
+        """
+        self._check_running()
+        own = self._connected_of(caller, known)
+        ticket = self.queue.enter(caller, name, self.subject_limit - len(own))
+        before = None if ticket is None else self.queue.count_before(caller, ticket.id)
+        standing = QueueStanding(
+            ticket=None if ticket is None else ticket.id,
+            position=None if before is None else before + 1,
+            ready=before is not None and self._has_place_after(before),
+            places=self.admission.capacity,
+            taken=min(self._held, self.admission.capacity),
+            own=tuple(map(OwnSession.of, own)),
+        )
+        if ticket is None:
+            return standing, True
+        self.queue.call(ticket, standing.ready)
+        is_news, ticket.told = ticket.told != standing, standing
+        return standing, is_news
+
+    def _connected_of(self, caller: Caller, known: Collection[str]) -> tuple[Session, ...]:
+        """Return a caller's sessions that have connections.
+
+        Without tokens everybody is the same subject, so that only who knows a session's id owns it.
+        """
+        return tuple(
+            session
+            for session in self.running
+            if session.connections
+            and (session.id in known if caller == LOCAL else session.owner == caller.subject)
+        )
+
+    @property
+    def _held(self) -> int:
+        """Number of places that are taken, or kept for a page that may only be loaded again."""
+        now_s = time.monotonic()
+        return sum(
+            not session.is_abandoned or now_s - session.connections.empty_since_s < RELOAD_S
+            for session in self.running
+        )
+
+    def _has_place_after(self, others: int) -> bool:
+        try:
+            self.admission.check(self._held + others)
+        except AtCapacityError:
+            return False
+        return True
 
     @property
     def running(self) -> list[Session]:
@@ -122,6 +237,7 @@ class SessionRegistry:
         options: ServedSessionOptions | None = None,
         *,
         is_lasting: bool = True,
+        ticket: str | None = None,
     ) -> Session:
         """Open a session.
 
@@ -130,6 +246,7 @@ class SessionRegistry:
             caller: the caller, who becomes its owner.
             options: options of the session.
             is_lasting: see `Session`.
+            ticket: id of the caller's ticket of the queue, if it has waited.
 
         Raises:
             AtCapacityError: There are too many sessions.
@@ -138,7 +255,8 @@ class SessionRegistry:
         """
         self._rate_limiter.check(caller)
         self._check_subject(caller)
-        self.check_capacity()
+        self.check_capacity(caller, ticket)
+        self.queue.leave(caller, ticket)
         self._free_capacity(caller)
         session = Session(
             self._avatar_service,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.protocol import CameraStatus
 from letstalk_rt.portrait.watermark import STATEMENT
 from letstalk_rt.speech.interface import TextToSpeech
 from letstalk_rt.types import FPS, CameraOptions, Interrupted
@@ -97,7 +98,7 @@ class Session:
         self.lifetime = Lifetime(settings, self.connections)
         self.announcer = Announcer(self.id, self.connections)
         self.speech = SpeechQueue(settings.max_speech_s)
-        self.text_speech = TextSpeech(text_to_speech, self.speech, settings.max_say_chars)
+        self.text_speech = TextSpeech(text_to_speech, self.speech, settings)
         self._reporter = PlaybackReporter(self.announcer, on_voice=self.lifetime.touch)
         self._runner = AvatarRunner(
             avatar_service,
@@ -132,6 +133,7 @@ class Session:
         )
         self.media: Media = transport.media(self.playout)
         self._ignores_camera = False
+        self._camera_status: CameraStatus | None = None
         self._is_lasting = is_lasting
         self._group = asyncio.TaskGroup()
         self._ending: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
@@ -185,7 +187,7 @@ class Session:
             return None
 
     async def _watch(self) -> None:
-        """Detach lost connections, send statistics and warnings, and enforce the time limits."""
+        """Detach lost connections, send what is due, and enforce the time limits."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             now_s = time.monotonic()
@@ -194,11 +196,22 @@ class Session:
                 self.spawn(self.detach(connection, is_lost=True), "lost")
             for connection in self.connections.take_due_stats(now_s):
                 self.announcer.send(connection, self.stats())
+            self._announce_camera()
             reason = self.lifetime.end()
             if reason is not None:
                 raise SessionEnded(reason)
             for warning in self.lifetime.warnings():
                 self.announcer.broadcast(warning)
+
+    def _announce_camera(self) -> None:
+        """Tell those who may send a camera what it sees, when that has changed."""
+        status, before = self._runner.camera_status, self._camera_status
+        self._camera_status = status
+        if status is None or status == before:
+            return
+        for connection in self.connections:
+            if connection.may_speak:
+                self.announcer.send(connection, server_messages.CameraSeen(status))
 
     async def _close_connections(self, reason: EndReason) -> None:
         error = closing_error(reason)

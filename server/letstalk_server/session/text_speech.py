@@ -13,7 +13,9 @@ import numpy as np
 from letstalk_rt.errors import DependencyError, LetsTalkError, TextError
 from letstalk_rt.speech.engines import open_speech
 from letstalk_rt.speech.interface import TextToSpeech, prepare_text
+from letstalk_rt.speech.voices import list_voices
 from letstalk_server.errors import (
+    BadMessageError,
     BadTextError,
     NoSpeechEngineError,
     ServerError,
@@ -41,12 +43,7 @@ def open_engine(settings: Settings) -> TextToSpeech | None:
     if settings.speech == "off":
         return None
     try:
-        return open_speech(
-            settings.speech,
-            settings.speech_voice,
-            base_url=settings.speech_url,
-            model=settings.speech_model,
-        )
+        return open_voice(settings)
     except DependencyError:
         if settings.speech != "auto" or settings.speech_voice is not None:
             raise
@@ -54,10 +51,32 @@ def open_engine(settings: Settings) -> TextToSpeech | None:
         return None
 
 
+def open_voice(settings: Settings, name: str | None = None) -> TextToSpeech:
+    """Return the server's speech engine with a voice; it may block for some milliseconds.
+
+    Args:
+        settings: of the server, whose speech is not off.
+        name: one of `list_voices`, not a name that a client made up: it may also be that of a
+            file. `None` or empty takes the voice of the settings.
+
+    Raises:
+        ConfigError: the engine or its voice is unknown.
+        DependencyError: nothing that can speak is installed.
+    """
+    assert settings.speech != "off"
+    return open_speech(
+        settings.speech,
+        name or settings.speech_voice,
+        base_url=settings.speech_url,
+        model=settings.speech_model,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Text:
     source: str
     text: str = field(repr=False)
+    voice: str
     on_error: OnError
 
 
@@ -67,25 +86,29 @@ class TextSpeech:
     Args:
         engine: the speech engine; None refuses all texts.
         speech: receives the audio.
-        max_chars: longest text.
+        settings: longest text, and how other voices of the engine are opened.
     """
 
-    def __init__(self, engine: TextToSpeech | None, speech: SpeechQueue, max_chars: int) -> None:
-        self._engine, self._speech, self._max_chars = engine, speech, max_chars
+    def __init__(
+        self, engine: TextToSpeech | None, speech: SpeechQueue, settings: Settings
+    ) -> None:
+        self._engine, self._speech, self._settings = engine, speech, settings
         self._waiting: deque[_Text] = deque()
         self._changed = asyncio.Event()
         self._speaking: asyncio.Task[None] | None = None
 
-    def submit(self, source: str, text: str, on_error: OnError) -> None:
+    def submit(self, source: str, text: str, voice: str, on_error: OnError) -> None:
         """Queue a text.
 
         Args:
             source: who speaks, for floor control.
             text: the text.
+            voice: name of one of the engine's voices; empty for that of the settings.
             on_error: called if it cannot be spoken after all.
 
         Raises:
             NoSpeechEngineError: The server has no speech engine.
+            BadMessageError: There is no such voice.
             BadTextError: The text is empty, too long, or has nothing that can be spoken.
             SpeechOverflowError: Too many texts wait.
         """
@@ -93,14 +116,16 @@ class TextSpeech:
             raise NoSpeechEngineError(
                 "This server cannot speak text. Its operator can install a voice, e.g. espeak-ng."
             )
+        if voice and voice not in list_voices(self._engine):
+            raise BadMessageError("there is no such voice; /v1/config lists them")
         try:
-            prepared = prepare_text(text, self._max_chars)
+            prepared = prepare_text(text, self._settings.max_say_chars)
         except TextError as error:
             detail = str(error)
             raise BadTextError(f"{detail[:1].upper()}{detail[1:]}.") from None
         if len(self._waiting) >= MAX_WAITING:
             raise SpeechOverflowError(f"{MAX_WAITING} texts are waiting. Send it later.")
-        self._waiting.append(_Text(source, prepared, on_error))
+        self._waiting.append(_Text(source, prepared, voice, on_error))
         self._changed.set()
 
     def clear(self) -> None:
@@ -125,8 +150,11 @@ class TextSpeech:
             self._report(self._speaking, text)
 
     async def _speak(self, text: _Text) -> None:
-        assert self._engine is not None
-        stream = self._engine.stream(text.text)
+        engine = self._engine
+        if text.voice:
+            engine = await asyncio.to_thread(open_voice, self._settings, text.voice)
+        assert engine is not None
+        stream = engine.stream(text.text)
         pushed = False
         try:
             async with aclosing(cast(AsyncGenerator[tuple[np.ndarray, int], None], stream)):

@@ -60,6 +60,23 @@ def test_places_fill_and_a_full_cluster_refuses_with_retry_after(cluster, client
     assert client.create().status_code == 201
 
 
+def test_who_waits_for_a_place_comes_in_on_the_worker_of_the_ticket(cluster, client):
+    for _ in range(2 * PLACES):
+        client.create()
+    ticket = client.post("/v1/queue").json()["ticket"]
+    worker = ticket.partition(".")[0]
+    client.delete(
+        f"/v1/sessions/{next(name for name in client.opened if name[:3] == worker + '.')}"
+    )
+    place = {"params": {"session": ticket}, "json": {"ticket": ticket}}
+    standing = client.post("/v1/queue", **place).json()
+    assert (standing["ticket"], standing["position"], standing["ready"]) == (ticket, 1, True)
+    assert client.create().json()["code"] == "at-capacity", "the place is kept"
+    made = client.post("/v1/sessions", **place)
+    assert made.status_code == 201 and made.json()["session"].startswith(worker + ".")
+    client.opened.append(made.json()["session"])
+
+
 def test_metrics_of_workers_are_not_reachable_however_they_are_spelled(cluster, client):
     for path in ("/metrics", "/%6detrics", "/%6D%65trics", "/metric%73?x=1"):
         assert client.get(path).status_code == 404, path

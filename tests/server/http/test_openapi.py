@@ -63,9 +63,10 @@ async def test_afterwards_the_server_serves(address):
 
 
 def test_every_route_is_described():
-    from letstalk_server.http import rest, signaling
+    from letstalk_server.http import queueing, rest, signaling
 
     described = set(openapi.document()["paths"])
-    served = {route.path for route in [*rest.routes(), *signaling.routes()]}
+    routes = [*rest.routes(), *queueing.routes(), *signaling.routes()]
+    served = {route.path for route in routes}
     assert served - described == {"/openapi.json"}
     assert described <= served

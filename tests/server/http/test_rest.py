@@ -144,6 +144,20 @@ async def test_bad_portraits_are_refused_in_words():
             assert after.status_code == 201, "the next one is welcome"
 
 
+async def test_an_upload_takes_another_name_and_a_default_avatar_does_not():
+    async with serving() as (_, client):
+        made = (await client.post(UPLOAD, content=portrait_jpeg())).json()
+        path = f"/v1/avatars/{made['id']}"
+        renamed = await client.patch(path, json={"label": " Ann "})
+        assert renamed.json() == made | {"label": "Ann"}
+        assert (await client.get(path)).json()["label"] == "Ann"
+        for body in ({}, {"label": " "}, {"label": "x" * 61}, {"label": 5}):
+            problem(await client.patch(path, json=body), 400, "bad-request")
+        label = {"json": {"label": "Ann"}}
+        problem(await client.patch("/v1/avatars/amber", **label), 409, "default-avatar")
+        problem(await client.patch("/v1/avatars/none", **label), 404, "unknown-avatar")
+
+
 async def test_only_the_latest_portraits_are_kept():
     async with serving(Settings(max_portraits=2)) as (_, client):
         bodies = [

@@ -54,6 +54,25 @@ async def test_texts_are_spoken_one_after_the_other(address):
 
 
 @needs_espeak
+async def test_a_text_is_spoken_with_the_voice_that_it_names_if_the_server_has_that(address):
+    async with httpx.AsyncClient(base_url=f"http://{address}") as http:
+        voices = (await http.get("/v1/config")).json()["speech"]["voices"]
+    assert {"de", "en-gb"} <= set(voices)
+    client = await join(address, "frames=jpeg&max_fps=1")
+    lengths = []
+    for voice in ("", "de", "de"):
+        await client.send({"type": "speech.say", "text": "My name is Mary.", "voice": voice})
+        lengths.append((await client.hear("segment.finished", len(lengths) + 1))["played_ms"])
+    default, german, again = lengths
+    assert german == again != default
+    for voice in ("klingon", "../voice.onnx", 5):
+        await client.send({"type": "speech.say", "text": "Hello.", "voice": voice})
+    await client.hear("session.error", 3)
+    assert {error["code"] for error in client.said("session.error")} == {"bad-message"}
+    await client.close()
+
+
+@needs_espeak
 async def test_an_interrupt_stops_what_is_still_synthesised_and_what_waits(address):
     client = await join(address)
     for _ in range(3):
@@ -151,7 +170,7 @@ async def test_a_server_without_a_voice_says_so():
     try:
         async with httpx.AsyncClient(base_url=f"http://{address}") as http:
             speech = (await http.get("/v1/config")).json()["speech"]
-        assert speech == {"available": False, "max_chars": 1000}
+        assert speech == {"available": False, "max_chars": 1000, "voices": []}
         client = await join(address)
         await client.send({"type": "speech.say", "text": "hello"})
         assert (await client.hear("session.error"))["code"] == "no-speech-engine"

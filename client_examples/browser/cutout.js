@@ -55,6 +55,9 @@ export class Cutout {
   #video;
   #hasMatte = false;
 
+  /** Whether the frames of the video are not drawn now. */
+  isPaused = false;
+
   constructor(canvas, video) {
     this.#canvas = canvas;
     this.#video = video;
@@ -87,7 +90,7 @@ export class Cutout {
 
   #drawNextFrame() {
     const { videoWidth, videoHeight } = this.#video;
-    if (videoWidth) this.#draw(this.#video, videoWidth, videoHeight, this.#hasMatte);
+    if (videoWidth && !this.isPaused) this.#draw(this.#video, videoWidth, videoHeight, this.#hasMatte);
     this.#video.requestVideoFrameCallback(() => this.#drawNextFrame());
   }
 

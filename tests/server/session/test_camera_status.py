@@ -1,0 +1,83 @@
+"""Who may speak is told what the camera sees, once for each change; who watches is not."""
+
+import asyncio
+import json
+import time
+
+import numpy as np
+from support.server_fakes import Painter, serving
+
+from letstalk_rt.inference.protocol import CameraReading, CameraStatus
+from letstalk_rt.models.face.face_motion import NUM_MOTION
+from letstalk_server.protocol.client_messages import ConnectionConfig
+from letstalk_server.session.connection import ConnectionKind
+from letstalk_server.session.session import WATCH_INTERVAL_S
+
+
+class BrightFaceReader:
+    """Sees a face in every bright frame."""
+
+    def read(self, rgb, captured_s, *, absolute):
+        if rgb.mean() < 60:
+            return CameraReading(CameraStatus.NO_FACE)
+        return CameraReading(CameraStatus.FACE, np.zeros(NUM_MOTION, np.float32))
+
+    def take_neutral(self):
+        pass
+
+    def close(self):
+        pass
+
+
+class WatchingPainter(Painter):
+    def open_camera(self):
+        return BrightFaceReader()
+
+    def steer(self, state, steering):
+        pass
+
+
+class Listener:
+    """A connection that keeps the messages that it gets."""
+
+    kind, config, video_bitrate = ConnectionKind.PLAY, ConnectionConfig(), 0
+
+    def __init__(self, may_speak):
+        self.id, self.may_speak = f"listener {may_speak}", may_speak
+        self.messages = []
+
+    def send(self, text):
+        self.messages.append(json.loads(text))
+
+    def seen(self):
+        return [each["status"] for each in self.messages if each["type"] == "camera.status"]
+
+    def is_lost(self, now_s):
+        return False
+
+    async def aclose(self, error=None):
+        pass
+
+
+async def film(session, level, seconds):
+    """Push frames of one brightness."""
+    for _ in range(int(seconds / 0.05)):
+        session.push_video(np.full((48, 64, 3), level, np.uint8), time.monotonic())
+        await asyncio.sleep(0.05)
+
+
+async def test_changes_are_told_to_those_who_may_speak():
+    async with serving(pipeline=WatchingPainter()) as (app, client):
+        await client.post("/v1/sessions")
+        (session,) = app.state.sessions
+        speaker, viewer = Listener(True), Listener(False)
+        for connection in (speaker, viewer):
+            await session.attach(connection)
+        await session._runner.opened()
+        for level in (0, 0, 200, 0):
+            await film(session, level, 2 * WATCH_INTERVAL_S)
+        assert speaker.seen() == ["no-face", "face", "no-face"]
+        await asyncio.sleep(2 * WATCH_INTERVAL_S + 0.2)  # the camera is off
+        await film(session, 0, 2 * WATCH_INTERVAL_S)
+        assert speaker.seen()[3:] == ["no-face"], "a camera that is on again is told again"
+        assert viewer.seen() == []
