@@ -332,6 +332,23 @@ def expression(channels: np.ndarray, pcm: np.ndarray) -> dict[str, float]:
     }
 
 
+def lip_agreement(ours: np.ndarray, true: np.ndarray, late: int) -> dict[str, float]:
+    """Return r of the lip gap with the true one, as filmed and with the clip's own offset removed.
+
+    The sound of many clips does not fit their lips: generated lips, which fit it, are then late or
+    early against the true ones.
+
+    Args:
+        ours: channels of the generated video, `(T, 16)`.
+        true: those of the true one, `(T, 16)`.
+        late: by how many frames the true lips are later than their sound.
+    """
+    a, b = ours[:, 0], true[:, 0]
+    first, last = max(0, late), len(b) + min(0, late)
+    moved = correlation(a[first - late : last - late], b[first:last])
+    return {"gap_r": correlation(a, b), "gap_r_in_sync": moved}
+
+
 def lost_variance(whole: Mapping[str, FaceMotion], without: Mapping[str, FaceMotion]) -> float:
     """Return the share of the variance of shown landmarks that goes with a part of the model.
 

@@ -21,7 +21,7 @@ from letstalk_rt.metrics import NoClock
 from letstalk_rt.models.motion.code import NUM_MOTION
 from letstalk_rt.models.motion.denoiser import MotionDenoiser
 from letstalk_rt.models.parts import MOTION
-from letstalk_rt.training.data.dataset import Clip
+from letstalk_rt.training.data.dataset import MAX_SHIFT, Clip
 from letstalk_rt.training.evaluation.generation import as_portrait, generate_frames
 from letstalk_rt.training.evaluation.whole_face import (
     FaceMotion,
@@ -29,6 +29,7 @@ from letstalk_rt.training.evaluation.whole_face import (
     changed_variance,
     compare,
     expression,
+    lip_agreement,
     lost_variance,
     true_motion,
 )
@@ -139,8 +140,10 @@ def _figures(motions: Motions, clips: Sequence[Clip], frames: int) -> dict[str, 
         count = min(len(ours), len(true))
         pairs.append((ours[:count], true[:count]))
         of_true = expression(true[:count], clip.pcm)
+        late = clip.lips_late if abs(clip.lips_late) <= MAX_SHIFT else 0
         rows.append(
             expression(ours[:count], clip.pcm)
+            | lip_agreement(ours[:count], true[:count], late)
             | {f"{name}_true": value for name, value in of_true.items()}
         )
     means = {name: _mean([row[name] for row in rows]) for name in rows[0]}

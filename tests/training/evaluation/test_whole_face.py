@@ -21,6 +21,7 @@ from letstalk_rt.training.evaluation.whole_face import (
     channels_of,
     compare,
     expression,
+    lip_agreement,
     lost_variance,
     told,
     trembling,
@@ -107,6 +108,15 @@ def test_velocity_carries_over_in_slow_motion_and_not_in_trembling():
     assert figures["carried_roll"] == pytest.approx(figures["carried_roll_true"])
 
 
+@pytest.mark.parametrize("late", [-3, 0, 2])
+def test_lips_agree_once_the_clips_own_offset_is_removed(late):
+    course = np.random.default_rng(0).standard_normal(200)
+    heard, filmed = (np.tile(x[:, None], 16) for x in (course, np.roll(course, late)))
+    found = lip_agreement(heard[5:-5], filmed[5:-5], late)
+    assert found["gap_r_in_sync"] == pytest.approx(1)
+    assert (found["gap_r"] > 0.9) == (late == 0)
+
+
 def test_lost_and_changed_variance_of_landmarks():
     rng = np.random.default_rng(0)
     points = rng.standard_normal((100, 478, 2))
@@ -138,7 +148,9 @@ def test_without_a_part_frames_differ_and_afterwards_they_are_as_before(pipeline
 def test_cached_memory_cannot_be_left_out():
     config = SimpleNamespace(cached=True)
     model = SimpleNamespace(
-        denoiser=SimpleNamespace(config=config), preset=SimpleNamespace(name="b"), motion=None
+        get=lambda part: None,
+        denoiser=SimpleNamespace(config=config),
+        preset=SimpleNamespace(name="b"),
     )
     with pytest.raises(ConfigError, match="'b' caches its memory"):
         with left_out(SimpleNamespace(model=model), "memory"):
