@@ -14,6 +14,7 @@ from torch import Tensor
 from letstalk_rt.models.autoencoder.eye_painter import EyePainter
 from letstalk_rt.models.geometry.eye_region import (
     EYE_SIZE,
+    OPENING,
     align_eyes,
     closed_by,
     eye_maps,
@@ -58,7 +59,8 @@ class EyeCompositor:
         )
         self._eyes = torch.stack([eye_points(points, eye, places[eye])[0] for eye in _EYES])
         coarse = torch.cat([_cut(portrait, places[eye], eye, EYE_SIZE) for eye in _EYES])
-        self._encoded = painter.encode_portrait(coarse, eye_maps(self._eyes))
+        maps = eye_maps(self._eyes)
+        self._encoded, self._opening = painter.encode_portrait(coarse, maps), maps[:, OPENING]
         self._part = painted_part(coarse)
         self._opacity = painted_part(coarse, self._fine)
 
@@ -99,8 +101,10 @@ class EyeCompositor:
         encoded, portrait = (x.repeat(len(shown), 1, 1, 1) for x in (self._encoded, self._portrait))
         eyes = wanted[shown].flatten(0, 1)
         known = iris_flow(self._eyes.repeat(len(shown), 1, 1), eyes)
-        painted = self._painter(encoded, around * (self._part == 0), eye_maps(eyes), known)
-        regions = painted.shown(portrait)
+        maps = eye_maps(eyes)
+        painted = self._painter(encoded, around * (self._part == 0), maps, known)
+        before = self._opening.repeat(len(shown), 1, 1, 1)
+        regions = painted.shown(portrait, torch.cat([before, maps[:, OPENING]], 1))
         for index, n in enumerate(shown):
             alpha = self._opacity * opacity[n]
             for eye in _EYES:

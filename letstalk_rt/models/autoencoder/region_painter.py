@@ -21,6 +21,8 @@ _CELL = 4
 _MOST_FLOW_PX = 12.0
 _KEPT_AT_FIRST = 2.0  # a logit
 _OUTPUTS = 2 + 1 + 3  # flow, share, colours
+_SMOOTH_PX = 6  # pixels of a region over which what is painted is smooth
+_ALIKE = 0.35  # colours that differ by more do not show the same
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,15 @@ class PaintedRegion:
     kept: Tensor
     colours: Tensor
 
-    def shown(self, portrait: Tensor) -> Tensor:
-        """Return the pixels `(B, 3, r H, r W)`, given the portrait's region at r times the size."""
+    def shown(self, portrait: Tensor, openings: Tensor | None = None) -> Tensor:
+        """Return the pixels `(B, 3, r H, r W)`, given the portrait's region at r times the size.
+
+        Args:
+            portrait: the region, `(B, 3, r H, r W)`.
+            openings: where there is an opening, of the eye, in the portrait and as wanted,
+                `(B, 2, H, W)` in [0, 1]. What is painted is as smooth as video; with them it gets
+                the portrait's pores, lashes and wrinkles where the portrait shows the same.
+        """
         flow, kept, colours = self.flow, self.kept, self.colours
         height, width = flow.shape[-2:]
         if portrait.shape[-1] != width:
@@ -61,7 +70,29 @@ class PaintedRegion:
         half = flow.new_tensor([width / 2, height / 2])
         grid = _positions(flow) + flow.permute(0, 2, 3, 1) / half
         moved = F.grid_sample(portrait, grid, padding_mode="border", align_corners=False)
-        return torch.lerp(colours, moved, kept)
+        shown = torch.lerp(colours, moved, kept)
+        if openings is None:
+            return shown
+        detail, alike = _detail(moved, colours, _SMOOTH_PX * portrait.shape[-1] // width)
+        before, after = openings.split(1, 1)
+        before = F.grid_sample(before, grid, padding_mode="border", align_corners=False)
+        after = F.interpolate(after, portrait.shape[-2:], mode="bilinear", align_corners=False)
+        return shown + (1 - kept) * alike * (1 - (after - before).abs()) * detail
+
+
+def _detail(moved: Tensor, colours: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return what pixels have that smooth ones lack, and where their colours are alike, in [0, 1].
+
+    Args:
+        moved: pixels of the portrait, `(B, 3, H, W)`.
+        colours: what is painted, likewise.
+        side: pixels over which both are averaged.
+    """
+    low, painted = (F.avg_pool2d(x, side, ceil_mode=True) for x in (moved, colours))
+    alike = (1 - (low - painted).abs().mean(1, keepdim=True) / _ALIKE).clamp(0, 1)
+    both = torch.cat([low, alike], 1)
+    both = F.interpolate(both, moved.shape[-2:], mode="bilinear", align_corners=False)
+    return moved - both[:, :3], both[:, 3:]
 
 
 class _Block(nn.Module):

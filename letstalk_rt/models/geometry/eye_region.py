@@ -133,6 +133,10 @@ def eye_motion(eyes: Tensor, eye: int) -> Tensor:
     return torch.stack([*lids, -across if eye else across, down], 1) / CORNER_DISTANCE_PX
 
 
+OPENING = slice(2, 3)
+"""The opening among the maps of `eye_maps`."""
+
+
 def eye_maps(eyes: Tensor) -> Tensor:
     """Return maps of what eyes show: `(B, 4, 48, 64)`.
 

@@ -45,6 +45,19 @@ def test_a_finer_portrait_is_shown_at_its_own_sharpness():
     torch.testing.assert_close(shifted[..., :-3], fine[..., 3:], atol=1e-5, rtol=0)
 
 
+def test_painted_skin_has_the_portraits_pores_but_lids_do_not_show_the_eye_below():
+    checks = 0.1 * (-1.0) ** torch.arange(96).view(1, -1).add(torch.arange(64).view(-1, 1))
+    fine = (0.25 + checks).expand(2, 3, 64, 96)
+    openings = torch.zeros(2, 2, 16, 24)
+    skin = painted((0.0, 0.0), 0.0).shown(fine, openings)
+    torch.testing.assert_close(skin, fine, atol=1e-3, rtol=0)
+    openings[:, 0] = 1  # open in the portrait, closed as wanted
+    lid = painted((0.0, 0.0), 0.0).shown(fine, openings)
+    torch.testing.assert_close(lid, torch.full_like(lid, 0.25))
+    other = painted((0.0, 0.0), 0.0).shown(fine - 0.6, 0 * openings)
+    torch.testing.assert_close(other, torch.full_like(other, 0.25))
+
+
 def test_portrait_surroundings_and_maps_have_influence():
     torch.manual_seed(0)
     painter = RegionPainter(SMALL).eval()
