@@ -20,6 +20,7 @@ from letstalk_rt.errors import WeightsError
 from letstalk_rt.models.audio_encoder.lip_reader import VOICED_LEVEL, LipReaderConfig
 from letstalk_rt.models.audio_encoder.mel import FLOOR, NUM_BANDS
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainterConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.presets import (
@@ -111,7 +112,7 @@ def save_model(model: AvatarModel, path: Path) -> None:
     if isinstance(model.autoencoder, DCAutoencoder):
         header["autoencoder"] = model.autoencoder.identity
     if model.preset.mouth_painter is not None:
-        header["mouth_painter"] = "yes"
+        header["mouth_painter"] = json.dumps(asdict(model.preset.mouth_painter))
     if model.preset.gestures is not None:
         header["gestures"] = "yes"
     if model.preset.face_reader:
@@ -232,8 +233,7 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
             )
         known = replace(shapes.autoencoder, identity=header["autoencoder"])
         shapes = replace(shapes, autoencoder=known)
-    if "mouth_painter" not in header:  # without a painter, mouths are shown as decoded
-        shapes = replace(shapes, mouth_painter=None)
+    shapes = replace(shapes, mouth_painter=_stored_painter(shapes.mouth_painter, header))
     if "gestures" not in header:  # without gestures, head and eyes move at random
         shapes = replace(shapes, gestures=None)
     if "face_reader" not in header:  # without a face reader, the encoder reads cameras
@@ -263,6 +263,25 @@ def _stored_lips(header: dict[str, str]) -> LipReaderConfig:
         raise WeightsError(
             "the header of the weights describes a lip reader that this version does not know: "
             f"{header['lips'][:200]!r}; use the weights of this version"
+        ) from error
+
+
+def _stored_painter(
+    usual: MouthPainterConfig | None, header: dict[str, str]
+) -> MouthPainterConfig | None:
+    """Return the shape of the mouth painter; None without one: mouths are shown as decoded."""
+    if usual is None or "mouth_painter" not in header:
+        return None
+    if header["mouth_painter"] == "yes":  # of files whose header does not state its shape
+        return usual
+    try:
+        stored = MouthPainterConfig(**json.loads(header["mouth_painter"]))
+        (fine, middle, coarse), (first, second, third) = stored.widths, stored.blocks
+        return replace(stored, widths=(fine, middle, coarse), blocks=(first, second, third))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            "the header of the weights describes a mouth painter that this version does not know: "
+            f"{header['mouth_painter'][:200]!r}; use the weights of this version"
         ) from error
 
 

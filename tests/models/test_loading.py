@@ -221,6 +221,25 @@ class TestMouthPainter:
             found = loaded.mouth_painter.state_dict()[name]
             torch.testing.assert_close(found, value, rtol=2**-10, atol=1e-7)
 
+    def test_its_shape_is_that_of_the_file(self, model, preset, tmp_path):
+        shape = MouthPainterConfig(widths=(8, 16, 8), bank=3, blocks=(1, 2, 1))
+        save_model(with_mouth_painter(model, MouthPainter(shape)), tmp_path / "small.safetensors")
+        loaded = load_model("small", tmp_path / "small.safetensors")
+        assert loaded.preset.mouth_painter == shape and loaded.mouth_painter is not None
+        assert loaded.mouth_painter.config == shape
+
+    def test_a_file_of_before_has_the_shape_of_the_preset(self, model, preset, tmp_path):
+        path = tmp_path / "small.safetensors"
+        save_model(with_mouth_painter(model, MouthPainter(self.CONFIG)), path)
+        rewrite(path, load_file(path), HEADER | {"mouth_painter": "yes"})
+        assert load_model("small", path).preset.mouth_painter == self.CONFIG
+
+    @pytest.mark.parametrize("shape", ["no", "3", '{"depth": 3}', '{"blocks": [1, 2]}'])
+    def test_an_unknown_shape_is_named(self, shape, saved, preset):
+        rewrite(saved, load_file(saved), HEADER | {"mouth_painter": shape})
+        with pytest.raises(WeightsError, match="a mouth painter that this version does not know"):
+            load_model("small", saved)
+
     def test_a_file_without_one_loads_without_it(self, saved, preset):
         loaded = load_model("small", saved)
         assert loaded.mouth_painter is None and loaded.preset.mouth_painter is None
