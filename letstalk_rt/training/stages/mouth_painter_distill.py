@@ -1,8 +1,7 @@
 """Distils the mouth painter: a smaller one learns to inpaint what a trained one inpaints.
 
-What is learnt is a function of the inputs, so most steps need no critic; one that tells the two
-painters apart brings back, at the end, the contrast that a small network averages away. The truth
-is a target of its own, at a smaller weight. Both painters compute the middle of crops alone where
+What is learnt is a function of the inputs, sharp already, so there is no critic. The truth is a
+target of its own, at a smaller weight. Both painters compute the middle of crops alone where
 openings lie in it, as they will at inference.
 """
 
@@ -25,17 +24,11 @@ from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig, Run
 from letstalk_rt.training.stages.mouth_painter import SHEET_SIZE, MouthValidator, split_mouths
 from letstalk_rt.training.stages.mouth_painter_loss import (
-    CRITIC_WEIGHT,
     DIFFERENCE_WEIGHTS,
-    FEATURE_WEIGHT,
-    MouthCritic,
     differences,
     distance,
     shown_teeth,
 )
-
-CRITIC_SHARE = 0.75
-"""Share of the steps that come before those with a critic."""
 
 TRUTH_WEIGHT = 0.1
 """Weight of the L1 distance from true mouths, beside the distances from the teacher's."""
@@ -66,8 +59,7 @@ def distill_mouth_painter(
     source = MouthSource(mouths, kept)
     model = pruned(teacher, student)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    critic = MouthCritic(torch.device(config.device))
-    run = Run(folder, model, config, extras={"critic": critic})
+    run = Run(folder, model, config)
     teacher.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher.eval().requires_grad_(False)
 
@@ -82,15 +74,7 @@ def distill_mouth_painter(
         for name, value in parts.items():
             total = total + DIFFERENCE_WEIGHTS[name] * value
         figures = {name: float(value.detach()) for name, value in parts.items()}
-        figures["true_l1"] = float(true.detach())
-        if step >= CRITIC_SHARE * config.steps:
-            with torch.autocast(run.device.type, torch.bfloat16):
-                figures["critic"] = critic.learn(painted, taught)
-                adversarial, features = critic.losses(painted, taught)
-            total = total + CRITIC_WEIGHT * adversarial + FEATURE_WEIGHT * features
-            figures["fooled"] = float(adversarial.detach())
-            figures["features"] = float(features.detach())
-        return total, figures
+        return total, figures | {"true_l1": float(true.detach())}
 
     validator = MouthValidator(mouths, validation, folder, sheet_size)
     trained = run.train(loss, lambda model, step: validator(model, step, run.device))
