@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from letstalk_rt.errors import InputError
+from letstalk_rt.models.autoencoder.mouth_painter import SMALL_PAINTER
 from letstalk_rt.models.avatar_model import AvatarModel, with_part
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
 from letstalk_rt.models.paper.presets import FAITHFUL
-from letstalk_rt.models.parts import PARTS, with_parts
+from letstalk_rt.models.parts import MOUTH_PAINTER, PARTS, with_parts
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
 
 _STAGES = {
@@ -25,6 +26,9 @@ _STAGES = {
 }
 """Parts that export adds at its end, and the folders of the stages that train them. Weights files
 need not have them."""
+
+_SMALL_PAINTER = "small-painter"
+"""The folder of `letstalk train painter --distill`, whose result comes before a usual painter."""
 
 _DECODER = ("autoencoder.decoder.", "autoencoder.reference.heads.")
 
@@ -66,11 +70,19 @@ def with_added_parts(
         names: the parts to add; all when None.
     """
     preset = with_chosen_lookahead(args, get_preset(args.preset))
+    stages = dict(_STAGES)
+    if (args.runs / _SMALL_PAINTER / "model.pt").exists():
+        stages[MOUTH_PAINTER.name] = _SMALL_PAINTER
+        bank = preset.mouth_painter.bank
+        preset = replace(preset, mouth_painter=replace(SMALL_PAINTER, bank=bank))
+    elif given and not (args.runs / stages[MOUTH_PAINTER.name] / "model.pt").exists():
+        stored = stored_preset(args.weights, args.preset)
+        preset = replace(preset, mouth_painter=stored.mouth_painter)
     wanted = set(_STAGES if names is None else names) & set(preset.parts)
     for part in PARTS:
         if part.name not in wanted:
             continue
-        if weights := _trained_part(args.runs / _STAGES[part.name], given, part.name):
+        if weights := _trained_part(args.runs / stages[part.name], given, part.name):
             module = part.build(preset)
             module.load_state_dict(weights)
             model = with_part(model, part, module)

@@ -32,6 +32,8 @@ from letstalk_rt.cli.train_motion import train_motion_stage
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.audio_encoder.causal import AudioEncoderConfig
+from letstalk_rt.models.autoencoder.mouth_painter import SMALL_PAINTER
+from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.dataset import (
@@ -41,7 +43,7 @@ from letstalk_rt.training.data.dataset import (
     load_stills,
     tags_with,
 )
-from letstalk_rt.training.data.mouth_crops import load_mouth_crops
+from letstalk_rt.training.data.mouth_crops import MouthCrops, load_mouth_crops
 from letstalk_rt.training.distributed import (
     destroy_process_group,
     init_process_group,
@@ -59,6 +61,7 @@ from letstalk_rt.training.stages.eye_painter import train_eye_painter
 from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.lip_refiner import train_lip_refiner
 from letstalk_rt.training.stages.mouth_painter import train_mouth_painter
+from letstalk_rt.training.stages.mouth_painter_distill import distill_mouth_painter
 from letstalk_rt.training.stages.paper import PUBLISHED_LOOP
 from letstalk_rt.training.stages.phones import load_phones, train_phones
 from letstalk_rt.training.stages.pose_reader import train_pose_reader
@@ -119,6 +122,11 @@ LOOPS = {
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
     ),
 }
+DISTILLED_PAINTER = LoopConfig(
+    steps=6000, learning_rate=1e-3, warm_up=100, ema=0.998, weight_decay=0.0, evaluate_every=500
+)
+"""Of the stage `painter` with --distill."""
+
 LARGE = ("faithful", "ablate")
 """Stages whose loss holds in bfloat16 as a whole; others choose the parts of theirs."""
 
@@ -173,6 +181,12 @@ def _parser() -> argparse.ArgumentParser:
         "--start",
         type=Path,
         help="autoencoder, decoder, phones, flow, painter: run folder with the initial weights",
+    )
+    parser.add_argument(
+        "--distill",
+        action="store_true",
+        help="painter: train a small one, in the folder small-painter, on the results of a trained "
+        "one",
     )
     parser.add_argument(
         "--surroundings",
@@ -238,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
         "--weights",
         type=Path,
         help="decoder, motion, landmarks, eyes, export: weights file with the parts of stages that "
-        "have not run",
+        "have not run; painter --distill: with its teacher (the packaged weights)",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
     return parser
@@ -303,7 +317,8 @@ def _with_blendshapes(clips: list[Clip]) -> list[Clip]:
     return clips
 
 
-def _loop(args: argparse.Namespace) -> LoopConfig:
+def _loop(args: argparse.Namespace, usual: LoopConfig | None = None) -> LoopConfig:
+    """Return the stage's settings, or the usual ones, with what was chosen."""
     given = {
         "steps": args.steps,
         "learning_rate": args.rate,
@@ -312,7 +327,7 @@ def _loop(args: argparse.Namespace) -> LoopConfig:
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     device = choose_device(args.device).type
-    config = replace(LOOPS[args.stage], device=device, **chosen)
+    config = replace(usual or LOOPS[args.stage], device=device, **chosen)
     if args.stage in LARGE:
         return replace(config, precision=_precision(args, device), accumulate=args.accumulate)
     if args.accumulate != 1 or args.precision != "auto":
@@ -444,19 +459,38 @@ def _pose(args: argparse.Namespace) -> None:
 
 
 def _painter(args: argparse.Namespace) -> None:
+    if args.distill:
+        _distilled_painter(args)
+        return
     preset = get_preset(args.preset)
     if MOUTH_PAINTER.name not in preset.parts:
         raise ConfigError(f"preset {args.preset!r} has no mouth painter; use preset 'tiny'")
     train_mouth_painter(
-        load_mouth_crops(
-            args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)
-        ),
+        _mouths(args),
         args.runs / "painter",
         _loop(args),
         batch_size=args.batch or BATCH["painter"],
         painter=preset.mouth_painter,
         initial_weights=averaged(args.start) if args.start else None,
     )
+
+
+def _distilled_painter(args: argparse.Namespace) -> None:
+    """Train a small mouth painter on the results of the one in a weights file."""
+    teacher = load_model(args.preset, args.weights).part(MOUTH_PAINTER)
+    distill_mouth_painter(
+        _mouths(args),
+        args.runs / "small-painter",
+        _loop(args, DISTILLED_PAINTER),
+        batch_size=args.batch or BATCH["painter"],
+        teacher=teacher,
+        student=replace(SMALL_PAINTER, bank=teacher.config.bank),
+    )
+
+
+def _mouths(args: argparse.Namespace) -> MouthCrops:
+    landmarker = landmarker_file(args.data, args.landmarker)
+    return load_mouth_crops(args.data, args.cache, "train", landmarker)
 
 
 def _sync(args: argparse.Namespace) -> None:

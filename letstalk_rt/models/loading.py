@@ -8,8 +8,9 @@ package under 32 MB.
 import hashlib
 import json
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from letstalk_rt.errors import WeightsError
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.autoencoder.mouth_painter import MouthPainterConfig
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
-from letstalk_rt.models.parts import PARTS, with_parts
+from letstalk_rt.models.parts import MOUTH_PAINTER, PARTS, with_parts
 from letstalk_rt.models.presets import (
     DCAutoencoderConfig,
     Preset,
@@ -92,7 +94,7 @@ def save_model(model: AvatarModel, path: Path) -> None:
     header = {"format": _FORMAT, "preset": model.preset.name, "lookahead_ms": lookahead}
     if isinstance(model.autoencoder, DCAutoencoder):
         header["autoencoder"] = model.autoencoder.identity
-    header["parts"] = json.dumps(model.preset.parts)
+    header["parts"] = json.dumps({name: _shape(model.preset, name) for name in model.preset.parts})
     save_file(tensors, path, header)
     checksum_file(path).write_text(_digest(path) + "\n")
 
@@ -186,7 +188,10 @@ def stored_preset(path: Path, preset: str) -> Preset:
 
 def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
     shapes = with_lookahead(preset, int(header["lookahead_ms"]))
-    shapes = with_parts(shapes, _stored_parts(header))
+    parts = _stored_parts(header)
+    shapes = with_parts(shapes, parts)
+    if shape := parts.get(MOUTH_PAINTER.name):
+        shapes = replace(shapes, mouth_painter=_painter_shape(shape))
     if isinstance(shapes.autoencoder, DCAutoencoderConfig):
         if "autoencoder" not in header:
             raise WeightsError(
@@ -198,20 +203,38 @@ def _stored_shapes(preset: Preset, header: dict[str, str]) -> Preset:
     return shapes
 
 
-def _stored_parts(header: dict[str, str]) -> list[str]:
+def _shape(preset: Preset, part: str) -> dict[str, Any] | None:
+    """Return the shape of a part whose shape differs between weights files."""
+    return asdict(preset.mouth_painter) if part == MOUTH_PAINTER.name else None
+
+
+def _stored_parts(header: dict[str, str]) -> dict[str, Any]:
+    """Return the parts that weights hold, and the shapes that are stated."""
     try:
-        parts = list(json.loads(header["parts"]))
+        parts = dict(json.loads(header["parts"]))
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             "the header of the weights does not say which parts they hold; export them again with "
             "this version"
         ) from error
-    if unknown := sorted(set(map(str, parts)) - {part.name for part in PARTS}):
+    if unknown := sorted(set(parts) - {part.name for part in PARTS}):
         raise WeightsError(
             f"the weights hold a part that this version does not know: {unknown[0][:40]!r}; use "
             "the weights of this version"
         )
     return parts
+
+
+def _painter_shape(shape: dict[str, Any]) -> MouthPainterConfig:
+    try:
+        stored = MouthPainterConfig(**shape)
+        (fine, middle, coarse), (first, second, third) = stored.widths, stored.blocks
+        return replace(stored, widths=(fine, middle, coarse), blocks=(first, second, third))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            "the header of the weights describes a mouth painter that this version does not know: "
+            f"{str(shape)[:200]}; use the weights of this version"
+        ) from error
 
 
 def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:

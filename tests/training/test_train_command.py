@@ -177,6 +177,14 @@ class TestCommand:
             train(["painter", "--data", str(root), "--runs", str(tmp_path), "--threads", "1",
                    "--preset", "b"])  # fmt: skip
 
+    def test_a_painter_to_distil_is_missed_in_the_weights(self, root, tmp_path, monkeypatch):
+        monkeypatch.setitem(PRESETS, "small", PRESET)
+        save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
+        with pytest.raises(ConfigError, match="'small' hold no mouth painter to distil"):
+            train(["painter", "--distill", "--data", str(root), "--runs", str(tmp_path),
+                   "--threads", "1", "--preset", "small",
+                   "--weights", str(tmp_path / "base.safetensors")])  # fmt: skip
+
     def test_surroundings_alone_need_a_denoiser_to_go_on_with(self, root, tmp_path):
         with pytest.raises(InputError, match="name its run with --start"):
             train(["flow", "--data", str(root), "--runs", str(tmp_path), "--threads", "1",

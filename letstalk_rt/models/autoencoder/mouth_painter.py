@@ -59,10 +59,17 @@ class MouthPainterConfig:
     Attributes:
         widths: channels at a half, a quarter and an eighth of the crop's size.
         bank: number of pictures of teeth in the bank, `K`.
+        blocks: residual blocks at these sizes, 1 or 2 each. At the first two sizes a second block
+            comes before the size is halved.
     """
 
     widths: tuple[int, int, int] = (48, 80, 96)
     bank: int = 8
+    blocks: tuple[int, int, int] = (2, 2, 2)
+
+
+SMALL_PAINTER = MouthPainterConfig(widths=(32, 64, 64), blocks=(1, 1, 1))
+"""A third of the operations; it is distilled from a painter of the usual shape."""
 
 
 def masked_teeth(crops: Tensor, opening: Tensor) -> Tensor:
@@ -113,6 +120,8 @@ class MouthPainter(nn.Module):
         super().__init__()
         self.config = config
         fine, middle, coarse = config.widths
+        assert all(count in (1, 2) for count in config.blocks), config.blocks
+        two_fine, two_middle, two_coarse = (count == 2 for count in config.blocks)
         self.style = nn.Sequential(
             nn.Linear(2 * len(_SHAPE) + MOUTH_SOUND, 96),
             nn.SiLU(),
@@ -120,11 +129,11 @@ class MouthPainter(nn.Module):
         )
         inputs = _CONTEXT_INPUTS + _FINE_HALF**2 * _TEETH_CHANNELS
         self.stem = nn.Conv2d(inputs, fine, 3, padding=1)
-        self.fine_in = _Block(fine)
+        self.fine_in = _Block(fine) if two_fine else nn.Identity()
         self.down1 = nn.Conv2d(fine, middle, 3, stride=2, padding=1)
-        self.middle_in = _Block(middle)
+        self.middle_in = _Block(middle) if two_middle else nn.Identity()
         self.down2 = nn.Conv2d(middle, coarse, 3, stride=2, padding=1)
-        self.coarse = nn.Sequential(_Block(coarse), _Block(coarse))
+        self.coarse = nn.Sequential(*(_Block(coarse) for _ in range(1 + two_coarse)))
         self.up1 = nn.Conv2d(coarse, 4 * middle, 1)
         self.middle_out = _Block(middle)
         self.up2 = nn.Conv2d(middle, 4 * fine, 1)

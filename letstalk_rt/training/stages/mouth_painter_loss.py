@@ -134,11 +134,9 @@ def shown_teeth(batch: MouthBatch, generator: torch.Generator) -> Tensor:
 
 def differences(painted: Tensor, batch: MouthBatch) -> dict[str, Tensor]:
     """Return the distances of inpainted mouths from true ones, by name of the loss."""
-    area = FINE**2 * 40
-    inside = batch.opening / (batch.opening.sum((1, 2, 3), keepdim=True) + area) / len(painted)
+    inside = _inside(batch)
     error = batch.comparable(painted) - batch.comparable(batch.crops)
-    size = 7 * FINE - 1
-    blurred = F.avg_pool2d(error, size, stride=1, padding=size // 2, count_include_pad=False)
+    blurred = _blurred(error, 7 * FINE - 1)
     across, down = (
         error[..., FINE:] - error[..., :-FINE],
         error[..., FINE:, :] - error[..., :-FINE, :],
@@ -157,6 +155,25 @@ def differences(painted: Tensor, batch: MouthBatch) -> dict[str, Tensor]:
         scale = len(painted) / batch.pairs
         losses["time"] = scale * (change.abs().mean(1, keepdim=True) * both).sum()
     return losses
+
+
+def distance(painted: Tensor, batch: MouthBatch) -> Tensor:
+    """Return the L1 distance of inpainted mouths from true ones, as in `differences`."""
+    error = batch.comparable(painted) - batch.comparable(batch.crops)
+    return (error.abs().mean(1, keepdim=True) * _inside(batch)).sum()
+
+
+def _inside(batch: MouthBatch) -> Tensor:
+    """Return the weights of pixels, `(B, 1, 160, 224)`: 0 outside of openings."""
+    area = FINE**2 * 40
+    return batch.opening / (batch.opening.sum((1, 2, 3), keepdim=True) + area) / len(batch.opening)
+
+
+def _blurred(images: Tensor, size: int) -> Tensor:
+    """Return the mean of the square of pixels around each one, of odd size, as far as it exists."""
+    side = size // 2
+    rows = F.avg_pool2d(images, (size, 1), 1, (side, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, size), 1, (0, side), count_include_pad=False)
 
 
 def _detail(error: Tensor, inside: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ import torch
 from support.mouths import frontal_face
 from support.small_model import stir
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
 from letstalk_rt.models.autoencoder.mouth_painter import (
+    SMALL_PAINTER,
     MouthPainter,
     MouthPainterConfig,
     is_inner,
@@ -73,6 +75,19 @@ class TestPainter:
         middle = painter(crops, opening, points, teeth, inner=True)
         assert middle.shape == whole.shape and not middle[..., : 8 * FINE, :].any()
         assert float((middle * mask - whole).abs().max()) < 0.1 * float(whole.abs().max())
+
+    def test_a_small_painter_has_a_third_of_the_operations(self):
+        points = frontal_face(14.0, at=(56, 34))
+        opening, crops = opening_mask(points), torch.zeros(1, 3, *CROP_SIZE)
+        work = []
+        for config in (SMALL_PAINTER, MouthPainterConfig()):
+            painter = MouthPainter(config).requires_grad_(False)
+            teeth = painter.encode_teeth(torch.zeros(1, 4, *FINE_SIZE))
+            with FlopCounterMode(display=False) as counter:
+                inside = painter(crops, opening, points, teeth, inner=True)
+            assert inside.shape == (1, 3, *FINE_SIZE)
+            work.append(counter.get_total_flops())
+        assert 0.3 < work[0] / work[1] < 0.36
 
     def test_wide_open_mouths_do_not_fit_into_the_middle(self):
         opening = opening_mask(frontal_face(70.0, at=(56, 34)))
