@@ -178,8 +178,12 @@ def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, Any]:
         for pcm in loud[WARM_UP_WINDOWS:]:
             pipeline.step(pcm, [state], clock=counter)
     decoder.decode_pool = decode_pool
-    names = ("audio", "memory", "cache", "features", "portrait")
-    held = sum(t.nbytes for name in names for t in tensors(getattr(state, name)))
+    parts: list[Any] = [state.audio, state.features]
+    if state.motion is not None:
+        parts += [state.motion.speech, state.motion.memory]
+    if state.latents is not None:
+        parts += [state.latents.memory, state.latents.cache, state.latents.portrait]
+    held = sum(t.nbytes for t in tensors(parts))
     count = {
         n: sum(p.numel() for p in part.parameters()) for n, part in pipeline.model.named_children()
     }

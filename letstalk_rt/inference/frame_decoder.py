@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from letstalk_rt.inference.quality import FULL_QUALITY, Quality, plan_window
 from letstalk_rt.inference.session_state import QualityState, SessionState
 from letstalk_rt.metrics import StageTimer
 from letstalk_rt.models.autoencoder.latents import DecodedLayers
+from letstalk_rt.models.autoencoder.part_decoding import decode_mouths
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather
 from letstalk_rt.models.parts import MOUTH_PAINTER
@@ -74,7 +76,8 @@ class FrameDecoder:
         partial_sizes: number of frames in each partial window. On a CPU they are single frames,
             because the first is due while the last is still being decoded; a GPU decodes the whole
             window at once, and so does compiled code, which would be recompiled for each shape.
-        decode_pool: threads that decode frames in parallel; None for whole windows.
+        decode_pool: threads that decode frames in parallel; None for whole windows. Frames that are
+            decoded one by one are decoded around the mouth only: see `decode_mouths`.
         quality_levels: see `Pipeline`.
     """
 
@@ -252,7 +255,11 @@ class FrameDecoder:
 
     def _decoder(self) -> Callable[..., Any]:
         autoencoder = self._model.autoencoder
-        return autoencoder.run_decoder if self._per_frame else autoencoder.decode_layers
+        if not self._per_frame:
+            return autoencoder.decode_layers
+        if autoencoder.landmarks is None:
+            return autoencoder.run_decoder
+        return partial(decode_mouths, autoencoder.landmarks)
 
     @property
     def _device(self) -> torch.device:

@@ -19,6 +19,7 @@ from work_counter import WorkCounter
 
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.metrics import StageClock, StageTimer
+from letstalk_rt.models.autoencoder.part_decoding import ABOVE, BELOW, BESIDE
 from letstalk_rt.models.layers import int8
 from letstalk_rt.models.layers.int8 import Int8Conv2d
 from letstalk_rt.models.presets import PRESETS
@@ -94,7 +95,8 @@ def test_the_work_of_all_threads_is_counted(bench: ModuleType) -> None:
     state = pipeline.init_state(make_portrait())
     decoder = pipeline.model.autoencoder.decoder
     weights = sum(p.numel() for p in decoder.blocks[2].parameters() if p.ndim == 4)
-    painting = 2 * 4 * 64**2 * weights / 1e9  # of its last blocks alone, for four frames
+    cells = (ABOVE + BELOW) * 2 * BESIDE
+    painting = 2 * 4 * cells * weights / 1e9  # of its last blocks alone, for four frames
     assert bench.work(pipeline, state)["gflop_per_window"] > painting
     assert pipeline.frame_decoder.decode_pool is not None
 

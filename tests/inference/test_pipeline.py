@@ -15,6 +15,7 @@ from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.session_state import SETTLE_SAMPLES, SessionState
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
+from letstalk_rt.models.autoencoder.part_decoding import decode_mouths
 from letstalk_rt.models.autoencoder.reference import DecodedLayers
 from letstalk_rt.models.avatar_model import with_part
 from letstalk_rt.models.batch_state import tensors
@@ -164,7 +165,14 @@ class TestPipeline:
             motions.append(sample(velocity, noise, timesteps(2)))
             bank.write(motions[-1])
         latents = model.to_latents(torch.cat(motions, 1), state.features.latent)
-        faces = model.autoencoder.decode(latents, state.features)[0]
+        autoencoder, count = model.autoencoder, latents.shape[1]
+        inputs = autoencoder.prepare_decoder(latents[0], state.features.repeat(count))
+        faces = torch.cat(
+            [
+                decode_mouths(autoencoder, inputs[i : i + 1], state.features).frames.clamp(-1, 1)
+                for i in range(count)
+            ]
+        )
         assert largest_difference(seen, state.compositor.compose(faces)) <= 1
 
     def test_speech_moves_the_face(self, pipeline):

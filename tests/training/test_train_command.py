@@ -180,7 +180,7 @@ class TestCommand:
     def test_a_painter_to_distil_is_missed_in_the_weights(self, root, tmp_path, monkeypatch):
         monkeypatch.setitem(PRESETS, "small", PRESET)
         save_model(AvatarModel(PRESET), tmp_path / "base.safetensors")
-        with pytest.raises(ConfigError, match="'small' hold no mouth painter to distil"):
+        with pytest.raises(ConfigError, match="'small' has no 'mouth_painter'"):
             train(["painter", "--distill", "--data", str(root), "--runs", str(tmp_path),
                    "--threads", "1", "--preset", "small",
                    "--weights", str(tmp_path / "base.safetensors")])  # fmt: skip

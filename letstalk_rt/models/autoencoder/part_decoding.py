@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.autoencoder.latents import (
     CELL_PX,
     FLOW_SIZE,
@@ -19,7 +20,6 @@ from letstalk_rt.models.autoencoder.latents import (
     FramePart,
     PortraitFeatures,
 )
-from letstalk_rt.models.autoencoder.reference import ReferenceAutoencoder
 from letstalk_rt.models.geometry.landmark_warp import warp
 from letstalk_rt.models.geometry.landmarks import LIPS
 
@@ -43,7 +43,7 @@ def mouth_part(points: Tensor) -> FramePart:
 
 
 def decode_mouths(
-    autoencoder: ReferenceAutoencoder, inputs: DecoderInputs, portrait: PortraitFeatures
+    autoencoder: LandmarkAutoencoder, inputs: DecoderInputs, portrait: PortraitFeatures
 ) -> DecodedLayers:
     """Decode the mouth of one frame, and warp the rest of it.
 
