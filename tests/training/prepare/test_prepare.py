@@ -93,7 +93,7 @@ class TestPreparation:
         assert len(shots) == 2
         first, second = sorted(shots, key=lambda row: row["start_s"])
         assert first["start_s"] + first["frames"] / 25 <= 30 / 25 + 0.05 <= second["start_s"] + 0.1
-        assert second["crop_px"][0] - first["crop_px"][0] == pytest.approx(60, abs=6)
+        assert second["crop_px"][0] - first["crop_px"][0] == pytest.approx(60, abs=15)  # heads move
 
     def test_people_are_in_one_split(self, data):
         splits = {}
