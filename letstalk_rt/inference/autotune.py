@@ -162,7 +162,7 @@ def renewed_variant(
 
 @dataclass(frozen=True)
 class Measurement:
-    """How a variant decodes a window.
+    """How a variant decodes a window of whole frames; sessions decode less of each.
 
     Attributes:
         window_ms: processor time of one thread, in milliseconds.

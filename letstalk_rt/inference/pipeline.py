@@ -254,7 +254,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         elif self._motion_stage is not None:
             partial_windows = self._move(pcm, states, clock, is_live=deliver is not None)
         else:
-            partial_windows = self._generate(pcm, states, clock)
+            partial_windows = self._generate(pcm, states, clock, is_live=deliver is not None)
         parts = []
         with closing(partial_windows):
             for part in partial_windows:
@@ -266,26 +266,26 @@ class AvatarPipeline(Pipeline[SessionState]):
         return [np.concatenate(one) for one in zip(*parts, strict=True)]
 
     def _generate(
-        self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer
+        self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer, *, is_live: bool
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield the partial windows of sessions whose latents a denoiser generates; see `step`."""
+        threads = self._threads(is_live)
         moving = [state.latents for state in states if state.latents is not None]
         assert len(moving) == len(states), "all are of this model"
-        with clock.stage("audio"):
+        with thread_limit(threads), clock.stage("audio"):
             tokens = self.audio_stage.encode(torch.from_numpy(pcm).to(self.device), states)
-        with clock.stage("sample"):
+        with thread_limit(threads), clock.stage("sample"):
             motion = self._sample_stage(tokens, states[0].times, moving)
             portraits = torch.cat([state.features.latent for state in states])
             latents = self.model.to_latents(motion, portraits)
         undrawn = FrameDetails([0.0] * self.frames_per_window, None)
-        yield from self._paint(latents, [undrawn] * len(states), states, clock, None)
+        yield from self._paint(latents, [undrawn] * len(states), states, clock, threads)
 
     def _move(
         self, pcm: np.ndarray, states: Sequence[SessionState], clock: StageTimer, *, is_live: bool
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield the partial windows of sessions whose faces a motion denoiser moves; see `step`."""
-        decode_pool, stage = self.frame_decoder.decode_pool, self._motion_stage
-        threads = decode_pool.model_threads if decode_pool and is_live else None
+        threads, stage = self._threads(is_live), self._motion_stage
         motions = [state.motion for state in states if state.motion is not None]
         assert stage is not None and len(motions) == len(states), "all are of this model"
         with thread_limit(threads):
@@ -303,6 +303,11 @@ class AvatarPipeline(Pipeline[SessionState]):
                     closures, sound = eye_closures(face.shut), part.sound[number]
                     details.append(FrameDetails(closures, sound, face.eyes, face.brows))
             yield from self._paint(torch.stack(shown), details, states, clock, threads)
+
+    def _threads(self, is_live: bool) -> int | None:
+        """Return how many threads compute what comes before the decoder; None for all."""
+        decode_pool = self.frame_decoder.decode_pool
+        return decode_pool.model_threads if decode_pool and is_live else None
 
     def _driven_parts(
         self, states: Sequence[SessionState], *, is_live: bool

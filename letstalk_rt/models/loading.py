@@ -2,7 +2,7 @@
 
 Weights are stored in half precision. Large matrices of the networks that run once per portrait and
 of the audio encoder are stored as 8-bit integers with a scale per output channel, to keep the
-package under 32 MB.
+package under 40 MB.
 """
 
 import hashlib

@@ -7,40 +7,12 @@ import numpy as np
 import pytest
 from support.browser_tools import ALLOWED, artefacts, launched, live, needs_browser, visiting
 from support.live_server import live as serving
-from support.server_fakes import Painter, patient
-
-from letstalk_rt.inference.protocol import CameraReading, CameraStatus
-from letstalk_rt.models.face.face_motion import NUM_MOTION
+from support.server_fakes import WatchingPainter, patient
 
 pytest.importorskip("playwright.sync_api")
 pytestmark = needs_browser
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": "dark"}
-
-
-class BrightFaceReader:
-    """Sees a face in every bright frame."""
-
-    def read(self, rgb, captured_s, *, absolute):
-        if rgb.mean() < 60:
-            return CameraReading(CameraStatus.NO_FACE)
-        return CameraReading(CameraStatus.FACE, np.zeros(NUM_MOTION, np.float32))
-
-    def take_neutral(self):
-        pass
-
-    def close(self):
-        pass
-
-
-class WatchingPainter(Painter):
-    """A painted avatar that looks into the camera, and does not move with it."""
-
-    def open_camera(self):
-        return BrightFaceReader()
-
-    def steer(self, state, steering):
-        pass
 
 
 @pytest.fixture(scope="module")

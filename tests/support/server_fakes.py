@@ -21,7 +21,13 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from PIL import Image, ImageDraw
 
-from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Pipeline
+from letstalk_rt.inference.protocol import (
+    DEFAULT_OPTIONS,
+    CameraReading,
+    CameraStatus,
+    Pipeline,
+)
+from letstalk_rt.models.face.face_motion import NUM_MOTION
 from letstalk_rt.types import Face, FaceTrack
 from letstalk_server.app import create_app
 from letstalk_server.main import serve
@@ -92,6 +98,31 @@ class Painter(Pipeline[dict]):
         levels = np.sqrt(np.square(audio[: 4 * SPF].reshape(4, SPF)).mean(1))
         state["count"] += 4
         return np.stack([paint(canvas, state["portrait"].box, level) for level in levels])
+
+
+class BrightFaceReader:
+    """Sees a face in every bright frame."""
+
+    def read(self, rgb, captured_s, *, absolute):
+        if rgb.mean() < 60:
+            return CameraReading(CameraStatus.NO_FACE)
+        return CameraReading(CameraStatus.FACE, np.zeros(NUM_MOTION, np.float32))
+
+    def take_neutral(self):
+        pass
+
+    def close(self):
+        pass
+
+
+class WatchingPainter(Painter):
+    """A painted avatar that looks into the camera, and does not move with it."""
+
+    def open_camera(self):
+        return BrightFaceReader()
+
+    def steer(self, state, steering):
+        pass
 
 
 def paint(canvas, box, level):

@@ -11,7 +11,9 @@ from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.training.data.audio_features import best_lag, correlation
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.evaluation.faces import FaceTrack, Landmarks, read_faces
-from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
+from letstalk_rt.types import SAMPLES_PER_FRAME, MotionOptions, Portrait
+
+_USUAL_MOTION = MotionOptions()
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ def with_crop_of(portrait: Portrait, size: int) -> Portrait:
 
 
 def generate_frames(
-    pipeline: AvatarPipeline, portraits: Sequence[Portrait], speech: np.ndarray, seed: int = 0
+    pipeline: AvatarPipeline,
+    portraits: Sequence[Portrait],
+    speech: np.ndarray,
+    seed: int = 0,
+    motion: MotionOptions = _USUAL_MOTION,
 ) -> Iterator[np.ndarray]:
     """Animate portraits with speech, all in one batch.
 
@@ -52,13 +58,14 @@ def generate_frames(
             resized.
         speech: `(B, n)` float32 at 16 kHz, `n` a multiple of 640.
         seed: Seed of the first session; the others get the next numbers.
+        motion: How the faces move.
 
     Yields:
         `(B, H, W, 3)` uint8, once for each frame of the speech.
     """
     size = pipeline.model.autoencoder.image_size
     states = [
-        pipeline.init_state(with_crop_of(portrait, size), StateOptions(seed + index))
+        pipeline.init_state(with_crop_of(portrait, size), StateOptions(seed + index, motion=motion))
         for index, portrait in enumerate(portraits)
     ]
     batch, samples = speech.shape

@@ -5,36 +5,11 @@ import json
 import time
 
 import numpy as np
-from support.server_fakes import Painter, serving
+from support.server_fakes import WatchingPainter, serving
 
-from letstalk_rt.inference.protocol import CameraReading, CameraStatus
-from letstalk_rt.models.face.face_motion import NUM_MOTION
 from letstalk_server.protocol.client_messages import ConnectionConfig
 from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.session import WATCH_INTERVAL_S
-
-
-class BrightFaceReader:
-    """Sees a face in every bright frame."""
-
-    def read(self, rgb, captured_s, *, absolute):
-        if rgb.mean() < 60:
-            return CameraReading(CameraStatus.NO_FACE)
-        return CameraReading(CameraStatus.FACE, np.zeros(NUM_MOTION, np.float32))
-
-    def take_neutral(self):
-        pass
-
-    def close(self):
-        pass
-
-
-class WatchingPainter(Painter):
-    def open_camera(self):
-        return BrightFaceReader()
-
-    def steer(self, state, steering):
-        pass
 
 
 class Listener:
