@@ -18,6 +18,7 @@ BYSTANDERS = 256
 FRAGMENT = "application/trickle-ice-sdpfrag"
 CANDIDATE = "a=candidate:{} 1 udp 2122260223 {} {} typ host"
 CAMERAS = 4
+LARGEST_PX, FAST_FPS = (1920, 1200), 120.0
 ENDLESS_BYTES = 20_000_000
 
 
@@ -83,11 +84,22 @@ async def h264_bombs(reach: Reach) -> None:
 
 
 async def large_cameras(reach: Reach) -> None:
-    """Send frames as large as may be from the cameras of several sessions."""
+    """Send frames of 4096 x 2160 px from the cameras of several sessions."""
     frames = await asyncio.to_thread(encoded, "libvpx", 4096, 2160, 10)
+    await film(reach, frames, 30)
+
+
+async def fast_cameras(reach: Reach) -> None:
+    """Send the largest frames that may be, faster than may be, from several sessions."""
+    frames = await asyncio.to_thread(encoded, "libvpx", *LARGEST_PX, 10)
+    await film(reach, frames, FAST_FPS)
+
+
+async def film(reach: Reach, frames: list[bytes], fps: float) -> None:
+    """Send encoded frames again and again from the cameras of several sessions."""
     await reach.begin()
-    count = int(3 * reach.target.seconds) + 1
-    cameras = [HostileCamera(frames[0], frames * count) for _ in range(CAMERAS)]
+    count = int(fps / len(frames) * reach.target.seconds) + 1
+    cameras = [HostileCamera(frames[0], frames * count, fps) for _ in range(CAMERAS)]
 
     async def send(camera: HostileCamera) -> None:
         with suppress(TimeoutError, RuntimeError):
@@ -164,5 +176,6 @@ PEER_ATTACKS: dict[str, Callable[[Reach], Coroutine[Any, Any, None]]] = {
     "vp8-bombs": vp8_bombs,
     "h264-bombs": h264_bombs,
     "large-cameras": large_cameras,
+    "fast-cameras": fast_cameras,
     "endless-messages": endless_messages,
 }

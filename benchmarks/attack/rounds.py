@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ SETTLE_S = 20.0
 RETURN_S, GROWN_MB = 35.0, 32.0
 READY_S, MARGIN_S, STOP_S = 60.0, 20.0, 30.0
 ATTACKER_NICE = 5
+KINDS: tuple[type[Viewer], ...] = (Player, SocketViewer, Player, SocketViewer)
+"""What watches each of the honest sessions."""
+
 NO_ANSWER_MS = 60_000.0
 
 
@@ -80,7 +83,7 @@ class Row:
 
 
 class Stage:
-    """A server, four viewers of one subject, and tokens of two others.
+    """A server, viewers of one subject, and tokens of two others.
 
     Args:
         process: the server.
@@ -97,8 +100,14 @@ class Stage:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, size: int, descriptors: int, folder: Path) -> AsyncIterator[Self]:
-        """Start the server and the sessions; end them afterwards."""
+    async def opened(
+        cls,
+        size: int,
+        descriptors: int,
+        folder: Path,
+        kinds: Sequence[type[Viewer]] = KINDS,
+    ) -> AsyncIterator[Self]:
+        """Start the server and a session for each viewer; end them afterwards."""
         process = started(size, descriptors)
         try:
             assert process.stdout is not None
@@ -107,7 +116,7 @@ class Stage:
                 raise RuntimeError("the server did not start")
             async with AsyncExitStack() as stack:
                 stage = cls(process, found.group(), folder)
-                await stage._open(stack)
+                await stage._open(stack, kinds)
                 yield stage
         finally:
             process.send_signal(signal.SIGINT)
@@ -164,13 +173,13 @@ class Stage:
         answer = read(await self.operator.post("/v1/tokens", json=body), 201)
         return str(answer.json()["token"])
 
-    async def _open(self, stack: AsyncExitStack) -> None:
+    async def _open(self, stack: AsyncExitStack, kinds: Sequence[type[Viewer]]) -> None:
         await stack.enter_async_context(self.operator)
         ann = await stack.enter_async_context(self._client(await self._token(subject="ann")))
         self.newcomer = self._client(await self._token(subject="newcomer"))
         await stack.enter_async_context(self.newcomer)
-        for kind in (Player, SocketViewer, Player, SocketViewer):
-            viewer: Viewer = kind(ann)
+        for kind in kinds:
+            viewer = kind(ann)
             stack.push_async_callback(viewer.close)
             await viewer.open()
             self.viewers.append(viewer)

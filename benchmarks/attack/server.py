@@ -96,6 +96,8 @@ def main() -> int:
         secret=os.environ[SECRET_VARIABLE],
         api_key=os.environ[KEY_VARIABLE],
         grace_s=GRACE_S,
+        max_session_s=0,  # honest sessions last as long as the benchmark
+        max_idle_s=0,
         speech="auto",
     )
     return serve(settings, load)

@@ -62,6 +62,9 @@ class Viewer(Protocol):
     arrivals: Arrivals
     session: str
 
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        """Take a client with the viewer's token."""
+
     async def open(self) -> None:
         """Connect, and wait for the first frames."""
 

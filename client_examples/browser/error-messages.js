@@ -35,6 +35,14 @@ const MESSAGES = {
   "camera-lost": ["The camera was disconnected.", "The avatar moves by itself now. Plug it in again to continue."],
   "camera-ignored": ["This server's avatar cannot follow a camera.", "It moves by itself."],
   "camera-failed": ["The camera could not be read.", "The avatar moves by itself until it can."],
+  "camera-too-large": [
+    "The camera's picture is too large.",
+    "The avatar moves by itself. Choose 1920x1080 or less for the camera; 640x360 is enough.",
+  ],
+  "camera-too-much": [
+    "The camera sends more than the server reads.",
+    "The avatar follows it with pauses. Choose a smaller picture for the camera; 640x360 is enough.",
+  ],
   "camera-no-face": [
     "The camera sees no face.",
     "The avatar moves by itself meanwhile. Look into the camera, with light on your face.",

@@ -38,7 +38,9 @@ def popen_options() -> dict[str, Any]:
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
         "env": environment,
-        "start_new_session": True,
+        # Without a session of its own: Linux shares processors between sessions first, so that
+        # `give_way` would make it give way to nobody else.
+        "process_group": 0,
     }
 
 

@@ -33,11 +33,29 @@ def fast_film(path, repeats, width=3840, height=2160, rate=30_000):
 
 
 class HostileCamera(VideoStreamTrack):
-    """A camera that sends encoded frames which are far too large, then one that can be shown."""
+    """A camera that sends encoded frames which are far too large, then one that can be shown.
 
-    def __init__(self, bomb, frames):
+    Args:
+        bomb: a frame that is sent 20 times at first.
+        frames: those that follow.
+        fps: frames per second.
+    """
+
+    def __init__(self, bomb, frames, fps=30.0):
         super().__init__()
         self._packets = [*[bomb] * 20, *frames]
+        self._fps = fps
+        self._began_s = None
+        self._sent = 0
+
+    async def next_timestamp(self):
+        """Wait until the next frame is due, and return its time."""
+        now_s = asyncio.get_running_loop().time()
+        self._began_s = now_s if self._began_s is None else self._began_s
+        due_s = self._began_s + self._sent / self._fps
+        await asyncio.sleep(due_s - now_s)
+        self._sent += 1
+        return int(90_000 * self._sent / self._fps), Fraction(1, 90_000)
 
     async def recv(self):
         pts, time_base = await self.next_timestamp()

@@ -213,11 +213,11 @@ class Voice(MediaStreamTrack):
 class Peer:
     """A real WebRTC peer in this process that behaves like the page."""
 
-    def __init__(self, voice=None, ping_s=1.0):
+    def __init__(self, voice=None, ping_s=1.0, camera=None):
         self._ping_s = ping_s
         self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.pc.addTransceiver(voice or "audio", "sendrecv")
-        self.pc.addTransceiver("video", "recvonly")
+        self.pc.addTransceiver(camera or "video", "sendrecv" if camera else "recvonly")
         self.channel = self.pc.createDataChannel("control")
         self.channel.on("message", self._on_message)
         self.channel.on("open", lambda: self._tasks.append(asyncio.ensure_future(self._ping())))

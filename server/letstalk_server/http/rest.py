@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -238,9 +239,7 @@ async def upload_avatar(request: Request) -> Response:
             f"Uploading a portrait requires consent: {CONSENT} Send consent=true in the query."
         )
     request.app.state.upload_limiter.check(caller)
-    label = request.query_params.get("label", "")
-    if len(label) > MAX_LABEL_CHARS:
-        raise BadRequestError(f"label may have {MAX_LABEL_CHARS} characters.")
+    label = _checked_label(request.query_params.get("label", ""))
     places: UploadPlaces = request.app.state.upload_places
     preparing: asyncio.Semaphore = request.app.state.preparing
     with places.take(caller):
@@ -269,11 +268,24 @@ async def rename_avatar(request: Request) -> Response:
     context = AppContext(request)
     caller = context.authorize("avatars")
     caller.require_unbound()
-    label = text_field(await read_json(request), "label", MAX_LABEL_CHARS)
-    if label is None or not label.strip():
+    label = _checked_label(text_field(await read_json(request), "label", MAX_LABEL_CHARS) or "")
+    if not label:
         raise BadRequestError('"label" must be a name, not empty.')
-    entry = context.avatar_service.rename(request.path_params["name"], caller, label.strip())
+    entry = context.avatar_service.rename(request.path_params["name"], caller, label)
     return json_response(avatar_json(entry))
+
+
+def _checked_label(label: str) -> str:
+    """Return the name of an upload without blanks around it.
+
+    Raises:
+        BadRequestError: It is too long, or has control characters, such as a line break.
+    """
+    if len(label) > MAX_LABEL_CHARS:
+        raise BadRequestError(f"label may have {MAX_LABEL_CHARS} characters.")
+    if any(unicodedata.category(character) == "Cc" for character in label):
+        raise BadRequestError("label must be one line, without control characters.")
+    return label.strip()
 
 
 async def delete_avatar(request: Request) -> Response:

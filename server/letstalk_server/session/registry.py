@@ -153,7 +153,7 @@ class SessionRegistry:
         """
         self._check_running()
         own = self._connected_of(caller, known)
-        ticket = self.queue.enter(caller, name, self.subject_limit - len(own))
+        ticket = self.queue.enter(caller, name, self.subject_limit - self._held_by(caller))
         before = None if ticket is None else self.queue.count_before(caller, ticket.id)
         standing = QueueStanding(
             ticket=None if ticket is None else ticket.id,
@@ -179,6 +179,13 @@ class SessionRegistry:
             for session in self.running
             if session.connections
             and (session.id in known if caller == LOCAL else session.owner == caller.subject)
+        )
+
+    def _held_by(self, caller: Caller) -> int:
+        """Return how many places a subject has: with connections, or waiting for the first one."""
+        return sum(
+            session.owner == caller.subject and not session.is_abandoned
+            for session in self.running
         )
 
     @property

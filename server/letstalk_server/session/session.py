@@ -204,14 +204,16 @@ class Session:
                 self.announcer.broadcast(warning)
 
     def _announce_camera(self) -> None:
-        """Tell those who may send a camera what it sees, when that has changed."""
         status, before = self._runner.camera_status, self._camera_status
         self._camera_status = status
-        if status is None or status == before:
-            return
+        if status is not None and status != before:
+            self.tell_speakers(server_messages.CameraSeen(status))
+
+    def tell_speakers(self, message: server_messages.ServerMessage) -> None:
+        """Send a message to the connections that may speak, and may so have sent the camera."""
         for connection in self.connections:
             if connection.may_speak:
-                self.announcer.send(connection, server_messages.CameraSeen(status))
+                self.announcer.send(connection, message)
 
     async def _close_connections(self, reason: EndReason) -> None:
         error = closing_error(reason)

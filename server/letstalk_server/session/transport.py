@@ -41,6 +41,13 @@ class PeerState(StrEnum):
     CLOSED = "closed"
 
 
+class CameraTrouble(StrEnum):
+    """Why frames of a camera are not read; codes of `session.warning`."""
+
+    TOO_LARGE = "camera-too-large"
+    TOO_MUCH = "camera-too-much"
+
+
 @dataclass(frozen=True, slots=True)
 class PeerStats:
     """Statistics of one connection.
@@ -76,6 +83,7 @@ class Handlers:
         audio_rate: sample rate of these chunks, 16000 or 48000 Hz.
         video: called with each frame of the peer's camera, `(H, W, 3)` uint8 RGB, and its capture
             time, `time.monotonic`; it is not trusted.
+        trouble: called again and again while frames of the camera are not read, with the reason.
         has_camera: whether the peer may send a camera; without it, its video is declined.
         channel: called when the data channel is open and `peer.send` works.
         message: called with each data channel message, text or bytes; it is not trusted.
@@ -86,6 +94,7 @@ class Handlers:
     audio: Callable[[np.ndarray], None] = _ignore
     audio_rate: int = SAMPLE_RATE
     video: Callable[[np.ndarray, float], None] = _ignore
+    trouble: Callable[[CameraTrouble], None] = _ignore
     has_camera: bool = False
     channel: Callable[[], None] = _ignore
     message: Callable[[object], None] = _ignore

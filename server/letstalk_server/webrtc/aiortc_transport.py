@@ -32,6 +32,7 @@ from letstalk_server.errors import BadOfferError, BadRequestError, IceRestartErr
 from letstalk_server.session.playout import SlotPlayout
 from letstalk_server.session.transport import Handlers, Media, PeerRole, PeerState, PeerStats
 from letstalk_server.settings import Bitrates, IceServer
+from letstalk_server.webrtc.camera_budget import CameraGate, SharedBudget
 from letstalk_server.webrtc.camera_path import CameraPath
 from letstalk_server.webrtc.encoded_streams import SharedMedia
 from letstalk_server.webrtc.hardening import harden, harden_channel, harden_connection
@@ -87,6 +88,7 @@ class AiortcTransport:
         prefer: preferred video codec, `VP8` or `H264`.
         public_address: address that the answers name for media, where NAT maps it to this machine.
         policy: addresses of peers that may be checked; those of the internet if `None`.
+        cameras: what may be decoded of all cameras; by default what suits this machine.
         executor: where video is encoded; `close` shuts it down.
         connect: creates aiortc's peer connections.
     """
@@ -99,6 +101,7 @@ class AiortcTransport:
         prefer: str = "VP8",
         public_address: PublicAddress | None = None,
         policy: CandidatePolicy | None = None,
+        cameras: SharedBudget | None = None,
         executor: Executor | None = None,
         connect: Callable[[RTCConfiguration], RTCPeerConnection] = RTCPeerConnection,
     ) -> None:
@@ -110,6 +113,7 @@ class AiortcTransport:
         self._connect = connect
         self._public_address = public_address
         self._policy = policy or CandidatePolicy()
+        self._cameras = cameras or SharedBudget()
         self._configuration = RTCConfiguration(
             iceServers=[
                 RTCIceServer(
@@ -131,6 +135,7 @@ class AiortcTransport:
         peer = AiortcPeer(pc, role, media, handlers, self._bitrates, self._codecs)
         peer.public_address = self._public_address
         peer.candidates = RemoteCandidates(self._policy)
+        peer.cameras = self._cameras
         return peer
 
     def close(self) -> None:
@@ -144,10 +149,12 @@ class AiortcPeer:
     Attributes:
         public_address: see `AiortcTransport`.
         candidates: decides which candidates of the peer are used.
+        cameras: what may be decoded of all cameras.
     """
 
     public_address: PublicAddress | None = None
     candidates: RemoteCandidates
+    cameras: SharedBudget
 
     def __init__(
         self,
@@ -350,8 +357,9 @@ class AiortcPeer:
             )
             _replace(transceiver, "receiver", self._receiver)
         elif self._handlers.has_camera:
-            lost = partial(request_key_frame, transceiver.receiver)
-            self._camera = CameraPath(self._handlers.video, lost)
+            ask = partial(request_key_frame, transceiver.receiver)
+            gate = CameraGate(self.cameras, ask, self._handlers.trouble)
+            self._camera = CameraPath(self._handlers.video, gate)
             receive_encoded(transceiver.receiver, self._camera.push)
         transceiver.receiver._set_rtcp_ssrc(sender._ssrc)
 

@@ -1,7 +1,8 @@
 """From the encoded video of a peer to frames of its camera, with their capture times.
 
-It is decoded in a process of its own, one for each camera. Only the newest frame counts: all are
-decoded, but those that have been overtaken are not converted. No frame is kept, stored or logged.
+It is decoded in a process of its own, one for each camera, within a budget. Only the newest frame
+counts: all are decoded, but those that have been overtaken are not converted. No frame is kept,
+stored or logged.
 """
 
 import asyncio
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from letstalk_rt.inference.camera_decoder import CODECS, MOST_PX, REPLY, REQUEST
+from letstalk_rt.inference.camera_decoder import CODECS, MOST_PX, REPLY, REQUEST, Fault
 from letstalk_rt.inference.media_process import command, popen_options
+from letstalk_server.webrtc.camera_budget import CameraGate
 
 log = logging.getLogger(__name__)
 
@@ -61,23 +63,30 @@ class _EncodedFrame:
     captured_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    fault: Fault
+    pixels: int
+    rgb: np.ndarray | None
+
+
 class CameraPath:
     """Decodes the video of one camera. Used on the event loop only.
 
     Args:
         on_frame: called with each frame, `(H, W, 3)` uint8 RGB, and its capture time in seconds of
             the monotonic clock.
-        on_loss: called when frames were lost, so that a key frame is needed.
+        gate: decides which frames are decoded, and asks for key frames.
         clock: returns monotonic seconds.
     """
 
     def __init__(
         self,
         on_frame: Callable[[np.ndarray, float], None],
-        on_loss: Callable[[], None],
+        gate: CameraGate,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._on_frame, self._on_loss, self._clock = on_frame, on_loss, clock
+        self._on_frame, self._gate, self._clock = on_frame, gate, clock
         self._capture_clock = CaptureClock()
         self._waiting: deque[_EncodedFrame] = deque()
         self._arrived = asyncio.Event()
@@ -93,11 +102,13 @@ class CameraPath:
         if codec not in CODECS:
             return
         captured_s = self._capture_clock.captured_s(stamp_s, self._clock())
+        if not self._gate.admits(codec, data):
+            return
         self._waiting.append(_EncodedFrame(list(CODECS).index(codec), data, captured_s))
         size = sum(len(frame.data) for frame in self._waiting)
         if len(self._waiting) > MOST_WAITING or size > MOST_WAITING_BYTES:
             self._waiting.clear()
-            self._on_loss()
+            self._gate.note_loss()
         self._arrived.set()
 
     async def run(self) -> None:
@@ -107,7 +118,7 @@ class CameraPath:
                 async with _started() as process:
                     await self._serve(process)
             log.warning("the process of a camera was lost")
-            self._on_loss()
+            self._gate.note_loss()
             await asyncio.sleep(PAUSE_S)
 
     async def _serve(self, process: Process) -> None:
@@ -119,11 +130,14 @@ class CameraPath:
             if not frames:
                 continue
             async with asyncio.timeout(REPLY_S):
-                has_failed, rgb = await _exchange(process, frames)
-            if has_failed:
-                self._on_loss()
-            if rgb is not None:
-                self._on_frame(rgb, frames[-1].captured_s)
+                reply = await _exchange(process, frames)
+            self._gate.note_decoded(reply.pixels, len(frames))
+            if reply.fault is Fault.TOO_LARGE:
+                self._gate.note_too_large()
+            elif reply.fault is Fault.DAMAGED:
+                self._gate.note_damage()
+            if reply.rgb is not None:
+                self._on_frame(reply.rgb, frames[-1].captured_s)
 
 
 @asynccontextmanager
@@ -140,10 +154,8 @@ async def _started() -> AsyncIterator[Process]:
         await process.wait()
 
 
-async def _exchange(
-    process: Process, frames: list[_EncodedFrame]
-) -> tuple[bool, np.ndarray | None]:
-    """Have frames decoded; return whether one failed, and the newest that did not.
+async def _exchange(process: Process, frames: list[_EncodedFrame]) -> _Reply:
+    """Have frames decoded; return how that went, and the newest that could be.
 
     Raises:
         OSError: The process has ended.
@@ -153,10 +165,12 @@ async def _exchange(
     for left, frame in zip(reversed(range(len(frames))), frames, strict=True):
         process.stdin.write(REQUEST.pack(frame.codec, not left, len(frame.data)) + frame.data)
     await process.stdin.drain()
-    has_failed, height, width = REPLY.unpack(await process.stdout.readexactly(REPLY.size))
+    head = await process.stdout.readexactly(REPLY.size)
+    fault, height, width, pixels = REPLY.unpack(head)
+    if fault not in list(Fault) or max(height, width) > MOST_PX:
+        raise EOFError("the process does not keep to the protocol")
     if not height:
-        return has_failed, None
-    if max(height, width) > MOST_PX:
-        raise EOFError("the process does not keep to its size")
-    pixels = await process.stdout.readexactly(height * width * 3)
-    return has_failed, np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+        return _Reply(Fault(fault), pixels, None)
+    data = await process.stdout.readexactly(height * width * 3)
+    rgb = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    return _Reply(Fault(fault), pixels, rgb)

@@ -13,10 +13,11 @@ from letstalk_rt.types import SAMPLE_RATE
 from letstalk_server.auth import Caller
 from letstalk_server.errors import ServerError, TooManyRequestsError
 from letstalk_server.protocol.client_messages import ConnectionConfig
+from letstalk_server.protocol.server_messages import Warn
 from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.limits import TokenBucket
 from letstalk_server.session.session import Session
-from letstalk_server.session.transport import Handlers, Peer, PeerRole, PeerState
+from letstalk_server.session.transport import CameraTrouble, Handlers, Peer, PeerRole, PeerState
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,14 @@ PATCHES_PER_S, PATCH_BURST = 0.5, 30.0
 
 MAX_MESSAGES_WAITING = 256
 """Data channel messages queued per peer; further ones are dropped."""
+
+_TROUBLES = {
+    CameraTrouble.TOO_LARGE: "The camera's picture is larger than 1920x1200 px, so that it is not "
+    "read. Send a smaller one: 640x360 px are enough.",
+    CameraTrouble.TOO_MUCH: "The camera sends more than is read of it: at most 30 frames per "
+    "second of 1920x1200 px, less while there are many cameras. Send smaller frames, or fewer: "
+    "640x360 px at 25 per second are enough.",
+}
 
 _PEER_ROLES = {
     ConnectionKind.TALK: PeerRole.TALKER,
@@ -96,6 +105,7 @@ class WebRTCConnection:
                 audio=self._on_audio,
                 audio_rate=self._microphone_rate,
                 video=self._on_video,
+                trouble=self._on_camera_trouble,
                 has_camera=self._has_camera,
                 channel=self._on_channel,
                 message=self._on_message,
@@ -193,6 +203,10 @@ class WebRTCConnection:
     def _on_video(self, rgb: np.ndarray, captured_s: float) -> None:
         if self._closing is None:
             self._session.push_video(rgb, captured_s)
+
+    def _on_camera_trouble(self, trouble: CameraTrouble) -> None:
+        if self._closing is None:
+            self._session.tell_speakers(Warn(trouble, _TROUBLES[trouble]))
 
     def _on_channel(self) -> None:
         self._has_channel = True

@@ -174,3 +174,49 @@ async def test_wishes_are_checked():
                 {"sessions": ["x" * 300]},
             ):
                 problem(await ann.http.post("/v1/queue", json=body), 400, "bad-request")
+
+
+async def test_tickets_and_sessions_of_a_subject_together_are_half_of_the_places():
+    settings = patient(auth="on", api_key="k" * 40, secret=SECRET, max_sessions=4, grace_s=60)
+    with live(settings) as (_, address):
+        async with (
+            Visitor(address, bearer("eve")) as eve,
+            Visitor(address, bearer("bob")) as bob,
+        ):
+            for _ in range(2):  # nobody connects to them
+                assert (await eve.open()).status_code == 201
+            assert (await eve.ask())["ticket"] is None
+            for _ in range(2):
+                assert (await bob.open()).status_code == 201
+
+
+async def test_a_subject_has_as_many_tickets_as_it_may_open_sessions(monkeypatch):
+    monkeypatch.setattr(queueing, "ANSWER_S", 0.0)
+    settings = patient(auth="on", api_key="k" * 40, secret=SECRET, max_sessions=4, grace_s=60)
+    with live(settings) as (_, address):
+        async with (
+            Visitor(address, bearer("eve")) as eve,
+            Visitor(address, bearer("bob")) as bob,
+        ):
+            tickets = set()
+            for _ in range(8):
+                eve.ticket = None
+                tickets.add((await eve.ask())["ticket"])
+            assert len(tickets - {None}) == 2
+            standing = await bob.ask()
+            assert (standing["position"], standing["ready"]) == (3, True)
+
+
+async def test_who_asks_the_queue_all_the_time_is_refused_and_others_are_answered(monkeypatch):
+    monkeypatch.setattr(queueing, "ANSWER_S", 0.0)
+    with live(LOCKED) as (_, address):
+        async with (
+            Visitor(address, bearer("eve")) as eve,
+            Visitor(address, bearer("bob")) as bob,
+        ):
+            asks = [eve.http.post("/v1/queue") for _ in range(60)]
+            answers = [answer.status_code for answer in await asyncio.gather(*asks)]
+            assert set(answers) == {200, 429} and answers.count(200) < 30
+            await bob.ask()
+            long = {"ticket": "x" * 100_000}
+            assert (await bob.http.post("/v1/queue", json=long)).status_code in (400, 413)

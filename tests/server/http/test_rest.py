@@ -151,7 +151,7 @@ async def test_an_upload_takes_another_name_and_a_default_avatar_does_not():
         renamed = await client.patch(path, json={"label": " Ann "})
         assert renamed.json() == made | {"label": "Ann"}
         assert (await client.get(path)).json()["label"] == "Ann"
-        for body in ({}, {"label": " "}, {"label": "x" * 61}, {"label": 5}):
+        for body in ({}, {"label": " "}, {"label": "x" * 61}, {"label": 5}, {"label": "a\nb"}):
             problem(await client.patch(path, json=body), 400, "bad-request")
         label = {"json": {"label": "Ann"}}
         problem(await client.patch("/v1/avatars/amber", **label), 409, "default-avatar")

@@ -153,6 +153,25 @@ async def test_a_frame_that_claims_to_be_huge_takes_no_memory(codec):
 
 
 @needs_proc
+async def test_a_decoder_gives_way_to_the_process_of_the_sessions():
+    """Linux shares processors between sessions first: in another one, niceness would not count."""
+    shown = asyncio.Event()
+    async with staged() as stage:
+        await stage.connect(
+            stage.guest(camera=Webcam()),
+            PeerRole.TALKER,
+            video=lambda rgb, captured_s: shown.set(),
+            has_camera=True,
+        )
+        await asyncio.wait_for(shown.wait(), 30)
+        [decoder] = (int(process.name) for process in processes_named("camera_decoder"))
+        assert os.getsid(decoder) == os.getsid(0)
+        assert os.getpgid(decoder) == decoder != os.getpgid(0), "Ctrl-C is not for it"
+        niceness = os.getpriority(os.PRIO_PROCESS, decoder)
+        assert niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+
+
+@needs_proc
 async def test_a_decoder_that_dies_is_replaced():
     count, lost = 0, []
     async with staged() as stage:
