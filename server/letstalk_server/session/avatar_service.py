@@ -28,9 +28,10 @@ from letstalk_rt.inference.step_times import StepTimes
 from letstalk_rt.inference.supervisor import IsolationLimits, ModelHealth
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.portrait.consent import Consent
+from letstalk_rt.portrait.face_search import FoundFaces, search_image
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_rt.session.avatar import Avatar
-from letstalk_rt.types import FPS, Face, FaceTrack, Portrait
+from letstalk_rt.types import FPS, FaceTrack, Portrait
 from letstalk_server.auth import Caller
 from letstalk_server.errors import (
     MODEL_AWAY,
@@ -418,12 +419,14 @@ class AvatarService:
     async def _prepare_upload(self, source: bytes) -> Portrait:
         """Prepare an uploaded image; only its faces are found between the steps of sessions.
 
-        Scaling 40 million pixels takes as long as several frames do.
+        Scaling 40 million pixels takes as long as several frames do, and so does handing them to
+        the model's process.
         """
         finder, size = self._model.pipeline.finder, self._settings.size
         rgb = await self._for_upload(self.upload_decoder.image, source)
-        faces = await asyncio.wrap_future(self.worker.submit(finder.find_faces, rgb))
-        found = _FoundFaces(faces, finder.crop_px)
+        searched, scale = await self._for_upload(search_image, rgb)
+        faces = await asyncio.wrap_future(self.worker.submit(finder.find_faces, searched))
+        found = FoundFaces(faces, scale, finder.crop_px)
         return await self._for_upload(partial(_prepare_portrait, rgb, found, size=size))
 
     async def _prepare_film(self, source: bytes | Path) -> Portrait:
@@ -451,22 +454,6 @@ class AvatarService:
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._image_executor, function, *arguments)
-
-
-@dataclass(frozen=True, slots=True)
-class _FoundFaces:
-    """A finder of faces that have been found."""
-
-    faces: list[Face]
-    crop_px: int
-
-    def fingerprint(self) -> str:
-        """Return nothing: it finds no faces by itself."""
-        return ""
-
-    def find_faces(self, rgb: np.ndarray) -> list[Face]:
-        """Return them."""
-        return self.faces
 
 
 def label_of(name: str) -> str:

@@ -184,8 +184,7 @@ class SessionRegistry:
     def _held_by(self, caller: Caller) -> int:
         """Return how many places a subject has: with connections, or waiting for the first one."""
         return sum(
-            session.owner == caller.subject and not session.is_abandoned
-            for session in self.running
+            session.owner == caller.subject and not session.is_abandoned for session in self.running
         )
 
     @property

@@ -60,7 +60,9 @@ async def test_changes_are_told_to_those_who_may_speak():
         assert viewer.seen() == []
 
 
-async def test_who_sends_frames_that_are_too_large_is_told_and_so_is_who_else_may_speak(monkeypatch):
+async def test_who_sends_frames_that_are_too_large_is_told_and_so_is_who_else_may_speak(
+    monkeypatch,
+):
     monkeypatch.setattr(camera_budget, "TELL_S", 0.2)
     [large] = encoded("libvpx", 2560, 1440)
     async with serving(pipeline=WatchingPainter()) as (app, client):

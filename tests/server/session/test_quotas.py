@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import httpx
+import numpy as np
 from support.films import scene, write_film
 from support.live_server import join, live
 from support.server_fakes import PaintedFinder, patient, portrait_jpeg, problem, serving
 
 from letstalk_rt.portrait import image
+from letstalk_rt.portrait.face_search import SEARCH_PX
 from letstalk_server.auth import LOCAL
 from letstalk_server.session import avatar_service
 
@@ -154,3 +156,22 @@ async def test_a_large_picture_is_scaled_beside_the_steps_of_sessions(monkeypatc
         entry = await service.upload(portrait_jpeg(), "ann")
     assert finding == [worker] and worker not in scaling and len(scaling) == 1
     assert entry.portrait.canvas.shape[2] == 3
+
+
+async def test_faces_of_a_large_picture_are_looked_for_in_a_smaller_one(monkeypatch):
+    """No session is held up while 40 million pixels go to the model's process."""
+    searched, find = [], PaintedFinder.find_faces
+
+    def find_faces(finder, rgb):
+        searched.append(rgb.shape)
+        return find(finder, rgb)
+
+    async with service_of() as service:
+        monkeypatch.setattr(PaintedFinder, "find_faces", find_faces)
+        small = await service.upload(portrait_jpeg(size=(1600, 1200)), "ann")
+        large = await service.upload(portrait_jpeg(size=(4800, 3600)), "ann")
+    assert searched == [(1200, 1600, 3), (1536, SEARCH_PX, 3)]
+    assert large.portrait.box == small.portrait.box
+    assert large.portrait.canvas.shape == small.portrait.canvas.shape
+    difference = np.abs(large.portrait.crop.astype(int) - small.portrait.crop)
+    assert difference.mean() < 3, "the crop is the same part of the picture"

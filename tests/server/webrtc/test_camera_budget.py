@@ -118,9 +118,7 @@ def test_after_frames_that_were_left_out_comes_a_key_frame():
     times_s = [at_s for at_s, _ in camera.decoded]
     after_gaps = [
         data
-        for (_, data), before_s, at_s in zip(
-            camera.decoded[1:], times_s, times_s[1:], strict=False
-        )
+        for (_, data), before_s, at_s in zip(camera.decoded[1:], times_s, times_s[1:], strict=False)
         if at_s - before_s > 0.1
     ]
     assert len(after_gaps) > 5 and set(after_gaps) == {KEY}
