@@ -1,6 +1,6 @@
 """In which image of an upload faces are looked for: not in more pixels than the model looks at.
 
-The model's process has no time for sessions while it reads an image, so that 40 million pixels would
+The model's process has no time for sessions while it reads an image, and 40 million pixels would
 hold all of them up.
 """
 
