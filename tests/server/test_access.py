@@ -16,13 +16,13 @@ import jwt
 import pytest
 from aiortc import RTCSessionDescription
 from support.live_server import join, live
-from support.server_fakes import Peer, patient, portrait_jpeg
+from support.server_fakes import Painter, Peer, model_of, patient, portrait_jpeg
 from support.transport_stage import Guest
 from websockets.exceptions import InvalidStatus
 
 from letstalk_server import app as application
 from letstalk_server.auth import SCOPES, Auth
-from letstalk_server.http import openapi, pages, queueing, rest, signaling, websocket
+from letstalk_server.http import openapi, pages
 from letstalk_server.protocol.client_messages import ClientMessage
 from letstalk_server.session import registry
 
@@ -352,11 +352,16 @@ for _opener in ("the token", "another token"):
 
 
 def served():
-    """Return method and path of every route."""
-    found = {"GET /v1/ws" if route.path == "/v1/ws" else "" for route in websocket.routes()}
-    for route in [*rest.routes(), *queueing.routes(), *signaling.routes()]:
-        found |= {f"{method} {route.path}" for method in route.methods - {"HEAD"}}
-    return found | {"GET /"}
+    """Return method and path of every route of the application, wherever it comes from."""
+    found = set()
+    files = {route.path for route in pages.routes()}
+    for route in application.create_app(LOCKED, model_of(Painter())).routes:
+        methods = getattr(route, "methods", None) or {"GET"}  # of a WebSocket, or of files
+        if route.path in files:
+            found.add("GET /")
+        elif "TRACE" not in methods:  # else it refuses every method that no other route takes
+            found |= {f"{method} {route.path}" for method in methods - {"HEAD"}}
+    return found
 
 
 def test_every_route_has_a_row_and_every_row_is_walked_through():
