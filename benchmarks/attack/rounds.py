@@ -202,7 +202,10 @@ def started(size: int, descriptors: int) -> "subprocess.Popen[str]":
     """Start the server; its first line tells its address."""
     command = [sys.executable, "-m", "attack.server", "--size", str(size)]
     command += ["--descriptors", str(descriptors)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    # Python looks for modules in the present folder first.
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment(), cwd=BENCHMARKS
+    )
 
 
 def picture() -> bytes:
