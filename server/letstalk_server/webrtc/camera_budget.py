@@ -17,7 +17,8 @@ CAMERA_PIXELS_PER_S = 1.1 * 30 * MOST_PIXELS
 """Of one camera: the largest frames, 30 times a second, with some room for clocks."""
 
 CORE_PIXELS_PER_S = 60 * MOST_PIXELS
-"""Of all cameras, for each processor core."""
+"""Of all cameras, for each processor core: less than half of it, as a frame of 1920x1080 px takes
+6 ms with its conversion (docs/log.md)."""
 
 LEAST_PIXELS = 640 * 360
 """A smaller frame counts as one of this size: what is done for each takes time, too."""
