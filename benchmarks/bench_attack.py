@@ -95,7 +95,8 @@ async def run(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory(prefix="letstalk-attack-") as folder:
         async with Stage.opened(options.size, options.descriptors, Path(folder)) as stage:
             for name in names:
-                rows.append(judged(await measured(stage, name, options.seconds)))
+                row = judged(await measured(stage, name, options.seconds))
+                rows.append(row | {"commit": commit()})
                 if not options.json:
                     print(line(rows[-1]), file=sys.stderr, flush=True)
 

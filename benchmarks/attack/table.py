@@ -14,8 +14,8 @@ MARK = "<!-- attacks: python -m attack.table -->"
 
 HEAD = (
     "| attack | latest frame, ms | in the 5 s before, ms | late by over 40 ms | memory, MB "
-    "| `/healthz`, new session, ms |",
-    "|---|---:|---:|---:|---:|---:|",
+    "| `/healthz`, new session, ms | load | commit |",
+    "|---|---:|---:|---:|---:|---:|---:|---|",
 )
 
 
@@ -33,6 +33,8 @@ def row_text(row: Mapping[str, Any]) -> str:
         f"{100 * row['late_share']:.1f} %",
         f"{row['grown_mb']:+.0f}",
         f"{row['health_ms']:.0f}, {row['session_ms']:.0f}",
+        f"{row['load']:.1f}",
+        row["commit"],
     )
     return f"| {' | '.join(cells)} |"
 
