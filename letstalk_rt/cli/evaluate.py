@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from letstalk_rt.cli.evaluate_faithful import add_faithful_options, evaluate_faithful
-from letstalk_rt.cli.render_faithful import is_faithful
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.models.paper.presets import FAITHFUL, get_paper_preset
 from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
+from letstalk_rt.paper import commands as paper
 from letstalk_rt.training.data.dataset import (
     FRAME_SIZE,
     Clip,
@@ -158,8 +156,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     if not clips:
         raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
-    if is_faithful(args):
-        _write(evaluate_faithful(args, models, clips), args)
+    if paper.is_faithful(args.preset):
+        _write(paper.evaluate(args, models, clips), args)
         return 0
     pipeline = AvatarPipeline.load(
         args.preset,
@@ -225,8 +223,8 @@ def evaluated_size(args: argparse.Namespace) -> int:
 
     A model that generates less is compared with what was filmed, not with what it cannot show.
     """
-    if is_faithful(args):
-        return max(FRAME_SIZE, get_paper_preset(args.preset.removeprefix(FAITHFUL)).image_size)
+    if paper.is_faithful(args.preset):
+        return max(FRAME_SIZE, paper.image_size(args.preset))
     shape = get_preset(args.preset).autoencoder
     return max(FRAME_SIZE, shape.image_size if isinstance(shape, DCAutoencoderConfig) else 0)
 
@@ -326,5 +324,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--samples", type=Path, help="folder for contact sheets")
     add("--json", action="store_true", help="print the figures as JSON in the last line")
-    add_faithful_options(parser)
+    paper.add_sampling_options(parser)
     return parser

@@ -29,10 +29,9 @@ from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import (
     Clip,
-    clip_rows,
-    has_audio,
     read_clip,
     source_of,
+    spoken_rows,
     tags_with,
 )
 from letstalk_rt.training.data.sound_inputs import sound_input
@@ -114,20 +113,6 @@ def run_distill(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
     _save(best, args.runs / "distill")
 
 
-def spoken_rows(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Return the lines of clips with audio to train on.
-
-    Raises:
-        InputError: There are none.
-    """
-    listed = clip_rows(args.data, "train", tags=tags_with(args.lab))
-    rows = [row for row in listed if has_audio(args.data, row)]
-    if not rows:
-        kept = "" if args.lab else "; those with the tag `lab` are read with --lab only"
-        raise InputError(f"the data folder has no clips with audio to train on{kept}")
-    return rows
-
-
 def paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:
     """Load the autoencoder that `--autoencoder` names.
 
@@ -178,7 +163,7 @@ def run_landmarks(args: argparse.Namespace, loop: LoopConfig, batch: int) -> Non
             "name a weights file that has one with --weights"
         )
     model = with_part(moving, LANDMARK_CONDITION, LANDMARK_CONDITION.build(preset))
-    folder, rows = args.runs / "landmarks", spoken_rows(args)
+    folder, rows = args.runs / "landmarks", spoken_rows(args.data, tags_with(args.lab))
     encoded = _encoded(args, model, rows, folder)
     tracks, validation = _divided(rows, encoded, None)
     best = train_landmark_branch(model, tracks, validation, folder, loop, batch_size=batch)
@@ -190,7 +175,7 @@ def _tracks(
     args: argparse.Namespace, model: AvatarModel, reader: MouthReader | None
 ) -> tuple[list[Track], list[Track]]:
     """Return encoded clips for training and for validation; set the scales of the model."""
-    rows, folder = spoken_rows(args), args.runs / "flow"
+    rows, folder = spoken_rows(args.data, tags_with(args.lab)), args.runs / "flow"
     everything = _encoded(args, model, rows, folder)
     _set_scales(model, everything, folder, args.start if args.stage == "flow" else None)
     return _divided(rows, everything, reader)
@@ -263,7 +248,7 @@ def _set_scales(model: AvatarModel, tracks: list[Track], folder: Path, start: Pa
 
 def _samples(args: argparse.Namespace, model: AvatarModel, validation: list[Track]) -> list[Clip]:
     """Return some clips of the validation people with their frames."""
-    rows = {str(row["name"]): row for row in spoken_rows(args)}
+    rows = {str(row["name"]): row for row in spoken_rows(args.data, tags_with(args.lab))}
     names = [track.audio_clip.name for track in validation][:: max(1, len(validation) // _SAMPLES)]
     size = model.autoencoder.image_size
     return [read_clip(args.data, rows[name], size) for name in names[:_SAMPLES]]

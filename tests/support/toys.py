@@ -10,8 +10,8 @@ from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2StreamConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.paper.presets import PaperPreset
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset
+from letstalk_rt.paper.presets import PaperPreset
 from support.small_model import PRESET, stir
 from support.small_paper_model import make_preset as make_paper_preset
 

@@ -165,6 +165,19 @@ def clip_rows(
     return [row for row in rows if row["split"] == split and row["tag"] in tags]
 
 
+def spoken_rows(root: Path, tags: tuple[str, ...]) -> list[dict[str, object]]:
+    """Return the lines of clips with audio to train on.
+
+    Raises:
+        InputError: There are none.
+    """
+    rows = [row for row in clip_rows(root, "train", tags=tags) if has_audio(root, row)]
+    if not rows:
+        kept = "" if "lab" in tags else "; those with the tag `lab` are read with --lab only"
+        raise InputError(f"the data folder has no clips with audio to train on{kept}")
+    return rows
+
+
 @main_process_first
 def load_clips(
     root: Path,

@@ -10,7 +10,7 @@ from torch import Tensor
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
 from letstalk_rt.models.layers.network import fingerprint
-from letstalk_rt.models.paper.presets import PaperConfig
+from letstalk_rt.paper.presets import PaperConfig
 from letstalk_rt.training.data.dataset import Clip, read_clip
 from letstalk_rt.training.data.store import Store
 

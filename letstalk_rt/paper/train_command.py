@@ -8,22 +8,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from letstalk_rt.cli.train_flow import spoken_rows
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
-from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
-from letstalk_rt.models.paper.checkpoints import save_paper_model
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.presets import FAITHFUL, PaperPreset, get_paper_preset
-from letstalk_rt.training.data.dataset import decode_audio, source_of
-from letstalk_rt.training.data.paper_items import PaperClip, PaperSource, stored_paper_clips
+from letstalk_rt.paper.checkpoints import save_paper_model
+from letstalk_rt.paper.commands import FAITHFUL, is_faithful
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.items import PaperClip, PaperSource, stored_paper_clips
+from letstalk_rt.paper.presets import PaperPreset, get_paper_preset
+from letstalk_rt.paper.training import PaperBatch, train_paper_model
+from letstalk_rt.paper.wav2vec_whole import WholeWav2Vec2
+from letstalk_rt.training.data.dataset import decode_audio, source_of, spoken_rows, tags_with
 from letstalk_rt.training.data.video_samples import to_pixels, write_video
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.audio_encoder import held_out_sources
-from letstalk_rt.training.stages.paper import PaperBatch, train_paper_model
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 SAMPLES, SAMPLE_CLIPS, SAMPLE_STEPS = 2, 4, 25
@@ -186,7 +186,7 @@ def load_parts(args: argparse.Namespace) -> FaithfulParts:
         InputError: An option is missing.
         WeightsError: A network cannot be read, or is not that of the preset.
     """
-    if not args.preset.startswith(FAITHFUL):
+    if not is_faithful(args.preset):
         raise ConfigError(
             f"stage {args.stage!r} trains the published model: choose --preset {FAITHFUL}s, "
             f"{FAITHFUL}b, {FAITHFUL}l or {FAITHFUL}xl, or {FAITHFUL}v1-b-2 and the like, got "
@@ -202,7 +202,7 @@ def load_parts(args: argparse.Namespace) -> FaithfulParts:
     autoencoder = _autoencoder(args, preset).to(device)
     features = WholeWav2Vec2.load(args.wav2vec).to(device)
     check_features(preset, features)
-    rows = spoken_rows(args)
+    rows = spoken_rows(args.data, tags_with(args.lab))
     folder = args.runs / "faithful" / "latents"
     clips = stored_paper_clips(autoencoder, features, features.identity, args.data, rows, folder)
     return FaithfulParts(preset, autoencoder, features, rows, clips)
