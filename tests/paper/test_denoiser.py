@@ -331,7 +331,7 @@ def test_every_preset_says_every_shape():
 
 
 def test_the_page_shows_the_counts_and_costs():
-    page = Path(__file__).parents[3] / "docs" / "paper.md"
+    page = Path(__file__).parents[2] / "docs" / "paper.md"
     rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| `")]
     shown = {row[1].strip(" `"): row[4].strip() for row in rows if len(row) == 8}
     assert shown == {name: f"{count:,}" for name, count in COUNTS.items()}
