@@ -17,7 +17,7 @@ from PIL import Image
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.models.parts import MOUTH_PAINTER
+from letstalk_rt.models.parts import MOTION, MOUTH_PAINTER
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.paper import commands as paper
 from letstalk_rt.training.data.dataset import (
@@ -36,9 +36,11 @@ from letstalk_rt.training.evaluation.clips import (
 from letstalk_rt.training.evaluation.dubbing import DUBBED_FRAMES, evaluate_dubbing
 from letstalk_rt.training.evaluation.identity import IDENTITY_NETWORK, Identity
 from letstalk_rt.training.evaluation.image_quality import evaluate_ssim
+from letstalk_rt.training.evaluation.latent_drift import PART_S, measure_latent_drift
 from letstalk_rt.training.evaluation.long_run import (
     SLICE_S,
     large_portrait,
+    long_speech,
     measure_speed,
     run_long,
 )
@@ -57,8 +59,14 @@ from letstalk_rt.training.evaluation.published import (
     ScriptFeatures,
     identity_of,
 )
-from letstalk_rt.training.evaluation.reconstruction import evaluate_pairs, evaluate_reconstruction
+from letstalk_rt.training.evaluation.reconstruction import (
+    evaluate_pairs,
+    evaluate_reconstruction,
+    frames_tensor,
+    resized,
+)
 from letstalk_rt.training.evaluation.report import write_report
+from letstalk_rt.training.evaluation.rollout import Sampling
 from letstalk_rt.training.evaluation.sync import calibrate, load_towers
 from letstalk_rt.training.evaluation.whole_face import MotionTracker
 from letstalk_rt.training.evaluation.whole_face_videos import (
@@ -106,6 +114,7 @@ def evaluate(
     shown = stills[0][1] if stills else large_portrait(np.asarray(clips[0].frames[0]))
     if long_s:
         run_long(pipeline, models, shown, clips, long_s, result)
+        result.figures |= _latent_drift(pipeline, clips, long_s)
     else:
         result.figures |= measure_speed(pipeline, shown, clips)
     result.figures |= {
@@ -115,6 +124,16 @@ def evaluate(
         "size_px": clips[0].size_px,
     }
     return result
+
+
+def _latent_drift(pipeline: AvatarPipeline, clips: list[Clip], long_s: int) -> dict[str, float]:
+    """Return the drift of latents over the long run; none of a model that moves faces by code."""
+    if pipeline.model.get(MOTION) is not None or long_s < 2 * PART_S:
+        return {}
+    sampling = Sampling(pipeline.steps, pipeline.guidance)
+    pcm, _ = long_speech(clips, long_s)
+    image = resized(frames_tensor(clips[0], [0]), pipeline.model.autoencoder.image_size)
+    return measure_latent_drift(pipeline.model, image, pcm, sampling)
 
 
 def save_samples(result: EvaluationResult, folder: Path) -> None:

@@ -124,6 +124,9 @@ DISTILLED_PAINTER = LoopConfig(
 )
 """Of the stage `painter` with --distill."""
 
+HALF = ("distill", *paper.STAGES)
+"""Stages whose loss holds in bfloat16 as a whole; others choose the parts of theirs."""
+
 BATCH = {
     "autoencoder": 8,
     "decoder": 8,
@@ -167,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="number of checkpoints to keep; the newest is last.pt (default: the stage's)",
     )
+    parser.add_argument(
+        "--evaluate-every", type=int, help="steps between two evaluations (default: the stage's)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
@@ -179,6 +185,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="painter: train a small one, in the folder small-painter, on the results of a trained "
         "one",
+    )
+    parser.add_argument(
+        "--ablate",
+        action="store_true",
+        help="landmarks, presets b and l: train with all conditions and without each of them, and "
+        "write the errors into one table; nothing is kept",
     )
     parser.add_argument(
         "--surroundings",
@@ -214,6 +226,16 @@ def _parser() -> argparse.ArgumentParser:
         "have not run; painter --distill: with its teacher (the packaged weights)",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
+    half = parser.add_argument_group(f"the stages {', '.join(HALF)}")
+    half.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 on a GPU, and on a CPU with AMX",
+    )
+    half.add_argument(
+        "--accumulate", type=int, default=1, help="batches whose gradients make one step"
+    )
     paper.add_training_options(parser)
     return parser
 
@@ -283,16 +305,16 @@ def _loop(args: argparse.Namespace, usual: LoopConfig | None = None) -> LoopConf
         "learning_rate": args.rate,
         "save_every_s": args.save_every_s,
         "keep": args.keep,
+        "evaluate_every": args.evaluate_every,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     device = choose_device(args.device).type
     config = replace(usual or LOOPS[args.stage], device=device, **chosen)
-    if args.stage in paper.STAGES:  # others choose the parts of theirs that hold in bfloat16
+    if args.stage in HALF:
         return replace(config, precision=_precision(args, device), accumulate=args.accumulate)
     if args.accumulate != 1 or args.precision != "auto":
         raise ConfigError(
-            f"--precision and --accumulate are for the stages {', '.join(paper.STAGES)}, not "
-            f"{args.stage!r}"
+            f"--precision and --accumulate are for the stages {', '.join(HALF)}, not {args.stage!r}"
         )
     return config
 

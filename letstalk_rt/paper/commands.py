@@ -78,13 +78,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="faithful: share of items without speech, which guidance needs (as published, 0)",
     )
-    add(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="auto: bfloat16 on a GPU, and on a CPU with AMX",
-    )
-    add("--accumulate", type=int, default=1, help="batches whose gradients make one step")
     add("--compile", action="store_true", help="compile the blocks (torch.compile)")
     add(
         "--no-recompute",

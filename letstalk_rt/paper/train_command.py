@@ -41,15 +41,15 @@ class FaithfulParts:
         preset: The shapes.
         autoencoder: The autoencoder, on the device.
         speech: The speech model, on the device.
-        rows: Lines of the clips with audio.
-        clips: Their latents and features, in the same order.
+        sources: Who is seen in a clip, by the clip's name.
+        clips: Latents and features of the clips with audio, by name.
     """
 
     preset: PaperPreset
     autoencoder: PublishedAutoencoder
     speech: WholeWav2Vec2
-    rows: list[dict[str, object]]
-    clips: list[PaperClip]
+    sources: dict[str, str]
+    clips: dict[str, PaperClip]
 
 
 def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
@@ -110,11 +110,11 @@ def split_clips(parts: FaithfulParts) -> tuple[dict[str, PaperClip], dict[str, P
     Raises:
         InputError: There are clips of one person only.
     """
-    held_out = held_out_sources({source_of(row) for row in parts.rows})
+    held_out = held_out_sources(set(parts.sources.values()))
     kept: dict[str, PaperClip] = {}
     validation: dict[str, PaperClip] = {}
-    for row, clip in zip(parts.rows, parts.clips, strict=True):
-        (validation if source_of(row) in held_out else kept)[str(row["name"])] = clip
+    for name, clip in parts.clips.items():
+        (validation if parts.sources[name] in held_out else kept)[name] = clip
     if not kept or not validation:
         raise InputError(
             f"{len(kept)} clips to train on and {len(validation)} to measure with are too few: "
@@ -205,7 +205,8 @@ def load_parts(args: argparse.Namespace) -> FaithfulParts:
     rows = spoken_rows(args.data, tags_with(args.lab))
     folder = args.runs / "faithful" / "latents"
     clips = stored_paper_clips(autoencoder, features, features.identity, args.data, rows, folder)
-    return FaithfulParts(preset, autoencoder, features, rows, clips)
+    sources = {str(row["name"]): source_of(row) for row in rows}
+    return FaithfulParts(preset, autoencoder, features, sources, clips)
 
 
 def _autoencoder(args: argparse.Namespace, preset: PaperPreset) -> PublishedAutoencoder:

@@ -219,6 +219,6 @@ def train_paper_model(
         return figures
 
     with Prefetch(draw, config.batches) as batches:
-        averaged = run.train(loss, judge if held_out or evaluate else None)
+        averaged = run.train(loss, judge if held_out or evaluate else None, batches)
     assert isinstance(averaged, PaperModel)
     return averaged

@@ -78,5 +78,5 @@ def test_options_of_speed_change_no_gradient(changes):
 @pytest.mark.parametrize("words", [["--accumulate", "2"], ["--precision", "bfloat16"]])
 def test_options_of_large_models_are_refused_elsewhere(words):
     args = command._parser().parse_args(["pose", "--data", "D", *words])
-    with pytest.raises(ConfigError, match="for the stages faithful, ablate"):
+    with pytest.raises(ConfigError, match="for the stages distill, faithful, ablate"):
         command._loop(args)
