@@ -36,10 +36,10 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.memory import regularize_memory
-from letstalk_rt.models.paper.denoiser import PaperDenoiser, count_parameters, first_memory
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.fusion import Fusion
-from letstalk_rt.models.paper.presets import PaperConfig, get_paper_preset
+from letstalk_rt.paper.denoiser import PaperDenoiser, count_parameters, first_memory
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.fusion import Fusion
+from letstalk_rt.paper.presets import PaperConfig, get_paper_preset
 from letstalk_rt.training.data.audio_features import correlation, mel_encoder
 from letstalk_rt.training.data.dataset import load_clips
 from letstalk_rt.training.data.tracks import Track, encode_clips

@@ -13,11 +13,11 @@ from time_limit import add_limit, limit_s, time_limit
 from torch.utils.flop_counter import FlopCounterMode
 
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
 from letstalk_rt.models.denoiser import Denoiser
-from letstalk_rt.models.paper.denoiser import PaperModel, count_parameters
-from letstalk_rt.models.paper.presets import get_paper_preset
 from letstalk_rt.models.presets import get_preset
+from letstalk_rt.paper.denoiser import PaperModel, count_parameters
+from letstalk_rt.paper.kl_ae import KLAutoencoder
+from letstalk_rt.paper.presets import get_paper_preset
 
 PUBLISHED = ("s", "b", "l", "xl", "v1-b-2", "v1-l-2")
 STREAMING = ("tiny", "b", "l")

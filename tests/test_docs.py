@@ -11,7 +11,11 @@ from test_layering import LAYERS
 from letstalk_rt.cli.train import LOOPS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "letstalk_rt").glob("*/README.md"),
+]
 CURRENT = [page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md")]
 """The pages that describe the present; the others are history."""
 

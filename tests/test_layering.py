@@ -24,7 +24,6 @@ letstalk_rt.models.audio_encoder
 letstalk_rt.models.autoencoder
 letstalk_rt.models.face
 letstalk_rt.models.motion
-letstalk_rt.models.paper
 letstalk_rt.models
 letstalk_rt.portrait
 letstalk_rt.recording
@@ -39,6 +38,7 @@ letstalk_rt.training.data
 letstalk_rt.training.evaluation
 letstalk_rt.training.prepare
 letstalk_rt.training.stages
+letstalk_rt.paper
 letstalk_rt.cli
 letstalk_rt.__main__
 letstalk_server.settings

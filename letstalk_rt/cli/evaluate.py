@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from letstalk_rt.cli.evaluate_faithful import add_faithful_options, evaluate_faithful
-from letstalk_rt.cli.render_faithful import is_faithful
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.pipeline import AvatarPipeline
-from letstalk_rt.models.paper.presets import FAITHFUL, get_paper_preset
-from letstalk_rt.models.parts import MOUTH_PAINTER
+from letstalk_rt.models.parts import MOTION, MOUTH_PAINTER
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
+from letstalk_rt.paper import commands as paper
 from letstalk_rt.training.data.dataset import (
     FRAME_SIZE,
     Clip,
@@ -38,9 +36,11 @@ from letstalk_rt.training.evaluation.clips import (
 from letstalk_rt.training.evaluation.dubbing import DUBBED_FRAMES, evaluate_dubbing
 from letstalk_rt.training.evaluation.identity import IDENTITY_NETWORK, Identity
 from letstalk_rt.training.evaluation.image_quality import evaluate_ssim
+from letstalk_rt.training.evaluation.latent_drift import PART_S, measure_latent_drift
 from letstalk_rt.training.evaluation.long_run import (
     SLICE_S,
     large_portrait,
+    long_speech,
     measure_speed,
     run_long,
 )
@@ -59,8 +59,14 @@ from letstalk_rt.training.evaluation.published import (
     ScriptFeatures,
     identity_of,
 )
-from letstalk_rt.training.evaluation.reconstruction import evaluate_pairs, evaluate_reconstruction
+from letstalk_rt.training.evaluation.reconstruction import (
+    evaluate_pairs,
+    evaluate_reconstruction,
+    frames_tensor,
+    resized,
+)
 from letstalk_rt.training.evaluation.report import write_report
+from letstalk_rt.training.evaluation.rollout import Sampling
 from letstalk_rt.training.evaluation.sync import calibrate, load_towers
 from letstalk_rt.training.evaluation.whole_face import MotionTracker
 from letstalk_rt.training.evaluation.whole_face_videos import (
@@ -108,6 +114,7 @@ def evaluate(
     shown = stills[0][1] if stills else large_portrait(np.asarray(clips[0].frames[0]))
     if long_s:
         run_long(pipeline, models, shown, clips, long_s, result)
+        result.figures |= _latent_drift(pipeline, clips, long_s)
     else:
         result.figures |= measure_speed(pipeline, shown, clips)
     result.figures |= {
@@ -117,6 +124,16 @@ def evaluate(
         "size_px": clips[0].size_px,
     }
     return result
+
+
+def _latent_drift(pipeline: AvatarPipeline, clips: list[Clip], long_s: int) -> dict[str, float]:
+    """Return the drift of latents over the long run; none of a model that moves faces by code."""
+    if pipeline.model.get(MOTION) is not None or long_s < 2 * PART_S:
+        return {}
+    sampling = Sampling(pipeline.steps, pipeline.guidance)
+    pcm, _ = long_speech(clips, long_s)
+    image = resized(frames_tensor(clips[0], [0]), pipeline.model.autoencoder.image_size)
+    return measure_latent_drift(pipeline.model, image, pcm, sampling)
 
 
 def save_samples(result: EvaluationResult, folder: Path) -> None:
@@ -158,8 +175,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     if not clips:
         raise InputError("the data folder has no clips of the split `eval`; see docs/training.md")
-    if is_faithful(args):
-        _write(evaluate_faithful(args, models, clips), args)
+    if paper.is_faithful(args.preset):
+        _write(paper.evaluate(args, models, clips), args)
         return 0
     pipeline = AvatarPipeline.load(
         args.preset,
@@ -225,8 +242,8 @@ def evaluated_size(args: argparse.Namespace) -> int:
 
     A model that generates less is compared with what was filmed, not with what it cannot show.
     """
-    if is_faithful(args):
-        return max(FRAME_SIZE, get_paper_preset(args.preset.removeprefix(FAITHFUL)).image_size)
+    if paper.is_faithful(args.preset):
+        return max(FRAME_SIZE, paper.image_size(args.preset))
     shape = get_preset(args.preset).autoencoder
     return max(FRAME_SIZE, shape.image_size if isinstance(shape, DCAutoencoderConfig) else 0)
 
@@ -326,5 +343,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--samples", type=Path, help="folder for contact sheets")
     add("--json", action="store_true", help="print the figures as JSON in the last line")
-    add_faithful_options(parser)
+    paper.add_sampling_options(parser)
     return parser

@@ -12,9 +12,9 @@ from letstalk_rt.errors import InputError
 from letstalk_rt.models.autoencoder.mouth_painter import SMALL_PAINTER
 from letstalk_rt.models.avatar_model import AvatarModel, with_part
 from letstalk_rt.models.loading import packaged_weights, read_weights, save_model, stored_preset
-from letstalk_rt.models.paper.presets import FAITHFUL
 from letstalk_rt.models.parts import MOUTH_PAINTER, PARTS, with_parts
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset, get_preset, with_lookahead
+from letstalk_rt.paper import commands as paper
 
 _STAGES = {
     "mouth_painter": "painter",
@@ -39,7 +39,7 @@ def export(args: argparse.Namespace) -> None:
     The parts of `--weights` stand in for stages that have not run.
     """
     runs: Path = args.runs
-    if args.preset.startswith(FAITHFUL):
+    if paper.is_faithful(args.preset):
         _export_faithful(args)
         return
     given = given_weights(args)
@@ -103,7 +103,7 @@ def _export_faithful(args: argparse.Namespace) -> None:
     """Copy the result of the stage `faithful`, which is whole, to its place."""
     if args.output is None:
         raise InputError(f"preset {args.preset!r} has no place in the package: name a file with -o")
-    shutil.copyfile(existing(args.runs / "faithful" / "model.safetensors"), args.output)
+    shutil.copyfile(existing(paper.trained_weights(args.runs)), args.output)
     print(f"{args.output.name}: {args.output.stat().st_size / 1e6:.1f} MB")
 
 

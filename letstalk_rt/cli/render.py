@@ -15,8 +15,8 @@ from letstalk_rt.cli.options import (
     read_signing,
 )
 from letstalk_rt.cli.output import write_json, write_line
-from letstalk_rt.cli.render_faithful import add_faithful_options, is_faithful, render_faithful
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.paper import commands as paper
 from letstalk_rt.types import FPS
 
 SUMMARY = "portrait + audio file -> video file"
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=int, default=FPS, help="frames per second; only %(default)s")
     add_sign_option(parser)
     add_model_options(parser)
-    add_faithful_options(parser)
+    paper.add_render_options(parser)
     add_json_option(parser)
 
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     signing = read_signing(options, options.portrait)
     samples, rate = read_audio(options.audio)
     size: list[int] = []
-    make = render_faithful if is_faithful(options) else _render
+    make = paper.render if paper.is_faithful(options.preset) else _render
     frames = make(options, samples, rate, size)
     count = write_video(options.output, frames, samples, rate, badge=options.badge, **signing)
     if options.json:

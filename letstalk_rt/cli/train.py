@@ -25,8 +25,6 @@ from letstalk_rt.cli.export import (
     given_weights,
     part_of,
 )
-from letstalk_rt.cli.train_ablate import run_ablate
-from letstalk_rt.cli.train_faithful import run_faithful
 from letstalk_rt.cli.train_flow import run_distill, run_flow, run_landmarks
 from letstalk_rt.cli.train_motion import train_motion_stage
 from letstalk_rt.errors import ConfigError, InputError
@@ -36,6 +34,7 @@ from letstalk_rt.models.autoencoder.mouth_painter import SMALL_PAINTER
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.parts import MOUTH_PAINTER
 from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
+from letstalk_rt.paper import commands as paper
 from letstalk_rt.training.data.dataset import (
     Clip,
     landmarker_file,
@@ -62,7 +61,6 @@ from letstalk_rt.training.stages.face_detector import train_face_detector
 from letstalk_rt.training.stages.lip_refiner import train_lip_refiner
 from letstalk_rt.training.stages.mouth_painter import train_mouth_painter
 from letstalk_rt.training.stages.mouth_painter_distill import distill_mouth_painter
-from letstalk_rt.training.stages.paper import PUBLISHED_LOOP
 from letstalk_rt.training.stages.phones import load_phones, train_phones
 from letstalk_rt.training.stages.pose_reader import train_pose_reader
 
@@ -89,8 +87,6 @@ LOOPS = {
     "landmarks": LoopConfig(
         steps=2000, learning_rate=2e-3, warm_up=50, ema=0.99, evaluate_every=250, weight_decay=0.01
     ),
-    "faithful": PUBLISHED_LOOP,
-    "ablate": replace(PUBLISHED_LOOP, steps=20_000),
     "motion": LoopConfig(
         steps=6000,
         learning_rate=1e-3,
@@ -121,13 +117,14 @@ LOOPS = {
     "sync": LoopConfig(
         steps=1500, learning_rate=1e-3, warm_up=50, ema=0.99, evaluate_every=150, weight_decay=0.1
     ),
+    **paper.training_loops(),
 }
 DISTILLED_PAINTER = LoopConfig(
     steps=6000, learning_rate=1e-3, warm_up=100, ema=0.998, weight_decay=0.0, evaluate_every=500
 )
 """Of the stage `painter` with --distill."""
 
-LARGE = ("faithful", "ablate")
+HALF = ("distill", *paper.STAGES)
 """Stages whose loss holds in bfloat16 as a whole; others choose the parts of theirs."""
 
 BATCH = {
@@ -138,8 +135,6 @@ BATCH = {
     "flow": 32,
     "distill": 32,
     "landmarks": 32,
-    "faithful": 1,
-    "ablate": 1,
     "motion": 32,
     "finder": 32,
     "refiner": 32,
@@ -175,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="number of checkpoints to keep; the newest is last.pt (default: the stage's)",
     )
+    parser.add_argument(
+        "--evaluate-every", type=int, help="steps between two evaluations (default: the stage's)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
@@ -189,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
         "one",
     )
     parser.add_argument(
+        "--ablate",
+        action="store_true",
+        help="landmarks, presets b and l: train with all conditions and without each of them, and "
+        "write the errors into one table; nothing is kept",
+    )
+    parser.add_argument(
         "--surroundings",
         action="store_true",
         help="flow: train the denoiser of --start on the background motion only",
@@ -200,33 +204,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wav2vec",
         help="faithful, flow of b-wav2vec2 and l-wav2vec2: folder or hub id of the base model",
-    )
-    parser.add_argument(
-        "--drop-speech",
-        type=float,
-        default=0.0,
-        help="faithful: share of items without speech, which guidance needs (as published, 0)",
-    )
-    large = parser.add_argument_group(f"the published model: {', '.join(LARGE)}")
-    large.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="auto: bfloat16 on a GPU, and on a CPU with AMX",
-    )
-    large.add_argument(
-        "--accumulate", type=int, default=1, help="batches whose gradients make one step"
-    )
-    large.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the blocks (torch.compile)",
-    )
-    large.add_argument(
-        "--no-recompute",
-        dest="recompute",
-        action="store_false",
-        help="keep all activations of a block; faster, and needs more memory",
     )
     parser.add_argument("--landmarker", type=Path, help="face_landmarker.task for stills")
     parser.add_argument("--preset", default="tiny")
@@ -243,18 +220,23 @@ def _parser() -> argparse.ArgumentParser:
         help="flow, motion, landmarks, faithful: seed of the initial weights",
     )
     parser.add_argument(
-        "--seeds", type=int, default=1, help="ablate: number of seeds, from --seed on"
-    )
-    parser.add_argument(
-        "--sampling-steps", type=int, default=50, help="ablate: steps of DDIM (%(default)s)"
-    )
-    parser.add_argument(
         "--weights",
         type=Path,
         help="decoder, motion, landmarks, eyes, export: weights file with the parts of stages that "
         "have not run; painter --distill: with its teacher (the packaged weights)",
     )
     parser.add_argument("-o", "--output", type=Path, help="export: weights file to write")
+    half = parser.add_argument_group(f"the stages {', '.join(HALF)}")
+    half.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 on a GPU, and on a CPU with AMX",
+    )
+    half.add_argument(
+        "--accumulate", type=int, default=1, help="batches whose gradients make one step"
+    )
+    paper.add_training_options(parser)
     return parser
 
 
@@ -273,8 +255,7 @@ def main(argv: list[str] | None = None) -> int:
         "landmarks": lambda args: run_landmarks(
             args, _loop(args), args.batch or BATCH["landmarks"]
         ),
-        "faithful": lambda args: run_faithful(args, _loop(args), args.batch or BATCH["faithful"]),
-        "ablate": lambda args: run_ablate(args, _loop(args), args.batch or BATCH["ablate"]),
+        **dict.fromkeys(paper.STAGES, lambda args: paper.train(args, _loop(args))),
         "motion": _motion,
         "finder": _finder,
         "refiner": _refiner,
@@ -324,16 +305,16 @@ def _loop(args: argparse.Namespace, usual: LoopConfig | None = None) -> LoopConf
         "learning_rate": args.rate,
         "save_every_s": args.save_every_s,
         "keep": args.keep,
+        "evaluate_every": args.evaluate_every,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     device = choose_device(args.device).type
     config = replace(usual or LOOPS[args.stage], device=device, **chosen)
-    if args.stage in LARGE:
+    if args.stage in HALF:
         return replace(config, precision=_precision(args, device), accumulate=args.accumulate)
     if args.accumulate != 1 or args.precision != "auto":
         raise ConfigError(
-            f"--precision and --accumulate are for the stages {', '.join(LARGE)}, not "
-            f"{args.stage!r}"
+            f"--precision and --accumulate are for the stages {', '.join(HALF)}, not {args.stage!r}"
         )
     return config
 

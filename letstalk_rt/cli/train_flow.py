@@ -1,6 +1,7 @@
 """The stages `flow`, `distill` and `landmarks` of `letstalk train`: from latents to a denoiser."""
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +30,12 @@ from letstalk_rt.models.presets import DCAutoencoderConfig, get_preset
 from letstalk_rt.training.data.audio_features import mel_encoder
 from letstalk_rt.training.data.dataset import (
     Clip,
-    clip_rows,
-    has_audio,
     read_clip,
     source_of,
+    spoken_rows,
     tags_with,
 )
+from letstalk_rt.training.data.film_items import film_tracks
 from letstalk_rt.training.data.sound_inputs import sound_input
 from letstalk_rt.training.data.tracks import Track, fit_scales, stored_tracks
 from letstalk_rt.training.distributed import barrier, is_main_process
@@ -48,6 +49,7 @@ from letstalk_rt.training.stages.audio_encoder import (
     listed_clip,
 )
 from letstalk_rt.training.stages.distill import distill
+from letstalk_rt.training.stages.film_branch import ablate_conditions, train_film_branch
 from letstalk_rt.training.stages.flow import train_flow
 from letstalk_rt.training.stages.landmark_branch import train_landmark_branch
 
@@ -114,20 +116,6 @@ def run_distill(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
     _save(best, args.runs / "distill")
 
 
-def spoken_rows(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Return the lines of clips with audio to train on.
-
-    Raises:
-        InputError: There are none.
-    """
-    listed = clip_rows(args.data, "train", tags=tags_with(args.lab))
-    rows = [row for row in listed if has_audio(args.data, row)]
-    if not rows:
-        kept = "" if args.lab else "; those with the tag `lab` are read with --lab only"
-        raise InputError(f"the data folder has no clips with audio to train on{kept}")
-    return rows
-
-
 def paper_autoencoder(args: argparse.Namespace, image_size: int) -> DCAutoencoder:
     """Load the autoencoder that `--autoencoder` names.
 
@@ -171,6 +159,9 @@ def run_landmarks(args: argparse.Namespace, loop: LoopConfig, batch: int) -> Non
     if LANDMARK_CONDITION.name not in preset.parts:
         raise ConfigError(f"preset {args.preset!r} has no landmark condition; choose 'tiny'")
     given = given_weights(args)
+    if isinstance(preset.autoencoder, DCAutoencoderConfig):
+        _film_conditions(args, base_model(args, given), loop, batch)
+        return
     moving = with_added_parts(base_model(args, given), args, given, (MOTION.name,))
     if moving.get(MOTION) is None:
         raise InputError(
@@ -178,10 +169,31 @@ def run_landmarks(args: argparse.Namespace, loop: LoopConfig, batch: int) -> Non
             "name a weights file that has one with --weights"
         )
     model = with_part(moving, LANDMARK_CONDITION, LANDMARK_CONDITION.build(preset))
-    folder, rows = args.runs / "landmarks", spoken_rows(args)
+    folder, rows = args.runs / "landmarks", spoken_rows(args.data, tags_with(args.lab))
     encoded = _encoded(args, model, rows, folder)
     tracks, validation = _divided(rows, encoded, None)
     best = train_landmark_branch(model, tracks, validation, folder, loop, batch_size=batch)
+    if is_main_process():
+        torch.save(best.state_dict(), folder / "model.pt")
+
+
+def _film_conditions(
+    args: argparse.Namespace, base: AvatarModel, loop: LoopConfig, batch: int
+) -> None:
+    """Train the conditions of films for latents that hold no landmarks."""
+    model = with_part(base, LANDMARK_CONDITION, LANDMARK_CONDITION.build(base.preset))
+    folder, rows = args.runs / "landmarks", spoken_rows(args.data, tags_with(args.lab))
+    encoded = _encoded(args, model, rows, args.runs / "flow")
+    tracks, validation = (
+        film_tracks(model.autoencoder, args.data, rows, folder / "masked", part)
+        for part in _divided(rows, encoded, None)
+    )
+    if args.ablate:
+        place = args.runs / "ablate-landmarks"
+        for row in ablate_conditions(model, tracks, validation, place, loop, batch_size=batch):
+            print(json.dumps(row))
+        return
+    best = train_film_branch(model, tracks, validation, folder, loop, batch_size=batch)
     if is_main_process():
         torch.save(best.state_dict(), folder / "model.pt")
 
@@ -190,7 +202,7 @@ def _tracks(
     args: argparse.Namespace, model: AvatarModel, reader: MouthReader | None
 ) -> tuple[list[Track], list[Track]]:
     """Return encoded clips for training and for validation; set the scales of the model."""
-    rows, folder = spoken_rows(args), args.runs / "flow"
+    rows, folder = spoken_rows(args.data, tags_with(args.lab)), args.runs / "flow"
     everything = _encoded(args, model, rows, folder)
     _set_scales(model, everything, folder, args.start if args.stage == "flow" else None)
     return _divided(rows, everything, reader)
@@ -222,7 +234,9 @@ def _divided(
     """Return clips for training and for validation, aligned with their audio and weighted."""
     held_out = held_out_sources({source_of(row) for row in rows})
     tracks, validation = [], []
-    for row, track in zip(rows, everything, strict=True):
+    by_name = {str(row["name"]): row for row in rows}
+    for track in everything:
+        row = by_name[track.audio_clip.name]
         if reader is not None:
             track = replace(track, audio_clip=clean_clip(reader, track.audio_clip))
         else:
@@ -263,7 +277,7 @@ def _set_scales(model: AvatarModel, tracks: list[Track], folder: Path, start: Pa
 
 def _samples(args: argparse.Namespace, model: AvatarModel, validation: list[Track]) -> list[Clip]:
     """Return some clips of the validation people with their frames."""
-    rows = {str(row["name"]): row for row in spoken_rows(args)}
+    rows = {str(row["name"]): row for row in spoken_rows(args.data, tags_with(args.lab))}
     names = [track.audio_clip.name for track in validation][:: max(1, len(validation) // _SAMPLES)]
     size = model.autoencoder.image_size
     return [read_clip(args.data, rows[name], size) for name in names[:_SAMPLES]]

@@ -1,6 +1,6 @@
 """Dubs a film file: reads it, gives it other lips and another sound, and writes it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +12,15 @@ from letstalk_rt.dubbing.dubber import Dubber
 from letstalk_rt.dubbing.extension import Longer, extended
 from letstalk_rt.dubbing.film import Film, FilmFrame
 from letstalk_rt.dubbing.film_writer import FilmWriter, SoundFeed
+from letstalk_rt.dubbing.latent_dubber import LatentDubber
 from letstalk_rt.dubbing.lip_track import LipTrack
 from letstalk_rt.dubbing.planes import put
 from letstalk_rt.errors import AudioFormatError, FilmError
+from letstalk_rt.inference.film_faces import has_film_conditions
 from letstalk_rt.inference.lower_face import has_lower_faces
 from letstalk_rt.inference.mouth_renderer import Patch
 from letstalk_rt.inference.pipeline import AvatarPipeline
+from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.parts import MOTION
 from letstalk_rt.portrait.watermark import DUBBED_SOURCE_TYPE, badge_place, with_badge
 from letstalk_rt.recording.credentials import SigningCredentials
@@ -97,6 +100,26 @@ class Speech:
             yield part / np.float32(32768) if part.dtype == np.int16 else part
 
 
+def dubber_of(pipeline: AvatarPipeline) -> Dubber | LatentDubber:
+    """Return what dubs one film with a model.
+
+    Raises:
+        ConfigError: the model has neither a motion denoiser nor the conditions of films.
+    """
+    model = pipeline.model
+    if has_film_conditions(model):
+        return LatentDubber(model, pipeline.finder)
+    return Dubber(model, pipeline.finder, pipeline.dtype)
+
+
+def heard_by(model: AvatarModel, speech: Iterable[np.ndarray], rate: int) -> LipTrack:
+    """Return what a model hears of speech, mono samples at `rate` Hz in chunks, over time."""
+    if has_film_conditions(model):
+        return LipTrack(None, speech, rate, model.audio)
+    encoder = model.audio if has_lower_faces(model) else None
+    return LipTrack(model.part(MOTION), speech, rate, encoder)
+
+
 def dub_film(
     pipeline: AvatarPipeline,
     film: Film,
@@ -118,14 +141,13 @@ def dub_film(
     Raises:
         FilmError: the film is damaged, or shows no face that can be dubbed.
         AudioFormatError: the speech is damaged.
-        ConfigError: the output cannot be written, or the model has no motion denoiser.
+        ConfigError: the output cannot be written, or the model cannot dub.
     """
     options = options or DubOptions()
     facts, model = film.facts, pipeline.model
-    dubber = Dubber(model, pipeline.finder, pipeline.dtype)
+    dubber = dubber_of(pipeline)
     rate = speech.facts.rate
-    encoder = model.audio if has_lower_faces(model) else None
-    lips = LipTrack(model.part(MOTION), speech.chunks(), rate, encoder)
+    lips = heard_by(model, speech.chunks(), rate)
     frames = extended(film.frames(), facts, options.longer, lips.is_over, trim=options.trim)
     half = float(1 / facts.rate) / 2
     timed = ((f, f.rgb, float(f.time * facts.time_base) + half) for f in frames)

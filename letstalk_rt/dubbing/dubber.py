@@ -117,7 +117,7 @@ class Dubber:
         if model.face is None or model.get(MOTION) is None:
             raise ConfigError(
                 f"preset {model.preset.name!r} has no motion denoiser, which dubbing needs; use "
-                "the preset 'tiny'"
+                "the preset 'tiny', or train `letstalk train landmarks` for a large one"
             )
         self._model = model
         self._reader = FaceReader(finder, model.face.autoencoder, dtype)

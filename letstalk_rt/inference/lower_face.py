@@ -5,8 +5,9 @@ these frames, the memory bank of the windows before, and the reference. Of what 
 the part that speech moves is used; head, gaze and brows stay the film's own. The memory bank keeps
 what is shown before the lips are set, so each window goes on from the last one.
 
-Source: masked frame, reference, landmarks and sound as conditions, and the frame before as the next
-reference: DiffTalk, arXiv:2301.03786.
+Source: reference, landmarks and sound as conditions: DiffTalk, arXiv:2301.03786. Its masked frame
+is not an input here: what a film shows of the rest of a face reaches the denoiser by landmarks
+alone, which these latents hold. `film_faces` is for latents that do not, and has it.
 """
 
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from letstalk_rt.models.sampler import NoiseState, timesteps
 
 
 def has_lower_faces(model: AvatarModel) -> bool:
-    """Return whether a model can generate the lower faces of a film."""
-    return model.get(LANDMARK_CONDITION) is not None
+    """Return whether a model can generate lower faces of films in latents that hold landmarks."""
+    return model.autoencoder.landmarks is not None and model.get(LANDMARK_CONDITION) is not None
 
 
 @dataclass(frozen=True)

@@ -184,24 +184,24 @@ class MouthRenderer:
         outline = mouth_outline(old, *new)
         part = part_around(outline)
         mask = mouth_mask(outline, part)
-        extent = _extent(mask, part, face, task.rgb.shape)
+        extent = extent_of(mask, part, face, task.rgb.shape)
         if extent is None:
             return None
         rows, columns = extent
-        to_crop = _from_part(matrix_of(face.to_crop), rows, columns)
+        to_crop = from_part(matrix_of(face.to_crop), rows, columns)
         size = (columns.stop - columns.start, rows.stop - rows.start)
         lips = lips_mask(part, old, *new)
         crop = face.crop[(slice(None), *part.pixels)].permute(1, 2, 0).numpy()
         after, shown = None, 0.0
         for plan in plans:
             made = self._generate(plan, part)
-            colours = _colour_change(crop, made.image, mask, lips)
+            colours = colour_change(crop, made.image, mask, lips)
             one = _at_frame(made, plan.reference, colours, to_crop, part, size)
             shown += plan.weight
             share = plan.weight / shown
             after = one if after is None else cv2.addWeighted(one, share, after, 1 - share, 0)
         assert after is not None, "a face is made from at least one reference"
-        alpha = cv2.warpAffine(mask, _in_part(to_crop, part), size, flags=_SAMPLE)
+        alpha = cv2.warpAffine(mask, in_part(to_crop, part), size, flags=SAMPLE)
         points = torch.stack([plan.weight * plan.points for plan in plans]).sum(0)
         corner = points.new_tensor([columns.start, rows.start])
         in_frame = face.to_crop.inverse()(points[None]) - corner
@@ -231,7 +231,7 @@ class MouthRenderer:
         return _Face(*(x.contiguous().cpu().numpy() for x in (flow.float(), change, image)))
 
 
-_SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+SAMPLE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
 def _with_lips(reference: Reference, task: MouthTask) -> Tensor:
@@ -248,7 +248,7 @@ def _patch(task: MouthTask, drawn: _Drawn) -> Patch:
     return Patch(drawn.rows, drawn.columns, mixed, alpha)
 
 
-def _extent(
+def extent_of(
     mask: np.ndarray, part: FramePart, face: FilmedFace, shape: tuple[int, ...]
 ) -> tuple[slice, slice] | None:
     """Return the rows and columns of a frame that a mask in its crop covers, from even numbers."""
@@ -269,14 +269,14 @@ def _extent(
     return slice(first[1], last[1]), slice(first[0], last[0])
 
 
-def _from_part(matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+def from_part(matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
     """Return a matrix for pixels counted from the corner of a part of the frame."""
     moved = matrix.copy()
     moved[:, 2] += matrix[:, :2] @ [columns.start, rows.start]
     return moved
 
 
-def _in_part(to_crop: np.ndarray, part: FramePart) -> np.ndarray:
+def in_part(to_crop: np.ndarray, part: FramePart) -> np.ndarray:
     """Return a matrix to pixels of a crop as one to pixels of a part of it."""
     moved = to_crop.copy()
     moved[:, 2] -= [side.start for side in part.pixels[::-1]]
@@ -301,8 +301,8 @@ def _at_frame(
         part: the part of the crop that was generated.
         size: width and height of the part of the frame.
     """
-    cells = _to_cells(to_crop, FLOW_SIZE)
-    flow = cv2.warpAffine(face.flow, cells, size, flags=_SAMPLE, borderMode=cv2.BORDER_REPLICATE)
+    cells = to_cells(to_crop, FLOW_SIZE)
+    flow = cv2.warpAffine(face.flow, cells, size, flags=SAMPLE, borderMode=cv2.BORDER_REPLICATE)
     x, y = np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32)[:, None]
     zoom = len(reference.source) / IMAGE_SIZE
     at = []
@@ -314,13 +314,13 @@ def _at_frame(
     )
     change = face.change + cv2.resize(colours, face.change.shape[1::-1])
     change = cv2.warpAffine(
-        change, _in_part(to_crop, part), size, flags=_SAMPLE, borderMode=cv2.BORDER_REPLICATE
+        change, in_part(to_crop, part), size, flags=SAMPLE, borderMode=cv2.BORDER_REPLICATE
     )
     made: np.ndarray = cv2.add(warped, change, dtype=cv2.CV_8U)
     return made
 
 
-def _to_cells(to_crop: np.ndarray, cells: int) -> np.ndarray:
+def to_cells(to_crop: np.ndarray, cells: int) -> np.ndarray:
     """Return a matrix to pixels of the crop as one to cells of a coarser grid."""
     share = cells / IMAGE_SIZE
     matrix = to_crop * share
@@ -328,7 +328,7 @@ def _to_cells(to_crop: np.ndarray, cells: int) -> np.ndarray:
     return matrix
 
 
-def _colour_change(
+def colour_change(
     crop: np.ndarray, image: np.ndarray, mask: np.ndarray, lips: np.ndarray
 ) -> np.ndarray:
     """Return what to add to a part of a generated crop so that its skin has the frame's colours.

@@ -76,16 +76,11 @@ class SampleStage:
         denoiser = self._model.denoiser
         memory = gather([state.memory for state in states])
         kept = gather([state.cache for state in states])
-        cache = (
-            kept
-            if denoiser.config.cached
-            else denoiser.encode_memory(memory.latents, memory.filled)
-        )
         motion = self._model.sample_window(
             self._draw_noise(states).to(tokens.device),
             tokens,
             gather([state.portrait for state in states]),
-            cache,
+            denoiser.memory_of(memory, kept),
             times,
             self._guidance,
             predict=self._predict,

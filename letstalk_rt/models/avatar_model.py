@@ -240,9 +240,10 @@ def _check_parts(preset: Preset, *, has_landmarks: bool) -> None:
     known = {part.name for part in PARTS}
     if unknown := sorted(set(preset.parts) - known):
         raise ConfigError(f"preset {preset.name!r}: there is no part {unknown[0]!r}")
-    if preset.parts and not has_landmarks:
+    needy = [part.name for part in PARTS if part.needs_landmarks and part.name in preset.parts]
+    if needy and not has_landmarks:
         raise ConfigError(
-            f"preset {preset.name!r}: the part {preset.parts[0]!r} needs an autoencoder whose "
+            f"preset {preset.name!r}: the part {needy[0]!r} needs an autoencoder whose "
             "latents hold landmarks; leave it out"
         )
     config, wanted = preset.motion, (preset.audio.lookahead_ms, preset.denoiser.window)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.batch_state import gather
 from letstalk_rt.models.geometry.landmarks import REST
-from letstalk_rt.models.landmark_condition import Hint, LandmarkBranch
+from letstalk_rt.models.landmark_condition import FilmBranch, Hint, LandmarkBranch
 from letstalk_rt.models.layers.attention import (
     AudioAttention,
     GatedConvFFN,
@@ -40,6 +40,10 @@ from letstalk_rt.models.layers.checks import check_tensor
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 
 _ANCHOR, _MEMORY, _WINDOW = range(3)
+
+HISTORY = 3
+"""Memories of frames before a window in training where memory is cached: what is kept of a frame
+depends on frames that have left memory, so training has to see some leave."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class DenoiserConfig:
     cached: bool = False
     second_time: bool = False
     guidance_input: bool = False
+
+    @property
+    def history(self) -> int:
+        """Frames before a window in training: where memory is cached, also those that left it."""
+        return HISTORY * self.memory if self.cached else self.memory
 
     def __post_init__(self) -> None:
         for head_width in (32, self.time_head_width):
@@ -204,7 +213,8 @@ class Denoiser(nn.Module):
         self.head = nn.Linear(width, config.channels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.landmarks: LandmarkBranch | None = None  # a part of the model: see `models/parts.py`
+        # A part of the model, see `models/parts.py`.
+        self.landmarks: LandmarkBranch | FilmBranch | None = None
 
     def portrait_state(self, latent: Tensor) -> PortraitState:
         """Compute the portrait state.
@@ -242,24 +252,37 @@ class Denoiser(nn.Module):
             cache.write(self._encode_memory_block(latents, filled, cache))
 
     def encode_memory(self, memory: Tensor, filled: Tensor) -> TemporalCache:
-        """Compute keys and values of a whole memory bank.
+        """Compute keys and values of memory, as sessions have them.
+
+        In a session that caches them, what is kept of a window was computed when older frames were
+        still in memory, and keeps traces of them. So the history may be longer than memory: its
+        windows are encoded one after the other, and the oldest leave, as `update_cache` does it.
+        Gradients flow through all of it.
 
         Args:
-            memory: clean latents `(B, 1 + M, C, h, w)`, the anchor first.
-            filled: `(B, 1 + M)` bool.
+            memory: clean latents `(B, 1 + H, C, h, w)`, the anchor first; `H` is `config.memory`,
+                or for a `cached` denoiser any multiple of the window from there on.
+            filled: `(B, 1 + H)` bool.
+
+        Returns:
+            The anchor and the last `config.memory` frames.
         """
         config = self.config
-        slots, side = 1 + config.memory, config.side
+        slots, side = max(1 + config.memory, memory.shape[1] if config.cached else 0), config.side
         check_tensor("memory", memory, ("B", slots, config.channels, side, side))
         if not config.cached:
             return self._encode_memory_slots(memory, filled)
+        assert (slots - 1) % config.window == 0, "a history has whole windows"
         cache = self._encode_memory_block(memory[:, :1], filled[:, :1], None)
         for start in range(1, slots, config.window):
             part = slice(start, start + config.window)
-            cache = cache.extended(
-                self._encode_memory_block(memory[:, part], filled[:, part], cache)
-            )
+            block = self._encode_memory_block(memory[:, part], filled[:, part], cache)
+            cache = cache.extended(block).newest(config.memory)
         return cache
+
+    def memory_of(self, bank: MemoryBank, kept: TemporalCache) -> TemporalCache:
+        """Return keys and values of a session's memory: those that are kept, or of its bank."""
+        return kept if self.config.cached else self.encode_memory(bank.latents, bank.filled)
 
     def forward(
         self,
@@ -281,8 +304,8 @@ class Denoiser(nn.Module):
             t: its timesteps `(B, N)` in [0, 1]; 1 is noise.
             tokens: audio tokens `(B, N, K, A)`.
             portrait: result of `portrait_state`.
-            memory: clean latents `(B, 1 + M, C, h, w)`, the anchor first.
-            filled: `(B, 1 + M)` bool.
+            memory: see `encode_memory`.
+            filled: see `encode_memory`.
             end: see `predict`.
             guidance: see `predict`.
             rest: see `predict`.
@@ -304,6 +327,7 @@ class Denoiser(nn.Module):
         end: Tensor | None = None,
         guidance: Tensor | None = None,
         rest: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity as `forward` does, from the keys and values of memory.
 
@@ -318,6 +342,8 @@ class Denoiser(nn.Module):
             guidance: weight of the audio, `(B,)`; 1 when None. Requires `guidance_input`.
             rest: the rest of the face, `(B, N, R, 2)`, see `rest_of_face`; when None nothing is
                 added. Requires the landmark condition.
+            shown: latents of masked frame and reference, `(B, N, 2 C, h, w)`, with `rest` where
+                latents hold no landmarks; unit variance.
 
         Raises:
             InputError: a tensor has the wrong shape or type.
@@ -330,7 +356,7 @@ class Denoiser(nn.Module):
         tokens = tokens.to(dtype)
         c = self._condition(t, tokens, end, guidance)
         if rest is not None:
-            hint = self._hint(rest, x.shape[:2])
+            hint = self._hint(rest, shown, x.shape[:2])
             h, c = h + hint.tokens, c + hint.vector
         mask = torch.cat([cache.filled, cache.filled.new_ones(x.shape[:2])], 1)[:, None]
         positions = self._positions(cache.filled.shape[1] - 1, h) if config.cached else None
@@ -365,14 +391,21 @@ class Denoiser(nn.Module):
             )
         return c
 
-    def _hint(self, rest: Tensor, frames: torch.Size) -> Hint:
-        """Return what the landmarks of the rest of the face add to each frame."""
+    def _hint(self, rest: Tensor, shown: Tensor | None, frames: torch.Size) -> Hint:
+        """Return what a film's frames add to each frame."""
         if self.landmarks is None:
             raise ConfigError(
                 "this denoiser does not accept `rest`; add denoiser.landmarks to the preset's parts"
             )
         check_tensor("rest", rest, (*frames, len(REST), 2))
-        hint: Hint = self.landmarks(rest)
+        if isinstance(self.landmarks, LandmarkBranch):
+            told: Hint = self.landmarks(rest)
+            return told
+        if shown is None:
+            raise ConfigError("this denoiser needs masked frame and reference beside landmarks")
+        config = self.config
+        check_tensor("shown", shown, (*frames, 2 * config.channels, config.side, config.side))
+        hint: Hint = self.landmarks(rest, shown)
         return hint
 
     def _encode_memory_slots(self, memory: Tensor, filled: Tensor) -> TemporalCache:

@@ -6,8 +6,13 @@ reference, and generates a lower face that belongs to them. A branch beside the 
 them to what is added to the hidden states of each frame. Its last layers begin at zero; where the
 condition is not given nothing is added.
 
-Source: landmarks without the mouth as a condition: DiffTalk, arXiv:2301.03786; a branch with
-zero-initialised projections beside a frozen network: ControlNet, arXiv:2302.05543.
+Latents that hold landmarks need no more. Others, as the paper's, have all three visual conditions
+of DiffTalk: the frame with its lower face masked and a reference frame, both as latents, and the
+landmarks.
+
+Source: masked frame, reference frame and landmarks without the mouth as conditions: DiffTalk,
+arXiv:2301.03786; a branch with zero-initialised projections beside a frozen network: ControlNet,
+arXiv:2302.05543.
 """
 
 from dataclasses import dataclass
@@ -60,6 +65,43 @@ class LandmarkBranch(nn.Module):
         """Return what is added, for displacements `(B, N, R, 2)` in face sizes."""
         hidden = self.read(rest.flatten(2).to(self.tokens.weight.dtype) / _UNIT)
         return Hint(self.tokens(hidden).unflatten(2, (self.places, -1)), self.vector(hidden))
+
+
+class FilmBranch(nn.Module):
+    """Maps masked frame, reference frame and landmarks to what is added to the hidden states.
+
+    Args:
+        width: width of the hidden states.
+        channels: channels of a latent.
+    """
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.look = nn.Sequential(
+            nn.Conv2d(2 * channels, _HIDDEN, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(_HIDDEN, _HIDDEN, 3, padding=1),
+            nn.SiLU(),
+        )
+        self.read = nn.Sequential(
+            nn.Linear(2 * len(REST), _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN)
+        )
+        self.tokens, self.vector = nn.Linear(_HIDDEN, width), nn.Linear(_HIDDEN, width)
+        for layer in (self.tokens, self.vector):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, rest: Tensor, shown: Tensor) -> Hint:
+        """Return what is added.
+
+        Args:
+            rest: displacements `(B, N, R, 2)` in face sizes.
+            shown: latents of masked frame and reference of each frame, `(B, N, 2 C, h, w)`.
+        """
+        dtype = self.tokens.weight.dtype
+        seen = self.look(shown.flatten(0, 1).to(dtype)).unflatten(0, shown.shape[:2])
+        hidden = self.read(rest.flatten(2).to(dtype) / _UNIT)
+        return Hint(self.tokens(seen.flatten(3).transpose(2, 3)), self.vector(hidden))
 
 
 def rest_of_face(points: Tensor, reference: Tensor) -> Tensor:

@@ -96,6 +96,17 @@ class TemporalCache:
         filled = torch.cat([self.filled, later.filled], 1)
         return TemporalCache([old.joined(new) for old, new in pairs], filled)
 
+    def newest(self, count: int) -> "TemporalCache":
+        """Return a cache of the anchor and the last `count` frames; all if there are fewer."""
+        surplus = self.filled.shape[1] - 1 - count
+        if surplus <= 0:
+            return self
+        layers = [
+            KeysValues(without_oldest(kv.keys, surplus, -2), without_oldest(kv.values, surplus, -2))
+            for kv in self.layers
+        ]
+        return TemporalCache(layers, without_oldest(self.filled, surplus, 1))
+
     def write(self, later: "TemporalCache") -> None:
         """Append frames in place and drop as many of the oldest; the anchor is kept."""
         for old, new in zip(self.layers, later.layers, strict=True):
@@ -126,6 +137,12 @@ def shift_in(slots: Tensor, new: Tensor, axis: int) -> None:
     # clone(): source and target overlap, and copy_ does not define an order.
     slots.narrow(axis, 1, m - n).copy_(slots.narrow(axis, 1 + n, m - n).clone())
     slots.narrow(axis, 1 + m - n, n).copy_(new)
+
+
+def without_oldest(slots: Tensor, count: int, axis: int) -> Tensor:
+    """Return a copy of slots along an axis without the `count` oldest; slot 0 is kept."""
+    anchor = slots.narrow(axis, 0, 1)
+    return torch.cat([anchor, slots.narrow(axis, 1 + count, slots.shape[axis] - 1 - count)], axis)
 
 
 def shift_out(slots: Tensor, count: int, axis: int) -> None:

@@ -16,9 +16,9 @@ from letstalk_rt.models.face.detector import FaceDetector
 from letstalk_rt.models.face.head_motion import HeadMotion
 from letstalk_rt.models.face.lip_refiner import LipRefiner
 from letstalk_rt.models.face.pose_reader import PoseReader
-from letstalk_rt.models.landmark_condition import LandmarkBranch
+from letstalk_rt.models.landmark_condition import FilmBranch, LandmarkBranch
 from letstalk_rt.models.motion.denoiser import MotionDenoiser
-from letstalk_rt.models.presets import Preset
+from letstalk_rt.models.presets import DCAutoencoderConfig, Preset
 
 ModuleT_co = TypeVar("ModuleT_co", bound=nn.Module, covariant=True)
 
@@ -31,11 +31,21 @@ class Part(Generic[ModuleT_co]):
         name: its name in model and weights.
         build: returns it for a preset, not trained yet.
         without: what a model without it does.
+        needs_landmarks: whether latents must hold landmarks.
     """
 
     name: str
     build: Callable[[Preset], ModuleT_co]
     without: str
+    needs_landmarks: bool = True
+
+
+def _landmark_condition(preset: Preset) -> LandmarkBranch | FilmBranch:
+    """Return the branch that fits the latents of a preset."""
+    shape = preset.denoiser
+    if isinstance(preset.autoencoder, DCAutoencoderConfig):
+        return FilmBranch(shape.width, shape.channels)
+    return LandmarkBranch(shape.width, shape.side)
 
 
 DETECTOR = Part("detector", lambda _: FaceDetector(), "finds no faces")
@@ -55,10 +65,11 @@ POSE_READER = Part(
 MOTION = Part(
     "motion", lambda p: MotionDenoiser(p.motion), "lets the denoiser of latents move the face"
 )
-LANDMARK_CONDITION = Part(
+LANDMARK_CONDITION: Part[LandmarkBranch | FilmBranch] = Part(
     "denoiser.landmarks",
-    lambda p: LandmarkBranch(p.denoiser.width, p.denoiser.side),
+    _landmark_condition,
     "does not generate the lower faces of films",
+    needs_landmarks=False,
 )
 
 PARTS: tuple[Part[nn.Module], ...] = (

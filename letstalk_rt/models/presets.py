@@ -50,8 +50,8 @@ class Preset:
         temperature: standard deviation of the noise.
         denoiser_follows: on a GPU the denoiser runs in the decoder's number format, which a small
             denoiser does not gain from.
-        parts: names of its parts that need landmarks in the latents, see `models/parts.py`: none
-            with the paper's autoencoder, and less while others are trained.
+        parts: names of its parts, see `models/parts.py`: most need landmarks in the latents, which
+            those of the paper's autoencoder have not; less while others are trained.
         mouth_painter: shape of the mouth painter.
         eye_painter: shape of the eye painter.
         motion: shape of the motion denoiser.
@@ -110,6 +110,7 @@ def _paper_scale(
         noise_correlation=0.0,
         temperature=1.0,
         denoiser_follows=True,
+        parts=("denoiser.landmarks",),
     )
 
 

@@ -1,8 +1,8 @@
 """The training loop that all stages share: schedule, EMA, checkpoints, log, progress bar."""
 
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +72,48 @@ class LoopConfig:
     def batches(self) -> int:
         """The number of batches of the whole run."""
         return self.steps * self.accumulate
+
+
+class Batches(Protocol):
+    """Where batches come from.
+
+    Attributes:
+        waited_s: seconds that steps have waited for them so far.
+    """
+
+    waited_s: float
+
+
+class WaitingShare:
+    """Measures the share of time in which steps wait for their batches.
+
+    Args:
+        batches: Where they come from; None if they are not drawn ahead.
+    """
+
+    def __init__(self, batches: Batches | None) -> None:
+        self._batches = batches
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since_s = time.monotonic()
+        self._waited_s = self._batches.waited_s if self._batches else 0.0
+
+    def since_last(self) -> dict[str, float]:
+        """Return the share since the last call, as the figure `waiting`."""
+        if self._batches is None:
+            return {}
+        passed_s = time.monotonic() - self._since_s
+        waited_s = self._batches.waited_s - self._waited_s
+        self._begin()
+        return {"waiting": waited_s / max(passed_s, 1e-9)}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of what runs within."""
+        begun_s = time.monotonic()
+        yield
+        self._since_s += time.monotonic() - begun_s
 
 
 class Stateful(Protocol):
@@ -227,6 +269,7 @@ class Run:
         self,
         loss: Callable[[int], tuple[Tensor, dict[str, float]]],
         evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+        batches: Batches | None = None,
     ) -> nn.Module:
         """Train to the last step and return the averaged model.
 
@@ -234,8 +277,11 @@ class Run:
             loss: Draws a batch by its number, which is the step's unless gradients are
                 accumulated, and returns its loss and named figures for the log.
             evaluate: Evaluates the averaged model and returns named figures for the log.
+            batches: Where batches come from; the share of time in which steps wait for them is then
+                logged as `waiting`: more than a few hundredths say that the device is not busy.
         """
         saved_s = time.monotonic()
+        waiting = WaitingShare(batches)
         loss = distributed_loss(self.model, loss)
         main = is_main_process()
         with self.files, closing(RunLog(self.folder, self.step + 1)) as log, self._bar() as bar:
@@ -243,12 +289,14 @@ class Run:
                 figures = self._update(loss)
                 bar.update()
                 if main and self.step % self.config.report_every == 0:
+                    figures |= waiting.since_last()
                     log.write(self.step, figures)
                     bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()})
                 last = self.step == self.config.steps
                 due = last or self.step % self.config.evaluate_every == 0
                 if main and due and evaluate:
-                    log.write(self.step, evaluate(self.averaged, self.step))
+                    with waiting.paused():
+                        log.write(self.step, evaluate(self.averaged, self.step))
                 if time.monotonic() - saved_s > self.config.save_every_s and not self.files.busy:
                     self.save(wait=False)
                     saved_s = time.monotonic()

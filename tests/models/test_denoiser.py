@@ -303,6 +303,34 @@ class TestCached:
             denoiser(*inputs, bank.latents, bank.filled),
         )
 
+    @pytest.mark.parametrize("count", [3, 6])
+    def test_a_history_longer_than_memory_is_recalled_as_a_session_keeps_it(
+        self, denoiser, windows, count
+    ):
+        """What has left memory has left its traces in what was kept of later frames."""
+        history = windows[:count].transpose(0, 1).flatten(1, 2)
+        history = torch.cat([torch.zeros(2, 1, 24, 4, 4), history], 1)
+        recalled = denoiser.encode_memory(history, torch.ones(history.shape[:2], dtype=torch.bool))
+        kept = self.kept(denoiser, windows[:count])
+        for one, other in zip(tensors(recalled), tensors(kept), strict=True):
+            torch.testing.assert_close(one, other)
+        bank = MemoryBank.anchored(torch.zeros(2, 24, 4, 4), CACHED.memory)
+        for window in windows[:count]:
+            bank.write(window)
+        short = denoiser.encode_memory(bank.latents, bank.filled)
+        assert not torch.allclose(short.layers[-1].keys, kept.layers[-1].keys)
+
+    def test_training_reaches_what_has_left_memory(self, windows):
+        torch.manual_seed(0)
+        denoiser = Denoiser(CACHED)
+        stir(denoiser)
+        assert CACHED.history > CACHED.memory and CACHED.history % WINDOW == 0
+        history = torch.randn(2, 1 + CACHED.history, 24, 4, 4, requires_grad=True)
+        filled = torch.ones(history.shape[:2], dtype=torch.bool)
+        denoiser(*self.inputs(denoiser), history, filled).square().sum().backward()
+        gone = history.grad[:, 1 : 1 + CACHED.history - CACHED.memory]
+        assert gone.abs().sum() > 0
+
     def test_the_cache_is_bounded_and_stays_where_it_is(self, denoiser, windows):
         cache = self.kept(denoiser, windows[:1])
         before = [part.data_ptr() for part in tensors(cache)]

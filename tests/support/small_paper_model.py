@@ -6,10 +6,10 @@ import torch
 
 from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.presets import PaperConfig, PaperPreset
-from letstalk_rt.training.stages.paper import PaperBatch
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.kl_ae import KLAutoencoder
+from letstalk_rt.paper.presets import PaperConfig, PaperPreset
+from letstalk_rt.paper.training import PaperBatch
 from support.small_model import stir
 
 PROJECTOR = AudioProjectorConfig(

@@ -20,8 +20,8 @@ import torch
 from letstalk_rt.cli import evaluate, train
 from letstalk_rt.cli.main import main as letstalk
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.paper.presets import PAPER_PRESETS
 from letstalk_rt.models.presets import PRESETS
+from letstalk_rt.paper.presets import PAPER_PRESETS
 from letstalk_rt.training.evaluation import long_run, portraits, rollout
 from letstalk_rt.training.loop import Run
 from support.data_folder import face_points

@@ -10,8 +10,9 @@ from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
 from letstalk_rt.models.audio_encoder.wav2vec_encoder import Wav2VecEncoderConfig
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2StreamConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.paper.presets import PaperPreset
+from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.presets import DCAutoencoderConfig, Preset
+from letstalk_rt.paper.presets import PaperPreset
 from support.small_model import PRESET, stir
 from support.small_paper_model import make_preset as make_paper_preset
 
@@ -28,14 +29,17 @@ TOY_B = replace(
         PRESET.denoiser,
         channels=32,
         side=IMAGE_SIZE // 32,
+        memory=8,
+        cached=True,
         second_time=True,
         guidance_input=True,
         dropout=0.1,
     ),
     guidance=2.0,
-    parts=(),
+    parts=("denoiser.landmarks",),
 )
-"""`b` in small: the causal audio encoder, DC-AE, mean velocities, guidance as an input."""
+"""`b` in small: the causal audio encoder, DC-AE, memory that is kept as keys and values, mean
+velocities, guidance as an input."""
 
 STREAM = Wav2Vec2StreamConfig(
     layers=LAYERS, width=WIDTH, heads=2, ffn=24, conv_width=16, context_frames=8
@@ -65,6 +69,18 @@ def write_autoencoder(folder: Path) -> Path:
     torch.manual_seed(0)
     DCAutoencoder.random(IMAGE_SIZE, **DC_LAYOUT).inner.save_pretrained(folder)  # type: ignore[arg-type]
     return folder
+
+
+def make_film_model(image_size: int = IMAGE_SIZE, seed: int = 0) -> AvatarModel:
+    """Make a toy of `b` of random weights that is told of films, none of them zero."""
+    torch.manual_seed(seed)
+    inner = DCAutoencoder.random(image_size, **DC_LAYOUT)  # type: ignore[arg-type]
+    shape = DCAutoencoderConfig(image_size, inner.identity)
+    denoiser = replace(TOY_B.denoiser, side=image_size // 32)
+    preset = replace(TOY_B, autoencoder=shape, denoiser=denoiser, parts=("denoiser.landmarks",))
+    model = AvatarModel(preset)
+    stir(model)
+    return model.eval().requires_grad_(False)
 
 
 def write_wav2vec(folder: Path, **shape: int) -> Path:

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from torch import nn
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.training import loop
 from letstalk_rt.training.loop import LoopConfig, Run
 
 
@@ -216,6 +218,27 @@ class TestRun:
         assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
         assert [line["score"] for line in lines if "score" in line] == [1.5, 3.0]
         assert {"loss", "norm", "size", "time_s"} < set(lines[0])
+
+    def test_the_share_of_time_that_steps_wait_for_batches_is_logged(self, tmp_path, monkeypatch):
+        """Of ten seconds a step, three are waited; evaluation counts as neither."""
+        clock = [0.0]
+        monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+        run, loss = make_run(tmp_path, evaluate_every=3)
+        batches = SimpleNamespace(waited_s=0.0)
+
+        def slow_loss(step):
+            clock[0] += 10
+            batches.waited_s += 3
+            return loss(step)
+
+        def evaluate(averaged, step):
+            clock[0] += 1000
+            return {"score": 0.0}
+
+        run.train(slow_loss, evaluate, batches)
+        lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        shares = [line["waiting"] for line in lines if "waiting" in line]
+        assert shares == pytest.approx([0.3, 0.3, 0.3])
 
     def test_tensorboard_has_one_file_for_a_run_that_holds_all_figures(self, tmp_path):
         run, loss = make_run(tmp_path, evaluate_every=3)

@@ -12,6 +12,7 @@ from support.toys import DC_LAYOUT, TOY_B, write_autoencoder
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
+from letstalk_rt.models.landmark_condition import FilmBranch
 from letstalk_rt.models.loading import load_model
 from letstalk_rt.models.presets import PRESETS, DCAutoencoderConfig
 from letstalk_rt.training.evaluation import rollout
@@ -117,3 +118,31 @@ def test_the_scaling_factor_of_the_autoencoder_survives_export(root, cache, tmp_
     out = tmp_path / "toy.safetensors"
     train(["export", "--data", str(root), "--runs", str(tmp_path / "runs"), *toy, "-o", str(out)])
     assert load_model("toy", out).autoencoder.scaling_factor == 0.3189
+
+
+def test_conditions_of_films_are_trained_exported_and_ablated(root, cache, tmp_path, toy):
+    runs = tmp_path / "runs"
+    run_flow(root, cache, runs, toy, "2")
+    common = ["--data", str(root), "--cache", str(cache), "--runs", str(runs), *toy]
+    before = sorted((runs / "flow" / "latents").glob("*.bin"))
+    train(["landmarks", *common, "--steps", "2"])
+    assert sorted((runs / "flow" / "latents").glob("*.bin")) == before  # they are used again
+    out = tmp_path / "toy.safetensors"
+    train(["export", *common, "-o", str(out)])
+    branch = load_model("toy", out).denoiser.landmarks
+    assert isinstance(branch, FilmBranch) and branch.tokens.weight.any()
+    train(["landmarks", *common, "--steps", "1", "--ablate"])
+    table = json.loads((runs / "ablate-landmarks" / "table.json").read_text())
+    assert len(table) == 4 and {"mouth", "rest", "mouth_without"} < set(table[0])
+
+
+def test_a_damaged_clip_does_not_stop_the_training(root, cache, tmp_path, toy, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    write_clip(data / "clips", "gone-1", 9)
+    row = {"name": "gone-1", "split": "train", "tag": "ship", "kind": "real", "size_px": 256}
+    with (data / "clips.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    (data / "clips" / "gone-1.mp4").write_bytes(b"no video")
+    run_flow(data, cache, tmp_path / "runs", toy, "1")
+    assert "clip 'gone-1' cannot be read" in capsys.readouterr().err

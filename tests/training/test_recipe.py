@@ -1,5 +1,6 @@
 """The recipe of docs/training.md runs on toys, from raw videos to figures, command by command."""
 
+import asyncio
 import json
 import os
 import re
@@ -22,6 +23,7 @@ pytest.importorskip("scenedetect", reason="the extra `train` is not installed")
 
 from support.toy_command import in_small, killed_at, toys
 
+import letstalk_rt
 from letstalk_rt.cli.main import main as letstalk
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +103,20 @@ def assert_made(folder):
         assert any(not np.array_equal(frame, frames[0]) for frame in frames)
 
 
+async def streamed(weights):
+    """Return what a session with a toy in the place of `b` shows of some speech."""
+    shown = []
+    with letstalk_rt.Avatar.load("mira", "toy-b", weights=weights, device="cpu") as avatar:
+        async with avatar.session() as session:
+            await session.push_audio(speech()[: 640 * 6], 16_000)
+            await session.end_segment()
+            async for item in session:
+                if isinstance(item, letstalk_rt.SegmentEnd):
+                    return shown
+                shown.append(item.rgb)
+    raise AssertionError("the segment has an end")
+
+
 def test_every_command_runs_and_a_stopped_training_ends_as_one_that_was_not(
     place, monkeypatch, capsys
 ):
@@ -127,6 +143,9 @@ def test_every_command_runs_and_a_stopped_training_ends_as_one_that_was_not(
     for stage in ("flow", "faithful"):
         assert_same(result(place / "runs", stage), result(place / "stopped", stage))
     assert_made(place)
+    with toys():
+        frames = asyncio.run(asyncio.wait_for(streamed(place / "b.safetensors"), 300))
+    assert len(frames) >= 6 and any(not np.array_equal(frame, frames[0]) for frame in frames)
     for preset in ("b", "faithful-s"):
         assert figures[preset]["clips"] == 1
         assert isinstance(figures[preset]["mouth_corr"], float), preset

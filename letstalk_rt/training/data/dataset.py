@@ -21,6 +21,7 @@ from tqdm import tqdm
 from letstalk_rt.errors import DependencyError, InputError
 from letstalk_rt.extras import pip_install
 from letstalk_rt.models.geometry.landmarks import MESH_POINTS, SUBSET
+from letstalk_rt.training.data.damaged import ClipError, reading, report_damaged
 from letstalk_rt.training.distributed import main_process_first
 from letstalk_rt.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
@@ -165,6 +166,19 @@ def clip_rows(
     return [row for row in rows if row["split"] == split and row["tag"] in tags]
 
 
+def spoken_rows(root: Path, tags: tuple[str, ...]) -> list[dict[str, object]]:
+    """Return the lines of clips with audio to train on.
+
+    Raises:
+        InputError: There are none.
+    """
+    rows = [row for row in clip_rows(root, "train", tags=tags) if has_audio(root, row)]
+    if not rows:
+        kept = "" if "lab" in tags else "; those with the tag `lab` are read with --lab only"
+        raise InputError(f"the data folder has no clips with audio to train on{kept}")
+    return rows
+
+
 @main_process_first
 def load_clips(
     root: Path,
@@ -184,10 +198,17 @@ def load_clips(
         size_px: Side of the frames; larger ones are made smaller.
 
     Raises:
-        InputError: A list or a file is missing, or clips are smaller than `size_px`.
+        InputError: A list is missing, or clips are smaller than `size_px`.
     """
     rows = clip_rows(root, split, tags=tags)
-    return [_load_clip(root, cache, row, size_px) for row in tqdm(rows, desc=f"clips ({split})")]
+    clips, damaged = [], []
+    for row in tqdm(rows, desc=f"clips ({split})"):
+        try:
+            clips.append(_load_clip(root, cache, row, size_px))
+        except ClipError as error:
+            damaged.append(str(error))
+    report_damaged(damaged)
+    return clips
 
 
 def _load_clip(root: Path, cache: Path, row: dict[str, object], size_px: int) -> Clip:
@@ -196,10 +217,13 @@ def _load_clip(root: Path, cache: Path, row: dict[str, object], size_px: int) ->
     if not stored.exists():
         cache.mkdir(parents=True, exist_ok=True)
         partial = stored.with_suffix(".part.npy")
-        whole = decode_frames(root / "clips" / f"{name}.mp4")
+        with reading(name):
+            whole = decode_frames(root / "clips" / f"{name}.mp4")
         np.save(partial, np.stack([resized(frame, size_px, name) for frame in whole]))
         partial.rename(stored)
-    return clip_with_frames(root, row, np.load(stored, mmap_mode="r"))
+    frames = np.load(stored, mmap_mode="r")
+    with reading(name):
+        return clip_with_frames(root, row, frames)
 
 
 def resized(frame: np.ndarray, size_px: int, name: str) -> np.ndarray:
@@ -225,17 +249,20 @@ def read_clip(root: Path, row: dict[str, object], size_px: int) -> Clip:
     """Return the clip of a line of the list, with its frames in memory.
 
     Raises:
+        ClipError: A file of the clip is missing or damaged.
         InputError: The clip is smaller than `size_px`.
     """
     name = str(row["name"])
-    frames = decode_frames(root / "clips" / f"{name}.mp4")
-    return clip_with_frames(root, row, np.stack([resized(f, size_px, name) for f in frames]))
+    with reading(name):
+        frames = decode_frames(root / "clips" / f"{name}.mp4")
+        return clip_with_frames(root, row, np.stack([resized(f, size_px, name) for f in frames]))
 
 
 def clip_with_frames(root: Path, row: dict[str, object], frames: np.ndarray) -> Clip:
     """Return the clip of a line of the list, given its frames `(T, S, S, 3)` at any size."""
     name = str(row["name"])
-    tracks = np.load(root / "clips" / f"{name}.npz")
+    with (root / "clips" / f"{name}.npz").open("rb") as file:
+        tracks = dict(np.load(file))
     count = min(len(frames), len(tracks["landmarks"]))
     scale = frames.shape[2] / int(str(row.get("size_px", FRAME_SIZE)))
     audio = root / "clips" / f"{name}.flac"

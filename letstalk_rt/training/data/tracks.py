@@ -103,6 +103,8 @@ def stored_tracks(
 ) -> list[Track]:
     """Encode clips that are not in a store yet, in all processes, and return them memory-mapped.
 
+    Clips with a damaged file are left out.
+
     Args:
         autoencoder: The autoencoder, on its device.
         root: The data folder.
@@ -113,7 +115,7 @@ def stored_tracks(
         gap: Returns the lip gap that can be heard, `(T,)`, if it is to be stored.
 
     Raises:
-        InputError: The store was made by another autoencoder, or a clip cannot be read.
+        InputError: The store was made by another autoencoder, or clips are too small.
     """
     # Landmarks are read from latents of the embedded model: 8 bits of mantissa are half a pixel.
     dtype = torch.bfloat16 if autoencoder.landmarks is None else torch.float32
@@ -127,15 +129,18 @@ def stored_tracks(
     by_name = {str(row["name"]): row for row in rows}
     store = Store(folder, identity)
 
-    def encode(name: str) -> dict[str, Tensor]:
-        clip = read_clip(root, by_name[name], autoencoder.image_size)
+    def read(name: str) -> Clip:
+        return read_clip(root, by_name[name], autoencoder.image_size)
+
+    def encode(clip: Clip) -> dict[str, Tensor]:
         return encode_clip(autoencoder, clip, sound, dtype=dtype, gap=gap)
 
-    store.encode(by_name, encode)
+    store.encode(by_name, read, encode)
     arrays = store.arrays()
     return [
         _track(name, str(row["kind"]), is_grid(name), arrays[name], sound)
         for name, row in by_name.items()
+        if name in arrays
     ]
 
 

@@ -77,7 +77,7 @@ class WindowSource:
     Args:
         tracks: Clips as latents.
         window: Frames per window.
-        memory: Frames before it.
+        memory: Frames before it; see `DenoiserConfig.history`.
         loss: Shares of special items.
         sound: Cuts the features of the tracks.
     """

@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 import torch
 
-from letstalk_rt.dubbing.dubber import Dubber
+from letstalk_rt.dubbing.dub_film import dubber_of, heard_by
 from letstalk_rt.dubbing.lip_track import LipTrack
-from letstalk_rt.inference.lower_face import has_lower_faces
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.models.geometry.landmarks import SUBSET, mouth_opening
 from letstalk_rt.models.parts import MOTION
@@ -54,12 +53,10 @@ def dub_clip(
     pipeline: AvatarPipeline, clip: Clip, pcm: np.ndarray, most: int = DUBBED_FRAMES
 ) -> Dubbed:
     """Dub the first frames of a clip, at most so many, with `pcm`, `(n,)` at 16 kHz."""
-    model = pipeline.model
     count = min(clip.num_frames, len(pcm) // SAMPLES_PER_FRAME, most)
     before = np.stack([np.asarray(clip.frames[i]) for i in range(count)])
-    dubber = Dubber(model, pipeline.finder, pipeline.dtype)  # refuses a model that cannot
-    encoder = model.audio if has_lower_faces(model) else None
-    lips = LipTrack(model.part(MOTION), [pcm], SAMPLE_RATE, encoder)
+    dubber = dubber_of(pipeline)  # refuses a model that cannot
+    lips = heard_by(pipeline.model, [pcm], SAMPLE_RATE)
     after, masks, passed = before.copy(), np.zeros(before.shape[:3], np.float32), 0
     timed = ((i, rgb, (i + 0.5) / FPS) for i, rgb in enumerate(before))
     for index, patch in dubber.dub(timed, lips):
@@ -105,8 +102,9 @@ def evaluate_dubbing(
             new = dub_clip(pipeline, clip, other.pcm, most)
             row["dub_r_new"] = _agreement(landmarker, new.after, _opening(other))
             row["dub_r_old"] = _agreement(landmarker, new.after, _opening(clip))
-            heard = heard_gaps(pipeline, other.pcm, len(new.after))
-            row["dub_r_heard"] = _agreement(landmarker, new.after, heard)
+            if pipeline.model.get(MOTION) is not None:
+                heard = heard_gaps(pipeline, other.pcm, len(new.after))
+                row["dub_r_heard"] = _agreement(landmarker, new.after, heard)
             row |= {f"{name}_other": value for name, value in seams(new).items()}
         rows.append(row)
         on_clip(clip.name, row)

@@ -66,7 +66,7 @@ def measure_speed(
     pipeline: AvatarPipeline, portrait: Portrait, clips: Sequence[Clip], seconds: int = SPEED_S
 ) -> dict[str, float]:
     """Measure the speed of one session from audio to composited frame, after one second."""
-    audio, _ = _speech(clips, seconds)
+    audio, _ = long_speech(clips, seconds)
     for _ in generate_frames(pipeline, [portrait], audio[None, : FPS * SAMPLES_PER_FRAME]):
         pass
     timed = TimedFrames(generate_frames(pipeline, [portrait], audio[None]))
@@ -85,7 +85,7 @@ def run_long(
 ) -> None:
     """Animate a portrait for `seconds` without a pause; add the figures of slices and slopes."""
     seconds -= seconds % SLICE_S
-    audio, openings = _speech(clips, seconds)
+    audio, openings = long_speech(clips, seconds)
     still = read_faces(models.landmarker, [portrait.canvas])
     box = _face_box(still.points[0], portrait.canvas.shape)
     timed = TimedFrames(generate_frames(pipeline, [portrait], audio[None], seed=11))
@@ -201,7 +201,7 @@ def _long_figures(findings: EvaluationResult) -> dict[str, float | int | str | N
     return figures
 
 
-def _speech(clips: Sequence[Clip], seconds: int) -> tuple[np.ndarray, np.ndarray]:
+def long_speech(clips: Sequence[Clip], seconds: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the audio of held-out clips in sequence, and the true mouth opening per frame."""
     chosen = [c for c in clips if c.has_audio and c.kind == "real"] or list(clips)
     audio = np.concatenate([c.pcm for c in chosen])

@@ -1,6 +1,6 @@
 """Generates latents window by window, as in streaming, and evaluates a model by them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,32 +60,55 @@ def generate(
     Returns:
         `(B, T, C, h, w)`.
     """
-    config = model.denoiser.config
-    preset = model.preset
-    chance = [
-        NoiseState(seed + i, torch.zeros(1, *portrait.shape[1:])) for i in range(len(features))
-    ]
     tokens = audio_tokens(trained_part(model.audio), features)
-    state = model.denoiser.portrait_state(model.normalized_portrait(portrait))
-    bank = MemoryBank.anchored(torch.zeros_like(portrait), config.memory)
-    times, generated = timesteps(steps), []
-    for window in tokens.split(config.window, 1):
-        noise = torch.cat(
-            [c.draw(config.window, preset.noise_correlation, preset.temperature) for c in chance]
-        )
+    sampling = Sampling(steps, guidance, plain)
+    windows = rolled_out(
+        model, tokens.split(model.denoiser.config.window, 1), portrait, sampling, seed
+    )
+    return torch.cat([model.to_latents(motion, portrait) for motion in windows], 1)
 
+
+@torch.no_grad()
+def rolled_out(
+    model: AvatarModel,
+    tokens: Iterable[Tensor],
+    portrait: Tensor,
+    sampling: "Sampling",
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Yield the motion of consecutive windows, `(B, N, C, h, w)`, in constant memory.
+
+    Memory is kept as in a session: what has left the bank leaves the cache of keys and values, too.
+
+    Args:
+        model: The model in eval mode.
+        tokens: Audio tokens of the windows, `(B, N, K, A)` each.
+        portrait: Portrait latents `(B, C, h, w)`.
+        sampling: How to sample.
+        seed: Seed of the noise.
+    """
+    denoiser, preset, anchor = model.denoiser, model.preset, torch.zeros_like(portrait)
+    chance = [
+        NoiseState(seed + i, torch.zeros(1, *portrait.shape[1:])) for i in range(len(portrait))
+    ]
+    state = denoiser.portrait_state(model.normalized_portrait(portrait))
+    bank = MemoryBank.anchored(anchor, denoiser.config.memory)
+    kept, times = denoiser.init_cache(anchor), timesteps(sampling.steps)
+    for window in tokens:
+        count = window.shape[1]
+        drawn = [c.draw(count, preset.noise_correlation, preset.temperature) for c in chance]
         motion = model.sample_window(
-            noise.to(portrait.device),
+            torch.cat(drawn).to(portrait.device),
             window,
             state,
-            model.denoiser.encode_memory(bank.latents, bank.filled),
+            denoiser.memory_of(bank, kept),
             times,
-            guidance,
-            plain=plain,
+            sampling.guidance,
+            plain=sampling.plain,
         )
         bank.write(motion)
-        generated.append(model.to_latents(motion, portrait))
-    return torch.cat(generated, 1)
+        denoiser.update_cache(motion, kept)
+        yield motion
 
 
 @dataclass(frozen=True)

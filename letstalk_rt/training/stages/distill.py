@@ -165,7 +165,8 @@ class DistillTrainer(nn.Module):
             generator: Random generator.
 
         Returns:
-            For each of the two: latents `(B, 1 + M, C, h, w)` and valid entries `(B, 1 + M)`.
+            For each of the two: latents `(B, 1 + H, C, h, w)` and valid entries `(B, 1 + H)`, with
+            H frames of history, see `Denoiser.encode_memory`.
         """
         count = self.denoiser.config.window
         anchor = torch.zeros_like(data[:, 0])  # the portrait has zero motion
@@ -177,14 +178,16 @@ class DistillTrainer(nn.Module):
         self.denoiser.eval()
         portrait = self.denoiser.portrait_state(model.normalized_portrait(batch.portrait))
         times = timesteps(model.preset.steps)
+        kept = self.denoiser.encode_memory(own.latents, own.filled)
         for start in range(0, windows * count, count):
             part = slice(start, start + count)
             noise = torch.randn(data[:, part].shape, generator=generator, device=data.device)
-            cache = self.denoiser.encode_memory(own.latents, own.filled)
+            cache = self.denoiser.memory_of(own, kept)
             generated = model.sample_window(
                 noise, spoken[:, part], portrait, cache, times, self._rollout_guidance(model)
             )
             own.write(generated)
+            self.denoiser.update_cache(generated, kept)
             true.write(data[:, part])
         self.denoiser.train()
         noised = (
@@ -335,7 +338,7 @@ def distill(
 
     lengths = [shape.window * (1 + windows) for windows in range(1 + weights.rollout)]
     sound = sound_input(model.audio)
-    sources = [_source(tracks, frames, shape.memory, sound) for frames in lengths]
+    sources = [_source(tracks, frames, shape.history, sound) for frames in lengths]
 
     sampling = Sampling(model.preset.steps, model.preset.guidance)
     lips = DecodedLips(run.device) if model.autoencoder.landmarks is None else None
@@ -359,8 +362,8 @@ def distill(
         run.keep_if_best(score(figures))
         return figures
 
-    with Prefetch(draw, config.steps) as batches:
-        run.train(train_step, evaluate)
+    with Prefetch(draw, config.batches) as batches:
+        run.train(train_step, evaluate, batches)
     trainer.load_state_dict(torch.load(run.best, map_location="cpu", weights_only=True))
     return _with_denoiser(model, trainer.denoiser)
 

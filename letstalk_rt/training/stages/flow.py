@@ -67,7 +67,7 @@ def train_flow(
         config = replace(config, weight_decay=0.0)
     shape = model.denoiser.config
     sound = sound_input(model.audio)
-    source = WindowSource(tracks, shape.window, shape.memory, trainer.weights, sound)
+    source = WindowSource(tracks, shape.window, shape.history, trainer.weights, sound)
     if initial_weights is not None:
         model.denoiser.load_state_dict(initial_weights)
     model.to(config.device)
@@ -95,7 +95,7 @@ def train_flow(
         return figures
 
     with Prefetch(draw, config.steps) as batches:
-        last = run.train(loss, evaluate).state_dict()
+        last = run.train(loss, evaluate, batches).state_dict()
     best = last if freeze_faces else torch.load(run.best, map_location="cpu", weights_only=True)
     trainer.load_state_dict(best)
     return with_parts(model, trainer)

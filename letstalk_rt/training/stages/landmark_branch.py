@@ -5,7 +5,8 @@ landmarks of lips, jaw and chin are left out, and the others are read from laten
 motion of speech was added, because all landmarks of a latent come from the same few numbers. So the
 branch cannot learn the lower face from traces of the mouth that it shall replace.
 
-Source: masked frames and landmarks without the mouth, DiffTalk, arXiv:2301.03786.
+Source: landmarks without the mouth as a condition, DiffTalk, arXiv:2301.03786. Its masked frame is
+not an input of this branch; the one for latents without landmarks, `film_branch`, has it.
 """
 
 from dataclasses import dataclass, replace
@@ -204,12 +205,12 @@ def train_landmark_branch(
         batch_size: windows per step.
     """
     branch, shape = model.denoiser.landmarks, model.denoiser.config
-    assert branch is not None, "the preset has a landmark condition"
+    assert isinstance(branch, LandmarkBranch), "latents hold landmarks"
     model.to(config.device).requires_grad_(False).eval()
     trainer = LandmarkTrainer(branch.requires_grad_(True))
     sound = sound_input(model.audio)
     source, held_out = (
-        WindowSource(part, shape.window, shape.memory, _LOSS, sound)
+        WindowSource(part, shape.window, shape.history, _LOSS, sound)
         for part in (tracks, validation)
     )
     run = Run(folder, trainer, config)
@@ -227,6 +228,6 @@ def train_landmark_branch(
         return validate(candidate, held_out, run.device)
 
     with Prefetch(draw, config.steps) as batches:
-        trained = run.train(loss, evaluate)
+        trained = run.train(loss, evaluate, batches)
     assert isinstance(trained, LandmarkTrainer)
     return trained.branch

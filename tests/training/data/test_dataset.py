@@ -10,6 +10,7 @@ from support.data_folder import (
     FRAMES,
     face_points,
     frame_level,
+    write_data_folder,
 )
 from support.small_model import make_speech
 from support.training import generator
@@ -21,7 +22,13 @@ from letstalk_rt.training.data.audio_features import (
     augment_mel,
     clip_mel,
 )
-from letstalk_rt.training.data.dataset import affine_augment, color_augment, load_clips, load_stills
+from letstalk_rt.training.data.dataset import (
+    affine_augment,
+    clip_rows,
+    color_augment,
+    load_clips,
+    load_stills,
+)
 from letstalk_rt.training.data.pairs import PairSource
 from letstalk_rt.training.stages.audio_encoder import (
     split_by_source,
@@ -66,6 +73,16 @@ class TestClips:
         monkeypatch.setattr(dataset, "decode_frames", None)
         again = load_clips(root, cache, "train")
         assert np.array_equal(again[0].frames, clips[0].frames)
+
+    @pytest.mark.parametrize("suffix", [".mp4", ".npz", ".flac"])
+    def test_a_damaged_clip_is_listed_and_left_out(self, tmp_path, suffix, capsys):
+        folder = write_data_folder(tmp_path / "data")
+        names = [str(row["name"]) for row in clip_rows(folder, "train")]
+        file = folder / "clips" / f"{names[0]}{suffix}"
+        file.write_bytes(file.read_bytes()[:40])
+        loaded = load_clips(folder, tmp_path / "cache", "train")
+        assert [clip.name for clip in loaded] == names[1:]
+        assert f"clip {names[0]!r} cannot be read" in capsys.readouterr().err
 
     def test_a_missing_list_is_named(self, tmp_path):
         with pytest.raises(InputError, match=r"no clips.jsonl in the data folder.*docs/training"):

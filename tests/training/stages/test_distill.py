@@ -148,6 +148,21 @@ class TestMeanFlow:
             assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
         assert all(value == value for value in parts.values())
 
+    def test_in_bfloat16_it_points_the_same_way(self):
+        """Roll-out, teacher, derivative along the flow and student, all by autocast."""
+        grads = []
+        for half in (False, True):
+            model = make(MEAN)
+            trainer = make_trainer(model)
+            batch = make_batch(memory=MEAN.history, windows=1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss, _ = trainer.loss(model, batch, 1, chance())
+            loss.backward()
+            found = [p.grad.flatten() for p in model.denoiser.parameters() if p.grad is not None]
+            grads.append(torch.cat(found))
+        assert not torch.equal(*grads)
+        assert torch.cosine_similarity(*grads, dim=0) > 0.999
+
     def test_a_velocity_that_never_changes_is_its_own_mean(self):
         """A straight flow: u = v at all times, so nothing is left to learn."""
         velocity = torch.randn(2, WINDOW, 24, 4, 4)

@@ -7,7 +7,7 @@ import torch
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.memory import diffusion_sigma
-from letstalk_rt.models.paper.diffusion import Diffusion, respaced_steps
+from letstalk_rt.paper.diffusion import Diffusion, respaced_steps
 
 MEAN, DEVIATION = 0.7, 0.3
 

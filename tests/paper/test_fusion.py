@@ -9,8 +9,8 @@ from support.small_paper_model import arguments, make_paper_model
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.layers.attention import LinearAttention
-from letstalk_rt.models.paper.denoiser import count_parameters
-from letstalk_rt.models.paper.fusion import (
+from letstalk_rt.paper.denoiser import count_parameters
+from letstalk_rt.paper.fusion import (
     CrossAttention,
     Fusion,
     SiamesePortrait,

@@ -19,19 +19,19 @@ from letstalk_rt.cli.evaluate import main as evaluate
 from letstalk_rt.cli.main import main as letstalk
 from letstalk_rt.cli.train import main as train
 from letstalk_rt.errors import ConfigError, InputError, WeightsError
-from letstalk_rt.inference.faithful import FaithfulRenderer, FaithfulSampling
 from letstalk_rt.models.audio_encoder.projector import AudioProjectorConfig
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream
-from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
-from letstalk_rt.models.paper.checkpoints import (
+from letstalk_rt.paper.checkpoints import (
     check_companions,
     load_paper_model,
     save_paper_model,
 )
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.presets import PAPER_PRESETS
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.kl_ae import KLAutoencoder
+from letstalk_rt.paper.presets import PAPER_PRESETS
+from letstalk_rt.paper.rendering import FaithfulRenderer, FaithfulSampling
+from letstalk_rt.paper.wav2vec_whole import WholeWav2Vec2
 
 transformers = pytest.importorskip("transformers", reason="the extra `paper` is not installed")
 pytest.importorskip("diffusers", reason="the extra `paper` is not installed")

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from support.small_paper_model import make_batch, make_preset
 
-from letstalk_rt.models.paper.denoiser import PaperModel
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.training import PaperBatch, train_paper_model
 from letstalk_rt.training.loop import LoopConfig
-from letstalk_rt.training.stages.paper import PaperBatch, train_paper_model
 
 STEPS, EVERY = 24, 5
 

@@ -5,14 +5,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from letstalk_rt.models.layers.attention import attend, modulate
-from letstalk_rt.models.paper.fusion import (
+from letstalk_rt.paper.fusion import (
     attend_jointly,
     audio_fusion,
     plain_norm,
     portrait_fusion,
 )
-from letstalk_rt.models.paper.presets import PaperConfig
-from letstalk_rt.models.paper.spatial import Attention, feed_forward, spatial_attention
+from letstalk_rt.paper.presets import PaperConfig
+from letstalk_rt.paper.spatial import Attention, feed_forward, spatial_attention
 
 
 class ClipAttention(nn.Module):

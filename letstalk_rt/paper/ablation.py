@@ -17,17 +17,17 @@ from torch import Tensor
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.presets import PaperPreset
-from letstalk_rt.training.data.paper_items import PaperClip
-from letstalk_rt.training.evaluation.reconstruction import sharpness
-from letstalk_rt.training.loop import LoopConfig
-from letstalk_rt.training.stages.paper import (
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.items import PaperClip
+from letstalk_rt.paper.presets import PaperPreset
+from letstalk_rt.paper.training import (
     MemoryRegularization,
     PaperBatch,
     train_paper_model,
 )
+from letstalk_rt.training.evaluation.reconstruction import sharpness
+from letstalk_rt.training.loop import LoopConfig
 
 VARIANTS = {
     "noise and patch drop": MemoryRegularization(),

@@ -54,10 +54,10 @@ from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.models.audio_encoder.projector import AudioProjector
 from letstalk_rt.models.layers.attention import TimeEmbedding, grid_positions, modulate
 from letstalk_rt.models.layers.checks import check_tensor
-from letstalk_rt.models.paper.block import PaperBlock
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.fusion import Fusion, plain_norm
-from letstalk_rt.models.paper.presets import PaperConfig, PaperPreset
+from letstalk_rt.paper.block import PaperBlock
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.fusion import Fusion, plain_norm
+from letstalk_rt.paper.presets import PaperConfig, PaperPreset
 
 
 class PaperDenoiser(nn.Module):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.layers.attention import attend, modulate
-from letstalk_rt.models.paper.spatial import Attention, feed_forward, spatial_attention
+from letstalk_rt.paper.spatial import Attention, feed_forward, spatial_attention
 
 NORM_EPS = 1e-6
 

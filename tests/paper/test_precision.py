@@ -9,12 +9,12 @@ import torch
 from support.small_paper_model import make_batch, make_preset
 
 from letstalk_rt.cli import train as command
-from letstalk_rt.cli.train_faithful import prepare_denoiser
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.diffusion import Diffusion
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.train_command import prepare_denoiser
+from letstalk_rt.paper.training import paper_loss, train_paper_model
 from letstalk_rt.training.loop import LoopConfig
-from letstalk_rt.training.stages.paper import paper_loss, train_paper_model
 
 ITEMS = [make_batch(4, seed=number) for number in range(8)]
 
@@ -78,5 +78,5 @@ def test_options_of_speed_change_no_gradient(changes):
 @pytest.mark.parametrize("words", [["--accumulate", "2"], ["--precision", "bfloat16"]])
 def test_options_of_large_models_are_refused_elsewhere(words):
     args = command._parser().parse_args(["pose", "--data", "D", *words])
-    with pytest.raises(ConfigError, match="for the stages faithful, ablate"):
+    with pytest.raises(ConfigError, match="for the stages distill, faithful, ablate"):
         command._loop(args)

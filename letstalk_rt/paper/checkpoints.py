@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from letstalk_rt.errors import WeightsError
-from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
 from letstalk_rt.models.layers.network import fingerprint
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.presets import PaperPreset
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.presets import PaperPreset
+from letstalk_rt.paper.wav2vec_whole import WholeWav2Vec2
 
 _FORMAT = "letstalk_rt faithful 1"
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.memory import DROP, MAX_NOISE, regularize_memory
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.training.data.paper_items import noisy_images
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.items import noisy_images
 from letstalk_rt.training.data.prefetch import Prefetch
 from letstalk_rt.training.loop import LoopConfig, Run
 
@@ -219,6 +219,6 @@ def train_paper_model(
         return figures
 
     with Prefetch(draw, config.batches) as batches:
-        averaged = run.train(loss, judge if held_out or evaluate else None)
+        averaged = run.train(loss, judge if held_out or evaluate else None, batches)
     assert isinstance(averaged, PaperModel)
     return averaged

@@ -5,12 +5,12 @@ from functools import partial
 
 import torch
 
-from letstalk_rt.cli.train_faithful import load_parts, prepare_denoiser, split_clips
-from letstalk_rt.training.data.paper_items import PaperSource
+from letstalk_rt.paper.ablation import measure_rollout, train_variants, write_table
+from letstalk_rt.paper.items import PaperSource
+from letstalk_rt.paper.train_command import load_parts, prepare_denoiser, split_clips
+from letstalk_rt.paper.training import PaperBatch
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
-from letstalk_rt.training.stages.ablation import measure_rollout, train_variants, write_table
-from letstalk_rt.training.stages.paper import PaperBatch
 
 
 def run_ablate(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:

@@ -14,16 +14,17 @@ import torch
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.inference.protocol import check_seed
-from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
-from letstalk_rt.models.paper.checkpoints import (
+from letstalk_rt.paper.checkpoints import (
     check_companions,
     load_paper_model,
     trained_without_speech,
 )
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.presets import FAITHFUL, get_paper_preset
+from letstalk_rt.paper.commands import FAITHFUL
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.presets import get_paper_preset
+from letstalk_rt.paper.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from letstalk_rt.errors import InputError
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
 from letstalk_rt.models.layers.network import fingerprint
-from letstalk_rt.models.paper.presets import PaperConfig
+from letstalk_rt.paper.presets import PaperConfig
 from letstalk_rt.training.data.dataset import Clip, read_clip
 from letstalk_rt.training.data.store import Store
 
@@ -43,10 +43,11 @@ def stored_paper_clips(
     root: Path,
     rows: list[dict[str, object]],
     folder: Path,
-) -> list[PaperClip]:
+) -> dict[str, PaperClip]:
     """Encode clips that are not in a store yet, in all processes, and return them memory-mapped.
 
-    The noise of portraits and memory is drawn once for each frame, from the clip's name.
+    The noise of portraits and memory is drawn once for each frame, from the clip's name. Clips with
+    a damaged file are left out.
 
     Args:
         autoencoder: The autoencoder, on its device.
@@ -57,7 +58,7 @@ def stored_paper_clips(
         folder: Folder of the store.
 
     Raises:
-        InputError: The store was made by other networks, or a clip cannot be read.
+        InputError: The store was made by other networks, or clips are too small.
     """
     identity = {
         "autoencoder": fingerprint(autoencoder),
@@ -67,9 +68,11 @@ def stored_paper_clips(
     by_name = {str(row["name"]): row for row in rows}
     store = Store(folder, identity)
 
-    def encode(name: str) -> dict[str, Tensor]:
-        clip = read_clip(root, by_name[name], autoencoder.image_size)
-        generator = torch.Generator().manual_seed(int.from_bytes(name.encode()[-7:]))
+    def read(name: str) -> Clip:
+        return read_clip(root, by_name[name], autoencoder.image_size)
+
+    def encode(clip: Clip) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(int.from_bytes(clip.name.encode()[-7:]))
         device = next(autoencoder.parameters()).device
         heard = features(torch.from_numpy(clip.pcm)[None].to(device))[0]
         return {
@@ -78,9 +81,9 @@ def stored_paper_clips(
             "features": heard.cpu().bfloat16(),
         }
 
-    store.encode(by_name, encode)
+    store.encode(by_name, read, encode)
     arrays = store.arrays()
-    return [PaperClip(**arrays[name]) for name in by_name]
+    return {name: PaperClip(**arrays[name]) for name in by_name if name in arrays}
 
 
 @torch.no_grad()

@@ -17,17 +17,17 @@ from support.small_paper_model import (
 
 from letstalk_rt.errors import ConfigError, InputError, WeightsError
 from letstalk_rt.models.audio_encoder.projector import PUBLISHED_PROJECTOR
-from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
-from letstalk_rt.models.paper import denoiser as module
-from letstalk_rt.models.paper.checkpoints import load_paper_model, save_paper_model
-from letstalk_rt.models.paper.denoiser import (
+from letstalk_rt.paper import denoiser as module
+from letstalk_rt.paper.checkpoints import load_paper_model, save_paper_model
+from letstalk_rt.paper.denoiser import (
     PaperModel,
     count_parameters,
     first_memory,
     guided_prediction,
 )
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.presets import (
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.kl_ae import KLAutoencoder
+from letstalk_rt.paper.presets import (
     PAPER_PRESETS,
     PaperConfig,
     PaperPreset,
@@ -331,7 +331,7 @@ def test_every_preset_says_every_shape():
 
 
 def test_the_page_shows_the_counts_and_costs():
-    page = Path(__file__).parents[3] / "docs" / "paper.md"
+    page = Path(__file__).parents[2] / "docs" / "paper.md"
     rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| `")]
     shown = {row[1].strip(" `"): row[4].strip() for row in rows if len(row) == 8}
     assert shown == {name: f"{count:,}" for name, count in COUNTS.items()}

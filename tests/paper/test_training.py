@@ -8,10 +8,9 @@ import torch
 from support.small_paper_model import make_batch, make_paper_model, make_preset
 
 from letstalk_rt.errors import InputError
-from letstalk_rt.models.paper.denoiser import PaperModel, first_memory
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.training.loop import LoopConfig
-from letstalk_rt.training.stages.paper import (
+from letstalk_rt.paper.denoiser import PaperModel, first_memory
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.training import (
     PUBLISHED_LOOP,
     MemoryRegularization,
     PaperBatch,
@@ -20,6 +19,7 @@ from letstalk_rt.training.stages.paper import (
     paper_loss,
     train_paper_model,
 )
+from letstalk_rt.training.loop import LoopConfig
 
 
 def chance(seed=0):

@@ -8,22 +8,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from letstalk_rt.cli.train_flow import spoken_rows
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
-from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
-from letstalk_rt.models.paper.checkpoints import save_paper_model
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.presets import FAITHFUL, PaperPreset, get_paper_preset
-from letstalk_rt.training.data.dataset import decode_audio, source_of
-from letstalk_rt.training.data.paper_items import PaperClip, PaperSource, stored_paper_clips
+from letstalk_rt.paper.checkpoints import save_paper_model
+from letstalk_rt.paper.commands import FAITHFUL, is_faithful
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.items import PaperClip, PaperSource, stored_paper_clips
+from letstalk_rt.paper.presets import PaperPreset, get_paper_preset
+from letstalk_rt.paper.training import PaperBatch, train_paper_model
+from letstalk_rt.paper.wav2vec_whole import WholeWav2Vec2
+from letstalk_rt.training.data.dataset import decode_audio, source_of, spoken_rows, tags_with
 from letstalk_rt.training.data.video_samples import to_pixels, write_video
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig
 from letstalk_rt.training.stages.audio_encoder import held_out_sources
-from letstalk_rt.training.stages.paper import PaperBatch, train_paper_model
 from letstalk_rt.types import SAMPLES_PER_FRAME
 
 SAMPLES, SAMPLE_CLIPS, SAMPLE_STEPS = 2, 4, 25
@@ -41,15 +41,15 @@ class FaithfulParts:
         preset: The shapes.
         autoencoder: The autoencoder, on the device.
         speech: The speech model, on the device.
-        rows: Lines of the clips with audio.
-        clips: Their latents and features, in the same order.
+        sources: Who is seen in a clip, by the clip's name.
+        clips: Latents and features of the clips with audio, by name.
     """
 
     preset: PaperPreset
     autoencoder: PublishedAutoencoder
     speech: WholeWav2Vec2
-    rows: list[dict[str, object]]
-    clips: list[PaperClip]
+    sources: dict[str, str]
+    clips: dict[str, PaperClip]
 
 
 def run_faithful(args: argparse.Namespace, loop: LoopConfig, batch: int) -> None:
@@ -110,11 +110,11 @@ def split_clips(parts: FaithfulParts) -> tuple[dict[str, PaperClip], dict[str, P
     Raises:
         InputError: There are clips of one person only.
     """
-    held_out = held_out_sources({source_of(row) for row in parts.rows})
+    held_out = held_out_sources(set(parts.sources.values()))
     kept: dict[str, PaperClip] = {}
     validation: dict[str, PaperClip] = {}
-    for row, clip in zip(parts.rows, parts.clips, strict=True):
-        (validation if source_of(row) in held_out else kept)[str(row["name"])] = clip
+    for name, clip in parts.clips.items():
+        (validation if parts.sources[name] in held_out else kept)[name] = clip
     if not kept or not validation:
         raise InputError(
             f"{len(kept)} clips to train on and {len(validation)} to measure with are too few: "
@@ -186,7 +186,7 @@ def load_parts(args: argparse.Namespace) -> FaithfulParts:
         InputError: An option is missing.
         WeightsError: A network cannot be read, or is not that of the preset.
     """
-    if not args.preset.startswith(FAITHFUL):
+    if not is_faithful(args.preset):
         raise ConfigError(
             f"stage {args.stage!r} trains the published model: choose --preset {FAITHFUL}s, "
             f"{FAITHFUL}b, {FAITHFUL}l or {FAITHFUL}xl, or {FAITHFUL}v1-b-2 and the like, got "
@@ -202,10 +202,11 @@ def load_parts(args: argparse.Namespace) -> FaithfulParts:
     autoencoder = _autoencoder(args, preset).to(device)
     features = WholeWav2Vec2.load(args.wav2vec).to(device)
     check_features(preset, features)
-    rows = spoken_rows(args)
+    rows = spoken_rows(args.data, tags_with(args.lab))
     folder = args.runs / "faithful" / "latents"
     clips = stored_paper_clips(autoencoder, features, features.identity, args.data, rows, folder)
-    return FaithfulParts(preset, autoencoder, features, rows, clips)
+    sources = {str(row["name"]): source_of(row) for row in rows}
+    return FaithfulParts(preset, autoencoder, features, sources, clips)
 
 
 def _autoencoder(args: argparse.Namespace, preset: PaperPreset) -> PublishedAutoencoder:

@@ -8,8 +8,8 @@ import torch
 from letstalk_rt.errors import WeightsError
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
-from letstalk_rt.models.autoencoder.kl_ae import SCALING_FACTOR, KLAutoencoder
 from letstalk_rt.models.layers.network import fingerprint
+from letstalk_rt.paper.kl_ae import SCALING_FACTOR, KLAutoencoder
 
 pytest.importorskip("diffusers", reason="the extra `paper` is not installed")
 

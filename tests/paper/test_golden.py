@@ -10,13 +10,13 @@ from support.golden import fill, sample, wave
 from support.small_paper_model import make_preset
 
 from letstalk_rt.models.audio_encoder.wav2vec_stream import Wav2Vec2Stream, Wav2Vec2StreamConfig
-from letstalk_rt.models.audio_encoder.wav2vec_whole import WholeWav2Vec2
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
 from letstalk_rt.models.layers.attention import GatedConvFFN, LinearAttention, attend
-from letstalk_rt.models.paper.denoiser import PaperModel
-from letstalk_rt.models.paper.diffusion import Diffusion
-from letstalk_rt.models.paper.spatial import SoftmaxAttention
+from letstalk_rt.paper.denoiser import PaperModel
+from letstalk_rt.paper.diffusion import Diffusion
+from letstalk_rt.paper.kl_ae import KLAutoencoder
+from letstalk_rt.paper.spatial import SoftmaxAttention
+from letstalk_rt.paper.wav2vec_whole import WholeWav2Vec2
 
 # The authors' code at github.com/zhang-haojie/LetsTalk, commit 26660f1, timm 1.0.31, torch 2.13:
 #   v1 = model_cat.VDT(input_size=8, patch_size=2, in_channels=4, hidden_size=64, context_dim=16,

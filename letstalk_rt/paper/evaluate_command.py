@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from letstalk_rt.cli.render_faithful import check_given
 from letstalk_rt.errors import InputError
-from letstalk_rt.inference.faithful import FaithfulRenderer, FaithfulSampling
+from letstalk_rt.paper.rendering import FaithfulRenderer, FaithfulSampling
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.evaluation.clips import (
     EVERY,
@@ -32,24 +31,14 @@ from letstalk_rt.training.evaluation.image_quality import likeness_to_true
 from letstalk_rt.training.evaluation.sync import sync_score
 
 
-def add_faithful_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that only the presets `faithful-*` have."""
-    group = parser.add_argument_group("presets faithful-* (the published model)")
-    add = group.add_argument
-    add("--autoencoder", metavar="PLACE", help="folder or hub id of its autoencoder")
-    add("--wav2vec", metavar="PLACE", help="folder or hub id of wav2vec2-base")
-    add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="(%(default)s, as published)")
-
-
 def evaluate_faithful(
     args: argparse.Namespace, models: EvaluationModels, clips: Sequence[Clip]
 ) -> EvaluationResult:
     """Render every clip from its first frame, with its own audio and with another clip's.
 
     Raises:
-        InputError: An option is missing, or no clip has audio.
+        InputError: No clip has audio.
     """
-    check_given(args)
     spoken = [clip for clip in clips if clip.has_audio]
     if not spoken:
         raise InputError("no clip to evaluate has audio; add clips of the split `eval`")

@@ -1,4 +1,4 @@
-"""Shapes of the model as published, in its four sizes; `paper.denoiser` derives their counts.
+"""Shapes of the model as published, in its four sizes; `denoiser` derives their counts.
 
 `s`, `b`, `l` and `xl` are those of the paper since its second version. `v1-s-2` to `v1-xl-8` are
 those of its first version, with patches of 2, 4 or 8 latent positions.
@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.models.audio_encoder.projector import PUBLISHED_PROJECTOR, AudioProjectorConfig
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
-from letstalk_rt.models.autoencoder.kl_ae import KLAutoencoder
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
-from letstalk_rt.models.paper.diffusion import PUBLISHED_STEPS
-from letstalk_rt.models.paper.fusion import Fusion
-from letstalk_rt.models.paper.spatial import LINEAR_HEAD_WIDTH, Attention
-
-FAITHFUL = "faithful-"
-"""What the names of these presets begin with on the command line, to tell them from streaming."""
+from letstalk_rt.paper.diffusion import PUBLISHED_STEPS
+from letstalk_rt.paper.fusion import Fusion
+from letstalk_rt.paper.kl_ae import KLAutoencoder
+from letstalk_rt.paper.spatial import LINEAR_HEAD_WIDTH, Attention
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,0 @@
-"""The model as published by LetsTalk: denoiser, fusion schemes, diffusion, checkpoints."""

@@ -1,0 +1,1 @@
+"""LetsTalk as published, whole: model, training, rendering, evaluation; see README.md."""
