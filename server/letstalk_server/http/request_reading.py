@@ -1,6 +1,7 @@
 """Shared by the HTTP handlers: bounded reading of bodies and queries, authorisation, responses."""
 
 import asyncio
+import math
 from typing import Any, cast
 
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
@@ -199,6 +200,24 @@ def query_flag(request: HTTPConnection, key: str, default: bool) -> bool:
     if text not in known:
         raise BadRequestError(f"{key} in the query must be true or false.")
     return known[text]
+
+
+def query_point(request: HTTPConnection, key: str) -> tuple[float, float] | None:
+    """Return a point of the query, as `0.7,0.4`: shares of width and height; None without it.
+
+    Raises:
+        BadRequestError: It is not two numbers from 0 to 1.
+    """
+    text = request.query_params.get(key)
+    if text is None:
+        return None
+    try:
+        x, y = (float(share) for share in text.split(","))
+    except ValueError:
+        x = y = math.nan
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise BadRequestError(f"{key} in the query must be two shares from 0 to 1, such as 0.7,0.4")
+    return x, y
 
 
 def json_response(

@@ -30,6 +30,7 @@ from letstalk_server.http.request_reading import (
     json_response,
     parse_options,
     query_flag,
+    query_point,
     read_body,
     read_json,
     text_field,
@@ -241,6 +242,7 @@ async def upload_avatar(request: Request) -> Response:
     label = request.query_params.get("label", "")
     if len(label) > MAX_LABEL_CHARS:
         raise BadRequestError(f"label may have {MAX_LABEL_CHARS} characters.")
+    face_at = query_point(request, "face")
     places: UploadPlaces = request.app.state.upload_places
     preparing: asyncio.Semaphore = request.app.state.preparing
     with places.take(caller):
@@ -248,7 +250,7 @@ async def upload_avatar(request: Request) -> Response:
         if not data:
             raise NotAnImageError("The file is empty. Choose a JPEG, PNG or WebP image.")
         async with preparing:
-            entry = await context.avatar_service.upload(data, caller.subject, label)
+            entry = await context.avatar_service.upload(data, caller.subject, label, face_at)
     context.metrics.uploads.inc()
     return json_response(avatar_json(entry), 201, {"location": f"/v1/avatars/{entry.id}"})
 
@@ -325,6 +327,7 @@ def avatar_json(entry: AvatarEntry, *, is_hidden: bool = False) -> dict[str, Any
         "width": width,
         "height": height,
         "face": [round(value) for value in entry.portrait.box],
+        "faces": [] if is_hidden else [[round(share, 4) for share in one] for one in entry.faces],
         "warnings": list(entry.portrait.warnings),
         "consent_at": None if entry.consent is None else entry.consent.at,
     }
