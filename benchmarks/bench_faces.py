@@ -207,7 +207,9 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(singles: Sequence[Single], finder: Finder, options: Any, result: dict[str, Any]) -> None:
+def measure(
+    singles: Sequence[Single], finder: Finder, options: Any, result: dict[str, Any]
+) -> None:
     """Find the faces of all scenes; the result has the figures as it goes."""
     rows = []
     for scene in scenes(singles, options.scenes, options.seed):

@@ -137,6 +137,16 @@ def test_quality_levels_are_those_of_the_model_and_each_session_has_its_own(pipe
     assert window[0].mean() > 90 and not window[1].any()
 
 
+def test_each_session_moves_as_it_is_told_and_a_refusal_is_the_models(pipeline):
+    bright = [pipeline.init_state(portrait(level=200)) for _ in range(2)]
+    pipeline.set_motion(bright[1], MotionOptions(expressiveness=0.0))
+    window = pipeline.step(np.concatenate([hop(0.0)] * 2), bright)
+    assert window[0].mean() > 90 and not window[1].any()
+    with pytest.raises(ConfigError, match="does not look into cameras"):
+        pipeline.set_motion(bright[0], MotionOptions(gaze_at_camera=True))
+    assert pipeline.step(hop(0.0), bright[:1])[0].mean() > 90
+
+
 def test_the_other_calls_reach_the_model(pipeline):
     state = pipeline.init_state(portrait())
     pipeline.step(hop(), [state])

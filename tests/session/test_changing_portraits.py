@@ -15,7 +15,13 @@ from support.sessions import offline
 from support.virtual_time import run
 
 from letstalk_rt.avatars import list_avatars
-from letstalk_rt.errors import ConfigError, NoFaceError, NotAnImageError, PortraitError, PortraitWarning
+from letstalk_rt.errors import (
+    ConfigError,
+    NoFaceError,
+    NotAnImageError,
+    PortraitError,
+    PortraitWarning,
+)
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.session.avatar import Avatar

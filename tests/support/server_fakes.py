@@ -76,6 +76,9 @@ class Painter(Pipeline[dict]):
     def change_portrait(self, state, portrait):
         state["portrait"] = portrait
 
+    def set_motion(self, state, motion):
+        state["motion"] = motion
+
     def track_faces(self, frames, last):
         latent = np.zeros((24, 4, 4), np.float32)
         seen = frames.max((1, 2, 3)) > 100  # a dark frame shows nobody

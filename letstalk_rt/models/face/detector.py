@@ -207,9 +207,7 @@ def finer_levels(image: Tensor) -> Iterator[tuple[Tensor, int]]:
         The scaled image, and how many pixels of the image one of its pixels is.
     """
     level, scale, step = image, 1, _FINEST
-    while (
-        max(image.shape[-2:]) > step * scale * DETECTOR_SIZE and min(level.shape[-2:]) >= step
-    ):
+    while max(image.shape[-2:]) > step * scale * DETECTOR_SIZE and min(level.shape[-2:]) >= step:
         level, scale, step = F.avg_pool2d(level, step), step * scale, 2
         yield level, scale
 

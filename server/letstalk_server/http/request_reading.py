@@ -12,9 +12,10 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import DEFAULT_MOTION
 from letstalk_rt.types import SAMPLE_RATE, MotionOptions
 from letstalk_server.auth import Auth, Caller
-from letstalk_server.errors import BadRequestError
+from letstalk_server.errors import BadMessageError, BadRequestError
 from letstalk_server.http.problem_details import BodyTooSlowError, ContentTooLargeError
 from letstalk_server.metrics import ServerMetrics
+from letstalk_server.protocol.client_messages import motion_of
 from letstalk_server.protocol.json_text import load_object
 from letstalk_server.session.avatar_service import AvatarService
 from letstalk_server.session.connection import ServedSessionOptions
@@ -175,18 +176,10 @@ def parse_options(fields: object) -> ServedSessionOptions:
 
 
 def _motion_of(fields: object) -> MotionOptions:
-    if fields is None:
-        return DEFAULT_MOTION
-    numbers, flags = {"expressiveness", "blinks_per_min"}, {"head_motion", "gaze_at_camera"}
-    if not isinstance(fields, dict) or not set(fields) <= flags | numbers:
-        raise BadRequestError(f'"motion" may have {sorted(flags | numbers)}.')
-    for key, value in fields.items():
-        if isinstance(value, bool) != (key in flags) or not isinstance(value, int | float):
-            raise BadRequestError(f'"{key}" of "motion" is of the wrong type.')
     try:
-        return MotionOptions(**fields)
-    except ConfigError as error:
-        raise BadRequestError(f'"motion" cannot be used: {error}.') from None
+        return DEFAULT_MOTION if fields is None else motion_of(fields)
+    except BadMessageError as error:
+        raise BadRequestError(f"In the options, {error.detail}.") from None
 
 
 def query_flag(request: HTTPConnection, key: str, default: bool) -> bool:

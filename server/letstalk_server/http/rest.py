@@ -391,7 +391,7 @@ def session_response(
         "grace_s": settings.grace_s,
         "max_session_s": settings.session_limit_s,
         "max_idle_s": settings.idle_limit_s,
-        "motion": asdict(session.options.motion),
+        "motion": asdict(session.motion),
         "disclosure": session.disclosure,
         "warnings": list(session.avatar_entry.portrait.warnings),
         "connections": [
