@@ -29,7 +29,7 @@ from letstalk_rt.inference.supervisor import (
 from letstalk_rt.inference.waiting import waited_s
 from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.session.avatar import Avatar
-from letstalk_rt.types import Portrait
+from letstalk_rt.types import MotionOptions, Portrait
 
 SHARED = Path("/dev/shm")
 TESTS = Path(__file__).parents[1]

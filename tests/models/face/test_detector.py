@@ -144,14 +144,14 @@ class Imagined(FaceFinder):
         autoencoder.mean_points = torch.zeros(NUM_LANDMARKS, 2)
         super().__init__(FaceDetector(), autoencoder, preset="none", crop_px=256)
 
-    def detect(self, picture):
+    def detect(self, picture, rgb):
         return [face_crop_box(face, 0.9) for face in self.faces] + list(self.ghosts)
 
-    def landmarks(self, picture, box):
+    def read(self, picture, box):
         for face in self.faces:
             if np.linalg.norm(face.mean(0) - [box.x, box.y]) < 0.3 * box.side:
-                return face
-        return drawn_face() * 0.28 * box.side + [box.x, box.y]
+                return face, 0.9
+        return drawn_face() * 0.28 * box.side + [box.x, box.y], 0.9
 
 
 class TestFaceFinder:
@@ -166,8 +166,8 @@ class TestFaceFinder:
 
     def test_landmarks_all_in_one_place_are_no_face(self):
         class Point(Imagined):
-            def landmarks(self, picture, box):
-                return drawn_face() * (60 if box.side > 150 else 0) + [300, 200]
+            def read(self, picture, box):
+                return drawn_face() * (60 if box.side > 150 else 0) + [300, 200], 0.9
 
         finder = Point([], [Box(300, 200, 120, 0.9)])
         assert finder.find_faces(self.BLANK) == []
