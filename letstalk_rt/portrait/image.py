@@ -196,10 +196,10 @@ def shares_of(faces: Sequence[Face], size: tuple[int, int]) -> tuple[FaceShares,
         faces: faces with landmarks in pixels.
         size: width and height of the image, px.
     """
-    found = []
+    found: list[FaceShares] = []
     for face in faces:
-        low, high = (edge.clip(0, size) / size for edge in _edges(face))
-        found.append((*map(float, low), *map(float, high - low)))
+        (left, top), (right, bottom) = (edge.clip(0, size) / size for edge in _edges(face))
+        found.append((float(left), float(top), float(right - left), float(bottom - top)))
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
 """A photo of several people: the visitor is told, and chooses the face that will move."""
 
 import pytest
-from support.browser_tools import CORNER_IS, artefacts, live, needs_browser, visiting
+from support.browser_tools import artefacts, live, needs_browser, visiting
 from support.server_fakes import group_jpeg, portrait_jpeg
 
 pytest.importorskip("playwright.sync_api")
@@ -33,12 +33,18 @@ def test_a_click_on_a_face_chooses_it(browser, server):
             middle = (box["x"] + box["width"] / 2 - picture["x"]) / picture["width"]
             assert abs(middle - (0.25, 0.75)[number]) < 0.06
         page.screenshot(path=artefacts() / "several-faces.png")
-        with page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        with (
+            page.expect_response(lambda answer: answer.request.method == "DELETE"),
+            page.expect_response(lambda answer: answer.request.method == "POST") as chosen,
+        ):
             faces.nth(1).click()  # what was made of the other face is forgotten
+        body = chosen.value.json()
+        assert body["warnings"] == [] and len(body["faces"]) == 2
+        assert body["face"][0] > 0.4 * body["width"], "the right one is framed"
         page.wait_for_selector("#upload[data-step=crop]")
         assert [one.get_attribute("aria-pressed") for one in faces.all()] == ["false", "true"]
         page.click("#upload-next")
-        page.wait_for_function(CORNER_IS, arg=list(PURPLE))
+        page.wait_for_selector("label.avatar:has-text('us') input:checked", state="attached")
 
 
 def test_the_mark_of_a_face_at_the_edge_stays_inside_the_picture(browser, server):

@@ -295,7 +295,7 @@ def _load(text: object, max_bytes: int) -> dict[str, Any]:
 def _build(fields: dict[str, Any], event_id: str | None) -> ClientMessage:
     name = fields.get("type")
     if not isinstance(name, str) or name not in _BUILDERS:
-        raise BadMessageError(f"the type of a message must be one of {', '.join(_BUILDERS)}")
+        raise BadMessageError(f"type must be one of {', '.join(_BUILDERS)}")
     return _BUILDERS[name](fields, event_id)
 
 
