@@ -59,6 +59,10 @@ class PortraitError(InputError):
     """The portrait cannot be read, or has no usable face."""
 
 
+class PortraitWarning(UserWarning):
+    """A portrait can be used, but not everything about it is as the caller may think."""
+
+
 class NotAnImageError(PortraitError):
     """The file is empty or not in a supported image format."""
 

@@ -46,6 +46,7 @@ export class LetsTalkAvatar extends EventTarget {
   #muted = false;
   #cameraTrack = null;
   #cameraOptions = {};
+  #motion = null;
   #places;
 
   state = "new";
@@ -53,8 +54,6 @@ export class LetsTalkAvatar extends EventTarget {
   speaking = false;
   /** The session as the server describes it, or null; `session.session` is its id. */
   session = null;
-  /** How sessions move that are opened from now on: `motion` of `POST /v1/sessions`, or null. */
-  motion = null;
   /** The server's latest `session.stats` message, or null. */
   serverStats = null;
 
@@ -100,13 +99,14 @@ export class LetsTalkAvatar extends EventTarget {
     throw this.error ?? new LetsTalkError("closed", "The connection was closed.");
   }
 
-  /** End the session and open another one, with the options of now. */
-  async restart() {
-    const id = this.session?.session;
-    this.close({ end: false });
-    this.session = null;
-    if (id) await this.api.request(`v1/sessions/${id}`, { method: "DELETE" }).catch(() => {});
-    return this.connect();
+  /** How the face moves, at once and in sessions to come: `motion` of `POST /v1/sessions`, or null. */
+  get motion() {
+    return this.#motion;
+  }
+
+  set motion(motion) {
+    this.#motion = motion;
+    if (this.state === "live") this.send({ type: "motion.configure", ...motion });
   }
 
   /** Go on with another session of one's own; a page that speaks in it loses it. */

@@ -1,13 +1,13 @@
 // The section "Movement, look, recording".
 //
-// A session moves as it was told when it began, so that movement changes when the avatar starts
-// next. The voice holds from the next text on.
+// Movement changes at once, and the voice from the next text on.
 
 import { readSaved, save } from "./saved-choices.js";
 import { StageRecorder } from "./stage-recorder.js";
 
 const MOTION_KEY = "letstalk.motion";
 const VOICE_KEY = "letstalk.voice";
+const SEND_MS = 100; // a slider that is dragged sends no more often
 const DEFAULTS = { head_motion: true, blinks_per_min: 15, expressiveness: 1 };
 
 const $ = (id) => document.getElementById(id);
@@ -16,6 +16,7 @@ const $ = (id) => document.getElementById(id);
 export class LookControl {
   #avatar;
   #recorder;
+  #timer = null;
 
   /**
    * @param {LetsTalkAvatar} avatar
@@ -26,12 +27,13 @@ export class LookControl {
     this.#recorder = new StageRecorder(video);
     this.#show({ ...DEFAULTS, ...readSaved(MOTION_KEY, {}) });
     $("look-motion").addEventListener("input", () => this.#onMotion());
-    $("motion-restart").addEventListener("click", () => avatar.restart().catch(() => {}));
     $("say-voice").addEventListener("change", ({ target }) => save(VOICE_KEY, target.value));
     $("record").addEventListener("click", () => this.#recorder.toggle());
     this.#recorder.addEventListener("change", () => this.#refresh());
     avatar.addEventListener("state", () => this.#refresh());
     this.#onMotion();
+    this.#tell(); // before the first session is opened
+    this.#refresh();
   }
 
   /** Take `speech` of the server's configuration. */
@@ -67,19 +69,18 @@ export class LookControl {
     $("blinks-value").textContent = `${motion.blinks_per_min}`;
     $("expressiveness-value").textContent = `${Math.round(100 * motion.expressiveness)} %`;
     save(MOTION_KEY, motion);
-    // Models without landmarks refuse all but the defaults, so that these are not sent.
+    this.#timer ??= setTimeout(() => this.#tell(), SEND_MS);
+  }
+
+  // Models without landmarks refuse all but the defaults, so that these are not sent.
+  #tell() {
+    this.#timer = null;
+    const motion = this.#motion;
     this.#avatar.motion = isSame(motion, DEFAULTS) ? null : motion;
-    this.#refresh();
   }
 
   #refresh() {
     const isLive = this.#avatar.state === "live";
-    const shown = this.#avatar.session?.motion;
-    const isDue = isLive && shown !== undefined && !isSame(this.#motion, shown);
-    $("motion-note").textContent = isDue
-      ? "This changes when the avatar starts next."
-      : "A change here holds when the avatar starts next.";
-    $("motion-restart").hidden = !isDue;
     const { isOn } = this.#recorder;
     $("record").disabled = !isLive && !isOn;
     $("record").toggleAttribute("data-on", isOn);

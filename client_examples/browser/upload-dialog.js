@@ -15,7 +15,8 @@ const PRIVACY = {
 const $ = (id) => document.getElementById(id);
 
 /**
- * Asks for a photo and for consent, uploads it, and shows the crop that will be animated.
+ * Asks for a photo and for consent, uploads it, and shows the crop that will be animated; of
+ * several faces, the visitor chooses one.
  *
  * Steps (`data-step`): `pick` a file, `ask` for consent, `busy` while the server looks for the
  * face, then `crop`, or `failed` with the reason.
@@ -44,6 +45,7 @@ export class UploadDialog {
     $("upload-other").addEventListener("click", () => this.#pickAgain());
     $("upload").addEventListener("close", () => this.#discard());
     $("preview-image").addEventListener("error", ({ target }) => target.removeAttribute("src"));
+    new ResizeObserver(() => this.#mark()).observe($("preview"));
     $("upload-form").addEventListener("submit", (event) => {
       event.preventDefault();
       if (this.#uploaded) this.#accept();
@@ -91,6 +93,7 @@ export class UploadDialog {
     if (this.#uploaded) this.#delete(this.#uploaded);
     this.#uploaded = null;
     this.#file = null;
+    $("faces").replaceChildren();
     const image = $("preview-image");
     if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
     image.removeAttribute("src");
@@ -112,11 +115,12 @@ export class UploadDialog {
     this.#show("ask");
   }
 
-  async #upload() {
+  // Send the photo; `face` is a point on the wanted face, as shares of its sides.
+  async #upload(face) {
     const file = this.#file;
     this.#show("busy");
     const label = $("label").value.trim() || $("label").placeholder;
-    const path = this.#api.avatarsPath({ consent: true, label });
+    const path = this.#api.avatarsPath({ consent: true, label, ...(face && { face }) });
     try {
       const uploaded = await this.#api.request(path, {
         method: "POST",
@@ -127,23 +131,63 @@ export class UploadDialog {
       if (file === this.#file) await this.#showCrop(uploaded);
       else this.#delete(uploaded); // the dialog was closed meanwhile, or has another photo
     } catch (error) {
-      if (file === this.#file) this.#show("failed", error.message);
+      if (file === this.#file) this.#show(this.#uploaded ? "crop" : "failed", error.message);
     }
   }
 
   async #showCrop(uploaded) {
+    if (this.#uploaded) this.#delete(this.#uploaded); // another face was chosen
     this.#uploaded = uploaded;
     const image = $("preview-image");
-    URL.revokeObjectURL(image.src);
-    image.src = this.#api.url(uploaded.still);
+    // The photo itself, unless this browser cannot show it, has the faces to choose from.
+    const isChoice = uploaded.faces?.length > 1 && image.naturalWidth > 0;
+    if (!isChoice) {
+      URL.revokeObjectURL(image.src);
+      image.src = this.#api.url(uploaded.still);
+    }
     await image.decode().catch(() => {});
+    if (uploaded !== this.#uploaded) return; // closed meanwhile
+    if (isChoice) this.#offerFaces(uploaded.faces);
     this.#show("crop");
-    const [left, top, side] = uploaded.face;
-    const scale = image.clientWidth / uploaded.width;
-    const style = $("crop").style;
-    style.left = `${image.offsetLeft + left * scale}px`;
-    style.top = `${image.offsetTop + top * scale}px`;
-    style.width = style.height = `${side * scale}px`;
+    this.#mark();
+  }
+
+  // Put a button on each face of the photo.
+  #offerFaces(faces) {
+    if ($("faces").childElementCount) return; // the same photo: only the choice has changed
+    const buttons = faces.map(([left, top, width, height], index) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.setAttribute("aria-label", `Face ${index + 1} of ${faces.length}`);
+      button.setAttribute("aria-pressed", index === 0);
+      button.addEventListener("click", () => this.#choose(button, [left + width / 2, top + height / 2]));
+      return button;
+    });
+    $("faces").replaceChildren(...buttons);
+  }
+
+  async #choose(button, point) {
+    const before = $("faces").querySelector('[aria-pressed="true"]');
+    if (button === before) return;
+    const kept = this.#uploaded;
+    before.setAttribute("aria-pressed", false);
+    button.setAttribute("aria-pressed", true);
+    await this.#upload(point.map((share) => share.toFixed(4)).join(","));
+    button.focus();
+    if (this.#uploaded !== kept) return;
+    before.setAttribute("aria-pressed", true); // that face cannot be used
+    button.setAttribute("aria-pressed", false);
+  }
+
+  // Lay the marks on what they mark, wherever the preview shows it.
+  #mark() {
+    const image = $("preview-image");
+    if (!this.#uploaded) return;
+    const { faces, face, width, height } = this.#uploaded;
+    const buttons = [...$("faces").children];
+    for (const [index, button] of buttons.entries()) place(button, image, faces[index]);
+    const [left, top, side] = face;
+    place($("crop"), image, [left / width, top / height, side / width, side / height]);
   }
 
   #accept() {
@@ -159,7 +203,9 @@ export class UploadDialog {
     const hasImage = step !== "pick";
     $("pick").hidden = hasImage;
     $("preview-image").hidden = !hasImage;
-    $("crop").hidden = step !== "crop";
+    const isChoice = $("faces").childElementCount > 0;
+    $("crop").hidden = step !== "crop" || isChoice;
+    $("faces").hidden = step !== "crop";
     $("upload-ask").hidden = step === "pick" || step === "crop" || step === "failed";
     $("upload-other").hidden = step === "pick" || step === "busy";
     $("upload-next").hidden = step === "pick" || step === "failed";
@@ -171,6 +217,16 @@ export class UploadDialog {
     $("upload-error").textContent = error;
     $("upload-error").hidden = !error;
   }
+}
+
+/** Lay an element on a part of an image, given in shares of its sides; what is beyond is cut off. */
+function place(element, image, [left, top, width, height]) {
+  const x = [left, left + width].map((share) => Math.min(Math.max(share, 0), 1) * image.clientWidth);
+  const y = [top, top + height].map((share) => Math.min(Math.max(share, 0), 1) * image.clientHeight);
+  element.style.left = `${image.offsetLeft + x[0]}px`;
+  element.style.top = `${image.offsetTop + y[0]}px`;
+  element.style.width = `${x[1] - x[0]}px`;
+  element.style.height = `${y[1] - y[0]}px`;
 }
 
 /** Return a name from that of a file, unless a camera or a program has made it up. */
@@ -189,5 +245,9 @@ function freeName(name, taken) {
 
 const MADE_UP = /^(img|image|pasted|photo|screenshot|dsc|download|unnamed|untitled)\b/i;
 
-const cropText = ({ warnings }) =>
-  ["The part in the square will move.", ...(warnings ?? [])].join(" ");
+function cropText({ faces, warnings }) {
+  const isChoice = $("faces").childElementCount > 0;
+  const what = isChoice ? `There are ${faces.length} faces. Choose the one that will move.` : "The part in the square will move.";
+  const others = (warnings ?? []).filter((text) => !isChoice || !/faces were found/.test(text));
+  return [what, ...others].join(" ");
+}

@@ -11,6 +11,7 @@ from letstalk_rt.conversation.interface import (
     Voice,
 )
 from letstalk_rt.conversation.parts import open_chat, open_recogniser
+from letstalk_rt.conversation.realtime import RealtimeConversation
 from letstalk_rt.conversation.turns import TurnDetector, TurnOptions
 from letstalk_rt.speech.engines import open_speech
 
@@ -21,6 +22,7 @@ __all__ = [
     "Conversation",
     "ConversationEvent",
     "Failure",
+    "RealtimeConversation",
     "Recogniser",
     "StateChange",
     "TurnDetector",

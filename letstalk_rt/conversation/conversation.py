@@ -53,6 +53,19 @@ _FALSE_ALARMS = 2
 _FULL_SCALE = 32_767
 
 
+async def hear_all(
+    hear: Callable[[np.ndarray, int], None],
+    source: AsyncIterable[np.ndarray],
+    sample_rate: int | None,
+) -> None:
+    """Hear a source until it ends; see `Conversation.listen`."""
+    async for pcm in source:
+        rate = getattr(source, "sample_rate", None) if sample_rate is None else sample_rate
+        if rate is None:
+            raise ConfigError("the source has no sample_rate; pass it: listen(source, 16_000)")
+        hear(pcm, rate)
+
+
 class Utterance(AsyncIterator[np.ndarray]):
     """The audio of one utterance while it is spoken.
 
@@ -158,11 +171,7 @@ class Conversation:
             ConfigError: the sample rate is not known.
             AudioFormatError: the source yielded something that is not audio.
         """
-        async for pcm in source:
-            rate = getattr(source, "sample_rate", None) if sample_rate is None else sample_rate
-            if rate is None:
-                raise ConfigError("the source has no sample_rate; pass it: listen(source, 16_000)")
-            self.hear(pcm, rate)
+        await hear_all(self.hear, source, sample_rate)
         if self._utterance is not None:
             self._end_utterance()
         await self.finish()

@@ -15,7 +15,7 @@ from torch import Tensor
 from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.autoencoder.latents import IMAGE_SIZE
 from letstalk_rt.models.face.detector import FaceFinder, head_yaw
-from letstalk_rt.models.face.face_tracker import LEAST_CERTAINTY, certainty
+from letstalk_rt.models.face.heatmaps import LEAST_CERTAINTY, certainty
 from letstalk_rt.models.geometry.mouth_crop import RIGID, CropTransform, align_rigid
 from letstalk_rt.types import FaceTrack
 

@@ -95,7 +95,7 @@ class FootagePlayer:
                 f"preset {model.preset.name!r} has no motion denoiser, which films as portraits "
                 "need; use a picture, or the preset 'tiny'"
             )
-        self._footage, self._expressiveness = footage, expressiveness
+        self._footage, self.expressiveness = footage, expressiveness
         self._autoencoder = model.face.autoencoder
         self._renderer = MouthRenderer(model)
         self._points = [self._points_of(track) for track in footage.faces]
@@ -129,7 +129,7 @@ class FootagePlayer:
             tokens: audio tokens of a window, `(N, K, A)`; None generates no lower faces.
         """
         frames = []
-        for values in self._expressiveness * lip_values:
+        for values in self.expressiveness * lip_values:
             if self._eases and self._values:
                 values = torch.lerp(self._values[-1], values, _EASING)
             self._eases = False

@@ -51,7 +51,7 @@ from letstalk_rt.inference.supervisor import (
     ModelHealth,
     ModelSupervisor,
 )
-from letstalk_rt.types import Face, FaceTrack, Portrait
+from letstalk_rt.types import Face, FaceTrack, MotionOptions, Portrait
 
 SLOWER = 8.0
 """A step may take so many times as long as others, so that a slow machine is not taken for a model
@@ -271,6 +271,16 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         arguments = (state.number, portrait)
         state.key = self._call(process, "change_portrait", arguments, self._limits.call_s)
         state.size = _size(portrait)
+
+    def set_motion(self, state: IsolatedState, motion: MotionOptions) -> None:
+        """Change how the face of a session moves, from the next window on.
+
+        Raises:
+            ConfigError: this model cannot do that; nothing has changed.
+            ModelLost: the state or the model is lost.
+        """
+        process = self._process_of([state])
+        self._call(process, "set_motion", (state.number, motion), self._limits.call_s)
 
     def set_quality(self, state: IsolatedState, quality: Quality) -> None:
         """Change what is computed for a session from the next window on.

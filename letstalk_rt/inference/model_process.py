@@ -27,6 +27,7 @@ from letstalk_rt.inference.protocol import NOT_DRIVABLE, Pipeline, Windows
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameWriter
 from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.types import MotionOptions
 
 
 def run_model(connection: "Connection[Any, Any]", load: str, memory_mb: int | None) -> None:
@@ -100,6 +101,7 @@ class _ModelServer:
             "step": self._step,
             "interrupt": self._interrupt,
             "change_portrait": self._change_portrait,
+            "set_motion": self._set_motion,
             "set_quality": self._set_quality,
             "find_faces": self._find_faces,
             "track_faces": self._track_faces,
@@ -126,6 +128,9 @@ class _ModelServer:
 
     def _interrupt(self, number: int, unseen: int) -> None:
         self._pipeline.interrupt(self._states[number], unseen=unseen)
+
+    def _set_motion(self, number: int, motion: MotionOptions) -> None:
+        self._pipeline.set_motion(self._states[number], motion)
 
     def _set_quality(self, number: int, quality: Quality) -> None:
         self._pipeline.set_quality(self._states[number], quality)

@@ -43,7 +43,7 @@ from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.loading import face_finder_for
 from letstalk_rt.models.parts import MOTION
 from letstalk_rt.threads import in_own_thread, thread_limit
-from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, Portrait
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, MotionOptions, Portrait
 
 MAX_GUIDANCE = 10.0
 STEERED_FRAMES = 2
@@ -205,6 +205,14 @@ class AvatarPipeline(Pipeline[SessionState]):
             PortraitError: `portrait` is not prepared for this model; nothing has changed.
         """
         self._states.change_portrait(state, portrait)
+
+    def set_motion(self, state: SessionState, motion: MotionOptions) -> None:
+        """Change how the face of a session moves, from the next window on.
+
+        Raises:
+            ConfigError: this model has no motion denoiser, which that needs; nothing has changed.
+        """
+        self._states.set_motion(state, motion)
 
     def set_quality(self, state: SessionState, quality: Quality) -> None:
         """Change what is computed for a session from the next window on.

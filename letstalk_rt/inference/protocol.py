@@ -249,6 +249,14 @@ class Pipeline(Protocol[State]):
         """
         ...
 
+    def set_motion(self, state: State, motion: MotionOptions) -> None:
+        """Change how the face of a session moves, from the next window on.
+
+        Raises:
+            ConfigError: this model cannot do that; nothing has changed.
+        """
+        raise ConfigError("this model moves in one way only")
+
     def set_quality(self, state: State, quality: Quality) -> None:
         """Change what is computed for a session from the next window on.
 

@@ -28,7 +28,7 @@ from letstalk_rt.models.sampler import NoiseState, timesteps
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.portrait.eye_compositor import EyeCompositor
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
-from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, Portrait
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 SETTLE_SAMPLES = 52 * SAMPLES_PER_FRAME
 """Silence that fills the audio encoder's receptive field: two seconds, in whole windows."""
@@ -201,6 +201,20 @@ class StateFactory:
         state.features = features
         state.quality = QualityState(state.quality.quality)  # no image of the old size is repeated
 
+    @torch.inference_mode()
+    def set_motion(self, state: SessionState, motion: MotionOptions) -> None:
+        """Change how the face moves, from the next window on.
+
+        Raises:
+            ConfigError: the model has no motion denoiser, which that needs; nothing has changed.
+        """
+        if state.motion is None:
+            return _check_undirected(motion, self._model)
+        state.motion.control.options = motion
+        state.motion.blink_gain.fill_(motion.blinks_per_min / USUAL_BLINKS_PER_MIN)
+        if state.player is not None:
+            state.player.expressiveness = motion.expressiveness
+
     def _player(self, portrait: Portrait, expressiveness: float, seed: int) -> FootagePlayer | None:
         if portrait.footage is None:
             return None
@@ -224,7 +238,7 @@ class StateFactory:
     def _latents(self, options: StateOptions, features: Any) -> LatentState | None:
         if self._speech_silence is not None:  # the motion denoiser moves the face
             return None
-        _check_undirected(options, self._model)
+        _check_undirected(options.motion, self._model)
         denoiser, shape = self._model.denoiser, self._model.autoencoder.latent_shape
         at_rest = torch.zeros(1, *shape, device=self._device)
         return LatentState(
@@ -279,8 +293,7 @@ class StateFactory:
         return state
 
 
-def _check_undirected(options: StateOptions, model: AvatarModel) -> None:
-    motion = options.motion
+def _check_undirected(motion: MotionOptions, model: AvatarModel) -> None:
     if (motion.expressiveness, motion.head_motion, motion.gaze_at_camera) != (1.0, True, False):
         raise ConfigError(
             f"preset {model.preset.name!r} has no motion denoiser, which expressiveness, head "

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
@@ -43,6 +44,9 @@ FACE_HEIGHT_IN_BOX = 0.57
 FACE_CENTRE_IN_BOX = 0.56
 """Height of the landmarks, and the position of their centre below the top, as shares of the box."""
 
+_REACH = 1.5
+"""How far from a face's centre a point may be that chooses it; 1 is the border of its landmarks."""
+
 MAX_ASPECT = 16 / 9
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
 """What is read of strangers, beside HEIC if `pillow-heif` is installed."""
@@ -50,6 +54,9 @@ UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
 FORMATS = (*UPLOAD_FORMATS, "AVIF", "BMP", "GIF", "TIFF")
 # Pillow's own errors are OSErrors; its decoders raise the others on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+FaceShares: TypeAlias = tuple[float, float, float, float]
+"""Left, top, width and height of a face's landmarks, as shares of the sides of its image."""
 
 PortraitSource: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 
@@ -139,8 +146,14 @@ def face_box(landmarks: np.ndarray) -> tuple[float, float, float]:
     return (left + right) / 2, centre_y, side
 
 
-def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512) -> Portrait:
-    """Find the largest face of an image and frame it for animation.
+def prepare_portrait(
+    source: PortraitSource,
+    finder: Finder,
+    *,
+    size: int = 512,
+    face_at: tuple[float, float] | None = None,
+) -> Portrait:
+    """Find a face of an image, by default the largest, and frame it for animation.
 
     The canvas is the whole image, scaled. If the face would be small (its box below 256 px or half
     of `size`, whichever is less), the image is cropped around the face so that its box has exactly
@@ -150,16 +163,20 @@ def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512)
         source: see `read_image`.
         finder: finds the faces.
         size: longer side of the output in pixels, 256 to 1080; odd numbers are rounded down.
+        face_at: a point on the wanted face, as shares of width and height of the upright image;
+            None takes the largest.
 
     Raises:
-        ConfigError: `size` is out of range.
-        NoFaceError: the image shows no face.
+        ConfigError: `size` or `face_at` is out of range.
+        NoFaceError: the image shows no face, or none at `face_at`.
         PortraitError: the image cannot be read, or its face cannot be animated.
     """
     if not MIN_SIZE_PX <= size <= MAX_SIZE_PX:
         raise ConfigError(f"size must be from {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels, got {size}")
+    if face_at is not None and not all(0 <= share <= 1 for share in face_at):
+        raise ConfigError(f"face_at must be two shares from 0 to 1, got {face_at}")
     rgb = read_image(source)
-    face, warnings = _choose_face(finder.find_faces(rgb))
+    face, warnings = _choose_face(finder.find_faces(rgb), rgb.shape[1::-1], face_at)
     box = face_box(face.landmarks)
     framing = _frame(rgb.shape[1], rgb.shape[0], box, size - size % 2)
     left, top, side = framing.box
@@ -170,6 +187,24 @@ def prepare_portrait(source: PortraitSource, finder: Finder, *, size: int = 512)
         box=(float(left), float(top), float(side)),
         warnings=tuple(warnings),
     )
+
+
+def shares_of(faces: Sequence[Face], size: tuple[int, int]) -> tuple[FaceShares, ...]:
+    """Return where faces are: left, top, width and height as shares of an image's sides.
+
+    Args:
+        faces: faces with landmarks in pixels.
+        size: width and height of the image, px.
+    """
+    found: list[FaceShares] = []
+    for face in faces:
+        (left, top), (right, bottom) = (edge.clip(0, size) / size for edge in _edges(face))
+        found.append((float(left), float(top), float(right - left), float(bottom - top)))
+    return tuple(found)
+
+
+def _edges(face: Face) -> tuple[np.ndarray, np.ndarray]:
+    return face.landmarks.min(0), face.landmarks.max(0)
 
 
 class _Framing(NamedTuple):
@@ -236,14 +271,49 @@ def _resample(
     return np.array(part.resize(size, Image.Resampling.LANCZOS, box=shifted))
 
 
-def _choose_face(faces: list[Face]) -> tuple[Face, list[str]]:
+def _choose_face(
+    faces: list[Face], size: tuple[int, int], face_at: tuple[float, float] | None
+) -> tuple[Face, list[str]]:
     usable = [face for face in faces if np.isfinite(face.landmarks).all()]
     if not usable:
         raise NoFaceError(
             "No face was found in the image. Use a photograph of one person who looks towards "
             "the camera, well lit and not covered."
         )
-    face = usable[0]
+    face = usable[0] if face_at is None else _face_at(usable, np.multiply(face_at, size))
+    _check_face(face)
+    warnings = []
+    if len(usable) > 1 and face_at is None:
+        warnings.append(f"{len(usable)} faces were found; the largest is used.")
+    height_px = float(np.ptp(face.landmarks[:, 1]))
+    if height_px < SOFT_FACE_PX:
+        warnings.append(
+            f"The face is only {height_px:.0f} px high and will look soft; "
+            f"{SOFT_FACE_PX} px or more look better."
+        )
+    return face, warnings
+
+
+def _face_at(faces: list[Face], point: np.ndarray) -> Face:
+    """Return the face at a point in pixels: of several, the one whose centre is nearest."""
+
+    def distance(face: Face) -> float:
+        """Distance from the centre; 1 at the border of the face's box."""
+        low, high = _edges(face)
+        return float(np.abs((point - (low + high) / 2) / ((high - low) / 2)).max())
+
+    nearest = min(faces, key=distance)
+    if distance(nearest) > _REACH:
+        raise NoFaceError("There is no face at that place. Choose a point between eyes and mouth.")
+    return nearest
+
+
+def _check_face(face: Face) -> None:
+    """Raise an error if a face cannot be animated.
+
+    Raises:
+        PortraitError: it is too small, or turned away.
+    """
     height_px = float(np.ptp(face.landmarks[:, 1]))
     if height_px < MIN_FACE_PX:
         raise PortraitError(
@@ -255,15 +325,6 @@ def _choose_face(faces: list[Face]) -> tuple[Face, list[str]]:
             f"The face is turned away (yaw {face.yaw:+.2f}; at most {MAX_YAW} either way). "
             "Use an image of a face that looks more towards the camera."
         )
-    warnings = []
-    if len(usable) > 1:
-        warnings.append(f"{len(usable)} faces were found; the largest is used.")
-    if height_px < SOFT_FACE_PX:
-        warnings.append(
-            f"The face is only {height_px:.0f} px high and will look soft; "
-            f"{SOFT_FACE_PX} px or more look better."
-        )
-    return face, warnings
 
 
 def _open(source: str | Path | bytes | Image.Image, formats: tuple[str, ...]) -> Image.Image:

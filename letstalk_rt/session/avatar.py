@@ -75,6 +75,7 @@ class Avatar:
         device: str = "auto",
         *,
         size: int = 512,
+        face_at: tuple[float, float] | None = None,
         steps: int | None = None,
         threads: int | None = None,
         weights: str | os.PathLike[str] | None = None,
@@ -93,6 +94,9 @@ class Avatar:
             preset: name of the model.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             size: longer side of the video in pixels.
+            face_at: a point on the face to animate, as shares of width and height of the upright
+                image: `(0.75, 0.4)` is right of the middle. None takes the largest face; if there
+                are others, a `PortraitWarning` says so.
             steps: sampling steps per window; None for the preset's default.
             threads: CPU threads that the model may use; None for torch's default.
             weights: weights file of the preset; None for the one in the package.
@@ -104,6 +108,9 @@ class Avatar:
             PortraitError: the source is not an image or a film, or has no usable face.
             WeightsError: the weights are missing, damaged or of another preset.
             ConfigError: the preset or device is unknown, or a setting is out of range.
+
+        Warns:
+            PortraitWarning: the image shows several faces, or a small one.
         """
         options = {
             "preset": preset,
@@ -114,7 +121,7 @@ class Avatar:
         }
         pipeline = IsolatedPipeline(_LOAD, options) if isolated else _load(options)
         try:
-            prepared = prepare_any(portrait, pipeline, size)
+            prepared = prepare_any(portrait, pipeline, size, face_at)
         except BaseException:
             _close(pipeline)
             raise
@@ -154,7 +161,13 @@ class Avatar:
         height, width = self.portrait.canvas.shape[:2]
         return width, height
 
-    def prepare(self, image: AnyPortrait, *, size: int | None = None) -> Portrait:
+    def prepare(
+        self,
+        image: AnyPortrait,
+        *,
+        size: int | None = None,
+        face_at: tuple[float, float] | None = None,
+    ) -> Portrait:
         """Find the face of an image and frame it, once; blocks for about half a second.
 
         A session takes the result at once (`AvatarSession.change_portrait`), and so does
@@ -164,13 +177,17 @@ class Avatar:
         Args:
             image: what `load` takes.
             size: longer side of the video in pixels, 256 to 1080; None for that of this avatar.
+            face_at: a point on the face to animate; see `load`.
 
         Raises:
             PortraitError: the source is not an image or a film, or has no usable face.
-            ConfigError: `size` is out of range, or the model finds no faces.
+            ConfigError: `size` or `face_at` is out of range, or the model finds no faces.
+
+        Warns:
+            PortraitWarning: the image shows several faces, or a small one.
         """
         longer = max(self.size) if size is None else size
-        return prepare_any(image, FaceReader(self._worker), longer)
+        return prepare_any(image, FaceReader(self._worker), longer, face_at)
 
     def with_portrait(self, portrait: Portrait) -> Self:
         """Return an avatar with another portrait that shares this one's model and thread.

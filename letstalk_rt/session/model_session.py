@@ -9,11 +9,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Generic, TypeVar, cast
 
 import numpy as np
 
-from letstalk_rt.errors import ModelLost, is_callers_mistake
+from letstalk_rt.errors import ConfigError, ModelLost, is_callers_mistake
 from letstalk_rt.inference.protocol import (
     DeliverFrames,
     DrivablePipeline,
@@ -26,7 +27,7 @@ from letstalk_rt.inference.protocol import (
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality, new_images
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.types import Portrait
+from letstalk_rt.types import MotionOptions, Portrait
 
 T = TypeVar("T")
 
@@ -131,6 +132,25 @@ class ModelSession(Generic[State]):
 
         known, self._quality, self._made = self._held, quality, 0
         await self._run(call)
+
+    async def set_motion(self, motion: MotionOptions) -> None:
+        """Change how the face moves, from the next step on; it holds for fresh states, too.
+
+        Raises:
+            ConfigError: the model cannot do that; the face moves as before.
+        """
+
+        async def call(state: State) -> None:
+            if self._held is known:
+                await self._submit(self._pipeline.set_motion, state, motion)
+
+        known, before = self._held, self._options
+        self._options = replace(before, motion=motion)
+        try:
+            await self._run(call)
+        except ConfigError:
+            self._options = before
+            raise
 
     async def interrupt(self, unseen: int) -> None:
         """Forget all past speech, as a fresh state has."""

@@ -1,6 +1,7 @@
 """Portraits as callers have them, prepared for a model that may be busy with sessions."""
 
 import os
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -13,6 +14,7 @@ from letstalk_rt.errors import (
     EngineError,
     FilmError,
     PortraitError,
+    PortraitWarning,
     is_callers_mistake,
 )
 from letstalk_rt.inference.worker import ModelWorker
@@ -85,34 +87,45 @@ class FaceReader:
         return finder
 
 
-def prepare_any(source: AnyPortrait, pipeline: Any, size: int) -> Portrait:
+def prepare_any(
+    source: AnyPortrait, pipeline: Any, size: int, face_at: tuple[float, float] | None = None
+) -> Portrait:
     """Return the prepared portrait of a source. Blocks for about half a second, or more for films.
+
+    What the caller should know about it is warned of (`PortraitWarning`).
 
     Args:
         source: see `AnyPortrait`; a text may also be the name of a default avatar, such as
             `mira`, where no file is called so.
         pipeline: a pipeline, or a `FaceReader` if a model is in use.
         size: longer side of the video in pixels, 256 to 1080; a prepared portrait keeps its own.
+        face_at: a point on the wanted face; see `Avatar.load`.
 
     Raises:
         PortraitError: the source is not an image or a film, or has no usable face.
-        ConfigError: `size` is out of range, or the model finds no faces.
+        ConfigError: `size` or `face_at` is out of range or not for this source, or the model finds
+            no faces.
     """
     from letstalk_rt.dubbing.footage import prepare_footage
     from letstalk_rt.dubbing.footage_reader import is_film
     from letstalk_rt.portrait.image import prepare_portrait
 
-    if (portrait := prepared_of(source)) is not None:
+    portrait = prepared_of(source)
+    opened: Any = path_of(source) if isinstance(source, str | os.PathLike) else source
+    if face_at is not None and (portrait is not None or is_film(opened)):
+        raise ConfigError("face_at chooses a face of an image, not of a film or prepared portrait")
+    if portrait is not None:
         return portrait
-    opened: Any = source
-    if isinstance(source, str | os.PathLike):
-        opened = path_of(source)
     if not is_film(opened):
-        return prepare_portrait(opened, pipeline.finder, size=size)
-    try:
-        return prepare_footage(opened, pipeline, size=size)
-    except FilmError as error:
-        raise PortraitError(str(error)) from error
+        portrait = prepare_portrait(opened, pipeline.finder, size=size, face_at=face_at)
+    else:
+        try:
+            portrait = prepare_footage(opened, pipeline, size=size)
+        except FilmError as error:
+            raise PortraitError(str(error)) from error
+    for text in portrait.warnings:
+        warnings.warn(text, PortraitWarning, stacklevel=3)
+    return portrait
 
 
 def prepared_of(source: AnyPortrait) -> Portrait | None:

@@ -40,7 +40,7 @@ from letstalk_rt.session.playback import (
 )
 from letstalk_rt.session.portraits import AnyPortrait, FaceReader, prepare_any, prepared_of
 from letstalk_rt.session.session_recording import SessionRecording
-from letstalk_rt.session.step_scheduler import PortraitChange, StepScheduler
+from letstalk_rt.session.step_scheduler import Change, StepScheduler
 from letstalk_rt.types import (
     SAMPLE_RATE,
     AVFrame,
@@ -379,10 +379,25 @@ class AvatarSession:
             faces, size = FaceReader(self._worker), max(self._portrait.canvas.shape[:2])
             prepared = await asyncio.to_thread(prepare_any, portrait, faces, size)
             self._check_open()
-        change = PortraitChange(prepared, asyncio.get_running_loop().create_future())
+        await self._change(prepared)
+        self._portrait = prepared
+
+    async def set_motion(self, motion: MotionOptions) -> None:
+        """Change how the face moves, from the next window on; speech and motion continue.
+
+        Returns when the model has taken it; it is shown less than 300 ms of audio later.
+
+        Raises:
+            ConfigError: the model moves in one way only; the face moves as before.
+            SessionClosed: the session is not open or was closed.
+        """
+        self._check_open()
+        await self._change(motion)
+
+    async def _change(self, value: Portrait | MotionOptions) -> None:
+        change = Change(value, asyncio.get_running_loop().create_future())
         self._scheduler.change(change)
         await change.done
-        self._portrait = prepared
 
     def record(
         self,

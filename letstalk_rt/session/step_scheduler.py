@@ -29,21 +29,21 @@ from letstalk_rt.session.camera_times import CameraTimes
 from letstalk_rt.session.frame_queue import FrameQueue, QueuedFrame
 from letstalk_rt.session.model_session import RECOVERY_S, ModelSession, as_awaitable
 from letstalk_rt.session.pacing import LeadTime
-from letstalk_rt.types import FPS, Portrait, SegmentEnd
+from letstalk_rt.types import FPS, MotionOptions, Portrait, SegmentEnd
 
 _EARLY_S = 0.001  # the precision of timers
 
 
 @dataclass(frozen=True, slots=True)
-class PortraitChange:
-    """A request to change the portrait.
+class Change:
+    """A request to change the portrait, or how the face moves.
 
     Attributes:
-        portrait: the new portrait.
+        value: the new portrait, or the new options of motion.
         done: resolved when the model has taken it.
     """
 
-    portrait: Portrait
+    value: Portrait | MotionOptions
     done: "asyncio.Future[None]"
 
     def finish(self, error: Exception | None) -> None:
@@ -123,7 +123,7 @@ class StepScheduler(Generic[State]):
         self._epoch = 0  # of the model's last step
         self._slowness, self._steps_of_all = SlownessWatch(worker.step_times), 0
         self._voiced = deque([False] * lookahead_frames)  # of frames not made yet
-        self._changes: deque[PortraitChange] = deque()
+        self._changes: deque[Change] = deque()
 
     async def run(self, portrait: Portrait, options: StateOptions) -> None:
         """Run steps until cancelled.
@@ -142,7 +142,7 @@ class StepScheduler(Generic[State]):
             detector = await self._create_detector()
             while True:
                 work = await self._next_work()
-                if isinstance(work, PortraitChange):
+                if isinstance(work, Change):
                     await self._change(model, work)
                 elif isinstance(work.item, SegmentBoundary):
                     self._frames.put(SegmentEnd(work.item.segment_id, self._audio_input.epoch))
@@ -151,20 +151,20 @@ class StepScheduler(Generic[State]):
         finally:
             model.close()
 
-    def change(self, change: PortraitChange) -> None:
-        """Request another portrait from the next step on."""
+    def change(self, change: Change) -> None:
+        """Request a change from the next step on."""
         self._changes.append(change)
         self._wake.set()
 
     def refuse_changes(self, reason: Exception) -> None:
-        """Fail all pending portrait changes with `reason`."""
+        """Fail all pending changes with `reason`."""
         for change in self._changes:
             change.finish(reason)
         self._changes.clear()
 
     # When to step
 
-    async def _next_work(self) -> StepInput | PortraitChange:
+    async def _next_work(self) -> StepInput | Change:
         """Wait until a step is due, then take a hop of speech or create one of silence."""
         while True:
             self._wake.clear()
@@ -349,13 +349,16 @@ class StepScheduler(Generic[State]):
             return await as_awaitable(self._worker.submit(make_vad, self._voice_activity))
         return make_vad(self._voice_activity)
 
-    async def _change(self, model: ModelSession[State], change: PortraitChange) -> None:
+    async def _change(self, model: ModelSession[State], change: Change) -> None:
         refusal: Exception | None = None
         try:
-            await model.change_portrait(change.portrait)
+            if isinstance(change.value, MotionOptions):
+                await model.set_motion(change.value)
+            else:
+                await model.change_portrait(change.value)
         except (InputError, ConfigError) as error:  # the caller's mistake: the old one stays
             refusal = error
         except BaseException:
-            change.finish(SessionClosed("the session ended before it took the portrait"))
+            change.finish(SessionClosed("the session ended before it took the change"))
             raise
         change.finish(refusal)

@@ -254,6 +254,19 @@ def _add_conversation(parser: argparse.ArgumentParser, default: Settings) -> Non
         help="what it is told first (visitors may write their own)",
     )
     add(
+        "--realtime-url",
+        default=_env("REALTIME_URL", None),
+        metavar="URL",
+        help="WebSocket with OpenAI's Realtime interface, in place of recogniser, chat and voice",
+    )
+    for name, what in (("model", "its model"), ("voice", "its voice")):
+        add(
+            f"--realtime-{name}",
+            default=_env(f"REALTIME_{name.upper()}", None),
+            metavar="NAME",
+            help=f"{what} (default: the server's own)",
+        )
+    add(
         "--stt",
         choices=RECOGNISERS,
         default=_env("STT", default.stt),

@@ -112,6 +112,10 @@ class Settings:
             sessions may be conversations. `None`: no conversations.
         chat_model: name of that model.
         chat_prompt: what it is told first; `None`: the default, and clients may set their own.
+        realtime_url: address of a WebSocket with OpenAI's Realtime interface, which takes the place
+            of recogniser, chat model and voice.
+        realtime_model: name of its model; `None`: its own.
+        realtime_voice: name of its voice; `None`: its own.
         stt: recogniser of conversations: `openai`, `whisper`, `pocketsphinx` or `auto` (the
             endpoint of `stt_url`, else faster-whisper if `stt_model` is a folder, else
             pocketsphinx).
@@ -184,6 +188,9 @@ class Settings:
     chat_url: str | None = None
     chat_model: str | None = None
     chat_prompt: str | None = None
+    realtime_url: str | None = None
+    realtime_model: str | None = None
+    realtime_voice: str | None = None
     stt: RecogniserName = "auto"
     stt_url: str | None = None
     stt_model: str | None = None
@@ -241,6 +248,8 @@ class Settings:
             raise ConfigError("chat_url and chat_model must be set together, such as llama3.2")
         if self.chat_url is not None and self.speech == "off":
             raise ConfigError("a conversation needs a voice: speech must not be off")
+        if self.realtime_url is not None and self.chat_url is not None:
+            raise ConfigError("set realtime_url or chat_url, not both: either makes a conversation")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key must be set together")
         if (self.sign_cert is None) != (self.sign_key is None):

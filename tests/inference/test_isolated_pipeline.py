@@ -29,7 +29,7 @@ from letstalk_rt.inference.supervisor import (
 from letstalk_rt.inference.waiting import waited_s
 from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.session.avatar import Avatar
-from letstalk_rt.types import Portrait
+from letstalk_rt.types import MotionOptions, Portrait
 
 SHARED = Path("/dev/shm")
 TESTS = Path(__file__).parents[1]
@@ -135,6 +135,16 @@ def test_quality_levels_are_those_of_the_model_and_each_session_has_its_own(pipe
     pipeline.set_quality(bright[1], reduced)
     window = pipeline.step(np.concatenate([hop(0.0)] * 2), bright)
     assert window[0].mean() > 90 and not window[1].any()
+
+
+def test_each_session_moves_as_it_is_told_and_a_refusal_is_the_models(pipeline):
+    bright = [pipeline.init_state(portrait(level=200)) for _ in range(2)]
+    pipeline.set_motion(bright[1], MotionOptions(expressiveness=0.0))
+    window = pipeline.step(np.concatenate([hop(0.0)] * 2), bright)
+    assert window[0].mean() > 90 and not window[1].any()
+    with pytest.raises(ConfigError, match="does not look into cameras"):
+        pipeline.set_motion(bright[0], MotionOptions(gaze_at_camera=True))
+    assert pipeline.step(hop(0.0), bright[:1])[0].mean() > 90
 
 
 def test_the_other_calls_reach_the_model(pipeline):

@@ -102,6 +102,28 @@ def test_options_change_what_the_code_does(pipeline):
     torch.testing.assert_close(calm, latents(plain, codes()))
 
 
+def test_options_changed_in_a_session_hold_from_the_next_window_on(pipeline):
+    chosen = {"expressiveness": 0.5, "head_motion": False, "blinks_per_min": 0.0}
+    heard = hops(pipeline, 4)
+    plain, changed, whole = begin(pipeline), begin(pipeline), begin(pipeline, **chosen)
+    before = [run(pipeline, state, heard[:2]) for state in (plain, changed)]
+    assert np.array_equal(*before)
+    address = changed.motion.blink_gain.data_ptr()
+    pipeline.set_motion(changed, MotionOptions(**chosen))
+    assert not np.array_equal(*(run(pipeline, state, heard[2:]) for state in (plain, changed)))
+    moved = codes(yaw=0.1, smile=0.2, gap=0.1)
+    torch.testing.assert_close(latents(changed, moved), latents(whole, moved))
+    assert torch.equal(changed.motion.blink_gain, whole.motion.blink_gain)
+    assert changed.motion.blink_gain.data_ptr() == address
+
+
+def test_options_changed_stay_when_the_portrait_changes(pipeline):
+    state = begin(pipeline)
+    pipeline.set_motion(state, MotionOptions(head_motion=False))
+    pipeline.change_portrait(state, make_portrait(1))
+    assert not state.motion.control.options.head_motion
+
+
 def test_blinks_can_be_left_out(pipeline):
     state = begin(pipeline, blinks_per_min=0)
     assert float(state.motion.blink_gain) == 0

@@ -17,7 +17,7 @@ from letstalk_rt.errors import (
     PortraitError,
     TooManyPixelsError,
 )
-from letstalk_rt.portrait.image import face_box, prepare_portrait, read_image
+from letstalk_rt.portrait.image import face_box, prepare_portrait, read_image, shares_of
 from letstalk_rt.types import Face
 
 
@@ -223,6 +223,30 @@ class TestPreparePortrait:
         assert "2 faces" in portrait.warnings[0]
         found = SkinFinder().find_faces(portrait.crop)
         assert np.ptp(found[0].landmarks[:, 1]) == pytest.approx(146, abs=4)
+
+    @pytest.mark.parametrize("point", [(0.25, 0.5), (0.28, 0.4), (0.2, 0.6)])
+    def test_a_point_on_a_face_chooses_it(self, point: tuple[float, float]) -> None:
+        image = draw(1000, 600, [(250, 300, 150), (700, 300, 300)])
+        portrait = prepare_portrait(image, SkinFinder(), face_at=point)
+        assert portrait.warnings == (), "the caller knows"
+        alone = prepare_portrait(draw(1000, 600, [(250, 300, 150)]), SkinFinder())
+        assert portrait.box == alone.box
+        assert np.abs(portrait.crop.astype(int) - alone.crop).mean() < 1
+
+    def test_a_point_beside_all_faces_is_refused(self) -> None:
+        image = draw(1000, 600, [(250, 300, 150), (700, 300, 300)])
+        with pytest.raises(NoFaceError, match="no face at that place"):
+            prepare_portrait(image, SkinFinder(), face_at=(0.45, 0.5))
+
+    @pytest.mark.parametrize("point", [(-0.1, 0.5), (0.5, 1.5), (250, 300), (np.nan, 0.5)])
+    def test_a_point_outside_the_image_is_refused(self, point: tuple[float, float]) -> None:
+        with pytest.raises(ConfigError, match="two shares from 0 to 1"):
+            prepare_portrait(draw(300, 300, [(150, 150, 150)]), SkinFinder(), face_at=point)
+
+    def test_places_are_shares_and_end_where_the_image_does(self) -> None:
+        corners = np.array([[-10, 50], [40, 150]], np.float32)
+        (shares,) = shares_of([Face(corners, 1.0, 0.0)], (200, 100))
+        assert shares == (0.0, 0.5, 0.2, 0.5)
 
     def test_a_soft_face_is_said(self) -> None:
         portrait = prepare_portrait(draw(400, 300, [(200, 150, 80)]), SkinFinder())

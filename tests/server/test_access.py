@@ -454,6 +454,7 @@ FIELDS = {
     "overlay.update": {"overlay": {"name": "x"}},
     "camera.configure": {},
     "camera.neutral": {},
+    "motion.configure": {"head_motion": False},
     "conversation.configure": {},
     "conversation.say": {"text": "Hello"},
     "session.close": {},

@@ -15,7 +15,13 @@ from support.sessions import offline
 from support.virtual_time import run
 
 from letstalk_rt.avatars import list_avatars
-from letstalk_rt.errors import ConfigError, NoFaceError, NotAnImageError, PortraitError
+from letstalk_rt.errors import (
+    ConfigError,
+    NoFaceError,
+    NotAnImageError,
+    PortraitError,
+    PortraitWarning,
+)
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.session.avatar import Avatar
@@ -95,6 +101,18 @@ def test_a_bad_one_is_refused_and_the_session_goes_on_with_the_old_one(bad, erro
                 await session.change_portrait(portrait(6))
 
     asyncio.run(body())
+
+
+def test_whoever_prepares_a_picture_of_two_is_warned_and_may_choose():
+    image = draw(1000, 600, [(250, 300, 250), (700, 300, 300)])
+    with Avatar.from_pipeline(WithFinder(), portrait()) as avatar:
+        with pytest.warns(PortraitWarning, match="2 faces were found") as seen:
+            largest = avatar.prepare(image, size=256)
+        assert seen[0].filename == __file__, "it points at the caller"
+        chosen = avatar.prepare(image, size=256, face_at=(0.25, 0.5))
+        assert chosen.warnings == () and chosen.box[0] < largest.box[0]
+        with pytest.raises(ConfigError, match="not of a film or prepared"):
+            avatar.prepare(chosen, face_at=(0.25, 0.5))
 
 
 def test_a_model_that_finds_no_faces_says_so():

@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from support.virtual_time import run
 
 from letstalk_rt.errors import ConfigError, EngineError, ModelLost, SessionClosed
 from letstalk_rt.inference.protocol import Fault, StateLost
+from letstalk_rt.types import MotionOptions
 
 
 class Failing(PartedPipeline):
@@ -202,6 +204,46 @@ def test_a_portrait_reaches_a_model_whose_state_was_lost():
         async with live_session(Forgetful()) as session:
             await session.change_portrait(portrait(9))
             assert session.metrics.recoveries == 1 and not session.closed
+
+    run(body())
+
+
+class Moving(Failing):
+    """Moves as it is told, but never looks at the camera."""
+
+    def set_motion(self, state, motion):
+        if motion.gaze_at_camera:
+            raise ConfigError("no gaze")
+        state.options = replace(state.options, motion=motion)
+
+
+def test_how_the_face_moves_changes_at_once_and_is_kept_after_a_failure():
+    calm = MotionOptions(head_motion=False, blinks_per_min=3)
+
+    async def body():
+        pipeline = Moving({9: lost()})
+        async with live_session(pipeline) as session:
+            screen = Screen(session)
+            await session.set_motion(calm)
+            assert pipeline.states[0].options.motion == calm
+            with pytest.raises(ConfigError, match="no gaze"):
+                await session.set_motion(MotionOptions(gaze_at_camera=True))
+            await asyncio.sleep(4)
+            await screen.close()
+        assert [state.options.motion for state in pipeline.states] == [calm, calm]
+        with pytest.raises(SessionClosed):
+            await session.set_motion(calm)
+
+    run(body())
+
+
+def test_a_model_that_moves_in_one_way_only_says_so_and_goes_on():
+    async def body():
+        async with session_of(Failing()) as session:
+            with pytest.raises(ConfigError, match="one way only"):
+                await session.set_motion(MotionOptions(head_motion=False))
+            frames = await record(session, speech(10_000))
+        assert frames
 
     run(body())
 

@@ -73,6 +73,12 @@ class FaultyPipeline(Pipeline[dict]):
     def change_portrait(self, state, portrait):
         state["canvas"] = portrait.canvas
 
+    def set_motion(self, state, motion):
+        """Frames are as dark as the face is calm."""
+        if motion.gaze_at_camera:
+            raise ConfigError("this model does not look into cameras")
+        state["canvas"] = (state["canvas"] * motion.expressiveness).astype(np.uint8)
+
     def set_quality(self, state, quality):
         """Frames of less than full quality are dark."""
         state["canvas"] = state["canvas"] * 0 if quality != FULL_QUALITY else state["canvas"]

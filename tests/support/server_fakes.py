@@ -38,7 +38,7 @@ SPF = 640
 
 
 class PaintedFinder:
-    """Finds a face in every image that is not uniform."""
+    """Finds a face in every image that is not uniform: one in each square, side by side."""
 
     crop_px = 256
 
@@ -49,9 +49,11 @@ class PaintedFinder:
         if rgb.std() < 20:
             return []
         height, width = rgb.shape[:2]
-        x = np.array([0.3, 0.7, 0.5, 0.5]) * width
+        count = max(1, width // height)
+        x = np.array([0.3, 0.7, 0.5, 0.5]) * width / count
         y = np.array([0.5, 0.5, 0.3, 0.75]) * height
-        return [Face(np.stack([x, y], 1).astype(np.float32), 0.9, 0.0)]
+        lefts = [width / count * number for number in range(count)]
+        return [Face(np.stack([x + left, y], 1).astype(np.float32), 0.9, 0.0) for left in lefts]
 
 
 class Painter(Pipeline[dict]):
@@ -73,6 +75,9 @@ class Painter(Pipeline[dict]):
 
     def change_portrait(self, state, portrait):
         state["portrait"] = portrait
+
+    def set_motion(self, state, motion):
+        state["motion"] = motion
 
     def track_faces(self, frames, last):
         latent = np.zeros((24, 4, 4), np.float32)
@@ -133,6 +138,17 @@ def paint(canvas, box, level):
     draw = ImageDraw.Draw(image)
     draw.ellipse((x - wide, y - high, x + wide, y + high), fill=(70, 10, 20))
     return np.asarray(image)
+
+
+def group_jpeg(backdrops):
+    """Return a picture of people side by side, each before a backdrop of their own."""
+    people = [Image.open(io.BytesIO(portrait_jpeg(backdrop))) for backdrop in backdrops]
+    group = Image.new("RGB", (sum(one.width for one in people), people[0].height))
+    for place, one in enumerate(people):
+        group.paste(one, (place * one.width, 0))
+    buffer = io.BytesIO()
+    group.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def portrait_jpeg(backdrop=(40, 80, 120), size=(480, 480), skin=(224, 172, 140)):

@@ -1,13 +1,15 @@
 """Face detection with landmarks, without a download.
 
-A small detector marks face centres of the whole image on a heat map. The autoencoder's heat maps
-then find the landmarks in a crop around each centre, which is refined by them several times. True
-landmarks stay in place when the crop is shifted; those of a false detection move with the crop.
+A small detector marks face centres on heat maps of the image at several scales. The autoencoder's
+heat maps then find the landmarks in a crop around each centre, which is refined by them several
+times. True landmarks stay in place when the crop is shifted; those of a false detection move with
+the crop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from letstalk_rt.models.autoencoder.interfaces import LandmarkAutoencoder
 from letstalk_rt.models.autoencoder.latents import IMAGE_SIZE
 from letstalk_rt.models.autoencoder.networks import soft_argmax
+from letstalk_rt.models.face.heatmaps import certainty
 from letstalk_rt.models.geometry.landmarks import LEFT_LID, MOUTH_LEFT, MOUTH_RIGHT, RIGHT_LID
 from letstalk_rt.models.layers.network import fingerprint
 from letstalk_rt.threads import in_own_thread, thread_limit
@@ -28,9 +31,19 @@ FACE_SHARE = 0.557
 
 _MIN_PEAK = 0.35
 _MAX_FACES = 8
+_FINEST = 2.5
+"""Pixels of the image for one of the finest scale: the crop of a face of 40 px has 29 there."""
+
+_MARGIN, _MULTIPLE = 32, 16
+"""Grey border of an input, and what its sides are multiples of, in pixels."""
+
 _REFINEMENTS = 3
 _MAX_DISAGREEMENT = 0.06
 """Largest mean distance of landmarks found in two crops, over the height of the face."""
+
+_LEAST_AT_FIRST, _LEAST_CERTAIN = 0.25, 0.78
+"""Least certainty of landmarks in a crop that is not exact yet, and in one that is: photographs of
+faces have 0.85 to 0.92, hair and plain walls at most 0.75."""
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
@@ -128,38 +141,58 @@ class FaceFinder:
         image = torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)[None]
         image = image.to(self.autoencoder.mean_points.device).float() / 127.5 - 1
         faces: list[Face] = []
-        for box in self.detect(image):
-            face = self._landmarks_at(image, box)
-            if face is not None and not _overlaps(face, faces):
-                faces.append(face)
+        for box in self.detect(image, rgb):
+            if len(faces) < _MAX_FACES and not _lies_on(box, faces):
+                face = self._landmarks_at(image, box)
+                if face is not None and not _overlaps(face, faces):
+                    faces.append(face)
         return sorted(faces, key=lambda face: -float(np.ptp(face.landmarks[:, 1])))
 
-    def detect(self, image: Tensor) -> list[Box]:
-        """Detect faces at two scales, so that both small and frame-filling faces are found."""
-        return detect_boxes(self.detector, image)
+    def detect(self, image: Tensor, rgb: np.ndarray) -> list[Box]:
+        """Detect faces from those that fill the frame down to 40 px.
+
+        Args:
+            image: `(1, 3, H, W)` in [-1, 1].
+            rgb: the same, `(H, W, 3)` uint8.
+        """
+        boxes = _boxes_at_scales(self.detector, image, (1.0, 1.6))
+        for level, scale in finer_levels(rgb):
+            part = torch.from_numpy(level).to(image.device).permute(2, 0, 1)[None]
+            padded = F.pad(part.float() / 127.5 - 1, _padding(*part.shape[-2:]))
+            out = self.detector(padded)[0].float()
+            boxes += find_peaks(out, -_MARGIN * scale, -_MARGIN * scale, DETECTOR_SIZE * scale)
+        return distinct(boxes)
 
     def _landmarks_at(self, image: Tensor, box: Box) -> Face | None:
         """Find the face at a box; return None if there is no face."""
-        points = self.landmarks(image, box)
+        points, sure = self.read(image, box)
+        if sure < _LEAST_AT_FIRST:
+            return None
         for _ in range(_REFINEMENTS - 1):
             box = face_crop_box(points, box.score)
             if not 8 <= box.side <= 8 * max(image.shape[-2:]):
                 return None
-            points = self.landmarks(image, box)
+            points, sure = self.read(image, box)
+        if sure < _LEAST_CERTAIN or not is_plausible(points):
+            return None
         shifted = Box(box.x + 0.08 * box.side, box.y - 0.06 * box.side, 1.12 * box.side, box.score)
-        again = self.landmarks(image, shifted)
+        again, _ = self.read(image, shifted)
         distance = np.linalg.norm(again - points, axis=1).mean()
-        if not distance < _MAX_DISAGREEMENT * np.ptp(points[:, 1]) or not is_plausible(points):
+        if not distance < _MAX_DISAGREEMENT * np.ptp(points[:, 1]):
             return None
         return Face(points.astype(np.float32), box.score, head_yaw(points))
 
-    def landmarks(self, image: Tensor, box: Box) -> np.ndarray:
-        """Return the landmarks of the face at a box, `(L, 2)` in pixels of the image."""
+    def read(self, image: Tensor, box: Box) -> tuple[np.ndarray, float]:
+        """Read the face at a box.
+
+        Returns:
+            Its landmarks, `(L, 2)` in pixels of the image, and how certain they are.
+        """
         left, top = box.x - box.side / 2, box.y - box.side / 2
         cropped = crop(image, left, top, box.side, IMAGE_SIZE)
-        heat = self.autoencoder.encode_with_heatmaps(cropped[None])[1]
-        points = soft_argmax(heat[0])[0].float().cpu().numpy()
-        return (points + 1) / 2 * box.side + [left, top]
+        heat = self.autoencoder.encode_with_heatmaps(cropped[None])[1][0]
+        points = soft_argmax(heat)[0].float().cpu().numpy()
+        return (points + 1) / 2 * box.side + [left, top], float(certainty(heat.float())[0])
 
 
 def detect_boxes(
@@ -172,6 +205,11 @@ def detect_boxes(
         image: values in [-1, 1].
         pads: scales to look at: side of the square that is searched, over the longer side.
     """
+    boxes = _boxes_at_scales(detector, image, pads)
+    return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
+
+
+def _boxes_at_scales(detector: FaceDetector, image: Tensor, pads: Sequence[float]) -> list[Box]:
     height, width = image.shape[-2:]
     boxes: list[Box] = []
     for pad in pads:
@@ -179,7 +217,40 @@ def detect_boxes(
         left, top = (width - side) / 2, (height - side) / 2
         resized = crop(image, left, top, side, DETECTOR_SIZE)
         boxes += find_peaks(detector(resized)[0].float(), left, top, side)
-    return sorted(boxes, key=lambda box: -box.score)[:_MAX_FACES]
+    return boxes
+
+
+def finer_levels(rgb: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+    """Yield an image `(H, W, 3)` at the scales that small faces need, finest first.
+
+    Yields:
+        The scaled image, and how many pixels of the image one of its pixels is.
+    """
+    scale, longer = _FINEST, max(rgb.shape[:2])
+    while longer > scale * DETECTOR_SIZE:
+        height, width = (max(1, round(side / scale)) for side in rgb.shape[:2])
+        yield cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), scale
+        scale *= 2
+
+
+def _padding(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return a border, as for `F.pad`, that makes both sides multiples of `_MULTIPLE`."""
+    right, below = (_MARGIN + -side % _MULTIPLE for side in (width, height))
+    return _MARGIN, right, _MARGIN, below
+
+
+def distinct(boxes: Sequence[Box]) -> list[Box]:
+    """Return boxes without those that repeat a better one, the most certain first."""
+    kept: list[Box] = []
+    for box in sorted(boxes, key=lambda box: -box.score):
+        if not any(_repeats(box, other) for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _repeats(box: Box, other: Box) -> bool:
+    small, large = sorted((box.side, other.side))
+    return float(np.hypot(box.x - other.x, box.y - other.y)) < 0.3 * small and large < 1.6 * small
 
 
 def crop(image: Tensor, left: float, top: float, side: float, size: int) -> Tensor:
@@ -189,12 +260,28 @@ def crop(image: Tensor, left: float, top: float, side: float, size: int) -> Tens
     """
     factor = int(side // size)
     if factor > 1:
+        image, left, top = _part(image, left, top, side, factor)
         image = F.avg_pool2d(image, factor, ceil_mode=True, count_include_pad=False)
     scale = max(factor, 1)
     grid_x = (left + (torch.arange(size) + 0.5) * side / size) / (image.shape[-1] * scale) * 2 - 1
     grid_y = (top + (torch.arange(size) + 0.5) * side / size) / (image.shape[-2] * scale) * 2 - 1
     grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), -1)[None]
     return F.grid_sample(image, grid.to(image.device), align_corners=False)
+
+
+def _part(
+    image: Tensor, left: float, top: float, side: float, factor: int
+) -> tuple[Tensor, float, float]:
+    """Return what a crop sees of an image, cut at multiples of `factor`, and the crop's corner.
+
+    The margin keeps the border where the image ends, and there only.
+    """
+    starts, ends = [], []
+    for low, length in ((top, image.shape[-2]), (left, image.shape[-1])):
+        starts.append(min(max(int(low // factor) - 2, 0), (length - 1) // factor) * factor)
+        ends.append(max(int((low + side) // factor) + 3, starts[-1] // factor + 1) * factor)
+    part = image[..., starts[0] : ends[0], starts[1] : ends[1]]
+    return part, left - starts[1], top - starts[0]
 
 
 def head_yaw(points: np.ndarray) -> float:
@@ -243,6 +330,11 @@ def is_plausible(points: np.ndarray) -> bool:
     across, down = mouth - eyes
     width, height = np.ptp(points, axis=0)
     return bool(down > 0.2 * height and abs(across) < 0.7 * down and 0.5 < width / height < 1.3)
+
+
+def _lies_on(box: Box, faces: Sequence[Face]) -> bool:
+    """Return whether a box repeats a face that was found."""
+    return any(_repeats(box, face_crop_box(face.landmarks, 1.0)) for face in faces)
 
 
 def _overlaps(face: Face, others: list[Face]) -> bool:

@@ -5,7 +5,6 @@ searched only now and then: for a face that was lost, and for a second one. Heat
 certain they are: the landmarks of a face lie in few cells, those of anything else are spread out.
 """
 
-import functools
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -24,12 +23,9 @@ from letstalk_rt.models.face.detector import (
     face_crop_box,
     is_plausible,
 )
+from letstalk_rt.models.face.heatmaps import LEAST_CERTAINTY, read_heatmaps
 from letstalk_rt.models.layers.int8 import is_supported, quantize
 
-LEAST_CERTAINTY = 0.6
-"""Least certainty of a face. Faces have 0.7 to 0.9; upside down, in noise or covered, 0.45."""
-
-_SPREAD = 0.25  # per squared cell
 _LOOK_FRAMES, _SEARCH_FRAMES = 6, 2  # the image is searched so often with a face, and without
 _READINGS = 3  # of a face that was just found; each begins from the landmarks of the one before
 _OTHER_SIZE = 0.5  # a second face counts from this share of the first one's size
@@ -128,36 +124,6 @@ class EncoderReader:
         crops = crops.contiguous(memory_format=torch.channels_last)
         heat = self._encoder(crops, self._mean_points)[1]
         return Reading(*read_heatmaps(heat))
-
-
-def read_heatmaps(heat: Tensor) -> tuple[Tensor, Tensor]:
-    """Return landmarks and how certain they are from heat maps `(B, L, h, w)` of logits.
-
-    Returns:
-        The landmarks, `(B, L, 2)` in [-1, 1]; and the certainty, `(B,)`: 1 if each map is a point,
-        less the wider it is.
-    """
-    height, width = heat.shape[-2:]
-    share = torch.softmax(heat.flatten(2), -1)
-    moments = share @ _cell_moments(height, width, heat.device).to(share)
-    place, square = moments[..., :2], moments[..., 2:]
-    spread = (square - place**2).sum(-1)
-    sides = place.new_tensor([width, height])
-    return place * (2 / sides), (1 / (1 + _SPREAD * spread)).mean(-1)
-
-
-@functools.cache
-def _cell_moments(height: int, width: int, device: torch.device) -> Tensor:
-    """Return x, y and their squares of the cells of a map, from its middle: `(h * w, 4)`."""
-    with torch.inference_mode(False):
-        x, y = (torch.arange(n, device=device) + 0.5 - n / 2 for n in (width, height))
-        places = torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
-        return torch.cat([places, places**2], -1)
-
-
-def certainty(heat: Tensor) -> Tensor:
-    """Return how certain heat maps `(B, L, h, w)` of logits are; see `read_heatmaps`."""
-    return read_heatmaps(heat)[1]
 
 
 class FaceTracker:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from letstalk_rt.models.autoencoder.interfaces import Autoencoder
-from letstalk_rt.models.face.face_tracker import LEAST_CERTAINTY, EncoderReader
+from letstalk_rt.models.face.face_tracker import EncoderReader
+from letstalk_rt.models.face.heatmaps import LEAST_CERTAINTY
 from letstalk_rt.models.geometry.landmarks import mouth_opening
 from letstalk_rt.models.loading import EMBEDDED, load_model
 from letstalk_rt.models.parts import MOTION

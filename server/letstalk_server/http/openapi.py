@@ -75,6 +75,7 @@ def _avatars() -> Json:
     listing = _object(avatars=_list(_ref("Avatar")), max_upload_bytes=WHOLE)
     consent = _query("consent", {"const": "true"}, required=True)
     label = _query("label", {"type": "string", "maxLength": MAX_LABEL_CHARS})
+    face = _query("face", {"type": "string", "pattern": r"^[0-9.]+,[0-9.]+$"})
     name = _object(label={"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARS})
     picture = {"type": "string", "enum": ["still.jpg", "thumbnail.jpg", "matte.png"]}
     file = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
@@ -86,7 +87,11 @@ def _avatars() -> Json:
         "/v1/avatars": {
             "get": _op("The default avatars and one's own", 200, listing),
             "post": _op(
-                "Upload a portrait", 201, _ref("Avatar"), body=file, parameters=[consent, label]
+                "Upload a portrait",
+                201,
+                _ref("Avatar"),
+                body=file,
+                parameters=[consent, label, face],
             ),
         },
         "/v1/avatars/{name}": {
@@ -216,6 +221,7 @@ def _schemas() -> Json:
             width=WHOLE,
             height=WHOLE,
             face=_list(NUMBER),
+            faces=_list(_list(NUMBER)),
             warnings=_list(TEXT),
             consent_at=_or_null(TEXT),
         ),

@@ -1,6 +1,7 @@
 """Shared by the HTTP handlers: bounded reading of bodies and queries, authorisation, responses."""
 
 import asyncio
+import math
 from typing import Any, cast
 
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
@@ -11,9 +12,10 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import DEFAULT_MOTION
 from letstalk_rt.types import SAMPLE_RATE, MotionOptions
 from letstalk_server.auth import Auth, Caller
-from letstalk_server.errors import BadRequestError
+from letstalk_server.errors import BadMessageError, BadRequestError
 from letstalk_server.http.problem_details import BodyTooSlowError, ContentTooLargeError
 from letstalk_server.metrics import ServerMetrics
+from letstalk_server.protocol.client_messages import motion_of
 from letstalk_server.protocol.json_text import load_object
 from letstalk_server.session.avatar_service import AvatarService
 from letstalk_server.session.connection import ServedSessionOptions
@@ -174,18 +176,10 @@ def parse_options(fields: object) -> ServedSessionOptions:
 
 
 def _motion_of(fields: object) -> MotionOptions:
-    if fields is None:
-        return DEFAULT_MOTION
-    numbers, flags = {"expressiveness", "blinks_per_min"}, {"head_motion", "gaze_at_camera"}
-    if not isinstance(fields, dict) or not set(fields) <= flags | numbers:
-        raise BadRequestError(f'"motion" may have {sorted(flags | numbers)}.')
-    for key, value in fields.items():
-        if isinstance(value, bool) != (key in flags) or not isinstance(value, int | float):
-            raise BadRequestError(f'"{key}" of "motion" is of the wrong type.')
     try:
-        return MotionOptions(**fields)
-    except ConfigError as error:
-        raise BadRequestError(f'"motion" cannot be used: {error}.') from None
+        return DEFAULT_MOTION if fields is None else motion_of(fields)
+    except BadMessageError as error:
+        raise BadRequestError(f"In the options, {error.detail}.") from None
 
 
 def query_flag(request: HTTPConnection, key: str, default: bool) -> bool:
@@ -199,6 +193,24 @@ def query_flag(request: HTTPConnection, key: str, default: bool) -> bool:
     if text not in known:
         raise BadRequestError(f"{key} in the query must be true or false.")
     return known[text]
+
+
+def query_point(request: HTTPConnection, key: str) -> tuple[float, float] | None:
+    """Return a point of the query, as `0.7,0.4`: shares of width and height; None without it.
+
+    Raises:
+        BadRequestError: It is not two numbers from 0 to 1.
+    """
+    text = request.query_params.get(key)
+    if text is None:
+        return None
+    try:
+        x, y = (float(share) for share in text.split(","))
+    except ValueError:
+        x = y = math.nan
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise BadRequestError(f"{key} in the query must be two shares from 0 to 1, such as 0.7,0.4")
+    return x, y
 
 
 def json_response(

@@ -31,6 +31,7 @@ from letstalk_server.http.request_reading import (
     json_response,
     parse_options,
     query_flag,
+    query_point,
     read_body,
     read_json,
     text_field,
@@ -240,6 +241,7 @@ async def upload_avatar(request: Request) -> Response:
         )
     request.app.state.upload_limiter.check(caller)
     label = _checked_label(request.query_params.get("label", ""))
+    face_at = query_point(request, "face")
     places: UploadPlaces = request.app.state.upload_places
     preparing: asyncio.Semaphore = request.app.state.preparing
     with places.take(caller):
@@ -247,7 +249,7 @@ async def upload_avatar(request: Request) -> Response:
         if not data:
             raise NotAnImageError("The file is empty. Choose a JPEG, PNG or WebP image.")
         async with preparing:
-            entry = await context.avatar_service.upload(data, caller.subject, label)
+            entry = await context.avatar_service.upload(data, caller.subject, label, face_at)
     context.metrics.uploads.inc()
     return json_response(avatar_json(entry), 201, {"location": f"/v1/avatars/{entry.id}"})
 
@@ -337,6 +339,7 @@ def avatar_json(entry: AvatarEntry, *, is_hidden: bool = False) -> dict[str, Any
         "width": width,
         "height": height,
         "face": [round(value) for value in entry.portrait.box],
+        "faces": [] if is_hidden else [[round(share, 4) for share in one] for one in entry.faces],
         "warnings": list(entry.portrait.warnings),
         "consent_at": None if entry.consent is None else entry.consent.at,
     }
@@ -400,7 +403,7 @@ def session_response(
         "grace_s": settings.grace_s,
         "max_session_s": settings.session_limit_s,
         "max_idle_s": settings.idle_limit_s,
-        "motion": asdict(session.options.motion),
+        "motion": asdict(session.motion),
         "disclosure": session.disclosure,
         "warnings": list(session.avatar_entry.portrait.warnings),
         "connections": [

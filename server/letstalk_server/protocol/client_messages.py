@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from letstalk_rt.types import CameraOptions, LipDrive
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.types import CameraOptions, LipDrive, MotionOptions
 from letstalk_server.errors import BadMessageError
 from letstalk_server.protocol.json_text import load_object
 from letstalk_server.protocol.server_messages import fields_of
@@ -27,7 +28,11 @@ MAX_PROMPT_CHARS = 4000
 MAX_OVERLAY_FIELDS = 32
 MAX_OVERLAY_CHARS = 2000
 OPUS_RATE = 48_000
-_NO_CAMERA_OPTIONS = CameraOptions()
+_NO_CAMERA_OPTIONS, _DEFAULT_MOTION = CameraOptions(), MotionOptions()
+_MOTION_NUMBERS, _MOTION_FLAGS = (
+    ("blinks_per_min", "expressiveness"),
+    ("gaze_at_camera", "head_motion"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +187,15 @@ class Neutral:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """Change how the face moves; what is not named has its default."""
+
+    type: ClassVar[str] = "motion.configure"
+    motion: MotionOptions = _DEFAULT_MOTION
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Converse:
     """Begin, change or end the conversation; `None` changes nothing."""
 
@@ -213,6 +227,7 @@ ClientMessage = (
     | Overlay
     | Camera
     | Neutral
+    | Move
     | Converse
     | Tell
 )
@@ -280,7 +295,7 @@ def _load(text: object, max_bytes: int) -> dict[str, Any]:
 def _build(fields: dict[str, Any], event_id: str | None) -> ClientMessage:
     name = fields.get("type")
     if not isinstance(name, str) or name not in _BUILDERS:
-        raise BadMessageError(f"the type of a message must be one of {', '.join(_BUILDERS)}")
+        raise BadMessageError(f"type must be one of {', '.join(_BUILDERS)}")
     return _BUILDERS[name](fields, event_id)
 
 
@@ -352,6 +367,29 @@ def _camera(fields: dict[str, Any], event_id: str | None) -> Camera:
     return Camera(CameraOptions(lips, absolute), event_id)  # type: ignore[arg-type]  # checked
 
 
+def _move(fields: dict[str, Any], event_id: str | None) -> Move:
+    known = _MOTION_NUMBERS + _MOTION_FLAGS
+    return Move(motion_of({key: fields[key] for key in known if key in fields}), event_id)
+
+
+def motion_of(fields: object) -> MotionOptions:
+    """Return options of motion from a JSON value.
+
+    Raises:
+        BadMessageError: a field is unknown, of the wrong type or out of range.
+    """
+    known = _MOTION_NUMBERS + _MOTION_FLAGS
+    if not isinstance(fields, dict) or not fields.keys() <= set(known):
+        raise BadMessageError(f"motion may have {', '.join(known)}")
+    for key, value in fields.items():
+        if isinstance(value, bool) != (key in _MOTION_FLAGS) or not isinstance(value, int | float):
+            raise BadMessageError(f"{key} of motion is of the wrong type")
+    try:
+        return MotionOptions(**fields)
+    except ConfigError as error:
+        raise BadMessageError(f"motion cannot be used: {error}") from None
+
+
 def _configure(fields: dict[str, Any], event_id: str | None) -> Configure:
     for key in ("audio", "frames"):
         if not isinstance(fields.get(key), dict | None):
@@ -375,6 +413,7 @@ _BUILDERS: dict[str, Callable[[dict[str, Any], str | None], ClientMessage]] = {
     EndSegment.type: lambda fields, event_id: EndSegment(event_id),
     Overlay.type: _overlay,
     Camera.type: _camera,
+    Move.type: _move,
     Neutral.type: lambda fields, event_id: Neutral(event_id),
     Converse.type: _converse,
     Tell.type: _tell,

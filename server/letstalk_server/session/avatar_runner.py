@@ -1,22 +1,25 @@
-"""Runs the engine session: carries its frames to the playout and changes the portrait."""
+"""Runs the engine session: carries its frames to the playout, changes portrait and motion."""
 
 import asyncio
 import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from letstalk_rt.errors import EngineError, ModelLost
+from letstalk_rt.errors import ConfigError, EngineError, ModelLost
 from letstalk_rt.inference.protocol import CameraStatus
 from letstalk_rt.portrait.watermark import with_badge
 from letstalk_rt.session.avatar import AvatarSession
-from letstalk_rt.types import AVFrame, CameraOptions, Interrupted
+from letstalk_rt.types import AVFrame, CameraOptions, Interrupted, MotionOptions
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import EndReason, ServedSessionOptions
 from letstalk_server.session.ending import SessionEnded
 from letstalk_server.session.playout import SLOT_S, PlayoutSlot, SlotPlayout
+
+T = TypeVar("T")
 
 FILMED_S = 0.5
 """A camera counts as live for so long after its last frame."""
@@ -41,6 +44,7 @@ class AvatarRunner:
 
     Attributes:
         entry: the entry of the avatar that is shown.
+        motion: how its face moves.
         playout: the playout of its frames.
     """
 
@@ -63,6 +67,8 @@ class AvatarRunner:
         self._camera, self._filmed_s = CameraOptions(), -math.inf
         self._opened = asyncio.Event()
         self._selections: asyncio.Queue[AvatarEntry] = asyncio.Queue(1)
+        self._motions: asyncio.Queue[MotionOptions] = asyncio.Queue(1)
+        self.motion = options.motion
         still = self._with_badge(entry.portrait.canvas)
         self.playout = SlotPlayout(
             still,
@@ -138,9 +144,23 @@ class AvatarRunner:
 
     def select(self, entry: AvatarEntry) -> None:
         """Select an avatar; it replaces an earlier selection that was not applied yet."""
-        if self._selections.full():
-            self._selections.get_nowait()
-        self._selections.put_nowait(entry)
+        _replace(self._selections, entry)
+
+    async def change_motions(self, on_refused: Callable[[], None]) -> None:
+        """Apply how the face is to move, one after the other."""
+        avatar = await self.opened()
+        while True:
+            motion = await self._motions.get()
+            try:
+                await avatar.set_motion(motion)
+            except ConfigError:  # this model moves in one way only
+                on_refused()
+            else:
+                self.motion = motion
+
+    def set_motion(self, motion: MotionOptions) -> None:
+        """Change how the face moves; it replaces an earlier change that was not applied yet."""
+        _replace(self._motions, motion)
 
     def interrupt(self) -> Interrupted:
         """Drop the speech that was not played, and silence the queued frames."""
@@ -174,3 +194,10 @@ class AvatarRunner:
 
     def _with_badge(self, rgb: np.ndarray) -> np.ndarray:
         return with_badge(rgb) if self._has_badge else rgb
+
+
+def _replace(queue: asyncio.Queue[T], value: T) -> None:
+    """Put a value into a queue of one, in place of an older one."""
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(value)

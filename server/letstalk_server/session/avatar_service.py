@@ -46,7 +46,7 @@ from letstalk_server.session.upload_decoder import MOST_AT_ONCE, UploadDecoder
 from letstalk_server.settings import Settings
 
 if TYPE_CHECKING:
-    from letstalk_rt.portrait.image import Finder
+    from letstalk_rt.portrait.image import FaceShares, Finder
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ class AvatarEntry:
         still: JPEG of the whole canvas, framed exactly as the video.
         thumbnail: small JPEG of the face.
         consent: who stated that the person agreed, and when; `None` for people who do not exist.
+        faces: the faces of an uploaded image, largest first: left, top, width and height as shares
+            of its sides; empty for films and default avatars.
         shown_id: names the images only, for those who watch: whoever knows it may look at them and
             do nothing else. The same as `id` for default avatars.
     """
@@ -113,6 +115,7 @@ class AvatarEntry:
     thumbnail: bytes
     consent: Consent | None = None
     shown_id: str = ""
+    faces: "tuple[FaceShares, ...]" = ()
 
     def may_be_used_by(self, caller: Caller) -> bool:
         """Return whether a caller may animate and describe it: the owner, or the operator."""
@@ -241,8 +244,20 @@ class AvatarService:
         yield from self.defaults.values()
         yield from (entry for entry in self._uploads.values() if entry.owner == subject)
 
-    async def upload(self, data: bytes, subject: str = "local", label: str = "") -> AvatarEntry:
+    async def upload(
+        self,
+        data: bytes,
+        subject: str = "local",
+        label: str = "",
+        face_at: tuple[float, float] | None = None,
+    ) -> AvatarEntry:
         """Prepare an uploaded portrait and keep it in memory, with the uploader's consent.
+
+        Args:
+            data: the file.
+            subject: who uploads it.
+            label: display name.
+            face_at: a point on the wanted face; see `prepare_portrait`. Films ignore it.
 
         Raises:
             PortraitError: The file is no image, is damaged, or shows no usable face.
@@ -250,11 +265,20 @@ class AvatarService:
         """
         name = new_id(self._settings)
         try:
-            entry = await self._prepare(data, name, label[:MAX_LABEL_CHARS] or "Yours", subject)
+            portrait, faces = await self._prepare_upload(data, face_at)
+            images = await self._in_thread(_encode_images, portrait)
         except ModelLost as error:
             raise NotReadyError(MODEL_AWAY, MODEL_RETRY_S) from error
-        shown_id = new_id(self._settings)
-        entry = replace(entry, consent=Consent.now(subject), shown_id=shown_id)
+        entry = AvatarEntry(
+            name,
+            label[:MAX_LABEL_CHARS] or "Yours",
+            subject,
+            portrait,
+            *images,
+            consent=Consent.now(subject),
+            shown_id=new_id(self._settings),
+            faces=faces,
+        )
         self._uploads[name] = entry
         self._limit(entry, self._settings.max_portraits, lambda entry: 1)
         self._limit(entry, MAX_FOOTAGE_BYTES, _footage_bytes)
@@ -372,10 +396,13 @@ class AvatarService:
 
     async def _add_default(self, name: str, path: Path) -> None:
         try:
-            entry = await self._prepare(path, name, label_of(name), None)
+            portrait = await self._prepare_default(path)
+            images = await self._in_thread(_encode_images, portrait)
             library = self._model.library
             consent = None if library is None else library.consent_of(path)
-            self.defaults[name] = replace(entry, consent=consent, shown_id=name)
+            self.defaults[name] = AvatarEntry(
+                name, label_of(name), None, portrait, *images, consent=consent, shown_id=name
+            )
         except PortraitError as error:  # an image of the operator must not stop the server
             log.warning("a default avatar was skipped (%s)", type(error).__name__)
 
@@ -394,21 +421,11 @@ class AvatarService:
         await asyncio.to_thread(StepTimes.of, self.worker, portrait)
         self.step_cost = await asyncio.to_thread(StepCost.measure, self.worker, portrait)
 
-    async def _prepare(
-        self, source: bytes | Path, name: str, label: str, owner: str | None
-    ) -> AvatarEntry:
-        if is_film(source):
-            portrait = await self._prepare_film(source)
-        else:
-            portrait = await self._prepare_image(source)
-        images = await self._in_thread(_encode_images, portrait)
-        return AvatarEntry(name, label, owner, portrait, *images)
-
-    async def _prepare_image(self, source: bytes | Path) -> Portrait:
+    async def _prepare_default(self, source: Path) -> Portrait:
         finder, size = self._model.pipeline.finder, self._settings.size
         library = self._model.library
-        if isinstance(source, bytes):
-            return await self._prepare_upload(source)
+        if is_film(source):
+            return await self._prepare_film(source)
         if library is not None:
             call = partial(library.prepare, source, finder, size=size)
         else:
@@ -416,18 +433,26 @@ class AvatarService:
             call = partial(_prepare_portrait, rgb, finder, size=size)
         return await asyncio.wrap_future(self.worker.submit(call))
 
-    async def _prepare_upload(self, source: bytes) -> Portrait:
-        """Prepare an uploaded image; only its faces are found between the steps of sessions.
+    async def _prepare_upload(
+        self, source: bytes, face_at: tuple[float, float] | None
+    ) -> tuple[Portrait, tuple["FaceShares", ...]]:
+        """Prepare an upload; only faces are found between the steps of sessions.
 
         Scaling 40 million pixels takes as long as several frames do, and so does handing them to
         the model's process.
+
+        Returns:
+            The portrait, and where the faces of an image are.
         """
+        if is_film(source):
+            return await self._prepare_film(source), ()
         finder, size = self._model.pipeline.finder, self._settings.size
         rgb = await self._for_upload(self.upload_decoder.image, source)
         searched, scale = await self._for_upload(search_image, rgb)
         faces = await asyncio.wrap_future(self.worker.submit(finder.find_faces, searched))
         found = FoundFaces(faces, scale, finder.crop_px)
-        return await self._for_upload(partial(_prepare_portrait, rgb, found, size=size))
+        call = partial(_prepare_portrait, rgb, found, size=size, face_at=face_at)
+        return await self._for_upload(call), _shares_of(faces, searched.shape[1::-1])
 
     async def _prepare_film(self, source: bytes | Path) -> Portrait:
         """Prepare a film; its faces are found in pieces, between the steps of sessions."""
@@ -486,10 +511,18 @@ def _portrait_of(
     return portrait_of(frames, faces, warnings)
 
 
-def _prepare_portrait(rgb: np.ndarray, finder: Any, *, size: int) -> Portrait:
+def _prepare_portrait(
+    rgb: np.ndarray, finder: Any, *, size: int, face_at: tuple[float, float] | None = None
+) -> Portrait:
     from letstalk_rt.portrait.image import prepare_portrait
 
-    return prepare_portrait(rgb, finder, size=size)
+    return prepare_portrait(rgb, finder, size=size, face_at=face_at)
+
+
+def _shares_of(faces: list[Face], size: tuple[int, int]) -> tuple["FaceShares", ...]:
+    from letstalk_rt.portrait.image import shares_of
+
+    return shares_of(faces, size)
 
 
 def _encode_images(portrait: Portrait) -> tuple[bytes, bytes]:

@@ -4,9 +4,16 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from letstalk_rt.conversation.conversation import DEFAULT_PROMPT
-from letstalk_rt.conversation.interface import Chat, Recogniser, Voice
+from letstalk_rt.conversation.conversation import DEFAULT_PROMPT, Conversation
+from letstalk_rt.conversation.interface import (
+    Chat,
+    ConversationListener,
+    ConversingAvatar,
+    Recogniser,
+    Voice,
+)
 from letstalk_rt.conversation.parts import LAST_RESORT, open_chat, open_recogniser
+from letstalk_rt.conversation.realtime import RealtimeConversation, check_address
 from letstalk_rt.conversation.turns import LevelDetector, make_detector
 from letstalk_rt.errors import DependencyError
 from letstalk_rt.extras import pip_install
@@ -29,21 +36,21 @@ class ConversationParts:
 
     Attributes:
         settings: URLs and names of the parts.
-        chat: the chat model, which all conversations share.
-        voice: the server's speech engine.
+        chat: the chat model, which all conversations share; None with a Realtime server.
+        voice: the server's speech engine, likewise.
         voices: names of the voices that clients may choose.
         notices: what the operator should know about the parts.
     """
 
     settings: Settings = field(repr=False)
-    chat: Chat
-    voice: Voice
+    chat: Chat | None
+    voice: Voice | None
     voices: tuple[str, ...]
     notices: tuple[str, ...]
 
     @classmethod
     def open(cls, settings: Settings, voice: Voice | None) -> "ConversationParts | None":
-        """Return the parts that the settings name; None without a chat model.
+        """Return the parts that the settings name; None without a chat model or Realtime server.
 
         Args:
             settings: settings of the server.
@@ -53,6 +60,9 @@ class ConversationParts:
             ConfigError: a URL or a name is wrong.
             DependencyError: a package is missing, or nothing that can speak is installed.
         """
+        if settings.realtime_url is not None:
+            check_address(settings.realtime_url)
+            return cls(settings, None, None, (), ())
         if settings.chat_url is None or settings.chat_model is None:
             return None
         if voice is None:
@@ -68,9 +78,30 @@ class ConversationParts:
             log.warning("conversation: %s", notice)
         return cls(settings, chat, voice, tuple(list_voices(voice)), tuple(notices))
 
-    def open_recogniser(self) -> Recogniser:
-        """Return a recogniser for one conversation."""
-        return _open_recogniser(self.settings)
+    def converse(
+        self, avatar: ConversingAvatar, prompt: str, on_event: ConversationListener
+    ) -> Conversation | RealtimeConversation:
+        """Return a conversation, which is not open yet.
+
+        Raises:
+            ConfigError: an address or a name is wrong.
+            DependencyError: a package is missing.
+        """
+        settings = self.settings
+        if self.chat is not None and self.voice is not None:
+            recogniser = _open_recogniser(settings)
+            return Conversation(
+                avatar, recogniser, self.chat, self.voice, prompt=prompt, on_event=on_event
+            )
+        assert settings.realtime_url is not None, "see `open`"
+        return RealtimeConversation(
+            avatar,
+            settings.realtime_url,
+            model=settings.realtime_model,
+            voice=settings.realtime_voice,
+            prompt=prompt,
+            on_event=on_event,
+        )
 
     def open_voice(self, name: str | None) -> Voice:
         """Return a voice; it may block for some milliseconds."""

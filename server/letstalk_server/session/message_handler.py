@@ -100,6 +100,8 @@ class MessageHandler:
                 session.speech.end_segment(connection.id)
             case client_messages.Camera(camera):
                 session.set_camera(camera)
+            case client_messages.Move(motion):
+                session.set_motion(motion)
             case client_messages.Neutral():
                 session.take_neutral()
             case client_messages.Converse():

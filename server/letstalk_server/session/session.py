@@ -18,7 +18,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import CameraStatus
 from letstalk_rt.portrait.watermark import STATEMENT
 from letstalk_rt.speech.interface import TextToSpeech
-from letstalk_rt.types import FPS, CameraOptions, Interrupted
+from letstalk_rt.types import FPS, CameraOptions, Interrupted, MotionOptions
 from letstalk_server.auth import Caller
 from letstalk_server.errors import ServerError, TakenOverError, UnknownSessionError
 from letstalk_server.protocol import server_messages
@@ -49,6 +49,9 @@ LAST_MESSAGE_S = 0.3
 
 _NOT_RECORDED = server_messages.Warn(
     "recording-failed", "The recording has ended: it could not be written or signed."
+)
+_NOT_MOVED = server_messages.Warn(
+    "motion-refused", "This model moves in one way only; choose the one called tiny."
 )
 _STALLED = server_messages.Warn(
     "model-behind", "The server is too slow at the moment: the video is paused."
@@ -148,6 +151,7 @@ class Session:
                 for work, name in (
                     (self._runner.run(), "engine"),
                     (self._runner.change_portraits(self.media.request_key_frame), "portraits"),
+                    (self._runner.change_motions(self._refuse_motion), "motions"),
                     (self.speech.run(self._runner.opened), "speech"),
                     (self.text_speech.run(), "texts"),
                     (self._runner.fill_due_slots(), "clock"),
@@ -378,6 +382,18 @@ class Session:
     def set_camera(self, options: CameraOptions) -> None:
         """Change how a camera moves the avatar."""
         self._runner.set_camera(options)
+
+    @property
+    def motion(self) -> MotionOptions:
+        """How the face moves."""
+        return self._runner.motion
+
+    def set_motion(self, motion: MotionOptions) -> None:
+        """Change how the face moves, from the next window on."""
+        self._runner.set_motion(motion)
+
+    def _refuse_motion(self) -> None:
+        self.announcer.broadcast(_NOT_MOVED)
 
     def take_neutral(self) -> None:
         """Take the look of the next frames of the camera as the neutral one."""

@@ -15,6 +15,7 @@ from letstalk_rt.conversation.interface import (
     Part,
     StateChange,
 )
+from letstalk_rt.conversation.realtime import RealtimeConversation
 from letstalk_rt.errors import LetsTalkError, SynthesisError
 from letstalk_rt.session.avatar import AvatarSession
 from letstalk_rt.session.events import EventListener
@@ -107,7 +108,7 @@ class Talking:
         self._prompt: str | None = None
         self._voice = ""
         self._task: asyncio.Task[None] | None = None
-        self._conversation: Conversation | None = None
+        self._conversation: Conversation | RealtimeConversation | None = None
 
     @property
     def is_on(self) -> bool:
@@ -124,7 +125,8 @@ class Talking:
         parts = self._parts
         if parts is None:
             raise NoConversationError(
-                "This server has no chat model. Its operator can name one with --chat-url."
+                "This server has no chat model. Its operator can name one with --chat-url or "
+                "--realtime-url."
             )
         if message.voice and message.voice not in parts.voices:
             raise BadMessageError("there is no such voice; /v1/config lists them")
@@ -139,7 +141,7 @@ class Talking:
             self._task = self._spawn(self._run(parts), "conversation")
         elif self._conversation is not None:
             self._conversation.prompt = self._prompt or parts.prompt
-            if has_other_voice:
+            if has_other_voice and isinstance(self._conversation, Conversation):
                 self._spawn(self._change_voice(parts, self._conversation), "voice")
         return server_messages.ConversationConfigured(message.on, self._voice)
 
@@ -174,17 +176,10 @@ class Talking:
     async def _run(self, parts: ConversationParts) -> None:
         """Converse until cancelled."""
         avatar = QueueAvatar(await self._opened(), self._speech, self._drop_speech)
-        conversation = Conversation(
-            avatar,
-            parts.open_recogniser(),
-            parts.chat,
-            parts.voice,
-            prompt=self._prompt or parts.prompt,
-            on_event=self._announce,
-        )
+        conversation = parts.converse(avatar, self._prompt or parts.prompt, self._announce)
         async with conversation:
             self._conversation = conversation
-            if self._voice:
+            if self._voice and isinstance(conversation, Conversation):
                 await self._change_voice(parts, conversation)
             await asyncio.Future()
 

@@ -13,6 +13,7 @@ from letstalk_rt.models.face.detector import (
     FaceDetector,
     FaceFinder,
     crop,
+    distinct,
     face_crop_box,
     find_peaks,
     head_yaw,
@@ -144,14 +145,20 @@ class Imagined(FaceFinder):
         autoencoder.mean_points = torch.zeros(NUM_LANDMARKS, 2)
         super().__init__(FaceDetector(), autoencoder, preset="none", crop_px=256)
 
-    def detect(self, picture):
+    def detect(self, picture, rgb):
         return [face_crop_box(face, 0.9) for face in self.faces] + list(self.ghosts)
 
-    def landmarks(self, picture, box):
+    def read(self, picture, box):
         for face in self.faces:
             if np.linalg.norm(face.mean(0) - [box.x, box.y]) < 0.3 * box.side:
-                return face
-        return drawn_face() * 0.28 * box.side + [box.x, box.y]
+                return face, 0.9
+        return drawn_face() * 0.28 * box.side + [box.x, box.y], 0.9
+
+
+def test_boxes_that_repeat_a_better_one_are_left_out_and_others_stay():
+    best, again = Box(100, 100, 80, 0.9), Box(110, 95, 90, 0.5)
+    beside, within = Box(190, 100, 80, 0.4), Box(100, 100, 30, 0.6)
+    assert distinct([again, beside, within, best]) == [best, within, beside]
 
 
 class TestFaceFinder:
@@ -166,8 +173,8 @@ class TestFaceFinder:
 
     def test_landmarks_all_in_one_place_are_no_face(self):
         class Point(Imagined):
-            def landmarks(self, picture, box):
-                return drawn_face() * (60 if box.side > 150 else 0) + [300, 200]
+            def read(self, picture, box):
+                return drawn_face() * (60 if box.side > 150 else 0) + [300, 200], 0.9
 
         finder = Point([], [Box(300, 200, 120, 0.9)])
         assert finder.find_faces(self.BLANK) == []
@@ -188,6 +195,18 @@ class TestFaceFinder:
     def test_a_face_found_twice_is_reported_once(self):
         face = drawn_face() * 60 + [300, 200]
         assert len(Imagined([face, face + 5]).find_faces(self.BLANK)) == 1
+
+    @pytest.mark.parametrize("certainties", [(0.1, 0.9), (0.9, 0.6)])
+    def test_landmarks_that_are_not_certain_are_no_face(self, certainties):
+        class Doubted(Imagined):
+            first, later = certainties
+
+            def read(self, picture, box):
+                points, _ = super().read(picture, box)
+                sure, self.first = self.first, self.later
+                return points, sure
+
+        assert Doubted([drawn_face() * 60 + [300, 200]]).find_faces(self.BLANK) == []
 
     def test_a_crop_that_shrinks_to_nothing_ends_the_search(self):
         assert Imagined([drawn_face() * 1.5 + [300, 200]]).find_faces(self.BLANK) == []
@@ -255,6 +274,26 @@ class TestAvatars:
     @pytest.mark.parametrize("turns", [1, 2])
     def test_a_face_on_its_side_or_head_is_none(self, finder, known, name, turns):
         assert finder.find_faces(np.rot90(known[name][0], turns)) == []
+
+
+@pytest.mark.skipif(not packaged_weights("tiny").exists(), reason="needs the trained weights")
+def test_all_faces_of_a_large_picture_are_found_the_largest_first(finder, known):
+    scene = Image.new("RGB", (4000, 1600), (90, 110, 120))
+    wanted = []
+    for place, (rgb, (face,)) in enumerate(list(known.values())[:3]):
+        height = (44, 700, 90)[place]  # px of its landmarks
+        factor = height / np.ptp(face.landmarks[:, 1])
+        x, y = 100 + 1300 * place, 100
+        scene.paste(
+            Image.fromarray(rgb).resize([round(factor * s) for s in rgb.shape[1::-1]]), (x, y)
+        )
+        wanted.append(face.landmarks.mean(0) * factor + [x, y])
+    found = finder.find_faces(np.asarray(scene))
+    assert len(found) == 3
+    for face, centre, height in zip(
+        found, [wanted[i] for i in (1, 2, 0)], (700, 90, 44), strict=True
+    ):
+        assert np.linalg.norm(face.landmarks.mean(0) - centre) < 0.1 * height
 
 
 @pytest.mark.skipif(not packaged_weights("tiny").exists(), reason="needs the trained weights")

@@ -8,7 +8,15 @@ from contextlib import suppress
 import numpy as np
 from PIL import Image
 from support.films import scene, write_film
-from support.server_fakes import BACKDROPS, Painter, Peer, portrait_jpeg, problem, serving
+from support.server_fakes import (
+    BACKDROPS,
+    Painter,
+    Peer,
+    group_jpeg,
+    portrait_jpeg,
+    problem,
+    serving,
+)
 
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.portrait.consent import Consent
@@ -69,6 +77,29 @@ async def test_an_uploaded_portrait_is_framed_and_can_be_seen():
         image = np.array(Image.open(io.BytesIO(still.content)))
         assert image.shape[:2] == (body["height"], body["width"])
         assert np.abs(image[9, 9].astype(int) - (10, 90, 30)).max() < 12
+
+
+async def test_of_several_faces_the_largest_is_taken_and_a_point_takes_another():
+    group = group_jpeg([(10, 90, 30), (90, 10, 30)])
+    async with serving() as (_, client):
+
+        async def upload(query=""):
+            answer = await client.post(UPLOAD + query, content=group)
+            assert answer.status_code == 201, answer.text
+            body = answer.json()
+            picture = await client.get("/" + body["thumbnail"])
+            return body, np.array(Image.open(io.BytesIO(picture.content)))[4, 4].astype(int)
+
+        body, corner = await upload()
+        assert "2 faces were found" in body["warnings"][0]
+        assert body["faces"] == [[0.15, 0.3, 0.2, 0.45], [0.65, 0.3, 0.2, 0.45]]
+        assert np.abs(corner - (10, 90, 30)).max() < 25
+        left, top, width, height = body["faces"][1]
+        body, corner = await upload(f"&face={left + width / 2},{top + height / 2}")
+        assert not body["warnings"] and np.abs(corner - (90, 10, 30)).max() < 25
+        for face, status in (("0.45,0.99", 422), ("0.5", 400), ("a,b", 400), ("2,0.5", 400)):
+            answer = await client.post(f"{UPLOAD}&face={face}", content=group)
+            assert answer.status_code == status, face
 
 
 async def test_an_uploaded_film_becomes_an_avatar_that_moves(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letstalk_rt import CameraOptions
+from letstalk_rt import CameraOptions, MotionOptions
 from letstalk_server.errors import BadMessageError
 from letstalk_server.protocol import client_messages, server_messages
 
@@ -38,6 +38,11 @@ DOCS = Path(__file__).parents[3] / "docs" / "protocol.md"
         (
             {"type": "camera.configure", "lips": "blend", "absolute": True},
             client_messages.Camera(CameraOptions("blend", True)),
+        ),
+        ({"type": "motion.configure"}, client_messages.Move()),
+        (
+            {"type": "motion.configure", "blinks_per_min": 4, "gaze_at_camera": True},
+            client_messages.Move(MotionOptions(blinks_per_min=4, gaze_at_camera=True)),
         ),
         ({"type": "conversation.configure"}, client_messages.Converse()),
         (
@@ -89,6 +94,9 @@ def test_messages_of_a_client_are_understood(fields, message):
         '{"type": "conversation.say"}',
         '{"type": "conversation.say", "text": ""}',
         '{"type": "camera.configure", "absolute": 1}',
+        '{"type": "motion.configure", "head_motion": 1}',
+        '{"type": "motion.configure", "expressiveness": 3}',
+        '{"type": "motion.configure", "blinks_per_min": "many"}',
         "[" * 4000,
         '{"type": "session.ping", "x": "' + "y" * 5000 + '"}',
     ],
