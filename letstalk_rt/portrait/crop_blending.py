@@ -47,7 +47,9 @@ def blend_crop(
         fine: how many of these there are per pixel of the crop, along each side.
     """
     if frame.device.type == "cpu":
-        _blend_pixels(frame.numpy(), colours[0], alpha[0, 0].numpy(), _Similarity.of(transform), fine)
+        _blend_pixels(
+            frame.numpy(), colours[0], alpha[0, 0].numpy(), _Similarity.of(transform), fine
+        )
         return
     visible = _visible_part(alpha[0, 0].numpy(force=True))
     rows, columns = _Similarity.of(transform).extent(frame.shape, visible)
@@ -127,9 +129,7 @@ class _Similarity:
         """Return the transform of points in an image whose pixels are larger by a factor."""
         return _Similarity(self.cos * factor, self.sin * factor, self.x, self.y)
 
-    def extent(
-        self, shape: Sequence[int], part: tuple[int, int, int, int]
-    ) -> tuple[slice, slice]:
+    def extent(self, shape: Sequence[int], part: tuple[int, int, int, int]) -> tuple[slice, slice]:
         """Return the rows and columns of a frame that a part of a crop covers.
 
         Args:

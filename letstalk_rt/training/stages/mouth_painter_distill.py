@@ -100,9 +100,7 @@ def distill_mouth_painter(
         if step >= critic_start:
             with torch.autocast(run.device.type, torch.bfloat16):
                 figures["critic"] = critic.learn(painted, batch)
-                adversarial, features = critic.losses(
-                    painted, replace(batch, crops=taught.crops)
-                )
+                adversarial, features = critic.losses(painted, replace(batch, crops=taught.crops))
             total = total + CRITIC_WEIGHT * adversarial + FEATURE_WEIGHT * features
             figures["fooled"] = float(adversarial.detach())
         return total, figures
