@@ -466,6 +466,7 @@ def _distilled_painter(args: argparse.Namespace) -> None:
         batch_size=args.batch or BATCH["painter"],
         teacher=teacher,
         student=replace(SMALL_PAINTER, bank=teacher.config.bank),
+        initial_weights=averaged(args.start) if args.start else None,
     )
 
 

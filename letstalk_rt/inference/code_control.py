@@ -50,10 +50,10 @@ are closed: landmarks of closed lids do not meet, and a tracker sees painted one
 _HEAD_LIMITS = np.array([0.4, 0.4, 0.4, 0.16, 0.16, 0.2])
 """The largest head pose that is shown, as `camera_control.LIMITS`: the denoiser's are true ones."""
 
-_GAZE_SHOWN = (2.2, 2.6)
+_GAZE_SHOWN = (2.6, 2.6)
 """What the gaze is multiplied by: a tracker sees half of the way of irises that are painted."""
 
-_HEAD_SHOWN = np.array([1.8, 1.2, 1.25, 1.0, 1.0, 1.05])
+_HEAD_SHOWN = np.array([1.9, 1.2, 1.25, 1.0, 1.0, 1.05])
 """What a head pose is multiplied by, so that a tracker sees it at its size in shown frames."""
 
 NO_LANDMARKS = (

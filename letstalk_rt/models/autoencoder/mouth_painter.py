@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
+from letstalk_rt.models.autoencoder.blocks import ReluBlock
 from letstalk_rt.models.autoencoder.teeth_light import LIGHT_VALUES, TeethLight, relit
 from letstalk_rt.models.geometry.landmarks import LIPS, landmark_indices
 from letstalk_rt.models.geometry.mouth_crop import (
@@ -84,23 +85,6 @@ def is_inner(opening: Tensor) -> Tensor:
     return ~outside.flatten(1).any(1)
 
 
-class _Block(nn.Module):
-    """A residual block of two 3x3 convolutions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        assert self.conv2.bias is not None
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` to the same shape."""
-        residual: Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
-        return x + residual
-
-
 class MouthPainter(nn.Module):
     """A small U-Net over the crop of a mouth, at half its size.
 
@@ -129,15 +113,15 @@ class MouthPainter(nn.Module):
         )
         inputs = _CONTEXT_INPUTS + _FINE_HALF**2 * _TEETH_CHANNELS
         self.stem = nn.Conv2d(inputs, fine, 3, padding=1)
-        self.fine_in = _Block(fine) if two_fine else nn.Identity()
+        self.fine_in = ReluBlock(fine) if two_fine else nn.Identity()
         self.down1 = nn.Conv2d(fine, middle, 3, stride=2, padding=1)
-        self.middle_in = _Block(middle) if two_middle else nn.Identity()
+        self.middle_in = ReluBlock(middle) if two_middle else nn.Identity()
         self.down2 = nn.Conv2d(middle, coarse, 3, stride=2, padding=1)
-        self.coarse = nn.Sequential(*(_Block(coarse) for _ in range(1 + two_coarse)))
+        self.coarse = nn.Sequential(*(ReluBlock(coarse) for _ in range(1 + two_coarse)))
         self.up1 = nn.Conv2d(coarse, 4 * middle, 1)
-        self.middle_out = _Block(middle)
+        self.middle_out = ReluBlock(middle)
         self.up2 = nn.Conv2d(middle, 4 * fine, 1)
-        self.fine_out = _Block(fine)
+        self.fine_out = ReluBlock(fine)
         self.head = nn.Conv2d(fine, 3 * _FINE_HALF**2, 3, padding=1)
         self._widths = (coarse, middle)
         bank = torch.zeros(config.bank, _TEETH_CHANNELS, *FINE_SIZE, dtype=torch.int8)

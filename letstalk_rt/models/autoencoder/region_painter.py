@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from letstalk_rt.models.autoencoder.blocks import ReluBlock
+
 _CELL = 4
 """Pixels of a region along each side of a pixel of the network."""
 
@@ -95,23 +97,6 @@ def _detail(moved: Tensor, colours: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return moved - both[:, :3], both[:, 3:]
 
 
-class _Block(nn.Module):
-    """A residual block of two 3x3 convolutions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        assert self.conv2.bias is not None
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` to the same shape."""
-        residual: Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
-        return x + residual
-
-
 class RegionPainter(nn.Module):
     """A small U-Net over a region, at a quarter of its size.
 
@@ -125,11 +110,11 @@ class RegionPainter(nn.Module):
         fine, coarse = config.widths
         self._reference_inputs = _CELL**2 * (3 + config.maps)
         self.stem = nn.Conv2d(2 * self._reference_inputs, fine, 3, padding=1)
-        self.fine_in = _Block(fine)
+        self.fine_in = ReluBlock(fine)
         self.down = nn.Conv2d(fine, coarse, 4, stride=2, padding=1)
-        self.coarse = nn.Sequential(_Block(coarse), _Block(coarse), _Block(coarse))
+        self.coarse = nn.Sequential(ReluBlock(coarse), ReluBlock(coarse), ReluBlock(coarse))
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
-        self.fine_out = nn.Sequential(_Block(fine), _Block(fine))
+        self.fine_out = nn.Sequential(ReluBlock(fine), ReluBlock(fine))
         self.head = nn.Conv2d(fine, _OUTPUTS * _CELL**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None

@@ -14,7 +14,9 @@ BROW_MOTION = 3
 """How far the inner and the outer part of both brows are lower, and how far the inner parts are
 nearer to each other."""
 
-_CORNERS = (landmark_indices((33, 133)), landmark_indices((263, 362)))
+_CORNERS = landmark_indices((33, 133, 263, 362))
+"""Outer and inner corner of the right eye, then of the left one."""
+
 _OUTER, _INNER = -0.88, 0.29  # where the two parts of a brow are: medians of filmed people
 _ALONG = (-1.7, -1.0, 0.6, 1.5)  # begins, is whole, is whole no longer, ends
 _DOWN = (-2.1, -1.1, -0.5, -0.2)  # from the forehead to the lid
@@ -27,7 +29,7 @@ def brow_extent(points: Tensor) -> tuple[int, int, int, int]:
         points: landmarks, `(L, 2)` in its pixels.
     """
     reach = max(-_ALONG[0], -_DOWN[0])
-    corners = points[_CORNERS[0] + _CORNERS[1]].float()
+    corners = points[_CORNERS].float()
     width = float((corners[::2] - corners[1::2]).norm(dim=-1).amax())
     low, high = (corners.amin(0) - reach * width).floor(), corners.amax(0).ceil()
     left, top = low.tolist()
@@ -47,19 +49,16 @@ def brow_flow(points: Tensor, motion: Tensor, positions: Tensor) -> Tensor:
         Offsets in pixels, `(h, w, 2)`.
     """
     inner, outer, nearer = motion.float().unbind(-1)
-    flow = torch.zeros_like(positions)
-    for side, corners in enumerate(_CORNERS):
-        outside, inside = points[corners].float()
-        width = (inside - outside).norm().clamp(min=1e-6)
-        along = (inside - outside) / width
-        down = torch.stack([-along[1], along[0]]) * (-1.0 if side else 1.0)
-        place = (positions - (inside + outside) / 2) / width
-        u, v = place @ along, place @ down
-        share = _smooth((u - _OUTER) / (_INNER - _OUTER))
-        opacity = _plateau(u, _ALONG) * _plateau(v, _DOWN)
-        lower = opacity * torch.lerp(outer, inner, share)
-        flow -= width * (lower[..., None] * down + (opacity * share * nearer)[..., None] * along)
-    return flow
+    outside, inside = points[_CORNERS[::2]].float(), points[_CORNERS[1::2]].float()  # (2, 2)
+    width = (inside - outside).norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    along = (inside - outside) / width
+    down = torch.stack([-along[:, 1], along[:, 0]], -1) * along.new_tensor([[1.0], [-1.0]])
+    place = (positions[..., None, :] - (inside + outside) / 2) / width  # (h, w, 2, 2)
+    u, v = (place * along).sum(-1), (place * down).sum(-1)
+    share = _smooth((u - _OUTER) / (_INNER - _OUTER))
+    opacity = _plateau(u, _ALONG) * _plateau(v, _DOWN)
+    lower = opacity * torch.lerp(outer, inner, share)
+    return -(lower @ (width * down) + (opacity * share * nearer) @ (width * along))
 
 
 def _plateau(x: Tensor, edges: tuple[float, float, float, float]) -> Tensor:

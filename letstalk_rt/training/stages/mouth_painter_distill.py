@@ -1,8 +1,11 @@
 """Distils the mouth painter: a smaller one learns to inpaint what a trained one inpaints.
 
-What is learnt is a function of the inputs, sharp already, so there is no critic. The truth is a
-target of its own, at a smaller weight. Both painters compute the middle of crops alone where
-openings lie in it, as they will at inference.
+What is learnt is a function of the inputs: half of the mouths get the teeth of somebody else, as
+portraits get teeth from the bank, and the student shall do with them what the teacher does. The
+truth is a target of its own, at a smaller weight. A small network keeps to the mean where it cannot
+follow, so a critic compares what it inpaints with true mouths, and its features with those of the
+teacher's. Both painters compute the middle of crops alone where openings lie in it, as they will at
+inference.
 """
 
 from dataclasses import replace
@@ -22,13 +25,24 @@ from letstalk_rt.training.data.mouth_batches import MouthBatch, MouthSource
 from letstalk_rt.training.data.mouth_crops import MouthCrops
 from letstalk_rt.training.distributed import is_main_process
 from letstalk_rt.training.loop import LoopConfig, Run
-from letstalk_rt.training.stages.mouth_painter import SHEET_SIZE, MouthValidator, split_mouths
+from letstalk_rt.training.stages.mouth_painter import (
+    CRITIC_START,
+    SHEET_SIZE,
+    MouthValidator,
+    split_mouths,
+)
 from letstalk_rt.training.stages.mouth_painter_loss import (
+    CRITIC_WEIGHT,
     DIFFERENCE_WEIGHTS,
+    FEATURE_WEIGHT,
+    MouthCritic,
     differences,
     distance,
     shown_teeth,
 )
+
+BORROWED_SHARE = 0.5
+"""Share of mouths that get the teeth of another mouth of the batch."""
 
 TRUTH_WEIGHT = 0.1
 """Weight of the L1 distance from true mouths, beside the distances from the teacher's."""
@@ -42,6 +56,8 @@ def distill_mouth_painter(
     batch_size: int,
     teacher: MouthPainter,
     student: MouthPainterConfig,
+    initial_weights: dict[str, Tensor] | None = None,
+    critic_start: int = CRITIC_START,
     sheet_size: tuple[int, int] = SHEET_SIZE,
 ) -> MouthPainter:
     """Train a student; return its EMA copy, and write it, with the teacher's bank, to `model.pt`.
@@ -53,19 +69,25 @@ def distill_mouth_painter(
         batch_size: mouths per step.
         teacher: the trained painter; its bank has as many pictures as the student's.
         student: shape of the student.
+        initial_weights: the student's to start from; None for those of the teacher's channels that
+            matter most.
+        critic_start: first step with a critic.
         sheet_size: columns and rows of the contact sheets of held-out mouths.
     """
     kept, validation = split_mouths(mouths)
     source = MouthSource(mouths, kept)
     model = pruned(teacher, student)
+    if initial_weights:
+        model.load_state_dict(initial_weights)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Run(folder, model, config)
+    critic = MouthCritic(torch.device(config.device))
+    run = Run(folder, model, config, extras={"critic": critic})
     teacher.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher.eval().requires_grad_(False)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = source.draw(batch_size, run.generator).to(run.device)
-        teeth = shown_teeth(batch, run.generator)
+        teeth = borrowed(shown_teeth(batch, run.generator), batch.pairs, run.generator)
         with torch.no_grad():
             taught = with_mouths(batch, inpaint_fitted(teacher, batch, teeth))
         painted = inpaint_fitted(model, batch, teeth)
@@ -74,7 +96,14 @@ def distill_mouth_painter(
         for name, value in parts.items():
             total = total + DIFFERENCE_WEIGHTS[name] * value
         figures = {name: float(value.detach()) for name, value in parts.items()}
-        return total, figures | {"true_l1": float(true.detach())}
+        figures["true_l1"] = float(true.detach())
+        if step >= critic_start:
+            with torch.autocast(run.device.type, torch.bfloat16):
+                figures["critic"] = critic.learn(painted, batch)
+                adversarial, features = critic.losses(painted, replace(batch, crops=taught.crops))
+            total = total + CRITIC_WEIGHT * adversarial + FEATURE_WEIGHT * features
+            figures["fooled"] = float(adversarial.detach())
+        return total, figures
 
     validator = MouthValidator(mouths, validation, folder, sheet_size)
     trained = run.train(loss, lambda model, step: validator(model, step, run.device))
@@ -82,6 +111,15 @@ def distill_mouth_painter(
     if is_main_process():
         torch.save(trained.cpu().state_dict(), folder / "model.pt")
     return trained
+
+
+def borrowed(teeth: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
+    """Return teeth `(B, 4, 160, 224)` of which some went to other mouths; a pair has the same."""
+    count = len(teeth) - pairs
+    order = torch.arange(count)
+    moved = (torch.rand(count, generator=generator) < BORROWED_SHARE).nonzero()[:, 0]
+    order[moved] = moved.roll(1)
+    return teeth[torch.cat([order, order[:pairs]])]
 
 
 def with_mouths(batch: MouthBatch, painted: Tensor) -> MouthBatch:

@@ -17,7 +17,12 @@ from letstalk_rt.models.motion.code import (
     REST,
     channel,
 )
-from letstalk_rt.models.motion.denoiser import PAST_WINDOWS, MotionDenoiser, MotionDenoiserConfig
+from letstalk_rt.models.motion.denoiser import (
+    LIP_LEAD,
+    PAST_WINDOWS,
+    MotionDenoiser,
+    MotionDenoiserConfig,
+)
 from letstalk_rt.models.motion.speech_encoder import SpeechEncoderConfig
 
 CONFIG = MotionDenoiserConfig(
@@ -67,6 +72,20 @@ def test_lips_follow_speech_alone_and_the_rest_is_told_them(denoiser):
     assert not torch.allclose(first[..., REST], noisy[..., REST])
     other = denoiser(given[0], given[1] + 1, *given[2:], memory, steps=2)
     assert not torch.allclose(first[..., REST], other[..., REST])
+
+
+def test_lips_lead_what_was_learnt_from_late_tracks_across_windows_too(denoiser):
+    memory, given = denoiser.init_memory(2), [inputs() for _ in range(2)]
+    led = []
+    for features, linear, *rest in given:
+        codes = denoiser(features, linear, *rest, memory, steps=1)
+        denoiser.remember(codes, features, linear, memory)
+        led.append(codes[..., LIPS])
+    heard = [torch.cat(parts, 1) for parts in zip(*(one[:2] for one in given), strict=True)]
+    shown = denoiser.shown_lips(denoiser.predict_lips(*heard))
+    before = torch.cat([shown[:, :1], shown[:, :-1]], 1)  # a new session had none before
+    expected = torch.lerp(before, shown, 1 + LIP_LEAD)
+    torch.testing.assert_close(torch.cat(led, 1), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_white_errors_return_to_the_codes_they_came_from(denoiser):
