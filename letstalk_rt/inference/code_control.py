@@ -26,7 +26,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.models.face.head_motion import face_size
-from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
+from letstalk_rt.models.face.lip_values import GAPS, NUM_LIP_VALUES
 from letstalk_rt.models.geometry.eye_region import (
     CORNER_DISTANCE_PX,
     EYE_MOTION,
@@ -37,9 +37,10 @@ from letstalk_rt.models.geometry.eye_region import (
     eye_points,
 )
 from letstalk_rt.models.geometry.landmarks import landmark_indices
-from letstalk_rt.models.motion.code import FACE, GAZE, HEAD, LIPS, SHUT, channel
+from letstalk_rt.models.motion.code import FACE, GAZE, HEAD, LIPS, REST, SHUT, channel
 from letstalk_rt.models.motion.expression import EXPRESSION, EXPRESSION_NAMES, Expression
 from letstalk_rt.models.parts import MOTION
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.types import MotionOptions
 
 _OUTER_CORNERS = landmark_indices((33, 263))
@@ -101,7 +102,8 @@ class ShownFace:
 
     Attributes:
         latents: `(n, C, h, w)`.
-        shut: how far the eyes are shut, `(n,)`: `shut` of the code.
+        shut: how far each eye is shut, `(n, 2)`: `shut` of the code; the eye on the left of the
+            image first.
         eyes: how far lids and irises are from the portrait's, `(n, 4)`: see `moved_eyes`.
         brows: motion of the brows, `(n, 3)`: see `BROW_MOTION`.
     """
@@ -164,21 +166,29 @@ class CodeControl:
             self._eases = False
         return shown
 
-    def face(self, codes: Tensor, portrait: Tensor) -> ShownFace:
+    def face(
+        self, codes: Tensor, portrait: Tensor, direction: DirectedWindow | None = None
+    ) -> ShownFace:
         """Return how the portrait shows codes; a camera moves it in these frames only.
 
         Args:
             codes: motion codes, `(n, D)`.
             portrait: the portrait's latent, `(C, h, w)`.
+            direction: how the motion of these frames is changed; a camera has precedence.
         """
         drive, self._drive = self._drive, None
         codes = self._with_options(codes)
+        sampled = codes
+        if direction is not None:
+            codes = _directed(sampled, direction)
         head = self._head.motion(_HEAD_SHOWN * _on_cpu(codes[:, HEAD]), _HEAD_LIMITS)
         shown = codes if drive is None else self._driven(codes, drive)
         felt, expression = shown[:, EXPRESSION], self._expression
         motion = codes.new_zeros(len(codes), len(self._scale))
         motion[:, :FACE_SIZE] = felt @ expression.face / self._scale[:FACE_SIZE]
         smiled = codes[:, EXPRESSION] @ expression.lips
+        if direction is not None:  # lips close as speech has it, whatever is felt
+            smiled[:, GAPS] = sampled[:, EXPRESSION] @ expression.lips[:, GAPS]
         values = codes[:, LIPS][:, :NUM_LIP_VALUES] + smiled
         if drive is not None:
             weights = _weights(drive, codes)
@@ -187,7 +197,10 @@ class CodeControl:
             head = torch.lerp(head, self._head.motion(drive.motion[:, motion_of.POSE]), weights)
         motion = self._with_lips(motion, values) + head
         latents = self._model.to_latents(motion.view(1, -1, *portrait.shape), portrait[None])
-        return ShownFace(latents[0], shown[:, SHUT], self._eyes_of(shown), felt @ expression.brows)
+        shut = shown[:, SHUT, None].expand(-1, 2)
+        if direction is not None:
+            shut = shut.maximum(torch.from_numpy(direction.closures).to(codes))
+        return ShownFace(latents[0], shut, self._eyes_of(shown), felt @ expression.brows)
 
     def _driven(self, codes: Tensor, drive: DriveWindow) -> Tensor:
         """Return codes `(n, D)` with the driver's brows, smile, lids and gaze by their weights.
@@ -256,10 +269,18 @@ class CodeControl:
         return motion + change @ self._head.beside_head.T
 
 
-def eye_closures(shut: Tensor) -> list[float]:
-    """Return how far lids are closed, from 0 to 1, for `shut` of the code, `(n,)`."""
+def eye_closures(shut: Tensor) -> list[tuple[float, float]]:
+    """Return how far the lids of both eyes are closed, from 0 to 1, for `ShownFace.shut`."""
     closed = ((shut - _OPEN) / (_CLOSED - _OPEN)).clamp(0, 1)
-    return [float(value) for value in closed]
+    return [(left, right) for left, right in closed.tolist()]
+
+
+def _directed(codes: Tensor, direction: DirectedWindow) -> Tensor:
+    """Return codes `(n, D)` whose motion is changed; lips are left to speech."""
+    changed = codes.clone()
+    kept, added = (torch.from_numpy(x).to(codes) for x in (direction.kept, direction.added))
+    changed[:, REST] = kept * codes[:, REST] + added
+    return changed
 
 
 def flat_scale(model: AvatarModel) -> Tensor:
