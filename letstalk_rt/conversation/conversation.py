@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 
+from letstalk_rt.audio.pitch import PitchTracker
 from letstalk_rt.audio.resample import Resampler, check_pcm
 from letstalk_rt.conversation.answer import Answer
 from letstalk_rt.conversation.echo import repeats
@@ -117,7 +118,7 @@ class Conversation:
         self._avatar, self._recogniser, self._chat = avatar, recogniser, chat
         self._turns = turns or TurnDetector()
         self._on_event, self._greeting = on_event, greeting
-        self._resampler = Resampler(SAMPLE_RATE)
+        self._resampler, self._pitch = Resampler(SAMPLE_RATE), PitchTracker()
         self._utterance: Utterance | None = None
         self._hearing: asyncio.Task[None] | None = None  # the newest one; it awaits the others
         self._answer: Answer | None = None
@@ -187,7 +188,10 @@ class Conversation:
         check_pcm(pcm)
         if sample_rate != self._resampler.sample_rate:
             self._resampler = Resampler(sample_rate)
-        for turn in self._turns.push(self._resampler.push(pcm)):
+        audio = self._resampler.push(pcm)
+        turns, pitch_hz = self._turns.push(audio), self._pitch.push(audio)
+        self._avatar.push_listened(self._turns.is_voiced, pitch_hz)
+        for turn in turns:
             match turn:
                 case TurnBegins():
                     self._begin_utterance()

@@ -105,6 +105,10 @@ class ConversingAvatar(Protocol):
         """Drop all speech that was not played."""
         ...
 
+    def push_listened(self, speaking: bool, pitch_hz: float | None = None) -> None:
+        """Tell the avatar whether the user speaks now, and with which pitch."""
+        ...
+
     def on_event(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each event; return a function that stops this."""
         ...

@@ -171,16 +171,18 @@ class AvatarSession:
             self._hub,
             output_sample_rate,
         )
+        self._performer = Performer(mood, mood_strength, listening, seed=seed)
+        if (mood, listening) != ("neutral", "off"):
+            self._check_directable()
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
-        self._camera = CameraInput(worker.pipeline, camera, self._now_s, self._hub, self.metrics)
+        self._camera = CameraInput(
+            worker.pipeline, camera, self._now_s, self._hub, self.metrics, self._performer.see
+        )
         times, levels = worker.step_times, worker.pipeline.quality_levels
         allowed = levels_for(
             degradation_preference if idle else "disabled",
             levels if times is None else times.with_costs(levels),
         )
-        self._performer = Performer(mood, mood_strength, listening)
-        if (mood, listening) != ("neutral", "off"):
-            self._check_directable()
         self._quality = QualityAdapter(allowed, load=0.0 if times is None else times.load)
         self._scheduler = StepScheduler(
             worker,
@@ -277,7 +279,7 @@ class AvatarSession:
         await self._audio_input.push(pcm, sample_rate)
 
     def push_video(self, frame: np.ndarray, timestamp: float | None = None) -> None:
-        """Push a frame of a camera, whose face moves the avatar's.
+        """Push a frame of a camera, whose face moves the avatar's, or is watched by it.
 
         Returns at once: the frame is read in another thread, and skipped if a newer one arrives
         first. The head pose, gaze, blinks, brows and smile of the largest face are shown by the

@@ -235,7 +235,7 @@ class StepScheduler(Generic[State]):
             lambda: self._deliver(step, model.new_images()),
             is_wanted=lambda: epoch == self._audio_input.epoch,
             steering=steering,
-            direction=self._direction(hop),
+            direction=self._direction(step),
         )
         if is_regular:  # times after a failure say nothing about the next step
             assert len(step.made_s) == self._window, len(step.made_s)
@@ -251,7 +251,7 @@ class StepScheduler(Generic[State]):
 
     def _steering(self, step: _Step) -> CameraSteering | None:
         """Return what moves the face in the frames of a step; None without a camera."""
-        if self._camera is None or not self._camera.is_open:
+        if self._camera is None or not self._camera.is_driving:
             return None
         return CameraSteering(
             self._camera,
@@ -264,12 +264,11 @@ class StepScheduler(Generic[State]):
             pause=self._worker.pause if self._live else lambda until_s: None,
         )
 
-    def _direction(self, hop: Hop) -> DirectedWindow | None:
+    def _direction(self, step: _Step) -> DirectedWindow | None:
         """Return how the motion of a step is changed; None if not at all."""
         now_s, due_s = self._now_s(), self._frames.due_s
-        return self._performer.window(
-            hop.frame_audio, max(now_s, due_s) if due_s < math.inf else now_s
-        )
+        shown_s = max(now_s, due_s) if due_s < math.inf else now_s
+        return self._performer.window(step.hop.frame_audio, step.voiced, now_s, shown_s)
 
     async def _adapt_quality(self, model: ModelSession[State], timing: StepTiming) -> None:
         """Lower or raise the quality, if the last steps ask for it."""

@@ -32,10 +32,13 @@ class Avatar:
 
     def __init__(self):
         self.epoch, self.interrupts, self.segments, self.listeners = 0, 0, [], []
-        self._open = []
+        self._open, self.listened = [], []
 
     async def push_audio(self, pcm, sample_rate):
         self._open.append(pcm)
+
+    def push_listened(self, speaking, pitch_hz=None):
+        self.listened.append((speaking, pitch_hz))
 
     async def end_segment(self):
         self.segments.append(len(self._open))

@@ -73,6 +73,10 @@ class QueueAvatar:
         self.epoch += 1
         return self._drop_speech()
 
+    def push_listened(self, speaking: bool, pitch_hz: float | None = None) -> None:
+        """Tell the avatar whether the user speaks now, and with which pitch."""
+        self._avatar.push_listened(speaking, pitch_hz)
+
     def on_event(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each event of the engine."""
         return self._avatar.on_event(listener)
