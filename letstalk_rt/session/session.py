@@ -352,6 +352,11 @@ class AvatarSession:
         self._check_directable()
         self._performer.gesture(name, amount, self._audio_input.segment_id, at)
 
+    @property
+    def is_directable(self) -> bool:
+        """Whether this model has moods, gestures and listening."""
+        return self._worker.pipeline.is_directable
+
     def set_listening(self, mode: Listening) -> None:
         """Change how the avatar shows its attention while somebody else speaks.
 
@@ -544,7 +549,7 @@ class AvatarSession:
             self._end()
 
     def _check_directable(self) -> None:
-        if not self._worker.pipeline.is_directable:
+        if not self.is_directable:
             raise ConfigError(NOT_DIRECTABLE)
 
     def _warn_of_failure(self) -> None:

@@ -9,6 +9,8 @@ from letstalk_rt.conversation.conversation import DEFAULT_PROMPT, Conversation
 from letstalk_rt.conversation.interface import Caption, Failure, StateChange
 from letstalk_rt.conversation.turns import TurnDetector
 from letstalk_rt.errors import ChatError, ConfigError, RecognitionError, SynthesisError
+from letstalk_rt.performance import Gesture
+from letstalk_rt.performance import mood as parse_mood
 from letstalk_rt.session.events import Event
 from letstalk_rt.speech.interface import prepare_text
 from letstalk_rt.types import Interrupted
@@ -30,12 +32,21 @@ class Marked:
 class Avatar:
     """A session whose segments begin and end when the test says so."""
 
-    def __init__(self):
+    def __init__(self, is_directable=False):
+        self.is_directable, self.directed = is_directable, []
         self.epoch, self.interrupts, self.segments, self.listeners = 0, 0, [], []
         self._open, self.listened = [], []
 
     async def push_audio(self, pcm, sample_rate):
         self._open.append(pcm)
+
+    def set_mood(self, mood, strength=1.0, *, at=None):
+        parse_mood(mood, strength)
+        self.directed.append((mood, strength, at))
+
+    def gesture(self, name, amount=1.0, *, at=None):
+        Gesture(name, amount)
+        self.directed.append((name, amount, at))
 
     def push_listened(self, speaking, pitch_hz=None):
         self.listened.append((speaking, pitch_hz))

@@ -16,7 +16,7 @@ import jwt
 import pytest
 from aiortc import RTCSessionDescription
 from support.live_server import join, live
-from support.server_fakes import Peer, patient, portrait_jpeg
+from support.server_fakes import DirectedPainter, Peer, patient, portrait_jpeg
 from support.transport_stage import Guest
 from websockets.exceptions import InvalidStatus
 
@@ -379,7 +379,7 @@ def address():
         patch.setattr(application, "UPLOADS_PER_S", 1000.0)
         patch.setattr(application, "CONNECTIONS_PER_S", 1000.0)
         patch.setattr(application, "QUEUE_ASKS_PER_S", 1000.0)
-        with live(LOCKED) as (_, found):
+        with live(LOCKED, DirectedPainter()) as (_, found):
             yield found
 
 
@@ -449,6 +449,9 @@ FIELDS = {
     "overlay.update": {"overlay": {"name": "x"}},
     "camera.configure": {},
     "camera.neutral": {},
+    "performance.mood": {"mood": "warm", "strength": 0.7},
+    "performance.gesture": {"gesture": "nod"},
+    "performance.listening": {"mode": "calm"},
     "conversation.configure": {},
     "conversation.say": {"text": "Hello"},
     "session.close": {},

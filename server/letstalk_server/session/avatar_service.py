@@ -176,6 +176,11 @@ class AvatarService:
         self.defaults: dict[str, AvatarEntry] = {}
 
     @property
+    def is_directable(self) -> bool:
+        """Whether the model has moods, gestures and listening."""
+        return self._model.pipeline.is_directable
+
+    @property
     def is_model_running(self) -> bool:
         """Whether the model can be called now."""
         pipeline = self._model.pipeline
