@@ -7,6 +7,7 @@ from letstalk_rt.types import SAMPLE_RATE
 _WINDOW = 1024  # 64 ms: three periods of a low voice
 _LOWEST_HZ, _HIGHEST_HZ = 70.0, 420.0
 _PERIODIC = 0.5  # of the power at lag 0; noise has less
+_NEARLY = 0.9  # as high as the highest peak
 _QUIET = 1e-6  # mean power below which there is no voice
 
 
@@ -35,11 +36,13 @@ class PitchTracker:
         shortest, longest = int(SAMPLE_RATE / _HIGHEST_HZ), int(SAMPLE_RATE / _LOWEST_HZ)
         lags = np.arange(shortest, longest + 1)
         strength = likeness[lags] / likeness[0] / (self._own[lags] / self._own[0])
-        # Twice a period is as periodic; a small preference finds the period itself.
-        best = int((strength - 0.1 * np.log2(lags / shortest) / 10).argmax())
-        if strength[best] < _PERIODIC:
+        if strength.max() < _PERIODIC:
             return None
-        return float(SAMPLE_RATE / lags[best])
+        inner = strength[1:-1]
+        peaks = (inner >= strength[:-2]) & (inner > strength[2:])
+        # Two periods are as much alike as one: the first peak that is nearly the highest counts.
+        near = np.flatnonzero(peaks & (inner > _NEARLY * strength.max()))
+        return float(SAMPLE_RATE / lags[1 + near[0]]) if near.size else None
 
 
 def _correlation(signal: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face import face_motion as motion_of
 from letstalk_rt.models.face.face_motion import DriveWindow
 from letstalk_rt.models.face.head_motion import face_size
-from letstalk_rt.models.face.lip_values import GAPS, NUM_LIP_VALUES
+from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
 from letstalk_rt.models.geometry.eye_region import (
     CORNER_DISTANCE_PX,
     EYE_MOTION,
@@ -178,17 +178,14 @@ class CodeControl:
         """
         drive, self._drive = self._drive, None
         codes = self._with_options(codes)
-        sampled = codes
         if direction is not None:
-            codes = _directed(sampled, direction)
+            codes = directed(codes, direction)
         head = self._head.motion(_HEAD_SHOWN * _on_cpu(codes[:, HEAD]), _HEAD_LIMITS)
         shown = codes if drive is None else self._driven(codes, drive)
         felt, expression = shown[:, EXPRESSION], self._expression
         motion = codes.new_zeros(len(codes), len(self._scale))
         motion[:, :FACE_SIZE] = felt @ expression.face / self._scale[:FACE_SIZE]
         smiled = codes[:, EXPRESSION] @ expression.lips
-        if direction is not None:  # lips close as speech has it, whatever is felt
-            smiled[:, GAPS] = sampled[:, EXPRESSION] @ expression.lips[:, GAPS]
         values = codes[:, LIPS][:, :NUM_LIP_VALUES] + smiled
         if drive is not None:
             weights = _weights(drive, codes)
@@ -275,7 +272,7 @@ def eye_closures(shut: Tensor) -> list[tuple[float, float]]:
     return [(left, right) for left, right in closed.tolist()]
 
 
-def _directed(codes: Tensor, direction: DirectedWindow) -> Tensor:
+def directed(codes: Tensor, direction: DirectedWindow) -> Tensor:
     """Return codes `(n, D)` whose motion is changed; lips are left to speech."""
     changed = codes.clone()
     kept, added = (torch.from_numpy(x).to(codes) for x in (direction.kept, direction.added))

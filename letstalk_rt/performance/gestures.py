@@ -4,6 +4,7 @@ Between two times a curve is a smooth step, so it rests at each of them. Left an
 viewer sees them. Angles are in radians.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,7 +16,8 @@ from letstalk_rt.performance.checks import check_number
 from letstalk_rt.performance.direction import EYES, NUM_CHANNELS, channel
 from letstalk_rt.types import FPS
 
-MAX_AMOUNT = 2.0
+MIN_AMOUNT, MAX_AMOUNT = 0.1, 2.0
+"""The smallest and the largest size of a gesture."""
 
 Points = tuple[tuple[float, float], ...]
 """Times in seconds and values, from 0 to 0."""
@@ -101,7 +103,7 @@ class Gesture:
 
     Attributes:
         name: one of `GESTURES`.
-        amount: how large it is, above 0 and up to 2; 1 as usual.
+        amount: how large it is, from 0.1 to 2; 1 as usual.
 
     Raises:
         ConfigError: there is no such gesture, or the amount is out of range.
@@ -111,14 +113,14 @@ class Gesture:
     amount: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in SHAPES:
+        if not isinstance(self.name, str) or self.name not in SHAPES:
             raise ConfigError(f"gesture must be one of {', '.join(GESTURES)}, got {self.name!r}")
-        check_number("amount", self.amount, 0.0, MAX_AMOUNT)
+        check_number("amount", self.amount, MIN_AMOUNT, MAX_AMOUNT)
 
     @property
     def frames(self) -> int:
         """How many frames it takes."""
-        return round(SHAPES[self.name].duration_s * FPS)
+        return math.ceil(SHAPES[self.name].duration_s * FPS)
 
     @property
     def lead_s(self) -> float:

@@ -21,7 +21,7 @@ MAX_SMILE = 0.4
 
 _KEPT_S = 2.0
 _HOLD_S = 0.6  # a smile that was not seen again for so long fades
-_FADE = 0.9  # share of it that is left in the next frame
+_FADE = 0.85  # share of it that is left in the next frame
 _EASE = 0.25  # how fast the answer follows, a frame
 _DIP, _BACK, _NOD_S = 0.06, 0.5, 0.9  # radians down, share of them up again, seconds for both
 _NODS_EVERY_S = 1.5

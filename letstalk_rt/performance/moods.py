@@ -130,15 +130,18 @@ def _moods(*moods: Mood) -> Mapping[str, Mood]:
     return MappingProxyType({each.name: each for each in moods})
 
 
+_LIVELY = {"yaw": 1.7, "pitch": 1.7, "roll": 1.7, "brow_inner": 1.8, "brow_outer": 1.8}
+_STILL = {"yaw": 0.6, "pitch": 0.6, "roll": 0.6, "brow_inner": 0.5, "brow_outer": 0.5}
+
 MOODS = _moods(
     Mood("neutral"),
-    Mood("warm", Style(smile=1.0, brows=0.3), {"smile": 0.2}),
-    Mood("cheerful", Style(smile=2.0, brows=0.6, head_energy=0.7), {"smile": 0.35}),
-    Mood("serious", Style(smile=-1.0, head_energy=-1.0), {"brow_down": 0.3}),
-    Mood("concerned", Style(smile=-0.5), {"brow_inner": 0.5, "frown": 0.2}),
-    Mood("surprised", Style(brows=2.0), {"brow_inner": 0.6, "brow_outer": 0.6, "shut": -0.2}),
-    Mood("tired", Style(head_energy=-1.0, blink_rate=1.0), {"shut": 0.2, "pitch": 0.06}),
-    Mood("lively", Style(head_energy=2.0, brow_energy=2.0, smile=0.5)),
+    Mood("warm", Style(smile=1.0), {"smile": 0.45, "squint": 0.1, "brow_outer": 0.1}),
+    Mood("cheerful", Style(smile=2.0, head_energy=1.0), {"smile": 0.75, "squint": 0.2}),
+    Mood("serious", Style(head_energy=-1.0), {"brow_down": 0.45, "smile": -0.35}, _STILL),
+    Mood("concerned", Style(brows=1.0), {"brow_inner": 0.8, "brow_down": 0.1, "smile": -0.35}),
+    Mood("surprised", Style(brows=2.0), {"brow_inner": 0.8, "brow_outer": 0.7, "shut": -0.35}),
+    Mood("tired", Style(head_energy=-2.0), {"shut": 0.14, "pitch": 0.07, "smile": -0.1}, _STILL),
+    Mood("lively", Style(head_energy=2.0, brow_energy=2.0), {"smile": 0.15}, _LIVELY, 1.2),
 )
 """All moods by name."""
 

@@ -91,7 +91,7 @@ class Performer:
 
         Args:
             name: one of `GESTURES`.
-            amount: how large it is, above 0 and up to 2.
+            amount: how large it is, from 0.1 to 2.
             segment_id: the segment that `at_s` refers to.
             at_s: when its first movement is complete, in seconds of that segment's speech; None to
                 begin with the next window.
@@ -107,7 +107,7 @@ class Performer:
         Raises:
             ConfigError: there is neither, or a number is out of range.
         """
-        if name in MOODS:
+        if isinstance(name, str) and name in MOODS:
             self.set_mood(name, 1.0, segment_id, at_s)
         else:
             self.gesture(name, 1.0, segment_id, at_s)

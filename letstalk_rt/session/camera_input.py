@@ -42,8 +42,9 @@ FADE_FRAMES = 7
 RETRY_S = 3.0
 """Pause after a frame that could not be read, because its reader's process may have ended."""
 
-FULL_SMILE = 0.1
-"""By how much the corners of a mouth move in a full smile, outwards and up, in face sizes."""
+FULL_SMILE = 0.42
+"""By how much the corners of a mouth move outwards and up in a smile of 1, in face sizes: as the
+packaged model shows the smile of a code."""
 
 _PITCH = 1  # of a head pose
 _KEPT = 50  # readings

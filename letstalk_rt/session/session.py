@@ -341,7 +341,7 @@ class AvatarSession:
 
         Args:
             name: one of `performance.GESTURES`.
-            amount: how large it is, above 0 and up to 2.
+            amount: how large it is, from 0.1 to 2.
             at: when its first movement is complete, in seconds of audio from the start of the
                 current segment; None to begin with the next window.
 
