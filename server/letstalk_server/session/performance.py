@@ -13,6 +13,7 @@ from letstalk_rt.performance import json_fields
 from letstalk_rt.performance.gestures import Gesture
 from letstalk_rt.performance.listening import Listening
 from letstalk_rt.performance.moods import Style
+from letstalk_rt.performance.moods import mood as check_mood
 from letstalk_rt.session.avatar import AvatarSession
 from letstalk_server.errors import NotDirectableError
 from letstalk_server.protocol import server_messages
@@ -73,18 +74,26 @@ class Performance:
 
         Raises:
             NotDirectableError: the model has no moods.
+            ConfigError: there is no such mood, or the strength is out of range.
         """
         self._check()
+        check_mood(mood, strength)
         self._options = replace(self._options, mood=mood, mood_strength=strength)
         if self._avatar is not None and not self._avatar.closed:
             self._avatar.set_mood(mood, strength, at=at)
         self._announcer.broadcast(self._message())
+
+    def interrupt(self) -> None:
+        """Show the mood that clients were told, also if its cue was just dropped with its text."""
+        if self.is_directable and self._avatar is not None and not self._avatar.closed:
+            self._avatar.set_mood(self._options.mood, self._options.mood_strength)
 
     def gesture(self, name: str, amount: float = 1.0, *, at: float | None = None) -> None:
         """Make a gesture; see `AvatarSession.gesture`.
 
         Raises:
             NotDirectableError: the model has no gestures.
+            ConfigError: there is no such gesture, or a number is out of range.
         """
         self._check()
         if self._avatar is None:

@@ -356,7 +356,9 @@ class Session:
 
     def _drop_speech(self) -> Interrupted:
         waiting_ms = round(1000 * self.speech.clear())
-        return self._reporter.announce_interrupt(self._runner.interrupt(), waiting_ms)
+        interrupted = self._runner.interrupt()
+        self.performance.interrupt()
+        return self._reporter.announce_interrupt(interrupted, waiting_ms)
 
     def hear(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
         """Take the next audio of a microphone: for the conversation if one is on, else to speak.
