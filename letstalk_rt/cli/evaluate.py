@@ -212,7 +212,9 @@ def _evaluate_performance(
     args: argparse.Namespace,
 ) -> None:
     tracker = MotionTracker(landmarker_file(args.data, args.landmarker))
-    figures, sheet = evaluate_performance(pipeline, tracker, portraits, clips, args.seconds)
+    figures, sheet = evaluate_performance(
+        pipeline, tracker, portraits, clips, args.seconds, args.limit_s
+    )
     _write(EvaluationResult(figures=dict(figures), sheets=[("moods", sheet)]), args)
 
 
@@ -335,6 +337,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=10.0,
         help="with --performance: length of each video (%(default)s)",
+    )
+    add(
+        "--limit-s",
+        type=float,
+        default=math.inf,
+        help="with --performance: no portrait begins later than so many seconds",
     )
     add(
         "--only",

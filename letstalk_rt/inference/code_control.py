@@ -57,6 +57,13 @@ _GAZE_SHOWN = (2.2, 2.6)
 _HEAD_SHOWN = np.array([1.8, 1.2, 1.25, 1.0, 1.0, 1.05])
 """What a head pose is multiplied by, so that a tracker sees it at its size in shown frames."""
 
+MAX_EXPRESSION = 1.0
+"""The largest number of an expression that is shown when it is directed."""
+
+MAX_RAISED = 0.18
+"""By how many widths of an eye directed brows are raised at most: the flow that moves them ends
+within 0.3 widths above the lid (`brow_flow`), and would fold from 0.2 on."""
+
 NO_LANDMARKS = (
     "the latents of this model hold no landmarks, so no camera can drive it; use preset 'tiny'"
 )
@@ -194,10 +201,11 @@ class CodeControl:
             head = torch.lerp(head, self._head.motion(drive.motion[:, motion_of.POSE]), weights)
         motion = self._with_lips(motion, values) + head
         latents = self._model.to_latents(motion.view(1, -1, *portrait.shape), portrait[None])
-        shut = shown[:, SHUT, None].expand(-1, 2)
+        shut, brows = shown[:, SHUT, None].expand(-1, 2), felt @ expression.brows
         if direction is not None:
             shut = shut.maximum(torch.from_numpy(direction.closures).to(codes))
-        return ShownFace(latents[0], shut, self._eyes_of(shown), felt @ expression.brows)
+            brows = torch.cat([brows[:, :2].clamp(min=-MAX_RAISED), brows[:, 2:]], 1)
+        return ShownFace(latents[0], shut, self._eyes_of(shown), brows)
 
     def _driven(self, codes: Tensor, drive: DriveWindow) -> Tensor:
         """Return codes `(n, D)` with the driver's brows, smile, lids and gaze by their weights.
@@ -277,6 +285,7 @@ def directed(codes: Tensor, direction: DirectedWindow) -> Tensor:
     changed = codes.clone()
     kept, added = (torch.from_numpy(x).to(codes) for x in (direction.kept, direction.added))
     changed[:, REST] = kept * codes[:, REST] + added
+    changed[:, EXPRESSION] = changed[:, EXPRESSION].clamp(-MAX_EXPRESSION, MAX_EXPRESSION)
     return changed
 
 

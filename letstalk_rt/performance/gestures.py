@@ -53,8 +53,8 @@ def _look(x: float, y: float) -> GestureShape:
     """Return a look to one side, which the head follows a little and later."""
     times = (0.16, 1.2, 0.2), (0.4, 1.3, 0.5)
     curves = {
-        "gaze_x": _held(0.05 * x, *times[0]),
-        "gaze_y": _held(0.035 * y, *times[0]),
+        "gaze_x": _held(0.035 * x, *times[0]),
+        "gaze_y": _held(0.014 * y, *times[0]),
         "yaw": _held(0.1 * x, *times[1]),
         "pitch": _held(0.07 * y, *times[1]),
     }
@@ -66,7 +66,7 @@ def _wink(side: str) -> GestureShape:
     return GestureShape(0.12, {"smile": _held(0.15, 0.16, 0.4, 0.4)}, {side: closed})
 
 
-_BROWS_UP = _held(0.6, 0.2, 0.8, 0.4)
+_BROWS_UP = _held(0.34, 0.2, 0.8, 0.4)
 SHAPES: Mapping[str, GestureShape] = MappingProxyType(
     {
         "nod": GestureShape(
@@ -79,7 +79,7 @@ SHAPES: Mapping[str, GestureShape] = MappingProxyType(
         ),
         "tilt": GestureShape(0.32, {"roll": _held(0.12, 0.32, 1.2, 0.5)}),
         "raise_brows": GestureShape(0.2, {"brow_inner": _BROWS_UP, "brow_outer": _BROWS_UP}),
-        "frown": GestureShape(0.2, {"brow_down": _held(0.6, 0.2, 1.0, 0.4)}),
+        "frown": GestureShape(0.2, {"brow_down": _held(0.5, 0.2, 1.0, 0.4)}),
         "wink": _wink("right"),
         "wink_left": _wink("left"),
         "smile": GestureShape(0.36, {"smile": _held(0.45, 0.36, 1.6, 0.7)}),

@@ -130,16 +130,16 @@ def _moods(*moods: Mood) -> Mapping[str, Mood]:
     return MappingProxyType({each.name: each for each in moods})
 
 
-_LIVELY = {"yaw": 1.7, "pitch": 1.7, "roll": 1.7, "brow_inner": 1.8, "brow_outer": 1.8}
+_LIVELY = {"yaw": 1.5, "pitch": 1.5, "roll": 1.5, "brow_inner": 1.8, "brow_outer": 1.8}
 _STILL = {"yaw": 0.6, "pitch": 0.6, "roll": 0.6, "brow_inner": 0.5, "brow_outer": 0.5}
 
 MOODS = _moods(
     Mood("neutral"),
-    Mood("warm", Style(smile=1.0), {"smile": 0.45, "squint": 0.1, "brow_outer": 0.1}),
+    Mood("warm", Style(smile=1.0), {"smile": 0.5, "squint": 0.1, "brow_outer": 0.1}),
     Mood("cheerful", Style(smile=2.0, head_energy=1.0), {"smile": 0.75, "squint": 0.2}),
     Mood("serious", Style(head_energy=-1.0), {"brow_down": 0.45, "smile": -0.35}, _STILL),
-    Mood("concerned", Style(brows=1.0), {"brow_inner": 0.8, "brow_down": 0.1, "smile": -0.35}),
-    Mood("surprised", Style(brows=2.0), {"brow_inner": 0.8, "brow_outer": 0.7, "shut": -0.35}),
+    Mood("concerned", Style(brows=1.0), {"brow_inner": 0.5, "smile": -0.3}),
+    Mood("surprised", Style(brows=2.0), {"brow_inner": 0.36, "brow_outer": 0.36, "shut": -0.3}),
     Mood("tired", Style(head_energy=-2.0), {"shut": 0.14, "pitch": 0.07, "smile": -0.1}, _STILL),
     Mood("lively", Style(head_energy=2.0, brow_energy=2.0), {"smile": 0.15}, _LIVELY, 1.2),
 )
@@ -166,8 +166,8 @@ def mood(which: "str | Style", strength: float = 1.0) -> Mood:
     return Mood(found.name, found.style, found.added, found.kept, found.blink_rate, float(strength))
 
 
-_SMILE, _BROWS = 0.1, 0.1
-"""What is added to smile and brows for one deviation of a style."""
+_SMILE, _BROWS = 0.25, 0.2
+"""What is added to smile and brows for one deviation of a style, so that about one is shown."""
 
 
 def of_style(style: Style) -> Mood:
