@@ -215,7 +215,7 @@ export class LetsTalkAvatar extends EventTarget {
    *
    * @param {string} gesture one of `performance.gestures` of the server's configuration.
    * @param {object} [options]
-   * @param {number} [options.amount] how large it is, up to 2.
+   * @param {number} [options.amount] how large it is, from 0.1 to 2.
    * @param {number} [options.atMs] when, in the audio of the segment that is being sent; otherwise
    *   at once.
    */

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.performance.gestures import GESTURES, MAX_AMOUNT
+from letstalk_rt.performance.gestures import GESTURES, MAX_AMOUNT, MIN_AMOUNT
 from letstalk_rt.performance.moods import MOODS
 from letstalk_rt.speech.tagged import Directed
 
@@ -36,7 +36,7 @@ TOOLS = (
         "gesture",
         "Make a small gesture now.",
         gesture={"type": "string", "enum": list(GESTURES)},
-        amount={"type": "number", "exclusiveMinimum": 0, "maximum": MAX_AMOUNT},
+        amount={"type": "number", "minimum": MIN_AMOUNT, "maximum": MAX_AMOUNT},
     ),
 )
 """The tools of the performance, as in OpenAI's interface."""

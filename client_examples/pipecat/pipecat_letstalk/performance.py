@@ -27,7 +27,7 @@ class AvatarGestureFrame(DataFrame):
 
     Attributes:
         gesture: a name of `letstalk_rt.performance.GESTURES`.
-        amount: how large it is, above 0 and up to 2.
+        amount: how large it is, from 0.1 to 2.
     """
 
     gesture: str

@@ -6,7 +6,7 @@ from typing import Any
 
 from letstalk_rt import __version__
 from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ
-from letstalk_rt.performance.gestures import GESTURES, MAX_AMOUNT
+from letstalk_rt.performance.gestures import GESTURES, MAX_AMOUNT, MIN_AMOUNT
 from letstalk_rt.performance.json_fields import MAX_AT_MS
 from letstalk_rt.performance.listening import LISTENING
 from letstalk_rt.performance.moods import MAX_STYLE, MOODS, Style
@@ -259,7 +259,7 @@ def _messages() -> Json:
         "PerformanceGesture": _object(
             type={"const": "performance.gesture"},
             gesture={"enum": list(GESTURES)},
-            amount={"type": "number", "minimum": 0, "maximum": MAX_AMOUNT},
+            amount={"type": "number", "minimum": MIN_AMOUNT, "maximum": MAX_AMOUNT},
             at_ms={"type": "number", "minimum": 0, "maximum": MAX_AT_MS},
             required=("type", "gesture"),
         ),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import subprocess
 from contextlib import asynccontextmanager
 
 import httpx
@@ -85,7 +86,7 @@ async def test_a_websocket_directs_and_everybody_is_told(address, painter):
         ('{"type": "performance.mood", "mood": "warm", "strength": NaN}', "JSON"),
         ({"type": "performance.mood", "style": {"smile": 1e300}}, "from -3 to 3"),
         ({"type": "performance.gesture", "gesture": "somersault"}, "nod"),
-        ({"type": "performance.gesture", "gesture": "nod", "amount": 9}, "from 0 to 2"),
+        ({"type": "performance.gesture", "gesture": "nod", "amount": 9}, "from 0.1 to 2"),
         ({"type": "performance.gesture", "gesture": "nod", "at_ms": -1}, "at_ms"),
         ({"type": "performance.listening", "mode": "asleep"}, "attentive"),
     ],
@@ -117,8 +118,9 @@ async def test_a_flood_of_gestures_is_limited_and_the_session_lives(address, pai
 
 
 async def test_settings_outlive_the_connection(address, painter):
-    client = await join(address)
-    session = (await client.hear("session.ready"))["session"]
+    async with httpx.AsyncClient(base_url=f"http://{address}") as http:
+        session = (await http.post("/v1/sessions", json={})).json()["session"]
+    client = await join(address, f"session={session}")
     await client.send({"type": "performance.mood", "mood": "serious"})
     await client.send({"type": "performance.listening", "mode": "calm"})
     await client.hear("performance.updated", 2)
@@ -175,9 +177,14 @@ async def test_a_data_channel_directs_and_an_early_gesture_is_not_lost():
         peer.send({"type": "performance.mood", "mood": "furious"})
         await peer.until(lambda: peer.said("session.error"))
         assert peer.said("session.error")[0]["code"] == "bad-message"
-        patch = peer.video[-1].to_ndarray(format="rgb24")[8:24, -24:-8].mean((0, 1))
-        assert patch[1] > patch[2] + 20, "it is seen in the video: the patch is green"
+        await peer.until(lambda: green_of(peer.video[-1]) > 40)  # it is seen in the video
         await peer.close()
+
+
+def green_of(frame):
+    """Return how far the patch at the right edge of a frame is green."""
+    _, green, blue = frame.to_ndarray(format="rgb24")[8:24, -24:-8].mean((0, 1))
+    return green - blue
 
 
 async def test_a_model_without_moods_refuses_and_speaks_texts_without_their_tags():
@@ -276,10 +283,11 @@ async def test_a_chat_model_directs_by_tools_and_tags():
     assert results[0] == "done" and "raise_brows" in results[1]
 
 
-async def test_the_avatar_listens_to_the_microphone_of_a_conversation():
+@needs("espeak-ng")
+async def test_the_avatar_listens_to_the_microphone_of_a_conversation(speech):
     painter = DirectedPainter()
     async with conversing(painter, "Yes.") as (_, client):
-        peer = Peer(Voice(voice_with_pauses()))
+        peer = Peer(Voice(speech))
         await peer.join(client, options={"listening": "attentive"})
         peer.send({"type": "conversation.configure"})
         await peer.until(lambda: peer.said("conversation.configured"))
@@ -288,10 +296,11 @@ async def test_the_avatar_listens_to_the_microphone_of_a_conversation():
         await peer.close()
 
 
-async def test_a_microphone_that_moves_the_lips_is_not_listened_to():
+@needs("espeak-ng")
+async def test_a_microphone_that_moves_the_lips_is_not_listened_to(speech):
     painter = DirectedPainter()
     async with serving(Settings(), painter) as (_, client):
-        peer = Peer(Voice(voice_with_pauses()))
+        peer = Peer(Voice(speech))
         await peer.join(client, options={"listening": "attentive"})
         await peer.until(lambda: peer.said("avatar.speaking"))
         await asyncio.sleep(2.0)
@@ -299,10 +308,12 @@ async def test_a_microphone_that_moves_the_lips_is_not_listened_to():
         await peer.close()
 
 
-def voice_with_pauses():
-    """Return two seconds of a loud voice-like sound, and then half a second of silence."""
-    t = np.arange(2 * 48_000) / 48_000
-    buzz = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 25))
-    syllables = 0.5 + 0.5 * np.sin(2 * np.pi * 4 * t)
-    loud = (buzz / np.abs(buzz).max() * syllables * 12_000).astype(np.int16)
-    return np.concatenate([loud, np.zeros(24_000, np.int16)])
+@pytest.fixture(scope="module")
+def speech():
+    """A spoken sentence and then silence, 48 kHz int16."""
+    words = ["espeak-ng", "-v", "en-us", "--stdout", "Good morning, I would like to tell you this."]
+    done = subprocess.run(words, capture_output=True, check=True)
+    pcm = np.frombuffer(done.stdout[44:], np.int16) / 2
+    at = np.arange(int(len(pcm) * 48_000 / 22_050)) * 22_050 / 48_000
+    spoken = np.interp(at, np.arange(len(pcm)), pcm).astype(np.int16)
+    return np.concatenate([spoken, np.zeros(48_000, np.int16)])
