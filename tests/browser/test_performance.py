@@ -28,6 +28,7 @@ PATCH = """
 () => {
   const video = document.getElementById("video");
   const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  window.now = [0, 0];
   window.most = [0, 0];
   const look = () => {
     context.drawImage(video, video.videoWidth - 16, 8, 8, 8, 0, 0, 1, 1);
