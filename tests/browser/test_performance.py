@@ -151,7 +151,8 @@ def test_fingers_find_every_mood_and_gesture(browser, server, scheme):
         assert all(width >= 44 and height >= 44 for width, height in boxes)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.locator("#performance").scroll_into_view_if_needed()
-        page.screenshot(path=artefacts() / f"performance-phone-{scheme}.png", full_page=True)
+        assert page.locator("#gestures kbd").first.is_hidden(), "there is no keyboard"
+        page.screenshot(path=artefacts() / f"performance-phone-{scheme}.png")
 
 
 def test_a_model_that_cannot_be_directed_shows_nothing_of_it(browser):
