@@ -198,5 +198,10 @@ def _changed(
     """Return the window, or None if it changes nothing."""
     if not (added.any() or closures.any() or style.any() or (kept != 1).any() or blinks != 1):
         return None
-    arrays = (each.astype(np.float32) for each in (added, kept, closures, style))
-    return DirectedWindow(*arrays, blinks)
+    return DirectedWindow(
+        added.astype(np.float32),
+        kept.astype(np.float32),
+        closures.astype(np.float32),
+        style.astype(np.float32),
+        blinks,
+    )
