@@ -12,6 +12,7 @@ from letstalk_rt.speech.tagged import (
     Directed,
     SpokenChunk,
     TimedCue,
+    note_unknown,
     prepare_tagged,
     stream_tagged,
 )
@@ -55,9 +56,11 @@ async def say(session: Speaker, speech: TextToSpeech, text: str | TaggedText) ->
         TextError: the text cannot be spoken; nothing was pushed.
         SynthesisError: the engine failed; what was spoken before is a segment.
     """
-    tagged = prepare_tagged(text) if isinstance(text, str) else text
+    if isinstance(text, str):
+        text = prepare_tagged(text)
+        note_unknown(text)
     epoch = session.epoch
-    stream = cast(AsyncGenerator[SpokenChunk | TimedCue, None], stream_tagged(speech, tagged))
+    stream = cast(AsyncGenerator[SpokenChunk | TimedCue, None], stream_tagged(speech, text))
     pushed = False
     try:
         async with aclosing(stream):

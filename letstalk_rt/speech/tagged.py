@@ -81,13 +81,12 @@ class SpokenChunk:
 def prepare_tagged(text: str, max_chars: int = MAX_TEXT_CHARS) -> TaggedText:
     """Return a text as it may be given to an engine, without its tags.
 
-    Tags that name neither a mood nor a gesture are counted in the log, which never holds the text.
+    Whoever calls it tells the user of `unknown` tags, see `note_unknown`.
 
     Raises:
         TextError: see `prepare_text`; a text of tags alone is accepted, if one of them is known.
     """
     tagged = parse_tags(prepare_text(text, max_chars))
-    note_unknown(tagged)
     if not has_words(tagged.text) and not tagged.cues:
         raise TextError("the text has only unknown tags, so nothing can be spoken; add words")
     return tagged
