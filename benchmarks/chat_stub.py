@@ -35,6 +35,8 @@ class ChatStub:
         answers: given in turn, again and again; a dict is sent as the message's `delta` at once.
         tokens_per_s: speed.
         status: status of each answer.
+        refuses_tools: answer requests with tools with status 400, as servers do whose model takes
+            none.
 
     Attributes:
         requests: bodies that it received.
@@ -47,11 +49,13 @@ class ChatStub:
         answers: Sequence[str | dict[str, Any]] = ANSWERS,
         tokens_per_s: float = TOKENS_PER_S,
         status: int = 200,
+        refuses_tools: bool = False,
     ) -> None:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.aborted = 0
         self._answers, self._pause_s, self._status = answers, 1 / tokens_per_s, status
+        self._refuses_tools = refuses_tools
         self.app = Starlette(
             routes=[Route("/v1/chat/completions", self._complete, methods=["POST"])]
         )
@@ -60,8 +64,9 @@ class ChatStub:
         answer = self._answers[len(self.requests) % len(self._answers)]
         self.requests.append(await request.json())
         self.keys.append(request.headers.get("authorization"))
-        if self._status != 200:
-            return JSONResponse({"error": {"message": "no"}}, self._status)
+        status = 400 if self._refuses_tools and "tools" in self.requests[-1] else self._status
+        if status != 200:
+            return JSONResponse({"error": {"message": "no"}}, status)
         return StreamingResponse(self._stream(answer), media_type="text/event-stream")
 
     async def _stream(self, answer: str | dict[str, Any]) -> AsyncIterator[str]:

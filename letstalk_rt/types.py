@@ -17,6 +17,9 @@ from letstalk_rt.metrics import FrameStamps
 LipDrive = Literal["sound", "camera", "blend"]
 """What moves the lips of a session with a camera."""
 
+CameraRole = Literal["drive", "watch"]
+"""Whether a camera moves the avatar, or the avatar looks at whom it shows."""
+
 SAMPLE_RATE = 16_000
 """Sample rate of all audio inside the package, in Hz."""
 
@@ -177,18 +180,22 @@ class CameraOptions:
             `blend`, in which the sound counts for more while there is speech.
         absolute: whether the head turns as the driver's is turned to the camera. Otherwise, and by
             default, only how it moves from the driver's neutral look counts.
+        role: `drive` moves the face; `watch` leaves it to the model, and the avatar answers a smile
+            with a smile and a nod with a nod, smaller and half a second later.
 
     Raises:
-        ConfigError: `lips` is unknown.
+        ConfigError: `lips` or `role` is unknown.
     """
 
     lips: LipDrive = "sound"
     absolute: bool = False
+    role: CameraRole = "drive"
 
     def __post_init__(self) -> None:
-        if self.lips not in get_args(LipDrive):
-            known = ", ".join(get_args(LipDrive))
-            raise ConfigError(f"lips must be one of {known}, got {self.lips!r}")
+        for name, kinds in (("lips", LipDrive), ("role", CameraRole)):
+            if (value := getattr(self, name)) not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise ConfigError(f"{name} must be one of {known}, got {value!r}")
 
 
 def _check_range(name: str, value: float, most: float) -> None:

@@ -17,6 +17,7 @@ LAYERS = """
 letstalk_rt
 letstalk_rt.avatars
 letstalk_rt.audio
+letstalk_rt.performance
 letstalk_rt.speech
 letstalk_rt.models.layers
 letstalk_rt.models.geometry

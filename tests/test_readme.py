@@ -25,7 +25,9 @@ from letstalk_rt.cli.main import COMMANDS, FORWARDED
 from letstalk_rt.cli.main import _parser as main_parser
 from letstalk_rt.cli.prepare import _parser as prepare_parser
 from letstalk_rt.errors import SynthesisError
+from letstalk_rt.performance.direction import DirectedWindow, channel
 from letstalk_rt.session.avatar import Avatar, AvatarSession
+from letstalk_rt.sources import say
 from letstalk_rt.types import AVFrame, SegmentEnd
 from letstalk_server.cluster.main import _parser as cluster_parser
 from letstalk_server.main import _parser as server_parser
@@ -110,7 +112,9 @@ def test_a_voice_that_fails_ends_it_too(stage: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(caught.value.exceptions[0], SynthesisError)
 
 
-def test_the_blocks_about_sessions_run(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_blocks_about_sessions_run(
+    stage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Player:
         shown = 0
 
@@ -124,11 +128,14 @@ def test_the_blocks_about_sessions_run(stage: Path, capsys: pytest.CaptureFixtur
         made = eval(compile(code, "embedding.md", "exec", flags=flags), {"avatar": avatar, **names})
         asyncio.run(made)
 
-    first, change, speak = (
+    first, change, speak, direct = (
         code
         for code in blocks_of(ROOT / "docs" / "embedding.md", "python")
         if "session" in code and "avatar_token" not in code
     )
+    directed: list[DirectedWindow] = []
+    monkeypatch.setattr(LoudIsBright, "is_directable", True)
+    monkeypatch.setattr(LoudIsBright, "direct", lambda _, state, window: directed.append(window))
     LoudIsBright.change_portrait, refused = (lambda *_: None), LoudIsBright.change_portrait
     try:
         with Avatar.load("mira") as avatar:
@@ -136,9 +143,11 @@ def test_the_blocks_about_sessions_run(stage: Path, capsys: pytest.CaptureFixtur
                 run(first, player=Player(), AVFrame=AVFrame)
             run(change)
             run(speak)
+            run(direct, asyncio=asyncio, say=say, speech=Tone(), SegmentEnd=SegmentEnd)
     finally:
         LoudIsBright.change_portrait = refused  # type: ignore[method-assign]
     assert "not an image in a supported format" in capsys.readouterr().out
+    assert max(window.added[:, channel("pitch")].max() for window in directed) > 0.05, "a nod"
     assert (stage / "talk.mp4").stat().st_size > 1000 and (stage / "leon.portrait").exists()
 
 

@@ -9,6 +9,7 @@ import { LetsTalkAvatar, LetsTalkError } from "./letstalk.js";
 import { LookControl } from "./look-control.js";
 import { Microphone } from "./microphone.js";
 import { OverlayControl } from "./overlay-control.js";
+import { PerformanceControl } from "./performance-control.js";
 import { StageBackground } from "./stage-background.js";
 import { StatsPanel } from "./stats-panel.js";
 import { TextBox } from "./text-box.js";
@@ -37,6 +38,8 @@ let picker = null;
 let conversation = null;
 let background = null;
 let look = null;
+let performing = null;
+let camera = null;
 let stats = null;
 let isHolding = false; // the talk button or the space bar is held in push-to-talk
 let isOpening = false; // the microphone
@@ -436,6 +439,8 @@ async function start() {
     textBox.configure(config.speech);
     look.configure(config.speech);
     conversation.configure(config.conversation);
+    performing.configure(config.performance, config.conversation);
+    camera.configure(config.performance);
     showRecorded(config.disclosure);
     await picker.load(saved.avatar ?? query.get("avatar"), config);
   } catch (error) {
@@ -471,7 +476,8 @@ function setUp() {
   conversation.addEventListener("change", refresh);
   watchAvatar();
   watchMicrophone();
-  new CameraControl(avatar, { show: showNotice, hide: hideNotice });
+  performing = new PerformanceControl(avatar);
+  camera = new CameraControl(avatar, { show: showNotice, hide: hideNotice });
   watchControls();
   watchDrops();
   saveSessionOnLeave();

@@ -1,4 +1,5 @@
-// The section "Camera": the switch, what moves the lips, and a word when no face is seen.
+// The section "Camera": whether it moves the avatar or is only watched by it, what moves the lips,
+// and a word when no face is seen.
 
 import { Camera } from "./camera.js";
 import { explain } from "./error-messages.js";
@@ -12,6 +13,7 @@ export class CameraControl {
   #avatar;
   #notices;
   #camera = new Camera($("mirror"));
+  #role = "drive";
   #timer = 0;
   #hint = $("camera-hint").textContent;
 
@@ -28,14 +30,24 @@ export class CameraControl {
       notices.show({ code: "camera-lost" }, { mild: true, about: "camera" });
       avatar.move(null);
     });
-    $("camera-switch").addEventListener("change", ({ target }) => this.#switch(target.checked));
+    for (const id of ["camera-switch", "camera-watch"]) {
+      $(id).addEventListener("change", ({ target }) => this.#switch(target));
+    }
     $("camera-lips").addEventListener("change", () => this.#move());
     $("camera-neutral").addEventListener("click", () => avatar.takeNeutral());
   }
 
-  async #switch(on) {
+  /** Take `performance` of the server's configuration: whether the avatar can answer a face. */
+  configure({ available = false } = {}) {
+    $("camera-watch-label").hidden = !available;
+  }
+
+  /** Switch the camera on or off; one of both switches at most is on. */
+  async #switch({ id, checked }) {
+    if (checked) this.#role = ROLES[id];
+    for (const other of Object.keys(ROLES)) if (other !== id) $(other).checked = false;
     try {
-      if (on) await this.#camera.open();
+      if (checked) await this.#camera.open();
       else this.#camera.close();
       await this.#move();
       this.#notices.hide("camera");
@@ -47,13 +59,14 @@ export class CameraControl {
   }
 
   #move() {
-    return this.#avatar.move(this.#camera.stream, { lips: $("camera-lips").value });
+    return this.#avatar.move(this.#camera.stream, { lips: $("camera-lips").value, role: this.#role });
   }
 
   #onChange() {
     const { isOpen } = this.#camera;
-    $("camera-switch").checked = isOpen;
-    $("mirror").hidden = $("camera-fields").hidden = !isOpen;
+    for (const [id, role] of Object.entries(ROLES)) $(id).checked = isOpen && role === this.#role;
+    $("mirror").hidden = !isOpen;
+    $("camera-fields").hidden = !isOpen || this.#role === "watch";
     if (!isOpen) this.#onStatus("");
   }
 
@@ -75,4 +88,5 @@ export class CameraControl {
   }
 }
 
+const ROLES = { "camera-switch": "drive", "camera-watch": "watch" };
 const UNSEEN = { "no-face": "camera-no-face", "several-faces": "camera-several-faces" };

@@ -26,6 +26,7 @@ const MAX_TEXT_CHARS = 20_000; // more than any server accepts; larger messages 
  * `interrupted` [{playedMs, droppedMs}], `finished` [{segment, playedMs}],
  * `selected` [{avatar, warnings}], `forgotten` [{avatar}: the server no longer has it], `warning` [{code, message}], `overlay` [settings],
  * `camera` [{status}: what the camera sees, `face`, `learning`, `no-face` or `several-faces`],
+ * `performance` [{mood or style, strength, listening}: how the avatar feels and listens now],
  * `caption` [{speaker, text, final}] and `conversation` [{state}] of a conversation,
  * `queue` [{position, places, taken, own}: the server is full, see `POST /v1/queue`],
  * `blocked` (the browser plays no audio before a click), `message` [the server's message].
@@ -54,6 +55,8 @@ export class LetsTalkAvatar extends EventTarget {
   speaking = false;
   /** The session as the server describes it, or null; `session.session` is its id. */
   session = null;
+  /** How the avatar feels and listens, {mood or style, strength, listening}, or null. */
+  performance = null;
   /** The server's latest `session.stats` message, or null. */
   serverStats = null;
 
@@ -162,6 +165,8 @@ export class LetsTalkAvatar extends EventTarget {
    * @param {"sound"|"camera"|"blend"} [options.lips] what moves the lips.
    * @param {boolean} [options.absolute] turn the head as the visitor's is turned to the camera,
    *   not by how it moves from the neutral look.
+   * @param {"drive"|"watch"} [options.role] `watch`: the avatar moves by itself, and answers a smile
+   *   with a smile and a nod with a nod.
    */
   async move(stream, options = {}) {
     if (stream && !this.#options.camera) {
@@ -189,6 +194,46 @@ export class LetsTalkAvatar extends EventTarget {
     if (this.state !== "live") throw new LetsTalkError("not-live", "The avatar is not connected.");
     const spoken = String(text).slice(0, MAX_TEXT_CHARS);
     this.send({ type: "speech.say", text: spoken, ...(voice && { voice }) });
+  }
+
+  /**
+   * Change how the avatar feels, also while it speaks. A session that has to be opened again begins
+   * with it.
+   *
+   * @param {string|object} mood one of `performance.moods` of the server's configuration, or numbers
+   *   of a style, each from -3 to 3: `{smile, brows, head_energy, brow_energy, opening, blink_rate}`.
+   * @param {number} [strength] how much of it is shown, from 0 to 1.
+   */
+  setMood(mood, strength = 1) {
+    const chosen = typeof mood === "string" ? { mood } : { style: mood };
+    this.#keep({ ...chosen, strength });
+    this.send({ type: "performance.mood", ...chosen, strength });
+  }
+
+  /**
+   * Make a gesture.
+   *
+   * @param {string} gesture one of `performance.gestures` of the server's configuration.
+   * @param {object} [options]
+   * @param {number} [options.amount] how large it is, from 0.1 to 2.
+   * @param {number} [options.atMs] when, in the audio of the segment that is being sent; otherwise
+   *   at once.
+   */
+  gesture(gesture, { amount, atMs } = {}) {
+    const at = atMs === undefined ? {} : { at_ms: atMs };
+    this.send({ type: "performance.gesture", gesture, ...(amount !== undefined && { amount }), ...at });
+  }
+
+  /** Change how the avatar listens in a conversation: `off`, `calm` or `attentive`. */
+  setListening(mode) {
+    this.#keep({ listening: mode });
+    this.send({ type: "performance.listening", mode });
+  }
+
+  #keep(changes) {
+    const { mood, style, ...others } = this.performance ?? {};
+    const felt = changes.mood || changes.style ? {} : { mood, style };
+    this.performance = { ...felt, ...others, ...changes };
   }
 
   /**
@@ -331,7 +376,11 @@ export class LetsTalkAvatar extends EventTarget {
 
   #createSession(isStale) {
     const { badge, reconnect } = this.#options;
-    const options = { ...(badge === undefined ? {} : { badge }), ...(this.motion && { motion: this.motion }) };
+    const options = {
+      ...(badge === undefined ? {} : { badge }),
+      ...(this.motion && { motion: this.motion }),
+      ...performanceOptions(this.performance ?? undefined),
+    };
     const body = { ...this.#avatarField(), options };
     return reconnect ? this.#places.open(body, isStale) : this.api.post("v1/sessions", body);
   }
@@ -388,8 +437,14 @@ export class LetsTalkAvatar extends EventTarget {
       emit: (type, detail) => this.#emit(type, detail),
       setSpeaking: (on) => this.#setSpeaking(on),
       setStats: (stats) => (this.serverStats = stats),
+      setPerformance: (settings) => this.#setPerformance(settings),
       onLost: (error) => this.#onLost(error),
     });
+  }
+
+  #setPerformance({ mood, style, strength, listening }) {
+    this.performance = { ...(style ? { style } : { mood }), strength, listening };
+    this.#emit("performance", this.performance);
   }
 
   #setSpeaking(on) {
@@ -425,6 +480,13 @@ export class LetsTalkAvatar extends EventTarget {
   }
 }
 
+/** Options of a session that begins as the last one was; none for the defaults. */
+function performanceOptions({ mood, style, strength, listening } = {}) {
+  const felt = style ? { style } : mood && mood !== "neutral" ? { mood } : {};
+  const options = { ...felt, ...(felt.mood || felt.style ? { mood_strength: strength ?? 1 } : {}) };
+  return listening && listening !== "off" ? { ...options, listening } : options;
+}
+
 const UNDECIDED = new Set(["connecting", "waiting", "reconnecting"]);
 // Error codes of a session that cannot be resumed.
 const GONE = new Set(["unknown-session", "not-found", "not-allowed"]);
@@ -458,8 +520,10 @@ const HANDLERS = {
     emit("caption", { speaker, text, final }),
   "conversation.state": ({ state }, { emit }) => emit("conversation", { state }),
   "overlay.updated": ({ overlay }, { emit }) => emit("overlay", overlay),
-  "session.ready": ({ overlay, warnings }, { emit }) => {
+  "performance.updated": (message, { setPerformance }) => setPerformance(message),
+  "session.ready": ({ overlay, performance, warnings }, { emit, setPerformance }) => {
     emit("overlay", overlay ?? {});
+    if (performance) setPerformance(performance);
     if (warnings?.length) emit("selected", { warnings });
   },
   "camera.status": ({ status }, { emit }) => emit("camera", { status }),

@@ -44,6 +44,7 @@ from letstalk_rt.training.evaluation.long_run import (
     measure_speed,
     run_long,
 )
+from letstalk_rt.training.evaluation.performance import LEAST_S, evaluate_performance
 from letstalk_rt.training.evaluation.portraits import (
     closed_portraits,
     evaluate_diversity,
@@ -159,6 +160,11 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("clips", "stills", "long_s", "dub_frames"):
         if (value := getattr(args, name)) is not None and value < 0:
             raise ConfigError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+    if args.portraits < 1 or args.seconds < LEAST_S:
+        raise ConfigError(
+            f"--portraits must be at least 1 and --seconds at least {LEAST_S:g}, got "
+            f"{args.portraits} and {args.seconds:g}"
+        )
     if args.face_frames < LEAST_FRAMES:
         raise ConfigError(f"--face-frames must be at least {LEAST_FRAMES}, got {args.face_frames}")
     if 0 < args.long_s < SLICE_S:
@@ -186,6 +192,10 @@ def main(argv: list[str] | None = None) -> int:
         threads=args.threads,
         weights=args.weights,
     )
+    if args.performance:
+        stills = still_portraits(pipeline, args.data, args.portraits, size_px, args.portrait_size)
+        _evaluate_performance(pipeline, stills, clips, args)
+        return 0
     if args.only == "whole-face":
         _write(EvaluationResult(figures=dict(_whole_face(pipeline, clips, args))), args)
         return 0
@@ -210,6 +220,19 @@ def _whole_face(
     if args.only and args.without is None:
         without = []
     return evaluate_whole_face(pipeline, tracker, clips, without=without, frames=args.face_frames)
+
+
+def _evaluate_performance(
+    pipeline: AvatarPipeline,
+    portraits: list[tuple[str, Portrait]],
+    clips: list[Clip],
+    args: argparse.Namespace,
+) -> None:
+    tracker = MotionTracker(landmarker_file(args.data, args.landmarker))
+    figures, sheet = evaluate_performance(
+        pipeline, tracker, portraits, clips, args.seconds, args.limit_s
+    )
+    _write(EvaluationResult(figures=dict(figures), sheets=[("moods", sheet)]), args)
 
 
 def published_metrics(args: argparse.Namespace) -> PublishedMetrics | None:
@@ -308,6 +331,35 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=DUBBED_FRAMES,
         help="with --dub: frames of each clip (%(default)s)",
+    )
+    add(
+        "--performance",
+        action="store_true",
+        help="measure moods, gestures and listening alone, on held-out portraits",
+    )
+    add(
+        "--portraits",
+        type=int,
+        default=4,
+        help="with --performance: number of portraits (%(default)s)",
+    )
+    add(
+        "--portrait-size",
+        type=int,
+        default=256,
+        help="with --performance: longer side of the frames in pixels (%(default)s)",
+    )
+    add(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="with --performance: length of each video (%(default)s)",
+    )
+    add(
+        "--limit-s",
+        type=float,
+        default=math.inf,
+        help="with --performance: no portrait begins later than so many seconds",
     )
     add(
         "--only",

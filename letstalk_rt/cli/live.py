@@ -14,6 +14,7 @@ import numpy as np
 from letstalk_rt.cli.options import (
     add_json_option,
     add_model_options,
+    add_mood_options,
     add_portrait,
     add_sign_option,
     load_avatar,
@@ -55,6 +56,7 @@ def add_mic_arguments(parser: argparse.ArgumentParser) -> None:
     _add_source_options(parser)
     _add_webcam_options(parser)
     _add_audio_options(parser)
+    add_mood_options(parser)
     add_model_options(parser)
 
 
@@ -66,7 +68,12 @@ def add_say_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_portrait(parser)
     add = parser.add_argument
-    add("text", metavar="TEXT", help="what to say; - reads it from standard input")
+    add(
+        "text",
+        metavar="TEXT",
+        help="what to say; - reads it from standard input. Tags are shown, not spoken: "
+        '"[smiles] Hello! [serious] Now listen."',
+    )
     add("--engine", default="auto", choices=ENGINES, help="what speaks (default: what there is)")
     add("--voice", help="name of the voice, or the file of a Piper voice (.onnx)")
     add(
@@ -78,6 +85,7 @@ def add_say_arguments(parser: argparse.ArgumentParser) -> None:
     add("--push", metavar="URL", help="send it to a streaming server; see letstalk push")
     _add_outputs(parser)
     _add_audio_options(parser)
+    add_mood_options(parser)
     add_model_options(parser)
 
 
@@ -113,6 +121,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     add("--loop", action="store_true", help="repeat the audio file")
     _add_source_options(parser)
     _add_audio_options(parser)
+    add_mood_options(parser)
     add_model_options(parser)
 
 
@@ -127,9 +136,12 @@ def run_say(options: argparse.Namespace) -> int:
     """Run `letstalk say`."""
     from letstalk_rt.sinks.stream import StreamPush
     from letstalk_rt.speech.engines import open_speech
-    from letstalk_rt.speech.interface import prepare_text
+    from letstalk_rt.speech.tagged import prepare_tagged
 
-    options.text = prepare_text(sys.stdin.read() if options.text == "-" else options.text)
+    options.text = prepare_tagged(sys.stdin.read() if options.text == "-" else options.text)
+    if options.text.unknown:
+        unknown = ", ".join(f"[{tag}]" for tag in options.text.unknown)
+        write_notice(f"left out, because they name neither a mood nor a gesture: {unknown}")
     options.speech = open_speech(
         options.engine, options.voice, base_url=options.base_url, model=options.speech_model
     )
@@ -269,6 +281,8 @@ async def _play_live(
                 output_sample_rate=AUDIO_RATE,
                 camera=_camera_options(options),
                 degradation_preference=options.degradation_preference,
+                mood=options.mood,
+                mood_strength=options.mood_strength,
             )
         )
         segment_ended = asyncio.Event()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from letstalk_rt.cli.output import write_notice
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.performance.moods import MOODS
 
 if TYPE_CHECKING:
     from letstalk_rt.recording.output_file import Signing
@@ -37,6 +38,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         dest="badge",
         action="store_false",
         help='omit the badge "AI avatar"; you must then disclose that the video is generated',
+    )
+
+
+def add_mood_options(parser: argparse.ArgumentParser) -> None:
+    """Add how the person feels."""
+    add = parser.add_argument
+    add("--mood", choices=MOODS, default="neutral", help="how the person feels (%(default)s)")
+    add(
+        "--mood-strength",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="how much of it is shown, from 0 to 1 (%(default)s)",
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from letstalk_rt.cli.options import (
     add_json_option,
     add_model_options,
+    add_mood_options,
     add_portrait,
     add_sign_option,
     load_avatar,
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, required=True, metavar="OUT.mp4", help="video file to write")
     add("--fps", type=int, default=FPS, help="frames per second; only %(default)s")
     add_sign_option(parser)
+    add_mood_options(parser)
     add_model_options(parser)
     paper.add_render_options(parser)
     add_json_option(parser)
@@ -46,7 +48,10 @@ def run(options: argparse.Namespace) -> int:
     signing = read_signing(options, options.portrait)
     samples, rate = read_audio(options.audio)
     size: list[int] = []
-    make = paper.render if paper.is_faithful(options.preset) else _render
+    is_faithful = paper.is_faithful(options.preset)
+    if is_faithful and options.mood != "neutral":
+        raise ConfigError("--mood needs a preset with moods; use the embedded one, 'tiny'.")
+    make = paper.render if is_faithful else _render
     frames = make(options, samples, rate, size)
     count = write_video(options.output, frames, samples, rate, badge=options.badge, **signing)
     if options.json:
@@ -68,7 +73,13 @@ def _render(
     with load_avatar(options) as avatar:
         height, width = avatar.portrait.canvas.shape[:2]
         size += [width, height]
-        rendered = avatar.render(speech, rate, seed=options.seed)
+        rendered = avatar.render(
+            speech,
+            rate,
+            seed=options.seed,
+            mood=options.mood,
+            mood_strength=options.mood_strength,
+        )
         # disable=None: no progress bar unless stderr is a terminal
         for frame in tqdm(rendered, total=total, unit="frame", disable=None, leave=False):
             yield frame.rgb

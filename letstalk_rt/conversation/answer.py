@@ -15,7 +15,9 @@ from letstalk_rt.conversation.interface import (
 )
 from letstalk_rt.conversation.sentences import SentenceCutter
 from letstalk_rt.errors import LetsTalkError, SessionClosed, TextError
+from letstalk_rt.performance.tags import parse_tags
 from letstalk_rt.sources.text import say
+from letstalk_rt.speech.tagged import has_words, note_unknown
 
 Start = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 """Starts a task with a name; whoever passes it awaits the task."""
@@ -38,7 +40,7 @@ class Answer:
         self.finished = asyncio.Event()
         self.on_end: Callable[[], None] = lambda: None
         self._pieces = pieces
-        self._sentences: list[str] = []
+        self._sentences: list[str] = []  # with their tags
         self._is_complete = False
         self._changed = asyncio.Event()
         self._playing: deque[int] = deque()  # numbers of the sentences that were pushed
@@ -110,7 +112,7 @@ class Answer:
         if not self._playing:
             return None  # other speech
         self._started = self._playing[0] + 1
-        return self._sentences[self._playing[0]]
+        return parse_tags(self._sentences[self._playing[0]]).text
 
     def note_finished(self) -> None:
         """Note that a sentence was played to its end."""
@@ -152,9 +154,13 @@ class Answer:
 
     async def _say(self, number: int) -> bool:
         """Speak one sentence; return whether the answer goes on."""
+        tagged = parse_tags(self._sentences[number])
+        note_unknown(tagged)
+        if not has_words(tagged.text):
+            self._playing.remove(number)  # it has neither letters nor digits, so no segment
         try:
-            await say(self._avatar, self._voice, self._sentences[number])
-        except TextError:  # it has neither letters nor digits
+            await say(self._avatar, self._voice, tagged)
+        except TextError:  # such as one that is too long
             self._playing.remove(number)
         except SessionClosed:
             return False

@@ -7,16 +7,28 @@ Utterances come from `TurnDetector`. Each is transcribed while it is spoken; whe
 model answers, and each sentence of the answer is spoken as soon as it is complete. As soon as the
 user speaks, the avatar falls silent. If nothing was understood then, or only the avatar's own
 words, it goes on where it was; otherwise its answer is dropped.
+
+If the avatar can be directed, the chat model is told which moods and gestures there are, and shows
+them by tags in its answers or by calls of tools.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Mapping,
+)
 from contextlib import aclosing
 from typing import Any, Self, cast
 
 import numpy as np
 
+from letstalk_rt.audio.pitch import PitchTracker
 from letstalk_rt.audio.resample import Resampler, check_pcm
+from letstalk_rt.conversation import directing
 from letstalk_rt.conversation.answer import Answer
 from letstalk_rt.conversation.echo import repeats
 from letstalk_rt.conversation.interface import (
@@ -30,6 +42,7 @@ from letstalk_rt.conversation.interface import (
     Recogniser,
     State,
     StateChange,
+    ToolChat,
     Voice,
 )
 from letstalk_rt.conversation.turns import TurnAudio, TurnBegins, TurnDetector, TurnEnds
@@ -101,7 +114,7 @@ class Conversation:
         recogniser: understands the user; closed with the conversation.
         chat: answers.
         voice: speaks.
-        prompt: what the chat model is told first.
+        prompt: what the chat model is told first; moods and gestures are added.
         turns: finds utterances; None for the defaults of `TurnDetector`.
         on_event: called on the event loop with captions, states and failures.
         greeting: what the avatar says first; None for nothing.
@@ -127,10 +140,11 @@ class Conversation:
         self.messages: list[Message] = []
         self.prompt, self.voice = prompt, voice
         self.state: State = "listening"
-        self._avatar, self._recogniser, self._chat = avatar, recogniser, chat
+        self._avatar, self._recogniser = avatar, recogniser
+        self._chat = self._directing(chat)
         self._turns = turns or TurnDetector()
         self._on_event, self._greeting = on_event, greeting
-        self._resampler = Resampler(SAMPLE_RATE)
+        self._resampler, self._pitch = Resampler(SAMPLE_RATE), PitchTracker()
         self._utterance: Utterance | None = None
         self._hearing: asyncio.Task[None] | None = None  # the newest one; it awaits the others
         self._answer: Answer | None = None
@@ -196,7 +210,10 @@ class Conversation:
         check_pcm(pcm)
         if sample_rate != self._resampler.sample_rate:
             self._resampler = Resampler(sample_rate)
-        for turn in self._turns.push(self._resampler.push(pcm)):
+        audio = self._resampler.push(pcm)
+        turns, pitch_hz = self._turns.push(audio), self._pitch.push(audio)
+        self._avatar.push_listened(self._turns.is_voiced, pitch_hz)
+        for turn in turns:
             match turn:
                 case TurnBegins():
                     self._begin_utterance()
@@ -299,11 +316,26 @@ class Conversation:
 
     def _reply_to(self, words: str) -> None:
         self._add_user_message(words)
-        messages = [{"role": "system", "content": self.prompt}, *self.messages[-MAX_MESSAGES:]]
+        system = {"role": "system", "content": self._system_prompt}
+        messages: list[Message] = [system, *self.messages[-MAX_MESSAGES:]]
         known = len(messages)
         answer = Answer(self._chat.answer(messages))
         answer.on_end = lambda: self._keep_tool_messages(answer, messages[known:])
         self._begin_answer(answer)
+
+    @property
+    def _system_prompt(self) -> str:
+        is_directable = self._avatar.is_directable
+        return f"{self.prompt}\n\n{directing.PROMPT}" if is_directable else self.prompt
+
+    def _directing(self, chat: Chat) -> Chat:
+        """Return a chat model with the tools of the performance, if it can have them."""
+        if not self._avatar.is_directable or not isinstance(chat, ToolChat):
+            return chat
+        return chat.with_tools(directing.TOOLS, self._direct)
+
+    async def _direct(self, name: str, arguments: Mapping[str, Any]) -> str:
+        return directing.direct(self._avatar, name, arguments)
 
     def _begin_answer(self, answer: Answer) -> None:
         self._answer = answer

@@ -1,13 +1,14 @@
 """The three parts of a conversation: what understands, what answers and what speaks."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from letstalk_rt.session.events import EventListener
 from letstalk_rt.speech.interface import TextToSpeech
+from letstalk_rt.speech.tagged import Directed
 from letstalk_rt.types import Interrupted
 
 Message = dict[str, Any]
@@ -55,7 +56,7 @@ class Recogniser(Protocol):
 
 
 class Chat(Protocol):
-    """A chat model.
+    """A chat model. One that is a `ToolChat`, too, is given the tools of the performance.
 
     Attributes:
         name: name for messages.
@@ -78,14 +79,29 @@ class Chat(Protocol):
         ...
 
 
-Voice = TextToSpeech
-"""A voice is a speech engine; see `letstalk_rt.speech`."""
-
 ToolCallback = Callable[[str, dict[str, Any]], Awaitable[str]]
 """Runs the tool of this name with these arguments; returns its result for the model."""
 
 
-class ConversingAvatar(Protocol):
+@runtime_checkable
+class ToolChat(Protocol):
+    """A chat model that can call tools."""
+
+    def with_tools(self, tools: Sequence[dict[str, Any]], on_tool_call: ToolCallback) -> Chat:
+        """Return the same chat model with more tools, which it may leave unused.
+
+        Args:
+            tools: as in OpenAI's interface.
+            on_tool_call: runs one of them. What it raises is told to the model.
+        """
+        ...
+
+
+Voice = TextToSpeech
+"""A voice is a speech engine; see `letstalk_rt.speech`."""
+
+
+class ConversingAvatar(Directed, Protocol):
     """What a conversation needs of a session, such as `AvatarSession`."""
 
     @property
@@ -103,6 +119,10 @@ class ConversingAvatar(Protocol):
 
     def interrupt(self) -> Interrupted:
         """Drop all speech that was not played."""
+        ...
+
+    def push_listened(self, speaking: bool, pitch_hz: float | None = None) -> None:
+        """Tell the avatar whether the user speaks now, and with which pitch."""
         ...
 
     def on_event(self, listener: EventListener) -> Callable[[], None]:

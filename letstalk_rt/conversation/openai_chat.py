@@ -1,16 +1,55 @@
 """A chat model at an endpoint with OpenAI's interface: `POST /v1/chat/completions`, streamed."""
 
+import copy
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from letstalk_rt.conversation.http import Endpoint
 from letstalk_rt.conversation.interface import Message, ToolCallback
 from letstalk_rt.errors import ChatError, ConfigError
 
+logger = logging.getLogger(__name__)
+
 MAX_TOOL_ROUNDS = 5
 """Calls of tools in a row before a model must answer."""
+
+
+_REFUSES_TOOLS = (400, 422, 500, 501)
+"""What servers answer to a request with tools if their model takes none."""
+
+
+@dataclass(slots=True)
+class _OptionalTools:
+    """Tools that the model may do without.
+
+    Attributes:
+        tools: as in OpenAI's interface.
+        on_call: runs one of them.
+    """
+
+    tools: tuple[dict[str, Any], ...] = ()
+    on_call: ToolCallback | None = None
+
+    def has(self, name: str) -> bool:
+        return any(tool["function"]["name"] == name for tool in self.tools)
+
+
+@dataclass(slots=True)
+class _Model:
+    """What is known of a model, in all conversations with it."""
+
+    refuses_tools: bool = False
+
+
+class _RefusedError(ChatError):
+    """A request was refused with an HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(slots=True)
@@ -63,9 +102,18 @@ class OpenAIChat:
         self.name = model
         self._endpoint = Endpoint(url, api_key, "the chat model")
         self._body = {"model": model, "stream": True, **(options or {})}
-        if tools:
-            self._body["tools"] = list(tools)
-        self._on_tool_call = on_tool_call
+        self._tools, self._on_tool_call = tuple(tools), on_tool_call
+        self._optional, self._model = _OptionalTools(), _Model()
+
+    def with_tools(self, tools: Sequence[dict[str, Any]], on_tool_call: ToolCallback) -> Self:
+        """Return the same chat model with more tools; see `ToolChat`.
+
+        A server whose model takes no tools refuses a request that has them. It is then made
+        without these, and so are all later ones; the log says so.
+        """
+        chat = copy.copy(self)
+        chat._optional = _OptionalTools(tuple(tools), on_tool_call)
+        return chat
 
     async def answer(self, messages: list[Message]) -> AsyncIterator[str]:
         """Yield the answer piece by piece; see `Chat.answer`."""
@@ -87,22 +135,50 @@ class OpenAIChat:
 
     async def _run(self, call: _ToolCall) -> str:
         """Run a tool; a failure is a result, too, so that the model can say so."""
-        assert self._on_tool_call is not None, "a model calls only tools that it was given"
+        optional = self._optional
+        run = optional.on_call if optional.has(call.name) else self._on_tool_call
+        if run is None:
+            return f"error: there is no tool {call.name[:40]!r}"
         try:
-            return await self._on_tool_call(call.name, json.loads(call.arguments or "{}"))
+            return await run(call.name, json.loads(call.arguments or "{}"))
         except Exception as error:
             return f"error: {type(error).__name__}: {error}"
 
     async def _stream(self, messages: list[Message]) -> AsyncIterator[Any]:
         """Yield the `delta` of each event."""
+        optional = () if self._model.refuses_tools else self._optional.tools
+        try:
+            async for delta in self._request(messages, [*self._tools, *optional]):
+                yield delta
+            return
+        except _RefusedError as refused:
+            if not optional or refused.status not in _REFUSES_TOOLS:
+                raise
+        async for delta in self._request(messages, self._tools):
+            self._note_refusal()
+            yield delta
+
+    def _note_refusal(self) -> None:
+        """Note that the model answers without tools what it has refused with them."""
+        if not self._model.refuses_tools:
+            self._model.refuses_tools = True
+            logger.warning("the chat model takes no tools; tags in its answers direct the avatar")
+
+    async def _request(
+        self, messages: list[Message], tools: Sequence[dict[str, Any]]
+    ) -> AsyncIterator[Any]:
+        """Yield the `delta` of each event of one request."""
         endpoint, body = self._endpoint, {**self._body, "messages": messages}
+        if tools:
+            body["tools"] = list(tools)
         try:
             async with (
                 endpoint.client() as client,
                 client.stream("POST", "chat/completions", json=body) as response,
             ):
                 if response.status_code != 200:
-                    raise ChatError(endpoint.refusal(response.status_code))
+                    status = response.status_code
+                    raise _RefusedError(endpoint.refusal(status), status)
                 if "event-stream" not in response.headers.get("content-type", ""):
                     raise ChatError(endpoint.nonsense())
                 async for line in response.aiter_lines():

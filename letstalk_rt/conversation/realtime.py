@@ -40,6 +40,7 @@ from letstalk_rt.conversation.sentences import SentenceCutter
 from letstalk_rt.errors import ChatError, ConfigError, DependencyError, LetsTalkError
 from letstalk_rt.extras import pip_install
 from letstalk_rt.session.events import Event
+from letstalk_rt.session.user_voice import UserVoice
 
 Json = dict[str, Any]
 
@@ -113,6 +114,7 @@ class RealtimeConversation:
         self._options = _Options(voice, transcriber, tuple(tools))
         self._prompt, self._avatar, self._on_event = prompt, avatar, on_event
         self._on_tool_call = on_tool_call
+        self._user_voice = UserVoice(avatar)
         self.state: State = "listening"
         self._is_released = True  # whether the server has the released interface, or the beta's
         self._is_connected = False
@@ -137,6 +139,7 @@ class RealtimeConversation:
     async def __aexit__(self, *exc: Any) -> None:
         """End the conversation. What the avatar says is not interrupted."""
         self._stop_events()
+        self._user_voice.close()
         for task in self._tasks:
             task.cancel()
         await self._group.__aexit__(*exc)
@@ -238,6 +241,7 @@ class RealtimeConversation:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)
                     self._is_connected, self._response = False, None
+                    self._user_voice.set_speaking(False)
                     self._outgoing = asyncio.Queue(_MAX_OUTGOING)
         except errors.InvalidStatus as error:
             status = error.response.status_code
@@ -281,8 +285,10 @@ class RealtimeConversation:
                 self._send(type="session.update", session=self._configuration())
             case "input_audio_buffer.speech_started":
                 self._silence()
+                self._user_voice.set_speaking(True)
                 self._set_state("hearing")
             case "input_audio_buffer.speech_stopped":
+                self._user_voice.set_speaking(False)
                 self._set_state("thinking")
             case "conversation.item.input_audio_transcription.delta":
                 self._words += event["delta"]

@@ -2,10 +2,10 @@
 
 import re
 
-_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]|\n")
+from letstalk_rt.speech.sentences import SENTENCE_END, is_sentence
+
 _PAUSE = re.compile(r"[,;:](?=\s)|[，；：]|\s[–—-](?=\s)")
-_ABBREVIATIONS = ("Mr.", "Mrs.", "Ms.", "Dr.", "Prof.", "St.", "e.g.", "i.e.", "etc.", "vs.", "No.")
-_MARKUP = re.compile(r"[*_#`~]+")
+_MARKUP = re.compile(r"[*_#`~]+(?![^\[\]]*\])")  # not in a tag such as [raise_brows]
 _THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 
 FIRST_CHARS = 24
@@ -45,8 +45,8 @@ class SentenceCutter:
 
     def _find_end(self) -> int:
         """Return where the first sentence ends; 0 if it is not complete."""
-        for match in _END.finditer(self._text):
-            if _is_sentence(self._text[: match.end()]):
+        for match in SENTENCE_END.finditer(self._text):
+            if is_sentence(self._text[: match.end()]):
                 return match.end()
         if self._is_first:
             for match in _PAUSE.finditer(self._text):
@@ -55,14 +55,6 @@ class SentenceCutter:
         if len(self._text) > MAX_CHARS:
             return self._text.rfind(" ", 0, MAX_CHARS) + 1 or MAX_CHARS
         return 0
-
-
-def _is_sentence(text: str) -> bool:
-    """Return whether a text ends a sentence, not an abbreviation or the number of a list."""
-    words = text.split()
-    if not words:
-        return True  # an empty line
-    return any(char.isalpha() for char in text) and words[-1] not in _ABBREVIATIONS
 
 
 def _spoken(text: str) -> str:

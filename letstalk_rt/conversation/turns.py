@@ -127,6 +127,9 @@ class TurnDetector:
     Args:
         detector: detects voice; None takes the best one that is installed.
         options: when an utterance begins and ends.
+
+    Attributes:
+        is_voiced: whether the last audio holds voice.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class TurnDetector:
         preroll = round(options.preroll_ms / block_ms)
         self._before: deque[np.ndarray] = deque(maxlen=preroll + self._begin)
         self._remainder = np.zeros(0, np.float32)
+        self.is_voiced = False
         self._is_open = False
         self._voiced = self._quiet = self._length = 0
 
@@ -160,6 +164,7 @@ class TurnDetector:
         return turns
 
     def _take(self, block: np.ndarray, probability: float) -> list[Turn]:
+        self.is_voiced = probability >= _GO_ON
         if not self._is_open:
             return self._wait(block, probability)
         self._length += 1

@@ -37,9 +37,10 @@ from letstalk_rt.models.geometry.eye_region import (
     eye_points,
 )
 from letstalk_rt.models.geometry.landmarks import landmark_indices
-from letstalk_rt.models.motion.code import FACE, GAZE, HEAD, LIPS, SHUT, channel
+from letstalk_rt.models.motion.code import FACE, GAZE, HEAD, LIPS, REST, SHUT, channel
 from letstalk_rt.models.motion.expression import EXPRESSION, EXPRESSION_NAMES, Expression
 from letstalk_rt.models.parts import MOTION
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.types import MotionOptions
 
 _OUTER_CORNERS = landmark_indices((33, 263))
@@ -55,6 +56,13 @@ _GAZE_SHOWN = (2.6, 2.6)
 
 _HEAD_SHOWN = np.array([1.9, 1.2, 1.25, 1.0, 1.0, 1.05])
 """What a head pose is multiplied by, so that a tracker sees it at its size in shown frames."""
+
+MAX_EXPRESSION = 1.0
+"""The largest number of an expression that is shown when it is directed."""
+
+MAX_RAISED = 0.18
+"""By how many widths of an eye directed brows are raised at most: the flow that moves them ends
+within 0.3 widths above the lid (`brow_flow`), and would fold from 0.2 on."""
 
 NO_LANDMARKS = (
     "the latents of this model hold no landmarks, so no camera can drive it; use preset 'tiny'"
@@ -101,7 +109,8 @@ class ShownFace:
 
     Attributes:
         latents: `(n, C, h, w)`.
-        shut: how far the eyes are shut, `(n,)`: `shut` of the code.
+        shut: how far each eye is shut, `(n, 2)`: `shut` of the code; the eye on the left of the
+            image first.
         eyes: how far lids and irises are from the portrait's, `(n, 4)`: see `moved_eyes`.
         brows: motion of the brows, `(n, 3)`: see `BROW_MOTION`.
     """
@@ -164,15 +173,20 @@ class CodeControl:
             self._eases = False
         return shown
 
-    def face(self, codes: Tensor, portrait: Tensor) -> ShownFace:
+    def face(
+        self, codes: Tensor, portrait: Tensor, direction: DirectedWindow | None = None
+    ) -> ShownFace:
         """Return how the portrait shows codes; a camera moves it in these frames only.
 
         Args:
             codes: motion codes, `(n, D)`.
             portrait: the portrait's latent, `(C, h, w)`.
+            direction: how the motion of these frames is changed; a camera has precedence.
         """
         drive, self._drive = self._drive, None
         codes = self._with_options(codes)
+        if direction is not None:
+            codes = directed(codes, direction)
         head = self._head.motion(_HEAD_SHOWN * _on_cpu(codes[:, HEAD]), _HEAD_LIMITS)
         shown = codes if drive is None else self._driven(codes, drive)
         felt, expression = shown[:, EXPRESSION], self._expression
@@ -187,7 +201,11 @@ class CodeControl:
             head = torch.lerp(head, self._head.motion(drive.motion[:, motion_of.POSE]), weights)
         motion = self._with_lips(motion, values) + head
         latents = self._model.to_latents(motion.view(1, -1, *portrait.shape), portrait[None])
-        return ShownFace(latents[0], shown[:, SHUT], self._eyes_of(shown), felt @ expression.brows)
+        shut, brows = shown[:, SHUT, None].expand(-1, 2), felt @ expression.brows
+        if direction is not None:
+            shut = shut.maximum(torch.from_numpy(direction.closures).to(codes))
+            brows = torch.cat([brows[:, :2].clamp(min=-MAX_RAISED), brows[:, 2:]], 1)
+        return ShownFace(latents[0], shut, self._eyes_of(shown), brows)
 
     def _driven(self, codes: Tensor, drive: DriveWindow) -> Tensor:
         """Return codes `(n, D)` with the driver's brows, smile, lids and gaze by their weights.
@@ -256,10 +274,19 @@ class CodeControl:
         return motion + change @ self._head.beside_head.T
 
 
-def eye_closures(shut: Tensor) -> list[float]:
-    """Return how far lids are closed, from 0 to 1, for `shut` of the code, `(n,)`."""
+def eye_closures(shut: Tensor) -> list[tuple[float, float]]:
+    """Return how far the lids of both eyes are closed, from 0 to 1, for `ShownFace.shut`."""
     closed = ((shut - _OPEN) / (_CLOSED - _OPEN)).clamp(0, 1)
-    return [float(value) for value in closed]
+    return [(left, right) for left, right in closed.tolist()]
+
+
+def directed(codes: Tensor, direction: DirectedWindow) -> Tensor:
+    """Return codes `(n, D)` whose motion is changed; lips are left to speech."""
+    changed = codes.clone()
+    kept, added = (torch.from_numpy(x).to(codes) for x in (direction.kept, direction.added))
+    changed[:, REST] = kept * codes[:, REST] + added
+    changed[:, EXPRESSION] = changed[:, EXPRESSION].clamp(-MAX_EXPRESSION, MAX_EXPRESSION)
+    return changed
 
 
 def flat_scale(model: AvatarModel) -> Tensor:

@@ -43,14 +43,15 @@ class FrameDetails:
     """What is drawn onto the decoded frames of one session.
 
     Attributes:
-        eye_closures: how far the eyes are closed in each of N frames, in [0, 1].
+        eye_closures: how far both eyes are closed in each of N frames, in [0, 1]; the eye on the
+            left of the image first.
         sound: the sound around each frame, for the mouth, `(N, S)`; None if unknown.
         eyes: how far lids and irises are from the portrait's, `(N, 4)`: see `moved_eyes`; None for
             what the latents hold.
         brows: motion of the brows, `(N, 3)`: see `BROW_MOTION`; None for what the latents hold.
     """
 
-    eye_closures: Sequence[float]
+    eye_closures: Sequence[tuple[float, float]]
     sound: Tensor | None
     eyes: Tensor | None = None
     brows: Tensor | None = None

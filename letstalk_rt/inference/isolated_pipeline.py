@@ -36,6 +36,7 @@ from letstalk_rt.inference.model_messages import (
 )
 from letstalk_rt.inference.protocol import (
     DEFAULT_OPTIONS,
+    NOT_DIRECTABLE,
     Deliver,
     Fault,
     Pipeline,
@@ -51,6 +52,7 @@ from letstalk_rt.inference.supervisor import (
     ModelHealth,
     ModelSupervisor,
 )
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.types import Face, FaceTrack, MotionOptions, Portrait
 
 SLOWER = 8.0
@@ -77,6 +79,7 @@ class IsolatedState:
         key: its batch key, as text.
         size: height and width of its frames in pixels.
         steering: moves the face in the next window; None without a camera.
+        direction: changes the motion of the next window; None if nothing does.
     """
 
     number: int
@@ -84,6 +87,7 @@ class IsolatedState:
     key: str
     size: tuple[int, int]
     steering: Steering | None = None
+    direction: DirectedWindow | None = None
 
 
 class IsolatedPipeline(Pipeline[IsolatedState]):
@@ -132,7 +136,7 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         self.lookahead_frames = loaded.lookahead_frames
         self.partial_sizes: Sequence[int] = loaded.partial_sizes
         self.quality_levels: Sequence[Quality] = loaded.quality_levels
-        self.machine = loaded.machine
+        self.machine, self.is_directable = loaded.machine, loaded.is_directable
         self.finder = IsolatedFinder(self._find_faces, loaded.crop_px, loaded.fingerprint)
 
     @property
@@ -218,14 +222,15 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
                 deliver([window[part.first : part.first + part.count] for window in windows])
 
         steerings = {index: s.steering for index, s in enumerate(states) if s.steering is not None}
+        directions = {n: s.direction for n, s in enumerate(states) if s.direction is not None}
         for state in states:
-            state.steering = None
+            state.steering = state.direction = None
 
         def answer(ask: AskMotion) -> Motion:
             return Motion(steerings[ask.index](ask.first, ask.count))
 
         numbers = tuple(state.number for state in states)
-        arguments = (pcm, numbers, deliver is not None, tuple(steerings))
+        arguments = (pcm, numbers, deliver is not None, tuple(steerings), directions)
         self._call(process, "step", arguments, limit_s, take, answer)
         if kinds <= self._warm or not self._compiled:
             self._steps_s.append(self._clock() - began_s)
@@ -258,6 +263,16 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         If no camera can drive the model, the step raises `ConfigError`.
         """
         state.steering = steering
+
+    def direct(self, state: IsolatedState, window: DirectedWindow) -> None:
+        """Change the motion of the next window; see `Pipeline.direct`.
+
+        Raises:
+            ConfigError: the model cannot be directed.
+        """
+        if not self.is_directable:
+            raise ConfigError(NOT_DIRECTABLE)
+        state.direction = window
 
     def change_portrait(self, state: IsolatedState, portrait: Portrait) -> None:
         """Change the portrait from the next window on.

@@ -41,6 +41,7 @@ class Loaded:
         machine: see `Pipeline`.
         load_again: options that load the same model sooner, because nothing is measured again.
         camera_refusal: why no camera can drive the model; None if one can.
+        is_directable: see `Pipeline`.
     """
 
     frames_per_window: int
@@ -55,6 +56,7 @@ class Loaded:
     machine: str
     load_again: Mapping[str, Any]
     camera_refusal: str | None
+    is_directable: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from letstalk_rt.inference.protocol import NOT_DRIVABLE, Pipeline, Windows
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.shared_frames import FrameWriter
 from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.types import MotionOptions
 
 
@@ -70,6 +71,7 @@ def _describe(pipeline: Pipeline[Any]) -> Loaded:
         machine=pipeline.machine,
         load_again=formats,
         camera_refusal=_camera_refusal(pipeline),
+        is_directable=pipeline.is_directable,
     )
 
 
@@ -142,7 +144,12 @@ class _ModelServer:
         return getattr(self._pipeline, "track_faces")(*arguments)  # noqa: B009 (as above)
 
     def _step(
-        self, pcm: np.ndarray, numbers: Sequence[int], in_parts: bool, steered: Sequence[int]
+        self,
+        pcm: np.ndarray,
+        numbers: Sequence[int],
+        in_parts: bool,
+        steered: Sequence[int],
+        directions: Mapping[int, DirectedWindow],
     ) -> None:
         sent = 0
 
@@ -155,6 +162,8 @@ class _ModelServer:
         for index in steered:
             ask = partial(self._ask_motion, index)
             getattr(self._pipeline, "steer")(states[index], ask)  # noqa: B009 (not in the protocol)
+        for index, direction in directions.items():
+            self._pipeline.direct(states[index], direction)
         windows = self._pipeline.step(pcm, states, send if in_parts else None)
         if not in_parts:
             send(windows)

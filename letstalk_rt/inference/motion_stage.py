@@ -15,6 +15,7 @@ from letstalk_rt.models.motion.denoiser import MotionDenoiser
 from letstalk_rt.models.motion.memory import MotionMemory
 from letstalk_rt.models.motion.speech_encoder import SpeechState
 from letstalk_rt.models.sampler import NoiseState
+from letstalk_rt.performance.direction import DirectedWindow
 
 USUAL_BLINKS_PER_MIN = 10.0
 """Blinks of the denoiser left alone: two thirds of those of filmed people whom it never saw."""
@@ -31,6 +32,7 @@ class MotionState:
         noise: random numbers of the sampler, and one that decides about a blink.
         style: style of the motion, `(1, S)`.
         blink_gain: how much more often than usual the eyes blink, `(1,)`.
+        direction: how the motion of the present window is changed; None if not at all.
         control: shows codes on the session's portrait.
     """
 
@@ -41,6 +43,20 @@ class MotionState:
     style: Tensor
     blink_gain: Tensor
     control: CodeControl
+    direction: DirectedWindow | None = None
+
+    @property
+    def shown_style(self) -> Tensor:
+        """The style of the present window, `(1, S)`."""
+        if self.direction is None:
+            return self.style
+        return self.style + torch.from_numpy(self.direction.style).to(self.style)
+
+    @property
+    def shown_blink_gain(self) -> Tensor:
+        """The gain of blinks in the present window, `(1,)`."""
+        rate = 1.0 if self.direction is None else self.direction.blink_rate
+        return self.blink_gain * rate
 
     def silence_audio(self) -> None:
         """Forget all past audio, as after long silence."""
@@ -58,6 +74,7 @@ class MotionState:
         self.memory.reset()
         self.noise.reset()
         self.control.reset()
+        self.direction = None
 
 
 @dataclass(frozen=True)
@@ -125,12 +142,12 @@ class MotionStage:
         codes = denoiser(
             features,
             linear,
-            torch.cat([state.style for state in states]),
+            torch.cat([state.shown_style for state in states]),
             drawn[:, 1:],
             torch.special.ndtr(drawn[:, 0]),
             memory,
             steps=steps,
-            blink_gain=torch.cat([state.blink_gain for state in states]),
+            blink_gain=torch.cat([state.shown_blink_gain for state in states]),
         )
         last = memory.codes[:, -1, -1, LIPS] * denoiser.lip_unit
         shown = [s.control.shown(*pair) for s, *pair in zip(states, codes, last, strict=True)]

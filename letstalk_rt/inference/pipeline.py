@@ -27,6 +27,7 @@ from letstalk_rt.inference.lower_face import has_lower_faces
 from letstalk_rt.inference.motion_stage import MotionStage
 from letstalk_rt.inference.protocol import (
     DEFAULT_OPTIONS,
+    NOT_DIRECTABLE,
     Deliver,
     Pipeline,
     StateOptions,
@@ -42,6 +43,7 @@ from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.face.detector import FaceFinder
 from letstalk_rt.models.loading import face_finder_for
 from letstalk_rt.models.parts import MOTION
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.threads import in_own_thread, thread_limit
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, FaceTrack, MotionOptions, Portrait
 
@@ -102,6 +104,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         self._sample_stage = SampleStage(model, guidance, predict)
         motion = model.get(MOTION)
         self._motion_stage = None if motion is None else MotionStage(motion)
+        self.is_directable = motion is not None
         self.frame_decoder = FrameDecoder(model, **options)
         self.partial_sizes = self.frame_decoder.partial_sizes
         self._footage_stage = FootageStage(self.frame_decoder, self.frames_per_window)
@@ -286,7 +289,7 @@ class AvatarPipeline(Pipeline[SessionState]):
             motion = self._sample_stage(tokens, states[0].times, moving)
             portraits = torch.cat([state.features.latent for state in states])
             latents = self.model.to_latents(motion, portraits)
-        undrawn = FrameDetails([0.0] * self.frames_per_window, None)
+        undrawn = FrameDetails([(0.0, 0.0)] * self.frames_per_window, None)
         yield from self._paint(latents, [undrawn] * len(states), states, clock, threads)
 
     def _move(
@@ -296,6 +299,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         threads, stage = self._threads(is_live), self._motion_stage
         motions = [state.motion for state in states if state.motion is not None]
         assert stage is not None and len(motions) == len(states), "all are of this model"
+        for state, motion in zip(states, motions, strict=True):
+            motion.direction = state.take_direction()
         with thread_limit(threads):
             with clock.stage("audio"):
                 audio = torch.from_numpy(pcm).to(self.device)
@@ -306,7 +311,10 @@ class AvatarPipeline(Pipeline[SessionState]):
             with thread_limit(threads), clock.stage("sample"):
                 part, shown, details = window.part(first, count), [], []
                 for number, (state, motion) in enumerate(zip(states, motions, strict=True)):
-                    face = motion.control.face(part.codes[number], state.features.latent[0])
+                    directed = motion.direction and motion.direction.part(first, count)
+                    face = motion.control.face(
+                        part.codes[number], state.features.latent[0], directed
+                    )
                     shown.append(face.latents)
                     closures, sound = eye_closures(face.shut), part.sound[number]
                     details.append(FrameDetails(closures, sound, face.eyes, face.brows))
@@ -387,6 +395,19 @@ class AvatarPipeline(Pipeline[SessionState]):
             raise ConfigError(NO_LANDMARKS)
         if state.player is None:
             state.steering = steering
+
+    def direct(self, state: SessionState, window: DirectedWindow) -> None:
+        """Change the motion of the next window; see `Pipeline.direct`.
+
+        A film in the place of a portrait keeps its own motion.
+
+        Raises:
+            ConfigError: the model has no motion denoiser.
+        """
+        if not self.is_directable:
+            raise ConfigError(NOT_DIRECTABLE)
+        if state.player is None:
+            state.direction = window
 
     def open_camera(self) -> DriverCamera:
         """Return what reads a camera, for one session; see `DrivablePipeline.open_camera`."""

@@ -10,6 +10,7 @@ import numpy as np
 from letstalk_rt.errors import ConfigError, ModelLost
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.models.face.face_motion import DriveWindow
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.types import MotionOptions, Portrait
 
 DEFAULT_MOTION = MotionOptions()
@@ -154,6 +155,12 @@ class CameraReader(Protocol):
 NOT_DRIVABLE = "no camera can drive this model; use the embedded one, 'tiny'"
 """What callers are told of a pipeline that is no `DrivablePipeline`."""
 
+NOT_DIRECTABLE = (
+    "this model has no motion denoiser, which moods, gestures and listening need; use the embedded "
+    "one, 'tiny'"
+)
+"""What callers are told of a pipeline that cannot be directed."""
+
 
 class DrivablePipeline(Protocol):
     """What a pipeline offers whose faces a camera can move, beside a `Pipeline`."""
@@ -192,6 +199,7 @@ class Pipeline(Protocol[State]):
         quality_levels: what `set_quality` accepts, from full quality down.
         machine: the hash of this machine, and what else the duration of a step depends on, but for
             the portrait; empty if it is not worth keeping.
+        is_directable: whether `direct` changes the motion.
     """
 
     frames_per_window: int
@@ -200,6 +208,7 @@ class Pipeline(Protocol[State]):
     partial_sizes: Sequence[int]
     quality_levels: Sequence[Quality] = (FULL_QUALITY,)
     machine: str = ""
+    is_directable: bool = False
 
     @property
     def device(self) -> object:
@@ -266,6 +275,17 @@ class Pipeline(Protocol[State]):
             ConfigError: this model has no such quality.
         """
         raise ConfigError("this model has one quality only")
+
+    def direct(self, state: State, window: DirectedWindow) -> None:
+        """Change the motion of the next window; returns at once.
+
+        May be called from any thread while no step of this state runs. Models that are not
+        directable need not implement this.
+
+        Raises:
+            ConfigError: this model cannot be directed.
+        """
+        raise ConfigError(NOT_DIRECTABLE)
 
     def batch_key(self, state: State) -> Hashable:
         """Return the key that sessions of one batch share; may be called from any thread."""

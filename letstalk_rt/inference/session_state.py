@@ -25,6 +25,7 @@ from letstalk_rt.models.motion.code import NUM_STYLE
 from letstalk_rt.models.motion.speech_encoder import SpeechEncoder, SpeechState
 from letstalk_rt.models.parts import EYE_PAINTER, MOTION, MOUTH_PAINTER
 from letstalk_rt.models.sampler import NoiseState, timesteps
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.portrait.compositor import Compositor
 from letstalk_rt.portrait.eye_compositor import EyeCompositor
 from letstalk_rt.portrait.mouth_compositor import MouthCompositor
@@ -92,6 +93,7 @@ class SessionState:
         latents: the motion of latents, if it has none.
         quality: what is computed for each frame.
         steering: moves the face in the next window; None without a camera.
+        direction: changes the motion of the next window; None if nothing does.
     """
 
     audio: AudioEncoderState | Wav2VecEncoderState
@@ -107,6 +109,7 @@ class SessionState:
     latents: LatentState | None
     quality: QualityState = field(default_factory=QualityState)
     steering: Steering | None = None
+    direction: DirectedWindow | None = None
 
     @property
     def batch_key(self) -> BatchKey:
@@ -118,6 +121,11 @@ class SessionState:
         """Return what moves the face in the next window, which holds for that one only."""
         steering, self.steering = self.steering, None
         return steering
+
+    def take_direction(self) -> DirectedWindow | None:
+        """Return what changes the motion of the next window, which holds for that one only."""
+        direction, self.direction = self.direction, None
+        return direction
 
     def interrupt(self, unseen: int) -> None:
         """Forget all past speech; the motion goes on before the last `unseen` frames."""
@@ -131,7 +139,7 @@ class SessionState:
         overwrite(self.audio, self.silence)
         for part in self._moving:
             part.reset()
-        self.quality, self.steering = QualityState(), None
+        self.quality, self.steering, self.direction = QualityState(), None, None
 
     @property
     def _moving(self) -> list[FootagePlayer | MotionState | LatentState]:

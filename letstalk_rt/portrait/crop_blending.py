@@ -152,7 +152,7 @@ def _within(values: Sequence[float], side: int) -> slice:
 def _visible_part(alpha: np.ndarray) -> tuple[int, int, int, int]:
     """Return top, left, bottom and right of what is above 0 in `(h, w)`, with a margin."""
     shown = alpha > 0
-    down, across = shown.any(1).nonzero()[0], shown.any(0).nonzero()[0]
+    down, across = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
     if not len(down):
         return 0, 0, *alpha.shape
     top, left = max(int(down[0]) - 1, 0), max(int(across[0]) - 1, 0)
@@ -164,7 +164,7 @@ def _averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
     rows, columns = (math.ceil(side / factor) for side in pixels.shape[:2])
     below, right = rows * factor - pixels.shape[0], columns * factor - pixels.shape[1]
     whole = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE)
-    return cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA))
 
 
 def _warped(
@@ -178,7 +178,8 @@ def _warped(
     # OpenCV counts from the middle of the first pixel, a transform from its corner.
     x, y = back(0.5, 0.5)
     matrix = np.array([[back.cos, -back.sin, x - 0.5], [back.sin, back.cos, y - 0.5]])
-    return cv2.warpAffine(pixels, matrix, (size[1], size[0]), flags=_LINEAR, borderMode=border)
+    shape = size[1], size[0]
+    return np.asarray(cv2.warpAffine(pixels, matrix, shape, flags=_LINEAR, borderMode=border))
 
 
 def _from_part(transform: CropTransform, rows: slice, columns: slice) -> CropTransform:

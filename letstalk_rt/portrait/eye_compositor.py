@@ -74,7 +74,11 @@ class EyeCompositor:
 
     @torch.inference_mode()
     def __call__(
-        self, frames: Tensor, points: Tensor, motion: Tensor, eye_closures: Sequence[float]
+        self,
+        frames: Tensor,
+        points: Tensor,
+        motion: Tensor,
+        eye_closures: Sequence[tuple[float, float]],
     ) -> None:
         """Show the eyes of frames as wanted, in place.
 
@@ -82,13 +86,18 @@ class EyeCompositor:
             frames: `(N, H, W, 3)` uint8.
             points: their landmarks, `(N, L, 2)` in their pixels.
             motion: how far lids and irises are from the portrait's, `(N, 4)`: see `moved_eyes`.
-            eye_closures: how far each frame closes its eyes beyond that: 0 not at all, 1 fully.
+            eye_closures: how far each frame closes its eyes beyond that: 0 not at all, 1 fully;
+                the eye on the left of the image first.
         """
         assert len(eye_closures) == len(frames) == len(points), (len(eye_closures), len(frames))
         places = [align_eyes(points, eye) for eye in _EYES]
         closures = self._eyes.new_tensor(list(eye_closures))
         wanted = torch.stack(
-            [closed_by(moved_eyes(self._eyes[eye], motion, eye), closures) for eye in _EYES], 1
+            [
+                closed_by(moved_eyes(self._eyes[eye], motion, eye), closures[:, eye])
+                for eye in _EYES
+            ],
+            1,
         )
         moved = (wanted - self._eyes).norm(dim=-1).amax(-1).amax(-1)
         opacity = ((moved - _STILL_PX) / (_MOVED_PX - _STILL_PX)).clamp(0, 1)

@@ -10,8 +10,9 @@ The methods of a session are named like those of LiveKit's `VideoGenerator`, so 
 few lines. This module imports neither torch nor a transport.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -21,17 +22,20 @@ import numpy as np
 from letstalk_rt.audio.resample import check_pcm
 from letstalk_rt.audio.segmenter import Hop, SegmentBoundary
 from letstalk_rt.audio.speech_resampler import SpeechResampler
-from letstalk_rt.errors import AudioFormatError
+from letstalk_rt.errors import AudioFormatError, ConfigError
 from letstalk_rt.inference.admission import MeasuredLoad, StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import (
     DEFAULT_MOTION,
+    NOT_DIRECTABLE,
     Pipeline,
     State,
     StateOptions,
 )
 from letstalk_rt.inference.step_times import StepTimes
 from letstalk_rt.inference.worker import ModelWorker
+from letstalk_rt.performance.moods import Style
+from letstalk_rt.performance.performer import Performer
 from letstalk_rt.session.options import SessionOptions, segmenter_for
 from letstalk_rt.session.portraits import AnyPortrait, FaceReader, prepare_any, result_of
 from letstalk_rt.session.session import AvatarSession
@@ -226,6 +230,9 @@ class Avatar:
         seed: int = 0,
         steps: int | None = None,
         motion: MotionOptions = DEFAULT_MOTION,
+        mood: str | Style = "neutral",
+        mood_strength: float = 1.0,
+        cues: Sequence[tuple[float, str]] = (),
     ) -> Iterator[AVFrame]:
         """Render the frames of one whole utterance, as fast as the machine can.
 
@@ -239,6 +246,9 @@ class Avatar:
             seed: seed of all randomness in the video, not negative.
             steps: sampling steps per window, from 1 to 50; None for the model's default.
             motion: how the face moves.
+            mood: how the avatar feels; see `AvatarSession.set_mood`.
+            mood_strength: how much of that is shown, from 0 to 1.
+            cues: seconds of audio, and the name of a mood or a gesture that falls there.
 
         Returns:
             An iterator of frames, numbered from 0. It raises `AudioFormatError` if the audio is
@@ -247,13 +257,20 @@ class Avatar:
 
         Raises:
             AudioFormatError: the file or the sample rate is not supported.
-            ConfigError: `seed` or `steps` is out of range.
+            ConfigError: `seed` or `steps` is out of range, there is no such mood or gesture, or
+                this model cannot be directed.
         """
         options = StateOptions(seed, steps, motion=motion)
+        performer = Performer(mood, mood_strength, max_waiting=math.inf)
+        for at_s, name in cues:
+            performer.cue(name, 0, at_s)
+        if (cues or mood != "neutral") and not self.pipeline.is_directable:
+            raise ConfigError(NOT_DIRECTABLE)
         if isinstance(audio, str | os.PathLike):
             audio, sample_rate = _read_file(audio)
         chunks = [audio] if isinstance(audio, np.ndarray) else audio
-        return self._render(self._hops(chunks, SpeechResampler(sample_rate)), options)
+        hops = self._hops(chunks, SpeechResampler(sample_rate))
+        return self._render(hops, options, performer)
 
     @staticmethod
     def dub(
@@ -337,10 +354,12 @@ class Avatar:
                 raise AudioFormatError("the audio is empty; pass at least one sample")
             yield item
 
-    def _render(self, hops: Iterator[Hop], options: StateOptions) -> Iterator[AVFrame]:
+    def _render(
+        self, hops: Iterator[Hop], options: StateOptions, performer: Performer
+    ) -> Iterator[AVFrame]:
         state = result_of(self._worker.submit(self.pipeline.init_state, self.portrait, options))
         index = -self.pipeline.lookahead_frames  # the first frames show the time before the audio
-        for hop, frames in self._windows(hops, state):
+        for hop, frames in self._windows(hops, state, performer):
             for rgb, audio in zip(frames[: hop.end_after], hop.frame_audio, strict=False):
                 if index >= 0:
                     yield AVFrame(
@@ -354,10 +373,14 @@ class Avatar:
                     )
                 index += 1
 
-    def _windows(self, hops: Iterator[Hop], state: Any) -> Iterator[tuple[Hop, np.ndarray]]:
+    def _windows(
+        self, hops: Iterator[Hop], state: Any, performer: Performer
+    ) -> Iterator[tuple[Hop, np.ndarray]]:
         """Run one step per hop, one step ahead of the caller."""
         ahead: tuple[Hop, Future[np.ndarray]] | None = None
         for hop in hops:
+            if (direction := performer.window(hop.frame_audio)) is not None:
+                self._worker.submit(self.pipeline.direct, state, direction)  # in its turn
             future = self._worker.step(hop.pcm, state)
             if ahead is not None:
                 yield ahead[0], result_of(ahead[1])

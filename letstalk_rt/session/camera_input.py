@@ -25,7 +25,8 @@ from letstalk_rt.inference.protocol import (
     CameraStatus,
 )
 from letstalk_rt.metrics import Metrics
-from letstalk_rt.models.face.face_motion import NUM_MOTION, SHUT, DriveWindow
+from letstalk_rt.models.face.face_motion import NUM_MOTION, POSE, SHUT, SMILE, DriveWindow
+from letstalk_rt.performance.mirroring import Seen
 from letstalk_rt.session.camera_schedule import ReadSchedule
 from letstalk_rt.session.events import EventHub
 from letstalk_rt.types import FPS, CameraOptions
@@ -41,6 +42,11 @@ FADE_FRAMES = 7
 RETRY_S = 3.0
 """Pause after a frame that could not be read, because its reader's process may have ended."""
 
+FULL_SMILE = 0.42
+"""By how much the corners of a mouth move outwards and up in a smile of 1, in face sizes: as the
+packaged model shows the smile of a code."""
+
+_PITCH = 1  # of a head pose
 _KEPT = 50  # readings
 _EASE = 0.7  # share of a jump that is left in the next frame
 _LEAST_SIDE, _MOST_SIDE = 32, 4096  # px of a frame
@@ -61,6 +67,7 @@ class CameraInput:
         now_s: returns monotonic seconds.
         hub: receives warnings.
         metrics: records how long frames wait and are read; None for none.
+        on_seen: called with what is seen of a face that is watched.
 
     Attributes:
         options: how the camera moves the face.
@@ -73,8 +80,9 @@ class CameraInput:
         now_s: Callable[[], float],
         hub: EventHub,
         metrics: Metrics | None = None,
+        on_seen: Callable[[Seen], None] = lambda seen: None,
     ) -> None:
-        self.options = options
+        self.options, self._on_seen = options, on_seen
         self._metrics = metrics or Metrics()
         self._schedule = ReadSchedule(pipeline.frames_per_window / FPS)
         self._pipeline, self._now_s, self._hub = pipeline, now_s, hub
@@ -132,6 +140,11 @@ class CameraInput:
         return self._reader is not None
 
     @property
+    def is_driving(self) -> bool:
+        """Whether the camera moves the face, or its share still fades."""
+        return self.is_open and (self.options.role == "drive" or self._level > 0)
+
+    @property
     def status(self) -> CameraStatus | None:
         """What the camera sees; None before the first frame was read."""
         return self._status
@@ -155,7 +168,7 @@ class CameraInput:
             return None
         weights, motions = [], []
         for time_s in times_s:
-            motion = self._motion_at(time_s)
+            motion = self._motion_at(time_s) if self.options.role == "drive" else None
             if motion is not None:
                 if self._was_lost and self._level:  # it goes on from where it is
                     self._offset = self._shown - motion
@@ -228,6 +241,8 @@ class CameraInput:
             reading = future.result()
             self._seen = (*self._seen[1 - _KEPT :], _Seen(captured_s, reading.motion))
             self._status = reading.status
+            if reading.motion is not None and self.options.role == "watch":
+                self._on_seen(_seen(captured_s, reading.motion))
         if self._waiting is not None:
             (frame, captured_s), self._waiting = self._waiting, None
             self._read_if_due(frame, captured_s)
@@ -238,6 +253,13 @@ class CameraInput:
         self._rest_until_s = np.inf if known else self._now_s() + RETRY_S
         message = str(error) if known else "The camera cannot be read now."
         self._hub.warn("camera-failed", message, self._now_s())
+
+
+def _seen(captured_s: float, motion: np.ndarray) -> Seen:
+    """Return what the avatar answers to of a face motion."""
+    wider, lower = (float(value) for value in motion[SMILE])
+    smile = (max(0.0, wider) + max(0.0, -lower)) / FULL_SMILE
+    return Seen(captured_s, min(1.0, smile), float(motion[POSE][_PITCH]))
 
 
 def _check(frame: np.ndarray) -> None:

@@ -27,6 +27,7 @@ from letstalk_rt.inference.protocol import (
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality, new_images
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.types import MotionOptions, Portrait
 
 T = TypeVar("T")
@@ -92,6 +93,7 @@ class ModelSession(Generic[State]):
         deliver: Callable[[], DeliverFrames],
         is_wanted: Callable[[], bool],
         steering: Steering | None = None,
+        direction: DirectedWindow | None = None,
     ) -> bool:
         """Run a step, and after a failure run it again.
 
@@ -100,6 +102,7 @@ class ModelSession(Generic[State]):
             deliver: returns for each attempt the callback that receives its partial windows.
             is_wanted: whether the step is run again after a failure.
             steering: how a camera moves the face in this window; None leaves it alone.
+            direction: how the motion of this window is changed; None leaves it as it is.
 
         Returns:
             Whether it succeeded at once.
@@ -113,6 +116,8 @@ class ModelSession(Generic[State]):
                 if steering is not None:
                     drivable = cast("DrivablePipeline", self._pipeline)
                     await self._submit(drivable.steer, state, steering)
+                if direction is not None:
+                    self._pipeline.direct(state, direction)
                 await as_awaitable(self._worker.step(pcm, state, deliver()))
                 self._made += self._pipeline.frames_per_window
 

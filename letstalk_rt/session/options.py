@@ -6,6 +6,8 @@ from letstalk_rt.audio.segmenter import Segmenter
 from letstalk_rt.audio.voice_activity import VoiceActivity
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import Pipeline
+from letstalk_rt.performance.listening import Listening
+from letstalk_rt.performance.moods import Style
 from letstalk_rt.session.adaptive_quality import DegradationPreference
 from letstalk_rt.session.playback import PlaybackMode
 from letstalk_rt.types import FPS, SAMPLE_RATE, CameraOptions, MotionOptions
@@ -28,6 +30,9 @@ class SessionOptions(TypedDict, total=False):
     output_sample_rate: int
     recovery_s: float
     degradation_preference: DegradationPreference
+    mood: str | Style
+    mood_strength: float
+    listening: Listening
 
 
 def segmenter_for(

@@ -15,10 +15,18 @@ import numpy as np
 from letstalk_rt.audio.speech_resampler import check_output_rate
 from letstalk_rt.audio.voice_activity import VoiceActivity, check_voice_activity, hold_frames
 from letstalk_rt.errors import ConfigError, EngineError, SessionClosed, is_callers_mistake
-from letstalk_rt.inference.protocol import DEFAULT_MOTION, CameraStatus, StateOptions
+from letstalk_rt.inference.protocol import (
+    DEFAULT_MOTION,
+    NOT_DIRECTABLE,
+    CameraStatus,
+    StateOptions,
+)
 from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import FrameStamps, Metrics
+from letstalk_rt.performance.listening import Listening
+from letstalk_rt.performance.moods import Style
+from letstalk_rt.performance.performer import Performer
 from letstalk_rt.session.adaptive_quality import (
     DegradationPreference,
     QualityAdapter,
@@ -102,6 +110,9 @@ class AvatarSession:
         degradation_preference: what a live session lowers when steps of the model are late for a
             second: `balanced`, `maintain-framerate`, `maintain-resolution`, as in WebRTC, or
             `disabled`. The size of the frames and their number stay the same.
+        mood: how the avatar feels at first; see `set_mood`.
+        mood_strength: how much of that is shown, from 0 to 1.
+        listening: how it shows its attention at first; see `set_listening`.
 
     Attributes:
         metrics: stage durations and counters of this session.
@@ -128,6 +139,9 @@ class AvatarSession:
         recovery_s: float = RECOVERY_S,
         camera: CameraOptions = _NO_CAMERA_OPTIONS,
         degradation_preference: DegradationPreference = "balanced",
+        mood: str | Style = "neutral",
+        mood_strength: float = 1.0,
+        listening: Listening = "off",
     ) -> None:
         if max_hops < 1:
             raise ConfigError(f"max_hops must be at least 1, got {max_hops}")
@@ -157,8 +171,13 @@ class AvatarSession:
             self._hub,
             output_sample_rate,
         )
+        self._performer = Performer(mood, mood_strength, listening, seed=seed)
+        if (mood, listening) != ("neutral", "off"):
+            self._check_directable()
         self._frames = FrameQueue(self._now_s, idle, self.metrics, self._readable.set)
-        self._camera = CameraInput(worker.pipeline, camera, self._now_s, self._hub, self.metrics)
+        self._camera = CameraInput(
+            worker.pipeline, camera, self._now_s, self._hub, self.metrics, self._performer.see
+        )
         times, levels = worker.step_times, worker.pipeline.quality_levels
         allowed = levels_for(
             degradation_preference if idle else "disabled",
@@ -179,6 +198,7 @@ class AvatarSession:
             on_failure=self._warn_of_failure,
             camera=self._camera,
             quality=self._quality,
+            performer=self._performer,
             on_quality=self._announce_quality,
         )
         self._recordings: set[SessionRecording] = set()
@@ -259,7 +279,7 @@ class AvatarSession:
         await self._audio_input.push(pcm, sample_rate)
 
     def push_video(self, frame: np.ndarray, timestamp: float | None = None) -> None:
-        """Push a frame of a camera, whose face moves the avatar's.
+        """Push a frame of a camera, whose face moves the avatar's, or is watched by it.
 
         Returns at once: the frame is read in another thread, and skipped if a newer one arrives
         first. The head pose, gaze, blinks, brows and smile of the largest face are shown by the
@@ -296,6 +316,73 @@ class AvatarSession:
     def camera_status(self) -> CameraStatus | None:
         """What the last frame of the camera showed; None before one was read."""
         return self._camera.status
+
+    def set_mood(
+        self, mood: str | Style, strength: float = 1.0, *, at: float | None = None
+    ) -> None:
+        """Change how the avatar feels; it shows within half a second, also in mid-sentence.
+
+        Args:
+            mood: a name of `performance.MOODS`, or a style.
+            strength: how much of it is shown, from 0 to 1.
+            at: when, in seconds of audio from the start of the current segment; None for now.
+
+        Raises:
+            ConfigError: there is no such mood, a number is out of range, or this model cannot be
+                directed.
+        """
+        self._check_directable()
+        self._performer.set_mood(mood, strength, self._audio_input.segment_id, at)
+
+    def gesture(self, name: str, amount: float = 1.0, *, at: float | None = None) -> None:
+        """Make a gesture. An interrupt ends those that run, and drops those that wait.
+
+        When more than eight gestures and moods wait, the oldest is dropped.
+
+        Args:
+            name: one of `performance.GESTURES`.
+            amount: how large it is, from 0.1 to 2.
+            at: when its first movement is complete, in seconds of audio from the start of the
+                current segment; None to begin with the next window.
+
+        Raises:
+            ConfigError: there is no such gesture, a number is out of range, or this model cannot be
+                directed.
+        """
+        self._check_directable()
+        self._performer.gesture(name, amount, self._audio_input.segment_id, at)
+
+    @property
+    def is_directable(self) -> bool:
+        """Whether this model has moods, gestures and listening."""
+        return self._worker.pipeline.is_directable
+
+    def set_listening(self, mode: Listening) -> None:
+        """Change how the avatar shows its attention while somebody else speaks.
+
+        Args:
+            mode: `off`, `calm` or `attentive`.
+
+        Raises:
+            ConfigError: the mode is unknown, or this model cannot be directed.
+        """
+        self._check_directable()
+        self._performer.set_listening(mode)
+
+    def push_listened(self, speaking: bool, pitch_hz: float | None = None) -> None:
+        """Tell the avatar whether somebody else speaks now, who it may listen to.
+
+        Call it every 20 to 100 ms while their audio comes, and with False when it ends. Without a
+        call for half a second they are silent.
+
+        Args:
+            speaking: whether there is voice.
+            pitch_hz: its pitch, if it is known.
+
+        Raises:
+            ConfigError: the pitch is NaN, infinite or not positive.
+        """
+        self._performer.hear(speaking, pitch_hz, self._now_s())
 
     async def end_segment(self) -> None:
         """End the current segment: its `SegmentEnd` follows the frame with its last audio.
@@ -475,6 +562,10 @@ class AvatarSession:
             self._failure = error
         finally:
             self._end()
+
+    def _check_directable(self) -> None:
+        if not self.is_directable:
+            raise ConfigError(NOT_DIRECTABLE)
 
     def _warn_of_failure(self) -> None:
         self._hub.warn(

@@ -21,6 +21,8 @@ from letstalk_rt.inference.quality import Quality
 from letstalk_rt.inference.step_times import SlownessWatch
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.metrics import Metrics
+from letstalk_rt.performance.direction import DirectedWindow
+from letstalk_rt.performance.performer import Performer
 from letstalk_rt.session.adaptive_quality import QualityAdapter, StepTiming
 from letstalk_rt.session.audio_input import AudioInput, StepInput
 from letstalk_rt.session.camera_input import CameraInput
@@ -88,6 +90,7 @@ class StepScheduler(Generic[State]):
         on_failure: called when a call of the model has failed and the session goes on.
         camera: what a camera has seen; None if there is none.
         quality: decides on the quality level.
+        performer: decides how the motion of each window is changed.
         on_quality: called when that has changed.
     """
 
@@ -107,6 +110,7 @@ class StepScheduler(Generic[State]):
         on_failure: Callable[[], None] = lambda: None,
         camera: CameraInput | None = None,
         quality: QualityAdapter | None = None,
+        performer: Performer | None = None,
         on_quality: Callable[[], None] = lambda: None,
     ) -> None:
         self._camera, self._camera_times = camera, CameraTimes()
@@ -119,6 +123,7 @@ class StepScheduler(Generic[State]):
         self._window = worker.pipeline.frames_per_window
         self._lead = LeadTime(FPS)
         self._quality, self._on_quality = quality or QualityAdapter(), on_quality
+        self._performer = performer or Performer()
         self._image: np.ndarray | None = None  # the last one
         self._epoch = 0  # of the model's last step
         self._slowness, self._steps_of_all = SlownessWatch(worker.step_times), 0
@@ -230,6 +235,7 @@ class StepScheduler(Generic[State]):
             lambda: self._deliver(step, model.new_images()),
             is_wanted=lambda: epoch == self._audio_input.epoch,
             steering=steering,
+            direction=self._direction(step),
         )
         if is_regular:  # times after a failure say nothing about the next step
             assert len(step.made_s) == self._window, len(step.made_s)
@@ -245,7 +251,7 @@ class StepScheduler(Generic[State]):
 
     def _steering(self, step: _Step) -> CameraSteering | None:
         """Return what moves the face in the frames of a step; None without a camera."""
-        if self._camera is None or not self._camera.is_open:
+        if self._camera is None or not self._camera.is_driving:
             return None
         return CameraSteering(
             self._camera,
@@ -257,6 +263,12 @@ class StepScheduler(Generic[State]):
             now_s=self._now_s,
             pause=self._worker.pause if self._live else lambda until_s: None,
         )
+
+    def _direction(self, step: _Step) -> DirectedWindow | None:
+        """Return how the motion of a step is changed; None if not at all."""
+        now_s, due_s = self._now_s(), self._frames.due_s
+        shown_s = max(now_s, due_s) if due_s < math.inf else now_s
+        return self._performer.window(step.hop.frame_audio, step.voiced, now_s, shown_s)
 
     async def _adapt_quality(self, model: ModelSession[State], timing: StepTiming) -> None:
         """Lower or raise the quality, if the last steps ask for it."""
@@ -324,6 +336,7 @@ class StepScheduler(Generic[State]):
         """Pass an interrupt to the model, with the number of frames that were not shown."""
         unseen = self._frames.end_bridge(self._now_s() + self._lead.lead_s)
         await model.interrupt(unseen)
+        self._performer.interrupt(unseen)
         detector.reset()
         self._voiced = deque([False] * self._lookahead)
         self._epoch = epoch

@@ -30,6 +30,7 @@ ServerError
 |   |-- NoSpeechEngineError    no-speech-engine: the server cannot speak text
 |   |-- SpeechFailedError      speech-failed: the speech engine failed
 |   |-- NoConversationError    no-conversation: the server has no chat model
+|   |-- NotDirectableError     not-directable: the model has no moods, gestures and listening
 |   `-- FloorTakenError        floor-taken: another connection has the floor
 `-- ConnectionEndedError       (why the server closes a connection)
     |-- TakenOverError         taken-over: a newer connection replaced it
@@ -249,6 +250,12 @@ class NoConversationError(MessageError):
     """The server has no chat model, or no conversation is on."""
 
     code = "no-conversation"
+
+
+class NotDirectableError(MessageError):
+    """The model has no moods, gestures and listening."""
+
+    code = "not-directable"
 
 
 class FloorTakenError(MessageError):

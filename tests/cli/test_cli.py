@@ -14,6 +14,7 @@ from support.faces import LoudIsBright, draw
 from support.packages import needs
 
 from letstalk_rt.cli import main
+from letstalk_rt.performance.direction import DirectedWindow, channel
 from letstalk_rt.recording.file import write_video
 
 
@@ -278,3 +279,55 @@ def test_doctor_reports_a_missing_camera(run: Run, monkeypatch: pytest.MonkeyPat
 
 def test_output_is_not_colored_without_a_terminal(run: Run) -> None:
     assert "\033" not in run("avatars", "list")[1]
+
+
+@pytest.fixture
+def directed(monkeypatch: pytest.MonkeyPatch) -> list[DirectedWindow]:
+    """Let the fake model be directed; return how its windows are."""
+    windows: list[DirectedWindow] = []
+    monkeypatch.setattr(LoudIsBright, "is_directable", True)
+    monkeypatch.setattr(LoudIsBright, "direct", lambda _, state, window: windows.append(window))
+    return windows
+
+
+def most(windows: list[DirectedWindow], name: str) -> float:
+    return max((float(each.added[:, channel(name)].max()) for each in windows), default=0.0)
+
+
+def test_render_shows_a_mood(
+    run: Run, tmp_path: Path, portrait: str, speech: str, directed: list[DirectedWindow]
+) -> None:
+    out = str(tmp_path / "o.mp4")
+    assert run("render", portrait, speech, "-o", out, "--mood", "cheerful")[0] == 0
+    whole = most(directed, "smile")
+    directed.clear()
+    strength = ("--mood-strength", "0.5")
+    assert run("render", portrait, speech, "-o", out, "--mood", "cheerful", *strength)[0] == 0
+    assert whole > 0.2 and most(directed, "smile") == pytest.approx(whole / 2, rel=0.01)
+    status, text = run("render", portrait, speech, "-o", out, "--mood", "furious")
+    assert status == 2 and "'cheerful'" in text
+    status, text = run("render", portrait, speech, "-o", out, "--mood-strength", "nan")
+    assert status == 2 and "from 0 to 1" in text
+
+
+def test_a_mood_needs_a_model_that_has_moods(
+    run: Run, tmp_path: Path, portrait: str, speech: str
+) -> None:
+    out = str(tmp_path / "o.mp4")
+    status, text = run("render", portrait, speech, "-o", out, "--mood", "warm")
+    assert status == 2 and "'tiny'" in text
+    status, text = run(
+        "render", portrait, speech, "-o", out, "--mood", "warm", "--preset", "faithful-s"
+    )
+    assert status == 2 and "--mood needs" in text
+
+
+@needs("espeak-ng")
+def test_say_shows_its_tags_and_lists_the_unknown(
+    run: Run, tmp_path: Path, portrait: str, directed: list[DirectedWindow]
+) -> None:
+    text = "[cheerful] Hello, [nods] how nice to [wobbles] meet you."
+    status, told = run("say", portrait, text, "-o", str(tmp_path / "s.mp4"), "--size", "256")
+    assert status == 0, told
+    assert "[wobbles]" in told and "Hello" not in told and "cheerful" not in told
+    assert most(directed, "smile") > 0.2 and most(directed, "pitch") > 0.05

@@ -9,6 +9,8 @@ from letstalk_rt.conversation.conversation import DEFAULT_PROMPT, Conversation
 from letstalk_rt.conversation.interface import Caption, Failure, StateChange
 from letstalk_rt.conversation.turns import TurnDetector
 from letstalk_rt.errors import ChatError, ConfigError, RecognitionError, SynthesisError
+from letstalk_rt.performance import GESTURES, MOODS, Gesture
+from letstalk_rt.performance import mood as parse_mood
 from letstalk_rt.session.events import Event
 from letstalk_rt.speech.interface import prepare_text
 from letstalk_rt.types import Interrupted
@@ -30,12 +32,24 @@ class Marked:
 class Avatar:
     """A session whose segments begin and end when the test says so."""
 
-    def __init__(self):
+    def __init__(self, is_directable=False):
+        self.is_directable, self.directed = is_directable, []
         self.epoch, self.interrupts, self.segments, self.listeners = 0, 0, [], []
-        self._open = []
+        self._open, self.listened = [], []
 
     async def push_audio(self, pcm, sample_rate):
         self._open.append(pcm)
+
+    def set_mood(self, mood, strength=1.0, *, at=None):
+        parse_mood(mood, strength)
+        self.directed.append((mood, strength, at))
+
+    def gesture(self, name, amount=1.0, *, at=None):
+        Gesture(name, amount)
+        self.directed.append((name, amount, at))
+
+    def push_listened(self, speaking, pitch_hz=None):
+        self.listened.append((speaking, pitch_hz))
 
     async def end_segment(self):
         self.segments.append(len(self._open))
@@ -142,7 +156,8 @@ class Stage:
     """A conversation with all that it uses."""
 
     def __init__(self, words, answers, **options):
-        self.avatar, self.recogniser, self.chat = Avatar(), Heard(*words), Answers(*answers)
+        self.avatar = Avatar(options.pop("is_directable", False))
+        self.recogniser, self.chat = Heard(*words), options.pop("chat", None) or Answers(*answers)
         self.voice = options.pop("voice", None) or Voice()
         self.events = []
         self.conversation = Conversation(
@@ -387,3 +402,90 @@ async def test_the_end_of_a_conversation_ends_all_that_it_started():
     assert [
         task.get_name() for task in asyncio.all_tasks() if "conversation" in task.get_name()
     ] == []
+
+
+# Directing
+
+
+async def test_tags_of_an_answer_are_performed_at_their_word_and_never_spoken():
+    answer = "[warm] Hello there. I am [nods] glad, [wobbles] you know. [winks]"
+    async with Stage([], [answer], is_directable=True) as stage:
+        stage.conversation.say("Hi")
+        await stage.avatar.play()
+        await stage.avatar.play()
+        await stage.conversation.finish()
+    said = ["Hello there.", "I am glad, you know."]
+    assert stage.voice.said == said
+    assert [name for name, _, _ in stage.avatar.directed] == ["warm", "nod", "wink"]
+    assert all(at is not None for _, _, at in stage.avatar.directed)
+    assert stage.captions == [("user", "Hi"), *(("avatar", words) for words in said)]
+    assert stage.dialogue[-1][1].startswith("[warm] Hello there."), "the model goes on so"
+
+
+@pytest.mark.parametrize("is_directable", [True, False])
+async def test_the_chat_model_is_told_what_there_is_if_the_avatar_can_show_it(is_directable):
+    async with Stage([], ["Yes."], is_directable=is_directable) as stage:
+        stage.conversation.say("Hi")
+        await stage.avatar.play()
+    prompt = stage.chat.asked[0][0]["content"]
+    assert prompt.startswith(DEFAULT_PROMPT)
+    if not is_directable:
+        assert prompt == DEFAULT_PROMPT
+        return
+    assert all(name in prompt for name in (*MOODS, *GESTURES, "[smiles]"))
+
+
+async def test_an_answer_of_tags_alone_ends():
+    async with Stage([], ["[nods]"], is_directable=True) as stage:
+        stage.conversation.say("Hi")
+        await stage.conversation.finish()
+    assert [name for name, _, _ in stage.avatar.directed] == ["nod"] and stage.voice.said == []
+
+
+class ToolAnswers(Answers):
+    """A chat model that calls tools before it answers."""
+
+    def __init__(self, *calls):
+        super().__init__("Done.")
+        self.calls, self.results = calls, []
+
+    def with_tools(self, tools, on_tool_call):
+        self.tools, self.run = tools, on_tool_call
+        return self
+
+    async def answer(self, messages):
+        for name, arguments in self.calls:
+            try:
+                self.results.append(await self.run(name, arguments))
+            except ConfigError as error:
+                self.results.append(str(error))
+        async for piece in super().answer(messages):
+            yield piece
+
+
+async def test_the_chat_model_directs_by_tools_and_is_told_what_is_wrong():
+    calls = (
+        ("set_mood", {"mood": "concerned", "strength": 0.5}),
+        ("gesture", {"gesture": "raise_brows"}),
+        ("gesture", {"gesture": "somersault"}),
+        ("set_mood", {}),
+        ("dance", {}),
+    )
+    chat = ToolAnswers(*calls)
+    async with Stage([], [], chat=chat, is_directable=True) as stage:
+        stage.conversation.say("Hi")
+        await stage.avatar.play()
+    assert {tool["function"]["name"] for tool in chat.tools} == {"set_mood", "gesture"}
+    assert stage.avatar.directed == [("concerned", 0.5, None), ("raise_brows", 1.0, None)]
+    done, made, *refused = chat.results
+    assert done == made == "done"
+    for word, text in zip(("nod", "warm", "set_mood"), refused, strict=True):
+        assert word in text
+
+
+async def test_a_model_whose_avatar_cannot_be_directed_gets_no_tools():
+    chat = ToolAnswers()
+    async with Stage([], [], chat=chat) as stage:
+        stage.conversation.say("Hi")
+        await stage.avatar.play()
+    assert not hasattr(chat, "tools")

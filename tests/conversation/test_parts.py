@@ -92,6 +92,58 @@ async def test_a_tool_that_fails_tells_the_model_and_loops_end():
     assert "JSONDecodeError" in stub.requests[1]["messages"][-1]["content"]
 
 
+OWN = {"type": "function", "function": {"name": "own", "parameters": {}}}
+
+
+async def test_more_tools_are_run_beside_those_of_the_program():
+    called = []
+
+    async def run(name, arguments):
+        called.append(("own", name))
+        return "own"
+
+    async def run_more(name, arguments):
+        called.append(("more", name))
+        return "more"
+
+    calls = [call(name=name, arguments="{}") for name in ("time", "own", "nobody")]
+    async with chat_model(*calls, "Done.") as (stub, url):
+        chat = OpenAIChat(url, "small", tools=[OWN], on_tool_call=run)
+        more = chat.with_tools([TOOL], run_more)
+        messages = list(QUESTION)
+        assert "".join([piece async for piece in more.answer(messages)]) == "Done."
+        assert await text_of(chat)
+    assert called[:2] == [("more", "time"), ("own", "own")]
+    assert [body["tools"] for body in stub.requests[:2]] == [[OWN, TOOL]] * 2
+    assert stub.requests[-1]["tools"] == [OWN], "the chat model itself has not changed"
+
+
+async def test_a_model_that_takes_no_tools_answers_without_those_it_may_do_without(caplog):
+    async def run(name, arguments):
+        raise AssertionError("it is not called")
+
+    async with chat_model("Hello.", refuses_tools=True) as (stub, url):
+        chat = OpenAIChat(url, "small")
+        for _ in range(2):  # two conversations
+            assert "".join(await text_of(chat.with_tools([TOOL], run))) == "Hello."
+        with pytest.raises(ChatError, match="answered 400"):
+            await text_of(OpenAIChat(url, "small", tools=[TOOL], on_tool_call=run))
+    assert ["tools" in body for body in stub.requests] == [True, False, False, True]
+    assert caplog.text.count("takes no tools") == 1
+
+
+async def test_a_server_that_fails_with_and_without_tools_has_failed():
+    async def run(name, arguments):
+        raise AssertionError("it is not called")
+
+    async with chat_model(status=500) as (stub, url):
+        with pytest.raises(ChatError, match="500"):
+            await text_of(OpenAIChat(url, "small").with_tools([TOOL], run))
+        with pytest.raises(ChatError):
+            await text_of(OpenAIChat(url, "small").with_tools([TOOL], run))
+    assert ["tools" in body for body in stub.requests] == [True, False] * 2, "nothing was learnt"
+
+
 def test_tools_need_a_callback():
     with pytest.raises(ConfigError, match="on_tool_call"):
         OpenAIChat(NOBODY, "small", tools=[TOOL])

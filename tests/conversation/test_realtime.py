@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ class Avatar:
     def __init__(self):
         self.epoch, self.segments, self.listeners = 0, [], []
         self.pushed = 0
+        self.listened = []
 
     async def push_audio(self, pcm, sample_rate):
         assert pcm.dtype == np.int16 and sample_rate == RATE
@@ -40,6 +42,9 @@ class Avatar:
         self.epoch += 1
         self.pushed, self.segments = 0, []
         return Interrupted(700, 1300)
+
+    def push_listened(self, speaking, pitch_hz=None):
+        self.listened.append(speaking)
 
     def on_event(self, listener):
         self.listeners.append(listener)
@@ -112,6 +117,8 @@ async def test_a_question_is_heard_answered_and_spoken(released):
         assert partial == ["Hello", "Hello there."]
         talk.avatar.play()
         assert talk.states() == ["hearing", "thinking", "speaking", "listening"]
+        heard = [speaking for speaking, _ in groupby(talk.avatar.listened)]
+        assert heard == [True, False], "the avatar listens while the user speaks"
         assert abs(server.heard - 1.3 * RATE) < 0.05 * RATE
         assert not talk.failures()
 

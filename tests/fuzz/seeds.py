@@ -98,6 +98,10 @@ MESSAGES = [
     {"type": "speech.say", "text": "SENTINEL says hello."},
     {"type": "segment.end"},
     {"type": "overlay.update", "overlay": {"name": "SENTINEL", "bg": "green", "n": 1.5}},
+    {"type": "performance.mood", "mood": "warm", "strength": 0.7},
+    {"type": "performance.mood", "style": {"smile": 1.5, "blink_rate": -1}},
+    {"type": "performance.gesture", "gesture": "nod", "amount": 1.5, "at_ms": 400},
+    {"type": "performance.listening", "mode": "attentive"},
 ]  # fmt: skip
 BODIES = [
     b"\x00" + json.dumps({"avatar": "amber", "options": {

@@ -112,7 +112,7 @@ def test_eyes_close_with_the_drivers(pipeline, portrait):
     state = pipeline.init_state(portrait)
     state.motion.control.drive(window(shut=1.0))
     face = state.motion.control.face(torch.zeros(4, NUM_CODE), state.features.latent[0])
-    assert eye_closures(face.shut) == [1.0] * 4
+    assert eye_closures(face.shut) == [(1.0, 1.0)] * 4
 
 
 def test_large_turns_approach_a_limit():

@@ -133,7 +133,8 @@ def test_lids_and_gaze_are_relative_to_the_eyes_of_the_portrait(pipeline):
     eyes = EyeShape.of(face_points())
     assert eyes.width == pytest.approx(0.2 / 0.7, rel=0.02)
     assert eyes.opening == pytest.approx(0.1 / 0.2, rel=0.1)
-    assert eye_closures(torch.tensor([-0.2, 0.02, 0.6, 1.4])) == [0.0, 0.0, 1.0, 1.0]
+    shut = torch.tensor([[-0.2, 0.02], [0.6, 1.4]])
+    assert eye_closures(shut) == [(0.0, 0.0), (1.0, 1.0)]
     wide = codes(gaze_x=0.05)
     wide[:, channel("shut")] = torch.tensor([-0.2, 0.9])
     state = begin(pipeline)
@@ -153,7 +154,7 @@ def test_a_camera_moves_head_lids_and_lips_by_its_weight(pipeline):
         state.motion.control.drive(DriveWindow(np.full(2, weight), seen, "sound"))
         shown = face(state, codes())
         assert torch.allclose(shown.latents, own, atol=1e-4) == (weight == 0)
-        assert shown.shut.tolist() == pytest.approx([closed] * 2)
+        assert shown.shut.flatten().tolist() == pytest.approx([closed] * 4)
 
 
 def test_a_drivers_brows_gaze_and_smile_are_shown_like_the_codes(pipeline):

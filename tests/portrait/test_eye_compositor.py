@@ -50,7 +50,7 @@ def eyes_of(canvas: Tensor, face: Tensor, painter: EyePainter | None = None) -> 
 def test_both_eyes_are_painted_and_nothing_far_from_them(canvas, scale, turn):
     face = rotated(average_face(30 * scale), turn) + torch.tensor([90.0, 120.0])
     frames = canvas[None].clone()
-    eyes_of(canvas, face)(frames, face, STILL, [1.0])
+    eyes_of(canvas, face)(frames, face, STILL, [(1.0, 1.0)])
     changed = (frames[0] != canvas).any(-1)
     near = torch.zeros_like(changed)
     for eye in (0, 1):
@@ -64,7 +64,7 @@ def test_both_eyes_are_painted_and_nothing_far_from_them(canvas, scale, turn):
 def test_eyes_like_the_portraits_are_left_to_the_warp(canvas, face):
     painter, frames = OneColour(), canvas.repeat(3, 1, 1, 1)
     motion = torch.tensor([[0.0] * 4, [0.0, 0.0, 0.1, 0.0], [0.002] * 4])
-    eyes_of(canvas, face, painter)(frames, face.repeat(3, 1, 1), motion, [0.0] * 3)
+    eyes_of(canvas, face, painter)(frames, face.repeat(3, 1, 1), motion, [(0.0, 0.0)] * 3)
     assert torch.equal(frames[0], canvas) and torch.equal(frames[2], canvas)
     assert not torch.equal(frames[1], canvas)
     assert painter.painted == 2, "both eyes of one frame"
@@ -78,7 +78,7 @@ def test_the_painter_does_not_see_what_it_replaces(canvas, face):
         frames = canvas[None].clone()
         x, y = (int(v) for v in face[0, EYE_POINTS[0]].mean(0))
         frames[0, y - 3 : y + 4, x - 8 : x + 9] = colour
-        eyes(frames, face, STILL, [1.0])
+        eyes(frames, face, STILL, [(1.0, 1.0)])
         seen.append(painter.around)
     assert torch.equal(*seen) and seen[0].any()
 
@@ -96,5 +96,5 @@ def test_motion_is_read_from_how_landmarks_have_moved(canvas, face):
 @pytest.mark.parametrize("shift", [(-120.0, 0.0), (140.0, 20.0), (0.0, -200.0), (900.0, 900.0)])
 def test_eyes_at_or_beyond_the_border_are_no_error(canvas, face, shift):
     frames = canvas[None].clone()
-    eyes_of(canvas, face)(frames, face + torch.tensor(shift), STILL, [1.0])
+    eyes_of(canvas, face)(frames, face + torch.tensor(shift), STILL, [(1.0, 1.0)])
     assert frames.shape == (1, *canvas.shape)

@@ -16,7 +16,7 @@ import jwt
 import pytest
 from aiortc import RTCSessionDescription
 from support.live_server import join, live
-from support.server_fakes import Painter, Peer, model_of, patient, portrait_jpeg
+from support.server_fakes import DirectedPainter, Painter, Peer, model_of, patient, portrait_jpeg
 from support.transport_stage import Guest
 from websockets.exceptions import InvalidStatus
 
@@ -384,7 +384,7 @@ def address():
         patch.setattr(application, "UPLOADS_PER_S", 1000.0)
         patch.setattr(application, "CONNECTIONS_PER_S", 1000.0)
         patch.setattr(application, "QUEUE_ASKS_PER_S", 1000.0)
-        with live(LOCKED) as (_, found):
+        with live(LOCKED, DirectedPainter()) as (_, found):
             yield found
 
 
@@ -455,6 +455,9 @@ FIELDS = {
     "camera.configure": {},
     "camera.neutral": {},
     "motion.configure": {"head_motion": False},
+    "performance.mood": {"mood": "warm", "strength": 0.7},
+    "performance.gesture": {"gesture": "nod"},
+    "performance.listening": {"mode": "calm"},
     "conversation.configure": {},
     "conversation.say": {"text": "Hello"},
     "session.close": {},

@@ -22,6 +22,7 @@ from letstalk_rt.inference.protocol import (
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.inference.supervisor import IsolationLimits
 from letstalk_rt.models.face.face_motion import NUM_MOTION
+from letstalk_rt.performance.direction import CHANNELS
 from letstalk_rt.types import Face
 
 FAULTS = ("raise", "hang-1", "hang-2", "hang-60", "work-1", "memory", "kill")
@@ -145,6 +146,20 @@ class UndrivenPipeline(FaultyPipeline):
 
     def steer(self, state, steering):
         raise ConfigError("this model has no landmarks")
+
+
+class DirectedPipeline(FaultyPipeline):
+    """A model that is directed: its frames are brighter by the smile that is added, in percent."""
+
+    is_directable = True
+
+    def direct(self, state, window):
+        state["smile"] = 100 * window.added[:, CHANNELS.index("smile")]
+
+    def make_window(self, pcm, state):
+        smile = state.pop("smile", np.zeros(4))
+        window = super().make_window(pcm, state)
+        return window + np.round(smile).astype(np.uint8)[:, None, None, None]
 
 
 def without_weights():

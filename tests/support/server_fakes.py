@@ -28,6 +28,7 @@ from letstalk_rt.inference.protocol import (
     Pipeline,
 )
 from letstalk_rt.models.face.face_motion import NUM_MOTION
+from letstalk_rt.performance.direction import channel
 from letstalk_rt.types import Face, FaceTrack
 from letstalk_server.app import create_app
 from letstalk_server.main import serve
@@ -128,6 +129,38 @@ class WatchingPainter(Painter):
 
     def steer(self, state, steering):
         pass
+
+
+class DirectedPainter(WatchingPainter):
+    """A painted avatar that notes how it is directed, window by window, and shows it.
+
+    A patch at the right edge of its frames is grey; its red is brighter the more the head nods, its
+    green the more the mouth smiles.
+    """
+
+    is_directable = True
+
+    def __init__(self):
+        super().__init__()
+        self.directed = []
+
+    def direct(self, state, window):
+        self.directed.append(window)
+        state["direction"] = window
+
+    def paint_window(self, pcm, state):
+        frames = super().paint_window(pcm, state)
+        window, side = state.pop("direction", None), frames.shape[1] // 8
+        frames[:, :side, -side:] = 100
+        if window is not None:
+            for colour, name, most in ((0, "pitch", 0.1), (1, "smile", 0.3)):
+                shares = np.clip(window.added[:, channel(name)] / most, 0, 1)
+                frames[:, :side, -side:, colour] += np.uint8(150 * shares)[:, None, None]
+        return frames
+
+    def shown(self, name):
+        """Return the values that were added to a channel, frame by frame."""
+        return [value for each in self.directed for value in each.added[:, channel(name)]]
 
 
 def paint(canvas, box, level):

@@ -11,7 +11,14 @@ from letstalk_rt import AudioFormatError, Avatar, AvatarSession, AVFrame, Event,
 from letstalk_rt.session.options import SessionOptions
 from letstalk_rt.session.pacing import PlayoutClock
 from letstalk_rt.session.playout import in_epoch
+from letstalk_rt.session.user_voice import UserVoice
 from pipecat_letstalk.frames import SpokenVideo, pcm_of
+from pipecat_letstalk.performance import (
+    AvatarGestureFrame,
+    AvatarListeningFrame,
+    AvatarMoodFrame,
+    Direction,
+)
 
 _SLACK_S = 10.0
 """How much longer than its own duration speech may take to be said."""
@@ -33,9 +40,10 @@ class AvatarPlayer:
         self, avatar: Avatar, options: SessionOptions, send: Callable[[Frame], Awaitable[None]]
     ) -> None:
         self._session: AvatarSession = avatar.session(**options)
-        self._video = SpokenVideo()
+        self._video, self._user = SpokenVideo(), UserVoice(self._session)
         self._send = send
         self._in_segment = False
+        self._pushed_s = 0.0  # of this segment
         self._is_protected = False  # some of the speech is uninterruptible
         self._stops: deque[TTSStoppedFrame] = deque()  # of segments that have not been played yet
         self._all_said = asyncio.Event()
@@ -80,7 +88,24 @@ class AvatarPlayer:
             self._is_protected = was_protected
             raise
         self._in_segment = True
+        self._pushed_s += len(pcm) / frame.sample_rate
         self._all_said.clear()
+
+    def direct(self, frame: Direction) -> None:
+        """Direct the avatar, within speech at the end of what was pushed.
+
+        Raises:
+            ConfigError: there is no such mood, gesture or mode, a number is out of range, or the
+                model cannot be directed.
+        """
+        at_s = self._pushed_s if self._in_segment else None
+        match frame:
+            case AvatarMoodFrame():
+                self._session.set_mood(frame.mood, frame.strength, at=at_s)
+            case AvatarGestureFrame():
+                self._session.gesture(frame.gesture, frame.amount, at=at_s)
+            case AvatarListeningFrame():
+                self._session.set_listening(frame.mode)
 
     async def end_segment(self, stop: TTSStoppedFrame) -> None:
         """End the utterance; `stop` is sent after its last frame.
@@ -91,7 +116,7 @@ class AvatarPlayer:
         epoch = self._session.epoch
         await self._session.end_segment()
         if epoch == self._session.epoch:  # else there is no segment to end any more
-            self._in_segment = False
+            self._in_segment, self._pushed_s = False, 0.0
             self._stops.append(stop)
             self._all_said.clear()
 
@@ -102,12 +127,13 @@ class AvatarPlayer:
         self._session.interrupt()
         self._video.interrupt()
         self._stops.clear()
-        self._in_segment = False
+        self._in_segment, self._pushed_s = False, 0.0
         self._all_said.set()
 
     def listen(self, listening: bool) -> None:
         """Record that the user begins to speak, or stops."""
         self._session.listen(listening)
+        self._user.set_speaking(listening)
 
     async def say_all(self) -> None:
         """Wait until everything that was pushed has been sent.
@@ -123,6 +149,7 @@ class AvatarPlayer:
 
     async def aclose(self) -> list[TTSStoppedFrame]:
         """Close the session; return the ends of the segments that were not played."""
+        self._user.close()
         await self._session.aclose()
         unsaid = list(self._stops)
         self._stops.clear()

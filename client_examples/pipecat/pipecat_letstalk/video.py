@@ -21,6 +21,7 @@ from pipecat.services.settings import ServiceSettings
 
 from letstalk_rt import AudioFormatError, Avatar, ConfigError, LetsTalkError, SessionClosed
 from letstalk_rt.session.options import SessionOptions
+from pipecat_letstalk.performance import Direction
 from pipecat_letstalk.player import AvatarPlayer
 from pipecat_letstalk.transports import check_transports, output_rate
 
@@ -28,6 +29,7 @@ MAX_EARLY = 1_500
 """How many frames of speech may wait for the output transport: 15 s and more."""
 
 Speech: TypeAlias = TTSAudioRawFrame | TTSStoppedFrame
+Performed: TypeAlias = Speech | Direction
 
 
 class LetsTalkVideoService(AIService):
@@ -45,6 +47,8 @@ class LetsTalkVideoService(AIService):
     that belong together; between utterances the face idles. A `TTSStoppedFrame` goes on when its
     speech has been sent. An `InterruptionFrame` ends speech at once, except speech that is marked
     as uninterruptible. TTFB metrics count from the first audio of an utterance to its first frame.
+
+    `AvatarMoodFrame`, `AvatarGestureFrame` and `AvatarListeningFrame` direct it.
 
     Speech that cannot be used is reported with an `ErrorFrame` and dropped. If the face fails, or
     the transport cannot show it, the service reports that, becomes unusable, and passes speech on
@@ -72,7 +76,7 @@ class LetsTalkVideoService(AIService):
         avatar.session(**self._options)  # checks the options here, where a mistake is made
         self._player: AvatarPlayer | None = None
         self._playing: asyncio.Task[None] | None = None
-        self._early: list[Speech] = []
+        self._early: list[Performed] = []
         self._is_refusing = False  # the last speech could not be used, which was reported
 
     def can_generate_metrics(self) -> bool:
@@ -118,7 +122,7 @@ class LetsTalkVideoService(AIService):
             # Or it would be reported, with the time until now.
             await self.cancel_ttfb_metrics()  # type: ignore[no-untyped-call]
         await super().process_frame(frame, direction)
-        if isinstance(frame, Speech) and direction is FrameDirection.DOWNSTREAM:
+        if isinstance(frame, Performed) and direction is FrameDirection.DOWNSTREAM:
             await self._take(frame)
             return
         if isinstance(frame, InterruptionFrame):
@@ -131,12 +135,14 @@ class LetsTalkVideoService(AIService):
 
     # Speech
 
-    async def _take(self, frame: Speech) -> None:
+    async def _take(self, frame: Performed) -> None:
         player = self._player
         if player is None:
             await self.push_frame(frame)
         elif self._playing is None:
             await self._hold(frame)
+        elif isinstance(frame, Direction):
+            await self._direct(player, frame)
         else:
             try:
                 await self._say(player, frame)
@@ -155,7 +161,13 @@ class LetsTalkVideoService(AIService):
         except AudioFormatError as error:
             await self._refuse(f"speech was dropped: {error}", error)
 
-    async def _hold(self, frame: Speech) -> None:
+    async def _direct(self, player: AvatarPlayer, frame: Direction) -> None:
+        try:
+            player.direct(frame)
+        except ConfigError as error:
+            await self.push_error(f"the avatar was not directed: {error}", error)
+
+    async def _hold(self, frame: Performed) -> None:
         """Keep speech that comes before the output transport is ready."""
         if len(self._early) < MAX_EARLY:
             self._early.append(frame)

@@ -41,12 +41,16 @@ class PaintedModel(Pipeline[PaintedState]):
         step_s: how long a step takes at least.
     """
 
+    is_directable = True
     hop, frames_per_window, lookahead_frames = 4 * SAMPLES_PER_FRAME, 4, 2
     partial_sizes, device = (4,), "cpu"
 
     def __init__(self, fail_at=None, step_s=0.0):
         self.fail_at, self.step_s = fail_at, step_s
-        self.steps = 0
+        self.steps, self.directed = 0, []
+
+    def direct(self, state, window):
+        self.directed.append((state.number, window))
 
     def init_state(self, portrait, options=DEFAULT_OPTIONS):
         return PaintedState()

@@ -58,7 +58,8 @@ def brow_flow(points: Tensor, motion: Tensor, positions: Tensor) -> Tensor:
     share = _smooth((u - _OUTER) / (_INNER - _OUTER))
     opacity = _plateau(u, _ALONG) * _plateau(v, _DOWN)
     lower = opacity * torch.lerp(outer, inner, share)
-    return -(lower @ (width * down) + (opacity * share * nearer) @ (width * along))
+    rise: Tensor = lower @ (width * down) + (opacity * share * nearer) @ (width * along)
+    return -rise
 
 
 def _plateau(x: Tensor, edges: tuple[float, float, float, float]) -> Tensor:

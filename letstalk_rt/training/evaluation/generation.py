@@ -8,12 +8,21 @@ import numpy as np
 
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.performance.performer import Performer
 from letstalk_rt.training.data.audio_features import best_lag, correlation
 from letstalk_rt.training.data.dataset import Clip
 from letstalk_rt.training.evaluation.faces import FaceTrack, Landmarks, read_faces
-from letstalk_rt.types import SAMPLES_PER_FRAME, MotionOptions, Portrait
+from letstalk_rt.types import FPS, SAMPLES_PER_FRAME, MotionOptions, Portrait
 
 _USUAL_MOTION = MotionOptions()
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """The audio of a frame, as a performer sees it."""
+
+    spoken: int
+    segment_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ def generate_frames(
     speech: np.ndarray,
     seed: int = 0,
     motion: MotionOptions = _USUAL_MOTION,
+    performers: Sequence[Performer] = (),
 ) -> Iterator[np.ndarray]:
     """Animate portraits with speech, all in one batch.
 
@@ -59,6 +69,7 @@ def generate_frames(
         speech: `(B, n)` float32 at 16 kHz, `n` a multiple of 640.
         seed: Seed of the first session; the others get the next numbers.
         motion: How the faces move.
+        performers: Direct the sessions, one each; none by default.
 
     Yields:
         `(B, H, W, 3)` uint8, once for each frame of the speech.
@@ -74,9 +85,14 @@ def generate_frames(
     hops = -(-needed * SAMPLES_PER_FRAME // pipeline.hop)
     padded = np.zeros((batch, hops * pipeline.hop), np.float32)
     padded[:, :samples] = speech
-    index = -pipeline.lookahead_frames
+    index, window = -pipeline.lookahead_frames, pipeline.frames_per_window
     for hop in range(hops):
         pcm = padded[:, hop * pipeline.hop : (hop + 1) * pipeline.hop]
+        spoken = [_Spoken(SAMPLES_PER_FRAME * (0 <= index + n < count)) for n in range(window)]
+        for state, performer in zip(states, performers, strict=False):
+            at_s = (index + pipeline.lookahead_frames) / FPS
+            if (direction := performer.window(spoken, now_s=at_s)) is not None:
+                pipeline.direct(state, direction)
         frames = np.stack(pipeline.step(np.ascontiguousarray(pcm), states))
         for place in range(frames.shape[1]):
             if 0 <= index < count:

@@ -54,6 +54,10 @@ class FaceMotion:
     channels: np.ndarray
     points: np.ndarray
 
+    def after(self, frames: int) -> "FaceMotion":
+        """Return the motion without the first frames."""
+        return FaceMotion(self.channels[frames:], self.points[frames:])
+
 
 class MotionTracker:
     """MediaPipe's face landmarker in its video mode.

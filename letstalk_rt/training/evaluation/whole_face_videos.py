@@ -174,7 +174,7 @@ def decoded_frames(pipeline: AvatarPipeline, clip: Clip, frames: int) -> np.ndar
         true = torch.from_numpy(np.array(clip.frames[first : first + window]))
         pixels = true.permute(0, 3, 1, 2).float() / 127.5 - 1
         latents = face.autoencoder.encode(pixels[None].to(pipeline.device))
-        details = [FrameDetails([0.0] * window, None)]
+        details = [FrameDetails([(0.0, 0.0)] * window, None)]
         parts = decoder.decode(decoder.prepare(latents, [state]), details, [state], NoClock())
         shown.extend(part[0] for part in parts)
     return np.concatenate(shown)

@@ -1,10 +1,15 @@
 """The OpenAPI document of the HTTP interface, built from the limits that the handlers check."""
 
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
 from letstalk_rt import __version__
 from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ
+from letstalk_rt.performance.gestures import GESTURES, MAX_AMOUNT, MIN_AMOUNT
+from letstalk_rt.performance.json_fields import MAX_AT_MS
+from letstalk_rt.performance.listening import LISTENING
+from letstalk_rt.performance.moods import MAX_STYLE, MOODS, Style
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES
 from letstalk_server.http.problem_details import PROBLEM_TYPES
 from letstalk_server.http.queueing import MAX_KNOWN
@@ -17,6 +22,7 @@ TEXT: Json = {"type": "string"}
 NUMBER: Json = {"type": "number"}
 WHOLE: Json = {"type": "integer"}
 FLAG: Json = {"type": "boolean"}
+STRENGTH: Json = {"type": "number", "minimum": 0, "maximum": 1}
 NAME: Json = {"type": "string", "maxLength": MAX_NAME_CHARS}
 
 
@@ -29,7 +35,8 @@ def document() -> Json:
             "title": "letstalk_rt",
             "version": __version__,
             "description": "One portrait and live speech in, live video of that person out. "
-            "Messages of the WebSocket and the data channel are described in docs/protocol.md.",
+            "Messages of the WebSocket and the data channel are described in docs/protocol.md; "
+            "those of the performance are among the schemas.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{"token": []}],
@@ -197,6 +204,9 @@ def _schemas() -> Json:
             ),
             consent=TEXT,
             speech=_object(available=FLAG, max_chars=WHOLE, voices=_list(TEXT)),
+            performance=_object(
+                available=FLAG, moods=_list(TEXT), gestures=_list(TEXT), listening=_list(TEXT)
+            ),
             conversation={"type": "object", "properties": {"available": FLAG}},
             limits={"type": "object", "additionalProperties": NUMBER},
             video=_object(fps=WHOLE, size=WHOLE),
@@ -230,10 +240,54 @@ def _schemas() -> Json:
             seed={"type": "integer", "minimum": 0, "maximum": MAX_SEED},
             motion=_motion() | {"required": []},
             sample_rate={"enum": list(OUTPUT_RATES_HZ)},
+            mood={"enum": list(MOODS)},
+            style=_style(),
+            mood_strength=STRENGTH,
+            listening={"enum": list(LISTENING)},
             required=(),
         ),
+        **_messages(),
         "Session": _session(),
     }
+
+
+def _messages() -> Json:
+    """Return the messages of clients that direct the performance."""
+    return {
+        "PerformanceMood": _object(
+            type={"const": "performance.mood"},
+            mood={"enum": list(MOODS)},
+            style=_style(),
+            strength=STRENGTH,
+            required=("type",),
+        )
+        | {"oneOf": [{"required": ["mood"]}, {"required": ["style"]}]},
+        "PerformanceGesture": _object(
+            type={"const": "performance.gesture"},
+            gesture={"enum": list(GESTURES)},
+            amount={"type": "number", "minimum": MIN_AMOUNT, "maximum": MAX_AMOUNT},
+            at_ms={"type": "number", "minimum": 0, "maximum": MAX_AT_MS},
+            required=("type", "gesture"),
+        ),
+        "PerformanceListening": _object(
+            type={"const": "performance.listening"}, mode={"enum": list(LISTENING)}
+        ),
+    }
+
+
+def _style() -> Json:
+    number = {"type": "number", "minimum": -MAX_STYLE, "maximum": MAX_STYLE}
+    return _object(required=(), **{field.name: number for field in fields(Style)}) | {
+        "additionalProperties": False
+    }
+
+
+def _performance() -> Json:
+    """Return the settings of a session: a mood or a style, its strength, and listening."""
+    return _object(
+        mood=TEXT, style=_style(), strength=STRENGTH, listening=TEXT,
+        required=("strength", "listening"),
+    )  # fmt: skip
 
 
 def _motion() -> Json:
@@ -274,6 +328,7 @@ def _session() -> Json:
         max_session_s=NUMBER,
         max_idle_s=NUMBER,
         motion=_motion(),
+        performance=_performance(),
         disclosure=_object(badge=FLAG, statement=TEXT, recorded=FLAG, signed=FLAG),
         warnings=_list(TEXT),
         connections=_list(_object(id=TEXT, kind=TEXT, age_s=NUMBER)),

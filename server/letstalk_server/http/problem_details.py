@@ -79,6 +79,7 @@ PROBLEM_TYPES = {
         ("no-speech-engine", 501, "This server cannot speak text"),
         ("speech-failed", 502, "The text could not be spoken"),
         ("no-conversation", 501, "This server cannot converse"),
+        ("not-directable", 409, "This model cannot be directed"),
         ("floor-taken", 409, "Another connection speaks now"),
         ("taken-over", 409, "Another connection took over"),
         ("bad-audio", 400, "That sound cannot be used"),

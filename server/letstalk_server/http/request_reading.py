@@ -10,6 +10,9 @@ from starlette.responses import JSONResponse
 from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ, check_output_rate
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import DEFAULT_MOTION
+from letstalk_rt.performance.json_fields import read_listening, read_mood
+from letstalk_rt.performance.listening import Listening
+from letstalk_rt.performance.moods import Style
 from letstalk_rt.types import SAMPLE_RATE, MotionOptions
 from letstalk_server.auth import Auth, Caller
 from letstalk_server.errors import BadMessageError, BadRequestError
@@ -172,7 +175,19 @@ def parse_options(fields: object) -> ServedSessionOptions:
     except ConfigError:
         known = ", ".join(map(str, OUTPUT_RATES_HZ))
         raise BadRequestError(f'"sample_rate" must be one of {known}.') from None
-    return ServedSessionOptions(badge, seed, _motion_of(fields.get("motion")), rate)
+    mood, strength, listening = _performance_of(fields)
+    motion = _motion_of(fields.get("motion"))
+    return ServedSessionOptions(badge, seed, motion, rate, mood, strength, listening)
+
+
+def _performance_of(fields: dict[str, Any]) -> tuple[str | Style, float, Listening]:
+    """Return mood, strength and listening of the options; a style takes the place of a mood."""
+    default = {} if "style" in fields else {"mood": "neutral"}
+    try:
+        mood, strength = read_mood(default | fields, "mood_strength")
+        return mood, strength, read_listening(fields, "listening")
+    except ConfigError as error:
+        raise BadRequestError(f"The options are wrong: {error}.") from None
 
 
 def _motion_of(fields: object) -> MotionOptions:

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from letstalk_rt import __version__
 from letstalk_rt.errors import NotAnImageError
+from letstalk_rt.performance import GESTURES, LISTENING, MOODS
 from letstalk_rt.portrait.watermark import STATEMENT
 from letstalk_rt.types import FPS
 from letstalk_server import metrics
@@ -119,11 +120,21 @@ async def config(request: Request) -> Response:
                 "max_chars": settings.max_say_chars,
                 "voices": request.app.state.voices,
             },
+            "performance": _performance(AppContext(request).avatar_service),
             "conversation": {"available": False} if parts is None else parts.as_json(),
             "limits": _limits(settings),
             "video": {"fps": FPS, "size": settings.size},
         }
     )
+
+
+def _performance(avatar_service: AvatarService) -> dict[str, Any]:
+    return {
+        "available": avatar_service.is_directable,
+        "moods": list(MOODS),
+        "gestures": list(GESTURES),
+        "listening": list(LISTENING),
+    }
 
 
 def _limits(settings: Settings) -> dict[str, Any]:
@@ -404,6 +415,7 @@ def session_response(
         "max_session_s": settings.session_limit_s,
         "max_idle_s": settings.idle_limit_s,
         "motion": asdict(session.motion),
+        "performance": session.performance.as_json(),
         "disclosure": session.disclosure,
         "warnings": list(session.avatar_entry.portrait.warnings),
         "connections": [

@@ -12,7 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.types import CameraOptions, LipDrive, MotionOptions
+from letstalk_rt.performance import json_fields
+from letstalk_rt.performance.gestures import Gesture
+from letstalk_rt.performance.listening import Listening
+from letstalk_rt.performance.moods import Style
+from letstalk_rt.types import CameraOptions, CameraRole, LipDrive, MotionOptions
 from letstalk_server.errors import BadMessageError
 from letstalk_server.protocol.json_text import load_object
 from letstalk_server.protocol.server_messages import fields_of
@@ -196,6 +200,35 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeMood:
+    """Change how the avatar feels."""
+
+    type: ClassVar[str] = "performance.mood"
+    mood: str | Style = "neutral"
+    strength: float = 1.0
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MakeGesture:
+    """Make a gesture, at once or at a time of the segment that is being pushed."""
+
+    type: ClassVar[str] = "performance.gesture"
+    gesture: Gesture
+    at_s: float | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Change how the avatar shows its attention while the user speaks."""
+
+    type: ClassVar[str] = "performance.listening"
+    mode: Listening = "off"
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Converse:
     """Begin, change or end the conversation; `None` changes nothing."""
 
@@ -228,6 +261,9 @@ ClientMessage = (
     | Camera
     | Neutral
     | Move
+    | ChangeMood
+    | MakeGesture
+    | Listen
     | Converse
     | Tell
 )
@@ -245,9 +281,10 @@ def parse(text: object, max_bytes: int = 262_144) -> ClientMessage:
         raise BadMessageError(f"event_id must be a string of at most {MAX_ID_CHARS} characters")
     try:
         return _build(fields, event_id)
-    except BadMessageError as error:
-        error.re = event_id
-        raise
+    except (BadMessageError, ConfigError) as error:
+        refused = BadMessageError(str(error))
+        refused.re = event_id
+        raise refused from None
 
 
 def config_from_query(query: Mapping[str, str]) -> ConnectionConfig:
@@ -295,7 +332,9 @@ def _load(text: object, max_bytes: int) -> dict[str, Any]:
 def _build(fields: dict[str, Any], event_id: str | None) -> ClientMessage:
     name = fields.get("type")
     if not isinstance(name, str) or name not in _BUILDERS:
-        raise BadMessageError(f"type must be one of {', '.join(_BUILDERS)}")
+        raise BadMessageError(
+            "the type of a message must be one of those in docs/protocol.md, such as session.ping"
+        )
     return _BUILDERS[name](fields, event_id)
 
 
@@ -364,7 +403,22 @@ def _camera(fields: dict[str, Any], event_id: str | None) -> Camera:
     if not isinstance(absolute, bool):
         raise BadMessageError("absolute of camera.configure must be true or false")
     lips = _one_of(fields.get("lips", "sound"), "lips", get_args(LipDrive))
-    return Camera(CameraOptions(lips, absolute), event_id)  # type: ignore[arg-type]  # checked
+    role = _one_of(fields.get("role", "drive"), "role", get_args(CameraRole))
+    return Camera(CameraOptions(lips, absolute, role), event_id)  # type: ignore[arg-type]  # checked
+
+
+def _mood(fields: dict[str, Any], event_id: str | None) -> ChangeMood:
+    mood, strength = json_fields.read_mood(fields)
+    return ChangeMood(mood, strength, event_id)
+
+
+def _gesture(fields: dict[str, Any], event_id: str | None) -> MakeGesture:
+    gesture, at_s = json_fields.read_gesture(fields)
+    return MakeGesture(gesture, at_s, event_id)
+
+
+def _listening(fields: dict[str, Any], event_id: str | None) -> Listen:
+    return Listen(json_fields.read_listening(fields, "mode"), event_id)
 
 
 def _move(fields: dict[str, Any], event_id: str | None) -> Move:
@@ -415,6 +469,9 @@ _BUILDERS: dict[str, Callable[[dict[str, Any], str | None], ClientMessage]] = {
     Camera.type: _camera,
     Move.type: _move,
     Neutral.type: lambda fields, event_id: Neutral(event_id),
+    ChangeMood.type: _mood,
+    MakeGesture.type: _gesture,
+    Listen.type: _listening,
     Converse.type: _converse,
     Tell.type: _tell,
 }

@@ -25,6 +25,7 @@ class Ready:
     grace_s: float
     disclosure: Mapping[str, Any]
     overlay: Mapping[str, Any]
+    performance: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
 
 
@@ -196,6 +197,17 @@ class OverlayUpdated:
 
 
 @dataclass(frozen=True, slots=True)
+class PerformanceUpdated:
+    """How the avatar feels, either a `mood` or a `style`, and how it listens."""
+
+    type: ClassVar[str] = "performance.updated"
+    strength: float
+    listening: str
+    mood: str | None = None
+    style: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ConversationConfigured:
     """Whether a conversation is on, and with which voice; the empty voice is the default."""
 
@@ -241,6 +253,7 @@ ServerMessage = (
     | WasInterrupted
     | Selected
     | OverlayUpdated
+    | PerformanceUpdated
     | ConversationConfigured
     | Captioned
     | ConversationState

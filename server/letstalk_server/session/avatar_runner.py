@@ -34,7 +34,7 @@ class AvatarRunner:
     Args:
         avatar_service: creates the avatars.
         entry: the first avatar.
-        options: options of the session.
+        options: returns the options of the session.
         has_badge: draw the visible badge into the frames.
         is_live: returns whether the present speech comes from a live source. A camera that moves
             the avatar counts as one, too.
@@ -52,7 +52,7 @@ class AvatarRunner:
         self,
         avatar_service: AvatarService,
         entry: AvatarEntry,
-        options: ServedSessionOptions,
+        options: Callable[[], ServedSessionOptions],
         *,
         has_badge: bool,
         is_live: Callable[[], bool],
@@ -68,20 +68,25 @@ class AvatarRunner:
         self._opened = asyncio.Event()
         self._selections: asyncio.Queue[AvatarEntry] = asyncio.Queue(1)
         self._motions: asyncio.Queue[MotionOptions] = asyncio.Queue(1)
-        self.motion = options.motion
+        self.motion = options().motion
         still = self._with_badge(entry.portrait.canvas)
         self.playout = SlotPlayout(
             still,
-            is_live=lambda: is_live() or self.is_filmed,
+            is_live=lambda: is_live() or self.is_driven,
             on_slot=on_slot,
             on_stall=on_stall,
-            sample_rate=options.sample_rate,
+            sample_rate=options().sample_rate,
         )
 
     @property
     def is_filmed(self) -> bool:
-        """Whether a camera moves the avatar now: then its frames should be shown at once."""
+        """Whether frames of a camera arrive now."""
         return time.monotonic() - self._filmed_s < FILMED_S
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether a camera moves the avatar now: then its frames should be shown at once."""
+        return self.is_filmed and self._camera.role == "drive"
 
     async def run(self) -> None:
         """Carry frames from the engine to the playout.
@@ -89,15 +94,18 @@ class AvatarRunner:
         Raises:
             SessionEnded: The engine session has ended by itself.
         """
-        options = self._options
+        options = self._options()
         session = self._avatar_service.avatar(self.avatar_entry).session(
             seed=options.seed,
-            motion=options.motion,
+            motion=self.motion,
             playback="reported",
             output_sample_rate=options.sample_rate,
             recovery_s=self._avatar_service.recovery_s,
             camera=self._camera,
             degradation_preference=self._avatar_service.degradation_preference,
+            mood=options.mood,
+            mood_strength=options.mood_strength,
+            listening=options.listening,
         )
         async with session as self._avatar:
             self._on_open(session)

@@ -31,7 +31,7 @@ from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.portrait.face_search import FoundFaces, search_image
 from letstalk_rt.portrait.library import AvatarLibrary
 from letstalk_rt.session.avatar import Avatar
-from letstalk_rt.types import FPS, FaceTrack, Portrait
+from letstalk_rt.types import FPS, Face, FaceTrack, Portrait
 from letstalk_server.auth import Caller
 from letstalk_server.errors import (
     MODEL_AWAY,
@@ -178,6 +178,11 @@ class AvatarService:
         self._care_task: asyncio.Task[None] | None = None
         self.upload_decoder = UploadDecoder(settings.size, settings.max_upload_pixels)
         self.defaults: dict[str, AvatarEntry] = {}
+
+    @property
+    def is_directable(self) -> bool:
+        """Whether the model has moods, gestures and listening."""
+        return self._model.pipeline.is_directable
 
     @property
     def is_model_running(self) -> bool:

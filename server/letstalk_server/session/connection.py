@@ -5,6 +5,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from letstalk_rt.inference.protocol import DEFAULT_MOTION
+from letstalk_rt.performance.listening import Listening
+from letstalk_rt.performance.moods import Style
 from letstalk_rt.types import SAMPLE_RATE, MotionOptions
 from letstalk_server.errors import ServerError
 from letstalk_server.protocol.client_messages import ConnectionConfig
@@ -45,12 +47,18 @@ class ServedSessionOptions:
         seed: seed of the random numbers.
         motion: options of the motion control.
         sample_rate: sample rate of the audio that leaves, Hz; see `AvatarSession`.
+        mood: how the avatar feels at first.
+        mood_strength: how much of that is shown.
+        listening: how it listens at first.
     """
 
     badge: bool = True
     seed: int = 0
     motion: MotionOptions = DEFAULT_MOTION
     sample_rate: int = SAMPLE_RATE
+    mood: str | Style = "neutral"
+    mood_strength: float = 1.0
+    listening: Listening = "off"
 
 
 class Connection(Protocol):

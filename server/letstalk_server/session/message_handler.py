@@ -104,6 +104,12 @@ class MessageHandler:
                 session.set_motion(motion)
             case client_messages.Neutral():
                 session.take_neutral()
+            case client_messages.ChangeMood(mood, strength):
+                session.performance.set_mood(mood, strength)
+            case client_messages.MakeGesture(gesture, at_s):
+                session.gesture(connection.id, gesture, at_s)
+            case client_messages.Listen(mode):
+                session.performance.set_listening(mode)
             case client_messages.Converse():
                 session.announcer.send(connection, session.talking.configure(message), re)
             case client_messages.Tell(text):
@@ -127,9 +133,13 @@ class MessageHandler:
     def _say(self, text: str, voice: str, re: str | None) -> None:
         if not self._text_rate.take():
             raise MessageRateError("Send fewer texts: about one per second.")
-        self._session.text_speech.submit(
+        unknown = self._session.text_speech.submit(
             f"{self._connection.id}/text", text, voice, lambda error: self._send_error(error, re)
         )
+        if unknown:
+            detail = f"These tags are unknown and were left out: {', '.join(unknown)[:200]}."
+            notice = server_messages.Warn("unknown-tags", detail)
+            self._session.announcer.send(self._connection, notice, re)
 
     def _tell(self, text: str) -> None:
         limit = self._session.settings.max_say_chars

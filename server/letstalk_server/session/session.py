@@ -2,21 +2,24 @@
 
 Its tasks form one `TaskGroup`: a failure ends the whole session and no other one. The parts are
 `Connections`, `Announcer` (messages to clients), `Lifetime` (time limits), `AvatarRunner` (engine),
-`PlaybackReporter` (shown frames), `SpeechQueue` (floor control), `TextSpeech` (texts) and `Talking`
-(conversations).
+`PlaybackReporter` (shown frames), `SpeechQueue` (floor control), `TextSpeech` (texts),
+`Performance` (moods and gestures) and `Talking` (conversations).
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.protocol import CameraStatus
+from letstalk_rt.performance.gestures import Gesture
 from letstalk_rt.portrait.watermark import STATEMENT
+from letstalk_rt.session.avatar import AvatarSession
 from letstalk_rt.speech.interface import TextToSpeech
 from letstalk_rt.types import FPS, CameraOptions, Interrupted, MotionOptions
 from letstalk_server.auth import Caller
@@ -32,6 +35,7 @@ from letstalk_server.session.ending import SessionEnded, closing_error, end_reas
 from letstalk_server.session.ids import new_id
 from letstalk_server.session.lifetime import Lifetime
 from letstalk_server.session.message_handler import MessageHandler
+from letstalk_server.session.performance import Performance
 from letstalk_server.session.playout import PlayoutSlot, SlotPlayout
 from letstalk_server.session.recorder import RecordingStore, SessionRecorder
 from letstalk_server.session.reporting import PlaybackReporter
@@ -101,15 +105,16 @@ class Session:
         self.lifetime = Lifetime(settings, self.connections)
         self.announcer = Announcer(self.id, self.connections)
         self.speech = SpeechQueue(settings.max_speech_s)
-        self.text_speech = TextSpeech(text_to_speech, self.speech, settings)
+        self.performance = Performance(self.options, avatar_service.is_directable, self.announcer)
+        self.text_speech = TextSpeech(text_to_speech, self.speech, self.performance, settings)
         self._reporter = PlaybackReporter(self.announcer, on_voice=self.lifetime.touch)
         self._runner = AvatarRunner(
             avatar_service,
             entry,
-            self.options,
+            lambda: self.performance.options,
             has_badge=self.has_badge,
             is_live=self.speech.is_live,
-            on_open=self._reporter.follow,
+            on_open=self._begin,
             on_slot=self._show,
             on_stall=lambda: self.announcer.broadcast(_STALLED),
         )
@@ -117,6 +122,7 @@ class Session:
             conversations,
             self.announcer,
             self.speech,
+            self.performance,
             self._runner.opened,
             self._drop_speech,
             self.spawn,
@@ -171,6 +177,10 @@ class Session:
             if self._recorder is not None:
                 await self._recorder.aclose()
             self.playout.close()
+
+    def _begin(self, avatar: AvatarSession) -> None:
+        self._reporter.follow(avatar)
+        self.performance.begin(avatar)
 
     def _show(self, slot: PlayoutSlot) -> None:
         self._reporter.show(slot)
@@ -274,6 +284,7 @@ class Session:
             grace_s=self.settings.grace_s,
             disclosure=self.disclosure,
             overlay=self.overlay,
+            performance=self.performance.as_json(),
             warnings=self.avatar_entry.portrait.warnings,
         )
         self.announcer.send(connection, ready)
@@ -351,7 +362,9 @@ class Session:
 
     def _drop_speech(self) -> Interrupted:
         waiting_ms = round(1000 * self.speech.clear())
-        return self._reporter.announce_interrupt(self._runner.interrupt(), waiting_ms)
+        interrupted = self._runner.interrupt()
+        self.performance.interrupt()
+        return self._reporter.announce_interrupt(interrupted, waiting_ms)
 
     def hear(self, source: str, pcm: np.ndarray, sample_rate: int) -> None:
         """Take the next audio of a microphone: for the conversation if one is on, else to speak.
@@ -398,6 +411,23 @@ class Session:
     def take_neutral(self) -> None:
         """Take the look of the next frames of the camera as the neutral one."""
         self._runner.take_neutral()
+
+    def gesture(self, source: str, gesture: Gesture, at_s: float | None) -> None:
+        """Make a gesture.
+
+        Args:
+            source: the connection's id.
+            gesture: the gesture.
+            at_s: when, in seconds of the segment that is being pushed; None for at once.
+
+        Raises:
+            NotDirectableError: the model has no gestures.
+        """
+        make = partial(self.performance.gesture, gesture.name, gesture.amount, at=at_s)
+        if at_s is None or not self.performance.is_directable:
+            make()
+        else:
+            self.speech.add_cue(source, make, is_first=True)
 
     def stats(self) -> server_messages.Stats:
         """Return the statistics of the session."""

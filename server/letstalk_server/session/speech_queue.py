@@ -18,6 +18,9 @@ from letstalk_server.errors import FloorTakenError, SpeechOverflowError
 
 FLOOR_S = 1.0
 MAX_MICROPHONE_S = 0.5
+MAX_CUES = 64
+"""Cues that may be queued; more drop the oldest."""
+
 LIVE_S = 0.5
 """Time after its last chunk for which a microphone counts as live."""
 
@@ -25,15 +28,24 @@ _ROUNDING_S = 1e-6
 """Less queued speech is a rounding error of its sum, which must not hold the floor."""
 
 
-@dataclass(frozen=True, slots=True)
+Cue = Callable[[], None]
+"""Directs the avatar, in the order of its speech."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Chunk:
-    """Queued speech; without samples it marks the end of a segment."""
+    """Queued speech; without samples it is a cue, or else marks the end of a segment."""
 
     source: str
     is_live: bool
     pcm: np.ndarray | None
     sample_rate: int
     seconds: float
+    cue: Cue | None = None
+
+    @property
+    def ends_segment(self) -> bool:
+        return self.pcm is None and self.cue is None
 
 
 class SpeechQueue:
@@ -118,8 +130,25 @@ class SpeechQueue:
         self._floor_until_s = 0.0
         self._add(_Chunk(source, False, None, 1, 0.0))
 
+    def add_cue(self, source: str, cue: Cue, *, is_first: bool = False) -> None:
+        """Queue a cue.
+
+        Args:
+            source: who speaks.
+            cue: called when the speech before it was handed over.
+            is_first: before all queued speech of the segment that is being pushed, not after it.
+        """
+        waiting = [chunk for chunk in self._chunks if chunk.cue is not None]
+        if len(waiting) >= MAX_CUES:
+            self._chunks.remove(waiting[0])
+        chunk = _Chunk(source, False, None, 1, 0.0, cue)
+        ends = [number for number, each in enumerate(self._chunks, 1) if each.ends_segment]
+        place = max(ends, default=0) if is_first else len(self._chunks)
+        self._chunks.insert(place, chunk)
+        self._changed.set()
+
     def clear(self) -> float:
-        """Drop all queued speech; return its duration, s."""
+        """Drop all queued speech and cues; return its duration, s."""
         waiting_s = sum(
             chunk.seconds for chunk in self._chunks
         )  # without what was handed over already
@@ -165,6 +194,9 @@ class SpeechQueue:
                     self._has_space.set()
 
     async def _forward(self, chunk: _Chunk, avatar: AvatarSession) -> None:
+        if chunk.cue is not None:
+            chunk.cue()
+            return
         self._live_until_s = self._clock() + LIVE_S if chunk.is_live else 0.0
         if chunk.pcm is None:
             await avatar.end_segment()

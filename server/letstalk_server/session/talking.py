@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from letstalk_server.protocol import server_messages
 from letstalk_server.protocol.client_messages import Converse
 from letstalk_server.session.announcer import Announcer
 from letstalk_server.session.conversation_parts import ConversationParts
-from letstalk_server.session.speech_queue import SpeechQueue
+from letstalk_server.session.performance import Performance
+from letstalk_server.session.speech_queue import Cue, SpeechQueue
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +50,20 @@ class QueueAvatar:
     Args:
         avatar: the engine session, whose events tell what is played.
         speech: the queue.
+        performance: shows moods and gestures.
         drop_speech: drops all speech that was not played.
     """
 
     def __init__(
-        self, avatar: AvatarSession, speech: SpeechQueue, drop_speech: Callable[[], Interrupted]
+        self,
+        avatar: AvatarSession,
+        speech: SpeechQueue,
+        performance: Performance,
+        drop_speech: Callable[[], Interrupted],
     ) -> None:
         self.epoch = 0
         self._avatar, self._speech, self._drop_speech = avatar, speech, drop_speech
+        self._performance = performance
 
     async def push_audio(self, pcm: np.ndarray, sample_rate: int) -> None:
         """Queue a chunk of speech, when there is space."""
@@ -74,6 +82,29 @@ class QueueAvatar:
         self.epoch += 1
         return self._drop_speech()
 
+    @property
+    def is_directable(self) -> bool:
+        """Whether the model has moods and gestures."""
+        return self._performance.is_directable
+
+    def set_mood(self, mood: str, strength: float = 1.0, *, at: float | None = None) -> None:
+        """Change the mood, after the speech that is queued; without a time, at once."""
+        self._direct(at, partial(self._performance.set_mood, mood, strength, at=at))
+
+    def gesture(self, name: str, amount: float = 1.0, *, at: float | None = None) -> None:
+        """Make a gesture, after the speech that is queued; without a time, at once."""
+        self._direct(at, partial(self._performance.gesture, name, amount, at=at))
+
+    def _direct(self, at: float | None, cue: Cue) -> None:
+        if at is None:
+            cue()
+        else:
+            self._speech.add_cue(SOURCE, cue)
+
+    def push_listened(self, speaking: bool, pitch_hz: float | None = None) -> None:
+        """Tell the avatar whether the user speaks now, and with which pitch."""
+        self._avatar.push_listened(speaking, pitch_hz)
+
     def on_event(self, listener: EventListener) -> Callable[[], None]:
         """Call `listener` with each event of the engine."""
         return self._avatar.on_event(listener)
@@ -86,6 +117,7 @@ class Talking:
         parts: what it is made of; None if the server has no chat model.
         announcer: sends captions and states to the clients.
         speech: the session's queue of speech.
+        performance: shows moods and gestures.
         opened: waits for the engine session.
         drop_speech: drops all speech that was not played.
         spawn: starts a task of the session.
@@ -97,6 +129,7 @@ class Talking:
         parts: ConversationParts | None,
         announcer: Announcer,
         speech: SpeechQueue,
+        performance: Performance,
         opened: Callable[[], Awaitable[AvatarSession]],
         drop_speech: Callable[[], Interrupted],
         spawn: Spawn,
@@ -104,7 +137,7 @@ class Talking:
     ) -> None:
         self._parts, self._announcer, self._speech = parts, announcer, speech
         self._opened, self._drop_speech, self._spawn = opened, drop_speech, spawn
-        self._on_words = on_words
+        self._performance, self._on_words = performance, on_words
         self._prompt: str | None = None
         self._voice = ""
         self._task: asyncio.Task[None] | None = None
@@ -175,7 +208,8 @@ class Talking:
 
     async def _run(self, parts: ConversationParts) -> None:
         """Converse until cancelled."""
-        avatar = QueueAvatar(await self._opened(), self._speech, self._drop_speech)
+        session = await self._opened()
+        avatar = QueueAvatar(session, self._speech, self._performance, self._drop_speech)
         conversation = parts.converse(avatar, self._prompt or parts.prompt, self._announce)
         async with conversation:
             self._conversation = conversation

@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
-import numpy as np
-
 from letstalk_rt.errors import DependencyError, LetsTalkError, TextError
+from letstalk_rt.performance.tags import TaggedText
 from letstalk_rt.speech.engines import open_speech
-from letstalk_rt.speech.interface import TextToSpeech, prepare_text
+from letstalk_rt.speech.interface import TextToSpeech
+from letstalk_rt.speech.tagged import SpokenChunk, TimedCue, prepare_tagged, stream_tagged
 from letstalk_rt.speech.voices import list_voices
 from letstalk_server.errors import (
     BadMessageError,
@@ -22,6 +23,7 @@ from letstalk_server.errors import (
     SpeechFailedError,
     SpeechOverflowError,
 )
+from letstalk_server.session.performance import Performance
 from letstalk_server.session.speech_queue import SpeechQueue
 from letstalk_server.settings import Settings
 
@@ -75,7 +77,7 @@ def open_voice(settings: Settings, name: str | None = None) -> TextToSpeech:
 @dataclass(frozen=True, slots=True)
 class _Text:
     source: str
-    text: str = field(repr=False)
+    text: TaggedText = field(repr=False)
     voice: str
     on_error: OnError
 
@@ -85,20 +87,26 @@ class TextSpeech:
 
     Args:
         engine: the speech engine; None refuses all texts.
-        speech: receives the audio.
+        speech: receives the audio, and the moods and gestures between.
+        performance: shows these.
         settings: longest text, and how other voices of the engine are opened.
     """
 
     def __init__(
-        self, engine: TextToSpeech | None, speech: SpeechQueue, settings: Settings
+        self,
+        engine: TextToSpeech | None,
+        speech: SpeechQueue,
+        performance: Performance,
+        settings: Settings,
     ) -> None:
         self._engine, self._speech, self._settings = engine, speech, settings
+        self._performance = performance
         self._waiting: deque[_Text] = deque()
         self._changed = asyncio.Event()
         self._speaking: asyncio.Task[None] | None = None
 
-    def submit(self, source: str, text: str, voice: str, on_error: OnError) -> None:
-        """Queue a text.
+    def submit(self, source: str, text: str, voice: str, on_error: OnError) -> tuple[str, ...]:
+        """Queue a text; return its tags that name neither a mood nor a gesture.
 
         Args:
             source: who speaks, for floor control.
@@ -119,7 +127,7 @@ class TextSpeech:
         if voice and voice not in list_voices(self._engine):
             raise BadMessageError("there is no such voice; /v1/config lists them")
         try:
-            prepared = prepare_text(text, self._settings.max_say_chars)
+            prepared = prepare_tagged(text, self._settings.max_say_chars)
         except TextError as error:
             detail = str(error)
             raise BadTextError(f"{detail[:1].upper()}{detail[1:]}.") from None
@@ -127,6 +135,7 @@ class TextSpeech:
             raise SpeechOverflowError(f"{MAX_WAITING} texts are waiting. Send it later.")
         self._waiting.append(_Text(source, prepared, voice, on_error))
         self._changed.set()
+        return prepared.unknown
 
     def clear(self) -> None:
         """Drop all texts, also the one that is being synthesised."""
@@ -154,19 +163,23 @@ class TextSpeech:
         if text.voice:
             engine = await asyncio.to_thread(open_voice, self._settings, text.voice)
         assert engine is not None
-        stream = engine.stream(text.text)
+        stream = stream_tagged(engine, text.text)
         pushed = False
         try:
-            async with aclosing(cast(AsyncGenerator[tuple[np.ndarray, int], None], stream)):
-                async for pcm, sample_rate in stream:
-                    await self._speech.wait_for_space(len(pcm) / sample_rate)
-                    self._speech.push(text.source, pcm, sample_rate)
+            async with aclosing(cast(AsyncGenerator[SpokenChunk | TimedCue, None], stream)):
+                async for part in stream:
+                    if isinstance(part, TimedCue):
+                        self._speech.add_cue(text.source, partial(part.perform, self._performance))
+                        continue
+                    await self._speech.wait_for_space(len(part.pcm) / part.sample_rate)
+                    self._speech.push(text.source, part.pcm, part.sample_rate)
                     pushed = True
         except LetsTalkError:
             if pushed:  # what was synthesised is spoken to its end
                 self._speech.end_segment(text.source)
             raise
-        self._speech.end_segment(text.source)
+        if pushed:
+            self._speech.end_segment(text.source)
 
     def _report(self, task: asyncio.Task[None], text: _Text) -> None:
         """Pass the failure of a text on to its sender.

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letstalk_rt import CameraOptions, MotionOptions
+from letstalk_rt.performance import Gesture, Performer, Style
 from letstalk_server.errors import BadMessageError
 from letstalk_server.protocol import client_messages, server_messages
 
@@ -44,6 +45,25 @@ DOCS = Path(__file__).parents[3] / "docs" / "protocol.md"
             {"type": "motion.configure", "blinks_per_min": 4, "gaze_at_camera": True},
             client_messages.Move(MotionOptions(blinks_per_min=4, gaze_at_camera=True)),
         ),
+        (
+            {"type": "camera.configure", "role": "watch"},
+            client_messages.Camera(CameraOptions(role="watch")),
+        ),
+        ({"type": "performance.mood", "mood": "warm"}, client_messages.ChangeMood("warm")),
+        (
+            {"type": "performance.mood", "style": {"smile": -1.5, "brows": 2}, "strength": 0},
+            client_messages.ChangeMood(Style(smile=-1.5, brows=2), 0),
+        ),
+        (
+            {"type": "performance.gesture", "gesture": "nod"},
+            client_messages.MakeGesture(Gesture("nod")),
+        ),
+        (
+            {"type": "performance.gesture", "gesture": "wink", "amount": 2, "at_ms": 1500},
+            client_messages.MakeGesture(Gesture("wink", 2), 1.5),
+        ),
+        ({"type": "performance.listening", "mode": "calm"}, client_messages.Listen("calm")),
+        ({"type": "performance.listening"}, client_messages.Listen("off")),
         ({"type": "conversation.configure"}, client_messages.Converse()),
         (
             {"type": "conversation.configure", "on": False, "prompt": "Be brief.", "voice": "de"},
@@ -97,6 +117,28 @@ def test_messages_of_a_client_are_understood(fields, message):
         '{"type": "motion.configure", "head_motion": 1}',
         '{"type": "motion.configure", "expressiveness": 3}',
         '{"type": "motion.configure", "blinks_per_min": "many"}',
+        '{"type": "camera.configure", "role": "spy"}',
+        '{"type": "performance.mood"}',
+        '{"type": "performance.mood", "mood": "furious"}',
+        '{"type": "performance.mood", "mood": ["warm"]}',
+        '{"type": "performance.mood", "mood": "warm", "style": {"smile": 1}}',
+        '{"type": "performance.mood", "mood": "warm", "strength": NaN}',
+        '{"type": "performance.mood", "mood": "warm", "strength": 1.1}',
+        '{"type": "performance.mood", "mood": "warm", "strength": true}',
+        '{"type": "performance.mood", "style": [1]}',
+        '{"type": "performance.mood", "style": {"anger": 1}}',
+        '{"type": "performance.mood", "style": {"smile": 1e999}}',
+        '{"type": "performance.mood", "style": {"smile": 4}}',
+        '{"type": "performance.gesture"}',
+        '{"type": "performance.gesture", "gesture": "somersault"}',
+        '{"type": "performance.gesture", "gesture": 5}',
+        '{"type": "performance.gesture", "gesture": "nod", "amount": -1}',
+        '{"type": "performance.gesture", "gesture": "nod", "amount": 1' + 400 * "0" + "}",
+        '{"type": "performance.gesture", "gesture": "nod", "amount": 1' + 300 * "0" + "}",
+        '{"type": "performance.gesture", "gesture": "nod", "at_ms": "soon"}',
+        '{"type": "performance.gesture", "gesture": "nod", "at_ms": -5}',
+        '{"type": "performance.listening", "mode": "asleep"}',
+        '{"type": "performance.listening", "mode": null}',
         "[" * 4000,
         '{"type": "session.ping", "x": "' + "y" * 5000 + '"}',
     ],
@@ -108,7 +150,10 @@ def test_other_messages_are_refused_without_repeating_them(text):
 
 
 KEYS = st.sampled_from(["type", "event_id", "audio", "frames", "avatar", "overlay", "stats_s"])
+PERFORMANCE = ["performance.mood", "performance.gesture", "performance.listening"]
+PARTS = ["mood", "style", "strength", "gesture", "amount", "at_ms", "mode"]
 LEAVES = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20)
+NAMES = st.sampled_from(["warm", "nod", "calm", 0.5, {"smile": 1}, {"brows": -3.5}])
 TREES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner))
 
 
@@ -119,6 +164,25 @@ def test_whatever_comes_is_a_message_or_a_bad_message(data):
     except BadMessageError:
         return
     assert isinstance(message, client_messages.ClientMessage)
+
+
+@given(
+    st.sampled_from(PERFORMANCE), st.dictionaries(st.sampled_from(PARTS), TREES | NAMES, max_size=4)
+)
+def test_whatever_a_performance_asks_for_can_be_performed_or_is_refused(kind, fields):
+    try:
+        message = client_messages.parse(json.dumps({"type": kind} | fields))
+    except BadMessageError as refused:
+        assert len(str(refused)) < 260
+        return
+    performer = Performer()
+    match message:
+        case client_messages.ChangeMood(mood, strength):
+            performer.set_mood(mood, strength)
+        case client_messages.MakeGesture(gesture, at_s):
+            performer.gesture(gesture.name, gesture.amount, 0, at_s)
+        case client_messages.Listen(mode):
+            performer.set_listening(mode)
 
 
 def test_a_refusal_knows_which_message_it_is_about():

@@ -45,7 +45,7 @@ async def test_a_camera_makes_a_session_live_while_its_frames_come():
     runner = AvatarRunner(
         service,
         SimpleNamespace(portrait=Portrait(RGB, RGB, (0.0, 0.0, 64.0))),
-        ServedSessionOptions(),
+        ServedSessionOptions,
         has_badge=False,
         is_live=lambda: False,
         on_open=lambda session: None,

@@ -4,6 +4,7 @@ import numpy as np
 
 from letstalk_rt import Avatar
 from letstalk_rt.inference.protocol import DEFAULT_OPTIONS, Deliver, Pipeline, StateOptions
+from letstalk_rt.performance.direction import DirectedWindow
 from letstalk_rt.types import SAMPLES_PER_FRAME, Portrait
 
 SIZE = 128
@@ -17,7 +18,10 @@ class BrightPipeline(Pipeline[np.ndarray]):
 
     Attributes:
         is_broken: whether the next step fails.
+        directed: how the windows were directed.
     """
+
+    is_directable = True
 
     frames_per_window, lookahead_frames = 4, _LOOKAHEAD
     hop = 4 * SAMPLES_PER_FRAME
@@ -25,6 +29,10 @@ class BrightPipeline(Pipeline[np.ndarray]):
 
     def __init__(self) -> None:
         self.is_broken = False
+        self.directed: list[DirectedWindow] = []
+
+    def direct(self, state: np.ndarray, window: DirectedWindow) -> None:
+        self.directed.append(window)
 
     def init_state(self, portrait: Portrait, options: StateOptions = DEFAULT_OPTIONS) -> np.ndarray:
         return np.zeros(_LOOKAHEAD * SAMPLES_PER_FRAME, np.float32)

@@ -10,13 +10,16 @@ from livekit.agents.voice.avatar import AvatarRunner
 from livekit.agents.voice.avatar import AvatarSession as BaseAvatarSession
 from livekit.plugins.letstalk.audio_io import LocalAudioOutput, RemoteAudioOutput
 from livekit.plugins.letstalk.errors import AvatarUnavailable, LiveKitError
+from livekit.plugins.letstalk.generator import LetsTalkGenerator
 from livekit.plugins.letstalk.job import AVATAR_WORKER, AvatarJob
 from livekit.plugins.letstalk.log import logger
+from livekit.plugins.letstalk.performance import RemotePerformance
 from livekit.plugins.letstalk.runner import make_runner, open_session
 
 from letstalk_rt import Avatar, ConfigError, SessionClosed
 from letstalk_rt import AvatarSession as EngineSession
 from letstalk_rt.audio.speech_resampler import check_output_rate
+from letstalk_rt.performance import Listening, Style, json_fields
 from letstalk_rt.session.options import SessionOptions
 
 PROVIDER = "letstalk"
@@ -43,6 +46,7 @@ class AvatarSession(BaseAvatarSession[str]):
         self._sample_rate = sample_rate
         self._session = open_session(avatar, sample_rate, options)
         self._runner: AvatarRunner | None = None
+        self._generator: LetsTalkGenerator | None = None
         self._output: LocalAudioOutput | None = None
         self._watching: asyncio.Task[None] | None = None
         self._shown_in: rtc.Room | None = None
@@ -59,7 +63,7 @@ class AvatarSession(BaseAvatarSession[str]):
 
     @property
     def session(self) -> EngineSession:
-        """The session of letstalk_rt, for its events and state."""
+        """The session of letstalk_rt: its events and state, moods, gestures and listening."""
         return self._session
 
     async def start(self, agent_session: AgentSession[Any], room: rtc.Room) -> None:
@@ -77,7 +81,7 @@ class AvatarSession(BaseAvatarSession[str]):
         await self._session.__aenter__()
         await super().start(agent_session, room)
         self._output = LocalAudioOutput(sample_rate=self._sample_rate)
-        self._runner = make_runner(
+        self._runner, self._generator = make_runner(
             room, self._avatar, self._session, self._output, self._sample_rate
         )
         await self._runner.start()
@@ -97,6 +101,8 @@ class AvatarSession(BaseAvatarSession[str]):
         await super().aclose()
         if self._watching is not None:
             await utils.aio.cancel_and_wait(self._watching)
+        if self._generator is not None:
+            self._generator.set_user_speaking(False)
         if self._runner is not None:
             await self._runner.aclose()
         await self._session.aclose()
@@ -111,7 +117,8 @@ class AvatarSession(BaseAvatarSession[str]):
             output.report_failure(error)
 
     def _on_user_state_changed(self, event: UserStateChangedEvent) -> None:
-        self._session.listen(event.new_state == "speaking")
+        if self._generator is not None:
+            self._generator.set_user_speaking(event.new_state == "speaking")
 
 
 class RemoteAvatarSession(BaseAvatarSession[str]):
@@ -145,6 +152,7 @@ class RemoteAvatarSession(BaseAvatarSession[str]):
         self._server = (url, api_key, api_secret)
         self._dispatch: api.AgentDispatch | None = None
         self._output: RemoteAudioOutput | None = None
+        self._performance: RemotePerformance | None = None
         self._identity = ""
 
     @property
@@ -182,13 +190,55 @@ class RemoteAvatarSession(BaseAvatarSession[str]):
         self._output = RemoteAudioOutput(
             room, identity=self._identity, sample_rate=self._sample_rate
         )
+        self._performance = RemotePerformance(room, self._identity)
         room.on("participant_disconnected", self._on_participant_disconnected)
+        agent_session.on("user_state_changed", self._on_user_state_changed)
         agent_session.output.replace_audio_tail(self._output)
+
+    async def set_mood(self, mood: str | Style, strength: float = 1.0) -> None:
+        """Change how the avatar feels; see `letstalk_rt.AvatarSession.set_mood`.
+
+        Raises:
+            ConfigError: there is no such mood, a number is out of range, the model of the worker
+                cannot be directed, or the avatar was not started.
+        """
+        given = json_fields.as_json(mood)
+        await self._directing.send(type="performance.mood", **given, strength=strength)
+
+    async def gesture(self, name: str, amount: float = 1.0, *, at: float | None = None) -> None:
+        """Make a gesture; see `letstalk_rt.AvatarSession.gesture`.
+
+        Raises:
+            ConfigError: see `set_mood`.
+        """
+        timed = {} if at is None else {"at_ms": 1000 * at}
+        await self._directing.send(type="performance.gesture", gesture=name, amount=amount, **timed)
+
+    async def set_listening(self, mode: Listening) -> None:
+        """Change how the avatar listens; see `letstalk_rt.AvatarSession.set_listening`.
+
+        Raises:
+            ConfigError: see `set_mood`.
+        """
+        await self._directing.send(type="performance.listening", mode=mode)
+
+    @property
+    def _directing(self) -> RemotePerformance:
+        if self._performance is None:
+            raise ConfigError("start the avatar before it is directed")
+        return self._performance
+
+    def _on_user_state_changed(self, event: UserStateChangedEvent) -> None:
+        self._directing.tell_user_speaks(event.new_state == "speaking")
 
     async def aclose(self) -> None:
         """Let the avatar go; the agent cannot speak through it any more. May be called twice."""
         if self._room is not None:
             self._room.off("participant_disconnected", self._on_participant_disconnected)
+        if self._performance is not None:
+            if self._agent_session is not None:
+                self._agent_session.off("user_state_changed", self._on_user_state_changed)
+            await self._performance.aclose()
         await super().aclose()
         self._end(SessionClosed("it was closed"))
         await self._release_worker()

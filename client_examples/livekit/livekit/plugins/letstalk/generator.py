@@ -18,7 +18,9 @@ from letstalk_rt import (
     SegmentEnd,
     SessionClosed,
 )
+from letstalk_rt.performance import Listening, Style
 from letstalk_rt.session.pacing import PlayoutClock
+from letstalk_rt.session.user_voice import UserVoice
 from letstalk_rt.types import FPS
 
 _RESERVE_S = 0.05
@@ -50,6 +52,7 @@ class LetsTalkGenerator(VideoGenerator):
     def __init__(self, session: AvatarSession, *, reports: PlaybackReports | None = None) -> None:
         self.av_sync: rtc.AVSynchronizer | None = None
         self._session = session
+        self._user = UserVoice(session)
         self._reports = reports or NoReports()
         self._meter = PlaybackMeter()
         self._clock = PlayoutClock(FPS)
@@ -78,6 +81,23 @@ class LetsTalkGenerator(VideoGenerator):
             logger.error("audio of the agent was dropped: %s", error)
         except SessionClosed:
             pass  # the stream, which has frames to play yet, reports why
+
+    def set_mood(self, mood: str | Style, strength: float = 1.0) -> None:
+        """Change how the avatar feels; see `letstalk_rt.AvatarSession.set_mood`."""
+        self._session.set_mood(mood, strength)
+
+    def gesture(self, name: str, amount: float = 1.0, *, at: float | None = None) -> None:
+        """Make a gesture; see `letstalk_rt.AvatarSession.gesture`."""
+        self._session.gesture(name, amount, at=at)
+
+    def set_listening(self, mode: Listening) -> None:
+        """Change how the avatar listens; see `letstalk_rt.AvatarSession.set_listening`."""
+        self._session.set_listening(mode)
+
+    def set_user_speaking(self, speaking: bool) -> None:
+        """Tell the avatar, which may listen, that the user begins to speak or has stopped."""
+        self._session.listen(speaking)
+        self._user.set_speaking(speaking)
 
     async def _push(self, frame: rtc.AudioFrame) -> None:
         if not self._is_pushing:
@@ -159,6 +179,7 @@ class LetsTalkGenerator(VideoGenerator):
         return True
 
     def _fail(self, error: Exception) -> None:
+        self._user.close()
         logger.error("the avatar has failed", exc_info=error)
         self._failure = error
         self._reports.report_failure(error, self._meter.position_s, self._segments)

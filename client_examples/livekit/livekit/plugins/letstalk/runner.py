@@ -35,8 +35,8 @@ def make_runner(
     session: AvatarSession,
     audio: LocalAudioOutput | RemoteAudioReceiver,
     sample_rate: int,
-) -> AvatarRunner:
-    """Create the runner that plays a session in a room.
+) -> tuple[AvatarRunner, LetsTalkGenerator]:
+    """Create the runner that plays a session in a room, and the generator of its frames.
 
     Args:
         room: the room to publish the avatar's tracks in.
@@ -54,4 +54,4 @@ def make_runner(
         options=AvatarOptions(width, height, _SYNCHRONIZER_FPS, sample_rate, 1),
     )
     generator.av_sync = runner.av_sync
-    return runner
+    return runner, generator

@@ -17,6 +17,7 @@ from livekit.agents.voice.avatar import AvatarRunner
 from livekit.plugins.letstalk.audio_io import RemoteAudioReceiver
 from livekit.plugins.letstalk.job import AVATAR_WORKER, AvatarJob
 from livekit.plugins.letstalk.log import logger
+from livekit.plugins.letstalk.performance import serve_performance
 from livekit.plugins.letstalk.runner import make_runner, open_session
 
 from letstalk_rt import Avatar, AvatarSession, ConfigError
@@ -108,7 +109,8 @@ async def _serve(context: JobContext, avatar: Avatar, options: SessionOptions) -
     await context.connect(auto_subscribe=AutoSubscribe.SUBSCRIBE_NONE)
     session = open_session(avatar, job.sample_rate, options)
     receiver = RemoteAudioReceiver(context.room, sender_identity=job.agent)
-    runner = make_runner(context.room, avatar, session, receiver, job.sample_rate)
+    runner, generator = make_runner(context.room, avatar, session, receiver, job.sample_rate)
+    serve_performance(context.room, generator, job.agent)
     playing = asyncio.create_task(_play(context, session, runner))
 
     def leave(participant: rtc.RemoteParticipant) -> None:
@@ -118,6 +120,7 @@ async def _serve(context: JobContext, avatar: Avatar, options: SessionOptions) -
     async def close() -> None:
         context.room.off("participant_disconnected", leave)
         await utils.aio.cancel_and_wait(playing)
+        generator.set_user_speaking(False)
         await runner.aclose()
         await session.aclose()
 
