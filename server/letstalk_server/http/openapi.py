@@ -3,8 +3,8 @@
 from functools import lru_cache
 from typing import Any
 
-from letstalk_rt import __version__
 from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ
+from letstalk_rt.version import __version__
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES
 from letstalk_server.http.problem_details import PROBLEM_TYPES
 from letstalk_server.http.queueing import MAX_KNOWN

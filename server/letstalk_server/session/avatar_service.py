@@ -24,7 +24,6 @@ from letstalk_rt.errors import FilmError, ModelLost, PortraitError
 from letstalk_rt.inference.admission import StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Pipeline, State
-from letstalk_rt.inference.step_times import StepTimes
 from letstalk_rt.inference.supervisor import IsolationLimits, ModelHealth
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.portrait.consent import Consent
@@ -390,7 +389,7 @@ class AvatarService:
     async def _measure(self) -> None:
         """Measure the cost of a step, at each quality level, too, and set the batch size."""
         portrait = next(iter(self.defaults.values())).portrait
-        await asyncio.to_thread(StepTimes.of, self.worker, portrait)
+        await asyncio.to_thread(self.worker.measure_steps, portrait)
         self.step_cost = await asyncio.to_thread(StepCost.measure, self.worker, portrait)
 
     async def _prepare(
