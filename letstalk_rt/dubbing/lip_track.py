@@ -34,8 +34,8 @@ class LipValues(Protocol):
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What is heard in one frame.
+class _FrameSpeech:
+    """The speech of one frame.
 
     Attributes:
         values: lip values, `(Q,)`.
@@ -68,7 +68,7 @@ class LipTrack:
         self._motion, self._encoder = motion, encoder
         self._device = motion.lip_unit.device
         self._blocks = _blocks(speech, Resampler(sample_rate))
-        self._frames: deque[_Heard] = deque()
+        self._frames: deque[_FrameSpeech] = deque()
         self._first = 0  # number of the first frame that is kept
         self._state = motion.speech.init_state(1)
         self._encoder_state: Any = [] if encoder is None else encoder.init_state(1)
@@ -134,13 +134,13 @@ class LipTrack:
         self._frames.extend(frames[self._skip :])
         self._skip = max(0, self._skip - len(frames))
 
-    def _hear(self, pcm: Tensor) -> list[_Heard]:
-        """Return what is heard in the frames of the next samples, `(1, n)`."""
+    def _hear(self, pcm: Tensor) -> list[_FrameSpeech]:
+        """Return the speech of the frames of the next samples, `(1, n)`."""
         values = self._motion.lip_values(pcm, self._state)[0]
         if self._encoder is None:
-            return [_Heard(one, None) for one in values]
+            return [_FrameSpeech(one, None) for one in values]
         tokens = self._encoder(pcm, self._encoder_state)[0]
-        return [_Heard(*both) for both in zip(values, tokens, strict=True)]
+        return [_FrameSpeech(*both) for both in zip(values, tokens, strict=True)]
 
 
 def _blocks(speech: Iterable[np.ndarray], resampler: Resampler) -> Iterator[np.ndarray]:

@@ -96,9 +96,9 @@ class WorkerLoad:
 class ModelWorker(Generic[State]):
     """Runs all calls of a model in one thread, and batches steps of sessions that wait for it.
 
-    Steps are batched if their states have the same `batch_key`; the sizes of their pictures may
-    differ. Partial windows are delivered only
-    while no other call waits, because they cost more than a whole window.
+    Steps are batched if their states have the same `batch_key`; the sizes of their frames may
+    differ. Partial windows are delivered only while no other call waits, because they cost more
+    than a whole window.
 
     Args:
         pipeline: the model.

@@ -40,7 +40,7 @@ class AvatarRunner:
         on_stall: called when no frame has come for a second.
 
     Attributes:
-        entry: the entry of the avatar that is shown.
+        avatar_entry: the entry of the avatar that is shown.
         playout: the playout of its frames.
     """
 

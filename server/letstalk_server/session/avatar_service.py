@@ -381,10 +381,10 @@ class AvatarService:
         """Start the model again when it has died while no session called it."""
         while True:
             await asyncio.sleep(CARE_INTERVAL_S)
-            if pipeline.needs_care:
+            if pipeline.is_process_due:
                 # The next attempt comes later. OSError: the system starts no process now.
                 with suppress(ModelLost, OSError):
-                    await asyncio.wrap_future(self.worker.submit(pipeline.care))
+                    await asyncio.wrap_future(self.worker.submit(pipeline.start_due))
 
     async def _measure(self) -> None:
         """Measure the cost of a step, at each quality level, too, and set the batch size."""
