@@ -173,9 +173,9 @@ async def care_for(worker: ModelWorker[Any]) -> None:
     pipeline: Any = worker.pipeline
     while True:
         await asyncio.sleep(CARE_S)
-        if pipeline.needs_care:
+        if pipeline.is_process_due:
             with contextlib.suppress(EngineError, OSError):
-                await asyncio.wrap_future(worker.submit(pipeline.care))
+                await asyncio.wrap_future(worker.submit(pipeline.start_due))
 
 
 async def until(condition: Any) -> None:

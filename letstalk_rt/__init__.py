@@ -7,6 +7,8 @@ and reads no files.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from letstalk_rt.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from letstalk_rt.conversation.conversation import Conversation
     from letstalk_rt.errors import (
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
         Portrait,
         SegmentEnd,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AVFrame",

@@ -1,4 +1,4 @@
-"""Prepared portraits as bytes, so that a face is found once and not at each start.
+"""A prepared portrait, and its form as bytes, so that a face is found once and not at each start.
 
 The format is NumPy's npz without compression and without pickle: a file from elsewhere cannot run
 code, nor become larger in memory than it is.
@@ -6,13 +6,15 @@ code, nor become larger in memory than it is.
 
 import io
 import json
+import os
 import zipfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from letstalk_rt.errors import PortraitError
-from letstalk_rt.types import FaceTrack, Footage, Portrait
+from letstalk_rt.errors import ConfigError, PortraitError
 
 LAYOUT = 1
 """Raised when what is stored changes."""
@@ -20,7 +22,106 @@ LAYOUT = 1
 _KIND = "letstalk_rt portrait"
 
 
-def portrait_to_bytes(portrait: Portrait) -> bytes:
+@dataclass(frozen=True, slots=True)
+class FaceTrack:
+    """Where the face of one frame of a film is, and what the encoder made of it.
+
+    Attributes:
+        rotation: of the transform from pixels of the frame to those of the face's upright crop:
+            cosine and sine of the angle, times the scale.
+        shift: of that transform, in pixels of the crop.
+        latent: `(C, h, w)` float32.
+        yaw: rotation of the head in [-1, 1]; 0 faces the camera.
+        sharpness: of the lower face.
+    """
+
+    rotation: tuple[float, float]
+    shift: tuple[float, float]
+    latent: np.ndarray
+    yaw: float
+    sharpness: float
+
+
+@dataclass(frozen=True, slots=True)
+class Footage:
+    """A short film of a person, which is shown back and forth while its lips speak.
+
+    Attributes:
+        frames: the frames as JPEG, 25 per second, all of the size of the canvas.
+        faces: the face in each frame; None where there is none.
+    """
+
+    frames: tuple[bytes, ...]
+    faces: tuple[FaceTrack | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """An image prepared for animation.
+
+    Attributes:
+        canvas: `(H, W, 3)` uint8 RGB: the image that is shown, at output size.
+        crop: `(256, 256, 3)` uint8 RGB: the aligned face crop that the model animates.
+        box: left, top and side of that crop in canvas pixels; it may reach beyond the canvas.
+        warnings: messages for the user, e.g. that the largest of several faces was used.
+        footage: a film that moves in place of the canvas, which is one of its frames; None for a
+            picture.
+    """
+
+    canvas: np.ndarray
+    crop: np.ndarray
+    box: tuple[float, float, float]
+    warnings: tuple[str, ...] = ()
+    footage: Footage | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return this portrait as bytes for `from_bytes`: less than 2 MB, films aside."""
+        return _to_bytes(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Portrait":
+        """Return the portrait that `to_bytes` has written. No code is run from the data.
+
+        Raises:
+            PortraitError: the data are damaged, of something else, or of another version.
+        """
+        return _from_bytes(data)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write this portrait into a file, which appears when it is complete.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        target = Path(path)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            temporary.write_bytes(self.to_bytes())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise ConfigError(
+                f"The portrait cannot be written to {target}: {error.strerror or error}. Check "
+                "the folder."
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Portrait":
+        """Return the portrait that `save` has written.
+
+        Raises:
+            PortraitError: the file cannot be read, or is no prepared portrait of this version.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise PortraitError(
+                f"Cannot read the portrait {path}: {error.strerror or error}. Check the path."
+            ) from error
+        return cls.from_bytes(data)
+
+
+def _to_bytes(portrait: Portrait) -> bytes:
     """Return a prepared portrait as bytes; see `Portrait.to_bytes`."""
     about = {"kind": _KIND, "layout": LAYOUT, "warnings": list(portrait.warnings)}
     arrays = {
@@ -36,8 +137,8 @@ def portrait_to_bytes(portrait: Portrait) -> bytes:
     return buffer.getvalue()
 
 
-def portrait_from_bytes(data: bytes) -> Portrait:
-    """Return the portrait of `portrait_to_bytes`; see `Portrait.from_bytes`.
+def _from_bytes(data: bytes) -> Portrait:
+    """Return the portrait of `_to_bytes`; see `Portrait.from_bytes`.
 
     Raises:
         PortraitError: the data are damaged, of something else, or of another layout.

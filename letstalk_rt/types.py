@@ -4,15 +4,16 @@ Time is counted in integers: audio in samples, video in frames. Seconds appear o
 `session/pacing.py` and in metrics.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from letstalk_rt.errors import ConfigError, PortraitError
+from letstalk_rt.errors import ConfigError
 from letstalk_rt.metrics import FrameStamps
+from letstalk_rt.prepared_portrait import FaceTrack as FaceTrack
+from letstalk_rt.prepared_portrait import Footage as Footage
+from letstalk_rt.prepared_portrait import Portrait as Portrait
 
 LipDrive = Literal["sound", "camera", "blend"]
 """What moves the lips of a session with a camera."""
@@ -42,109 +43,6 @@ class Face:
     landmarks: np.ndarray
     score: float
     yaw: float
-
-
-@dataclass(frozen=True, slots=True)
-class FaceTrack:
-    """Where the face of one frame of a film is, and what the encoder made of it.
-
-    Attributes:
-        rotation: of the transform from pixels of the frame to those of the face's upright crop:
-            cosine and sine of the angle, times the scale.
-        shift: of that transform, in pixels of the crop.
-        latent: `(C, h, w)` float32.
-        yaw: rotation of the head in [-1, 1]; 0 faces the camera.
-        sharpness: of the lower face.
-    """
-
-    rotation: tuple[float, float]
-    shift: tuple[float, float]
-    latent: np.ndarray
-    yaw: float
-    sharpness: float
-
-
-@dataclass(frozen=True, slots=True)
-class Footage:
-    """A short film of a person, which is shown back and forth while its lips speak.
-
-    Attributes:
-        frames: the frames as JPEG, 25 per second, all of the size of the canvas.
-        faces: the face in each frame; None where there is none.
-    """
-
-    frames: tuple[bytes, ...]
-    faces: tuple[FaceTrack | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Portrait:
-    """An image prepared for animation.
-
-    Attributes:
-        canvas: `(H, W, 3)` uint8 RGB: the image that is shown, at output size.
-        crop: `(256, 256, 3)` uint8 RGB: the aligned face crop that the model animates.
-        box: left, top and side of that crop in canvas pixels; it may reach beyond the canvas.
-        warnings: messages for the user, e.g. that the largest of several faces was used.
-        footage: a film that moves in place of the canvas, which is one of its frames; None for a
-            picture.
-    """
-
-    canvas: np.ndarray
-    crop: np.ndarray
-    box: tuple[float, float, float]
-    warnings: tuple[str, ...] = ()
-    footage: Footage | None = None
-
-    def to_bytes(self) -> bytes:
-        """Return this portrait as bytes for `from_bytes`: less than 2 MB, films aside."""
-        from letstalk_rt.prepared_portrait import portrait_to_bytes
-
-        return portrait_to_bytes(self)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Portrait":
-        """Return the portrait that `to_bytes` has written. No code is run from the data.
-
-        Raises:
-            PortraitError: the data are damaged, of something else, or of another version.
-        """
-        from letstalk_rt.prepared_portrait import portrait_from_bytes
-
-        return portrait_from_bytes(data)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write this portrait into a file, which appears when it is complete.
-
-        Raises:
-            ConfigError: the file cannot be written.
-        """
-        target = Path(path)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
-            temporary.write_bytes(self.to_bytes())
-            temporary.replace(target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise ConfigError(
-                f"The portrait cannot be written to {target}: {error.strerror or error}. Check "
-                "the folder."
-            ) from error
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Portrait":
-        """Return the portrait that `save` has written.
-
-        Raises:
-            PortraitError: the file cannot be read, or is no prepared portrait of this version.
-        """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise PortraitError(
-                f"Cannot read the portrait {path}: {error.strerror or error}. Check the path."
-            ) from error
-        return cls.from_bytes(data)
 
 
 @dataclass(frozen=True, slots=True)

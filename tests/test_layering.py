@@ -3,6 +3,7 @@
 import ast
 import textwrap
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def imported(source: str) -> Iterator[str]:
 
 def lazy_names(root: Path) -> set[str]:
     """Return the public names, as `package.name`: importing one reaches into a high folder."""
-    return {f"{root.name}.{name}" for name in letstalk_rt.__all__}
+    return {f"{root.name}.{name}" for name in (*letstalk_rt.__all__, "__version__")}
 
 
 def violations(roots: list[Path]) -> Iterator[str]:
@@ -115,6 +116,30 @@ def test_imports_go_one_way() -> None:
     assert list(violations([SDK, SERVER])) == []
 
 
+def import_graph(roots: list[Path]) -> dict[str, set[str]]:
+    """Return the modules that each file imports, also for its types or inside a function."""
+    paths = {module_of(path, root): path for root in roots for path in root.rglob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        names = set(imported(path.read_text(encoding="utf-8")))
+        modules = names | {name.rpartition(".")[0] for name in names if name not in paths}
+        graph[module] = (modules & paths.keys()) - {module}
+    return graph
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    order = list(TopologicalSorter(import_graph([SDK, SERVER])).static_order())
+    assert order.index("letstalk_rt.types") < order.index("letstalk_rt.session.session")
+
+
+def test_a_circle_is_found_also_where_one_half_imports_within_a_function(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(f"import {tmp_path.name}.b\n", encoding="utf-8")
+    inner = f"def f():\n    from {tmp_path.name}.a import f\n"
+    (tmp_path / "b.py").write_text(inner, encoding="utf-8")
+    with pytest.raises(CycleError):
+        TopologicalSorter(import_graph([tmp_path])).prepare()
+
+
 def test_every_folder_has_its_place() -> None:
     """Each entry exists, and each folder of Python files is an entry."""
     for root in (SDK, SERVER):
@@ -133,6 +158,7 @@ def test_every_folder_has_its_place() -> None:
         ("models/face/x.py", "from letstalk_rt.models import presets", "letstalk_rt.models"),
         ("inference/x.py", "from letstalk_rt import Avatar", "letstalk_rt.Avatar"),
         ("audio/x.py", "def f():\n    import letstalk_rt.session.avatar", "letstalk_rt.session"),
+        ("portrait/x.py", "from letstalk_rt import __version__", "letstalk_rt.__version__"),
         ("cli/x.py", "import letstalk_server.app", "letstalk_server.app"),
         ("sinks/x.py", "import starlette.routing", "starlette.routing"),
     ],

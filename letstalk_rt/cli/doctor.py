@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
-from letstalk_rt import __version__
 from letstalk_rt.cli.options import add_json_option
 from letstalk_rt.cli.output import colored, write_json, write_line
 from letstalk_rt.errors import LetsTalkError
 from letstalk_rt.extras import pip_install
 from letstalk_rt.types import FPS
+from letstalk_rt.version import __version__
 
 if TYPE_CHECKING:
     from letstalk_rt.inference.quality import Quality

@@ -45,8 +45,8 @@ def export(args: argparse.Namespace) -> None:
     given = given_weights(args)
     model = base_model(args, given)
     if (face := model.face) is not None:
-        if not given or _has_run(runs / "finder"):
-            face.detector.load_state_dict(averaged(runs / "finder"))
+        if not given or _has_run(runs / "detector"):
+            face.detector.load_state_dict(averaged(runs / "detector"))
         if _has_run(runs / "decoder") or (given and not _has_decoder(model, given)):
             face.autoencoder.load_state_dict(averaged(runs / "decoder"))
     model = with_added_parts(model, args, given)

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from letstalk_rt import __version__
 from letstalk_rt.cli import avatars, bench, doctor, dub, live, render, sign
 from letstalk_rt.errors import ConfigError, DependencyError, InputError, LetsTalkError
 from letstalk_rt.extras import pip_install
 from letstalk_rt.threads import shorten_openmp_spin
+from letstalk_rt.version import __version__
 
 Run = Callable[[argparse.Namespace], int]
 AddArguments = Callable[[argparse.ArgumentParser], None]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from letstalk_rt.cli.output import write_json, write_line, write_notice
 from letstalk_rt.errors import ConfigError
-from letstalk_rt.training.prepare.faces import LANDMARKERS
 from letstalk_rt.training.prepare.job import PrepareConfig
+from letstalk_rt.training.prepare.landmarkers import LANDMARKERS
 from letstalk_rt.training.prepare.run import prepare_all
 from letstalk_rt.training.prepare.segments import find_videos, listed_videos, whole_videos
 

@@ -4,11 +4,11 @@ The order is autoencoder, and phones -> audio; then flow -> distill, which need 
 and l need only flow -> distill. decoder continues the training of the autoencoder's decoder, with a
 critic; the latents that flow was trained on stay as they are. motion trains the denoiser of the
 motion of the whole face, after flow; landmarks, after motion, adds the condition by which the
-denoiser generates lower faces of films. eyes needs a trained autoencoder; finder, painter, refiner
-and pose may run at any time. faithful trains the published model and needs no other stage; ablate
-trains it with and without noise and patch drop of the memory and writes one table. export joins all
-stages into one weights file. sync is separate: it trains the network of the sync score for
-`letstalk eval`.
+denoiser generates lower faces of films. eyes needs a trained autoencoder; detector, painter,
+refiner and pose may run at any time. faithful trains the published model and needs no other stage;
+ablate trains it with and without noise and patch drop of the memory and writes one table. export
+joins all stages into one weights file. sync is separate: it trains the network of the sync score
+for `letstalk eval`.
 """
 
 import argparse
@@ -95,7 +95,7 @@ LOOPS = {
         evaluate_every=500,
         weight_decay=0.05,
     ),
-    "finder": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
+    "detector": LoopConfig(steps=2000, learning_rate=1e-3, warm_up=50, ema=0.995),
     "refiner": LoopConfig(
         steps=3000, learning_rate=2e-3, warm_up=100, ema=0.997, evaluate_every=500
     ),
@@ -136,7 +136,7 @@ BATCH = {
     "distill": 32,
     "landmarks": 32,
     "motion": 32,
-    "finder": 32,
+    "detector": 32,
     "refiner": 32,
     "eyes": 12,
     "pose": 8,
@@ -257,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         ),
         **dict.fromkeys(paper.STAGES, lambda args: paper.train(args, _loop(args))),
         "motion": _motion,
-        "finder": _finder,
+        "detector": _detector,
         "refiner": _refiner,
         "eyes": _eyes,
         "pose": _pose,
@@ -391,13 +391,13 @@ def _motion(args: argparse.Namespace) -> None:
     train_motion_stage(args, clips, held_out, _loop(args), batch_size, face.autoencoder)
 
 
-def _finder(args: argparse.Namespace) -> None:
+def _detector(args: argparse.Namespace) -> None:
     train_face_detector(
         _clips(args),
         load_stills(args.data, args.cache, "train", landmarker_file(args.data, args.landmarker)),
-        args.runs / "finder",
+        args.runs / "detector",
         _loop(args),
-        batch_size=args.batch or BATCH["finder"],
+        batch_size=args.batch or BATCH["detector"],
     )
 
 

@@ -32,8 +32,8 @@ class LipValues(Protocol):
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What is heard in one frame.
+class _FrameSpeech:
+    """The speech of one frame.
 
     Attributes:
         values: lip values, `(Q,)`; None without a motion denoiser.
@@ -71,7 +71,7 @@ class LipTrack:
         self._unit = SAMPLES_PER_FRAME * (4 if motion is None else 1)
         block = SAMPLE_RATE // self._unit * self._unit
         self._blocks = _blocks(speech, Resampler(sample_rate), block)
-        self._frames: deque[_Heard] = deque()
+        self._frames: deque[_FrameSpeech] = deque()
         self._first = 0  # number of the first frame that is kept
         self._state: Any = [] if motion is None else motion.speech.init_state(1)
         self._encoder_state: Any = [] if encoder is None else encoder.init_state(1)
@@ -144,8 +144,8 @@ class LipTrack:
         self._frames.extend(frames[self._skip :])
         self._skip = max(0, self._skip - len(frames))
 
-    def _hear(self, pcm: Tensor) -> list[_Heard]:
-        """Return what is heard in the frames of the next samples, `(1, n)`."""
+    def _hear(self, pcm: Tensor) -> list[_FrameSpeech]:
+        """Return the speech of the frames of the next samples, `(1, n)`."""
         count = pcm.shape[1] // SAMPLES_PER_FRAME
         values: Iterable[Tensor | None] = [None] * count
         tokens: Iterable[Tensor | None] = [None] * count
@@ -153,7 +153,7 @@ class LipTrack:
             values = self._motion.lip_values(pcm, self._state)[0]
         if self._encoder is not None:
             tokens = self._encoder(pcm, self._encoder_state)[0]
-        return [_Heard(*both) for both in zip(values, tokens, strict=True)]
+        return [_FrameSpeech(*both) for both in zip(values, tokens, strict=True)]
 
 
 def _blocks(speech: Iterable[np.ndarray], resampler: Resampler, block: int) -> Iterator[np.ndarray]:

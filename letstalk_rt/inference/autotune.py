@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.errors import ConfigError, DependencyError
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
@@ -40,6 +39,7 @@ from letstalk_rt.models.layers import int8
 from letstalk_rt.models.layers.attention import MemoryAttention, attend
 from letstalk_rt.models.parts import MOUTH_PAINTER, without_part
 from letstalk_rt.threads import thread_limit
+from letstalk_rt.version import __version__
 
 RUNS = 7
 

@@ -93,8 +93,8 @@ class IsolatedState:
 class IsolatedPipeline(Pipeline[IsolatedState]):
     """The `Pipeline` of a model in a process of its own.
 
-    Like every pipeline it is called from one thread at a time; `close`, `needs_care`, `is_running`
-    and `health` may be used from others. Blocks until the model is loaded.
+    Like every pipeline it is called from one thread at a time; `close`, `is_process_due`,
+    `is_running` and `health` may be used from others. Blocks until the model is loaded.
 
     Args:
         load: the function that loads the pipeline in that process, as `module:name`.
@@ -160,17 +160,17 @@ class IsolatedPipeline(Pipeline[IsolatedState]):
         return self._supervisor.is_running
 
     @property
-    def needs_care(self) -> bool:
-        """Whether `care` has something to do."""
-        return self._supervisor.needs_care
+    def is_process_due(self) -> bool:
+        """Whether `start_due` would start a process."""
+        return self._supervisor.is_process_due
 
-    def care(self) -> None:
+    def start_due(self) -> None:
         """Start the model if it does not run, or else a spare process if one is due.
 
         Raises:
             ModelLost: the model could not be started.
         """
-        self._supervisor.care()
+        self._supervisor.start_due()
 
     def close(self) -> None:
         """End the processes; a running call raises `ModelLost`. May be called twice."""

@@ -1,6 +1,6 @@
-"""What processes have in common that decode what strangers send: images, films, cameras.
+"""What all processes share that decode images, films and cameras of strangers.
 
-What decodes them has had holes. So such a process holds no secrets, opens no file and no socket
+Decoders have had security holes. So such a process holds no secrets, opens no file and no socket
 once it has begun, and has limits of memory and processor time. It answers its parent with plain
 bytes: unpickling them could run code.
 """

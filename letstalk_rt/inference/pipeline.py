@@ -377,8 +377,8 @@ class AvatarPipeline(Pipeline[SessionState]):
         with clock.stage("audio"):
             audio = torch.from_numpy(pcm).to(self.device)
             lips = stage.lip_values(self.audio_stage.hear(stage.hear, audio, states))
-            is_told = has_lower_faces(self.model)
-            tokens = self.audio_stage.encode(audio, states) if is_told else None
+            generates_face = has_lower_faces(self.model)
+            tokens = self.audio_stage.encode(audio, states) if generates_face else None
         with clock.stage("paint"), closing(self._footage_stage(lips, tokens, states)) as parts:
             yield from parts
 

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from letstalk_rt.inference.machine_cache import MachineCache
 from letstalk_rt.inference.protocol import Pipeline
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality
 from letstalk_rt.types import FPS, Portrait
-
-if TYPE_CHECKING:
-    from letstalk_rt.inference.worker import ModelWorker
 
 FITS = 0.75
 """Share of the playing time of its frames below which a step surely fits."""
@@ -76,8 +73,9 @@ class StepTimes:
     @classmethod
     def of(
         cls,
-        worker: "ModelWorker[Any]",
+        pipeline: Pipeline[Any],
         portrait: Portrait,
+        run: Callable[..., Any],
         *,
         anew: bool = False,
         cache: MachineCache | None = None,
@@ -85,12 +83,11 @@ class StepTimes:
     ) -> Self | None:
         """Return the step times of a model, from the cache or by measuring them for some seconds.
 
-        Sessions of the worker then use them.
-
         Args:
-            worker: runs the model.
+            pipeline: the model.
             portrait: a portrait; times depend on the size of its canvas, and on whether it is a
                 film.
+            run: calls a function with arguments in the thread of the model; returns its result.
             anew: measure, whatever is cached.
             cache: where they are kept; None for the user's cache folder.
             now_s: returns the time in seconds.
@@ -98,7 +95,6 @@ class StepTimes:
         Returns:
             None for a model that is not known in caches.
         """
-        pipeline = worker.pipeline
         if not pipeline.machine:
             return None
         cache = cache or MachineCache()
@@ -106,11 +102,9 @@ class StepTimes:
         name = f"{pipeline.machine} {width}x{height}" + " film" * (portrait.footage is not None)
         step_s = () if anew else _parsed(cache.get(name), len(pipeline.quality_levels))
         if not step_s:
-            step_s = worker.submit(_measure, pipeline, portrait, now_s).result()
+            step_s = run(_measure, pipeline, portrait, now_s)
             cache.put(name, {"step_ms": [round(1000 * one, 2) for one in step_s]})
-        times = cls(pipeline.machine.split()[0], step_s, pipeline.frames_per_window / FPS)
-        worker.step_times = times
-        return times
+        return cls(pipeline.machine.split()[0], step_s, pipeline.frames_per_window / FPS)
 
 
 def _parsed(entry: dict[str, Any], levels: int) -> tuple[float, ...]:

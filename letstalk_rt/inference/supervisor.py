@@ -21,9 +21,10 @@ from letstalk_rt.inference.protocol import Fault, StateLost
 logger = logging.getLogger(__name__)
 
 HEALTHY_STEPS = 10
-"""A process that was lost after fewer steps has lived shortly.
+"""A process that is lost after fewer steps has failed early.
 
-After one short life the model is started again at once; after several in a row, the pause doubles.
+After one early failure the model is started again at once; after several in a row, the pause
+doubles.
 """
 
 BACK_OFF_S, MAX_BACK_OFF_S = 0.5, 30.0
@@ -79,8 +80,8 @@ class ModelHealth:
 class ModelSupervisor:
     """Keeps one process with a model.
 
-    Calls come from one thread at a time, but for `close`, `is_running`, `needs_care` and `health`.
-    Blocks until the model is loaded.
+    Calls come from one thread at a time, but for `close`, `is_running`, `is_process_due` and
+    `health`. Blocks until the model is loaded.
 
     Args:
         load: the function that loads the pipeline in the process, as `module:name`.
@@ -114,7 +115,7 @@ class ModelSupervisor:
         self._spare: ChildProcess | None = None
         self._is_standby = False  # whether that loads the model
         self._steps = 0  # of the process
-        self._short_lives = 0  # in a row
+        self._early_failures = 0  # in a row
         self._loaded_s = self._lost_s = self._retry_s = clock()
         self._is_closed = False
         with self.exchange:
@@ -134,13 +135,13 @@ class ModelSupervisor:
         return process is not None and process.is_alive
 
     @property
-    def needs_care(self) -> bool:
-        """Whether `care` has something to do."""
+    def is_process_due(self) -> bool:
+        """Whether `start_due` would start a process."""
         if self._is_closed:
             return False
         return self._spare_is_due if self.is_running else self._clock() >= self._retry_s
 
-    def care(self) -> None:
+    def start_due(self) -> None:
         """Start the model if it does not run, or else a spare process if one is due.
 
         Raises:
@@ -198,11 +199,11 @@ class ModelSupervisor:
             self._process.close()
         self._process = None
         self.generation += 1
-        self._short_lives = self._short_lives + 1 if self._steps < HEALTHY_STEPS else 0
+        self._early_failures = self._early_failures + 1 if self._steps < HEALTHY_STEPS else 0
         self._steps = 0
         if error.fault != Fault.START:
             self._lost_s = began_s
-        self._retry_s = self._clock() + back_off_s(self._short_lives)
+        self._retry_s = self._clock() + back_off_s(self._early_failures)
         if not self._is_closed:
             self.health.faults[Fault(error.fault)] += 1
             logger.error("the model was lost: %s", error.fault)
@@ -287,8 +288,8 @@ def available_bytes() -> int | None:
     return free
 
 
-def back_off_s(short_lives: int) -> float:
-    """Return the pause before the model is started again after so many short lives in a row."""
-    if short_lives < 2:
+def back_off_s(early_failures: int) -> float:
+    """Return the pause before the model is started again after so many early failures in a row."""
+    if early_failures < 2:
         return 0.0
-    return min(BACK_OFF_S * 2.0 ** min(short_lives - 2, 10), MAX_BACK_OFF_S)
+    return min(BACK_OFF_S * 2.0 ** min(early_failures - 2, 10), MAX_BACK_OFF_S)

@@ -96,9 +96,9 @@ class WorkerLoad:
 class ModelWorker(Generic[State]):
     """Runs all calls of a model in one thread, and batches steps of sessions that wait for it.
 
-    Steps are batched if their states have the same `batch_key`; the sizes of their pictures may
-    differ. Partial windows are delivered only
-    while no other call waits, because they cost more than a whole window.
+    Steps are batched if their states have the same `batch_key`; the sizes of their frames may
+    differ. Partial windows are delivered only while no other call waits, because they cost more
+    than a whole window.
 
     Args:
         pipeline: the model.
@@ -112,8 +112,7 @@ class ModelWorker(Generic[State]):
     Attributes:
         load: the load of its thread.
         max_batch: the most sessions in one step.
-        step_times: how long steps take on this machine; None if that is not known. See
-            `StepTimes.of`.
+        step_times: how long steps take on this machine; None until `measure_steps`.
     """
 
     def __init__(
@@ -171,6 +170,11 @@ class ModelWorker(Generic[State]):
         self._queue(_Call(partial(fn, *args, **kwargs), future))
         return future
 
+    def measure_steps(self, portrait: Portrait, **options: Any) -> StepTimes | None:
+        """Measure how long steps take, for sessions from now on; see `StepTimes.of`."""
+        self.step_times = StepTimes.of(self.pipeline, portrait, self._result_of, **options)
+        return self.step_times
+
     def pause(self, until_s: float) -> None:
         """Wait in the model thread until a time, or until another call is queued.
 
@@ -199,6 +203,9 @@ class ModelWorker(Generic[State]):
     def busy_ratio(self) -> float:
         """Return the share of the last seconds in which the thread was busy, from 0 to 1."""
         return self.load.ratio(self._clock())
+
+    def _result_of(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.submit(fn, *args, **kwargs).result()
 
     def _queue(self, call: _Call | _Step[State]) -> None:
         with self._lock:

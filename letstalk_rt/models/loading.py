@@ -251,7 +251,7 @@ def _read(path: Path, preset: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise WeightsError(f"{path.name} is not a safetensors file") from error
     if header.get("format") == _OLD_FORMAT:
         raise WeightsError(
-            f"{path.name} is of an earlier version, whose lip reader, gestures and eyelids have "
+            f"{path.name} is of an earlier version, whose lip network, gestures and eyelids have "
             "been replaced by the motion denoiser; use the weights of this version, or train anew"
         )
     if header.get("format") != _FORMAT or header.get("preset") != preset:

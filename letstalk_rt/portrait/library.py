@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.errors import ConfigError, PortraitError
 from letstalk_rt.portrait.consent import Consent
 from letstalk_rt.types import Portrait
+from letstalk_rt.version import __version__
 
 if TYPE_CHECKING:
     from letstalk_rt.portrait.image import Finder

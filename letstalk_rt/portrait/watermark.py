@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from letstalk_rt import __version__
+from letstalk_rt.version import __version__
 
 BADGE_TEXT = "AI avatar"
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letstalk_rt import __version__
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.portrait.watermark import SOURCE_TYPE
 from letstalk_rt.recording.credentials import ALGORITHM, SigningCredentials, import_c2pa
 from letstalk_rt.recording.mp4_boxes import PlayablePart, has_manifest
 from letstalk_rt.recording.provenance import Provenance, read_provenance
+from letstalk_rt.version import __version__
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime"}
 ASSERTION = "org.letstalk-rt.avatar"

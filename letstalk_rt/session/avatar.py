@@ -213,7 +213,7 @@ class Avatar:
         Args:
             anew: measure even if a start before has.
         """
-        return StepTimes.of(self._worker, self.portrait, anew=anew)
+        return self._worker.measure_steps(self.portrait, anew=anew)
 
     def measure_load(self) -> MeasuredLoad:
         """Measure what a step costs here; the result tells how full the worker is.

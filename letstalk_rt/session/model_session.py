@@ -69,7 +69,7 @@ class ModelSession(Generic[State]):
         self._worker, self._pipeline = worker, worker.pipeline
         self._portrait, self._options = portrait, options
         self._metrics, self._on_failure, self._recovery_s = metrics, on_failure, recovery_s
-        self._held: tuple[State] | None = None  # the state; None before the first, and after a loss
+        self._state: State | None = None  # None before the first, and after a loss
         self._quality = FULL_QUALITY
         self._made = 0  # frames since that was set, or the portrait
 
@@ -85,7 +85,7 @@ class ModelSession(Generic[State]):
 
     def close(self) -> None:
         """Release the state: its memory is free at once, not when cycles are collected."""
-        self._held = None
+        self._state = None
 
     async def step(
         self,
@@ -132,10 +132,10 @@ class ModelSession(Generic[State]):
         """Change what is computed from the next step on; it holds for fresh states, too."""
 
         async def call(state: State) -> None:
-            if self._held is known:  # a fresh state has it already
+            if self._state is known:  # a fresh state has it already
                 await self._submit(self._pipeline.set_quality, state, quality)
 
-        known, self._quality, self._made = self._held, quality, 0
+        known, self._quality, self._made = self._state, quality, 0
         await self._run(call)
 
     async def set_motion(self, motion: MotionOptions) -> None:
@@ -146,10 +146,10 @@ class ModelSession(Generic[State]):
         """
 
         async def call(state: State) -> None:
-            if self._held is known:
+            if self._state is known:
                 await self._submit(self._pipeline.set_motion, state, motion)
 
-        known, before = self._held, self._options
+        known, before = self._state, self._options
         self._options = replace(before, motion=motion)
         try:
             await self._run(call)
@@ -161,10 +161,10 @@ class ModelSession(Generic[State]):
         """Forget all past speech, as a fresh state has."""
 
         async def call(state: State) -> None:
-            if self._held is known:
+            if self._state is known:
                 await self._submit(self._pipeline.interrupt, state, unseen=unseen)
 
-        known = self._held
+        known = self._state
         await self._run(call)
 
     async def change_portrait(self, portrait: Portrait) -> None:
@@ -221,13 +221,13 @@ class ModelSession(Generic[State]):
         call: Callable[[State], Awaitable[None]],
         on_state: Callable[[], None] = lambda: None,
     ) -> None:
-        if self._held is None:
+        if self._state is None:
             state = await self._submit(self._pipeline.init_state, self._portrait, self._options)
             if self._quality != FULL_QUALITY:
                 await self._submit(self._pipeline.set_quality, state, self._quality)
-            self._held, self._made = (state,), 0
+            self._state, self._made = state, 0
         on_state()
-        await call(self._held[0])
+        await call(self._state)
 
     def _judge(self, error: Exception, failures: int) -> bool:
         """Return whether an error counts as a failure of this session's own calls.
@@ -237,7 +237,7 @@ class ModelSession(Generic[State]):
         """
         if is_callers_mistake(error):
             raise error
-        self._held = None
+        self._state = None
         counts = not isinstance(error, StateLost)
         if failures + counts >= MAX_FAILURES:
             raise error

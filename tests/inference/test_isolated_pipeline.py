@@ -87,7 +87,7 @@ def shared(folder):
 
 @pytest.fixture
 def pipeline(shared):
-    """The shared pipeline with a model that runs and has lived for some steps."""
+    """The shared pipeline with a model that runs and has run some steps."""
     state = new_state(shared)
     for _ in range(10):
         shared.step(hop(), [state])
@@ -295,12 +295,12 @@ def test_a_step_that_waits_for_a_processor_is_not_taken_for_a_hang(tmp_path):
         pipeline.close()
 
 
-def test_a_model_that_dies_while_nobody_calls_it_is_started_by_care(pipeline):
+def test_a_model_that_dies_while_nobody_calls_it_is_started_when_it_is_due(pipeline):
     state, pid = pipeline.init_state(portrait()), pipeline.pid
     os.kill(pid, signal.SIGKILL)
     until(lambda: not pipeline.is_running)
-    until(lambda: pipeline.needs_care)
-    pipeline.care()
+    until(lambda: pipeline.is_process_due)
+    pipeline.start_due()
     assert pipeline.is_running and pipeline.pid != pid
     with pytest.raises(StateLost):
         pipeline.interrupt(state)
@@ -350,11 +350,11 @@ def test_a_spare_process_has_loaded_the_model_if_it_may(tmp_path, standby):
         clock=lambda: time.monotonic() + ahead_s,
     )
     try:
-        assert not pipeline.needs_care
+        assert not pipeline.is_process_due
         ahead_s = SPARE_AFTER_S + 1
-        assert pipeline.needs_care
-        pipeline.care()
-        assert not pipeline.needs_care
+        assert pipeline.is_process_due
+        pipeline.start_due()
+        assert not pipeline.is_process_due
         until(lambda: len(list(tmp_path.glob("loaded-*"))) == 1 + standby)
         (tmp_path / "refuse").touch()
         os.kill(pipeline.pid, signal.SIGKILL)
@@ -395,7 +395,7 @@ def test_closing_ends_a_running_call_and_the_process(tmp_path):
     pipeline.close()
     pipeline.close()
     thread.join(LIMIT_S)
-    assert len(errors) == 1 and not is_process(pid) and not pipeline.needs_care
+    assert len(errors) == 1 and not is_process(pid) and not pipeline.is_process_due
     with pytest.raises(ModelLost):
         pipeline.init_state(portrait())
 

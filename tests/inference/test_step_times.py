@@ -51,8 +51,8 @@ def cache(tmp_path):
 
 def times_of(machine, cache, shown=None, **options):
     worker = InlineWorker(machine)
-    times = StepTimes.of(
-        worker, shown or portrait(), cache=cache, now_s=lambda: machine.clock_s, **options
+    times = worker.measure_steps(
+        shown or portrait(), cache=cache, now_s=lambda: machine.clock_s, **options
     )
     assert worker.step_times is times, "its sessions know"
     return times

@@ -286,7 +286,7 @@ class TestParts:
 
 def test_weights_of_an_earlier_version_are_refused_with_the_reason(saved):
     rewrite(saved, load_file(saved), HEADER | {"format": "letstalk_rt 1"})
-    with pytest.raises(WeightsError, match="is of an earlier version, whose lip reader"):
+    with pytest.raises(WeightsError, match="is of an earlier version, whose lip network"):
         load_model("small", saved)
 
 

@@ -228,8 +228,8 @@ def test_loading_brings_model_and_portrait_together(monkeypatch):
             calls.append(options)
             return pipeline
 
-    def prepare_portrait(source, finder, *, size):
-        calls.append((source, finder, size))
+    def prepare_portrait(source, finder, *, size, face_at):
+        calls.append((source, finder, size, face_at))
         return portrait(77)
 
     module = types.ModuleType("letstalk_rt.inference.pipeline")
@@ -239,7 +239,7 @@ def test_loading_brings_model_and_portrait_together(monkeypatch):
     with Avatar.load("me.jpg", "tiny", "cpu", size=64) as avatar:
         options = {"preset": "tiny", "device": "cpu", "steps": None, "threads": None}
         options["weights"] = None
-        assert calls == [options, (Path("me.jpg"), pipeline.finder, 64)]
+        assert calls == [options, (Path("me.jpg"), pipeline.finder, 64, None)]
         frame = next(iter(avatar.render(speech(HOP))))
     assert isinstance(frame, AVFrame)
     assert frame.rgb[0, 0, 0] == 77

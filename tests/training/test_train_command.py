@@ -40,7 +40,7 @@ def move_face(tracks: Path, seed: int) -> None:
 class TestCommand:
     def test_an_unknown_device_is_named(self, root, cache, tmp_path):
         with pytest.raises(ConfigError, match="device must be"):
-            train(["finder", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),
+            train(["detector", "--data", str(root), "--cache", str(cache), "--runs", str(tmp_path),
                    "--threads", "1", "--device", "abacus"])  # fmt: skip
 
     def test_a_stage_that_was_not_run_is_named(self, root, cache, tmp_path):

@@ -1,4 +1,4 @@
-"""The region painter: shows a region of a portrait as landmarks want it.
+"""The region painter: shows a region of a portrait as given landmarks ask for.
 
 It gets the region of the portrait, the surroundings of that region in the frame to be shown, maps
 of the landmarks in both, and a flow that follows from these landmarks by a formula. It says for

@@ -1,8 +1,8 @@
 """The lip refiner: reads the landmarks of a portrait's lips again, close up.
 
-The autoencoder's heat maps have cells of 8 px, and lips that seem parted by 2 px more than they are
-are pressed together in silence, or stay apart. This network sees the mouth alone, aligned, at the
-resolution of the portrait. It runs once per portrait.
+The autoencoder's heat maps have cells of 8 px. An error of 2 px in how far lips are parted is seen:
+in silence they are pressed together, or stay apart. This network sees the mouth alone,
+aligned, at the resolution of the portrait. It runs once per portrait.
 
 Source: refinement of landmarks in a second stage, on a close crop: cascaded regression, CVPR 2013
 (Sun et al.); expected coordinates of a heat map: arXiv:1711.08229.

@@ -24,7 +24,8 @@ from letstalk_rt.training.prepare.clips import (
     write_sound,
     write_tracks,
 )
-from letstalk_rt.training.prepare.faces import FoundFace, FrameLandmarker, follow_one
+from letstalk_rt.training.prepare.faces import FoundFace, follow_one
+from letstalk_rt.training.prepare.landmarkers import FrameLandmarker
 from letstalk_rt.training.prepare.segments import RawVideo, Segment
 from letstalk_rt.training.prepare.shots import ShotDetector
 from letstalk_rt.training.prepare.sound import (

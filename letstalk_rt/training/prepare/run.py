@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.training.evaluation.identity import Identity
-from letstalk_rt.training.prepare.faces import make_landmarker
 from letstalk_rt.training.prepare.job import PrepareConfig, Tools, prepare_video, record_file
+from letstalk_rt.training.prepare.landmarkers import make_landmarker
 from letstalk_rt.training.prepare.segments import RawVideo
 from letstalk_rt.training.prepare.sound import SyncMeter
 from letstalk_rt.training.prepare.splits import assign_splits

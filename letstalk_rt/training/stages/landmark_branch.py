@@ -98,7 +98,7 @@ def predict(
     generator: torch.Generator,
     *,
     pure_noise: float,
-    is_told: bool = True,
+    has_condition: bool = True,
 ) -> Predicted:
     """Predict the windows of a batch from noise.
 
@@ -109,7 +109,7 @@ def predict(
         batch: the batch.
         generator: random generator on the model's device.
         pure_noise: share of items that begin from noise alone.
-        is_told: whether the denoiser is told the landmarks of the rest of the face.
+        has_condition: whether the denoiser is told the landmarks of the rest of the face.
     """
     batch = replace(
         batch,
@@ -134,7 +134,7 @@ def predict(
         noise = torch.randn(true.shape, generator=generator, device=where)
         noise, time = model.without_background_noise(noise), t[..., None, None, None]
         noisy = (1 - time) * true + time * noise
-        given = rest if is_told else None
+        given = rest if has_condition else None
         velocity = model.denoiser.predict(noisy, t, tokens, portrait, cache, rest=given).float()
     data = noisy - time * velocity
     points = landmarks.decode_landmarks(model.to_latents(data, batch.portrait))
@@ -167,13 +167,13 @@ def validate(model: AvatarModel, source: WindowSource, device: torch.device) -> 
         landmarks in pixels of the crop. The same without the condition have the suffix `_without`.
     """
     sums: dict[str, list[Tensor]] = {}
-    for is_told, suffix in ((True, ""), (False, "_without")):
+    for has_condition, suffix in ((True, ""), (False, "_without")):
         generator, noise = torch.Generator(), torch.Generator(device)
         for number in range(_BATCHES):
             generator.manual_seed(number)
             noise.manual_seed(number)
             batch = source.draw(_BATCH, generator).to(device)
-            found = predict(model, batch, noise, pure_noise=1.0, is_told=is_told)
+            found = predict(model, batch, noise, pure_noise=1.0, has_condition=has_condition)
             face = (found.data - found.true)[:, :, : FACE_SHAPE[0]].square().mean()
             sums.setdefault(f"velocity{suffix}", []).append(face)
             parts = {"rest_px": REST, "jaw_px": _JAW, "lips_px": LIPS}

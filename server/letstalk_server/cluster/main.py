@@ -1,4 +1,4 @@
-"""`letstalk cluster`: makes the configuration of what places sessions on workers."""
+"""`letstalk cluster`: writes the configuration of the proxy that places sessions on workers."""
 
 import argparse
 import sys

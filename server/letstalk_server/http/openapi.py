@@ -4,12 +4,12 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
-from letstalk_rt import __version__
 from letstalk_rt.audio.speech_resampler import OUTPUT_RATES_HZ
 from letstalk_rt.performance.gestures import GESTURES, MAX_AMOUNT, MIN_AMOUNT
 from letstalk_rt.performance.json_fields import MAX_AT_MS
 from letstalk_rt.performance.listening import LISTENING
 from letstalk_rt.performance.moods import MAX_STYLE, MOODS, Style
+from letstalk_rt.version import __version__
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES
 from letstalk_server.http.problem_details import PROBLEM_TYPES
 from letstalk_server.http.queueing import MAX_KNOWN

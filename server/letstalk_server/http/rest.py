@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from letstalk_rt import __version__
 from letstalk_rt.errors import NotAnImageError
 from letstalk_rt.performance import GESTURES, LISTENING, MOODS
 from letstalk_rt.portrait.watermark import STATEMENT
 from letstalk_rt.types import FPS
+from letstalk_rt.version import __version__
 from letstalk_server import metrics
 from letstalk_server.auth import MAX_SUBJECT_CHARS, MAX_TTL_S, SCOPES, Caller
 from letstalk_server.errors import (

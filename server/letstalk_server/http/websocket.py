@@ -33,6 +33,7 @@ from letstalk_server.http.request_reading import AppContext
 from letstalk_server.http.signaling import session_for, session_request_of
 from letstalk_server.protocol.client_messages import ConnectionConfig, config_from_query
 from letstalk_server.session.connection import ConnectionKind, EndReason
+from letstalk_server.session.message_handler import MessageHandler
 from letstalk_server.session.playout import SLOT_S
 from letstalk_server.session.session import Session
 
@@ -153,7 +154,7 @@ class WebSocketConnection:
         session = self._session
         resumed = session.is_resumed
         try:
-            await session.attach(self)
+            await session.attach(self, MessageHandler(session, self).handle)
         except ServerError as error:
             await self._close_socket(error)
             return

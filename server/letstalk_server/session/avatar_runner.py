@@ -43,7 +43,7 @@ class AvatarRunner:
         on_stall: called when no frame has come for a second.
 
     Attributes:
-        entry: the entry of the avatar that is shown.
+        avatar_entry: the entry of the avatar that is shown.
         motion: how its face moves.
         playout: the playout of its frames.
     """

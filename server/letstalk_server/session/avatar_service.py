@@ -24,7 +24,6 @@ from letstalk_rt.errors import FilmError, ModelLost, PortraitError
 from letstalk_rt.inference.admission import StepCost
 from letstalk_rt.inference.isolated_pipeline import IsolatedPipeline
 from letstalk_rt.inference.protocol import Pipeline, State
-from letstalk_rt.inference.step_times import StepTimes
 from letstalk_rt.inference.supervisor import IsolationLimits, ModelHealth
 from letstalk_rt.inference.worker import ModelWorker
 from letstalk_rt.portrait.consent import Consent
@@ -415,15 +414,15 @@ class AvatarService:
         """Start the model again when it has died while no session called it."""
         while True:
             await asyncio.sleep(CARE_INTERVAL_S)
-            if pipeline.needs_care:
+            if pipeline.is_process_due:
                 # The next attempt comes later. OSError: the system starts no process now.
                 with suppress(ModelLost, OSError):
-                    await asyncio.wrap_future(self.worker.submit(pipeline.care))
+                    await asyncio.wrap_future(self.worker.submit(pipeline.start_due))
 
     async def _measure(self) -> None:
         """Measure the cost of a step, at each quality level, too, and set the batch size."""
         portrait = next(iter(self.defaults.values())).portrait
-        await asyncio.to_thread(StepTimes.of, self.worker, portrait)
+        await asyncio.to_thread(self.worker.measure_steps, portrait)
         self.step_cost = await asyncio.to_thread(StepCost.measure, self.worker, portrait)
 
     async def _prepare_default(self, source: Path) -> Portrait:

@@ -1,7 +1,5 @@
 """Handles the messages of a connection: checks, dispatch, error replies."""
 
-from typing import TYPE_CHECKING
-
 from letstalk_server.errors import (
     BadMessageError,
     BadTextError,
@@ -15,9 +13,7 @@ from letstalk_server.protocol import client_messages, server_messages
 from letstalk_server.protocol.audio_payload import make_decoder
 from letstalk_server.session.connection import Connection, ConnectionKind, EndReason
 from letstalk_server.session.limits import TokenBucket
-
-if TYPE_CHECKING:
-    from letstalk_server.session.session import Session
+from letstalk_server.session.session import Session
 
 TEXTS_PER_S, TEXT_BURST = 1.0, 10.0
 """Sustained rate of texts to be spoken per connection, 1/s, and how many at once."""
@@ -34,7 +30,7 @@ class MessageHandler:
         connection: the connection.
     """
 
-    def __init__(self, session: "Session", connection: Connection) -> None:
+    def __init__(self, session: Session, connection: Connection) -> None:
         self._session, self._connection = session, connection
         self._rate = TokenBucket(session.settings.max_message_rate)
         self._text_rate = TokenBucket(TEXTS_PER_S, burst=TEXT_BURST)

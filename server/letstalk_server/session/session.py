@@ -29,12 +29,11 @@ from letstalk_server.session.announcer import Announcer
 from letstalk_server.session.avatar_runner import AvatarRunner
 from letstalk_server.session.avatar_service import AvatarEntry, AvatarService
 from letstalk_server.session.connection import Connection, EndReason, ServedSessionOptions
-from letstalk_server.session.connections import Connections
+from letstalk_server.session.connections import Connections, Receiver
 from letstalk_server.session.conversation_parts import ConversationParts
 from letstalk_server.session.ending import SessionEnded, closing_error, end_reason_of, log_failures
 from letstalk_server.session.ids import new_id
 from letstalk_server.session.lifetime import Lifetime
-from letstalk_server.session.message_handler import MessageHandler
 from letstalk_server.session.performance import Performance
 from letstalk_server.session.playout import PlayoutSlot, SlotPlayout
 from letstalk_server.session.recorder import RecordingStore, SessionRecorder
@@ -256,8 +255,12 @@ class Session:
         """Whether its end was requested."""
         return self._ending.done()
 
-    async def attach(self, connection: Connection) -> None:
+    async def attach(self, connection: Connection, receive: Receiver) -> None:
         """Attach a connection; it replaces an older one of the same exclusive kind.
+
+        Args:
+            connection: the connection.
+            receive: handles its messages.
 
         Raises:
             UnknownSessionError: The session has ended meanwhile.
@@ -265,7 +268,7 @@ class Session:
         """
         if self.is_ending or self.end_reason is not None:
             raise UnknownSessionError("The session has ended meanwhile. Create a new one.")
-        older = self.connections.add(connection, MessageHandler(self, connection).handle)
+        older = self.connections.add(connection, receive)
         self.lifetime.touch()
         for old in older:
             error = TakenOverError("The session continues in another window or connection.")

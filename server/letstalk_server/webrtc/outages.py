@@ -1,4 +1,4 @@
-"""When a peer missed so much video that it is not worth sending again.
+"""Decides when a peer has missed so much video that it is not sent again.
 
 Receivers differ in what they do after an outage. Chromium drops what it lost and asks for a key
 frame. aiortc asks once for the latest 128 lost packets, never for those before, and shows nothing

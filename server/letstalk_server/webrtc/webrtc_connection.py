@@ -16,6 +16,7 @@ from letstalk_server.protocol.client_messages import ConnectionConfig
 from letstalk_server.protocol.server_messages import Warn
 from letstalk_server.session.connection import ConnectionKind
 from letstalk_server.session.limits import TokenBucket
+from letstalk_server.session.message_handler import MessageHandler
 from letstalk_server.session.session import Session
 from letstalk_server.session.transport import CameraTrouble, Handlers, Peer, PeerRole, PeerState
 from letstalk_server.webrtc.microphone_path import CLOCK_HZ
@@ -89,7 +90,7 @@ class WebRTCConnection:
             self._peer = self._open_peer()
             try:
                 answer = await self._peer.answer(offer)
-                await self._session.attach(self)
+                await self._session.attach(self, MessageHandler(self._session, self).handle)
             except BaseException:
                 await self.aclose()
                 raise

@@ -49,7 +49,7 @@ async def test_changes_are_told_to_those_who_may_speak():
         (session,) = app.state.sessions
         speaker, viewer = Listener(True), Listener(False)
         for connection in (speaker, viewer):
-            await session.attach(connection)
+            await session.attach(connection, lambda data: True)
         await session._runner.opened()
         for level in (0, 0, 200, 0):
             await film(session, level, 2 * WATCH_INTERVAL_S)
