@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from letstalk_rt.errors import InputError
+from letstalk_rt.paper import FAITHFUL
 
 if TYPE_CHECKING:
     from letstalk_rt.training.data.dataset import Clip
     from letstalk_rt.training.evaluation.clips import EvaluationModels, EvaluationResult
     from letstalk_rt.training.loop import LoopConfig
-
-FAITHFUL = "faithful-"
-"""What the names of these presets begin with on the command line, to tell them from streaming."""
 
 STAGES = ("faithful", "ablate")
 """The stages of `letstalk train` that train this model."""

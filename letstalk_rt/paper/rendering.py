@@ -15,12 +15,12 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.inference.protocol import check_seed
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
+from letstalk_rt.paper import FAITHFUL
 from letstalk_rt.paper.checkpoints import (
     check_companions,
     load_paper_model,
     trained_without_speech,
 )
-from letstalk_rt.paper.commands import FAITHFUL
 from letstalk_rt.paper.denoiser import PaperModel
 from letstalk_rt.paper.diffusion import Diffusion
 from letstalk_rt.paper.presets import get_paper_preset

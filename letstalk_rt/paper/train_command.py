@@ -11,8 +11,8 @@ from torch import nn
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.devices import choose_device
 from letstalk_rt.models.autoencoder.published import PublishedAutoencoder
+from letstalk_rt.paper import FAITHFUL
 from letstalk_rt.paper.checkpoints import save_paper_model
-from letstalk_rt.paper.commands import FAITHFUL, is_faithful
 from letstalk_rt.paper.denoiser import PaperModel
 from letstalk_rt.paper.diffusion import Diffusion
 from letstalk_rt.paper.items import PaperClip, PaperSource, stored_paper_clips
@@ -186,7 +186,7 @@ def load_parts(args: argparse.Namespace) -> FaithfulParts:
         InputError: An option is missing.
         WeightsError: A network cannot be read, or is not that of the preset.
     """
-    if not is_faithful(args.preset):
+    if not args.preset.startswith(FAITHFUL):
         raise ConfigError(
             f"stage {args.stage!r} trains the published model: choose --preset {FAITHFUL}s, "
             f"{FAITHFUL}b, {FAITHFUL}l or {FAITHFUL}xl, or {FAITHFUL}v1-b-2 and the like, got "

@@ -23,9 +23,10 @@ def times(*step_s: float) -> StepTimes:
 
 
 def test_a_machine_that_is_measured_gets_a_preset_or_hears_why_not(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, portrait: str
 ) -> None:
     monkeypatch.setenv("LETSTALK_CACHE", str(tmp_path))
+    monkeypatch.setattr("letstalk_rt.avatars.list_avatars", lambda: {"ann": Path(portrait)})
     status, text = run("doctor", "--seconds", "0.1", "--json")
     found = json.loads(text)
     checks = {check["name"]: check for check in found["checks"]}

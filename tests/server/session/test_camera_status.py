@@ -71,7 +71,7 @@ async def test_who_sends_frames_that_are_too_large_is_told_and_so_is_who_else_ma
         (session,) = app.state.sessions
         speaker, viewer = Listener(True), Listener(False)
         for connection in (speaker, viewer):
-            await session.attach(connection)
+            await session.attach(connection, lambda data: True)
         await peer.until(lambda: peer.said("session.warning"))
         [first, *_] = peer.said("session.warning")
         assert first["code"] == "camera-too-large" and "1920x1200" in first["detail"]
