@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.session_state import ShownPortrait
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather, scatter
 from letstalk_rt.models.denoiser import PortraitState
@@ -51,7 +54,7 @@ class LatentState:
 
 
 class SampleStage:
-    """Samples the motion of latents.
+    """Samples the motion of latents, once a window.
 
     Args:
         model: in eval mode, on its device.
@@ -59,9 +62,38 @@ class SampleStage:
         predict: the denoiser's prediction, which may be compiled.
     """
 
+    kind = LatentState
+
     def __init__(self, model: AvatarModel, guidance: float, predict: Callable[..., Any]) -> None:
         self._model, self._guidance, self._predict = model, guidance, predict
         self._window: int = model.denoiser.config.window
+
+    def init_state(self, shown: ShownPortrait, options: StateOptions) -> LatentState:
+        """Create the state of a session: the portrait at rest.
+
+        Raises:
+            ConfigError: an option needs a motion denoiser.
+        """
+        _check_undirected(options, self._model)
+        denoiser, shape = self._model.denoiser, self._model.autoencoder.latent_shape
+        at_rest = torch.zeros(1, *shape, device=self._model.motion_scale.device)
+        return LatentState(
+            memory=MemoryBank.anchored(at_rest, denoiser.config.memory),
+            cache=denoiser.init_cache(at_rest),
+            portrait=self._portrait_state(shown),
+            noise=NoiseState(options.seed, torch.zeros(1, *shape)),
+        )
+
+    def change_portrait(
+        self, state: LatentState, shown: ShownPortrait, options: StateOptions
+    ) -> LatentState:
+        """Go on with another portrait: motion is relative to it."""
+        state.portrait = self._portrait_state(shown)
+        return state
+
+    def _portrait_state(self, shown: ShownPortrait) -> PortraitState:
+        latent = self._model.normalized_portrait(shown.features.latent)
+        return self._model.denoiser.portrait_state(latent)
 
     def __call__(
         self, tokens: Tensor, times: Sequence[float], states: Sequence[LatentState]
@@ -112,3 +144,12 @@ def _eased(motion: Tensor, state: LatentState) -> Tensor:
     for number, share in enumerate(EASING):
         eased[number] = torch.lerp(start[0], motion[number], share)
     return eased
+
+
+def _check_undirected(options: StateOptions, model: AvatarModel) -> None:
+    motion = options.motion
+    if (motion.expressiveness, motion.head_motion, motion.gaze_at_camera) != (1.0, True, False):
+        raise ConfigError(
+            f"preset {model.preset.name!r} has no motion denoiser, which expressiveness, head "
+            "motion and gaze need; leave these options out"
+        )
