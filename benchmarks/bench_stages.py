@@ -41,8 +41,12 @@ from work_counter import Work, WorkCounter
 from letstalk_rt import __version__
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.errors import PortraitError
+from letstalk_rt.inference.audio_stage import AudioState
+from letstalk_rt.inference.motion_stage import MotionState
+from letstalk_rt.inference.picture_state import PictureState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.sample_stage import LatentState
 from letstalk_rt.inference.session_state import SessionState
 from letstalk_rt.metrics import StageClock, percentiles
 from letstalk_rt.models.batch_state import tensors
@@ -178,11 +182,12 @@ def work(pipeline: AvatarPipeline, state: SessionState) -> dict[str, Any]:
         for pcm in loud[WARM_UP_WINDOWS:]:
             pipeline.step(pcm, [state], clock=counter)
     decoder.decode_pool = decode_pool
-    parts: list[Any] = [state.audio, state.features]
-    if state.motion is not None:
-        parts += [state.motion.speech, state.motion.memory]
-    if state.latents is not None:
-        parts += [state.latents.memory, state.latents.cache, state.latents.portrait]
+    parts: list[Any] = [state[AudioState].encoder, state[PictureState].features]
+    if MotionState in state:
+        parts += [state[MotionState].speech.encoder, state[MotionState].memory]
+    if LatentState in state:
+        latents = state[LatentState]
+        parts += [latents.memory, latents.cache, latents.portrait]
     held = sum(t.nbytes for t in tensors(parts))
     count = {
         n: sum(p.numel() for p in part.parameters()) for n, part in pipeline.model.named_children()

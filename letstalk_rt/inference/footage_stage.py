@@ -7,9 +7,13 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from letstalk_rt.inference.footage_player import FootagePlayer
 from letstalk_rt.inference.frame_decoder import FrameDecoder
+from letstalk_rt.inference.picture_state import PictureState
+from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.inference.quality import new_images
-from letstalk_rt.inference.session_state import SessionState
+from letstalk_rt.inference.session_state import SessionState, ShownPortrait
+from letstalk_rt.models.avatar_model import AvatarModel
 
 RenderFrame = Callable[[], np.ndarray]
 
@@ -18,12 +22,33 @@ class FootageStage:
     """Renders windows of footage.
 
     Args:
+        model: in eval mode, on its device.
         decoder: has the threads, and says how many frames are in each partial window.
-        window: frames of a window.
     """
 
-    def __init__(self, decoder: FrameDecoder, window: int) -> None:
-        self._decoder, self._window = decoder, window
+    kind = FootagePlayer
+
+    def __init__(self, model: AvatarModel, decoder: FrameDecoder) -> None:
+        self._model, self._decoder = model, decoder
+        self._window: int = model.denoiser.config.window
+
+    def init_state(self, shown: ShownPortrait, options: StateOptions) -> FootagePlayer | None:
+        """Create the player of a session whose portrait is a film; None for a picture.
+
+        Raises:
+            ConfigError: the model has no motion denoiser.
+            PortraitError: no face of the film can be used.
+        """
+        footage = shown.portrait.footage
+        if footage is None:
+            return None
+        return FootagePlayer(self._model, footage, options.motion.expressiveness, options.seed)
+
+    def change_portrait(
+        self, state: FootagePlayer | None, shown: ShownPortrait, options: StateOptions
+    ) -> FootagePlayer | None:
+        """Play another film from its beginning, or none."""
+        return self.init_state(shown, options)
 
     def __call__(
         self, lips: Tensor, tokens: Tensor | None, states: Sequence[SessionState]
@@ -47,12 +72,12 @@ class FootageStage:
         self, state: SessionState, values: Tensor, tokens: Tensor | None
     ) -> list[RenderFrame | None]:
         """Return what renders each frame of a session; None for one that repeats its image."""
-        assert state.player is not None, "one batch is all footage"
-        quality = state.quality.quality
-        render = partial(state.player.render, with_painter=quality.mouth_painter)
-        is_new = new_images(state.quality.made, self._window, quality.fps)
-        state.quality.made += self._window
-        shown = zip(state.player.next(values, tokens), is_new, strict=True)
+        player, pictures = state[FootagePlayer], state[PictureState]
+        quality = pictures.quality
+        render = partial(player.render, with_painter=quality.mouth_painter)
+        is_new = new_images(pictures.made, self._window, quality.fps)
+        pictures.made += self._window
+        shown = zip(player.next(values, tokens), is_new, strict=True)
         return [partial(render, frame) if new else None for frame, new in shown]
 
     @staticmethod
@@ -60,7 +85,7 @@ class FootageStage:
         states: Sequence[SessionState], images: Sequence[np.ndarray | None]
     ) -> list[np.ndarray]:
         pairs = zip(states, images, strict=True)
-        return [state.quality.image(image) for state, image in pairs]
+        return [state[PictureState].image(image) for state, image in pairs]
 
 
 def _rendered(jobs: Sequence[RenderFrame | None]) -> list[np.ndarray | None]:

@@ -15,8 +15,10 @@ from torch import Tensor
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.batch_frame import BatchFrame, Composited, finish
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
+from letstalk_rt.inference.picture_state import PictureState
+from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.inference.quality import FULL_QUALITY, Quality, plan_window
-from letstalk_rt.inference.session_state import QualityState, SessionState
+from letstalk_rt.inference.session_state import ShownPortrait
 from letstalk_rt.metrics import StageTimer
 from letstalk_rt.models.autoencoder.latents import DecodedLayers
 from letstalk_rt.models.autoencoder.part_decoding import decode_mouths
@@ -82,6 +84,8 @@ class FrameDecoder:
         quality_levels: see `Pipeline`.
     """
 
+    kind = PictureState
+
     def __init__(self, model: AvatarModel, *, compiled: bool, recorded: bool) -> None:
         self._model = model
         window: int = model.denoiser.config.window
@@ -94,7 +98,19 @@ class FrameDecoder:
         )
         self.quality_levels = self._levels()
 
-    def prepare(self, latents: Tensor, states: Sequence[SessionState]) -> list[Any]:
+    def init_state(self, shown: ShownPortrait, options: StateOptions) -> PictureState:
+        """Create what shows a session's portrait."""
+        return PictureState.of(self._model, shown, options.seed)
+
+    def change_portrait(
+        self, state: PictureState, shown: ShownPortrait, options: StateOptions
+    ) -> PictureState:
+        """Show another portrait at the same quality; no image of the old size is repeated."""
+        changed = self.init_state(shown, options)
+        changed.set_quality(state.quality)
+        return changed
+
+    def prepare(self, latents: Tensor, states: Sequence[PictureState]) -> list[Any]:
         """Prepare latents `(B, n, C, h, w)` of a window; return B inputs to slice by frame.
 
         If frames are decoded one by one, work that costs the same for one frame as for all is done
@@ -107,7 +123,7 @@ class FrameDecoder:
             self._model.autoencoder.prepare_decoder(x, s.features.repeat(len(x))) for x, s in pairs
         ]
 
-    def set_quality(self, state: SessionState, quality: Quality) -> None:
+    def set_quality(self, state: PictureState, quality: Quality) -> None:
         """Change what is computed for a session from the next window on.
 
         Raises:
@@ -117,13 +133,13 @@ class FrameDecoder:
             raise ConfigError(f"fps must be from 1 to {FPS}, decode_every at least 1: {quality}")
         if quality.decode_every > 1 and not self._can_follow:
             raise ConfigError("this decoder has no flow between frames: decode_every must be 1")
-        state.quality = QualityState(quality)
+        state.set_quality(quality)
 
     def decode(
         self,
         inputs: Sequence[Any],
         details: Sequence[FrameDetails],
-        states: Sequence[SessionState],
+        states: Sequence[PictureState],
         clock: StageTimer,
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield partial windows in order, B arrays `(n, H, W, 3)` uint8, as soon as possible.
@@ -133,7 +149,7 @@ class FrameDecoder:
         Args:
             inputs: B results of `prepare`, for a window or the next frames of one.
             details: of each session, for the same frames.
-            states: states of B sessions; their `QualityState` is updated.
+            states: of B sessions; updated in place.
             clock: measures the stages decode and composite of each frame or window.
         """
         count = len(details[0].eye_closures)
@@ -281,7 +297,7 @@ class _Window:
 
     inputs: Sequence[Any]
     details: Sequence[FrameDetails]
-    states: Sequence[SessionState]
+    states: Sequence[PictureState]
     clock: StageTimer
     plans: list[list[int | None]]
 
@@ -290,12 +306,12 @@ class _Window:
         cls,
         inputs: Sequence[Any],
         details: Sequence[FrameDetails],
-        states: Sequence[SessionState],
+        states: Sequence[PictureState],
         clock: StageTimer,
         count: int,
     ) -> "_Window":
         """Plan a window of `count` frames."""
-        plans = [plan_window(s.quality.quality, s.quality.made, count) for s in states]
+        plans = [plan_window(s.quality, s.made, count) for s in states]
         return cls(inputs, details, states, clock, plans)
 
     def groups(self, index: int) -> list[list[int]]:
@@ -315,7 +331,7 @@ class _Window:
         state = self.states[index]
         if isinstance(frames, Tensor):  # such a model generates blinks and mouths itself
             return Composited(torch.from_numpy(state.compositor.compose(frames)), None)
-        quality = state.quality.quality
+        quality = state.quality
         details = self.details[index].of(numbers)
         shown = state.compositor.compose_layers(frames, full_size=quality.full_size)
         points = state.compositor.to_canvas(frames.points)
@@ -338,18 +354,18 @@ class _Window:
         filled = []
         for state, plan, new in zip(self.states, self.plans, images, strict=True):
             is_new = [plan[number] is not None for number in part]
-            if new is not None and state.quality.quality.fps == FPS:
+            if new is not None and state.quality.fps == FPS:
                 filled.append(new)
                 continue
             made = iter(() if new is None else new)
-            each = [state.quality.image(next(made) if one else None) for one in is_new]
+            each = [state.image(next(made) if one else None) for one in is_new]
             filled.append(np.stack(each))
         return filled
 
     def note_end(self, count: int) -> None:
         """Record that `count` frames were made."""
         for state in self.states:
-            state.quality.made += count
+            state.made += count
 
 
 def _results_in_order(jobs: "Sequence[Future[T]]") -> Generator[T, None, None]:

@@ -2,20 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from letstalk_rt.inference.audio_stage import AudioStage, AudioState
 from letstalk_rt.inference.code_control import CodeControl
+from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.session_state import ShownPortrait
 from letstalk_rt.models.audio_encoder.mouth_sound import MOUTH_SOUND
-from letstalk_rt.models.batch_state import gather, overwrite, scatter
+from letstalk_rt.models.avatar_model import AvatarModel
+from letstalk_rt.models.batch_state import gather, scatter
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
-from letstalk_rt.models.motion.code import LIPS, NUM_LIPS
-from letstalk_rt.models.motion.denoiser import MotionDenoiser
+from letstalk_rt.models.motion.code import LIPS, NUM_LIPS, NUM_STYLE
 from letstalk_rt.models.motion.memory import MotionMemory
-from letstalk_rt.models.motion.speech_encoder import SpeechState
+from letstalk_rt.models.parts import MOTION
 from letstalk_rt.models.sampler import NoiseState
 from letstalk_rt.performance.direction import DirectedWindow
+from letstalk_rt.types import MotionOptions
 
 USUAL_BLINKS_PER_MIN = 10.0
 """Blinks of the denoiser left alone: two thirds of those of filmed people whom it never saw."""
@@ -26,8 +31,7 @@ class MotionState:
     """What the pipeline remembers of the motion of one session.
 
     Attributes:
-        speech: state of the speech encoder.
-        silence: state of the speech encoder after long silence; shared and never written.
+        speech: what the speech encoder has heard.
         memory: the memory bank: what was shown, and what was said then.
         noise: random numbers of the sampler, and one that decides about a blink.
         style: style of the motion, `(1, S)`.
@@ -36,8 +40,7 @@ class MotionState:
         control: shows codes on the session's portrait.
     """
 
-    speech: SpeechState
-    silence: SpeechState
+    speech: AudioState
     memory: MotionMemory
     noise: NoiseState
     style: Tensor
@@ -58,19 +61,20 @@ class MotionState:
         rate = 1.0 if self.direction is None else self.direction.blink_rate
         return self.blink_gain * rate
 
-    def silence_audio(self) -> None:
-        """Forget all past audio, as after long silence."""
-        overwrite(self.speech, self.silence)
+    def set_options(self, motion: MotionOptions) -> None:
+        """Change how the face moves, from the next window on."""
+        self.control.options = motion
+        self.blink_gain.fill_(_blink_gain(motion))
 
     def interrupt(self, unseen: int) -> None:
         """Forget past speech; go on before the last `unseen` frames; the lips ease to rest."""
-        self.silence_audio()
+        self.speech.interrupt(unseen)
         self.memory.rewind(unseen)
         self.control.ease()
 
     def reset(self) -> None:
         """Return to the initial state."""
-        self.silence_audio()
+        self.speech.reset()
         self.memory.reset()
         self.noise.reset()
         self.control.reset()
@@ -99,19 +103,46 @@ class MotionStage:
     """Samples motion codes.
 
     Args:
-        denoiser: in eval mode, on its device.
+        model: with a motion denoiser, in eval mode, on its device.
     """
 
-    def __init__(self, denoiser: MotionDenoiser) -> None:
-        self._denoiser = denoiser
+    kind = MotionState
 
-    def hear(self, pcm: Tensor, state: SpeechState) -> Tensor:
-        """Encode the next part of a stream: features, linear lips and sound, `(B, n, W + Q + S)`.
+    def __init__(self, model: AvatarModel) -> None:
+        self._model, self._denoiser = model, model.part(MOTION)
+        self._audio_stage = AudioStage(model, self._denoiser.speech, self._encode)
+
+    def init_state(self, shown: ShownPortrait, options: StateOptions) -> MotionState:
+        """Create the state of a session: at rest, in silence."""
+        denoiser, device = self._denoiser, self._model.motion_scale.device
+        blink_gain = torch.tensor([_blink_gain(options.motion)])
+        return MotionState(
+            speech=self._audio_stage.init_state(shown, options),
+            memory=denoiser.init_memory(1),
+            noise=NoiseState(options.seed, torch.zeros(1, 1 + denoiser.config.size)),
+            style=torch.zeros(1, NUM_STYLE, device=device),
+            blink_gain=blink_gain.to(device),
+            control=CodeControl(options.motion, self._model, shown.features),
+        )
+
+    def change_portrait(
+        self, state: MotionState, shown: ShownPortrait, options: StateOptions
+    ) -> MotionState:
+        """Show the next codes on another portrait; the motion continues."""
+        state.control.set_portrait(shown.features)
+        return state
+
+    def hear(self, pcm: Tensor, states: Sequence[MotionState], lookahead_frames: int) -> Tensor:
+        """Encode a hop: features, linear lips and sound of each frame, `(B, N, W + Q + S)`.
 
         Args:
-            pcm: `(B, n)`.
-            state: updated in place.
+            pcm: `(B, hop)`.
+            states: of B sessions; updated in place.
+            lookahead_frames: see `AudioStage`.
         """
+        return self._audio_stage(pcm, [state.speech for state in states], lookahead_frames)
+
+    def _encode(self, pcm: Tensor, state: Any) -> Tensor:
         heard = self._denoiser.speech(pcm, state)
         return torch.cat([heard.features, heard.lips, heard.sound], -1)
 
@@ -155,3 +186,7 @@ class MotionStage:
         denoiser.remember(codes, features, linear, memory)
         scatter(memory, [state.memory for state in states])
         return MovedWindow(codes, sound)
+
+
+def _blink_gain(motion: MotionOptions) -> float:
+    return motion.blinks_per_min / USUAL_BLINKS_PER_MIN

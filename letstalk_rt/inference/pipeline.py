@@ -6,6 +6,7 @@ here uses asyncio, queues or wall-clock time.
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -14,17 +15,19 @@ import torch
 from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, InputError
-from letstalk_rt.inference.audio_stage import AudioStage
+from letstalk_rt.inference.audio_stage import AudioStage, AudioState
 from letstalk_rt.inference.autotune import DecoderVariant, machine_key
 from letstalk_rt.inference.code_control import NO_LANDMARKS, eye_closures
 from letstalk_rt.inference.cuda_graphs import CompiledFunction
 from letstalk_rt.inference.devices import DTYPES, choose_device
 from letstalk_rt.inference.driver_camera import DriverCamera
 from letstalk_rt.inference.face_reader import FaceReader
+from letstalk_rt.inference.footage_player import FootagePlayer
 from letstalk_rt.inference.footage_stage import FootageStage
 from letstalk_rt.inference.frame_decoder import FrameDecoder, FrameDetails
 from letstalk_rt.inference.lower_face import has_lower_faces
-from letstalk_rt.inference.motion_stage import MotionStage
+from letstalk_rt.inference.motion_stage import MotionStage, MotionState
+from letstalk_rt.inference.picture_state import PictureState
 from letstalk_rt.inference.protocol import (
     DEFAULT_OPTIONS,
     NOT_DIRECTABLE,
@@ -35,7 +38,7 @@ from letstalk_rt.inference.protocol import (
     check_steps,
 )
 from letstalk_rt.inference.quality import Quality
-from letstalk_rt.inference.sample_stage import SampleStage
+from letstalk_rt.inference.sample_stage import LatentState, SampleStage, check_undirected
 from letstalk_rt.inference.session_state import BatchKey, SessionState, StateFactory
 from letstalk_rt.inference.shared_models import ReadyModel, ready_model, shared_model
 from letstalk_rt.metrics import NoClock, StageTimer
@@ -100,17 +103,18 @@ class AvatarPipeline(Pipeline[SessionState]):
         self.lookahead_frames: int = model.audio.lookahead_frames
         options = {"compiled": variant.compiled, "recorded": replayed}
         predict = CompiledFunction(model.denoiser.predict, name="denoiser", **options)
-        self.audio_stage = AudioStage(model)
+        self.audio_stage = AudioStage(model, model.audio)
         self._sample_stage = SampleStage(model, guidance, predict)
-        motion = model.get(MOTION)
-        self._motion_stage = None if motion is None else MotionStage(motion)
-        self.is_directable = motion is not None
+        self.is_directable = model.get(MOTION) is not None
+        self._motion_stage = MotionStage(model) if self.is_directable else None
         self.frame_decoder = FrameDecoder(model, **options)
         self.partial_sizes = self.frame_decoder.partial_sizes
-        self._footage_stage = FootageStage(self.frame_decoder, self.frames_per_window)
+        self._footage_stage = FootageStage(model, self.frame_decoder)
         self.quality_levels = self.frame_decoder.quality_levels
         self.machine = f"{machine_key(model)} {model.preset.name} {variant}, {steps} steps"
-        self._states = StateFactory(model, steps=steps)
+        moving = self._motion_stage or self._sample_stage
+        parts = (self._footage_stage, self.audio_stage, moving, self.frame_decoder)
+        self._states = StateFactory(model, parts, steps=steps)
         self._face_reader: FaceReader | None = None
         self._ready: ReadyModel | None = None  # keeps the model shared
 
@@ -209,13 +213,20 @@ class AvatarPipeline(Pipeline[SessionState]):
         """
         self._states.change_portrait(state, portrait)
 
+    @torch.inference_mode()
     def set_motion(self, state: SessionState, motion: MotionOptions) -> None:
         """Change how the face of a session moves, from the next window on.
 
         Raises:
             ConfigError: this model has no motion denoiser, which that needs; nothing has changed.
         """
-        self._states.set_motion(state, motion)
+        if MotionState in state:
+            state[MotionState].set_options(motion)
+        else:
+            check_undirected(motion, self.model)
+        if FootagePlayer in state:
+            state[FootagePlayer].expressiveness = motion.expressiveness
+        state.options = replace(state.options, motion=motion)
 
     def set_quality(self, state: SessionState, quality: Quality) -> None:
         """Change what is computed for a session from the next window on.
@@ -223,7 +234,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         Raises:
             ConfigError: this model has no such quality.
         """
-        self.frame_decoder.set_quality(state, quality)
+        self.frame_decoder.set_quality(state[PictureState], quality)
 
     def batch_key(self, state: SessionState) -> BatchKey:
         """Return what sessions must have in common to run in one step."""
@@ -260,7 +271,7 @@ class AvatarPipeline(Pipeline[SessionState]):
             InputError: the states differ in `batch_key`; nothing has changed.
         """
         self._check(pcm, states)
-        if states[0].player is not None:
+        if FootagePlayer in states[0]:
             partial_windows = self._play(pcm, states, clock)
         elif self._motion_stage is not None:
             partial_windows = self._move(pcm, states, clock, is_live=deliver is not None)
@@ -281,13 +292,13 @@ class AvatarPipeline(Pipeline[SessionState]):
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield the partial windows of sessions whose latents a denoiser generates; see `step`."""
         threads = self._threads(is_live)
-        moving = [state.latents for state in states if state.latents is not None]
-        assert len(moving) == len(states), "all are of this model"
+        moving = [state[LatentState] for state in states]
+        audio = torch.from_numpy(pcm).to(self.device)
         with thread_limit(threads), clock.stage("audio"):
-            tokens = self.audio_stage.encode(torch.from_numpy(pcm).to(self.device), states)
+            tokens = self._tokens(audio, states)
         with thread_limit(threads), clock.stage("sample"):
             motion = self._sample_stage(tokens, states[0].times, moving)
-            portraits = torch.cat([state.features.latent for state in states])
+            portraits = torch.cat([state[PictureState].features.latent for state in states])
             latents = self.model.to_latents(motion, portraits)
         undrawn = FrameDetails([(0.0, 0.0)] * self.frames_per_window, None)
         yield from self._paint(latents, [undrawn] * len(states), states, clock, threads)
@@ -297,28 +308,32 @@ class AvatarPipeline(Pipeline[SessionState]):
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield the partial windows of sessions whose faces a motion denoiser moves; see `step`."""
         threads, stage = self._threads(is_live), self._motion_stage
-        motions = [state.motion for state in states if state.motion is not None]
-        assert stage is not None and len(motions) == len(states), "all are of this model"
+        motions = [state[MotionState] for state in states]
+        assert stage is not None, "see `step`"
         for state, motion in zip(states, motions, strict=True):
             motion.direction = state.take_direction()
         with thread_limit(threads):
             with clock.stage("audio"):
                 audio = torch.from_numpy(pcm).to(self.device)
-                heard = self.audio_stage.hear(stage.hear, audio, states)
+                heard = stage.hear(audio, motions, states[0].lookahead_frames)
             with clock.stage("sample"):
                 window = stage(heard, len(states[0].times), motions)
         for first, count in self._driven_parts(states, is_live=is_live):
             with thread_limit(threads), clock.stage("sample"):
                 part, shown, details = window.part(first, count), [], []
                 for number, (state, motion) in enumerate(zip(states, motions, strict=True)):
+                    portrait = state[PictureState].features.latent[0]
                     directed = motion.direction and motion.direction.part(first, count)
-                    face = motion.control.face(
-                        part.codes[number], state.features.latent[0], directed
-                    )
+                    face = motion.control.face(part.codes[number], portrait, directed)
                     shown.append(face.latents)
                     closures, sound = eye_closures(face.shut), part.sound[number]
                     details.append(FrameDetails(closures, sound, face.eyes, face.brows))
             yield from self._paint(torch.stack(shown), details, states, clock, threads)
+
+    def _tokens(self, audio: Tensor, states: Sequence[SessionState]) -> Tensor:
+        """Return the audio tokens of the frames of this step, `(B, N, K, A)`."""
+        heard = [state[AudioState] for state in states]
+        return self.audio_stage(audio, heard, states[0].lookahead_frames)
 
     def _threads(self, is_live: bool) -> int | None:
         """Return how many threads compute what comes before the decoder; None for all."""
@@ -339,8 +354,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         for first in range(0, self.frames_per_window, count):
             for state, steering in zip(states, steerings, strict=True):
                 if steering is not None and (window := steering(first, count)) is not None:
-                    assert state.motion is not None, "see `steer`"
-                    state.motion.control.drive(window)
+                    state[MotionState].control.drive(window)
             yield first, count
 
     def _paint(
@@ -361,10 +375,11 @@ class AvatarPipeline(Pipeline[SessionState]):
             threads: how many compute what comes before the decoder; None for all.
         """
         with thread_limit(threads), clock.stage("layout"):
-            inputs = self.frame_decoder.prepare(latents, states)
+            pictures = [state[PictureState] for state in states]
+            inputs = self.frame_decoder.prepare(latents, pictures)
         with (
             clock.stage("paint"),
-            closing(self.frame_decoder.decode(inputs, details, states, clock)) as parts,
+            closing(self.frame_decoder.decode(inputs, details, pictures, clock)) as parts,
         ):
             yield from parts
 
@@ -376,9 +391,9 @@ class AvatarPipeline(Pipeline[SessionState]):
         assert stage is not None, "only a model with a motion denoiser plays footage"
         with clock.stage("audio"):
             audio = torch.from_numpy(pcm).to(self.device)
-            lips = stage.lip_values(self.audio_stage.hear(stage.hear, audio, states))
-            generates_face = has_lower_faces(self.model)
-            tokens = self.audio_stage.encode(audio, states) if generates_face else None
+            motions = [state[MotionState] for state in states]
+            lips = stage.lip_values(stage.hear(audio, motions, states[0].lookahead_frames))
+            tokens = self._tokens(audio, states) if has_lower_faces(self.model) else None
         with clock.stage("paint"), closing(self._footage_stage(lips, tokens, states)) as parts:
             yield from parts
 
@@ -391,9 +406,9 @@ class AvatarPipeline(Pipeline[SessionState]):
         Raises:
             ConfigError: the model has no landmarks.
         """
-        if state.motion is None:
+        if MotionState not in state:
             raise ConfigError(NO_LANDMARKS)
-        if state.player is None:
+        if FootagePlayer not in state:
             state.steering = steering
 
     def direct(self, state: SessionState, window: DirectedWindow) -> None:
@@ -406,7 +421,7 @@ class AvatarPipeline(Pipeline[SessionState]):
         """
         if not self.is_directable:
             raise ConfigError(NOT_DIRECTABLE)
-        if state.player is None:
+        if FootagePlayer not in state:
             state.direction = window
 
     def open_camera(self) -> DriverCamera:

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.session_state import ShownPortrait
 from letstalk_rt.models.avatar_model import AvatarModel
 from letstalk_rt.models.batch_state import gather, scatter
 from letstalk_rt.models.denoiser import PortraitState
 from letstalk_rt.models.memory import MemoryBank, TemporalCache
 from letstalk_rt.models.sampler import NoiseState
+from letstalk_rt.types import MotionOptions
 
 EASING = (0.5,)
 """Weight of the new motion in the first frames after an interrupt."""
@@ -51,7 +55,7 @@ class LatentState:
 
 
 class SampleStage:
-    """Samples the motion of latents.
+    """Samples the motion of latents, once a window.
 
     Args:
         model: in eval mode, on its device.
@@ -59,9 +63,38 @@ class SampleStage:
         predict: the denoiser's prediction, which may be compiled.
     """
 
+    kind = LatentState
+
     def __init__(self, model: AvatarModel, guidance: float, predict: Callable[..., Any]) -> None:
         self._model, self._guidance, self._predict = model, guidance, predict
         self._window: int = model.denoiser.config.window
+
+    def init_state(self, shown: ShownPortrait, options: StateOptions) -> LatentState:
+        """Create the state of a session: the portrait at rest.
+
+        Raises:
+            ConfigError: an option needs a motion denoiser.
+        """
+        check_undirected(options.motion, self._model)
+        denoiser, shape = self._model.denoiser, self._model.autoencoder.latent_shape
+        at_rest = torch.zeros(1, *shape, device=self._model.motion_scale.device)
+        return LatentState(
+            memory=MemoryBank.anchored(at_rest, denoiser.config.memory),
+            cache=denoiser.init_cache(at_rest),
+            portrait=self._portrait_state(shown),
+            noise=NoiseState(options.seed, torch.zeros(1, *shape)),
+        )
+
+    def change_portrait(
+        self, state: LatentState, shown: ShownPortrait, options: StateOptions
+    ) -> LatentState:
+        """Go on with another portrait: motion is relative to it."""
+        state.portrait = self._portrait_state(shown)
+        return state
+
+    def _portrait_state(self, shown: ShownPortrait) -> PortraitState:
+        latent = self._model.normalized_portrait(shown.features.latent)
+        return self._model.denoiser.portrait_state(latent)
 
     def __call__(
         self, tokens: Tensor, times: Sequence[float], states: Sequence[LatentState]
@@ -107,3 +140,16 @@ def _eased(motion: Tensor, state: LatentState) -> Tensor:
     for number, share in enumerate(EASING):
         eased[number] = torch.lerp(start[0], motion[number], share)
     return eased
+
+
+def check_undirected(motion: MotionOptions, model: AvatarModel) -> None:
+    """Check that nothing is asked of the motion that needs a motion denoiser.
+
+    Raises:
+        ConfigError: something is.
+    """
+    if (motion.expressiveness, motion.head_motion, motion.gaze_at_camera) != (1.0, True, False):
+        raise ConfigError(
+            f"preset {model.preset.name!r} has no motion denoiser, which expressiveness, head "
+            "motion and gaze need; leave these options out"
+        )

@@ -8,6 +8,8 @@ from PIL import Image
 from letstalk_rt.avatars import list_avatars
 from letstalk_rt.inference.camera_control import LIMITS, MOST_DEVIATIONS, driven_lips, limited
 from letstalk_rt.inference.code_control import eye_closures
+from letstalk_rt.inference.motion_stage import MotionState
+from letstalk_rt.inference.picture_state import PictureState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import CameraStatus
 from letstalk_rt.models.face.face_motion import LIPS, NUM_MOTION, POSE, SHUT, SMILE, DriveWindow
@@ -110,8 +112,10 @@ def test_a_drive_holds_for_one_window(pipeline, portrait):
 
 def test_eyes_close_with_the_drivers(pipeline, portrait):
     state = pipeline.init_state(portrait)
-    state.motion.control.drive(window(shut=1.0))
-    face = state.motion.control.face(torch.zeros(4, NUM_CODE), state.features.latent[0])
+    state[MotionState].control.drive(window(shut=1.0))
+    face = state[MotionState].control.face(
+        torch.zeros(4, NUM_CODE), state[PictureState].features.latent[0]
+    )
     assert eye_closures(face.shut) == [(1.0, 1.0)] * 4
 
 

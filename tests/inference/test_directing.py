@@ -16,6 +16,8 @@ from support.virtual_time import run_real
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.inference.code_control import eye_closures
+from letstalk_rt.inference.motion_stage import MotionState
+from letstalk_rt.inference.picture_state import PictureState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.face import face_motion as motion_of
@@ -46,7 +48,7 @@ def begin(pipeline, **options):
 
 
 def face(state, codes, window=None):
-    return state.motion.control.face(codes, state.features.latent[0], window)
+    return state[MotionState].control.face(codes, state[PictureState].features.latent[0], window)
 
 
 def codes(count=4, **values):
@@ -96,7 +98,7 @@ def test_a_camera_has_precedence(pipeline):
     seen[:, motion_of.POSE.start] = 0.1
 
     def drive():
-        state.motion.control.drive(DriveWindow(np.ones(4, np.float32), seen, "sound"))
+        state[MotionState].control.drive(DriveWindow(np.ones(4, np.float32), seen, "sound"))
 
     drive()
     alone = face(state, codes())
@@ -131,15 +133,15 @@ def test_a_style_reaches_the_denoiser_and_its_memory(pipeline):
     pipeline.direct(styled, directed(style=(3, 0, 0, 0, 0, 0)))
     for state in (plain, styled):
         pipeline.step(heard[0], [state])
-    assert not torch.equal(plain.motion.memory.codes, styled.motion.memory.codes)
+    assert not torch.equal(plain[MotionState].memory.codes, styled[MotionState].memory.codes)
 
 
 def test_blinks_are_more_often_while_that_is_asked(pipeline):
     state = begin(pipeline)
     pipeline.direct(state, directed(blinks=3.0))
-    usual = float(state.motion.blink_gain)
-    state.motion.direction = state.direction
-    assert float(state.motion.shown_blink_gain) == pytest.approx(3 * usual)
+    usual = float(state[MotionState].blink_gain)
+    state[MotionState].direction = state.direction
+    assert float(state[MotionState].shown_blink_gain) == pytest.approx(3 * usual)
 
 
 def test_sessions_of_a_batch_are_directed_one_by_one(pipeline):
@@ -154,7 +156,7 @@ def test_an_interrupt_and_a_reset_forget_the_direction(pipeline):
     state = begin(pipeline)
     pipeline.direct(state, directed(yaw=0.2))
     state.reset()
-    assert state.direction is None and state.motion.direction is None
+    assert state.direction is None and state[MotionState].direction is None
 
 
 def test_a_model_without_a_motion_denoiser_is_not_directable():

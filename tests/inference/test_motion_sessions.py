@@ -7,6 +7,8 @@ from support.small_model import face_points, make_motion_model, make_portrait, m
 
 from letstalk_rt.inference.camera_control import SMILED
 from letstalk_rt.inference.code_control import EyeShape, eye_closures
+from letstalk_rt.inference.motion_stage import MotionState
+from letstalk_rt.inference.picture_state import PictureState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models.face import face_motion as motion_of
@@ -37,7 +39,7 @@ def run(pipeline, state, heard):
 
 
 def face(state, codes):
-    return state.motion.control.face(codes, state.features.latent[0])
+    return state[MotionState].control.face(codes, state[PictureState].features.latent[0])
 
 
 def latents(state, codes):
@@ -76,11 +78,11 @@ def test_sessions_of_a_batch_are_moved_as_alone(pipeline):
 def test_memory_goes_on_from_the_last_frame_that_was_shown(pipeline):
     state = begin(pipeline)
     run(pipeline, state, hops(pipeline, 5))
-    shown = state.motion.memory.codes.flatten(1, 2).clone()
+    shown = state[MotionState].memory.codes.flatten(1, 2).clone()
     pipeline.interrupt(state, unseen=6)
-    assert torch.equal(state.motion.memory.codes.flatten(1, 2)[:, -1], shown[:, -7])
+    assert torch.equal(state[MotionState].memory.codes.flatten(1, 2)[:, -1], shown[:, -7])
     pipeline.step(np.zeros((1, pipeline.hop), np.float32), [state])
-    after = state.motion.memory.codes.flatten(1, 2)[0]
+    after = state[MotionState].memory.codes.flatten(1, 2)[0]
     lips = after[-5:, LIPS]
     rest = lips[-1]
     assert (lips[1] - (lips[0] + rest) / 2).abs().max() < 0.6 * (lips[0] - rest).abs().max() + 1e-6
@@ -108,25 +110,25 @@ def test_options_changed_in_a_session_hold_from_the_next_window_on(pipeline):
     plain, changed, whole = begin(pipeline), begin(pipeline), begin(pipeline, **chosen)
     before = [run(pipeline, state, heard[:2]) for state in (plain, changed)]
     assert np.array_equal(*before)
-    address = changed.motion.blink_gain.data_ptr()
+    address = changed[MotionState].blink_gain.data_ptr()
     pipeline.set_motion(changed, MotionOptions(**chosen))
     assert not np.array_equal(*(run(pipeline, state, heard[2:]) for state in (plain, changed)))
     moved = codes(yaw=0.1, smile=0.2, gap=0.1)
     torch.testing.assert_close(latents(changed, moved), latents(whole, moved))
-    assert torch.equal(changed.motion.blink_gain, whole.motion.blink_gain)
-    assert changed.motion.blink_gain.data_ptr() == address
+    assert torch.equal(changed[MotionState].blink_gain, whole.motion.blink_gain)
+    assert changed[MotionState].blink_gain.data_ptr() == address
 
 
 def test_options_changed_stay_when_the_portrait_changes(pipeline):
     state = begin(pipeline)
     pipeline.set_motion(state, MotionOptions(head_motion=False))
     pipeline.change_portrait(state, make_portrait(1))
-    assert not state.motion.control.options.head_motion
+    assert not state[MotionState].control.options.head_motion
 
 
 def test_blinks_can_be_left_out(pipeline):
     state = begin(pipeline, blinks_per_min=0)
-    assert float(state.motion.blink_gain) == 0
+    assert float(state[MotionState].blink_gain) == 0
 
 
 def test_lids_and_gaze_are_relative_to_the_eyes_of_the_portrait(pipeline):
@@ -138,8 +140,8 @@ def test_lids_and_gaze_are_relative_to_the_eyes_of_the_portrait(pipeline):
     wide = codes(gaze_x=0.05)
     wide[:, channel("shut")] = torch.tensor([-0.2, 0.9])
     state = begin(pipeline)
-    state.features.points = face_points()[None]
-    state.motion.control.set_portrait(state.features)
+    state[PictureState].features.points = face_points()[None]
+    state[MotionState].control.set_portrait(state[PictureState].features)
     shown = face(state, wide).eyes
     assert shown[0, 0] < 0 and shown[1, 0] == 0, "lids that close are closed by the painter"
     assert shown[0, 2] > 0.05
@@ -151,7 +153,7 @@ def test_a_camera_moves_head_lids_and_lips_by_its_weight(pipeline):
     seen[:, motion_of.POSE.start], seen[:, motion_of.SHUT] = 0.15, 1.0
     own = latents(state, codes())
     for weight, closed in ((0.0, 0.0), (1.0, 1.0)):
-        state.motion.control.drive(DriveWindow(np.full(2, weight), seen, "sound"))
+        state[MotionState].control.drive(DriveWindow(np.full(2, weight), seen, "sound"))
         shown = face(state, codes())
         assert torch.allclose(shown.latents, own, atol=1e-4) == (weight == 0)
         assert shown.shut.flatten().tolist() == pytest.approx([closed] * 4)
@@ -164,26 +166,28 @@ def test_a_drivers_brows_gaze_and_smile_are_shown_like_the_codes(pipeline):
     smile = expression.lips[EXPRESSION_NAMES.index("smile"), SMILED].numpy()
     seen[:, motion_of.SMILE] = 0.4 * smile
     seen[:, motion_of.BROWS], seen[:, motion_of.GAZE] = -0.5, [0.03, 0.0]
-    eyes = EyeShape.of(pipeline.init_state(make_portrait()).features.points[0].float())
+    eyes = EyeShape.of(
+        pipeline.init_state(make_portrait())[PictureState].features.points[0].float()
+    )
     gaze = 0.03 * eyes.face_size
     meant = codes(smile=0.4, brow_down=0.5, gaze_x=gaze)
-    state.motion.control.drive(DriveWindow(np.ones(2), seen, "sound"))
+    state[MotionState].control.drive(DriveWindow(np.ones(2), seen, "sound"))
     driven, own = face(state, codes(smile=-0.7)), face(begin(pipeline), meant)
     torch.testing.assert_close(driven.brows, own.brows)
     torch.testing.assert_close(driven.eyes, own.eyes)
     size = pipeline.model.motion_scale * 0 + 1
     cheeks = (driven.latents - own.latents).abs().amax() / size.amax()
     assert cheeks < 0.3 * (own.latents - latents(begin(pipeline), codes())).abs().amax()
-    state.motion.control.drive(DriveWindow(np.zeros(2), seen, "sound"))
+    state[MotionState].control.drive(DriveWindow(np.zeros(2), seen, "sound"))
     torch.testing.assert_close(face(state, meant).brows, own.brows)
 
 
 def test_a_new_portrait_keeps_the_motion(pipeline):
     state = begin(pipeline)
     run(pipeline, state, hops(pipeline, 3))
-    before = state.motion.memory.codes.clone()
+    before = state[MotionState].memory.codes.clone()
     pipeline.change_portrait(state, make_portrait(1))
-    assert torch.equal(state.motion.memory.codes, before)
+    assert torch.equal(state[MotionState].memory.codes, before)
     other = begin(pipeline, portrait=1)
     torch.testing.assert_close(latents(state, codes(yaw=0.1)), latents(other, codes(yaw=0.1)))
 

@@ -10,10 +10,13 @@ from support.small_model import make_model, make_portrait, make_speech, stir
 from torch import Tensor
 
 from letstalk_rt.errors import AudioFormatError, ConfigError, PortraitError
+from letstalk_rt.inference.audio_stage import SETTLE_SAMPLES, AudioState
+from letstalk_rt.inference.picture_state import PictureState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.inference.quality import Quality
-from letstalk_rt.inference.session_state import SETTLE_SAMPLES, SessionState
+from letstalk_rt.inference.sample_stage import LatentState
+from letstalk_rt.inference.session_state import SessionState
 from letstalk_rt.models.autoencoder.mouth_painter import MouthPainter, MouthPainterConfig
 from letstalk_rt.models.autoencoder.part_decoding import decode_mouths
 from letstalk_rt.models.autoencoder.reference import DecodedLayers
@@ -54,7 +57,12 @@ def play(pipeline: AvatarPipeline, state: SessionState, audio: np.ndarray) -> np
 
 
 def session_parts(state: SessionState) -> list[object]:
-    return [state.audio, state.latents.memory, state.features, state.latents.portrait]
+    return [
+        state[AudioState].encoder,
+        state[LatentState].memory,
+        state[PictureState].features,
+        state[LatentState].portrait,
+    ]
 
 
 class WatchedCompositor:
@@ -102,7 +110,9 @@ class TestPipeline:
             if call == 2:
                 raise RuntimeError("no memory")
 
-        watched = state.compositor = WatchedCompositor(state.compositor, fail_once)
+        watched = state[PictureState].compositor = WatchedCompositor(
+            state[PictureState].compositor, fail_once
+        )
         with pytest.raises(RuntimeError, match="no memory"):
             pipeline.step(sound[0], [state], lambda part: None)
         assert watched.calls == 4  # nothing is painted any more
@@ -119,7 +129,9 @@ class TestPipeline:
             refused.set()
             raise ValueError("closed")
 
-        watched = state.compositor = WatchedCompositor(state.compositor, wait_for_the_refusal)
+        watched = state[PictureState].compositor = WatchedCompositor(
+            state[PictureState].compositor, wait_for_the_refusal
+        )
         with pytest.raises(ValueError, match="closed"):
             pipeline.step(sound[0], [state], refuse)
         assert watched.done == 4
@@ -158,22 +170,24 @@ class TestPipeline:
             def velocity(x, t, window=window):
                 at = torch.full((1, 4), t)
                 return model.denoiser(
-                    x, at, window, state.latents.portrait, bank.latents, bank.filled
+                    x, at, window, state[LatentState].portrait, bank.latents, bank.filled
                 )
 
             noise = model.without_background_noise(chance.draw(4, 0.5, 1.0))
             motions.append(sample(velocity, noise, timesteps(2)))
             bank.write(motions[-1])
-        latents = model.to_latents(torch.cat(motions, 1), state.features.latent)
+        latents = model.to_latents(torch.cat(motions, 1), state[PictureState].features.latent)
         autoencoder, count = model.autoencoder, latents.shape[1]
-        inputs = autoencoder.prepare_decoder(latents[0], state.features.repeat(count))
+        inputs = autoencoder.prepare_decoder(latents[0], state[PictureState].features.repeat(count))
         faces = torch.cat(
             [
-                decode_mouths(autoencoder, inputs[i : i + 1], state.features).frames.clamp(-1, 1)
+                decode_mouths(
+                    autoencoder, inputs[i : i + 1], state[PictureState].features
+                ).frames.clamp(-1, 1)
                 for i in range(count)
             ]
         )
-        assert largest_difference(seen, state.compositor.compose(faces)) <= 1
+        assert largest_difference(seen, state[PictureState].compositor.compose(faces)) <= 1
 
     def test_speech_moves_the_face(self, pipeline):
         portrait, sound = make_portrait(), hops(2)
@@ -281,7 +295,9 @@ class TestPipeline:
             if call == 2:
                 raise RuntimeError("no memory")
 
-        watched = states[1].compositor = WatchedCompositor(states[1].compositor, fail_once)
+        watched = states[1][PictureState].compositor = WatchedCompositor(
+            states[1][PictureState].compositor, fail_once
+        )
         with pytest.raises(RuntimeError, match="no memory"):
             painting.step(hops(1)[0].repeat(2, 0), states)
         assert watched.calls == 4, "nothing is painted any more"
@@ -300,19 +316,23 @@ class TestPipeline:
     def test_interrupt_forgets_the_speech_and_keeps_the_face(self, pipeline):
         state = pipeline.init_state(make_portrait())
         play(pipeline, state, hops(3))
-        memory, filled = (kept := state.latents.memory).latents.clone(), kept.filled.clone()
+        memory, filled = (kept := state[LatentState].memory).latents.clone(), kept.filled.clone()
         pipeline.interrupt(state)
-        for heard, silent in zip(tensors(state.audio), tensors(state.silence), strict=True):
+        for heard, silent in zip(
+            tensors(state[AudioState].encoder), tensors(state[AudioState].silence), strict=True
+        ):
             assert torch.equal(heard, silent) and heard.data_ptr() != silent.data_ptr()
-        assert torch.equal(state.latents.memory.latents, memory)
-        assert torch.equal(state.latents.memory.filled, filled)
+        assert torch.equal(state[LatentState].memory.latents, memory)
+        assert torch.equal(state[LatentState].memory.filled, filled)
         assert filled.any() and memory.any()
 
     def test_a_session_begins_as_after_long_silence(self, pipeline):
         """A fresh state's zeros are no sound the model was trained on: it would twitch."""
         state, settled = (pipeline.init_state(make_portrait()) for _ in range(2))
         play(pipeline, settled, np.zeros((20, 1, pipeline.hop), np.float32))
-        for new, old in zip(tensors(state.audio), tensors(settled.audio), strict=True):
+        for new, old in zip(
+            tensors(state[AudioState].encoder), tensors(settled[AudioState].encoder), strict=True
+        ):
             torch.testing.assert_close(new, old)
 
     def test_interrupt_of_one_session_leaves_the_other(self, pipeline):

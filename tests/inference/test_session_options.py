@@ -8,9 +8,10 @@ import torch
 from support.small_model import make_model, make_portrait, make_speech
 
 from letstalk_rt.errors import ConfigError, InputError
+from letstalk_rt.inference.audio_stage import AudioState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
-from letstalk_rt.inference.sample_stage import SampleStage
+from letstalk_rt.inference.sample_stage import LatentState, SampleStage
 from letstalk_rt.types import MotionOptions
 
 
@@ -47,16 +48,16 @@ def test_after_an_interrupt_the_motion_goes_on_from_the_last_frame_that_was_seen
     state = pipeline.init_state(make_portrait())
     for hop in make_speech(0.48).reshape(3, 1, -1):
         pipeline.step(hop, [state])
-    memory = state.latents.memory
+    memory = state[LatentState].memory
     seen = memory.latents[:, -1 - 3].clone()
     pipeline.interrupt(state, unseen=3)
     torch.testing.assert_close(memory.latents[:, -1], seen)
-    tokens = pipeline.audio_stage.encode(torch.zeros(1, pipeline.hop), [state])
-    again = copy.deepcopy(state.latents)
+    tokens = pipeline.audio_stage(torch.zeros(1, pipeline.hop), [state[AudioState]])
+    again = copy.deepcopy(state[LatentState])
     again.ease_start = None
     stage = SampleStage(pipeline.model, pipeline.guidance, pipeline.model.denoiser.predict)
     with torch.inference_mode():
-        eased, plain = (stage(tokens, state.times, [one])[0] for one in (state.latents, again))
+        eased, plain = (stage(tokens, state.times, [one])[0] for one in (state[LatentState], again))
     torch.testing.assert_close(eased[0], (seen[0] + plain[0]) / 2)
     torch.testing.assert_close(eased[1:], plain[1:])
 
@@ -65,9 +66,9 @@ def test_another_face_goes_on_in_the_same_motion(pipeline):
     state = pipeline.init_state(make_portrait(1))
     hops = make_speech(0.48).reshape(3, 1, -1)
     pipeline.step(hops[0], [state])
-    memory = state.latents.memory.latents.clone()
+    memory = state[LatentState].memory.latents.clone()
     pipeline.change_portrait(state, make_portrait(2, size=64))
-    torch.testing.assert_close(state.latents.memory.latents, memory)
+    torch.testing.assert_close(state[LatentState].memory.latents, memory)
     assert pipeline.step(hops[1], [state])[0].shape == (4, 64, 80, 3)
 
 
@@ -77,7 +78,10 @@ def test_less_look_ahead_hears_the_same_sound_sooner(pipeline, lookahead):
     tokens = {}
     for frames in (lookahead, 2):
         state = pipeline.init_state(make_portrait(), StateOptions(lookahead_frames=frames))
-        heard = [pipeline.audio_stage.encode(torch.from_numpy(hop), [state]) for hop in speech]
+        heard = [
+            pipeline.audio_stage(torch.from_numpy(hop), [state[AudioState]], state.lookahead_frames)
+            for hop in speech
+        ]
         tokens[frames] = torch.cat(heard, 1)
     ahead = 2 - lookahead
     whole, early = tokens[2][0, ahead:], tokens[lookahead][0, :-ahead]

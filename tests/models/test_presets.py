@@ -8,9 +8,11 @@ import torch
 from support.small_model import DENOISER, PRESET, make_portrait, make_speech, stir
 
 from letstalk_rt.errors import ConfigError, InputError, PortraitError
+from letstalk_rt.inference.audio_stage import AudioState
 from letstalk_rt.inference.autotune import DecoderVariant, apply_variant
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
+from letstalk_rt.inference.sample_stage import LatentState
 from letstalk_rt.models import avatar_model
 from letstalk_rt.models.autoencoder.dc_ae import DCAutoencoder
 from letstalk_rt.models.avatar_model import AvatarModel
@@ -59,7 +61,7 @@ def largest_difference(a, b):
 
 def test_state_keeps_its_addresses_and_size_for_ever(pipeline):
     state = pipeline.init_state(make_portrait())
-    parts = [state.audio, state.latents.memory, state.latents.cache]
+    parts = [state[AudioState].encoder, state[LatentState].memory, state[LatentState].cache]
     before = [(part.data_ptr(), part.shape) for part in tensors(parts)]
     play(pipeline, state, hops(5))
     pipeline.interrupt(state, unseen=3)
@@ -94,7 +96,7 @@ def test_the_kept_memory_ties_windows_together(pipeline):
     state = pipeline.init_state(portrait)
     play(pipeline, state, sound[:2])
     with torch.inference_mode():
-        for layer in state.latents.cache.layers:
+        for layer in state[LatentState].cache.layers:
             layer.values[..., 1:, :].zero_()
     other = pipeline.init_state(portrait)
     play(pipeline, other, sound[:2])
@@ -104,10 +106,10 @@ def test_the_kept_memory_ties_windows_together(pipeline):
 def test_interrupt_takes_back_what_was_not_seen(pipeline):
     state = pipeline.init_state(make_portrait())
     play(pipeline, state, hops(2))
-    kept = state.latents.cache.layers[0].keys[..., 5:7, :].clone()
+    kept = state[LatentState].cache.layers[0].keys[..., 5:7, :].clone()
     pipeline.interrupt(state, unseen=2)
-    assert torch.equal(state.latents.cache.layers[0].keys[..., 7:9, :], kept)
-    assert torch.equal(state.latents.cache.filled, state.latents.memory.filled)
+    assert torch.equal(state[LatentState].cache.layers[0].keys[..., 7:9, :], kept)
+    assert torch.equal(state[LatentState].cache.filled, state[LatentState].memory.filled)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import InputError
 from letstalk_rt.inference.code_control import directed
+from letstalk_rt.inference.motion_stage import MotionState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.performance.direction import channel
 from letstalk_rt.performance.moods import MOODS
@@ -313,8 +314,7 @@ def listening_figures(mode: str = "attentive") -> dict[str, float]:
 def cost_ms(pipeline: AvatarPipeline, portrait: Portrait) -> float:
     """Return what directing adds to a window: median CPU time in ms, with all of it at once."""
     performer, state = Performer("warm", listening="attentive"), pipeline.init_state(portrait)
-    motion = state.motion
-    assert motion is not None, "the model has a motion denoiser"
+    motion = state[MotionState]
     spoken, took_s = [_Quiet()] * pipeline.frames_per_window, []
     codes = motion.memory.codes[0, -1]
     for number in range(_WINDOWS):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from letstalk_rt.errors import ConfigError, InputError
 from letstalk_rt.inference.frame_decoder import FrameDetails
+from letstalk_rt.inference.picture_state import PictureState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.metrics import NoClock
 from letstalk_rt.models.motion.code import NUM_MOTION
@@ -167,6 +168,7 @@ def decoded_frames(pipeline: AvatarPipeline, clip: Clip, frames: int) -> np.ndar
     face = pipeline.model.face
     assert face is not None, "latents with landmarks"
     state = pipeline.init_state(as_portrait(np.asarray(clip.frames[0])))
+    picture = state[PictureState]
     decoder, window = pipeline.frame_decoder, pipeline.frames_per_window
     shown: list[np.ndarray] = []
     count = min(frames, clip.num_frames) // window * window
@@ -175,7 +177,7 @@ def decoded_frames(pipeline: AvatarPipeline, clip: Clip, frames: int) -> np.ndar
         pixels = true.permute(0, 3, 1, 2).float() / 127.5 - 1
         latents = face.autoencoder.encode(pixels[None].to(pipeline.device))
         details = [FrameDetails([(0.0, 0.0)] * window, None)]
-        parts = decoder.decode(decoder.prepare(latents, [state]), details, [state], NoClock())
+        parts = decoder.decode(decoder.prepare(latents, [picture]), details, [picture], NoClock())
         shown.extend(part[0] for part in parts)
     return np.concatenate(shown)
 

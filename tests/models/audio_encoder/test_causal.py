@@ -8,6 +8,7 @@ import torch
 from support.small_model import DENOISER, PRESET, make_portrait, make_speech, stir
 
 from letstalk_rt.errors import ConfigError
+from letstalk_rt.inference.audio_stage import AudioState
 from letstalk_rt.inference.pipeline import AvatarPipeline
 from letstalk_rt.inference.protocol import StateOptions
 from letstalk_rt.models import loading
@@ -134,11 +135,11 @@ class TestPipeline:
 
     def test_reset_and_interrupt_bring_back_silence(self, pipeline):
         state = pipeline.init_state(make_portrait())
-        settled = [part.clone() for part in tensors(state.audio)]
+        settled = [part.clone() for part in tensors(state[AudioState].encoder)]
         for forget in (state.reset, lambda: pipeline.interrupt(state)):
             play(pipeline, state, hops(2))
             forget()
-            after = zip(tensors(state.audio), settled, strict=True)
+            after = zip(tensors(state[AudioState].encoder), settled, strict=True)
             assert all(torch.equal(now, then) for now, then in after)
 
     @pytest.mark.parametrize("frames", [0, 2])
