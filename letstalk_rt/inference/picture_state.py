@@ -1,4 +1,4 @@
-"""What shows the frames of one session: its portrait for decoder and compositors, and its quality."""
+"""What shows the frames of one session: its portrait, the compositors, and the quality."""
 
 from dataclasses import dataclass
 from typing import Any

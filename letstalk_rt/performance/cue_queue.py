@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,15 +75,24 @@ class CueQueue:
             self._note_drop()
         self._waiting.append(_Waiting(what, segment_id, at_s))
 
+    def skip(self, frames: Iterable[SpokenFrame]) -> None:
+        """Go on by some frames while nothing waits."""
+        for frame in frames:
+            self._turn_to(frame.segment_id)
+            self._heard += frame.spoken
+
     def take(self, frame: SpokenFrame) -> list[Gesture | Mood]:
         """Return what begins in the next frame, in the order in which it was put."""
-        if frame.segment_id != self._segment_id:
-            self._segment_id, self._heard = frame.segment_id, 0
+        self._turn_to(frame.segment_id)
         due = [one for one in self._waiting if self._is_due(one)]
         for one in due:
             self._waiting.remove(one)
         self._heard += frame.spoken
         return [one.what for one in due]
+
+    def _turn_to(self, segment_id: int) -> None:
+        if segment_id != self._segment_id:
+            self._segment_id, self._heard = segment_id, 0
 
     def clear(self) -> None:
         """Drop all that waits."""

@@ -79,6 +79,12 @@ class Mirror:
             return self._smile, nod
         return self._smile, None
 
+    def answers_after(self, shown_s: float) -> bool:
+        """Return whether something that was seen may still be answered, or is."""
+        latest_s = self._seen[-1].captured_s if self._seen else -math.inf
+        is_late = latest_s + DELAY_S + _HOLD_S > shown_s
+        return is_late or self._nod is not None or self._smile > 0
+
     def _find_nod(self, last: Seen) -> None:
         """Find a head that went down and has come up again by half of that."""
         recent = [one for one in self._seen if one.captured_s >= last.captured_s - _NOD_S]

@@ -10,8 +10,7 @@ import numpy as np
 
 from letstalk_rt.performance.cue_queue import MAX_WAITING, CueQueue, SpokenFrame
 from letstalk_rt.performance.direction import EYES, NUM_CHANNELS, DirectedWindow, channel
-from letstalk_rt.performance.gesture_blend import GestureBlend
-from letstalk_rt.performance.gestures import Gesture
+from letstalk_rt.performance.gestures import Gesture, GestureBlend
 from letstalk_rt.performance.listening import Listener
 from letstalk_rt.performance.mirroring import Mirror, Seen
 from letstalk_rt.performance.moods import MOODS, Mood, Style, mood
@@ -54,6 +53,7 @@ class Performer:
         self._eased = EASE_FRAMES
         self._cues, self._gestures = CueQueue(max_waiting), GestureBlend()
         self._listener, self._mirror = Listener(listening, seed), Mirror()
+        self._is_at_rest = False  # nothing is changed until something is asked for, heard or seen
 
     @property
     def listening(self) -> str:
@@ -82,7 +82,7 @@ class Performer:
         if at_s is None:
             self._begin_mood(chosen)
         else:
-            self._cues.put(chosen, segment_id, at_s)
+            self._put(chosen, segment_id, at_s)
 
     def gesture(
         self, name: str, amount: float = 1.0, segment_id: int = 0, at_s: float | None = None
@@ -99,7 +99,7 @@ class Performer:
         Raises:
             ConfigError: there is no such gesture, or a number is out of range.
         """
-        self._cues.put(Gesture(name, amount), segment_id, at_s)
+        self._put(Gesture(name, amount), segment_id, at_s)
 
     def cue(self, name: str, segment_id: int, at_s: float | None) -> None:
         """Change the mood or make a gesture, whichever the name is of; see `set_mood`, `gesture`.
@@ -119,6 +119,7 @@ class Performer:
             ConfigError: it is unknown.
         """
         self._listener.set_mode(mode)
+        self._is_at_rest = False
 
     def hear(self, speaking: bool, pitch_hz: float | None, now_s: float) -> None:
         """Note whether somebody else speaks now; see `AvatarSession.push_listened`.
@@ -127,10 +128,12 @@ class Performer:
             ConfigError: the pitch is no positive number.
         """
         self._listener.hear(speaking, pitch_hz, now_s)
+        self._is_at_rest = False
 
     def see(self, seen: Seen) -> None:
         """Note what a camera that is watched has seen."""
         self._mirror.see(seen)
+        self._is_at_rest = False
 
     def interrupt(self, unseen: int = 0) -> None:
         """Drop what waits, and let gestures fade from the last frame that was shown.
@@ -157,6 +160,9 @@ class Performer:
             now_s: the present time, by the clock of `hear`.
             shown_s: when the first frame is shown, by that clock; None for now.
         """
+        if self._is_at_rest:
+            self._cues.skip(frames)
+            return None
         shown_s = now_s if shown_s is None else shown_s
         added, kept = np.zeros((len(frames), NUM_CHANNELS)), np.ones((len(frames), NUM_CHANNELS))
         closures, blinks = np.zeros((len(frames), len(EYES))), np.ones(len(frames))
@@ -172,7 +178,19 @@ class Performer:
             added[number, _SMILE] += smile
             kept[number] = self._levels.kept * listened.kept
             blinks[number] = self._levels.blink_rate * listened.blink_rate
-        return _changed(added, kept, closures, self._levels.style, float(blinks.mean()))
+        window = _changed(added, kept, closures, self._levels.style, float(blinks.mean()))
+        self._is_at_rest = window is None and not self._is_awaited(shown_s)
+        return window
+
+    def _is_awaited(self, shown_s: float) -> bool:
+        """Return whether anything may change the motion by itself from now on."""
+        is_easing = self._eased < EASE_FRAMES
+        moves = is_easing or len(self._cues) > 0 or len(self._gestures) > 0
+        return moves or self.listening != "off" or self._mirror.answers_after(shown_s)
+
+    def _put(self, what: Gesture | Mood, segment_id: int, at_s: float | None) -> None:
+        self._cues.put(what, segment_id, at_s)
+        self._is_at_rest = False
 
     def _begin(self, due: Sequence[Gesture | Mood]) -> None:
         for what in due:
@@ -184,6 +202,7 @@ class Performer:
     def _begin_mood(self, next_mood: Mood) -> None:
         self.mood = next_mood
         self._from, self._to, self._eased = self._levels, next_mood.levels, 0
+        self._is_at_rest = False
 
     def _ease(self) -> None:
         if self._eased < EASE_FRAMES:

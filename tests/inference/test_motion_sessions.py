@@ -115,7 +115,7 @@ def test_options_changed_in_a_session_hold_from_the_next_window_on(pipeline):
     assert not np.array_equal(*(run(pipeline, state, heard[2:]) for state in (plain, changed)))
     moved = codes(yaw=0.1, smile=0.2, gap=0.1)
     torch.testing.assert_close(latents(changed, moved), latents(whole, moved))
-    assert torch.equal(changed[MotionState].blink_gain, whole.motion.blink_gain)
+    assert torch.equal(changed[MotionState].blink_gain, whole[MotionState].blink_gain)
     assert changed[MotionState].blink_gain.data_ptr() == address
 
 

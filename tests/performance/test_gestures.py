@@ -5,8 +5,13 @@ import pytest
 
 from letstalk_rt.errors import ConfigError
 from letstalk_rt.performance.direction import CHANNELS, EYES, channel
-from letstalk_rt.performance.gesture_blend import RELEASE_FRAMES, GestureBlend
-from letstalk_rt.performance.gestures import GESTURES, SHAPES, Gesture
+from letstalk_rt.performance.gestures import (
+    GESTURES,
+    RELEASE_FRAMES,
+    SHAPES,
+    Gesture,
+    GestureBlend,
+)
 from letstalk_rt.types import FPS
 
 ASKED_FOR = "nod shake tilt raise_brows frown wink smile look_left look_right blink".split()

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.face.lip_values import NUM_LIP_VALUES
-from letstalk_rt.models.layers.interpolation import interpolate
 from letstalk_rt.models.motion.code import (
     LIPS,
     NUM_LIPS,
@@ -289,7 +288,7 @@ class MotionDenoiser(nn.Module):
 
         A prediction keeps to the middle; mapped by quantiles, lips close and open as people's.
         """
-        return interpolate(self.lip_knots, self.lip_levels, lips)
+        return _interpolate(self.lip_knots, self.lip_levels, lips)
 
     def lip_values(self, pcm: Tensor, state: SpeechState | None = None) -> Tensor:
         """Return the lip values of the next part of a stream, or of a whole one without `state`.
@@ -344,12 +343,12 @@ class MotionDenoiser(nn.Module):
         Lids are open most of the time, and few people frown often. What is drawn from a normal
         distribution and mapped back has such a distribution, too, and never exceeds it.
         """
-        rest = interpolate(self.levels, self.knots, codes[..., REST])
+        rest = _interpolate(self.levels, self.knots, codes[..., REST])
         return torch.cat([codes[..., LIPS] / self.lip_unit, rest], -1)
 
     def to_rest(self, normal: Tensor) -> Tensor:
         """Return the rest of the code for the rest of a normal one, `(..., R)`."""
-        return interpolate(self.knots, self.levels, normal)
+        return _interpolate(self.knots, self.levels, normal)
 
     def white(self, rest: Tensor, past: Tensor) -> Tensor:
         """Return white errors of the linear prediction of normal codes, `(..., N * R)`.
@@ -460,3 +459,19 @@ class MotionDenoiser(nn.Module):
         below = onsets.cumsum(-1)
         begun = (chance[:, None] > below).sum(-1) + 1  # events + 1 where none begins
         return torch.where(begun > self.config.window, 0, begun)
+
+
+def _interpolate(knots: Tensor, levels: Tensor, x: Tensor) -> Tensor:
+    """Interpolate linearly between knots, each number by a function of its own.
+
+    Args:
+        knots: increasing, `(Q, K)`.
+        levels: values at these, `(Q, K)`; they stay constant beyond the knots.
+        x: `(..., Q)`.
+
+    Returns:
+        `(..., Q)`.
+    """
+    width = knots.diff(dim=1).clamp(min=1e-6)
+    inside = (x[..., None] - knots[:, :-1]).clamp(min=0).minimum(width)
+    return levels[:, 0] + (inside * (levels.diff(dim=1) / width)).sum(-1)

@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letstalk_rt.models.audio_encoder.lookahead import lookahead_in_frames
-from letstalk_rt.models.audio_encoder.mel import MelState, StreamingMel
-from letstalk_rt.models.audio_encoder.mouth_sound import mouth_sound
-from letstalk_rt.models.audio_encoder.running_mean import (
+from letstalk_rt.models.audio_encoder.mel import (
     FEATURE_SCALE,
     MEL_PER_FRAME,
+    MelState,
     RunningMeanState,
+    StreamingMel,
     subtract_running_mean,
 )
+from letstalk_rt.models.audio_encoder.mouth_sound import mouth_sound
 from letstalk_rt.models.layers.causal_conv import CausalConv1d, ConvState
 from letstalk_rt.types import SAMPLES_PER_FRAME
 

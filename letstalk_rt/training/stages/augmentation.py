@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from letstalk_rt.models.audio_encoder.running_mean import MEL_PER_FRAME
+from letstalk_rt.models.audio_encoder.mel import MEL_PER_FRAME
 
 _MASKED_SHARE = 0.156  # largest share of the bands that are masked
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letstalk_rt.models.audio_encoder.running_mean import MEL_PER_FRAME
+from letstalk_rt.models.audio_encoder.mel import MEL_PER_FRAME
 from letstalk_rt.models.face.head_pose import HeadShape, head_angles
 from letstalk_rt.models.face.lip_values import GAPS, lip_values
 from letstalk_rt.models.geometry.landmarks import (
