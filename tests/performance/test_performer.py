@@ -10,6 +10,7 @@ from letstalk_rt.errors import ConfigError
 from letstalk_rt.performance.cue_queue import MAX_WAITING
 from letstalk_rt.performance.direction import channel
 from letstalk_rt.performance.gestures import GESTURES
+from letstalk_rt.performance.mirroring import Seen
 from letstalk_rt.performance.moods import Style
 from letstalk_rt.performance.performer import EASE_FRAMES, Performer
 from letstalk_rt.types import FPS, SAMPLES_PER_FRAME
@@ -77,6 +78,23 @@ def test_a_gesture_meets_its_moment_in_the_audio(at_s):
     performer.gesture("nod", at_s and 1.0, 0, at_s)
     pitch = show(performer, 25)[:, PITCH]
     assert pitch.argmax() / FPS == pytest.approx(at_s, abs=0.05)
+
+
+def test_the_audio_is_counted_while_nothing_is_asked_for():
+    waiting, late = Performer(), Performer()
+    waiting.gesture("nod", at_s=2.0)
+    show(waiting, 6)
+    show(late, 6)
+    late.gesture("nod", at_s=2.0)
+    np.testing.assert_array_equal(show(late, 12), show(waiting, 12))
+
+
+def test_a_smile_that_is_seen_after_a_rest_is_answered():
+    performer = Performer()
+    show(performer, 3, now_s=0.0)
+    performer.see(Seen(1.0, 0.8, 0.0))
+    assert show(performer, 2, now_s=1.5)[:, SMILE].max() > 0
+    assert not show(performer, 20, now_s=9.0)[-1].any()
 
 
 def test_pauses_in_the_audio_do_not_count():
