@@ -219,10 +219,17 @@ def mood_figures(performed: Sequence[Performed], people: Mapping[str, float]) ->
             moved = [side * row[name] / people[name] for row in rows]
             figures[f"{mood}_{name}"] = float(np.mean(moved))
             figures[f"{mood}_{name}_shown"] = float(sum(value >= ENOUGH for value in moved))
-        for name in ("lip_r", "closures", "identity"):
+        for name in ("lip_r", "closures"):
             figures[f"{mood}_{name}"] = float(np.mean([row[name] for row in rows]))
-    own = [one.identity["neutral"] for one in performed]
-    return figures | {"neutral_identity": float(np.mean(own)), "portraits": float(len(performed))}
+        figures[f"{mood}_identity"] = _mean_known([row["identity"] for row in rows])
+    own = _mean_known([one.identity["neutral"] for one in performed])
+    return figures | {"neutral_identity": own, "portraits": float(len(performed))}
+
+
+def _mean_known(values: Sequence[float]) -> float:
+    """Return the mean of what is known: the identity network finds no face in some portraits."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _gestures(

@@ -1,5 +1,6 @@
 """What a mood moves is compared with how people differ; nods, winks and listening are found."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,6 +86,9 @@ def test_a_mood_shows_where_it_moves_half_a_deviation():
     assert figures["warm_lip_r"] == 0 and figures["portraits"] == 2
     parted = mood_figures([performed(gap=0.2)], people)
     assert parted["cheerful_closures"] < -0.2
+    faceless = replace(performed(), identity=dict.fromkeys(MOODS, np.nan))
+    some = mood_figures([performed(), faceless], people)
+    assert some["cheerful_identity"] == pytest.approx(0.9), "what is not known is left out"
 
 
 def test_a_nod_and_a_wink_are_measured_against_the_same_face_without():
