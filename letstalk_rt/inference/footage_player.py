@@ -160,7 +160,7 @@ class FootagePlayer:
             self._lower.rewind(unseen)
 
     @torch.inference_mode()
-    def render(self, frame: FootageFrame, *, with_painter: bool = True) -> np.ndarray:
+    def render(self, frame: FootageFrame) -> np.ndarray:
         """Return a frame, `(H, W, 3)` uint8; may be called from any thread."""
         rgb = decoded_frame(self._footage.frames[frame.index])
         plan, track = self._plans[frame.index], self._footage.faces[frame.index]
@@ -168,9 +168,8 @@ class FootagePlayer:
             return rgb
         face = replace(face_from(track, rgb, self._autoencoder), latent=plan.latent)
         mixed = [(self._references[number], weight) for number, weight in plan.mixed]
-        paint = self._paint if with_painter else None
         task = MouthTask(
-            rgb, face, mixed, frame.values, paint, plan.strength, plan.mood, frame.generated
+            rgb, face, mixed, frame.values, self._paint, plan.strength, plan.mood, frame.generated
         )
         patch = self._renderer.render([task])[0]
         if patch is not None:

@@ -73,12 +73,10 @@ class FootageStage:
     ) -> list[RenderFrame | None]:
         """Return what renders each frame of a session; None for one that repeats its image."""
         player, pictures = state[FootagePlayer], state[PictureState]
-        quality = pictures.quality
-        render = partial(player.render, with_painter=quality.mouth_painter)
-        is_new = new_images(pictures.made, self._window, quality.fps)
+        is_new = new_images(pictures.made, self._window, pictures.quality.fps)
         pictures.made += self._window
         shown = zip(player.next(values, tokens), is_new, strict=True)
-        return [partial(render, frame) if new else None for frame, new in shown]
+        return [partial(player.render, frame) if new else None for frame, new in shown]
 
     @staticmethod
     def _shown(

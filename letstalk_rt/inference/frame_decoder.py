@@ -31,13 +31,13 @@ from letstalk_rt.types import FPS
 
 T = TypeVar("T")
 
-_FULL_SIZE_COST, _DECODE_COST, _PAINTER_COST = 0.05, 0.2, 0.2
+_FULL_SIZE_COST, _DECODE_COST = 0.05, 0.2
 """What the parts of a step take that a lower quality leaves out, of a step of full quality."""
 
 _IMAGE_COST = 0.7
 """Share of a step that depends on the number of images."""
 
-_LOW_FPS = (20, 15)
+_LOW_FPS = (20, 15, 12)
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class FrameDecoder:
     def _levels(self) -> tuple[Quality, ...]:
         """Return the quality levels of this model: what is seen least is left out first.
 
-        The frame rate goes before the mouth painter: teeth that smear are seen in every frame.
+        The mouth painter stays at every level: the decoder has not learned to draw teeth.
         """
         levels = [FULL_QUALITY]
 
@@ -266,8 +266,6 @@ class FrameDecoder:
         each = levels[-1].cost * _IMAGE_COST / FPS  # of one image per second
         for fps in _LOW_FPS:
             add(each * (levels[-1].fps - fps), fps=fps)
-        if self._model.get(MOUTH_PAINTER) is not None:
-            add(_PAINTER_COST * levels[-1].fps / FPS, mouth_painter=False)
         return tuple(levels)
 
     def _decoder(self) -> Callable[..., Any]:
@@ -331,16 +329,16 @@ class _Window:
         state = self.states[index]
         if isinstance(frames, Tensor):  # such a model generates blinks and mouths itself
             return Composited(torch.from_numpy(state.compositor.compose(frames)), None)
-        quality = state.quality
         details = self.details[index].of(numbers)
-        shown = state.compositor.compose_layers(frames, full_size=quality.full_size)
+        full_size = state.quality.full_size
+        shown = state.compositor.compose_layers(frames, full_size=full_size)
         points = state.compositor.to_canvas(frames.points)
         if details.brows is not None:
             move_brows(shown, points, details.brows)
         if state.eyes is not None:
             motion = state.eyes.motion(frames.points) if details.eyes is None else details.eyes
             state.eyes(shown, points, motion, details.eye_closures)
-        if state.mouths is None or not quality.mouth_painter:
+        if state.mouths is None:
             return Composited(shown, None)
         return Composited(shown, state.mouths.crop_open(shown, points, details.sound))
 

@@ -19,7 +19,6 @@ class Quality:
             composited at the size at which the model generates them, and enlarged.
         decode_every: decode every n-th frame. The frames between follow their own landmarks, with
             the flow correction and the inpainting of the one before.
-        mouth_painter: whether the mouth painter inpaints open mouths.
         fps: how many different images there are per second; the other frames repeat the image
             before them.
         cost: duration of a step relative to full quality, roughly.
@@ -27,7 +26,6 @@ class Quality:
 
     full_size: bool = True
     decode_every: int = 1
-    mouth_painter: bool = True
     fps: int = FPS
     cost: float = 1.0
 

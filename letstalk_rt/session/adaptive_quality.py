@@ -17,7 +17,7 @@ from letstalk_rt.types import FPS
 
 DegradationPreference = Literal["balanced", "maintain-framerate", "maintain-resolution", "disabled"]
 """What a session lowers first when steps are late; the names are those of WebRTC. `balanced`: what
-is seen least first, the look of the mouth last; `maintain-framerate`: never the frame rate;
+is seen least first, frames per second last; `maintain-framerate`: never the frame rate;
 `maintain-resolution`: only the frame rate; `disabled`: nothing."""
 
 

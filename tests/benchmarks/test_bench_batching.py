@@ -80,7 +80,7 @@ class Slow(Painter):
 
 
 def test_a_process_holds_as_many_sessions_as_fit_into_the_playing_time(bench, face):
-    lower = Quality(mouth_painter=False)
+    lower = Quality(decode_every=2)
     model = Slow({FULL_QUALITY: 0.05, lower: 0.03})
 
     def held(quality, most=32):

@@ -282,11 +282,11 @@ class TestPipeline:
         )
         try:
             painting.step(hops(1)[0].repeat(3, 0), states)
-            painting.set_quality(states[1], Quality(mouth_painter=False))
+            painting.set_quality(states[1], Quality(fps=12))
             painting.step(hops(1)[0].repeat(3, 0), states)
         finally:
             watched.remove()
-        assert counts == [3, 3, 3, 3, 2, 2, 2, 2]
+        assert counts[:4] == [3, 3, 3, 3] and sorted(counts[4:]) == [2, 2, 3, 3]
 
     def test_a_part_that_fails_in_a_batch_ends_the_step_for_all(self, painting):
         states = [painting.init_state(make_portrait(i, size=64)) for i in range(2)]

@@ -23,8 +23,8 @@ MEDIA_S = HOP / 16_000
 LEVELS = (
     FULL_QUALITY,
     Quality(full_size=False, cost=0.8),
-    Quality(full_size=False, mouth_painter=False, cost=0.65),
-    Quality(full_size=False, mouth_painter=False, fps=20, cost=0.55),
+    Quality(full_size=False, decode_every=2, cost=0.65),
+    Quality(full_size=False, decode_every=2, fps=20, cost=0.55),
 )
 
 
@@ -121,18 +121,18 @@ class TestPreference:
         assert levels_for("disabled", LEVELS) == (FULL_QUALITY,)
         full, slow = levels_for("maintain-resolution", LEVELS)
         assert full == FULL_QUALITY
-        assert slow.fps == 20 and slow.full_size and slow.mouth_painter and slow.cost < 1
+        assert slow.fps == 20 and slow.full_size and slow.decode_every == 1 and slow.cost < 1
 
     def test_where_the_rate_goes_first_all_else_is_left_to_lower_at_full_rate(self):
         slow = Quality(full_size=False, fps=20, cost=0.6)
         levels = (
             *LEVELS[:2],
             slow,
-            Quality(full_size=False, fps=20, mouth_painter=False, cost=0.4),
+            Quality(full_size=False, fps=20, decode_every=2, cost=0.4),
         )
         full, small, bare = levels_for("maintain-framerate", levels)
         assert (full, small) == LEVELS[:2]
-        assert bare.fps == 25 and not bare.mouth_painter and 0.4 < bare.cost < small.cost
+        assert bare.fps == 25 and bare.decode_every == 2 and 0.4 < bare.cost < small.cost
 
     def test_an_unknown_one_is_refused_with_the_known_ones(self):
         with pytest.raises(ConfigError, match="balanced, maintain-framerate.*'maintain'"):
